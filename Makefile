@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz setup tools site peers audit lock clean
+.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz setup tools site peers clients audit lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -52,6 +52,9 @@ site: ## Build the documentation site into site/, and check its links
 
 peers: ## Build the programs of other vendors that tests/peers runs
 	@$(RUN) peers $(ARGS)
+
+clients: ## Build the packages for producers, in TypeScript and Python, into dist/
+	@$(RUN) clients
 
 audit: ## Look for advisories about the pins
 	@$(RUN) audit $(ARGS)

@@ -44,6 +44,7 @@ COMMANDS: Dict[str, Tuple[str, List[str], List[str]]] = {
     "tools": ("Make .venv-tools, with checkers of deploy/, HTTP and SQS.", ["tools"], []),
     "site": ("Build the documentation site into site/.", ["dev", "tools"], ["python -m support.site.build"]),
     "peers": ("Build the programs that tests/peers runs.", ["dev"], ["python -m support.peers.build"]),
+    "clients": ("Build the packages for producers into dist/.", ["dev"], ["python -m support.clients.packages"]),
     "audit": ("Look for advisories about the pins.", ["tools"], [AUDIT + name for name in PINS]),
     "lock": ("Compile requirements/*.txt; arguments go to uv.", ["uv"], ["python requirements/lock.py"]),
     "clean": ("Remove the environments and caches.", [], ["rm -rf .venv .venv-tools " + CACHES]),

@@ -81,7 +81,7 @@ TROUBLES = {
     "standby": "started as a standby, promoted at the end",
 }
 # A client's write that changes no value.
-WRITE_SQL = "UPDATE operations SET status = status WHERE ctid = (SELECT ctid FROM operations LIMIT 1)"
+WRITE_SQL = "UPDATE log_batches SET row_count = row_count WHERE ctid = (SELECT ctid FROM log_batches LIMIT 1)"
 FIRST_SQL = """
 SELECT extract(epoch FROM max(first_at) - $1)::float8
 FROM (
@@ -211,7 +211,7 @@ async def prepare_faults(
             case "frozen":
                 faults[name] = partial(frozen, server)
             case "slow":
-                faults[name] = partial(slowed, server, "operations", statement_s=STATEMENT_S)
+                faults[name] = partial(slowed, server, "log_rows", statement_s=STATEMENT_S)
             case "connections":
                 faults[name] = partial(without_connections, server)
             case "read-only":
@@ -226,7 +226,7 @@ async def prepare_faults(
                 except NoDiskError as reason:
                     skipped[name] = str(reason)
                 else:
-                    faults[name] = partial(without_disk, server, disk, "operations")
+                    faults[name] = partial(without_disk, server, disk, "log_batches", "log_rows")
     return faults, skipped
 
 

@@ -59,11 +59,19 @@ APPLIED_PER_S = 100.0  # on a slow machine
 POLL_S = 0.05
 
 LOG_SQL = """
-INSERT INTO operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, digest,
-    source, sequence_number, requested_at, received_at
-) VALUES ($1, $2, $3, 'order', $4, 'succeeded', '', 'sqs', $5, $6, $7)
-ON CONFLICT (tenant_id, request_id) DO NOTHING
+WITH logged AS (
+    INSERT INTO log_rows (
+        batch_id, position, tenant_no, request, kind, type_at, resource, origin_at, requested_at, received_at, digest
+    )
+    SELECT
+        pg_current_xact_id()::text::bigint, 0, number, simplu_key($2), left($3::text, 1)::"char", 1, simplu_key($4), 1,
+        $5, $6, ''
+    FROM tenants WHERE id = $1
+    ON CONFLICT (tenant_no, request) DO NOTHING
+    RETURNING batch_id, tenant_no
+)
+INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
+SELECT batch_id, clock_timestamp(), 1, 'o', ARRAY[tenant_no], '{order}', '{sqs}' FROM logged
 """
 CREATE_SQL = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
@@ -89,7 +97,11 @@ WHERE id = $1 AND "resourceName" = 'order' AND "resourceId" = $2
 DELETE_SQL = """
 DELETE FROM resources WHERE id = $1 AND "resourceName" = 'order' AND "resourceId" = $2
 """
-FAILED_SQL = "UPDATE operations SET status = 'failed', error = $3 WHERE tenant_id = $1 AND request_id = $2"
+FAILED_SQL = """
+INSERT INTO log_outcomes (batch_id, position, tenant_no, error)
+SELECT batch_id, position, tenant_no, $3 FROM log_rows
+WHERE tenant_no = (SELECT number FROM tenants WHERE id = $1) AND request = simplu_key($2)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +300,7 @@ class OrderBenchmark:
         kind = {"CREATE": "create", "UPDATE": "patch", "DELETE": "delete"}[event["type"]]
         connection = self._homes[tenant_id]
         async with connection.transaction():
-            log = (tenant_id, request_id, kind, order_id, system["SequenceNumber"], sent_at, datetime.now(UTC))
+            log = (tenant_id, request_id, kind, order_id, sent_at, datetime.now(UTC))
             if await connection.execute(LOG_SQL, *log) == "INSERT 0 0":
                 return
             data = json.dumps(event["data"])

@@ -78,7 +78,7 @@ CONTENT_SQL = """
 SELECT
     (SELECT md5(string_agg(concat_ws('|', id, "resourceName", "resourceId", data, "lastUpdated"), ' '
         ORDER BY id, "resourceName", "resourceId")) FROM resources) AS resources,
-    (SELECT md5(string_agg(concat_ws('|', tenant_id, request_id, operation, status, error, sequence_number), ' '
+    (SELECT md5(string_agg(concat_ws('|', tenant_id, request_id, operation, status, error), ' '
         ORDER BY tenant_id, request_id)) FROM operations) AS log,
     (SELECT count(*) FROM operations) AS count
 """

@@ -7,8 +7,9 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -38,12 +39,15 @@ from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter
-from simplu_worker.status.access.roles import Tokens
+from simplu_worker.status.access.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
+from simplu_worker.status.access.watched_files import WatchedFiles, rereading
+from simplu_worker.status.live import top_tenants
 from simplu_worker.status.live.history import INTERVAL_S
 from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
+from simplu_worker.status.tls import server_context
 from simplu_worker.telemetry.systemd import SystemdNotifier
 from simplu_worker.timing.periodic import repeat_every
 from simplu_worker.vocabulary import TargetKind
@@ -90,6 +94,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
+            "top tenants": partial(repeat_every, top_tenants.INTERVAL_S, replica.note_top_tenants),
         }
         background = heartbeat | _background_tasks(settings, parts, health, signals.hung_up)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)
@@ -112,10 +117,31 @@ def _handle_signals() -> Signals:
     return signals
 
 
+class HttpFiles(NamedTuple):
+    """The files that the HTTP server uses, and reads again."""
+
+    tokens: WatchedFiles[Sequence[ListedToken]] | None
+    tls: WatchedFiles[ssl.SSLContext] | None
+
+
+def _watch_files(settings: Settings) -> HttpFiles:
+    """Read the files of the HTTP server. Raises `ConfigurationError` for those that cannot be used."""
+    listed, certificate, key = settings.api_tokens_file, settings.http_tls_cert_file, settings.http_tls_key_file
+    tokens, tls = None, None
+    if listed is not None:
+        tokens = WatchedFiles({LIST_VARIABLE: listed}, lambda texts: decode_tokens(*texts))
+    if certificate is not None and key is not None:
+        files = {"HTTP_TLS_CERT_FILE": certificate, "HTTP_TLS_KEY_FILE": key}
+        tls = WatchedFiles(files, lambda _: server_context(certificate, key))
+    return HttpFiles(tokens, tls)
+
+
 async def _serve_http(
     stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, letters: OpenDesk | None
 ) -> int:
     """Serve the views of *replica* while *stack* is open; return the port."""
+    watched = _watch_files(settings)
+    await stack.enter_async_context(rereading([one for one in watched if one is not None]))
     operator, viewer = settings.api_token, settings.api_viewer_token
     http = open_http(
         settings.http_host,
@@ -123,10 +149,13 @@ async def _serve_http(
         tokens=Tokens(
             operator=None if operator is None else operator.get_secret_value(),
             viewer=None if viewer is None else viewer.get_secret_value(),
+            listed=None if (tokens := watched.tokens) is None else lambda: tokens.value,
         ),
         views=http_views(replica, letters),
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,
+        is_behind_tls=settings.http_behind_tls,
+        tls=None if (tls := watched.tls) is None else lambda: tls.value,
     )
     try:
         return await stack.enter_async_context(http)
@@ -176,12 +205,15 @@ def _background_tasks(
     tasks["prober"] = Prober(shards.pools, health, known=known).run
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
+    if parts.cache_admin is not None:
+        tasks["cache-reads"] = parts.cache_admin.watch_reads
     return tasks
 
 
 TARGETS: Final = {  # of the background tasks that work for one thing; the others are chores of the replica
     "citrus": TargetKind.CITRUS,
     "cache": TargetKind.CACHE,
+    "cache-reads": TargetKind.CACHE,
     "dead-letters": TargetKind.QUEUE,
     "rejections": TargetKind.QUEUE,
 }

@@ -18,7 +18,7 @@ class Source(StrEnum):
 
 
 class OperationKind(StrEnum):
-    """The kinds of operation on a resource (docs/interface.md)."""
+    """The kinds of operation on a resource (docs/sending.md)."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -36,8 +36,23 @@ class OperationKind(StrEnum):
 READING_KINDS: Final = frozenset({OperationKind.LIST, OperationKind.READ})
 
 
+class PartitionKeyRule(StrEnum):
+    """Which partition key an operation has to have (docs/sending.md)."""
+
+    RESOURCE_TYPE = "resource-type"  # {businessId}-{locationId}-{resourceType}
+    TENANT = "tenant"  # {businessId}-{locationId}
+    ANY = "any"  # not checked
+
+
+class PartitionKeyProblem(StrEnum):
+    """Why the order of an operation with others of its resource is not certain."""
+
+    ANOTHER_KEY = "another_key"  # not that of the rule
+    EXPLICIT_HASH_KEY = "explicit_hash_key"  # it was put on another stream shard than that of its key
+
+
 class Failure(StrEnum):
-    """The error of an operation that is decided without effect (docs/interface.md)."""
+    """The error of an operation that is decided without effect (docs/outcomes.md)."""
 
     ALREADY_EXISTS = "already_exists"
     NOT_FOUND = "not_found"
@@ -48,7 +63,7 @@ class Failure(StrEnum):
 
 
 class DeadLetterReason(StrEnum):
-    """Why a record became a dead letter (docs/interface.md)."""
+    """Why a record became a dead letter (docs/outcomes.md)."""
 
     INVALID_JSON = "invalid_json"
     INVALID_MESSAGE = "invalid_message"
@@ -134,11 +149,13 @@ class HoldReason(StrEnum):
     SHARD_UNAVAILABLE = "shard_unavailable"
     FAILING = "failing"
     LOCKED = "locked"  # another transaction keeps a row of the tenant locked
+    PAUSED = "paused"  # a person has paused the tenant
     RESHARD = "reshard"
     TAKEN_OVER = "taken_over"
     BACKFILL = "backfill"  # a Postgres shard may have lost commits
     GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
     INTERNAL_ERROR = "internal_error"  # the worker itself failed at the operations of a Postgres shard
+    OVER_SHARE = "over_share"  # the tenant sends more than its share of what a Postgres shard takes, and others wait
 
 
 OTHER_REPLICA: Final = "other_replica"  # in place of a reason: the replica that holds the tenant knows why
@@ -187,6 +204,7 @@ class ShardProblem(StrEnum):
     INACTIVE = "inactive"  # marked by Citrus
     GAP = "gap"  # it takes no operations of the stream; queues go on
     CLOCK = "clock"  # nothing is deleted there by the time
+    BUSINESS_TYPE = "business_type"  # tenants are to be made there of a type that it does not have
 
 
 class CommitSafety(StrEnum):
@@ -238,8 +256,13 @@ class MoveOutcome(StrEnum):
 
 
 class Role(StrEnum):
-    """The role of a caller: a viewer sees counts, states and names; an operator sees all, and acts."""
+    """The role of a caller.
 
+    A producer asks what became of its tenants' operations, a viewer sees counts, states and names, an operator sees
+    all, and acts.
+    """
+
+    PRODUCER = "producer"
     VIEWER = "viewer"
     OPERATOR = "operator"
 
@@ -412,6 +435,13 @@ class CacheOutcome(StrEnum):
     FAILED = "failed"
     RETRIED = "retried"
     DROPPED = "dropped"
+
+
+class CacheRead(StrEnum):
+    """What a read of a key found in Redis."""
+
+    HIT = "hit"
+    MISS = "miss"
 
 
 class StreamRetry(StrEnum):

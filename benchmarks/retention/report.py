@@ -22,7 +22,7 @@ HEAD: Final = (
     "log, rows",
     "log, MiB",
     "its key",
-    "by time",
+    "by batch",
     "dead rows, most",
     "vacuums",
     "resources, MiB",
@@ -148,7 +148,7 @@ def row_of(samples: Sequence[Sample], number: int) -> list[str]:
         str(number),
         f"{operations / took_s:,.0f}",
         f"{last.log_rows:,.0f}",
-        *(f"{last.sizes[name] / MIB:,.0f}" for name in ("log_bytes", "log_key_bytes", "log_time_bytes")),
+        *(f"{last.sizes[name] / MIB:,.0f}" for name in ("log_bytes", "log_key_bytes", "log_batch_bytes")),
         f"{max(one.sizes['log_dead'] for one in fifth):,.0f}",
         f"{grown('log_vacuums'):.0f}",
         f"{last.sizes['resources_bytes'] / MIB:,.0f}",
@@ -172,7 +172,7 @@ def text_of_bloat(results: RetentionResults) -> str:
     return (
         f"At the end {bloat['dead_tuple_percent']:.1f} % of the log's table were dead rows and "
         f"{bloat['free_percent']:.1f} % free; the pages of its key were {bloat['key_density']:.0f} % full, those of "
-        f"the index by time {bloat['time_density']:.0f} %."
+        f"the index by batch {bloat['batch_density']:.0f} %."
     )
 
 

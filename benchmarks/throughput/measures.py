@@ -92,7 +92,7 @@ async def measure_latency(
             raise SystemExit(
                 f"expected {len(load)} operations to be applied within {APPLIED_WITHIN_S:g} s, got {applied}"
             )
-        query = f"{LATENCIES_SQL} WHERE received_at >= to_timestamp({begun_at:.3f})"
+        query = f"{LATENCIES_SQL} AND received_at >= to_timestamp({begun_at:.3f})"
         taken = sorted(row["latency_s"] for row in await databases.fetch_rows(query))
         client_s, *_ = sampler.used_between(begun_at, ended_at)
         return LatencyFigures(

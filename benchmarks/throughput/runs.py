@@ -42,6 +42,7 @@ ORDER BY at
 LATENCIES_SQL = """
 SELECT extract(epoch FROM pg_xact_commit_timestamp(xid::xid) - received_at)::float8 AS latency_s
 FROM operations
+WHERE xid IS NOT NULL
 """
 FAILED_SQL = "SELECT count(*) FROM operations WHERE status <> 'succeeded'"
 
@@ -309,7 +310,9 @@ class Runner:
         """
         await send_commands(self._url, SetOptions({"read_throttling": cell.contender in OURS}))
         async with (
-            self._servers.make_databases(cell.shards, commit=cell.commit) as databases,
+            self._servers.make_databases(
+                cell.shards, commit=cell.commit, has_plain_log=cell.contender not in OURS
+            ) as databases,
             self._fill(databases),
             run_clients(cell.contender, self._servers, self._url, databases, self._checkout) as clients,
         ):

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import asyncpg
 import msgspec
 from support.postgres.databases import execute
+from support.postgres.log_rows import made_up_rows
 
 from benchmarks.throughput.mixes import LOG_COLUMNS, RESOURCE_COLUMNS, Mix, filled_rows
+from benchmarks.throughput.plain_log import PLAIN_LOG_SQL
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
 from simplu_local.aws_server.account import REGION
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
@@ -57,6 +59,22 @@ SELECT id, $2, location_id, $3, 'active', now() - interval '1 day', now() - inte
 FROM unnest($1::text[], $4::text[]) AS tenant (id, location_id)
 """
 
+# A batch has as many rows as those of a worker that catches up.
+FILL_LOG_SQL = made_up_rows(
+    "filled",
+    batch="row_number() OVER () / 500",
+    origin="source || '/' || stream_shard_id",
+    digest="substr(digest, 1, 8)",
+    tenant_id="tenant_id",
+    request_id="request_id",
+    operation="operation",
+    resource_type="resource_type",
+    resource_id="resource_id",
+    requested_at="requested_at",
+    received_at="received_at",
+    completed_at="received_at",
+)
+
 
 @dataclass(slots=True)
 class RunDatabases:
@@ -66,6 +84,7 @@ class RunDatabases:
     path: Path
     connections: list[Any] = field(default_factory=list)
     begun_at: datetime = EPOCH  # rows of the log completed before were there when the run began
+    has_plain_log: bool = False
 
     async def fetch_rows(self, query: str, *arguments: object) -> list[Any]:
         """Return the rows of *query* on all shards."""
@@ -86,8 +105,14 @@ class RunDatabases:
         (connection,) = self.connections
         rows = filled_rows(mix, BUSINESS_TYPE)
         await connection.copy_records_to_table("resources", records=rows.resources, columns=RESOURCE_COLUMNS)
-        await connection.copy_records_to_table("operations", records=rows.log, columns=LOG_COLUMNS)
-        await connection.execute("VACUUM (ANALYZE) resources, operations")
+        if self.has_plain_log:
+            await connection.copy_records_to_table("operations", records=rows.log, columns=LOG_COLUMNS)
+            await connection.execute("VACUUM (ANALYZE) resources, operations")
+        else:
+            await connection.execute("CREATE TEMP TABLE filled (LIKE operations)")
+            await connection.copy_records_to_table("filled", records=rows.log, columns=LOG_COLUMNS)
+            await connection.execute(f"{FILL_LOG_SQL}; DROP TABLE filled")
+            await connection.execute("VACUUM (ANALYZE) resources, log_batches, log_rows, log_outcomes")
         if mix.after_checkpoint:
             await connection.execute("CHECKPOINT")
 
@@ -161,7 +186,9 @@ class BenchmarkServers:
         return next(self._numbers)
 
     @asynccontextmanager
-    async def make_databases(self, shards: int, *, commit: str) -> AsyncIterator[RunDatabases]:
+    async def make_databases(
+        self, shards: int, *, commit: str, has_plain_log: bool = False
+    ) -> AsyncIterator[RunDatabases]:
         """Make *shards* databases with the tenants, dropped at the end; *commit* is their `synchronous_commit`."""
         run = self.next_number()
         names = [f"run{run}_{number}" for number in range(shards)]
@@ -169,11 +196,15 @@ class BenchmarkServers:
             MappedShard(shard_id=f"shard-{number}", connection_string=self.server.url_of(name))
             for number, name in enumerate(names)
         )
-        databases = RunDatabases(ShardMap(mapped), self.group.directory / f"map-{run}.json")
+        databases = RunDatabases(
+            ShardMap(mapped), self.group.directory / f"map-{run}.json", has_plain_log=has_plain_log
+        )
         async with AsyncExitStack() as exits:
             for name, shard in zip(names, mapped, strict=True):
                 exits.push_async_callback(self._drop_database, name)
                 await self._make_database(name, shard, databases.shard_map, commit)
+                if has_plain_log:
+                    await execute(shard.connection_string, PLAIN_LOG_SQL)
             for shard in mapped:
                 connection = await asyncpg.connect(shard.connection_string)
                 exits.push_async_callback(connection.close)

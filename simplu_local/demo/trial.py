@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from random import Random
 from typing import Any
 
 from simplu_local.processes.loopback import poll_until
@@ -20,6 +22,7 @@ from simplu_local.verify.shard_checker import (
 )
 from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
 from simplu_local.workload.order_workload import OrderItem, OrderWorkload
+from simplu_local.workload.packing import pack_some
 from simplu_local.workload.producer import Position, create_tenants, open_client, put_items, wait_for_stream
 from simplu_local.workload.workload import ALL_KINDS, STRESS_COUNT, Item, Shares, Tenant, Workload, make_tenants
 
@@ -31,8 +34,10 @@ TENANTS_TIMEOUT_S = 60.0
 class TrialLoad:
     """The load to send. *run* distinguishes the tenants' ids from those of other runs against the same stack.
 
-    *late_tenants* are registered after half of the records; *unregistered* tenants never. *stress* adds records of
-    extreme size and depth. *rate* is the maximum of records a second. *orders* is the number of order events.
+    *late_tenants* are registered after half of the records, with *late_types* for the last of them; *unregistered*
+    tenants never. *stress* adds records of extreme size and depth. *rate* is the maximum of records a second. *orders*
+    is the number of order events. Records of a share *packed* of the partition keys are put together, as arrays and
+    lines.
     """
 
     operations: int
@@ -40,12 +45,14 @@ class TrialLoad:
     run: str
     tenants: int = 10
     late_tenants: int = 0
+    late_types: tuple[str, ...] = ()
     unregistered: int = 0
     kinds: tuple[str, ...] = ALL_KINDS
     shares: Shares = field(default_factory=Shares)
     stress: bool = False
     rate: float | None = None
     orders: int = 0
+    packed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,11 @@ class TrialResult:
 
 
 class Trial:
-    """Runs one load. *env* is called for every query: Citrus may add a shard."""
+    """Runs one load. *env* is called for every query: Citrus may add a shard.
+
+    *at_half* is awaited when half of the records are put, and the late tenants are registered: what must happen while
+    there is more to apply.
+    """
 
     def __init__(
         self,
@@ -83,19 +94,22 @@ class Trial:
         env: Callable[[], Mapping[str, str]],
         *,
         on_tick: Callable[[TrialSnapshot], Awaitable[None]],
+        at_half: Callable[[], Awaitable[object]] | None = None,
         timeout_s: float = 600.0,
         idle_s: float = 60.0,
     ) -> None:
         self.load = load
-        tenants = make_tenants(load.tenants, run=load.run)
+        tenants = make_tenants(load.tenants, run=load.run, last_types=load.late_types)
         unknown = [Tenant(f"unknown-{load.run}-{number}", "nowhere", "gym") for number in range(load.unregistered)]
         self.workload = Workload(load.seed, tenants, kinds=load.kinds, shares=load.shares, unregistered=unknown)
         self._env = env
         self._on_tick = on_tick
+        self._at_half = at_half
         self._timeout_s = timeout_s
         self._idle_s = idle_s
-        early = self.workload.tenants[: load.tenants - load.late_tenants]
-        self._orders = OrderWorkload(load.seed, early, self.workload.model)
+        early_count = load.tenants - load.late_tenants
+        self._early, self.late = self.workload.tenants[:early_count], self.workload.tenants[early_count:]
+        self._orders = OrderWorkload(load.seed, self._early, self.workload.model)
         closing_count = self.workload.closing_count()
         self._total = load.operations + closing_count + (STRESS_COUNT if load.stress else 0) + load.orders
         self._phase = "starting"
@@ -123,17 +137,15 @@ class Trial:
         return result
 
     async def _run_load(self, kinesis: Any, sqs: Any, checker: ShardChecker) -> TrialResult:
-        env, load, workload = self._env(), self.load, self.workload
+        env, load = self._env(), self.load
         clock = asyncio.get_running_loop().time
         foreign = await read_tenant_ids(shard_urls(env))
         queue_url, stream = env["SQS_SHARD_CREATION_QUEUE_URL"], env["KINESIS_STREAM_NAME"]
-        early = workload.tenants[: len(workload.tenants) - load.late_tenants]
-        late = workload.tenants[len(early) :]
         self._phase = "registering"
         await wait_for_stream(kinesis, stream)
         await self._put_businesses(env)
-        await create_tenants(sqs, queue_url, early, seed=load.seed)
-        await self._wait_for_tenants(early)
+        await create_tenants(sqs, queue_url, self._early, seed=load.seed)
+        await self.wait_for_tenants(self._early, within_s=TENANTS_TIMEOUT_S)
         self._phase = "producing"
         self._started_at = clock()
 
@@ -144,11 +156,21 @@ class Trial:
         async with asyncio.TaskGroup() as tasks:
             if load.orders:
                 tasks.create_task(self._send_orders(sqs, checker), name="orders")
-            items = self._items()
-            await put_items(kinesis, stream, _first(items, load.operations // 2), on_put=record_put, rate=load.rate)
-            if late:
-                await create_tenants(sqs, queue_url, late, seed=load.seed)
-            await put_items(kinesis, stream, items, on_put=record_put, rate=load.rate)
+            items, draws = self._items(), Random(load.seed)
+            put = partial(
+                put_items,
+                kinesis,
+                stream,
+                on_put=record_put,
+                rate=load.rate,
+                pack=lambda items: pack_some(items, draws, load.packed),
+            )
+            await put(_first(items, load.operations // 2))
+            if self.late:
+                await create_tenants(sqs, queue_url, self.late, seed=load.seed)
+            if self._at_half is not None:
+                await self._at_half()
+            await put(items)
         self._phase = "applying"
         progress = await checker.wait_until_applied(
             timeout_s=self._timeout_s, idle_s=self._idle_s, on_progress=self._set_progress
@@ -193,14 +215,14 @@ class Trial:
 
             await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=record_sent)
 
-    async def _wait_for_tenants(self, tenants: Iterable[Tenant]) -> None:
-        """Wait until the worker has provisioned *tenants*, at most a minute: the comparison reports missing ones."""
+    async def wait_for_tenants(self, tenants: Iterable[Tenant], *, within_s: float) -> bool:
+        """Return whether the worker has provisioned *tenants* in time; the comparison reports missing ones."""
         wanted = {tenant.tenant_id for tenant in tenants}
 
         async def are_provisioned() -> bool:
             return wanted <= await read_tenant_ids(shard_urls(self._env()))
 
-        await poll_until(are_provisioned, within_s=TENANTS_TIMEOUT_S)
+        return await poll_until(are_provisioned, within_s=within_s)
 
     def _set_progress(self, progress: ApplyProgress) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""A local Citrus: the shard manager of docs/interface.md with a registry in memory; it places tenants by capacity."""
+"""A local Citrus: the server of docs/shard-manager.md with a registry in memory; it places tenants by capacity."""
 
 from __future__ import annotations
 

@@ -125,13 +125,15 @@ class DeadLetterReader:
 
 
 def parse_dead_letter(body: str) -> StoredDeadLetter:
-    """Parse the body of a dead letter (docs/interface.md)."""
+    """Parse the body of a dead letter (docs/dead-letters.md)."""
     letter = json.loads(body)
     source = letter.get("source") or {}
     if source.get("kind") == "sqs":
         position = (source.get("queue") or "", source.get("messageId") or "")
     else:
-        position = (source.get("streamShard") or "", source.get("sequenceNumber") or "")
+        part = source.get("partIndex")
+        place = "" if part is None else f"/{part}"
+        position = (source.get("streamShard") or "", (source.get("sequenceNumber") or "") + place)
     record: bytes | None = None
     if letter.get("truncated"):
         record = None

@@ -25,7 +25,7 @@ NOT_JSON: tuple[bytes, ...] = (
     b'{"operation": "create"} and more',
     b'{"operation": NaN}',
 )
-NOT_AN_OBJECT: tuple[bytes, ...] = (b"[]", b'"create"', b"null", b"42", b"true", b"[{}]")
+NOT_AN_OBJECT: tuple[bytes, ...] = (b"[]", b'"create"', b"null", b"42", b"true")
 
 
 def make_bad_record(random: Random, envelope: Envelope) -> tuple[bytes, frozenset[str]]:

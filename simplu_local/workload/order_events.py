@@ -1,4 +1,4 @@
-"""Order events (docs/interface.md), messages that can never be one, and sending them."""
+"""Order events (docs/sending.md), messages that can never be one, and sending them."""
 
 from __future__ import annotations
 

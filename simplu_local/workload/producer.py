@@ -14,6 +14,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
+from simplu_local.workload.packing import PackedItems, as_records
 from simplu_local.workload.workload import Item, Tenant
 
 PUT_MAX_RECORDS = 500  # PutRecords' quota
@@ -24,7 +25,7 @@ STREAM_WAIT_S = 30.0
 POLL_INTERVAL_S = 0.2
 
 Position = tuple[str, str]
-"""A stream shard and a sequence number, or a queue and a message id."""
+"""A stream shard and a sequence number, with the index of a part behind a slash; or a queue and a message id."""
 
 
 class OrderLostError(Exception):
@@ -78,11 +79,16 @@ async def put_items(
     on_put: Callable[[Sequence[tuple[Position, Item]]], None],
     rate: float | None = None,
     interval_s: float = POLL_INTERVAL_S,
+    late_most_s: float | None = None,
+    pack: Callable[[Sequence[Item]], Sequence[PackedItems]] = as_records,
 ) -> None:
     """Put *items* in order, one request at a time, and call *on_put* with the position of each.
 
+    *pack* makes the records of a request.
+
     One request at a time keeps the order within each partition key (and moto loses records otherwise). *rate* is the
-    maximum of records a second, those of *interval_s* in one request; `None`: as fast as the stream accepts them.
+    maximum of records a second, those of *interval_s* in one request; `None`: as fast as the stream accepts them. After
+    a delay requests follow at once until the rate is reached again; a delay beyond *late_most_s* counts as that long.
 
     Raises:
         OrderLostError: after a partial rejection, records of a partition key are in another order than produced.
@@ -92,31 +98,31 @@ async def put_items(
     due = loop.time()
     max_records = PUT_MAX_RECORDS if rate is None else max(1, min(PUT_MAX_RECORDS, int(rate * interval_s)))
     for request in split_into_requests(items, max_records=max_records):
-        left: Sequence[Item] = request
+        left = pack(request)
         while left:
             left = await _put(kinesis, stream, left, on_put)
             if left:
                 await asyncio.sleep(POLL_INTERVAL_S)
         if rate is not None:
             due += len(request) / rate
+            if late_most_s is not None:
+                due = max(due, loop.time() - late_most_s)
             await asyncio.sleep(max(0.0, due - loop.time()))
 
 
 async def _put(
-    kinesis: Any, stream: str, items: Sequence[Item], on_put: Callable[[Sequence[tuple[Position, Item]]], None]
-) -> Sequence[Item]:
-    """Put *items* with one request; return those that the stream rejected, in order."""
-    records = [{"Data": item.record, "PartitionKey": item.partition_key} for item in items]
+    kinesis: Any, stream: str, packs: Sequence[PackedItems], on_put: Callable[[Sequence[tuple[Position, Item]]], None]
+) -> Sequence[PackedItems]:
+    """Put the records of *packs* with one request; return those that the stream rejected, in order."""
+    records = [{"Data": pack.record, "PartitionKey": pack.partition_key} for pack in packs]
     if len(records) == 1:
         answers = [await kinesis.put_record(StreamName=stream, **records[0])]
     else:
         answers = (await kinesis.put_records(StreamName=stream, Records=records))["Records"]
-    pairs = list(zip(items, answers, strict=True))
-    on_put(
-        [((record["ShardId"], record["SequenceNumber"]), item) for item, record in pairs if "ErrorCode" not in record]
-    )
-    rejected = [item for item, record in pairs if "ErrorCode" in record]
-    overtaken = overtaken_keys((item.partition_key, "ErrorCode" not in record) for item, record in pairs)
+    pairs = list(zip(packs, answers, strict=True))
+    on_put([one for pack, answer in pairs if "ErrorCode" not in answer for one in _positions(pack, answer)])
+    rejected = [pack for pack, answer in pairs if "ErrorCode" in answer]
+    overtaken = overtaken_keys((pack.partition_key, "ErrorCode" not in answer) for pack, answer in pairs)
     if overtaken:
         raise OrderLostError(
             "expected the stream to accept all or none of a partition key's records; of "
@@ -124,6 +130,12 @@ async def _put(
             "Put fewer records a second, or give the stream more shards"
         )
     return rejected
+
+
+def _positions(pack: PackedItems, answer: Mapping[str, str]) -> Iterator[tuple[Position, Item]]:
+    for index, item in enumerate(pack.items):
+        place = f"/{index}" if pack.is_packed else ""
+        yield (answer["ShardId"], answer["SequenceNumber"] + place), item
 
 
 def overtaken_keys(results: Iterable[tuple[str, bool]]) -> set[str]:

@@ -1,4 +1,4 @@
-"""A reference model of docs/interface.md: the meaning of a record in plain Python, one operation at a time. Pure.
+"""A reference model of docs/sending.md: the meaning of a record in plain Python, one operation at a time. Pure.
 
 The producer gets the expected outcome of each record from the model, and the checker compares every shard with it. The
 model is written from the contract alone and shares no code with the worker, so that one mistake cannot be in both.
@@ -21,7 +21,7 @@ WRITING_KINDS = ("create", "update", "patch", "delete")
 READING_KINDS = ("read", "list")
 DEFAULT_LIST_PAGE, DEFAULT_LIST_LIMIT = 1, 100
 LIST_RESULT_LIMIT = 1000  # LIST_RESULT_LIMIT's default, docs/configuration.md
-RESULT_MAX_BYTES = 1024 * 1024  # docs/interface.md: a longer result is `result_too_large`
+RESULT_MAX_BYTES = 1024 * 1024  # docs/outcomes.md: a longer result is `result_too_large`
 NUMERIC_MAX_EXPONENT = 131_071  # PostgreSQL manual, numeric: 131072 digits before the decimal point
 NUMERIC_MAX_SCALE = 16_383  # the same manual: digits after the decimal point
 DAY_FILTERS = frozenset({"date", "startDate", "endDate"})
@@ -94,7 +94,7 @@ class LogEntry:
 
     @property
     def status(self) -> str:
-        """The status, as in docs/interface.md."""
+        """The status, as in docs/outcomes.md."""
         return "failed" if self.error else "succeeded"
 
 
@@ -237,7 +237,7 @@ def _apply_to_row(
         case "read":
             return None, row
         case _:
-            raise ValueError(f"expected a kind of operation of docs/interface.md, got {request.kind!r}")
+            raise ValueError(f"expected a kind of operation of docs/sending.md, got {request.kind!r}")
 
 
 def _entry(
@@ -263,7 +263,7 @@ def _object(text: str | None) -> dict[str, JsonValue]:
 
 
 def passes_filters(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
-    """Return whether *row* passes every filter of a `list` (docs/interface.md)."""
+    """Return whether *row* passes every filter of a `list` (docs/sending.md)."""
     day = row.date.astimezone(UTC).date()
     members = row.data if isinstance(row.data, dict) else {}
     for name, wanted in filters.items():

@@ -31,7 +31,11 @@ RESOURCE_TYPES = {
     "dental": ("appointment", "patient", "treatment"),
     "gym": ("class", "member", "membership"),
     "hotel": ("booking", "room", "guest"),
+    # Those of `simplu_local/business_types` without a schema.
+    "restaurant": ("table", "tables"),
+    "shop": ("sale", "sales"),
 }
+PACKAGED_TYPES = ("dental", "gym", "hotel")
 AWKWARD_TYPE = "größe %2F/'x\""
 NAMELESS_TYPE = "note"  # of creates without any id; never listed or read, because the worker derives their ids
 BUSINESS_IDS = ("clinic", "o'brien", "a/b", "100%", 'say "hi"', "naïve-漢字", "🏨", "..", "back\\slash", "x;--")
@@ -88,16 +92,20 @@ class _SentRequest:
     record: bytes
 
 
-def make_tenants(count: int, *, run: str) -> list[Tenant]:
-    """Return *count* tenants of the three types in turn; *run* distinguishes their ids from those of other runs."""
-    types = tuple(RESOURCE_TYPES)
+def make_tenants(count: int, *, run: str, last_types: Sequence[str] = ()) -> list[Tenant]:
+    """Return *count* tenants of the packaged types in turn, the last ones of *last_types*.
+
+    *run* distinguishes their ids from those of other runs.
+    """
+    first_count = count - len(last_types)
+    types = [*(PACKAGED_TYPES[number % len(PACKAGED_TYPES)] for number in range(first_count)), *last_types]
     return [
         Tenant(
             f"{BUSINESS_IDS[number % len(BUSINESS_IDS)]}-{run}-{number}",
             LOCATION_IDS[number % len(LOCATION_IDS)],
-            types[number % len(types)],
+            business_type,
         )
-        for number in range(count)
+        for number, business_type in enumerate(types)
     ]
 
 
@@ -358,7 +366,8 @@ def encode(request: OperationRequest, timestamp: str, random: Random) -> bytes:
     if random.random() < 0.1:
         members.append('"traceId": {"ignored": [1, "\\u0041"]}')
     random.shuffle(members)
-    return (random.choice(("{%s}", "{ %s }\n", "\n{\t%s}")) % ",\n".join(members)).encode()
+    text = random.choice((", ", ", ", ", ", ",\n")).join(members)
+    return (random.choice(("{%s}", "{ %s }\n", "\n{\t%s}")) % text).encode()
 
 
 def _types_of(tenant: Tenant) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
 from simplu_worker.assembly.shards import Shards, only_shard, open_shards
 from simplu_worker.aws.clients import Client, check_aws_profile, open_client
-from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
+from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
@@ -25,7 +25,7 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSetti
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
-from simplu_worker.consumers.sqs.orders.decode import OrderRules
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
@@ -39,6 +39,7 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
 from simplu_worker.timing.clock import OWN_CLOCK
+from simplu_worker.vocabulary import PartitionKeyRule
 
 if TYPE_CHECKING:
     from simplu_worker.telemetry.tracing.exported_spans import SpanExport
@@ -139,6 +140,7 @@ def reader_settings(settings: Settings) -> ReaderSettings:
         operation_max_bytes=settings.operation_max_bytes,
         list_result_limit=settings.list_result_limit,
         tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+        partition_key=PartitionKeyRule(settings.kinesis_partition_key),
         drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
     )
 
@@ -237,9 +239,13 @@ async def _open_receivers(
         orders = await stack.enter_async_context(
             open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries, utc=OWN_CLOCK.earliest)
         )
-        receiver = _receiver(settings, queue, orders, consumers.rejections, gate)
+        tenant_of = partial(tenant_of_order, rules=order_rules)
+        receiver = _receiver(
+            settings, queue, orders, consumers.rejections, gate=gate, tenant_of=tenant_of, has_orders=True
+        )
         consumers.add(queue, orders, receiver)
-        gate = PriorityGate(partial(_is_busy, receiver))  # order events wait while the priority queue is busy
+        # Order events wait while the priority queue is busy.
+        gate = PriorityGate(partial(_is_busy, receiver), partial(_poll_count, receiver))
 
 
 def _receiver(
@@ -247,7 +253,10 @@ def _receiver(
     queue: Queue,
     handler: Handler,
     dead_letters: DeadLetterStore,
+    *,
     gate: PriorityGate | None = None,
+    tenant_of: Callable[[Message], str | None] = lambda _: None,
+    has_orders: bool = False,
 ) -> QueueReceiver:
     # The drain waits for a parked poll: the poll must leave most of the grace time to messages in flight.
     poll_wait_s = min(POLL_WAIT_S, max(1, int(settings.shutdown_grace_seconds / 4)))
@@ -259,10 +268,17 @@ def _receiver(
             limits=QUEUE_LIMITS,
             poll_times=PollTimes(wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0),
             drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
-            redrive_rules=RedriveRules(settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds),
+            redrive_rules=RedriveRules(
+                settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds, has_orders=has_orders
+            ),
         ),
         gate=gate,
+        tenant_of=tenant_of,
     )
+
+
+def _poll_count(receiver: QueueReceiver) -> int:
+    return receiver.poll_count
 
 
 def _is_busy(receiver: QueueReceiver) -> bool:

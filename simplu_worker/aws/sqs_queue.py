@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -122,7 +122,8 @@ class Queue:
         self._client = client
         self._poll_client = client if poll_client is None else poll_client
         self.url = url
-        self.name = url.rstrip("/").rsplit("/", 1)[-1]
+        self.name = queue_name(url)
+        self.retention: timedelta | None = None  # as its attributes were last read
 
     def __repr__(self) -> str:
         return f"Queue({self.name!r})"
@@ -151,7 +152,9 @@ class Queue:
         """Read the queue's attributes."""
         with translate_errors():
             answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
-        return _parse_attributes(answer)
+        attributes = _parse_attributes(answer)
+        self.retention = None if attributes.retention_s is None else timedelta(seconds=attributes.retention_s)
+        return attributes
 
     async def find_attributes(self) -> QueueAttributes | None:
         """Read the queue's attributes; None where there is no such queue."""
@@ -331,6 +334,11 @@ def parse_message(item: Mapping[str, Any]) -> Message | None:
         deduplication_id=_text(system, "MessageDeduplicationId"),
         sequence_number=_text(system, "SequenceNumber"),
     )
+
+
+def queue_name(url: str) -> str:
+    """Return the name of the queue at *url*."""
+    return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:

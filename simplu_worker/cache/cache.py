@@ -1,4 +1,4 @@
-"""Invalidate the cache in Redis after each commit (docs/interface.md), without delaying a commit.
+"""Invalidate the cache in Redis after each commit (docs/cache.md), without delaying a commit.
 
 After a commit, call `invalidate`: it only queues the keys. `run` sends them to Redis in pipelines, each resource once.
 At every new connection the epoch is moved first (`EpochMoveReason`), at the first one of a process too: the process
@@ -35,7 +35,8 @@ from simplu_worker.errors import ConfigurationError, InternalError, RetryableErr
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.vocabulary import CacheOutcome, TargetKind
+from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.vocabulary import CacheOutcome, CacheRead, TargetKind
 
 if TYPE_CHECKING:
     from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
@@ -46,6 +47,9 @@ BACKOFF_BASE_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 COUNT_MAX_S: Final = 5.0  # for counting keys
 CLEAR_MAX_S: Final = 30.0
+READS_INTERVAL_S: Final = 15.0  # Prometheus seldom scrapes more often
+READ_COUNTS: Final = {CacheRead.HIT: "keyspace_hits", CacheRead.MISS: "keyspace_misses"}
+COUNT_MAX: Final = 2**64
 
 log = structlog.get_logger(__name__)
 
@@ -271,6 +275,21 @@ class CacheAdmin:
     def __init__(self, cache: Cache, redis: RedisCommands) -> None:
         self._cache = cache
         self._redis = redis
+        self._read_counts: dict[CacheRead, int] = {}  # as Redis last had them
+
+    async def watch_reads(self, interval_s: float = READS_INTERVAL_S) -> None:
+        """Keep the metric of hits and misses up to date until cancelled."""
+        await repeat_every(interval_s, self.count_reads)
+
+    async def count_reads(self) -> None:
+        """Count the reads since the last answer of Redis; none without an answer, and without the right to INFO."""
+        with contextlib.suppress(RetryableError):
+            about = await self._redis.read_counts()
+            for outcome, member in READ_COUNTS.items():
+                count = about.get(member)
+                if isinstance(count, int) and 0 <= count < COUNT_MAX:
+                    instruments.CACHE_READS.labels(outcome).inc(increase(count, self._read_counts.get(outcome)))
+                    self._read_counts[outcome] = count
 
     async def read_stats(self) -> dict[str, Any]:
         """Return the state of this process and, if it is reachable, that of the Redis server; never raises.
@@ -352,6 +371,13 @@ class CacheAdmin:
                 return
             cursor, keys = await self._redis.scan(cursor, PREFIX)
             yield keys
+
+
+def increase(count: int, before: int | None) -> int:
+    """Return how much was counted since *count* was *before*: nothing before the first answer, all after a restart."""
+    if before is None:
+        return 0
+    return count - before if count >= before else count
 
 
 def hit_ratio(hits: object, misses: object) -> float | None:

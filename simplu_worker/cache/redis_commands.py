@@ -137,6 +137,12 @@ class RedisCommands:
             epoch = await self._client.getrange(EPOCH_KEY, 0, EPOCH_MAX_DIGITS - 1)
             return info | {"epoch": _decode(epoch) or None}
 
+    async def read_counts(self) -> dict[str, Any]:
+        """Return the part of Redis's INFO that counts what all its clients do; to ask for it is no read of a key."""
+        async with self._translate_errors():
+            counts: dict[str, Any] = await self._client.info("stats")
+            return {**counts}
+
     @contextlib.asynccontextmanager
     async def _translate_errors(self) -> AsyncIterator[None]:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -43,6 +43,16 @@ class CommonOptions:
 
 
 NO_OPTIONS: Final = CommonOptions()
+UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+DURATION_DIGITS_MAX: Final = 6
+
+
+def parse_duration(option: str, text: str) -> timedelta:
+    """Return the duration in *text*, the value of *option*, such as 7d. Raises UsageError."""
+    number, unit = text[:-1], UNITS.get(text[-1:])
+    if unit is None or not (number.isascii() and number.isdecimal() and len(number) <= DURATION_DIGITS_MAX):
+        raise UsageError(f"{option}: expected a number and one of s, m, h, d, such as 7d, got {text!r}")
+    return timedelta(**{unit: int(number)})
 
 
 def parse_time(option: str, text: str) -> datetime:

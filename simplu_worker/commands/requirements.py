@@ -1,11 +1,14 @@
-"""Check what a command needs: settings that are present, a tenant with valid names. Pure."""
+"""Check what a command needs: settings that are present, a tenant with valid names, a known shard. Pure."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from simplu_worker.config.settings import Settings
 from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
+from simplu_worker.shards.postgres.address import ShardAddress
 
 
 def require_settings(
@@ -32,3 +35,11 @@ def parse_tenant_id(business_id: str, location_id: str) -> str:
         if not is_id(value):
             raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
     return tenant_id_of(business_id, location_id)
+
+
+def known_shard(shards: Iterable[ShardAddress], shard_id: str) -> ShardAddress:
+    """Return the one of *shards* that the command line names. Raises PermanentError if it is none of them."""
+    known = {address.shard_id: address for address in shards}
+    if shard_id not in known:
+        raise PermanentError(f"expected a shard out of {', '.join(sorted(known)) or 'none'}; got {shard_id}")
+    return known[shard_id]

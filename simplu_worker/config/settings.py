@@ -68,6 +68,10 @@ class Settings(BaseSettings):
     """Where to start a stream shard without a checkpoint: `TRIM_HORIZON`, `LATEST` or an ISO 8601 time."""
     kinesis_lease_duration_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
     """A lease not renewed for this long can be taken by another replica."""
+    kinesis_partition_key: Literal["resource-type", "tenant", "any"] = "resource-type"
+    """Partition key that producers have to use: `resource-type` (`{businessId}-{locationId}-{resourceType}`), `tenant`
+    (`{businessId}-{locationId}`) or `any`. An operation with another one is applied, counted and warned of; see
+    [sending.md](sending.md#order)."""
     prefetch_max_bytes: Annotated[int, Field(ge=1_048_576, le=68_719_476_736)] = 67_108_864
     """Most bytes read ahead and not yet applied, per replica."""
 
@@ -152,10 +156,19 @@ class Settings(BaseSettings):
     """Address that health, metrics and status listen on; unset: all addresses, of IPv4 and IPv6."""
     http_port: values.PortOrAny = 8080
     """Port of health, metrics and status, for 100 connections at most; 0: any free one."""
+    http_tls_cert_file: Path | None = None
+    """Certificate chain for HTTPS instead of HTTP; read again when it is renewed."""
+    http_tls_key_file: Path | None = None
+    """Its private key, without a password."""
+    http_behind_tls: bool = False
+    """A proxy in front of `HTTP_PORT` does HTTPS: producers' tokens are accepted without it."""
     api_token: values.SecretToken | None = None
     """Bearer token of operators for the protected pages; unset: they answer 403."""
     api_viewer_token: values.SecretToken | None = None
     """Another one, of viewers: they see no results, records or error texts, and change nothing."""
+    api_tokens_file: Path | None = None
+    """JSON file with further tokens by their SHA-256, each with a role, a producer's with its tenants; read again when
+    it changes. See [security.md](security.md#tokens)."""
     api_open_reads: bool = False
     """Show counts and states of `/status`, `/shards` and the monitoring points without a token."""
     runbook_url: values.ServerUrl | None = None
@@ -167,6 +180,12 @@ class Settings(BaseSettings):
     """Connection string of a restored backup: of `shards verify-backup` and `tenants restore` alone."""
     import_source_url: values.SecretText | None = None
     """Connection string of the database that `tenants import` reads; nothing else uses it."""
+
+    reader_username: values.Text | None = None
+    """Role that `shards query` logs in as at every shard; it may only read: see
+    [reading.md](reading.md#one-question-to-all-shards)."""
+    reader_password: values.SecretText | None = None
+    """Its password. Unset: by IAM, a client certificate or a password file, as a shard's connection string has it."""
 
     log_level: values.Level = "info"
     """Lowest level that is logged; `debug` shows each call of Kinesis, DynamoDB and SQS."""

@@ -13,6 +13,7 @@ from simplu_worker.config.settings import Settings
 SOURCE_QUEUES: Final = ("SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL")
 SOURCES: Final = ("KINESIS_STREAM_NAME", *SOURCE_QUEUES)
 ROUTES: Final = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")  # in their order of precedence
+TLS_FILES: Final = ("HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE")
 ORDER_TENANT: Final = ("ORDER_EVENTS_BUSINESS_ID", "ORDER_EVENTS_LOCATION_ID")
 # The older form begins with the region: https://eu-central-1.queue.amazonaws.com/.
 _QUEUE_HOST: Final = re.compile(r"https?://(?:sqs\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)\.(?:queue\.)?amazonaws\.com")
@@ -37,10 +38,11 @@ def find_contradictions(given: Settings) -> Iterator[str]:
         for name in ("DATABASE_NAME", "DATABASE_USERNAME"):
             if not set_of(given, name):
                 yield f"{name}: expected a value, since DATABASE_HOST names the only shard, got nothing; set it"
-    match set_of(given, *ORDER_TENANT):
-        case [name]:
-            (missing,) = {*ORDER_TENANT} - {name}
-            yield f"{missing}: expected a value, since {name} is set, got nothing; set both or neither"
+    for pair in (ORDER_TENANT, TLS_FILES):
+        match set_of(given, *pair):
+            case [name]:
+                (missing,) = {*pair} - {name}
+                yield f"{missing}: expected a value, since {name} is set, got nothing; set both or neither"
     if given.api_token is not None and given.api_token == given.api_viewer_token:
         yield "API_VIEWER_TOKEN: expected another token than API_TOKEN, got the same; every viewer would be an operator"
 

@@ -1,4 +1,4 @@
-"""Taps: copies of the operations that are decided, for people (docs/interface.md).
+"""Taps: copies of the operations that are decided, for people (docs/outcomes.md).
 
 Without a tap a batch costs one check of an attribute. A tap never delays an operation: it keeps a bounded number of
 events until its reader takes them, and drops and counts those that do not fit.

@@ -1,8 +1,12 @@
 """Note rejected records on the shards of their tenants, so that their request ids answer `rejected`.
 
+Those of a tenant without a home, and of none, are noted on one of a few shards, which keep a bounded number. A record
+that names no tenant is noted by its request id alone, a message by its own id; and a control message, which has no
+request id, by a key of its tenant.
+
 A note is made beside the dead letter and delays nothing: only the letter must not be lost. A note that its shard does
 not take within a minute is dropped and counted, and so are notes beyond a bound. Then the request id answers `unknown`,
-with a `readUpTo` by which the record is decided (docs/interface.md).
+with a `readUpTo` by which the record is decided (docs/outcomes.md).
 """
 
 from __future__ import annotations
@@ -21,12 +25,13 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import WorkerError
 from simplu_worker.metrics.instruments import REJECTIONS_UNNOTED
-from simplu_worker.operations.operation import Origin, is_storable, tenant_id_of
-from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.operations.operation import Origin, RejectedRecord, is_storable, tenant_id_of
+from simplu_worker.operations.request_ids import control_request_id
+from simplu_worker.shards.gateway import HOMELESS, ShardGateway
 from simplu_worker.shards.types import Rejection
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
-from simplu_worker.vocabulary import Absence, DeadLetterReason
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 NOTES_MAX: Final = 2_000  # that wait: about 1 KB each
 BATCH_MAX_COUNT: Final = 500
@@ -37,10 +42,9 @@ AT_ONCE: Final = 8  # lookups, and writes
 ABSENCE_MAX_AGE_S: Final = 60.0
 RETRY_S: Final = 1.0
 ERROR_MAX: Final = 2_000  # characters
-# The operations of these records have rows in the log, or their tenants have no shard.
-NOTED_ELSEWHERE: Final = frozenset(
-    {DeadLetterReason.RETRIES_EXHAUSTED, DeadLetterReason.REQUEST_ID_REUSED, DeadLetterReason.UNKNOWN_TENANT}
-)
+# The request ids of these operations have rows in the log.
+NOTED_ELSEWHERE: Final = frozenset({DeadLetterReason.RETRIES_EXHAUSTED, DeadLetterReason.REQUEST_ID_REUSED})
+UNPLACED: Final = ""  # in place of a shard, and of a tenant that is not named
 
 Result = TypeVar("Result")
 
@@ -106,9 +110,9 @@ class RejectionNotes:
         by_tenant = _grouped((note.rejection.tenant_id, note) for note in batch)
         shard_ids = await _try_each(by_tenant, self._find, within_s=LOOK_UP_S)
         by_shard = _grouped(
-            (shard_id, note)
+            (UNPLACED if isinstance(shard_id, Absence) else shard_id, note)
             for tenant_id, shard_id in shard_ids.items()
-            if not isinstance(shard_id, Absence)
+            if not isinstance(shard_id, Absence) or shard_id in HOMELESS
             for note in by_tenant[tenant_id]
         )
         written = await _try_each(
@@ -125,10 +129,16 @@ class RejectionNotes:
         return len(again) < len(batch)
 
     async def _find(self, tenant_id: str) -> str | Absence:
+        if not tenant_id:
+            return UNPLACED
         return await self._gateway.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
 
     async def _write(self, shard_id: str, notes: Sequence[_Note]) -> set[str]:
         rejections = [note.rejection for note in notes]
+        if shard_id == UNPLACED:
+            if not await self._gateway.note_unplaced_rejections(self._queue_name, rejections):
+                _report_dropped(len(rejections))
+            return set()
         return await self._gateway.note_rejections(shard_id, self._queue_name, rejections)
 
 
@@ -165,16 +175,28 @@ def _report_dropped(count: int) -> None:
 
 
 def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
-    """Return the notes of *letters*: of those with a known tenant and request id."""
+    """Return the notes of *letters*: of those with an id by which a sender can ask."""
     noted: list[Rejection] = []
     for letter in letters:
-        for one in (letter,) if letter.parts is None else letter.parts.first_parts:
-            if one.reason in NOTED_ELSEWHERE or None in (one.request_id, one.business_id, one.location_id):
-                continue
-            tenant_id = tenant_id_of(one.business_id or "", one.location_id or "")
-            if is_storable(tenant_id) and is_storable(one.request_id or ""):
-                noted.append(_rejection(tenant_id, one.request_id or "", one.reason, one.error, one.origin))
+        rejected: Sequence[DeadLetter | RejectedRecord]
+        rejected = (letter, *letter.named) if letter.parts is None else letter.parts.first_parts
+        for one in rejected:
+            key = _key_of(one)
+            if key is not None and all(map(is_storable, key)):
+                noted.append(_rejection(*key, one.reason, one.error, one.origin))
     return noted
+
+
+def _key_of(one: DeadLetter | RejectedRecord) -> tuple[str, str] | None:
+    """Return the tenant and the request id to note; None for what nobody can ask for, or what the log answers."""
+    is_control = one.origin.source is Source.SQS and one.request_id is None
+    if one.reason in NOTED_ELSEWHERE and not is_control:
+        return None
+    if one.business_id is None or one.location_id is None:
+        unnamed_id = one.origin.message_id or one.request_id
+        return None if unnamed_id is None else (UNPLACED, unnamed_id)
+    request_id = control_request_id(one.business_id, one.location_id) if is_control else one.request_id
+    return None if request_id is None else (tenant_id_of(one.business_id, one.location_id), request_id)
 
 
 def _rejection(tenant_id: str, request_id: str, reason: str, error: str, origin: Origin) -> Rejection:

@@ -19,32 +19,32 @@ from typing import Annotated, Any, Final, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
+from simplu_worker.operations.operation import Origin, PartNumber, RejectedRecord, tenant_id_of
 from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ERROR_MAX_BYTES: Final = 2048
-EXCERPT_BYTES: Final = 64 * 1024  # docs/interface.md
+EXCERPT_BYTES: Final = 64 * 1024  # docs/dead-letters.md
 UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times the largest record of any source: letters may be forged
-PARTS_COUNTED_MAX: Final = 10_000_000  # an aggregate has a byte at least for each of its parts
+PARTS_COUNTED_MAX: Final = 10_000_000  # a record has a byte at least for each of its parts
 REQUEST_ID_USUAL_BYTES: Final = 40  # more than that many ids fit in no letter
 PartCount = Annotated[int, msgspec.Meta(ge=1, le=PARTS_COUNTED_MAX)]
-TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/interface.md
+TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/sending.md
 
 
 class BadParts(msgspec.Struct, frozen=True, gc=False):
-    """The bad parts of an aggregate; the record of their letter is an aggregate of these parts alone.
+    """Bad parts of a record of several operations; the record of their letter is an aggregate of these parts alone.
 
-    *part_count* counts all parts of the whole aggregate, *bad_count* the bad ones, *reasons* the bad ones by reason.
-    *numbers* are the sub-sequence numbers of the bad ones in the whole, *request_ids* those that they have; the
-    effective id of a part without one is derived from its position. Both are None where the letter had no room.
+    *part_count* counts all parts of the whole record, *bad_count* the bad ones, *reasons* the bad ones by reason.
+    *numbers* are the places of the bad ones in the whole, *request_ids* those that they have; the effective id of a
+    part without one is derived from its position. Both are None where the letter had no room.
     *first_parts* are the rejections of the first ones, which are not in the letter's text.
     """
 
     part_count: int
     bad_count: int
     reasons: Mapping[str, int]
-    numbers: tuple[int, ...] | None = None
+    numbers: tuple[PartNumber, ...] | None = None
     request_ids: tuple[str | None, ...] | None = None
     first_parts: tuple[RejectedRecord, ...] = ()
 
@@ -56,7 +56,8 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     *error* must not quote the record: it is logged. *attempts* counts the tries of its operation: all failed, for
     reasons of its own, and waits are none; 1 if it was refused or waited in vain.
     *message_attributes* and *deduplication_id* are those of an SQS message. With *parts*, the record consists of
-    several bad parts of an aggregate.
+    several bad parts of one. *named* are the first parts of an aggregate that was rejected as a whole; the text of the
+    letter lacks them.
     """
 
     reason: DeadLetterReason
@@ -72,6 +73,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     message_attributes: Mapping[str, str] | None = None
     deduplication_id: str | None = None
     parts: BadParts | None = None
+    named: tuple[RejectedRecord, ...] = ()
 
 
 class WholeRecord(msgspec.Struct, frozen=True, gc=False):
@@ -109,6 +111,7 @@ def dead_letter_of(rejected: RejectedRecord, record: bytes, *, failed_at: dateti
         resource_id=rejected.resource_id,
         business_id=rejected.business_id,
         location_id=rejected.location_id,
+        named=rejected.named,
     )
 
 
@@ -154,35 +157,47 @@ def _part_members(letter: DeadLetter, parts: BadParts, max_bytes: int) -> Iterat
     yield counts
 
 
-def _effective_ids(origin: Origin, parts: BadParts, numbers: Sequence[int]) -> list[str]:
+def _effective_ids(origin: Origin, parts: BadParts, numbers: Sequence[PartNumber]) -> list[str]:
     own_ids = parts.request_ids or (None,) * len(numbers)
     return [
-        derived_request_id(msgspec.structs.replace(origin, sub_sequence_number=number)) if own_id is None else own_id
+        derived_request_id(origin_of_part(origin, number)) if own_id is None else own_id
         for number, own_id in zip(numbers, own_ids, strict=True)
     ]
 
 
-def format_ranges(numbers: Sequence[int]) -> str:
-    """Return rising *numbers* as text, with a hyphen for several in a row: `0-3,7`."""
-    ranges: list[list[int]] = []
+def origin_of_part(origin: Origin, number: PartNumber) -> Origin:
+    """Return the origin of the part at *number* in the record of *origin*."""
+    sub, index = number if isinstance(number, tuple) else (number, None)
+    return msgspec.structs.replace(origin, sub_sequence_number=sub, part_index=index)
+
+
+def format_ranges(numbers: Sequence[PartNumber]) -> str:
+    """Return rising *numbers* as text, with a hyphen for several in a row: `0-3,7`, or `7:0-4` with indexes."""
+    ranges: list[tuple[int | None, list[int]]] = []
     for number in numbers:
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1][1] = number
+        sub, own = number if isinstance(number, tuple) else (None, number)
+        if ranges and ranges[-1][0] == sub and ranges[-1][1][1] == own - 1:
+            ranges[-1][1][1] = own
         else:
-            ranges.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+            ranges.append((sub, [own, own]))
+    return ",".join(
+        ("" if sub is None else f"{sub}:") + (str(first) if first == last else f"{first}-{last}")
+        for sub, (first, last) in ranges
+    )
 
 
-def parse_ranges(text: str, count: int) -> tuple[int, ...]:
+def parse_ranges(text: str, count: int) -> tuple[PartNumber, ...]:
     """Return the *count* numbers of the output of `format_ranges`. Raises ValueError for another text or count."""
-    numbers: list[int] = []
+    numbers: list[PartNumber] = []
     for part in text.split(",", count):
-        first, _, last = part.partition("-")
+        sub, _, own = part.rpartition(":")
+        first, _, last = own.partition("-")
         start, end = int(first), int(last or first) + 1
-        if not 0 <= start < end <= start + count - len(numbers):
+        if not 0 <= start < end <= start + count - len(numbers) or int(sub or 0) < 0:
             raise ValueError("expected rising numbers, as many as there are bad parts")
-        numbers += range(start, end)
-    if len(numbers) != count or any(one >= other for one, other in pairwise(numbers)):
+        numbers += [(int(sub), index) for index in range(start, end)] if sub else range(start, end)
+    order = [number if isinstance(number, tuple) else (number, -1) for number in numbers]
+    if len(numbers) != count or any(one >= other for one, other in pairwise(order)):
         raise ValueError("expected rising numbers, as many as there are bad parts")
     return tuple(numbers)
 
@@ -190,7 +205,7 @@ def parse_ranges(text: str, count: int) -> tuple[int, ...]:
 def parse_dead_letter(body: str) -> ParsedDeadLetter:
     """Parse the output of `encode_dead_letter`. Raises NotADeadLetterError for anything else."""
     try:
-        wire = msgspec.convert(json.loads(body), _Wire)
+        wire = msgspec.convert(json.loads(body), LetterMembers)
         letter = DeadLetter(
             reason=wire.reason,
             error=wire.error,
@@ -254,6 +269,7 @@ def fifo_ids_of(letter: DeadLetter) -> FifoIds:
         origin.sub_sequence_number,
         origin.message_id,
         letter.reason,
+        *(() if origin.part_index is None else (origin.part_index,)),
     )
     return FifoIds(group_id=_hash(group), deduplication_id=_hash(_json(position)))
 
@@ -282,7 +298,7 @@ def _source(letter: DeadLetter) -> dict[str, Any]:
                 "subSequenceNumber": origin.sub_sequence_number,
                 "partitionKey": origin.partition_key,
                 "arrivedAt": _format_time(origin.arrived_at),
-            }
+            } | _without_absent({"partIndex": origin.part_index})
         case Source.SQS:
             return {
                 "kind": origin.source,
@@ -332,7 +348,7 @@ def _text_or_base64(record: bytes, excerpt: bytes) -> dict[str, str]:
     return {"record": excerpt.decode("utf-8", "ignore")}
 
 
-class _WireSource(msgspec.Struct, rename="camel"):
+class _SourceMembers(msgspec.Struct, rename="camel"):
     """Members of `source`, of both kinds."""
 
     kind: Source
@@ -341,6 +357,7 @@ class _WireSource(msgspec.Struct, rename="camel"):
     stream_shard: str | None = None
     sequence_number: str | None = None
     sub_sequence_number: int = 0
+    part_index: int | None = None
     partition_key: str | None = None
     queue: str = ""
     message_id: str | None = None
@@ -349,7 +366,7 @@ class _WireSource(msgspec.Struct, rename="camel"):
     message_attributes: dict[str, str] | None = None
 
 
-class _WireParts(msgspec.Struct, rename="camel"):
+class _PartsMembers(msgspec.Struct, rename="camel"):
     """Members of `parts`."""
 
     total: PartCount
@@ -359,11 +376,11 @@ class _WireParts(msgspec.Struct, rename="camel"):
     request_ids: list[str] | None = None
 
 
-class _Wire(msgspec.Struct, rename="camel"):
+class LetterMembers(msgspec.Struct, rename="camel"):
     """Members of a letter."""
 
     reason: DeadLetterReason
-    source: _WireSource
+    source: _SourceMembers
     failed_at: Annotated[datetime, msgspec.Meta(tz=True)]
     error: str = ""
     attempts: int = 1
@@ -377,7 +394,7 @@ class _Wire(msgspec.Struct, rename="camel"):
     record_bytes: int | None = None
     record_sha256: str | None = None
     truncated: bool = False
-    parts: _WireParts | None = None
+    parts: _PartsMembers | None = None
 
 
 class _TenantMembers(msgspec.Struct, rename="camel"):
@@ -387,7 +404,7 @@ class _TenantMembers(msgspec.Struct, rename="camel"):
     location_id: object = None
 
 
-def _origin_of(source: _WireSource) -> Origin:
+def _origin_of(source: _SourceMembers) -> Origin:
     of_stream = source.kind is Source.KINESIS
     return Origin(
         source=source.kind,
@@ -397,12 +414,13 @@ def _origin_of(source: _WireSource) -> Origin:
         sequence_number=source.sequence_number,
         sub_sequence_number=source.sub_sequence_number,
         partition_key=source.partition_key,
+        part_index=source.part_index,
         message_id=source.message_id,
         group_id=source.group_id,
     )
 
 
-def _parts_of(wire: _WireParts | None) -> BadParts | None:
+def _parts_of(wire: _PartsMembers | None) -> BadParts | None:
     if wire is None:
         return None
     text, ids = wire.sub_sequence_numbers, wire.request_ids
@@ -417,7 +435,7 @@ def _parts_of(wire: _WireParts | None) -> BadParts | None:
     )
 
 
-def _record_of(wire: _Wire) -> bytes:
+def _record_of(wire: LetterMembers) -> bytes:
     if wire.record is not None:
         return wire.record.encode()
     if wire.record_base64 is not None:

@@ -1,4 +1,4 @@
-"""Store dead letters: no record that is given up is lost, so storing never gives up (docs/interface.md).
+"""Store dead letters: no record that is given up is lost, so storing never gives up (docs/outcomes.md).
 
 Safe because `store` returns only when the queue has confirmed every letter, and the caller skips a record only after
 that. A letter is stored twice when its confirmation got lost: harmless, because a replay is de-duplicated.

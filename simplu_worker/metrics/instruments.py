@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from simplu_worker.vocabulary import (
     CacheOutcome,
+    CacheRead,
     CitrusEndpoint,
     CitrusOutcome,
     ConnectionState,
@@ -28,6 +29,7 @@ from simplu_worker.vocabulary import (
     MoveOutcome,
     OperationKind,
     OperationOutcome,
+    PartitionKeyProblem,
     ProvisioningOutcome,
     QueueCall,
     QueueRetry,
@@ -44,6 +46,8 @@ from simplu_worker.vocabulary import (
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 LOG_STREAMS = ("stdout", "stderr")
+OTHER = "other"
+FINDING_PATHS_MAX, FINDING_SERIES_MAX = 100, 200
 
 # From a commit right after the arrival, over a noticeable lag, to the wait for an unregistered tenant.
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -136,7 +140,7 @@ RETRIES = Counter("simplu_retries_total", "Batches, messages and requests that w
 DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
 REJECTIONS_UNNOTED = Counter(
     "simplu_rejections_unnoted_total",
-    "Rejected records without a row on their shard: their request ids answer `unknown`. Their dead letters are stored.",
+    "Rejected records without a row on a shard: their request ids answer `unknown`. Their dead letters are stored.",
 )
 HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants with held operations.", ["reason"])
 HELD_AGE = Gauge(
@@ -196,6 +200,22 @@ KINESIS_READS = Counter(
 )
 KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in the replies.", ["reader"])
 KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in the replies.", ["reader"])
+KINESIS_STREAM_SHARD_BYTES = Counter(
+    "simplu_kinesis_stream_shard_bytes_total",
+    "Bytes of a stream shard that its main reader has read, once each: without a lag, as many as were written.",
+    ["stream_shard"],
+)
+KINESIS_STREAM_SHARD_RECORDS = Counter(
+    "simplu_kinesis_stream_shard_records_total",
+    "Records of a stream shard that its main reader has read, an aggregate as one.",
+    ["stream_shard"],
+)
+KINESIS_WRONG_KEYS = Counter(
+    "simplu_kinesis_wrong_partition_keys_total",
+    "Operations that main readers read with a wrong partition key: their order with others of their resource may be "
+    "lost.",
+    ["problem"],
+)
 KINESIS_SUBSCRIPTIONS = Counter(
     "simplu_kinesis_subscriptions_total",
     "Subscriptions to stream shards: accepted, ended, taken over by another replica, silent; and calls that were "
@@ -266,6 +286,11 @@ SHARD_CONNECTIONS_RATIO = Gauge(
     "Connections of all clients to a shard's server over the limit that is nearest.",
     ["shard_id"],
 )
+SHARD_TENANT_SECONDS = Gauge(
+    "simplu_shard_tenant_seconds",
+    "Seconds of the last minute that a Postgres shard worked for a tenant, by the tenant's rank: 1 took most.",
+    ["shard_id", "rank"],
+)
 SHARD_REPLICATION_LAG = Gauge(
     "simplu_shard_replication_lag_seconds",
     "Lag of the slowest standby, or of the shard itself if it is a standby; only where it can be measured.",
@@ -308,6 +333,10 @@ CACHE_INVALIDATIONS = Counter(
     "Changed resources that were invalidated in Redis; the epoch covers those that failed or were dropped.",
     ["outcome"],
 )
+# Every replica counts the reads of all clients of Redis: add nothing up over replicas.
+CACHE_READS = Counter(
+    "simplu_cache_reads_total", "Reads of keys by all clients of Redis, as it counts them, by outcome.", ["outcome"]
+)
 CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources that are not yet invalidated in Redis.")
 CACHE_UNREACHABLE = Gauge(
     "simplu_cache_unreachable_seconds", "Time for which Redis has been unreachable; 0 when it is reachable or not used."
@@ -324,6 +353,12 @@ MOVES_UNFINISHED = Gauge("simplu_moves_unfinished", "Moves that have begun and n
 MOVE_STANDING = Gauge(
     "simplu_move_standing_seconds",
     "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
+)
+SCHEMA_FINDINGS = Counter(
+    "simplu_schema_findings_total",
+    "Operations with a document that does not fit the schema of its type, applied all the same (warn) or refused "
+    "(enforce), by the place in the schema.",
+    ["business_type", "resource_type", "schema_path", "validation"],
 )
 INTERNAL_ERRORS = Counter(
     "simplu_internal_errors_total",
@@ -361,6 +396,20 @@ def start_queue_at_zero(queue: str) -> None:
         _start_at_zero(metric, [queue])
 
 
+_finding_labels: set[tuple[str, str, str, str]] = set()
+
+
+def count_finding(business_type: str, resource_type: str, schema_path: str, validation: str) -> None:
+    """Count a finding. Beyond the first FINDING_PATHS_MAX new ones have the path `other`, and at last the types too."""
+    labels = (business_type, resource_type, schema_path, validation)
+    of_type, of_any = (business_type, resource_type, OTHER, validation), (OTHER, OTHER, OTHER, validation)
+    if labels not in _finding_labels and len(_finding_labels) >= FINDING_PATHS_MAX:
+        has_room = len(_finding_labels) < FINDING_SERIES_MAX - 2  # for those of `of_any`
+        labels = of_type if of_type in _finding_labels or has_room else of_any
+    _finding_labels.add(labels)
+    SCHEMA_FINDINGS.labels(*labels).inc()
+
+
 def totals_by(counter: Counter, label: str) -> dict[str, int]:
     """Return the values of *counter*, summed by one of its labels, without zeros."""
     sums: dict[str, int] = {}
@@ -381,6 +430,8 @@ def remove_stream_shard(stream_shard_id: str) -> None:
     """Remove the series of a stream shard that this replica no longer reads, which would be stale. Idempotent."""
     for gauge in (KINESIS_LAG, KINESIS_LAG_RETENTION, HELD_RETENTION, CATCH_UP_LAG):
         gauge.remove(stream_shard_id)
+    for counter in (KINESIS_STREAM_SHARD_BYTES, KINESIS_STREAM_SHARD_RECORDS):
+        counter.remove(stream_shard_id)
 
 
 def remove_shard(shard_id: str) -> None:
@@ -397,6 +448,7 @@ def remove_shard_use(shard_id: str) -> None:
     for state in ConnectionState:
         SHARD_CONNECTIONS.remove(shard_id, state)
     SHARD_ERRORS.remove_by_labels({"shard_id": shard_id})
+    SHARD_TENANT_SECONDS.remove_by_labels({"shard_id": shard_id})
     SHARD_BACKFILLS.remove_by_labels({"shard_id": shard_id})
     SHARD_COMMIT_SAFETY.remove_by_labels({"shard_id": shard_id})
     SHARD_COMMIT_WAIT.remove_by_labels({"shard_id": shard_id})
@@ -426,6 +478,7 @@ _start_at_zero(SHARD_PROBLEMS, ShardProblem)
 _start_at_zero(KINESIS_READS, StreamReader)
 _start_at_zero(KINESIS_READ_BYTES, StreamReader)
 _start_at_zero(KINESIS_READ_RECORDS, StreamReader)
+_start_at_zero(KINESIS_WRONG_KEYS, PartitionKeyProblem)
 _start_at_zero(KINESIS_SUBSCRIPTIONS, SubscriptionEvent)
 _start_at_zero(KINESIS_LEASES, LeaseState)
 _start_at_zero(KINESIS_LEASE_TAKES, LeaseTake)
@@ -433,6 +486,7 @@ _start_at_zero(CITRUS_REQUEST, CitrusEndpoint, CitrusOutcome)
 _start_at_zero(PROVISIONING, ProvisioningOutcome)
 _start_at_zero(SHARD_MAP_RELOADS, ShardMapOutcome)
 _start_at_zero(CACHE_INVALIDATIONS, CacheOutcome)
+_start_at_zero(CACHE_READS, CacheRead)
 _start_at_zero(MOVES, MoveOutcome)
 _start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
 _start_at_zero(INTERNAL_ERRORS, TargetKind)

@@ -23,7 +23,10 @@ class TenantRow(msgspec.Struct, frozen=True):
     business_type: str
     state: TenantState
     created_at: datetime
+    number: int  # of the tenant in the shard's log
     moved_to: str | None = None
+    is_paused: bool = False
+    weight: float = 1.0
 
 
 ACTIVE = TenantState.ACTIVE
@@ -45,7 +48,7 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
         return _unknown_tenant(f"it waited longer than {tenant_wait.total_seconds():g} s for its tenant")
     match tenant.state:
         case TenantState.ACTIVE:
-            return None
+            return HOLD if tenant.is_paused else None
         case TenantState.DESTROYING | TenantState.DESTROYED:
             return DESTROYED
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
@@ -60,7 +63,10 @@ def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
     pairs = {*zip([one.tenant_id for one in operations], [one.business_id for one in operations], strict=True)}
     rows = [(business_id, tenants.get(tenant_id)) for tenant_id, business_id in pairs]
     # Two pairs with the same tenant id differ in the business id.
-    if not all(row and row.state is ACTIVE and row.business_id == business_id for business_id, row in rows):
+    if not all(
+        row and row.state is ACTIVE and not row.is_paused and row.business_id == business_id
+        for business_id, row in rows
+    ):
         return False
     last_made_at = max(tenants[tenant_id].created_at for tenant_id, _ in pairs)
     return min({operation.origin.arrived_at for operation in operations}) + tenant_wait > last_made_at

@@ -1,4 +1,4 @@
-"""Decode the bytes of records into operations, or into the reasons why they are none (docs/interface.md). Pure.
+"""Decode the bytes of records into operations, or into the reasons why they are none (docs/sending.md). Pure.
 
 Every decision is a function of the record's bytes and position alone, so that every reader of the record, today or
 after a crash, decides the same (architecture, idea 7).
@@ -19,6 +19,7 @@ from simplu_worker.operations.digest import digests_of
 from simplu_worker.operations.document_bounds import DOCUMENT_MAX_DEPTH, exceed_bounds
 from simplu_worker.operations.json_record import (
     ABSENT,
+    EXPECTED_TIME,
     Id,
     InvalidRecordError,
     LongId,
@@ -34,8 +35,10 @@ from simplu_worker.operations.json_record import (
     utc_text,
 )
 from simplu_worker.operations.list_query import decode_list_query
+from simplu_worker.operations.member_errors import NOTHING, RECORD, member_error, shape_error
 from simplu_worker.operations.nesting import is_nested_deeper
 from simplu_worker.operations.operation import ListQuery, Operation, Origin, RejectedRecord, tenant_id_of
+from simplu_worker.operations.readable_members import readable_members
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX, derived_request_id, is_replayed
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
@@ -49,7 +52,7 @@ BACKSLASH: Final = ord("\\")  # a search for a number in bytes takes a tenth of 
 T = TypeVar("T")
 
 
-class _Message(msgspec.Struct, rename="camel", gc=False):
+class RecordMembers(msgspec.Struct, rename="camel", gc=False):
     """The record's members. A `null` counts as absent, as common serialisers write one for every unset member."""
 
     operation: str
@@ -65,10 +68,10 @@ class _Message(msgspec.Struct, rename="camel", gc=False):
     simplu_replay: msgspec.Raw = ABSENT
 
 
-_message_decoder = msgspec.json.Decoder(_Message)
+_message_decoder = msgspec.json.Decoder(RecordMembers)
 
-_KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH})
-_KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
+KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, OperationKind.PATCH})
+KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
 
 
 class _Form(msgspec.Struct, frozen=True, gc=False):
@@ -84,8 +87,8 @@ class _Form(msgspec.Struct, frozen=True, gc=False):
 def _form_of(kind: OperationKind) -> _Form:
     return _Form(
         kind=kind,
-        needs_id=kind in _KINDS_WITH_ID,
-        has_data=kind in _KINDS_WITH_DATA,
+        needs_id=kind in KINDS_WITH_ID,
+        has_data=kind in KINDS_WITH_DATA,
         is_create=kind is OperationKind.CREATE,
         is_list=kind is OperationKind.LIST,
     )
@@ -112,7 +115,7 @@ def decode_operations(
     if max(map(len, records)) <= max_bytes and (messages := parse_records(records, _message_decoder)) is not None:
         return _Columns(messages, records, origins).operations(list_limit, may_be_deep=False)
     decoded: list[Any] = [_parse(record, origin, max_bytes) for record, origin in zip(records, origins, strict=True)]
-    parsed = [index for index, one in enumerate(decoded) if isinstance(one, _Message)]
+    parsed = [index for index, one in enumerate(decoded) if isinstance(one, RecordMembers)]
     if parsed:
         columns = _Columns(
             [decoded[index] for index in parsed],
@@ -124,16 +127,16 @@ def decode_operations(
     return decoded
 
 
-def _parse(record: bytes, origin: Origin, max_bytes: int) -> _Message | RejectedRecord:
+def _parse(record: bytes, origin: Origin, max_bytes: int) -> RecordMembers | RejectedRecord:
     if len(record) > max_bytes:
-        error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
-        return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
+        error = member_error(RECORD, f"at most {max_bytes} bytes (OPERATION_MAX_BYTES)", str(len(record)))
+        return _rejected(DeadLetterReason.TOO_LARGE, error, origin, _readable_ids(record))
     try:
         return parse_record(record, _message_decoder)
     except msgspec.ValidationError as exc:
-        return _reject(str(exc), record, origin)
+        return _reject(shape_error(exc), record, origin)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        return RejectedRecord(reason=DeadLetterReason.INVALID_JSON, error=json_error(exc), origin=origin)
+        return _rejected(DeadLetterReason.INVALID_JSON, json_error(exc), origin, _readable_ids(record))
 
 
 class _Columns:
@@ -143,7 +146,7 @@ class _Columns:
     one. *errors* are, by index, the reasons why records are no operations: of several the one that is found first.
     """
 
-    def __init__(self, messages: Sequence[_Message], records: Sequence[bytes], origins: Sequence[Origin]) -> None:
+    def __init__(self, messages: Sequence[RecordMembers], records: Sequence[bytes], origins: Sequence[Origin]) -> None:
         self.messages = messages
         self.records = records
         self.origins = origins
@@ -242,7 +245,7 @@ class _Columns:
         request_id, replay = self.request_ids[index], self.messages[index].simplu_replay
         if request_id.startswith(DERIVED_REQUEST_ID_PREFIX) and not is_replayed(request_id, replay):
             raise InvalidRecordError(
-                f"requestId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is reserved for derived ids; send another id"
+                "requestId", f"an id without the prefix {DERIVED_REQUEST_ID_PREFIX!r} of derived ids", "one with it"
             )
         return request_id
 
@@ -253,7 +256,7 @@ class _Columns:
         """Return the effective id: of a `create` without one its request id, and of a `list` none."""
         form, sent_id = self.forms[index], self.sent_ids[index]
         if form.needs_id and sent_id is None:
-            raise InvalidRecordError(f"resourceId: required for {form.kind}")
+            raise InvalidRecordError("resourceId", f"text, for {form.kind}", NOTHING)
         return None if form.is_list else self.request_ids[index] if form.is_create and sent_id is None else sent_id
 
     def _document(self, index: int) -> bytes:
@@ -276,7 +279,7 @@ def _known_form(kind: str) -> _Form:
     if kind not in _FORMS:
         known = ", ".join(_FORMS)
         came = f"another text of {len(kind)} characters"  # not the text: errors are logged
-        raise InvalidRecordError(f"operation: expected one of {known}, got {came}")
+        raise InvalidRecordError("operation", f"one of {known}", came)
     return _FORMS[kind]
 
 
@@ -284,12 +287,10 @@ def _utc_time(text: str) -> str:
     try:
         return utc_text(text)
     except ValueError:
-        raise InvalidRecordError(
-            "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
-        ) from None
+        raise InvalidRecordError("timestamp", EXPECTED_TIME, "another text") from None
 
 
-def _ids_of(message: _Message) -> dict[str, str | None]:
+def _ids_of(message: RecordMembers) -> dict[str, str | None]:
     return {
         "businessId": message.business_id,
         "locationId": message.location_id,
@@ -317,13 +318,26 @@ class _Ids(msgspec.Struct, rename="camel"):
     resource_id: msgspec.Raw = ABSENT
 
 
+_ID_MEMBERS: Final = {field.encode_name: field.name for field in msgspec.structs.fields(_Ids)}
+
+
 def _reject(error: str, record: bytes, origin: Origin) -> RejectedRecord:
     try:
         ids = msgspec.json.decode(replace_lone_surrogates(record), type=_Ids)
     except (msgspec.DecodeError, RecursionError):
         ids = _Ids()
+    return _rejected(DeadLetterReason.INVALID_MESSAGE, error, origin, ids)
+
+
+def _readable_ids(record: bytes) -> _Ids:
+    """Return the ids of a record that is not decoded as a whole."""
+    members = readable_members(record, _ID_MEMBERS)
+    return _Ids(**{_ID_MEMBERS[name]: value for name, value in members.items()})
+
+
+def _rejected(reason: DeadLetterReason, error: str, origin: Origin, ids: _Ids) -> RejectedRecord:
     return RejectedRecord(
-        reason=DeadLetterReason.INVALID_MESSAGE,
+        reason=reason,
         error=error,
         origin=origin,
         business_id=short_text(ids.business_id),

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Final
 
 DIGEST_VERSION: Final = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
+HASH_BYTES: Final = 7  # a producer that finds two operations with the same can only lose one of its own
 
 
 def digest_of(
@@ -41,7 +42,7 @@ def digests_of(
         DIGEST_VERSION
         + sha256(
             b"".join((head, _sizes(len(i), len(d), len(f), len(p)), words, i, b"\0", d, b"\0", f, b"\0", p))
-        ).digest()
+        ).digest()[:HASH_BYTES]
         for (head, words), i, d, f, p in parts
     ]
 

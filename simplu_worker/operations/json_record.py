@@ -16,11 +16,13 @@ from typing import Annotated, Any, Final, TypeVar, cast
 import msgspec
 
 from simplu_worker.operations.document_bounds import DOCUMENT_MAX_DEPTH
+from simplu_worker.operations.member_errors import RECORD, kind_of, member_error
 from simplu_worker.operations.nesting import cut_deep_values, is_nested_deeper
 
 NESTING_MAX: Final = 1 + DOCUMENT_MAX_DEPTH  # far below the interpreter's own limit, which differs between versions
 SHALLOW_MAX_BYTES: Final = 2 * NESTING_MAX  # a text of as many bytes has no room for more brackets, opened and closed
 TOGETHER_MAX_BYTES: Final = 64 * 1024  # a larger record is looked at alone, so that no step over it is made twice
+EXPECTED_TIME: Final = "ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
 ABSENT: Final = msgspec.Raw(b"")
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -40,6 +42,9 @@ _SURROGATE_BYTES = 6
 
 class InvalidRecordError(Exception):
     """The record breaks a rule of the contract, which the text names."""
+
+    def __init__(self, member: str, expected: str, got: str) -> None:
+        super().__init__(member_error(member, expected, got))
 
 
 def parse_timestamp(text: str) -> datetime:
@@ -117,7 +122,7 @@ def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return parse(record, decoder)
     except msgspec.DecodeError:
-        mended = replace_lone_surrogates(record)
+        mended = replace_lone_surrogates(record) if has_escapes(record) else record
         if mended == record:
             raise
         return parse(mended, decoder)
@@ -167,11 +172,11 @@ def json_error(exc: Exception) -> str:
     """Return why a record is no JSON, without quoting it."""
     match exc:
         case RecursionError():  # only if the worker's own calls are nested deep
-            return f"expected JSON nested at most {NESTING_MAX} deep, got deeper"
+            return member_error(RECORD, f"JSON nested at most {NESTING_MAX} deep", "deeper")
         case UnicodeDecodeError():
-            return f"expected UTF-8, got another byte at {exc.start}"
+            return member_error(RECORD, "UTF-8", f"another byte at {exc.start}")
         case _:
-            return f"expected one JSON object: {exc}"
+            return member_error(RECORD, "one JSON object", f"a text that is none: {exc}")
 
 
 def has_escapes(record: bytes) -> bool:
@@ -183,7 +188,7 @@ def check_texts(texts: Mapping[str, str | None]) -> None:
     """Raise `InvalidRecordError` for a text that Postgres cannot store, with the name of its member."""
     for name, value in texts.items():
         if value is not None and "\0" in value:
-            raise InvalidRecordError(f"{name}: expected text without U+0000 and lone surrogates")
+            raise InvalidRecordError(name, "text without U+0000 and lone surrogates", "one with them")
 
 
 def object_member(raw: msgspec.Raw, name: str, *, required: bool = False) -> bytes:
@@ -191,10 +196,8 @@ def object_member(raw: msgspec.Raw, name: str, *, required: bool = False) -> byt
     value = bytes(raw)
     if value[:1] == b"{":
         return value
-    if value and value != b"null":
-        raise InvalidRecordError(f"{name}: expected an object")
-    if required:
-        raise InvalidRecordError(f"{name}: required, expected an object")
+    if required or value not in {b"", b"null"}:
+        raise InvalidRecordError(name, "an object", kind_of(value))
     return b""
 
 

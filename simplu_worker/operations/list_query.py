@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import msgspec
 
 from simplu_worker.operations.json_record import InvalidRecordError, parse_record, parse_timestamp
+from simplu_worker.operations.member_errors import shape_parts
 from simplu_worker.operations.operation import DayRange, ListQuery
 
 DEFAULT_PAGE: Final = 1
@@ -16,15 +17,17 @@ DEFAULT_LIMIT: Final = 100
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class _Pagination(msgspec.Struct, gc=False):
+class Pagination(msgspec.Struct, gc=False):
+    """The members of `pagination`."""
+
     page: Positive | None = None
     limit: Positive | None = None
 
 
-_pagination_decoder = msgspec.json.Decoder(_Pagination)
+_pagination_decoder = msgspec.json.Decoder(Pagination)
 _filters_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-_DAY_MEMBERS = ("date", "startDate", "endDate")
+DAY_MEMBERS = ("date", "startDate", "endDate")
 
 
 def decode_list_query(filters: bytes, pagination: bytes, list_limit: int) -> ListQuery:
@@ -32,9 +35,9 @@ def decode_list_query(filters: bytes, pagination: bytes, list_limit: int) -> Lis
     try:
         pages = parse_record(pagination or b"{}", _pagination_decoder)
     except msgspec.ValidationError as exc:
-        raise InvalidRecordError(f"pagination: {exc}") from None
+        raise InvalidRecordError(*shape_parts(exc, within="pagination")) from None
     members = _filters_decoder.decode(filters or b"{}")
-    first, last = _day_bounds({name: members.pop(name) for name in _DAY_MEMBERS if name in members})
+    first, last = _day_bounds({name: members.pop(name) for name in DAY_MEMBERS if name in members})
     return ListQuery(
         members=msgspec.json.encode(members).decode(),
         days=DayRange(first=first, last=last),
@@ -56,4 +59,4 @@ def _day(name: str, raw: msgspec.Raw) -> date:
     try:
         return parse_timestamp(msgspec.json.decode(raw, type=str)).date()
     except (ValueError, msgspec.ValidationError):
-        raise InvalidRecordError(f"filters.{name}: expected an ISO 8601 date, such as 2026-01-31") from None
+        raise InvalidRecordError(f"filters.{name}", "an ISO 8601 date, such as 2026-01-31", "another value") from None

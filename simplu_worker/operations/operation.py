@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source
 
-ID_MAX: Final = 128  # characters of a business's or a location's id: docs/interface.md
+ID_MAX: Final = 128  # characters of a business's or a location's id: docs/sending.md
+
+
+# The place of a part in its record: a sub-sequence number, and of a part of an array or of lines also its index there.
+PartNumber: TypeAlias = int | tuple[int, int]
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
     """The origin of one record; the same for every reader of the record.
 
     For Kinesis *name* is the stream and *stream_shard_id*, *sequence_number* are set; for SQS *name* is the queue.
+    Of a part of a record of several operations, *part_index* is its number from 0, and *parts_behind* how many follow.
     *arrived_at* is Kinesis's approximate arrival or SQS's sent timestamp.
     """
 
@@ -27,8 +32,15 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
     sequence_number: str | None = None
     sub_sequence_number: int = 0
     partition_key: str | None = None
+    part_index: int | None = None
+    parts_behind: int = 0
     message_id: str | None = None
     group_id: str | None = None
+
+    @property
+    def part_number(self) -> PartNumber:
+        """The place in its record."""
+        return self.sub_sequence_number if self.part_index is None else (self.sub_sequence_number, self.part_index)
 
 
 class DayRange(msgspec.Struct, frozen=True, gc=False):
@@ -96,6 +108,7 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
 
     *error* names the expected and the actual form, without the record's data. Ids that could not be read are None.
     *part_count* is the number of parts of the aggregate that the record is a part of; None for a record of its own.
+    *named* are the first parts of an aggregate that is rejected as a whole, which thus are no operations either.
     """
 
     reason: DeadLetterReason
@@ -106,6 +119,7 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     request_id: str | None = None
     resource_id: str | None = None
     part_count: int | None = None
+    named: tuple[RejectedRecord, ...] = ()
 
 
 class Disposition(StrEnum):

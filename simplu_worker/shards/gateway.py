@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -15,7 +15,8 @@ from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import HOLD
-from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
+from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable, tenant_id_of
+from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.rehearsal import find_defects
@@ -23,16 +24,21 @@ from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import ListedOperation, OperationPage, listed_members
 from simplu_worker.shards.listing.request import ListRequest
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures
-from simplu_worker.shards.log.rejections import find_rejections, note_rejections
+from simplu_worker.shards.log.rejections import find_rejections, note_rejections, note_unplaced_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
+from simplu_worker.shards.shard_time import ShardTime
+from simplu_worker.shards.tenant_usage import TenantUsage
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
 from simplu_worker.shards.types import (
+    Lever,
     PositionClaim,
     PositionMerge,
     Rejection,
@@ -40,10 +46,13 @@ from simplu_worker.shards.types import (
     StoredPositions,
     StreamPosition,
     StreamShards,
+    TenantPausedError,
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, TargetKind
 
+HOMELESS: Final = (Absence.UNREGISTERED, Absence.NOT_HERE)
+UNPLACED_SHARDS: Final = 3  # few, as each question about a tenant without a home goes to all of them
 NO_STREAM_SHARDS: Final = StreamShards("", ())
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
 
@@ -126,13 +135,19 @@ class ShardGateway:
         self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
         self._lister = OperationLister(directory, pools)
+        self._decisions: ReadCoalescer[ShardAddress, tuple[str, str], bool] = ReadCoalescer(self._fetch_decisions)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
+        self._times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
         self._last_applied_at: dict[str, float] = {}
 
     def cached_shard_id(self, tenant_id: str) -> str | None:
-        """Return the id of the shard on which the tenant was last found, without any request."""
+        """Return the id of the shard on which the tenant was last found, without any request; None if it is paused."""
         address = self._directory.cached_address(tenant_id)
-        return None if address is None else address.shard_id
+        return None if address is None or self.paused_s(tenant_id) else address.shard_id
+
+    def paused_s(self, tenant_id: str) -> float:
+        """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
+        return self._directory.paused_s(tenant_id)
 
     def is_up(self, shard_id: str) -> bool:
         """Return whether the last use or probe of a shard succeeded."""
@@ -143,6 +158,14 @@ class ShardGateway:
         """Return when a shard last applied a batch of any caller (monotonic)."""
         return self._last_applied_at.get(shard_id, float("-inf"))
 
+    def time_of(self, shard_id: str) -> ShardTime:
+        """Return what operations cost a shard."""
+        return self._times[shard_id]
+
+    def usages(self) -> Mapping[str, TenantUsage]:
+        """Return what tenants took of each shard lately, by shard id."""
+        return {shard_id: time.usage for shard_id, time in self._times.items()}
+
     @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the id of the shard that confirms the tenant, or why there is none.
@@ -151,6 +174,25 @@ class ShardGateway:
         """
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
+
+    @of_tenant
+    async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
+        """Return the id of the shard that takes operations of the tenant, or why there is none.
+
+        Raises `TenantPausedError`, and as `find` does.
+        """
+        found = await self.find(tenant_id, absence_max_age_s=absence_max_age_s)
+        if not isinstance(found, Absence) and self.paused_s(tenant_id):
+            raise TenantPausedError("a person has paused the tenant")
+        return found
+
+    @of_tenant
+    async def end_pause(self, tenant_id: str) -> None:
+        """End the pause of a tenant on the row of its shard. Raises `RetryableError`, and as `find` does."""
+        home = await self.find(tenant_id)
+        if not isinstance(home, Absence):
+            async with self._pools.pool_of(home).connection() as connection:
+                await connection.execute(QUERIES["end_pause"], tenant_id)
 
     @of_tenant
     async def provision_on_first_use(self, tenant_id: str, names: Iterable[TenantName]) -> str | Absence:
@@ -205,6 +247,14 @@ class ShardGateway:
         rest = [operation for index, operation in enumerate(operations) if index not in defective]
         applied = iter(await self._ensure_writer(shard_id).apply(rest, claim) if rest else [])
         return [defective.get(index) or next(applied) for index in range(len(operations))]
+
+    @of_shard
+    async def judge(self, shard_id: str, operations: Sequence[Operation]) -> dict[int, Finding]:
+        """Return by index why a schema of a shard would refuse operations, patches aside, as of now.
+
+        Raises `RetryableError` when the shard does not answer.
+        """
+        return await self._ensure_writer(shard_id).judge(operations)
 
     @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
@@ -341,17 +391,25 @@ class ShardGateway:
         return found.shard_id if isinstance(found, ShardAddress) else found
 
     async def find_operation(
-        self, request_id: str, tenant_id: str | None, *, stream: StreamShards = NO_STREAM_SHARDS
+        self,
+        request_id: str,
+        tenant_id: str | None,
+        *,
+        names: tuple[str, str] | None = None,
+        stream: StreamShards = NO_STREAM_SHARDS,
     ) -> FoundOperation:
         """Return one operation from the log, with the shards' rows of the stream shards in *stream*.
 
-        Without the tenant all shards are asked; if several tenants used the request id, the newest is returned.
+        With *names*, business id and location id, those of another tenant with the same id are not found. Without the
+        tenant all shards are asked; if several tenants used the request id, the newest is returned.
         """
         if not is_storable(request_id):
             return FoundOperation(None)
         if tenant_id is not None:
-            return await self._find_operation_of(tenant_id, request_id, stream)
-        survey = await self.survey("find_operation_of_any_tenant", stream.stream, list(stream.ids), request_id)
+            return await self._find_operation_of(tenant_id, names, request_id, stream)
+        survey = await self.survey(
+            "find_operation_of_any_tenant", stream.stream, list(stream.ids), key_of_id(request_id)
+        )
         rows = {shard_id: _positions_in(row["positions"]) for shard_id, row in survey.rows}
         found = [(shard_id, row) for shard_id, row in survey.rows if row["request_id"] is not None]
         operation: LoggedOperation | Absence | None = None
@@ -360,15 +418,19 @@ class ShardGateway:
             if row["lives_here"]:
                 operation = _operation_of(shard_id, row)
             else:
-                operation = (await self._find_operation_of(row["tenant_id"], request_id, stream)).operation
+                operation = (await self._find_operation_of(row["tenant_id"], None, request_id, stream)).operation
         return FoundOperation(operation, survey.silent_shard_ids, list(rows.values()))
 
-    async def _find_operation_of(self, tenant_id: str, request_id: str, stream: StreamShards) -> FoundOperation:
+    async def _find_operation_of(
+        self, tenant_id: str, names: tuple[str, str] | None, request_id: str, stream: StreamShards
+    ) -> FoundOperation:
         async def find(shard: ShardAddress) -> FoundOperation | None:
             asked = stream.stream, list(stream.ids)
-            row = await self._fetch_one(shard, "find_operation", *asked, tenant_id, request_id)
+            row = await self._fetch_one(shard, "find_operation", *asked, tenant_id, key_of_id(request_id))
             if row is None:
                 return None
+            if names not in {None, (row["business_id"], row["location_id"])}:
+                return FoundOperation(Absence.UNREGISTERED)
             operation = None if row["request_id"] is None else _operation_of(shard.shard_id, row)
             return FoundOperation(operation, [], [_positions_in(row["positions"])])
 
@@ -387,25 +449,78 @@ class ShardGateway:
 
         return await self._directory.ask_home(tenant_id, read)
 
+    @of_tenant
+    async def is_decided(self, tenant_id: str, request_id: str) -> bool:
+        """Return whether an operation has an outcome, a rejection too; False of a tenant without a home.
+
+        Those who ask at the same moment share a query of each shard. Raises as `Directory.find` does, and
+        `RetryableError` when the shard does not answer.
+        """
+        if not (is_storable(tenant_id) and is_storable(request_id)):
+            return False
+        found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        if not isinstance(found, ShardAddress):
+            return False
+        has_left = await self._decisions.read(found, (tenant_id, request_id))
+        if has_left:
+            self._directory.forget(tenant_id)
+        return has_left is False
+
+    async def _fetch_decisions(
+        self, shard: ShardAddress, take_keys: TakeKeys[tuple[str, str]]
+    ) -> dict[tuple[str, str], bool]:
+        """Return the keys of operations that are decided, or whose tenants have left: whether they have."""
+        async with self._pools.ensure_pool(shard).connection() as connection:
+            keys = take_keys()
+            tenant_ids, request_ids = zip(*keys, strict=True)
+            requests = [key_of_id(request_id) for request_id in request_ids]
+            rows = await connection.fetch(QUERIES["find_decided"], tenant_ids, requests, request_ids)
+        return {keys[row["number"] - 1]: row["has_left"] for row in rows}
+
     async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id; where `find_operation` finds none.
 
-        Of a tenant without a home now, why there is none. Without the tenant all shards are asked, and the newest of
-        those that answered is returned.
+        Of a tenant without a home now, if none was noted, why there is no home. Without the tenant all shards are
+        asked, and the newest of those that answered is returned.
         """
         if not is_storable(request_id):
             return None
         if tenant_id is not None:
             found = await self._find_rejections_of(tenant_id, [request_id])
             return found if isinstance(found, Absence) else found.get(request_id)
+        known = await self._locator.list_shards()
+        queries = ("find_rejection_of_any_tenant", "find_unplaced_rejections_of_any_tenant")
+        of_any = [one for query in queries for one in await self._newest_rejections(known, query, request_id)]
+        return max(of_any, key=lambda one: one.rejected_at, default=None)
+
+    async def _newest_rejections(
+        self, shards: Sequence[ShardAddress], query: str, *arguments: object
+    ) -> list[RejectedRequest]:
+        """Return the rejections that *query* finds on *shards*, the newest first."""
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
-            pool = self._pools.ensure_pool(shard)
-            return await find_rejections(pool, "find_rejection_of_any_tenant", request_id)
+            return await find_rejections(self._pools.ensure_pool(shard), query, *arguments)
 
-        answers = await query_all_shards(await self._locator.list_shards(), fetch)
-        of_any = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
-        return max(of_any, key=lambda one: one.rejected_at, default=None)
+        answers = await query_all_shards(shards, fetch)
+        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
+        return sorted(found, key=lambda one: one.rejected_at, reverse=True)
+
+    async def _unplaced_shards(self) -> Sequence[ShardAddress]:
+        """Return the shards with the rejections of tenants without a home."""
+        return sorted(await self._locator.list_shards(), key=lambda shard: shard.shard_id)[:UNPLACED_SHARDS]
+
+    async def note_unplaced_rejections(self, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
+        """Write the rows of *rejections* of tenants without a home; return False where there is no room for them.
+
+        On the first shard that answers. Raises `RetryableError` when none does.
+        """
+        error: WorkerError = RetryableError("no shard is known")
+        for shard in await self._unplaced_shards():
+            try:
+                return await note_unplaced_rejections(self._pools.ensure_pool(shard), dead_letter_queue, rejections)
+            except WorkerError as exc:
+                error = exc
+        raise RetryableError(str(error))
 
     async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
         """Return the records of *keys*, tenants and request ids, that were rejected.
@@ -433,7 +548,12 @@ class ShardGateway:
         if not is_storable(tenant_id):
             return {}
         # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
-        return await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        at_home = await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        if at_home not in HOMELESS:
+            return at_home
+        shards = await self._unplaced_shards()
+        unplaced = await self._newest_rejections(shards, "find_unplaced_rejections", list(request_ids), tenant_id)
+        return {one.request_id: one for one in reversed(unplaced)} or at_home
 
     @of_shard
     async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
@@ -462,6 +582,22 @@ class ShardGateway:
 
         return await self._directory.ask_home(tenant_id, show) if is_storable(tenant_id) else Absence.UNREGISTERED
 
+    async def steer_tenant(
+        self, business_id: str, location_id: str, lever: Lever
+    ) -> tuple[str, dict[str, Any]] | Absence:
+        """Set what a person wants for a tenant; return its shard, and `paused_until` and `weight` of its row.
+
+        Or why it has no shard now: `MOVING` also where its state is another one than active.
+        """
+        tenant_id = tenant_id_of(business_id, location_id)
+
+        async def steer(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            ids = (tenant_id, business_id, location_id)
+            row = await self._fetch_one(shard, "steer_tenant", *ids, lever.pause_s, lever.weight)
+            return None if row is None else (shard.shard_id, row)
+
+        return await self._directory.ask_home(tenant_id, steer) if is_storable(tenant_id) else Absence.UNREGISTERED
+
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, all at once, each for at most a few seconds."""
         return await fetch_from_all_shards(self._locator, self._pools, QUERIES[query], *arguments)
@@ -475,7 +611,7 @@ class ShardGateway:
         pool = self._pools.pool_of(shard_id)
         known, writer = self._writers.get(shard_id, (None, None))
         if writer is None or known is not pool:  # the shard was retired, and restored
-            writer = ShardWriter(pool, tenant_wait=self._tenant_wait)
+            writer = ShardWriter(pool, tenant_wait=self._tenant_wait, time=self.time_of(shard_id))
             self._writers[shard_id] = pool, writer
         return writer
 

@@ -31,8 +31,23 @@ class ShardUnavailableError(RetryableError):
         self.shard_id = shard_id
 
 
+class TenantPausedError(RetryableError):
+    """A person has paused the tenant: its operations wait, and nothing else."""
+
+
 class ClocksApartError(RetryableError):
     """The clocks of a shard, this machine and AWS differ by minutes: nothing ends by the time until they agree."""
+
+
+PAUSE_MAX_S: Final = 14 * 86_400.0  # SQS keeps no message for longer
+WEIGHT_MIN, WEIGHT_MAX = 0.1, 10.0
+
+
+class Lever(msgspec.Struct, frozen=True):
+    """What a person sets for a tenant: a pause of *pause_s* seconds from now, 0 for none; a weight. None leaves it."""
+
+    pause_s: float | None = None
+    weight: float | None = None
 
 
 class PositionChangedError(RetryableError):
@@ -44,6 +59,17 @@ class PositionChangedError(RetryableError):
     def __init__(self, message: str, *, claims: Sequence[PositionClaim] = ()) -> None:
         super().__init__(message)
         self.claims = claims
+
+
+class UnknownBusinessTypeError(RetryableError):
+    """A shard lacks a business type, which `types apply` may bring. *known* are types that it has."""
+
+    def __init__(self, business_type: str, *, shard_id: str, known: Sequence[str]) -> None:
+        self.given_up = (
+            f"businessType: expected one of {', '.join(known) or 'none'}, which shard {shard_id} has, "
+            f"got {business_type!r}"
+        )
+        super().__init__(f"{self.given_up}; write the type with `simplu-worker types apply`")
 
 
 class TenantNotMadeError(WorkerError):

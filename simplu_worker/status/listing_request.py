@@ -1,4 +1,4 @@
-"""Read the query of `GET /operations` (docs/interface.md). Pure."""
+"""Read the query of `GET /operations` (docs/outcomes.md). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The view of `GET /operations`: the operations of one tenant, newest first (docs/interface.md)."""
+"""The view of `GET /operations`: the operations of one tenant, newest first (docs/outcomes.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The references' monitoring points (docs/interface.md): the queues as SQS reports them, their handlers, and the cache.
+"""The references' monitoring points (docs/outcomes.md): the queues as SQS reports them, their handlers, and the cache.
 
 The answers show a queue or cache that does not answer as such, and do not wait for it for long. Texts of dependencies
 are scrubbed.

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -26,14 +26,16 @@ from simplu_worker.consumers.kinesis.fleet.read_status import (
     hold_reason,
     read_status,
 )
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, ReplicaFigures
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.operations.request_ids import control_request_id
 from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import ShardInspector
 from simplu_worker.shards.health.assessment import Health, health_view
@@ -42,16 +44,25 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.types import StreamShards
+from simplu_worker.shards.types import Lever, StreamShards
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.live.stream_history import StreamHistory
+from simplu_worker.status.live.top_tenants import TopTenants
 from simplu_worker.status.operation_list import list_operations
+from simplu_worker.status.operation_waits import OperationWaits
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.unreadiness import Unreadiness
-from simplu_worker.status.views import shard_view, tenant_view, trouble_view
+from simplu_worker.status.views import (
+    levers_view,
+    not_steered_error,
+    refused_view,
+    shard_view,
+    tenant_view,
+    trouble_view,
+)
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 from simplu_worker.vocabulary import (
@@ -106,6 +117,8 @@ class ReplicaStatus:
     monitoring: Monitoring = field(default_factory=Monitoring)
     history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
     stream_history: StreamHistory = field(default_factory=StreamHistory)
+    waits: OperationWaits | None = None  # from the first one on
+    top_tenants: TopTenants = field(default_factory=TopTenants)
     _drain_seen_at: float | None = None
 
     def start(
@@ -288,13 +301,17 @@ class ReplicaStatus:
             "at": utc_now().isoformat(timespec="milliseconds"),
             "stream": self.fleet and self.fleet.stream_name,
             **report,
+            "topTenants": self.top_tenants.rows,
             "heldAdvice": self._advice(reasons),
         }
 
     def _fleet_report(self) -> dict[str, Any]:
         if self.fleet is None:
-            return lone_report(KnownReplica(self.name, __version__, self.history.figures()))
+            return lone_report(KnownReplica(self.name, __version__, self._figures()))
         return self.fleet.report()
+
+    def _figures(self) -> ReplicaFigures:
+        return msgspec.structs.replace(self.history.figures(), top=self.top_tenants.first())
 
     def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
         return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}
@@ -350,8 +367,14 @@ class ReplicaStatus:
         at = utc_now()
         self.history.note(totals, now=loop_time(), at=at)
         if self.fleet is not None:
-            self.fleet.figures = self.history.figures()
+            self.fleet.figures = self._figures()
         self.stream_history.note(self._fleet_report()["streamShards"], at)
+
+    async def note_top_tenants(self) -> None:
+        """Note which tenants take most of the shards' time now."""
+        if self.gateway is not None and self.pools is not None:
+            known = self.pools.by_shard_id()
+            await self.top_tenants.note({one: usage for one, usage in self.gateway.usages().items() if one in known})
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [
@@ -383,7 +406,7 @@ class ReplicaStatus:
         ]
 
     def handler_status(self) -> dict[str, Any]:
-        """Return the state of the worker (docs/interface.md, `GET /handler/status`)."""
+        """Return the state of the worker (docs/outcomes.md, `GET /handler/status`)."""
         unready = self.readiness_problem()
         return {
             "running": unready is None,
@@ -397,7 +420,7 @@ class ReplicaStatus:
         }
 
     async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
-        """Answer `GET /operations/{requestId}` (docs/interface.md)."""
+        """Answer `GET /operations/{requestId}` (docs/outcomes.md)."""
         if self.gateway is None:
             return 503, {"error": "starting"}
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
@@ -406,11 +429,14 @@ class ReplicaStatus:
         status = self._read_status(tenant_id)
         found: LoggedOperation | RejectedRequest | Absence | None
         try:
-            answer = await self.gateway.find_operation(request_id, tenant_id, stream=self._stream_shards(status))
+            names = None if business_id is None else (business_id, location_id or "")
+            answer = await self.gateway.find_operation(
+                request_id, tenant_id, names=names, stream=self._stream_shards(status)
+            )
             found = answer.operation
             is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
-            if found is None and not is_pending:
-                found = await self.gateway.find_rejection(request_id, tenant_id)
+            if not isinstance(found, LoggedOperation) and not is_pending:
+                found = await self.gateway.find_rejection(request_id, tenant_id) or found
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
             return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": RequestStatus.HELD} | held)
@@ -427,7 +453,18 @@ class ReplicaStatus:
             return 200, asked | {"status": RequestStatus.HELD} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        return 404, asked | {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s} | read_up_to | silent
+        unknown = {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s, "answerUntil": _answer_until(lag_s)}
+        return 404, asked | unknown | read_up_to | silent
+
+    async def wait_for_operation(
+        self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
+    ) -> bool:
+        """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
+        if self.gateway is None:
+            return True
+        if self.waits is None:
+            self.waits = OperationWaits(self.gateway.is_decided, lambda one: self._tenant_hold(one) is not None)
+        return await self.waits.wait(tenant_id_of(business_id, location_id), request_id, within_s, end)
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
@@ -444,7 +481,8 @@ class ReplicaStatus:
         """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        reason = hold_reason(absence, status)
+        is_paused = self.gateway is not None and self.gateway.paused_s(tenant_id) > 0
+        reason = hold_reason(absence, status, is_paused=is_paused)
         return None if reason is None else {"reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
@@ -480,15 +518,28 @@ class ReplicaStatus:
         held = {"held": self._tenant_hold(tenant_id)}
         try:
             found = await self.gateway.find_tenant(tenant_id)
+            refused = await self.gateway.find_rejection(control_request_id(business_id, location_id), tenant_id)
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": str(exc)} | held
-        asked = {"businessId": business_id, "locationId": location_id}
+        asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
         if isinstance(found, Absence):
             return 404, asked | {"state": found} | held
         shard_id, row = found
         if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
             return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
-        return 200, tenant_view(shard_id, row) | held
+        return 200, tenant_view(shard_id, row) | {"refused": asked["refused"]} | held
+
+    async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
+        """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
+        if self.gateway is None:
+            return 503, {"error": "starting"}
+        try:
+            found = await self.gateway.steer_tenant(business_id, location_id, lever)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": str(exc)}
+        if isinstance(found, Absence):
+            return (409 if found is Absence.MOVING else 404), {"error": not_steered_error(found)}
+        return 200, levers_view(*found)
 
     async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every known shard as it is now, inspected concurrently; names those without answer."""
@@ -515,8 +566,10 @@ def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views
         fleet=replica.fleet_status,
         fleet_history=replica.stream_history.view,
         operation=replica.find_operation,
+        wait=replica.wait_for_operation,
         operations=lambda query: list_operations(replica.gateway, query),
         tenant=replica.find_tenant,
+        steer_tenant=replica.steer_tenant,
         shards=replica.inspect_shards,
         sqs_stats=_require_started(replica, Monitoring.sqs_stats),
         handler_status=replica.handler_status,
@@ -542,6 +595,11 @@ def _require_started(
         return await ask(replica.monitoring, *args)
 
     return answer
+
+
+def _answer_until(lag_s: float | None) -> datetime | None:
+    """Return until when an operation that is in the stream by now gets its answer: also a rejection, which is noted."""
+    return None if lag_s is None else utc_now() + timedelta(seconds=lag_s + KEPT_S)
 
 
 def _handler_state(unready: Unreadiness | None) -> str:

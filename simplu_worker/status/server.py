@@ -1,4 +1,4 @@
-"""Serve health, metrics, status and single answers over HTTP (docs/interface.md), from views passed as callables.
+"""Serve health, metrics, status and single answers over HTTP (docs/outcomes.md), from views passed as callables.
 
 Bearer tokens protect every path with data of tenants (`guard`); health and metrics have no such data and are open.
 The DELETEs have to be allowed separately. Every answer but metrics and the page is JSON, errors included, and contains
@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import errno
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -23,18 +24,29 @@ from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS_MAX
+from simplu_worker.shards.types import Lever
 from simplu_worker.status.access.audit import Actor, log_call, logged_action
 from simplu_worker.status.access.call_rates import CallRates
 from simplu_worker.status.access.guard import Guard
-from simplu_worker.status.access.reductions import counts_and_states, for_viewers
+from simplu_worker.status.access.reductions import counts_and_states, for_producers, for_viewers
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
 from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
 from simplu_worker.status.live.event_stream import LISTENERS_MAX, Read, changes, send_events
-from simplu_worker.status.live.request_bodies import LettersRequest, OpenDesk, RetryRequest, read_body
+from simplu_worker.status.live.request_bodies import (
+    LettersRequest,
+    LeverRequest,
+    OpenDesk,
+    PauseRequest,
+    ResumeRequest,
+    RetryRequest,
+    WeightRequest,
+    read_body,
+)
 from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
+from simplu_worker.status.operation_waits import WAIT_MAX_S
 from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.responses import (
     COMMON_HEADERS,
@@ -43,10 +55,13 @@ from simplu_worker.status.responses import (
     error_response,
     json_response,
 )
+from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.status.routes.openapi import describe
 from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
+from simplu_worker.status.tls import accepting
 from simplu_worker.status.unreadiness import Unreadiness
+from simplu_worker.status.views import lever_action
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Role
 
@@ -79,8 +94,11 @@ class Views(msgspec.Struct, frozen=True):
     HTTP status and the JSON; text that is JSON already (a result as Postgres stores it) is passed as `msgspec.Raw`, so
     that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
+    *wait* takes the three, and returns once the operation is decided or held, after some seconds, or at the event, and
+    False if too many wait;
     *operations* takes the query of a list.
     *release_lease* releases that of a stream shard; *retry_held* has replicas try a held target, or all;
+    *steer_tenant* pauses or weighs a tenant;
     *letters* acts on dead letters, where that is possible.
     *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
     """
@@ -93,6 +111,7 @@ class Views(msgspec.Struct, frozen=True):
     fleet: Callable[[], dict[str, Any]]
     fleet_history: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
+    wait: Callable[[str, str, str, float, asyncio.Event], Awaitable[bool]]
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
     shards: Callable[[], Awaitable[HttpAnswer]]
@@ -103,6 +122,7 @@ class Views(msgspec.Struct, frozen=True):
     cache_keys: Callable[[], Awaitable[HttpAnswer]]
     release_lease: Callable[[str], Awaitable[HttpAnswer]]
     retry_held: Callable[[str | None], Awaitable[HttpAnswer]]
+    steer_tenant: Callable[[str, str, Lever], Awaitable[HttpAnswer]]
     letters: OpenDesk | None
     purge: Callable[[str | None], Awaitable[HttpAnswer]]
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
@@ -117,39 +137,67 @@ async def open_http(
     views: Views,
     allow_destructive: bool = False,
     opens_reads: bool = False,
+    is_behind_tls: bool = False,
+    tls: Callable[[], ssl.SSLContext] | None = None,
     limits: ConnectionLimits = CONNECTION_LIMITS,
 ) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
     Without a *host*, on all addresses of IPv4 and, unless the kernel has no IPv6, of IPv6.
     Without *tokens* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
-    *opens_reads* some of the others show counts and states to requests without a token. Raises OSError if the port is
-    in use.
+    *opens_reads* some of the others show counts and states to requests without a token. With *tls* by HTTPS, each
+    connection with what it returns then; *is_behind_tls*: a proxy does that. Raises OSError if the port is in use.
     """
-    guard = Guard(tokens, host, allow_destructive=allow_destructive, opens_reads=opens_reads)
+    guard = Guard(
+        tokens, host, allow_destructive=allow_destructive, opens_reads=opens_reads, is_behind_tls=is_behind_tls
+    )
     runner = web.AppRunner(make_application(guard, views, limits), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         gate = ConnectionGate(cast("web.Server", runner.server), limits)  # aiohttp's sites have no place for it
-        with contextlib.ExitStack() as stack:
-            own_port = await _listen(stack, gate, host or IPV4, port)
+        async with contextlib.AsyncExitStack() as stack:
+            own_port = await _listen(stack, gate, host or IPV4, port, tls)
             if host is None:
                 try:
-                    await _listen(stack, gate, IPV6, own_port)
+                    await _listen(stack, gate, IPV6, own_port, tls)
                 except OSError as exc:
                     if exc.errno not in NO_IPV6:
                         raise
-            log.info("http.started", host=host, port=own_port, protected_paths="open" if tokens.roles else "closed")
+            log.info(
+                "http.started",
+                host=host,
+                port=own_port,
+                protected_paths="open" if tokens.variables(Role) else "closed",
+                tls=tls is not None,
+            )
             yield own_port
     finally:
         await runner.cleanup()
 
 
-async def _listen(stack: contextlib.ExitStack, gate: ConnectionGate, host: str, port: int) -> int:
+async def _listen(
+    stack: contextlib.AsyncExitStack,
+    gate: ConnectionGate,
+    host: str,
+    port: int,
+    tls: Callable[[], ssl.SSLContext] | None,
+) -> int:
     """Listen on *host* until *stack* ends; return the port."""
-    listener = await asyncio.get_running_loop().create_server(gate, host, port, reuse_address=True, backlog=BACKLOG)
+    listener = await asyncio.get_running_loop().create_server(
+        gate, host, port, reuse_address=True, backlog=BACKLOG, start_serving=tls is None
+    )
     stack.callback(listener.close)
     own_port: int = listener.sockets[0].getsockname()[1] if listener.sockets else port
+    if tls is not None:
+        limits = gate.limits
+        await stack.enter_async_context(
+            accepting(
+                *(listener, gate, tls),
+                backlog=BACKLOG,
+                handshakes_max=limits.count,
+                handshake_s=limits.request_s,
+            )
+        )
     return own_port
 
 
@@ -159,7 +207,7 @@ def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONN
     middlewares = [_answer_errors_in_json, _limit_rates(rates, guard)]
     app = web.Application(middlewares=middlewares, client_max_size=BODY_MAX_BYTES)
     endpoints = _Endpoints(views, guard)
-    handlers = _Handlers(guard, limits)
+    handlers = _Handlers(guard, limits, views.wait)
     app.on_shutdown.append(handlers.close)
     for route in ROUTES:
         handler = handlers.make(route, getattr(endpoints, route.name))
@@ -172,8 +220,14 @@ def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONN
 class _Handlers:
     """Makes the handlers of routes: their views, with their limits, as each role sees them."""
 
-    def __init__(self, guard: Guard, limits: ConnectionLimits) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        limits: ConnectionLimits,
+        wait: Callable[[str, str, str, float, asyncio.Event], Awaitable[bool]],
+    ) -> None:
         self._guard = guard
+        self._wait = wait
         self._limits = limits
         self._gate = _RequestGate()
         self._shared: dict[tuple[str, Role | None], SharedAnswer[EncodedAnswer]] = {}
@@ -196,8 +250,10 @@ class _Handlers:
         kinds = {Answer.SHARED: self._share, Answer.STREAM: self._stream, Answer.IN_TURNS: self._run}
         make = kinds[route.answer]
         by_role = {Role.OPERATOR: make(route, view, Role.OPERATOR)}
-        if route.access in {Access.COUNTS, Access.VIEWERS}:
+        if route.access in {Access.COUNTS, Access.VIEWERS, Access.PRODUCERS}:
             by_role[Role.VIEWER] = make(route, view, Role.VIEWER)
+        if route.access is Access.PRODUCERS:
+            by_role[Role.PRODUCER] = make(route, view, Role.PRODUCER)
         without_token = make(route, view, None) if route.access is Access.COUNTS else None
         return self._guard.protect(route, by_role, without_token=without_token)
 
@@ -224,7 +280,37 @@ class _Handlers:
             wait_s = answer.get("retryAfterSeconds")
             return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 
-        return self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
+        handler = self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
+        return self._after_wait(handler) if route.name == "operation" else handler
+
+    def _after_wait(self, handler: Handler) -> Handler:
+        """Return *handler* for requests that may wait before their answer is made, when they take no turn."""
+
+        async def wait_first(request: web.Request) -> web.StreamResponse:
+            try:
+                wait = parse_wait(request)
+            except ValueError as exc:
+                return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+            if wait is not None:
+                with self._lasting_until(request) as end:
+                    if not await self._wait(*wait, end):
+                        return busy_response()
+            return await handler(request)
+
+        return wait_first
+
+    @contextlib.contextmanager
+    def _lasting_until(self, request: web.Request) -> Iterator[asyncio.Event]:
+        """Give the event that ends an answer that lasts: the stop of the server, or the loss of the connection."""
+        end = asyncio.Event()
+        if self._is_closing:
+            end.set()
+        self._lasting.add(end)
+        connection_of(request).call_when_lost(end.set)
+        try:
+            yield end
+        finally:
+            self._lasting.remove(end)
 
     def _stream(self, route: Route, view: EventView, role: Role | None) -> Handler:
         """Return the handler of a stream of events, for a bounded number of listeners."""
@@ -234,26 +320,33 @@ class _Handlers:
             return self._shared[name, role]
 
         async def respond(request: web.Request) -> web.StreamResponse:
-            closing = asyncio.Event()
-            if self._is_closing:
-                closing.set()
-            try:
-                events = view.open(EventRequest(request, role or Role.VIEWER, read_as, closing))
-            except ValueError as exc:
-                return error_response(HTTPStatus.BAD_REQUEST, str(exc))
-            except PermissionError as exc:
-                return error_response(HTTPStatus.FORBIDDEN, str(exc))
-            if not places.take(route.path):
-                return busy_response()
-            self._lasting.add(closing)
-            connection_of(request).call_when_lost(closing.set)  # the place of a listener that has gone is free at once
-            try:
-                return await send_events(request, events, taken_within_s=self._limits.answer_s)
-            finally:
-                self._lasting.remove(closing)
-                places.free(route.path)
+            with self._lasting_until(request) as closing:  # the place of a listener that has gone is free at once
+                try:
+                    events = view.open(EventRequest(request, role or Role.VIEWER, read_as, closing))
+                except ValueError as exc:
+                    return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+                except PermissionError as exc:
+                    return error_response(HTTPStatus.FORBIDDEN, str(exc))
+                if not places.take(route.path):
+                    return busy_response()
+                try:
+                    admitted = self._while_admitted(request, events)
+                    return await send_events(request, admitted, taken_within_s=self._limits.answer_s)
+                finally:
+                    places.free(route.path)
 
         return respond
+
+    async def _while_admitted(
+        self, request: web.Request, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield *events* until their end, or until the token of the caller is another one's, or nobody's."""
+        caller = self._guard.caller_of(request)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if self._guard.caller_of(request) != caller:
+                    return
+                yield event
 
 
 class EventRequest(NamedTuple):
@@ -288,6 +381,8 @@ def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any
     match role:
         case Role.VIEWER:
             answer = for_viewers(status, answer)
+        case Role.PRODUCER:
+            answer = for_producers(status, answer)
         case None:
             answer = counts_and_states(answer)
     return status, ({"role": role} | answer if role is not None and route.name in WITH_ROLE else answer)
@@ -358,7 +453,9 @@ class _Endpoints:
         files = PageFiles()
         self.page = files.show_document
         self.page_file = files.show_file
-        self.description = _description_handler()
+        self.description = _answer_handler(describe(__version__))
+        self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in SCHEMAS]})
+        self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in SCHEMAS.items()}
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
         self.events = EventView(LISTENERS_MAX, _open_changes)
@@ -368,6 +465,12 @@ class _Endpoints:
         self.handler_stats = views.handler_stats
         self.cache_stats = views.cache_stats
         self.cache_keys = views.cache_keys
+
+    async def message_schema(self, request: web.Request) -> web.Response:
+        schema = self._message_schemas.get(request.match_info["name"])
+        if schema is None:
+            return error_response(HTTPStatus.NOT_FOUND, "there is no such schema; GET /schemas/ has the names")
+        return encoded_response(HTTPStatus.OK, schema)
 
     async def live(self, _: web.Request) -> web.Response:
         return _health_response(self._views.live())
@@ -403,6 +506,26 @@ class _Endpoints:
             return _bad_request(str(exc))
         return await _act(request, "retry_held", self._views.retry_held(body.target), target=body.target)
 
+    async def pause_tenant(self, request: web.Request) -> HttpAnswer:
+        return await self._steer(request, PauseRequest)
+
+    async def resume_tenant(self, request: web.Request) -> HttpAnswer:
+        return await self._steer(request, ResumeRequest)
+
+    async def weigh_tenant(self, request: web.Request) -> HttpAnswer:
+        return await self._steer(request, WeightRequest)
+
+    async def _steer(self, request: web.Request, kind: type[LeverRequest]) -> HttpAnswer:
+        business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
+        if not _are_storable(business_id, location_id):
+            return _bad_request("expected ids without the character U+0000")
+        try:
+            lever = (await read_body(request, kind)).lever
+        except ValueError as exc:
+            return _bad_request(str(exc))
+        acting = self._views.steer_tenant(business_id, location_id, lever)
+        return await _act(request, lever_action(lever), acting, businessId=business_id, locationId=location_id)
+
     async def list_letters(self, request: web.Request) -> HttpAnswer:
         return await self._ask_desk(request, "list")
 
@@ -437,11 +560,9 @@ class _Endpoints:
 
     async def operation(self, request: web.Request) -> HttpAnswer:
         request_id = request.match_info["requestId"]
-        business_id, location_id = request.query.get("businessId"), request.query.get("locationId")
-        if (not business_id) != (not location_id):
+        business_id, location_id = _named_tenant(request)
+        if (business_id is None) != (location_id is None):
             return _bad_request("expected businessId and locationId together, or neither of them")
-        if not business_id or not location_id:
-            business_id = location_id = None
         if not _are_storable(request_id, business_id, location_id):
             return _bad_request("expected ids without the character U+0000")
         return await self._views.operation(request_id, business_id, location_id)
@@ -458,6 +579,31 @@ class _Endpoints:
         if not _are_storable(business_id, location_id):
             return _bad_request("expected ids without the character U+0000")
         return await self._views.tenant(business_id, location_id)
+
+
+def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:
+    """Return the ids that the query names; an empty one counts as absent."""
+    return request.query.get("businessId") or None, request.query.get("locationId") or None
+
+
+def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
+    """Return request id, business id, location id and seconds of a request that waits; None of another one.
+
+    Raises ValueError with an error for people.
+    """
+    texts = [text for text in request.query.getall("wait", []) if text]
+    if not texts:
+        return None
+    try:
+        within_s = float(texts[0])
+    except ValueError:
+        within_s = -1.0
+    if len(texts) > 1 or not 0 <= within_s <= WAIT_MAX_S:
+        raise ValueError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got another text, or several")
+    business_id, location_id = _named_tenant(request)
+    if business_id is None or location_id is None:
+        raise ValueError("wait: expected businessId and locationId too: without them each look would ask all shards")
+    return request.match_info["requestId"], business_id, location_id, within_s
 
 
 def _actor_of(request: web.Request) -> Actor:
@@ -533,14 +679,14 @@ def _http_error(exc: web.HTTPException, method: str) -> web.Response:
             return error_response(exc.status, exc.reason)
 
 
-def _description_handler() -> Handler:
-    """Return the handler of the description of the interface."""
-    body = msgspec.json.encode(describe(__version__))
+def _answer_handler(answer: dict[str, Any]) -> Handler:
+    """Return the handler of an answer that never changes."""
+    body = msgspec.json.encode(answer)
 
-    async def show_description(_: web.Request) -> web.Response:
+    async def show_answer(_: web.Request) -> web.Response:
         return encoded_response(HTTPStatus.OK, body)
 
-    return show_description
+    return show_answer
 
 
 def _are_storable(*ids: str | None) -> bool:

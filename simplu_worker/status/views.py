@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from simplu_worker.bulkheads import Trouble
+from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.shards.health.all_shards import InspectedShard
 from simplu_worker.shards.health.assessment import health_view
+from simplu_worker.shards.types import Lever
+from simplu_worker.vocabulary import Absence
 
 
 def trouble_view(trouble: Trouble) -> dict[str, Any]:
@@ -33,9 +36,42 @@ def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
         "shardId": shard_id,
         "movedTo": row["moved_to"],
         "createdAt": row["created_at"],
+        "pausedUntil": row["paused_until"],
+        "weight": row["weight"],
         "resources": row.get("resource_count"),
         "operations": row.get("operation_count"),
     }
+
+
+def refused_view(found: RejectedRequest | Absence | None) -> dict[str, Any] | None:
+    """Return the last refused control message of a tenant as JSON members; None without one."""
+    if not isinstance(found, RejectedRequest):
+        return None
+    return {
+        "reason": found.reason,
+        "error": found.error,
+        "at": found.rejected_at,
+        "queue": found.source,
+        "messageId": found.message_id,
+        "deadLetterQueue": found.dead_letter_queue,
+    }
+
+
+def levers_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what people have set for a tenant as JSON members."""
+    return {"shardId": shard_id, "pausedUntil": row["paused_until"], "weight": row["weight"]}
+
+
+def lever_action(lever: Lever) -> str:
+    """Return the name of the action in the log of operators."""
+    if lever.pause_s is None:
+        return "weigh_tenant"
+    return "pause_tenant" if lever.pause_s else "resume_tenant"
+
+
+def not_steered_error(absence: Absence) -> str:
+    """Return the error for a tenant for which nothing was set."""
+    return f"expected an active tenant, got one that is {absence}; when it is being moved, try again"
 
 
 def shard_view(shard: InspectedShard) -> dict[str, Any]:

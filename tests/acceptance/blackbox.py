@@ -55,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--late-tenants", type=int, default=0, help="registered when half of the records are put")
     parser.add_argument("--unregistered", type=int, default=0, help="tenants that send and never are registered")
     parser.add_argument("--unstorable", type=float, default=Shares().unstorable, help="share of data jsonb refuses")
+    parser.add_argument("--packed", type=float, default=0.3, help="share of keys with records of several operations")
     parser.add_argument("--stress", action="store_true", help="add records of 1 MB, over 10 MB, and 10,000 deep")
     parser.add_argument("--rate", type=float, default=None, help="most records a second")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds until all must be applied")
@@ -86,6 +87,7 @@ async def run(arguments: argparse.Namespace) -> int:
         kinds=tuple(arguments.kinds.split(",")),
         shares=Shares(unstorable=arguments.unstorable),
         stress=arguments.stress,
+        packed=arguments.packed,
         rate=arguments.rate,
     )
     console.print(f"seed {seed}, run {load.run}")
@@ -95,10 +97,12 @@ async def run(arguments: argparse.Namespace) -> int:
     async def on_tick(snapshot: TrialSnapshot) -> None:
         display.show(snapshot, None)
 
+    killed = asyncio.Event()
     trial = Trial(
         load,
         lambda: read_env_file(arguments.env_file),
         on_tick=on_tick,
+        at_half=killed.wait,
         timeout_s=arguments.timeout,
         idle_s=IDLE_S
         + arguments.freeze_shard
@@ -112,7 +116,13 @@ async def run(arguments: argparse.Namespace) -> int:
                 running_worker(env, arguments.env_file.with_suffix(".worker.log"))
             )
         async with asyncio.TaskGroup() as tasks:
-            troubles = [tasks.create_task(kill_repeatedly(trial, worker, arguments.kills, console))] if worker else []
+            troubles = []
+            if worker is not None and arguments.kills:
+                kills = tasks.create_task(kill_repeatedly(trial, worker, arguments.kills, console))
+                kills.add_done_callback(lambda _: killed.set())
+                troubles.append(kills)
+            else:
+                killed.set()
             if arguments.freeze_shard:
                 troubles.append(tasks.create_task(freeze(trial, shard_urls(env)[0], arguments.freeze_shard, console)))
             if arguments.kill_shard:
@@ -145,9 +155,12 @@ async def running_worker(env: Mapping[str, str], log_path: Path) -> AsyncIterato
 
 
 async def kill_repeatedly(trial: Trial, worker: WorkerProcess, count: int, console: Console) -> None:
-    """Kill the worker with -9 and start it again, *count* times, spread over what it applies."""
+    """Kill the worker with -9 and start it again, *count* times, spread over the first half of what it applies.
+
+    The second half is put only then: a worker that catches up in a moment is killed as often.
+    """
     for number in range(1, count + 1):
-        await settled_share(trial, number / (count + 1))
+        await settled_share(trial, number / (count + 1) / 2)
         console.print(f"kill -9 of worker {worker.pid} ({number} of {count})")
         worker.kill()
         worker.start()

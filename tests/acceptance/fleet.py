@@ -93,7 +93,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
-    """Do one thing after the other to the fleet and the stream, spread over what is sent."""
+    """Do one thing after the other to the fleet and the stream, while the first two thirds are sent or later."""
     steps: list[Step] = [
         lambda: fleet.start(3),
         lambda: fleet.reshard(2 * stream_shards),
@@ -104,7 +104,7 @@ async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
         lambda: fleet.reshard(stream_shards // 2),
     ]
     for number, step in enumerate(steps, start=1):
-        await _settled_share(trial, number / (len(steps) + 1))
+        await _settled_share(trial, number / (len(steps) + 3))
         await step()
 
 

@@ -29,6 +29,7 @@ HELD_WITHIN_S = 30.0
 APPLIED_WITHIN_S = 60.0
 WARM_UP_S = 3.0
 LEASE_DURATION_S = 3.0
+RESTARTED_WITHIN_S = 10.0  # a killed worker, on a machine that does other things too
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def bound_promptness(results: LoadReport, prompt_s: float, *, restarted: bool) -
         name = measured.phase.name
         if not restarted:
             results.targets.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, prompt_s, unit="s"))
-        longest = CHILDREN_WITHIN_S + (LEASE_DURATION_S if restarted else 0)
+        longest = CHILDREN_WITHIN_S + (RESTARTED_WITHIN_S + LEASE_DURATION_S if restarted else 0)
         results.targets.append(
             PerformanceTarget(f"{name}: longest of the others", measured.longest_s, longest, unit="s")
         )

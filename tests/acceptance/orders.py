@@ -20,7 +20,7 @@ import secrets
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -87,26 +87,19 @@ async def run(arguments: argparse.Namespace) -> int:
         )
         async with asyncio.TaskGroup() as tasks:
             letters = tasks.create_task(reader.run())
-            sending = tasks.create_task(trial.send())
-            troubles = []
+            troubles: list[asyncio.Task[None]] = []
             if arguments.restart_shard:
                 troubles.append(tasks.create_task(trial.restart_shard()))
             if arguments.rolling_restart:
                 troubles.append(tasks.create_task(trial.replace_replicas(workers)))
-            await sending
+            await trial.send(troubles)
             applied = await trial.wait_until_done(reader)
-            untroubled = [task for task in troubles if not task.done()]
-            for task in (*untroubled, letters):
-                task.cancel()
+            letters.cancel()
         found = await compare_orders(shard_urls(trial.env()), [trial.plan], trial.sent, reader.dead_letters)
         leftovers = await trial.leftovers()
     result = trial.result(found, leftovers, len(workers))
     if not applied:
         result["differences"].append("not all was applied in time")
-    if untroubled:
-        result["differences"].append(
-            "all was applied before the trouble was made: give a lower --rate or more --events"
-        )
     show(result, console)
     if arguments.json:
         sys.stdout.write(json.dumps(result) + "\n")
@@ -186,8 +179,8 @@ class OrderTrial:
 
     # Sending
 
-    async def send(self) -> None:
-        """Send all events."""
+    async def send(self, troubles: Sequence[asyncio.Task[None]]) -> None:
+        """Send all events, the last ones when the *troubles* are over: on a slow machine too these come under load."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         places = iter(self.plan.planned)  # the sender keeps the order
@@ -198,8 +191,12 @@ class OrderTrial:
             self.sent_count += 1
             self.sent.setdefault(taken.message_id, planned)  # of one that the queue drops it is the first one's
 
-        events = (planned.event for planned in self.plan.planned)
-        await send_events(self._sqs, self.queue_url, events, on_sent=on_sent, rate=self._rate)
+        events = [planned.event for planned in self.plan.planned]
+        last_count = len(events) // 10 if troubles else 0
+        first, last = events[: len(events) - last_count], events[len(events) - last_count :]
+        await send_events(self._sqs, self.queue_url, first, on_sent=on_sent, rate=self._rate)
+        await asyncio.gather(*troubles)
+        await send_events(self._sqs, self.queue_url, last, on_sent=on_sent, rate=self._rate)
         seconds = loop.time() - began
         self._console.print(f"{self.sent_count} events sent in {seconds:.1f} s: {self.sent_count / seconds:.0f}/s")
 

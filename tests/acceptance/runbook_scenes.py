@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from support.postgres.databases import execute
+from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import fetch
+from support.requires import ROOT
 from support.restaurants import fill_restaurants
 from support.runbook.scene import Scene
 
@@ -20,15 +22,18 @@ from simplu_worker.shards.schema.schema_check import ensure_schema
 
 HELD_COUNT: Final = 4
 STRAY_SQL: Final = """
-INSERT INTO tenants SELECT 'fit-oslo', 'fit', 'oslo', 'gym', state, epoch, moved_to, control_at, created_at,
-    state_changed_at FROM tenants WHERE id = 'smile-berlin';
+INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at)
+SELECT 'fit-oslo', 'fit', 'oslo', 'gym', state, control_at, created_at, state_changed_at
+FROM tenants WHERE id = 'smile-berlin';
 INSERT INTO resources SELECT 'fit-oslo', 'gym', one.name, one.id, one.data, now(), now()
 FROM (VALUES ('settings', 'default', '{}'::jsonb), ('members', 'stray', '{"name": "Kari"}')) AS one (name, id, data);
-INSERT INTO operations SELECT (one.stray).* FROM (
-    SELECT jsonb_populate_record(o, '{"tenant_id": "fit-oslo", "request_id": "stray"}') AS stray
-    FROM operations AS o LIMIT 1
-) AS one;
-"""
+""" + made_up_rows(
+    tenant_id="'fit-oslo'",
+    request_id="'stray'",
+    operation="'create'",
+    resource_type="'members'",
+    resource_id="'stray'",
+)
 
 
 async def first_deployment(scene: Scene) -> None:
@@ -165,6 +170,14 @@ async def import_tenants(scene: Scene) -> None:
     await execute(old.url, "CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
 
 
+async def business_types(scene: Scene) -> None:
+    """Deploy two shards; the folder of types has the example."""
+    await two_shards(scene)
+    (scene.folder / "types").mkdir()
+    example = ROOT / "simplu_local" / "business_types" / "restaurant.json"
+    scene.write("types/restaurant.json", example.read_text(encoding="utf-8"))
+
+
 async def two_shards(scene: Scene) -> None:
     """Deploy two shards, each with a tenant that has applied its operations."""
     await scene.deploy("db-1", "db-2")
@@ -195,6 +208,7 @@ async def region_loss(scene: Scene) -> None:
 
 SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "add-shard": add_shard,
+    "business-types": business_types,
     "first-deployment": first_deployment,
     "import": import_tenants,
     "move-tenant": two_shards,

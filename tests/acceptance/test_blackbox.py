@@ -40,26 +40,21 @@ def running_stack(env_file: Path) -> Iterator[subprocess.Popen[bytes]]:
     assert process.returncode == 0, log_path.read_text()
 
 
-@pytest.mark.slow(25)
-def test_worker_applies_everything_exactly_once_over_ipv6_alone(
+@pytest.mark.slow(20)
+def test_worker_applies_everything_exactly_once_over_ipv6_when_killed_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Postgres, AWS, Citrus and the worker listen on ::1, and on no address of IPv4."""
+    """After two kill -9 every row, outcome and dead letter is right, SIGTERM ends with 0, and no process is left.
+
+    Postgres, AWS, Citrus and the worker listen on ::1, and on no address of IPv4.
+    """
     require_ipv6()
     monkeypatch.setenv("STACK_HOST", "::1")
     env_file = tmp_path / "stack.env"
-    with running_stack(env_file):
+    with running_stack(env_file) as stack:
         text = env_file.read_text()
         assert text.count("[::1]:") > 10
         assert "127.0.0.1" not in text
-        run_program("acceptance.blackbox", "--env-file", str(env_file), "--operations", "300", "--start-worker")
-
-
-@pytest.mark.slow(20)
-def test_worker_applies_everything_exactly_once_when_killed_twice(tmp_path: Path) -> None:
-    """After two kill -9 every row, outcome and dead letter is right, SIGTERM ends with 0, and no process is left."""
-    env_file = tmp_path / "stack.env"
-    with running_stack(env_file) as stack:
         options = ("--operations", "800", "--rate", "100", "--late-tenants", "2", "--kills", "2", "--timeout", "90")
         run_program("acceptance.blackbox", "--env-file", str(env_file), *options)
         family = with_descendants([stack.pid], running_processes())

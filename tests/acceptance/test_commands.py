@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from support.aws.kcl3_peer import leader_row, migration_row
@@ -164,7 +165,7 @@ async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None
     """An unknown type and an id that is taken are refused with the reason, on stderr, with status 1."""
     unknown = await terminal.run("tenants", "provision", "x", "y", "--type", "bakery")
     assert (unknown.status, unknown.out) == (1, "")
-    assert "expected one of dental, gym, hotel, got 'bakery'" in unknown.err
+    assert "expected one of dental, gym, hotel, which shard" in unknown.err
     await terminal.run("tenants", "provision", "a-b", "c", "--type", "gym")
     taken = await terminal.run("tenants", "provision", "a", "b-c", "--type", "gym")
     assert taken.status == 1
@@ -453,3 +454,49 @@ async def test_commands_survive_a_reader_that_leaves(terminal: Terminal) -> None
         await process.wait()
     assert b"Traceback" not in err
     assert b"Exception ignored" not in err
+
+
+async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: Terminal) -> None:
+    """Others go on; what waited is applied, each once. A pause is an operator's, by command or over HTTP."""
+    await terminal.run("tenants", "provision", "clinic", "north", "--type", "dental")
+    paused = await terminal.run("tenants", "pause", "clinic", "north", "--for", "10m")
+    assert paused.status == 0
+    assert "clinic north on shard shard-" in paused.err
+    assert ": paused until " in paused.err
+    north = {"businessId": "clinic", "locationId": "north"}
+    records = text_of(*(operation(**north, resourceId=f"p-{number}") for number in range(3)))
+    events = text_of(*({"type": "CREATE", "orderId": f"q-{number}", "data": {}, **north} for number in range(3)))
+    waiting = [
+        await terminal.start("operations", "send", "-", *words, "--wait", "--timeout", "25", "--json")
+        for words in ((), ("--orders",))
+    ]
+    ends = [
+        asyncio.create_task(terminal.end(process, text))
+        for process, text in zip(waiting, (records, events), strict=True)
+    ]
+
+    async def is_held() -> bool:
+        shown = await terminal.run("operations", "show", "never-sent", "--tenant", "clinic", "north", "--json")
+        return (shown.json["status"], shown.json.get("reason")) == ("held", "paused")
+
+    assert await poll_until(is_held, within_s=COMMAND_S)
+    other = await terminal.run("operations", "send", "-", "--wait", text=text_of(operation(resourceId="p-4")))
+    assert other.status == 0
+    listed = await terminal.run("operations", "list", "clinic", "north", "--json")
+    assert listed.json["operations"] == []
+    assert not any(end.done() for end in ends)
+
+    url = f"http://{HOST}:{terminal.stack.env['HTTP_PORT']}/tenants/clinic/north/resume"
+    headers = {"Authorization": f"Bearer {terminal.stack.env['API_TOKEN']}"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.post(url) as response:
+        answer = await response.json()
+    assert (response.status, answer["pausedUntil"], answer["weight"]) == (200, None, 1)
+    for sent in await asyncio.gather(*ends):
+        assert [fate["status"] for fate in sent.json["operations"]] == ["succeeded"] * 3
+    weighed = await terminal.run("tenants", "weight", "clinic", "north", "0.5", "--json")
+    assert (weighed.status, weighed.json["weight"]) == (0, 0.5)
+    for words in (("pause", "clinic", "north", "--for", "0s"), ("pause", "clinic", "north", "--for", "15d")):
+        refused = await terminal.run("tenants", *words)
+        assert (refused.status, "--for: expected" in refused.err) == (2, True)
+    absent = await terminal.run("tenants", "pause", "nobody", "main")
+    assert (absent.status, "one that is unregistered" in absent.err) == (1, True)

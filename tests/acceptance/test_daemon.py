@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -285,39 +285,6 @@ async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: 
     assert (live, status) == (200, 0)
 
 
-@pytest.mark.slow(4)
-@in_stacks_loop
-async def test_worker_tells_how_many_lines_it_dropped_when_its_log_is_read_again(stack: Stack, tmp_path: Path) -> None:
-    """A closed pipe drops lines too; with a new reader the log goes on, and `log.lines_dropped` has their number."""
-    pipe = tmp_path / "log"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    text = b""
-
-    async def has_lost_lines() -> bool:
-        return await dropped_lines(worker) > 0
-
-    async def is_told() -> bool:
-        nonlocal text
-        with suppress(BlockingIOError):
-            text += os.read(reader, PIPE_BYTES)
-        return b"log.lines_dropped" in text and text.endswith(b"\n")
-
-    try:
-        async with running_worker(stack, log_path=pipe, LOG_LEVEL="debug") as worker:
-            os.close(reader)
-            await until_so(has_lost_lines)
-            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-            await until_so(is_told)
-            await worker.stop(within_s=GRACE_S)
-    finally:
-        os.close(reader)
-
-    events = [json.loads(line) for line in text.splitlines()]
-    (told,) = [event for event in events if event["event"] == "log.lines_dropped"]
-    assert (told["level"], told["stream"], told["lines"] > 0) == ("warning", "stdout", True)
-
-
 async def dropped_lines(worker: WorkerProcess) -> float:
     """Return how many lines of its log a worker has dropped, by its metrics."""
     (line,) = [
@@ -328,6 +295,7 @@ async def dropped_lines(worker: WorkerProcess) -> float:
     return float(line.rpartition(" ")[2])
 
 
+@pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_answers_over_http(stack: Stack) -> None:
     """What is open, what is protected, what is not there; and a second worker cannot have the port."""
@@ -370,74 +338,48 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     assert "Traceback" not in taken.stdout + taken.stderr
 
 
-@pytest.mark.slow(4)
-@in_stacks_loop
-async def test_id_of_a_rejected_record_answers_why_until_the_record_is_mended(stack: Stack) -> None:
-    """And its dead letter is in the queue that the answer names."""
-
-    async def answer() -> dict[str, str]:
-        path = "/operations/mended?businessId=clinic&locationId=main"
-        return dict(json.loads((await get(worker, path, token=stack.env["API_TOKEN"]))[1]))
-
-    async def is_rejected() -> bool:
-        return (await answer())["status"] == "rejected"
-
-    async def is_applied() -> bool:
-        return (await answer())["status"] == "succeeded"
-
-    bad = {"businessId": "clinic", "locationId": "main", "requestId": "mended", "operation": "create"}
-    async with running_worker(stack) as worker:
-        async with stack.aws_client("kinesis") as kinesis:
-            await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(bad).encode())
-        assert await poll_until(is_rejected, within_s=GRACE_S)
-        rejected = await answer()
-        await put_creates(stack, TENANT, "mended")
-        assert await poll_until(is_applied, within_s=GRACE_S)
-        await worker.stop(within_s=GRACE_S)
-
-    assert rejected["reason"] == "invalid_message"
-    assert "resourceType" in rejected["error"]
-    assert rejected["deadLetterQueue"] == stack.env["SQS_DEAD_LETTER_QUEUE_URL"].rpartition("/")[2]
-    assert "readUpTo" in rejected
-
-
 @pytest.mark.slow(16)
 @in_stacks_loop
 async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
-    """What was put before `readUpTo` is decided, or the tenant is held: then it says so."""
+    """What was put before `readUpTo` is decided, or the tenant is held, or the record is rejected: then it says so."""
 
-    async def asked(business_id: str) -> tuple[int, dict[str, Any]]:
-        path = f"/operations/never-sent?businessId={business_id}&locationId=main"
+    async def asked(business_id: str, request_id: str = "never-sent") -> tuple[int, dict[str, Any]]:
+        path = f"/operations/{request_id}?businessId={business_id}&locationId=main"
         status, body = await get(worker, path, token=stack.env["API_TOKEN"])
         return status, json.loads(body)
+
+    async def is_rejected() -> bool:
+        return bool((await asked("clinic", "mended"))[1]["status"] == "rejected")
 
     async def is_read() -> bool:
         read_up_to = (await asked("clinic"))[1].get("readUpTo")
         return read_up_to is not None and datetime.fromisoformat(read_up_to) > sent_at
 
+    async def is_mended() -> bool:
+        return bool((await asked("clinic", "mended"))[1]["status"] == "succeeded")
+
+    bad = {"businessId": "clinic", "locationId": "main", "requestId": "mended", "operation": "create"}
     async with running_worker(stack) as worker:
         sent_at = datetime.now(UTC)
+        async with stack.aws_client("kinesis") as kinesis:
+            await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(bad).encode())
         await put_creates(stack, TENANT, "before")
+        assert await poll_until(is_rejected, within_s=GRACE_S)
+        _, rejected = await asked("clinic", "mended")
+        await put_creates(stack, TENANT, "mended")
+        assert await poll_until(is_mended, within_s=GRACE_S)
         assert await poll_until(is_read, within_s=60)
         done, _ = await get(worker, "/operations/before", token=stack.env["API_TOKEN"])
         status, answer = await asked("clinic")
         held = await asked("nobody")
         await worker.stop(within_s=GRACE_S)
 
+    assert rejected["reason"] == "invalid_message"
+    assert "resourceType" in rejected["error"]
+    assert rejected["deadLetterQueue"] == stack.env["SQS_DEAD_LETTER_QUEUE_URL"].rpartition("/")[2]
+    assert "readUpTo" in rejected
     assert (done, status, answer["status"]) == (200, 404, "unknown")
     assert held == (200, {"requestId": "never-sent", "status": "held", "reason": "unregistered"})
-
-
-@pytest.mark.slow(4)
-@in_stacks_loop
-async def test_worker_shows_nothing_protected_when_it_has_no_token(stack: Stack) -> None:
-    """403, whatever is sent; health is open all the same."""
-    async with running_worker(stack, API_TOKEN="") as worker:
-        statuses = {(await get(worker, "/status", token=token))[0] for token in (None, "anything")}
-        live, _ = await get(worker, "/livez")
-        await worker.stop(within_s=GRACE_S)
-
-    assert (statuses, live) == ({403}, 200)
 
 
 @pytest.mark.slow(4)

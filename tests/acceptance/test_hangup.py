@@ -1,4 +1,7 @@
-"""SIGHUP to a worker under load: it goes by the new map from then on, a bad one changes nothing, no row is amiss."""
+"""SIGHUP to a worker under load: it goes by the new map from then on, a bad one changes nothing, no row is amiss.
+
+Also where the map names a server for a shard that a dump was restored into.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.postgres.databases import execute
+from support.postgres.dumps import TAKE_NUMBERS, dumped
 
 from simplu_local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
 from simplu_local.stack.stack import Stack
@@ -26,7 +32,7 @@ PATIENCE_S = 20.0
 
 
 def place_of(key: str, count: int, retired: frozenset[int]) -> int:
-    """Return the place of *key* in a list of shards (docs/interface.md), in the words of the paper's C++."""
+    """Return the place of *key* in a list of shards (docs/shards.md), in the words of the paper's C++."""
     attempt = 0
     while True:
         digest = hashlib.md5((f"{key}#{attempt}" if attempt else key).encode()).digest()
@@ -141,3 +147,62 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
     assert {key: homes[key] for key in made_after} == {key: [routes[key]] for key in made_after}
     assert {home for key in made_after for home in homes[key]} == {"shard-1", "shard-3"}
     assert [url for url in urls.values() if url.partition("@")[0].rpartition(":")[2] in log] == []
+
+
+@pytest.mark.slow(12)
+async def test_worker_goes_on_on_a_server_that_a_dump_was_restored_into(tmp_path: Path) -> None:
+    """It holds the shard until its numbers are raised, and nothing takes effect twice, or not at all."""
+    path = tmp_path / "map.json"
+    async with Stack(shards=1, stream_shards=2) as stack:
+        old = stack.servers["shard-1"]
+        await execute(old.url, TAKE_NUMBERS)
+        new = PostgresServer(stack.group, PostgresPrograms.find(stack.group.directory), database="other")
+        await new.start()
+        url = await new.create_database("restored", template="template0")
+        write_map(path, {"shard-1": old.url}, "shard-1")
+        env = stack.env | {"CITRUS_SERVER_URL": "", "CITRUS_API_KEY": "", "SHARD_MAP_FILE": str(path)}
+        worker = WorkerProcess(stack.group, env | {"SQS_ORDER_EVENTS_QUEUE_URL": "", "SQS_PRIORITY_QUEUE_URL": ""})
+        worker.start()
+        await worker.wait_ready()
+        told = Told(worker)
+        is_half_way = asyncio.Event()
+
+        async def note(snapshot: TrialSnapshot) -> None:
+            if snapshot.progress is not None and snapshot.progress.finished_count > 100:
+                is_half_way.set()
+
+        load = TrialLoad(400, seed=5, run="dump", tenants=6, rate=50)
+        trial = asyncio.create_task(Trial(load, lambda: env, on_tick=note, timeout_s=90, idle_s=60).run())
+        await asyncio.wait_for(is_half_way.wait(), 60)
+        await dumped(old.url, url)
+        write_map(path, {"shard-1": url}, "shard-1")
+        env["STACK_POSTGRES_URLS"] = url  # what the trial compares
+        await old.stop()
+        await told.after_hangup("shard_map.reloaded")
+        held = await eventually_logged(worker, "shards raise-numbers shard-1")
+        assert not trial.done()
+        await raise_numbers(env)
+        result = await trial
+        await worker.stop(within_s=30)
+
+    assert held
+    assert result.report.differences == []
+
+
+async def eventually_logged(worker: WorkerProcess, text: str) -> bool:
+    """Wait until the worker's log has *text*."""
+
+    async def is_said() -> bool:
+        return text in worker.log_path.read_text()
+
+    return await poll_until(is_said, within_s=PATIENCE_S)
+
+
+async def raise_numbers(env: Mapping[str, str]) -> None:
+    """Raise the numbers of the shard, as its error says."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    command = ("shards", "raise-numbers", "shard-1", "--apply")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "simplu_worker", *command, env=inherited | dict(env)
+    )
+    assert await process.wait() == 0

@@ -1,7 +1,7 @@
 """What trouble costs the others, on a small scale: the same programs tell it at full size.
 
 Of a shard that is lost `test_isolation.py` and `test_failures.py` tell it, of unknown and late tenants
-`test_bad_input.py` and `tests/integration/kinesis/test_reader_holding.py`.
+`tests/integration/kinesis/test_reader.py` and `test_reader_holding.py`.
 
 The bounds are wide, for the machine may be busy: they tell those who wait a moment from those who wait for the trouble
 to end. How well the others go on is for the programs on a machine that does nothing else.

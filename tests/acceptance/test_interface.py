@@ -1,4 +1,4 @@
-"""docs/interface.md does what it says: its examples are run in their order, against a worker."""
+"""docs/sending.md and docs/outcomes.md do what they say: their examples are run in their order, against a worker."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(15)
 
-PAGE = ROOT / "docs" / "interface.md"
+SENDING, OUTCOMES = (ROOT / "docs" / f"{name}.md" for name in ("sending", "outcomes"))
 PATIENCE_S = 30.0
 CREATION = "control SHARD_CREATION"
 TOLD = (("settings", "default"), ("role", "u-1"))  # resources whose data the page has in its text
 
 
 class Reader:
-    """Someone who follows the page with *stack* and *worker*, and *bin_path* before the rest of PATH."""
+    """Someone who follows the pages with *stack* and *worker*, and *bin_path* before the rest of PATH."""
 
     def __init__(self, stack: Stack, worker: WorkerProcess, bin_path: Path) -> None:
         self._stack = stack
         self._worker = worker
         own = {"HTTP_PORT": str(worker.port)}
-        path = {"PATH": f"{bin_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "tests")}
+        path = {
+            "PATH": f"{bin_path}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT / 'clients' / 'python'}",
+        }
         self._env = dict(os.environ) | stack.env | own | path
         self._sent_count = 0
 
@@ -51,6 +54,8 @@ class Reader:
                 await self._send_message("SQS_SHARD_CREATION_QUEUE_URL", example.text, kind=kind)
             case "run", ["shell"]:
                 await self._run("bash", "-euo", "pipefail", "-c", example.text)
+            case "run", ["typescript"]:
+                pass  # in tests/peers/test_clients.py
             case "run", ["python"]:
                 await self._run(sys.executable, "-c", example.text)
             case "outcome", [request_id]:
@@ -87,7 +92,8 @@ class Reader:
 
     async def _put_record(self, text: str) -> None:
         record = json.loads(text)
-        key = "-".join(record[name] for name in ("businessId", "locationId", "resourceType"))
+        first = record[0] if isinstance(record, list) else record
+        key = "-".join(first[name] for name in ("businessId", "locationId", "resourceType"))
         async with self._stack.aws_client("kinesis") as kinesis:
             await kinesis.put_record(StreamName=STREAM_NAME, Data=text.encode(), PartitionKey=key)
 
@@ -114,9 +120,9 @@ class Reader:
         assert await poll_until(are_decided, within_s=PATIENCE_S)
 
 
-async def test_examples_of_the_page_do_what_it_says(tmp_path: Path) -> None:
+async def test_examples_of_the_pages_do_what_they_say(tmp_path: Path) -> None:
     """Records, messages, commands and code, as they are written."""
-    examples = page_examples(PAGE)
+    examples = [*page_examples(SENDING), *page_examples(OUTCOMES)]
     assert len(examples) >= 25
     aws = tmp_path / "aws"
     aws.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m support.aws.command_line "$@"\n', encoding="utf-8")
@@ -126,7 +132,7 @@ async def test_examples_of_the_page_do_what_it_says(tmp_path: Path) -> None:
         worker.start()
         await worker.wait_ready()
         reader = Reader(stack, worker, tmp_path)
-        # The page tells of tenants last.
+        # The page tells of control messages last.
         await reader.follow(next(example for example in examples if example.name == CREATION))
         for example in examples:
             await reader.follow(example)
@@ -154,10 +160,13 @@ async def test_examples_of_the_page_do_what_it_says(tmp_path: Path) -> None:
         ("patient", "p1"),
         ("treatment", "t1"),
         ("order", "o-2"),
+        ("chair", "c1"),
     }
     assert resources["appointment", "a6"] == {"patientName": "Ben", "status": "moved"}
     told = [
-        json.loads(block) for block in re.findall(r"`(\{[^`]*\})`", PAGE.read_text(encoding="utf-8")) if _is_json(block)
+        json.loads(block)
+        for block in re.findall(r"`(\{[^`]*\})`", SENDING.read_text(encoding="utf-8"))
+        if _is_json(block)
     ]
     assert all(resources[key] in told for key in TOLD)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 
 import pytest
 from support.requires import required_program
@@ -10,7 +12,7 @@ from support.requires import required_program
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.stack.stack import Stack
 
-pytestmark = pytest.mark.slow(35)
+pytestmark = pytest.mark.slow(60)
 
 CHECKS = (
     "status_code_conformance",  # a 503 is described, and a 500 is not
@@ -22,7 +24,15 @@ CHECKS = (
 )
 STREAMS = ("/events", "/tap")  # they do not end
 LETTERS = ("/dead-letters/list", "/dead-letters/replay", "/dead-letters/discard")  # each reads the queue for seconds
+OF_TENANTS = ("/status", "/operations", "/operations/{requestId}", "/tenants/{businessId}/{locationId}")
 VIEWER_TOKEN = "viewer-of-the-description"
+PRODUCER_TOKEN = "producer-of-the-description"
+PRODUCER = {
+    "name": "app",
+    "role": "producer",
+    "sha256": hashlib.sha256(PRODUCER_TOKEN.encode()).hexdigest(),
+    "tenants": [{"businessId": "0*", "locationId": "*"}],
+}
 WITHIN_S = 240
 
 
@@ -52,12 +62,16 @@ def paths(option: str, *names: str) -> list[str]:
 
 
 async def test_answers_are_those_of_the_description() -> None:
-    """Valid and invalid requests to every path: of an operator, of one about dead letters, of a viewer."""
+    """Valid and invalid requests to every path: of an operator, of one about dead letters, of a viewer, a producer."""
     required_program("schemathesis", how="make tools")
     async with Stack(shards=1, stream_shards=1) as stack:
+        tokens = stack.group.directory / "tokens.json"
+        tokens.write_text(json.dumps({"tokens": [PRODUCER]}))
+        (stack.group.directory / "schemathesis.toml").write_text("[parameters]\nwait = 0.01\n")  # not up to 20 s each
         env = stack.env | {
             "ALLOW_DESTRUCTIVE_HTTP": "true",
             "API_VIEWER_TOKEN": VIEWER_TOKEN,
+            "API_TOKENS_FILE": str(tokens),
             "SHUTDOWN_GRACE_SECONDS": "10",
         }
         worker = WorkerProcess(stack.group, env, number=1, log_path=stack.group.directory / "described.log")
@@ -65,13 +79,22 @@ async def test_answers_are_those_of_the_description() -> None:
         await worker.wait_ready()
         both = ("--phases", "coverage,fuzzing")
         await try_interface(
-            worker, env["API_TOKEN"], "--max-examples", "20", *both, *paths("--exclude-path", *STREAMS, *LETTERS)
+            worker, env["API_TOKEN"], "--max-examples", "8", *both, *paths("--exclude-path", *STREAMS, *LETTERS)
         )
         await try_interface(
             worker, env["API_TOKEN"], "--max-examples", "3", "--phases", "fuzzing", *paths("--include-path", *LETTERS)
         )
         await try_interface(
             worker, VIEWER_TOKEN, "--max-examples", "4", "--phases", "fuzzing", *paths("--exclude-path", *STREAMS)
+        )
+        await try_interface(
+            worker,
+            PRODUCER_TOKEN,
+            "--max-examples",
+            "3",
+            "--phases",
+            "fuzzing",
+            *paths("--include-path", *OF_TENANTS),
         )
         await worker.stop(within_s=10)
         log = worker.log_path.read_text(encoding="utf-8")

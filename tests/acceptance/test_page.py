@@ -425,6 +425,40 @@ async def test_page_shows_the_oldest_held_targets_of_other_replicas(page: Browse
     assert "5 are held on other replicas" in held["note"]
 
 
+@pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
+async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTab, width: int) -> None:
+    """Those of this replica with both windows, and those that others name; the table scrolls within the screen."""
+    use = {"seconds": 45.25, "share": 0.905, "operations": 12_000, "bytes": 3_145_728, "waitedSeconds": 59.5}
+    mine = {
+        "shardId": "shard-1",
+        "tenant": "a-very-long-business-identifier-berlin",
+        "lastMinute": use,
+        "lastHour": use,
+    }
+    before = {"shardId": "shard-2", "tenant": "c-d", "lastMinute": None, "lastHour": use}
+    other = {"replica": "b", "topTenants": [{"shardId": "shard-1", "tenant": "e-f", "lastMinute": {"seconds": 3.5}}]}
+    fleet = {"topTenants": [mine, before], "replicas": [{"replica": "me", "isThis": True, "topTenants": []}, other]}
+    await page.show_as(width)
+    script = f"""
+    Promise.all(['/page/views.js', '/page/dom.js'].map((one) => import(one))).then(([views, dom]) => {{
+      const section = (fleet) => views.sectionsOf({{}}, {{hours: {{}}, fleet}}).find(({{id}}) => id === 'tenants');
+      const shown = dom.showSection(document.getElementById('sections'), section({json.dumps(fleet)}));
+      return [shown.innerText, section(null).rows, {IS_WIDER_THAN_SCREEN}];
+    }})
+    """
+    text, without_fleet, is_wider = await page.evaluate(script)
+    rows = [row.split("\t") for row in text.split("\n") if "shard-" in row]
+    figures = ["45.3 s", "91 %", "12,000", "3.0 MiB", "59.5 s"]
+    nothing = ["–"] * 5
+    assert [row[-12:] for row in rows] == [
+        ["shard-1", *figures, *figures, "this one"],
+        ["shard-2", *nothing, *figures, "this one"],
+        ["shard-1", "3.5 s", *nothing[1:], *nothing, "b"],
+    ]
+    assert "a-very-long-business-identifier-berlin" in text
+    assert (without_fleet, is_wider) == ([], False)
+
+
 async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:
     """Run `top` without a terminal; return its exit status, its output and its errors."""
     process = await asyncio.create_subprocess_exec(

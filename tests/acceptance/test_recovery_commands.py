@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(10)]
 TENANTS = ("smile-berlin", "fit-oslo")
 LOSE_SQL = """
 DELETE FROM resources WHERE id = '{tenant}' AND "resourceName" = 'notes';
-DELETE FROM operations WHERE tenant_id = '{tenant}';
+DELETE FROM log_rows WHERE tenant_no = (SELECT number FROM tenants WHERE id = '{tenant}');
 """
 
 

@@ -43,6 +43,7 @@ from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = Path("shards/sql")
+TYPES = Path("shards/business_types")
 LACKED_TYPE, CHANGED_TYPE = "hotel", "gym"  # the tenants are of neither
 WORKER_ENV = {"KINESIS_LEASE_DURATION_SECONDS": "3", "PYTHONSAFEPATH": "1"}  # 1: no package of the current folder
 HOLDER = "nightly-report"
@@ -113,9 +114,9 @@ def new_package(folder: Path) -> Path:
 def old_package(folder: Path) -> Path:
     """Copy the package as an older release could be, and return what PYTHONPATH is to be."""
     copy = copy_package(folder / "old")
-    (copy / SQL / "business_types" / f"{LACKED_TYPE}.sql").unlink()
-    changed = copy / SQL / "business_types" / f"{CHANGED_TYPE}.sql"
-    changed.write_text(f"-- As it was.\n{changed.read_text()}")
+    (copy / TYPES / f"{LACKED_TYPE}.json").unlink()
+    changed = copy / TYPES / f"{CHANGED_TYPE}.json"
+    changed.write_text(f"\n{changed.read_text()}")
     with (copy / BOUNDS).open("a") as bounds:
         bounds.write("\n\ndef exceeds_bounds(_document: bytes, **_options: bool) -> bool:\n    return False\n")
     return copy.parent

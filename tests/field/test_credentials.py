@@ -21,7 +21,7 @@ from simplu_worker.aws import clients
 from simplu_worker.aws.credentials import CredentialSource
 
 BACK_S = 10.0  # "within seconds", on a machine that does other things too
-LIVES = 3  # credentials that end while a client calls
+LIVES = 2  # credentials that end while a client calls
 
 
 def is_answered(end: dict[str, Any]) -> bool:

@@ -119,23 +119,23 @@ async def test_worker_goes_on_whatever_its_credentials_do(identities: Identities
             world.worker.kill()
 
 
-@pytest.mark.parametrize("health", [Health.AWAY, pytest.param(Health.GARBAGE, marks=pytest.mark.slow(4))])
-async def test_check_names_the_credentials(health: Health, identities: Identities) -> None:
+@pytest.mark.slow(6)
+async def test_check_names_the_credentials(identities: Identities) -> None:
     """As a dependency of its own, with the cause; a source that is well is named, too."""
     source = WebIdentity(identities)
     shard = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
     queues = {f"SQS_{name}_QUEUE_URL": f"http://127.0.0.1:1/1/{name}" for name in ("ORDER_EVENTS", "DEAD_LETTER")}
     env = base_env(identities) | source.env() | shard | queues
     found = []
-    for made in (health, Health.WELL):
-        source.make(made)
+    for health in (Health.AWAY, Health.GARBAGE, Health.WELL):
+        source.make(health)
         status, report = await check(env)
         assert status == 1  # there is no shard
         found.append(next(one for one in report["dependencies"] if one["dependency"] == "credentials"))
-    assert [one["status"] for one in found] == ["failed", "ok"]
-    cause = "No such file or directory" if health is Health.AWAY else "got something else"
-    assert cause in found[0]["result"] or "invalid XML" in found[0]["result"]
-    assert found[1]["result"] == "found by assume-role-with-web-identity"
+    assert [one["status"] for one in found] == ["failed", "failed", "ok"]
+    assert "No such file or directory" in found[0]["result"]
+    assert "got something else" in found[1]["result"] or "invalid XML" in found[1]["result"]
+    assert found[2]["result"] == "found by assume-role-with-web-identity"
 
 
 async def check(env: dict[str, str]) -> tuple[int, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import cast
 
 from hypothesis import strategies as st
 
-NAMES = ("records", "orders", "control", "citrus", "maps", "mappings", "http", "redis", "events")
+NAMES = ("records", "orders", "control", "citrus", "maps", "mappings", "types", "http", "redis", "events")
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,8 @@ class Rules:
     misses_batches_in_flight: bool = False  # the delta begins behind operations that were not committed at the copy
     leaves_log: bool = False  # does not copy the rows of the log
     ignores_renames: bool = False  # the last delta has the operations of the log alone
-    ignores_replaced_rows: bool = False  # the last delta has the resources alone that rows of the log name now
-    notes_nothing_while_undoing: bool = False  # of a tenant whose rollback has begun, and may be killed
-    repairs_by_log_alone: bool = False  # takes what the log does not name now for unchanged since the fence
+    ignores_older_rows: bool = False  # the last delta has of each id of order events the newest row alone
+    repairs_by_newest_rows: bool = False  # takes what these do not name for unchanged since the fence
     repairs_newer_rows: bool = False  # writes over rows that were written since the fence
     activates_incoming: bool = False  # a target without the last delta
     activates_by_present_token: bool = False  # of the source, and not by the one read with `moved`
@@ -73,7 +72,7 @@ class Budget:
     rollbacks: int = 0  # before the commit
     cleanups: int = 0
     renames: int = 0
-    orders: int = 0  # order events: the first and, in place of its row, the second
+    orders: int = 0  # order events: the first, and the second with the same id
     repairs: int = 0  # by `tenants verify --repair`
     crashes: int = 0  # of the worker
     takes: int = 0  # of its lease: the old one goes on as a zombie
@@ -102,8 +101,7 @@ class Rows(StatePart, frozen=True):
     value: int = 0  # the number of operations that it shows
     is_renamed: bool = False
     orders: int = 0  # bits: the resources of the order events
-    order_row: int = 0  # bit: the one that the row of the log names
-    noted: int = 0  # bits: those that the shard has noted
+    order_row: int = 0  # bit: the one of the newest row with their id
     log: int = 0  # bits
 
 
@@ -119,8 +117,6 @@ class Side(StatePart, frozen=True):
     copied_log: int = 0  # the log of the source as of the copy
     has_copy: bool = False  # since the tenant began to move here
     is_whole: bool = True  # no cleanup has begun since the tenant left
-    is_leaving: bool = False  # a move or a rollback has begun that has not ended; with order events alone
-    has_come: bool = False  # by a move whose rows on the former shard are not cleaned up; with order events alone
 
 
 class Mover(StatePart, frozen=True):
@@ -165,7 +161,6 @@ class MoveModel:
         self._count = count
         self._budget = budget
         self._rules = rules
-        self._has_orders = budget.orders > 0
 
     def first(self) -> State:
         """Return a tenant with old rows on shard A."""
@@ -217,10 +212,7 @@ class MoveModel:
                 yield f"rename on {SHARD_NAMES[number]}", _put(following, number, renamed)
             if state.left[Left.ORDERS] and side.state == "active":
                 order = state.orders + 1  # the next bit
-                noted = side.rows.order_row if side.is_leaving or side.has_come else 0
-                rows = replace(
-                    side.rows, orders=side.rows.orders | order, order_row=order, noted=side.rows.noted | noted
-                )
+                rows = replace(side.rows, orders=side.rows.orders | order, order_row=order)
                 following = replace(_spend(state, Left.ORDERS), orders=state.orders | order)
                 yield f"order {order} on {SHARD_NAMES[number]}", _put(following, number, replace(side, rows=rows))
             if state.left[Left.REPAIRS]:
@@ -345,7 +337,7 @@ class MoveModel:
         source = state.sides[mover.source]
         if not self._may_commit(source, mover.token):
             return None
-        committed = _put(state, mover.source, replace(source, state="moved", is_whole=True, is_leaving=False))
+        committed = _put(state, mover.source, replace(source, state="moved", is_whole=True))
         return _next(committed, number, replace(mover, phase="activate"))
 
     def _activate(self, state: State, number: int, mover: Mover) -> State | None:
@@ -359,11 +351,7 @@ class MoveModel:
         is_older = target.token < mover.token or self._rules.drops_without_token
         if target.state not in {"incoming", "ready"} or not is_older:
             return None
-        dropped = _put(_without_mover(state, number), 1 - mover.source, Side("none"))
-        source = state.sides[mover.source]
-        return _put(
-            dropped, mover.source, replace(source, is_leaving=source.is_leaving and source.token != mover.token)
-        )
+        return _put(_without_mover(state, number), 1 - mover.source, Side("none"))
 
     def _take(self, state: State, number: int, mover: Mover) -> State | None:
         source, target = state.sides[mover.source], state.sides[1 - mover.source]
@@ -379,8 +367,7 @@ class MoveModel:
         following = _next(state, number, replace(mover, phase=phase, token=token))
         if self._rules.takes_token_at_fence:
             return following
-        is_leaving = self._has_orders and not (mover.is_rollback and self._rules.notes_nothing_while_undoing)
-        return _put(following, mover.source, replace(source, state="active", token=token, is_leaving=is_leaving))
+        return _put(following, mover.source, replace(source, state="active", token=token))
 
     def _prepared(self, source: Side, target: Side, token: int) -> tuple[Side, Phase]:
         """Return the target, and what comes next: a copy, unless it has all rows as of when the tenant left it."""
@@ -389,9 +376,9 @@ class MoveModel:
             return replace(target, state="incoming", token=token, copied_log=covered), "fence"
         is_warm = target.state == "moved" and (target.is_whole or self._rules.trusts_cleaned_rows)
         if not is_warm:
-            return Side("incoming", token, has_come=self._has_orders), "read"
+            return Side("incoming", token), "read"
         copied_log = source.rows.log if self._rules.rolls_back_by_old_copy else target.rows.log
-        return Side("incoming", token, target.rows, copied_log, has_come=self._has_orders), "fence"
+        return Side("incoming", token, target.rows, copied_log), "fence"
 
     def _written(self, state: State, mover: Mover, target: Side) -> Side:
         """Return the target after the copy, or after the last delta: then it is ready."""
@@ -403,11 +390,9 @@ class MoveModel:
                 for reader in (state.owner, state.zombie):
                     if reader is not None and reader.shard == mover.source:
                         covered |= 1 << reader.next
-            return replace(
-                target, rows=replace(rows, log=log, noted=0), copied_log=covered, has_copy=self._keeps_copies
-            )
+            return replace(target, rows=replace(rows, log=log), copied_log=covered, has_copy=self._keeps_copies)
         delta = rows.log & ~target.copied_log
-        named = _named_since(target.rows, rows, by_log_alone=rules.ignores_replaced_rows)
+        named = _named_since(target.rows, rows, by_newest=rules.ignores_older_rows)
         written = replace(
             target.rows,
             value=rows.value if delta else target.rows.value,
@@ -455,7 +440,7 @@ class MoveModel:
             shard, token = state.late_commit
             arrived = replace(state, late_commit=None)
             if self._may_commit(state.sides[shard], token):
-                moved = replace(state.sides[shard], state="moved", is_whole=True, is_leaving=False)
+                moved = replace(state.sides[shard], state="moved", is_whole=True)
                 arrived = _put(arrived, shard, moved)
             yield "the commit arrives late", arrived
 
@@ -464,7 +449,7 @@ class MoveModel:
         home, former = state.sides[number], state.sides[1 - number]
         if home.state != "active" or former.state != "moved" or not former.is_whole or former.token != home.token:
             return
-        kept = _named_since(former.rows, home.rows, by_log_alone=self._rules.repairs_by_log_alone)
+        kept = _named_since(former.rows, home.rows, by_newest=self._rules.repairs_by_newest_rows)
         if not self._rules.repairs_newer_rows:
             kept |= home.rows.orders & ~former.rows.orders
         orders = (home.rows.orders & kept) | (former.rows.orders & ~kept)
@@ -479,7 +464,6 @@ class MoveModel:
             ended = replace(state, cleaner=None)
             if (side.state == "moved" and side.token == token) or self._rules.cleans_up_unchecked:
                 ended = _put(ended, shard, replace(side, rows=Rows(log=side.rows.log)))
-                ended = _put(ended, 1 - shard, replace(ended.sides[1 - shard], has_come=False))
             yield f"cleanup on {SHARD_NAMES[shard]}", ended
         elif state.left[Left.CLEANUPS]:
             for number, side in enumerate(state.sides):
@@ -489,10 +473,11 @@ class MoveModel:
                     yield f"begin a cleanup on {SHARD_NAMES[number]}", _put(following, number, begun)
 
 
-def _named_since(before: Rows, now: Rows, *, by_log_alone: bool) -> int:
-    """Return bits: the resources of order events that the log names since *before*, or that the shard has noted."""
-    named = now.order_row if now.order_row != before.order_row else 0
-    return named if by_log_alone else named | now.noted
+def _named_since(before: Rows, now: Rows, *, by_newest: bool) -> int:
+    """Return bits: the resources of order events that the log names since *before*; *by_newest*: by the newest row."""
+    if not by_newest:
+        return now.orders & ~before.orders
+    return now.order_row if now.order_row != before.order_row else 0
 
 
 def _put(state: State, number: int, side: Side) -> State:

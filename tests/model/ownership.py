@@ -4,7 +4,7 @@ A pipeline reads the stream: the main reader, a catch-up, or the backfill of a P
 
 - Unique: every tenant has exactly one owner, a pipeline or the main reader, and only its owner sends its operations.
 - Handed in: every operation of a tenant before the next one of its owner is applied or in memory; those in memory are
-  all in one place, a lane or the route lookup, in the order of the stream.
+  all in one place, a lane or the lookup of homes, in the order of the stream.
 
 Routes are no part of ownership: a remembered route may be old at any time.
 """
@@ -21,6 +21,7 @@ MAIN = -1  # in place of the number of a pipeline: the main reader
 NO_SHARD = 2  # in place of the number of a Postgres shard
 TENANT = 2  # a pipeline that waits for tenant t, to be registered, waits for TENANT + t; for shard x, for x
 NOTHING = 99  # in place of what a pipeline waits for
+NEVER = 98  # the same, and it never comes
 NOT_ASKED = -1  # in place of a shard's answer
 
 
@@ -49,6 +50,10 @@ class Rules:
     done_early: bool = False  # the row contains that the parents' operations are applied before these are
     bounds_held: bool = False  # the bound on pipelines that read counts those that are held as well
     hands_back: bool = False  # an operation that a backfill has passed gets a pipeline of its own, which hands it back
+    sheds_oldest: bool = False  # a tenant held for its share loses its first operations in memory, not its last ones
+    sheds_at_main: bool = False  # a hold for a share begins at the position of the main reader
+    sheds_behind_all: bool = False  # a hold for a share begins behind what its tenant's owner has read
+    never_resumes: bool = False  # a tenant held for its share is not read again: its share is 0
 
 
 AGREED = Rules()
@@ -71,7 +76,7 @@ class Reader(StatePart, frozen=True):
     began: int  # where it began
     owners: tuple[int, ...]  # by tenant: the number of its pipeline, or MAIN
     pipelines: tuple[Pipeline, ...]
-    lanes: tuple[tuple[int, ...], ...]  # by shard: one queue, first in first out
+    lanes: tuple[tuple[int, ...], ...]  # by shard: one queue, first in first out for each tenant
     lookup: tuple[tuple[int, ...], ...]  # by tenant: operations that wait for its route
     routes: tuple[int, ...]  # by tenant: the shard that was found last, or NO_SHARD
     tokens: tuple[int, ...]  # by shard: the token of the row as this reader knows it
@@ -166,6 +171,31 @@ class Ownership:
         for tenant in self.tenants_of(reader.lanes[shard]):
             reader = self.split(reader, tenant, held)
         return reader
+
+    def shed(self, reader: Reader, tenant: int, shard: int, kept: int) -> Reader:
+        """Hold a tenant for its share of the memory: only its first *kept* operations in a lane stay there.
+
+        Its hold begins at the first of the others, or where its owner had still to read. It waits for nothing outside.
+        """
+        rules = self.rules
+        lane = reader.lanes[shard]
+        own = [place for place, one in enumerate(lane) if self._tenants[one] == tenant]  # one may be there twice
+        places = own[: len(own) - kept] if rules.sheds_oldest else own[kept:]
+        shed = [lane[place] for place in places]
+        owner = reader.owners[tenant]
+        following = reader.main if owner == MAIN else reader.pipelines[owner].next
+        if rules.sheds_at_main:
+            begin = reader.main
+        elif rules.sheds_behind_all:
+            begin = max([following, *shed])
+        else:
+            begin = min([following, *shed])
+        lane = tuple(one for place, one in enumerate(lane) if place not in places)
+        waits_for = NEVER if rules.never_resumes else NOTHING
+        reader, number = add(reader, Pipeline(NO_SHARD, begin, is_reading=False, waits_for=waits_for))
+        unit = self._unit(tenant)  # the operations of the others stay in memory: their repetitions come behind them
+        owners = tuple(number if one in unit else owner for one, owner in enumerate(reader.owners))
+        return replace(reader, lanes=put_at(reader.lanes, shard, lane), owners=owners)
 
     def put(self, reader: Reader, operation: int) -> Reader:
         """Send an operation to where its tenant has others in memory, else to its route, else look its route up."""

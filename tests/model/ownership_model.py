@@ -56,6 +56,7 @@ class Trouble(IntEnum):
     MOVE = 2
     CRASH = 3
     TAKE = 4
+    SHED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Budget:
     moves: int = 0
     crashes: int = 0
     takes: int = 0
+    sheds: int = 0  # tenants held for their share of the memory, by the owner of the lease
 
 
 class Row(StatePart, frozen=True):
@@ -190,6 +192,10 @@ class OwnershipModel:
             yield from self._fail_over(state, shard)
         if state.left[Trouble.MOVE]:
             yield from self._moves_of_tenants(state)
+        if state.left[Trouble.SHED]:
+            left = _spend(state, Trouble.SHED)
+            for label, shed in self._readers.sheddings(state.owner):
+                yield label, replace(state, owner=shed, left=left)
         if state.left[Trouble.CRASH]:
             started = self._start(state.lease)
             yield "crash", replace(state, owner=started, left=_spend(state, Trouble.CRASH))

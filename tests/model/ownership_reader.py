@@ -11,6 +11,7 @@ from typing import NamedTuple
 from model.failover_rows import NEW
 from model.ownership import (
     MAIN,
+    NEVER,
     NO_SHARD,
     NOT_ASKED,
     NOTHING,
@@ -41,8 +42,8 @@ class Placement(StatePart, frozen=True):
 
     def answers(self, target: int) -> bool:
         """Return whether the reason why something waits for *target* is over."""
-        if target == NOTHING:
-            return True
+        if target in (NOTHING, NEVER):
+            return target == NOTHING
         return self.homes[target - TENANT] != NO_SHARD if target >= TENANT else not self.is_down[target]
 
 
@@ -118,13 +119,21 @@ class OwnershipReaders:
         return self._prospects[key]
 
     def heads(self, reader: Reader, shard: int) -> tuple[int, ...]:
-        """Return the operations that may be committed on a shard next: the first of its lane."""
-        if not self.ownership.rules.own_lanes:
-            return reader.lanes[shard][:1]
-        first: dict[int, int] = {}
+        """Return the operations that may be committed on a shard next: the first of each tenant in its lane."""
+        own_lanes, first = self.ownership.rules.own_lanes, dict[int, int]()
         for operation in reader.lanes[shard]:
-            first.setdefault(reader.owners[self._tenants[operation]], operation)
+            tenant = self._tenants[operation]
+            first.setdefault(reader.owners[tenant] if own_lanes else tenant, operation)
         return (*first.values(),)
+
+    def sheddings(self, reader: Reader) -> Iterator[tuple[str, Reader]]:
+        """Return the holds of tenants for their share of the memory."""
+        for shard in self._shards:
+            for tenant in self.ownership.tenants_of(reader.lanes[shard]):
+                count = sum(self._tenants[one] == tenant for one in reader.lanes[shard])
+                for kept in range(count):
+                    label = f"{TENANT_NAMES[tenant]} is held for its share, {kept} of {count} stay"
+                    yield label, tidied(self.ownership.shed(reader, tenant, shard, kept))
 
     def take_back(self, reader: Reader, shard: int, tenant: int) -> Reader:
         """Return the reader after a shard's answer that a tenant is not stored there: its operations are looked up."""

@@ -59,6 +59,7 @@ def _drawn(draw: Random, rules: Rules | None) -> OwnershipModel:
         moves=draw.randint(0, 2),
         crashes=draw.randint(0, 2),
         takes=draw.randint(0, 1),
+        sheds=draw.randint(0, 4),
     )
     chosen = Rules(slots=draw.random() < 0.3) if rules is None else rules
     return OwnershipModel(operations, homes, budget, chosen, continues_ahead=draw.random() < 0.5)

@@ -302,7 +302,6 @@ SAFE_AND_LARGE = {
         GroupCommitModel(count=2, budget=group(takes=1, failovers=1, catch_ups=1)),
         76_495,
     ),
-    "gap: never accepted": (GapModel(failovers=0, acceptances=0), 589_138),
     "gap: two records": (GapModel(records=2, acceptances=0), 339_453),
 }
 
@@ -611,12 +610,24 @@ SAFE_BUT_SLOW = {
     "reshard: early child",
     "orders: window, FIFO",
     "gap: failovers alone",
+    "gap: four records in three ticks",
+    "gap: no kill",
+    "failover: other shard down",
+    "lease: hand-over, twice",
+    "failover: early child, leaves what is listed",
+    "failover: early child",
+    "failover: parents own what is listed",
+    "failover: early child, adopts again",
+    "failover: one reader",
+    "lease: a person asks for its release",
+    "failover: zombie, row names the held",
 }
 WRONG_BUT_SLOW = {
     "failover: row by route",
     "failover: names tenants seen only",
     "gap: a hold in memory alone",
     "gap: compared with the reader",
+    "gap: never holds",
 }
 
 

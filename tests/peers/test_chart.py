@@ -46,6 +46,7 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "both": {"settings": STREAM | QUEUE | {"SHUTDOWN_GRACE_SECONDS": 90, "LOG_LEVEL": "debug"}},
     },
     "shards": {"citrus": {"settings": CITRUS}, "map": {"shardMap": {"secret": "map", "key": "map.json"}}},
+    "tls": {"off": {}, "on": {"tls": {"secret": "certificate"}}},
     "secrets": {
         "none": {},
         "environment": {"secrets": {"environment": ["one", "other"]}},
@@ -213,6 +214,27 @@ def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path
         if kind == "ServiceMonitor":
             (port,) = of_kind(manifests, "Service")["spec"]["ports"]
             assert (port["name"], port["port"], port["targetPort"]) == ("http", 9090, "http")
+
+
+@pytest.mark.parametrize("kind", ["annotations", "podMonitor", "serviceMonitor"])
+def test_probes_and_scrapers_use_https_where_it_is_served(kind: str, tmp_path: Path) -> None:
+    """With the files of the Secret, and not without it."""
+    for tls, scheme in (({}, None), ({"tls": {"secret": "certificate"}}, "HTTPS")):
+        manifests = render(MINIMAL | {"monitoring": {"kind": kind}} | tls, tmp_path)
+        template = of_kind(manifests, "Deployment")["spec"]["template"]
+        (container,) = template["spec"]["containers"]
+        probes = [container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")]
+        assert [probe.get("scheme") for probe in probes] == [scheme] * 3
+        names = [one["name"] for one in container.get("env", [])]
+        assert names == (["HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"] if tls else [])
+        match kind:
+            case "annotations":
+                scraped = template["metadata"]["annotations"].get("prometheus.io/scheme")
+            case "podMonitor":
+                scraped = of_kind(manifests, "PodMonitor")["spec"]["podMetricsEndpoints"][0].get("scheme")
+            case _:
+                scraped = of_kind(manifests, "ServiceMonitor")["spec"]["endpoints"][0].get("scheme")
+        assert scraped == (scheme and scheme.lower())
 
 
 def test_behavior_is_that_of_the_simulated_day(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from support.requires import ROOT
 
 from simplu_worker.cli import app
+from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES
+from simplu_worker.vocabulary import CitrusEndpoint
 
 PACKAGE = ROOT / "simplu_worker"
 DOCS = ROOT / "docs"
@@ -114,6 +116,13 @@ def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
         assert known, f"no such command: simplu-worker {line}"
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert options <= commands[" ".join(known[0])], f"simplu-worker {line}"
+
+
+def test_page_describes_every_request_to_the_shard_manager() -> None:
+    """A program that stands for Citrus is written from the table, and from the size of its answers."""
+    page = (DOCS / "shard-manager.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\| `[A-Z]+ /api/", page, flags=re.MULTILINE)) == len(CitrusEndpoint)
+    assert f"at most {REPLY_MAX_BYTES // 2**20} MiB" in page
 
 
 def test_page_of_commands_names_every_command() -> None:

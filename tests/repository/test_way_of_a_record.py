@@ -1,4 +1,4 @@
-"""The way of a record in `docs/architecture.md` is that of the source, and short."""
+"""The ways of a record and of an order event in `docs/architecture.md` are those of the source, and short."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import pytest
 from support.requires import ROOT
 
 STATIONS_MAX = 20
 TURNS_BACK_MAX = 6
+HAND_OVERS_MAX = 3  # between tasks, of one way
 PACKAGE = ROOT / "simplu_worker"
-ROW = re.compile(r"^\| (\d+) \| `(\w+)\.(\w+)` \(`(\w+\.py)`\) \| (.+) \|$", re.MULTILINE)
+HEAD = "| | function | then |"
+ROW = re.compile(r"^\| (\d+) \| `(\w+)\.(\w+)` \(`([\w/]+\.py)`\) \| (.+) \|$", re.MULTILINE)
 BACK = re.compile(r"back in `(\w+)\.(\w+)`")
 
 Station = tuple[str, str, str, str, str]  # number, class, method, file, what comes then
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-STATIONS: list[Station] = ROW.findall(PAGE)
-FILES = {class_name: file for _, class_name, _, file, _ in STATIONS}
+STATIONS, EVENT_STATIONS = ([*map(tuple, ROW.findall(table.split("\n\n")[0]))] for table in PAGE.split(HEAD)[1:])
+FILES = {class_name: file for _, class_name, _, file, _ in [*STATIONS, *EVENT_STATIONS]}
+both = pytest.mark.parametrize("stations", [STATIONS, EVENT_STATIONS], ids=["a record", "an order event"])
 
 
 def function_of(class_name: str, name: str) -> Callable[..., Any]:
-    """Import a method by the names in the table."""
+    """Import a method by the names in the tables."""
     (path,) = PACKAGE.rglob(FILES[class_name])
     module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     found: Callable[..., Any] = getattr(getattr(module, class_name), name)
@@ -37,17 +41,29 @@ def names_of(function: Callable[..., Any]) -> set[str]:
     return set(re.findall(r"\b(\w+)\(", inspect.getsource(function)))
 
 
-def test_way_of_a_record_is_short() -> None:
+@both
+def test_way_is_short(stations: list[Station]) -> None:
     """A reader of the code keeps it in mind."""
-    assert [int(number) for number, *_ in STATIONS] == list(range(1, len(STATIONS) + 1))
-    assert 10 < len(STATIONS) <= STATIONS_MAX
-    assert sum(then.startswith("back in") for *_, then in STATIONS) <= TURNS_BACK_MAX
+    assert [int(number) for number, *_ in stations] == list(range(1, len(stations) + 1))
+    assert 8 < len(stations) <= STATIONS_MAX
+    assert sum(then.startswith("back in") for *_, then in stations) <= TURNS_BACK_MAX
+    own = sum("the task of" in then for *_, then in stations)
+    shared = 0 if stations is STATIONS else sum("the task of" in then for *_, then in STATIONS[first_shared() :])
+    assert 2 <= own + shared <= HAND_OVERS_MAX
 
 
-def test_each_station_leads_to_the_next_one() -> None:
+def first_shared() -> int:
+    """Return the index of the station of a record where the way of an order event meets it."""
+    met = EVENT_STATIONS[-1]
+    assert met[4] == "as a record"
+    return [station[1:4] for station in STATIONS].index(met[1:4])
+
+
+@both
+def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
     """By a call in its own source, or in that of the function to which control returns."""
     broken = []
-    for station, following in itertools.pairwise(STATIONS):
+    for station, following in itertools.pairwise(stations):
         _, class_name, name, _, then = station
         back = BACK.match(then)
         function_of(class_name, name)

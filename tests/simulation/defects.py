@@ -1,16 +1,20 @@
 """Exceptions that nobody foresaw, raised at places that the seed draws: by the doors to services, and in our own code.
 
-In our own code one is raised at a drawn step of the interpreter, in the middle of whatever runs then. Python ends the
-trace with the first exception, so a history has one of these.
+In our own code one is raised at a drawn step of the interpreter, in the middle of whatever runs then, but not between
+the end of a `with` block and its exit: Python itself lets nothing come in between. Python ends the trace with the first
+exception, so a history has one of these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dis
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise, takewhile
 from random import Random
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 STEPS_MAX: Final = 60_000  # lines of our code that a usual history runs, and some more
@@ -35,7 +39,8 @@ def a_defect(draws: Random) -> Iterator[list[str]]:
         nonlocal left
         if event == "line":
             left -= 1
-            if left < 0 and not places and not _is_looked_at(frame):
+            is_exit = left < 0 and frame.f_lasti in _exits_of(frame.f_code)
+            if left < 0 and not places and not is_exit and not _is_looked_at(frame):
                 places.append(f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}")
                 raise DefectError
         return count
@@ -49,6 +54,26 @@ def a_defect(draws: Random) -> Iterator[list[str]]:
         yield places
     finally:
         sys.settrace(before)
+
+
+@cache
+def _exits_of(code: CodeType) -> set[int]:
+    """Return the offsets at which the interpreter goes on with the exit of a `with` block.
+
+    Without an exception the exit begins with three loads of None, with one it begins with a handler.
+    """
+    steps = list(dis.get_instructions(code))
+    found = {step.offset for step, after in pairwise(steps) if after.opname == "WITH_EXCEPT_START"}
+    for at in range(len(steps) - 2):
+        if all((step.opname, step.argval) == ("LOAD_CONST", None) for step in steps[at : at + 3]):
+            found.add(steps[at].offset)
+            found.update(step.offset for step in takewhile(_is_prelude, reversed(steps[:at])))
+    return found
+
+
+def _is_prelude(step: dis.Instruction) -> bool:
+    """Return whether a step before an exit only keeps the value of a `return`, or does nothing."""
+    return step.opname in {"SWAP", "NOP"}
 
 
 def _is_looked_at(frame: FrameType | None) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -21,12 +21,21 @@ from simplu_worker.vocabulary import DeadLetterReason, Source
 
 
 class Put(msgspec.Struct, frozen=True):
-    """One record of the stream, or one of those in an aggregate; *operation* is None when it holds none."""
+    """One record of the stream, or a part of one; *operation* is None when it holds none."""
 
     index: int  # over the whole stream: the order in which records of one partition key must take effect
     position: Position
     origin: Origin
     operation: Operation | None
+
+
+class PutPart(NamedTuple):
+    """A part of a record that is put: an operation, or none, and its place."""
+
+    record: bytes
+    sub_sequence_number: int = 0
+    part_index: int | None = None
+    parts_behind: int = 0
 
 
 class Ledger:
@@ -54,11 +63,11 @@ class Ledger:
         self.violations.append(rule)
 
     def note_put(
-        self, records: Sequence[bytes], partition_key: str, answer: Mapping[str, str], arrived_at: datetime
+        self, parts: Sequence[PutPart], partition_key: str, answer: Mapping[str, str], arrived_at: datetime
     ) -> None:
-        """Note a record that the stream took, or the *records* of an aggregate."""
+        """Note the parts of a record that the stream took."""
         stream_shard_id, sequence_number = answer["ShardId"], answer["SequenceNumber"]
-        for sub_sequence_number, record in enumerate(records):
+        for record, sub_sequence_number, part_index, parts_behind in parts:
             origin = Origin(
                 Source.KINESIS,
                 "operations",
@@ -67,12 +76,13 @@ class Ledger:
                 sequence_number=sequence_number,
                 sub_sequence_number=sub_sequence_number,
                 partition_key=partition_key,
+                part_index=part_index,
+                parts_behind=parts_behind,
             )
             decoded = decode_operation(record, origin, max_bytes=1_000_000, list_limit=100)
             operation = decoded if isinstance(decoded, Operation) else None
-            put = Put(
-                len(self.puts), Position.from_sequence_number(sequence_number, sub_sequence_number), origin, operation
-            )
+            position = Position(int(sequence_number), sub_sequence_number, -parts_behind)
+            put = Put(len(self.puts), position, origin, operation)
             self.puts.append(put)
             self.by_stream_shard.setdefault(stream_shard_id, []).append(put)
             self._by_key[record_key(origin)] = put

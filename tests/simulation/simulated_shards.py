@@ -7,6 +7,7 @@ drops operations that were applied before, and effects happen in the order of th
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
@@ -16,12 +17,13 @@ from uuid import uuid4
 import msgspec
 from simulation.simulated_network import Network
 
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.letter import DeadLetter, origin_of_part
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, admit
-from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome, PartNumber
 from simplu_worker.shards.gateway import ShardGateway, of_shard, of_tenant
 from simplu_worker.shards.positions.claims import attempt_claim
+from simplu_worker.shards.shard_time import Demand, ShardTime
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
@@ -29,13 +31,14 @@ from simplu_worker.shards.types import (
     ShardUnavailableError,
     StoredPositions,
     StreamPosition,
+    TenantPausedError,
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure, TenantState
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
-RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate
+RecordKey: TypeAlias = tuple[str, str, PartNumber]  # stream shard, sequence number, place in its record
 
 APPLIED = Outcome(Disposition.APPLIED)
 GIVEN_UP = Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
@@ -59,6 +62,7 @@ class Tenant(msgspec.Struct):
     shard_id: str
     created_at: datetime | None = None  # None: not registered
     is_active: bool = True
+    paused_until: float = 0.0
     moved_at: float | None = None
     fenced_rows: dict[str, StreamPosition] | None = None
     came_with: tuple[str, dict[str, StreamPosition]] | None = None
@@ -316,12 +320,11 @@ class PostgresShards:
         return GIVEN_UP
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep dead letters; one of several bad parts of an aggregate is that of each."""
+        """Keep dead letters; one of several bad parts of a record is that of each."""
         for letter in letters:
-            numbers = (letter.origin.sub_sequence_number,) if letter.parts is None else letter.parts.numbers or ()
+            numbers = (letter.origin.part_number,) if letter.parts is None else letter.parts.numbers or ()
             for number in numbers:
-                origin = msgspec.structs.replace(letter.origin, sub_sequence_number=number)
-                self.letters[record_key(origin)] = letter.reason
+                self.letters[record_key(origin_of_part(letter.origin, number))] = letter.reason
 
     def _apply(self, shard_id: str, operation: Operation) -> Outcome:
         outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
@@ -347,14 +350,42 @@ class PostgresShards:
         if tenant.created_at is None or tenant.shard_id != shard_id:
             return None
         state = TenantState.ACTIVE if tenant.is_active else TenantState.FENCED
-        return TenantRow(operation.business_id, operation.location_id, "gym", state, tenant.created_at)
+        is_paused = self.is_paused(tenant.tenant_id)
+        names = operation.business_id, operation.location_id
+        return TenantRow(*names, "gym", state, tenant.created_at, 1, is_paused=is_paused)
+
+    def is_paused(self, tenant_id: str) -> bool:
+        """Return whether a person has paused a tenant."""
+        return self.tenants[tenant_id].paused_until > self.network.loop.time()
+
+    def end_pause(self, tenant_id: str) -> None:
+        """End the pause of a tenant."""
+        self.tenants[tenant_id].paused_until = 0.0
+
+
+class KnownTime(ShardTime):
+    """A shard on which every operation takes as long."""
+
+    def __init__(self, cost_s: float) -> None:
+        super().__init__()
+        self._cost_s = cost_s
+
+    def cost_s(self, operation: Operation) -> float:
+        """Return the same for all."""
+        return self._cost_s
+
+    def batch_cost_s(self, demand: Demand) -> float:
+        """Return the sum."""
+        return self._cost_s * demand.counts.total()
 
 
 class SimulatedGateway(ShardGateway):
     """One replica's way to the shards; it remembers where it found a tenant."""
 
-    def __init__(self, shards: PostgresShards) -> None:
+    def __init__(self, shards: PostgresShards, *, cost_s: float) -> None:
+        """*cost_s* is what each operation is expected to take: it bounds the batches."""
         self._shards = shards
+        self._times = defaultdict(lambda: KnownTime(cost_s))
         self._remembered: dict[str, str] = {}
         self._last_applied_at: dict[str, float] = {}
         self._first_use = None
@@ -376,6 +407,20 @@ class SimulatedGateway(ShardGateway):
         else:
             self._remembered[tenant_id] = found
         return found
+
+    @of_tenant
+    async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
+        """Ask for the shard of a tenant, unless it is paused."""
+        found = await self.find(tenant_id)
+        if not isinstance(found, Absence) and self._shards.is_paused(tenant_id):
+            self._remembered.pop(tenant_id, None)
+            raise TenantPausedError("paused")
+        return found
+
+    @of_tenant
+    async def end_pause(self, tenant_id: str) -> None:
+        """End the pause of a tenant."""
+        await self._shards.network.ask(CITRUS, lambda: self._shards.end_pause(tenant_id), lost=_lost)
 
     @of_shard
     async def apply(
@@ -499,7 +544,7 @@ class SimulatedDeadLetters:
 
 def record_key(origin: Origin) -> RecordKey:
     """Return what tells a record from all others."""
-    return origin.stream_shard_id or "", origin.sequence_number or "", origin.sub_sequence_number
+    return origin.stream_shard_id or "", origin.sequence_number or "", origin.part_number
 
 
 def _said(claim: PositionClaim | None) -> PositionClaim | None:

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, TypeAlias, cast
 
 import msgspec
-from simulation.ledger import Ledger, Put
+from simulation.ledger import Ledger, Put, PutPart
 from simulation.simulated_dynamodb import DynamoDb, Row
 from simulation.simulated_kinesis import STREAM, KinesisClient, KinesisService
 from simulation.simulated_network import Network
@@ -79,11 +79,13 @@ class Plan(msgspec.Struct, frozen=True):
     tenant_wait_s: float = 30.0
     skew_max_s: float = 0.0
     page_size: int = 100  # of scans
+    has_pauses: bool = False  # whether people pause tenants
     has_strangers: bool = False  # whether a tenant is never registered
     has_poison: bool = False  # whether some operations fail by themselves
     names_max: int = NAMES_MAX  # tenants in a set by name
     tenant_holds_max: int = TENANT_HOLDS_MAX
     prefetch_max_bytes: int = 64 * 1024 * 1024
+    operation_cost_s: float = 100e-6  # as expected; a tenth of a second of it makes a batch
     ahead_from_s: float = 30.0
     follows_kcl: bool = False  # KINESIS_KCL_FOLLOWER
     retention_s: float | None = None  # less than Kinesis allows, for records that expire within a simulation
@@ -105,7 +107,7 @@ class Replica:
             Stream(KinesisClient(world.kinesis), STREAM),
             table,
             KclLeaderWatch(world.dynamodb, table, KclTables.of(APPLICATION), follows=plan.follows_kcl),
-            cast("ShardGateway", SimulatedGateway(world.shards)),
+            cast("ShardGateway", SimulatedGateway(world.shards, cost_s=plan.operation_cost_s)),
             SimulatedDeadLetters(world.shards),
             PrefetchMemory(plan.prefetch_max_bytes),
             _subscriptions(world) if world.is_pushed else None,
@@ -161,6 +163,7 @@ class World:
     def __init__(self, loop: VirtualLoop, draws: Random, plan: Plan, make_fleet: FleetMaker) -> None:
         self.loop = loop
         self.draws = draws
+        self._form_draws = Random(f"forms {plan}")  # its own: histories stay what they are
         self.plan = plan
         self.make_fleet = make_fleet
         self.network = Network(loop, draws)
@@ -221,12 +224,12 @@ class World:
             tenant.created_at = tenant.created_at or self.loop.utc()
 
     def put(self, key: str, records: Sequence[bytes]) -> None:
-        """Put one record into the stream: an aggregate, where there are more *records*."""
+        """Put one record into the stream, in one of the forms that it may have where there are more *records*."""
         arrived_at = datetime.fromtimestamp(self.kinesis.now_ms / 1000, UTC)
-        record = records[0] if len(records) == 1 else aggregate([(key, None, one) for one in records])
+        record, parts = _packed(key, records, self._form_draws)
         data = base64.b64encode(record).decode()
         answer = self.kinesis.do("PutRecord", StreamName=STREAM, PartitionKey=key, Data=data)
-        self.ledger.note_put(records, key, answer, arrived_at)
+        self.ledger.note_put(parts, key, answer, arrived_at)
 
     def tenant_of(self, key: str) -> str:
         """Return the tenant of a partition key."""
@@ -368,3 +371,19 @@ def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Ite
     finally:
         bound_sets(NAMES_MAX, TENANT_HOLDS_MAX)
         loop.close()
+
+
+def _packed(key: str, records: Sequence[bytes], draws: Random) -> tuple[bytes, list[PutPart]]:
+    """Return a record that contains *records*, and its parts: lines, an aggregate, or an aggregate of lines."""
+    if len(records) == 1:
+        return records[0], [PutPart(records[0])]
+    is_lines = any(one.startswith(b"{") for one in records[:2])
+    form = draws.choice(["lines", "aggregate", "both"] if is_lines else ["aggregate"])
+    if form == "aggregate":
+        parts = [PutPart(one, place) for place, one in enumerate(records)]
+        return aggregate([(key, None, one) for one in records]), parts
+    lines, count = b"\n".join(records), len(records)
+    parts = [PutPart(one, 0, index, count - 1 - index) for index, one in enumerate(records)]
+    if form == "lines":
+        return lines, parts
+    return aggregate([(key, None, lines), (key, None, records[-1])]), [*parts, PutPart(records[-1], 1)]

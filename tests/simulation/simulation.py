@@ -38,11 +38,13 @@ GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 
 STOPPED_WITHIN_S = 10.0
 STATUS_PAUSE_S = 0.5
 STATUS_PAUSE_GROWTH = 1.15
+PAUSES = 6
 RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
 REQUEST_IDS = ("own",) * 18 + ("none", "reused")
 BAD_RECORDS = 0.03
 PUT_AGAIN = 0.03
 POISONED = 0.02  # records whose operation fails by itself
+PAUSED = 0.25  # simulations in which people pause tenants
 AT_ONCE = 0.3  # records put right behind the one before
 
 
@@ -55,7 +57,10 @@ def simulate(
 ) -> World:
     """Run the simulation of *seed*; *twist* changes its world before it starts. Raises ViolationError."""
     draws = Random(seed)
-    plan = replace(draw_plan(draws), weather=weather)
+    # By draws of its own: what the others decide stays as it was.
+    cost_s = Random(f"cost {seed}").choice([100e-6, 0.03, 0.2])
+    has_pauses = Random(f"pauses {seed}").random() < PAUSED
+    plan = replace(draw_plan(draws), weather=weather, operation_cost_s=cost_s, has_pauses=has_pauses)
     if weather is Weather.GREAT_STORM:
         plan = enlarged(plan, draws)
     if weather is Weather.MOVES:
@@ -129,6 +134,8 @@ async def _run(world: World) -> None:
             tasks.create_task(keep_moving(world))
         elif world.plan.weather in STORMS:
             tasks.create_task(storm(world))
+        if world.plan.has_pauses:
+            tasks.create_task(pause_tenants(world))
         for _ in range(world.plan.event_count):
             await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / world.plan.event_count))
             strike(world)
@@ -168,6 +175,15 @@ async def produce(world: World) -> None:
         else:
             put_before.append((key, records))
         world.put(key, records)
+
+
+async def pause_tenants(world: World) -> None:
+    """Pause tenants, and resume some of them before their time."""
+    draws = Random(f"pauses {world.plan}")  # its own, as above
+    for _ in range(PAUSES):
+        await asyncio.sleep(draws.uniform(0, world.plan.trouble_s / PAUSES))
+        tenant = draws.choice(list(world.shards.tenants.values()))
+        tenant.paused_until = world.loop.time() + draws.choice([0.0, 1.0, 5.0, 20.0])
 
 
 async def settle_down(world: World) -> None:

@@ -29,7 +29,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import Position
 
 VARIABLE = "SIMULATION_FAN_OUT_SEED"
-SEEDS = 30
+SEEDS = 12
 SEEDS_UNTIL_FOUND = 20
 DESIGNS = [
     one

@@ -351,6 +351,7 @@ def test_fleet_hands_a_lease_over_when_a_kcl_3_leader_assigns_it_to_another_work
     play(work)
 
 
+@pytest.mark.slow(1)
 def test_fleet_loses_a_lease_that_a_kcl_3_leader_assigns_because_its_hand_over_takes_too_long() -> None:
     """The leader's second write names the same owner with a counter one higher: that is not a write of ours."""
 

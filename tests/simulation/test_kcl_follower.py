@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from random import Random
 
+import pytest
 import structlog
 from simulation.simulated_world import APPLICATION, Plan, World, a_world
 from simulation.simulation import settle_down
@@ -146,6 +147,7 @@ def test_follower_reads_what_the_leader_assigns_and_nothing_else() -> None:
     play(work)
 
 
+@pytest.mark.slow(2)
 def test_follower_hands_over_what_the_leader_takes_and_takes_nothing_back() -> None:
     """The KCL begins at the follower's last checkpoint. The shares become even, and stay."""
 
@@ -169,6 +171,7 @@ def test_follower_hands_over_what_the_leader_takes_and_takes_nothing_back() -> N
     play(work)
 
 
+@pytest.mark.slow(1)
 def test_followers_take_all_when_the_leader_is_dead_though_each_reports_metrics() -> None:
     """Their own rows are no sign of life of the KCL. They balance then as they do without it."""
 

@@ -119,7 +119,6 @@ class Fleet:
 SKEWS: dict[str, tuple[Callable[[Random], float], float]] = {  # KB/s of a stream shard; the spread that they permit
     "lognormal": (lambda draws: min(draws.lognormvariate(3, 1.2), 1000), SPREAD_MAX),
     "a tenth is busy": (lambda draws: 500.0 if draws.random() < 0.1 else 5.0, 1.25),  # one is 0.4 of a share
-    "pareto": (lambda draws: min(20 * draws.paretovariate(1.2), 1000), SPREAD_MAX),
 }
 SETTLES_S = 600.0
 LOOKS = 6
@@ -173,6 +172,7 @@ def test_replicas_that_are_added_get_their_share_within_thirty_scans() -> None:
     assert len(fleet.moves) <= 1.2 * 5 * STREAM_SHARDS / len(fleet.replicas)
 
 
+@pytest.mark.slow(1)
 def test_stream_shard_that_becomes_busy_is_left_alone_and_its_neighbours_move() -> None:
     """A hot stream shard costs no pause: the others of its replica go."""
     fleet = Fleet(lambda _: 50.0)

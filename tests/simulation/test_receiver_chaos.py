@@ -134,7 +134,7 @@ async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters) 
             assert (stats["inHand"], stats["queued"], stats["handling"], stats["deleting"]) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("seed", slow_after(4, range(40)))
+@pytest.mark.parametrize("seed", slow_after(4, range(16)))
 def test_order_holds_and_nothing_is_lost_whatever_happens(seed: int) -> None:
     """Every message is applied or buried, in the order of its group, whatever fails and whoever is killed."""
 

@@ -21,9 +21,8 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards
 from simulation.simulated_world import FleetMaker, Weather, World
 from typing_extensions import override
 
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
@@ -47,6 +46,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, Repl
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
+from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.shards.types import (
     PositionClaim,
@@ -55,6 +55,7 @@ from simplu_worker.shards.types import (
     StoredPositions,
     StreamPosition,
 )
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 OPEN_AFTER_S = 1.5  # a world is open then
@@ -82,6 +83,14 @@ class _ForgetfulReader(StreamShardReader):
     def checkpoint(self) -> Position | None:
         checkpoint = self._tracker.checkpoint
         return None if checkpoint is None else checkpoint.position
+
+
+class _RoundingReader(StreamShardReader):
+    @override
+    @property
+    def checkpoint(self) -> Position | None:
+        position = self._dispatcher.ownership.floor(self._tracker.checkpoint)
+        return None if position is None else replace(position, parts_behind=0).position
 
 
 class _CarelessReader(StreamShardReader):
@@ -133,16 +142,20 @@ class _ProudReader(StreamShardReader):
 
 class _HastyDispatcher(Dispatcher):
     @override
-    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
+    async def _finish_stored(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         self._finish(entries)
-        await super().settle((), letters)
+        await super()._finish_stored((), letters)
 
 
 class _LooseDispatcher(Dispatcher):
     @override
-    def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        self.lookup.add(tenant_id, entries[:1])
-        self._lane_by_tenant[tenant_id].enqueue(entries[1:])
+    async def settle(self, lane: StreamLane, batch: BatchDecided[QueuedOperation]) -> None:
+        left = [entry for tenant in batch.not_here for entry in lane.take_tenant(tenant)]
+        for entries in batch.not_here.values():
+            left[:0] = entries[1:]
+            del entries[1:]
+        await super().settle(lane, batch)
+        lane.enqueue(left)
 
 
 class _SkippingDispatcher(Dispatcher):
@@ -154,6 +167,49 @@ class _SkippingDispatcher(Dispatcher):
             self._finish(entries)
         else:
             super().hold_shard(shard_id, entries, reason)
+
+
+class _OldestHeldDispatcher(Dispatcher):
+    @override
+    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+        own = [entry for entry in lane.queued if entry.operation.tenant_id == newest[0].operation.tenant_id]
+        super()._hold_newest(lane, own[: len(newest)])
+
+
+class _HeldAtMainDispatcher(Dispatcher):
+    @override
+    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+        tenant_id, arrived_at = newest[0].operation.tenant_id, newest[0].operation.origin.arrived_at
+        self._drop(newest)
+        reason = HoldReason.OVER_SHARE
+        self._make_ready(self.ownership.hold_tenant(tenant_id, reason, [], arrived_at, now=loop_time()))
+
+
+class _InFlightDroppedDispatcher(Dispatcher):
+    @override
+    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+        super()._hold_newest(lane, newest)
+        self._drop([one for one in lane.entries() if one.operation.tenant_id == newest[0].operation.tenant_id])
+
+
+class _ShareOfNothingDispatcher(Dispatcher):
+    @override
+    def _make_ready(self, hold: Hold) -> None:
+        if not hold.is_paced:
+            super()._make_ready(hold)
+
+
+class _PatientDispatcher(Dispatcher):
+    @override
+    def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
+        return False
+
+
+class _TwiceReadingCatchUp(CatchUpReader):
+    @override
+    def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
+        owner = self._dispatcher.ownership.owner_of(tenant_id)
+        return (owner is not None and owner.is_paced) or super()._may_send(tenant_id, in_memory)
 
 
 class _TrustingRenewer(LeaseRenewer):
@@ -172,8 +228,10 @@ class _TrustingFleet(Fleet):
 
 class _UngatedDispatcher(Dispatcher):
     @override
-    def _enqueue_beside_backfill(self, lane: ShardLane, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
-        lane.enqueue(entries)
+    def _admitted_beside_backfill(
+        self, lane: StreamLane, hold: Hold, entries: Sequence[QueuedOperation]
+    ) -> Sequence[QueuedOperation]:
+        return entries
 
 
 class _ParentlessOwnership(Ownership):
@@ -364,7 +422,7 @@ class _SlackOwnership(Ownership):
     @override
     def owner_of(self, tenant_id: str) -> Hold | None:
         hold = super().owner_of(tenant_id)
-        return None if hold is not None and hold.is_ready else hold
+        return hold if hold is None or hold.is_waiting else None
 
 
 class _LateOwnership(Ownership):
@@ -487,7 +545,7 @@ def _with_reader(
             reader._catch_ups.__class__ = catch_ups_class
             reader._catch_ups._create_reader = partial(_create_as, catch_up_class, reader._create_catch_up_reader)
             if positions_class is None:
-                reader._dispatcher.shard_positions = None
+                reader._dispatcher.shard_positions = reader._dispatcher._batches._shard_positions = None
             else:
                 reader.shard_positions.__class__ = positions_class
             return reader
@@ -568,12 +626,15 @@ def _ask_leases_alone(world: World) -> None:
 
 WRONG_DESIGNS = {
     "the checkpoint is the last record read": WrongDesign(_with_reader(_EagerReader)),
+    "a checkpoint within a record of several operations is that of the record": WrongDesign(
+        _with_reader(_RoundingReader), seed=16
+    ),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader)),
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
     "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader), seed=6),
-    "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=45),
+    "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=52),
     "a record is finished before its dead letter is stored": WrongDesign(
-        _with_reader(dispatcher_class=_HastyDispatcher), seed=10
+        _with_reader(dispatcher_class=_HastyDispatcher), seed=21
     ),
     "one operation waits and not those behind it": WrongDesign(
         _with_reader(dispatcher_class=_LooseDispatcher), seed=1368
@@ -595,7 +656,7 @@ WRONG_DESIGNS = {
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(_GullibleReader), _lose_all_behind_splits, seed=6
     ),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2525),
+    "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2958),
     "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=80),
     "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=162),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
@@ -606,7 +667,7 @@ WRONG_DESIGNS = {
     "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=8),
     "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=25),
     "a backfill reads only for tenants known by name": WrongDesign(
-        _with_reader(catch_up_class=_NarrowCatchUp), seed=45
+        _with_reader(catch_up_class=_NarrowCatchUp), seed=52
     ),
     "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=1096),
     "a backfill goes on while it asks": WrongDesign(_with_reader(catch_up_class=_HastyCatchUp), seed=52),
@@ -614,21 +675,21 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_GreedyOwnership)
     ),
     "a backfill that loses again goes on where it is": WrongDesign(
-        _with_reader(ownership_class=_SteadyOwnership), seed=760
+        _with_reader(ownership_class=_SteadyOwnership), seed=1187
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
-        _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=239
+        _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=326
     ),
     "dropped operations of parents are read again as own ones": WrongDesign(
         _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=1568
     ),
     "a backfill starts at the reader's checkpoint": WrongDesign(
-        _with_reader(positions_class=_ForwardPositions), seed=45
+        _with_reader(positions_class=_ForwardPositions), seed=52
     ),
     "a row is compared with the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_LowPositions), seed=395
     ),
-    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=45),
+    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=94),
     "the parents are noted as done when re-reading them starts": WrongDesign(
         _with_reader(positions_class=_RashPositions), seed=495
     ),
@@ -636,25 +697,40 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=59
     ),
     "a reader makes its row though a tenant was moved in since it found none": WrongDesign(
-        _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=2212
+        _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=2626
     ),
     "a reader follows a move though the source has lost operations": WrongDesign(
-        _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES, seed=11
+        _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES, seed=33
     ),
     "a reader follows a move without a look at the source": WrongDesign(
         _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES, seed=85
     ),
     "a reader follows a move from any token of the source": WrongDesign(
-        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=880
+        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=923
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=293
     ),
     "a lane skips its operations after an error that nobody foresaw": WrongDesign(
-        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=30
+        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=263
     ),
     "a reader that failed by a defect writes its checkpoint": WrongDesign(
-        _TrustingFleet, weather=Weather.DEFECTS, seed=586
+        _TrustingFleet, weather=Weather.DEFECTS, seed=218
+    ),
+    "the oldest operations of a tenant over its share leave memory": WrongDesign(
+        _with_reader(dispatcher_class=_OldestHeldDispatcher), seed=28
+    ),
+    "a hold for a share begins at the main reader": WrongDesign(
+        _with_reader(dispatcher_class=_HeldAtMainDispatcher), seed=28
+    ),
+    "a hold for a share forgets what is in flight": WrongDesign(
+        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=28
+    ),
+    "a tenant over its share is never read again": WrongDesign(
+        _with_reader(dispatcher_class=_ShareOfNothingDispatcher), seed=28
+    ),
+    "two catch-ups read for a tenant over its share": WrongDesign(
+        _with_reader(catch_up_class=_TwiceReadingCatchUp), seed=392
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
 }
@@ -666,3 +742,4 @@ WRONG_ABOUT_GAPS = {
     "a row that has left the stream is a gap, however new it is": _with_reader(positions_class=_AgelessPositions),
     "a fleet that was stopped has gaps": _with_reader(positions_class=_AloofPositions),
 }
+ENDLESS_PAUSES = _with_reader(dispatcher_class=_PatientDispatcher)

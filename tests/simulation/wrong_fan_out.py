@@ -19,7 +19,8 @@ from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.stream.client import Latest, Record, Reply, Start
+from simplu_worker.consumers.kinesis.stream.client import Record, Reply
+from simplu_worker.consumers.kinesis.stream.positions import Latest, Start
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from model import test_models, test_moves, test_ownership, test_restores
+from model import test_models, test_moves, test_ownership, test_put_back, test_restores
 from simulation.campaign import CAMPAIGNS
 from simulation.test_simulation import FLOOR, KCL_SEEDS
 from simulation.wrong_designs import WRONG_DESIGNS
@@ -25,8 +25,16 @@ SAFE = {
     **test_moves.SAFE_AND_LARGE,
     **test_restores.SAFE,
     **test_restores.SAFE_AND_LARGE,
+    **test_put_back.SAFE,
+    **test_put_back.SAFE_AND_LARGE,
 }
-WRONG = {**test_models.WRONG, **test_ownership.WRONG, **test_moves.WRONG, **test_restores.WRONG}
+WRONG = {
+    **test_models.WRONG,
+    **test_ownership.WRONG,
+    **test_moves.WRONG,
+    **test_restores.WRONG,
+    **test_put_back.WRONG,
+}
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
@@ -44,6 +52,8 @@ SUBJECTS = {
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
     "move and failover": "a tenant that moves between shards that lose commits",
     "restore": "a tenant that is put back to a backup, with two restorers, on a shard that loses commits",
+    "put back": "messages of a FIFO group that return to their queue, on two shards that lose commits",
+    "shared lane": "a stream and a queue for one shard, each in trouble of its own",
 }
 
 

@@ -55,7 +55,7 @@ async def poll_until_true(ask: Callable[[], Awaitable[T]], *, within_s: float) -
 
 
 def make_record(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
-    """Return a valid record's members (docs/interface.md), overridden by *members*."""
+    """Return a valid record's members (docs/sending.md), overridden by *members*."""
     record: dict[str, Any] = {
         "operation": operation,
         "businessId": tenant.business_id,

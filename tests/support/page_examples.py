@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from support.vocabulary_lists import MARK
-
+_LIST_OF_WORDS: Final = re.compile(r"<!-- (?:[A-Z]\w+|end|each \w+) -->")  # support.vocabulary_lists
 _EXAMPLE = re.compile(r"(?ms)^<!-- (?P<what>\w+): (?P<name>[^>]*?) -->\n```\w+\n(?P<text>.*?)^```$")
 
 
@@ -23,6 +22,6 @@ def page_examples(page: Path) -> list[Example]:
     """Return the examples of *page* in their order. Any other comment is an error, but for those of lists of words."""
     text = page.read_text(encoding="utf-8")
     examples = [Example(**found.groupdict()) for found in _EXAMPLE.finditer(text)]
-    comment_count = text.count("<!-- ") - len(MARK.findall(text))
+    comment_count = text.count("<!-- ") - len(_LIST_OF_WORDS.findall(text))
     assert len(examples) == comment_count, "expected a block of code below each comment"
     return examples

@@ -29,8 +29,8 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import (
 )
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
-from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, Start, TrimHorizon
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -232,12 +232,17 @@ async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
     Fail when a later number was applied in an earlier transaction.
     """
     rows = await fetch(
-        pool, "SELECT request_id, status, error, xid::text::bigint AS xid FROM operations WHERE tenant_id = $1", tenant
+        pool, "SELECT request_id, status, error, completed_at FROM operations WHERE tenant_id = $1", tenant
     )
     rows.sort(key=lambda row: int(row["request_id"].rpartition("-")[2]))
-    transactions = [row["xid"] for row in rows]
+    transactions = [row["completed_at"] for row in rows]
     assert transactions == sorted(transactions)
     return [row["error"] or row["status"] for row in rows]
+
+
+def held_targets(reader: StreamShardReader) -> list[tuple[str, str, str]]:
+    """Return target, reason and state of everything held."""
+    return sorted((held["target"], held["reason"], held["state"]) for held in reader.view.held_status())
 
 
 async def eventually(is_so: Callable[[], bool], *, within_s: float = PATIENCE_S) -> None:

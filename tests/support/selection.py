@@ -1,8 +1,8 @@
 """Which tests run, in what order on how many processes, and the line that says what was left out.
 
 A slow test runs in CI, with REQUIRE_ALL=1, or when it is named, and so does one beside real peers (tests/peers).
-`.ci/run` runs each test once: with --passed-to a run writes down the tests that have passed, and with --but-passed
-another one leaves them out.
+`.ci/run` runs each test once: with --passed-to a run writes down the tests that have passed, and the files of which all
+have, and with --but-passed another one leaves the tests out, and does not even read the files.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ def add_options(parser: pytest.Parser) -> None:
 
 def scope_of(nodeid: str) -> str:
     """Return the unit of work that a test belongs to: its file, or itself."""
-    return nodeid if SEPARATE.match(nodeid) else nodeid.partition("::")[0]
+    return nodeid if SEPARATE.match(nodeid) else file_of(nodeid)
+
+
+def file_of(nodeid: str) -> str:
+    """Return the file of a test."""
+    return nodeid.partition("::")[0]
 
 
 class Selection:
@@ -63,7 +68,10 @@ class Selection:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        path: Path | None = config.option.but_passed
+        self._done = set() if path is None else set(path.read_text(encoding="utf-8").splitlines())
         self._left_out: Counter[str] = Counter()  # by mark
+        self._partial: set[str] = set()  # files with a test that did not run
         self._passed: set[str] = set()
         self._failed: set[str] = set()
         self._missing: Counter[str] = Counter()
@@ -96,21 +104,31 @@ class Selection:
         if workerinput is None:
             return
         folders = [config.rootpath / argument for argument in config.args]
-        files = sorted({file for folder in folders if folder.is_dir() for file in folder.rglob("test_*.py")})
+        found = {file for folder in folders if folder.is_dir() for file in folder.rglob("test_*.py")}
+        files = sorted(file for file in found if not self._is_done(file))
         number = int(workerinput["workerid"].removeprefix("gw"))
         for file in files[number :: workerinput["workercount"]]:
             with contextlib.suppress(Exception):  # the collection reports it
                 import_path(file, mode=ImportMode.importlib, root=config.rootpath, consider_namespace_packages=False)
 
+    def _is_done(self, path: Path) -> bool:
+        return bool(self._done) and path.relative_to(self._config.rootpath).as_posix() in self._done
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Leave out the files of which all tests have passed."""
+        return True if self._is_done(collection_path) else None
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Take note of what does not run."""
+        self._partial.update(file_of(item.nodeid) for item in items)
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out what is not to run; on many processes begin with what takes longest."""
-        done_path: Path | None = config.option.but_passed
-        done = set() if done_path is None else set(done_path.read_text(encoding="utf-8").splitlines())
         kept: list[pytest.Item] = []
         left_out: list[pytest.Item] = []
         for item in items:
-            (left_out if self._is_left_to_ci(item) or item.nodeid in done else kept).append(item)
+            (left_out if self._is_left_to_ci(item) or item.nodeid in self._done else kept).append(item)
         config.hook.pytest_deselected(items=left_out)
         workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
         items[:] = kept if workerinput is None else longest_first(kept, workerinput["workercount"])
@@ -135,8 +153,10 @@ class Selection:
             self._failed.add(report.nodeid)
         elif report.passed and report.when == "call":
             self._passed.add(report.nodeid)
-        elif report.skipped and (tool := missing_tool(str(report.longrepr[2]))):  # type: ignore[index]  # path, line, reason
-            self._missing[tool] += 1
+        elif report.skipped:
+            self._partial.add(file_of(report.nodeid))
+            if tool := missing_tool(str(report.longrepr[2])):  # type: ignore[index]  # path, line, reason
+                self._missing[tool] += 1
         if report.when == "call":
             properties: list[tuple[str, Any]] = report.user_properties
             for name, value in properties:
@@ -148,14 +168,18 @@ class Selection:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take over what a process of xdist has left out: all have the same."""
-        self._left_out = Counter(getattr(node, "workeroutput", {}).get("left_out", self._left_out))
+        output: dict[str, Any] = getattr(node, "workeroutput", {})
+        self._left_out = Counter(output.get("left_out", self._left_out))
+        self._partial.update(output.get("partial", ()))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Tell the one that reports, or write down what passed."""
         if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput["left_out"] = dict(self._left_out)
+            session.config.workeroutput.update(left_out=dict(self._left_out), partial=sorted(self._partial))
         elif (path := session.config.option.passed_to) is not None:
-            path.write_text("".join(f"{nodeid}\n" for nodeid in sorted(self._passed - self._failed)), encoding="utf-8")
+            passed = self._passed - self._failed
+            whole = {*map(file_of, passed)} - {*map(file_of, self._failed)} - self._partial
+            path.write_text("".join(f"{one}\n" for one in sorted(passed | whole)), encoding="utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what ran beyond the tests' names, and in one line what did not run."""

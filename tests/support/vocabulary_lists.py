@@ -17,7 +17,6 @@ from support.requires import ROOT
 from simplu_worker import vocabulary
 
 _MADE: Final = re.compile(r"<!-- ([A-Z]\w+) -->(.*?)<!-- end -->", re.DOTALL)
-MARK: Final = re.compile(r"<!-- (?:[A-Z]\w+|end|each \w+) -->")  # any comment of such a list
 _EACH: Final = re.compile(r"<!-- each (\w+) -->\n?")
 
 

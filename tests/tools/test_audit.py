@@ -44,11 +44,11 @@ def advisories_url() -> Iterator[str]:
 
 @pytest.mark.slow(10)
 def test_audit_fails_for_the_lock_file_that_an_advisory_is_about(advisories_url: str) -> None:
-    """Every lock file is read, with its hashes and markers; the advisory is named."""
+    """Each lock file has its command; one without an advisory passes, and one with an advisory names it."""
     commands: list[str] = runpy.run_path(str(ROOT / "run.py"))["COMMANDS"]["audit"][2]
     assert len(commands) == len(list((ROOT / "requirements").glob("*.txt")))
     failed = []
-    for command in commands:
+    for command in (one for one in commands if one.endswith(("/dev.txt", "/worker.txt"))):
         program, *words = command.split()
         path = required_program(program, how="python3 run.py tools")
         service = ["--vulnerability-service", "osv", "--osv-url", advisories_url]

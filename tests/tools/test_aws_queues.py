@@ -94,7 +94,7 @@ def test_redrive_policies_fit_by_the_worker_s_own_rules() -> None:
     }
     template = Template(TEMPLATES / "data.yaml", {name: f"arn:aws:sqs:r:1:{queue}" for name, queue in targets.items()})
     queues = {one["QueueName"]: attributes_of(one) for one in template.resources("AWS::SQS::Queue").values()}
-    rules = RedriveRules(Settings().sqs_retry_delays_seconds, Settings().shutdown_grace_seconds)
+    rules = RedriveRules(Settings().sqs_retry_delays_seconds, Settings().shutdown_grace_seconds, has_orders=True)
     problems = [
         problem
         for queue in queues.values()

@@ -106,6 +106,28 @@ async def test_resources_of_the_templates_leave_nothing_to_plan(
 
 
 @pytest.mark.slow(3)
+def test_templates_take_an_on_demand_stream_and_a_key() -> None:
+    """The stream has no number of stream shards, stream and queues have the key, and a policy lets programs use it."""
+    key = f"arn:aws:kms:{REGION}:{ACCOUNT_ID}:key/k"
+    parameters = {"OnDemand": "true", "KmsKeyArn": key}
+    with running_moto() as url:
+        account = Account(url)
+        urls = account.create("data", parameters)
+        with account.client("sqs") as sqs:
+            queues = sqs.list_queues()["QueueUrls"]
+            asked = [sqs.get_queue_attributes(QueueUrl=one, AttributeNames=["KmsMasterKeyId"]) for one in queues]
+        account.create("access", {"KmsKeyArn": key})
+        (statement,) = account.documents("access")["KeyPolicy"]["Statement"]
+    assert {one.rpartition("/")[2] for one in urls.values()} < {one.rpartition("/")[2] for one in queues}
+    assert {one["Attributes"]["KmsMasterKeyId"] for one in asked} == {key}
+    assert (statement["Action"], statement["Resource"]) == (["kms:Decrypt", "kms:GenerateDataKey"], key)
+    # moto makes every stream of a template a provisioned one.
+    (stream,) = Template(TEMPLATES / "data.yaml", parameters).resources("AWS::Kinesis::Stream").values()
+    assert (stream["StreamModeDetails"], "ShardCount" in stream) == ({"StreamMode": "ON_DEMAND"}, False)
+    assert stream["StreamEncryption"] == {"EncryptionType": "KMS", "KeyId": key}
+
+
+@pytest.mark.slow(3)
 def test_policy_of_the_page_is_the_template_s(account: Account) -> None:
     """docs/aws.md has the worker's policy for those who have no CloudFormation."""
     account.create("access", {})

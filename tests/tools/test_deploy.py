@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import shutil
 import subprocess
@@ -218,6 +219,42 @@ def test_alertmanager_example_sends_each_severity_to_its_receiver(severity: str,
     done = judge(program, "config", "routes", "test", f"--config.file={ALERTMANAGER}", f"severity={severity}")
     assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
     assert set(re.findall(r"severity: (\w+)$", ALERTS.read_text(), re.MULTILINE)) == {"critical", "warning"}
+
+
+def receiver_members(kind: str) -> dict[str, str]:
+    """Return the members of the example's receiver of *kind*, such as `slack_configs`, that are texts; flat."""
+    receivers = yaml.safe_load(ALERTMANAGER.read_text())["receivers"]
+    ((settings,),) = [one[kind] for one in receivers if kind in one]
+    return {name: text for name, text in (settings | settings.get("details", {})).items() if isinstance(text, str)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "secret", "file"),
+    [("pagerduty_configs", "routing_key", "pagerduty-key"), ("slack_configs", "api_url", "slack-url")],
+)
+def test_alertmanager_example_has_its_secrets_in_files(kind: str, secret: str, file: str) -> None:
+    """The example can be kept in a repository."""
+    members = receiver_members(kind)
+    assert secret not in members
+    assert members[f"{secret}_file"] == f"/etc/alertmanager/{file}"
+
+
+@pytest.mark.parametrize("kind", ["pagerduty_configs", "slack_configs"])
+def test_alertmanager_example_tells_what_an_alert_says(kind: str, tmp_path: Path) -> None:
+    """Summary, description and the link to the runbook are in each message."""
+    program = required_program("amtool", how=AMTOOL_HOW)
+    annotations = {"summary": "Summary.", "description": "Description.", "runbook_url": "https://runbook"}
+    alert = {"status": "firing", "labels": {}, "annotations": annotations}
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"status": "firing", "alerts": [alert], "commonLabels": {"severity": "critical"}}))
+    told = ""
+    for text in receiver_members(kind).values():
+        if "{{" in text:
+            options = ["--template.glob", str(tmp_path / "*.tmpl"), "--template.data", str(data)]
+            done = judge(program, "template", "render", *options, "--template.text", text)
+            assert done.returncode == 0, done.stderr
+            told += done.stdout
+    assert [text for text in annotations.values() if text not in told] == []
 
 
 def test_alertmanager_example_inhibits_alerts_that_exist() -> None:

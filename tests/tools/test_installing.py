@@ -27,7 +27,7 @@ DOCKERIGNORE = ROOT / ".dockerignore"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PLACE = "/opt/simplu-worker"  # where the page installs the wheel
 WRONG_CONFIGURATION = 78
-PAYLOAD_MAX_BYTES = 120_000_000
+PAYLOAD_MAX_BYTES = 136_000_000  # 15 MB of it are the library that judges by JSON Schemas
 PATIENCE_S = 60.0
 
 

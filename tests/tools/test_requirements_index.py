@@ -95,7 +95,7 @@ def test_old_pip_takes_the_pins(tmp_path: Path) -> None:
     """Where uv cannot install, pip can. That of Python 3.11 wants each extra in the pin of its package."""
     venv.create(tmp_path, with_pip=True)
     command = [f"{tmp_path}/bin/pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
-    command += ["-r", f"{ROOT}/requirements/dev.txt"]
+    command += ["-r", f"{ROOT}/requirements/worker.txt"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         require_package_index(done.stderr)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.aws.dynamodb_tables import TableSummary
-from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, QueueAttributes
+from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, QueueAttributes, queue_name
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease_table import TABLE_DEFINITION
 
@@ -104,7 +104,7 @@ def _plan_source_queues(facts: AwsFacts, settings: Settings) -> Iterator[Planned
     visibility_s = max(VISIBILITY_MIN_S, math.ceil(settings.shutdown_grace_seconds))
     for url in source_queues(settings):
         queue = facts.queues[url]
-        name = _queue_name(url)
+        name = queue_name(url)
         if queue is None:
             attributes = {
                 "VisibilityTimeout": visibility_s,
@@ -125,7 +125,7 @@ def _plan_dead_letters(facts: AwsFacts, settings: Settings) -> Iterator[PlannedS
     url = settings.dead_letter_queue_url
     if url is None:
         return
-    queue, name = facts.queues[url], _queue_name(url)
+    queue, name = facts.queues[url], queue_name(url)
     if queue is None:
         attributes = {
             "VisibilityTimeout": VISIBILITY_MIN_S,
@@ -155,10 +155,6 @@ def _attributes_command(settings: Settings, url: str, attributes: Mapping[str, o
 def _texts(attributes: Mapping[str, object]) -> dict[str, str]:
     """Return *attributes* as SQS takes them, all as text."""
     return {name: str(value) for name, value in attributes.items()}
-
-
-def _queue_name(url: str) -> str:
-    return url.rstrip("/").rpartition("/")[2]
 
 
 def _command(settings: Settings, words: str, **members: Any) -> str:

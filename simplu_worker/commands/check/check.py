@@ -29,6 +29,7 @@ from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
+from simplu_worker.commands.check.registrations import sample_registrations
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
@@ -163,7 +164,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
                 checks.check_cache(),
             ]
         )
-        await checks.read_positions(shards)
+        await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
     dependencies = [dependency for answer in answers for dependency in answer]
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 
@@ -380,6 +381,13 @@ class DependencyChecks:
 
         await run_all([read(shard_id) for shard_id, pool in shards.pools.by_shard_id().items() if pool.is_healthy])
 
+    async def sample_registrations(self, shards: Shards) -> None:
+        """Note registrations at Citrus without a tenant on any shard, where Citrus and business-info answer."""
+        if isinstance(shards.locator, CitrusClient):
+            with contextlib.suppress(WorkerError, TimeoutError):  # their own checks have named it
+                async with asyncio.timeout(DEADLINE_S):
+                    self.facts.registrations = await sample_registrations(self._settings, shards)
+
     async def check_cache(self) -> list[CheckedDependency]:
         """Check Redis, if it is configured. A failure is a warning: operations continue without Redis."""
         url = self._settings.redis_url
@@ -410,6 +418,7 @@ class DependencyChecks:
             probe = await probe_shard(pool)
             self.facts.skews_s[name] = probe.skew_s
             self.facts.schema_creators[name] = probe.creators
+            self.facts.awaited_types[name] = probe.awaited_types
             for finding in assess(ShardObservation(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)

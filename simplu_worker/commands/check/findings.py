@@ -9,14 +9,14 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.aws.sqs_queue import QueueAttributes, queue_name
 from simplu_worker.config.settings import Settings
 from simplu_worker.config.variable_rules import SOURCES, set_of
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
-from simplu_worker.shards.health.assessment import SchemaCreator
+from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
 from simplu_worker.shards.health.server_costs import ServerFacts, find_costs
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
 from simplu_worker.timing.clock_agreement import APART_MOST_S
@@ -40,6 +40,13 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.about}: {self.problem}; {self.advice}"
 
 
+class RegistrationSample(msgspec.Struct, frozen=True):
+    """How many tenants were looked at, and the names of those that are registered without a row on any shard."""
+
+    tenant_count: int = 0
+    without_row: tuple[str, ...] = ()
+
+
 @dataclass
 class CheckFacts:
     """The properties of the dependencies that answered."""
@@ -56,8 +63,10 @@ class CheckFacts:
     positions: dict[str, dict[str, Position]] = field(default_factory=dict)  # of shards
     registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
+    registrations: RegistrationSample = field(default_factory=RegistrationSample)
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
+    awaited_types: dict[str, Sequence[AwaitedType]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     servers: dict[str, ServerFacts] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
@@ -74,6 +83,7 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
         *_stream_findings(facts, settings),
         *_consumer_findings(facts, settings),
         *_shard_findings(facts, settings),
+        *_registration_findings(facts),
         *_cache_findings(facts),
         *_clock_findings(facts),
         *_open_files_findings(facts, settings),
@@ -83,8 +93,15 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[s
 
 
 def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    rules = RedriveRules(settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds)
+    with_orders = {
+        f"queue {queue_name(url)}"
+        for url in (settings.sqs_order_events_queue_url, settings.sqs_priority_queue_url)
+        if url is not None
+    }
     for name, queue in facts.queues.items():
+        rules = RedriveRules(
+            settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds, has_orders=name in with_orders
+        )
         policy = parse_redrive_policy(queue.redrive_policy)
         if policy is None:
             yield Finding(
@@ -219,6 +236,10 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         )
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
+    for name, awaited in facts.awaited_types.items():
+        for one in awaited:
+            problem, _, advice = str(one).rpartition("; ")
+            yield Finding(name, problem, advice)
     for name, creators in facts.schema_creators.items():
         for creator in creators:
             problem, _, advice = str(creator).rpartition("; ")
@@ -232,6 +253,19 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             f"DATABASE_POOL_SIZE {settings.database_pool_size} × {facts.shard_count} shards = {connections}, "
             f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
             "lower the pool size or raise the maximum, unless few shards are busy at a time",
+        )
+
+
+def _registration_findings(facts: CheckFacts) -> Iterator[Finding]:
+    sample = facts.registrations
+    if sample.without_row:
+        more = len(sample.without_row) - ROWS_NAMED
+        names = "; ".join(sample.without_row[:ROWS_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        yield Finding(
+            "Citrus",
+            f"registered, and on no shard: {names} (of {sample.tenant_count} tenants of business-info looked at)",
+            "unless they are being created just now, simplu-worker tenants provision creates them; simplu-worker "
+            "tenants audit looks at all tenants",
         )
 
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue, QueueAttributes
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, OutgoingMessage, Queue, QueueAttributes
 from simplu_worker.commands.dead_letters.replay_plan import visibility_timeout_s
 from simplu_worker.commands.output.progress import Narration, StderrNarration
 from simplu_worker.errors import WorkerError
@@ -130,6 +130,10 @@ class DeadLetterBrowser:
                 self.narration.note(
                     f"the visibility timeout of {len(messages)} dead letters could not be renewed: {exc}"
                 )
+
+    async def send(self, entry: OutgoingMessage) -> bool:
+        """Send a message to the queue; return whether SQS has accepted it."""
+        return not await self._queue.send([entry])
 
     async def delete(self, message_ids: Iterable[str]) -> set[str]:
         """Delete letters; return the ids of those that could not be deleted."""

@@ -97,8 +97,8 @@ async def list_letters(
     foreign: list[dict[str, str]] = []
     room_bytes = options.room_bytes
     is_cut = is_complete = False
-    async with _open_browser(settings, narration) as browser:
-        depth = await _read_depth(browser)
+    async with open_browser(settings, narration) as browser:
+        depth = await read_depth(browser)
         async with aclosing(read_with_progress(browser, depth.visible_count)) as messages:
             async for message in messages:
                 try:
@@ -116,8 +116,8 @@ async def list_letters(
                 room_bytes -= len(message.body) if options.records else 0
                 if is_complete := filters.is_complete(len(rows)):
                     break
-        hidden = 0 if is_cut or is_complete else _warn_of_hidden(depth, browser)
-        behind = 0 if is_complete else await _count_behind(browser)
+        hidden = 0 if is_cut or is_complete else warn_of_hidden(depth, browser)
+        behind = 0 if is_complete else await count_behind(browser)
     rows.sort(key=lambda row: row["failedAt"])
     return {"letters": rows, "notLetters": foreign, "isCut": is_cut, "hidden": hidden, "behind": behind}
 
@@ -127,17 +127,17 @@ async def replay_letters(
 ) -> ReplayResult:
     """Send the records of letters that *filters* match to their source, and delete the letters; or return the plan."""
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(_open_sqs(settings))
+        client = await stack.enter_async_context(open_sqs(settings))
         browser = DeadLetterBrowser(Queue(client, _queue_url(settings)), narration)
         await stack.enter_async_context(browser)
         resender = await _open_resender(stack, settings, client, options)
-        depth = await _read_depth(browser)
+        depth = await read_depth(browser)
         outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count)
         if browser.is_full:
             narration.note("the queue has more dead letters than one run can process; run it again for the rest")
         is_complete = filters.is_complete(len(outcomes))
-        hidden = 0 if is_complete else _warn_of_hidden(depth, browser)
-        behind = 0 if options.apply or is_complete else await _count_behind(browser)
+        hidden = 0 if is_complete else warn_of_hidden(depth, browser)
+        behind = 0 if options.apply or is_complete else await count_behind(browser)
     return ReplayResult(outcomes, hidden, behind)
 
 
@@ -175,8 +175,8 @@ async def discard_letters(
     Other messages of the queue stay, and so do letters that arrive after the start.
     """
     discard = _Discard(Counter(), [], 0)
-    async with _open_browser(settings, narration) as browser:
-        depth = await _read_depth(browser)
+    async with open_browser(settings, narration) as browser:
+        depth = await read_depth(browser)
         started_at = datetime.now(UTC)
         while not filters.is_complete(found_count := len(discard.found)):
             await _find_to_discard(browser, filters, options, discard, depth.visible_count, started_at)
@@ -189,8 +189,8 @@ async def discard_letters(
             if not (browser.is_fifo and new) or len(discard.found) == options.limit:
                 break
         is_complete = filters.is_complete(len(discard.found))
-        hidden = 0 if is_complete else _warn_of_hidden(depth, browser)
-        behind = 0 if options.apply or is_complete else await _count_behind(browser)
+        hidden = 0 if is_complete else warn_of_hidden(depth, browser)
+        behind = 0 if options.apply or is_complete else await count_behind(browser)
     count = len(discard.found)
     return {
         "applied": options.apply,
@@ -267,15 +267,17 @@ def _queue_url(settings: Settings) -> str:
 
 
 @asynccontextmanager
-async def _open_sqs(settings: Settings) -> AsyncIterator[Client]:
+async def open_sqs(settings: Settings) -> AsyncIterator[Client]:
+    """Open SQS."""
     async with open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS) as client:
         yield client
 
 
 @asynccontextmanager
-async def _open_browser(settings: Settings, narration: Narration) -> AsyncIterator[DeadLetterBrowser]:
+async def open_browser(settings: Settings, narration: Narration) -> AsyncIterator[DeadLetterBrowser]:
+    """Open the dead-letter queue. Raises ConfigurationError without one."""
     url = _queue_url(settings)
-    async with _open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url), narration) as browser:
+    async with open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url), narration) as browser:
         yield browser
 
 
@@ -298,7 +300,7 @@ async def _open_resender(
     return DeadLetterResender(stream, {queue.name: queue for queue in queues.values()}, rules)
 
 
-async def _read_depth(browser: DeadLetterBrowser) -> QueueDepth:
+async def read_depth(browser: DeadLetterBrowser) -> QueueDepth:
     """Return the depth of the queue, and note how this command affects other readers of the queue."""
     attributes = await browser.read_attributes()
     browser.narration.note(
@@ -309,7 +311,8 @@ async def _read_depth(browser: DeadLetterBrowser) -> QueueDepth:
     return QueueDepth(attributes.visible_count, attributes.in_flight_count)
 
 
-def _warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
+def warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
+    """Return how many letters were hidden from this command, and note it."""
     count = depth.hidden_count(browser.read_count)
     if count:
         browser.narration.note(
@@ -319,7 +322,7 @@ def _warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
     return count
 
 
-async def _count_behind(browser: DeadLetterBrowser) -> int:
+async def count_behind(browser: DeadLetterBrowser) -> int:
     """Return how many letters a FIFO queue withholds behind those that were read."""
     if not browser.is_fifo:
         return 0
@@ -334,7 +337,9 @@ async def _count_behind(browser: DeadLetterBrowser) -> int:
 def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
     letter, origin = parsed.letter, parsed.letter.origin
     tenant = tenant_of(letter)
-    position = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
+    position: dict[str, Any] = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
+    if origin.part_index is not None:
+        position["partIndex"] = origin.part_index
     row = {
         "messageId": message.message_id,
         "failedAt": letter.failed_at,

@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: what the commands do, for operators of a replica that runs (docs/interface.md)."""
+"""Dead letters over HTTP: what the commands do, for operators of a replica that runs (docs/outcomes.md)."""
 
 from __future__ import annotations
 

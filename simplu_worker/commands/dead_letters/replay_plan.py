@@ -13,11 +13,12 @@ import msgspec
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds
 from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT, SEND_MAX_BYTES
-from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, SubRecord, deaggregate
+from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.consumers.kinesis.stream.parts import Part, unpack
 from simplu_worker.consumers.sqs.control.decode import with_timestamp
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order, with_members_of_message
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, origin_of_part, tenant_of
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.operations.request_ids import derived_request_id, with_request_id
@@ -171,7 +172,7 @@ def sort_key(letter: DeadLetter) -> OrderKey:
     """
     origin = letter.origin
     number = (origin.sequence_number or "").lstrip("0")
-    position = (len(number), number, origin.sub_sequence_number)
+    position = (len(number), number, origin.sub_sequence_number, origin.part_index or 0)
     return (origin.source, origin.name, position, origin.arrived_at, letter.failed_at)
 
 
@@ -179,7 +180,7 @@ def record_key(letter: DeadLetter) -> str:
     """Return a key that all letters of one record share: it is sent once, even if it was stored twice."""
     origin = letter.origin
     position = (origin.source, origin.name, origin.stream_shard_id, origin.sequence_number, origin.message_id)
-    text = repr((*position, origin.sub_sequence_number)).encode()
+    text = repr((*position, origin.sub_sequence_number, origin.part_index)).encode()
     return hashlib.sha256(text + letter.record).hexdigest()
 
 
@@ -211,8 +212,10 @@ def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
         return _queue_resend(letter, rules)
     if letter.parts is not None:
         return _parts_resend(letter, letter.parts, rules)
-    parts = deaggregate(letter.record)
-    return _stream_resend(letter, rules) if parts is None else _aggregate_resend(letter, parts, rules)
+    origin, parts = letter.origin, None
+    if origin.part_index is None:
+        parts = unpack(letter.record, origin.partition_key or record_key(letter), origin.sub_sequence_number)
+    return _stream_resend(letter, rules) if parts is None else _unpacked_resend(letter, parts, rules)
 
 
 def visibility_timeout_s(count: int) -> int:
@@ -266,8 +269,14 @@ def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLette
     return _records_resend(letter, [NewRecord(letter.origin.partition_key or record_key(letter), record)])
 
 
-def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: ReplayRules) -> Resend | LeftLetter:
-    """Send the records of an aggregate one by one. One that can never be applied becomes a dead letter of its own."""
+def _unpacked_resend(letter: DeadLetter, parts: Sequence[Part], rules: ReplayRules) -> Resend | LeftLetter:
+    """Send the operations of a whole record one by one. One that can never be applied becomes a dead letter of its own.
+
+    A record of too many parts is sent as it came, if at all.
+    """
+    refusals = [part.refusal for part in parts if part.refusal is not None]
+    if refusals and not rules.force:
+        return _left_returning(f"{DeadLetterReason.TOO_LARGE}: {refusals[0]}")
     if len(parts) > PARTS_MAX and not rules.force:
         return LeftLetter(
             LeftReason.WOULD_COME_BACK,
@@ -277,13 +286,16 @@ def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: Rep
     records = []
     for part in parts:
         origin = msgspec.structs.replace(
-            letter.origin, sub_sequence_number=part.sub_sequence_number, partition_key=part.partition_key
+            letter.origin,
+            sub_sequence_number=part.sub_sequence_number,
+            partition_key=part.partition_key,
+            part_index=part.index,
         )
         record = _ensure_request_id(part.data, origin, rules)
         if not isinstance(record, LeftLetter) and record != part.data and not rules.force:
             return LeftLetter(
                 LeftReason.WITHOUT_REQUEST_IDS,
-                "records of this aggregate have no requestId: if their producer sent them again, as the Kinesis "
+                "operations of this record have no requestId: if their producer sent them again, as the Kinesis "
                 "Producer Library does, they would be applied twice; --force sends them",
             )
         records.append(NewRecord(part.partition_key, part.data if isinstance(record, LeftLetter) else record))
@@ -291,7 +303,7 @@ def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: Rep
 
 
 def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Resend | LeftLetter:
-    """Send the bad parts of an aggregate one by one, each with its effective request id.
+    """Send bad parts one by one, each with its effective request id.
 
     Without *force* all of them or none: a letter stays until nothing of it would come back.
     """
@@ -301,8 +313,10 @@ def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Rese
     records: list[NewRecord] = []
     returning: list[LeftLetter] = []
     for index, part in enumerate(parts):
-        number = 0 if bad.numbers is None else bad.numbers[index]
-        origin = msgspec.structs.replace(letter.origin, sub_sequence_number=number, partition_key=part.partition_key)
+        origin = msgspec.structs.replace(
+            letter.origin if bad.numbers is None else origin_of_part(letter.origin, bad.numbers[index]),
+            partition_key=part.partition_key,
+        )
         record = _ensure_request_id(part.data, origin, rules)
         if isinstance(record, LeftLetter):
             returning.append(record)

@@ -20,8 +20,10 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 )
 from simplu_worker.commands.stream.put_records import put_all, stream_sink
 from simplu_worker.commands.stream.put_requests import cut_into_puts
-from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
+from simplu_worker.consumers.kinesis.stream.client import Record, Stream
+from simplu_worker.consumers.kinesis.stream.parts import unpack
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
 from simplu_worker.dead_letters.letter import DeadLetter, ParsedDeadLetter
 from simplu_worker.errors import PermanentError
 from simplu_worker.vocabulary import Source
@@ -101,7 +103,7 @@ class DeadLetterResender:
         record = await self._read_record(self._stream, letter)
         if record is None:
             return _left_gone(f"the stream {self._stream.name} no longer has the record")
-        candidates = [record.data, *_parts_named(letter, deaggregate(record.data) or ())]
+        candidates = [record.data, *_parts_named(letter, record)]
         found = [data for data in candidates if whole.matches(data)]
         return found[0] if found else _left_gone("the stream has another record at its position")
 
@@ -123,16 +125,16 @@ class DeadLetterResender:
         return None
 
 
-def _parts_named(letter: DeadLetter, parts: Sequence[SubRecord]) -> Iterator[bytes]:
-    """Yield the part at the letter's position, or an aggregate of its bad parts."""
+def _parts_named(letter: DeadLetter, record: Record) -> Iterator[bytes]:
+    """Yield the part of *record* at the letter's position, or an aggregate of its bad parts."""
+    numbers = {letter.origin.part_number} if letter.parts is None else set(letter.parts.numbers or ())
+    found = [part for part in unpack(record.data, record.partition_key) or () if part.number in numbers]
     if letter.parts is None:
-        yield from (part.data for part in parts if part.sub_sequence_number == letter.origin.sub_sequence_number)
+        yield from (part.data for part in found)
         return
-    numbers = frozenset(letter.parts.numbers or ())
     packer = AggregatePacker()
-    for part in parts:
-        if part.sub_sequence_number in numbers:
-            packer.add(part.partition_key, part.data)
+    for part in found:
+        packer.add(part.partition_key, part.data)
     yield packer.seal()
 
 

@@ -1,4 +1,4 @@
-"""Ask a running replica over HTTP (docs/interface.md), with the token of the settings."""
+"""Ask a running replica over HTTP (docs/outcomes.md), with the token of the settings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simplu_worker.commands.fleet.sent_events import EventSplitter
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.status.own_url import own_url
+from simplu_worker.status.tls import own_client_context
 from simplu_worker.telemetry.log import scrub_text
 
 CONNECT_WITHIN_S: Final = 5.0
@@ -91,5 +92,12 @@ async def open_replica(settings: Settings, url: str | None, *, acts: bool = Fals
         raise ConfigurationError(f"{names}: expected the token of the replicas, got nothing; set it")
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S, sock_connect=CONNECT_WITHIN_S)
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        yield ReplicaClient(session, url or own_url(settings.http_host, settings.http_port))
+    certificate, connector = settings.http_tls_cert_file, None
+    if url is None and certificate is not None:
+        try:
+            connector = aiohttp.TCPConnector(ssl=own_client_context(certificate))
+        except OSError as exc:
+            raise ConfigurationError(f"HTTP_TLS_CERT_FILE: expected a certificate, got: {exc.strerror or exc}") from exc
+    own = own_url(settings.http_host, settings.http_port, is_https=certificate is not None)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as session:
+        yield ReplicaClient(session, url or own)

@@ -33,7 +33,7 @@ async def plan_moves(
             try:
                 places = await find_places(shards.locator, shards.pools, request.tenant_id)
                 source_id = places.source_for(request.shard_id)
-                await check_shards(shards.locator, shards.pools, source_id, request.shard_id)
+                await check_shards(shards.locator, shards.pools, request.tenant_id, source_id, request.shard_id)
                 move = Move(request.tenant_id, source_id, request.shard_id)
                 return await plan_move(shards.pools, shards.commits, move, max_pause_s=max_pause_s)
             except WorkerError as exc:

@@ -130,7 +130,7 @@ class MoveRunner:
         places = await find_places(locator, pools, request.tenant_id)
         source_id = places.source_for(request.shard_id)
         if source_id == places.home():  # a tenant that has left its shard has to arrive, however full the other one is
-            await check_shards(locator, pools, source_id, request.shard_id)
+            await check_shards(locator, pools, request.tenant_id, source_id, request.shard_id)
         move = Move(request.tenant_id, source_id, request.shard_id)
         return await Mover(pools, self._shards.commits, move, self._options, show=show).run()
 

@@ -15,7 +15,7 @@ from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shorten
 from simplu_worker.commands.output.progress import terminal_bars
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.requirements import known_shard, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -80,12 +80,10 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
 
 
 async def _find_address(locator: Locator, shard_id: str) -> ShardAddress:
-    known = {address.shard_id: address for address in await locator.list_shards()}
-    if shard_id not in known:
-        raise PermanentError(f"expected a shard out of {', '.join(sorted(known))}; got {shard_id}")
-    if (refusal := known[shard_id].refusal) is not None:
+    address = known_shard(await locator.list_shards(), shard_id)
+    if (refusal := address.refusal) is not None:
         raise PermanentError(refusal)
-    return known[shard_id]
+    return address
 
 
 def _print_adopted(adopted: AdoptionResult, *, as_json: bool, was: str) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, UsageError
 from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
 
 shards = App(name="shards")
@@ -18,6 +18,53 @@ def list_shards(*, common: CommonOptions = NO_OPTIONS) -> int:
     from simplu_worker.commands.shards.show import list_shards
 
     return common.run(lambda settings: list_shards(settings, as_json=common.as_json))
+
+
+@shards.command(name="query")
+def query_shards(
+    statement: str,
+    /,
+    *,
+    shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    tenant: OneTenant = None,
+    on: Literal["primary", "standby"] = "primary",
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = 1000,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=3600))] = 30,
+    row_format: Annotated[Literal["table", "csv", "jsonl"] | None, Parameter(name="--format")] = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Ask all shards one question in SQL, as the role READER_USERNAME, which can only read.
+
+    Parameters
+    ----------
+    statement
+        A SELECT, VALUES, TABLE or WITH, or the name of a file with one.
+    shard
+        Ask this shard only; may be given several times.
+    tenant
+        Ask the shard of this business and location only, and let the policies show its rows.
+    on
+        Ask the standby of each shard in place of the primary.
+    limit
+        Print at most this many rows of each shard.
+    timeout
+        End the statement on a shard after this many seconds.
+    row_format
+        How rows are printed: table, csv, or jsonl, a JSON object a line, which is also what --json gives.
+    """
+    from simplu_worker.commands.shards.query import Asked, query_shards, read_statement
+    from simplu_worker.commands.shards.query_output import RowFormat
+    from simplu_worker.shards.postgres.connector import TargetSessionAttrs
+    from simplu_worker.shards.questions.asking import ShardQuestion
+
+    if shard and tenant is not None:
+        raise UsageError("shards query: expected --shard or --tenant, got both")
+    if common.as_json and row_format not in {None, "jsonl"}:
+        raise UsageError(f"shards query: expected --json or --format, got --json and --format {row_format}")
+    question = ShardQuestion(read_statement(statement), row_limit=limit, timeout_s=timeout)
+    asked = Asked(shard, tenant, TargetSessionAttrs(on))
+    printed = RowFormat("jsonl" if common.as_json else row_format or "table")
+    return common.run(lambda settings: query_shards(settings, question, asked, printed))
 
 
 @shards.command(name="upgrade")
@@ -105,6 +152,22 @@ def accept_gap(
     if (shard is None) is not all_shards:
         raise UsageError(f"shards accept-gap: expected a shard or --all, got {'none' if shard is None else 'both'}")
     return common.run(lambda settings: accept_gaps(settings, shard, as_json=common.as_json))
+
+
+@shards.command(name="raise-numbers")
+def raise_numbers(shard: str, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Let a shard go on whose database was restored into another server, such as from a dump.
+
+    Its log then has numbers of transactions that the new server has yet to reach.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    """
+    from simplu_worker.commands.shards.raise_numbers import raise_numbers
+
+    return common.run(lambda settings: raise_numbers(settings, shard, apply=apply, as_json=common.as_json))
 
 
 @shards.command(name="rebalance")

@@ -11,13 +11,13 @@ from typing import Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
+from simplu_worker.consumers.kinesis.stream.parts import Part, parts_of_record
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import parse_record
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
-from simplu_worker.vocabulary import DeadLetterReason, Source
-
-PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
+from simplu_worker.operations.partition_key import KEY_MAX, partition_key_by
+from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 SQS_ID: Final = re.compile(r"[!-~]{1,128}")  # SQS API reference, SendMessage: alphanumeric and punctuation
 
@@ -31,7 +31,7 @@ _group_decoder = msgspec.json.Decoder(_Grouped)
 
 
 class InputLine(msgspec.Struct, frozen=True):
-    """A line that is not empty, its number from 1 on, the record to put, and the result of decoding the record.
+    """A line that is not empty, or a part of one: its number from 1 on, the record to put, and what that decodes to.
 
     *partition_key* keeps the order: of an order event it is the message group.
     """
@@ -50,19 +50,29 @@ class InputLine(msgspec.Struct, frozen=True):
 
 
 def parse_lines(
-    text: bytes, *, now: datetime, new_id: Callable[[], str], max_bytes: int, list_limit: int
+    text: bytes,
+    *,
+    now: datetime,
+    new_id: Callable[[], str],
+    max_bytes: int,
+    list_limit: int,
+    key_rule: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE,
 ) -> list[InputLine]:
     """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
 
-    No other byte changes. A line with the request id of another operation before it is rejected, as by the worker.
+    No other byte changes. A line that is an array is one for each of its operations, as the worker takes it apart. A
+    line with the request id of another operation before it is rejected, as by the worker.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
     timestamp = now.isoformat().replace("+00:00", "Z")
 
-    def parse(number: int, raw: bytes) -> InputLine:
-        record = complete_record(raw, {"requestId": new_id(), "timestamp": timestamp})
-        decoded = decode_operation(record, origin, max_bytes=max_bytes, list_limit=list_limit)
-        return InputLine(number, record, partition_key_of(decoded, number), decoded)
+    def parse(number: int, raw: bytes) -> Iterator[InputLine]:
+        for part in parts_of_record(raw, "") or [Part("", raw)]:
+            record = complete_record(part.data, {"requestId": new_id(), "timestamp": timestamp})
+            decoded = decode_operation(record, origin, max_bytes=max_bytes, list_limit=list_limit)
+            if part.refusal is not None:
+                decoded = RejectedRecord(DeadLetterReason.TOO_LARGE, part.refusal, origin)
+            yield InputLine(number, record, partition_key_of(decoded, number, key_rule), decoded)
 
     return list(_reject_reused_ids(_parse_each(text, parse), "requestId"))
 
@@ -74,18 +84,18 @@ def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules
     """
     origin = Origin(source=Source.SQS, name="", arrived_at=now)
 
-    def parse(number: int, raw: bytes) -> InputLine:
+    def parse(number: int, raw: bytes) -> Iterator[InputLine]:
         record = complete_record(raw, {"deduplicationId": new_id()})
         decoded = decode_order(record.decode("utf-8", "replace"), {}, origin, rules, deduplication_id=None)
-        return InputLine(number, record, _group_of(record) or decoded.resource_id or f"line-{number}", decoded)
+        yield InputLine(number, record, _group_of(record) or decoded.resource_id or f"line-{number}", decoded)
 
     return list(_reject_reused_ids(_parse_each(text, parse), "deduplicationId"))
 
 
-def _parse_each(text: bytes, parse: Callable[[int, bytes], InputLine]) -> Iterator[InputLine]:
+def _parse_each(text: bytes, parse: Callable[[int, bytes], Iterable[InputLine]]) -> Iterator[InputLine]:
     for number, raw in enumerate(text.split(b"\n"), 1):
         if stripped := raw.strip():
-            yield parse(number, stripped)
+            yield from parse(number, stripped)
 
 
 def _reject_reused_ids(lines: Iterable[InputLine], member: str) -> Iterator[InputLine]:
@@ -133,13 +143,13 @@ def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
     return msgspec.json.encode({**members, **missing})
 
 
-def partition_key_of(decoded: Operation | RejectedRecord, number: int) -> str:
+def partition_key_of(decoded: Operation | RejectedRecord, number: int, rule: PartitionKeyRule) -> str:
     """Return a record's partition key, hashed if too long; a rejected line without ids gets one of its own."""
     if isinstance(decoded, Operation):
-        key = f"{decoded.tenant_id}-{decoded.resource_type}"
+        key = partition_key_by(rule, decoded.tenant_id, decoded.resource_type)
     else:
         key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
-    return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
+    return key if len(key) <= KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
 def _reject_reused(operation: Operation, member: str) -> RejectedRecord:

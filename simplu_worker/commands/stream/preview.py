@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import contextlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
@@ -19,11 +20,19 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation, RejectedRecord
+from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.vocabulary import Absence
+from simplu_worker.vocabulary import Absence, Failure, OperationKind
 
 LOOKUPS_AT_ONCE: Final = 10
 ERROR_SHOWN_LENGTH: Final = 100
+RESOURCES_PER_QUERY: Final = 500
+MEMBERS_SHOWN: Final = 5
+
+ResourceKey = tuple[str, str, str | None]
+"""A tenant id, a resource type and a resource id."""
+
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Fate(StrEnum):
@@ -31,6 +40,7 @@ class Fate(StrEnum):
 
     APPLIED = "applied"  # its outcome may still be an error, by the state of the resource then
     DUPLICATE = "duplicate"  # the log has its request id
+    FAILED = "failed"  # its data do not fit the schema of its type; what a patch makes of a document is not known
     HELD = "held"  # until its tenant has a shard
     DEAD_LETTER = "dead_letter"
     VALID = "valid"  # no way to find shards is configured, or a shard does not answer
@@ -50,32 +60,47 @@ class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     resource_id: str | None = None
     request_id: str | None = None
     shard_id: str | None = None
+    lost_members: tuple[str, ...] = ()  # of the resource as it is now, which an update would remove
 
 
 async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
-    """Print the next step of a worker with each line of *text*. Returns 1 if one of them would be a dead letter."""
+    """Print the next step of a worker with each line of *text*.
+
+    Returns 1 if one of them would be a dead letter, or be refused by a schema.
+    """
     lines = parse_input(settings, text, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
     logged: Mapping[OperationKey, Mapping[str, object]] = {}
+    stored: Mapping[ResourceKey, Sequence[str]] = {}
+    findings: Mapping[int, Finding] = {}
     poll = LastPoll(len(lines))
     keys = {line.key for line in lines if line.key is not None}
     if keys and set_of(settings, *ROUTES):
         async with open_shards(settings) as shards:
             homes = await _find_homes(shards.gateway, sorted({tenant_id for tenant_id, _ in keys}))
             logged = await find_operations(shards.gateway, keys, poll)
-    found = [preview(line, homes, logged) for line in lines]
+            stored = await _find_members(shards.gateway, lines)
+            findings = await _judge(shards.gateway, lines, homes)
+    found = [preview(line, homes, logged, stored, findings.get(line.number)) for line in lines]
     if as_json:
         print_json({"records": found, "shardsWithoutAnswer": poll.silent_shard_ids})
     else:
         _print_previews(found)
         print_silent(poll.silent_shard_ids)
-    return 1 if any(one.fate is Fate.DEAD_LETTER for one in found) else 0
+    return 1 if any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found) else 0
 
 
 def preview(
-    line: InputLine, homes: Mapping[str, str | Absence], logged: Mapping[OperationKey, Mapping[str, object]]
+    line: InputLine,
+    homes: Mapping[str, str | Absence],
+    logged: Mapping[OperationKey, Mapping[str, object]],
+    stored: Mapping[ResourceKey, Sequence[str]],
+    finding: Finding | None = None,
 ) -> Preview:
-    """Return the next step with a line, by the known shards of tenants and the rows of the logs."""
+    """Return the next step with a line, by the shards of tenants, the rows of the logs, and the members of resources.
+
+    *finding* is that of a schema.
+    """
     decoded = line.decoded
     if isinstance(decoded, RejectedRecord):
         return Preview(
@@ -93,12 +118,33 @@ def preview(
         return _of_operation(line.number, decoded, Fate.DUPLICATE, shard_id=str(row["shard_id"]))
     if isinstance(home, Absence):
         return _of_operation(line.number, decoded, Fate.HELD, reason=home)
+    if finding is not None:
+        failed = _of_operation(line.number, decoded, Fate.FAILED, reason=Failure.INVALID_DATA, shard_id=home)
+        return msgspec.structs.replace(failed, error=str(finding))
     fate = Fate.VALID if home is None else Fate.APPLIED
-    return _of_operation(line.number, decoded, fate, shard_id=home)
+    lost = lost_members(decoded, stored.get(_resource_of(decoded), ()))
+    return _of_operation(line.number, decoded, fate, shard_id=home, lost_members=lost)
+
+
+def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]:
+    """Return the members of a resource, which now has those that are *stored*, that an update would remove; sorted."""
+    if operation.kind is not OperationKind.UPDATE or operation.data is None or operation.exceeds_bounds:
+        return ()
+    return tuple(sorted(set(stored) - _members_decoder.decode(operation.data).keys()))
+
+
+def _resource_of(operation: Operation) -> ResourceKey:
+    return operation.tenant_id, operation.resource_type, operation.resource_id
 
 
 def _of_operation(
-    number: int, operation: Operation, fate: Fate, *, reason: str | None = None, shard_id: str | None = None
+    number: int,
+    operation: Operation,
+    fate: Fate,
+    *,
+    reason: str | None = None,
+    shard_id: str | None = None,
+    lost_members: tuple[str, ...] = (),
 ) -> Preview:
     return Preview(
         number,
@@ -111,7 +157,27 @@ def _of_operation(
         resource_id=operation.resource_id,
         request_id=operation.request_id,
         shard_id=shard_id,
+        lost_members=lost_members,
     )
+
+
+async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> dict[ResourceKey, Sequence[str]]:
+    """Return the members that the resources of updates have now, of those that are there."""
+    updates = {
+        _resource_of(line.decoded)
+        for line in lines
+        if isinstance(line.decoded, Operation) and line.decoded.kind is OperationKind.UPDATE
+    }
+    wanted = sorted(updates)
+    found: dict[ResourceKey, Sequence[str]] = {}
+    for first in range(0, len(wanted), RESOURCES_PER_QUERY):
+        some = wanted[first : first + RESOURCES_PER_QUERY]
+        with contextlib.suppress(RetryableError):  # the query of the logs has named it
+            survey = await gateway.survey("list_members", *map(list, zip(*some, strict=True)))
+            found |= {
+                (row["tenant_id"], row["resource_type"], row["resource_id"]): row["members"] for _, row in survey.rows
+            }
+    return found
 
 
 async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[str, str | Absence]:
@@ -132,6 +198,27 @@ async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[
     return homes
 
 
+async def _judge(
+    gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]
+) -> dict[int, Finding]:
+    """Return by the numbers of lines why a schema would refuse them; nothing of a shard that does not answer."""
+    by_shard: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
+    for line in lines:
+        if isinstance(line.decoded, Operation):
+            home = homes.get(line.decoded.tenant_id)
+            if home is not None and not isinstance(home, Absence):
+                by_shard[home].append((line.number, line.decoded))
+    findings: dict[int, Finding] = {}
+    for shard_id, sent in by_shard.items():
+        try:
+            found = await gateway.judge(shard_id, [operation for _, operation in sent])
+        except RetryableError as exc:
+            print_note(f"schemas of shard {shard_id}: {exc}")
+        else:
+            findings |= {sent[index][0]: finding for index, finding in found.items()}
+    return findings
+
+
 def _print_previews(found: Sequence[Preview]) -> None:
     rows = (
         (
@@ -147,6 +234,18 @@ def _print_previews(found: Sequence[Preview]) -> None:
         for one in found
     )
     print_table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
+    for one in found:
+        if one.lost_members:
+            print_note(f"line {one.line}: {_describe_loss(one)}")
+    if any(one.operation == OperationKind.UPDATE and one.fate in {Fate.VALID, Fate.HELD} for one in found):
+        print_note("an update replaces the whole document; a patch keeps what it lacks")
     counts = Counter(one.fate for one in found)
     print_note(", ".join(f"{count} {fate}" for fate, count in sorted(counts.items())) or "no records")
     print_note("nothing was sent or applied")
+
+
+def _describe_loss(one: Preview) -> str:
+    more = len(one.lost_members) - MEMBERS_SHOWN
+    names = ", ".join(shorten(name, ERROR_SHOWN_LENGTH) for name in one.lost_members[:MEMBERS_SHOWN])
+    names += f" and {more} more" if more > 0 else ""
+    return f"this update removes {names} from {one.resource_type} {one.resource_id}; a patch keeps what it lacks"

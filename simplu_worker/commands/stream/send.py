@@ -50,6 +50,7 @@ from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.timing.uuid7 import uuid7
+from simplu_worker.vocabulary import PartitionKeyRule
 
 RESULT_SHOWN_LENGTH: Final = 60
 
@@ -93,7 +94,7 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     """
     require_settings(settings, stream=not options.orders, routes=options.wait, queue=_queue_name(options))
     lines = parse_input(settings, text, is_orders=options.orders)
-    invalid = {line.number: line.decoded for line in lines if isinstance(line.decoded, RejectedRecord)}
+    invalid = [(line.number, line.decoded) for line in lines if isinstance(line.decoded, RejectedRecord)]
     if invalid and not options.force:
         _print_invalid(invalid, as_json=as_json)
         return 1
@@ -116,7 +117,8 @@ def parse_input(settings: Settings, text: bytes, *, is_orders: bool) -> list[Inp
         rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
         return parse_events(text, now=now, new_id=_new_id, rules=rules)
     limits = {"max_bytes": settings.operation_max_bytes, "list_limit": settings.list_result_limit}
-    return parse_lines(text, now=now, new_id=_new_id, **limits)
+    key_rule = PartitionKeyRule(settings.kinesis_partition_key)
+    return parse_lines(text, now=now, new_id=_new_id, key_rule=key_rule, **limits)
 
 
 def _new_id() -> str:
@@ -193,11 +195,11 @@ async def _wait(
     return rows, undecided, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
 
 
-def _print_invalid(invalid: dict[int, RejectedRecord], *, as_json: bool) -> None:
+def _print_invalid(invalid: Sequence[tuple[int, RejectedRecord]], *, as_json: bool) -> None:
     if as_json:
-        problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid.items()]
+        problems = [{"line": number, "reason": one.reason, "error": one.error} for number, one in invalid]
         print_json({"operations": [], "problems": problems})
-    for number, one in invalid.items():
+    for number, one in invalid:
         print_note(f"line {number}: {one.reason}: {one.error}")
     print_note("nothing was sent; correct the lines, or send all with --force")
 

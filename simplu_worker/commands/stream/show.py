@@ -38,9 +38,10 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
             read = await read_tenant_status(settings, tenant_id)
             asked = stream_shards_of(settings, read)
             found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, stream=asked)
-            undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0])
-        if found is None:
-            found = await shards.gateway.find_rejection(request_id, tenant_id)
+            is_paused = shards.gateway.paused_s(tenant_id) > 0
+            undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0], is_paused=is_paused)
+        if not isinstance(found, LoggedOperation):
+            found = await shards.gateway.find_rejection(request_id, tenant_id) or found
         if isinstance(found, Absence):
             undecided, found = Undecided(found), None
         errors = pool_errors(shards.pools)

@@ -38,13 +38,13 @@ async def find_undecided(
         async with asyncio.timeout(LOOK_UP_S):
             for tenant_id, status in statuses.items():
                 found = await gateway.read_positions_at_home(tenant_id, stream_shards_of(settings, status))
-                known[tenant_id] = undecided_of(status, found)
+                known[tenant_id] = undecided_of(status, found, is_paused=gateway.paused_s(tenant_id) > 0)
     return known
 
 
-def undecided_of(status: ReadStatus, found: ShardPositionRows | Absence) -> Undecided:
+def undecided_of(status: ReadStatus, found: ShardPositionRows | Absence, *, is_paused: bool) -> Undecided:
     """Return the state of a tenant by the lease table, and by the rows on its shard or why it has none."""
-    if reason := hold_reason(found if isinstance(found, Absence) else None, status):
+    if reason := hold_reason(found if isinstance(found, Absence) else None, status, is_paused=is_paused):
         return Undecided(reason)
     return Undecided(read_up_to=None if isinstance(found, Absence) else status.up_to([found]))
 

@@ -18,6 +18,7 @@ from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.vocabulary import DeadLetterReason
 
 POLL_MIN_S: Final = 0.25
@@ -102,7 +103,8 @@ async def find_operations(
     for first in range(0, len(ordered), KEYS_PER_QUERY):
         some = ordered[first : first + KEYS_PER_QUERY]
         try:
-            survey = await gateway.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
+            tenant_ids, requests = [key[0] for key in some], [key_of_id(key[1]) for key in some]
+            survey = await gateway.survey("find_operations", tenant_ids, requests)
         except RetryableError as exc:
             error = str(exc)  # Citrus does not list the shards now: the next poll queries these keys again
             continue

@@ -14,7 +14,7 @@ from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.tenants.audit_rules import AuditSubject, Difference, find_differences
 from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, TenantInventory
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.tenants.known_types import find_known_types
 
 COLUMNS: Final = ("business", "location", "difference", "detail")
 
@@ -26,6 +26,7 @@ async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = P
     shown: StreamedList[Difference] = StreamedList("differences", COLUMNS, _row, as_json=as_json)
     async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
         inventory = TenantInventory(info, shards, page_size=page_size)
+        known = await find_known_types(shards.locator, shards.pools)
 
         def note(found: Sequence[Difference]) -> None:
             counts.update(difference.kind.value for difference in found)
@@ -35,9 +36,9 @@ async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = P
         async for page in inventory.read_listed():
             listed_count += len(page.tenants)
             note(page.unreadable)
-            note(_differences(await inventory.gather_subjects(page.tenants)))
+            note(_differences(await inventory.gather_subjects(page.tenants), known))
         async for unlisted in inventory.read_unlisted():
-            note(_differences(unlisted))
+            note(_differences(unlisted, known))
     silent = sorted(inventory.silent)
     shown.finish({"counts": dict(sorted(counts.items())), "tenantsListed": listed_count, "shardsWithoutAnswer": silent})
     if not as_json:
@@ -45,8 +46,7 @@ async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = P
     return 1 if counts or silent else 0
 
 
-def _differences(subjects: Sequence[AuditSubject]) -> list[Difference]:
-    known = sorted(BUSINESS_TYPES)
+def _differences(subjects: Sequence[AuditSubject], known: Sequence[str]) -> list[Difference]:
     return [difference for subject in subjects for difference in find_differences(subject, known_types=known)]
 
 

@@ -7,10 +7,23 @@ from typing import Annotated
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
+from simplu_worker.commands.command_line import (
+    NO_OPTIONS,
+    Apply,
+    CommonOptions,
+    Flag,
+    UsageError,
+    parse_duration,
+)
 from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, DEFAULT_TERMS, MoveBounds, MoveTerms
 
 tenants = App(name="tenants")
+# By its name, as all commands are: it is above those of tenants and of dead letters.
+tenants.command(
+    "simplu_worker.commands.erasure.cli:erase_resource",
+    name="erase-resource",
+    help="Erase a person's resource: its row, and what results in the log and dead letters have of it.",
+)
 
 
 @tenants.command(name="list")
@@ -93,6 +106,65 @@ def move_tenant(
     else:
         raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
     return common.run(lambda settings: move_tenants(settings, requests, terms, dry_run=dry_run, as_json=common.as_json))
+
+
+@tenants.command(name="pause")
+def pause_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    duration: Annotated[str, Parameter(name="--for")] = "4h",
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Have a tenant's operations and order events wait in the stream and the queues, for a time.
+
+    Parameters
+    ----------
+    duration
+        The time, such as 30m or 2d. The pause ends sooner once half of a source's retention is over for what waits.
+    """
+    from simplu_worker.commands.tenants.levers import steer_tenant
+    from simplu_worker.shards.types import PAUSE_MAX_S, Lever
+
+    pause_s = parse_duration("--for", duration).total_seconds()
+    if not 0 < pause_s <= PAUSE_MAX_S:
+        raise UsageError(f"--for: expected more than 0 and at most 14d, got {duration}")
+    lever = Lever(pause_s=pause_s)
+    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+
+
+@tenants.command(name="resume")
+def resume_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """End the pause of a tenant."""
+    from simplu_worker.commands.tenants.levers import steer_tenant
+    from simplu_worker.shards.types import Lever
+
+    lever = Lever(pause_s=0.0)
+    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+
+
+@tenants.command(name="weight")
+def weigh_tenant(
+    business: str,
+    location: str,
+    weight: Annotated[float, Parameter(validator=validators.Number(gte=0.1, lte=10))],
+    /,
+    *,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Give a tenant more or less of its shard's time than the others, where they wait for each other.
+
+    Parameters
+    ----------
+    weight
+        From 0.1 to 10; a tenant has 1 by default.
+    """
+    from simplu_worker.commands.tenants.levers import steer_tenant
+    from simplu_worker.shards.types import Lever
+
+    lever = Lever(weight=weight)
+    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
 
 
 @tenants.command(name="verify")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -60,7 +60,7 @@ class TenantInventory:
         self._shards = shards
         self.silent: set[str] = set()
 
-    async def read_listed(self) -> AsyncIterator[ListingPage]:
+    async def read_listed(self) -> AsyncGenerator[ListingPage, None]:
         """Yield the entries of business-info, about a page of tenants at a time."""
         tenants: list[ListedTenant] = []
         async for businesses in self._business_info.scan_pages(page_size=self._page_size):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.commands.command_line import UsageError
+from simplu_worker.commands.command_line import parse_duration
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
@@ -20,7 +19,7 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.routing.shard_query import query_with_causes
 from simplu_worker.shards.settling.rows import Arrival, read_arrival, read_departure
 from simplu_worker.transfers.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
 from simplu_worker.transfers.moving.planning.going_back import WayBack, way_back
@@ -29,7 +28,6 @@ from simplu_worker.transfers.moving.repairing import Repair, check_former_rows, 
 from simplu_worker.transfers.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.vocabulary import MoveOutcome
 
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 SHOWN_MAX = 20  # resources that differ
 
 
@@ -218,20 +216,15 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, apply: bool, 
     Return 1 if a shard does not answer, which leaves its tenants alone, or if a deletion fails.
     """
     require_settings(settings, routes=True)
-    age = _parse_age(older_than)
+    age = parse_duration("--older-than", older_than)
     found: list[dict[str, Any]] = []
-    causes: dict[str, str] = {}
     async with open_shards(settings) as shards:
 
         async def ask(address: ShardAddress) -> Sequence[tuple[str, str]]:
-            try:
-                return await list_left_behind(shards.pools.ensure_pool(address), age)
-            except RetryableError as exc:
-                causes[address.shard_id] = address.without_name(str(exc))
-                raise
+            return await list_left_behind(shards.pools.ensure_pool(address), age)
 
         known = await shards.locator.list_shards()
-        left = await query_all_shards(known, ask)
+        left, causes = await query_with_causes(known, ask)
         silent = sorted({one.shard_id for one in known} - left.keys())
         for shard_id in sorted(left):
             for tenant_id, home_id in left[shard_id]:
@@ -267,10 +260,3 @@ async def _clean_up_one(
 def _row(one: dict[str, Any]) -> tuple[object, ...]:
     rows = one.get("rows", "none" if "error" in one else "")
     return one["tenant"], one["left"], one["home"], "its home is another one now" if rows is None else rows
-
-
-def _parse_age(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if match is None:
-        raise UsageError(f"--older-than: expected a number and one of s, m, h, d, such as 7d, got {text!r}")
-    return timedelta(**{UNITS[match[2]]: int(match[1])})

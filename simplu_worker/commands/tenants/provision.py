@@ -19,8 +19,8 @@ from simplu_worker.commands.tenants.audit_rules import AuditSubject, DifferenceK
 from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, ListingPage, TenantInventory
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL
+from simplu_worker.shards.tenants.known_types import find_known_types
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult
 from simplu_worker.vocabulary import Absence, TenantState
@@ -86,8 +86,9 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     shown: StreamedList[PlannedTenant] = StreamedList("tenants", COLUMNS, _row, as_json=as_json)
     async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
         inventory = TenantInventory(info, shards, page_size=page_size)
+        known = await find_known_types(shards.locator, shards.pools)
         async for page in inventory.read_listed():
-            planned = await _plan_page(inventory, page)
+            planned = await _plan_page(inventory, page, known)
             there_count += sum(tenant.listing.is_active for tenant in page.tenants) + len(page.unreadable)
             there_count -= len(planned)
             if apply:
@@ -104,7 +105,7 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     return 1 if TROUBLES & counts.keys() else 0
 
 
-def plan_tenant(subject: AuditSubject) -> PlannedTenant | None:
+def plan_tenant(subject: AuditSubject, known_types: Sequence[str]) -> PlannedTenant | None:
     """Return the step for a tenant that business-info lists as active; None if a shard has it."""
     listing = subject.listing
     business_type = None if listing is None else listing.business_type
@@ -123,14 +124,14 @@ def plan_tenant(subject: AuditSubject) -> PlannedTenant | None:
     if subject.own_rows:
         row = subject.own_rows[0]
         return planned(ProvisionStep.LEFT, f"it is {row.state} on shard {row.shard_id}")
-    if business_type not in BUSINESS_TYPES:
-        return planned(ProvisionStep.REFUSED, f"expected one of {', '.join(sorted(BUSINESS_TYPES))}")
+    if business_type not in known_types:
+        return planned(ProvisionStep.REFUSED, f"expected one of {', '.join(known_types)}")
     if subject.silent:
         return planned(ProvisionStep.UNKNOWN, f"no answer from {', '.join(subject.silent)}")
     return planned(ProvisionStep.MAKE)
 
 
-async def _plan_page(inventory: TenantInventory, page: ListingPage) -> list[PlannedTenant]:
+async def _plan_page(inventory: TenantInventory, page: ListingPage, known_types: Sequence[str]) -> list[PlannedTenant]:
     """Return the plan for a page. Routing is not queried: creating a tenant finds out whether it is registered."""
     subjects = await inventory.gather_subjects(
         [tenant for tenant in page.tenants if tenant.listing.is_active], located=False
@@ -138,7 +139,7 @@ async def _plan_page(inventory: TenantInventory, page: ListingPage) -> list[Plan
     planned = [PlannedTenant(ProvisionStep.UNREADABLE, one.business_id, detail=one.detail) for one in page.unreadable]
     ids: set[str] = set()
     for subject in subjects:
-        step = plan_tenant(subject)
+        step = plan_tenant(subject, known_types)
         if step is not None and step.step is ProvisionStep.MAKE and subject.tenant_id in ids:
             detail = f"another listed business and location have its id {subject.tenant_id}: {DifferenceKind.ID_TAKEN}"
             step = msgspec.structs.replace(step, step=ProvisionStep.REFUSED, detail=detail)

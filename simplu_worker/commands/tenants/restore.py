@@ -61,7 +61,10 @@ class RestoreCommand:
 
 
 class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
-    """What a restore would do. *since_backup* are the live operations that the backup lacks, by source."""
+    """What a restore would do. *since_backup* are the live operations that the backup lacks, by source.
+
+    *erased_since_backup* are the types and ids of resources that were erased, and come back.
+    """
 
     tenant: str
     shard: str
@@ -71,6 +74,7 @@ class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
     resources_in_backup: int
     resources_now: int
     since_backup: dict[str, int]
+    erased_since_backup: list[str]
     read_again_seconds: float | None
     export: str
     goes_on: bool
@@ -160,6 +164,7 @@ async def _plan(
         size_there = await there.fetchrow(QUERIES["describe_tenant_log"], tenant_id) or {}
         size_here = await here.fetchrow(QUERIES["describe_tenant_log"], tenant_id) or {}
         since = await here.fetch(QUERIES["count_logged_since"], tenant_id, size_there["last_applied_at"])
+        erased = await here.fetch(QUERIES["find_erased_since"], tenant_id, size_there["last_applied_at"])
         journal = await read_journal(here, tenant_id)
     has_begun = journal is not None and journal.step in {RestoreStep.REPLACING, RestoreStep.COPIED}
     goes_on = has_begun and now["state"] == TenantState.FENCED
@@ -172,6 +177,7 @@ async def _plan(
         resources_in_backup=size_there["resource_count"],
         resources_now=size_here["resource_count"],
         since_backup={row["source"]: row["operation_count"] for row in since},
+        erased_since_backup=[f"{row['resource_type']} {row['resource_id']}" for row in erased],
         read_again_seconds=await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
         export=str(_export_path(command.export, tenant_id, journal if goes_on else None)),
         goes_on=goes_on,
@@ -244,6 +250,11 @@ def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
     if plan.read_again_seconds is not None:
         facts["read again"] = f"{plan.read_again_seconds:.0f} s, for all tenants of the shard, which wait for it"
     print_members(facts | {"overwritten rows": plan.export})
+    for erased in plan.erased_since_backup:
+        print_note(
+            f"{erased} was erased since the backup and may come back; "
+            "after the restore run: simplu-worker tenants erase-resource"
+        )
     if plan.goes_on:
         print_note("an earlier command has begun to overwrite the tenant's rows; the restore goes on")
 

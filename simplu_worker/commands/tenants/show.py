@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import Any
 
@@ -9,8 +10,10 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
+from simplu_worker.errors import WorkerError
+from simplu_worker.operations.request_ids import control_request_id
 from simplu_worker.shards.routing.shard_query import ShardRows
-from simplu_worker.status.views import tenant_view
+from simplu_worker.status.views import refused_view, tenant_view
 
 COLUMNS = {
     "businessId": "business",
@@ -19,6 +22,8 @@ COLUMNS = {
     "state": "state",
     "shardId": "shard",
     "createdAt": "created",
+    "pausedUntil": "paused until",
+    "weight": "weight",
 }
 COUNTS = {"resources": "resources", "operations": "operations"}
 
@@ -39,15 +44,22 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
     async with open_shards(settings) as shards:
         named = await shards.locator.locate(tenant_id)
         survey = await shards.gateway.survey("show_tenant", tenant_id)
+        refused = None
+        with contextlib.suppress(WorkerError):  # the survey has named the shard that does not answer
+            refused = refused_view(
+                await shards.gateway.find_rejection(control_request_id(business_id, location_id), tenant_id)
+            )
     views = _views(survey)
     found = [view for view in views if (view["businessId"], view["locationId"]) == (business_id, location_id)]
     routed = "not registered" if named is None else f"routed to shard {named.shard_id}"
     if found or as_json:
-        _print_tenants(
-            found, survey.silent_shard_ids, as_json=as_json, namedShardId=None if named is None else named.shard_id
-        )
+        named_id = None if named is None else named.shard_id
+        _print_tenants(found, survey.silent_shard_ids, as_json=as_json, namedShardId=named_id, refused=refused)
     if not as_json:
         print_line(f"{business_id} {location_id}: {routed}")
+        if refused is not None:
+            at = _format_cell(refused["at"])
+            print_line(f"its last refused control message, {at}: {refused['reason']}: {refused['error']}")
     if not found:
         print_note(f"no shard that answered has the tenant {business_id} {location_id}")
     for view in views:

@@ -7,6 +7,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from simplu_worker.operations.json_record import ABSENT, InvalidRecordError, json_error, replace_lone_surrogates
+from simplu_worker.operations.member_errors import shape_error
+from simplu_worker.operations.readable_members import readable_members
 from simplu_worker.vocabulary import DeadLetterReason
 
 
@@ -38,15 +40,19 @@ def rejection_of(error: Exception) -> tuple[DeadLetterReason, str]:
     match error:
         case UnknownTypeError():
             return DeadLetterReason.UNKNOWN_TYPE, str(error)
-        case InvalidRecordError() | msgspec.ValidationError():
+        case InvalidRecordError():
             return DeadLetterReason.INVALID_MESSAGE, str(error)
+        case msgspec.ValidationError():
+            return DeadLetterReason.INVALID_MESSAGE, shape_error(error)
         case _:
             return DeadLetterReason.INVALID_JSON, json_error(error)
 
 
 def peek(record: bytes, message_type: type[P]) -> P:
-    """Return the readable members of an invalid *record*; none when it is no JSON object."""
+    """Return the readable members of an invalid *record*; only texts when it is no JSON object."""
     try:
         return msgspec.json.decode(replace_lone_surrogates(record), type=message_type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return message_type()
+        names = {field.encode_name: field.name for field in msgspec.structs.fields(message_type)}
+        members = readable_members(record, names)
+        return message_type(**{names[name]: value for name, value in members.items()})

@@ -16,7 +16,7 @@ from simplu_worker.operations.admission import TenantRow, admits_all
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.duplicates import InsertedTable
-from simplu_worker.shards.apply.operation_log import digests_of, origin_columns
+from simplu_worker.shards.apply.operation_log import PLACES, log_columns_of
 from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
 from simplu_worker.shards.apply.wave_statement import pack_documents, wave_columns
 from simplu_worker.shards.positions.rows import position_arguments
@@ -30,13 +30,13 @@ from simplu_worker.shards.postgres.errors import (
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionClaim
-from simplu_worker.vocabulary import READING_KINDS, Failure
+from simplu_worker.vocabulary import READING_KINDS
 
 AT_ONCE_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases
 AT_ONCE_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice
 TENANTS_MAX_COUNT: Final = 10_000  # rows that a writer remembers
 UNCONFIRMED: Final = "unconfirmed"  # in `applying.sql`
-INSERTED_TABLES: Final = {"operations": InsertedTable.LOG, "resources": InsertedTable.RESOURCES}
+INSERTED_TABLES: Final = {"log_rows": InsertedTable.LOG, "resources": InsertedTable.RESOURCES}
 
 
 class UnusualError(RolledBackError):
@@ -101,6 +101,8 @@ def goes_at_once(
         return False
     if any(operation.kind in READING_KINDS or operation.exceeds_bounds for operation in operations):
         return False
+    if any(tenant.weight != 1.0 for tenant in tenants.values()):
+        return False
     patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
     if find_laborious(operations, patches, large):
         return False
@@ -115,7 +117,7 @@ async def apply_at_once(
     tenants: Mapping[str, TenantRow],
     claimed: tuple[PositionClaim, str] | None,
 ) -> list[tuple[int, str]]:
-    """Apply *operations*, for which `goes_at_once`; return the indexes of those without effect, and why.
+    """Apply *operations*, for which `goes_at_once`; return the places of those without effect, and why.
 
     *tenants* are the remembered rows. *claimed* is a claim with its new token, and is written too. Raises
     `UnusualError` if a row is not as it was; the statement itself fails at a row that exists.
@@ -127,13 +129,9 @@ async def apply_at_once(
     rows: list[Any] = await connection.fetch(QUERIES[name], *arguments)
     if not rows:
         return []
-    missed = [(row["index"], row["error"]) for row in rows]
+    missed = [(row["place"], row["error"]) for row in rows]
     if UNCONFIRMED in [error for _, error in missed]:
         raise UnusualError("a tenant's row or the position is not as it was")
-    failed = [(operations[index], error) for index, error in missed if error in set(Failure)]
-    if failed:
-        keys = [(operation.tenant_id, operation.request_id, error) for operation, error in failed]
-        await connection.fetchmany(QUERIES["fail_operation"], keys)
     return missed
 
 
@@ -145,29 +143,41 @@ def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
 
 def at_once_arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of the statement, those of the position not included."""
-    separator, *columns = pack_columns(
-        [
-            *wave_columns(operations, tenants),
-            list(tenants),
-            [tenant.business_id for tenant in tenants.values()],
-            [tenant.location_id for tenant in tenants.values()],
-            [tenant.business_type for tenant in tenants.values()],
-        ],
-        [
-            [operation.requested_at for operation in operations],
-            *origin_columns(operations),
-            [tenant.created_at.isoformat() for tenant in tenants.values()],
-        ],
-    )
-    of_log, of_tenants, (requested_at, *of_origins, created_at) = columns[:6], columns[6:10], columns[10:]
+    log = log_columns_of(operations, tenants)
+    of_wave = wave_columns(operations, tenants)
+    of_tenants = [
+        list(tenants),
+        [tenant.business_id for tenant in tenants.values()],
+        [tenant.location_id for tenant in tenants.values()],
+        [tenant.business_type for tenant in tenants.values()],
+    ]
+    plain = [
+        PLACES[: len(operations)],
+        log.requested_at,
+        log.tenant_numbers,
+        log.requests,
+        log.type_places,
+        log.resources,
+        log.origin_places,
+        log.received_at,
+        log.origins,
+        [tenant.created_at.isoformat() for tenant in tenants.values()],
+        [str(tenant.number) for tenant in tenants.values()],
+    ]
+    separator, *columns = pack_columns([*of_wave, *of_tenants, log.types], plain)
+    packed_wave, packed_tenants, types = columns[:5], columns[5:9], columns[9]
+    places, requested_at, *of_log, origins, created_at, numbers = columns[10:]
     return (
         separator,
-        0,
-        *of_log,
+        places,
+        *packed_wave,
         pack_documents(operations, separator),
         requested_at,
-        *of_origins,
-        digests_of(operations),
-        *of_tenants,
+        b"".join(log.digests),
+        *of_log,
+        types,
+        origins,
+        *packed_tenants,
         created_at,
+        numbers,
     )

@@ -23,6 +23,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server, Standby, StandbyWatch
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
@@ -215,7 +216,7 @@ async def _read_replication(connection: Connection, new: Sequence[_CommitWait]) 
 
 def _keys(waits: Sequence[_CommitWait]) -> tuple[list[str], list[str]]:
     keys = [key for wait in waits for key in wait.keys]
-    return [tenant_id for tenant_id, _ in keys], [request_id for _, request_id in keys]
+    return [tenant_id for tenant_id, _ in keys], [key_of_id(request_id) for _, request_id in keys]
 
 
 def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:

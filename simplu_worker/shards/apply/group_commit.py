@@ -2,8 +2,9 @@
 
 A transaction costs about as much for a hundred operations as for one: round trips, locks of tenants, a flush of the
 WAL. Readers of many stream shards have small batches, and connections are few; so batches that arrive while no
-connection is free join the next transaction. No batch waits for others: with a free connection it starts at once. The
-faster the shard, the larger the groups: every batch waits for the whole group, and the locks are held that long.
+connection is free join the next transaction. No batch waits for others: with a free connection it starts at once. How
+large a group is depends on how long it is expected to take (`ShardTime`): every batch waits for the whole group, and
+the locks are held that long.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from itertools import chain, islice
 from typing import Final
 
 from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.shard_time import Demand, ShardTime
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
 from simplu_worker.telemetry.tracing.spans import BatchSpan, current_batch
 from simplu_worker.timing.clock import loop_time
 
-GROUP_LEAST_COUNT: Final = 4000  # operations that may share a transaction, however slow the shard is
-GROUP_MAX_COUNT: Final = 7500  # the same, however fast; more only in one batch
+GROUP_MAX_COUNT: Final = 7500  # operations that may share a transaction; more only in one batch
 GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
-GROUP_MAX_S: Final = 0.75  # of a transaction, estimated from the last one: readers treat a shard as late after 1 s
 
 
 class LockWaits:
@@ -60,11 +60,12 @@ class CommitBatch:
 class Part:
     """One caller's batch, and the future of its outcomes; None: the caller must apply it alone."""
 
-    def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None) -> None:
+    def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None, *, now: float) -> None:
         self.operations = operations
+        self.waits_since = now
         self.claims = () if claim is None else (claim,)
         self.spans = () if (span := current_batch()) is None else (span,)
-        self.size_bytes = sum([operation.size_bytes for operation in operations])
+        self.demand = Demand.of(operations)
         self.outcomes: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
 
 
@@ -92,23 +93,20 @@ class CommitGroup(CommitBatch):
             self.spans = [span for part in self.parts for span in part.spans]
 
 
-def max_group_count(count: int, took_s: float) -> int:
-    """Return how many operations may share a transaction on a shard that took *took_s* for *count* of them."""
-    if count * GROUP_MAX_S >= GROUP_MAX_COUNT * took_s:
-        return GROUP_MAX_COUNT
-    return max(GROUP_LEAST_COUNT, int(count * GROUP_MAX_S / took_s))
-
-
 class GroupCommit:
     """The batches that wait for one Postgres shard."""
 
     def __init__(
-        self, apply: Callable[[CommitBatch], Awaitable[list[Outcome]]], *, clock: Callable[[], float] = loop_time
+        self,
+        apply: Callable[[CommitBatch], Awaitable[list[Outcome]]],
+        time: ShardTime,
+        *,
+        clock: Callable[[], float] = loop_time,
     ) -> None:
         """*apply* applies a batch, in one transaction or several, and closes it in the first of them."""
         self._apply = apply
+        self._time = time
         self._clock = clock
-        self._count_max = GROUP_LEAST_COUNT
         self._waiting: deque[Part] = deque()
         self._forming: asyncio.Task[None] | None = None  # the transaction has not begun
         self._groups: dict[asyncio.Task[None], CommitGroup] = {}  # all running groups
@@ -121,8 +119,9 @@ class GroupCommit:
 
         Raises as *apply* does. After a cancellation the batch's outcome is unknown; the other batches go on.
         """
-        part = Part(operations, claim)
+        part = Part(operations, claim, now=self._clock())
         self._waiting.append(part)
+        self._count_waiting()
         self._start_group()
         try:
             outcomes = await part.outcomes
@@ -132,6 +131,9 @@ class GroupCommit:
         if outcomes is None:
             return await self._apply(CommitBatch(part.operations, part.claims, part.spans))
         return outcomes
+
+    def _count_waiting(self) -> None:
+        self._time.waiting_count = len(self._waiting)
 
     def _start_group(self) -> None:
         """Start a transaction for the waiting parts, unless one is about to begin."""
@@ -146,12 +148,16 @@ class GroupCommit:
         """Return the parts for the transaction that has begun, and start another group for the rest."""
         parts: list[Part] = []
         count = size_bytes = 0
+        cost_s, turn_s, is_shared = 0.0, self._time.turn_s(self._clock()), len(self._waiting) > 1
         while self._waiting:
-            count += len(self._waiting[0].operations)
-            size_bytes += self._waiting[0].size_bytes
-            if parts and (count > self._count_max or size_bytes > GROUP_MAX_BYTES):
+            part = self._waiting[0]
+            count += len(part.operations)
+            size_bytes += part.demand.size_bytes
+            cost_s += self._time.batch_cost_s(part.demand) if is_shared else 0.0
+            if parts and (count > GROUP_MAX_COUNT or size_bytes > GROUP_MAX_BYTES or cost_s > turn_s):
                 break
             parts.append(self._waiting.popleft())
+        self._count_waiting()
         self._forming = None
         self._start_group()
         return parts
@@ -165,18 +171,28 @@ class GroupCommit:
                 raise
         else:
             if outcomes:
-                self._count_max = max_group_count(len(outcomes), self._clock() - group.began_at)
+                self._note(group)
             rest = iter(outcomes)
             for part in group.parts:
                 own = list(islice(rest, len(part.operations)))
                 if not part.outcomes.done():
                     part.outcomes.set_result(own)
 
+    def _note(self, group: CommitGroup) -> None:
+        """Note how long a committed group took, and what each tenant took and waited."""
+        now = self._clock()
+        uses = self._time.note([part.demand for part in group.parts], now - group.began_at)
+        for part in group.parts:
+            for tenant_id in part.demand.sizes:
+                uses[tenant_id].waited_s += group.began_at - part.waits_since
+        self._time.usage.note(uses, now)
+
     def _fail_parts(self, group: CommitGroup, exc: BaseException) -> None:
         """Pass *exc* to the parts of a failed group, or, if no transaction began, to all waiting parts."""
         if self._forming is asyncio.current_task():
             self._forming = None
             group.parts, self._waiting = list(self._waiting), deque()
+            self._count_waiting()
         behind = exc.claims if isinstance(exc, PositionChangedError) else None
         for part in group.parts:
             if part.outcomes.done():
@@ -193,6 +209,7 @@ class GroupCommit:
         """Drop the part of a cancelled caller; cancel a transaction without any remaining caller."""
         if part in self._waiting:
             self._waiting.remove(part)
+            self._count_waiting()
             if not self._waiting and self._forming is not None:
                 self._forming.cancel()
                 self._forming = None

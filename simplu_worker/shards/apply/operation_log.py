@@ -1,4 +1,4 @@
-"""The rows of a batch in the operation log, written before its effects in the same transaction."""
+"""The rows of a batch in the log, written before its effects in the same transaction (docs/adr/0009-the-log.md)."""
 
 from __future__ import annotations
 
@@ -7,125 +7,171 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
+from simplu_worker.shards.log.keys import KIND_CODES, keys_of_ids
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.vocabulary import Failure
 
-# Matches of an operation that is applied, and replaces the row.
+# Matches of an operation that is applied, and takes the key of the row.
 REPLACING: Final = frozenset({LogMatch.REPLAY, LogMatch.ANOTHER_EVENT})
+# More than a batch has operations; made once, as the text of a number costs as much as the rest of its place.
+PLACES: Final = tuple(map(str, range(32_768)))
 
 
-class Replacement(msgspec.Struct, frozen=True):
-    """An operation that is applied in place of the row that the transaction *seen_xid* wrote."""
+class LogColumns(msgspec.Struct, frozen=True):
+    """Operations as columns of the log, and the distinct *types* and *origins*, as texts."""
 
-    operation: Operation
-    failure: Failure | None
-    seen_xid: str
+    tenant_numbers: list[str]
+    requests: list[str]
+    kinds: list[str]
+    type_places: list[str]
+    resources: list[str]
+    origin_places: list[str]
+    requested_at: list[str]
+    received_at: list[str]
+    digests: list[bytes]
+    types: list[str]
+    origins: list[str]
+
+    def packed(self, indexes: Sequence[int], places: Sequence[str]) -> list[object]:
+        """Return the arguments of a statement with `:log_columns`, for the operations at *indexes*."""
+        columns = [
+            list(places),
+            self.tenant_numbers,
+            self.requests,
+            self.kinds,
+            self.type_places,
+            self.resources,
+            self.origin_places,
+            self.requested_at,
+            self.received_at,
+        ]
+        digests = self.digests
+        if len(indexes) < len(digests):
+            columns[1:] = [[column[index] for index in indexes] for column in columns[1:]]
+            digests = [digests[index] for index in indexes]
+        separator, types, *rest = pack_columns([self.types], columns)
+        return [separator, *rest, b"".join(digests), types]
+
+
+def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> LogColumns:
+    """Return the columns of *operations* of *tenants*, by id."""
+    numbers = {tenant_id: str(row.number) for tenant_id, row in tenants.items()}
+    tenant_numbers = [numbers[operation.tenant_id] for operation in operations]
+    types = [operation.resource_type for operation in operations]
+    origins = [operation.origin for operation in operations]
+    sources = list(zip([one.source for one in origins], [one.stream_shard_id for one in origins], strict=True))
+    type_places, source_places = _places_of(types), _places_of(sources)
+    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in {one.arrived_at for one in origins}}
+    return LogColumns(
+        tenant_numbers,
+        keys_of_ids([operation.request_id for operation in operations]),
+        [KIND_CODES[operation.kind] for operation in operations],
+        [type_places[one] for one in types],
+        keys_of_ids([operation.resource_id or "" for operation in operations]),
+        [source_places[one] for one in sources],
+        [operation.requested_at for operation in operations],
+        [arrivals[one.arrived_at] for one in origins],
+        [operation.digest for operation in operations],
+        list(type_places),
+        [source if shard is None else f"{source}/{shard}" for source, shard in source_places],
+    )
+
+
+def _places_of(values: Iterable[Any]) -> dict[Any, str]:
+    """Return the distinct *values* with their places, from 1."""
+    return {value: PLACES[place] for place, value in enumerate(dict.fromkeys(values), 1)}
+
+
+class _Replacement(msgspec.Struct, frozen=True):
+    """The number of an operation that is applied, and takes the key of the row of *batch_id* at *position*."""
+
+    number: int
+    batch_id: int
+    position: int
 
 
 async def write_log(
     connection: Connection,
     operations: Sequence[Operation],
+    places: Sequence[int],
+    tenants: Mapping[str, TenantRow],
     failures: Mapping[int, Failure | None],
+    results: Mapping[int, str | None],
     *,
     expects_new: bool = False,
 ) -> dict[int, LogMatch]:
-    """Write the rows of *operations*; return, by index, how each that was logged before matches its row.
+    """Write the batch, and the rows of *operations* at its *places*; return how each that was logged matches its row.
 
-    *failures*, by index, are failures that are known before the attempt. The row of an operation that was given up is
-    replaced by its replay's, the row of an order event by that of another event. Raises `LostRaceError` when another
-    transaction changes a row in between. With *expects_new* the statement fails at an operation that was logged before.
+    By index, as *failures*, which are known before the attempt, and their *results*. A replay and another order event
+    take the keys of those before. Raises `LostRaceError` when another transaction changes a row in between. With
+    *expects_new* the statement fails at an operation that was logged before.
     """
     if not operations:
         return {}
-    source, stream_shard_id, sequence_number, received_at = origin_columns(operations)
+    columns = log_columns_of(operations, tenants)
+    texts = [PLACES[place] for place in places]
+    separator, *packed = columns.packed(range(len(operations)), texts)
     status = await connection.execute(
         QUERIES["log_operations_new" if expects_new else "log_operations"],
-        *pack_columns(
-            [
-                [operation.tenant_id for operation in operations],
-                [operation.request_id for operation in operations],
-                [operation.kind for operation in operations],
-                [operation.resource_type for operation in operations],
-                [operation.resource_id or "" for operation in operations],
-            ],
-            [
-                [failures.get(index) or "" for index in range(len(operations))] if failures else [],
-                source,
-                stream_shard_id,
-                sequence_number,
-                [operation.requested_at for operation in operations],
-                received_at,
-            ],
-        ),
-        digests_of(operations),
+        separator,
+        *packed,
+        str(separator).join(columns.origins),
+        str(separator).join(dict.fromkeys(columns.tenant_numbers)),
     )
-    if status == f"INSERT 0 {len(operations)}":
-        return {}
-    rows = await _fetch_logged(connection, operations)
-    if len(rows) < len(operations):
-        raise LostRaceError("a row of the log was deleted for its age before it was read")
-    matches, replacements = _match_rows(operations, failures, rows)
-    if replacements:
-        await _replace_rows(connection, replacements)
+    matches: dict[int, LogMatch] = {}
+    if affected_count(status) < len(operations):
+        rows = await _fetch_logged(connection, columns.tenant_numbers, columns.requests)
+        if len(rows) < len(operations):
+            raise LostRaceError("a row of the log was deleted for its age before it was read")
+        matches, replacements = _match_rows(operations, failures, rows, places)
+        if replacements:
+            await _replace(connection, columns, texts, replacements)
+        elif len(matches) == len(operations):
+            await connection.execute(QUERIES["forget_empty_batch"])
+    if failures:
+        await _write_failures(connection, operations, columns, texts, failures, results)
     return matches
 
 
-def origin_columns(operations: Sequence[Operation]) -> list[list[str]]:
-    """Return the columns of the origins of *operations*: source, stream shard, sequence number, arrival."""
-    origins = [operation.origin for operation in operations]
-    instants = {origin.arrived_at for origin in origins}  # many operations arrive at the same instant
-    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
-    return [
-        [origin.source for origin in origins],
-        [origin.stream_shard_id or "" for origin in origins],
-        [origin.sequence_number or "" for origin in origins],
-        [arrivals[origin.arrived_at] for origin in origins],
-    ]
-
-
-def digests_of(operations: Sequence[Operation]) -> bytes:
-    """Return the digests of *operations*, one behind the other."""
-    return b"".join([operation.digest for operation in operations])
-
-
-async def _fetch_logged(connection: Connection, operations: Sequence[Operation]) -> list[Any]:
-    tenant_ids = [operation.tenant_id for operation in operations]
-    request_ids = [operation.request_id for operation in operations]
-    rows: list[Any] = await connection.fetch(QUERIES["logged_operations"], tenant_ids, request_ids)
+async def _fetch_logged(connection: Connection, numbers: Sequence[str], requests: Sequence[str]) -> list[Any]:
+    rows: list[Any] = await connection.fetch(QUERIES["logged_operations"], numbers, requests)
     return rows
 
 
-async def find_logged(connection: Connection, operations: Sequence[Operation]) -> list[bool]:
-    """Return, for each of *operations*, whether the log has it."""
+async def find_logged(
+    connection: Connection, operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
+) -> list[bool]:
+    """Return, for each of *operations* of *tenants*, whether the log has it."""
     if not operations:
         return []
-    logged = {_key_of_row(row): _logged_row(row) for row in await _fetch_logged(connection, operations)}
-    rows = [logged.get((operation.tenant_id, operation.request_id)) for operation in operations]
+    columns = log_columns_of(operations, tenants)
+    rows = await _fetch_logged(connection, columns.tenant_numbers, columns.requests)
+    logged = {row["index"]: _logged_row(row) for row in rows}
     return [
-        row is not None and match_row(operation, row) not in {LogMatch.REUSE, LogMatch.ANOTHER_EVENT}
-        for operation, row in zip(operations, rows, strict=True)
+        index in logged and match_row(operation, logged[index]) not in {LogMatch.REUSE, LogMatch.ANOTHER_EVENT}
+        for index, operation in enumerate(operations)
     ]
 
 
 def _match_rows(
-    operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any]
-) -> tuple[dict[int, LogMatch], list[Replacement]]:
-    """Return, by index, how *operations* match the *rows* that existed before, and those that replace a row."""
-    by_key = {_key_of_row(row): row for row in rows}
-    fresh = {key for key, row in by_key.items() if row["is_fresh"]}
-    written = set(fresh)  # by this batch
+    operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any], places: Sequence[int]
+) -> tuple[dict[int, LogMatch], list[_Replacement]]:
+    """Return, by index, how *operations* match the *rows* that existed before, and those that take the key of a row."""
+    keys = [(operation.tenant_id, operation.request_id) for operation in operations]
+    by_key = {keys[row["index"]]: row for row in rows}
+    written = {key for key, row in by_key.items() if row["is_fresh"]}  # by this batch
     logged = {key: _logged_row(row) for key, row in by_key.items()}
     matches: dict[int, LogMatch] = {}
-    replacements: list[Replacement] = []
-    for index, operation in enumerate(operations):
-        key = (operation.tenant_id, operation.request_id)
-        if key in fresh:
-            fresh.discard(key)  # a second one in this batch was not written
+    replacements: list[_Replacement] = []
+    for index, (operation, key, place) in enumerate(zip(operations, keys, places, strict=True)):
+        row = by_key[key]
+        if row["is_fresh"] and row["position"] == place:
             continue
         matches[index] = match_row(operation, logged[key])
         if matches[index] not in REPLACING:
@@ -133,15 +179,10 @@ def _match_rows(
         if key in written:
             matches[index] = LogMatch.BEHIND_ANOTHER
             continue
-        failure = failures.get(index)
-        logged[key] = LoggedRow.from_operation(operation, failure)  # a second one in this batch matches the first
+        logged[key] = LoggedRow.from_operation(operation, failures.get(index))  # a second one matches the first
         written.add(key)
-        replacements.append(Replacement(operation, failure, by_key[key]["xid"]))
+        replacements.append(_Replacement(index, row["batch_id"], row["position"]))
     return matches, replacements
-
-
-def _key_of_row(row: Any) -> tuple[str, str]:
-    return row["tenant_id"], row["request_id"]
 
 
 def _logged_row(row: Any) -> LoggedRow:
@@ -149,29 +190,47 @@ def _logged_row(row: Any) -> LoggedRow:
         digest=row["digest"],
         error=row["error"],
         source=row["source"],
-        stream_shard_id=row["stream_shard_id"],
         sequence_number=row["sequence_number"],
         requested_at=row["requested_at"],
     )
 
 
-async def _replace_rows(connection: Connection, replacements: Sequence[Replacement]) -> None:
-    operations = [replacement.operation for replacement in replacements]
+async def _replace(
+    connection: Connection, columns: LogColumns, places: Sequence[str], replacements: Sequence[_Replacement]
+) -> None:
+    numbers = [one.number for one in replacements]
     status = await connection.execute(
-        QUERIES["replace_rows"],
-        [operation.tenant_id for operation in operations],
-        [operation.request_id for operation in operations],
-        [replacement.seen_xid for replacement in replacements],
-        [replacement.failure for replacement in replacements],
-        [operation.origin.source for operation in operations],
-        [operation.origin.stream_shard_id for operation in operations],
-        [operation.origin.sequence_number for operation in operations],
-        [operation.requested_at for operation in operations],
-        [operation.origin.arrived_at.isoformat() for operation in operations],
-        [operation.kind for operation in operations],
-        [operation.resource_type for operation in operations],
-        [operation.resource_id for operation in operations],
-        [operation.digest.hex() for operation in operations],
+        QUERIES["free_keys"],
+        [columns.tenant_numbers[number] for number in numbers],
+        [columns.requests[number] for number in numbers],
+        [str(one.batch_id) for one in replacements],
+        [str(one.position) for one in replacements],
     )
-    if status != f"UPDATE {len(operations)}":
+    if affected_count(status) != len(numbers):
         raise LostRaceError("a row of the log was replaced after it was read")
+    *packed, _types = columns.packed(numbers, [places[number] for number in numbers])
+    await connection.execute(QUERIES["log_replacements"], *packed)
+
+
+async def _write_failures(
+    connection: Connection,
+    operations: Sequence[Operation],
+    columns: LogColumns,
+    places: Sequence[str],
+    failures: Mapping[int, Failure | None],
+    results: Mapping[int, str | None],
+) -> None:
+    failed = [(index, failure) for index, failure in failures.items() if failure is not None]
+    sequence_numbers = [
+        operations[index].origin.sequence_number if failure is Failure.RETRIES_EXHAUSTED else None
+        for index, failure in failed
+    ]
+    await connection.execute(
+        QUERIES["log_failures"],
+        [columns.tenant_numbers[index] for index, _ in failed],
+        [columns.requests[index] for index, _ in failed],
+        [places[index] for index, _ in failed],
+        [failure for _, failure in failed],
+        sequence_numbers,
+        [results.get(index) for index, _ in failed],
+    )

@@ -28,6 +28,9 @@ BOUNDS_ERROR: Final = f"the merged data: expected {BOUNDS_TEXT}, got more"
 PATCH: Final = OperationKind.PATCH  # looked up once: access to an enum member is slow
 
 
+TOGETHER_MAX_BYTES: Final = 16 * 1024  # as DOCUMENT_MAX_BYTES, of documents that are in memory together
+
+
 class BoundsExceededError(PermanentError):
     """A document is not stored: it has too many values, too long a number, or too much text."""
 
@@ -66,12 +69,12 @@ async def merge_together(connection: Connection, key: ResourceId, patches: Seque
     Return None where there is no row, and where the patches are to be merged one by one: the data are beyond the
     bounds, or not even a text.
     """
-    row = await connection.fetchrow(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
-    if row is None or row["data"] is None:
+    data = (await _lock(connection, [key], DOCUMENT_MAX_BYTES)).get(0)
+    if data is None:
         return None
     texts = [patch.text or "" for patch in patches]
     try:
-        return await asyncio.to_thread(_merge_in_turn, row["data"], texts)
+        return await asyncio.to_thread(_merge_in_turn, data, texts)
     except (ValueError, RecursionError):
         return None
 
@@ -82,13 +85,25 @@ def _merge_in_turn(data: str, patches: Sequence[str]) -> MergedPatches:
     return MergedPatches(document.text().decode(), refused)
 
 
-async def merge_in_worker(connection: Connection, operation: Operation) -> Operation:
-    """Return an `update` with the effect of *operation*, a patch, on the row that *connection* now sees, and lock it.
+async def merge_each(connection: Connection, patches: Sequence[Operation]) -> list[str | BoundsExceededError | None]:
+    """Lock the rows of resources, and return the data of each changed by its one patch; change nothing.
 
-    Return *operation* itself where there is no row. Raises `BoundsExceededError`.
+    None where there is no row.
     """
-    merged = await merge_into_row(connection, resource_of(operation), operation.text or "")
-    return operation if merged is None else updated_by(operation, merged)
+    stored = await _lock(connection, list(map(resource_of, patches)), TOGETHER_MAX_BYTES)
+    return [
+        await _merge_one(connection, patch, stored[number]) if number in stored else None
+        for number, patch in enumerate(patches)
+    ]
+
+
+async def _merge_one(connection: Connection, patch: Operation, data: str | None) -> str | BoundsExceededError | None:
+    key, text = resource_of(patch), patch.text or ""
+    try:
+        # Large data are read one by one.
+        return await (merge_into_row(connection, key, text) if data is None else _merge(connection, key, text, data))
+    except BoundsExceededError as exc:
+        return exc
 
 
 async def merge_into_row(connection: Connection, key: ResourceId, patch: str) -> str | None:
@@ -96,16 +111,30 @@ async def merge_into_row(connection: Connection, key: ResourceId, patch: str) ->
 
     Return None where there is no row. Raises `BoundsExceededError`.
     """
-    row = await connection.fetchrow(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
-    if row is None:
-        return None
+    stored = await _lock(connection, [key], DOCUMENT_MAX_BYTES)
+    return await _merge(connection, key, patch, stored[0]) if stored else None
+
+
+async def _lock(connection: Connection, keys: Sequence[ResourceId], max_bytes: int) -> dict[int, str | None]:
+    """Lock the rows of resources; return the data of those that exist, None for larger ones, by their places."""
+    rows = await connection.fetch(QUERIES["lock_targets"], *map(list, zip(*keys, strict=True)), max_bytes)
+    return {row["number"]: row["data"] for row in rows}
+
+
+async def _merge(connection: Connection, key: ResourceId, patch: str, data: str | None) -> str:
+    if data is None:
+        return await _merge_on_shard(connection, key, patch)
     try:
-        if row["data"] is None:
-            return await _merge_on_shard(connection, key, patch)
-        merged = await asyncio.to_thread(merge_texts, row["data"], patch)
+        if len(data) + len(patch) <= TOGETHER_MAX_BYTES:
+            return _merge_within_bounds(data, patch)
+        return await asyncio.to_thread(_merge_within_bounds, data, patch)
     except (ValueError, RecursionError):  # Postgres stores or refuses texts that Python cannot represent
         return await _merge_on_shard(connection, key, patch)
-    if await asyncio.to_thread(exceeds_bounds, merged):
+
+
+def _merge_within_bounds(data: str, patch: str) -> str:
+    merged = merge_texts(data, patch)
+    if exceeds_bounds(merged):
         raise BoundsExceededError(BOUNDS_ERROR)
     return merged.decode()
 

@@ -41,7 +41,6 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
     digest: bytes
     error: str | None
     source: str
-    stream_shard_id: str | None
     sequence_number: str | None
     requested_at: datetime
 
@@ -49,8 +48,8 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
     def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
         """Return the row that *operation* leaves."""
         origin = operation.origin
-        position = origin.stream_shard_id, origin.sequence_number
-        return cls(operation.digest, failure, origin.source, *position, datetime.fromisoformat(operation.requested_at))
+        requested_at = datetime.fromisoformat(operation.requested_at)
+        return cls(operation.digest, failure, origin.source, origin.sequence_number, requested_at)
 
 
 def match_row(operation: Operation, row: LoggedRow) -> LogMatch:

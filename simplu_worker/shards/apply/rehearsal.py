@@ -38,12 +38,17 @@ def find_defects(operations: Sequence[Operation]) -> dict[int, Outcome]:
 def _take_pure_steps(operation: Operation) -> None:
     """Take the steps of `WriteAttempt.apply` that depend on the operation alone, for a tenant that admits it."""
     row = TenantRow(
-        operation.business_id, operation.location_id, "", TenantState.ACTIVE, created_at=operation.origin.arrived_at
+        operation.business_id,
+        operation.location_id,
+        "",
+        TenantState.ACTIVE,
+        created_at=operation.origin.arrived_at,
+        number=0,
     )
     tenants = {operation.tenant_id: row}
     patches = [0] if operation.kind is OperationKind.PATCH else []
     plan_waves([operation])
     find_laborious([operation], patches, ())
     has_nested = any(is_nested(operation.text or "") for _ in patches)
-    wave_arguments(statement_for([operation.kind], has_nested=has_nested), 0, [operation], tenants)
+    wave_arguments(statement_for([operation.kind], has_nested=has_nested), [0], [operation], tenants)
     at_once_arguments([operation], tenants)

@@ -2,6 +2,8 @@
 
 Why the order is kept: a patch that the worker merges is put off, but not behind a wave with an operation that must see
 it or that writes its resource. Operations on other resources have the same effect before it as behind it.
+
+A patch of which the result is judged is merged in the worker too: what is judged is what is stored.
 """
 
 from __future__ import annotations
@@ -11,53 +13,73 @@ from typing import Any
 
 from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.judging import BatchJudges, Found
 from simplu_worker.shards.apply.patch_merging import (
     BoundsExceededError,
     ResourceId,
-    merge_in_worker,
+    merge_each,
+    merge_into_row,
     merge_together,
     resource_of,
     updated_by,
 )
 from simplu_worker.shards.apply.wave_statement import LIST, WaveStatement, wave_arguments
+from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import Failure
 
 
 class WaveRun:
-    """The waves of one batch. Operations are known by their numbers, in the order of the waves.
+    """The waves of one batch. Operations are known by their places in it.
 
-    `failures` are, at the end, the errors of the operations without effect, by number.
+    At the end, `failures` are the errors of the operations without effect, by place, and `found` is what *judges* have
+    found at patches.
     """
 
-    def __init__(self, connection: Connection, statement: WaveStatement, tenants: Mapping[str, TenantRow]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        statement: WaveStatement,
+        tenants: Mapping[str, TenantRow],
+        judges: BatchJudges,
+    ) -> None:
         self.failures: list[tuple[int, str]] = []
+        self.found: dict[int, Found] = {}
+        self._judges = judges
+        self._unjudged: set[int] = set()  # judged patches without a resource
+        self._refused: list[tuple[str, int, Failure, str | None]] = []  # tenant, place, failure, result
         self._connection = connection
         self._statement = statement
         self._tenants = tenants
-        self._waiting: list[tuple[int, Sequence[Operation]]] = []  # waves that were not sent yet
+        self._waiting: list[tuple[Sequence[int], Sequence[Operation]]] = []  # waves that were not sent yet
         self._patches: dict[ResourceId, list[tuple[int, Operation]]] = {}  # put off, by resource
 
     def __repr__(self) -> str:
         return f"WaveRun({len(self._waiting)} waves waiting, {len(self._patches)} resources with patches put off)"
 
-    async def add_wave(self, number: int, operations: Sequence[Operation]) -> None:
-        """Add a wave; *number* is that of its first operation."""
+    async def add_wave(self, places: Sequence[int], operations: Sequence[Operation]) -> None:
+        """Add a wave of *operations* at *places*."""
         if self._patches:
             for key in self._resources_before(operations):
                 await self._merge(key)
-        self._waiting.append((number, operations))
+        judged = [index for index, operation in enumerate(operations) if self._judges.judges_patch(operation)]
+        wave = await self._judge(places, operations, judged) if judged else (places, operations)
+        if wave[0]:
+            self._waiting.append(wave)
 
-    def add_patch(self, number: int, operation: Operation) -> None:
+    def add_patch(self, place: int, operation: Operation) -> None:
         """Add a wave with a patch that the worker merges."""
-        self._patches.setdefault(resource_of(operation), []).append((number, operation))
+        self._patches.setdefault(resource_of(operation), []).append((place, operation))
 
     async def finish(self) -> None:
         """Apply the patches that were put off, and send the last waves."""
         for key in list(self._patches):
             await self._merge(key)
         await self._send()
+        if self._refused:
+            await self._connection.fetchmany(QUERIES["fail_operation"], self._refused)
+            self.failures += [(place, failure) for _, place, failure, _ in self._refused]
 
     def _resources_before(self, operations: Sequence[Operation]) -> list[ResourceId]:
         """Return the resources with patches put off that must be merged before a wave of *operations*."""
@@ -69,33 +91,68 @@ class WaveRun:
         """Merge the patches of a resource that were put off."""
         patches = self._patches.pop(key)
         await self._send()  # earlier waves: the patches are merged into their result
-        merged = await merge_together(self._connection, key, [operation for _, operation in patches])
+        is_judged = self._judges.judges_patch(patches[0][1])  # each result of its own
+        merged = None
+        if not is_judged:
+            merged = await merge_together(self._connection, key, [operation for _, operation in patches])
         if merged is None:
-            for number, operation in patches:
-                await self._merge_alone(number, operation)
+            for place, operation in patches:
+                await self._merge_alone(place, operation)
             return
-        await self._refuse([patches[refused] for refused in merged.refused])
+        for refused in merged.refused:
+            self._refuse(*patches[refused])
         if len(merged.refused) < len(patches):
-            last = max(set(range(len(patches))).difference(merged.refused))
-            self._add_update(*patches[last], merged.data)
+            place, last = patches[max(set(range(len(patches))).difference(merged.refused))]
+            self._waiting.append(([place], [updated_by(last, merged.data)]))
 
-    async def _merge_alone(self, number: int, operation: Operation) -> None:
+    async def _merge_alone(self, place: int, patch: Operation) -> None:
         await self._send()
+        merged: str | BoundsExceededError | None
         try:
-            updated = await merge_in_worker(self._connection, operation)
-        except BoundsExceededError:
-            await self._refuse([(number, operation)])
-        else:
-            self._waiting.append((number, [updated]))
+            merged = await merge_into_row(self._connection, resource_of(patch), patch.text or "")
+        except BoundsExceededError as exc:
+            merged = exc
+        if (operation := self._with_effect_of(place, patch, merged)) is not None:
+            self._waiting.append(([place], [operation]))
 
-    def _add_update(self, number: int, patch: Operation, data: str) -> None:
-        self._waiting.append((number, [updated_by(patch, data)]))
+    async def _judge(
+        self, places: Sequence[int], operations: Sequence[Operation], judged: Sequence[int]
+    ) -> tuple[Sequence[int], Sequence[Operation]]:
+        """Return a wave with updates in place of its patches at the indexes *judged*, and without the refused ones."""
+        await self._send()
+        merged = await merge_each(self._connection, [operations[index] for index in judged])
+        changed: dict[int, Operation | None] = {
+            index: self._with_effect_of(places[index], operations[index], one)
+            for index, one in zip(judged, merged, strict=True)
+        }
+        wave = [
+            (place, one)
+            for index, place in enumerate(places)
+            if (one := changed.get(index, operations[index])) is not None
+        ]
+        return [place for place, _ in wave], [operation for _, operation in wave]
 
-    async def _refuse(self, patches: Sequence[tuple[int, Operation]]) -> None:
-        failed = [(operation.tenant_id, operation.request_id, Failure.INVALID_DATA) for _, operation in patches]
-        if failed:
-            await self._connection.fetchmany(QUERIES["fail_operation"], failed)
-            self.failures += [(number, Failure.INVALID_DATA) for number, _ in patches]
+    def _with_effect_of(
+        self, place: int, patch: Operation, merged: str | BoundsExceededError | None
+    ) -> Operation | None:
+        """Return the operation to apply for *patch*, which makes the data *merged*; None if it is refused."""
+        if merged is None:
+            if self._judges.judges_patch(patch):
+                self._unjudged.add(place)
+            return patch  # `not_found`, or data that no table can store
+        if isinstance(merged, BoundsExceededError):
+            self._refuse(place, patch)
+            return None
+        found = self._judges.judge(patch, merged.encode())
+        if found is not None:
+            self.found[place] = found
+            if found.judge.refuses:
+                self._refuse(place, patch, found.result)
+                return None
+        return updated_by(patch, merged)
+
+    def _refuse(self, place: int, patch: Operation, result: str | None = None) -> None:
+        self._refused.append((patch.tenant_id, place, Failure.INVALID_DATA, result))
 
     async def _send(self) -> None:
         """Send the waves that wait. Their arguments, megabytes for each, are made when they are put on the wire."""
@@ -103,4 +160,7 @@ class WaveRun:
         if waiting:
             arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)
             rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement.query], arguments)
-            self.failures += [(row["index"], row["error"]) for row in rows]
+            self.failures += [(row["place"], row["error"]) for row in rows]
+        if self._unjudged.difference(place for place, _ in self.failures):
+            raise LostRaceError("a resource of a judged patch came after it was looked for")
+        self._unjudged.clear()

@@ -13,10 +13,11 @@ import msgspec
 
 from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.operation_log import PLACES
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.vocabulary import READING_KINDS, OperationKind
 
-RESULT_MAX_BYTES: Final = 1024 * 1024  # docs/interface.md: a list over 1 MiB is result_too_large
+RESULT_MAX_BYTES: Final = 1024 * 1024  # docs/outcomes.md: a list over 1 MiB is result_too_large
 LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
 READ: Final = OperationKind.READ
 
@@ -50,7 +51,6 @@ def wave_columns(wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) ->
     """Return the columns of a wave's statement that each operation has: its keys, its kind, and its tenant's type."""
     return [
         [operation.tenant_id for operation in wave],
-        [operation.request_id for operation in wave],
         [operation.kind for operation in wave],
         [operation.resource_type for operation in wave],
         [operation.resource_id or "" for operation in wave],
@@ -66,16 +66,17 @@ def pack_documents(wave: Sequence[Operation], separator: str) -> bytes:
 
 
 def wave_arguments(
-    statement: WaveStatement, start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
+    statement: WaveStatement, places: Sequence[int], wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
 ) -> tuple[object, ...]:
-    """Return the arguments of *statement* for one wave, reads first; earlier waves have *start* operations."""
+    """Return the arguments of *statement* for a wave, reads first; its operations have these *places* in the batch."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if statement.has_lists else []
-    separator, *keys, requested_at = pack_columns(
-        wave_columns(wave, tenants), [[operation.requested_at for operation in wave]]
+    separator, *keys, packed_places, requested_at = pack_columns(
+        wave_columns(wave, tenants),
+        [[PLACES[place] for place in places], [operation.requested_at for operation in wave]],
     )
-    columns: list[object] = [*keys, pack_documents(wave, separator), requested_at]
+    columns: list[object] = [packed_places, *keys, pack_documents(wave, separator), requested_at]
     if not statement.has_lists:
-        return separator, start, *columns
+        return separator, *columns
     columns += [
         separator.join(column)
         for column in (
@@ -85,4 +86,4 @@ def wave_arguments(
             [str(query.limit) if query else "" for query in queries],
         )
     ]
-    return separator, start, *columns, RESULT_MAX_BYTES
+    return separator, *columns, RESULT_MAX_BYTES

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import timedelta
-from itertools import accumulate, chain, islice, pairwise
+from itertools import islice, pairwise
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
@@ -20,6 +20,7 @@ import structlog
 from simplu_worker.operations.admission import HOLD, TenantRow, admit, admits_all, is_too_late
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.schema_judge import Finding, Judges
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_COUNT,
@@ -32,6 +33,7 @@ from simplu_worker.shards.apply.at_once import (
 from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points, points_around
 from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
+from simplu_worker.shards.apply.judging import BatchJudges, Found, ShardJudges, count_found
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
     PATCH,
@@ -66,6 +68,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
 from simplu_worker.telemetry.tracing.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.clock import loop_time
@@ -84,6 +87,7 @@ RACE_PAUSE_MAX_S = 0.1
 SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+JUDGED = frozenset({SUCCEEDED, INVALID_DATA})  # outcomes at which a finding counts
 LOCKED = Outcome(disposition=Disposition.LOCKED)
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 REUSED = Outcome(
@@ -120,6 +124,7 @@ class ShardWriter:
         pool: ShardPool,
         *,
         tenant_wait: timedelta,
+        time: ShardTime | None = None,
         draw: Callable[[], float] = random.random,
         insert_forms: InsertForms | None = None,
         tenants: TenantMemory | None = None,
@@ -127,8 +132,10 @@ class ShardWriter:
         self._pool = pool
         self._tenant_wait = tenant_wait
         self._draw = draw
+        self._judges = ShardJudges(pool)
         self._shared_probe = SingleFlightProbe(self._probe_once)
-        self._group_commit = GroupCommit(self._apply)
+        self._time = time or ShardTime()
+        self._group_commit = GroupCommit(self._apply, self._time)
         self._slow: dict[OperationKey, None] = {}  # oldest first
         self._large: dict[ResourceId, None] = {}  # the same
         self._locked: dict[str, None] = {}  # tenants, the one that was tried last is the last
@@ -147,6 +154,7 @@ class ShardWriter:
         Raises `ShardUnavailableError`: the outcome is then unknown, and the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
+        await self._judges.refresh()
         return await self._group_commit.apply(operations, claim)
 
     async def give_up(self, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
@@ -192,6 +200,16 @@ class ShardWriter:
                 return set()
             rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
         return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
+
+    async def judge(self, operations: Sequence[Operation]) -> dict[int, Finding]:
+        """Return by index why a schema would refuse operations that send a whole document. Raises as `apply` does."""
+        await self._check(self._pool.connection)
+        await self._judges.refresh()
+        async with self._pool.connection() as connection:
+            rows = await connection.fetch(QUERIES["find_tenants"], list({one.tenant_id for one in operations}))
+        judges = BatchJudges(self._judges.by_type, {row["id"]: row["business_type"] for row in rows})
+        found = judges.judge_sent(operations)
+        return {index: one.finding for index, one in found.items() if one.judge.refuses}
 
     async def fence_and_read_positions(
         self, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
@@ -280,6 +298,7 @@ class ShardWriter:
         attempt.large = course.large.union(self._large) if course.large else self._large
         attempt.careful_tables = self._insert_forms.careful_tables().union(course.with_duplicates)
         attempt.remembered = self._tenants if course.may_go_at_once and not known_outcomes else None
+        attempt.judges = self._judges.by_type
         return attempt
 
     async def _change_course(
@@ -446,7 +465,9 @@ class ShardWriter:
         for table, has_duplicates in attempt.inserted.items():
             was_careful = table in attempt.careful_tables
             self._insert_forms[table].note_applied(was_careful=was_careful, has_duplicates=has_duplicates)
+        count_found(attempt.found)
         self._tenants.remember(attempt.tenants)
+        self._time.note_weights({tenant_id: row.weight for tenant_id, row in attempt.tenants.items()})
         if self._locked:
             for operation in attempt.batch.operations:
                 self._locked.pop(operation.tenant_id, None)
@@ -550,6 +571,7 @@ class WriteAttempt:
     another table fails the transaction while `inserting` is that table. `inserted` are, at the end, the tables into
     which rows were inserted, each with whether any row existed. With `remembered` rows of tenants the batch may be
     applied in one statement, and `is_at_once` is whether it was. `tenants` are the rows that were read otherwise.
+    `judges` are those of business types; `found` is, at the end, what they have found at operations that were decided.
     """
 
     def __init__(
@@ -574,6 +596,8 @@ class WriteAttempt:
         self.remembered: TenantMemory | None = None
         self.is_at_once = False
         self.tenants: Mapping[str, TenantRow] = {}
+        self.judges: Mapping[str, Judges] = {}
+        self.found: dict[int, Found] = {}
         self._slow = slow
         self._tenant_wait = tenant_wait
 
@@ -592,6 +616,7 @@ class WriteAttempt:
         """
         self.batch.close()
         self.inserting, self.inserted, self.is_at_once, self.is_locking_tenants = None, {}, False, False
+        self.found = {}
         operations = self.batch.operations
         if not operations:
             return []
@@ -609,17 +634,27 @@ class WriteAttempt:
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         self.is_locking_tenants = False
         self.tenants = tenants
+        judges = self._judges_for(tenants)
+        self.found = judges.judge_sent(operations)
         decided = self._decide(tenants)
         await self._mark_known_duplicates(connection, tenants, decided)
         logged: Sequence[int] = range(len(operations))
         failures: dict[int, Failure | None] = {}
+        results: dict[int, str | None] = {}
         if decided:
             logged = [index for index in logged if index not in decided or leaves_row(decided[index])]
             failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
+            results = {
+                number: self.found[index].result
+                for number, index in enumerate(logged)
+                if index in self.found and decided.get(index) == INVALID_DATA
+            }
         self.suspects = logged
         self.inserting = InsertedTable.LOG
         expects_new = InsertedTable.LOG not in self.careful_tables
-        matches = await write_log(connection, _select(logged, operations), failures, expects_new=expects_new)
+        matches = await write_log(
+            connection, _select(logged, operations), logged, tenants, failures, results, expects_new=expects_new
+        )
         self.inserted[InsertedTable.LOG] = bool(matches)
         if apart := [logged[number] for number, one in matches.items() if one is LogMatch.BEHIND_ANOTHER]:
             raise ApartError(apart, "order events with the id of one before them")
@@ -628,13 +663,15 @@ class WriteAttempt:
         self.suspects = applied
         self.log_took_s = loop_time() - began_at
         self.inserting = InsertedTable.RESOURCES
-        failed = await self._apply_waves(connection, tenants, applied)
+        failed = await self._apply_waves(connection, tenants, judges, applied)
         decided |= {index: Outcome(disposition=Disposition.APPLIED, failure=failure) for index, failure in failed}
         self.inserting = None
         self.suspects = logged  # a deferred trigger runs at the commit
         outcomes = [SUCCEEDED] * len(operations)
         for index, outcome in decided.items():
             outcomes[index] = outcome
+        if self.found:
+            self.found = {index: one for index, one in self.found.items() if outcomes[index] in JUDGED}
         return outcomes
 
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
@@ -647,7 +684,21 @@ class WriteAttempt:
         if len(known) < len(tenant_ids):
             return {}
         is_usual = goes_at_once(operations, known, large=self.large, tenant_wait=self._tenant_wait)
-        return known if is_usual else {}
+        return known if is_usual and self._judges_allow(known) else {}
+
+    def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
+        """Return whether no operation is refused by a judge, and no patch has to be merged for one."""
+        if not self.judges:
+            return True
+        judges, operations = self._judges_for(known), self.batch.operations
+        if any(judges.judges_patch(operation) for operation in operations):
+            return False
+        self.found = judges.judge_sent(operations)
+        return not any(found.judge.refuses for found in self.found.values())
+
+    def _judges_for(self, tenants: Mapping[str, TenantRow]) -> BatchJudges:
+        types = {tenant_id: row.business_type for tenant_id, row in tenants.items()} if self.judges else {}
+        return BatchJudges(self.judges, types)
 
     async def _apply_at_once(
         self, connection: Connection, known: Mapping[str, TenantRow], claimed: tuple[PositionClaim, str] | None = None
@@ -680,9 +731,11 @@ class WriteAttempt:
         """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""
         operations = self.batch.operations
         has_excess = True in [operation.exceeds_bounds for operation in operations]
+        refused = {index for index, found in self.found.items() if found.judge.refuses}
         if (
             not self.known_outcomes
             and not has_excess
+            and not refused
             and admits_all(operations, tenants, tenant_wait=self._tenant_wait)
         ):
             return {}
@@ -692,7 +745,7 @@ class WriteAttempt:
             tenant_id = operation.tenant_id
             admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
             outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
-            if outcome is None and operation.exceeds_bounds:
+            if outcome is None and (operation.exceeds_bounds or index in refused):
                 outcome = INVALID_DATA  # unless the log has it: a worker with other bounds may have applied it
             if outcome is not None:
                 decided[index] = outcome
@@ -713,7 +766,7 @@ class WriteAttempt:
             for index, outcome in decided.items()
             if outcome.reason is DeadLetterReason.UNKNOWN_TENANT and self._is_too_late(operations[index], tenants)
         ]
-        known = await find_logged(connection, [operations[index] for index in late])
+        known = await find_logged(connection, [operations[index] for index in late], tenants)
         for index, is_known in zip(late, known, strict=True):
             if is_known:
                 decided[index] = DUPLICATE
@@ -722,7 +775,7 @@ class WriteAttempt:
         return is_too_late(operation, tenants.get(operation.tenant_id), tenant_wait=self._tenant_wait)
 
     async def _apply_waves(
-        self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
+        self, connection: Connection, tenants: Mapping[str, TenantRow], judges: BatchJudges, applied: Sequence[int]
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave; return those without effect, and why.
 
@@ -738,19 +791,19 @@ class WriteAttempt:
             has_nested=any(is_nested(operations[index].text or "") for index in patches),
             creates_new=InsertedTable.RESOURCES not in self.careful_tables,
         )
-        run = WaveRun(connection, statement, tenants)
-        for number, wave in zip(accumulate(map(len, waves), initial=0), waves, strict=False):
+        run = WaveRun(connection, statement, tenants, judges)
+        for wave in waves:
             if laborious and wave[0] in laborious:  # alone in its wave
-                run.add_patch(number, operations[wave[0]])
+                run.add_patch(applied[wave[0]], operations[wave[0]])
             else:
-                await run.add_wave(number, [operations[index] for index in wave])
+                await run.add_wave([applied[index] for index in wave], [operations[index] for index in wave])
         await run.finish()
-        in_turn = list(chain.from_iterable(waves))
-        if unmerged := [operations[in_turn[number]] for number, error in run.failures if error == UNMERGED]:
+        self.found |= run.found
+        if unmerged := [self.batch.operations[place] for place, error in run.failures if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
         if CREATE in [operation.kind for operation in operations]:
             self.inserted[InsertedTable.RESOURCES] = Failure.ALREADY_EXISTS in [error for _, error in run.failures]
-        return [(applied[in_turn[number]], Failure(error)) for number, error in run.failures]
+        return [(place, Failure(error)) for place, error in run.failures]
 
 
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
@@ -761,8 +814,8 @@ def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
     rows = await connection.fetch(QUERIES["lock_tenants"], list(tenant_ids))
     return {  # unpacked, with positional arguments: a batch may have thousands of tenants
-        tenant_id: TenantRow(business_id, location_id, business_type, STATES[state], created_at, moved_to)
-        for tenant_id, business_id, location_id, business_type, state, moved_to, created_at in rows
+        tenant_id: TenantRow(business_id, location_id, type_, STATES[state], created_at, number, moved_to, *levers)
+        for tenant_id, business_id, location_id, type_, state, moved_to, created_at, number, *levers in rows
     }
 
 

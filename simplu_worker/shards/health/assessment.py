@@ -36,6 +36,24 @@ class SchemaCreator(msgspec.Struct, frozen=True):
         )
 
 
+class AwaitedType(msgspec.Struct, frozen=True):
+    """A business type that a shard lacks, with the tenants that wait for it: their number, one of them, since when."""
+
+    name: str
+    tenant_count: int
+    tenant_id: str
+    since: datetime
+
+    def __str__(self) -> str:
+        is_one = self.tenant_count == 1
+        wait = f"{self.tenant_id} waits" if is_one else f"{self.tenant_count} tenants such as {self.tenant_id} wait"
+        return (
+            f"expected the business type {self.name}, for which {wait} since "
+            f"{self.since.isoformat(timespec='seconds')}, got a shard without it; "
+            "write it with `simplu-worker types apply`"
+        )
+
+
 class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that a probe found on a shard.
 
@@ -46,7 +64,8 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     *skew_s* is the server's clock minus ours. *creators* are no problem of the shard, but a risk for its readers.
     *gaps* are the stream shards of
     which the shard lacks records that the stream no longer has, and no person has accepted that. *moves* are those from
-    this shard that have not ended or have just ended; None if they were not read.
+    this shard that have not ended or have just ended; None if they were not read. *awaited_types* are those without
+    which tenants cannot be made here.
     *is_upgrading* is whether `shards upgrade` runs there.
     """
 
@@ -70,6 +89,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     creators: Sequence[SchemaCreator] = ()
     gaps: Sequence[str] = ()
     moves: Sequence[MoveEntry] | None = None
+    awaited_types: Sequence[AwaitedType] = ()
     is_upgrading: bool = False
 
 
@@ -190,6 +210,9 @@ def findings(observation: ShardObservation, before: Collection[ShardProblem]) ->
         yield from _probe_findings(observation.probe, before)
         if observation.probe.gaps:
             yield HealthFinding(ShardProblem.GAP, _describe_gaps(observation.probe.gaps))
+        if observation.probe.awaited_types:
+            awaited = "; ".join(map(str, observation.probe.awaited_types))
+            yield HealthFinding(ShardProblem.BUSINESS_TYPE, awaited)
     if not observation.usage.is_active:
         yield HealthFinding(ShardProblem.INACTIVE, "Citrus marks it inactive")
     ratio = observation.usage.ratio

@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.health.assessment import SchemaCreator, ShardProbe
+from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator, ShardProbe
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.server_costs import ServerFacts, TableRows
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -22,7 +22,7 @@ from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import UtcClock
 
-BUSY_TABLES: Final = ("operations", "resources")
+BUSY_TABLES: Final = ("log_rows", "resources")
 OWN_CHECKPOINTER_SINCE: Final = 170000  # its view; before, its counts are among those of the background writer
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
 
@@ -112,6 +112,7 @@ async def _add_details(
     if version is not None:
         facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
         facts["moves"] = await _read_moves(connection)
+        facts["awaited_types"] = await _read_awaited_types(connection)
     if counts_tenants and version is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
     if counts_tenants:
@@ -121,6 +122,11 @@ async def _add_details(
 async def _read_moves(connection: Connection) -> list[MoveEntry]:
     """Return the journal of moves from this shard: at most 600 rows."""
     return [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
+
+
+async def _read_awaited_types(connection: Connection) -> list[AwaitedType]:
+    rows = await connection.fetch(QUERIES["list_awaited_types"])
+    return [AwaitedType(row["business_type"], row["tenant_count"], row["tenant_id"], row["since"]) for row in rows]
 
 
 async def _read_creators(connection: Connection) -> list[SchemaCreator]:

@@ -114,13 +114,13 @@ class OperationLister:
             case SearchStep.CHUNK:
                 rows = await connection.fetch(QUERIES["search_operations"], *arguments, self._limits.chunk_rows)
                 found = _operations_of(row for row in rows if row["request_id"] is not None)
-                search.add_chunk(SearchChunk(found, rows[0]["row_count"], rows[0]["oldest"]))
+                search.add_chunk(SearchChunk(found, rows[0]["row_count"], rows[0]["oldest"], rows[0]["is_last"]))
             case SearchStep.INSTANT:
                 rows = await connection.fetch(QUERIES["search_operations_of_instant"], *arguments)
                 search.add_instant(_operations_of(rows))
             case SearchStep.FEW:
                 if await connection.fetchval(QUERIES["has_few_operations"], tenant_id, self._limits.few):
-                    rows = await connection.fetch(QUERIES["list_few_operations"], *arguments)
+                    rows = await connection.fetch(QUERIES["list_few_operations"], *arguments, self._limits.few)
                     search.add_few(_operations_of(rows))
                 else:
                     search.note_large()

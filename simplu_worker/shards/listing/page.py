@@ -15,8 +15,8 @@ from simplu_worker.shards.listing.request import INSTANT, OLDEST, ListRequest, S
 class SearchLimits(msgspec.Struct, frozen=True):
     """The bounds of the work for a page.
 
-    A search reads chunks of *chunk_rows* rows of the log, at most *rows*, and begins none after *seconds*. A tenant
-    with at most *few* operations has all of them read instead.
+    A search reads chunks of *chunk_rows* batches and rows of the log, at most *rows*, and begins none after *seconds*.
+    A tenant with at most *few* operations has all of them read instead.
     """
 
     chunk_rows: int = 10_000
@@ -63,18 +63,22 @@ class OperationPage(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SearchChunk(msgspec.Struct, frozen=True):
-    """The wanted operations of a part of the log with *row_count* rows, of which *oldest* is the oldest time."""
+    """The wanted operations of a part of the log, of which *oldest* is the oldest time.
+
+    *row_count* is the number of its batches and of the rows that were read; *is_last*: there are no older batches.
+    """
 
     operations: list[ListedOperation]
     row_count: int
     oldest: datetime | None
+    is_last: bool
 
 
 class SearchStep(StrEnum):
     """What to read next for a page."""
 
     CHUNK = "chunk"  # of the log of all tenants, by time
-    INSTANT = "instant"  # the operations of one time: it has as many rows as a chunk, or more
+    INSTANT = "instant"  # the operations of one time: its batches fill a chunk
     FEW = "few"  # all operations of the tenant, if these are few
 
 
@@ -117,7 +121,7 @@ class PageSearch:
         """Take the operations of a chunk that began at the position."""
         self._found += chunk.operations
         self._row_count += chunk.row_count
-        if chunk.oldest is None or chunk.row_count < self._limits.chunk_rows:
+        if chunk.oldest is None or chunk.is_last:
             self._has_ended = True
         elif chunk.oldest == self.position.at:
             self.step = SearchStep.INSTANT

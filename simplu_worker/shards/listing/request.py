@@ -14,7 +14,7 @@ from simplu_worker.vocabulary import Failure, OperationStatus
 
 DEFAULT_LIMIT: Final = 50
 LIMIT_MAX: Final = 500  # operations on a page
-TEXT_MAX: Final = 256  # characters of a filter: those of the longest id (docs/interface.md)
+TEXT_MAX: Final = 256  # characters of a filter: those of the longest id (docs/outcomes.md)
 CURSOR_MAX: Final = 4000  # characters; a key of an index of Postgres has at most 2,704 bytes
 CURSOR_VERSION: Final = 1
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -20,16 +20,31 @@ async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: S
 
     None of them where the shard is empty. Raises `RetryableError` when the shard does not answer.
     """
-    rows = {(one.tenant_id, one.request_id): one for one in rejections}.values()
-    columns = [
-        [getattr(row, name) for row in rows]
-        for name in ("tenant_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
-    ]
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return set()
-        noted = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *columns)
-    return {row.tenant_id for row in rows} - {row["tenant_id"] for row in noted}
+        noted = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *_columns(rejections))
+    return {one.tenant_id for one in rejections} - {row["tenant_id"] for row in noted}
+
+
+async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
+    """Write the rows of *rejections* of tenants without a home; return False where the shard has no room for them.
+
+    Raises `RetryableError` when the shard does not answer.
+    """
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return False
+        return bool(
+            await connection.fetch(QUERIES["note_unplaced_rejections"], dead_letter_queue, *_columns(rejections))
+        )
+
+
+def _columns(rejections: Sequence[Rejection]) -> list[list[str | None]]:
+    """Return the columns of the last rejection for each key."""
+    rows = {(one.tenant_id, one.request_id): one for one in rejections}.values()
+    names = ("tenant_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
+    return [[getattr(row, name) for row in rows] for name in names]
 
 
 async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
@@ -49,6 +64,8 @@ async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, ma
 
 
 async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> int:
-    """Delete at most *max_rows* rows that are older than *retention*; return how many."""
-    status = await connection.execute(QUERIES["forget_old_rejections"], retention.total_seconds(), max_rows)
-    return affected_count(status)
+    """Delete at most *max_rows* rows of each table that are older than *retention*; return the higher number."""
+    arguments = retention.total_seconds(), max_rows
+    of_tenants = affected_count(await connection.execute(QUERIES["forget_old_rejections"], *arguments))
+    unplaced = affected_count(await connection.execute(QUERIES["forget_old_unplaced_rejections"], *arguments))
+    return max(of_tenants, unplaced)

@@ -1,10 +1,10 @@
-"""Delete old rows of the operation log, in small statements with long pauses, and never on an unhealthy shard.
+"""Delete old batches of the log with their rows, in small statements with long pauses, and never on an unhealthy shard.
 
 Old counts of failed messages, and rows of rejected records, are deleted with them.
 
-Safe because a row is deleted only when no source can still have its record: `window` is that time, None while it is
+Safe because a batch is deleted only when no source can still have its record: `window` is that time, None while it is
 unknown. The shard's clock measures it, while that clock agrees with ours. Replicas may do this at the same time; each
-skips the rows that another one has locked.
+skips the batches that another one has locked.
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ log = structlog.get_logger(__name__)
 
 
 class DeletedRows(NamedTuple):
-    """The rows that one statement has deleted in *busy_s*; the oldest row had been due for *late_s*."""
+    """The rows that one statement has deleted in *busy_s*; the oldest had been due for *late_s*.
+
+    *newest* is the time of the newest; *is_last*: there are no more.
+    """
 
     row_count: int
     newest: datetime | None
     late_s: float
     busy_s: float
+    is_last: bool
 
 
 class LogRetention:
@@ -107,7 +111,7 @@ class LogRetention:
                 limit = self._row_counts[shard_id]
                 deleted = await self._delete(pool, retention, limit, after)
                 count += deleted.row_count
-                if deleted.row_count < limit:
+                if deleted.is_last:
                     break
                 after = deleted.newest or after
                 self._row_counts[shard_id] = next_row_count(limit, deleted.busy_s, self._statement_rows)
@@ -123,13 +127,13 @@ class LogRetention:
         return count
 
     async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
-        """Delete at most *limit* old rows of the log that were completed at *after* or later."""
+        """Delete old batches that were completed at *after* or later, with about *limit* rows together."""
         async with self._slots, pool.transaction() as connection:
             if not await has_schema(connection, pool):
-                return DeletedRows(0, None, 0.0, 0.0)
+                return DeletedRows(0, None, 0.0, 0.0, is_last=True)
             await check_clocks(connection, pool)
-            row = await connection.fetchrow(QUERIES["forget_operations"], retention.total_seconds(), limit, after)
-            return DeletedRows(row["row_count"], row["newest"], row["late_s"], row["busy_s"])
+            row = await connection.fetchrow(QUERIES["forget_batches"], retention.total_seconds(), limit, after)
+            return DeletedRows(**dict(row))
 
     async def _forget_beside(self, pool: ShardPool, retention: timedelta, end: float) -> None:
         """Delete old counts of failures, and rows of rejected records."""

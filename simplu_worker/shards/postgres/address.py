@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv6Address
 from typing import NamedTuple, Self
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -96,6 +96,20 @@ class ShardAddress(msgspec.Struct, frozen=True):
         if options.pop("auth", None) is None:
             return self.connection_string
         return parts._replace(query=urlencode({"sslmode": ENCRYPTING[0]} | options)).geturl()
+
+    def for_reader(self, username: str, password: str | None, *, target: str | None = None) -> Self:
+        """Return the address of the same database for another user, with *target* as its `target_session_attrs`.
+
+        Nothing is left of the address's own user and password. With *password* the user's passwords are not those of
+        IAM; without one they come from where the address's own would.
+        """
+        parts = split_string(self.connection_string if password is None else self.driver_string)
+        userinfo = ":".join(quote(part, safe="") for part in (username, password) if part is not None)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        options |= {} if target is None else {"target_session_attrs": target}
+        netloc = f"{userinfo}@{parts.netloc.rpartition('@')[2]}"
+        string = parts._replace(netloc=netloc, query=urlencode(options)).geturl()
+        return msgspec.structs.replace(self, connection_string=string)
 
     def error_with_place(self, error: str | None) -> str:
         """Return the message of an error of this shard, which begins with the shard's id and place."""

@@ -14,9 +14,10 @@ from simplu_worker.errors import WorkerError
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 Source = TypeVar("Source", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")
 
-TakeKeys: TypeAlias = Callable[[], Sequence[str]]
+TakeKeys: TypeAlias = Callable[[], Sequence[Key]]
 """To be called once, right before the query is sent: returns its keys."""
 
 
@@ -54,30 +55,30 @@ class Coalescer(Generic[Item, Answer]):
         return batch.answers[start : start + len(items)]
 
 
-class _SharedQuery(Generic[Row]):
+class _SharedQuery(Generic[Key, Row]):
     def __init__(self) -> None:
-        self.keys: dict[str, None] = {}
+        self.keys: dict[Key, None] = {}
         self.has_ended = asyncio.Event()
-        self.rows: Mapping[str, Row] | None = None
+        self.rows: Mapping[Key, Row] | None = None
         self.error: WorkerError | None = None
 
 
-class ReadCoalescer(Generic[Source, Row]):
+class ReadCoalescer(Generic[Source, Key, Row]):
     """Reads single rows by key; those that come while the query of another one waits for its connection share it.
 
     A read never gets the answer of a query that was sent before it came, and waits for none. A `WorkerError` goes to
     all reads of the query. After a cancellation, or another exception, of the read that runs it, the others run again.
     """
 
-    def __init__(self, run_query: Callable[[Source, TakeKeys], Awaitable[Mapping[str, Row]]]) -> None:
+    def __init__(self, run_query: Callable[[Source, TakeKeys[Key]], Awaitable[Mapping[Key, Row]]]) -> None:
         """*run_query* returns the rows of one source by key, without keys that have none."""
         self._run_query = run_query
-        self._forming: dict[Source, _SharedQuery[Row]] = {}  # not sent yet
+        self._forming: dict[Source, _SharedQuery[Key, Row]] = {}  # not sent yet
 
     def __repr__(self) -> str:
         return f"ReadCoalescer({len(self._forming)} queries not sent)"
 
-    async def read(self, source: Source, key: str) -> Row | None:
+    async def read(self, source: Source, key: Key) -> Row | None:
         """Return the row with *key* on *source*; None if it has none."""
         while True:
             query = self._forming.get(source)
@@ -93,8 +94,8 @@ class ReadCoalescer(Generic[Source, Row]):
             if query.rows is not None:
                 return query.rows.get(key)
 
-    async def _run(self, source: Source, query: _SharedQuery[Row]) -> None:
-        def take_keys() -> Sequence[str]:
+    async def _run(self, source: Source, query: _SharedQuery[Key, Row]) -> None:
+        def take_keys() -> Sequence[Key]:
             if self._forming.get(source) is query:
                 del self._forming[source]
             return list(query.keys)

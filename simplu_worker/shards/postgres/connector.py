@@ -270,7 +270,7 @@ class Connector:
             raise ShardUnavailableError(
                 f"shard {shard_id}: expected a role that may use the shard's tables, got one that may not read "
                 f"shard_meta in the schema {connection.home}; as the owner of the tables GRANT it USAGE on the schema, "
-                "and SELECT, INSERT, UPDATE and DELETE on all of them",
+                "and SELECT, INSERT, UPDATE and DELETE on all of them, or SELECT on shard_meta if it only reads",
                 shard_id=shard_id,
             ) from exc
         self._home = connection.home

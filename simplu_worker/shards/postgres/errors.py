@@ -40,6 +40,18 @@ def wrong_encoding_message(shard_id: str, found: str) -> str:
     )
 
 
+class ForeignNumbersError(ShardUnavailableError):
+    """The log has the numbers of this server's transactions already: the database comes from another server."""
+
+
+def foreign_numbers_message(shard_id: str) -> str:
+    """Return the message for the shard *shard_id* with a log that is ahead of its server."""
+    return (
+        f"shard {shard_id}: expected new numbers of transactions, got such as its log has: its database was restored "
+        f"into another server; run: simplu-worker shards raise-numbers {shard_id} --apply"
+    )
+
+
 class StatementFailedError(ShardUnavailableError):
     """A statement failed on a healthy server. The writer bisects the batch to find the operation at fault.
 

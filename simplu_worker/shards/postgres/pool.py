@@ -36,7 +36,6 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import OWN_CLOCK, OwnClock, loop_time
 
-STOPS_AT_CLOSE_S = 0.2  # for pending requests to stop a statement when a pool is closed
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
 
 log = structlog.get_logger(__name__)
@@ -240,7 +239,7 @@ class ShardPool:
     async def _close_connections(self, *, within_s: float) -> None:
         await self._lender.close(within_s=within_s)
         if self._stopping:
-            await asyncio.wait(self._stopping, timeout=STOPS_AT_CLOSE_S)
+            await asyncio.wait(self._stopping, timeout=self._timeouts.stop_s)
             for task in self._stopping:
                 task.cancel()
         if not self._budget.has_idle:

@@ -14,11 +14,13 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
+    ForeignNumbersError,
     LockTimeoutError,
     LostRaceError,
     StatementFailedError,
     ValueRefusedError,
     WrongDatabaseError,
+    foreign_numbers_message,
 )
 from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.postgres.sqlstate import (
@@ -34,6 +36,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
+NUMBERS_OF_SHARD: Final = frozenset({"log_batches_pkey", "tenants_number_key"})  # which the shard gives, each once
 OF_STATEMENT: Final = frozenset({ErrorMeaning.DATA, ErrorMeaning.STATEMENT})
 
 # The second one for an error with the code of a warning, which only a function can raise.
@@ -171,6 +174,9 @@ class ShardAvailability:
                 raise LockTimeoutError(f"shard {self._address.shard_id}: {error}") from exc
             case ErrorMeaning.TRY_AGAIN:
                 raise self._record_lost_race(error) from exc
+            case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
+                self._count(meaning)
+                raise ForeignNumbersError(foreign_numbers_message(self._address.shard_id)) from exc
             case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
                 self._count("duplicate_key")
                 raise DuplicateKeyError(self._message(error), error=error, table=exc.table_name) from exc

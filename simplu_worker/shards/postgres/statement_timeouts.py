@@ -32,11 +32,14 @@ FORMATS: Final = {
 # half a second.
 PLANNING: Final = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 # What bounds the rows that it reads by an index in its order may get no other plan, whatever the statistics are: a
-# sequential scan, or a bitmap of all rows of a tenant, reads the whole table (sql/queries/listing.sql).
+# sequential scan, or a bitmap of all rows of a tenant, reads the whole table (sql/queries/listing.sql); so does a join
+# that is not of one row after the other.
 BY_INDEX = """
 SET LOCAL plan_cache_mode = force_custom_plan;
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off;
 """
 # A plan for the operations of a batch is used while the tables grow: a sequential scan, which suits a small one, would
 # read it as a whole for each of them, until the next ANALYZE. And a statement keeps its batch, of up to 4 MiB of
@@ -86,6 +89,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     The server's own are shorter than ours, and a lock wait is the shortest: so a waiter learns the cause of its
     failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
     cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
+    When a pool is closed, the requests to stop statements have *stop_s*.
     A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
     *search_s*. A batch waits for the rows of its tenants for *row_lock_s*, and each part of it for *part_lock_s*; a
     step of a tenant's move, or a control message, waits for the tenant's row for *pause_lock_s*.
@@ -105,6 +109,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     reply_s: float = 30.0
     cancel_s: float = 1.0
     close_s: float = 3.0
+    stop_s: float = 0.2
     idle_s: float = 60.0
     probe_s: float = 3.0
 

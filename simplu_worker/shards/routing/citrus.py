@@ -1,4 +1,4 @@
-"""The door to Citrus, the shard manager, which knows the shard of each tenant (docs/interface.md)."""
+"""The door to Citrus, the shard manager, which knows the shard of each tenant (docs/shard-manager.md)."""
 
 from __future__ import annotations
 

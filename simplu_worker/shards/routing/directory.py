@@ -80,6 +80,7 @@ class Directory:
         self.routes = RouteCache()
         self.address_changer = AddressChanger(locator.address_book, pools, clock=clock, draw=draw)
         self._absences = AbsenceCache()
+        self._paused_until: dict[str, float] = {}  # by tenant, as its row was last read
         self._lookups: dict[str, _SharedLookup] = {}
         self._searches: Coalescer[tuple[str, ShardAddress], TenantHome | WorkerError | None] = Coalescer(self._search)
 
@@ -91,6 +92,13 @@ class Directory:
         shard_id = self.routes.get(tenant_id)
         pool = None if shard_id is None else self._pools.by_shard_id().get(shard_id)
         return None if pool is None else pool.address
+
+    def paused_s(self, tenant_id: str) -> float:
+        """Return for how many seconds a tenant is still paused by its row, as that was last read; 0 if it is not.
+
+        Its shard is found as ever: a pause is about operations alone.
+        """
+        return max(0.0, self._paused_until.get(tenant_id, 0.0) - self._clock())
 
     def forget(self, tenant_id: str) -> None:
         """Look the tenant up again at the next call; for a tenant that was not on its shard, or was just made."""
@@ -109,7 +117,8 @@ class Directory:
 
         Concurrent callers for one tenant share one lookup. But a call never shares a lookup that began before it, so
         that no "not registered" is older than the call, unless *absence_max_age_s* allows an older one. Other absences
-        are short, and looked up each time; so is a cached route without *is_cached_enough*. Raises `RetryableError` if
+        are short, and looked up each time; so is a cached route without *is_cached_enough*, and one of a paused tenant,
+        which may have been resumed. Raises `RetryableError` if
         Citrus or a shard that may have the tenant does not answer, and `PermanentError` if the named address may not be
         used.
         """
@@ -121,7 +130,8 @@ class Directory:
         begun_before = lookup.lookup_count
         try:
             async with lookup.lock:
-                if is_cached_enough and (cached := self.cached_address(tenant_id)) is not None:
+                is_fresh = is_cached_enough and not self.paused_s(tenant_id)
+                if is_fresh and (cached := self.cached_address(tenant_id)) is not None:
                     return cached
                 answer = lookup.answer if lookup.lookup_count > begun_before else None
                 if answer is None:
@@ -222,6 +232,9 @@ class Directory:
     async def _route_to(self, tenant_id: str, home: TenantHome) -> ShardAddress | Absence:
         """Return the tenant's home if it may be used; ends what a mover that was killed has left."""
         state, shard_id = home.tenant["state"], home.address.shard_id
+        self._paused_until.pop(tenant_id, None)
+        if (paused_s := home.tenant["paused_s"]) is not None:
+            self._paused_until[tenant_id] = self._clock() + paused_s
         is_settled = state in SERVED_STATES
         if self._settler is not None and state == TenantState.FENCED:
             is_settled = await self._settler.end_overdue_fence(shard_id, tenant_id)

@@ -1,4 +1,4 @@
-"""Static routing: the shard of a fixed list to which a tenant's key is hashed (docs/interface.md). Pure.
+"""Static routing: the shard of a fixed list to which a tenant's key is hashed (docs/shard-manager.md). Pure.
 
 Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm" (arXiv 1406.2294).
 """

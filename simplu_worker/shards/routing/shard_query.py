@@ -104,6 +104,22 @@ async def query_all_shards(
     return answers
 
 
+async def query_with_causes(
+    shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]]
+) -> tuple[dict[str, Result], dict[str, str]]:
+    """Return what `query_all_shards` does, and why shards gave no answer, by shard id; no cause if it took too long."""
+    causes: dict[str, str] = {}
+
+    async def ask(shard: ShardAddress) -> Result:
+        try:
+            return await query(shard)
+        except RetryableError as exc:
+            causes[shard.shard_id] = shard.without_name(str(exc))
+            raise
+
+    return await query_all_shards(shards, ask), causes
+
+
 def group_by_shard(pairs: Iterable[tuple[ShardAddress, Item]]) -> list[tuple[ShardAddress, list[Item]]]:
     """Return each shard once, with its items in their order, so that one query serves all of them."""
     groups: dict[str, tuple[ShardAddress, list[Item]]] = {}

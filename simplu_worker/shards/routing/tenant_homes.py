@@ -50,7 +50,7 @@ class TenantHomes:
     def __init__(self, locator: Locator, pools: Pools) -> None:
         self._locator = locator
         self._pools = pools
-        self._row_reads: ReadCoalescer[ShardAddress, dict[str, Any]] = ReadCoalescer(self._fetch_rows)
+        self._row_reads: ReadCoalescer[ShardAddress, str, dict[str, Any]] = ReadCoalescer(self._fetch_rows)
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer | None]:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
@@ -132,7 +132,7 @@ class TenantHomes:
         return await self._row_reads.read(address, tenant_id)
 
     async def _fetch_rows(
-        self, address: ShardAddress, take_tenant_ids: TakeKeys, query: str = "find_tenants"
+        self, address: ShardAddress, take_tenant_ids: TakeKeys[str], query: str = "find_tenants"
     ) -> dict[str, dict[str, Any]]:
         pool = self._pools.ensure_pool(address)
         async with pool.connection() as connection:

@@ -6,15 +6,15 @@ one. All of them may be run again: the next upgrade finds the statements of a ki
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Final
 
 import msgspec
 
+from simplu_worker.shards.schema.type_files import TypeFile
 from simplu_worker.timing.backoff import backoff_s
 
 PAUSE_MIN_S: Final = 1.0
@@ -31,6 +31,7 @@ _QUOTED: Final = re.compile(
     | '(?: [^'] | '' )*'
     | "(?: [^"] | "" )*"
     | (?<! [\w$] ) (?P<tag> \$ (?: [A-Za-z_]\w* )? \$) .*? (?P=tag)   # the body of a function
+    | \bBEGIN\s+ATOMIC\b .*? \bEND\b                    # another form of body
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -83,11 +84,17 @@ class MigrationStep(msgspec.Struct, frozen=True):
 
 
 class ShardSchema(msgspec.Struct, frozen=True):
-    """A shard's schema: its version, the oldest worker version that works with it, and its types' digests."""
+    """A shard's schema: its version, the oldest worker version that works with it, and its types' digests.
+
+    *applied_types* are those that `types apply` wrote. *is_behind*: the shard's server has yet to reach numbers of
+    transactions that are in its log.
+    """
 
     version: int | None
     works_from: int | None = None
     digests: Mapping[str, str | None] = msgspec.field(default_factory=dict)
+    applied_types: Collection[str] = ()
+    is_behind: bool = False
 
 
 class MissingPart(msgspec.Struct, frozen=True):
@@ -132,11 +139,6 @@ def migration_of(version: int, name: str, text: str) -> Migration:
     statements = statements_of(text)
     match = _WORKS_FROM.search(text.partition(statements[0].text)[0] if statements else text)
     return Migration(version, name, text, works_from=None if match is None else int(match[1]))
-
-
-def digest_of(text: str) -> str:
-    """Return the digest that identifies one version of a business type's file."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
@@ -191,8 +193,8 @@ def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str,
     return tables
 
 
-def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, str]) -> Upgrade:
-    """Return the upgrade of a shard with *schema* to the last of *migrations* and to *types*, file texts by name."""
+def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, TypeFile]) -> Upgrade:
+    """Return the upgrade of a shard with *schema* to the last of *migrations* and to *types*, the packaged ones."""
     newest = migrations[-1].version
     if schema.version is None:
         return Upgrade(schema, refusal="expected a schema version, got none; restore its schema_migrations")
@@ -205,7 +207,11 @@ def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Ma
     return Upgrade(
         schema,
         [migration for migration in migrations if migration.version > schema.version],
-        [name for name, text in sorted(types.items()) if schema.digests.get(name) != digest_of(text)],
+        [
+            name
+            for name, file in sorted(types.items())
+            if name not in schema.applied_types and schema.digests.get(name) != file.digest
+        ],
     )
 
 

@@ -7,23 +7,24 @@ first uses its address, and with each probe; a probe that finds something missin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 
-from simplu_worker.shards.postgres.errors import wrong_shard_message
+from simplu_worker.shards.postgres.errors import ForeignNumbersError, foreign_numbers_message, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
     ShardSchema,
-    digest_of,
     refusal_of,
     refusal_of_missing,
     tables_of,
     without_concurrently,
 )
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.type_store import write_types
 from simplu_worker.shards.types import ShardUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -46,7 +47,7 @@ async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | No
     if identity is None or identity["shard_id"] != shard_id:
         found = None if identity is None else identity["shard_id"]
         raise ShardUnavailableError(wrong_shard_message(shard_id, found))
-    return ShardSchema(identity["version"], identity["works_from"])
+    return ShardSchema(identity["version"], identity["works_from"], is_behind=identity["is_behind"])
 
 
 async def check_schema(
@@ -55,7 +56,8 @@ async def check_schema(
     """Return the schema of this database; None if it is empty. All of it is there, and this role may use it.
 
     Raises `ShardUnavailableError` as `read_schema` does, for a schema version that this worker may not use
-    (docs/reading.md), and for tables, columns and rights that are missing.
+    (docs/reading.md), and for tables, columns and rights that are missing; `ForeignNumbersError` for the
+    database of another server.
     """
     schema = await read_schema(connection, shard_id)
     if schema is None:
@@ -67,7 +69,30 @@ async def check_schema(
         refusal = refusal_of_missing([MissingPart(**dict(row)) for row in rows])
     if refusal is not None:
         raise ShardUnavailableError(f"shard {shard_id}: {refusal}")
+    if schema.is_behind:
+        raise ForeignNumbersError(foreign_numbers_message(shard_id))
     return schema
+
+
+class ShardNumbers(NamedTuple):
+    """The offset of the numbers of a shard's batches, and whether its log was ahead of its server."""
+
+    offset: int
+    is_behind: bool
+
+
+async def raise_numbers(pool: ShardPool, *, apply: bool) -> ShardNumbers:
+    """Raise the numbers of a shard's batches above those in its log, where that is needed; return them.
+
+    With *apply* off only says whether it is. Raises as `read_schema` does.
+    """
+    async with pool.transaction() as connection:
+        if await read_schema(connection, pool.address.shard_id) is None:
+            raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
+        offset, is_behind = await connection.fetchrow(QUERIES["read_offset"])
+        if is_behind and apply:
+            offset = await connection.fetchval(QUERIES["raise_offset"])
+    return ShardNumbers(offset, is_behind)
 
 
 async def has_schema(connection: Connection, pool: ShardPool) -> bool:
@@ -105,9 +130,7 @@ async def make_schema(connection: Connection, shard_id: str, *, migrations: Sequ
     for migration in migrations:
         await _execute(connection, migration.text)
         await connection.execute(QUERIES["record_migration"], migration.version, migration.name, migration.works_from)
-    for name, text in BUSINESS_TYPES.items():
-        await _execute(connection, text)
-        await connection.execute(QUERIES["record_business_type"], name, digest_of(text))
+    await write_types(connection, BUSINESS_TYPES, by_upgrade=True)
     await connection.execute(QUERIES["record_identity"], shard_id)
 
 

@@ -29,7 +29,6 @@ from simplu_worker.shards.schema.migrations import (
     ShardSchema,
     Statement,
     Upgrade,
-    digest_of,
     drop_statement,
     pause_s,
     plan_upgrade,
@@ -37,6 +36,8 @@ from simplu_worker.shards.schema.migrations import (
 )
 from simplu_worker.shards.schema.schema_check import read_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.schema.type_files import TypeFile
+from simplu_worker.shards.schema.type_store import write_types
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
@@ -47,6 +48,7 @@ PATIENCE_S: Final = 600.0
 # Workers' batches queue behind a statement that waits for a table: at most for as long as a batch may take.
 UPGRADE_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0)
 ANOTHER_UPGRADE: Final = "another upgrade of this shard"
+TYPES_TITLE: Final = "business types"
 
 Result = TypeVar("Result")
 
@@ -90,7 +92,7 @@ async def read_upgrade(
     shard_id: str,
     *,
     migrations: Sequence[Migration] = MIGRATIONS,
-    types: Mapping[str, str] = BUSINESS_TYPES,
+    types: Mapping[str, TypeFile] = BUSINESS_TYPES,
 ) -> Upgrade | None:
     """Return the upgrade that the shard of *connection* needs; None if it is empty.
 
@@ -101,7 +103,8 @@ async def read_upgrade(
         return None
     rows = await connection.fetch(QUERIES["read_digests"])
     digests = {row["name"]: row["digest"] for row in rows}
-    return plan_upgrade(ShardSchema(schema.version, schema.works_from, digests), migrations, types)
+    applied = [row["name"] for row in rows if row["is_applied"]]
+    return plan_upgrade(ShardSchema(schema.version, schema.works_from, digests, applied), migrations, types)
 
 
 class Upgrader:
@@ -117,7 +120,7 @@ class Upgrader:
         report: ReportActivity = lambda _: None,
         patience_s: float = PATIENCE_S,
         migrations: Sequence[Migration] = MIGRATIONS,
-        types: Mapping[str, str] = BUSINESS_TYPES,
+        types: Mapping[str, TypeFile] = BUSINESS_TYPES,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._pool = pool
@@ -147,15 +150,13 @@ class Upgrader:
                 )
             if upgrade is None or not upgrade.is_needed:
                 return upgrade
-            files = [migration.text for migration in upgrade.migrations]
-            files += [self._types[name] for name in upgrade.business_types]
-            self._set_activity(UpgradeActivity("", 0, sum(len(steps_of(text)) for text in files)))
+            step_count = sum(len(steps_of(migration.text)) for migration in upgrade.migrations)
+            self._set_activity(UpgradeActivity("", 0, step_count + bool(upgrade.business_types)))
             for migration in upgrade.migrations:
                 await self._run_file(guard, migration.text)
                 await self._record("record_migration", migration.version, migration.name, migration.works_from)
-            for name in upgrade.business_types:
-                await self._run_file(guard, self._types[name])
-                await self._record("record_business_type", name, digest_of(self._types[name]))
+            if upgrade.business_types:
+                await self._retry_while_blocked(self._write_types)
         log.info(
             "schema.upgraded",
             shard_id=self._pool.address.shard_id,
@@ -190,6 +191,15 @@ class Upgrader:
             else:
                 await self._retry_while_blocked(partial(self._run_in_transaction, step))
             self._set_activity(UpgradeActivity(title, self._activity.done_count + 1, self._activity.count))
+
+    async def _write_types(self) -> None:
+        """Write the packaged business types with their views, in one transaction."""
+        self._set_activity(UpgradeActivity(TYPES_TITLE, self._activity.done_count, self._activity.count))
+        async with self._pool.transaction() as connection:
+            plan = await write_types(connection, self._types, by_upgrade=True)
+        if plan.refusals:
+            raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: {'; '.join(plan.refusals)}")
+        self._set_activity(UpgradeActivity(TYPES_TITLE, self._activity.done_count + 1, self._activity.count))
 
     async def _run_in_transaction(self, step: MigrationStep) -> None:
         """Run the statements of *step* in one transaction."""

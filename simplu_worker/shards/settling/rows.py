@@ -36,6 +36,8 @@ class MovingTenant(msgspec.Struct, frozen=True):
     moved_to: str | None
     control_at: datetime
     created_at: datetime
+    paused_until: datetime | None
+    weight: float
     read_at: datetime
     server: Server
 

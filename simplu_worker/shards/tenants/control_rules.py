@@ -1,4 +1,4 @@
-"""The effect of a control message on a tenant, decided by the tenant's row (docs/interface.md). Pure.
+"""The effect of a control message on a tenant, decided by the tenant's row (docs/sending.md). Pure.
 
 Messages arrive in any order and more than once. So the timestamp of each is compared with the newest that was applied,
 and of a creation and a destruction of the same instant the destruction is the newer one. A tenant therefore ends in the

@@ -20,6 +20,7 @@ from simplu_worker.bulkheads import note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import deletion_pause_s
+from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
 from simplu_worker.shards.log.message_failures import forget_failures_of_tenant
 from simplu_worker.shards.log.rejections import forget_rejections_of_tenant
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
@@ -166,6 +167,8 @@ class TenantDeleter:
                 if await connection.fetchrow(QUERIES["lock_deletion"], tenant_id) is None:
                     return None
                 rows = await connection.fetch(QUERIES["delete_resources"], tenant_id, limit)
+                if rows:
+                    await mark_bulk_change(connection, BulkChange.DESTROYED, tenant_id)
                 keys += (ResourceKey(tenant_id, row["resource_type"], row["resource_id"]) for row in rows)
         finally:  # after an unknown outcome too: if the commit succeeded, no later turn finds these rows
             self._on_change(keys)

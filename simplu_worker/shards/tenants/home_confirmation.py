@@ -23,6 +23,7 @@ from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_chan
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.errors import LostRaceError
@@ -283,6 +284,7 @@ class HomeConfirmer:
                 return
             if HomeCandidate.from_row(home.shard_id, dict(row)) != home:
                 raise LostRaceError("a tenant's home changed since it was read; it is not undone")
+            await mark_changes(connection, [(one.tenant_id, *DEFAULT_ROW)])
             for query in ("delete_default_row", "delete_tenant_made", "destroy_tenant_remade"):
                 await connection.execute(QUERIES[query], one.tenant_id)
         log.warning(

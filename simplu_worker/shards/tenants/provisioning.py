@@ -31,7 +31,7 @@ from simplu_worker.shards.routing.locator import Locator, Registration
 from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.schema.type_files import is_type_name
 from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable, with_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
@@ -77,8 +77,9 @@ class Provisioner:
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
         """Make the tenant unless it is there, and wait until its rows are as safe as the shard can make them.
 
-        Raises `PermanentError` for a request that can never succeed (unknown business type, another tenant's id) and
-        `RetryableError` while Citrus or a shard does not answer, or for a named shard that may not be used.
+        Raises `PermanentError` for a request that can never succeed (another tenant's id), `UnknownBusinessTypeError`
+        while the shard lacks the business type, and `RetryableError` while Citrus or a shard does not answer, or for a
+        named shard that may not be used.
         """
         (answer,) = await self.provision_all([request])
         if isinstance(answer, Exception):
@@ -226,10 +227,11 @@ def check_request(request: ProvisionRequest) -> None:
 
 
 def check_business_type(business_type: str) -> None:
-    """Raise `PermanentError`, with the known business types, for an unknown one."""
-    if business_type not in BUSINESS_TYPES:
-        known = ", ".join(sorted(BUSINESS_TYPES))
-        raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
+    """Raise `PermanentError` for a text that is the name of no business type, on any shard."""
+    if not is_type_name(business_type):
+        raise PermanentError(
+            f"businessType: expected a letter, then up to 62 letters, digits, _ or -, got {business_type[:64]!r}"
+        )
 
 
 def _log_result(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:

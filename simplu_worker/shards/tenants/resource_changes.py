@@ -1,8 +1,8 @@
 """Change a tenant's resources for control messages: rename a resource, add the rows of the first administrator.
 
 Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must be
-`active`, so that nothing is written after a mover's fence or a destruction. Only operations write to `operations`
-(docs/reading.md), so a move in progress has to find these changes in another way.
+`active`, so that nothing is written after a mover's fence or a destruction. Each change leaves a mark in the log, by
+which a move in progress finds it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.patch_merging import merge_into_row
 from simplu_worker.shards.apply.unstorable import find_unstorable
+from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.errors import ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -31,10 +32,17 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
 )
 from simplu_worker.shards.tenants.provisioning import check_business_type
-from simplu_worker.shards.types import AdminAccount, ChangeResult, ResourceRename, ShardUnavailableError
+from simplu_worker.shards.tenants.tenant_rows import find_missing_types
+from simplu_worker.shards.types import (
+    AdminAccount,
+    ChangeResult,
+    ResourceRename,
+    ShardUnavailableError,
+    UnknownBusinessTypeError,
+)
 from simplu_worker.vocabulary import Absence, TenantState
 
-Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
+Change: TypeAlias = "Callable[[Connection, str], Awaitable[ChangeResult]]"  # with the shard's id
 
 
 class ResourceChanges:
@@ -66,11 +74,12 @@ class ResourceChanges:
         key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type)
         old_id, new_id = rename.old_resource_id, rename.new_resource_id
 
-        async def change(connection: Connection) -> ChangeResult:
+        async def change(connection: Connection, _shard_id: str) -> ChangeResult:
             data = rename.additional_data
             has_excess = data is not None and exceeds_bounds(data.encode())
             status = "" if has_excess else await _rename(connection, rename)
             if status == "UPDATE 1":
+                await mark_changes(connection, [(*key, old_id), (*key, new_id)], MarkOrigin.RENAME)
                 return ChangeResult.APPLIED
             rows = await connection.fetch(QUERIES["find_resource_ids"], *key, [old_id, new_id])
             found = {row["resource_id"] for row in rows}
@@ -91,24 +100,31 @@ class ResourceChanges:
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's `role` and staff resource, each unless it is there.
 
-        The staff resource's type follows the tenant's own business type; the sent business type must be a known one.
+        The staff resource's type follows the tenant's own business type. Raises `UnknownBusinessTypeError` while the
+        shard lacks the sent business type.
         """
         check_business_type(admin.business_type)
         tenant_id, user_id = tenant_id_of(admin.business_id, admin.location_id), admin.admin_user_id
         keys: list[ResourceKey] = []
+        unknown: list[UnknownBusinessTypeError] = []  # raised after the commit, which notes that the tenant waits
 
-        async def change(connection: Connection) -> ChangeResult:
-            status = await connection.execute(
+        async def change(connection: Connection, shard_id: str) -> ChangeResult:
+            missing = await find_missing_types(connection, shard_id, {tenant_id: admin.business_type})
+            unknown[:] = missing.values()
+            if unknown:
+                return ChangeResult.MISSING
+            added = await connection.fetch(
                 QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, timestamp_text(admin.requested_at)
             )
             types = ["role", await connection.fetchval(QUERIES["find_staff_type"], tenant_id)]
             keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in types)
-            if status == "INSERT 0 0":
-                return ChangeResult.EXISTED
-            await connection.execute(QUERIES["mark_admin"], tenant_id, types, user_id)
-            return ChangeResult.APPLIED
+            await mark_changes(connection, [(tenant_id, row["resource_type"], user_id) for row in added])
+            return ChangeResult.APPLIED if added else ChangeResult.EXISTED
 
-        return await self._change(admin.business_id, admin.location_id, change, keys)
+        result = await self._change(admin.business_id, admin.location_id, change, keys)
+        if unknown:
+            raise unknown[0]
+        return result
 
     async def _change(
         self,
@@ -137,7 +153,7 @@ class ResourceChanges:
         async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             if not await has_schema(connection, pool):
                 raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
-            result = await self._change_if_active(connection, business_id, location_id, change)
+            result = await self._change_if_active(connection, business_id, location_id, change, pool.address.shard_id)
             server = await note_server(connection)
         if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
             self._on_change(keys)
@@ -145,7 +161,7 @@ class ResourceChanges:
         return result
 
     async def _change_if_active(
-        self, connection: Connection, business_id: str, location_id: str, change: Change
+        self, connection: Connection, business_id: str, location_id: str, change: Change, shard_id: str
     ) -> ChangeResult:
         tenant_id = tenant_id_of(business_id, location_id)
         row = await connection.fetchrow(QUERIES["lock_tenants"], [tenant_id])
@@ -156,7 +172,7 @@ class ResourceChanges:
             raise id_taken_error(tenant_id)
         match TenantState(row["state"]):
             case TenantState.ACTIVE:
-                return await change(connection)
+                return await change(connection, shard_id)
             case TenantState.DESTROYING | TenantState.DESTROYED:
                 return ChangeResult.TENANT_DESTROYED
             case _:

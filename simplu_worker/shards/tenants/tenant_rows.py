@@ -10,9 +10,10 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.errors import LockTimeoutError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_registration
 from simplu_worker.shards.tenants.control_rules import (
@@ -22,9 +23,11 @@ from simplu_worker.shards.tenants.control_rules import (
     step_of_creation,
     timestamp_text,
 )
-from simplu_worker.shards.types import ProvisionRequest
+from simplu_worker.shards.types import ProvisionRequest, UnknownBusinessTypeError
 
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
+AWAITED_MAX: Final = 1000  # tenants that wait for a type, on one shard
+NAMED_MAX: Final = 50  # types, in an error
 TRANSACTION_MAX_TENANTS: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 
 
@@ -66,8 +69,11 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
     """Make tenants in one transaction, or, after a failure, in smaller ones until only the tenant at fault fails."""
     try:
         async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
-            missing = await _find_missing_types(connection, wanted)
-            made = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
+            missing = await find_missing_types(
+                connection, pool.address.shard_id, {one.tenant_id: one.business_type for one in wanted}
+            )
+            made, changed = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
+            await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed])
             if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(made.values()):
                 await check_registration(connection, pool)
             server = await note_server(connection)
@@ -82,41 +88,50 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
         return outcomes
     except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
-    outcomes = {
-        one.tenant_id: RetryableError(
-            f"shard {pool.address.shard_id}: expected the business type {one.business_type}, got a schema without it;"
-            f" run: simplu-worker shards upgrade {pool.address.shard_id} --apply"
-        )
-        for one in wanted
-        if one.business_type in missing
-    }
+    outcomes = {one.tenant_id: missing[one.business_type] for one in wanted if one.business_type in missing}
     return outcomes | {
         tenant_id: error_of(step, tenant_id) or RowResult(step, server) for tenant_id, step in made.items()
     }
 
 
-async def _find_missing_types(connection: Connection, wanted: Sequence[ProvisionRequest]) -> set[str]:
-    types = sorted({one.business_type for one in wanted})
-    return {row["name"] for row in await connection.fetch(QUERIES["find_missing_types"], types)}
+async def find_missing_types(
+    connection: Connection, shard_id: str, types: Mapping[str, str]
+) -> dict[str, UnknownBusinessTypeError]:
+    """Return for those of *types*, by tenant, that the shard lacks the error of each; note that the tenants wait."""
+    rows = await connection.fetch(QUERIES["find_missing_types"], sorted(set(types.values())))
+    missing = {row["name"] for row in rows}
+    if not missing:
+        return {}
+    waiting = sorted(tenant_id for tenant_id, name in types.items() if name in missing)
+    await connection.execute(
+        QUERIES["note_awaited_types"], waiting, [types[tenant_id] for tenant_id in waiting], AWAITED_MAX
+    )
+    known = [row["name"] for row in await connection.fetch(QUERIES["name_types"], NAMED_MAX)]
+    return {name: UnknownBusinessTypeError(name, shard_id=shard_id, known=known) for name in missing}
 
 
-async def _make_tenants(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
-    """Insert the tenants' rows within the transaction of *connection*, unless they are there."""
+async def _make_tenants(
+    connection: Connection, wanted: Sequence[ProvisionRequest]
+) -> tuple[dict[str, ControlStep], list[str]]:
+    """Insert the tenants' rows within the transaction of *connection*, unless they are there.
+
+    Return the step taken for each tenant, and the tenants that got a default row.
+    """
     by_id = {one.tenant_id: one for one in wanted}
     steps = await _lock_and_decide(connection, wanted)
-    made = set(await _insert(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE)]))
+    made, changed = await _insert(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE)])
     # Rows that another replica inserted since they were looked up.
     steps |= await _lock_and_decide(
         connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE) if tenant_id not in made]
     )
     if not made.issuperset(_ids_of_step(steps, ControlStep.MAKE)):
-        raise LostRaceError("a tenant's row was inserted and deleted by another transaction")
+        raise LostRaceError("a tenant's row was inserted and deleted by another transaction, or its type was removed")
     for step, query in ((ControlStep.RESTORE, "restore_tenants"), (ControlStep.NOTE, "note_control")):
         if noted := _ids_of_step(steps, step):
             times = [timestamp_text(by_id[tenant_id].requested_at) for tenant_id in noted]
             await connection.execute(QUERIES[query], noted, times)
-    await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.REMAKE)])
-    return steps
+    remade = await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.REMAKE)])
+    return steps, [*changed, *remade]
 
 
 async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
@@ -135,10 +150,10 @@ def _ids_of_step(steps: Mapping[str, ControlStep], step: ControlStep) -> list[st
     return sorted(tenant_id for tenant_id, its_step in steps.items() if its_step is step)
 
 
-async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
-    """Insert rows of new tenants; return the ids of the tenants inserted."""
+async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> tuple[set[str], list[str]]:
+    """Insert rows of new tenants; return the ids of the tenants inserted, and of those that got a default row."""
     if not wanted:
-        return []
+        return set(), []
     rows = await connection.fetch(
         QUERIES["make_tenants"],
         [one.tenant_id for one in wanted],
@@ -148,19 +163,22 @@ async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) ->
         [timestamp_text(one.requested_at) for one in wanted],
     )
     made = {row["id"] for row in rows}
-    await _add_default_rows(connection, [one for one in wanted if one.tenant_id in made])
-    return sorted(made)
+    return made, await _add_default_rows(connection, [one for one in wanted if one.tenant_id in made])
 
 
-async def _remake(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
-    if wanted:
-        await connection.execute(QUERIES["remake_tenants"], *_types_and_times(wanted))
-        await _add_default_rows(connection, wanted)
+async def _remake(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
+    if not wanted:
+        return []
+    status = await connection.execute(QUERIES["remake_tenants"], *_types_and_times(wanted))
+    if affected_count(status) < len(wanted):
+        raise LostRaceError("the type of a tenant to make again was removed by another transaction")
+    return await _add_default_rows(connection, wanted)
 
 
-async def _add_default_rows(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
-    if wanted:
-        await connection.execute(QUERIES["add_default_rows"], *_types_and_times(wanted))
+async def _add_default_rows(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
+    if not wanted:
+        return []
+    return [row["id"] for row in await connection.fetch(QUERIES["add_default_rows"], *_types_and_times(wanted))]
 
 
 def _types_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], list[str], list[str]]:

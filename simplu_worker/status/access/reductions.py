@@ -54,12 +54,22 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
         *("tenant", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
-        *("source", "sequenceNumber", "messageId", "deadLetterQueue", "since", "readUpTo", "searchedTo", "next"),
+        *(
+            "source",
+            "sequenceNumber",
+            "messageId",
+            "deadLetterQueue",
+            "since",
+            "readUpTo",
+            "answerUntil",
+            "searchedTo",
+            "next",
+        ),
     ]
 )
 VIEWER_STATES: Final = STATES | frozenset(map(str, [*TenantState, *DeadLetterReason, OTHER_REPLICA]))
 OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
-HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to the token in API_TOKEN, and in the worker's log"
+HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to operators, and in the worker's log"
 
 _EVENT: Final = re.compile(r"[a-z_]+\.[a-z_]+")  # of the worker; a library's event is a text
 _HOST: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
@@ -128,6 +138,13 @@ def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
         elif status >= HTTPStatus.BAD_REQUEST:
             shown["error"] = error
     return shown
+
+
+def for_producers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer about a producer's own tenant as it sees it: all of it, but for what is wrong with a shard."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and "error" in answer:
+        return answer | {"error": HIDDEN_CAUSE}
+    return answer
 
 
 def is_own_host(host: str, http_host: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""Answers that last: server-sent events, for a bounded number of listeners (docs/interface.md).
+"""Answers that last: server-sent events, for a bounded number of listeners (docs/outcomes.md).
 
 A listener reads them with `fetch` and the header `Authorization`, so no token is in an address or a cookie.
 """

@@ -24,6 +24,9 @@ BY_REASON: Final[dict[str, Advice]] = {
     HoldReason.SHARD_UNAVAILABLE: Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
     HoldReason.FAILING: Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
     HoldReason.LOCKED: Advice("End the transaction on the shard that keeps rows of the tenant locked.", TARGETS_HELD),
+    HoldReason.PAUSED: Advice(
+        "A person has paused it: wait, or `simplu-worker tenants resume`.", "docs/holding.md#pausing-a-tenant"
+    ),
     HoldReason.RESHARD: Advice(
         "Remove the cause for which tenants wait in the parents of the stream shard.", TARGETS_HELD
     ),
@@ -34,6 +37,10 @@ BY_REASON: Final[dict[str, Advice]] = {
     HoldReason.INTERNAL_ERROR: Advice(
         "A defect of the worker: it tries again by itself. See the log event `loop.failed`, and report it.",
         "docs/monitoring.md#internalerrors",
+    ),
+    HoldReason.OVER_SHARE: Advice(
+        "It sends more than the shard takes: talk to its producer, change its weight, or move the tenant.",
+        "docs/holding.md#tenants-over-their-share",
     ),
     HoldReason.GAP: Advice("Raise the stream's retention first, then decide.", "docs/runbook/shard-held-for-gap.md"),
 }

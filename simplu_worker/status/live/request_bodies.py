@@ -10,10 +10,12 @@ from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 from aiohttp import web
 
+from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, Lever
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 BODY_WITHIN_S: Final = 10.0
+PAUSE_DEFAULT_S: Final = 4 * 3600.0
 LETTERS_DEFAULT: Final = 1000
 LETTERS_MAX: Final = 10_000  # in one answer
 CHOSEN_MAX: Final = 1000  # of letters that a request names
@@ -27,6 +29,40 @@ class RetryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /held/retry`: a target as `/status` shows it, or none for all."""
 
     target: str | None = None
+
+
+class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /tenants/…/pause`: for how many seconds."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=PAUSE_MAX_S)] = PAUSE_DEFAULT_S
+
+    @property
+    def lever(self) -> Lever:
+        """What it sets."""
+        return Lever(pause_s=self.seconds)
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /tenants/…/resume`: empty."""
+
+    @property
+    def lever(self) -> Lever:
+        """What it sets."""
+        return Lever(pause_s=0.0)
+
+
+class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /tenants/…/weight`."""
+
+    weight: Annotated[float, msgspec.Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
+
+    @property
+    def lever(self) -> Lever:
+        """What it sets."""
+        return Lever(weight=self.weight)
+
+
+LeverRequest: TypeAlias = PauseRequest | ResumeRequest | WeightRequest
 
 
 class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

@@ -1,4 +1,4 @@
-"""`GET /tap`: the operations of this replica as they are decided, as server-sent events (docs/interface.md)."""
+"""`GET /tap`: the operations of this replica as they are decided, as server-sent events (docs/outcomes.md)."""
 
 from __future__ import annotations
 

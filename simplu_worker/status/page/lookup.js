@@ -8,6 +8,9 @@ const SHOWN = 20;
 const OPERATIONS = columnsOf("completedAt:time:Completed", "status:badge", "operation",
   "resourceType:text:Type", "resourceId:text:Resource", "error:long", "requestId");
 
+const LEVERS = columnsOf("pausedUntil:time:Paused until", "weight", "lever:action:Action");
+let actions = { isOperator: () => false, act: () => {} };
+
 const queryOf = (members) => new URLSearchParams(withoutNothing(members)).toString();
 
 function remark(message) {
@@ -23,6 +26,13 @@ function outcomesOf(operations) {
   return Object.entries(counts).map(([outcome, number]) => `${outcome} ${count(number)}`).join("; ");
 }
 
+// What an operator may do with a tenant.
+function leversOf(path, name, { pausedUntil }) {
+  return pausedUntil
+    ? { title: "Resume", subject: name, act: () => actions.act(`Resume ${name}? Its operations go on.`, `${path}/resume`) }
+    : { title: "Pause for 4 hours", subject: name, act: () => actions.act(`Pause ${name}? Its operations wait in the stream and the queues.`, `${path}/pause`) };
+}
+
 async function showTenant(businessId, locationId) {
   const path = `tenants/${encodeURIComponent(businessId)}/${encodeURIComponent(locationId)}`;
   const asked = { businessId, locationId };
@@ -31,13 +41,14 @@ async function showTenant(businessId, locationId) {
     ask(`operations?${queryOf({ ...asked, limit: LISTED })}`),
     ask(`operations?${queryOf({ ...asked, limit: SHOWN, status: "failed" })}`),
   ]);
-  const { resources, operations: logged, held, ...facts } = tenant.body;
+  const { resources, operations: logged, held, pausedUntil, weight, ...facts } = tenant.body;
   const operations = latest.body.operations ?? [];
   const title = `Tenant ${businessId} ${locationId}`;
   showSection(byId("found"), {
     id: "tenant", title,
     facts: {
       ...facts,
+      ...withoutNothing({ pausedUntil: pausedUntil && text(pausedUntil, "time"), weight: weight === 1 ? null : weight }),
       ...(isNothing(resources) ? {} : { resources: count(resources), operationsInTheLog: count(logged ?? 0) }),
       ...(operations.length ? { [`last${operations.length}Operations`]: outcomesOf(operations) } : {}),
       held: held ? `${held.reason}${held.since ? ` since ${text(held.since, "time")}` : ""}. ${held.advice ?? ""}` : "no",
@@ -45,6 +56,10 @@ async function showTenant(businessId, locationId) {
     },
   });
   if (tenant.status !== 200) return;
+  if (actions.isOperator()) {
+    const lever = leversOf(path, `${businessId} ${locationId}`, tenant.body);
+    showSection(byId("found"), { id: "tenant-levers", title: `Levers of ${businessId} ${locationId}`, columns: LEVERS, rows: [{ ...tenant.body, lever }] });
+  }
   for (const [id, what, { status: code, body }] of [["errors", "failed operations", failed], ["operations", "operations", latest]]) {
     const rows = (body.operations ?? []).slice(0, SHOWN);
     const note = code === 200 ? rows.length ? "" : "None." : body.error ?? "No answer.";
@@ -66,8 +81,9 @@ function close() {
   remark("Both ids of a tenant, the request id of an operation, or all three.");
 }
 
-// Have the form ask the worker.
-export function openLookup() {
+// Have the form ask the worker; an operator acts by what *given* has.
+export function openLookup(given) {
+  actions = given;
   close();
   byId("lookup").addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -234,7 +234,7 @@ byId("forget").addEventListener("click", () => {
   byId("token").focus();
 });
 document.addEventListener("visibilitychange", () => document.hidden && stream.abort());
-openLookup();
+openLookup({ act, isOperator: () => state.status?.role === "operator" });
 openLetters();
 keepShowing();
 keepProbing();

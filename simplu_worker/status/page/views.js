@@ -2,6 +2,7 @@
 import { columnsOf, count, duration, isNothing, sum, text, toneOfLag, withoutNothing } from "./format.js";
 
 const HELD_SHOWN = 50;
+const TENANTS_SHOWN = 50;
 
 const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {}).filter(([, one]) => one));
 // The known values of a member in *rows*; null for none.
@@ -12,6 +13,8 @@ function known(rows, key, combine) {
 const highest = (values) => Math.max(...values);
 const noun = (number, one) => (number === 1 ? one : `${one}s`);
 const plural = (number, one) => `${count(number)} ${noun(number, one)}`;
+
+const wrongKeyOf = (key) => key?.partitionKey && `${key.partitionKey} of ${key.businessId}-${key.locationId}: ${text(key.problem)}`;
 
 // The stream shards with all that the fleet and this replica know of each.
 function streamShardsOf(status, { fleet, hours }) {
@@ -27,6 +30,8 @@ function streamShardsOf(status, { fleet, hours }) {
       held: isNothing(here.held) ? one.heldTargets || null : here.held,
       lagChart: chart("Lag", lagSeconds),
       rateChart: chart("Records a second", recordsPerSecond),
+      wrongKeys: here.wrongKeys || null,
+      lastWrongKey: wrongKeyOf(here.lastWrongKey),
     };
   });
 }
@@ -67,6 +72,18 @@ const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis)
 function heldOf(status, fleet) {
   const others = othersOf(fleet).flatMap(({ replica, held = [] }) => held.map((one) => ({ ...one, replica })));
   return [...status.held ?? [], ...others].sort((one, other) => other.ageSeconds - one.ageSeconds);
+}
+
+// The tenants that take most of the shards' time: those of this replica, and those that the others name.
+function topTenantsOf(fleet) {
+  const others = othersOf(fleet).flatMap(({ replica, topTenants = [] }) => topTenants.map((one) => ({ ...one, replica })));
+  const own = (fleet?.topTenants ?? []).map((one) => ({ ...one, replica: "this one" }));
+  return [...own, ...others].slice(0, TENANTS_SHOWN).map(({ lastMinute, lastHour, ...one }) => ({
+    ...one,
+    ...lastMinute,
+    hourSeconds: lastHour?.seconds, hourShare: lastHour?.share, hourOperations: lastHour?.operations,
+    hourBytes: lastHour?.bytes, hourWaitedSeconds: lastHour?.waitedSeconds,
+  }));
 }
 
 function summaryOf(held) {
@@ -136,6 +153,13 @@ export function sectionsOf(status, all) {
         "lastCheckAt:time:Checked", "lastAnswerAt:time:Last answer", "place"),
     },
     {
+      id: "tenants", title: "Tenants that take most of the shards' time", rows: topTenantsOf(fleet),
+      columns: columnsOf("tenant", "shardId:text:Shard", "seconds:seconds:Last minute", "share:ratio:Share",
+        "operations:number", "bytes:bytes", "waitedSeconds:seconds:Waited",
+        "hourSeconds:seconds:Last hour", "hourShare:ratio:Share",
+        "hourOperations:number:Operations", "hourBytes:bytes:Bytes", "hourWaitedSeconds:seconds:Waited", "replica"),
+    },
+    {
       id: "replicas", title: "Replicas", rows: (fleet?.replicas ?? []).map((one) => ({ ...one, replica: one.isThis ? `${one.replica} (this one)` : one.replica })),
       columns: columnsOf("replica", "version", "leases:number", "lagSeconds:lag",
         "recordsPerSecond:rate:Records", "readKBps:kbps:Read", "latencyP99Seconds:seconds:p99",
@@ -148,7 +172,7 @@ export function sectionsOf(status, all) {
       columns: columnsOf("streamShard", "state:badge", "lagSeconds:lag",
         "lagChart:chart:Lag, last hour", "recordsPerSecond:rate:Records", "rateChart:chart:Records, last hour",
         "held", "pendingBytes:bytes", "reads", "owner",
-        "trouble:long", "renewalAgeSeconds:seconds:Renewed ago", "checkpoint:code",
+        "wrongKeys:number:Wrong keys", "lastWrongKey:long:Last wrong key", "trouble:long", "renewalAgeSeconds:seconds:Renewed ago", "checkpoint:code",
         "release:action:Action"),
     },
     {

@@ -22,8 +22,9 @@ TEXTS: Final = {
 }
 ROLES: Final = {
     Access.ALL: "",
-    Access.COUNTS: " For both roles; counts and states without a token, with API_OPEN_READS=true.",
-    Access.VIEWERS: " For both roles.",
+    Access.COUNTS: " For viewers and operators; counts and states without a token, with API_OPEN_READS=true.",
+    Access.VIEWERS: " For viewers and operators.",
+    Access.PRODUCERS: " For viewers and operators, and for producers, who name one of their tenants.",
     Access.OPERATORS: " For operators.",
     Access.DESTROYERS: " For operators, with ALLOW_DESTRUCTIVE_HTTP=true.",
 }
@@ -40,13 +41,17 @@ def describe(version: str, routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
             "title": "simplu-worker",
             "version": version,
             "description": "Health, metrics, the state of a replica and of its fleet, and answers about operations. "
-            "docs/interface.md describes all of it.",
+            "docs/outcomes.md describes all of it.",
         },
         "paths": paths,
         "components": {
             "schemas": SCHEMAS,
             "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "description": "API_TOKEN, or API_VIEWER_TOKEN to look."}
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "API_TOKEN, API_VIEWER_TOKEN or one of API_TOKENS_FILE.",
+                }
             },
         },
     }

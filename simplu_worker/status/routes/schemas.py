@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN
 from simplu_worker.vocabulary import DeadLetterReason, RequestStatus, Role, Source, UnreadyReason
 
 Schema = dict[str, Any]
@@ -50,7 +51,14 @@ OPERATION: Final = _object(
     since=TEXT,
     readUpTo=TEXT_OR_NULL,
     lagSeconds=NUMBER_OR_NULL,
+    answerUntil=TEXT_OR_NULL,
     shardsWithoutAnswer=_list(TEXT),
+)
+TENANT_USE: Final[Schema] = _object(
+    "seconds", seconds=NUMBER, share=NUMBER, operations=COUNT, bytes=COUNT, waitedSeconds=NUMBER
+) | {"type": ["object", "null"]}
+TOP_TENANT: Final = _object(
+    "shardId tenant lastMinute", shardId=TEXT, tenant=TEXT, lastMinute=TENANT_USE, lastHour=TENANT_USE
 )
 MEASURED: Final = {
     "lagSeconds": NUMBER_OR_NULL,
@@ -68,6 +76,7 @@ REPLICA: Final = _object(
     latencyP99Seconds=NUMBER_OR_NULL,
     deadLetters=NUMBER_OR_NULL,
     held=_list(_object("target reason", streamShard=TEXT, target=TEXT, reason=TEXT, ageSeconds=NUMBER)),
+    topTenants=_list(TOP_TENANT),
     **MEASURED,
 )
 STREAM_SHARD: Final = _object(
@@ -88,6 +97,9 @@ STREAM_POINTS: Final = _object(
 TENANT_HOLD: Final[Schema] = _object("reason", reason=TEXT, since=TEXT, advice=TEXT, runbook=TEXT) | {
     "type": ["object", "null"]
 }
+REFUSED: Final[Schema] = _object(
+    "reason at", reason=TEXT, error=TEXT, at=TEXT, queue=TEXT, messageId=TEXT_OR_NULL, deadLetterQueue=TEXT
+) | {"type": ["object", "null"]}
 HISTORY: Final = _object(
     "intervalSeconds from",
     intervalSeconds=NUMBER,
@@ -106,6 +118,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Error": _object("error", error=TEXT, retryAfterSeconds=COUNT),
     "Health": _object("status", status={"type": "string", "enum": ["ok", "unavailable"]}, reason=TEXT, detail=TEXT),
     "Description": _object("openapi paths", openapi=TEXT, paths=ANY_OBJECT),
+    "MessageSchemas": _object("schemas", schemas=_list(TEXT)),
     "Status": _object(
         "version uptime_s ready sources queues streamShards shards held",
         role=ROLE,
@@ -133,6 +146,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         stream=TEXT_OR_NULL,
         replicas=_list(REPLICA),
         streamShards=_list(STREAM_SHARD),
+        topTenants=_list(TOP_TENANT),
         heldAdvice=ANY_OBJECT,
         counts=_object("replicas leases", replicas=COUNT, leases=COUNT, unowned=COUNT, ended=COUNT),
     ),
@@ -142,6 +156,10 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["handed over"]}),
     "RetryRequest": _object(target=TEXT_OR_NULL),
     "Retry": _object("retried asked notAsked", retried=COUNT, asked=_list(TEXT), notAsked=_list(TEXT)),
+    "PauseRequest": _object(seconds={"type": "number", "exclusiveMinimum": 0, "maximum": PAUSE_MAX_S}),
+    "ResumeRequest": _object(),
+    "WeightRequest": _object("weight", weight={"type": "number", "minimum": WEIGHT_MIN, "maximum": WEIGHT_MAX}),
+    "Levers": _object("shardId pausedUntil weight", shardId=TEXT, pausedUntil=TEXT_OR_NULL, weight=NUMBER),
     "LettersRequest": _object(
         reasons=_list({"type": "string", "enum": [str(reason) for reason in DeadLetterReason]}),
         source={"type": ["string", "null"], "enum": [*(str(source) for source in Source), None]},
@@ -199,11 +217,16 @@ SCHEMAS: Final[dict[str, Schema]] = {
         shardId=TEXT,
         movedTo=TEXT_OR_NULL,
         createdAt=TEXT_OR_NULL,
+        pausedUntil=TEXT_OR_NULL,
+        weight=NUMBER,
         resources=NUMBER_OR_NULL,
         operations=NUMBER_OR_NULL,
         held=TENANT_HOLD,
+        refused=REFUSED,
     ),
-    "NoTenant": _object("businessId locationId state", businessId=TEXT, locationId=TEXT, state=TEXT, held=TENANT_HOLD),
+    "NoTenant": _object(
+        "businessId locationId state", businessId=TEXT, locationId=TEXT, state=TEXT, held=TENANT_HOLD, refused=REFUSED
+    ),
     "TenantError": _object("error", error=TEXT, held=TENANT_HOLD),
     "Queues": _object("queues", queues=_list(), handlers=_list()),
     "Purge": _object("queue emptyWithinSeconds", queue=TEXT, emptyWithinSeconds=COUNT),

@@ -1,4 +1,4 @@
-"""The table of routes: each path with its method, its access, its limits and its description (docs/interface.md). Pure.
+"""The table of routes: each path with its method, its access, its limits and its description (docs/outcomes.md). Pure.
 
 The router and the description at `/openapi.json` are made from it.
 """
@@ -14,6 +14,7 @@ import msgspec
 
 from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.listing.request import LIMIT_MAX
+from simplu_worker.status.operation_waits import WAIT_MAX_S
 from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
@@ -24,8 +25,9 @@ class Access(StrEnum):
     """The callers of a route."""
 
     ALL = "all"  # probes, metrics, the page: no data of tenants
-    COUNTS = "counts"  # both roles; counts and states without a token, where API_OPEN_READS allows them
-    VIEWERS = "viewers"  # both roles; a viewer sees a reduced answer
+    COUNTS = "counts"  # viewers and operators; counts and states without a token, where API_OPEN_READS allows them
+    VIEWERS = "viewers"  # viewers and operators; a viewer sees a reduced answer
+    PRODUCERS = "producers"  # these too, and producers about their tenants
     OPERATORS = "operators"
     DESTROYERS = "destroyers"  # operators, where ALLOW_DESTRUCTIVE_HTTP allows it
 
@@ -117,6 +119,11 @@ TAP: Final = (
     Parameter("outcome", "Only operations with this outcome: `succeeded`, an error, `duplicate` or `dead_letter`."),
     Parameter("content", "`true` shows the data, to operators.", schema={"type": "string", "enum": ["true", "false"]}),
 )
+WAIT: Final = Parameter(
+    "wait",
+    "So many seconds the answer may wait until the operation is decided or held; with its tenant.",
+    schema={"type": "number", "minimum": 0, "maximum": WAIT_MAX_S},
+)
 QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
 
 ROUTES: Final = (
@@ -128,6 +135,17 @@ ROUTES: Final = (
         (Parameter("file", "The name of the file.", "path", is_required=True),),
     ),
     Route("GET", "/openapi.json", "description", Access.ALL, Answer.AT_ONCE, "This description.", {200: "Description"}),
+    Route(
+        *("GET", "/schemas/", "message_schemas", Access.ALL, Answer.AT_ONCE),
+        "The names of the JSON Schemas of messages, below this path.",
+        {200: "MessageSchemas"},
+    ),
+    Route(
+        *("GET", "/schemas/{name}.json", "message_schema", Access.ALL, Answer.AT_ONCE),
+        "The JSON Schema of one kind of message.",
+        {200: "object", 404: "Error"},
+        (Parameter("name", "The kind of message.", "path", is_required=True),),
+    ),
     Route(
         *("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),
         "Whether the loops of the worker turn.",
@@ -198,22 +216,36 @@ ROUTES: Final = (
     ),
     Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
     Route(
-        *("GET", "/operations", "operations", Access.VIEWERS, Answer.IN_TURNS),
+        *("GET", "/operations", "operations", Access.PRODUCERS, Answer.IN_TURNS),
         "The operations of a tenant, those completed last first.",
         {200: "Operations", 404: "NoTenant"},
         LIST,
     ),
     Route(
-        *("GET", "/operations/{requestId}", "operation", Access.VIEWERS, Answer.IN_TURNS),
+        *("GET", "/operations/{requestId}", "operation", Access.PRODUCERS, Answer.IN_TURNS),
         "The outcome of one operation.",
         {200: "Operation", 404: "Operation"},
-        (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION),
+        (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION, WAIT),
     ),
     Route(
-        *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.VIEWERS, Answer.IN_TURNS),
+        *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.PRODUCERS, Answer.IN_TURNS),
         "One tenant, with the numbers of its rows.",
         {200: "Tenant", 404: "NoTenant", 503: "TenantError"},
         (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+    ),
+    *(
+        Route(
+            *("POST", f"/tenants/{{businessId}}/{{locationId}}/{word}", name, Access.OPERATORS, Answer.IN_TURNS),
+            summary,
+            {200: "Levers", 404: "Error", 409: "Error"},
+            (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+            body=body,
+        )
+        for word, name, body, summary in (
+            ("pause", "pause_tenant", "PauseRequest", "Have a tenant's operations and order events wait, for a time."),
+            ("resume", "resume_tenant", "ResumeRequest", "End the pause of a tenant."),
+            ("weight", "weigh_tenant", "WeightRequest", "Give a tenant more or less of its shard's time."),
+        )
     ),
     Route(
         "GET",

@@ -27,7 +27,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import find_addresses, query_all_shards
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.tenants.known_types import find_known_types
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.importing.certificate import (
     TROUBLES,
@@ -212,7 +212,8 @@ class Importer:
                 raise MappingRefusedError(*problems)
             sources = await _list_sources(snapshot.reader, tables)
             await self._note_rows_without_tenant(snapshot.reader, tables)
-            tenants = without_collisions([await self._name(one) for one in sources])
+            known = await find_known_types(self._shards.locator, self._shards.pools)
+            tenants = without_collisions([await self._name(one, known) for one in sources])
             tenants.sort(key=lambda one: -one.source.row_count)  # the largest first: the last ones end together
             self._callbacks.note_total(sum(one.source.row_count for one in tenants if one.problem is None))
             placer = Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
@@ -222,7 +223,7 @@ class Importer:
     def _copier(self, snapshot: SourceSnapshot, tables: Sequence[ReadTable]) -> TenantCopier:
         return TenantCopier(snapshot, tables, self._callbacks, self._pace, clock=self._clock)
 
-    async def _name(self, source: SourceTenant) -> NamedTenant:
+    async def _name(self, source: SourceTenant, known_types: Sequence[str]) -> NamedTenant:
         businesses: dict[str, Business | str | None] = {}
         if needs_business_info(source, self._mapping):
             for business_id, _ in pairs_of(source, self._mapping.tenants):
@@ -231,7 +232,7 @@ class Importer:
                         businesses[business_id] = await self._shards.business_info.find(business_id)
                     except UnreadableBusinessError as exc:
                         businesses[business_id] = str(exc)
-        return name_tenant(source, self._mapping, businesses, known_types=BUSINESS_TYPES)
+        return name_tenant(source, self._mapping, businesses, known_types=known_types)
 
     async def _note_rows_without_tenant(self, reader: SourceReader, tables: Sequence[ReadTable]) -> None:
         for table in tables:

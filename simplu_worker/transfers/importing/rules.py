@@ -17,7 +17,7 @@ from simplu_worker.transfers.adoption.plan import OldTenant
 from simplu_worker.transfers.importing.mapping import SourceMapping, TenantMapping
 from simplu_worker.vocabulary import TenantState
 
-RESOURCE_ID_MAX: Final = 256  # characters: docs/interface.md
+RESOURCE_ID_MAX: Final = 256  # characters: docs/sending.md
 # As Postgres writes them with DateStyle ISO, in UTC: years from 1 to 9999, which all readers can represent.
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:.]+\+00")
 

@@ -16,6 +16,7 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change, mark_changes
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -23,6 +24,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_registration
 from simplu_worker.shards.schema.schema_check import ensure_schema, has_schema
 from simplu_worker.shards.tenants.control_rules import timestamp_text
+from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 from simplu_worker.transfers.importing.checksum import RowChecksum
 from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, SourceRow
 from simplu_worker.transfers.sql_files import QUERIES
@@ -94,8 +96,8 @@ async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> 
     if rows:
         missing = ", ".join(row["name"] for row in rows)
         return (
-            f"shard {shard_id}: expected the business types {missing}, got a schema without them;"
-            f" run: simplu-worker shards upgrade {shard_id} --apply"
+            f"shard {shard_id}: expected the business types {missing}, got a shard without them;"
+            " write them with `simplu-worker types apply`"
         )
     return None
 
@@ -140,6 +142,8 @@ class TargetTenant:
         while deleted == CLEAR_MAX_ROWS:
             async with self._fenced() as connection:
                 deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, CLEAR_MAX_ROWS))
+                if deleted:
+                    await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
     async def write(self, rows: Sequence[SourceRow]) -> None:
         """Write rows that may be taken."""
@@ -154,12 +158,14 @@ class TargetTenant:
             )
             async with self._fenced() as connection:
                 await connection.execute(QUERIES["write_imported"], *columns, self._tenant_id)
+                await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
     async def delete(self, keys: Sequence[tuple[str | None, str | None]]) -> None:
         """Delete the resources with these types and ids, if they are there."""
         kinds, ids = [kind for kind, _ in keys], [resource_id for _, resource_id in keys]
         async with self._fenced() as connection:
             await connection.execute(QUERIES["delete_imported"], self._tenant_id, kinds, ids)
+            await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
     async def sum_rows(self) -> SummedRows:
         """Return the checksum of the tenant's rows, as the shard computes it, in one run of one server."""
@@ -199,7 +205,10 @@ class TargetTenant:
             if row is None:
                 raise self._taken()
             times = [timestamp_text(imported_at)]
-            await connection.execute(QUERIES["add_default_rows"], [self._tenant_id], [row["business_type"]], times)
+            added = await connection.fetch(
+                QUERIES["add_default_rows"], [self._tenant_id], [row["business_type"]], times
+            )
+            await mark_changes(connection, [(one["id"], *DEFAULT_ROW) for one in added])
             await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
             await connection.execute(
                 QUERIES["note_import"], self._tenant_id, self._token, "activated", certificate.decode()

@@ -10,24 +10,40 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.shards.postgres.pool import Connection
-from simplu_worker.transfers.moving.copying import FAILURES, OPERATIONS, REJECTIONS
+from simplu_worker.transfers.moving.copying import FAILURES, REJECTIONS, find_copied_place
 from simplu_worker.transfers.sql_files import QUERIES
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
-LogKey: TypeAlias = tuple[str, datetime]  # the request, and when it was completed
+LogKey: TypeAlias = tuple[str, datetime]  # the key of the log, as hexadecimal text, and when it was completed
 
 PAGE_ROWS: Final = 1000
-SCANNED_ROWS: Final = 50_000  # of all tenants, by one statement: a tenth of a second in memory
+SCANNED_ROWS: Final = 50_000  # and batches of all tenants, by one statement: a tenth of a second in memory
 FEW_ROWS: Final = 5000  # of a tenant's log; these are read by primary key, if those of all tenants are too many
-LOG_ORDER: Final = ("completed_at", "request_id")
+LOG_ORDER: Final = ("completed_at", "key")
 AT_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
 INSTANT: Final = timedelta(microseconds=1)  # the resolution of the shard's times
 # Rows of the log from so long before a barrier on are read again: for a server's clock that is set back a little.
 CLOCK_MARGIN: Final = timedelta(seconds=2)
-CHANGES_NOTHING: Final = frozenset({"read", "list"})
-_LOG_COLUMNS: Final = OPERATIONS.columns[1:]  # without the tenant
-_REJECTION_COLUMNS: Final = REJECTIONS.columns[1:]
-_FAILURE_COLUMNS: Final = FAILURES.columns[1:]
+MARK: Final = "m"  # in `kind`: no operation, but a resource that has changed
+CHANGING: Final = frozenset("cupdCUPDm")  # in `kind`
+_LOG_COLUMNS: Final = (
+    "key",
+    "kind",
+    "resource_type",
+    "resource_key",
+    "origin",
+    "error",
+    "sequence_number",
+    "result",
+    "digest",
+    "requested_at",
+    "received_at",
+    "completed_at",
+    "batch_id",
+    "position",
+)
+_REJECTION_COLUMNS: Final = REJECTIONS.parts[0].columns[1:]  # without the tenant
+_FAILURE_COLUMNS: Final = FAILURES.parts[0].columns[1:]
 _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "data", "date", "last_updated")
 
 
@@ -47,6 +63,11 @@ class Changes(msgspec.Struct, frozen=True):
     def count(self) -> int:
         """The number of rows."""
         return sum(map(len, (self.log, self.resources, self.gone, self.rejections, self.failures)))
+
+    @property
+    def keys(self) -> set[ResourceKey]:
+        """The resources."""
+        return {(row["resource_type"], row["resource_id"]) for row in self.resources} | set(self.gone)
 
     def without(self, keys: Collection[ResourceKey]) -> Changes:
         """Return these changes without the resources *keys*."""
@@ -74,8 +95,6 @@ async def read_changes(
     """
     async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
-    if others := await _read_other_keys(connection, tenant_id, since):
-        yield await read_resources(connection, tenant_id, others)
     async for notes in _read_notes(connection, tenant_id, since):
         yield notes
 
@@ -84,7 +103,7 @@ async def read_last_changes(
     connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
 ) -> Sequence[Changes]:
     """Return the same of a tenant that no worker writes to, each of its resources read once."""
-    pages, keys = [], await _read_other_keys(connection, tenant_id, since)
+    pages, keys = [], set[ResourceKey]()
     async for log in _read_unknown(connection, tenant_id, since, known):
         pages.append(Changes(log))
         keys |= _changed_by(log)
@@ -115,12 +134,11 @@ async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -
 async def read_changed_keys(
     connection: Connection, tenant_id: str, since: datetime
 ) -> tuple[set[ResourceKey], set[str]]:
-    """Return the resources that may have changed since *since*, and the requests that were logged since then."""
-    keys = await _read_other_keys(connection, tenant_id, since)
-    requests = set[str]()
+    """Return the resources that may have changed since *since*, and the keys that were logged since then."""
+    keys, requests = set[ResourceKey](), set[str]()
     async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
         keys |= _changed_by(log)
-        requests |= {row["request_id"] for row in log}
+        requests |= {row["key"] for row in log}
     return keys, requests
 
 
@@ -134,10 +152,11 @@ async def read_log(
 ) -> AsyncIterator[Sequence[Any]]:
     """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
 
-    Each statement passes by about *scanned_rows* rows of other tenants at most, so that it takes a bounded time however
-    many there are. If there are more, and the tenant has no more than *few_rows* rows, these are read alone.
+    Each statement passes by about *scanned_rows* batches, and rows of batches with the tenant, so that it takes a
+    bounded time however many there are. If there are more, and the tenant has no more than *few_rows* rows, these are
+    read alone.
     """
-    end = await connection.fetchval(QUERIES["find_logged_end"], start, scanned_rows)
+    end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
     if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):
         async for page in _read_pages(connection, "read_few_logged_changes", tenant_id, start, LOG_ORDER, AT_ANY_TIME):
             yield page
@@ -150,7 +169,7 @@ async def read_log(
         if end is None:
             return
         start = end + INSTANT
-        end = await connection.fetchval(QUERIES["find_logged_end"], start, scanned_rows)
+        end = await connection.fetchval(QUERIES["find_logged_end"], tenant_id, start, scanned_rows)
 
 
 async def _read_pages(
@@ -167,12 +186,6 @@ async def _read_pages(
             yield page
 
 
-async def _read_other_keys(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceKey]:
-    """Return the resources that have changed and that the log may not name."""
-    rows = await connection.fetch(QUERIES["read_other_changes"], tenant_id, since - CLOCK_MARGIN)
-    return {(row["resource_type"], row["resource_id"]) for row in rows}
-
-
 async def find_written_since_ready(
     connection: Connection, tenant_id: str, keys: Collection[ResourceKey]
 ) -> set[ResourceKey]:
@@ -184,15 +197,22 @@ async def find_written_since_ready(
 
 
 async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:
-    """Write *changes* in the transaction of *connection*, which has checked that the mover is still the last one."""
+    """Write *changes* in the transaction of *connection*, which has checked that the mover is still the last one.
+
+    The change of the resources is the caller's to mark.
+    """
     if changes.gone:
         await connection.execute(QUERIES["delete_resources_named"], tenant_id, *_columns(sorted(changes.gone)))
     if changes.resources:
         await connection.execute(
             QUERIES["write_resources"], tenant_id, *_columns(_values(changes.resources, _RESOURCE_COLUMNS))
         )
-    if changes.log:
-        await connection.execute(QUERIES["write_log"], tenant_id, *_columns(_values(changes.log, _LOG_COLUMNS)))
+    if operations := [row for row in changes.log if row["kind"] != MARK]:
+        columns = _columns(_values(operations, _LOG_COLUMNS))
+        identities = _columns(_values(operations, ("key", "completed_at", "position")))
+        await connection.execute(QUERIES["free_copied_keys"], tenant_id, *identities)
+        place = await find_copied_place(connection, tenant_id)
+        await connection.execute(QUERIES["write_log"], tenant_id, *columns, *place)
     if changes.rejections:
         columns = _columns(_values(changes.rejections, _REJECTION_COLUMNS))
         await connection.execute(QUERIES["write_rejections"], tenant_id, *columns)
@@ -213,7 +233,7 @@ async def read_resources(
 
 
 def _key_of(row: Any) -> LogKey:
-    return row["request_id"], row["completed_at"]
+    return row["key"], row["completed_at"]
 
 
 def _changed_by(log: Iterable[Any]) -> set[ResourceKey]:
@@ -221,7 +241,7 @@ def _changed_by(log: Iterable[Any]) -> set[ResourceKey]:
 
 
 def _may_change(row: Any) -> bool:
-    return row["operation"] not in CHANGES_NOTHING and row["resource_id"] is not None
+    return row["kind"] in CHANGING and row["resource_id"] is not None
 
 
 def _values(rows: Iterable[Any], columns: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -87,7 +87,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ComparedLog(msgspec.Struct, frozen=True):
-    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
+    """The part of the log that is compared: completed from *since* on and before *until*, without the keys *requests*.
 
     And of the notes beside it: those before *notes_until*, of rejected records without *rejected*, and of the tries of
     messages those of *failed* alone. For a note may be made beside the fence, and that of a message is deleted with it.

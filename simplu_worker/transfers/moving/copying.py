@@ -8,15 +8,16 @@ are copied afterwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 
+from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
-from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
 from simplu_worker.shards.settling.rows import RowKey
 from simplu_worker.transfers.moving.pacing import ChunkPace, smaller_pace
 from simplu_worker.transfers.sql_files import QUERIES
@@ -24,64 +25,97 @@ from simplu_worker.transfers.sql_files import QUERIES
 PARTS_AHEAD: Final = 8  # parts of a chunk between the two servers, each of what one read of the network had
 
 
+class CopiedColumns(msgspec.Struct, frozen=True):
+    """The columns of a table that are copied, and the query that reads them."""
+
+    table: str
+    columns: tuple[str, ...]
+    query: str
+
+
 class CopiedTable(msgspec.Struct, frozen=True):
-    """A table with rows of a tenant, its columns that are copied, and its two queries."""
+    """What is copied in the order of one key, by the query of its boundaries: of one table, or of several.
+
+    A row counts once, in the last of *parts*. Where they *have_places*, the queries have the place of the copied rows
+    in the target's log among their arguments.
+    """
 
     name: str
-    columns: tuple[str, ...]
     boundary_query: str
-    copy_query: str
+    parts: tuple[CopiedColumns, ...]
+    have_places: bool = False
 
 
 RESOURCES: Final = CopiedTable(
     "resources",
-    ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated"),
     "resource_boundary",
-    "copy_resources",
+    (
+        CopiedColumns(
+            "resources",
+            ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated"),
+            "copy_resources",
+        ),
+    ),
 )
 OPERATIONS: Final = CopiedTable(
     "operations",
-    (
-        "tenant_id",
-        "request_id",
-        "operation",
-        "resource_type",
-        "resource_id",
-        "status",
-        "error",
-        "result",
-        "digest",
-        "source",
-        "stream_shard_id",
-        "sequence_number",
-        "requested_at",
-        "received_at",
-        "completed_at",
-    ),
     "operation_boundary",
-    "copy_operations",
+    (
+        CopiedColumns(
+            "log_batches",
+            ("batch_id", "completed_at", "row_count", "kind", "tenants", "types", "origins"),
+            "copy_log_batches",
+        ),
+        CopiedColumns(
+            "log_outcomes",
+            ("batch_id", "position", "tenant_no", "error", "sequence_number", "result"),
+            "copy_log_outcomes",
+        ),
+        CopiedColumns(
+            "log_rows",
+            (
+                "batch_id",
+                "requested_at",
+                "received_at",
+                "tenant_no",
+                "position",
+                "type_at",
+                "origin_at",
+                "kind",
+                "digest",
+                "request",
+                "resource",
+            ),
+            "copy_log_rows",
+        ),
+    ),
+    have_places=True,
 )
 REJECTIONS: Final = CopiedTable(
     "rejections",
-    (
-        "tenant_id",
-        "request_id",
-        "reason",
-        "error",
-        "dead_letter_queue",
-        "source",
-        "sequence_number",
-        "message_id",
-        "rejected_at",
-    ),
     "rejection_boundary",
-    "copy_rejections",
+    (
+        CopiedColumns(
+            "rejections",
+            (
+                "tenant_id",
+                "request_id",
+                "reason",
+                "error",
+                "dead_letter_queue",
+                "source",
+                "sequence_number",
+                "message_id",
+                "rejected_at",
+            ),
+            "copy_rejections",
+        ),
+    ),
 )
 FAILURES: Final = CopiedTable(
     "message_failures",
-    ("tenant_id", "message_id", "failure_count", "failed_at"),
     "failure_boundary",
-    "copy_failures",
+    (CopiedColumns("message_failures", ("tenant_id", "message_id", "failure_count", "failed_at"), "copy_failures"),),
 )
 TABLES: Final = (RESOURCES, OPERATIONS, REJECTIONS, FAILURES)
 
@@ -119,21 +153,37 @@ async def copy_chunk(
 
     Raises the errors of both shards.
     """
+    arguments: list[object] = [tenant_id, *after, *(end or (None, None))]
+    if table.have_places:
+        arguments += await find_copied_place(target, tenant_id)
+    if table is RESOURCES:
+        await mark_bulk_change(target, BulkChange.COPIED, tenant_id)
+    row_count = byte_count = 0
+    # Of one moment: the parts belong together.
+    async with source.transaction(budget=StatementBudget.KEY_RANGE, isolation=Isolation.ONE_MOMENT) as connection:
+        for part in table.parts:
+            copied = await _copy_part(connection, target, part, arguments)
+            row_count, byte_count = copied.row_count, byte_count + copied.byte_count
+    return CopiedChunk(row_count, byte_count)
+
+
+async def find_copied_place(target: Connection, tenant_id: str) -> tuple[int, int]:
+    """Return where this transaction copies rows of the log: the place of the first batch, and the tenant's number."""
+    row = await target.fetchrow(QUERIES["find_copied_place"], tenant_id)
+    return row["batch_id"], row["tenant_no"]
+
+
+async def _copy_part(
+    source: Connection, target: Connection, part: CopiedColumns, arguments: Sequence[object]
+) -> CopiedChunk:
     parts: asyncio.Queue[bytes | None] = asyncio.Queue(PARTS_AHEAD)
     byte_count = 0
 
     async def read() -> None:
-        upper = (None, None) if end is None else end
         try:
-            async with source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                await connection.copy_from_query(
-                    QUERIES[table.copy_query].removesuffix(";"),
-                    tenant_id,
-                    *after,
-                    *upper,
-                    output=parts.put,
-                    format="binary",
-                )
+            await source.copy_from_query(
+                QUERIES[part.query].removesuffix(";"), *arguments, output=parts.put, format="binary"
+            )
         except BaseException:
             while not parts.empty():
                 parts.get_nowait()
@@ -143,15 +193,15 @@ async def copy_chunk(
 
     async def arriving() -> AsyncIterator[bytes]:
         nonlocal byte_count
-        while (part := await parts.get()) is not None:
-            byte_count += len(part)
-            yield part
+        while (piece := await parts.get()) is not None:
+            byte_count += len(piece)
+            yield piece
         await reading  # its error ends the copy on the target
 
-    reading = asyncio.create_task(read(), name=f"copy:{table.name}")
+    reading = asyncio.create_task(read(), name=f"copy:{part.table}")
     try:
         status = await target.copy_to_table(
-            table.name, source=arriving(), columns=table.columns, schema_name=target.home, format="binary"
+            part.table, source=arriving(), columns=part.columns, schema_name=target.home, format="binary"
         )
     finally:
         if not reading.done():  # the target has failed

@@ -19,6 +19,7 @@ import structlog
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server, server_of
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
@@ -412,6 +413,8 @@ class Mover:
     async def _write(self, changes: Changes) -> None:
         async with self._target.transaction() as connection:
             await self._check_token(connection)
+            if changes.resources or changes.gone:
+                await mark_bulk_change(connection, BulkChange.COPIED, self._move.tenant_id)
             await write_changes(connection, self._move.tenant_id, changes)
 
     async def _verify_live(self, progress: Progress) -> None:
@@ -537,9 +540,18 @@ class Mover:
     ) -> Server:
         tenant_id, token = self._move.tenant_id, self._token
         row = await connection.fetchrow(
-            QUERIES["make_ready"], tenant_id, token, source.business_type, source.control_at, source.created_at
+            QUERIES["make_ready"],
+            tenant_id,
+            token,
+            source.business_type,
+            source.control_at,
+            source.created_at,
+            source.paused_until,
+            source.weight,
         )
         server = self._check_target(row)
+        if changes:
+            await mark_bulk_change(connection, BulkChange.COPIED, tenant_id)
         for one in changes:
             await write_changes(connection, tenant_id, one)
         progress = msgspec.structs.replace(progress, target_server=server)

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from simplu_worker.errors import PermanentError
+from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.settling.rows import Arrival, read_tenant
 from simplu_worker.transfers.moving.changes import (
@@ -54,6 +55,7 @@ async def repair_resources(
         newer = await find_written_since_ready(connection, tenant_id, set(keys) - changed)
         changes = wanted.without(changed | newer)
         await write_changes(connection, tenant_id, changes)
+        await mark_changes(connection, [(tenant_id, *key) for key in sorted(changes.keys)])
     return Repair(changes.count, newer)
 
 

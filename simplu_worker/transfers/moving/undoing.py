@@ -25,7 +25,7 @@ from simplu_worker.vocabulary import MoveStep, TenantState
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout
-DROPS: Final = ("drop_resources", "drop_operations", "drop_rejections", "drop_failures")
+DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections", "drop_failures")
 
 TenantLock: TypeAlias = Literal["lock_incoming", "lock_left"]
 """The query that locks the tenant's row, if it still has the token, in the state in which its rows may be deleted."""
@@ -88,7 +88,6 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
         count = await _drop_copy(target, tenant_id, token)
     async with source.transaction() as connection:
         await connection.execute(QUERIES["note_move"], tenant_id, token, MoveStep.UNDONE, None)
-        await connection.execute(QUERIES["forget_move_changes"], tenant_id)
     log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
     return count
 
@@ -160,6 +159,5 @@ async def clean_up(
         arrival = await read_arrival(connection, tenant_id)
         if arrival is not None and arrival.source_shard_id == source_id:
             await connection.execute(QUERIES["close_arrival"], tenant_id)
-            await connection.execute(QUERIES["forget_move_changes"], tenant_id)
     log.info("move.cleaned_up", tenant_id=tenant_id, source_id=source_id, rows=count)
     return count

@@ -21,6 +21,7 @@ import structlog
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
@@ -289,6 +290,7 @@ class Restorer:
         self._row_count = 0
         if self._restore.mode is RestoreMode.CATCH_UP:
             await self._drop("drop_operations")
+            await self._drop("drop_batches")
             await self._drop("drop_resources")
             await self._copy(OPERATIONS)
         else:
@@ -306,6 +308,8 @@ class Restorer:
             try:
                 async with self._writing(RestoreStep.REPLACING) as connection:
                     status = await connection.execute(QUERIES[name], self._restore.tenant_id, limit)
+                    if name == "drop_resources":
+                        await mark_bulk_change(connection, BulkChange.COPIED, self._restore.tenant_id)
             except StatementFailedError as exc:
                 deleted, limit = -1, fewer_after(exc, limit)
                 continue
@@ -344,10 +348,10 @@ class Restorer:
                 rows = await connection.fetch(
                     QUERIES["list_logged_requests"], tenant_id, after, now - self._restore.log_kept, COMPARED_ROWS
                 )
-            ids = [row["request_id"] for row in rows]
+            ids = [row["key"] for row in rows]
             async with self._live.connection() as connection:
                 found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, ids)
-            missing = sorted({*ids}.difference(row["request_id"] for row in found))
+            missing = sorted({*ids}.difference(row["key"] for row in found))
             for first in range(0, len(missing), PAGE_ROWS):
                 await self._add_logged(missing[first : first + PAGE_ROWS])
             after, count = max(ids, default=after), count + len(ids)
@@ -386,7 +390,6 @@ class Restorer:
                 await lower_positions(connection, carried)
             # The rows on the shard that the tenant has left do not compare with these any more.
             await connection.execute(QUERIES["close_arrival"], restore.tenant_id)
-            await connection.execute(QUERIES["forget_move_changes"], restore.tenant_id)
         self._step = RestoreStep.DONE
 
     async def _read_end(self) -> tuple[int, Server]:

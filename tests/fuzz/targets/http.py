@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.listing.request import LIMIT_MAX, SearchPosition, decode_cursor
+from simplu_worker.shards.types import Lever
 from simplu_worker.status.access.guard import Guard
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
@@ -38,6 +39,11 @@ def storable(*ids: str | None) -> tuple[int, dict[str, Any]]:
     return 200, {"ids": len(ids)}
 
 
+async def answer_to_lever(business_id: str, location_id: str, lever: Lever) -> tuple[int, dict[str, Any]]:
+    """Answer with what is to be set."""
+    return 200, {"ids": [business_id, location_id], "pause": lever.pause_s, "weight": lever.weight}
+
+
 async def answer_with_ids(*ids: str | None) -> tuple[int, dict[str, Any]]:
     """Answer a request for ids."""
     return storable(*ids)
@@ -56,6 +62,11 @@ async def answer_to_name(_name: str | None) -> tuple[int, dict[str, Any]]:
     return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
 
 
+async def wait_for_nothing(*_: object) -> bool:
+    """Return at once."""
+    return True
+
+
 async def answer() -> tuple[int, dict[str, Any]]:
     """Answer any other request."""
     return 200, {"v": 1}
@@ -70,6 +81,7 @@ VIEWS: Final = Views(
     fleet=dict,
     fleet_history=dict,
     operation=answer_with_ids,
+    wait=wait_for_nothing,
     operations=answer_with_list,
     tenant=answer_with_ids,
     shards=answer,
@@ -80,6 +92,7 @@ VIEWS: Final = Views(
     cache_keys=answer,
     release_lease=answer_to_name,
     retry_held=answer_to_name,
+    steer_tenant=answer_to_lever,
     letters=None,
     purge=answer_to_name,
     clear_cache=answer,
@@ -154,6 +167,7 @@ AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"
 PATHS: Final = (
     *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/sqs/stats", "/handler/status"),
     *("/fleet", "/fleet/history", "/events", "/tap?outcome=succeeded", "/tap?content=true&x=1", "/openapi.json"),
+    *("/schemas/", "/schemas/operation.json", "/schemas/x.json"),
     *("/operations/r-1", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
     *(LIST, "&".join([LIST, *LIST_MEMBERS[:6]]), f"{LIST}&{LIST_MEMBERS[8]}", f"{LIST}&since=0001-01-01&until=9999"),
     *(

@@ -1,10 +1,12 @@
-"""Records of Kinesis, aggregates too: an operation or a dead letter, the same for every reader."""
+"""Records of Kinesis, those of several operations too: operations or dead letters, the same for every reader."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -14,15 +16,17 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
+from simplu_worker.consumers.kinesis.fetch.rejection_collector import LETTERS_MAX, RejectionCollector
 from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, AggregatePacker
 from simplu_worker.consumers.kinesis.stream.client import Record
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, RecordPosition
+from simplu_worker.consumers.kinesis.stream.parts import unpack
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, RecordPosition, is_after
 from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
 from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation, RejectedRecord, is_storable
+from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
@@ -30,6 +34,9 @@ from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)
 LETTER_MAX_BYTES: Final = 262_144
 AGGREGATE: Final = b"A"  # the input is the message of an aggregate, which gets its digest
+ONE: Final = (
+    b'{"operation":"read","businessId":"b","locationId":"l","resourceType":"t","resourceId":"r","timestamp":"2026"}'
+)
 REASONS: Final = {DeadLetterReason.INVALID_JSON, DeadLetterReason.INVALID_MESSAGE, DeadLetterReason.TOO_LARGE}
 USUAL: Final = {
     "operation": "create",
@@ -68,7 +75,7 @@ def check(data: bytes) -> None:
     rejections = RejectionCollector()
     operations: list[Operation] = []
     decoded = list(decoder.decode([record]))
-    for position, part, result in decoded:
+    for _, part, result in decoded:
         if isinstance(result, Operation):
             check_operation(result)
             check_reason(None, part)
@@ -78,11 +85,13 @@ def check(data: bytes) -> None:
             if not result.error.startswith("aggregate: "):
                 check_reason(result, part)
             rejections.add(result, part)
-        RecordPosition.from_record(position)
         check_producers(part)
+    check_places(record, decoded)
     plan_waves(operations)
     assert len(rejections) <= 1
-    for letter in rejections.dead_letters(NOW):
+    letters = rejections.dead_letters(NOW)
+    assert len(letters) <= LETTERS_MAX
+    for letter in letters:
         text = encode_dead_letter(letter, LETTER_MAX_BYTES)
         assert text.isascii()
         assert len(text) <= LETTER_MAX_BYTES
@@ -91,6 +100,19 @@ def check(data: bytes) -> None:
         after = RecordPosition.from_record(position).position
         assert keys_of(list(decoder.decode([record], after=after))) == keys_of(decoded[first:])
     check_faults()
+
+
+def check_places(record: Record, decoded: Sequence[DecodedRecord]) -> None:
+    """Check that positions rise, that ids differ, and that a dead letter's place leads back to its part."""
+    places = [RecordPosition.from_record(position) for position, _, _ in decoded]
+    assert all(is_after(later, earlier) for earlier, later in pairwise(places))
+    assert all(place.stored.position <= place.position for place in places)
+    assert not places or places[-1].stored == places[-1]
+    origins = [result.origin for _, _, result in decoded]
+    assert len(set(map(derived_request_id, origins))) == len(origins)
+    parts = {part.number: part.data for part in unpack(record.data, record.partition_key) or ()}
+    for (_, data, _), origin in zip(decoded, origins, strict=True):
+        assert parts.get(origin.part_number, record.data) == data or data == record.data
 
 
 def check_producers(record: bytes) -> None:
@@ -111,7 +133,7 @@ def check_operation(operation: Operation) -> None:
         1 <= len(operation.resource_id) <= 256 and is_storable(operation.resource_id)
     )
     assert (operation.resource_id is None) == (operation.kind is OperationKind.LIST)
-    assert len(operation.digest) == 33
+    assert len(operation.digest) == 8
     assert datetime.fromisoformat(operation.requested_at).utcoffset() is not None
     if operation.exceeds_bounds:
         return
@@ -161,9 +183,14 @@ def check_rejection(rejected: RejectedRecord) -> None:
 
 def sealed(count: int) -> bytes:
     """Return the message of an aggregate of *count* records."""
+    return sealed_records(*(json.dumps(USUAL | {"requestId": f"request-{number}"}).encode() for number in range(count)))
+
+
+def sealed_records(*records: bytes) -> bytes:
+    """Return the message of an aggregate of *records*."""
     packer = AggregatePacker()
-    for number in range(count):
-        packer.add(f"key-{number % 2}", json.dumps(USUAL | {"requestId": f"request-{number}"}).encode())
+    for number, record in enumerate(records):
+        packer.add(f"key-{number % 2}", record)
     return AGGREGATE + packer.seal()[len(MAGIC) : -16]
 
 
@@ -184,7 +211,16 @@ SEEDS: Final = (
     sealed(1),
     sealed(3),
     MAGIC + b"short",
+    b"[%b, 7, [%b]]" % (ONE, ONE),
+    b"%b\r\n\n%b\nbroken\n" % (ONE, ONE),
+    json.dumps(USUAL, indent=1).encode(),
+    sealed_records(b"[%b,%b]" % (ONE, ONE), ONE, b"%b\n%b" % (ONE, ONE)),
 )
+SEVERAL: Final = st.tuples(
+    st.sampled_from([b"[%b]", b" \n[ %b ]", b"%b", b"%b\n", b"[%b"]),
+    st.sampled_from([b",", b", \n", b"\n", b"\r\n\n"]),
+    st.lists(st.just(ONE) | messages(USUAL) | st.sampled_from([b"7", b"[]", b"{", b"\xff", b""]), max_size=14),
+).map(lambda drawn: drawn[0] % drawn[1].join(drawn[2]))
 TARGET: Final = Target(
     check=check,
     seeds=SEEDS,
@@ -199,6 +235,7 @@ TARGET: Final = Target(
         b"\x1a\x03",
     ),
     inputs=messages(USUAL)
+    | SEVERAL
     | spliced(st.sampled_from(SEEDS), (b"create", b"patch", b"\x1a\x02\x08\x00", b"\x0a\x01k"))
     | FIELDS.map(lambda fields: AGGREGATE + b"".join(fields)),
     steps_per_byte=8_000,  # a part of an aggregate has three bytes at least

@@ -110,6 +110,10 @@ async def _read_stats(commands: RedisCommands) -> None:
     assert {"server", "keys", "error"} <= stats.keys()
 
 
+async def _count_reads(commands: RedisCommands) -> None:
+    await CacheAdmin(_cache(), commands).count_reads()
+
+
 async def _list_keys(commands: RedisCommands) -> None:
     keys, _ = await CacheAdmin(_cache(), commands).list_keys(KEYS_MAX)
     assert len(keys) <= KEYS_MAX
@@ -132,6 +136,7 @@ CALLED: Final[dict[bytes, Any]] = {
     b"s": _scan,
     b"n": RedisCommands.read_info,
     b"t": _read_stats,
+    b"r": _count_reads,
     b"k": _list_keys,
     b"c": _clear,
 }
@@ -209,6 +214,7 @@ TARGET: Final = Target(
     inputs=st.tuples(LETTERS, st.lists(REPLIES | st.just(NEXT), max_size=6).map(b"".join)).map(b"".join)
     | INFOS.map(lambda text: b"n" + text)
     | INFOS.map(lambda text: b"t" + text + SCANNED)
+    | INFOS.map(lambda text: b"r" + text)
     | spliced(st.sampled_from(SEEDS), WORDS),
     steps_per_byte=8_000,
     bytes_per_byte=2_000,

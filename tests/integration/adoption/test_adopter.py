@@ -231,16 +231,9 @@ async def test_adopted_shard_has_all_that_a_fresh_one_has(case: Case, make_shard
         case.pool,
         "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 2",
     )
-    assert triggers == [{"tgname": "simplu_note_change", "tgrelid": table} for table in ("operations", "resources")]
+    assert triggers == []
     assert not await fetch(case.pool, "SELECT FROM pg_namespace WHERE nspname = 'simplu_adoption'")
-    await fetch(
-        case.pool,
-        "INSERT INTO moves (tenant_id, target_shard_id, move_token, step) VALUES ($1, 'b', 1, 'open')",
-        "-".join(CLINIC),
-    )
-    await fetch(case.pool, "UPDATE resources SET \"resourceId\" = 'p-2' WHERE \"resourceId\" = 'p-1'")
-    noted = await fetch(case.pool, "SELECT resource_id FROM move_changes ORDER BY resource_id")
-    assert [row["resource_id"] for row in noted] == ["p-1", "p-2"]
+    assert (await fetch(case.pool, "SELECT FROM simplu_operation('clinic-main', 'none')")) == []
 
 
 async def test_plan_changes_nothing_and_says_what_stands_in_the_way(

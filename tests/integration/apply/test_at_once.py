@@ -28,6 +28,7 @@ from support.postgres.trouble import make_touchy, shut_gate, waiters
 from simplu_worker.operations.admission import DESTROYED, HOLD
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
@@ -125,7 +126,7 @@ async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: 
 
 
 async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase, writer: ShardWriter) -> None:
-    """In the same transaction, by one round trip more."""
+    """In the same statement."""
     batch = [
         case.operation("update", "none", {"v": 1}),
         case.operation("update", "r0", {"v": 1}),
@@ -135,7 +136,7 @@ async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase,
     async with statements(case.pool) as noted:
         assert await writer.apply(batch) == [NOT_FOUND, SUCCEEDED, NOT_FOUND, NOT_FOUND]
 
-    assert noted == ["BEGIN", "at_once_nested", "fail_operation", "COMMIT"]
+    assert noted == ["BEGIN", "at_once_nested", "COMMIT"]
     log = await case.log()
     marked = ("failed", "not_found")
     assert [log[one.request_id] for one in batch] == [marked, ("succeeded", None), marked, marked]
@@ -162,6 +163,32 @@ async def test_readers_that_share_a_transaction_write_their_positions_before(
     assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
         "8/0"
     ] * 3
+
+
+async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transaction(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """As in the steps; and what was to be applied is applied once when numbers are free."""
+    numbers = "SELECT pg_current_xact_id()::text::bigint + number FROM generate_series(1, 20) AS number"
+    await fetch(
+        case.pool,
+        "INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)"
+        f" SELECT number, now(), 0, 'o', '{{}}', '{{}}', '{{}}' FROM ({numbers}) AS taken (number)",
+    )
+    batch = [case.operation("create", "r1", {"v": 1}), case.operation("update", "r0", {"v": 1})]
+    before = await case.everything()
+
+    for _ in range(3):
+        async with statements(case.pool) as noted:
+            with pytest.raises(ForeignNumbersError, match="shards raise-numbers shard-1 --apply"):
+                await writer.apply(batch)
+        assert noted[:2] == ["BEGIN", "at_once"]
+    assert await case.everything() == before
+    assert case.pool.is_healthy
+
+    await fetch(case.pool, "DELETE FROM log_batches WHERE row_count = 0")
+    assert await writer.apply(batch) == [SUCCEEDED] * 2
+    assert await writer.apply(batch) == [DUPLICATE] * 2
 
 
 @pytest.mark.parametrize(

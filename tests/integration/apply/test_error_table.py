@@ -46,13 +46,13 @@ CREATE TABLE refused (place text, code text);
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE refusal text := (SELECT code FROM public.refused WHERE place = TG_ARGV[0]);
 BEGIN
-    IF refusal IS NOT NULL AND to_jsonb(NEW)::text LIKE '%BAD%' THEN
+    IF refusal IS NOT NULL AND to_jsonb(NEW)::text ~ 'BAD|424144' THEN  -- in the log as hexadecimal digits
         RAISE 'a secret' USING ERRCODE = refusal;
     END IF;
     RETURN NEW;
 END $$;
 CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON stream_positions FOR EACH ROW EXECUTE FUNCTION refuse('position');
-CREATE TRIGGER refuse BEFORE INSERT ON operations FOR EACH ROW EXECUTE FUNCTION refuse('log');
+CREATE TRIGGER refuse BEFORE INSERT ON log_rows FOR EACH ROW EXECUTE FUNCTION refuse('log');
 CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON resources FOR EACH ROW EXECUTE FUNCTION refuse('resources');
 CREATE CONSTRAINT TRIGGER refuse_late AFTER INSERT OR UPDATE ON resources DEFERRABLE INITIALLY DEFERRED
 FOR EACH ROW EXECUTE FUNCTION refuse('commit')

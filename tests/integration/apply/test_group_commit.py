@@ -12,9 +12,10 @@ from support.postgres.trouble import make_touchy
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
+from simplu_worker.shards.apply.group_commit import GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError, StreamPosition
 from simplu_worker.vocabulary import Failure
 
@@ -96,13 +97,13 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
 
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
     """A batch that does not fit joins the next transaction; one batch always fits."""
-    sizes = [GROUP_LEAST_COUNT - 1, 1, 1, GROUP_MAX_COUNT + 1, 2]
+    sizes = [5, 1, 1, GROUP_MAX_COUNT + 1, 2]
     batches = [creates(case, reader, size) for reader, size in enumerate(sizes)]
 
     outcomes = await together(case, writer_of(case.pool), batches, [None] * len(sizes))
 
     assert outcomes == [[SUCCEEDED] * size for size in sizes]
-    assert await transactions(case) == sorted([GROUP_LEAST_COUNT, 1, GROUP_MAX_COUNT + 1, 2])
+    assert await transactions(case) == sorted([7, GROUP_MAX_COUNT + 1, 2])
 
 
 async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
@@ -118,14 +119,18 @@ async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: Te
 
 async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMaker) -> None:
     """No batch waits for others to join, or for a transaction of others."""
-    pool = ShardPool(await make_shard(), size=3)
+    pool = ShardPool(await make_shard(), size=3, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
     await writer.apply([case.operation("create", "r1", {})])
     async with pool.transaction() as connection:
         await connection.execute("SELECT FROM resources FOR UPDATE")
         stuck = asyncio.create_task(writer.apply([case.operation("update", "r1", {})]))
-        await asyncio.sleep(0.05)
+
+        async def waits() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+        assert await poll_until(waits, within_s=20)  # before, the next batch would join it
         assert await writer.apply(creates(case, 1)) == [SUCCEEDED] * 3
         assert not stuck.done()
     assert await stuck == [SUCCEEDED]
@@ -218,6 +223,7 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
     await pool.close()
 
 
+@pytest.mark.slow(3)
 async def test_all_who_wait_learn_that_no_transaction_could_begin(case: TenantCase) -> None:
     """And the next batch starts afresh."""
     writer = writer_of(case.pool)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
+from support.postgres.trouble import waiters
 
 from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
@@ -187,3 +190,34 @@ async def test_patches_of_one_large_resource_share_its_reading_and_its_writing(t
         acts.append(act)
 
     await assert_is_linear(acts)
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        [{"a": 1}],
+        [{"a": 1, "b": {"c": 1}}],
+        [{"a": 1, "b": {"c": {"d": 1}}}],
+        [LABORIOUS | {"a": 1}],
+        [LABORIOUS | {"a": 1}, LABORIOUS | {"b": 1}],
+    ],
+    ids=["flat", "nested", "deep", "laborious", "together"],
+)
+@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
+async def test_patch_that_waits_for_a_row_keeps_what_was_written_meanwhile(
+    tenant: TenantCase, patches: Sequence[dict[str, Any]], size: int
+) -> None:
+    """Of another batch: that from another source, or with another partition key."""
+    await tenant.apply(tenant.operation("create", "r1", {"old": "x" * size, "gone": 1}))
+    rival = await asyncpg.connect(tenant.pool.address.connection_string)
+    async with rival.transaction():
+        await rival.execute("UPDATE resources SET data = data - 'gone' || '{\"new\": 1}'")
+        applying = asyncio.create_task(tenant.apply(*(tenant.operation("patch", "r1", patch) for patch in patches)))
+        await waiters(rival)
+    await rival.close()
+
+    assert await applying == [SUCCEEDED] * len(patches)
+    expected: dict[str, Any] = {"old": "x" * size, "new": 1}
+    for patch in patches:
+        expected |= {name: value for name, value in patch.items() if value is not None}
+    assert await tenant.resources() == {("patient", "r1"): expected}

@@ -342,6 +342,6 @@ async def test_bounds_below_the_text_of_a_document_are_below_it(tenant: TenantCa
             FROM (SELECT text::jsonb AS document FROM unnest($1::text[]) AS text) AS parsed
         ) AS counted"""
     async with tenant.pool.connection() as connection:
-        row = await connection.fetchrow(query.replace("$15", "$2"), documents, RESULT_MAX_BYTES)
+        row = await connection.fetchrow(query.replace("$14", "$2"), documents, RESULT_MAX_BYTES)
     assert row is not None
     assert tuple(row) == (0, len(documents))

@@ -14,7 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
 from support.clocks import CLOCKS_APART
-from support.postgres.databases import QUICK, ShardMaker, execute
+from support.postgres.databases import ShardMaker, execute, stop_autovacuum
+from support.postgres.log_rows import made_up_rows
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
@@ -30,23 +31,30 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import OwnClock
 
 DAY = timedelta(days=1)
-ADD_ROWS = """
-INSERT INTO operations (
-    tenant_id, request_id, operation, resource_type, status, digest, source, requested_at, received_at, completed_at
-)
-SELECT 'b-l', $1::text || number, 'create', 'order', 'succeeded', '\\x01', 'kinesis', '2020-01-01', now(),
-    now() - make_interval(secs => $2 + number * 0.001)
-FROM generate_series(1, $3::int) AS number
+TENANT = """
+INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
+VALUES ('b-l', 'b', 'l', 'dental', 'active', '2020-01-01', '2020-01-01')
+ON CONFLICT DO NOTHING
 """
-
+ADD_ROWS = made_up_rows(
+    "generate_series(0, $3::int - 1) AS number",
+    tenant_id="'b-l'",
+    request_id="$1::text || number",
+    batch="number / $4::int",
+    error="CASE WHEN number % 2 = 0 THEN 'not_found' END",
+    completed_at="now() - make_interval(secs => $2 + (number / $4::int) * 0.001)",
+)
+OUTCOMES_OF_NONE = """
+SELECT count(*) FROM log_outcomes WHERE (batch_id, position) NOT IN (SELECT batch_id, position FROM log_rows)
+"""
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
-    """Give pools with short timeouts."""
-    async with Pools(size=2, timeouts=QUICK) as opened:
+    """Give pools."""
+    async with Pools(size=2) as opened:
         yield opened
 
 
@@ -59,16 +67,21 @@ def keeps(retention: timedelta | None) -> Any:
     return window
 
 
-async def add_rows(address: ShardAddress, name: str, *, age: timedelta, count: int) -> None:
-    """Put rows of that age into a shard's log."""
-    await execute(address.connection_string, ADD_ROWS, name, age.total_seconds(), count)
+async def add_rows(address: ShardAddress, name: str, *, age: timedelta, count: int, batch_rows: int = 1) -> None:
+    """Put rows of that age into a shard's log, *batch_rows* in a batch; half of them have an outcome too."""
+    await execute(address.connection_string, TENANT)
+    await execute(address.connection_string, ADD_ROWS, name, age.total_seconds(), count, batch_rows)
 
 
 async def left_on(address: ShardAddress) -> int:
-    """Return how many rows the log of a shard has."""
+    """Return how many rows the log of a shard has; all of them have a batch, and nothing is left of others."""
     connection = await asyncpg.connect(address.connection_string)
     try:
-        return int(await connection.fetchval("SELECT count(*) FROM operations"))
+        count = int(await connection.fetchval("SELECT count(*) FROM log_rows"))
+        assert await connection.fetchval("SELECT count(*) FROM operations") == count
+        assert await connection.fetchval("SELECT coalesce(sum(row_count), 0) FROM log_batches") == count
+        assert await connection.fetchval(OUTCOMES_OF_NONE) == 0
+        return count
     finally:
         await connection.close()
 
@@ -148,33 +161,39 @@ async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
     assert [row["message_id"] for row in rows] == ["young"]
 
 
-async def test_retention_forgets_rejections_with_the_log(pools: Pools, make_shard: ShardMaker) -> None:
+@pytest.mark.parametrize(("table", "first"), [("rejections", "'b-l', $1"), ("unplaced_rejections", "$1, 'b-l'")])
+async def test_retention_forgets_rejections_with_the_log(
+    pools: Pools, make_shard: ShardMaker, table: str, first: str
+) -> None:
     """As long as the log's rows of that time, and no longer; all in one turn, also where the log has no old row."""
     address = await make_shard()
     pools.ensure_pool(address)
     for request_id, days in (*((f"old-{number}", 16) for number in range(5)), ("young", 14)):
-        columns = "'b-l', $1, 'r', 'e', 'q', 's', '1', NULL, now() - make_interval(days => $2)"
-        await execute(address.connection_string, f"INSERT INTO rejections VALUES ({columns})", request_id, days)
+        columns = f"{first}, 'r', 'e', 'q', 's', '1', NULL, now() - make_interval(days => $2)"
+        await execute(address.connection_string, f"INSERT INTO {table} VALUES ({columns})", request_id, days)
 
     await LogRetention(pools, keeps(15 * DAY), statement_rows=2).take_turn()
 
     connection = await asyncpg.connect(address.connection_string)
     try:
-        rows = await connection.fetch("SELECT request_id FROM rejections")
+        rows = await connection.fetch(f"SELECT request_id FROM {table}")
     finally:
         await connection.close()
     assert [row["request_id"] for row in rows] == ["young"]
 
 
 async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools, make_shard: ShardMaker) -> None:
-    """A row that another transaction has locked is passed over, and not waited for."""
+    """A batch that another transaction has locked is passed over with its rows, and not waited for."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=5)
     holder = await asyncpg.connect(address.connection_string)
     try:
         async with holder.transaction():
-            await holder.execute("SELECT FROM operations WHERE request_id = 'old1' FOR UPDATE")
+            await holder.execute(
+                "SELECT FROM log_batches"
+                " WHERE batch_id = (SELECT batch_id FROM operations WHERE request_id = 'old1') FOR UPDATE"
+            )
             assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 4}
     finally:
         await holder.close()
@@ -186,7 +205,8 @@ async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: 
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=25)
-    assert await LogRetention(pools, keeps(15 * DAY), turn_s=0.001, statement_rows=10).take_turn() == {"shard-1": 10}
+    turn = LogRetention(pools, keeps(15 * DAY), turn_s=0.001, statement_rows=10)
+    assert await turn.take_turn() == {"shard-1": 5}  # and their batches
 
     async def is_empty() -> bool:
         return await left_on(address) == 0
@@ -197,6 +217,45 @@ async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: 
         running.cancel()
 
 
+@pytest.mark.parametrize(("batch_rows", "expected"), [(1, 5), (4, 8), (9, 9), (24, 24)])
+async def test_retention_deletes_whole_batches(
+    pools: Pools, make_shard: ShardMaker, batch_rows: int, expected: int
+) -> None:
+    """No row is left without its batch: as many rows and batches as a statement may delete, but one batch at least."""
+    address = await make_shard()
+    pools.ensure_pool(address)
+    await add_rows(address, "old", age=20 * DAY, count=72, batch_rows=batch_rows)
+
+    counts = await LogRetention(pools, keeps(15 * DAY), turn_s=0.001, statement_rows=10).take_turn()
+
+    assert counts == {"shard-1": expected}
+    assert await left_on(address) == 72 - expected
+    connection = await asyncpg.connect(address.connection_string)
+    try:  # the oldest are those with the highest numbers
+        newest = await connection.fetchval("SELECT max(substr(request_id, 4)::int) FROM operations")
+    finally:
+        await connection.close()
+    assert newest == 71 - expected
+
+
+async def test_retention_deletes_batches_without_rows(pools: Pools, make_shard: ShardMaker) -> None:
+    """As the deletion of a tenant leaves one."""
+    address = await make_shard()
+    pools.ensure_pool(address)
+    made = "INSERT INTO log_batches VALUES ($1, now() - make_interval(days => $2), 0, 'd', {}, '{{}}', '{{}}', '{{}}')"
+    for number, days in enumerate((20, 20, 3)):
+        await execute(address.connection_string, made.format("gen_random_uuid()"), number, days)
+
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {}
+
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        assert await connection.fetchval("SELECT array_agg(batch_id) FROM log_batches") == [2]
+    finally:
+        await connection.close()
+
+
+@pytest.mark.slow(2)
 async def test_retention_keeps_its_pace_beside_other_work(pools: Pools, make_shard: ShardMaker) -> None:
     """The pauses follow what the shard takes, and statements grow: an event loop that is busy delays little."""
     address = await make_shard()
@@ -222,13 +281,13 @@ async def test_retention_does_not_pass_by_deleted_rows_with_every_statement(
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=20_000)
-    await execute(address.connection_string, "ANALYZE operations")
-    statement = QUERIES["forget_operations"].replace("$1", "1296000").replace("$2", "10000")
+    await execute(address.connection_string, "ANALYZE log_batches, log_rows")
+    statement = QUERIES["forget_batches"].replace("$1", "1296000").replace("$2", "10000")
     reader, deleter = [await asyncpg.connect(address.connection_string) for _ in range(2)]
     pages = []
     try:
         async with reader.transaction(isolation="repeatable_read"):
-            await reader.fetch("SELECT count(*) FROM operations")
+            await reader.fetch("SELECT count(*) FROM log_batches")
             newest = await deleter.fetchval(statement.replace("$3", "'-infinity'"), column=1)
             for after in ("-infinity", newest.isoformat()):
                 explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.replace('10000', '1')}"
@@ -270,18 +329,19 @@ async def test_forgetting_does_not_read_the_table_when_nothing_is_old(pools: Poo
     """After deleted rows' pages were filled again, a look for old rows reads a few pages and not all of them."""
     address = await make_shard()
     pools.ensure_pool(address)
+    await stop_autovacuum(address.connection_string, "log_batches", "log_rows", "log_outcomes")
     await add_rows(address, "old", age=20 * DAY, count=20_000)
     await LogRetention(pools, keeps(15 * DAY), statement_rows=30_000).take_turn()
-    await execute(address.connection_string, "VACUUM operations")
+    await execute(address.connection_string, "VACUUM log_batches, log_rows")
     await add_rows(address, "new", age=timedelta(0), count=20_000)
-    await execute(address.connection_string, "VACUUM ANALYZE operations")
+    await execute(address.connection_string, "VACUUM ANALYZE log_batches, log_rows")
     connection = await asyncpg.connect(address.connection_string)
     try:
-        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {QUERIES['forget_operations']}"
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {QUERIES['forget_batches']}"
         ((plan,),) = await connection.fetch(
             explain.replace("$1", "1296000").replace("$2", "1000").replace("$3", "'-infinity'")
         )
-        pages = int(await connection.fetchval("SELECT relpages FROM pg_class WHERE relname = 'operations'"))
+        pages = int(await connection.fetchval("SELECT relpages FROM pg_class WHERE relname = 'log_rows'"))
     finally:
         await connection.close()
     (measured,) = json.loads(plan)

@@ -23,6 +23,7 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
 from simplu_worker.operations.operation import Disposition, Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import DeadLetterReason, Failure, Source
@@ -61,7 +62,7 @@ def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: TenantCase, kind: str) -> None:
-    """A new operation has its effect, and leaves one row of the log with all its facts."""
+    """A new operation has its effect, and leaves one row of the log with all its facts; its position is no such."""
     await prepare(tenant, kind)
     fresh = of_kind(tenant, kind, sequence_number="49590338271490256608559692538361571095921575989136588898")
 
@@ -70,7 +71,7 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
     assert (await tenant.resources()).get(R1) == KINDS[kind][2]
     row = await log_row(tenant, fresh.request_id)
     assert abs(datetime.now(UTC) - row.pop("completed_at")) < timedelta(minutes=5)
-    assert int(row.pop("xid")) > 0
+    assert int(row.pop("xid")) == row.pop("batch_id") > 0
     assert (row.pop("result") is not None) == (kind in {"read", "list"})
     assert row == {
         "tenant_id": tenant.tenant_id,
@@ -83,9 +84,11 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
         "digest": fresh.digest,
         "source": "kinesis",
         "stream_shard_id": STREAM_SHARD_ID,
-        "sequence_number": "49590338271490256608559692538361571095921575989136588898",
+        "sequence_number": None,
         "requested_at": datetime(2026, 3, 1, 12, 0, 5, 500_000, tzinfo=UTC),
         "received_at": ARRIVED_AT,
+        "request_key": bytes.fromhex(key_of_id(fresh.request_id)),
+        "position": 0,
         "xact": "committed",
     }
 
@@ -127,14 +130,15 @@ async def test_writer_changes_nothing_when_an_operation_is_redelivered(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_writer_applies_once_when_an_operation_comes_twice_in_one_batch(tenant: TenantCase, kind: str) -> None:
-    """The first of two is applied and logged with its own position, the second is dropped."""
+    """The first of two is applied and logged with its own times, the second is dropped."""
     await prepare(tenant, kind)
-    first = of_kind(tenant, kind, sequence_number="1")
-    second = of_kind(tenant, kind, request_id=first.request_id, sequence_number="2")
+    first = of_kind(tenant, kind)
+    second = of_kind(tenant, kind, request_id=first.request_id, arrived_at=ARRIVED_AT + timedelta(seconds=1))
 
     assert await tenant.apply(first, second) == [SUCCEEDED, DUPLICATE]
 
-    assert (await log_row(tenant, first.request_id))["sequence_number"] == "1"
+    row = await log_row(tenant, first.request_id)
+    assert (row["position"], row["received_at"]) == (0, ARRIVED_AT)
     assert (await tenant.resources()).get(R1) == KINDS[kind][2]
 
 

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
+from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import waiters
 
@@ -87,16 +88,8 @@ async def test_writer_waits_for_another_transaction_that_writes_the_same_row(cas
     create = case.operation("create", "r1", {"v": 1})
     rival = await asyncpg.connect(case.pool.address.connection_string)
     await rival.execute("BEGIN")
-    await rival.execute(
-        "INSERT INTO operations (tenant_id, request_id, operation, resource_type, resource_id, status, digest, source,"
-        " stream_shard_id, sequence_number, requested_at, received_at)"
-        " VALUES ($1, $2, 'create', 'patient', 'r1', 'succeeded', $3, 'kinesis', $4, $5, now(), now())",
-        case.tenant_id,
-        create.request_id,
-        create.digest,
-        create.origin.stream_shard_id,
-        create.origin.sequence_number,
-    )
+    written = made_up_rows(tenant_id="$1", request_id="$2", operation="'create'", digest="$3")
+    await rival.execute(written, case.tenant_id, create.request_id, create.digest)
 
     async with asyncio.TaskGroup() as tasks:
         applying = tasks.create_task(case.apply(create))
@@ -126,3 +119,17 @@ async def test_writer_blames_an_operation_when_a_constraint_of_the_owner_refuses
     refused = Outcome(disposition=Disposition.UNEXPECTED, error="UniqueViolationError (23505)")
     assert outcomes == [refused, SUCCEEDED]
     assert case.pool.is_healthy
+
+
+@pytest.mark.parametrize("careful_least", [0, CAREFUL_LEAST])
+async def test_batch_of_redeliveries_alone_leaves_nothing(case: TenantCase, careful_least: int) -> None:
+    """They come by the thousand, and the log has room for what was new."""
+    operations = [case.operation("create", f"r{number}", {}) for number in range(3)]
+    writer = writer_of(case.pool, careful_least=careful_least)
+    await writer.apply(operations)
+    for _ in range(3):
+        assert await writer.apply(operations) == [DUPLICATE] * 3
+    assert await writer.apply([*operations, case.operation("create", "r3", {})]) == [*[DUPLICATE] * 3, SUCCEEDED]
+
+    rows = await fetch(case.pool, "SELECT row_count FROM log_batches ORDER BY batch_id")
+    assert [row["row_count"] for row in rows] == [3, 4]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.log_rows import empty_log
 from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import calm, make_touchy
 
@@ -152,14 +153,14 @@ async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_sha
     await pool.close()
 
 
-@settings(max_examples=40, suppress_health_check=NO_CHECKS)
+@settings(max_examples=20, suppress_health_check=NO_CHECKS)
 @given(faults=st.lists(st.sampled_from(["", "", "", "bad", "unstorable"]), min_size=1, max_size=24), data=st.data())
 async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
     touchy: ShardPool, faults: list[str], data: st.DataObject
 ) -> None:
     """As one by one: before the first failing operation all are applied or invalid, behind it all are held."""
     await fetch(touchy, "DELETE FROM resources")
-    await fetch(touchy, "DELETE FROM operations")
+    await empty_log(touchy)
     await fetch(touchy, "DELETE FROM tenants")
     cases = [await case_on(touchy, location) for location in ("a", "b", "c")]
     documents: dict[str, Any] = {"": {"v": 1}, "bad": BAD, "unstorable": '{"v": 1e200000}'}
@@ -222,7 +223,7 @@ async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(
         "CREATE FUNCTION wait_a_little() RETURNS trigger LANGUAGE plpgsql"
         " AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$",
     )
-    statement = "CREATE TRIGGER slow BEFORE INSERT ON operations FOR EACH STATEMENT EXECUTE FUNCTION wait_a_little()"
+    statement = "CREATE TRIGGER slow BEFORE INSERT ON log_rows FOR EACH STATEMENT EXECUTE FUNCTION wait_a_little()"
     await fetch(touchy, statement)
 
     with pytest.raises(ShardUnavailableError, match="57014"):
@@ -287,7 +288,7 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
 async def test_writer_blames_an_operation_when_the_log_itself_refuses_its_row(touchy: ShardPool) -> None:
     """A constraint of the owner's on the log is one as any other: the others are applied."""
     case = await case_on(touchy)
-    await fetch(touchy, "ALTER TABLE operations ADD CHECK (1 / (length(request_id) - 3) > -10)")
+    await fetch(touchy, "ALTER TABLE log_rows ADD CHECK (1 / (octet_length(request) - 4) > -10)")
     poisonous = case.operation("create", data={}, request_id="abc")
 
     outcomes = await case.apply(case.operation("create", "r2", {}), poisonous)

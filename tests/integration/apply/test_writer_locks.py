@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
+from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import waiters
 
@@ -21,7 +22,6 @@ from simplu_worker.shards.types import PositionClaim, StreamPosition
 
 QUICK: Final = ShardTimeouts(row_lock_s=0.05, part_lock_s=0.03)
 REQUEST: Final = "taken"
-INSERT: Final = "INSERT INTO operations (tenant_id, request_id, operation, resource_type, resource_id, status, digest"
 LOCKS: Final = {
     "tenant": "SELECT FROM tenants WHERE id = 'clinic-locked' FOR UPDATE",
     "resource": "SELECT FROM resources WHERE id = 'clinic-locked' FOR UPDATE",
@@ -29,10 +29,7 @@ LOCKS: Final = {
         'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
         " VALUES ('clinic-locked', 'dental', 'patient', 'new', '{}', now(), now())"
     ),
-    "log": (
-        f"{INSERT}, source, requested_at, received_at)"
-        f" VALUES ('clinic-locked', '{REQUEST}', 'create', 'patient', 'new', 'succeeded', '', 'sqs', now(), now())"
-    ),
+    "log": made_up_rows(tenant_id="'clinic-locked'", request_id=f"'{REQUEST}'"),
 }
 
 

@@ -173,7 +173,7 @@ SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 CAREFUL = st.sampled_from([0, 1, 16])  # batches in the form with ON CONFLICT behind one with a duplicate
 
 
-@settings(max_examples=100, suppress_health_check=NO_CHECKS)
+@settings(max_examples=50, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES, careful=CAREFUL)
 async def test_writer_equals_one_by_one_application_whatever_the_batches(
     tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], careful: int
@@ -195,7 +195,7 @@ async def test_writer_equals_one_by_one_application_whatever_the_batches(
     await example.compare()
 
 
-@settings(max_examples=40, suppress_health_check=NO_CHECKS)
+@settings(max_examples=25, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES, others=SIZES, careful=CAREFUL)
 async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(
     tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], others: list[int], careful: int

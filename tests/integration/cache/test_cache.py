@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import Secret
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
@@ -44,6 +45,7 @@ from simplu_worker.shards.types import (
     ShardUnavailableError,
 )
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.vocabulary import CacheRead
 
 PATIENCE_S = 15.0
 AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -387,7 +389,7 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
 
 async def test_stop_is_not_lost_in_a_call(redis: RedisServer) -> None:
     """Wherever the cancellation comes: one that is lost holds up the stop of the worker."""
-    for count in range(200):
+    for count in range(60):
         cache = Cache(redis.url, ping_interval_s=0.001)
         task = asyncio.create_task(cache.run())
         for _ in range(count):
@@ -611,6 +613,43 @@ async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: 
     assert stats["server"]["evictionPolicy"] == "noeviction"
     assert PASSWORD not in json.dumps(stats)
     json.dumps(stats)
+
+
+async def test_hits_and_misses_of_readers_are_metrics(redis: RedisServer, desk: CacheAdmin) -> None:
+    """Of all readers since the start of the replica, over restarts of Redis; the worker's own calls are none."""
+
+    def reads(outcome: CacheRead) -> float:
+        return REGISTRY.get_sample_value("simplu_cache_reads_total", {"outcome": outcome}) or 0.0
+
+    async def read(hit_count: int, miss_count: int) -> None:
+        for name, count in ((key(1).entry, hit_count), ("nothing", miss_count)):
+            for _ in range(count):
+                await redis.ask("GET", name)
+
+    await put(redis, key(1))
+    await read(5, 5)
+    before = [reads(outcome) for outcome in CacheRead]
+
+    def counted() -> list[float]:
+        return [reads(outcome) - count for outcome, count in zip(CacheRead, before, strict=True)]
+
+    await desk.count_reads()
+    assert counted() == [0, 0]
+    await read(3, 2)
+    await desk.count_reads()
+    await desk.count_reads()
+    assert counted() == [3, 2]
+    redis.kill()
+    await desk.count_reads()
+    await redis.start()
+    await put(redis, key(1))
+    await read(1, 4)
+    await desk.count_reads()
+    assert counted() == [4, 6]
+    await redis.ask("ACL", "SETUSER", "default", "-info")
+    await read(1, 1)
+    await desk.count_reads()
+    assert counted() == [4, 6]
 
 
 async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheAdmin) -> None:

@@ -38,7 +38,8 @@ from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.stream import put_records
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.stream.client import Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.decode import decode_operation
@@ -240,7 +241,7 @@ async def test_replayed_operations_are_applied_exactly_once(bench: Bench) -> Non
     for _ in range(2):
         async with world.reading() as reader:
             await eventually(lambda: reader.is_caught_up)
-        rows = await fetch(shard, "SELECT request_id, status, resource_id FROM operations ORDER BY sequence_number")
+        rows = await fetch(shard, "SELECT request_id, status, resource_id FROM operations ORDER BY batch_id, position")
         assert [(row["request_id"], row["status"]) for row in rows] == [
             ("late-x-1", "succeeded"),
             ("late-x-2", "succeeded"),
@@ -498,6 +499,42 @@ async def test_replay_sends_only_the_bad_parts_of_an_aggregate(bench: Bench, *, 
     rows = await fetch(shard, "SELECT status, count(*) FROM operations GROUP BY status")
     assert [tuple(row.values()) for row in rows] == [("succeeded", 5)]
     assert len(await fetch(shard, "SELECT FROM resources WHERE \"resourceName\" = 'class'")) == 5
+    assert await world.letters() == []
+
+
+@pytest.mark.parametrize("bad_count", [2, 11])
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_replay_sends_the_bad_parts_of_an_array_as_records_of_their_own(
+    bench: Bench, *, bad_count: int, is_cut: bool
+) -> None:
+    """Each part is applied once, though none has a requestId; few bad ones have a letter each, many share one.
+
+    With *is_cut* the letters have no room for the parts, which come from the stream then.
+    """
+    world = bench.world
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    noise = hashlib.shake_256(b"n").hexdigest(4000)
+    parts = [without_id(record("create", "a-x", n, data={"noise": noise if n < bad_count else ""})) for n in range(13)]
+    strict = msgspec.structs.replace(SETTINGS, operation_max_bytes=1000)
+    await world.put(b"[%b]" % b",".join(parts))
+    url = await bench.new_queue("letters", MaximumMessageSize="2000") if is_cut else world.queue_url
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
+
+    async with world.reading(settings=strict, queue_url=url) as reader:
+        await eventually(lambda: reader.is_caught_up and reader.checkpoint is not None)
+    listed = (await bench.shown()).json["letters"]
+    assert sorted(one["partIndex"] for one in listed) == ([0, 1] if bad_count == 2 else [0])
+    assert {one["truncated"] for one in listed} == {is_cut}
+
+    done = await bench.replay()
+    assert (done.status, done.json["left"]) == (0, 0)
+    assert len(await bench.records()) == 1 + bad_count
+    for _ in range(2):
+        await read_all(world)
+    rows = await fetch(shard, "SELECT status, count(*) FROM operations GROUP BY status")
+    assert [tuple(row.values()) for row in rows] == [("succeeded", 13)]
+    assert len(await fetch(shard, "SELECT FROM resources WHERE \"resourceName\" = 'class'")) == 13
     assert await world.letters() == []
 
 

@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import Secret
@@ -67,6 +68,13 @@ async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
     return addresses
 
 
+def answer_of(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Return what a command answered; a line for each second that it took comes before it."""
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if not (line.startswith('{"tenant":') and '"phase":' in line)]
+    return json.loads("\n".join(lines))
+
+
 async def move(settings: Settings, shard_id: str, *, dry_run: bool = False) -> int:
     """Move the tenant."""
     request = MoveRequest(*TENANT, shard_id)
@@ -80,12 +88,12 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     settings = settings_of(tmp_path, *shards)
 
     assert await move(settings, "b", dry_run=True) == 0
-    (plan,) = json.loads(capsys.readouterr().out)["plan"]
+    (plan,) = answer_of(capsys)["plan"]
     assert (plan["tenant"], plan["sourceShard"], plan["targetShard"], plan["resources"]) == (TENANT_ID, "a", "b", 20)
     assert await ask(shards[1], "SELECT FROM tenants") == []
 
     assert await move(settings, "b") == 0
-    moved = json.loads(capsys.readouterr().out)
+    moved = answer_of(capsys)
     assert (moved["outcome"], moved["certificate"]["epoch"], "warning" in moved) == ("moved", 2, False)
     assert json.loads((tmp_path / "map.json").read_text())["tenants"].get(TENANT_ID, "b") == "b"
     assert await ask(shards[0], "SELECT step, detail->>'verdict' AS verdict FROM moves") == [
@@ -93,19 +101,19 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     ]
 
     assert await verify_tenant(settings, TENANT, repair=False, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["verdict"] == "equal"
+    assert answer_of(capsys)["verdict"] == "equal"
     await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
     assert await verify_tenant(settings, TENANT, repair=False, as_json=False) == 1
     assert "patient 7" in capsys.readouterr().err
     assert await verify_tenant(settings, TENANT, repair=True, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["repaired"] == 1
+    assert answer_of(capsys)["repaired"] == 1
 
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
-    back = json.loads(capsys.readouterr().out)
+    back = answer_of(capsys)
     assert (back["certificate"]["targetShard"], back["certificate"]["epoch"]) == ("a", 3)
     assert await clean_up_tenants(settings, "0s", apply=True, as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)["tenants"]
-    assert {(one["left"], one["rows"]) for one in found} == {("a", None), ("b", 20)}
+    found = answer_of(capsys)["tenants"]
+    assert {(one["left"], one["rows"]) for one in found} == {("a", None), ("b", 21)}  # with the mark of the repair
     assert await ask(shards[1], "SELECT FROM resources") == []
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
 
@@ -125,7 +133,7 @@ async def test_cleanup_cleans_what_it_can_when_a_shard_is_down(
     capsys.readouterr()
 
     assert await clean_up_tenants(settings, "0s", apply=True, as_json=True) == 1
-    answer = json.loads(capsys.readouterr().out)
+    answer = answer_of(capsys)
     assert answer["shardsWithoutAnswer"] == ["b"]
     assert {one["tenant"]: (one["left"], one["home"], one.get("rows")) for one in answer["tenants"]} == {
         "to-here": ("a", "c", 20),
@@ -208,7 +216,7 @@ async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     await ask(shards[1], ROWS, TENANT_ID, 20)
 
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
+    assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
     assert await ask(shards[1], "SELECT FROM tenants") == []
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": state}]
     assert await ask(shards[0], "SELECT step FROM moves") == [{"step": "undone"}]
@@ -255,7 +263,7 @@ async def test_role_that_may_not_copy_is_refused(shards: list[ShardAddress]) -> 
         guest = ShardAddress("b", f"postgresql://mover_guest@{shards[1].connection_string.rpartition('@')[2]}")
         async with routed_shards([shards[0], guest]) as routed:
             with pytest.raises(PermanentError, match="expected the role that owns the tables"):
-                await check_shards(routed.locator, routed.pools, "a", "b")
+                await check_shards(routed.locator, routed.pools, "clinic-main", "a", "b")
     finally:
         await execute(shards[1].connection_string, "DROP OWNED BY mover_guest; DROP ROLE mover_guest")
 
@@ -265,7 +273,7 @@ async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: 
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         assert await move(citrus.settings, "b") == 0
         assert citrus.named(TENANT_ID) == "b"
-    assert "warning" not in json.loads(capsys.readouterr().out)
+    assert "warning" not in answer_of(capsys)
 
 
 async def test_move_that_has_committed_is_ended_on_a_full_shard(
@@ -275,7 +283,7 @@ async def test_move_that_has_committed_is_ended_on_a_full_shard(
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         citrus.server.registry.shards["b"].filled_at = 0
         assert await move(citrus.settings, "b") == 1
-        assert "expected room for a tenant, got a full shard" in json.loads(capsys.readouterr().out)["error"]
+        assert "expected room for a tenant, got a full shard" in answer_of(capsys)["error"]
         citrus.server.registry.shards["b"].filled_at = 1
         assert await move(citrus.settings, "b") == 0
         await ask(shards[0], NOT_CERTIFIED)
@@ -299,7 +307,7 @@ async def test_citrus_that_cannot_be_written_leaves_a_warning(
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         with citrus.door.lying(lie):
             assert await move(citrus.settings, "b") == 0
-        result = json.loads(capsys.readouterr().out)
+        result = answer_of(capsys)
         assert (result["outcome"], result["warning"].startswith(warning)) == ("moved", True), result["warning"]
         assert "keep the old shard" in result["warning"]
         assert citrus.named(TENANT_ID) == "a"
@@ -322,7 +330,7 @@ async def test_map_that_cannot_be_written_leaves_a_warning(
         assert await is_arriving_on(shards[1])
         path.rename(elsewhere)
     assert await moving == 0
-    result = json.loads(capsys.readouterr().out)
+    result = answer_of(capsys)
     assert result["outcome"] == "moved"
     assert f"expected to write {path}" in result["warning"]
     assert "run: simplu-worker tenants move clinic main --to b" in result["warning"]
@@ -343,7 +351,7 @@ async def test_rollback_that_was_stopped_goes_on(
     capsys.readouterr()
 
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
-    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    certificate = answer_of(capsys)["certificate"]
     assert certificate["targetShard"] == "a"
     assert certificate["rowsCopied"] < 20
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
@@ -387,7 +395,7 @@ async def test_rollback_that_was_stopped_before_it_published_the_home_moves_noth
     capsys.readouterr()
 
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["certificate"]["targetShard"] == "b"
+    assert answer_of(capsys)["certificate"]["targetShard"] == "b"
 
 
 async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
@@ -419,7 +427,7 @@ async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
     assert "expected a pause of at most 1e-09 s" in json.loads(printed.out)["error"]
     assert "or with --stay to leave the tenant on shard b" in printed.err
     assert await rollback_tenant(settings, TENANT, as_json=True, stay=True) == 0
-    assert json.loads(capsys.readouterr().out) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
+    assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
     assert await ask(shards[0], "SELECT FROM tenants") == []
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
     with pytest.raises(PermanentError, match="expected a move that has not ended, got none: its home is shard b"):

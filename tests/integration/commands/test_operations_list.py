@@ -79,6 +79,7 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
     async with routed_shards([address]) as routed:
         pool = routed.pools.ensure_pool(address)
         await add_tenant(pool)
+        await add_tenant(pool, ("smile", "berlin"))
         await write_log_rows(pool, ROWS)
         routed.register(TENANT, "shard-1")
         replica = ReplicaStatus("replica-1", asyncio.Event())
@@ -235,7 +236,7 @@ async def test_command_goes_on_where_a_page_ends_at_a_bound(world: World, capsys
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
-        "searched back to 2026-03-01T11:59:54+00:00; narrow the time with --since and --until, or",
+        "searched back to 2026-03-01T11:59:57+00:00; narrow the time with --since and --until, or",
         f"go on with --after {hurried.next}",
     ]
 
@@ -244,6 +245,33 @@ async def test_command_reports_an_empty_list(world: World, capsys: pytest.Captur
     """With status 0: the tenant is there."""
     assert await world.run(ListRequest(resource_id="none")) == 0
     assert capsys.readouterr().err == "the log has no such operation\n"
+
+
+async def test_preview_names_what_an_update_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """The members that the resource has now, and a hint where that is not known."""
+    pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
+    await fetch(
+        pool,
+        """INSERT INTO resources VALUES ($1, 'dental', 'appointment', 'a1', $2::text::jsonb, now(), now())""",
+        "-".join(TENANT),
+        json.dumps({"patientName": "Ana", "service": "check", "status": "open"}),
+    )
+    update = {"operation": "update", "resourceType": "appointment", "data": {"status": "confirmed"}}
+    tenant = {"businessId": TENANT[0], "locationId": TENANT[1]}
+    lines = [
+        update | tenant | {"resourceId": "a1", "requestId": "u1"},
+        update | tenant | {"resourceId": "never", "requestId": "u2"},
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)["records"]
+    assert [one.get("lostMembers") for one in found] == [["patientName", "service"], None]
+    assert await preview_operations(world.settings, text, is_orders=False, as_json=False) == 0
+    told = capsys.readouterr().err
+    assert "line 1: this update removes patientName, service from appointment a1; a patch keeps" in told
+    assert "an update replaces the whole document" not in told
+    assert await preview_operations(settings_in({}), text, is_orders=False, as_json=False) == 0
+    assert "an update replaces the whole document" in capsys.readouterr().err
 
 
 async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +285,11 @@ async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixtu
         common | tenant | {"requestId": "new"},
         common | {"businessId": "no", "locationId": "one", "requestId": "n"},
         common | {"businessId": "no"},
+        common | tenant | {"requestId": "bad", "resourceType": "room"},
     ]
+    room = {"name": "room", "validation": "enforce", "schema": {"required": ["number"]}}
+    definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": [room]}
+    await fetch(pool, "UPDATE public.business_types SET definition = $1 WHERE name = 'dental'", json.dumps(definition))
     text = "\n".join(map(json.dumps, lines)).encode()
     assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 1
     found = json.loads(capsys.readouterr().out)["records"]
@@ -266,7 +298,9 @@ async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixtu
         ("applied", "shard-1", None),
         ("held", None, "not_here"),
         ("dead_letter", None, "invalid_message"),
+        ("failed", "shard-1", "invalid_data"),
     ]
+    assert found[-1]["error"] == '#/required: expected the member "number"'
     assert await fetch(pool, "SELECT count(*) AS count FROM operations") == before
     assert await preview_operations(world.settings, text.splitlines()[0], is_orders=False, as_json=False) == 0
     assert "nothing was sent or applied" in capsys.readouterr().err

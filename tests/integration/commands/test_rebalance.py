@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.citrus.for_commands import citrus_for_commands, cut, refused
 from support.postgres.databases import ShardMaker
+from support.postgres.log_rows import made_up_rows
 from support.postgres.move_cases import (
     NOT_CERTIFIED,
     TENANT_ID,
@@ -37,14 +38,9 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 
-OPERATIONS = """
-INSERT INTO operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at,
-    completed_at
+OPERATIONS = made_up_rows(
+    "generate_series(1, $2::int) AS number", tenant_id="$1", request_id="number::text", resource_id="number::text"
 )
-SELECT $1, number::text, 'create', 'patient', number::text, 'succeeded', '\\x00', 'kinesis', now(), now(), now()
-FROM generate_series(1, $2::int) AS number
-"""
 
 
 @pytest.fixture(autouse=True)

@@ -204,9 +204,9 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
     async with routed_shards([shard]) as routed:
         find = routed.gateway.find_operation
 
-        async def noted_find(request_id: str, tenant_id: str | None, *, stream: StreamShards) -> object:
+        async def noted_find(request_id: str, tenant_id: str | None, *, names: None, stream: StreamShards) -> object:
             order.append("log")
-            return await find(request_id, tenant_id, stream=stream)
+            return await find(request_id, tenant_id, names=names, stream=stream)
 
         def noted_leases() -> list[Lease]:
             order.append("leases")

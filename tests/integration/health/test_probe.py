@@ -92,6 +92,7 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
             )
 
 
+@pytest.mark.slow(1)
 async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:
     """By a deadline of its own, with all connections of the pool stuck; once it goes on the shard is well."""
     async with Pools(size=1, timeouts=HURRIED) as pools:

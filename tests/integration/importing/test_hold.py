@@ -11,11 +11,9 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.queued_operations import NOW, queued_operation
 
-from simplu_worker.consumers.kinesis.dispatch.results import Found, Overdue
-from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import Ownership
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
+from simplu_worker.consumers.pipeline.results import Found, Overdue
 from simplu_worker.errors import RetryableError
 from simplu_worker.transfers.importing.rules import NamedTenant, SourceTenant
 from simplu_worker.transfers.importing.target import TargetTenant, make_incoming
@@ -25,10 +23,11 @@ LONG_AGO = NOW - timedelta(days=30)
 TOKEN = "00000000-0000-0000-0000-000000000001"
 
 
-def lookup_of(routed: RoutedShards) -> RouteLookup:
+def lookup_of(routed: RoutedShards) -> HomeLookup[QueuedOperation]:
     """Return a lookup at which an operation waits that came long before `TENANT_WAIT_SECONDS`."""
-    ownership = Ownership(CheckpointTracker[RecordPosition]())
-    lookup = RouteLookup(routed.gateway, ownership, tenant_wait=timedelta(seconds=1), utc=lambda: NOW)
+    lookup: HomeLookup[QueuedOperation] = HomeLookup(
+        routed.gateway, lambda _: False, tenant_wait=timedelta(seconds=1), utc=lambda: NOW
+    )
     lookup.add(TENANT, [queued_operation(arrived_at=LONG_AGO)])
     return lookup
 

@@ -37,8 +37,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange, Position
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, AtSequenceNumber, HashRange, Position
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.status.replica import ReplicaStatus

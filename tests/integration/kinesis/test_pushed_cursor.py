@@ -24,8 +24,9 @@ from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
-from simplu_worker.consumers.kinesis.stream.client import Start, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.errors import PermanentError
 

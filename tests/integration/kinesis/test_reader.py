@@ -11,6 +11,8 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
 from support.aws.kpl_aggregates import sealed
 from support.postgres.databases import copy_shard
@@ -31,12 +33,12 @@ from support.reader_world import (
 )
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.consumers.kinesis.dispatch import shard_lane
 from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX
-from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, AtSequenceNumber, ChildShard, Stream
-from simplu_worker.consumers.kinesis.stream.positions import Position
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
+from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Position
+from simplu_worker.consumers.pipeline import lane
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
@@ -104,6 +106,25 @@ async def test_aggregate_of_bad_parts_holds_up_no_record_behind_it(
     assert letter["source"]["sequenceNumber"] == numbers[3]
     assert (letter.get("parts") or {}).get("bad") == (count if count <= parts_max else None)
     assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 6
+
+
+async def test_reader_applies_and_reports_operations_with_a_wrong_partition_key(world: World) -> None:
+    """They are applied as any other; they are counted, one line of the log names the last, and the status too."""
+    await world.provision("a-x", "shard-1")
+    numbers = await world.put(*chain("a-x", 3))  # with the key `key`
+    sample = "simplu_kinesis_wrong_partition_keys_total", {"problem": "another_key"}
+    before = REGISTRY.get_sample_value(*sample) or 0.0
+
+    with capture_logs() as lines:
+        async with world.reading() as reader:
+            await reaches(reader, numbers[-1])
+
+    assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 3
+    assert (REGISTRY.get_sample_value(*sample) or 0.0) - before == 3
+    (line,) = [line for line in lines if line["event"] == "partition_key.wrong"]
+    assert (line["business_id"], line["location_id"], line["partition_key"]) == ("a", "x", "key")
+    status = reader.status()
+    assert (status["wrongKeys"], status["lastWrongKey"]["partitionKey"]) == (3, "key")
 
 
 async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_margin(world: World) -> None:
@@ -228,7 +249,7 @@ async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> No
         await connection.execute("LOCK TABLE tenants IN EXCLUSIVE MODE")  # no batch gets past it
         async with world.reading(prefetch=PrefetchMemory(32 * 1024)) as reader:
             await eventually(lambda: reader.status()["state"] == "waits for memory")
-            assert len(reader._dispatcher.entries()) < 60
+            assert len(reader._dispatcher.pipeline.entries()) < 60
             await connection.execute("ROLLBACK")
             await reaches(reader, numbers[-1])
 
@@ -239,7 +260,7 @@ async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Undecoded records take less memory. The status shows the reader as reading all the same."""
-    monkeypatch.setattr(shard_lane, "LATE_AFTER_S", 60.0)
+    monkeypatch.setattr(lane, "LATE_AFTER_S", 60.0)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
 
@@ -262,7 +283,7 @@ async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next records contain a tenant of another shard, to which nothing was sent yet."""
-    monkeypatch.setattr(shard_lane, "LATE_AFTER_S", 0.1)
+    monkeypatch.setattr(lane, "LATE_AFTER_S", 0.1)
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-2")
 
@@ -359,7 +380,7 @@ async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
         numbers = await world.put(*chain("a-x", 1500, first=3))
         await eventually(lambda: reader.read_to is not None and reader.read_to.sequence_number == numbers[-1])
         await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["moving"])
-        assert (reader._dispatcher.entries(), await outcomes(shard, "a-x")) == ([], ["succeeded"] * 3)
+        assert (reader._dispatcher.pipeline.entries(), await outcomes(shard, "a-x")) == ([], ["succeeded"] * 3)
         await fetch(shard, "UPDATE tenants SET state = 'active' RETURNING id")
         await reaches(reader, numbers[-1])
 

@@ -11,8 +11,8 @@ from support.postgres.tenant_cases import add_tenant
 from support.reader_world import World, chain, eventually, logs, open_world
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.consumers.kinesis.dispatch import route_lookup
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.pipeline import home_lookup
 
 TENANT = ("b", "x")
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 @pytest.fixture
 async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Give a world without tenants, with frequent lookups of held tenants."""
-    monkeypatch.setattr(route_lookup, "RETRY_MAX_S", 0.25)
+    monkeypatch.setattr(home_lookup, "RETRY_MAX_S", 0.25)
     async with open_world(endpoint_url, make_shard) as world:
         yield world
 
@@ -55,6 +55,7 @@ async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_te
     await old.close()
 
 
+@pytest.mark.slow(2)
 async def test_what_is_held_for_a_shard_that_leaves_is_held_by_tenant_then(
     world: World, breakable_server: PostgresServer
 ) -> None:

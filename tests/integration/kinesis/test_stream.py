@@ -13,21 +13,23 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
 from simplu_worker.consumers.kinesis.stream.client import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
-    AtTimestamp,
     ChildShard,
     ExpiredIteratorError,
-    Latest,
     Reply,
-    Start,
     Stream,
     StreamGoneError,
     StreamShard,
-    TrimHorizon,
     _InUseError,
 )
-from simplu_worker.consumers.kinesis.stream.positions import HashRange
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    AtTimestamp,
+    HashRange,
+    Latest,
+    Start,
+    TrimHorizon,
+)
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_THROTTLED
 

@@ -32,6 +32,8 @@ from simplu_worker.vocabulary import Absence, Failure, OperationStatus
 TENANT_ID = "-".join(TENANT)
 OTHERS = ("smile-berlin", "clinic-mai", "clinic-main-")
 NO_FEW = SearchLimits(few=0)
+LOCK_LOG = "BEGIN; LOCK TABLE log_batches"
+WAITING = "FROM pg_locks WHERE NOT granted AND relation = 'log_batches'::regclass"
 FILTERS: list[dict[str, Any]] = [
     {},
     {"resource_type": "patient"},
@@ -52,14 +54,26 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
     """Give two shards behind a local Citrus, and a tenant on the first."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards) as routed:
-        await add_tenant(pool_of(routed))
+        await add_tenants(pool_of(routed))
         routed.register(TENANT, "shard-1")
         yield routed
+
+
+async def add_tenants(pool: ShardPool) -> None:
+    """Put the tenant and the others on a shard."""
+    for tenant_id in (TENANT_ID, *OTHERS):
+        business_id, _, location_id = tenant_id.partition("-")
+        await add_tenant(pool, (business_id, location_id))
 
 
 def pool_of(routed: RoutedShards, shard_id: str = "shard-1") -> ShardPool:
     """Return the pool of one of the shards."""
     return routed.pools.ensure_pool(ShardAddress(shard_id, routed.citrus.registry.shards[shard_id].connection_string))
+
+
+async def has_waiting(connection: asyncpg.Connection, count: int) -> bool:
+    """Return whether so many wait for the log's batches."""
+    return bool(await connection.fetchval(f"SELECT count(*) = $1 {WAITING}", count))
 
 
 def lister_of(routed: RoutedShards, limits: SearchLimits) -> OperationLister:
@@ -105,7 +119,7 @@ def expected_ids(rows: list[LogRow], **wanted: Any) -> list[str]:
 
 
 def random_rows(seed: int, count: int = 60) -> list[LogRow]:
-    """Return rows of several tenants, many of them at one time."""
+    """Return rows of several tenants, many of them at one time, and some of those in one batch."""
     draw = random.Random(seed)
     tenants = (TENANT_ID, TENANT_ID, *OTHERS)
     instants = draw.choice([(0,), (0, 1, 2, 3, 4), range(-40, 40)])
@@ -117,6 +131,7 @@ def random_rows(seed: int, count: int = 60) -> list[LogRow]:
             draw.choice(["patient", "invoice"]),
             draw.choice(["p1", "p2", None]),
             draw.choice([None, None, "not_found", "invalid_data"]),
+            draw.choice(["", "a", "b"]),
         )
         for number in range(count)
     ]
@@ -233,31 +248,54 @@ async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: Ro
     assert len(pages) <= 6
 
 
+@pytest.mark.parametrize(("rows_a_batch", "least_pages", "most_pages"), [(1, 6, 9), (3, 10, 15), (100, 40, 41)])
+async def test_chunk_ends_after_batches_and_rows(
+    routed: RoutedShards, rows_a_batch: int, least_pages: int, most_pages: int
+) -> None:
+    """A batch of others takes as much as one row; of the tenant's batches all rows count, also those of others."""
+    rows = [
+        LogRow(TENANT_ID if number == 0 else OTHERS[0], f"{batch}-{number}", -batch, batch="b")
+        for batch in range(40)
+        for number in range(rows_a_batch)
+    ]
+    rows += [
+        LogRow(OTHERS[0], f"other-{batch}-{number}", -batch, batch="o") for batch in range(40) for number in (1, 2)
+    ]
+    await write_log_rows(pool_of(routed), rows)
+
+    pages = await pages_of(lister_of(routed, SearchLimits(chunk_rows=20, rows=20, few=0)), limit=500)
+
+    assert ids_of(pages) == [f"{batch}-0" for batch in range(40)]
+    assert least_pages <= len(pages) <= most_pages
+
+
 async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(routed: RoutedShards) -> None:
     """Whatever the statistics are: so the bound on rows is one on the work."""
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 3000)
-    await fetch(pool, "ANALYZE operations")
+    await fetch(pool, "ANALYZE log_batches, log_rows")
     arguments = [TENANT_ID, COMPLETED_AT, None, COMPLETED_AT - timedelta(days=9), None, "p9", None, None, 51, 3000]
     async with pool.connection() as connection:
-        usual = [await plan_of(connection, name, *arguments) for name in ("search_operations", "list_few_operations")]
+        usual = await plan_of(connection, "search_operations", *arguments)
     async with pool.transaction(budget=StatementBudget.SEARCH) as connection:
         searched = await plan_of(connection, "search_operations", *arguments)
         few = await plan_of(connection, "list_few_operations", *arguments)
         counted = await plan_of(connection, "has_few_operations", TENANT_ID, 10)
 
-    assert ["Seq Scan on operations" in plan for plan in usual] == [True, True]
-    assert "Index Scan Backward using operations_completed_at" in searched
+    assert "Seq Scan on log_batches" in usual
+    assert "Index Scan Backward using log_batches_completed_at" in searched
+    assert "Index Scan using log_rows_batch" in searched
     for plan in (few, counted):
-        assert "using operations_pkey" in plan
-        assert "operations_completed_at" not in plan
+        assert "Index Only Scan using log_rows_pkey" in plan
+        assert "log_batches_completed_at" not in plan
+        assert "log_rows_batch" not in plan
 
 
 async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(make_shard: ShardMaker) -> None:
     """A part of the log takes longer than its time: the error tells what to do."""
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(search_s=0.004)) as routed:
         pool = pool_of(routed)
-        await add_tenant(pool)
+        await add_tenants(pool)
         routed.register(TENANT, "shard-1")
         await crowd_log(pool, OTHERS[0], 30_000)
         lister = lister_of(routed, SearchLimits(chunk_rows=100_000))
@@ -268,21 +306,38 @@ async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(
         assert pool.is_healthy
 
 
-@pytest.mark.slow(3)
-async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(make_shard: ShardMaker) -> None:
+async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(routed: RoutedShards) -> None:
     """Few rows may be on many cold pages: the search goes on with the other way."""
-    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(search_s=0.05)) as routed:
-        pool = pool_of(routed)
-        await add_tenant(pool)
-        routed.register(TENANT, "shard-1")
-        await crowd_log(pool, TENANT_ID, 150_000)
-        lister = lister_of(routed, SearchLimits(chunk_rows=10, rows=30, few=1_000_000))
+    pool = pool_of(routed)
+    await crowd_log(pool, TENANT_ID, 100)
+    lister = lister_of(routed, SearchLimits(chunk_rows=10, rows=30, few=1_000_000))
+    assert (await page_of(lister)).next is not None  # and the check of the schema is behind it, which reads the log too
+    first, second = [await asyncpg.connect(pool.address.connection_string) for _ in range(2)]
 
-        page = await page_of(lister)
+    async def wait_for(count: int) -> None:
+        assert await poll_until(lambda: has_waiting(first, count), within_s=20)
 
-        assert ids_of([page]) == [f"c{number}" for number in range(1, len(page.operations) + 1)]
-        assert page.next is not None
-        assert decode_cursor(page.next).is_large
+    try:
+        # The first chunk passes between the two locks, what follows it waits for the second one.
+        await first.execute(LOCK_LOG)
+        listing = asyncio.create_task(page_of(lister))
+        await wait_for(1)
+        locking = asyncio.create_task(second.execute(LOCK_LOG))
+        await wait_for(2)
+        await first.execute("ROLLBACK")
+        await locking
+        await wait_for(1)
+        # What a statement timeout does, at a moment of the test's own.
+        await first.execute(f"SELECT pg_cancel_backend(pid) {WAITING}")
+        await second.execute("ROLLBACK")
+        page = await listing
+    finally:
+        await first.close()
+        await second.close()
+
+    assert ids_of([page]) == [f"c{number}" for number in range(1, len(page.operations) + 1)]
+    assert page.next is not None
+    assert decode_cursor(page.next).is_large
 
 
 async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> None:
@@ -292,18 +347,13 @@ async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> No
     lister = OperationLister(routed.directory, routed.pools)
     try:
         await routed.directory.find(TENANT_ID)
-        await blocker.execute("BEGIN; LOCK TABLE operations")
+        await blocker.execute(LOCK_LOG)
         async with asyncio.TaskGroup() as tasks:
             lists = [tasks.create_task(lister.list_page(*TENANT, ListRequest())) for _ in range(4)]
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'operations'::regclass"
-
-            async def waits() -> bool:
-                return bool(await blocker.fetchval(waiting))
-
-            assert await poll_until(waits, within_s=4)
-            async with asyncio.timeout(1), pool.connection() as connection:
+            assert await poll_until(lambda: has_waiting(blocker, 1), within_s=20)
+            async with asyncio.timeout(10), pool.connection() as connection:
                 assert await connection.fetchval("SELECT 1") == 1
-            assert await blocker.fetchval(waiting) == 1
+            assert await has_waiting(blocker, 1)
             await blocker.execute("ROLLBACK")
         assert [task.result() for task in lists] == [OperationPage([], None, None, "shard-1")] * 4
     finally:
@@ -384,7 +434,7 @@ async def fill(address: ShardAddress) -> None:
     """Put the tenant and its log on a shard."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(address)
-        await add_tenant(pool)
+        await add_tenants(pool)
         await write_log_rows(pool, random_rows(1))
 
 

@@ -21,7 +21,8 @@ from simplu_local.kinesis.server import serve_kinesis
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, ExpiredIteratorError, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Stream
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, TrimHorizon
 
 NAME = "stream"
 SHARD = "shardId-000000000000"
@@ -214,10 +215,12 @@ async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> Non
 async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url: str, kinesis: Client) -> None:
     """API_GetRecords: five transactions a second and stream shard."""
     place = await iterator(kinesis)
-    for _ in range(5):
-        await kinesis.get_records(ShardIterator=place)
-    throttled = ("ProvisionedThroughputExceededException", 400)
-    assert await code_of(kinesis.get_records(ShardIterator=place)) == throttled
+    # At once: on a busy machine six one by one may take over a second.
+    reads = [kinesis.get_records(ShardIterator=place) for _ in range(12)]
+    answers = await asyncio.gather(*reads, return_exceptions=True)
+    throttled = [one.response["Error"]["Code"] for one in answers if isinstance(one, ClientError)]
+    assert set(throttled) == {"ProvisionedThroughputExceededException"}
+    assert len(answers) - len(throttled) >= 5
     await send_commands(url, SetOptions({"read_throttling": False}))
     assert (await kinesis.get_records(ShardIterator=place))["Records"] == []
 

@@ -83,9 +83,9 @@ async def other_stack() -> AsyncIterator[Stack]:
         yield running
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[PostgresServer]:
-    """Give a separate Postgres server to tests that would harm others."""
+    """Give a separate Postgres server to tests that would harm others; each leaves it running."""
     with ProcessGroup() as group:
         alone = PostgresServer(group, PostgresPrograms.find(group.directory), database="alone")
         await alone.start()
@@ -204,7 +204,7 @@ async def never() -> tuple[str, str]:
 
 @pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
 async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
-    """Look-up, registration, capacity and re-pointing return the members of docs/interface.md, for any key."""
+    """Look-up, registration, capacity and re-pointing return the members of docs/shard-manager.md, for any key."""
     citrus = CitrusServer(api_key="key", make_shard=never, max_businesses=1)
     for number in (1, 2):
         citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")

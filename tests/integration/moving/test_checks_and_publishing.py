@@ -140,6 +140,25 @@ async def test_full_target_is_refused_before_anything_is_written(
     assert (await world.move(capsys))["outcome"] == "moved"
 
 
+async def test_target_without_the_business_type_is_refused_before_anything_is_written(
+    world: CitrusWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the plan too: the tenant's default settings and views would be missing there."""
+    pool = world.case("b").pool
+    await fetch(pool, "UPDATE business_types SET name = 'another' WHERE name = 'dental'")
+    error = "shard b: expected the business type dental of the tenant, got a shard without it; write it there with"
+
+    _, problems = await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])
+    assert problems[TENANT_ID].startswith(error)
+    result = await world.move(capsys)
+    assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
+    assert await fetch(world.case("a").pool, "SELECT FROM moves") == []
+    assert await fetch(pool, "SELECT FROM tenants") == []
+
+    await fetch(pool, "UPDATE business_types SET name = 'dental' WHERE name = 'another'")
+    assert (await world.move(capsys))["outcome"] == "moved"
+
+
 async def test_unfinished_move_to_a_third_shard_is_named_before_anything_is_written(
     addresses: list[ShardAddress],
     make_shard: ShardMaker,

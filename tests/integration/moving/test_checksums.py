@@ -20,6 +20,17 @@ SELECT 'clinic-main', 'message-' || number, number, now() - interval '1 minute' 
 """
 
 
+OLD_7 = "WHERE request = simplu_key('old-7')"
+
+
+def outcome(column: str, value: str) -> str:
+    """Return the statement that gives an operation this outcome."""
+    return (
+        f"INSERT INTO log_outcomes (batch_id, position, tenant_no, {column})"
+        f" SELECT batch_id, position, tenant_no, '{value}' FROM log_rows {OLD_7}"
+    )
+
+
 async def compared(world: World) -> Comparison:
     """Compare the tenant with its former shard."""
     since = (await world.arrival("b")).ready_at
@@ -58,15 +69,27 @@ async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
 @pytest.mark.parametrize(
     ("shard_id", "statement", "name"),
     [
-        ("b", "UPDATE operations SET operation = 'delete' WHERE request_id = 'old-7'", "operations"),
-        ("b", "UPDATE operations SET resource_type = 'visit' WHERE request_id = 'old-7'", "operations"),
-        ("b", "UPDATE operations SET resource_id = NULL WHERE request_id = 'old-7'", "operations"),
-        ("b", "UPDATE operations SET status = 'failed', error = 'not_found' WHERE request_id = 'old-7'", "operations"),
-        ("b", """UPDATE operations SET result = '{"n": 1}' WHERE request_id = 'old-7'""", "operations"),
-        ("b", "UPDATE operations SET sequence_number = '1' WHERE request_id = 'old-7'", "operations"),
-        ("b", "UPDATE operations SET stream_shard_id = '1' WHERE request_id = 'old-7'", "operations"),
-        ("b", "UPDATE operations SET received_at = now() WHERE request_id = 'old-7'", "operations"),
-        ("a", "DELETE FROM operations WHERE request_id = 'old-7'", "operations"),
+        ("b", f"UPDATE log_rows SET kind = 'd' {OLD_7}", "operations"),
+        ("b", f"UPDATE log_rows SET type_at = 2 {OLD_7}", "operations"),
+        ("b", f"UPDATE log_rows SET resource = NULL {OLD_7}", "operations"),
+        (
+            "b",
+            outcome("error", "not_found"),
+            "operations",
+        ),
+        (
+            "b",
+            outcome("result", '{"n": 1}'),
+            "operations",
+        ),
+        (
+            "b",
+            outcome("sequence_number", "1"),
+            "operations",
+        ),
+        ("b", f"UPDATE log_rows SET origin_at = 2 {OLD_7}", "operations"),
+        ("b", f"UPDATE log_rows SET received_at = now() {OLD_7}", "operations"),
+        ("a", f"DELETE FROM log_rows {OLD_7}", "operations"),
         ("b", "UPDATE rejections SET error = 'another' WHERE request_id = 'bad-1'", "rejections"),
         ("b", "DELETE FROM rejections WHERE request_id = 'bad-1'", "rejections"),
         ("b", "UPDATE message_failures SET failure_count = 9 WHERE message_id = 'message-1'", "message failures"),

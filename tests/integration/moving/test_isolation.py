@@ -22,7 +22,7 @@ from simplu_worker.transfers.moving.repairing import repair_resources
 LONG_BATCHES = """
 CREATE FUNCTION public.take_long() RETURNS trigger LANGUAGE plpgsql AS
 'BEGIN PERFORM pg_catalog.pg_sleep(0.1); RETURN NULL; END';
-CREATE TRIGGER take_long AFTER INSERT ON public.operations FOR EACH STATEMENT EXECUTE FUNCTION public.take_long()
+CREATE TRIGGER take_long AFTER INSERT ON public.log_batches FOR EACH STATEMENT EXECUTE FUNCTION public.take_long()
 """
 
 
@@ -55,10 +55,13 @@ async def test_move_keeps_every_operation_whatever_isolation_is_the_default(
 
 UPDATE_OF_A_BATCH = """
 UPDATE resources SET data = '{"n": 70}' WHERE "resourceId" = '7';
-INSERT INTO operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at
-)
-VALUES ('clinic-main', 'new', 'update', 'patient', '7', 'succeeded', '', 'kinesis', now(), now())
+INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
+SELECT pg_current_xact_id()::text::bigint, clock_timestamp(), 1, 'o', ARRAY[number], '{patient}', '{kinesis}'
+FROM tenants WHERE id = 'clinic-main';
+INSERT INTO log_rows (batch_id, requested_at, received_at, tenant_no, position, type_at, origin_at, kind, digest,
+    request, resource)
+SELECT pg_current_xact_id()::text::bigint, now(), now(), number, 0, 1, 1, 'u', '', simplu_key('new'), simplu_key('7')
+FROM tenants WHERE id = 'clinic-main'
 """
 
 

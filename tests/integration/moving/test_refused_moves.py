@@ -81,6 +81,7 @@ async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_
         assert re.search(error, entry.error or "")
 
 
+@pytest.mark.slow(2)
 async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World) -> None:
     """They would take as long while the tenant waits."""
     options = structs.replace(OPTIONS, max_pause_s=0.25)

@@ -1,4 +1,4 @@
-"""Changes that the log does not name, or not any more: a move takes all of them along, and a repair undoes none."""
+"""Changes that no operation of the log names: a move takes all of them along, and a repair undoes none."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from support.postgres.tenant_cases import TENANT, fetch
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import AdminAccount, ChangeResult
 from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
 from simplu_worker.transfers.moving.repairing import Repair, repair_resources
@@ -27,6 +23,8 @@ from simplu_worker.vocabulary import Source
 
 SENT_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOW = timedelta(hours=1)
+pytestmark = pytest.mark.slow(0.8)
+
 FIRST, SECOND = ("order", "first"), ("order", "second")
 PERSON, ROLE = ("medic", "u-1"), ("role", "u-1")
 BY_HAND = """UPDATE resources SET data = '{"n": -1}' WHERE "resourceId" = '7'"""
@@ -47,18 +45,21 @@ def order_event(world: World, number: int, resource_id: str) -> Operation:
     return structs.replace(event, window_start=(sent_at - WINDOW).isoformat())
 
 
-async def replace_row(world: World, shard_id: str) -> None:
-    """Apply two order events with one id: the second one replaces the row of the first in the log."""
+async def take_id(world: World, shard_id: str) -> None:
+    """Apply two order events with one id: the second one takes it from the first in the log."""
     events = order_event(world, 1, "first"), order_event(world, 2, "second")
     assert await world.case(shard_id).apply_each(*events) == [SUCCEEDED] * 2
     assert [request for request in await world.case(shard_id).log() if request == "the-id"] == ["the-id"]
 
 
+async def rename(world: World, shard_id: str) -> None:
+    """Give a resource another id, as a control message does."""
+    await world.rename(shard_id, "17", "renamed")
+
+
 async def add_admin(world: World, shard_id: str) -> None:
     """Add an administrator as a control message does, and then give the role another name by an operation."""
-    shards = tuple(MappedShard(name, pool.address.connection_string) for name, pool in world.shard_pools.items())
-    locator = StaticMap(ShardMap(shards=shards, tenants={TENANT_ID: shard_id}))
-    changes = ResourceChanges(Directory(locator, world.pools), world.pools)
+    changes = world.changes_on(shard_id)
     admin = AdminAccount(*TENANT, "dental", "ann@clinic.example", "u-1", SENT_AT)
     assert await changes.add_admin(admin) is ChangeResult.APPLIED
     case = world.case(shard_id)
@@ -67,7 +68,8 @@ async def add_admin(world: World, shard_id: str) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[World, str], Any], set[tuple[str, str]]]] = {
-    "a replaced row": (replace_row, {FIRST, SECOND}),
+    "an id used again": (take_id, {FIRST, SECOND}),
+    "a rename": (rename, {("patient", "renamed")}),
     "an administrator": (add_admin, {PERSON, ROLE}),
 }
 EACH_CHANGE = pytest.mark.parametrize(("change", "keys"), CHANGES.values(), ids=CHANGES)
@@ -185,23 +187,3 @@ async def test_repair_refuses_rows_that_were_written_since_the_fence(world: Worl
 
     resources: Any = await world.case("b").resources()
     assert [resources["patient", key]["n"] for key in ("7", "8")] == [-1, 8]
-
-
-async def test_shard_notes_nothing_without_a_move_and_no_row_that_names_its_resource_still(world: World) -> None:
-    """A replaced row costs nothing more than before then."""
-    await replace_row(world, "a")
-    await add_admin(world, "a")
-    source = world.shard_pools["a"]
-    assert await fetch(source, "SELECT FROM move_changes") == []
-
-    await fetch(
-        source,
-        "INSERT INTO moves (tenant_id, target_shard_id, move_token, step) VALUES ($1, 'b', 1, 'open')",
-        TENANT_ID,
-    )
-    assert await world.case("a").apply(order_event(world, 3, "second")) != []
-    assert await fetch(source, "SELECT FROM move_changes") == []
-    assert await world.case("a").apply(order_event(world, 4, "third")) == [SUCCEEDED]
-    assert await fetch(source, "SELECT resource_type, resource_id FROM move_changes") == [
-        {"resource_type": "order", "resource_id": "second"}
-    ]

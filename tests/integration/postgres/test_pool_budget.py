@@ -78,9 +78,7 @@ async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
             is_over = True
 
 
-@pytest.mark.parametrize(
-    ("shard_count", "max_connections"), [(60, 1), (120, 10), pytest.param(500, 50, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("shard_count", "max_connections"), [(60, 1), (150, 15)])
 async def test_pools_serve_every_shard_when_there_are_few_connections(
     empty: ShardAddress, shard_count: int, max_connections: int
 ) -> None:
@@ -153,7 +151,7 @@ async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(
 
 async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAddress) -> None:
     """By the deadline for waiting; the shard is not blamed, and has its turn as soon as there is one."""
-    async with Pools(size=1, max_connections=1, timeouts=ShardTimeouts(acquire_s=0.1)) as pools:
+    async with Pools(size=1, max_connections=1, timeouts=ShardTimeouts(acquire_s=2.0)) as pools:
         one, other = shards(pools, empty, 2)
         async with one.connection():
             with pytest.raises(ShardUnavailableError, match="all connections are in use"):
@@ -243,8 +241,16 @@ async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddr
         assert sum(count["open"] for count in counts) == pools._budget.open_count <= 3
         assert await all_come_back(pooled)
         for pool in pooled:
-            await pool.probe()
-            await use(pool)
+            assert await poll_until(partial(is_served, pool), within_s=20)
+
+
+async def is_served(pool: ShardPool) -> bool:
+    """Return whether a shard is used within the short timeouts; a busy machine may take longer now and then."""
+    with contextlib.suppress(ShardUnavailableError):
+        await pool.probe()
+        await use(pool)
+        return True
+    return False
 
 
 async def test_pools_have_a_size_within_the_budget(empty: ShardAddress) -> None:

@@ -140,6 +140,7 @@ async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard
         assert await ask(pools.ensure_pool(await make_shard())) == 1
 
 
+@pytest.mark.slow(1)
 async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_on(
     breakable_server: PostgresServer,
 ) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at, fetch
 
 from simplu_worker.errors import RetryableError
@@ -16,7 +17,7 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
@@ -147,6 +148,68 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
     assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == FoundOperation(
         Absence.UNREGISTERED
     )
+
+
+async def test_gateway_finds_no_operation_of_another_pair_with_the_same_tenant_id(routed: RoutedShards) -> None:
+    """A caller that may see the tenants of a business must not see those of another one."""
+    await add_tenant(pool_of(routed, "shard-1"), ("a", "b-c"))
+    routed.register(("a", "b-c"), "shard-1")
+    case = TenantCase(pool_of(routed, "shard-1"), ("a", "b-c"))
+    assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
+
+    own, _, _ = await routed.gateway.find_operation("own", "a-b-c", names=("a", "b-c"))
+    assert isinstance(own, LoggedOperation)
+    other = await routed.gateway.find_operation("own", "a-b-c", names=("a-b", "c"))
+    assert other == FoundOperation(Absence.UNREGISTERED)
+
+
+async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
+    """Operations and rejections; not where a shard is silent, of nobody, or at a former home."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards([*shards, silent("shard-4")]) as routed:
+        for shard_id, business_id in (("shard-1", "b1"), ("shard-2", "b2"), ("shard-2", "gone")):
+            await add_tenant(pool_of(routed, shard_id), (business_id, "l"))
+            routed.register((business_id, "l"), shard_id)
+            case = TenantCase(pool_of(routed, shard_id), (business_id, "l"))
+            assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
+        routed.register(("b4", "l"), "shard-4")
+        keys = [(f"{one}-l", request) for one in ("b1", "b2", "nobody", "gone", "\0") for request in ("own", "x")]
+
+        async def decided() -> set[tuple[str, str]]:
+            answers = await asyncio.gather(*(routed.gateway.is_decided(*key) for key in keys))
+            return {key for key, is_decided in zip(keys, answers, strict=True) if is_decided}
+
+        assert await decided() == {("b1-l", "own"), ("b2-l", "own"), ("gone-l", "own")}
+        with pytest.raises(RetryableError):
+            await routed.gateway.is_decided("b4-l", "own")
+        await execute(shards[1].connection_string, "UPDATE tenants SET state = 'moved' WHERE business_id = 'gone'")
+        await execute(
+            shards[0].connection_string,
+            "INSERT INTO rejections VALUES ('b1-l', 'x', 'r', 'e', 'q', 's', '1', NULL, now())",
+        )
+        assert await decided() == {("b1-l", "own"), ("b1-l", "x"), ("b2-l", "own")}
+        with pytest.raises(RetryableError):  # its route is looked up again, and leads to no shard
+            await routed.gateway.find("gone-l")
+
+
+async def test_gateway_asks_a_shard_together_for_those_that_ask_at_the_same_moment(
+    routed: RoutedShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one finds a connection at once; the others wait for it, and share one query."""
+    case = case_of(routed)
+    assert await case.apply(case.operation("create", data={}, request_id="r7")) == [SUCCEEDED]
+    assert not await routed.gateway.is_decided(TENANT_ID, "before")  # its home is known then
+    asked: list[int] = []
+    fetch_of = Connection.fetch
+
+    async def counted(self: Connection, query: str, *arguments: Any) -> Any:
+        asked.append(len(arguments[0]))
+        return await fetch_of(self, query, *arguments)
+
+    monkeypatch.setattr(Connection, "fetch", counted)
+    answers = await asyncio.gather(*(routed.gateway.is_decided(TENANT_ID, f"r{n}") for n in range(20)))
+
+    assert (asked, answers) == ([1, 19], [n == 7 for n in range(20)])
 
 
 async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:

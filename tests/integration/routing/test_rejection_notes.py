@@ -15,7 +15,7 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.full_stack import poll_until_true
 from support.postgres.databases import QUICK, ShardMaker, copy_shard
 from support.postgres.faults import frozen
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.stream.input_lines import parse_lines
@@ -26,6 +26,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
+from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 TENANT_ID = "-".join(TENANT)
@@ -100,12 +101,75 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
             "rejectedAt": found.rejected_at,
             "shardId": "shard-1",
         }
-        assert await routed.gateway.find_rejection("r-2", "nobody-nowhere") is Absence.UNREGISTERED
+        unplaced = await routed.gateway.find_rejection("r-2", "nobody-nowhere")
+        assert isinstance(unplaced, RejectedRequest)
+        assert (unplaced.shard_id, unplaced.error) == ("shard-1", "expected an object")
+        assert await routed.gateway.find_rejection("r-2", None) == unplaced
+        assert await routed.gateway.find_rejection("r-3", "nobody-nowhere") is Absence.UNREGISTERED
         assert await routed.gateway.find_rejection("r-1", "\0") is None
         assert await routed.gateway.find_rejection("\0", None) is None
         assert await case.apply(case.operation("create", data={}, request_id="r-1")) == [SUCCEEDED]
         applied, _, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
         assert applied is not None
+
+
+async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: ShardMaker) -> None:
+    """Without a tenant in the question, as it has none; on the first shard that answers."""
+    origin = Origin(Source.SQS, "orders", datetime.now(UTC), message_id="m-1")
+    nameless = msgspec.structs.replace(letter("d-1"), origin=origin, business_id=None, location_id=None)
+    shards = [silent("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")]
+    async with routed_shards(shards, timeouts=QUICK) as routed, open_notes(routed, Letters()) as notes:
+        await store(notes, nameless)
+
+        found = await routed.gateway.find_rejection("m-1", None)
+        assert isinstance(found, RejectedRequest)
+        assert (found.shard_id, found.message_id, found.source) == ("shard-2", "m-1", "orders")
+        assert await routed.gateway.find_rejection("d-1", None) is None
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+async def test_refused_control_message_is_told_with_its_tenant(make_shard: ShardMaker, *, is_registered: bool) -> None:
+    """The last one, whether the tenant has a home or not; not to another tenant with the same joined id."""
+    origin = Origin(Source.SQS, "control", datetime.now(UTC), message_id="m-1")
+    refused = msgspec.structs.replace(letter("-", error="no such type"), origin=origin, request_id=None)
+    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
+        if is_registered:
+            await add_registered(routed, TENANT, "shard-1")
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        replica.start(routed.gateway, routed.pools, routed.locator)
+        before = await replica.find_tenant(*TENANT)
+        await store(notes, msgspec.structs.replace(refused, error="first"), refused)
+        status, after = await replica.find_tenant(*TENANT)
+        _, of_other = await replica.find_tenant(TENANT[0] + "-" + TENANT[1][:1], TENANT[1][1:])
+
+    assert status == (200 if is_registered else 404)
+    assert before[1]["refused"] is None
+    told = after["refused"]
+    assert (told["reason"], told["error"], told["messageId"], told["queue"]) == (
+        "invalid_message",
+        "no such type",
+        "m-1",
+        "control",
+    )
+    assert of_other["refused"] is None
+
+
+async def test_notes_of_tenants_without_a_home_are_bounded(make_shard: ShardMaker) -> None:
+    """Anybody can name any tenant: beyond the bound they are dropped and counted, and others are written."""
+    full = """
+        INSERT INTO unplaced_rejections
+        SELECT 'r' || number, 't', 'too_large', 'e', 'q', 's', NULL, NULL, now()
+        FROM generate_series(1, 10000) AS number
+    """
+    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
+        await add_registered(routed, TENANT, "shard-1")
+        await fetch(routed.pools.pool_of("shard-1"), full)
+        before = REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0
+        await store(notes, letter("r-1", ("nobody", "nowhere")), letter("r-2"))
+
+        assert await routed.gateway.find_rejection("r-1", "nobody-nowhere") is Absence.UNREGISTERED
+        assert await _is_noted(routed, "r-2", TENANT_ID)
+    assert (REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0) - before == 1
 
 
 async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_shard: ShardMaker) -> None:

@@ -111,6 +111,7 @@ async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: Wo
     assert requests_to("get_shard") - before == 1
 
 
+@pytest.mark.slow(2)
 async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
     """It is said once, and when it is over."""
     world.routed.citrus.faults.is_unreachable = True

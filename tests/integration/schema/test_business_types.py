@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,11 +19,11 @@ from support.postgres.sql_text import views_of
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, fetch
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.migrations import statements_of
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.schema.type_store import write_types
 
-VIEWS = {name: views_of(text) for name, text in BUSINESS_TYPES.items()}
+VIEWS = {name: views_of(file) for name, file in BUSINESS_TYPES.items()}
+BEFORE = Path(__file__).parent / "packaged_views.sql"
 VIEW_CASES = [pytest.param(name, *view, id=view[0]) for name, views in VIEWS.items() for view in views]
 JSON_VALUES = st.recursive(
     st.none()
@@ -157,11 +156,17 @@ async def test_value_is_null_when_it_is_not_of_the_type(tenant: TenantCase, docu
     assert list(row or ()) == expected
 
 
-@settings(max_examples=60, suppress_health_check=NO_CHECKS)
+@settings(max_examples=30, suppress_health_check=NO_CHECKS)
 @given(values=st.lists(JSON_VALUES, min_size=1, max_size=40))
 async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, values: list[Any]) -> None:
     """One odd value makes one null, in every typed column of every view."""
-    members = {member for text in BUSINESS_TYPES.values() for member in re.findall(r"data ->>? '(\w+)'", text)}
+    members = {
+        member
+        for file in BUSINESS_TYPES.values()
+        for resource in file.type.resource_types
+        for column in resource.columns
+        for member in column.path
+    }
     documents = [json.dumps(dict.fromkeys(members, value)) for value in values]
     async with transaction_undone(tenant.pool) as connection:
         for name, views in VIEWS.items():
@@ -178,7 +183,20 @@ async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, 
                 assert len(rows) == len(values)
 
 
-async def test_business_type_changes_nothing_when_it_is_applied_again(make_shard: ShardMaker) -> None:
+async def test_packaged_views_are_those_of_before(tenant: TenantCase) -> None:
+    """The server's own text of each view, made from the file and from the SQL that was in its place."""
+    definition = "SELECT pg_get_viewdef(to_regclass($1)) AS text"
+    async with transaction_undone(tenant.pool) as connection:
+        await connection.execute(BEFORE.read_text())
+        for views in VIEWS.values():
+            for view, _, _ in views:
+                before = await connection.fetchval(definition, f"pg_temp.{view}")
+                assert await connection.fetchval(definition, f"public.{view}") == before
+
+    assert len(VIEW_CASES) == BEFORE.read_text().count("CREATE VIEW")
+
+
+async def test_packaged_types_change_nothing_when_they_are_written_again(make_shard: ShardMaker) -> None:
     """Views stay the same relations, with the rights that were given on them, and go by their readers' rights."""
     pool = ShardPool(await make_shard(), size=1)
     role = f"reader_of_views_{next(_numbers)}"
@@ -188,31 +206,13 @@ async def test_business_type_changes_nothing_when_it_is_applied_again(make_shard
         "SELECT oid, relname, relacl, reloptions FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
     )
     before = await fetch(pool, state)
+    await fetch(pool, "UPDATE business_types SET digest = NULL")
 
-    for text in BUSINESS_TYPES.values():
-        for statement in statements_of(text):
-            await fetch(pool, statement.text)
+    async with pool.transaction() as connection:
+        plan = await write_types(connection, BUSINESS_TYPES, by_upgrade=True)
 
+    assert (plan.to_write, plan.refusals) == (sorted(BUSINESS_TYPES), [])
     assert await fetch(pool, state) == before
     await fetch(pool, f"DROP OWNED BY {role}")
     await fetch(pool, f"DROP ROLE {role}")
     await pool.close()
-
-
-async def test_business_type_of_a_new_file_works_when_its_text_is_applied(tenant: TenantCase) -> None:
-    """All that a type needs is in its file: here one for car repair shops, made of the one for gyms."""
-    text = BUSINESS_TYPES["gym"].replace("gym", "garage").replace("member", "car").replace("trainer", "mechanic")
-    async with transaction_undone(tenant.pool) as connection:
-        for statement in statements_of(text):
-            if not statement.is_concurrent:  # the index is there
-                await connection.execute(statement.text)
-        await connection.execute(QUERIES["add_default_rows"], [tenant.tenant_id], ["garage"], ["2026-03-01T00:00:00Z"])
-
-        rows = await connection.fetch("SELECT * FROM resources WHERE id = $1", tenant.tenant_id)
-
-        assert [(row["businessType"], row["resourceName"], row["resourceId"]) for row in rows] == [
-            ("garage", "settings", "default")
-        ]
-        assert await connection.fetch("SELECT * FROM garage_cars WHERE id = $1", tenant.tenant_id) == []
-        with pytest.raises(asyncpg.UndefinedTableError):
-            await connection.fetch("SELECT * FROM garage_members")

@@ -17,7 +17,7 @@ from simplu_worker.shards.schema.schema_check import ensure_schema
 COMPRESSION = """
 SELECT attcompression::text AS own
 FROM pg_attribute
-WHERE attrelid = 'operations'::regclass AND attname = 'result'
+WHERE attrelid = 'log_outcomes'::regclass AND attname = 'result'
 """
 HAS_LZ4 = "SELECT 'lz4' = ANY(enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker, execute
+from support.postgres.log_rows import LOG_TABLES
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
 from support.requires import ROOT
 
@@ -22,7 +23,6 @@ from simplu_worker.vocabulary import Failure
 PAGE = ROOT / "docs" / "reading.md"
 TENANTS = (("clinic", "main"), ("smile", "center"))
 DATA = {
-    ("clinic-main", "patient", "p1"): '{"name": "Ana"}',
     ("clinic-main", "appointment", "a1"): """
         {"patientName": "Ana", "appointmentTime": "2026-03-02T10:30:00+01:00", "durationMinutes": 30}""",
     ("clinic-main", "appointment", "a2"): """
@@ -32,7 +32,8 @@ DATA = {
     ("smile-center", "patients", "p2"): '{"name": "Cleo"}',
 }
 TABLES = (
-    "resources, operations, tenants, moves, stream_positions, message_failures, rejections, imports, dental_patients"
+    "resources, operations, tenants, moves, stream_positions, message_failures, rejections, unplaced_rejections,"
+    " imports, dental_patients"
 )
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
@@ -50,9 +51,10 @@ def url_as(role: str, address: ShardAddress) -> str:
 async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
     """Give a shard with the two tenants of the page, and an operation and a journal row of each."""
     pool = ShardPool(await make_shard(), size=2)
-    for tenant in TENANTS:
+    first = operation("create", "p1", {"name": "Ana"}, tenant=TENANTS[0], request_id="make-ana")
+    for tenant, one in zip(TENANTS, (first, operation("read", "nobody", tenant=TENANTS[1])), strict=True):
         await add_tenant(pool, tenant)
-        await writer_of(pool).apply([operation("read", "nobody", tenant=tenant)])
+        await writer_of(pool).apply([one])
         await fetch(pool, "INSERT INTO moves VALUES ($1, 'elsewhere', 1, 'copy')", "-".join(tenant))
         await fetch(pool, "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", "-".join(tenant))
         rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
@@ -150,9 +152,112 @@ async def test_reader_is_shown_nothing_of_others_when_its_own_function_would_tel
 
     await connection.fetch("SELECT FROM resources WHERE pg_temp.report(id)")
     await connection.fetch("SELECT FROM dental_patients WHERE pg_temp.report(id)")
+    await connection.fetch("SELECT FROM operations WHERE pg_temp.report(tenant_id)")
+    await connection.fetch("SELECT FROM simplu_operation('smile-center', 'r') WHERE pg_temp.report(tenant_id)")
 
     await connection.close()
     assert set(told) == {"clinic-main"}
+
+
+async def test_reader_sees_nothing_of_the_log_but_its_view(shard: ShardPool, make_role: RoleMaker) -> None:
+    """The tables of the log are for writers: without a right they are refused, and with one they are empty."""
+    reader = await make_role("GRANT SELECT ON operations TO {role}")
+    misled = await make_role(f"GRANT SELECT ON operations, {', '.join(LOG_TABLES)} TO {{role}}")
+
+    for table in LOG_TABLES:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await seen(reader, f"SELECT FROM {table}", tenant="clinic-main")
+        assert await seen(misled, f"SELECT 1 FROM {table}", tenant="clinic-main") == []
+    for one in (reader, misled):
+        assert await seen(one, "SELECT tenant_id FROM operations", tenant="clinic-main") == ["clinic-main"]
+
+
+async def test_reader_that_names_another_tenant_sees_that_one_alone(shard: ShardPool, make_role: RoleMaker) -> None:
+    """Whatever it did before on its connection, also for a single operation."""
+    connection = await asyncpg.connect(await make_role("GRANT SELECT ON operations TO {role}"))
+    requests = {row["tenant_id"]: row["request_id"] for row in await fetch(shard, "SELECT * FROM operations")}
+    assert len(requests) == 2
+
+    for mine in requests:
+        await connection.execute("SELECT set_config('simplu.tenant', $1, false)", mine)
+        rows = await connection.fetch("SELECT tenant_id FROM operations")
+        single = [
+            row["tenant_id"]
+            for tenant, request in requests.items()
+            for row in await connection.fetch("SELECT tenant_id FROM simplu_operation($1, $2)", tenant, request)
+        ]
+        assert ([row["tenant_id"] for row in rows], single) == ([mine], [mine])
+    await connection.close()
+
+
+@pytest.mark.parametrize("tenant", ["clinic-main", "smile-center", "", None])
+async def test_role_confined_to_a_tenant_has_a_view_of_the_owners(
+    shard: ShardPool, make_role: RoleMaker, tenant: str | None
+) -> None:
+    """A policy does not bound `operations`, which has its owner's rights; another tenant's name shows nothing."""
+    await fetch(
+        shard,
+        "CREATE VIEW main_operations WITH (security_barrier) AS"
+        " SELECT * FROM operations WHERE tenant_id = 'clinic-main'",
+    )
+    confined = await make_role("GRANT SELECT ON main_operations TO {role}")
+    try:
+        expected = ["clinic-main"] if tenant == "clinic-main" else []
+        assert await seen(confined, "SELECT tenant_id FROM main_operations", tenant=tenant) == expected
+        assert await seen(
+            confined, "SELECT tenant_id FROM main_operations WHERE true OR error = ''", tenant=tenant
+        ) == (expected)
+        for query in ("SELECT FROM operations", "SELECT FROM simplu_operation('clinic-main', 'r')"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await seen(confined, query, tenant=tenant)
+    finally:
+        await fetch(shard, "DROP VIEW main_operations")
+
+
+async def test_reader_sees_no_more_when_it_plants_what_the_view_uses(shard: ShardPool, make_role: RoleMaker) -> None:
+    """Functions and operators of its own in the search path: the view means those of when it was made."""
+    reader = await make_role("GRANT SELECT ON operations TO {role}", "CREATE SCHEMA {role} AUTHORIZATION {role}")
+    connection = await asyncpg.connect(reader)
+    role = await connection.fetchval("SELECT current_user")
+    await connection.execute(
+        f"""
+        SET search_path = {role}, pg_catalog, public;
+        CREATE FUNCTION current_setting(text, boolean) RETURNS text LANGUAGE sql AS $$ SELECT 'smile-center' $$;
+        CREATE FUNCTION has_table_privilege(regclass, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+        CREATE FUNCTION simplu_id(bytea) RETURNS text LANGUAGE sql AS $$ SELECT 'planted' $$;
+        CREATE FUNCTION simplu_key(text) RETURNS bytea LANGUAGE sql AS $$ SELECT NULL::bytea $$;
+        CREATE FUNCTION is_same(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT true';
+        CREATE OPERATOR = (LEFTARG = text, RIGHTARG = text, FUNCTION = is_same);
+        """
+    )
+    await connection.execute("SET simplu.tenant TO 'clinic-main'")
+    rows = await connection.fetch("SELECT tenant_id, request_id FROM operations WHERE tenant_id = 'no such'")
+    single = await connection.fetch(
+        "SELECT tenant_id, request_id FROM public.simplu_operation('clinic-main', $1)", rows[0]["request_id"]
+    )
+    await connection.close()
+
+    assert [row["tenant_id"] for row in rows] == ["clinic-main"]  # by the planted operator: only the query means it
+    assert single == rows
+    assert rows[0]["request_id"] != "planted"
+
+
+async def test_reader_sees_its_own_resource_type_when_two_tenants_share_a_batch(
+    shard: ShardPool, make_role: RoleMaker
+) -> None:
+    """What the rows of a transaction share has the types of all of them; each operation names its own alone."""
+    reader = await make_role("GRANT SELECT ON operations TO {role}")
+    types = {ids: f"type-of-{ids[0]}" for ids in TENANTS}
+    await writer_of(shard).apply(
+        [operation("create", "x", {}, tenant=ids, resource_type=named) for ids, named in types.items()]
+    )
+
+    (batch,) = await fetch(shard, "SELECT types FROM log_batches WHERE row_count = 2")
+    assert sorted(batch["types"]) == sorted(types.values())
+    for ids, named in types.items():
+        query = "SELECT operations::text FROM operations WHERE resource_id = 'x'"
+        (row,) = await seen(reader, query, tenant="-".join(ids))
+        assert [one in row for one in types.values()] == [one == named for one in types.values()]
 
 
 @pytest.mark.parametrize(
@@ -174,17 +279,19 @@ async def test_reader_changes_nothing(make_role: RoleMaker, statement: str) -> N
 
 
 async def test_every_table_and_view_is_bounded_when_it_has_rows_of_tenants(shard: ShardPool) -> None:
-    """The tables without row-level security are known to have nothing of tenants; all views go by their readers."""
+    """The tables without row-level security are known to have nothing of tenants; the views go by their readers."""
     tables = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
     views = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
     async with shard.connection() as connection:
         is_old = connection.get_server_version().major < 15
 
     open_tables = {row["relname"] for row in await fetch(shard, f"{tables} AND NOT relrowsecurity")}
+    barriers = await fetch(shard, f"{views} AND 'security_barrier=true' = ANY(reloptions)")
     open_views = await fetch(shard, f"{views} AND NOT coalesce('security_invoker=true' = ANY(reloptions), false)")
 
     assert open_tables == {"business_types", "schema_migrations", "shard_meta"}
-    assert open_views == [] or is_old
+    assert barriers == [{"relname": "operations"}]  # with a condition of its own
+    assert open_views == barriers or is_old
 
 
 async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role: RoleMaker) -> None:
@@ -259,7 +366,7 @@ async def test_page_for_readers_is_true(shard: ShardPool) -> None:
         await drop_roles(shard, sorted(roles))
 
     assert len(blocks) == page.count("```sql") >= 10
-    assert roles == {"clinic_site", "main_reports", "reporting"}
+    assert roles == {"auditing", "clinic_site", "main_reports", "reporting"}
 
 
 async def test_reader_with_a_policy_of_its_own_sees_all_before_and_after_the_upgrade(

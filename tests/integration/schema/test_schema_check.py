@@ -17,7 +17,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
-from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, tables_of
+from simplu_worker.shards.schema.migrations import ShardSchema, tables_of
 from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema, make_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
@@ -47,7 +47,7 @@ async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_sh
         rows = await fetch(pool, "SELECT name, digest FROM business_types")
         types = {row["name"] for row in rows}
         assert {row["name"]: row["digest"] for row in rows} == {
-            name: digest_of(text) for name, text in BUSINESS_TYPES.items()
+            name: file.digest for name, file in BUSINESS_TYPES.items()
         }
         views = {row["viewname"].partition("_")[0] for row in await fetch(pool, "SELECT viewname FROM pg_views")}
         assert types <= views

@@ -17,6 +17,7 @@ from support.postgres.upgrades import NEXT, upgrader
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema
@@ -43,6 +44,7 @@ OPEN_FUNCTIONS = """
 SELECT proname FROM pg_proc
 WHERE pronamespace = 'public'::regnamespace
     AND proname ~ '^simplu_'
+    AND prosqlbody IS NULL -- else parsed when the function was made
     AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(proconfig), false)
 """
 OLD_TABLE = """
@@ -149,7 +151,9 @@ async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
         outcomes = await writer.apply(batch)
         again = await writer.apply(batch)
         async with pool.connection() as connection:
-            rows = await connection.fetch(QUERIES["find_operations"], ["clinic-main"] * 2, ["read", "list"])
+            rows = await connection.fetch(
+                QUERIES["find_operations"], ["clinic-main"] * 2, list(map(key_of_id, ["read", "list"]))
+            )
             assert await connection.fetchval(QUERIES["find_unstorable"], ['{"a": "\\u0000"}']) == 0
     assert [one.failure for one in outcomes] == [None] * 8 + [Failure.NOT_FOUND] + [None]
     assert {one.disposition for one in again} != {one.disposition for one in outcomes}
@@ -235,7 +239,7 @@ async def test_shard_is_found_by_a_role_without_special_rights(make_shard: Shard
         ALTER TABLE shard_meta OWNER TO {owner};
         CREATE SCHEMA worker_role AUTHORIZATION {ATTACKER}_role; GRANT USAGE ON SCHEMA worker_role TO worker_role;
         CREATE TABLE worker_role.shard_meta (LIKE shard_meta);
-        INSERT INTO worker_role.shard_meta VALUES (true, 'shard-1', now());
+        INSERT INTO worker_role.shard_meta VALUES (true, 'shard-1', now(), 0);
         ALTER TABLE worker_role.shard_meta OWNER TO {ATTACKER}_role; GRANT SELECT ON worker_role.shard_meta TO PUBLIC;
     """
     await execute(address.connection_string, made)

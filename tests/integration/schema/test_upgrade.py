@@ -13,6 +13,7 @@ from support.postgres.upgrades import BAKERY, INDEX, MADE_UP, NEXT, Watcher, ind
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import make_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
 
 
@@ -63,7 +64,7 @@ async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: S
     """A new type is a new file and nothing else; one that was changed is applied again."""
     first = await upgrader(pool, types={"bakery": BAKERY}).run()
     second = await upgrader(pool, types={"bakery": BAKERY}).run()
-    third = await upgrader(pool, types={"bakery": f"-- Bread.\n{BAKERY}"}).run()
+    third = await upgrader(pool, types={"bakery": read_type(f"{BAKERY.text}\n")}).run()
 
     assert [None if done is None else list(done.business_types) for done in (first, second, third)] == [
         ["bakery"],
@@ -89,7 +90,7 @@ async def test_upgrade_refuses_to_go_backwards(pool: ShardPool) -> None:
     """A shard that is newer is left as it is, with its types."""
     await upgrader(pool, types={"bakery": BAKERY}).run()
 
-    older = await Upgrader(pool, types={"dental": "SELECT 1"}).run()
+    older = await Upgrader(pool, types={"dental": BAKERY}).run()
 
     assert older is not None
     assert older.refusal is not None

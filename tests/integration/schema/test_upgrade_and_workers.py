@@ -28,7 +28,7 @@ OF_ONE_VERSION: Final = {"count_checkpoints"}  # of the server
     "text",
     [
         "ALTER TABLE tenants ADD COLUMN IF NOT EXISTS note text;",
-        "ALTER TABLE operations ALTER COLUMN error TYPE varchar(100);",
+        "ALTER TABLE tenants ALTER COLUMN moved_to TYPE varchar(100);",
         "ALTER TABLE stream_positions ADD COLUMN IF NOT EXISTS note text;",
     ],
     ids=["new column", "other type", "positions"],

@@ -14,6 +14,7 @@ from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.standby_pair import Pair, eventually, restored, running_pair
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch, operation, writer_of
+from support.postgres.trouble import make_touchy
 from support.slow import slow_after
 
 from simplu_local.processes.loopback import poll_until
@@ -21,7 +22,14 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, Verdict
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    Done,
+    RetryHeld,
+    RetryRules,
+    ReturnToQueue,
+    ToDeadLetter,
+    Verdict,
+)
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -149,6 +157,29 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
             assert (await handler.handle([first, second, other]))[::2] == [Done()] * 2
             assert await handler.handle([second]) == [Done()]
             assert await xids_of(pool) == applied
+
+
+async def test_order_is_given_up_once_its_mark_is_safe(make_shard: ShardMaker) -> None:
+    """A failover that loses the mark would let a late redelivery be applied behind later ones of its group."""
+    address = await make_shard()
+    async with routed_shards([address]) as routed:
+        pool = routed.pools.ensure_pool(address)
+        await add_tenant(pool, ("ann", "main"))
+        routed.register(("ann", "main"), SHARD_ID)
+        gateway = UnknowingGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+        async with open_handler(gateway) as handler:
+            await make_touchy(pool)
+            body = json.dumps({"type": "CREATE", "orderId": "o1", "data": {"raise": "P0001"}})
+            bad = msgspec.structs.replace(order("ann", "o1"), body=body)
+            assert await handler.handle([bad]) == [RetryHeld(1.0)]
+            (given_up,) = await handler.handle([bad])
+            assert isinstance(given_up, ToDeadLetter)
+            assert given_up.before_delete is not None
+            gateway.error = RetryableError("unknown")
+            with pytest.raises(RetryableError):
+                await given_up.before_delete()
+            gateway.error = None
+            await given_up.before_delete()
 
 
 CONTROLS = ["create", "create again", "rename", "admin", "destroy", "destroy all"]

@@ -51,6 +51,7 @@ from simplu_worker.shards.types import (
     ProvisionResult,
     ResourceRename,
     ShardNotAllowedError,
+    UnknownBusinessTypeError,
 )
 from simplu_worker.vocabulary import DeadLetterReason
 
@@ -64,6 +65,7 @@ TYPES = {
     "admin": "ADMIN_ACCOUNT_CREATION",
 }
 OUTAGE = RetryableError("the shard is down")
+UNKNOWN_TYPE = UnknownBusinessTypeError("spa", shard_id="s1", known=["dental", "gym"])
 
 _numbers = itertools.count(1)
 
@@ -401,10 +403,12 @@ async def test_invalid_message_is_a_dead_letter_and_reaches_no_shard(body: str, 
         ("admin", ChangeResult.UNKNOWN_TENANT, "unknown_tenant"),
         ("rename", ChangeResult.UNKNOWN_TENANT, "unknown_tenant"),
         ("rename", ChangeResult.MISSING, "retries_exhausted"),
+        ("create", UNKNOWN_TYPE, "invalid_message"),
+        ("admin", UNKNOWN_TYPE, "invalid_message"),
     ],
 )
 async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, absent: Any, reason: str) -> None:
-    """A tenant or a resource may still come: for TENANT_WAIT_SECONDS after the message was sent."""
+    """A tenant, a resource, a business type may still come: for TENANT_WAIT_SECONDS after the message was sent."""
     desk = Desk()
     ages = [timedelta(), WAIT - timedelta(seconds=3), WAIT - timedelta(seconds=0.1), WAIT]
     verdicts = []
@@ -415,6 +419,8 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
     assert isinstance(verdicts[3], ToDeadLetter)
     assert (verdicts[3].reason, verdicts[3].ids.business_id) == (reason, "b")
     assert "within 900 s (TENANT_WAIT_SECONDS)" in verdicts[3].error
+    if absent is UNKNOWN_TYPE:
+        assert "expected one of dental, gym, which shard s1 has, got 'spa'" in verdicts[3].error
 
 
 # Order

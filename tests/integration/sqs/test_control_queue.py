@@ -202,6 +202,7 @@ async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reas
     assert (letter["reason"], letter["record"], shards.requests) == (reason, body, [])
 
 
+@pytest.mark.slow(1)
 async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) -> None:
     """Trouble puts the message off, and it is never a dead letter, whatever the configured delays."""
     shards = RecordingShards(*(RetryableError("citrus is down") for _ in range(2)))

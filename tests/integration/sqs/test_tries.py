@@ -25,17 +25,16 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.orders.order_lane import BEHIND_OUTCOME, FailedTry, OrderLane, SubmittedOrder
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ToDeadLetter
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, ToDeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.errors import RetryableError
+from simplu_worker.errors import InternalError, RetryableError
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import PositionClaim
+from simplu_worker.shards.types import Lever, PositionClaim
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
@@ -218,27 +217,16 @@ async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded
             return await super().count_failures(shard_id, failed)
 
     gateway = desk.gateway(Slow)
-    sent = (("o1", BAD), ("o2", GOOD), ("o3", GOOD))
-    group = [SubmittedOrder(f"message-{name}", order(name, data)) for name, data in sent]
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        lane = OrderLane(SHARD_ID, gateway, FailureCounts(gateway), tasks, queue_name="orders.fifo", utc=lambda: NOW)
-        head, *behind = lane.submit("g", group)
-        await asyncio.wait([entry.answer for entry in behind])
-        assert not head.answer.done()
-
-        again, *behind = lane.submit("g", group)
-        assert (again, [lane.collect(entry) for entry in behind]) == (head, [BEHIND_OUTCOME] * 2)
-        Slow.recorded.set()
-        await head.answer
-
-        again, *behind = lane.submit("g", group)
-        assert (again, [lane.collect(entry) for entry in behind]) == (head, [BEHIND_OUTCOME] * 2)
-        assert lane.collect(head) == FailedTry("RaiseError (P0001)", 1)
-        assert len(lane) == 0
+    group = [message("o1", BAD), message("o2", GOOD), message("o3", GOOD)]
+    async with desk.replica(gateway) as handler:
+        verdicts = await handler.handle(group)
+        assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, ReturnToQueue]
         assert await desk.orders() == []
 
+        Slow.recorded.set()
+        assert await handler.handle(group) != [Done()] * 3
         await calm(desk.pool)
-        await asyncio.wait([entry.answer for entry in lane.submit("g", group)])
+        assert await handler.handle(group) == [Done()] * 3
     assert await desk.orders() == ["o1", "o2", "o3"]
 
 
@@ -246,7 +234,7 @@ async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
     """No shard is known yet, so the process remembers: the message is given up for its own failures there too."""
 
     class Crashing(ShardGateway):
-        async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
+        async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
             raise ZeroDivisionError("a secret")
 
     async with desk.replica(desk.gateway(Crashing), delays_s=(1, 5)) as handler:
@@ -255,6 +243,18 @@ async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
     assert isinstance(seen[2], ToDeadLetter)
     assert (seen[2].error, seen[2].attempts) == ("it failed 3 times: ZeroDivisionError", 3)
     assert await desk.counts() == {}
+
+
+async def test_defect_of_the_gateway_in_a_lookup_is_an_outage_and_no_try(desk: Desk) -> None:
+    """It may concern all tenants: their messages wait for a repaired version, however long that takes."""
+
+    class Broken(ShardGateway):
+        async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
+            raise InternalError("an error inside the worker")
+
+    async with desk.replica(desk.gateway(Broken), delays_s=(1, 5)) as handler:
+        seen = [(await handler.handle([message("o1", GOOD)]))[0] for _ in range(5)]
+    assert seen == [RetryHeld(0.5)] * 5
 
 
 async def test_bug_that_one_order_meets_is_counted_on_its_shard(desk: Desk) -> None:
@@ -283,7 +283,7 @@ async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
         with capture_logs() as logs:
             assert await handler.handle([message("o1", BAD)]) == [RetryHeld(1)]
             assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
-    assert [one["loop"] for one in logs if one["event"] == "loop.failed"] == ["order lane"] * 2
+    assert [one["loop"] for one in logs if one["event"] == "loop.failed"] == ["orders"] * 2
     assert "secret" not in str(logs)
 
 
@@ -358,6 +358,16 @@ async def send(queue: Queue, data: dict[str, dict[str, str]]) -> None:
     assert await queue.send(events) == []
 
 
+def deferred(logs: Sequence[Any]) -> list[str]:
+    """Return why messages were deferred."""
+    return [one["error"] for one in logs if one["event"] == "orders.deferred"]
+
+
+async def has_deferred(logs: Sequence[Any]) -> bool:
+    """Tell whether any was."""
+    return bool(deferred(logs))
+
+
 async def is_empty(queue: Queue) -> bool:
     """Tell whether a queue has nothing left."""
     found = await queue.read_attributes()
@@ -406,6 +416,35 @@ async def test_waits_with_restarts_use_up_no_tries(breakable_server: PostgresSer
         assert await is_empty(letters)
         assert await desk.orders() == ["waited"]
     assert [one["attempts"] for one in logs if one["event"] == "operation.failing"] == [1]
+
+
+@pytest.mark.slow(12)
+async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk, sqs_url: str) -> None:
+    """At a resume within seconds, though they are hidden for half an hour; and when their worker stops."""
+    async with client_of("sqs", sqs_url) as client:
+        queue, letters = await make_queues(client)
+        await desk.routed.gateway.steer_tenant(*TENANT, Lever(pause_s=7200.0))
+        await send(queue, {"first": GOOD, "last": GOOD})
+
+        async def is_hidden() -> bool:
+            return (await queue.read_attributes()).in_flight_count == 1 and not deferred(logs)[1:]
+
+        async def is_shown() -> bool:
+            return (await queue.read_attributes()).in_flight_count == 0
+
+        async def all_is_done() -> bool:
+            return await is_empty(queue)
+
+        async with consuming(desk, queue, letters, client, (2,)) as logs:
+            await until(lambda: has_deferred(logs))
+            await until(is_hidden)
+        await until(is_shown)
+        assert await desk.orders() == []
+        async with consuming(desk, queue, letters, client, (2,)) as logs:
+            await until(lambda: has_deferred(logs))
+            await desk.routed.gateway.steer_tenant(*TENANT, Lever(pause_s=0.0))
+            await until(all_is_done)
+        assert await desk.orders() == ["first", "last"]
 
 
 @pytest.mark.slow(2)

@@ -28,6 +28,10 @@ from simplu_worker.vocabulary import Absence
 
 NAME = ("clinic", "main")
 ID = "clinic-main"
+NO_SPA = (
+    "businessType: expected one of dental, gym, hotel, which shard shard-1 has, got 'spa'; "
+    "write the type with `simplu-worker types apply`"
+)
 CLINIC = Business("clinic", "dental", frozenset({"main", "closed"}), frozenset({"closed"}))
 
 
@@ -151,7 +155,7 @@ async def test_nothing_is_made_when_it_is_not_wanted(world: World) -> None:
         (("nobody", "main"), "its business is not in business-info"),
         (("clinic", "elsewhere"), "its business in business-info has no such location"),
         (("clinic", "closed"), "its location is not active in business-info"),
-        (("spa", "main"), "businessType: expected one of dental, gym, hotel, got 'spa'"),
+        (("spa", "main"), NO_SPA),
     ],
 )
 async def test_nothing_is_made_when_business_info_gives_no_reason(

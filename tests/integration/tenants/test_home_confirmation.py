@@ -220,7 +220,8 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
         second = pools.ensure_pool(shards[1])
         await fetch(
             second,
-            "INSERT INTO tenants SELECT $1, $2, $3, 'gym', 'active', 1, NULL, now(), now(), now(), NULL",
+            "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at,"
+            " state_changed_at) SELECT $1, $2, $3, 'gym', 'active', now(), now(), now()",
             "-".join(tenant),
             *tenant,
         )

@@ -35,6 +35,7 @@ from simplu_worker.shards.types import (
     RefusedOnShardError,
     ShardNotAllowedError,
     ShardUnavailableError,
+    UnknownBusinessTypeError,
 )
 from simplu_worker.vocabulary import Failure
 
@@ -87,6 +88,7 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
     (row,) = await fetch(pool_of(routed, "shard-1"), "SELECT * FROM tenants")
     assert abs(datetime.now(UTC) - row.pop("created_at")) < timedelta(minutes=1)
     assert abs(datetime.now(UTC) - row.pop("state_changed_at")) < timedelta(minutes=1)
+    assert row.pop("number") > 0
     assert row == {
         "id": "clinic-main",
         "business_id": "clinic",
@@ -99,6 +101,8 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
         "deletion_began_at": None,
         "move_token": 0,
         "fenced_until": None,
+        "paused_until": None,
+        "weight": 1.0,
     }
     (default,) = await fetch(pool_of(routed, "shard-1"), "SELECT *, data::text FROM resources")
     assert (default["resourceName"], default["resourceId"]) == SETTINGS
@@ -162,11 +166,11 @@ async def test_provision_takes_the_first_and_the_last_time_there_is(routed: Rout
     assert await fetch(pool_of(routed, "shard-1"), query) == [{"is_finite": True}] * 2
 
 
-async def test_provision_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
-    """The error names the known types, and Citrus is not told of a tenant that cannot be made."""
+async def test_provision_is_refused_when_no_shard_can_have_the_business_type(routed: RoutedShards) -> None:
+    """Citrus is not told of a tenant that cannot be made."""
     before = provisioned("failed")
-    with pytest.raises(PermanentError, match="businessType: expected one of dental, gym, hotel, got 'spa'"):
-        await routed.provisioner.provision(request(business_type="spa"))
+    with pytest.raises(PermanentError, match=r"businessType: expected a letter, .*, got 'no type'"):
+        await routed.provisioner.provision(request(business_type="no type"))
 
     assert routed.citrus.registry.homes == {}
     assert provisioned("failed") == before + 1
@@ -443,7 +447,15 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
 
         kinds = [answer if isinstance(answer, ProvisionResult) else type(answer) for answer in answers]
         made = ProvisionResult.PROVISIONED
-        assert kinds == [made, RefusedOnShardError, PermanentError, PermanentError, ShardUnavailableError, made, made]
+        assert kinds == [
+            made,
+            RefusedOnShardError,
+            PermanentError,
+            UnknownBusinessTypeError,
+            ShardUnavailableError,
+            made,
+            made,
+        ]
         assert [row["id"] for row in await tenants(routed, "shard-1")] == ["a-b-c", "x-1", "x-2", "x-3"]
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 3}]
         assert provisioned("failed") == before + 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,15 +12,27 @@ from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, requests_to, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.postgres.trouble import waiters
 from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfinished, pool_of
 
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.schema.type_apply import apply_types
+from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardUnavailableError
+from simplu_worker.shards.tenants.tenant_rows import AWAITED_MAX
+from simplu_worker.shards.types import (
+    ProvisionAnswer,
+    ProvisionRequest,
+    ProvisionResult,
+    ShardUnavailableError,
+    UnknownBusinessTypeError,
+)
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
@@ -149,17 +162,66 @@ async def test_provision_all_puts_single_calls_into_few_transactions(make_shard:
 
 
 async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
-    """Its schema was made before there was such a type; the others of the batch are made."""
-    await fetch(pool_of(routed, "shard-1"), "DELETE FROM business_types WHERE name = 'gym'")
+    """The others of the batch are made; the shard's health names the type until it is there."""
+    pool = pool_of(routed, "shard-1")
+    requests = [ProvisionRequest("b", name, kind, AT) for name, kind in (("1", "spa"), ("2", "hotel"), ("3", "spa"))]
 
-    answers = await routed.provisioner.provision_all(
-        [ProvisionRequest("b", name, business_type, AT) for name, business_type in (("1", "gym"), ("2", "hotel"))]
+    answers = await routed.provisioner.provision_all(requests)
+    awaited = (await probe_shard(pool)).awaited_types
+
+    assert isinstance(answers[0], UnknownBusinessTypeError)
+    assert answers[0].given_up == (
+        "businessType: expected one of dental, gym, hotel, which shard shard-1 has, got 'spa'"
     )
-
-    assert isinstance(answers[0], RetryableError)
-    assert "simplu-worker shards upgrade shard-1 --apply" in str(answers[0])
     assert answers[1] is ProvisionResult.PROVISIONED
-    assert [row["id"] for row in await fetch(pool_of(routed, "shard-1"), "SELECT id FROM tenants")] == ["b-2"]
+    assert [row["id"] for row in await fetch(pool, "SELECT id FROM tenants")] == ["b-2"]
+    assert [(one.name, one.tenant_count, one.tenant_id) for one in awaited] == [("spa", 2, "b-1")]
+    assert "expected the business type spa, for which 2 tenants such as b-1 wait since" in str(awaited[0])
+
+    await fetch(pool, "UPDATE awaited_types SET since = since - interval '1 day'")
+    await routed.provisioner.provision_all(requests)  # the same wait goes on
+    assert awaited[0].since - (await probe_shard(pool)).awaited_types[0].since == timedelta(days=1)
+
+    spa = read_type('{"name": "spa", "defaultSettings": {}, "staffResourceType": "host"}')
+    await apply_types(pool, {"spa": spa}, remove=(), patience_s=0.0)
+    assert (await probe_shard(pool)).awaited_types == []
+    assert await routed.provisioner.provision_all(requests) == [
+        ProvisionResult.PROVISIONED,
+        ProvisionResult.EXISTED,
+        ProvisionResult.PROVISIONED,
+    ]
+
+
+async def test_tenants_that_are_not_tried_again_wait_no_longer(routed: RoutedShards) -> None:
+    """Their message was given up, or is no more; after an hour their rows go, and there are not too many before."""
+    pool = pool_of(routed, "shard-1")
+    await routed.provisioner.provision_all([ProvisionRequest("b", "1", "spa", AT)])
+    await fetch(pool, "UPDATE awaited_types SET tried_at = tried_at - interval '6 minutes'")
+    assert (await probe_shard(pool)).awaited_types == []
+
+    await fetch(pool, "UPDATE awaited_types SET tried_at = tried_at - interval '1 hour'")
+    fill = "INSERT INTO awaited_types SELECT number::text, 'x' FROM generate_series(2, $1::int) AS number"
+    await fetch(pool, fill, AWAITED_MAX)
+    await routed.provisioner.provision_all([ProvisionRequest("b", "2", "spa", AT)])
+    assert await fetch(pool, "SELECT count(*) FROM awaited_types") == [{"count": AWAITED_MAX - 1}]
+    await routed.provisioner.provision_all([ProvisionRequest("b", "2", "spa", AT)])
+    await routed.provisioner.provision_all([ProvisionRequest("b", "3", "spa", AT)])
+    left = await fetch(pool, "SELECT tenant_id FROM awaited_types WHERE business_type = 'spa'")
+    assert left == [{"tenant_id": "b-2"}]
+
+
+async def test_no_tenant_is_made_of_a_type_that_is_removed_meanwhile(routed: RoutedShards) -> None:
+    """The removal waits for tenants that are being made; one that is made behind it finds the type gone."""
+    pool = pool_of(routed, "shard-1")
+    async with pool.transaction() as removing:
+        await removing.execute(QUERIES["lock_tenants_table"])
+        making = asyncio.create_task(routed.provisioner.provision_all([ProvisionRequest("b", "1", "gym", AT)]))
+        await waiters(removing)
+        await removing.execute(QUERIES["remove_business_type"], "gym")
+    (answer,) = await making
+
+    assert isinstance(answer, RetryableError)
+    assert await fetch(pool, "SELECT id FROM tenants") == []
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from simplu_worker.shards.types import (
     ResourceRename,
     ShardNotAllowedError,
     ShardUnavailableError,
+    UnknownBusinessTypeError,
 )
 from simplu_worker.vocabulary import Failure
 
@@ -260,10 +261,16 @@ async def test_admin_is_never_overwritten(routed: RoutedShards) -> None:
     assert await add_admin(routed) is ChangeResult.EXISTED
 
 
-async def test_admin_is_refused_when_the_business_type_is_unknown(routed: RoutedShards) -> None:
-    """The error names the known types."""
-    with pytest.raises(PermanentError, match="expected one of dental, gym, hotel, got 'spa'"):
+async def test_admin_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
+    """The error names the known types, and the shard notes that the tenant waits."""
+    with pytest.raises(UnknownBusinessTypeError, match="expected one of dental, gym, hotel, which shard shard-1 has"):
         await add_admin(routed, "spa")
+    with pytest.raises(PermanentError, match="businessType: expected a letter"):
+        await add_admin(routed, "no type")
+
+    assert await fetch(case_of(routed).pool, "SELECT tenant_id, business_type FROM awaited_types") == [
+        {"tenant_id": "clinic-main", "business_type": "spa"}
+    ]
 
 
 # Where the tenant is

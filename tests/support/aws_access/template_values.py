@@ -17,8 +17,8 @@ _LOADER: Any = type("_Loader", (yaml.SafeLoader,), {})
 
 
 def _read_function(loader: Any, name: str, node: Any) -> dict[str, Any]:
-    value = loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else loader.construct_sequence(node)
-    return {name: value}
+    is_text = isinstance(node, yaml.ScalarNode)
+    return {name: loader.construct_scalar(node) if is_text else loader.construct_sequence(node, deep=True)}
 
 
 _LOADER.add_multi_constructor("!", _read_function)
@@ -30,7 +30,7 @@ class Template:
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self._content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
         defaults = {name: one["Default"] for name, one in self._content["Parameters"].items() if "Default" in one}
-        self._values = {**defaults, **values}
+        self._values = {**defaults, **values, "AWS::NoValue": None}
 
     def parameters(self, *, required: bool = False) -> set[str]:
         """Return the names of the parameters; of those without a default if *required*."""
@@ -51,10 +51,15 @@ class Template:
                 return self._values[name]
             case {"GetAtt": name}:
                 return self._values[name]
+            case {"Equals": [one, other]}:
+                return self._resolved(one) == self._resolved(other)
+            case {"If": [condition, one, other]}:
+                return self._resolved(one if self._resolved(self._content["Conditions"][condition]) else other)
             case {"Sub": text}:
                 return re.sub(r"\$\{([\w.:]+)\}", lambda match: str(self._values[match[1]]), text)
             case dict():
-                return {name: self._resolved(one) for name, one in value.items()}
+                resolved = {name: self._resolved(one) for name, one in value.items()}
+                return {name: one for name, one in resolved.items() if one is not None}
             case list():
                 return [self._resolved(one) for one in value]
             case _:

@@ -18,6 +18,7 @@ CONSUMERS = "simplu_worker.consumers."
 # Those that have a turn in minutes only.
 AT_ONCE = (
     "simplu_worker.status.replica:ReplicaStatus.note_history",
+    "simplu_worker.status.replica:ReplicaStatus.note_top_tenants",
     "simplu_worker.shards.log.retention:LogRetention.take_turn",
     "simplu_worker.shards.tenants.deletion:TenantDeleter.delete_due",
     "simplu_worker.shards.tenants.confirmation_sweep:ConfirmationSweep.sweep",
@@ -36,15 +37,15 @@ LATER = (
     f"{CONSUMERS}kinesis.fleet.position_sync:PositionSync._compare",
     f"{CONSUMERS}kinesis.leases.lease_table:LeaseTable.renew",
     f"{CONSUMERS}kinesis.reader.stream_shard_reader:StreamShardReader._dispatch_records",
-    f"{CONSUMERS}kinesis.dispatch.dispatcher:Dispatcher._settle_batch",
-    f"{CONSUMERS}kinesis.dispatch.shard_lane:ShardLane._next_batch",
-    f"{CONSUMERS}kinesis.dispatch.shard_lane:ShardLane._decide",
+    f"{CONSUMERS}kinesis.dispatch.dispatcher:Dispatcher.settle",
+    f"{CONSUMERS}pipeline.lane:Lane._next_batch",
+    f"{CONSUMERS}pipeline.lane:Lane._decide",
     f"{CONSUMERS}kinesis.reader.catch_up:CatchUps._start_ready",
     f"{CONSUMERS}sqs.receive.poller:Poller._poll",
     f"{CONSUMERS}sqs.receive.receiver:QueueReceiver._carry_out",
     f"{CONSUMERS}sqs.receive.deleter:DeleteBatcher._delete",
     f"{CONSUMERS}sqs.orders.handler:OrderHandler.handle",
-    f"{CONSUMERS}sqs.orders.order_lane:OrderLane._distribute",
+    f"{CONSUMERS}sqs.orders.handler:OrderHandler.settle",
     f"{CONSUMERS}sqs.control.handler:ControlHandler.handle",
 )
 LASTING = f"{CONSUMERS}kinesis.reader.stream_shard_reader:StreamShardReader._dispatch_records"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from support.load.flood_plan import FloodPlan
 from support.load.operation_chains import ChainPlan
 
 from simplu_local.processes.worker_process import log_tail
@@ -37,14 +38,15 @@ LINE_BYTES = 32  # more than the last line has
 class ProducerOrder(msgspec.Struct, frozen=True):
     """An order to a producer. *rate* is the maximum of records a second, *count* their number; none: no limit.
 
-    A request has those of *interval_s*.
+    A request has those of *interval_s*. The producer makes up for a delay, of *late_most_s* at most if given.
     """
 
-    plan: ChainPlan
+    plan: ChainPlan | FloodPlan
     stream: str
     rate: float | None = None
     count: int | None = None
     interval_s: float = POLL_INTERVAL_S
+    late_most_s: float | None = None
 
 
 class ProducerFailedError(Exception):
@@ -114,7 +116,15 @@ async def produce(order: ProducerOrder) -> None:
         sys.stdout.flush()
 
     async with open_client("kinesis", os.environ) as kinesis:
-        await put_items(kinesis, order.stream, items(), on_put=note, rate=order.rate, interval_s=order.interval_s)
+        await put_items(
+            kinesis,
+            order.stream,
+            items(),
+            on_put=note,
+            rate=order.rate,
+            interval_s=order.interval_s,
+            late_most_s=order.late_most_s,
+        )
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from simplu_local.workload.reference_model import Effect, Verdict
 from simplu_local.workload.workload import Item, Tenant
 
@@ -25,16 +27,15 @@ Numbers = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ExpectedOperation:
-    """An expected row of `operations`. *result* is the expected result of a `read`."""
+    """An expected row of `operations`. *result* is the expected result of a `read`; a `list` has no resource."""
 
     tenant_id: str
     kind: str
-    resource_id: str
+    resource_id: str | None
     result: Numbers | None
 
 
-@dataclass(frozen=True, slots=True)
-class ChainPlan:
+class ChainPlan(msgspec.Struct, frozen=True, tag=True):
     """An endless sequence of operations, over all chains in turn; *name* makes its ids unique among plans.
 
     Each tenant has *types* resource types, so as many partition keys, and *resources* of each. *padding_bytes* makes

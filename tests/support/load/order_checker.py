@@ -15,8 +15,8 @@ from simplu_local.verify.comparison import StoredDeadLetter
 
 QUERY_TIMEOUT_S = 120.0
 OPERATIONS_SQL = """
-SELECT tenant_id, request_id, operation, resource_id, status, error, source, sequence_number,
-       xid::text::bigint AS xid, received_at, completed_at
+SELECT tenant_id, request_id, operation, resource_id, status, error, source,
+       xid::text::bigint AS xid, position, received_at, completed_at
 FROM operations WHERE resource_type = 'order' AND tenant_id = ANY ($1)
 """
 ROWS_SQL = """
@@ -146,15 +146,16 @@ def _compare_log(
 
 
 def _compare_order(lines: _Differences, pairs: Sequence[tuple[OrderStep, asyncpg.Record]], moment: str) -> None:
-    """Check that each group's events are in order, by the column *moment* and by the queue's numbers."""
+    """Check that each group's events are in order, by the column *moment*, and by their places in a transaction."""
     last: dict[str, tuple[OrderStep, asyncpg.Record]] = {}
     for step, row in pairs:  # in the order of the plan
         if (before := last.get(step.group_id)) is not None:
             earlier = before[1]
             if row[moment] < earlier[moment]:
                 lines.note("events committed before an earlier one of their group", (before[0], step))
-            if int(row["sequence_number"]) <= int(earlier["sequence_number"]):
-                lines.note("events that the queue numbered before an earlier one of their group", (before[0], step))
+            is_one_batch = row["xid"] is not None and row["xid"] == earlier["xid"]
+            if is_one_batch and row["position"] < earlier["position"]:
+                lines.note("events applied before an earlier one of their group", (before[0], step))
         last[step.group_id] = (step, row)
 
 

@@ -212,13 +212,15 @@ class Testbed:
         rate: float | None,
         count: int | None = None,
         interval_s: float = POLL_INTERVAL_S,
+        late_most_s: float | None = None,
         is_checked: bool = True,
     ) -> Flow:
         """Start a producer, with a request each *interval_s*.
 
-        With *is_checked* all operations that it puts must be applied in the end.
+        With *is_checked* all operations that it puts must be applied in the end. The producer makes up for a delay, of
+        *late_most_s* at most if given.
         """
-        order = ProducerOrder(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count, interval_s)
+        order = ProducerOrder(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count, interval_s, late_most_s)
         flow = Flow(plan, ChainProducer(self.stack.group, self.stack.env, order), is_checked)
         self.flows.append(flow)
         return flow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
@@ -18,7 +18,12 @@ from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.settling.rows import Arrival, read_arrival
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.shards.types import ChangeResult, ResourceRename
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import (
     Certificate,
@@ -27,7 +32,7 @@ from simplu_worker.transfers.moving.types import (
     MoveStatus,
 )
 
-OPTIONS = MoveOptions(log_kept=timedelta(days=1))
+OPTIONS = MoveOptions(log_kept=timedelta(days=1), max_pause_s=10)  # no test of pauses fails on a busy machine
 TENANT_ID = "clinic-main"
 ROWS = """
 INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
@@ -35,13 +40,18 @@ SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('n', number, 't
     now(), now() FROM generate_series(1, $2::int) AS number
 """
 LOGGED = """
-INSERT INTO operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at,
-    completed_at
+WITH batch AS (
+    INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
+    SELECT pg_current_xact_id()::text::bigint, clock_timestamp() - interval '1 hour', $2::int, 'o', ARRAY[number],
+        '{patient}', '{kinesis}'
+    FROM tenants WHERE id = $1
+    RETURNING batch_id, tenants[1] AS tenant_no
 )
-SELECT $1, 'old-' || number, 'create', 'patient', number::text, 'succeeded', '\\x00', 'kinesis', now(), now(),
-    clock_timestamp() - interval '1 hour'
-FROM generate_series(1, $2::int) AS number
+INSERT INTO log_rows (batch_id, requested_at, received_at, tenant_no, position, type_at, origin_at, kind, digest,
+    request, resource)
+SELECT batch_id, now(), now(), tenant_no, number % 32000, 1, 1, 'c', '\\x00', simplu_key('old-' || number),
+    simplu_key(number::text)
+FROM batch, generate_series(1, $2::int) AS number
 """
 
 
@@ -55,6 +65,17 @@ class World:
         self.statuses: list[MoveStatus] = []
         self.values: dict[str, int] = {}
         self.applied = 0
+
+    def changes_on(self, shard_id: str) -> ResourceChanges:
+        """Return what changes resources for control messages, while the tenant is on a shard."""
+        shards = tuple(MappedShard(name, pool.address.connection_string) for name, pool in self.shard_pools.items())
+        locator = StaticMap(ShardMap(shards=shards, tenants={TENANT_ID: shard_id}))
+        return ResourceChanges(Directory(locator, self.pools), self.pools)
+
+    async def rename(self, shard_id: str, old_id: str, new_id: str) -> None:
+        """Give a patient another id, as a control message does."""
+        rename = ResourceRename(*TENANT, "patient", old_id, new_id, None, datetime.now(UTC))
+        assert await self.changes_on(shard_id).rename(rename) is ChangeResult.APPLIED
 
     def mover(self, source: str = "a", target: str = "b", options: MoveOptions = OPTIONS) -> Mover:
         """Return a mover of the tenant."""

@@ -69,6 +69,9 @@ def _views(result: msgspec.Raw) -> Views:
         await asyncio.sleep(0.001)
         return 200, {"result": result}
 
+    async def wait(*_: object) -> bool:
+        return True
+
     def status() -> dict[str, Any]:
         return {"shards": [dict(shard) for shard in SHARDS for _ in range(3)]}
 
@@ -81,6 +84,7 @@ def _views(result: msgspec.Raw) -> Views:
         fleet_history=dict,
         fleet=status,
         operation=operation,
+        wait=wait,
         operations=answer,
         tenant=operation,
         shards=answer,
@@ -91,6 +95,7 @@ def _views(result: msgspec.Raw) -> Views:
         cache_keys=answer,
         release_lease=answer,
         retry_held=answer,
+        steer_tenant=answer,
         letters=None,
         purge=answer,
         clear_cache=answer,

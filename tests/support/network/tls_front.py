@@ -50,16 +50,21 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
         target.close()
 
 
-def _context(folder: Path) -> ssl.SSLContext:
+def make_certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+    """Make a certificate that is nobody's, for *name*; return its file and that of its key."""
     openssl = required_program("openssl", how="apt-get install openssl")
-    key, certificate = folder / "localhost.key", folder / "localhost.crt"
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    key, certificate = folder / f"{name}.key", folder / f"{name}.crt"
+    names = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
     files = ("-keyout", str(key), "-out", str(certificate))
     subprocess.run(
         [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, *files],
         capture_output=True,
         check=True,
     )
+    return certificate, key
+
+
+def _context(folder: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(*make_certificate(folder))
     return context

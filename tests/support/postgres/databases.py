@@ -52,12 +52,26 @@ async def execute(url: str, statement: str, *arguments: Any) -> None:
         await connection.close()
 
 
+async def stop_autovacuum(url: str, *tables: str) -> None:
+    """Leave tables to the vacuums of a test alone.
+
+    A vacuum removes nothing, and marks no page as all-visible, that an analysis beside it may still see: then plans,
+    and the pages that they read, are others.
+    """
+    for table in tables:
+        await execute(url, f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+
+
 # Everything a test may have changed that is not a row of the tables below. Objects of Postgres have smaller ids.
 FINGERPRINT = """
 SELECT md5(concat_ws(' ',
     (SELECT string_agg(attrelid::text || attname || atttypid::text, ',' ORDER BY attrelid, attnum)
      FROM pg_attribute WHERE attnum > 0 AND attrelid >= 16384),
-    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_proc WHERE oid >= 16384),
+    (SELECT string_agg(concat_ws(' ', oid, relowner, relrowsecurity, reloptions), ',' ORDER BY oid)
+     FROM pg_class WHERE oid >= 16384),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_policy),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_rewrite WHERE oid >= 16384),
+    (SELECT string_agg(concat_ws(' ', oid, md5(prosrc)), ',' ORDER BY oid) FROM pg_proc WHERE oid >= 16384),
     (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_constraint WHERE oid >= 16384),
     (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_trigger),
     (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_type WHERE oid >= 16384),
@@ -69,23 +83,26 @@ SELECT md5(concat_ws(' ',
 """
 ROWS = """
     (SELECT string_agg(version::text, ',') FROM schema_migrations),
-    (SELECT string_agg(name, ',') FROM business_types),
+    (SELECT string_agg(concat(name, digest, definition, is_applied), ',' ORDER BY name) FROM business_types),
     (SELECT count(*) FROM shard_meta)
 """
-SET_SHARD_ID = "UPDATE shard_meta SET shard_id = $1 WHERE shard_id <> $1"
+SET_SHARD_ID = "UPDATE shard_meta SET shard_id = $1, batch_offset = 0 WHERE shard_id <> $1 OR batch_offset <> 0"
 EMPTYING = "".join(
     f"DELETE FROM {table};"
     for table in (
         "tenants",
+        "awaited_types",
         "resources",
-        "operations",
+        "log_batches",
+        "log_rows",
+        "log_outcomes",
         "stream_positions",
         "moves",
         "message_failures",
         "rejections",
+        "unplaced_rejections",
         "imports",
         "arrivals",
-        "move_changes",
         "restores",
         "position_merges",
     )

@@ -34,7 +34,7 @@ PAIRED: Final = (
     "interval", "jsonb[]", "bigint[]",
 )  # fmt: skip
 
-_MADE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+)")
+_MADE: Final = re.compile(r"CREATE (?:TABLE|VIEW) (?:IF NOT EXISTS )?public\.(\w+)")
 TABLES: Final = tuple(table for migration in MIGRATIONS for table in _MADE.findall(migration.text))
 INTROSPECTION: Final = (introspection.INTRO_LOOKUP_TYPES, introspection.INTRO_LOOKUP_TYPES_13)
 

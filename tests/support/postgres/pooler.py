@@ -16,9 +16,13 @@ START_S = 10.0
 
 @contextlib.asynccontextmanager
 async def running_pooler(
-    server: PostgresServer, settings: Mapping[str, object], files: Mapping[str, bytes] | None = None
+    server: PostgresServer,
+    settings: Mapping[str, object],
+    files: Mapping[str, bytes] | None = None,
+    *,
+    user: str = SUPERUSER,
 ) -> AsyncIterator[int]:
-    """Run PgBouncer with *settings*, which may name *files*, and give its port. Every client is the superuser."""
+    """Run PgBouncer with *settings*, which may name *files*, and give its port. Every client is *user*."""
     program = required_program("pgbouncer", how="apt-get install pgbouncer")
     with ProcessGroup() as group:
         programs = PostgresPrograms.find(group.directory)
@@ -29,7 +33,7 @@ async def running_pooler(
             (folder / name).chmod(0o644)
         lines = [f"{name} = {value}" for name, value in settings.items()]
         (folder / "pgbouncer.ini").write_text(
-            f"[databases]\n* = user={SUPERUSER} host={HOST} port={server.port}\n"
+            f"[databases]\n* = user={user} host={HOST} port={server.port}\n"
             f"[pgbouncer]\nlisten_addr = {HOST}\nlisten_port = {port}\nunix_socket_dir =\n" + "\n".join(lines)
         )
         (folder / "pgbouncer.ini").chmod(0o644)

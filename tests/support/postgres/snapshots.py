@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from support.postgres.log_rows import LOG_TABLES
 from support.postgres.tenant_cases import fetch
 
 from simplu_worker.shards.postgres.pool import ShardPool
 
-TABLES = ("operations", "resources", "stream_positions")
+TABLES = (*LOG_TABLES, "resources", "stream_positions")
 OF_BACKUP = ("tenants", *TABLES)
 
 
@@ -39,4 +40,4 @@ async def copy_rows(source: ShardPool, target: ShardPool) -> None:
     for table in OF_BACKUP:
         for row in await fetch(source, f"SELECT * FROM {table}"):
             places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-            await fetch(target, f"INSERT INTO {table} VALUES ({places})", *row.values())
+            await fetch(target, f"INSERT INTO {table} OVERRIDING SYSTEM VALUE VALUES ({places})", *row.values())

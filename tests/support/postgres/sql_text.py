@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from simplu_worker.shards.schema.type_files import TypeFile
+
 TOKEN = re.compile(
     r"""
     (?P<skip> \s+ | --[^\n]* | /\*.*?\*/ )
@@ -88,21 +90,27 @@ def arms_of(statement: Sequence[Token]) -> list[Arm]:
     return [_arm(part) for part in _cut(statement, "UNION")]
 
 
-def unbound(arm: Arm, columns: Mapping[str, str], outer: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
+def unbound(
+    arm: Arm, columns: Mapping[str, Sequence[str]], outer: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, str]]:
     """Yield (table, its name) for each table of *columns* that neither *arm* nor its context narrows to given tenants.
 
-    *columns* maps each table with rows of tenants to the column that names the tenant. A table is narrowed by an
-    argument, by a table that is narrowed, or by one that has no tenants' rows, such as a batch. *outer* are the names
-    that are narrowed around the arm.
+    *columns* maps each table with rows of tenants to the columns of which one names the tenant, or a row of one. A
+    table is narrowed by an argument, by a table that is narrowed, or by one that has no tenants' rows, such as a
+    batch. *outer* are the names that are narrowed around the arm.
     """
     bound = (set(outer) - arm.tables.keys()) | {name for name, table in arm.tables.items() if table not in columns}
-    bound |= {name for name, named in arm.inserted.items() if columns.get(arm.tables[name]) in named}
+    bound |= {
+        name for name, named in arm.inserted.items() if not set(columns.get(arm.tables[name], ())).isdisjoint(named)
+    }
     is_growing = True
     while is_growing:
         found = {
             name
             for name, column, by in arm.links
-            if name in arm.tables and column in {columns.get(arm.tables[name]), "ctid"} and (by is None or by in bound)
+            if name in arm.tables
+            and column in {*columns.get(arm.tables[name], ()), "ctid"}
+            and (by is None or by in bound)
         }
         is_growing = not found <= bound
         bound |= found
@@ -116,11 +124,9 @@ def tables_of(arm: Arm) -> set[str]:
     return set(arm.tables.values()).union(*(tables_of(inner) for inner in arm.inner))
 
 
-def views_of(text: str) -> list[tuple[str, str, str]]:
-    """Return each view that the file of a business type makes, with the two resource types that it shows."""
-    return re.findall(
-        r"CREATE OR REPLACE VIEW public\.(\w+)\b.*?\"resourceName\" IN \('(\w+)', '(\w+)'\);", text, re.DOTALL
-    )
+def views_of(file: TypeFile) -> list[tuple[str, str, str]]:
+    """Return each view of a packaged business type, with the two resource types that it shows."""
+    return [(view, *one.names) for view, one in file.views.items()]  # type: ignore[misc]
 
 
 def _cut(tokens: Sequence[Token], at: str) -> list[tuple[Token, ...]]:
@@ -231,7 +237,7 @@ def _giver(tokens: Sequence[Token], place: int, column: tuple[str, str] | None) 
     if column is not None and column[0]:
         return column[0]
     token = tokens[place]
-    if token.kind == "argument":
+    if token.kind == "argument" or token.is_query:  # the query is looked at itself
         return ""
     if token.text == "ANY" and place + 1 < len(tokens):
         inside = tokens[place + 1].group

@@ -190,9 +190,18 @@ class TenantCase:
         return {row["request_id"]: (row["status"], row["error"]) for row in rows}
 
     async def everything(self) -> list[Any]:
-        """Return every row of the tenant, for a comparison of before and after."""
-        tables = ('resources WHERE id = $1 ORDER BY "resourceName", "resourceId"', "operations WHERE tenant_id = $1")
-        return [await fetch(self.pool, f"SELECT *, ctid FROM {table}", self.tenant_id) for table in tables]
+        """Return every row of the tenant, for a comparison of before and after; marks and outcomes too."""
+        queries = (
+            'SELECT *, ctid FROM resources WHERE id = $1 ORDER BY "resourceName", "resourceId"',
+            """
+            SELECT log_rows.*, log_rows.ctid, log_outcomes AS outcome
+            FROM log_rows
+            LEFT JOIN log_outcomes USING (batch_id, position)
+            WHERE log_rows.tenant_no = (SELECT number FROM tenants WHERE id = $1)
+            ORDER BY request
+            """,
+        )
+        return [await fetch(self.pool, query, self.tenant_id) for query in queries]
 
     async def result(self, operation: Operation) -> Any:
         """Return the result that a `read` or `list` left, its numbers as `Decimal`."""

@@ -179,7 +179,7 @@ async def shut_gate(pool: ShardPool) -> AsyncIterator[Gate]:
             f"""
             CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = '5s'
             AS $$ BEGIN PERFORM pg_advisory_xact_lock({GATE}); RETURN NULL; END $$;
-            CREATE TRIGGER gate AFTER INSERT ON operations FOR EACH STATEMENT EXECUTE FUNCTION wait_at_gate();
+            CREATE TRIGGER gate AFTER INSERT ON log_rows FOR EACH STATEMENT EXECUTE FUNCTION wait_at_gate();
             SELECT pg_advisory_lock({GATE});
             """
         )

@@ -14,16 +14,13 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.migrations import migration_of
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.type_files import TypeFile, read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, ReportActivity, UpgradeActivity, Upgrader
 
 NEXT = SCHEMA_VERSION + 1
 MADE_UP = migration_of(NEXT, "made_up", (Path(__file__).parent / "made_up_migration.sql").read_text())
 INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON public.tenants (created_at)"
-BAKERY = """
-CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_bakery ON public.resources (id) WHERE "businessType" = 'bakery';
-INSERT INTO public.business_types (name, default_settings, staff_resource_type) VALUES ('bakery', '{}', 'baker')
-ON CONFLICT (name) DO NOTHING;
-"""
+BAKERY = read_type('{"name": "bakery", "defaultSettings": {}, "staffResourceType": "baker"}')
 WITHIN_S = 30.0
 
 
@@ -39,7 +36,7 @@ def upgrader(
     pool: ShardPool,
     text: str | None = None,
     *,
-    types: dict[str, str] | None = None,
+    types: dict[str, TypeFile] | None = None,
     report: ReportActivity = lambda _: None,
     patience_s: float = 60.0,
 ) -> Upgrader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.cache.cache import hit_ratio
+from simplu_worker.cache.cache import hit_ratio, increase
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,13 @@ from simplu_worker.cache.cache import hit_ratio
 def test_hit_ratio_is_unknown_only_without_reads(hits: object, misses: object, expected: float | None) -> None:
     """All hits are a ratio too; some servers do not count."""
     assert hit_ratio(hits, misses) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "before", "expected"),
+    [(7, None, 0), (7, 7, 0), (9, 7, 2), (2, 7, 2), (0, 7, 0)],
+    ids=["first", "same", "more", "restarted", "restarted-unread"],
+)
+def test_increase_is_what_was_counted_since(count: int, before: int | None, expected: int) -> None:
+    """A server that begins again at 0 has counted all that it has."""
+    assert increase(count, before) == expected

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import Secret, ValidationError
 
@@ -356,6 +357,7 @@ def test_settings_refuse_one_token_for_both_roles(name: str, tmp_path: Path) -> 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
+@examples(max_examples=20)  # each reads all variables
 @given(st.dictionaries(st.sampled_from(list(VARIABLES)), TEXTS))
 def test_settings_are_read_or_refused_when_values_are_anything(environ: dict[str, str]) -> None:
     """Any text in any variable gives settings, and problems of one line each; never an exception."""

@@ -31,6 +31,8 @@ LETTER = DeadLetter(
 NOTE = Rejection("clinic-main", "r-1", "invalid_message", "data: expected an object", "operations", "7")
 NOTE_OF_MESSAGE = msgspec.structs.replace(NOTE, source="orders.fifo", sequence_number=None, message_id="m-1")
 
+NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:control:clinic/main")
+
 
 @pytest.mark.parametrize(
     ("members", "expected"),
@@ -38,20 +40,44 @@ NOTE_OF_MESSAGE = msgspec.structs.replace(NOTE, source="orders.fifo", sequence_n
         ({}, [NOTE]),
         ({"origin": OF_QUEUE}, [NOTE_OF_MESSAGE]),
         ({"request_id": None}, []),
-        ({"business_id": None}, []),
-        ({"location_id": None}, []),
+        ({"business_id": None}, [msgspec.structs.replace(NOTE, tenant_id="")]),
+        ({"location_id": None}, [msgspec.structs.replace(NOTE, tenant_id="")]),
+        ({"location_id": None, "request_id": None}, []),
+        (
+            {"origin": OF_QUEUE, "location_id": None},
+            [msgspec.structs.replace(NOTE_OF_MESSAGE, tenant_id="", request_id="m-1")],
+        ),
         ({"request_id": "\0"}, []),
         ({"business_id": "\ud800"}, []),
         ({"error": "x" * 3000}, [msgspec.structs.replace(NOTE, error="x" * ERROR_MAX)]),
         ({"error": "\0"}, [msgspec.structs.replace(NOTE, error="invalid_message")]),
         ({"reason": DeadLetterReason.RETRIES_EXHAUSTED}, []),
         ({"reason": DeadLetterReason.REQUEST_ID_REUSED}, []),
-        ({"reason": DeadLetterReason.UNKNOWN_TENANT}, []),
+        ({"reason": DeadLetterReason.UNKNOWN_TENANT}, [msgspec.structs.replace(NOTE, reason="unknown_tenant")]),
+        # Control messages have no request id, and no row in the log.
+        ({"origin": OF_QUEUE, "request_id": None}, [NOTE_OF_CONTROL]),
+        (
+            {"origin": OF_QUEUE, "request_id": None, "reason": DeadLetterReason.RETRIES_EXHAUSTED},
+            [msgspec.structs.replace(NOTE_OF_CONTROL, reason="retries_exhausted")],
+        ),
+        (
+            {"origin": OF_QUEUE, "request_id": None, "business_id": None},
+            [msgspec.structs.replace(NOTE_OF_CONTROL, tenant_id="", request_id="m-1")],
+        ),
     ],
 )
 def test_letter_is_noted_if_its_request_can_be_named(members: dict[str, object], expected: list[Rejection]) -> None:
-    """Not if the log has a row of it, or its tenant no shard; and nothing that Postgres cannot store."""
+    """By its request id, its message id or as a control message; not what the log answers or Postgres cannot store."""
     assert rejections_of([msgspec.structs.replace(LETTER, **members)]) == expected
+
+
+def test_first_parts_of_an_aggregate_are_noted_when_it_is_rejected_as_a_whole() -> None:
+    """Its own record has no ids."""
+    part = RejectedRecord(DeadLetterReason.INVALID_MESSAGE, "elsewhere", OF_STREAM, "clinic", "main", "a")
+    letter = msgspec.structs.replace(LETTER, request_id=None, business_id=None, location_id=None, named=(part,))
+
+    (note,) = rejections_of([letter])
+    assert (note.tenant_id, note.request_id, note.error) == ("clinic-main", "a", "elsewhere")
 
 
 def test_parts_of_a_letter_are_noted_each_for_its_own_tenant() -> None:

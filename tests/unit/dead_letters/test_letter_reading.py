@@ -27,7 +27,7 @@ from simplu_worker.dead_letters.letter import (
     parse_ranges,
     tenant_of,
 )
-from simplu_worker.operations.operation import Origin
+from simplu_worker.operations.operation import Origin, PartNumber
 from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -266,8 +266,15 @@ def test_parts_of_a_letter_are_read_as_they_were_written(
         )
 
 
-@given(st.lists(st.integers(0, 300), min_size=1, unique=True).map(sorted))
-def test_ranges_are_read_as_they_were_written(numbers: list[int]) -> None:
+PART_NUMBERS = st.integers(0, 300) | st.tuples(st.integers(0, 300), st.integers(0, 300))
+
+
+@given(
+    st.lists(PART_NUMBERS, min_size=1, unique=True).map(
+        lambda found: sorted(found, key=lambda number: number if isinstance(number, tuple) else (number, -1))
+    )
+)
+def test_ranges_are_read_as_they_were_written(numbers: list[PartNumber]) -> None:
     """Numbers in a row take no room."""
     assert parse_ranges(format_ranges(numbers), len(numbers)) == tuple(numbers)
 
@@ -275,10 +282,28 @@ def test_ranges_are_read_as_they_were_written(numbers: list[int]) -> None:
 def test_ranges_are_short_for_numbers_in_a_row() -> None:
     """As most bad parts are."""
     assert format_ranges([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
+    assert format_ranges([0, (1, 0), (1, 1), (1, 2), (2, 3), (3, 4), 5, 6]) == "0,1:0-2,2:3,3:4,5-6"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "0-1-2", "1_0,2"]
+    "text",
+    [
+        "",
+        "x",
+        "0-3",
+        "0-999999999999",
+        "5-4,1",
+        "1,1",
+        "2,1",
+        "0,1,2",
+        "-1,1",
+        "0-1-2",
+        "1_0,2",
+        "0:1,0:1",
+        "1:0,0:1",
+        "0:3-9",
+        "-1:0,2",
+    ],
 )
 def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
     """Letters may be forged: no text takes more memory than its count allows."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import product
 
+import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,8 +74,10 @@ BEYOND_THE_CONTRACT = {
     "simplu_rejections_unnoted": ("counter", []),
     "simplu_shard_backfills": ("counter", ["shard_id"]),
     "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
+    "simplu_shard_tenant_seconds": ("gauge", ["shard_id", "rank"]),
     "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
     "simplu_shard_problems": ("gauge", ["problem"]),
+    "simplu_cache_reads": ("counter", ["outcome"]),
     "simplu_cache_waiting": ("gauge", []),
     "simplu_cache_unreachable_seconds": ("gauge", []),
     "simplu_kinesis_lease_takes": ("counter", ["how"]),
@@ -82,8 +85,11 @@ BEYOND_THE_CONTRACT = {
     "simplu_kinesis_expired_positions": ("counter", []),
     "simplu_kinesis_reads": ("counter", ["reader"]),
     "simplu_kinesis_subscriptions": ("counter", ["event"]),
+    "simplu_kinesis_wrong_partition_keys": ("counter", ["problem"]),
     "simplu_kinesis_read_bytes": ("counter", ["reader"]),
     "simplu_kinesis_read_records": ("counter", ["reader"]),
+    "simplu_kinesis_stream_shard_bytes": ("counter", ["stream_shard"]),
+    "simplu_kinesis_stream_shard_records": ("counter", ["stream_shard"]),
     "simplu_held_age_seconds": ("gauge", ["reason"]),
     "simplu_held_retention_ratio": ("gauge", ["stream_shard"]),
     "simplu_kinesis_lag_retention_ratio": ("gauge", ["stream_shard"]),
@@ -103,6 +109,7 @@ BEYOND_THE_CONTRACT = {
     "simplu_shard_commit_wait_seconds": ("histogram", ["shard_id"]),
     "simplu_internal_errors": ("counter", ["target"]),
     "simplu_targets_in_trouble": ("gauge", ["target"]),
+    "simplu_schema_findings": ("counter", ["business_type", "resource_type", "schema_path", "validation"]),
 }
 
 
@@ -163,6 +170,26 @@ def test_known_label_sets_exist_before_anything_was_counted(
     assert absent == []
 
 
+def test_findings_have_a_bounded_number_of_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the paths are given up, then the types; what has a series keeps it."""
+    names = instruments.SCHEMA_FINDINGS._labelnames
+    counter = prometheus_client.Counter("of_this_test", "Of this test.", names, registry=None)
+    monkeypatch.setattr(instruments, "SCHEMA_FINDINGS", counter)
+    monkeypatch.setattr(instruments, "_finding_labels", set())
+    for _ in range(2):
+        for number in range(300):
+            instruments.count_finding("dental", f"t{number}", "#/required", "warn")
+        instruments.count_finding("dental", "t0", "#/type", "enforce")
+
+    values = {tuple(one.labels.values()): one.value for metric in counter.collect() for one in metric.samples}
+
+    assert len(values) <= instruments.FINDING_SERIES_MAX
+    assert values["dental", "t0", "#/required", "warn"] == 2
+    assert values["dental", "t150", "other", "warn"] == 2
+    assert values["other", "other", "other", "warn"] == 2 * 102
+    assert values["other", "other", "other", "enforce"] == 2
+
+
 def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
     """A queue is known only at start; from then on its outcomes are there."""
     instruments.start_queue_at_zero("control-of-this-test")
@@ -205,7 +232,7 @@ def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
         metric.labels("shardId-test-3")
     instruments.remove_stream_shard("shardId-test-3")
     assert "shardId-test-3" not in generate_latest().decode()
-    assert len(by_stream_shard) == 4
+    assert len(by_stream_shard) == 6
 
 
 def test_remove_shard_drops_every_series_that_names_it() -> None:

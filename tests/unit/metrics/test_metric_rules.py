@@ -20,6 +20,7 @@ from simplu_worker.business_info import table  # noqa: F401 - starts series of D
 from simplu_worker.consumers.kinesis.leases import table_requests  # noqa: F401 - as above
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.instruments import BatchHistogram
+from simplu_worker.shards.tenant_usage import RANK_COUNT
 from simplu_worker.vocabulary import (
     CitrusEndpoint,
     CitrusOutcome,
@@ -77,6 +78,7 @@ LABEL_VALUES_MAX = {
     "call": len(QueueCall),
     "kind": 6,  # of errors of a shard: docs/monitoring.md
     "safety": len(CommitSafety),
+    "rank": RANK_COUNT,
     "stream": len(instruments.LOG_STREAMS),
     "reason": max(len(HoldReason), len(DeadLetterReason)),
     "simplu_retries source": 1,
@@ -89,6 +91,9 @@ LABEL_VALUES_MAX = {
     "simplu_citrus_request_seconds outcome": len(CitrusOutcome),
     "simplu_dynamodb_request_seconds operation": 8,
     "simplu_dynamodb_request_seconds outcome": 3,
+    # Of all four labels together.
+    **dict.fromkeys(("business_type", "resource_type", "validation"), 1),
+    "schema_path": instruments.FINDING_SERIES_MAX,
 }
 
 

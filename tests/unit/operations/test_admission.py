@@ -41,7 +41,12 @@ def operation(*, arrived_at: datetime = CREATED_AT, source: Source = Source.KINE
 def tenant(state: TenantState = TenantState.ACTIVE, *, business_id: str = "a-b", location_id: str = "c") -> TenantRow:
     """Return a row that was made at CREATED_AT."""
     return TenantRow(
-        business_id=business_id, location_id=location_id, business_type="gym", state=state, created_at=CREATED_AT
+        business_id=business_id,
+        location_id=location_id,
+        business_type="gym",
+        state=state,
+        created_at=CREATED_AT,
+        number=1,
     )
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a record's bytes: every rule of docs/interface.md, and that nothing else can come of any bytes."""
+"""What becomes of a record's bytes: every rule of docs/sending.md, and that nothing else can come of any bytes."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_timestamp_is_refused_when_it_is_not_iso_8601_in_range(text: str) -> Non
     """The year counts in UTC."""
     assert rejected(timestamp=text) == RejectedRecord(
         reason=DeadLetterReason.INVALID_MESSAGE,
-        error="timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z",
+        error="timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z, got another text",
         origin=ORIGIN,
         business_id="clinic",
         location_id="main",
@@ -549,7 +549,7 @@ def test_data_is_an_object_however_deep_it_is() -> None:
     refusal = decode(with_text("data", "[" * 600 + "]" * 600))
 
     assert isinstance(refusal, RejectedRecord)
-    assert (refusal.reason, refusal.error) == (DeadLetterReason.INVALID_MESSAGE, "data: expected an object")
+    assert (refusal.reason, refusal.error) == (DeadLetterReason.INVALID_MESSAGE, "data: expected an object, got a list")
 
 
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
@@ -669,8 +669,12 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
     assert isinstance(at_bound, Operation)
     assert beyond == RejectedRecord(
         reason=DeadLetterReason.TOO_LARGE,
-        error=f"expected at most {len(record) - 1} bytes (OPERATION_MAX_BYTES), got {len(record)}",
+        error=f"record: expected at most {len(record) - 1} bytes (OPERATION_MAX_BYTES), got {len(record)}",
         origin=ORIGIN,
+        business_id="clinic",
+        location_id="main",
+        request_id="request-1",
+        resource_id="a-1",
     )
 
 
@@ -830,7 +834,7 @@ def test_digest_differs_when_any_part_of_the_operation_does() -> None:
     digests = [decoded().digest, *(decoded(kind, **members).digest for kind, members in PARTS)]
 
     assert len(set(digests)) == len(digests)
-    assert {(len(digest), digest[0]) for digest in digests} == {(33, 1)}
+    assert {(len(digest), digest[0]) for digest in digests} == {(8, 1)}
 
 
 def test_digest_is_over_the_bytes_of_data_as_sent() -> None:
@@ -867,7 +871,7 @@ def test_digest_is_what_earlier_versions_wrote() -> None:
     """Frozen: the rows of a shard outlive the version that wrote them."""
     parts = b'6,11,3,11,0,0\0create\0appointment\0a-1\0{"room": 4}\0\0'
 
-    assert decoded().digest == b"\x01" + hashlib.sha256(parts).digest()
+    assert decoded().digest == b"\x01" + hashlib.sha256(parts).digest()[:7]
 
 
 @given(st.lists(st.binary(max_size=4) | st.sampled_from([b"", b"\0", b",", b"1", b"null"]), min_size=6, max_size=6))
@@ -1064,4 +1068,4 @@ def test_refusal_of_a_kind_tells_its_length_and_not_its_text() -> None:
 def test_digest_without_a_resource_id_has_an_empty_one() -> None:
     """Frozen, as all of the digest."""
     parts = b"4,11,0,0,0,0\0list\0appointment\0\0\0\0"
-    assert digest_of("list", "appointment", None, b"", b"", b"") == b"\x01" + hashlib.sha256(parts).digest()
+    assert digest_of("list", "appointment", None, b"", b"", b"") == b"\x01" + hashlib.sha256(parts).digest()[:7]

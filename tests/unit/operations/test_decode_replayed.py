@@ -35,6 +35,9 @@ PLACE = {
 }
 
 
+PART = msgspec.structs.replace(FIRST, part_index=3, parts_behind=6)
+
+
 def record(**members: Any) -> bytes:
     """Return a `create` without ids, changed by *members*."""
     whole = {
@@ -114,7 +117,7 @@ def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: An
     refused = decoded(record(requestId=DERIVED, simpluReplay=replay))
     assert isinstance(refused, RejectedRecord)
     assert refused.reason is DeadLetterReason.INVALID_MESSAGE
-    assert "the prefix 'simplu:' is reserved for derived ids" in refused.error
+    assert "expected an id without the prefix 'simplu:'" in refused.error
 
 
 @pytest.mark.parametrize("request_id", ["simplu:", "simplu:mine", DERIVED + "0", DERIVED[:-1], DERIVED.upper()])
@@ -138,3 +141,17 @@ def test_derived_id_passes_wherever_its_record_was(stream: str, shard: str, numb
         FIRST, name=stream, stream_shard_id=shard, sequence_number=number, sub_sequence_number=sub
     )
     assert same_but_origin(decoded(with_request_id(record(), origin)), decoded(record(), origin))
+
+
+def test_part_of_a_record_keeps_its_id_when_it_is_sent_again_alone() -> None:
+    """Its index is a part of its place; how many parts follow it is not."""
+    sent = with_request_id(record(), PART)
+    operation, again = decoded(record(), PART), decoded(sent)
+
+    assert json.loads(sent)["simpluReplay"] == PLACE | {"partIndex": 3}
+    assert same_but_origin(again, operation)
+    assert derived_request_id(PART) == derived_request_id(msgspec.structs.replace(PART, parts_behind=0))
+    assert derived_request_id(PART) not in {DERIVED, derived_request_id(msgspec.structs.replace(PART, part_index=2))}
+    for index in (None, 2):
+        forged = json.loads(sent) | {"simpluReplay": PLACE | {"partIndex": index}}
+        assert isinstance(decoded(json.dumps(forged).encode()), RejectedRecord)

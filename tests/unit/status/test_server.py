@@ -20,11 +20,13 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from structlog.testing import capture_logs
 from support.network.ipv6 import require_ipv6
+from support.reader_world import eventually
 from support.requires import ROOT
 from yarl import URL
 
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
+from simplu_worker.shards.types import Lever
 from simplu_worker.status import server
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.access.roles import Tokens
@@ -32,6 +34,7 @@ from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
 from simplu_worker.status.live.request_bodies import LettersRequest
+from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.vocabulary import DeadLetterReason, UnreadyReason
@@ -46,7 +49,7 @@ MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats",
 LISTED = "/operations?businessId=b&locationId=l"
 PROTECTED = ["/status", "/fleet", "/fleet/history", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
-OPEN = ["/", "/openapi.json", "/livez", "/healthz", "/readyz", "/metrics"]
+OPEN = ["/", "/openapi.json", "/schemas/", "/schemas/operation.json", "/livez", "/healthz", "/readyz", "/metrics"]
 
 
 @dataclass
@@ -56,7 +59,8 @@ class Daemon:
     live: str | None = None
     ready: Unreadiness | None = None
     awaited: str | None = None
-    asked: list[tuple[str | None, ...]] = field(default_factory=list)
+    waiting: int = 0
+    asked: list[tuple[str | float | None, ...]] = field(default_factory=list)
 
     def views(self) -> Views:
         """Return views of this."""
@@ -69,6 +73,7 @@ class Daemon:
             fleet=lambda: {"stream": "operations", "replicas": []},
             fleet_history=lambda: {"streamShards": [{"streamShard": "s", "lagSeconds": [None, 0.5]}]},
             operation=self.operation,
+            wait=self.wait,
             operations=self.operations,
             tenant=self.tenant,
             shards=self.shards,
@@ -79,6 +84,7 @@ class Daemon:
             cache_keys=lambda: self.answer("/cache/keys"),
             release_lease=self.release_lease,
             retry_held=self.retry_held,
+            steer_tenant=self.steer_tenant,
             letters=None,
             purge=self.purge,
             clear_cache=self.clear_cache,
@@ -103,6 +109,11 @@ class Daemon:
         self.asked.append(("retry_held", target))
         return 200, {"retried": 1, "asked": [], "notAsked": []}
 
+    async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> tuple[int, dict[str, Any]]:
+        """Answer as for a tenant that is paused."""
+        self.asked.append((business_id, location_id, lever.pause_s, lever.weight))
+        return 200, {"shardId": "shard-1", "pausedUntil": None, "weight": 0.5}
+
     async def clear_cache(self) -> tuple[int, dict[str, Any]]:
         """Answer as if there were two keys."""
         self.asked.append(("clear_cache",))
@@ -114,6 +125,20 @@ class Daemon:
         """Answer as for an operation that no shard knows."""
         self.asked.append((request_id, business_id, location_id))
         return 404, {"status": "unknown", "lagSeconds": 0.5}
+
+    async def wait(self, *asked: Any) -> bool:
+        """Wait until the end that the server sets; three at once are too many."""
+        *key, within_s, end = asked
+        self.asked.append(("wait", *key, within_s))
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(within_s):
+                await end.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.waiting -= 1
+        return self.waiting < 2
 
     async def operations(self, query: OperationListQuery) -> tuple[int, dict[str, Any]]:
         """Answer with an empty page."""
@@ -482,9 +507,54 @@ async def test_viewers_see_no_results_and_no_error_texts(daemon: Daemon) -> None
             "error": None,
         }
         failed = await site.ask("/tenants/b/l", **VIEWING)
-        assert (failed[0], b"SECRET" in failed[2], b"API_TOKEN" in failed[2]) == (503, False, True)
+        assert (failed[0], b"SECRET" in failed[2], b"operators" in failed[2]) == (503, False, True)
         assert b"SECRET" in (await site.ask("/tenants/b/l", **AUTHORIZED))[2]
         assert b"businessId" in (await site.ask("/operations/r1?businessId=b", **VIEWING))[2]
+
+
+OWN_OPERATION = "/operations/r1?businessId=b&locationId=l"
+
+
+async def test_operation_waits_before_it_is_looked_up(site: Site, daemon: Daemon) -> None:
+    """For the time that was asked for, without a turn of the path."""
+    assert (await site.ask(f"{OWN_OPERATION}&wait=0.01", **AUTHORIZED))[0] == 404
+    assert daemon.asked == [("wait", "r1", "b", "l", 0.01), ("r1", "b", "l")]
+    waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)) for _ in range(VIEWS_AT_ONCE)]
+    await eventually(lambda: daemon.waiting == VIEWS_AT_ONCE)
+    async with asyncio.timeout(10):
+        assert (await site.ask(OWN_OPERATION, **AUTHORIZED))[0] == 404
+    for one in waiting:
+        one.cancel()
+    await eventually(lambda: not daemon.waiting)  # a caller that has gone waits no longer
+
+
+async def test_operation_that_is_waited_for_is_answered_at_a_stop(daemon: Daemon) -> None:
+    """At once, and as it is then."""
+    async with ClientSession() as session:
+        async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
+            waiting = asyncio.create_task(Site(session, port).ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED))
+            await eventually(lambda: daemon.waiting == 1)
+        assert (await waiting)[0] == 404
+
+
+async def test_waits_beyond_the_bound_are_refused(site: Site, daemon: Daemon) -> None:
+    """With the time after which to ask again."""
+    waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=0.3", **AUTHORIZED)) for _ in range(3)]
+    answers = [(status, "Retry-After" in headers) for status, headers, _ in await asyncio.gather(*waiting)]
+    assert (503, True) in answers
+    assert (404, False) in answers
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["wait=x", "wait=-1", "wait=20.1", "wait=nan", "wait=inf", "wait=1&wait=2", "wait=1", "wait=1&businessId=b"],
+)
+async def test_wait_is_a_number_of_seconds_for_a_named_tenant(site: Site, daemon: Daemon, query: str) -> None:
+    """Else a look would ask all shards."""
+    tenant = "" if query in {"wait=1", "wait=1&businessId=b"} else "&businessId=b&locationId=l"
+    status, _, body = await site.ask(f"/operations/r1?{query}{tenant}", **AUTHORIZED)
+    assert (status, daemon.asked) == (400, [])
+    assert b"wait: expected" in body
 
 
 @pytest.mark.parametrize(
@@ -567,6 +637,7 @@ async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemo
             ) as response:
                 assert response.status == 200
             await site.ask("/held/retry", "POST", **AUTHORIZED)
+            await site.ask("/tenants/b/l/pause", "POST", **AUTHORIZED)
             await site.ask("/sqs/purge?queue=orders", "DELETE", **AUTHORIZED)
             await site.ask("/cache/clear", "DELETE", **AUTHORIZED)
     acted = [entry for entry in logs if entry["event"] == "operator.acted"]
@@ -575,10 +646,31 @@ async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemo
         ("release_lease", {"streamShard": "s 1"}, {"how": "handed over"}, None),
         ("retry_held", {"target": "shard a"}, retried, None),
         ("retry_held", None, retried, None),
+        ("pause_tenant", {"businessId": "b", "locationId": "l"}, {"weight": 0.5}, None),
         ("purge", {"queue": "orders"}, {"retryAfterSeconds": 60}, "once in 60 s"),
         ("clear_cache", None, {"cleared": 2}, None),
     ]
     assert {(one["role"], one["peer"], one["apply"]) for one in acted} == {("operator", "127.0.0.1", True)}
+
+
+@pytest.mark.parametrize(
+    ("word", "body"),
+    [
+        ("pause", b'{"seconds": 0}'),
+        ("pause", b'{"seconds": 1209601}'),
+        ("pause", b'{"seconds": "4h"}'),
+        ("resume", b'{"seconds": 1}'),
+        ("weight", b"{}"),
+        ("weight", b'{"weight": 0.09}'),
+        ("weight", b'{"weight": 11}'),
+    ],
+)
+async def test_lever_beyond_its_bounds_is_refused(site: Site, daemon: Daemon, word: str, body: bytes) -> None:
+    """Before anything is set."""
+    url = f"http://127.0.0.1:{site.port}/tenants/b/l/{word}"
+    async with site.session.post(url, data=body, headers=AUTHORIZED) as response:
+        answer = await response.json()
+    assert (response.status, list(answer), daemon.asked) == (400, ["error"], [])
 
 
 async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemon) -> None:
@@ -601,6 +693,10 @@ async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemo
         ("/held/retry", None, ("retry_held", None)),
         ("/held/retry", b"{}", ("retry_held", None)),
         ("/held/retry", b'{"target": "shard s 1"}', ("retry_held", "shard s 1")),
+        ("/tenants/b%2F1/l/pause", None, ("b/1", "l", 4 * 3600.0, None)),
+        ("/tenants/b/l/pause", b'{"seconds": 90}', ("b", "l", 90.0, None)),
+        ("/tenants/b/l/resume", None, ("b", "l", 0.0, None)),
+        ("/tenants/b/l/weight", b'{"weight": 0.5}', ("b", "l", None, 0.5)),
     ],
 )
 async def test_action_is_an_operators(daemon: Daemon, path: str, body: bytes | None, expected: tuple[str, ...]) -> None:
@@ -831,6 +927,15 @@ async def test_failing_view_is_500_without_detail(daemon: Daemon) -> None:
     ]
 
 
+async def test_schemas_of_messages_are_served_by_the_listed_names(site: Site) -> None:
+    """The list names files beside it; another name is a 404."""
+    _, _, body = await site.ask("/schemas/")
+    names = msgspec.json.decode(body)["schemas"]
+    answers = [msgspec.json.decode((await site.ask(f"/schemas/{name}"))[2]) for name in names]
+    assert answers == list(SCHEMAS.values())
+    assert (await site.ask("/schemas/operation"))[0] == (await site.ask("/schemas/x.json"))[0] == 404
+
+
 async def test_page_runs_only_files_of_this_server(site: Site) -> None:
     """The policy allows no script or style within the document, and none from elsewhere; the page needs none."""
     status, headers, body = await site.ask("/")
@@ -862,7 +967,7 @@ async def test_files_of_the_page_are_served_small_and_need_no_other_host(site: S
     }
     folder = ROOT / "simplu_worker" / "status" / "page"
     assert len(found) == sum(1 for path in folder.iterdir() if path.suffix in {".html", ".css", ".js"})
-    assert sum(map(len, found.values())) < 60_000
+    assert sum(map(len, found.values())) < 70_000
 
 
 async def test_page_offers_every_reason_of_dead_letters(site: Site) -> None:

@@ -26,17 +26,16 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
-from simplu_worker.consumers.kinesis.stream.client import (
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, StreamShard
+from simplu_worker.consumers.kinesis.stream.first_record import find_first_record
+from simplu_worker.consumers.kinesis.stream.positions import (
+    SHARD_END,
     AtSequenceNumber,
     AtTimestamp,
+    Position,
     Start,
-    Stream,
-    StreamGoneError,
-    StreamShard,
     TrimHorizon,
 )
-from simplu_worker.consumers.kinesis.stream.first_record import find_first_record
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import StreamReader

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from simplu_worker.commands.stream.replay.replay_rules import WOULD_APPLY, ReplayTotals, batches, became_dead_letter
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, find_operations
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
+from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation
 from simplu_worker.shards.gateway import ShardGateway

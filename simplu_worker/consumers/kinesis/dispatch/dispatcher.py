@@ -1,4 +1,4 @@
-"""Know where each operation of one stream shard is until it is settled: in a lane, in the route lookup, or held.
+"""Know where each operation of one stream shard is until it is settled: in a lane, in the lookup of homes, or held.
 
 The main reader and the catch-ups send through the same lanes and the same lookup, so a tenant's operations stay in
 order, whichever of them read it. Operations that cannot be applied now are dropped from memory and held.
@@ -12,43 +12,37 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple, assert_never
+from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 
+from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches, RowBehindError
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
-from simplu_worker.consumers.kinesis.dispatch.results import (
-    BatchDecided,
-    Found,
-    GapFound,
-    NoAnswer,
-    Overdue,
-    RowBehind,
-    Unregistered,
-    Waited,
-)
-from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread
+from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ReaderState, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.outcome_counts import count_outcomes
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
+from simplu_worker.consumers.pipeline.lane import Lane
+from simplu_worker.consumers.pipeline.pipeline import Pipeline
+from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, Overdue, Paused, Unregistered, Waited
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.errors import RetryableError
+from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Disposition
-from simplu_worker.operations.unknown_tenants import is_overdue
+from simplu_worker.operations.unknown_tenants import is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.shard_time import TURN_S
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, Source, StreamRetry
+from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, HoldState, Source, StreamRetry
 
-TENANTS_REMEMBERED: Final = 10_000
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
 FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each retry of an operation that failed on a healthy shard
 FAILING_TENANTS_MAX: Final = 3
@@ -60,11 +54,13 @@ OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two catch-ups of the overflow 
 OVERFLOW_INTERVAL_MAX_S: Final = 300.0
 OVERDUE_INTERVAL_S: Final = 60.0  # between two catch-ups of a tenant that is not registered
 
+StreamLane: TypeAlias = Lane[QueuedOperation]
+
 log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """The lanes, the route lookup and the holds of one reader."""
+    """The lanes, the lookup of homes and the holds of one reader."""
 
     def __init__(
         self,
@@ -76,20 +72,21 @@ class Dispatcher:
         tenant_wait: timedelta,
         store_dead_letters: Callable[[Sequence[DeadLetter]], Awaitable[None]],
         reader: ReaderState | None,
+        retention: Callable[[], timedelta | None] = lambda: None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
         """*name* is that of the stream shard, *main* the tracker of the main reader.
 
-        *store_dead_letters* returns when the dead letters are stored.
+        *store_dead_letters* returns when the dead letters are stored; *retention* returns the stream's.
 
         Without *reader* no positions are written on Postgres shards.
         """
         self._name = name
-        self._gateway = gateway
         self._memory = memory
         self._tenant_wait = tenant_wait
         self._store_dead_letters = store_dead_letters
+        self._retention = retention
         self._draw = draw
         self._utc = utc
         self.ownership = Ownership(main)
@@ -98,13 +95,19 @@ class Dispatcher:
             if reader is None
             else ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc)
         )
-        self.lookup = RouteLookup(gateway, self.ownership, tenant_wait=tenant_wait, draw=draw, utc=utc)
-        self._lanes: dict[str, ShardLane] = {}
-        self._lane_by_tenant: dict[str, ShardLane] = {}  # the lane of its queued operations, or of its last ones
+        self._batches = ClaimedBatches(gateway, self.ownership, self.shard_positions)
+        self.pipeline: Pipeline[QueuedOperation] = Pipeline(
+            name,
+            Source.KINESIS,
+            gateway,
+            self,
+            self._batches,
+            HomeLookup(gateway, self.ownership.needs_lookup, tenant_wait=tenant_wait, draw=draw, utc=utc),
+            draw=draw,
+            utc=utc,
+        )
         self._failures: dict[str, _FailedOperation] = {}  # by tenant: the last one
         self._lock_waits: dict[str, _FailedOperation] = {}  # the same for operations behind a locked row
-        self._tasks = asyncio.TaskGroup()
-        self._ending = asyncio.Event()
         self._open_batch = _DeadLetterBatch()
         self._store_lock = asyncio.Lock()
         self._overflow_idle_since = 0.0
@@ -114,54 +117,24 @@ class Dispatcher:
         self.has_arrivals = asyncio.Event()  # an operation was sent; the waiting task clears it
 
     def __repr__(self) -> str:
-        return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.lookup!r}, {self.ownership!r})"
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no operation is in memory."""
-        return not any(map(len, self._lanes.values())) and not self.lookup.entries()
+        return f"Dispatcher({self._name}, {self.pipeline!r}, {self.ownership!r})"
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to check periodically; `has_arrivals` is set when that changes."""
-        return not len(self.ownership) and self.is_empty
-
-    def entries(self) -> list[QueuedOperation]:
-        """Return all operations in memory."""
-        return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
+        return not len(self.ownership) and self.pipeline.is_empty
 
     def pending_tenants(self) -> TenantSet:
         """Return all tenants that are held or have operations in memory."""
         tenants = self.ownership.held_tenants()
-        for entry in self.entries():
+        for entry in self.pipeline.entries():
             tenants.add(entry.operation.tenant_id)
         return tenants
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether a batch has been in flight for so long that it may never be answered."""
-        return any(lane.is_stuck for lane in self._lanes.values())
-
-    @property
-    def has_idle_lane(self) -> bool:
-        """Whether new operations could be applied at once, or a lane is late and must not delay the others."""
-        return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
-
-    @property
-    def has_progress(self) -> bool:
-        """Whether an operation is in memory that does not wait for a stuck batch."""
-        return bool(self.lookup.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
-
     def is_lane_idle(self, shard_id: str) -> bool:
         """Return whether no batch to a Postgres shard is in flight."""
-        lane = self._lanes.get(shard_id)
+        lane = self.pipeline.lane_to(shard_id)
         return lane is None or lane.is_idle
-
-    def start(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Work in *tasks* until *ending*; then finish the batches in flight. The other operations stay pending."""
-        self._tasks = tasks
-        self._ending = ending
-        tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
 
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations read by one cursor, each behind those of its tenant that are in memory.
@@ -171,79 +144,44 @@ class Dispatcher:
         """
         self._memory.reserve(cost_bytes_of(entries))
         self.has_arrivals.set()
-        waiting = self.lookup if len(self.lookup) else ()
-        by_lane: defaultdict[ShardLane, list[QueuedOperation]] = defaultdict(list)
-        without_lane: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
-        for entry in entries:
-            tenant_id = entry.operation.tenant_id
-            lane = self._lane_by_tenant.get(tenant_id)
-            if lane is None or tenant_id in waiting:
-                without_lane[tenant_id].append(entry)
-            else:
-                by_lane[lane].append(entry)
-        for lane, own in by_lane.items():
-            self._enqueue(lane, own)
-        for tenant_id, own in without_lane.items():
-            if tenant_id in waiting:
-                self._wait_for_route(tenant_id, own)
-            elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
-                self.route_to_lane(tenant_id, shard_id, own)
-            else:
-                self._wait_for_route(tenant_id, own)
+        self.pipeline.send(entries)
 
-    def _wait_for_route(self, tenant_id: str, entries: Sequence[QueuedOperation], *, left: str | None = None) -> None:
-        if (waited := self.lookup.add(tenant_id, entries, left=left)) is not None:
-            self._hold_waited(waited)
+    def still_wanted(self, entries: Sequence[QueuedOperation]) -> Sequence[QueuedOperation]:
+        """Return those that the tenant's hold has not still to come to.
 
-    def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Put all operations of a tenant into the lane of its shard; later ones follow there.
-
-        Those that the tenant's hold has still to come to are dropped: the shard may lack earlier ones.
+        The others are dropped: the shard may lack earlier ones.
         """
-        owner = self.ownership.owner_of(tenant_id)
+        owner = self.ownership.owner_of(entries[0].operation.tenant_id)
+        if owner is None:
+            return entries
         dropped: list[QueuedOperation] = []
         kept: list[QueuedOperation] = []
         for entry in entries:
-            (dropped if owner is not None and owner.unread.includes(entry.unread) else kept).append(entry)
+            (dropped if owner.unread.includes(entry.unread) else kept).append(entry)
         self._finish(dropped)
-        if kept:
-            self._enqueue(self._remember_lane(tenant_id, shard_id), kept)
+        return kept
 
-    def _remember_lane(self, tenant_id: str, shard_id: str) -> ShardLane:
-        lane = self._open_lane(shard_id)
-        if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # tenants without queued operations can be looked up again
-            self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
-        self._lane_by_tenant[tenant_id] = lane
-        return lane
+    def put_back_lane(self, shard_id: str, entries: Sequence[QueuedOperation], cause: WorkerError) -> None:
+        """Have *entries*, all of the lane of a Postgres shard, read again once *cause* is over."""
+        match cause:
+            case RowBehindError():
+                self.start_backfill(shard_id, cause.unread, entries)
+            case _ if not entries:
+                pass
+            case PositionGapError():
+                self.hold_shard(shard_id, entries, HoldReason.GAP)
+            case InternalError():
+                self.hold_shard(shard_id, entries, HoldReason.INTERNAL_ERROR)
+            case _:
+                log.warning("shard.held", shard_id=shard_id, operations=len(entries), error=str(cause))
+                self.hold_shard(shard_id, entries)
 
-    def _open_lane(self, shard_id: str) -> ShardLane:
-        lane = self._lanes.get(shard_id)
-        if lane is None:
-            positions = self.shard_positions
-            lane = ShardLane(
-                shard_id, self._gateway, self.ownership, shard_positions=positions, draw=self._draw, utc=self._utc
-            )
-            self._lanes[shard_id] = lane
-            self._tasks.create_task(self._run_lane(lane), name=f"lane:{self._name}:{shard_id}")
-        return lane
+    def crash(self, lane: StreamLane, crashed: BatchCrashed[QueuedOperation]) -> None:
+        """Hold the shard of a lane: nothing that is remembered of it counts."""
+        self._batches.forget(lane.shard_id)
+        self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
 
-    async def _run_lane(self, lane: ShardLane) -> None:
-        """Apply the batches of a lane, and deal with each result in the step in which it comes."""
-        while (result := await lane.next_result(self._ending)) is not None:
-            match result:
-                case BatchDecided():
-                    await self._settle_batch(lane, result)
-                case NoAnswer():
-                    self.hold_shard(lane.shard_id, result.entries, result.reason)
-                case RowBehind():
-                    self.start_backfill(lane.shard_id, result.unread, result.entries)
-                case GapFound():
-                    self.hold_shard(lane.shard_id, result.entries, HoldReason.GAP)
-                case _:
-                    assert_never(result)
-            del result  # else the memory of its operations would be free only after the next batch
-
-    async def _settle_batch(self, lane: ShardLane, batch: BatchDecided) -> None:
+    async def settle(self, lane: StreamLane, batch: BatchDecided[QueuedOperation]) -> None:
         """Settle, hold or look up each operation, together with those of its tenant behind it.
 
         Nothing is awaited before all operations that are not finished are in one place again.
@@ -251,26 +189,29 @@ class Dispatcher:
         failing: list[tuple[QueuedOperation, int, str, Hold]] = []
         for entry, error in batch.failing:
             tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id, self._failures)
-            entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
+            entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)]
             failing.append((entry, attempts, error, self._hold_tenant(entries, HoldReason.FAILING)))
         for tenant_id, entries in batch.locked.items():
-            behind = [*batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
+            behind = [*batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)]
             self._hold_locked([*entries, *behind], lane.shard_id)
         may_give_up = bool(failing) and not self._fails_for_many(lane.shard_id)
         exhausted: list[tuple[QueuedOperation, int, str, Hold]] = []
         for entry, attempts, error, hold in failing:
+            hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(attempts, len(FAILING_RETRIES_S)) - 1]
             if may_give_up and attempts > len(FAILING_RETRIES_S):
-                hold.next_attempt_at = float("inf")
                 exhausted.append((entry, attempts, error, hold))
             else:
-                hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(attempts, len(FAILING_RETRIES_S)) - 1]
                 ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
                 instruments.RETRIES.labels(Source.KINESIS, StreamRetry.FAILING).inc()
                 at = {"queue": None, "shard_id": lane.shard_id}
                 log.warning("operation.failing", attempts=attempts, error=error, **at, **ids)
-        for tenant_id, entries in batch.not_here.items():
-            self.requeue_unrouted(tenant_id, [*entries, *lane.take_tenants({tenant_id})])
-        await self.settle(batch.finished, batch.letters)
+        self.pipeline.look_up_again(lane, batch.not_here)
+        failed_at, unnamed = self._utc(), DeadLetterReason.INVALID_MESSAGE
+        letters = [
+            entry.dead_letter(outcome.reason or unnamed, outcome.error or "", failed_at=failed_at)
+            for entry, outcome in batch.refused
+        ]
+        await self._finish_stored([*batch.applied, *(entry for entry, _ in batch.refused)], letters)
         for entry, attempts, error, hold in exhausted:
             await self._give_up(lane, entry, attempts, error, hold)
 
@@ -290,7 +231,7 @@ class Dispatcher:
             location_id=operation.location_id,
         )
 
-    async def _give_up(self, lane: ShardLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
+    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
         """Give up an operation after its last try: store its dead letter, mark its row, and catch up its tenant.
 
         Where the shard does not take the mark, operation, dead letter and row are tried again.
@@ -303,9 +244,9 @@ class Dispatcher:
             failed_at=self._utc(),
             attempts=attempts,
         )
-        await self.settle([], [letter])
+        await self._finish_stored([], [letter])
         try:
-            outcome = await lane.write_failure(entry.operation)
+            outcome = await self._batches.write_failure(lane.shard_id, entry.operation)
         except RetryableError:
             return
         count_outcomes([entry.operation], [outcome], now=self._utc())
@@ -313,89 +254,55 @@ class Dispatcher:
         if outcome.disposition is not Disposition.HOLD and hold.is_waiting:
             self._make_ready(hold)
 
-    async def _run_lookups(self) -> None:
-        """Do the lookups that are due until the end; then cancel those that are still running.
+    async def give_up(self, overdue: Overdue[QueuedOperation]) -> None:
+        """Store the dead letters of operations whose tenant was not registered in time."""
+        error, failed_at = unknown_tenant_error(self._tenant_wait), self._utc()
+        reason = DeadLetterReason.UNKNOWN_TENANT
+        letters = [entry.dead_letter(reason, error, failed_at=failed_at) for entry in overdue.entries]
+        await self._finish_stored(overdue.entries, letters)
 
-        No lookup waits for another one, so a tenant of a shard that does not answer delays no other tenant.
-        """
-        async with asyncio.TaskGroup() as tasks:
-            running: set[asyncio.Task[None]] = set()
-            while not self._ending.is_set():
-                for waited in self.lookup.take_long_waiting():
-                    self._hold_waited(waited)
-                for tenant_id in self.lookup.take_due():
-                    shard_id = self._gateway.cached_shard_id(tenant_id)
-                    if shard_id is not None:  # found for another reader since it was sent
-                        self._route_found(self.lookup.take_found(tenant_id, shard_id))
-                        continue
-                    self.lookup.begin(tenant_id)
-                    task = tasks.create_task(self._look_up(tenant_id), name=f"ask:{tenant_id}")
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-                await self.lookup.wait_for_change(self._ending)
-            for task in running:
-                task.cancel()
-
-    async def _look_up(self, tenant_id: str) -> None:
-        """Look a tenant up, and deal with the result in the step in which it comes."""
-        try:
-            match await self.lookup.look_up(tenant_id):
-                case Found() as found:
-                    self._route_found(found)
-                case Unregistered() as answer if not self._ending.is_set():
-                    self._on_tenant_unregistered(tenant_id, answer.asked_at)
-                case Overdue() as overdue if not self._ending.is_set():
-                    await self.settle(overdue.entries, overdue.letters)
-                    self.lookup.remove_overdue(overdue)
-        finally:
-            self.lookup.end(tenant_id)
-
-    def _route_found(self, found: Found | None) -> None:
-        """Put the operations of a tenant that waited into the lane of its shard."""
-        if found is None:
-            return
-        if found.entries:
-            if found.has_moved:
-                self._open_lane(found.shard_id).expect_merge()
-            self.route_to_lane(found.tenant_id, found.shard_id, found.entries)
-        self.on_tenant_found(found.tenant_id)  # may be held too: the entries may have come for its shard's hold
-
-    def _hold_waited(self, waited: Waited) -> None:
+    def put_back_tenant(self, waited: Waited[QueuedOperation]) -> None:
         """Hold a tenant without a route. With a shard that does not answer, with all others of that shard."""
+        operation, error = waited.entries[0].operation, None if waited.cause is None else str(waited.cause)
+        ids = {"business_id": operation.business_id, "location_id": operation.location_id}
+        log.warning("tenant.held", reason=waited.reason, error=error, **ids)
         if waited.shard_id is not None:
             self.hold_shard(waited.shard_id, waited.entries)
-            self.lookup.forget(waited.tenant_id)
+            self.pipeline.lookup.forget(waited.tenant_id)
         elif self._hold_tenant(waited.entries, waited.reason).target is not HeldTarget.TENANT:
-            self.lookup.forget(waited.tenant_id)
+            self.pipeline.lookup.forget(waited.tenant_id)
 
-    def _enqueue(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
+    def admitted(self, lane: StreamLane, entries: Sequence[QueuedOperation]) -> Sequence[QueuedOperation]:
+        """Return all where the Postgres shard has no hold, and none while the hold waits."""
         hold = self.ownership.shard_hold(lane.shard_id)
         if hold is None:
-            lane.enqueue(entries)
-        elif hold.is_waiting:
+            return entries
+        if hold.is_waiting:
             self.hold_shard(lane.shard_id, entries)
-        elif hold.is_backfill:
-            self._enqueue_beside_backfill(lane, hold, entries)
-        else:
-            lane.enqueue(entries)
+            return ()
+        return self._admitted_beside_backfill(lane, hold, entries) if hold.is_backfill else entries
 
-    def _enqueue_beside_backfill(self, lane: ShardLane, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
-        """Queue operations for a shard that may lack earlier ones: not those that a backfill has still to come to."""
+    def _admitted_beside_backfill(
+        self, lane: StreamLane, hold: Hold, entries: Sequence[QueuedOperation]
+    ) -> Sequence[QueuedOperation]:
+        """Return those for a shard that may lack earlier ones to which a backfill has not still to come."""
         by_tenant = _by_tenant(entries)
         queued: dict[str, list[QueuedOperation]] | None = None  # found only if needed: a backfill sends one by one
+        admitted: list[QueuedOperation] = []
         for tenant_id, own in by_tenant.items():
             if hold.catch_up is None:
-                self._split(hold, [*lane.take_tenants({tenant_id}), *own])
+                self._split(hold, [*lane.take_tenant(tenant_id), *own])
                 continue
             if self.ownership.owner_of(tenant_id) is hold and not hold.catch_up.has_others(own):
-                lane.enqueue(own)
+                admitted += own
                 continue
             if queued is None:
                 queued = self.in_memory_of(by_tenant.keys(), [lane])
             if self._meet(tenant_id, hold, [*queued.get(tenant_id, ()), *own]) is Meeting.LEFT:
-                lane.enqueue(own)
+                admitted += own
             else:
-                self._finish([*lane.take_tenants({tenant_id}), *own])
+                self._finish([*lane.take_tenant(tenant_id), *own])
+        return admitted
 
     def meet_resident(self, tenant_id: str, hold: Hold, in_memory: Sequence[QueuedOperation]) -> bool:
         """Return whether a backfill takes a tenant of its shard; *in_memory* are the tenant's operations."""
@@ -403,7 +310,7 @@ class Dispatcher:
         if meeting is Meeting.APART:
             self._drop(in_memory)
         elif meeting is Meeting.TAKEN:
-            self._remember_lane(tenant_id, hold.name)
+            self.pipeline.remember_home(tenant_id, hold.name)
         return meeting is Meeting.TAKEN
 
     def make_way(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
@@ -440,15 +347,13 @@ class Dispatcher:
             self._make_ready(hold)
 
     def in_memory_of(
-        self, tenant_ids: AbstractSet[str], lanes: Iterable[ShardLane] | None = None
+        self, tenant_ids: AbstractSet[str], lanes: Iterable[StreamLane] | None = None
     ) -> dict[str, list[QueuedOperation]]:
         """Return the operations of tenants that are in *lanes*; by default, also those that wait for a lookup.
 
         Without those that are being settled.
         """
-        found = [entry for lane in lanes or self._lanes.values() for entry in lane.in_memory()]
-        if lanes is None:
-            found += self.lookup.in_memory()
+        found = self.pipeline.undecided(lanes)
         return _by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
 
     def start_backfill(self, shard_id: str, unread: Unread, entries: Sequence[QueuedOperation]) -> None:
@@ -458,7 +363,7 @@ class Dispatcher:
         """
         arrived_at = self._utc() if unread.after is None else unread.after.arrived_at
         hold = self.ownership.open_backfill(shard_id, unread, arrived_at, now=loop_time())
-        own = {entry.operation.tenant_id for entry in self.entries()}
+        own = {entry.operation.tenant_id for entry in self.pipeline.entries()}
         own = {tenant_id for tenant_id in own if self.ownership.owner_of(tenant_id) is hold}
         self._split(hold, [*entries, *self._take(own)])
         self._make_ready(hold)
@@ -472,32 +377,20 @@ class Dispatcher:
     def _take(self, tenant_ids: AbstractSet[str]) -> list[QueuedOperation]:
         """Remove and return all operations of tenants in memory, but for those that are being settled."""
         entries = [entry for own in self.in_memory_of(tenant_ids).values() for entry in own]
-        self._remove(entries)
+        self.pipeline.remove(entries)
         return entries
 
     def _drop(self, entries: Sequence[QueuedOperation]) -> None:
         """Drop operations: they will be read again."""
-        self._remove(entries)
+        self.pipeline.remove(entries)
         self._finish(entries)
-
-    def _remove(self, entries: Iterable[QueuedOperation]) -> None:
-        ids = {id(entry) for entry in entries}
-        if ids:
-            self.lookup.remove(ids)
-            for lane in self._lanes.values():
-                lane.remove(ids)
 
     def request_row_read(self, shard_id: str) -> bool:
         """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
-        lane = self._lanes.get(shard_id)
+        lane = self.pipeline.lane_to(shard_id)
         if lane is not None:
-            lane.request_row_read()
+            lane.request_turn()
         return lane is not None
-
-    def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Take back all operations of a tenant from its lane: its shard reports that it does not live there now."""
-        left = self._lane_by_tenant.pop(tenant_id, None)
-        self._wait_for_route(tenant_id, entries, left=None if left is None else left.shard_id)
 
     def hold_shard(
         self, shard_id: str, entries: Sequence[QueuedOperation], reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
@@ -512,8 +405,7 @@ class Dispatcher:
         hold.sample_tenant = entries[0].operation.tenant_id
         self._split(hold, entries)
         if self.is_lane_idle(shard_id):
-            for tenant_id in {entry.operation.tenant_id for entry in entries}:
-                self._lane_by_tenant.pop(tenant_id, None)
+            self.pipeline.forget_homes({entry.operation.tenant_id for entry in entries})
 
     async def is_held_for_gap(self, hold: Hold) -> bool:
         """Return whether a Postgres shard that answers lacks records that the stream no longer has.
@@ -542,22 +434,23 @@ class Dispatcher:
         tenant_id = entries[0].operation.tenant_id
         unread = [entry.unread for entry in entries]
         hold = self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())
-        self._lane_by_tenant.pop(tenant_id, None)
+        self.pipeline.forget_homes([tenant_id])
         self._finish(entries)
         return hold
 
-    def on_tenant_found(self, tenant_id: str) -> None:
+    def on_home_found(self, tenant_id: str) -> None:
         """Catch up a held tenant that has a shard now."""
         hold = self.ownership.owner_of(tenant_id)
         if hold is not None and hold.target is HeldTarget.TENANT and hold.catch_up is None:
             self._make_ready(hold)
 
-    def _on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
+    def on_unregistered(self, unregistered: Unregistered) -> None:
         """Catch up a held tenant if it has overdue operations; the catch-up turns these into dead letters."""
+        tenant_id = unregistered.tenant_id
         hold = self.ownership.owner_of(tenant_id)
         if hold is None or not self.ownership.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
             return
-        if is_overdue(hold.arrived_at, now=asked_at, tenant_wait=self._tenant_wait):
+        if is_overdue(hold.arrived_at, now=unregistered.asked_at, tenant_wait=self._tenant_wait):
             hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
@@ -565,7 +458,7 @@ class Dispatcher:
         """Count one more failure of an operation on a healthy Postgres shard in *failures*; return the count."""
         tenant_id, origin = entry.operation.tenant_id, entry.operation.origin
         known = failures.get(tenant_id)
-        position = (origin.sequence_number, origin.sub_sequence_number)
+        position = (origin.sequence_number, origin.sub_sequence_number, origin.part_index)
         times = 1 + (known.times if known is not None and known.position == position else 0)
         while len(failures) >= FAILURES_REMEMBERED:
             del failures[next(iter(failures))]
@@ -581,7 +474,7 @@ class Dispatcher:
         return sum(one is not None and one.shard_id == shard_id for one in held) > FAILING_TENANTS_MAX
 
     def _make_ready(self, hold: Hold) -> None:
-        hold.is_ready = True
+        hold.enter(HoldState.READY)
         self.has_ready.set()
 
     def ready_due_holds(self) -> None:
@@ -589,12 +482,12 @@ class Dispatcher:
         now = loop_time()
         holds = self.ownership.holds()
         for hold in holds:
-            if hold.reason in RETRIED and hold.catch_up is None and now >= hold.next_attempt_at:
+            if hold.reason in RETRIED and hold.is_waiting and now >= hold.next_attempt_at:
                 self._make_ready(hold)
         overflow_holds = [hold for hold in holds if hold.target is HeldTarget.OVERFLOW]
         if not overflow_holds:
             self._overflow_interval_s = OVERFLOW_INTERVAL_FIRST_S
-        if not overflow_holds or any(hold.catch_up or hold.is_ready for hold in overflow_holds):
+        if not overflow_holds or not all(hold.is_waiting for hold in overflow_holds):
             self._overflow_idle_since = now
         elif now - self._overflow_idle_since >= self._overflow_interval_s:
             self._overflow_interval_s = min(OVERFLOW_INTERVAL_MAX_S, 2 * self._overflow_interval_s)
@@ -614,25 +507,89 @@ class Dispatcher:
                 if hold.target is HeldTarget.OVERFLOW:
                     self._make_ready(hold)
                 elif hold.target is HeldTarget.TENANT:
-                    self.lookup.retry(hold.name)
+                    self.pipeline.lookup.retry(hold.name)
         self.has_ready.set()
         return count
+
+    def may_read_on(self) -> bool:
+        """Return whether the main reader may send more, since what it sends does not wait behind what it has sent.
+
+        Where a lane does not keep up because of one tenant, the tenant is held: the main reader goes on for the others,
+        and a catch-up reads again for the tenant.
+        """
+        if self.pipeline.has_idle_lane:
+            return True
+        self.hold_over_share()
+        if not self.ownership.has_paced_hold:
+            return False
+        is_paced = self.ownership.has_own_hold
+        return any(lane.waiting_s(is_paced) < TURN_S for lane in self.pipeline.lanes())
+
+    def hold_over_share(self) -> None:
+        """Hold the tenant furthest beyond its share of each lane: its newest operations leave memory.
+
+        Those before them stay in the lane, in front of what the hold reads again. Not into the overflow hold, which is
+        caught up seldom.
+        """
+        for lane in self.pipeline.lanes():
+            if self.ownership.has_room and (newest := lane.over_share(self.ownership.has_own_hold)):
+                self._hold_newest(lane, newest)
+
+    def look_after_paced(self) -> None:
+        """Have the lanes of tenants that are over their share take short turns.
+
+        Once a tenant's oldest operation is past half of the retention, it goes first: that nothing is lost comes before
+        what is fair. Must be called a few times a second.
+        """
+        hurried: set[str] = set()
+        for hold in self.ownership.holds():
+            if not hold.is_paced:
+                continue
+            if (lane := self.pipeline.lane_of(hold.name)) is not None:
+                lane.note_flood()
+            if self._is_half_over(hold.first_arrival):
+                hurried.add(hold.name)
+        for lane in self.pipeline.lanes():
+            lane.hurry(hurried)
+
+    def _is_half_over(self, arrived_at: datetime) -> bool:
+        """Return whether half of the stream's retention is over for what arrived then."""
+        retention = self._retention()
+        return retention is not None and arrived_at < self._utc() - retention / 2
+
+    def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
+        """Return whether an operation of a paused tenant, in memory or held, is past half of the retention."""
+        arrivals = [entry.operation.origin.arrived_at for entry in paused.entries]
+        hold = self.ownership.owner_of(paused.tenant_id)
+        if hold is not None and hold.target is HeldTarget.TENANT:
+            arrivals.append(hold.first_arrival)
+        return any(map(self._is_half_over, arrivals))
+
+    def _hold_newest(self, lane: StreamLane, newest: Sequence[QueuedOperation]) -> None:
+        """Hold a tenant from the first of its *newest* operations on, and drop these."""
+        operation, reason, unread = newest[0].operation, HoldReason.OVER_SHARE, [entry.unread for entry in newest]
+        arrived_at = _first_arrival(newest)
+        hold = self.ownership.hold_tenant(operation.tenant_id, reason, unread, arrived_at, now=loop_time())
+        self._drop(newest)
+        ids = {"business_id": operation.business_id, "location_id": operation.location_id}
+        log.warning("tenant.over_share", shard_id=lane.shard_id, operations=len(newest), **ids)
+        self._make_ready(hold)
 
     def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
         """Hold the operations behind a batch that may never be answered, so that they take no more memory.
 
         The batch itself is waited for, unless memory is short.
         """
-        for lane in self._lanes.values():
+        for lane in self.pipeline.lanes():
             if not lane.is_stuck:
                 continue
-            if (is_memory_short or lane.queued_bytes > STUCK_QUEUE_MAX_BYTES) and (queue := lane.take_queue()):
+            if (is_memory_short or cost_bytes_of(lane.queued) > STUCK_QUEUE_MAX_BYTES) and (queue := lane.take_queue()):
                 log.warning("shard.held", shard_id=lane.shard_id, operations=len(queue), error="no answer yet")
                 self.hold_shard(lane.shard_id, queue)
             if is_memory_short:
                 lane.give_up_batch()
 
-    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
+    async def _finish_stored(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
         """Finish *entries*, once their dead letters, if any, are stored.
 
         Dead letters that arrive during a store are collected and stored together by the next one.
@@ -662,7 +619,7 @@ class _FailedOperation(NamedTuple):
     """The operation of a tenant that failed, its Postgres shard, and how often it failed in a row."""
 
     shard_id: str
-    position: tuple[str | None, int]
+    position: tuple[str | None, int, int | None]
     times: int
 
 

@@ -29,6 +29,11 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
     parents: tuple[ParentRecords, ...] = ()
 
     @property
+    def chain(self) -> str:
+        """Its tenant."""
+        return self.operation.tenant_id
+
+    @property
     def unread(self) -> Unread:
         """The records from the operation on, which are read again when it is dropped."""
         return Unread(self.tracker.position_before(self.ticket), self.parents)

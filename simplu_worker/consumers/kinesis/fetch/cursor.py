@@ -16,15 +16,13 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import (
     MemoryQuota,
 )
 from simplu_worker.consumers.kinesis.stream.client import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
     ChildShard,
     ExpiredIteratorError,
     Reply,
-    Start,
     Stream,
     StreamGoneError,
 )
+from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.telemetry.tracing.spans import receive_span
@@ -68,6 +66,7 @@ class Cursor:
         self._access = access
         self._start = start
         self._pacing = pacing
+        self._is_main = kind is StreamReader.MAIN
         self._read_count = instruments.KINESIS_READS.labels(kind)
         self._record_count = instruments.KINESIS_READ_RECORDS.labels(kind)
         self._byte_count = instruments.KINESIS_READ_BYTES.labels(kind)
@@ -172,6 +171,9 @@ class Cursor:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
         self.read_bytes += reply.size_bytes
         self.read_records += len(reply.records)
+        if self._is_main:
+            instruments.KINESIS_STREAM_SHARD_BYTES.labels(self._access.stream_shard_id).inc(reply.size_bytes)
+            instruments.KINESIS_STREAM_SHARD_RECORDS.labels(self._access.stream_shard_id).inc(len(reply.records))
 
     def _detect_end(self, reply: Reply) -> bool:
         """Return whether a reply is the last one of a closed stream shard, which names the children.

@@ -18,7 +18,8 @@ from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAcce
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.fetch.subscription_schedule import SILENT_AFTER_S, SubscriptionSchedule
-from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, Record, Reply, Start
+from simplu_worker.consumers.kinesis.stream.client import Record, Reply
+from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments

@@ -12,7 +12,6 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
-    MAGIC,
     PARTS_MAX,
     TOO_MANY,
     SubRecord,
@@ -22,6 +21,7 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
     outside_error,
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
+from simplu_worker.consumers.kinesis.stream.parts import Part, parts_of_aggregate, parts_of_record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.defects import decode_or_reject, defect_text, try_twice
@@ -29,14 +29,18 @@ from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
+NAMED_PARTS_MAX: Final = 100  # of an aggregate that is rejected as a whole: as many as of its bad parts have a status
 RUN_COUNT: Final = 128  # records that are decoded together: they stay in the processor's caches between two steps
+OBJECT_START: Final = b"{"  # of nearly all records; any other may be an array or an aggregate
+NEWLINE: Final = ord("\n")
+MAY_BE_LINES: Final = frozenset({DeadLetterReason.INVALID_JSON, DeadLetterReason.TOO_LARGE})
 
 DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | RejectedRecord]
-"""The position of a record or sub-record, its bytes, and the operation or rejection that they decode to."""
+"""The position of a record or a part of one, its bytes, and the operation or rejection that they decode to."""
 
 
 class RecordDecoder:
-    """Decodes the records of one stream shard, aggregates too."""
+    """Decodes the records of one stream shard, also those of several operations."""
 
     def __init__(
         self,
@@ -54,9 +58,10 @@ class RecordDecoder:
         self._list_result_limit = list_result_limit
         self._hash_range = hash_range
         self._arrived_at: datetime | None = None  # of the last record: one object for all of one instant
+        self._has_lines = False  # has come: from now on records of several lines are looked at first
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
-        """Yield the decoded *records* and sub-records in their order, from the first one after the position *after*.
+        """Yield the decoded *records* and their parts in their order, from the first one after the position *after*.
 
         Empties *records* on the way, so that the memory of a decoded record is reused for the next. An aggregate with
         a part that belongs to another stream shard, or with too many parts, is rejected as a whole.
@@ -77,13 +82,23 @@ class RecordDecoder:
 
     def _decode_run(self, run: Sequence[Record]) -> Iterator[DecodedRecord]:
         start = 0
-        for index in [index for index, record in enumerate(run) if record.data.startswith(MAGIC)]:
-            parts = self._decode_aggregate(run[index])
+        for index in self._unusual(run):
+            parts = self._decode_several(run[index])
             if parts is not None:
                 yield from self._decode_ordinary(run[start:index])
                 yield from parts
                 start = index + 1
         yield from self._decode_ordinary(run[start:])
+
+    def _unusual(self, run: Sequence[Record]) -> list[int]:
+        """Return the indexes of records that may have several operations, but for the first JSON lines to come."""
+        if self._has_lines:
+            return [
+                index
+                for index, record in enumerate(run)
+                if not record.data.startswith(OBJECT_START) or NEWLINE in record.data
+            ]
+        return [index for index, record in enumerate(run) if not record.data.startswith(OBJECT_START)]
 
     def _decode_ordinary(self, run: Sequence[Record]) -> Iterable[DecodedRecord]:
         arrived_at = self._arrived_at
@@ -97,36 +112,75 @@ class RecordDecoder:
         keys = [intern(record.partition_key) for record in run]
         origins = self._origins(arrivals, numbers, repeat(0), keys)
         data = [record.data for record in run]
-        return zip(origins, data, self._decode_operations(data, origins), strict=True)
+        results = self._decode_operations(data, origins)
+        decoded = zip(origins, data, results, strict=True)
+        return self._with_lines(run, decoded) if RejectedRecord in map(type, results) else decoded
 
-    def _decode_aggregate(self, record: Record) -> Iterator[DecodedRecord] | None:
-        """Return the decoded parts of an aggregate, or its one rejection; None for an ordinary record."""
-        subs = try_twice(partial(_parts_of, record))
-        if isinstance(subs, Exception):
+    def _with_lines(self, run: Sequence[Record], decoded: Iterable[DecodedRecord]) -> Iterator[DecodedRecord]:
+        """Yield *decoded*, with the parts of JSON lines in place of the rejection of the whole."""
+        for record, one in zip(run, decoded, strict=True):
+            result = one[2]
+            parts = None
+            if isinstance(result, RejectedRecord) and result.reason in MAY_BE_LINES and NEWLINE in record.data:
+                parts = self._decode_several(record)
+            if parts is None:
+                yield one
+            else:
+                self._has_lines = True
+                yield from parts
+
+    def _decode_several(self, record: Record) -> Iterator[DecodedRecord] | None:
+        """Return the decoded parts of a record, or the one rejection of an aggregate; None for an ordinary record."""
+        subs = try_twice(partial(_sub_records_of, record))
+        if isinstance(subs, Sequence) and self._hash_range is not None and not lies_within(subs, self._hash_range):
+            error = outside_error(subs, self._hash_range)
+            last, _, whole = self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
+            named = self._named_parts(record, subs[:NAMED_PARTS_MAX], error)
+            return iter([(last, record.data, replace(whole, named=named))])
+        parts = subs if isinstance(subs, Exception) else try_twice(partial(_parts_of, record, subs))
+        if isinstance(parts, Exception):
             reason, error = DeadLetterReason.INVALID_MESSAGE, TOO_MANY
-            if not isinstance(subs, TooManyPartsError):
-                reason, error = DeadLetterReason.INTERNAL_ERROR, defect_text(subs)
+            if not isinstance(parts, TooManyPartsError):
+                reason, error = DeadLetterReason.INTERNAL_ERROR, defect_text(parts)
             # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
             return iter([self._reject_aggregate(record, error, last_number=len(record.data), reason=reason)])
-        return None if subs is None else self._decode_sub_records(record, subs)
+        if parts is None:
+            return None
+        return self._decode_parts(record, parts, part_count=None if subs is None else len(parts))
 
-    def _decode_sub_records(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[DecodedRecord]:
-        if self._hash_range is not None and not lies_within(subs, self._hash_range):
-            error = outside_error(subs, self._hash_range)
-            yield self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
-            return
-        part_count = len(subs)
-        for start in range(0, part_count, RUN_COUNT):
-            run = subs[start : start + RUN_COUNT]
-            data = [sub.data for sub in run]
-            keys = [intern(sub.partition_key) for sub in run]
-            sub_numbers = [sub.sub_sequence_number for sub in run]
-            origins = self._origins(repeat(record.arrived_at), repeat(record.sequence_number), sub_numbers, keys)
-            for origin, part, decoded in zip(origins, data, self._decode_operations(data, origins), strict=True):
-                if isinstance(decoded, RejectedRecord):
-                    yield origin, part, replace(decoded, part_count=part_count)
-                else:
-                    yield origin, part, decoded
+    def _decode_parts(
+        self, record: Record, parts: Sequence[Part], *, part_count: int | None
+    ) -> Iterator[DecodedRecord]:
+        """Yield the decoded parts of a record; *part_count* is their number in an aggregate."""
+        for start in range(0, len(parts), RUN_COUNT):
+            run = parts[start : start + RUN_COUNT]
+            data = [part.data for part in run]
+            origins = self._origins(
+                repeat(record.arrived_at),
+                repeat(record.sequence_number),
+                [part.sub_sequence_number for part in run],
+                [intern(part.partition_key) for part in run],
+                [part.index for part in run],
+                [part.parts_behind for part in run],
+            )
+            for part, origin, decoded in zip(run, origins, self._decode_operations(data, origins), strict=True):
+                result = decoded
+                if part.refusal is not None:
+                    result = RejectedRecord(DeadLetterReason.TOO_LARGE, part.refusal, origin)
+                if part_count is not None and isinstance(result, RejectedRecord):
+                    result = replace(result, part_count=part_count)
+                yield origin, part.data, result
+
+    def _named_parts(self, record: Record, subs: Sequence[SubRecord], error: str) -> tuple[RejectedRecord, ...]:
+        """Return the rejections of parts of an aggregate that is rejected as a whole, with the ids that they have."""
+        named: list[RejectedRecord] = []
+        for sub in subs:
+            places = [record.sequence_number], [sub.sub_sequence_number], [sub.partition_key]
+            (origin,) = self._origins([record.arrived_at], *places)
+            one = self._decode_alone(sub.data, origin)
+            ids = {name: getattr(one, name) for name in ("business_id", "location_id", "request_id", "resource_id")}
+            named.append(RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin, **ids))
+        return tuple(named)
 
     def _reject_aggregate(
         self,
@@ -135,7 +189,7 @@ class RecordDecoder:
         *,
         last_number: int,
         reason: DeadLetterReason = DeadLetterReason.INVALID_MESSAGE,
-    ) -> DecodedRecord:
+    ) -> tuple[HasPosition, bytes, RejectedRecord]:
         """Return the rejection of a whole aggregate.
 
         Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
@@ -161,14 +215,26 @@ class RecordDecoder:
         sequence_numbers: Iterable[str],
         sub_sequence_numbers: Iterable[int],
         partition_keys: Iterable[str],
+        *parts: Iterable[int | None],
     ) -> list[Origin]:
+        """Return origins; *parts* are the indexes of parts, and how many parts follow each."""
         same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
-        return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys))
+        return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys, *parts))
 
 
-def _parts_of(record: Record) -> Sequence[SubRecord] | TooManyPartsError | None:
-    """Return the parts of an aggregate, or why it is refused; None for an ordinary record."""
+def _sub_records_of(record: Record) -> Sequence[SubRecord] | TooManyPartsError | None:
+    """Return the records of an aggregate, or why it is refused; None for another record."""
     try:
         return deaggregate(record.data, parts_max=PARTS_MAX)
+    except TooManyPartsError as exc:
+        return exc
+
+
+def _parts_of(record: Record, subs: Sequence[SubRecord] | None) -> Sequence[Part] | TooManyPartsError | None:
+    """Return the parts of a record, which is an aggregate of *subs*, or why it is refused; None without parts."""
+    if subs is None:
+        return parts_of_record(record.data, record.partition_key)
+    try:
+        return parts_of_aggregate(subs, parts_max=PARTS_MAX)
     except TooManyPartsError as exc:
         return exc

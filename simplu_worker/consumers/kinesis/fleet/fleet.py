@@ -1,8 +1,4 @@
-"""This replica's part in reading a stream: it takes leases, reads their stream shards, and keeps the leases complete.
-
-Replicas share a stream through the lease table alone, as workers of the Kinesis Client Library do and together with
-them. Each creation and deletion there is conditional, so replicas that do it twice or at the same time do no harm.
-"""
+"""This replica's part in reading a stream: it takes leases, reads their stream shards and keeps the leases complete."""
 
 from __future__ import annotations
 

@@ -135,6 +135,10 @@ def _replicas(
             "deadLetters": replica.figures.dead_letter_count,
             "heldTargets": _total(leases, "heldTargets"),
             "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
+            "topTenants": [
+                {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
+                for one in replica.figures.top
+            ],
             "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo"), default=None),
         }
         for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0]))

@@ -64,7 +64,7 @@ class LeaseCoordinator:
         self._draw = draw
         self._holders: dict[str, LeaseHolder] = {}
         self._rest_until: dict[str, float] = {}  # of leases whose reader failed
-        self._failures: dict[str, FailureCount] = {}
+        self._failures: dict[str, FailureCount] = {}  # of readers, by lease key
 
     def __repr__(self) -> str:
         return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
@@ -77,7 +77,7 @@ class LeaseCoordinator:
     @property
     def are_all_failing(self) -> bool:
         """Whether this replica reads nothing, since every reader that it had has failed, and waits for its next try."""
-        return not self._holders and any(key in self._failures for key in self._rest_until)
+        return not self._holders and bool(self._rest_until)
 
     def reader(self, lease_key: str) -> StreamShardReader | None:
         """Return the reader of a lease; None when the lease is not held, or waits for its parents."""
@@ -163,6 +163,7 @@ class LeaseCoordinator:
     def _without_resting(self, leases: Sequence[Lease]) -> list[Lease]:
         now = loop_time()
         self._rest_until = {key: until for key, until in self._rest_until.items() if until > now}
+        self._failures = {key: count for key, count in self._failures.items() if key in self._view.observations}
         return [lease for lease in leases if lease.lease_key not in self._rest_until]
 
     async def _end_hand_over(self, lease: Lease) -> None:

@@ -1,14 +1,10 @@
-"""Hold one lease: renew it while its stream shard waits for its parents and is read, then release it.
-
-Two readers of one stream shard do no harm (architecture, idea 2), as while a lease changes hands: each applies in
-order, and the log of operations drops what the other one applied.
-"""
+"""Hold one lease: renew it while its stream shard waits for its parents and is read, then release it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import structlog
 
@@ -32,6 +28,10 @@ EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
 CreateReader: TypeAlias = Callable[[Lease, TenantSet, EndCheck, Confirm], StreamShardReader]
 
 log = structlog.get_logger(__name__)
+
+
+class RenewalsCancelledError(Exception):
+    """The renewals of a lease were cancelled, and not by its holder."""
 
 
 class LeaseHolder:
@@ -108,6 +108,7 @@ class LeaseHolder:
         try:
             async with asyncio.TaskGroup() as tasks:
                 renewing = tasks.create_task(self._renewer.run(), name=f"renew:{self.lease_key}")
+                renewing.add_done_callback(self._note_end_of_renewals)
                 watching = tasks.create_task(self._end_on(stopping, ending), name=f"end:{self.lease_key}")
                 await self._read(ending)
                 if self._is_ended:  # its children begin by the positions on the shards
@@ -129,6 +130,14 @@ class LeaseHolder:
         """End the reader for *exc*, which was raised where other tasks use it, as if the reader had raised it."""
         self._defect = exc
         self._is_failed.set()
+
+    def _note_end_of_renewals(self, renewing: asyncio.Task[NoReturn]) -> None:
+        """End the reader where something below the renewals has cancelled them: a task group takes that for an end.
+
+        Where this holder ends them it does not wait for a failure any more.
+        """
+        if renewing.cancelled():
+            self.fail(RenewalsCancelledError("expected renewals while the lease is held, got their cancellation"))
 
     async def release_from_parents(self) -> None:
         """Let the reader apply the operations that waited for the parents, as far as the parents have finished."""

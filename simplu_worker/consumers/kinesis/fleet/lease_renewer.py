@@ -93,7 +93,7 @@ class LeaseRenewer:
             progress: dict[str, Any] = {
                 "pending_tenants": self._pending_tenants(),
                 "ahead": ahead,
-                "read_up_to": None if self.reader is None else self.reader.read_up_to_of_lease(ahead),
+                "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
                 "throughput_kbps": self._meter.kbps,
                 "report": self._report(started_at),
             }
@@ -200,6 +200,7 @@ class LeaseRenewer:
             held=self.reader.view.first_held(),
             latency_p99_s=figures.latency_p99_s,
             dead_letter_count=figures.dead_letter_count,
+            top=figures.top,
         )
 
     def _checkpoint(self) -> Position | None:

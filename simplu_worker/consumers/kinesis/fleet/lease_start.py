@@ -6,8 +6,15 @@ from datetime import datetime
 
 from simplu_worker.consumers.kinesis.holding.unread import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
-from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    TRIM_HORIZON,
+    AtSequenceNumber,
+    AtTimestamp,
+    Start,
+    TrimHorizon,
+)
 
 
 def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetime) -> datetime | None:

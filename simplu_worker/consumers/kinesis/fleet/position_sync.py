@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
+from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S, ShardPosition, ShardPositions
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import StoredPositions
@@ -32,12 +33,13 @@ SHARDS_PER_S: Final = 40.0
 
 
 class LockedPosition(NamedTuple):
-    """The row of a reader on one Postgres shard, its lock held."""
+    """The row of a reader on one Postgres shard, its lock held until *lock* is closed."""
 
     reader: StreamShardReader
     positions: ShardPositions
     position: ShardPosition
     lineage: Lineage
+    lock: AsyncExitStack
 
 
 class PositionSync:
@@ -98,8 +100,8 @@ class PositionSync:
             self._slots.release()
 
     async def _sync(self, shard_id: str) -> None:
-        locked: list[LockedPosition] = []
-        try:
+        async with AsyncExitStack() as locks:
+            locked: list[LockedPosition] = []
             for reader in self._readers():
                 positions = reader.shard_positions
                 # Batches in flight and backfills read and write the row themselves.
@@ -108,17 +110,18 @@ class PositionSync:
                 position = positions.position_on(shard_id)
                 if position.lock.locked():
                     continue
-                await position.lock.acquire()
-                locked.append(LockedPosition(reader, positions, position, positions.lineage()))
-            if locked:
+                lock = await locks.enter_async_context(AsyncExitStack())
+                await lock.enter_async_context(position.lock)
+                locked.append(LockedPosition(reader, positions, position, positions.lineage(), lock))
+            if not locked:
+                return
+            try:
                 with translate(TargetKind.SHARD, shard_id, "positions", WorkerError, TimeoutError):
                     await self._compare(shard_id, locked)
-        except InternalError:
-            for one in locked:
-                one.position.is_current = False
-            raise
-        finally:
-            _unlock(locked)
+            except InternalError:
+                for one in locked:
+                    one.position.invalidate()
+                raise
 
     async def _compare(self, shard_id: str, locked: list[LockedPosition]) -> None:
         """Compare the rows on a shard with the state of the readers, and mend both; leave in *locked* the locked rows.
@@ -136,7 +139,8 @@ class PositionSync:
         for one in locked:
             (changed if _must_reconcile(one, stored) else unchanged).append(one)
         await self._write_due(shard_id, unchanged)
-        _unlock(unchanged)
+        for one in unchanged:
+            await one.lock.aclose()
         locked[:] = changed
         async with asyncio.TaskGroup() as tasks:
             held = [tasks.create_task(_is_lease_held(one), name=f"held:{shard_id}") for one in changed]
@@ -154,14 +158,16 @@ class PositionSync:
                     shard_id, [one.positions.prepare_claim(one.position) for one in due]
                 )
             for one in due:
-                one.position.is_current = one.position.claim not in refused
-                one.position.is_before_batch = False
+                one.position.rewrite_after_s = WRITE_AFTER_S
+                if one.position.claim in refused:
+                    one.position.invalidate()
 
     async def _reconcile(self, shard_id: str, locked: LockedPosition, stored: StoredPositions) -> None:
         """Backfill what a shard lacks. Where the reader has a lane to it, the lane does so before its next batch."""
-        reader, positions, position, lineage = locked
+        reader, positions, position, lineage, _ = locked
         if reader.request_row_read(shard_id):
             return
+        former = position.state
         try:
             if await positions.follow_moves(position):
                 return
@@ -172,7 +178,7 @@ class PositionSync:
         except PositionGapError:
             return  # logged when it was found; a lane that is opened finds it too
         if reader.request_row_read(shard_id):  # the lane was opened in between
-            position.forget_row()
+            position.forget_row(former)
         elif unread is not None:
             reader.start_backfill(shard_id, unread)
 
@@ -186,10 +192,5 @@ async def _is_lease_held(locked: LockedPosition) -> bool:
     """Return whether the reader still has its lease; if not, the row belongs to the new owner."""
     if not locked.position.is_current:
         return True
-    locked.position.is_current = False
+    locked.position.invalidate()
     return await locked.positions.confirm_lease()
-
-
-def _unlock(locked: Sequence[LockedPosition]) -> None:
-    for one in locked:
-        one.position.lock.release()

@@ -12,7 +12,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.shards.types import ShardPositionRows, StreamPosition
-from simplu_worker.vocabulary import OTHER_REPLICA, Absence
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence, HoldReason
 
 
 class ReadStatus(msgspec.Struct, frozen=True, gc=False):
@@ -90,13 +90,15 @@ def _position_of(text: str) -> Position:
     return Position(int(number), int(sub_number))
 
 
-def hold_reason(home: str | Absence | None, status: ReadStatus | None) -> str | None:
-    """Return why a tenant is held, as far as its *home* and the lease table show it; None where it is not held.
+def hold_reason(home: str | Absence | None, status: ReadStatus | None, *, is_paused: bool) -> str | None:
+    """Return why a tenant is held, as far as its *home*, its row and the lease table show it; None where it is not.
 
     Without a home nothing of it can be applied, and nothing that a shard says of it is new.
     """
     if isinstance(home, Absence):
         return home
+    if is_paused:
+        return HoldReason.PAUSED
     return OTHER_REPLICA if status is not None and status.held_in else None
 
 

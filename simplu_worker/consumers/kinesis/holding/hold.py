@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread, union
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
+
+MAY_FOLLOW: Final = {
+    HoldState.HELD: {HoldState.HELD, HoldState.READY},
+    HoldState.READY: {HoldState.HELD, HoldState.READY, HoldState.CATCHING_UP},
+    HoldState.CATCHING_UP: {HoldState.HELD},
+}
 
 
 class HasTracker(Protocol):
@@ -50,21 +55,14 @@ class Hold:
         self.more_names: set[str] = set()  # its tenants in slots that belong to an older hold
         self.sample_tenant = name  # of a shard's hold: one of its tenants
         self.is_backfill = False  # its catch-up also takes the tenants that the Postgres shard names
-        self.catch_up: CatchUp | None = None
-        self.is_ready = False  # for a catch-up
+        self.state = HoldState.HELD
+        self.catch_up: CatchUp | None = None  # of a hold that is catching up
         self.attempt_count = 0  # probes since the target is held
         self.next_attempt_at = now  # monotonic
         self._unread = unread
 
     def __repr__(self) -> str:
         return f"Hold({self.target} {self.name}, {self.reason}, {self.state}, unread={self.unread})"
-
-    @property
-    def state(self) -> HoldState:
-        """How far its operations are."""
-        if self.catch_up:
-            return HoldState.CATCHING_UP
-        return HoldState.READY if self.is_ready else HoldState.HELD
 
     @property
     def title(self) -> str:
@@ -84,7 +82,12 @@ class Hold:
     @property
     def is_waiting(self) -> bool:
         """Whether its target takes no operations yet."""
-        return self.catch_up is None and not self.is_ready
+        return self.state is HoldState.HELD
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether its tenant sends more than its share: its catch-up lasts as long as that, and waits for the lane."""
+        return self.target is HeldTarget.TENANT and self.reason == HoldReason.OVER_SHARE
 
     @property
     def is_waiting_for_parents(self) -> bool:
@@ -97,14 +100,24 @@ class Hold:
         reached = None if self.catch_up is None else self.reached
         return self.arrived_at if reached is None else max(self.arrived_at, reached.arrived_at)
 
-    def lower(self, unread: Unread, arrived_at: datetime) -> None:
-        """Have *unread* read too; the hold leaves its catch-up, and is no longer ready for one."""
-        self.arrived_at = min(self.first_arrival, arrived_at)
-        self._unread = union([self.unread, unread])
-        self.is_ready = False
+    def enter(self, state: HoldState, catch_up: CatchUp | None = None) -> None:
+        """Change the state. The hold leaves its catch-up, if any; one that is catching up is a hold of *catch_up*.
+
+        Raises ValueError where *state* may not follow.
+        """
+        if state not in MAY_FOLLOW[self.state] or (catch_up is None) is (state is HoldState.CATCHING_UP):
+            raise ValueError(f"{self}: expected a state that may follow, got {state}, {catch_up}")
         if self.catch_up is not None:
             self.catch_up.holds.remove(self)
-            self.catch_up = None
+        if catch_up is not None:
+            catch_up.holds.append(self)
+        self.state, self.catch_up = state, catch_up
+
+    def lower(self, unread: Unread, arrived_at: datetime) -> None:
+        """Have *unread* read too: the hold waits for its target again."""
+        self.arrived_at = min(self.first_arrival, arrived_at)
+        self._unread = union([self.unread, unread])
+        self.enter(HoldState.HELD)
 
 
 class CatchUp:
@@ -112,12 +125,12 @@ class CatchUp:
 
     def __init__(self, holds: Sequence[Hold]) -> None:
         unread = union([hold.unread for hold in holds])
-        self.holds = list(holds)
+        self.holds: list[Hold] = []
         self.parents = unread.parents  # that are still to be read, the first one in part; no own record before them
         self.tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(unread.after)
         self._own_from = 0  # the ticket of the first own record
         for hold in holds:
-            hold.catch_up = self
+            hold.enter(HoldState.CATCHING_UP, self)
 
     def __repr__(self) -> str:
         return f"CatchUp({self.holds}, {self.tracker!r})"

@@ -1,17 +1,4 @@
-"""Which cursor of a reader sends a tenant's operations: the main one, or the catch-up of the hold that owns it. Pure.
-
-Two invariants (ADR 0002). *Unique*: every tenant has one owner, its hold or the main reader. A name goes before its
-slot, and a slot belongs to its oldest hold. *Handed in*: of all operations of a tenant, its owner still reads those
-that are not settled, or they are in memory: in one place, in the order of the stream.
-
-Ownership changes by five verbs. *split*: a hold gets a tenant; the operations in memory are dropped, and read again.
-*give* (`meet_resident`): a backfill gets a tenant when it will come to all that the tenant's owner has not read.
-*join*: a hold is caught up by a running catch-up that will come to all of it. *meet*: a catch-up has reached the main
-reader, which gets its tenants. *restart*: a hold reads again from a lower position (`Hold.lower`).
-
-The main reader has read the most. So it may lose a tenant to any hold at any time, as it does when a slot gets a hold,
-and the operations in memory stay there. A catch-up that comes to earlier ones drops them (`Dispatcher.make_way`).
-"""
+"""Which cursor of a reader sends the operations of a tenant: the main reader, or the catch-up of a hold. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +13,7 @@ from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread, union
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, lowest_position
-from simplu_worker.vocabulary import HeldTarget, HoldReason
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants with a hold of their own; the others share the overflow hold
 LIVE_TENANTS_MAX: Final = 10_000  # tenants known to be the main reader's
@@ -73,6 +60,15 @@ class Ownership:
             return self._owner_of_slot(tenant_id)
         return found
 
+    def has_own_hold(self, tenant_id: str) -> bool:
+        """Return whether a tenant has a hold of its own, whose catch-up waits until what it has sent is applied."""
+        return (HeldTarget.TENANT, tenant_id) in self._holds
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more tenant can have a hold of its own."""
+        return self._tenant_count < TENANT_HOLDS_MAX
+
     def needs_lookup(self, tenant_id: str) -> bool:
         """Return whether a tenant is held because it has no shard, and is not being caught up."""
         owner = self.owner_of(tenant_id)
@@ -97,6 +93,11 @@ class Ownership:
     def has_backfill(self) -> bool:
         """Whether a Postgres shard may lack operations of tenants that are not known."""
         return any(hold.is_backfill for hold in self._holds.values())
+
+    @property
+    def has_paced_hold(self) -> bool:
+        """Whether a tenant is held because it sends more than its share."""
+        return any(hold.is_paced for hold in self._holds.values())
 
     @property
     def has_pending_parents(self) -> bool:
@@ -144,7 +145,7 @@ class Ownership:
         self, tenant_id: str, reason: HoldReason, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
     ) -> Hold:
         """Split a tenant off: to a hold of its own, or the overflow hold where TENANT_HOLDS_MAX have theirs."""
-        if (HeldTarget.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
+        if self.has_own_hold(tenant_id) or self.has_room:
             hold = self._open(HeldTarget.TENANT, tenant_id, reason, arrived_at, now=now)
             hold.reason = reason
         else:
@@ -183,8 +184,7 @@ class Ownership:
         has_parents = bool(catch_up.parents or hold.unread.parents)
         if not catch_up.holds or has_parents or not catch_up.unread.includes(hold.unread):
             return False
-        catch_up.holds.append(hold)
-        hold.catch_up = catch_up
+        hold.enter(HoldState.CATCHING_UP, catch_up)
         return True
 
     def meet(self, catch_up: CatchUp) -> None:
@@ -197,9 +197,7 @@ class Ownership:
         self._unregister(hold)
         if self._bitmap_holds:
             self.mark_live(hold.tenants.names | hold.more_names)
-        if hold.catch_up is not None:
-            hold.catch_up.holds.remove(hold)
-            hold.catch_up = None
+        hold.enter(HoldState.HELD)  # nothing reads for it any more
 
     # The tenants of the last owner of the lease, and of the parents
 
@@ -214,7 +212,7 @@ class Ownership:
             now=now,
             tenants=tenants,
         )
-        hold.is_ready = True
+        hold.enter(HoldState.READY)
         self._register(hold)
 
     def hold_parents(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
@@ -259,7 +257,8 @@ class Ownership:
                     now=now if name else hold.since,
                     tenants=tenants,
                 )
-                part.is_ready = bool(name)
+                if name:
+                    part.enter(HoldState.READY)
                 self._register(part)
         return True
 

@@ -8,11 +8,12 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.stream.client import AtTimestamp, Start
 from simplu_worker.consumers.kinesis.stream.positions import (
+    AtTimestamp,
     HashRange,
     Position,
     RecordPosition,
+    Start,
     is_after,
     lowest_position,
 )

@@ -1,1 +1,28 @@
-"""The lease table of the Kinesis Client Library, and the rules of taking leases."""
+"""The lease table of the Kinesis Client Library, and the rules of taking leases.
+
+Replicas, and workers of the KCL, share a stream through this table alone. The actual owner of a lease reads its stream
+shard:
+
+                   take                 read to the end            not needed any more
+    unowned ────────────────► owned ──────────────────────► ended ─────────────────────► deleted
+       ▲                      │ │ ▲
+       └────── release ───────┘ └─┘ take by another worker, or a hand-over by a leader of the KCL 3.x
+
+Another worker takes a lease that its owner has not renewed for the lease duration, one of an owner that has too much,
+or one that a person has asked for. In a hand-over the row names the next owner, and as checkpoint owner the actual one,
+which reads until it releases the lease.
+
+What always holds, and why:
+
+- Of two writers one learns that it lost. A take expects the counter last seen, so a lease changes hands once; every
+  write of an owner expects that owner, and a renewal the counter, too. The counter alone is not enough: a leader of the
+  KCL 3.x begins a hand-over without moving it. Creations and deletions are conditional as well, so replicas that do the
+  same at the same time do no harm.
+- An owner is alive while its counter moves, measured by the local monotonic clock alone: clocks that differ between
+  machines do no harm.
+- Two readers of one stream shard do no harm (architecture, idea 2), as while a lease changes hands: each applies in
+  order, and the log of operations drops what the other one applied.
+- Attributes of other programs survive: every write but a lease's creation names the attributes that it changes.
+- Each replica decides alone, from one scan. Scans are eventually consistent, as the KCL's are: a stale row only makes a
+  write fail.
+"""

@@ -2,8 +2,7 @@
 
 As the Kinesis Client Library's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if
 there are none, one lease of an owner that has too much. Where all owners measure, a share is one of the load
-(`load_balancing`); else it is one of the leases, and the counts differ by at most one. Each replica decides alone, from
-one scan; of two that decide for the same lease, the conditional write lets one win.
+(`load_balancing`); else it is one of the leases, and the counts differ by at most one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The contents of a row of the lease table, and which leases may be taken. Pure.
-
-The table is the Kinesis Client Library's own. Why taking is safe: a lease changes hands only by a write that expects
-the counter last seen, so of two takers one wins. An owner is alive while its counter moves, measured by the local
-monotonic clock alone, so clocks that differ between machines do no harm.
-"""
+"""The contents of a row of the lease table, and which leases may be taken. Pure."""
 
 from __future__ import annotations
 
@@ -74,8 +69,6 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     No reader decides by either. *retry* is the last request to the owner, or to one before it, to try its held targets.
     *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
     for that, and who does not take it from its next owner.
-
-    Other attributes survive, because every later write names the attributes that it changes.
     """
 
     lease_key: str

@@ -19,6 +19,7 @@ REPORT: Final = "simpluReport"
 RETRY: Final = "simpluRetry"
 TEXT_MAX_LENGTH: Final = 1000
 HELD_MAX: Final = 3  # targets in a report
+TOP_MAX: Final = 3  # tenants in a report
 LARGE: Final = 1e9  # above any value that can be
 DECIMALS: Final = 3
 
@@ -34,11 +35,23 @@ class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
     age_s: float
 
 
+class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A tenant and the seconds of the last minute that its operations took of a Postgres shard."""
+
+    tenant_id: str
+    shard_id: str
+    took_s: float
+
+
 class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
-    """The figures of a whole replica: the p99 latency of the last interval, the dead letters of the last hour."""
+    """The figures of a whole replica: the p99 latency of the last interval, the dead letters of the last hour.
+
+    *top* are the tenants that took most of the last minute, at most TOP_MAX, the first one most.
+    """
 
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
+    top: tuple[TopTenant, ...] = ()
 
 
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -55,11 +68,12 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     held: tuple[HeldTarget, ...] = ()
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
+    top: tuple[TopTenant, ...] = ()
 
     @property
     def figures(self) -> ReplicaFigures:
         """The figures of the replica."""
-        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count)
+        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top)
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -92,17 +106,19 @@ class RecordRate:
 
 
 def encode_report(report: LeaseReport) -> str:
-    """Return the text of a report for the row; of the held targets it has those that it has room for."""
+    """Return the text of a report for the row, with the tenants and the held targets that it has room for."""
     rounded = msgspec.structs.replace(
         report,
         lag_s=_rounded(report.lag_s),
         records_per_s=_rounded(report.records_per_s),
         latency_p99_s=_rounded(report.latency_p99_s),
         held=tuple(msgspec.structs.replace(one, age_s=_bounded(one.age_s)) for one in report.held),
+        top=tuple(msgspec.structs.replace(one, took_s=_bounded(one.took_s)) for one in report.top),
     )
     text = msgspec.json.encode(rounded).decode()
-    while len(text) > TEXT_MAX_LENGTH and rounded.held:
-        rounded = msgspec.structs.replace(rounded, held=rounded.held[:-1])
+    while len(text) > TEXT_MAX_LENGTH and (rounded.top or rounded.held):
+        shorter = {"top": rounded.top[:-1]} if rounded.top else {"held": rounded.held[:-1]}
+        rounded = msgspec.structs.replace(rounded, **shorter)
         text = msgspec.json.encode(rounded).decode()
     return text
 
@@ -121,8 +137,9 @@ def decode_report(text: str, owner: str | None) -> LeaseReport | None:
     except (msgspec.DecodeError, UnicodeError):
         return None
     ages = (one.age_s for one in report.held)
+    took_s = (one.took_s for one in report.top)
     figures = (report.latency_p99_s, report.dead_letter_count)
-    numbers = (report.lag_s, report.records_per_s, report.held_count, *figures, *ages)
+    numbers = (report.lag_s, report.records_per_s, report.held_count, *figures, *ages, *took_s)
     is_sane = all(number is None or 0 <= number < LARGE for number in numbers)
     return report if report.by == owner and is_sane else None
 

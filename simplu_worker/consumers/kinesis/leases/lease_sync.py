@@ -1,7 +1,4 @@
-"""Create the leases of a stream: all of them in an empty table, later the missing ones.
-
-Every creation is conditional, so replicas that create leases at the same time do no harm.
-"""
+"""Create the leases of a stream: all of them in an empty table, later the missing ones."""
 
 from __future__ import annotations
 
@@ -19,8 +16,15 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import (
     is_torn,
     missing_leases,
 )
-from simplu_worker.consumers.kinesis.stream.client import AtTimestamp, Latest, Stream, StreamShard, TrimHorizon
-from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    TRIM_HORIZON,
+    AtTimestamp,
+    Latest,
+    TrimHorizon,
+)
 from simplu_worker.errors import RetryableError
 from simplu_worker.timing.clock import UtcClock
 

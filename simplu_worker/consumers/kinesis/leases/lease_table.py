@@ -1,10 +1,4 @@
-"""The lease table in DynamoDB, shared with the Kinesis Client Library.
-
-Why it is safe: a take expects the counter as it was read, and every write of an owner expects that owner (a renewal:
-the counter, too), so one of two writers learns that it lost. The counter alone is not enough: a KCL 3.x leader begins
-to hand a lease over without moving it. Every write but a lease's creation names the attributes that it changes, so
-other attributes survive. Scans are eventually consistent, as the KCL's are: a stale row only makes a write fail.
-"""
+"""The lease table in DynamoDB, shared with the Kinesis Client Library."""
 
 from __future__ import annotations
 

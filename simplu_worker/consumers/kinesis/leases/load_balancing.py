@@ -1,8 +1,8 @@
 """Which lease a replica takes from another one, so that the loads become about equal. Pure.
 
 The load of a lease is its throughput, and a fixed part for the reads and renewals of an idle stream shard. Each replica
-decides alone, from one scan, and takes at most one lease. Replicas that see the same scan take from different owners:
-the lightest from the heaviest, the next lightest from the next, so that together they do not take too much.
+takes at most one lease. Replicas that see the same scan take from different owners: the lightest from the heaviest, the
+next lightest from the next, so that together they do not take too much.
 
 Why the leases come to rest: a move must lower the greater of the two loads by GAIN, so it lowers the sum of the squares
 of all loads, and no sequence of moves comes back to its beginning. Loads vary, though: so they are means of minutes, an

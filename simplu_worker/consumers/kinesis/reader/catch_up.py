@@ -18,23 +18,24 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Reply, Start
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after
+from simplu_worker.consumers.kinesis.stream.client import Reply
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
+from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
-from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason, StreamReader
+from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason, HoldState, StreamReader
 
 # At a time: they share the part of the quota that the main reader leaves. One is for the oldest hold.
 CATCH_UPS_MAX: Final = 4
+PACED_MAX: Final = 2  # besides these, of tenants that are over their share
 GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
@@ -86,8 +87,8 @@ class CatchUpReader:
         self._started_at = loop_time()
         self._record_count = 0
         self._residents: dict[str, dict[str, bool]] = {}  # by Postgres shard: the tenants asked for, and its answers
-        self.is_reading = True
         self.is_oldest = False  # began with the oldest hold that was ready
+        self.is_paced = False  # for tenants that are over their share
 
     def __repr__(self) -> str:
         return f"CatchUpReader({self.catch_up!r}, read={self._record_count})"
@@ -126,7 +127,6 @@ class CatchUpReader:
                     await self._send_reply(self._decoder.decode(reply.records, after=after), ending)
                     after = None if reply.records else after
                     cursor.release_memory()
-        self.is_reading = False
 
     async def _read_parent(self, records: ParentRecords, ending: asyncio.Event) -> None:
         """Send the operations of a parent, up to the end of the parent."""
@@ -153,6 +153,7 @@ class CatchUpReader:
         count = len(self.catch_up.tracker)
         has_sent_enough = count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
         if has_sent_enough or access.memory.is_short:
+            self._dispatcher.hold_over_share()
             self._dispatcher.has_settled.clear()
             await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
             return None
@@ -187,7 +188,8 @@ class CatchUpReader:
             if await self._ask_for_residents(decoded, ending):
                 self._send_decoded(decoded)
             await asyncio.sleep(0)
-            while self._dispatcher.lookup.is_busy and not ending.is_set():  # tenants of the main reader come first
+            lookup = self._dispatcher.pipeline.lookup
+            while lookup.is_busy and not ending.is_set():  # tenants of the main reader come first
                 await sleep_or_event(LOOKUP_WAIT_S, until=ending)
 
     def _is_over(self, ending: asyncio.Event) -> bool:
@@ -196,7 +198,8 @@ class CatchUpReader:
     def _send_decoded(self, decoded: deque[DecodedRecord]) -> None:
         """Send and remove the records, until a lookup has to be waited for. No await in between: all were asked for."""
         in_memory = self._dispatcher.in_memory_of(_tenants_of(decoded))
-        while decoded and self.catch_up.holds and not self._has_caught_up() and not self._dispatcher.lookup.is_busy:
+        lookup = self._dispatcher.pipeline.lookup
+        while decoded and self.catch_up.holds and not self._has_caught_up() and not lookup.is_busy:
             origin, record, operation = decoded.popleft()
             self._record_count += 1
             position = RecordPosition.from_record(origin)
@@ -310,6 +313,7 @@ class CatchUps:
             while not ending.is_set():
                 self._dispatcher.shed_stuck_lanes(is_memory_short=self._access.memory.is_short)
                 self._dispatcher.ready_due_holds()
+                self._dispatcher.look_after_paced()
                 is_probing = self._start_probes(tasks)
                 self._start_ready(tasks, ending)
                 has_ready.clear()
@@ -326,7 +330,7 @@ class CatchUps:
         """Probe the held Postgres shards that are due; return whether any is held."""
         is_any_held = False
         for hold in self._dispatcher.ownership.holds():
-            if hold.target is HeldTarget.SHARD and hold.catch_up is None and not hold.is_ready:
+            if hold.target is HeldTarget.SHARD and hold.is_waiting:
                 is_any_held = True
                 if hold.name not in self._probes and self._is_probe_due(hold):
                     self._probes[hold.name] = tasks.create_task(self._probe(hold), name=f"probe:{hold.name}")
@@ -366,7 +370,7 @@ class CatchUps:
             await self._find_moved_tenant(hold)
         else:
             if not is_gap and hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
-                hold.is_ready = True
+                hold.enter(HoldState.READY)
                 self._probe_history[hold.name].ready_at = loop_time()
                 self._dispatcher.has_ready.set()
         finally:
@@ -389,10 +393,27 @@ class CatchUps:
 
         So many holds do not each read the same records again.
         """
+        ready = [hold for hold in self._dispatcher.ownership.holds() if hold.state is HoldState.READY]
+        self._start_groups([hold for hold in ready if not hold.is_paced], tasks, ending)
+        self._start_paced([hold for hold in ready if hold.is_paced], tasks, ending)
+
+    def _start_paced(self, ready: Sequence[Hold], tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
+        """Catch up tenants that are over their share. That takes as long as they are, so it is apart from the others.
+
+        Each by a catch-up of its own while there are few, or where all of these have passed it: they may last for long,
+        and one that joins another is as late as that.
+        """
+        for hold in ready:
+            running = sorted((one for one in self.running if one.is_paced), key=lambda one: one.lag_s)
+            may_join = len(running) >= PACED_MAX
+            if not (may_join and any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running)):
+                self._start([hold], tasks, ending, is_paced=True)
+
+    def _start_groups(self, ready: Iterable[Hold], tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
         groups: list[list[Hold]] = []
-        ready = [hold for hold in self._dispatcher.ownership.holds() if hold.is_ready and hold.catch_up is None]
+        running = [one for one in self.running if not one.is_paced]
         for hold in sorted(ready, key=lambda one: one.arrived_at):
-            if any(self._dispatcher.ownership.join(hold, one.catch_up) for one in self.running if one.is_reading):
+            if any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running):
                 continue
             is_alone = hold.unread.parents or (groups and groups[-1][0].unread.parents)
             if groups and not is_alone and hold.arrived_at - groups[-1][0].arrived_at <= GROUP_WITHIN:
@@ -400,11 +421,22 @@ class CatchUps:
             else:
                 groups.append([hold])
         oldest = groups[0] if groups else None
-        for group in next_to_catch_up(groups, [one.is_oldest for one in self.running]):
-            reader = self._create_reader(self._dispatcher.ownership.start_catch_up(group))
-            reader.is_oldest = group is oldest
-            self.running.append(reader)
-            tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
+        for group in next_to_catch_up(groups, [one.is_oldest for one in running]):
+            self._start(group, tasks, ending, is_oldest=group is oldest)
+
+    def _start(
+        self,
+        holds: Sequence[Hold],
+        tasks: asyncio.TaskGroup,
+        ending: asyncio.Event,
+        *,
+        is_oldest: bool = False,
+        is_paced: bool = False,
+    ) -> None:
+        reader = self._create_reader(self._dispatcher.ownership.start_catch_up(holds))
+        reader.is_oldest, reader.is_paced = is_oldest, is_paced
+        self.running.append(reader)
+        tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
 
     async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         try:

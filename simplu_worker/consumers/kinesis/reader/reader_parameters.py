@@ -11,11 +11,12 @@ from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
-from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream
-from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
+from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.vocabulary import PartitionKeyRule
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class ReaderSettings(msgspec.Struct, frozen=True):
     operation_max_bytes: int
     list_result_limit: int
     tenant_wait: timedelta
+    partition_key: PartitionKeyRule = PartitionKeyRule.RESOURCE_TYPE
     ahead_from_s: float = 30.0  # the lease row gets a read-ahead when the held records are so much older than the read
     drain_s: float = 20.0  # less than SHUTDOWN_GRACE_SECONDS: the leases are released after it
 

@@ -85,7 +85,7 @@ class ReaderView:
         """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
         return any(
             entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
-            for entry in self._dispatcher.entries()
+            for entry in self._dispatcher.pipeline.entries()
         )
 
     def hold_of(self, tenant_id: str) -> Hold | None:

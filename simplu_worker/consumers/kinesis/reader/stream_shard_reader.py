@@ -20,9 +20,9 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import BARE_ENDS_ACCEPTED, Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
+from simplu_worker.consumers.kinesis.fetch.partition_keys import PartitionKeys
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
@@ -42,22 +42,20 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import (
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import format_position
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Ahead, ReaderState, ShardPositions
-from simplu_worker.consumers.kinesis.stream.client import (
-    AtSequenceNumber,
-    AtTimestamp,
-    ExpiredIteratorError,
-    Record,
-    Start,
-    TrimHorizon,
-)
+from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Record
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
+    AtSequenceNumber,
+    AtTimestamp,
     HashRange,
     LazyPositions,
     Position,
     RecordPosition,
+    Start,
+    TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
+from simplu_worker.consumers.pipeline.lane import BATCH_MAX_COUNT
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
@@ -112,6 +110,7 @@ class StreamShardReader:
         self._draw = draw
         self._utc = utc
         self._decoder = self._create_decoder(self.stream_shard_id, assignment.hash_range)
+        self._partition_keys = PartitionKeys(settings.partition_key, assignment.hash_range)
         # Its last position is that of dispatch. None is before every record: no earlier record will ever be read.
         self._tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(
             None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
@@ -127,6 +126,7 @@ class StreamShardReader:
             tenant_wait=settings.tenant_wait,
             store_dead_letters=self._store_dead_letters,
             reader=None if lease is None else self._reader_state(lease, ahead),
+            retention=lambda: self.retention,
             draw=draw,
             utc=utc,
         )
@@ -149,7 +149,7 @@ class StreamShardReader:
     def checkpoint(self) -> Position | None:
         """The position up to which no record is pending; None before the first record is finished."""
         position = self._dispatcher.ownership.floor(self._tracker.checkpoint)
-        return None if position is None or position.is_between_records else position.position
+        return None if position is None else position.stored.position
 
     @property
     def read_to(self) -> RecordPosition | None:
@@ -165,8 +165,9 @@ class StreamShardReader:
     def is_caught_up(self) -> bool:
         """Whether it is at the tip or the end, and every record it read is finished, or held for its target."""
         at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
-        is_catching_up = any(hold.is_ready for hold in self._dispatcher.ownership.holds()) or self._catch_ups.running
-        return at_tip and not len(self._tracker) and not is_catching_up and self._dispatcher.lookup.has_asked_all
+        is_catching_up = not all(hold.is_waiting for hold in self.holds()) or self._catch_ups.running
+        has_asked_all = self._dispatcher.pipeline.lookup.has_asked_all
+        return at_tip and not len(self._tracker) and not is_catching_up and has_asked_all
 
     @property
     def trouble(self) -> str | None:
@@ -194,7 +195,7 @@ class StreamShardReader:
             "state": self._activity,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._memory.held_bytes,
-        } | self.view.activity_status()
+        } | (self.view.activity_status() | self._partition_keys.status())
 
     @property
     def _activity(self) -> str:
@@ -207,14 +208,14 @@ class StreamShardReader:
     @property
     def is_waiting_for_parents(self) -> bool:
         """Whether some tenants are held because their operations of the parents are pending."""
-        return any(hold.target is HeldTarget.PARENTS and not hold.is_ready for hold in self.holds())
+        return any(hold.is_waiting_for_parents for hold in self.holds())
 
     def pending_tenants(self) -> TenantSet | None:
         """Return the tenants with pending operations, once all is read and the rest may take long; None before.
 
         The set only shrinks: no new record is read.
         """
-        takes_long = self.holds() or self._dispatcher.is_stuck
+        takes_long = self.holds() or self._dispatcher.pipeline.is_stuck
         return self._dispatcher.pending_tenants() if self._has_published_end and takes_long else None
 
     @property
@@ -235,11 +236,11 @@ class StreamShardReader:
         if not is_noted_anyway and (read_to - oldest).total_seconds() < self._settings.ahead_from_s:
             return None
         tenants = self._dispatcher.ownership.held_tenants()
-        for entry in self._dispatcher.entries():
+        for entry in self._dispatcher.pipeline.entries():
             if entry.tracker is not self._tracker:  # read by a catch-up, which may have ended
                 tenants.add(entry.operation.tenant_id)
         held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
-        return ReadAhead(main.position, held) if held else None
+        return ReadAhead(main.stored.position, held) if held else None
 
     @property
     def read_bytes(self) -> int:
@@ -266,18 +267,9 @@ class StreamShardReader:
             if any(hold.target in (HeldTarget.PREDECESSOR, HeldTarget.PARENTS) for hold in holds):
                 return None  # their first records are not known
             instants += [hold.arrived_at for hold in holds]
-            others = (entry for entry in self._dispatcher.entries() if entry.tracker is not self._tracker)
+            others = (entry for entry in self._dispatcher.pipeline.entries() if entry.tracker is not self._tracker)
             instants += [entry.operation.origin.arrived_at for entry in others]
         return min(instants) - VISIBLE_AFTER
-
-    def read_up_to_of_lease(self, ahead: ReadAhead | None) -> datetime | None:
-        """Return `read_up_to` for the lease row, which has the position that it is about; None where it cannot have it.
-
-        Answers compare that position with the rows on the Postgres shards. A checkpoint is never between two records.
-        """
-        floor = self._dispatcher.ownership.floor(self._tracker.checkpoint)
-        is_noted = ahead is not None or floor is None or not floor.is_between_records
-        return self.read_up_to(ahead) if is_noted else None
 
     def _passed_to(self) -> datetime | None:
         """Return a time before which every record is settled or held; None while that is unknown."""
@@ -302,9 +294,7 @@ class StreamShardReader:
         """Return the lease as its next renewal will write it."""
         ahead, checkpoint = self.ahead, self.checkpoint
         highest = lease.checkpoint if checkpoint is None else max(checkpoint, lease.checkpoint)
-        return msgspec.structs.replace(
-            lease, checkpoint=highest, ahead=ahead, read_up_to=self.read_up_to_of_lease(ahead)
-        )
+        return msgspec.structs.replace(lease, checkpoint=highest, ahead=ahead, read_up_to=self.read_up_to(ahead))
 
     def release_from_parents(self, pending: TenantSet) -> None:
         """Catch up the tenants that were held for the parents and are no longer in *pending*.
@@ -359,7 +349,7 @@ class StreamShardReader:
         ending = asyncio.Event()  # from then on, nothing is sent
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._dispatcher.start(tasks, ending)
+                self._dispatcher.pipeline.start(tasks, ending)
                 tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
                 try:
                     await self._read()
@@ -401,7 +391,7 @@ class StreamShardReader:
         """Write the final positions to the Postgres shards, before the children read the pending tenants and start."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PUBLISH_END_S):
-                while self._dispatcher.has_progress and not self._stopping.is_set():
+                while self._dispatcher.pipeline.has_progress and not self._stopping.is_set():
                     await self._wait_for_settled()
         if self.is_at_end and not self._stopping.is_set():
             await self.write_final_positions()
@@ -497,7 +487,8 @@ class StreamShardReader:
 
     async def _read(self) -> None:
         while not self._stopping.is_set() and not self.is_at_end:
-            if self._memory.is_short or self._dispatcher.lookup.is_crowded:
+            if self._memory.is_short or self._dispatcher.pipeline.lookup.is_crowded:
+                self._dispatcher.hold_over_share()
                 await self._wait_for_settled()
                 continue
             reply = await self._cursor.read(self._stopping)
@@ -531,6 +522,7 @@ class StreamShardReader:
                     held.append(ticket)  # a catch-up will read it again
                 else:
                     entries.append(QueuedOperation(ticket, operation, record, tracker))
+            self._check_partition_keys([one for _, _, one in decoded if isinstance(one, Operation)])
             rejected.append(rejected_now)
             tracker.finish(held)
             ownership.mark_live({entry.operation.tenant_id for entry in entries})
@@ -545,15 +537,32 @@ class StreamShardReader:
                 tracker.finish(batch)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.lag_s or 0.0)
 
+    def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
+        """Count and report operations with a wrong partition key. A catch-up, which reads them again, does not."""
+        for problem, count in self._partition_keys.note(operations).items():
+            instruments.KINESIS_WRONG_KEYS.labels(problem).inc(count)
+        if (warning := self._partition_keys.take_warning(loop_time())) is not None:
+            last, count = warning
+            log.warning(
+                "partition_key.wrong",
+                stream_shard_id=self.stream_shard_id,
+                business_id=last.business_id,
+                location_id=last.location_id,
+                partition_key=last.partition_key,
+                problem=last.problem,
+                operations=count,
+                rule=self._settings.partition_key,
+            )
+
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
-        """Wait until a lane is idle, then decode as many records as a batch takes; empty at the end of *arrivals*.
+        """Wait until a lane may get more, then decode as many records as a batch takes; empty at the end of *arrivals*.
 
         Not earlier: undecoded records take half the memory, and those decoded together go to the lane as one batch.
         Without a pause, for some milliseconds: objects created alternately with those of other readers are scattered in
         memory, and every later step up to their release takes a tenth more processor time.
         """
         decoded = list(islice(arrivals, 1))  # shows whether there are more
-        while decoded and not self._dispatcher.has_idle_lane and not self._stopping.is_set():
+        while decoded and not self._dispatcher.may_read_on() and not self._stopping.is_set():
             await self._wait_for_settled()
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded

@@ -7,7 +7,8 @@ back. The shard's own rows show it, if all of this holds for one of them:
 - it was written longer ago than the stream keeps records. Readers write the rows of all shards again within an hour,
   with and without records, so a row is as old only on a shard that was restored, or unreachable for as long;
 - the record at its position has left the stream;
-- the fleet has read in the meantime. If it was stopped for as long, all shards lack the same records, and a hold would
+- the fleet has read in the meantime: this reader knew the shard before, or the stream has the record to which the last
+  owner of the lease had read. If the fleet was stopped for as long, all shards lack the same records, and a hold would
   let the remaining ones expire too.
 
 A shard without a row, at a first contact or after an adoption, has nothing that could have gone back.
@@ -24,7 +25,7 @@ import msgspec
 from simplu_worker.consumers.kinesis.holding.unread import HORIZON
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage, format_position, parse_position
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, RecordPosition, is_after
-from simplu_worker.errors import WorkerError
+from simplu_worker.consumers.pipeline.results import LaneStopError
 from simplu_worker.shards.types import StoredPositions, StreamPosition
 
 CLOCKS_MARGIN: Final = timedelta(minutes=1)  # between the clock of a reader and that of Kinesis
@@ -37,7 +38,7 @@ class Gap(msgspec.Struct, frozen=True):
     pending_from: str
 
 
-class PositionGapError(WorkerError):
+class PositionGapError(LaneStopError):
     """A shard lacks records that the stream no longer has: nothing is written there until a person accepts that."""
 
     def __init__(self, gap: Gap) -> None:

@@ -1,10 +1,4 @@
-"""Compute from which position a Postgres shard is read for again, given the positions stored on it. Pure.
-
-A shard may have lost its last commits: a replica without them was promoted, or the shard was restored (architecture,
-idea 8). Its row of the stream shard shows which commits survived. A reader reads the row before it writes there. Where
-the row is behind the reader, the stream is read again from there for all tenants of the shard. The log drops the
-operations that did survive.
-"""
+"""Compute from which position a Postgres shard is read for again, given the positions stored on it. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +12,15 @@ import msgspec
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX
 from simplu_worker.consumers.kinesis.holding.unread import HORIZON, ParentRecords
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
     TRIM_HORIZON,
+    AtSequenceNumber,
+    AtTimestamp,
     HashRange,
     Position,
     RecordPosition,
+    Start,
 )
 from simplu_worker.shards.types import StoredPositions, StreamPosition
 
@@ -79,7 +75,10 @@ ReplayStart: TypeAlias = RecordPosition | datetime | None
 
 def format_position(position: RecordPosition | None) -> str:
     """Return the position as a row contains it; None is the start of reading."""
-    return TRIM_HORIZON.checkpoint if position is None else f"{position.sequence_number}/{position.sub_sequence_number}"
+    if position is None:
+        return TRIM_HORIZON.checkpoint
+    stored = position.stored
+    return f"{stored.sequence_number}/{stored.sub_sequence_number}"
 
 
 def parse_position(text: str, arrived_at: datetime) -> RecordPosition:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -66,6 +67,23 @@ Reach: TypeAlias = tuple[Ahead | None, datetime | None]
 """Those of a row that has them, and `read_up_to`."""
 
 
+class RowState(Enum):
+    """What a reader knows of its row on a Postgres shard."""
+
+    UNREAD = auto()
+    PROVISIONAL = auto()  # known, but read while operations were pending at the parents
+    SETTLED = auto()  # known, and read when none was, or it has `parents_done`
+    STALE = auto()  # to be read again
+
+
+MAY_FOLLOW: Final = {
+    RowState.UNREAD: {RowState.PROVISIONAL, RowState.SETTLED},
+    RowState.PROVISIONAL: {RowState.STALE, RowState.UNREAD},
+    RowState.SETTLED: {RowState.STALE, RowState.UNREAD, RowState.SETTLED},
+    RowState.STALE: {RowState.PROVISIONAL, RowState.SETTLED},
+}
+
+
 class ShardPosition:
     """The row of one reader on one Postgres shard. Hold *lock* to write the row, or to decide about it."""
 
@@ -73,13 +91,35 @@ class ShardPosition:
         self.shard_id = shard_id
         self.claim = claim
         self.lock = asyncio.Lock()
-        self.was_read = self._was_read_before = False  # at least once; and before it was adopted last
-        self.is_current = False  # the row is known, and the operations that it lacks are being read again
-        self.were_parents_settled = False  # before the row was read: no operation of a parent was pending
-        self.written_at = float("-inf")  # monotonic
-        self.is_before_batch = False  # what was written last
+        self.state = RowState.UNREAD
+        self.written_at = 0.0  # monotonic
+        self.rewrite_after_s = 0.0  # since then, if it would have another content
         self.gap: Gap | None = None  # nothing is written while a person has not accepted it
         self.era = 0  # `ShardPositions.era`, as of the first of the tokens in `claim.written`
+
+    def __repr__(self) -> str:
+        return f"ShardPosition({self.shard_id}, {self.state.name.lower()}, {self.claim.position})"
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the row is known, and the operations that it lacks are being read again."""
+        return self.state in {RowState.PROVISIONAL, RowState.SETTLED}
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the row was adopted at least once."""
+        return self.state is not RowState.UNREAD
+
+    def enter(self, state: RowState) -> None:
+        """Change the state. Raises ValueError where *state* may not follow."""
+        if state not in MAY_FOLLOW[self.state]:
+            raise ValueError(f"{self}: expected a state that may follow, got {state.name}")
+        self.state = state
+
+    def invalidate(self) -> None:
+        """Have the row read again before the next batch."""
+        if self.is_current:
+            self.enter(RowState.STALE)
 
     def adopt(self, row: StreamPosition | None, move_token: str | None, *, are_parents_settled: bool) -> None:
         """Go on from the row that the shard has; None where it has none."""
@@ -87,17 +127,13 @@ class ShardPosition:
         self.claim.move_token = move_token
         are_done = row is not None and row.parents_done
         self.claim.position = msgspec.structs.replace(self.claim.position, parents_done=are_done)
-        self.were_parents_settled = are_parents_settled
-        self._was_read_before, self.was_read, self.is_current = self.was_read, True, True
+        self.enter(RowState.SETTLED if are_parents_settled or are_done else RowState.PROVISIONAL)
         self.gap = None
 
-    def forget_row(self) -> None:
-        """Make the reader read the row again, as if it had not adopted it: nothing was sent to the shard since."""
-        self.was_read, self.is_current = self._was_read_before, False
+    def forget_row(self, former: RowState) -> None:
+        """Go back to the state before the row was adopted: nothing was sent to the shard since."""
+        self.enter(former)
         self.claim.fencing_tokens = []
-
-    def __repr__(self) -> str:
-        return f"ShardPosition({self.shard_id}, {'current' if self.is_current else 'unknown'}, {self.claim.position})"
 
 
 class ReaderState(msgspec.Struct, frozen=True):
@@ -154,10 +190,10 @@ class ShardPositions:
         self._utc = utc
         self._positions: dict[str, ShardPosition] = {}
         self._began_at = loop_time()
-        self._reach: tuple[float, Reach] = (float("-inf"), (None, None))  # and when it was made
+        self._reach: tuple[float, Reach] = (0.0, (None, None))  # and until when it is good
         self._era = 0  # changes when a row is adopted
         self._highest = reader.checkpoint  # the highest position that the lease may have as its checkpoint
-        self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and when it was read
+        self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and until when it is good
 
     def __repr__(self) -> str:
         return f"ShardPositions({list(self._positions.values())})"
@@ -186,19 +222,13 @@ class ShardPositions:
         if shard_position.era != self._era or self._ownership.shard_hold(shard_position.shard_id) is not None:
             claim.written = deque(maxlen=WRITTEN_TOKENS_KEPT)  # a write in flight adds its token to the old ones
             shard_position.era = self._era
-        shard_position.written_at = loop_time()
-        shard_position.is_before_batch = True
+        shard_position.written_at, shard_position.rewrite_after_s = loop_time(), WRITE_AFTER_BATCH_S
         return claim
 
     def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
-        """Return whether a known row was not written for *within_s*, and is old or would have another content now.
-
-        By default for WRITE_AFTER_S, and for WRITE_AFTER_BATCH_S if it does not have the last batch.
-        """
-        if within_s is None:
-            within_s = WRITE_AFTER_BATCH_S if shard_position.is_before_batch else WRITE_AFTER_S
+        """Return whether a known row was not written for *within_s*, and is old or would have another content now."""
         age_s = loop_time() - shard_position.written_at
-        if not shard_position.is_current or age_s < within_s:
+        if not shard_position.is_current or age_s < (shard_position.rewrite_after_s if within_s is None else within_s):
             return False
         if age_s >= IDLE_WRITE_AFTER_S:
             return True
@@ -215,7 +245,7 @@ class ShardPositions:
         read_to, held = (None, ()) if ahead is None else ahead
         # What the shard lacked of the parents is applied once no record of a parent is pending here.
         are_parents_done = shard_position.claim.position.parents_done or (
-            shard_position.were_parents_settled and not self._ownership.has_pending_parents
+            shard_position.state is RowState.SETTLED and not self._ownership.has_pending_parents
         )
         return msgspec.structs.replace(
             progress, read_to=read_to, held=held, parents_done=are_parents_done, read_up_to=read_up_to
@@ -226,7 +256,7 @@ class ShardPositions:
 
         Skip it where another reader owns the row or the shard fails: the next reader then reads a little more again.
         """
-        self._reach = (float("-inf"), (None, None))
+        self._reach = (0.0, (None, None))
         is_free = self._gateway.is_up(shard_position.shard_id) and not shard_position.lock.locked()
         if not is_free or not self.is_write_due(shard_position, within_s=0.0):
             return
@@ -237,7 +267,8 @@ class ShardPositions:
                 changed = await self._gateway.write_positions(
                     shard_position.shard_id, [self.prepare_claim(shard_position)]
                 )
-                shard_position.is_current = not changed
+                if changed:
+                    shard_position.invalidate()
 
     async def confirm_lease(self) -> bool:
         """Return whether the reader still has the lease, as far as the lease table answers."""
@@ -288,7 +319,7 @@ class ShardPositions:
         if not self._is_whole(shard_position):
             return False
         claim.fencing_tokens = [row.fencing_token]
-        shard_position.is_current = True
+        shard_position.enter(RowState.SETTLED)
         log.info(
             "position.followed",
             shard_id=shard_id,
@@ -321,11 +352,9 @@ class ShardPositions:
 
     def must_reread(self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions) -> bool:
         """Return whether a row must be read again: it has another token, or the parents have ended since."""
-        row, claim = stored.rows.get(self._reader.stream_shard_id), shard_position.claim
-        if not is_own_row(row, claim.fencing_tokens):
+        if not is_own_row(stored.rows.get(self._reader.stream_shard_id), shard_position.claim.fencing_tokens):
             return True
-        have_ended = self._are_parents_settled(lineage) and not shard_position.were_parents_settled
-        return have_ended and not claim.position.parents_done
+        return shard_position.state is RowState.PROVISIONAL and self._are_parents_settled(lineage)
 
     def _are_parents_settled(self, lineage: Lineage) -> bool:
         return lineage.is_ended and self._ownership.parents_hold is None
@@ -363,7 +392,7 @@ class ShardPositions:
         if after is None and not parents:
             return None
         unread = Unread(after or read_to, parents)
-        self._reach = (float("-inf"), (None, None))
+        self._reach = (0.0, (None, None))
         instruments.SHARD_BACKFILLS.labels(shard_position.shard_id).inc()
         log.warning(
             "shard.backfilling",
@@ -477,10 +506,10 @@ class ShardPositions:
 
     async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
         """Return the position before the oldest record of a stream shard, as it was a few seconds ago at most."""
-        read_at, oldest = self._oldest.get(stream_shard_id, (float("-inf"), None))
-        if loop_time() - read_at > OLDEST_MAX_AGE_S:
+        good_until, oldest = self._oldest.get(stream_shard_id, (0.0, None))
+        if loop_time() >= good_until:
             oldest = await self._reader.find_oldest(stream_shard_id)
-            self._oldest[stream_shard_id] = loop_time(), oldest
+            self._oldest[stream_shard_id] = loop_time() + OLDEST_MAX_AGE_S, oldest
         return oldest
 
     def _note_highest(self, progress: StreamPosition) -> None:
@@ -526,20 +555,20 @@ class ShardPositions:
             one for one in self._positions.values() if one.is_current and not one.claim.position.parents_done
         ]
         for shard_position in invalidated:
-            shard_position.is_current = False
+            shard_position.invalidate()
         return invalidated
 
     def _recent_reach(self) -> Reach:
         """Return how far all but the held tenants are, if a row has room for the held tenants' names; and the time."""
         if self._ownership.has_backfill:
             return None, None  # not all of its tenants are known by name
-        refreshed_at, reach = self._reach
-        if loop_time() - refreshed_at > AHEAD_MAX_AGE_S:
+        good_until, reach = self._reach
+        if loop_time() >= good_until:
             ahead = self._reader.progress_ahead()
             if ahead is not None and not all(entry.startswith(NAME_PREFIX) for entry in ahead[1]):
                 ahead = None
             reach = ahead, self._reader.read_up_to(ahead is not None)
-            self._reach = loop_time(), reach
+            self._reach = loop_time() + AHEAD_MAX_AGE_S, reach
         return reach
 
 

@@ -126,7 +126,12 @@ def hash_key_of(sub: SubRecord) -> int:
     """Return the hash key that decides on the sub-record's stream shard: the explicit one, else the MD5 of its key."""
     if sub.explicit_hash_key is not None:
         return int(sub.explicit_hash_key)
-    return int.from_bytes(hashlib.md5(sub.partition_key.encode(), usedforsecurity=False).digest())
+    return hash_of(sub.partition_key)
+
+
+def hash_of(partition_key: str) -> int:
+    """Return the hash key of a record without an explicit one."""
+    return int.from_bytes(hashlib.md5(partition_key.encode(), usedforsecurity=False).digest())
 
 
 def lies_within(subs: Iterable[SubRecord], hash_range: HashRange | None) -> bool:

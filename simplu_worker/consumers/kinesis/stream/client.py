@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeAlias, assert_never
+from typing import Any, assert_never
 
 import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, ThrottledError, address_of, error_code, translate
 from simplu_worker.aws.replies import DECODERS
-from simplu_worker.consumers.kinesis.stream.positions import HashRange
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    AtTimestamp,
+    HashRange,
+    Latest,
+    Start,
+    TrimHorizon,
+)
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
 
@@ -51,35 +59,6 @@ class ExpiredIteratorError(RetryableError):
 
 class StreamGoneError(PermanentError):
     """The stream, or the stream shard, does not exist: it never did, was deleted, or is past its retention."""
-
-
-class AtSequenceNumber(msgspec.Struct, frozen=True):
-    """Start with this record."""
-
-    sequence_number: str
-
-
-class AfterSequenceNumber(msgspec.Struct, frozen=True):
-    """Start with the record after this one."""
-
-    sequence_number: str
-
-
-class TrimHorizon(msgspec.Struct, frozen=True):
-    """Start with the oldest record that the stream keeps."""
-
-
-class Latest(msgspec.Struct, frozen=True):
-    """Start with the next record to arrive."""
-
-
-class AtTimestamp(msgspec.Struct, frozen=True):
-    """Start with the first record that arrived at this instant (with a time zone) or later."""
-
-    instant: datetime
-
-
-Start: TypeAlias = AtSequenceNumber | AfterSequenceNumber | TrimHorizon | Latest | AtTimestamp
 
 
 class Record(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from simplu_worker.consumers.kinesis.stream.client import Record, Start, Stream
+from simplu_worker.consumers.kinesis.stream.client import Record, Stream
+from simplu_worker.consumers.kinesis.stream.positions import Start
 from simplu_worker.timing.retrying import retry
 
 POLL_INTERVAL_S: Final = 0.25

@@ -1,11 +1,17 @@
-"""Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them. Pure."""
+"""Positions in a stream shard, ordered and written as the Kinesis Client Library orders and writes them. Pure.
+
+And where reading may start: after a position, at an end of the stream shard, or at an instant.
+
+The library knows no records of several operations. So a position within one exists in memory alone: what is stored is
+the position before the record, from which all of its parts are read again.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Final, Protocol, overload
+from typing import Final, Protocol, TypeAlias, overload
 
 import msgspec
 
@@ -26,19 +32,22 @@ class Position(msgspec.Struct, frozen=True, order=True, gc=False):
     """The position of a record in its stream shard, or one of the four sentinels below.
 
     *number* is the sequence number: positions compare as big integers, then by sub-sequence number, never as text.
+    *part* counts the parts of a record of several operations back from its last one, which is 0: -2, -1, 0. So behind
+    its last part one is behind the record.
     Sentinels have numbers that no record has: AT_TIMESTAMP < TRIM_HORIZON < LATEST < every record < SHARD_END.
     """
 
     number: int
     sub_sequence_number: int = 0
+    part: int = 0
 
     @classmethod
     def from_sequence_number(cls, sequence_number: str, sub_sequence_number: int = 0) -> Position:
-        """Return the position of a record. Raises ValueError unless both are numbers of a record."""
+        """Return the position of a record, or the one before it. Raises ValueError for numbers that no record has."""
         if not _SEQUENCE_NUMBER.fullmatch(sequence_number):
             raise ValueError(f"expected a sequence number (decimal digits), got {sequence_number[:140]!r}")
-        if sub_sequence_number < 0:
-            raise ValueError(f"expected a sub-sequence number from 0, got {sub_sequence_number}")
+        if sub_sequence_number < BEFORE_SUB_RECORDS:
+            raise ValueError(f"expected a sub-sequence number from {BEFORE_SUB_RECORDS}, got {sub_sequence_number}")
         return cls(int(sequence_number), sub_sequence_number)
 
     @classmethod
@@ -72,6 +81,10 @@ class HasPosition(Protocol):
         """Its number in an aggregate."""
 
     @property
+    def parts_behind(self) -> int:
+        """The number of parts behind it in its record of several operations."""
+
+    @property
     def arrived_at(self) -> datetime:
         """The approximate arrival, by Kinesis."""
 
@@ -82,16 +95,17 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
     sequence_number: str
     sub_sequence_number: int
     arrived_at: datetime
+    parts_behind: int = 0
 
     @classmethod
     def from_record(cls, record: HasPosition) -> RecordPosition:
         """Return the position of *record*."""
-        return cls(record.sequence_number or "", record.sub_sequence_number, record.arrived_at)
+        return cls(record.sequence_number or "", record.sub_sequence_number, record.arrived_at, record.parts_behind)
 
     @classmethod
     def from_position(cls, position: Position, arrived_at: datetime) -> RecordPosition:
         """Return *position*, with the arrival of its record."""
-        return cls(position.checkpoint, position.sub_sequence_number, arrived_at)
+        return cls(position.checkpoint, position.sub_sequence_number, arrived_at, -position.part)
 
     @classmethod
     def before_record(cls, sequence_number: str, arrived_at: datetime) -> RecordPosition:
@@ -99,21 +113,54 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
         return cls(sequence_number, BEFORE_SUB_RECORDS, arrived_at)
 
     @property
-    def is_between_records(self) -> bool:
-        """Whether this is not the position of a record, but one between two records."""
-        return self.sub_sequence_number == BEFORE_SUB_RECORDS
+    def stored(self) -> RecordPosition:
+        """The position to store: this one, or the one before the record of which it is a part, but not the last.
+
+        A reader that starts there reads the parts before it again, and the log drops them.
+        """
+        if not self.parts_behind:
+            return self
+        return RecordPosition(self.sequence_number, self.sub_sequence_number - 1, self.arrived_at)
 
     @property
     def position(self) -> Position:
         """The position in a form that compares with all others."""
-        if self.is_between_records:
-            return Position(int(self.sequence_number), BEFORE_SUB_RECORDS)
-        return Position.from_sequence_number(self.sequence_number, self.sub_sequence_number)
+        number = Position.from_sequence_number(self.sequence_number, self.sub_sequence_number).number
+        return Position(number, self.sub_sequence_number, -self.parts_behind)
 
     @property
-    def sort_key(self) -> tuple[int, str, int]:
+    def sort_key(self) -> tuple[int, str, int, int]:
         """The key for comparisons, cheaper than `position`: the digits have no leading zeros."""
-        return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
+        return len(self.sequence_number), self.sequence_number, self.sub_sequence_number, -self.parts_behind
+
+
+class AtSequenceNumber(msgspec.Struct, frozen=True):
+    """Start with this record."""
+
+    sequence_number: str
+
+
+class AfterSequenceNumber(msgspec.Struct, frozen=True):
+    """Start with the record after this one."""
+
+    sequence_number: str
+
+
+class TrimHorizon(msgspec.Struct, frozen=True):
+    """Start with the oldest record that the stream keeps."""
+
+
+class Latest(msgspec.Struct, frozen=True):
+    """Start with the next record to arrive."""
+
+
+class AtTimestamp(msgspec.Struct, frozen=True):
+    """Start with the first record that arrived at this instant (with a time zone) or later."""
+
+    instant: datetime
+
+
+Start: TypeAlias = AtSequenceNumber | AfterSequenceNumber | TrimHorizon | Latest | AtTimestamp
 
 
 class LazyPositions(Sequence[RecordPosition]):

@@ -11,19 +11,17 @@ from typing import Any, Protocol, assert_never
 import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
-from simplu_worker.consumers.kinesis.stream.client import (
+from simplu_worker.consumers.kinesis.stream.client import Record, Reply, child_shard
+from simplu_worker.consumers.kinesis.stream.consumers import NOT_FOUND, StreamConsumers
+from simplu_worker.consumers.kinesis.stream.event_messages import EventMessage, MessageBuffer, MessageError
+from simplu_worker.consumers.kinesis.stream.positions import (
     AfterSequenceNumber,
     AtSequenceNumber,
     AtTimestamp,
     Latest,
-    Record,
-    Reply,
     Start,
     TrimHorizon,
-    child_shard,
 )
-from simplu_worker.consumers.kinesis.stream.consumers import NOT_FOUND, StreamConsumers
-from simplu_worker.consumers.kinesis.stream.event_messages import EventMessage, MessageBuffer, MessageError
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.waits import wait_any
 

@@ -1,4 +1,4 @@
-"""Decode control messages (docs/interface.md): any text gives a message or a rejection, no exception. Pure."""
+"""Decode control messages (docs/sending.md): any text gives a message or a rejection, no exception. Pure."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from simplu_worker.consumers.sqs.rejection import (
 )
 from simplu_worker.operations.json_record import (
     ABSENT,
+    EXPECTED_TIME,
     Id,
     InvalidRecordError,
     LongId,
@@ -29,6 +30,7 @@ from simplu_worker.operations.json_record import (
     peeked_value,
     short_text,
 )
+from simplu_worker.operations.member_errors import NOTHING, member_error
 from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
 from simplu_worker.shards.types import AdminAccount, ResourceRename
 
@@ -45,6 +47,13 @@ class ControlType(StrEnum):
     SHARD_DESTRUCTION = "SHARD_DESTRUCTION"
     UPDATE_RESOURCE_ID = "UPDATE_RESOURCE_ID"
     ADMIN_ACCOUNT_CREATION = "ADMIN_ACCOUNT_CREATION"
+
+
+class DestructionAction(StrEnum):
+    """What a `SHARD_DESTRUCTION` destroys: a tenant, or every tenant of a business."""
+
+    DESTROY = "destroy"
+    DESTROY_ALL = "destroy_all"
 
 
 class ShardCreation(msgspec.Struct, frozen=True):
@@ -90,7 +99,7 @@ def tenant_id_of_control(control: Control) -> str | None:
     return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
 
 
-class _Creation(msgspec.Struct, rename="camel"):
+class CreationMembers(msgspec.Struct, rename="camel"):
     """The members of a `SHARD_CREATION`."""
 
     business_id: Id
@@ -101,7 +110,7 @@ class _Creation(msgspec.Struct, rename="camel"):
     connection_string: str | None = None
 
 
-class _Destruction(msgspec.Struct, rename="camel"):
+class DestructionMembers(msgspec.Struct, rename="camel"):
     """The members of a `SHARD_DESTRUCTION`."""
 
     business_id: Id
@@ -110,7 +119,7 @@ class _Destruction(msgspec.Struct, rename="camel"):
     location_id: str | None = None
 
 
-class _Rename(msgspec.Struct, rename="camel"):
+class RenameMembers(msgspec.Struct, rename="camel"):
     """The members of an `UPDATE_RESOURCE_ID`."""
 
     business_id: Id
@@ -122,7 +131,7 @@ class _Rename(msgspec.Struct, rename="camel"):
     additional_data: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _Admin(msgspec.Struct, rename="camel"):
+class AdminMembers(msgspec.Struct, rename="camel"):
     """The members of an `ADMIN_ACCOUNT_CREATION`; its `domainLabel` is not used here."""
 
     business_id: Id
@@ -149,10 +158,10 @@ SOUND_MESSAGE: Final = (
 _LIKE_A_TYPE: Final = re.compile(r"[A-Z0-9_]{1,64}")
 
 _peek_decoder = msgspec.json.Decoder(_PeekedControl)
-_creation_decoder = msgspec.json.Decoder(_Creation)
-_destruction_decoder = msgspec.json.Decoder(_Destruction)
-_rename_decoder = msgspec.json.Decoder(_Rename)
-_admin_decoder = msgspec.json.Decoder(_Admin)
+_creation_decoder = msgspec.json.Decoder(CreationMembers)
+_destruction_decoder = msgspec.json.Decoder(DestructionMembers)
+_rename_decoder = msgspec.json.Decoder(RenameMembers)
+_admin_decoder = msgspec.json.Decoder(AdminMembers)
 
 
 def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Origin) -> Control | RejectedRecord:
@@ -185,12 +194,12 @@ def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlTy
     if not named:
         if peeked_value(peeked.business_type) is not None and peeked_value(peeked.admin_email) is None:
             return ControlType.SHARD_CREATION
-        text = f"no type: expected message attribute {TYPE_ATTRIBUTE} or member messageType with one of {_KNOWN}"
-        raise UnknownTypeError(text)
+        expected = f"one of {_KNOWN}, here or as message attribute {TYPE_ATTRIBUTE}"
+        raise UnknownTypeError(member_error("messageType", expected, NOTHING))
     control_type = _TYPES.get(named) if isinstance(named, str) else None
     if control_type is None:
-        shown = repr(str(named)) if _LIKE_A_TYPE.fullmatch(str(named)) else "that is not shown"  # errors are logged
-        raise UnknownTypeError(f"unknown type {shown}: expected one of {_KNOWN}")
+        shown = repr(str(named)) if _LIKE_A_TYPE.fullmatch(str(named)) else "another value"  # errors are logged
+        raise UnknownTypeError(member_error("messageType", f"one of {_KNOWN}", shown))
     return control_type
 
 
@@ -210,15 +219,14 @@ def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
 
 def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
     body = parse_record(record, _destruction_decoder)
-    if body.action not in {"destroy", "destroy_all"}:
-        raise InvalidRecordError("action: expected destroy or destroy_all")  # without the text: errors are logged
+    if body.action not in _ACTIONS:
+        raise InvalidRecordError("action", "destroy or destroy_all", "another text")
     location_id = None
-    if body.action == "destroy":
+    if body.action == DestructionAction.DESTROY:
         location_id = body.location_id
         if location_id is None or not 1 <= len(location_id) <= ID_MAX_CHARS:
-            raise InvalidRecordError(
-                f"locationId: expected 1 to {ID_MAX_CHARS} characters; for every location, send action destroy_all"
-            )
+            expected = f"1 to {ID_MAX_CHARS} characters, or action destroy_all for every location"
+            raise InvalidRecordError("locationId", expected, "more" if location_id else NOTHING)
     check_texts({"businessId": body.business_id, "locationId": location_id})
     return ShardDestruction(
         business_id=body.business_id, location_id=location_id, requested_at=_parse_time(body.timestamp)
@@ -237,7 +245,7 @@ def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
         }
     )
     if body.old_resource_id == body.new_resource_id:
-        raise InvalidRecordError("oldResourceId, newResourceId: expected two different ids")
+        raise InvalidRecordError("newResourceId", "another id than oldResourceId", "the same one")
     return ResourceRename(
         business_id=body.business_id,
         location_id=body.location_id,
@@ -272,6 +280,7 @@ def _decode_admin(record: bytes, _origin: Origin) -> AdminAccount:
 
 _TYPES: Final = {control_type.value: control_type for control_type in ControlType}
 _KNOWN: Final = ", ".join(_TYPES)
+_ACTIONS: Final = frozenset(DestructionAction)
 _DECODERS: Final[Mapping[ControlType, Callable[[bytes, Origin], Control]]] = {
     ControlType.SHARD_CREATION: _decode_creation,
     ControlType.SHARD_DESTRUCTION: _decode_destruction,
@@ -284,5 +293,4 @@ def _parse_time(timestamp: str) -> datetime:
     try:
         return parse_timestamp(timestamp)
     except ValueError:
-        text = "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
-        raise InvalidRecordError(text) from None
+        raise InvalidRecordError("timestamp", EXPECTED_TIME, "another text") from None

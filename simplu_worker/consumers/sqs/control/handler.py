@@ -1,4 +1,4 @@
-"""Carry out control messages (docs/interface.md), and return the verdict on each.
+"""Carry out control messages (docs/sending.md), and return the verdict on each.
 
 Of one batch, creations are provisioned all together and the other messages in parallel; but messages about one tenant
 one after the other, and none behind an undecided one.
@@ -63,6 +63,7 @@ from simplu_worker.shards.types import (
     ProvisionResult,
     ResourceRename,
     ShardNotAllowedError,
+    UnknownBusinessTypeError,
 )
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 from simplu_worker.vocabulary import DeadLetterReason, QueueRetry, Source
@@ -120,7 +121,7 @@ _HandledItem: TypeAlias = "tuple[_Item, Result | Exception]"
 class ControlHandler:
     """Handles the messages of one control queue.
 
-    The tenant wait of *retries* counts for a tenant or a resource that does not exist yet.
+    The tenant wait of *retries* counts for a tenant, a resource or a business type that does not exist yet.
     """
 
     def __init__(
@@ -259,13 +260,18 @@ class ControlHandler:
 
     async def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
         match result:
+            case UnknownBusinessTypeError():
+                return self._verdict_on_absence(item, DeadLetterReason.INVALID_MESSAGE, result.given_up)
             case RetryableError() | PermanentError():
                 verdict = verdict_on_error(result, item.message, _ids_of(item), draw=self._draw())
                 return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
             case Exception():
                 return await self._verdict_on_unforeseen(item, result)
-            case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT | ChangeResult.MISSING:
-                return self._verdict_on_absence(item, result)
+            case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT:
+                return self._verdict_on_absence(item, DeadLetterReason.UNKNOWN_TENANT, "no shard had the tenant")
+            case ChangeResult.MISSING:
+                error = "oldResourceId: no resource of that id, nor of newResourceId, came"
+                return self._verdict_on_absence(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
             case ProvisionResult.STALE | DestructionResult.STALE:
                 log.info("control.stale", **self._facts(item), requested_at=item.control.requested_at.isoformat())
                 return Done()
@@ -298,16 +304,12 @@ class ControlHandler:
         forget = partial(self._failures.forget, error.shard_id, error.tenant_id, item.message.message_id)
         return self._refuse(item, msgspec.structs.replace(verdict, before_delete=forget))
 
-    def _verdict_on_absence(self, item: _Item, result: Result) -> Verdict:
-        """Hold a message for a tenant or a resource that may still come; give it up when it waited long enough."""
+    def _verdict_on_absence(self, item: _Item, reason: DeadLetterReason, error: str) -> Verdict:
+        """Hold a message for a tenant, a resource or a business type that may still come; give it up after long."""
         left = item.message.sent_at + self._retries.tenant_wait - self._clock()
         if left <= timedelta():
             within = f"within {self._retries.tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
-            if result is ChangeResult.MISSING:
-                error = f"oldResourceId: no resource of that id, nor of newResourceId, came {within}"
-                return self._refuse(item, ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, error, _ids_of(item)))
-            error = f"no shard had the tenant {within}"
-            return self._refuse(item, ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(item)))
+            return self._refuse(item, ToDeadLetter(reason, f"{error} {within}", _ids_of(item)))
         delay_s = message_backoff_s(item.message, draw=self._draw())
         return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), OUTAGE_BASE_S)))
 

@@ -1,4 +1,4 @@
-"""Decode order events (docs/interface.md): any text gives an operation or a rejection, no exception. Pure.
+"""Decode order events (docs/sending.md): any text gives an operation or a rejection, no exception. Pure.
 
 An operation is a function of the message alone, so that every receive of it, today or after a crash, gives the same.
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.rejection import (
     DECODING_ERRORS,
     PeekedMessage,
@@ -32,6 +33,7 @@ from simplu_worker.operations.json_record import (
     peeked_value,
     short_text,
 )
+from simplu_worker.operations.member_errors import NOTHING, RECORD, member_error
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, tenant_id_of
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
@@ -42,8 +44,8 @@ ID_MAX_CHARS: Final = 128
 LONG_ID_MAX_CHARS: Final = 256
 EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)  # of `firstSentAt`
 
-_KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
-_KNOWN: Final = ", ".join(_KINDS)
+ORDER_KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
+_KNOWN: Final = ", ".join(ORDER_KINDS)
 
 
 class _PeekedOrder(PeekedMessage, rename="camel"):
@@ -54,7 +56,7 @@ class _PeekedOrder(PeekedMessage, rename="camel"):
     deduplication_id: msgspec.Raw = ABSENT
 
 
-class _Event(msgspec.Struct, rename="camel", gc=False):
+class OrderMembers(msgspec.Struct, rename="camel", gc=False):
     """The members of an order event. A `null` counts as absent, and so does a `firstSentAt` that no replay has."""
 
     type: str
@@ -82,7 +84,7 @@ class OrderRules(msgspec.Struct, frozen=True):
 
 
 _peek_decoder = msgspec.json.Decoder(_PeekedOrder)
-_event_decoder = msgspec.json.Decoder(_Event)
+_event_decoder = msgspec.json.Decoder(OrderMembers)
 _time_decoder = msgspec.json.Decoder(Annotated[datetime, msgspec.Meta(tz=True)])
 
 
@@ -93,29 +95,43 @@ def decode_order(
     record = body.encode("utf-8", "surrogatepass")
     own_id = deduplication_id or origin.message_id or ""
     if len(record) > rules.max_bytes:
-        error = f"expected at most {rules.max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
+        error = member_error(RECORD, f"at most {rules.max_bytes} bytes (OPERATION_MAX_BYTES)", str(len(record)))
         return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
     try:
         return _operation_of(_parse(record), record, attributes, origin, rules, own_id=own_id)
     except DECODING_ERRORS as exc:
         reason, error = rejection_of(exc)
     ids = peek(record, _PeekedOrder)
-    tenant = {
-        member: _short_attribute(attributes.get(name)) or short_text(sent)
-        for (member, name), sent in zip(TENANT_ATTRIBUTES.items(), (ids.business_id, ids.location_id), strict=True)
-    }
+    business_id, location_id = _peeked_tenant(ids, attributes)
     return RejectedRecord(
         reason=reason,
         error=error,
         origin=origin,
-        business_id=tenant["businessId"],
-        location_id=tenant["locationId"],
+        business_id=business_id,
+        location_id=location_id,
         request_id=short_text(ids.deduplication_id) or own_id,
         resource_id=short_text(ids.order_id),
     )
 
 
-def _parse(record: bytes) -> _Event:
+def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
+    """Return the tenant that a message names, at a fraction of the cost of decoding it; None where it names none."""
+    names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
+    if None in names:
+        ids = peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
+        names = _peeked_tenant(ids, message.attributes)
+    business_id, location_id = names if any(names) or rules.default_tenant is None else rules.default_tenant
+    return tenant_id_of(business_id, location_id) if business_id and location_id else None
+
+
+def _peeked_tenant(ids: _PeekedOrder, attributes: Mapping[str, str]) -> list[str | None]:
+    """Return the business and the location of a message, by its attributes or else by its members."""
+    sent = (ids.business_id, ids.location_id)
+    names = zip(TENANT_ATTRIBUTES.values(), sent, strict=True)
+    return [_short_attribute(attributes.get(name)) or short_text(member) for name, member in names]
+
+
+def _parse(record: bytes) -> OrderMembers:
     try:
         return parse_record(record, _event_decoder)
     except msgspec.ValidationError:
@@ -128,29 +144,29 @@ def _short_attribute(value: str | None) -> str | None:
 
 
 def _kind_of(sent: object) -> OperationKind:
-    kind = _KINDS.get(sent) if isinstance(sent, str) else None
+    kind = ORDER_KINDS.get(sent) if isinstance(sent, str) else None
     if kind is None:
-        got = "nothing" if sent is None else f"another {type(sent).__name__}"  # not the value: errors are logged
-        raise UnknownTypeError(f"type: expected one of {_KNOWN}, got {got}")
+        got = NOTHING if sent is None else "another value"
+        raise UnknownTypeError(member_error("type", f"one of {_KNOWN}", got))
     return kind
 
 
 def _operation_of(
-    event: _Event, record: bytes, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, own_id: str
+    event: OrderMembers, record: bytes, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, own_id: str
 ) -> Operation:
     kind = _kind_of(event.type)
     business_id, location_id = _tenant_of(event, attributes, rules)
     order_id, request_id = event.order_id, event.deduplication_id or own_id
     if order_id is None:
         if kind is not OperationKind.CREATE:
-            raise InvalidRecordError(f"orderId: required for {event.type}")
+            raise InvalidRecordError("orderId", f"text, for {event.type}", NOTHING)
         # Never the message's own deduplication id, which may be a hash of the content: two equal orders are two orders.
         order_id = request_id = event.deduplication_id or origin.message_id or own_id
     if has_escapes(record):
         check_texts({"orderId": event.order_id, "deduplicationId": event.deduplication_id})
     if request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
-        text = f"deduplicationId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
-        raise InvalidRecordError(text)
+        expected = f"an id without the prefix {DERIVED_REQUEST_ID_PREFIX!r} of derived ids"
+        raise InvalidRecordError("deduplicationId", expected, "one with it")
     data = object_member(event.data, "data", required=kind is not OperationKind.DELETE)
     sent_at = _first_sent_at(event, origin) or origin.arrived_at
     return Operation(
@@ -189,7 +205,7 @@ def with_members_of_message(body: str, attributes: Mapping[str, str], operation:
     return body.rstrip()[:-1] + "," + msgspec.json.encode(members).decode()[1:] if members else body
 
 
-def _first_sent_at(event: _Event, origin: Origin) -> datetime | None:
+def _first_sent_at(event: OrderMembers, origin: Origin) -> datetime | None:
     """Return when the first message of a replayed event was sent; None without such a time."""
     try:
         first = _time_decoder.decode(event.first_sent_at)
@@ -198,12 +214,12 @@ def _first_sent_at(event: _Event, origin: Origin) -> datetime | None:
     return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else None
 
 
-def _named_tenant(event: _Event, attributes: Mapping[str, str]) -> list[str | None]:
+def _named_tenant(event: OrderMembers, attributes: Mapping[str, str]) -> list[str | None]:
     """Return all ids by which a message names its tenant."""
     return [event.business_id, event.location_id, *(attributes.get(name) for name in TENANT_ATTRIBUTES.values())]
 
 
-def _tenant_of(event: _Event, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:
+def _tenant_of(event: OrderMembers, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:
     """Return the business and the location of an event: as named, or the default ones when it names neither."""
     if rules.default_tenant is not None and not any(_named_tenant(event, attributes)):
         return rules.default_tenant
@@ -217,12 +233,12 @@ def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -
     attribute = attributes.get(name) or None
     value = attribute or sent
     if value is None:
-        raise InvalidRecordError(f"{member}: expected message attribute {name} or the member, got neither")
+        raise InvalidRecordError(member, f"message attribute {name} or the member", "neither")
     if attribute is not None:
         if sent is not None and sent != attribute:
-            raise InvalidRecordError(f"{member}: expected the value of message attribute {name}, got another")
+            raise InvalidRecordError(member, f"the value of message attribute {name}", "another")
         if len(attribute) > ID_MAX_CHARS:
-            raise InvalidRecordError(f"message attribute {name}: expected 1 to {ID_MAX_CHARS} characters, got more")
+            raise InvalidRecordError(f"message attribute {name}", f"1 to {ID_MAX_CHARS} characters", "more")
         try:
             attribute.encode()
         except UnicodeEncodeError:

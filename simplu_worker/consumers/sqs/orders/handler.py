@@ -1,30 +1,46 @@
-"""Apply order events (docs/interface.md): many in one transaction for each Postgres shard, in order within each group.
+"""Apply order events (docs/sending.md): many in one transaction for each Postgres shard, in order within each group.
 
 The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
-where a group id promises no order. A chain goes on with its next operation only after the one before was applied or
-given up for good, so that none is ever applied before an earlier one of its group, whatever their tenants and shards.
-An operation is given up for its own failures alone: no wait of its message, behind another one or for a shard, counts.
-Chains do not wait for each other: lanes gather their operations for a shard.
+where a group id promises no order. A chain goes on with its next transaction only after the former one is safe on its
+shard, or its operation is given up for good: so none is ever applied before an earlier one of its group, whatever their
+tenants and shards. What stops a chain takes all of it that is behind out of the pipeline. An operation is given up for
+its own failures alone: no wait of its message, behind another one or for a shard, counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, TypeAlias, assert_never
+from math import ceil, inf
+from typing import Final
 
 import msgspec
 import structlog
 
-from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.aws.sqs_queue import Message, Queue, batches
+from simplu_worker.bulkheads import keep_running, translate
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
+from simplu_worker.consumers.pipeline.lane import Lane, LaneState
+from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
+from simplu_worker.consumers.pipeline.results import (
+    BatchCrashed,
+    BatchDecided,
+    BatchSender,
+    Overdue,
+    Paused,
+    Unregistered,
+    Waited,
+)
+from simplu_worker.consumers.producer_traces import traceparents_of_messages
+from simplu_worker.consumers.sqs.orders.chain import BEHIND_VERDICT, Chain, Deferral, OrderMessage
 from simplu_worker.consumers.sqs.orders.decode import SOUND_EVENT, OrderRules, decode_order
-from simplu_worker.consumers.sqs.orders.order_lane import FailedTry, LaneAnswer, OrderLane, SubmittedOrder
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
+from simplu_worker.consumers.sqs.receive.paused_messages import RETURNED_AFTER_S, PausedMessages
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -37,88 +53,31 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_error,
     verdict_on_failure,
     verdict_on_rejected,
+    verdicts_after_defect,
 )
-from simplu_worker.errors import PermanentError, RetryableError, places_of
-from simplu_worker.metrics.instruments import RETRIES
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError, places_of
+from simplu_worker.metrics.instruments import REPETITIONS_LATE, RETRIES
 from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, RejectedRecord
-from simplu_worker.operations.unknown_tenants import (
-    UNKNOWN_TENANT_MARGIN,
-    absence_max_age_s,
-    is_overdue,
-    unknown_tenant_error,
-)
+from simplu_worker.operations.unknown_tenants import UNKNOWN_TENANT_MARGIN, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import FailedOnShardError, TenantNotMadeError
+from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.vocabulary import Absence, DeadLetterReason, QueueRetry, Source
+from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
 
 CALL_MAX_S: Final = 2.0  # of one call: its undecided messages are held then, and delay no other message
-LOOKUPS_AT_ONCE: Final = 64  # lookups of the shards of tenants
-LOOKUPS_KEPT_MAX: Final = 4096
+SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
 HOLD_BASE_S: Final = 0.25
 HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
-BEHIND_VERDICT: Final = ReturnToQueue(0)  # behind an undecided message of its group
+HIDDEN_MIN_S: Final = 1.0
+PAUSED_CHECK_S: Final = 2.0  # between two looks whether a paused tenant goes on
+SHOW_ALL_S: Final = 3.0  # at the end
 
 log = structlog.get_logger(__name__)
 
-
-class _Absent(msgspec.Struct, frozen=True):
-    """A tenant without a shard, as of *asked_at*; *error* is why it was not provisioned at its first use."""
-
-    why: Absence
-    asked_at: datetime
-    error: str | None = None
-
-    def __str__(self) -> str:
-        return f"its tenant is {self.why}" + (f": {self.error}" if self.error else "")
-
-
-class _LookupCrash(msgspec.Struct, frozen=True):
-    """Looking up the shard of a tenant ended with an unexpected error, of type *error*."""
-
-    error: str
-
-
-_LookupError: TypeAlias = RetryableError | PermanentError | _LookupCrash
-_Home: TypeAlias = str | _Absent | _LookupError
-
-
-class _Deferral(msgspec.Struct, frozen=True):
-    """Why messages are deferred; with the tenant's ids when the tenant is the cause."""
-
-    text: str
-    business_id: str | None = None
-    location_id: str | None = None
-
-    @classmethod
-    def of_tenant(cls, operation: Operation, text: str) -> _Deferral:
-        """Return a deferral of the messages of one tenant."""
-        return cls(text, operation.business_id, operation.location_id)
-
-
-class _OrderMessage(msgspec.Struct, eq=False):
-    """One message of a call with its decoded content, its verdict once it is decided, and why it is deferred."""
-
-    message: Message
-    decoded: Operation | RejectedRecord
-    verdict: Verdict | None = None
-    deferral: _Deferral | None = None
-
-    @property
-    def allows_next(self) -> bool:
-        """Whether the next message of its chain may be applied in the same call.
-
-        Not behind an operation that may yet be applied, if the worker dies before the dead letter is stored.
-        """
-        match self.verdict:
-            case Done():
-                return True
-            case ToDeadLetter(before_delete=None, reason=reason):
-                return reason is not DeadLetterReason.UNKNOWN_TENANT
-            case _:
-                return False
+OrderLane = Lane[OrderMessage]
 
 
 @asynccontextmanager
@@ -133,23 +92,39 @@ async def open_orders(
     utc: UtcClock = utc_now,
 ) -> AsyncIterator[OrderHandler]:
     """Open the handler of one order queue. Leaving cancels operations under way: leave it after its receiver ended."""
+    handler = OrderHandler(gateway, failures, queue, rules=rules, retries=retries, draw=draw, utc=utc)
     async with asyncio.TaskGroup() as tasks:
-        handler = OrderHandler(gateway, failures, queue, tasks, rules=rules, retries=retries, draw=draw, utc=utc)
+        running = tasks.create_task(handler.run(), name=f"orders:{queue.name}")
+        await handler.is_running.wait()
         try:
             yield handler
         finally:
-            handler.cancel()
+            try:
+                await handler.show_paused()
+            finally:
+                running.cancel()
 
 
-class OrderHandler:
-    """Handles the messages of one order queue."""
+class _Landing(msgspec.Struct, frozen=True, eq=False):
+    """Messages whose operations are in a shard's log since *committed_at*, and not yet known to be safe there.
+
+    *behind* are those of their chains that are sent after that.
+    """
+
+    shard_id: str
+    committed_at: float
+    messages: Sequence[OrderMessage]
+    behind: Sequence[OrderMessage]
+
+
+class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
+    """Handles the messages of one order queue: the source of its pipeline."""
 
     def __init__(
         self,
         gateway: ShardGateway,
         failures: FailureCounts,
         queue: Queue,
-        tasks: asyncio.TaskGroup,
         *,
         rules: OrderRules,
         retries: RetryRules,
@@ -159,54 +134,130 @@ class OrderHandler:
         self._gateway = gateway
         self._failures = failures
         self._queue = queue
-        self._tasks = tasks
         self._rules = rules
         self._retries = retries
         self._draw = draw
         self._utc = utc
-        self._lanes: dict[str, OrderLane] = {}
-        self._lookups: dict[str, asyncio.Task[_Home]] = {}  # by tenant; one that no call waits for keeps its result
-        self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        self._tasks = asyncio.TaskGroup()
+        self._paused = PausedMessages()
+        self._has_paused = asyncio.Event()
+        self.is_running = asyncio.Event()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        lookup: HomeLookup[OrderMessage] = HomeLookup(
+            self._gateway,
+            lambda _: False,
+            tenant_wait=self._retries.tenant_wait,
+            patience_s=0.0,
+            draw=self._draw,
+            utc=self._utc,
+        )
+        self._pipeline: Pipeline[OrderMessage] = Pipeline(
+            self._queue.name, Source.SQS, self._gateway, self, self, lookup, draw=self._draw, utc=self._utc
+        )
+        self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
+        self._landings: dict[asyncio.Task[None], _Landing] = {}
 
     def __repr__(self) -> str:
-        lanes, lookups = list(self._lanes.values()), sorted(self._lookups)
-        return f"OrderHandler({self._queue.name!r}, lanes={lanes}, lookups={lookups})"
+        return f"OrderHandler({self._queue.name!r}, {self._pipeline!r}, landings={len(self._landings)})"
+
+    async def run(self) -> None:
+        """Run the pipeline until a cancellation; what is raised unforeseen begins a new one."""
+        await keep_running(TargetKind.QUEUE, self._queue.name, "orders", self._run_once, draw=self._draw)
+
+    async def _run_once(self) -> None:
+        """Run a pipeline. One that ends with an error is forgotten: its messages are handled again."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._pipeline.start(self._tasks, asyncio.Event())
+                self._tasks.create_task(self._watch_paused(), name=f"orders:{self._queue.name}:paused")
+                self.is_running.set()
+        except Exception:
+            self._start_afresh()
+            raise
+        finally:
+            self.is_running.clear()
+
+    # The messages of a call
 
     def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         """Return whether an operation is on its way to a shard."""
         return any(
-            operation.request_id == request_id and tenant_id in {None, operation.tenant_id}
-            for lane in self._lanes.values()
-            for operation in lane.operations()
+            one.operation.request_id == request_id and tenant_id in {None, one.operation.tenant_id}
+            for lane in self._pipeline.lanes()
+            for one in (*lane.in_flight, *lane.queued)
         )
 
     def stats(self) -> dict[str, int]:
         """Return how many operations are on their way, by shard."""
-        return {shard_id: len(lane) for shard_id, lane in self._lanes.items()}
-
-    def cancel(self) -> None:
-        """Cancel the lanes and the lookups."""
-        for lane in self._lanes.values():
-            lane.cancel()
-        for task in self._lookups.values():
-            task.cancel()
+        counts = {lane.shard_id: len(lane) for lane in self._pipeline.lanes()}
+        for landing in self._landings.values():
+            counts[landing.shard_id] += len(landing.messages)
+        return counts
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Return the verdict on each message, in their order. Idempotent; raises nothing but a cancellation."""
-        call = [_OrderMessage(message, self._decode(message)) for message in messages]
-        chains: dict[str, list[_OrderMessage]] = {}
-        for one in call:
-            chains.setdefault(self._chain_of(one.message), []).append(one)
+        if not self.is_running.is_set():  # after an error that nobody foresaw
+            return verdicts_after_defect(messages, is_fifo=self._queue.is_fifo, draw=self._draw())
+        chains: defaultdict[str, Chain] = defaultdict(Chain)
+        call = [self._join(chains, message) for message in messages]
+        for chain in chains.values():
+            self._advance(chain)
         deadline = loop_time() + CALL_MAX_S
-        async with asyncio.TaskGroup() as tasks:
-            for chain, members in chains.items():
-                tasks.create_task(self._decide_chain(chain, members, deadline))
+        try:
+            for chain in chains.values():
+                await wait_any(chain.has_ended, within_s=max(0.0, deadline - loop_time()))
+        finally:
+            for chain in chains.values():
+                self._interrupt(chain)
         self._log_deferred(call)
         return [BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
 
-    def _log_deferred(self, call: Sequence[_OrderMessage]) -> None:
+    def _join(self, chains: defaultdict[str, Chain], message: Message) -> OrderMessage:
+        key = message.group_id or message.message_id if self._queue.is_fifo else message.message_id
+        one = OrderMessage(message, key, self._decode(message), chains[key])
+        if isinstance(one.decoded, RejectedRecord):
+            one.verdict = verdict_on_rejected(one.decoded)
+        chains[key].members.append(one)
+        return one
+
+    def _decode(self, message: Message) -> Operation | RejectedRecord:
+        origin, own_id = self._queue.origin_of(message), message.deduplication_id
+        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
+        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
+        return decode_or_reject(decode, origin, sound=sound)
+
+    def _advance(self, chain: Chain) -> None:
+        """Send the next run of a chain, or end it."""
+        if run := chain.next_run():
+            self._pipeline.send(run)
+        else:
+            chain.end()
+
+    def _interrupt(self, chain: Chain) -> None:
+        """Hold the messages of a chain that are not decided yet; they leave the pipeline."""
+        undecided = chain.undecided()
+        self._pipeline.remove(undecided)
+        self._hold_unanswered(undecided)
+
+    def _decide(self, one: OrderMessage, verdict: Verdict, deferral: Deferral | None = None) -> None:
+        """Decide a message, unless its call has ended, and go on with its chain."""
+        if one.verdict is not None:
+            return
+        one.verdict, one.deferral = verdict, deferral
+        if not one.allows_next:
+            self._stop_behind(one)
+        if one.members.has_decided_run:
+            self._advance(one.members)
+
+    def _stop_behind(self, one: OrderMessage) -> None:
+        """Take those of its chain that are behind a message out of the pipeline."""
+        self._pipeline.remove(one.members.stop_behind(one))
+
+    def _log_deferred(self, call: Sequence[OrderMessage]) -> None:
         """Log deferred messages: one line for each cause, not for each message."""
-        by_cause: defaultdict[_Deferral, list[float]] = defaultdict(list)
+        by_cause: defaultdict[Deferral, list[float]] = defaultdict(list)
         for one in call:
             if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
                 by_cause[one.deferral].append(one.verdict.delay_s)
@@ -222,215 +273,293 @@ class OrderHandler:
                 location_id=deferral.location_id,
             )
 
-    def _decode(self, message: Message) -> Operation | RejectedRecord:
-        origin, own_id = self._queue.origin_of(message), message.deduplication_id
-        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
-        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
-        return decode_or_reject(decode, origin, sound=sound)
+    # The source of the pipeline
 
-    def _chain_of(self, message: Message) -> str:
-        return message.group_id or message.message_id if self._queue.is_fifo else message.message_id
+    def admitted(self, lane: OrderLane, entries: Sequence[OrderMessage]) -> Sequence[OrderMessage]:
+        """Return all, unless the shard is late with its batch: then nobody waits for it."""
+        for one in entries:
+            one.shard_id = lane.shard_id
+        if lane.state is LaneState.DECIDED or not lane.is_late:
+            return entries
+        self._hold_unanswered(entries)
+        return ()
 
-    async def _decide_chain(self, chain: str, members: Sequence[_OrderMessage], deadline: float) -> None:
-        """Decide the messages of a chain in their order, until one of them is not decided for good."""
-        position = 0
-        while position < len(members):
-            run = _run_from(members, position)
-            await self._decide_run(chain, run, deadline)
-            position += len(run)
-            if not all(one.allows_next for one in run):
-                _defer_behind(members)
-                return
+    def _hold_unanswered(self, messages: Iterable[OrderMessage]) -> None:
+        for one in messages:
+            where = "to where tenants live" if one.shard_id is None else f"from shard {one.shard_id}"
+            self._hold(one, Deferral(f"no answer yet {where}"))
 
-    async def _decide_run(self, chain: str, run: Sequence[_OrderMessage], deadline: float) -> None:
-        """Decide the operations of one tenant and the rejected messages among them, while each allows the next."""
-        pending = [(one, one.decoded) for one in run if isinstance(one.decoded, Operation)]
-        for one in run:
-            if isinstance(one.decoded, RejectedRecord):
-                one.verdict = verdict_on_rejected(one.decoded)
-        if not pending:
-            return
-        arrivals = [one.message.sent_at for one, _ in pending]
-        max_age_s = absence_max_age_s(arrivals, now=self._utc(), tenant_wait=self._retries.tenant_wait)
-        home = await self._find_home(pending[0][1], deadline, max_age_s)
-        if isinstance(home, str):
-            await self._apply(home, chain, pending, deadline)
-            return
-        for one, operation in pending:
-            self._decide_homeless(one, operation, home)
+    def _lands_slowly(self, shard_id: str) -> bool:
+        """Return whether a commit of a shard is not known to be safe for so long that nobody waits for the next one."""
+        landings = (landing for landing in self._landings.values() if landing.shard_id == shard_id)
+        return any(loop_time() - landing.committed_at > SLOW_AFTER_S for landing in landings)
 
-    async def _apply(
-        self, shard_id: str, chain: str, pending: Sequence[tuple[_OrderMessage, Operation]], deadline: float
-    ) -> None:
-        lane = self._lanes.get(shard_id)
-        if lane is None:
-            lane = self._lanes[shard_id] = OrderLane(
-                shard_id, self._gateway, self._failures, self._tasks, queue_name=self._queue.name, utc=self._utc
-            )
-        entries = lane.submit(
-            chain,
-            [SubmittedOrder(one.message.message_id, operation, one.message.attributes) for one, operation in pending],
-        )
-        if not lane.is_stuck:
-            await asyncio.wait([entry.answer for entry in entries], timeout=max(0.0, deadline - loop_time()))
-        for (one, operation), entry in zip(pending, entries, strict=True):
-            self._decide_answered(one, operation, shard_id, lane.collect(entry))
-            if not one.allows_next:
-                return
+    async def send(self, shard_id: str, entries: Sequence[OrderMessage]) -> list[Outcome]:
+        """Apply *entries* to a shard; after an outage, only when it answers a probe."""
+        if shard_id in self._outages:
+            await self._check_shard(shard_id, [one.operation.tenant_id for one in entries])
+        with process_span(partial(self._describe, shard_id, entries)) as span:
+            outcomes = await self._gateway.apply(shard_id, [one.operation for one in entries])
+            span.note_outcomes(outcome.disposition for outcome in outcomes)
+            return outcomes
 
-    async def _find_home(self, operation: Operation, deadline: float, max_age_s: float) -> _Home | None:
-        """Return the shard of a tenant, or why there is none; None when that is not known before *deadline*.
+    def _describe(self, shard_id: str, entries: Sequence[OrderMessage]) -> TracedBatch:
+        traceparents = partial(traceparents_of_messages, [one.message.attributes for one in entries])
+        return TracedBatch(Source.SQS, self._queue.name, len(entries), traceparents, shard_id)
 
-        A result "not registered" may be *max_age_s* old.
+    async def _check_shard(self, shard_id: str, tenant_ids: Sequence[str]) -> None:
+        """Probe, within seconds, whether a shard that failed is back; if not, ask Citrus again for one of its tenants.
+
+        Raises `RetryableError` while the shard does not answer.
         """
-        tenant_id = operation.tenant_id
-        if (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
-            return shard_id
-        task = self._lookups.get(tenant_id)
-        if task is None:
-            self._forget_uncollected()
-            task = self._lookups[tenant_id] = self._tasks.create_task(
-                self._look_up(operation, max_age_s), name=f"ask:{tenant_id}"
-            )
-        await asyncio.wait([task], timeout=max(0.0, deadline - loop_time()))
-        if not task.done():
-            return None
-        if self._lookups.get(tenant_id) is task:
-            del self._lookups[tenant_id]
-        return task.result()
-
-    async def _look_up(self, operation: Operation, max_age_s: float) -> _Home:
-        async with self._slots:
-            asked_at = self._utc() - timedelta(seconds=max_age_s)
+        try:
+            await self._gateway.probe(shard_id)
+        except RetryableError:
+            known = list(dict.fromkeys(tenant_ids))
             try:
-                found = await self._gateway.find(operation.tenant_id, absence_max_age_s=max_age_s)
-                if found is Absence.NOT_HERE:
-                    name = (operation.business_id, operation.location_id)
-                    found = await self._gateway.provision_on_first_use(operation.tenant_id, [name])
-            except TenantNotMadeError as exc:
-                return _Absent(Absence.NOT_HERE, asked_at, str(exc))
+                await self._gateway.find_again(known[self._outages[shard_id] % len(known)])
             except (RetryableError, PermanentError) as exc:
-                return exc
-            except Exception as exc:  # noqa: BLE001  # a bug in the lookup of one tenant must not end the others
-                error = exc.error if isinstance(exc, FailedOnShardError) else type(exc).__name__
-                log.error(  # noqa: TRY400  # without the message of the exception: it may quote an event
-                    "order.failed",
-                    queue=self._queue.name,
-                    shard_id=None,
-                    message_id=None,
-                    business_id=None,
-                    location_id=None,
-                    error=error,
-                    traceback=places_of(exc),
-                )
-                return _LookupCrash(error)
-        return _Absent(found, asked_at) if isinstance(found, Absence) else found
+                log.debug("orders.not_found_again", shard_id=shard_id, error=str(exc))
+            raise
 
-    def _forget_uncollected(self) -> None:
-        if len(self._lookups) > LOOKUPS_KEPT_MAX:
-            self._lookups = {key: task for key, task in self._lookups.items() if not task.done()}
+    def is_held(self, shard_id: str) -> bool:
+        """Return whether a shard has not answered since its lane was emptied."""
+        return shard_id in self._outages
 
-    def _decide_homeless(self, one: _OrderMessage, operation: Operation, home: _Absent | _LookupError | None) -> None:
-        """Decide a message of a tenant without a shard."""
-        match home:
-            case None:
-                self._hold(one, _Deferral("no answer yet to where tenants live"))
-            case RetryableError() | PermanentError():
-                self._hold_for_outage(one, operation, home)
-            case _LookupCrash():
-                failed = FailedTry(home.error, self._failures.remember(one.message.message_id))
-                one.verdict = self._verdict_on_failure(one, operation, None, failed)
-            case _Absent(why=Absence.UNREGISTERED):
-                self._decide_unregistered(one, operation, home.asked_at)
-            case _Absent():
-                self._hold(one, _Deferral.of_tenant(operation, str(home)))
-            case _:
-                assert_never(home)
+    def expect_merge(self, _shard_id: str) -> None:
+        """Do nothing: a queue has no row on a shard."""
 
-    def _decide_answered(
-        self, one: _OrderMessage, operation: Operation, shard_id: str, answer: LaneAnswer | None
-    ) -> None:
-        """Decide a message by the answer of its shard."""
-        match answer:
-            case None:
-                self._hold(one, _Deferral(f"no answer yet from shard {shard_id}"))
-            case RetryableError():
-                self._hold_for_outage(one, operation, answer)
-            case FailedTry():
-                one.verdict = self._verdict_on_failure(one, operation, shard_id, answer)
-            case Outcome():
-                self._decide_outcome(one, operation, shard_id, answer)
-            case _:
-                assert_never(answer)
+    def on_home_found(self, _tenant_id: str) -> None:
+        """Do nothing: a message that was put back is handled again after its delay."""
 
-    def _decide_outcome(self, one: _OrderMessage, operation: Operation, shard_id: str, outcome: Outcome) -> None:
-        match outcome.disposition:
-            case Disposition.APPLIED | Disposition.DUPLICATE:
-                one.verdict = Done()
-            case Disposition.DEAD_LETTER:
-                reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
-                one.verdict = ToDeadLetter(reason, outcome.error or "", _ids_of(operation))
-            case Disposition.HOLD:
-                text = f"its tenant does not live on shard {shard_id} now"
-                self._hold(one, _Deferral.of_tenant(operation, text))
-            case Disposition.LOCKED:
-                text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
-                self._hold(one, _Deferral.of_tenant(operation, text))
-            case Disposition.UNEXPECTED:
-                raise AssertionError("the lane answers a failed try with its number")
-            case _:
-                assert_never(outcome.disposition)
+    def on_unregistered(self, _unregistered: Unregistered) -> None:
+        """Do nothing, as before."""
 
-    def _hold_for_outage(
-        self, one: _OrderMessage, operation: Operation, error: RetryableError | PermanentError
-    ) -> None:
-        one.deferral = _Deferral(str(error))
+    async def settle(self, lane: OrderLane, batch: BatchDecided[OrderMessage]) -> None:
+        """Decide the messages of a batch. Those that are applied wait until that is safe, with their chains behind."""
+        shard_id = lane.shard_id
+        self._outages.pop(shard_id, None)
+        self._note_late(shard_id, batch.late)
+        for one, outcome in batch.refused:
+            reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
+            self._decide(one, ToDeadLetter(reason, outcome.error or "", _ids_of(one.operation)))
+        for one in (one for own in batch.locked.values() for one in own):
+            text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
+            self._hold(one, _deferral_of(one, text))
+        for one, _ in batch.failing:
+            self._stop_behind(one)
+        if batch.failing:
+            self._tasks.create_task(self._count_failures(shard_id, batch.failing))
+        landing = {one.chain for one in batch.applied}
+        behind = lane.take_chains(landing) if lane.queued else []
+        for tenant_id, own in list(batch.not_here.items()):
+            left = [one for one in own if one.verdict is None]
+            behind[:0] = [one for one in left if one.chain in landing]
+            if away := [one for one in left if one.chain not in landing]:
+                self._pipeline.look_up_again(lane, {tenant_id: away})
+        if self._lands_slowly(shard_id):
+            self._hold_unanswered(batch.applied)  # they come again, and are found applied
+        elif batch.applied:
+            committed = _Landing(shard_id, loop_time(), batch.applied, behind)
+            task = self._tasks.create_task(self._land(committed), name=f"orders:{shard_id}:landing")
+            self._landings[task] = committed
+            task.add_done_callback(lambda done: self._landings.pop(done, None))
+
+    def _note_late(self, shard_id: str, late: Sequence[OrderMessage]) -> None:
+        """Count and log events that were dropped as repetitions, though their producer may have meant another event."""
+        if late:
+            REPETITIONS_LATE.inc(len(late))
+            log.warning(
+                "orders.late_repetitions",
+                queue=self._queue.name,
+                shard_id=shard_id,
+                count=len(late),
+                business_id=late[0].operation.business_id,
+                location_id=late[0].operation.location_id,
+                request_id=late[0].operation.request_id,
+            )
+
+    async def _land(self, landing: _Landing) -> None:
+        """Decide messages once they are safe; while that is unknown they are retried, and are found applied."""
+        shard_id, operations = landing.shard_id, [one.operation for one in landing.messages]
+        try:
+            with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
+                await self._gateway.wait_until_safe(shard_id, operations)
+        except RetryableError as exc:
+            for one in landing.messages:
+                self._hold_for_outage(one, exc)
+        else:
+            for one in landing.messages:
+                self._decide(one, Done())
+        if behind := [one for one in landing.behind if one.verdict is None]:
+            self._pipeline.send(behind)
+
+    async def _count_failures(self, shard_id: str, failed: Sequence[tuple[OrderMessage, str]]) -> None:
+        """Decide messages whose operations failed, once that is recorded: only then is the try over.
+
+        When the shard is down by then, that is an outage.
+        """
+        keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
+        try:
+            with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
+                counts = await self._failures.add(shard_id, keys)
+        except InternalError:  # the count of this replica stands in for the shard's
+            counts = [self._failures.remember(message_id) for _, message_id in keys]
+        except RetryableError as exc:
+            for one, _ in failed:
+                self._hold_for_outage(one, exc)
+            return
+        for (one, error), count in zip(failed, counts, strict=True):
+            if count is None:
+                self._hold(one, _deferral_of(one, f"its tenant does not live on shard {shard_id} now"))
+            else:
+                self._decide_failed(one, shard_id, error, count)
+
+    def crash(self, lane: OrderLane, crashed: BatchCrashed[OrderMessage]) -> None:
+        """Find the operation of a crashed batch by sending each alone; count that as its try."""
+        if len(crashed.entries) > 1:
+            lane.resend_singly()
+            return
+        exc = crashed.error.__cause__ if isinstance(crashed.error.__cause__, Exception) else crashed.error
+        for one in crashed.entries:
+            log.error(
+                "order.failed",
+                queue=self._queue.name,
+                shard_id=lane.shard_id,
+                message_id=one.message.message_id,
+                business_id=one.operation.business_id,
+                location_id=one.operation.location_id,
+                error=type(exc).__name__,
+                traceback=places_of(exc),
+            )
+            self._stop_behind(one)
+            self._tasks.create_task(self._count_failures(lane.shard_id, [(one, type(exc).__name__)]))
+
+    def put_back_lane(self, shard_id: str, entries: Sequence[OrderMessage], cause: WorkerError) -> None:
+        """Hold the messages of a lane whose shard does not answer."""
+        self._outages[shard_id] = self._outages.get(shard_id, 0) + 1
+        self._pipeline.forget_homes({one.operation.tenant_id for one in entries})
+        for one in entries:
+            self._hold_for_outage(one, cause)
+
+    def put_back_tenant(self, waited: Waited[OrderMessage]) -> None:
+        """Hold the messages of a tenant without a home, or count a failed try where looking it up crashed."""
+        self._pipeline.lookup.forget(waited.tenant_id)
+        for one in waited.entries:
+            match waited.reason, waited.cause:
+                case HoldReason.INTERNAL_ERROR, Exception() as cause:
+                    count = self._failures.remember(one.message.message_id)
+                    self._decide_failed(one, None, type(cause.__cause__).__name__, count)
+                case HoldReason.PAUSED, _:
+                    self._hide(one)
+                case HoldReason.UNREGISTERED, _:
+                    rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
+                    delay_s = min(message_backoff_s(one.message, draw=self._draw()), rest.total_seconds())
+                    deferral = _deferral_of(one, f"its tenant is {waited.reason}")
+                    self._decide(one, RetryHeld(max(HOLD_BASE_S, delay_s)), deferral)
+                case _, RetryableError() | PermanentError() as cause:
+                    self._hold_for_outage(one, cause)
+                case reason, cause:
+                    why = "" if cause is None else f": {cause}"
+                    self._hold(one, _deferral_of(one, f"its tenant is {reason}{why}"))
+
+    async def give_up(self, overdue: Overdue[OrderMessage]) -> None:
+        """Decide messages whose tenant was not registered in time."""
+        error = unknown_tenant_error(self._retries.tenant_wait)
+        for one in reversed(overdue.entries):  # those behind another one are given up with it
+            self._decide(one, ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(one.operation)))
+
+    # Messages of paused tenants
+
+    def must_end_pause(self, paused: Paused[OrderMessage]) -> bool:
+        """Return whether a message of a paused tenant has half of the queue's retention behind it."""
+        return any(self._half_retention_s(one.message) <= 0 for one in paused.entries)
+
+    def _half_retention_s(self, message: Message) -> float:
+        """Return the seconds until half of the queue's retention is over for a message, infinity if it is unknown."""
+        retention = self._queue.retention
+        return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
+
+    def _hide(self, one: OrderMessage) -> None:
+        """Return a message of a paused tenant to the queue, hidden for long: others are received meanwhile."""
+        if one.verdict is not None:  # its call has ended: it may be in hand
+            return
+        tenant_id, now = one.operation.tenant_id, loop_time()
+        paused_s = min(self._gateway.paused_s(tenant_id), max(HIDDEN_MIN_S, self._half_retention_s(one.message)))
+        hidden_s = self._paused.add(tenant_id, one.message, paused_s=paused_s, now=now)
+        self._decide(one, ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused"))
+        self._has_paused.set()
+
+    async def _watch_paused(self) -> None:
+        """Show the hidden messages of tenants that go on."""
+        while True:
+            await self._has_paused.wait()
+            await asyncio.sleep(PAUSED_CHECK_S)
+            for tenant_id in self._paused.tenants:
+                await self._show_resumed(tenant_id)
+            self._paused.forget_returned(now=loop_time())
+            if not len(self._paused):
+                self._has_paused.clear()
+
+    async def _show_resumed(self, tenant_id: str) -> None:
+        try:
+            await self._gateway.find_taker(tenant_id)
+        except (RetryableError, PermanentError):
+            return  # still paused, or asked again soon
+        await self._show(self._paused.take(tenant_id, now=loop_time()))
+
+    async def show_paused(self) -> None:
+        """Show all hidden messages: another replica hides, and remembers, them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHOW_ALL_S):
+                for tenant_id in self._paused.tenants:
+                    await self._show(self._paused.take(tenant_id, now=loop_time() + RETURNED_AFTER_S))
+
+    async def _show(self, messages: Sequence[Message]) -> None:
+        """Make messages visible now; one that cannot be comes back by itself."""
+        for batch in batches(messages):
+            try:
+                await self._queue.change_visibility_batch([(message, 0) for message in batch])
+            except (RetryableError, PermanentError) as exc:
+                log.warning("message.not_put_off", queue=self._queue.name, count=len(batch), error=str(exc))
+
+    # Verdicts
+
+    def _hold_for_outage(self, one: OrderMessage, error: WorkerError) -> None:
         # A PermanentError is about an address that may not be used: a person may correct that.
         outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
-        one.verdict = verdict_on_error(outage, one.message, _ids_of(operation), draw=self._draw())
+        verdict = verdict_on_error(outage, one.message, _ids_of(one.operation), draw=self._draw())
+        self._decide(one, verdict, Deferral(str(error)))
 
-    def _hold(self, one: _OrderMessage, deferral: _Deferral) -> None:
-        one.deferral = deferral
-        try_count = one.message.try_count
-        one.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=HOLD_BASE_S, max_s=HOLD_MAX_S))
+    def _hold(self, one: OrderMessage, deferral: Deferral) -> None:
+        delay_s = backoff_s(one.message.try_count, draw=self._draw(), base_s=HOLD_BASE_S, max_s=HOLD_MAX_S)
+        self._decide(one, RetryHeld(delay_s), deferral)
 
-    def _decide_unregistered(self, one: _OrderMessage, operation: Operation, asked_at: datetime) -> None:
-        """Hold a message until it is overdue, by a "not registered" that was asked for after that."""
-        message, tenant_wait = one.message, self._retries.tenant_wait
-        if is_overdue(message.sent_at, now=asked_at, tenant_wait=tenant_wait):
-            error = unknown_tenant_error(tenant_wait)
-            one.verdict = ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(operation))
-            return
-        rest_s = (message.sent_at + tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
-        delay_s = message_backoff_s(message, draw=self._draw())
-        one.deferral = _Deferral.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
-        one.verdict = RetryHeld(max(HOLD_BASE_S, min(delay_s, rest_s)))
-
-    def _verdict_on_failure(
-        self, one: _OrderMessage, operation: Operation, shard_id: str | None, failed: FailedTry
-    ) -> Verdict:
-        verdict = verdict_on_failure(failed.error, failed.failure_count, _ids_of(operation), rules=self._retries)
+    def _decide_failed(self, one: OrderMessage, shard_id: str | None, error: str, count: int) -> None:
+        """Decide a message whose operation failed *count* times, the last time with *error*."""
+        operation = one.operation
+        verdict = verdict_on_failure(error, count, _ids_of(operation), rules=self._retries)
         if isinstance(verdict, RetryHeld):
             log.warning(
                 "operation.failing",
                 queue=self._queue.name,
                 shard_id=shard_id,
-                attempts=failed.failure_count,
-                error=failed.error,
+                attempts=count,
+                error=error,
                 business_id=operation.business_id,
                 location_id=operation.location_id,
             )
-            return verdict
-        if shard_id is None:
-            return verdict
-        give_up = partial(self._give_up, shard_id, operation, one.message.message_id, verdict)
-        return msgspec.structs.replace(verdict, before_delete=give_up)
+        elif shard_id is not None:
+            give_up = partial(self._give_up, shard_id, operation, one.message.message_id, verdict)
+            verdict = msgspec.structs.replace(verdict, before_delete=give_up)
+        self._decide(one, verdict)
 
     async def _give_up(self, shard_id: str, operation: Operation, message_id: str, verdict: ToDeadLetter) -> None:
         """Write the row of an operation that is given up. Raises `RetryableError` when that cannot be done now."""
         outcome = await self._gateway.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
             raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+        await self._gateway.wait_until_safe(shard_id, [operation])
         log.error(
             "operation.given_up",
             queue=self._queue.name,
@@ -443,28 +572,9 @@ class OrderHandler:
         await self._failures.forget(shard_id, operation.tenant_id, message_id)
 
 
-def _run_from(members: Sequence[_OrderMessage], position: int) -> Sequence[_OrderMessage]:
-    """Return the messages from *position* on that belong to one tenant, with the rejected messages among them."""
-    tenant_id: str | None = None
-    for end in range(position, len(members)):
-        decoded = members[end].decoded
-        if isinstance(decoded, Operation):
-            if tenant_id not in {None, decoded.tenant_id}:
-                return members[position:end]
-            tenant_id = decoded.tenant_id
-    return members[position:]
-
-
-def _defer_behind(members: Sequence[_OrderMessage]) -> None:
-    """Defer the messages behind the first of a chain that does not allow the next.
-
-    Behind a dead letter they are handled again as soon as it is stored; further dead letters are stored with it.
-    """
-    first = next(index for index, one in enumerate(members) if not one.allows_next)
-    is_dead_letter = isinstance(members[first].verdict, ToDeadLetter)
-    for one in members[first + 1 :]:
-        if not (is_dead_letter and isinstance(one.verdict, ToDeadLetter)):
-            one.verdict, one.deferral = RetryHeld(0.0) if is_dead_letter else BEHIND_VERDICT, None
+def _deferral_of(one: OrderMessage, text: str) -> Deferral:
+    """Return a deferral of the messages of one tenant."""
+    return Deferral(text, one.operation.business_id, one.operation.location_id)
 
 
 def _ids_of(operation: Operation) -> MessageIds:

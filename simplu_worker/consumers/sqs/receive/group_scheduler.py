@@ -1,14 +1,4 @@
-"""Decide which messages may be handled now, in which order, and which return to the queue together. Pure.
-
-In a FIFO queue the messages of one group form a lane, which is in order and in one handler call at a time; lanes run in
-parallel. In a standard queue each message is a lane of its own: its group id, if any, promises no order. Lanes with
-messages to handle are in a ring. Each call takes one message of every lane in turn, then a second one, for as long as
-there is room: a lane with many messages fills calls that no other lane needs, and delays no other lane.
-
-A message is in its lane from `add` until it is decided: handled, stored as a dead letter, or returned to the queue.
-While the first message of a lane is undecided, the messages behind it stay. When it returns to the queue, they return
-at once and together, so that the group waits for its head alone.
-"""
+"""Decide which messages may be handled now, in which order, and which return to the queue together. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +6,8 @@ import heapq
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum, auto
 from typing import Final, assert_never
 
 import msgspec
@@ -90,29 +81,53 @@ class _LaneDecision(msgspec.Struct, frozen=True):
     quota: _HoldQuota | None
 
 
+class GroupState(Enum):
+    """What becomes of the messages of a lane: drawn in the docstring of the package."""
+
+    EMPTY = auto()  # it has no messages: it is new, or forgotten
+    READY = auto()  # its messages may be handled now: it is in the ring
+    BUSY = auto()  # messages are with the handler, or their dead letters are being stored
+    HELD = auto()  # its messages wait for a time
+    BUSY_AND_HELD = auto()  # the same, while the dead letters of messages in front of them are being stored
+
+
+MAY_FOLLOW: Final[Mapping[GroupState, Collection[GroupState]]] = {
+    GroupState.EMPTY: {GroupState.READY},
+    GroupState.READY: {GroupState.BUSY, GroupState.EMPTY},
+    GroupState.BUSY: {GroupState.READY, GroupState.HELD, GroupState.BUSY_AND_HELD, GroupState.EMPTY},
+    GroupState.HELD: {GroupState.READY, GroupState.EMPTY},
+    GroupState.BUSY_AND_HELD: {GroupState.BUSY, GroupState.HELD},
+}
+
+
 class _GroupLane:
     """The messages in flight of one group, in order.
 
-    *handling* are with the handler, or their dead letters are being stored; *queued* are behind them.
+    *handling* are with the handler, or their dead letters are being stored; *queued* are behind them. A lane that is
+    held waits until *held_until*.
     """
 
-    __slots__ = ("handling", "held_until", "holds", "is_in_ring", "key", "queued")
+    __slots__ = ("handling", "held_until", "holds", "key", "queued", "state")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.queued: deque[Message] = deque()
         self.handling: dict[str, Message] = {}
-        self.held_until: float | None = None
+        self.held_until = 0.0
         self.holds: dict[str, tuple[float, int]] = {}  # by message id: since when it is held, and how often it was
-        self.is_in_ring = False
+        self.state = GroupState.EMPTY
 
     @property
-    def is_ready(self) -> bool:
-        return bool(self.queued) and not self.handling and self.held_until is None
+    def is_held(self) -> bool:
+        return self.state in {GroupState.HELD, GroupState.BUSY_AND_HELD}
 
-    @property
-    def is_empty(self) -> bool:
-        return not self.queued and not self.handling
+    def state_of_messages(self, *, is_held: bool) -> GroupState:
+        """Return the state that follows from the messages; a hold ends when nothing is queued any more."""
+        if is_held and self.queued:
+            return GroupState.BUSY_AND_HELD if self.handling else GroupState.HELD
+        if self.handling:
+            return GroupState.BUSY
+        return GroupState.READY if self.queued else GroupState.EMPTY
 
 
 class GroupScheduler:
@@ -138,6 +153,10 @@ class GroupScheduler:
         """Return the messages that are held for a dependency, and those behind them."""
         return [message for entry in self._held if _is_current(entry) for message in entry[2].queued]
 
+    def ready_messages(self) -> list[Message]:
+        """Return the messages that may be handled now, those of a group in order."""
+        return [message for lane in self._ring if lane.state is GroupState.READY for message in lane.queued]
+
     def add(self, messages: Iterable[Message]) -> None:
         """Put *messages* behind those of their groups."""
         for message in messages:
@@ -147,7 +166,7 @@ class GroupScheduler:
                 lane = self._lanes[key] = _GroupLane(key)
             lane.queued.append(message)
             self.queued_count += 1
-            self._update_ring(lane)
+            self._update(lane, is_held=lane.is_held)
 
     def take_call(self, limits: SchedulerLimits, *, now: float) -> list[Message]:
         """Return the messages of the next call, those of a group together and in order; empty for nothing now.
@@ -168,7 +187,6 @@ class GroupScheduler:
                 if not messages:  # the lane had no turn: it keeps its place
                     taken.pop()
                     self._ring.appendleft(lane)
-                    lane.is_in_ring = True
                 break
             messages.append(self._take_head(lane))
             count, size = count + 1, size + head.size_bytes
@@ -176,6 +194,7 @@ class GroupScheduler:
                 open_lanes.append(entry)
         for lane, messages in taken:
             lane.handling.update((message.message_id, message) for message in messages)
+            self._update(lane, is_held=False)
         return [message for _, messages in taken for message in messages]
 
     def apply_verdicts(
@@ -217,7 +236,7 @@ class GroupScheduler:
         for message in messages:
             lane = self._lanes.get(self._key(message))
             if lane is not None and lane.handling.pop(message.message_id, None) is not None:
-                self._update_ring(lane)
+                self._update(lane, is_held=lane.is_held)
 
     def remove(self, message: Message) -> list[Message]:
         """Remove *message*, which is lost or returns to the queue, from its lane.
@@ -233,7 +252,7 @@ class GroupScheduler:
             return []
         removed = list(lane.queued)[index:]
         self._unqueue(lane, removed)
-        self._update_ring(lane)
+        self._update(lane, is_held=lane.is_held)
         return [other for other in removed if other.message_id != message.message_id]
 
     def is_queued(self, message: Message) -> bool:
@@ -252,8 +271,7 @@ class GroupScheduler:
             kept_count = max((index + 1 for index, message in enumerate(queued) if keep(message)), default=0)
             unstarted += queued[kept_count:]
             self._unqueue(lane, queued[kept_count:])
-            lane.held_until = None
-            self._update_ring(lane)
+            self._update(lane, is_held=False)
         return unstarted
 
     def next_retry_in_s(self, now: float) -> float | None:
@@ -265,14 +283,23 @@ class GroupScheduler:
     def _key(self, message: Message) -> str:
         return f"group:{message.group_id}" if self._is_fifo and message.group_id is not None else message.message_id
 
-    def _update_ring(self, lane: _GroupLane) -> None:
-        """Put *lane* into the ring if it has messages to handle now; forget it when it is empty."""
-        if lane.is_empty:
-            if self._lanes.get(lane.key) is lane:
+    def _update(self, lane: _GroupLane, *, is_held: bool) -> None:
+        """Give *lane* the state that follows from its messages: put it into the ring, or forget it."""
+        state = lane.state_of_messages(is_held=is_held)
+        if state is lane.state:
+            return
+        if state not in MAY_FOLLOW[lane.state]:
+            raise AssertionError(f"{state} does not follow {lane.state}")
+        lane.state = state
+        match state:
+            case GroupState.READY:
+                self._ring.append(lane)
+            case GroupState.EMPTY:
                 del self._lanes[lane.key]
-        elif lane.is_ready and not lane.is_in_ring:
-            lane.is_in_ring = True
-            self._ring.append(lane)
+            case GroupState.BUSY | GroupState.HELD | GroupState.BUSY_AND_HELD:
+                pass
+            case _:
+                assert_never(state)
 
     def _take_lane(
         self, taken: list[tuple[_GroupLane, list[Message]]], open_lanes: deque[tuple[_GroupLane, list[Message]]]
@@ -280,8 +307,7 @@ class GroupScheduler:
         """Return the next lane: one of the ring, which had no turn yet, else the first of those with more messages."""
         while self._ring:
             lane = self._ring.popleft()
-            lane.is_in_ring = False
-            if lane.is_ready:
+            if lane.state is GroupState.READY:  # else its messages have left it
                 entry: tuple[_GroupLane, list[Message]] = (lane, [])
                 taken.append(entry)
                 return entry
@@ -306,7 +332,7 @@ class GroupScheduler:
             self._unqueue(lane, list(lane.queued))
         staying = {message.message_id for message in lane.queued}
         lane.holds = {message_id: hold for message_id, hold in lane.holds.items() if message_id in staying}
-        self._update_ring(lane)
+        self._update(lane, is_held=decision.hold_s > 0)
 
     def _hold(self, lane: _GroupLane, messages: Sequence[Message], hold_s: float, now: float) -> None:
         """Put *messages* back to the front of *lane*, to be handled again after *hold_s*."""
@@ -323,9 +349,7 @@ class GroupScheduler:
         while self._held and (self._held[0][0] <= now or not _is_current(self._held[0])):
             entry = heapq.heappop(self._held)
             if _is_current(entry):
-                lane = entry[2]
-                lane.held_until = None
-                self._update_ring(lane)
+                self._update(entry[2], is_held=False)
 
     def _unqueue(self, lane: _GroupLane, messages: Sequence[Message]) -> None:
         """Remove *messages*, the last of its queue, from *lane*."""
@@ -333,8 +357,6 @@ class GroupScheduler:
             lane.queued.pop()
             lane.holds.pop(message.message_id, None)
         self.queued_count -= len(messages)
-        if not lane.queued:
-            lane.held_until = None
 
 
 def _decide_lane(
@@ -407,7 +429,8 @@ def _quota_after_hold(
 
 def _is_current(entry: tuple[float, int, _GroupLane]) -> bool:
     """Return whether the lane of *entry* is still held until the time of *entry*."""
-    return entry[2].held_until == entry[0]
+    until, _, lane = entry
+    return lane.is_held and lane.held_until == until
 
 
 def _index_of(message: Message, queued: Iterable[Message]) -> int | None:

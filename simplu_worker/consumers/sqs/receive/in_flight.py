@@ -1,20 +1,12 @@
-"""The messages in flight, received and not decided yet: until when each is hidden, and when to extend that. Pure.
-
-A received message is hidden from other receivers for its visibility timeout. The heartbeat extends it each third of the
-timeout, counted from the receive, so that two extensions may fail before another receiver gets the message. Deadlines
-are on the safe side: they count from before an extension was sent, where SQS counts from when it arrived.
-
-SQS keeps a message hidden for twelve hours after its receive at most, and refuses longer timeouts: extensions and
-delays are cut to the rest of that time.
-"""
+"""The messages in flight, received and not decided yet: until when each is hidden, and when to extend that. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from enum import StrEnum
-from typing import Final
+from enum import Enum, StrEnum, auto
+from typing import Final, assert_never
 
 import msgspec
 
@@ -35,18 +27,45 @@ class LossReason(StrEnum):
     CEILING = "ceiling"  # twelve hours have passed since the receive
 
 
+class PeriodState(Enum):
+    """What becomes of the visibility timeout of a message in flight: drawn in the docstring of the package."""
+
+    SCHEDULED = auto()  # its extension is due at a time
+    EXTENDING = auto()  # a call that extends it is under way
+    FINAL = auto()  # it lasts for as long as SQS allows
+    LOST = auto()  # another receiver may have the message
+
+
+MAY_FOLLOW: Final[Mapping[PeriodState, Collection[PeriodState]]] = {
+    PeriodState.SCHEDULED: {PeriodState.EXTENDING, PeriodState.LOST},
+    PeriodState.EXTENDING: {PeriodState.SCHEDULED, PeriodState.FINAL, PeriodState.LOST},
+    PeriodState.FINAL: {PeriodState.LOST},
+    PeriodState.LOST: (),  # another receive of the message begins a new period
+}
+
+
 class _VisibilityPeriod(msgspec.Struct):
-    """*message* with its newest receipt handle; *due_at* is `None` while no extension is to be made."""
+    """The visibility timeout of *message* with its newest receipt handle; *due_at* is when it was, or is, to extend."""
 
     message: Message
     received_at: float
     deadline: float
-    due_at: float | None
-    loss: LossReason | None = None
+    due_at: float
+    state: PeriodState = PeriodState.SCHEDULED
 
     @property
     def ceiling_at(self) -> float:
         return self.received_at + VISIBILITY_MAX_S - CEILING_MARGIN_S
+
+    @property
+    def is_at_ceiling(self) -> bool:
+        """Whether no further extension can be made: whole seconds are sent, and none is left for another one."""
+        return self.deadline + 1 >= self.ceiling_at
+
+    def become(self, state: PeriodState) -> None:
+        if state not in MAY_FOLLOW[self.state]:
+            raise AssertionError(f"{state} does not follow {self.state}")
+        self.state = state
 
 
 class InFlightMessages:
@@ -58,13 +77,21 @@ class InFlightMessages:
         self.byte_count = 0
 
     def __repr__(self) -> str:
-        lost = sorted(name for name, period in self._periods.items() if period.loss)
+        lost = sorted(name for name, period in self._periods.items() if period.state is PeriodState.LOST)
         return (
             f"InFlightMessages({sorted(self._periods)}, lost={lost}, visibility_timeout_s={self.visibility_timeout_s})"
         )
 
     def __len__(self) -> int:
         return len(self._periods)
+
+    def messages(self) -> list[Message]:
+        """Return the messages."""
+        return [period.message for period in self._periods.values()]
+
+    def received_before(self, at: float) -> list[str]:
+        """Return the ids of the messages that were received before a time."""
+        return [message_id for message_id, period in self._periods.items() if period.received_at < at]
 
     def set_visibility_timeout(self, visibility_timeout_s: int) -> None:
         """Extend by *visibility_timeout_s* from now on."""
@@ -104,7 +131,7 @@ class InFlightMessages:
     def is_ours(self, message: Message, *, now: float) -> bool:
         """Return whether *message* is in flight and hidden from every other receiver now."""
         period = self._periods.get(message.message_id)
-        return period is not None and period.loss is None and now < period.deadline
+        return period is not None and period.state is not PeriodState.LOST and now < period.deadline
 
     def oldest_age_s(self, now: float) -> float:
         """Return the time since the receive of the oldest message in flight; 0 when there is none."""
@@ -121,24 +148,29 @@ class InFlightMessages:
         or `retry_soon`.
         """
         soon = now + self.heartbeat_s * EARLY_SHARE
-        dues = [(period.due_at, period) for period in self._periods.values() if period.due_at is not None]
-        dues = sorted((due for due in dues if due[0] <= soon), key=lambda due: due[0])
-        due_count = sum(due_at <= now for due_at, _ in dues)
+        scheduled = (period for period in self._periods.values() if period.state is PeriodState.SCHEDULED)
+        dues = sorted((period for period in scheduled if period.due_at <= soon), key=lambda period: period.due_at)
+        due_count = sum(period.due_at <= now for period in dues)
         taken = dues[: math.ceil(due_count / BATCH_MAX_COUNT) * BATCH_MAX_COUNT]
-        for _, period in taken:
-            period.due_at = None
+        for period in taken:
+            period.become(PeriodState.EXTENDING)
         batches = [taken[start : start + BATCH_MAX_COUNT] for start in range(0, len(taken), BATCH_MAX_COUNT)]
-        return [(batch[0][0], [period.message for _, period in batch]) for batch in batches]
+        return [(batch[0].due_at, [period.message for period in batch]) for batch in batches]
 
     def next_due_in_s(self, now: float) -> float:
         """Return the seconds until a message may be due or lost; messages received from now on are neither before."""
-        least = self.heartbeat_s * EARLY_SHARE
-        dues = (
-            period.deadline if period.due_at is None else min(period.due_at, period.deadline)
-            for period in self._periods.values()
-            if period.loss is None
-        )
-        return max(min(dues, default=now + least) - now, 0.0)
+        dues: list[float] = []
+        for period in self._periods.values():
+            match period.state:
+                case PeriodState.SCHEDULED:
+                    dues.append(min(period.due_at, period.deadline))
+                case PeriodState.EXTENDING | PeriodState.FINAL:
+                    dues.append(period.deadline)
+                case PeriodState.LOST:
+                    pass
+                case _:
+                    assert_never(period.state)
+        return max(min(dues, default=now + self.heartbeat_s * EARLY_SHARE) - now, 0.0)
 
     def remaining_s(self, message: Message, now: float) -> float:
         """Return how long *message* stays hidden from other receivers."""
@@ -154,28 +186,27 @@ class InFlightMessages:
     def record_extended(self, extensions: Sequence[tuple[Message, int]], *, sent_at: float, draw: float = 0.0) -> None:
         """Record that each message was extended by its seconds, with a call sent at *sent_at*."""
         for message, visibility_s in extensions:
-            period = self._period_of_handle(message)
-            if period is None or period.loss is not None:
-                continue
-            period.deadline = sent_at + visibility_s
-            # An extension that was cut reaches the ceiling: there is no further one to make.
-            is_last = period.deadline + 1 >= period.ceiling_at
-            period.due_at = None if is_last else self._next_due_at(sent_at, draw)
+            period = self._extending(message)
+            if period is not None:
+                period.deadline = sent_at + visibility_s
+                period.due_at = self._next_due_at(sent_at, draw)
+                period.become(PeriodState.FINAL if period.is_at_ceiling else PeriodState.SCHEDULED)
 
     def retry_soon(self, messages: Iterable[Message], *, now: float) -> None:
         """Schedule another extension of *messages* after a failed one: there is time for some more tries."""
         for message in messages:
-            period = self._period_of_handle(message)
-            if period is not None and period.loss is None:
+            period = self._extending(message)
+            if period is not None:
                 period.due_at = now + self.heartbeat_s / HEARTBEATS_PER_TIMEOUT
+                period.become(PeriodState.SCHEDULED)
 
     def mark_refused(self, messages: Iterable[Message]) -> list[Message]:
         """Record that SQS refuses to extend *messages*; return those that are lost by it."""
-        lost = []
+        lost: list[Message] = []
         for message in messages:
-            period = self._period_of_handle(message)
-            if period is not None and period.loss is None:
-                period.loss, period.due_at = LossReason.REFUSED, None
+            period = self._extending(message)
+            if period is not None:
+                period.become(PeriodState.LOST)
                 lost.append(period.message)
         return lost
 
@@ -183,11 +214,9 @@ class InFlightMessages:
         """Return the messages with a visibility period that ended since the last call, and why."""
         lost: list[tuple[Message, LossReason]] = []
         for period in self._periods.values():
-            if period.loss is None and period.deadline <= now:
-                is_at_ceiling = period.deadline + 1 >= period.ceiling_at
-                period.loss = LossReason.CEILING if is_at_ceiling else LossReason.EXPIRED
-                period.due_at = None
-                lost.append((period.message, period.loss))
+            if period.state is not PeriodState.LOST and period.deadline <= now:
+                period.become(PeriodState.LOST)
+                lost.append((period.message, LossReason.CEILING if period.is_at_ceiling else LossReason.EXPIRED))
         return lost
 
     def remove(self, messages: Iterable[Message]) -> None:
@@ -197,10 +226,16 @@ class InFlightMessages:
             if period is not None:
                 self.byte_count -= period.message.size_bytes
 
-    def _period_of_handle(self, message: Message) -> _VisibilityPeriod | None:
-        """Return the period of *message*, unless the message was received again since, under a newer handle."""
+    def _extending(self, message: Message) -> _VisibilityPeriod | None:
+        """Return the period that an answer about *message* is for.
+
+        None if the answer comes late: the message was lost or decided in the meantime, or was received again under a
+        newer handle.
+        """
         period = self._periods.get(message.message_id)
-        return period if period is not None and period.message.receipt_handle == message.receipt_handle else None
+        if period is None or period.state is not PeriodState.EXTENDING:
+            return None
+        return period if period.message.receipt_handle == message.receipt_handle else None
 
     def _next_due_at(self, extended_at: float, draw: float) -> float:
         return extended_at + self.heartbeat_s * (1 - EARLY_SHARE * draw)

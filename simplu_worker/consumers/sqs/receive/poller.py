@@ -45,7 +45,7 @@ class PollTimes(msgspec.Struct, frozen=True):
 
 
 class Poller:
-    """Polls *queue* while there is room in *in_flight*; calls *on_messages* with the messages and when they came.
+    """Polls *queue* while there is room in *in_flight*; awaits *on_messages* with the messages and when they came.
 
     *gate*, when given, is awaited before each poll.
     """
@@ -57,7 +57,7 @@ class Poller:
         *,
         limits: SchedulerLimits,
         times: PollTimes,
-        on_messages: Callable[[Sequence[Message], float], None],
+        on_messages: Callable[[Sequence[Message], float], Awaitable[None]],
         gate: Callable[[], Awaitable[None]] | None,
         clock: Callable[[], float],
         draw: Callable[[], float],
@@ -78,6 +78,7 @@ class Poller:
         self._turns: dict[int, float] = {0: clock()}
         self._changed = asyncio.Event()
         self.received_count = 0
+        self.answer_count = 0
         self.replaced_count = 0
         self.last_error: str | None = None
 
@@ -182,10 +183,11 @@ class Poller:
         wanted_count = self._count.wanted_count
         self._count.record_answer(len(messages), asked_count)
         self.received_count += len(messages)
-        # SQS hid them at the end of the wait at the latest: a late answer does not make their visibility period longer.
-        self._on_messages(messages, min(self._clock(), sent_at + self._times.wait_s))
+        self.answer_count += 1
         if self._count.wanted_count > wanted_count:
             self.wake()
+        # SQS hid them at the end of the wait at the latest: a late answer does not make their visibility period longer.
+        await self._on_messages(messages, min(self._clock(), sent_at + self._times.wait_s))
         return None
 
     async def _receive(self, number: int, asked_count: int, attempt: ReceiveAttempt | None) -> list[Message]:

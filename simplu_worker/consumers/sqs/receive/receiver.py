@@ -1,10 +1,4 @@
-"""Receive from one queue, keep messages in flight hidden, and carry out the handler's verdict on each.
-
-Safe because a message leaves the queue only by a delete, and is deleted only after its handler was done with it, or its
-dead letter was stored, while it was still hidden from other receivers. After any other end – a crash, a lost visibility
-period, a failed delete – it is received again. Of a FIFO queue no message is handled before those in front of it in its
-group are decided: `group_scheduler`.
-"""
+"""Receive from one queue, keep messages in flight hidden, and carry out the handler's verdict on each."""
 
 from __future__ import annotations
 
@@ -34,6 +28,13 @@ from simplu_worker.consumers.sqs.receive.poller import (
     log_unreachable,
 )
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
+from simplu_worker.consumers.sqs.receive.slot_share import (
+    HIDDEN_MAX_COUNT,
+    LATE_AFTER_S,
+    PUT_BACK_MAX_COUNT,
+    SHORT_RATIO,
+    SlotShare,
+)
 from simplu_worker.consumers.sqs.receive.verdicts import (
     ToDeadLetter,
     Verdict,
@@ -61,6 +62,7 @@ from simplu_worker.vocabulary import MessageOutcome, QueueRetry, Source, SourceS
 
 DRAIN_S: Final = 15.0
 DEPTH_INTERVAL_S: Final = 30.0
+NAMED_TENANTS: Final = 10
 IDLE_S: Final = 5.0  # how often the idle loop turns, to show that it is alive
 LONGEST_TURN_S: Final = POLL_WAIT_S + POLL_MARGIN_S + RETRY_MAX_S  # a dead poll, and the pause after it
 
@@ -95,7 +97,8 @@ class ReceiverSettings(msgspec.Struct, frozen=True):
 class QueueReceiver:
     """Receives from *queue* and lets *handler* handle the messages.
 
-    *gate*, when given, is awaited before each poll.
+    *gate*, when given, is awaited before each poll. *tenant_of* tells the tenant of a message: one that waits has its
+    share of the messages in hand. None: the message counts for no tenant.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class QueueReceiver:
         settings: ReceiverSettings | None = None,
         *,
         gate: Callable[[], Awaitable[None]] | None = None,
+        tenant_of: Callable[[Message], str | None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         utc: UtcClock = utc_now,
         draw: Callable[[], float] = random.random,
@@ -119,6 +123,7 @@ class QueueReceiver:
         self._utc = utc
         self._draw = draw
         self._gate = gate
+        self._tenant_of = tenant_of
         self._received = RecentlyReceived()
         self._handled_count = 0
         self._handling_s = 0.0
@@ -127,6 +132,7 @@ class QueueReceiver:
         self._internal_error: str | None = None  # until a poll is answered again
         self._turned_at = clock()
         self._stopping = asyncio.Event()
+        self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -134,11 +140,14 @@ class QueueReceiver:
         queue, settings, clock, draw = self._queue, self._settings, self._clock, self._draw
         self._in_flight = in_flight = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
         self._groups = GroupScheduler(is_fifo=queue.is_fifo)
+        self._share = SlotShare(settings.limits.message_count, self._tenant_of, is_fifo=queue.is_fifo)
+        self._put_back_room = 0  # how many messages may be put back until the attributes of the queue are read again
         self._deleter = DeleteBatcher(queue, in_flight, on_removed=self._on_removed, clock=clock, draw=draw)
         self._visibility = Visibility(
             queue,
             in_flight,
             on_lost=self._on_lost,
+            on_removed=self._on_removed,
             is_being_deleted=self._deleter.is_being_deleted,
             clock=clock,
             draw=draw,
@@ -153,6 +162,7 @@ class QueueReceiver:
             clock=clock,
             draw=draw,
         )
+        self._tasks = asyncio.TaskGroup()
         self._calls: dict[asyncio.Task[None], Sequence[Message]] = {}
         self._call_count = 0
         self._changed = asyncio.Event()
@@ -160,7 +170,6 @@ class QueueReceiver:
         self._work_ended = asyncio.Event()
         self._ended = asyncio.Event()
         self._is_running = False
-        self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
 
     def __repr__(self) -> str:
         return f"QueueReceiver({self._queue.name!r}, {self._in_flight!r}, {self._groups!r}, {self._poller!r})"
@@ -169,6 +178,11 @@ class QueueReceiver:
     def in_flight_count(self) -> int:
         """How many messages are received and not decided yet."""
         return len(self._in_flight)
+
+    @property
+    def poll_count(self) -> int:
+        """How many polls were answered."""
+        return self._poller.answer_count
 
     @property
     def last_turn(self) -> float:
@@ -202,34 +216,33 @@ class QueueReceiver:
         self._stopping = stopping
         start_queue_at_zero(name)
         try:
-            await keep_running(
-                TargetKind.QUEUE, name, "receiver", lambda: self._run_once(stopping), stopping=stopping, draw=self._draw
-            )
+            await keep_running(TargetKind.QUEUE, name, "receiver", self._run_once, stopping=stopping, draw=self._draw)
         finally:
             for gauge in (SQS_OLDEST_IN_HAND, SQS_OLDEST_MESSAGE):
                 gauge.labels(name).set(0)
 
-    async def _run_once(self, stopping: asyncio.Event) -> None:
-        self._start_afresh()
+    async def _run_once(self) -> None:
         try:
-            attributes = await self._open(stopping)
+            attributes = await self._open()
             if attributes is not None:
-                await self._receive(attributes, stopping)
+                await self._receive(attributes)
         except Exception as exc:
             self._internal_error = str(note_trouble(TargetKind.QUEUE, self._queue.name, "receiver", exc))
             self._turned_at = self._clock()
+            self._start_afresh()
+            self._set_in_flight_gauge()
             raise InternalError(self._internal_error) from exc
 
-    async def _receive(self, attributes: QueueAttributes, stopping: asyncio.Event) -> None:
+    async def _receive(self, attributes: QueueAttributes) -> None:
         name = self._queue.name
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._visibility.keep_hidden(self._ended), name=f"sqs-heartbeat:{name}")
             loops.create_task(self._watch_queue(attributes), name=f"sqs-watch:{name}")
-            loops.create_task(self._limit_drain(stopping), name=f"sqs-drain:{name}")
+            loops.create_task(self._limit_drain(), name=f"sqs-drain:{name}")
             async with asyncio.TaskGroup() as deleting:
                 deleting.create_task(self._deleter.run(self._work_ended), name=f"sqs-delete:{name}")
                 self._is_running = True
-                await self._work(stopping)
+                await self._work()
                 self._work_ended.set()
                 self._deleter.wake()
             self._ended.set()
@@ -273,10 +286,10 @@ class QueueReceiver:
 
     # Receiving
 
-    async def _open(self, stopping: asyncio.Event) -> QueueAttributes | None:
+    async def _open(self) -> QueueAttributes | None:
         """Read the queue's own visibility timeout, however long that takes; None when the stop comes before."""
         failure_count = 0
-        while not stopping.is_set():
+        while not self._stopping.is_set():
             self._turned_at = self._clock()
             try:
                 attributes = await self._queue.read_attributes()
@@ -288,7 +301,7 @@ class QueueReceiver:
                     failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
                 )
                 log_unreachable(self._queue, exc, failure_count, delay_s)
-                await sleep_or_event(delay_s, until=stopping)
+                await sleep_or_event(delay_s, until=self._stopping)
             else:
                 self._opening_error = None
                 self._update_attributes(attributes)
@@ -300,6 +313,9 @@ class QueueReceiver:
     def _update_attributes(self, attributes: QueueAttributes) -> None:
         self._attributes = attributes
         self._in_flight.set_visibility_timeout(attributes.visibility_timeout_s)
+        policy = parse_redrive_policy(attributes.redrive_policy)
+        self._share.max_receive_count = None if policy is None else policy.max_receive_count
+        self._put_back_room = min(PUT_BACK_MAX_COUNT, HIDDEN_MAX_COUNT - attributes.in_flight_count)
         SQS_QUEUE_DEPTH.labels(self._queue.name).set(attributes.visible_count)
 
     async def _watch_queue(self, attributes: QueueAttributes) -> None:
@@ -324,59 +340,81 @@ class QueueReceiver:
         for problem in redrive_problems(attributes, target, rules):
             log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
-    def _add(self, messages: Sequence[Message], received_at: float) -> None:
+    async def _add(self, messages: Sequence[Message], received_at: float) -> None:
         self._internal_error = None
         self._received.note([message.sent_at for message in messages], now=self._clock())
         fresh = self._in_flight.add(messages, received_at=received_at, draw=self._draw())
         self._groups.add(fresh)
         if fresh:
-            self._changed.set()
+            put_back = self._take_over_share(fresh)
             self._set_in_flight_gauge()
+            self._start_calls()
+            self._changed.set()
+            await self._visibility.return_to_queue(put_back)
+
+    def _take_over_share(self, unstarted: Sequence[Message]) -> list[tuple[Message, float]]:
+        """Take those of *unstarted* messages that are beyond the share of their tenant out of their groups."""
+        if self._put_back_room <= 0 or self._stopping.is_set():
+            return []
+        now, draw, put_back = self._clock(), self._draw(), list[tuple[Message, float]]()
+        if len(self._in_flight) >= SHORT_RATIO * self._limits.message_count:
+            self._share.note_late(self._in_flight.received_before(now - LATE_AFTER_S))
+        for message in self._share.over_share(unstarted, self._in_flight.messages(), now=now):
+            if self._groups.is_queued(message):  # else it left with one before it
+                put_back += [(other, 0.0) for other in self._groups.remove(message)]
+                put_back.append((message, self._share.put_back_s(message, now=now, draw=draw)))  # it locks its group
+        self._put_back_room -= len(put_back)
+        return put_back
 
     # Handling
 
-    async def _work(self, stopping: asyncio.Event) -> None:
+    async def _work(self) -> None:
         """Poll and handle; at the stop, let polls end, return unstarted messages to the queue, finish the others."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._dispatch(tasks, stopping), name=f"sqs-dispatch:{self._queue.name}")
-            await self._poller.run(stopping)
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._dispatch(), name=f"sqs-dispatch:{self._queue.name}")
+            await self._poller.run(self._stopping)
             self._polls_ended.set()
             await self._return_unstarted(self._groups.take_unstarted(self._is_last_receive))
             self._changed.set()
 
-    async def _dispatch(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
-        """Hand messages to the handler as they come; after a stop only those that must not return to the queue."""
+    async def _dispatch(self) -> None:
+        """Hand messages to the handler when a call is free, or they were held for long enough.
+
+        After a stop only those that must not return to the queue.
+        """
         while not (self._polls_ended.is_set() and not self._groups.queued_count):
             self._changed.clear()
-            self._turned_at = now = self._clock()
-            if behind := self._visibility.report_expired():
-                tasks.create_task(self._return_to_queue([(message, 0.0) for message in behind]))
-            while self._can_start(stopping) and (call := self._groups.take_call(self._limits, now=now)):
-                self._call_count += 1
-                task = tasks.create_task(self._run_call(call, stopping), name=f"sqs-call:{self._queue.name}")
-                self._calls[task] = call
-                task.add_done_callback(self._calls.pop)
+            self._turned_at = self._clock()
+            self._start_calls()
             # Without a free call, messages that were held for long enough go on waiting for one.
-            retry_in_s = self._groups.next_retry_in_s(now) if self._can_start(stopping) else None
+            retry_in_s = self._groups.next_retry_in_s(self._turned_at) if self._can_start() else None
             await sleep_or_event(IDLE_S if retry_in_s is None else min(retry_in_s, IDLE_S), until=self._changed)
 
-    def _can_start(self, stopping: asyncio.Event) -> bool:
-        has_stopped = stopping.is_set() and not self._polls_ended.is_set()
+    def _start_calls(self) -> None:
+        self._visibility.report_expired(self._tasks)  # the handler must not get them
+        while self._can_start() and (call := self._groups.take_call(self._limits, now=self._clock())):
+            self._call_count += 1
+            task = self._tasks.create_task(self._run_call(call), name=f"sqs-call:{self._queue.name}")
+            self._calls[task] = call
+            task.add_done_callback(self._calls.pop)
+
+    def _can_start(self) -> bool:
+        has_stopped = self._stopping.is_set() and not self._polls_ended.is_set()
         return not has_stopped and not self.overdue_message_ids and self._call_count < self._limits.call_count
 
     def _is_last_receive(self, message: Message) -> bool:
         """Return whether SQS would move *message* to the queue's own dead-letter queue in place of its next receive."""
-        policy = parse_redrive_policy(self._attributes.redrive_policy) if self._attributes else None
-        return policy is not None and message.receive_count >= policy.max_receive_count
+        most = self._share.max_receive_count
+        return most is not None and message.receive_count >= most
 
-    async def _run_call(self, call: Sequence[Message], stopping: asyncio.Event) -> None:
+    async def _run_call(self, call: Sequence[Message]) -> None:
         started_at = self._clock()
         try:
             verdicts = await self._handler.handle(call)
         except asyncio.CancelledError:
             if self.overdue_message_ids:
                 self._groups.finish(call)
-                await self._return_to_queue([(message, 0.0) for message in call])
+                await self._visibility.return_to_queue([(message, 0.0) for message in call], retried_count=len(call))
             raise
         except Exception as exc:  # noqa: BLE001  # the handler's defect: these messages alone are handled again
             note_trouble(TargetKind.QUEUE, self._queue.name, "handler", exc)
@@ -387,34 +425,42 @@ class QueueReceiver:
         now = self._clock()
         self._handled_count += len(call)
         self._handling_s += now - started_at
+        if not self._stopping.is_set():
+            verdicts = self._share.bounded(call, verdicts, self._in_flight.messages(), now=now, draw=self._draw())
         decision = self._groups.apply_verdicts(
             call,
             verdicts,
             now=now,
             limits=self._limits,
             is_ours=lambda message: self._in_flight.is_ours(message, now=now),
-            may_hold=not stopping.is_set(),
+            may_hold=not self._stopping.is_set(),
         )
-        await self._carry_out(decision, stopping)
+        put_back = self._take_over_share(self._groups.ready_messages())
+        if begun := self._share.begun(now=now):
+            log.info(
+                "queue.over_share",
+                queue=self._queue.name,
+                tenants=begun[:NAMED_TENANTS],
+                tenant_count=len(begun),
+            )
+        await self._carry_out(msgspec.structs.replace(decision, returned=[*decision.returned, *put_back]))
 
-    async def _carry_out(self, decision: CallDecision, stopping: asyncio.Event) -> None:
+    async def _carry_out(self, decision: CallDecision) -> None:
         self._deleter.add(decision.done, MessageOutcome.DELETED)
         self._remove_lost(decision.lost)
         if decision.returned:
-            self._count(MessageOutcome.RETRIED, decision.retried_count)
-            self._count(MessageOutcome.GIVEN_BACK, len(decision.returned) - decision.retried_count)
-            if stopping.is_set():
+            if self._stopping.is_set():
                 await self._polls_ended.wait()  # else a poll that is still under way receives it again
-            await self._return_to_queue(decision.returned)
+            await self._visibility.return_to_queue(decision.returned, retried_count=decision.retried_count)
         if decision.dead_letters:
-            await self._store_dead_letters(decision.dead_letters, stopping)
+            await self._store_dead_letters(decision.dead_letters)
 
-    async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]], stopping: asyncio.Event) -> None:
+    async def _store_dead_letters(self, pairs: Sequence[tuple[Message, ToDeadLetter]]) -> None:
         """Store the dead letters, run each `before_delete`, then delete; return failed messages to the queue."""
         stored: list[Message] = []
         failed: list[tuple[Message, float]] = []
         try:
-            await self._dead_letters.store([self._dead_letter_of(*pair) for pair in pairs], stopping=stopping)
+            await self._dead_letters.store([self._dead_letter_of(*pair) for pair in pairs], stopping=self._stopping)
         except RetryableError:
             failed = [(message, 0.0) for message, _ in pairs]
         else:
@@ -428,9 +474,7 @@ class QueueReceiver:
         self._groups.finish([message for message, _ in pairs])
         self._deleter.add(stored, MessageOutcome.DEAD_LETTER)
         self._changed.set()
-        self._count(MessageOutcome.RETRIED, len(failed))
-        self._count(MessageOutcome.GIVEN_BACK, len(behind))
-        await self._return_to_queue([*behind, *failed])
+        await self._visibility.return_to_queue([*behind, *failed], retried_count=len(failed))
 
     def _dead_letter_of(self, message: Message, verdict: ToDeadLetter) -> DeadLetter:
         return DeadLetter(
@@ -470,14 +514,8 @@ class QueueReceiver:
     async def _return_unstarted(self, messages: Sequence[Message]) -> None:
         """Return *messages*, none of which was handled, to the queue at once."""
         if messages:
-            self._count(MessageOutcome.GIVEN_BACK, len(messages))
             log.info("message.given_back", queue=self._queue.name, count=len(messages))
-            await self._return_to_queue([(message, 0.0) for message in messages])
-
-    async def _return_to_queue(self, changes: Sequence[tuple[Message, float]]) -> None:
-        if changes:
-            await self._visibility.return_to_queue(changes)
-            self._on_removed()
+            await self._visibility.return_to_queue([(message, 0.0) for message in messages])
 
     def _on_lost(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Remove lost *messages* unless they are being handled; return those behind them, which must return too."""
@@ -485,13 +523,11 @@ class QueueReceiver:
         behind = [other for message in messages for other in self._groups.remove(message)]
         self._remove_lost(queued)
         lost = {message.message_id for message in queued}
-        returned = [other for other in behind if other.message_id not in lost]
-        self._count(MessageOutcome.GIVEN_BACK, len(returned))
-        return returned
+        return [other for other in behind if other.message_id not in lost]
 
     def _remove_lost(self, messages: Sequence[Message]) -> None:
         if messages:
-            self._count(MessageOutcome.LEASE_LOST, len(messages))
+            SQS_MESSAGES.labels(self._queue.name, MessageOutcome.LEASE_LOST).inc(len(messages))
             self._in_flight.remove(messages)
             self._on_removed()
 
@@ -499,16 +535,12 @@ class QueueReceiver:
         self._poller.wake()
         self._set_in_flight_gauge()
 
-    def _count(self, outcome: MessageOutcome, count: int) -> None:
-        if count:
-            SQS_MESSAGES.labels(self._queue.name, outcome).inc(count)
-
     def _set_in_flight_gauge(self) -> None:
         SQS_IN_FLIGHT.labels(self._queue.name).set(len(self._in_flight))
 
-    async def _limit_drain(self, stopping: asyncio.Event) -> None:
+    async def _limit_drain(self) -> None:
         """Start a drain at once, and end it: cancel the calls that have not ended in time."""
-        await stopping.wait()
+        await self._stopping.wait()
         log.info("queue.draining", queue=self._queue.name, in_hand=len(self._in_flight), calls=len(self._calls))
         self._changed.set()
         drain_s = self._settings.drain_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -10,16 +11,21 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, QueueAttributes
 from simplu_worker.consumers.sqs.receive.group_scheduler import HELD_MAX_S
+from simplu_worker.consumers.sqs.receive.paused_messages import HIDDEN_S
 
 # During an outage a message is received about once in two minutes, so this is an outage of some hours.
 OUTAGE_MIN_RECEIVES: Final = 100
 
 
 class RedriveRules(msgspec.Struct, frozen=True):
-    """How the worker consumes a queue: the delays between the tries of a message, and how long a drain may take."""
+    """How the worker consumes a queue: the delays between the tries of a message, and how long a drain may take.
+
+    Messages of one that *has_orders* wait for paused tenants.
+    """
 
     retry_delays_s: Sequence[float]
     grace_s: float
+    has_orders: bool = False
 
     @property
     def receive_count(self) -> int:
@@ -33,6 +39,11 @@ class RedriveRules(msgspec.Struct, frozen=True):
             if held_s > HELD_MAX_S:
                 receive_count, held_s = receive_count + 1, 0.0
         return receive_count
+
+
+def pause_receives(retention_s: int) -> int:
+    """Return how many receives a message takes whose tenant is paused for as long as that is possible."""
+    return math.ceil(retention_s / 2 / HIDDEN_S)
 
 
 class RedrivePolicy(msgspec.Struct, frozen=True):
@@ -72,6 +83,13 @@ def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rul
             f"is down for longer than about {2 * policy.max_receive_count} min, or when as many workers are killed; "
             f"set {OUTAGE_MIN_RECEIVES} or more"
         )
+    elif policy is not None and rules.has_orders and queue.retention_s is not None:
+        least = pause_receives(queue.retention_s)
+        if policy.max_receive_count < least:
+            yield (
+                f"maxReceiveCount {policy.max_receive_count}: SQS moves messages of a paused tenant to "
+                f"{policy.target_name} before its pause ends by itself; set {least} or more"
+            )
     if queue.visibility_timeout_s < rules.grace_s:
         yield (
             f"visibility timeout {queue.visibility_timeout_s} s is shorter than SHUTDOWN_GRACE_SECONDS, "

@@ -1,8 +1,4 @@
-"""Keep the messages in flight hidden from other receivers, and return messages to the queue.
-
-Safe because a returned message leaves *in_flight* first, and extensions of it that are under way are waited for: no
-extension can arrive later and hide the returned message again.
-"""
+"""Keep the messages in flight hidden from other receivers, and return messages to the queue."""
 
 from __future__ import annotations
 
@@ -15,10 +11,10 @@ import structlog
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, Queue
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages, LossReason
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics.instruments import SQS_HEARTBEAT_LATENESS, SQS_STALE_RECEIPTS
+from simplu_worker.metrics.instruments import SQS_HEARTBEAT_LATENESS, SQS_MESSAGES, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import QueueCall
+from simplu_worker.vocabulary import MessageOutcome, QueueCall
 
 EXTENSIONS_AT_ONCE: Final = 8  # calls; each is for ten messages, so that thousands in flight are extended in seconds
 HEARTBEAT_MIN_PAUSE_S: Final = 0.05
@@ -35,7 +31,8 @@ class Visibility:
     """Extends the visibility timeouts of the messages of *queue* that are *in_flight*, and ends them at their return.
 
     *on_lost* is called with messages that are no longer ours, and returns the messages that have to return to the queue
-    because of it. *is_being_deleted* returns whether SQS may refuse an extension because a delete was faster.
+    because of it; *on_removed* after messages left *in_flight*. *is_being_deleted* returns whether SQS may refuse an
+    extension because a delete was faster.
     """
 
     def __init__(
@@ -44,6 +41,7 @@ class Visibility:
         in_flight: InFlightMessages,
         *,
         on_lost: Callable[[Sequence[Message]], Sequence[Message]],
+        on_removed: Callable[[], None],
         is_being_deleted: Callable[[Message], bool],
         clock: Callable[[], float],
         draw: Callable[[], float],
@@ -51,6 +49,7 @@ class Visibility:
         self._queue = queue
         self._in_flight = in_flight
         self._on_lost = on_lost
+        self._on_removed = on_removed
         self._is_being_deleted = is_being_deleted
         self._clock = clock
         self._draw = draw
@@ -67,21 +66,26 @@ class Visibility:
         async with asyncio.TaskGroup() as calls:
             while not await sleep_or_event(max(self._pause_s(), HEARTBEAT_MIN_PAUSE_S), until=ended):
                 self.last_turn = now = self._clock()
-                if behind := self.report_expired():
-                    calls.create_task(self.return_to_queue([(message, 0.0) for message in behind]))
+                self.report_expired(calls)
                 for due_at, batch in self._in_flight.take_due(now):
                     calls.create_task(self._extend(batch, due_at=due_at), name=f"sqs-extend:{self._queue.name}")
 
-    def report_expired(self) -> Sequence[Message]:
-        """Report expired messages as lost; return the messages that have to return to the queue because of it."""
+    def report_expired(self, tasks: asyncio.TaskGroup) -> None:
+        """Report expired messages as lost; return those to the queue, in *tasks*, that have to return because of it."""
         lost = self._in_flight.mark_expired(self._clock())
-        return self._report_lost([message for message, _ in lost], {loss for _, loss in lost})
+        if behind := self._report_lost([message for message, _ in lost], {loss for _, loss in lost}):
+            tasks.create_task(self.return_to_queue(behind), name=f"sqs-return:{self._queue.name}")
 
-    async def return_to_queue(self, changes: Sequence[tuple[Message, float]]) -> None:
+    async def return_to_queue(self, changes: Sequence[tuple[Message, float]], *, retried_count: int = 0) -> None:
         """Make each message visible after its seconds, in this order; it leaves *in_flight*, even if the call fails.
 
-        A message that SQS does not accept becomes visible when its visibility timeout has passed.
+        A message that SQS does not accept becomes visible when its visibility timeout has passed. *retried_count* of
+        the messages are retried; the others were not begun, or are behind these.
         """
+        if not changes:
+            return
+        SQS_MESSAGES.labels(self._queue.name, MessageOutcome.RETRIED).inc(retried_count)
+        SQS_MESSAGES.labels(self._queue.name, MessageOutcome.GIVEN_BACK).inc(len(changes) - retried_count)
         now = self._clock()
         left = [
             (self._in_flight.with_newest_handle(message), self._in_flight.allowed_timeout_s(message, delay_s, now))
@@ -94,7 +98,8 @@ class Visibility:
             if error:
                 count = len(left) - start
                 log.warning("message.not_put_off", queue=self._queue.name, count=count, error=error)
-                return  # the next batch would fail in the same way
+                break  # the next batch would fail in the same way
+        self._on_removed()
 
     async def _return_batch(self, changes: Sequence[tuple[Message, int]]) -> str:
         """Return the messages of one call to the queue; return the error of SQS, empty for none."""
@@ -164,12 +169,10 @@ class Visibility:
         refused = [one for one in failures if one.is_sender_fault and not self._is_being_deleted(one.message)]
         lost = self._in_flight.mark_refused([failure.message for failure in refused])
         self._count_stale([failure for failure in refused if failure.message in lost])
-        behind = self._report_lost(lost, {LossReason.REFUSED})
-        if behind:
-            await self.return_to_queue([(message, 0.0) for message in behind])
+        await self.return_to_queue(self._report_lost(lost, {LossReason.REFUSED}))
 
-    def _report_lost(self, messages: Sequence[Message], losses: set[LossReason]) -> Sequence[Message]:
-        """Log and report lost *messages*; return those that have to return to the queue because of it."""
+    def _report_lost(self, messages: Sequence[Message], losses: set[LossReason]) -> Sequence[tuple[Message, float]]:
+        """Log and report lost *messages*; return those that have to return to the queue at once because of it."""
         if not messages:
             return []
         ids = [message.message_id for message in messages[:IDS_MAX]]
@@ -178,7 +181,7 @@ class Visibility:
             log.error("message.ceiling_reached", **facts)
         else:
             log.warning("message.lease_lost", **facts, reasons=sorted(losses))
-        return self._on_lost(messages)
+        return [(message, 0.0) for message in self._on_lost(messages)]
 
     def _count_stale(self, failures: Sequence[BatchFailure]) -> None:
         if failures:

@@ -20,21 +20,38 @@ CREATE TABLE public.schema_migrations (
 CREATE TABLE public.shard_meta (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     shard_id pg_catalog.text NOT NULL,
-    created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+    created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    -- From the number of a transaction to that of its batch in the log: raised when the database has come to a server
+    -- with lower numbers (`shards raise-numbers`).
+    batch_offset bigint NOT NULL DEFAULT 0
 );
 
--- What a tenant of each type starts with, and the resource type of those who work there; one row a file in
--- sql/business_types.
+-- What a tenant of each type starts with, and the resource type of those who work there; one row a file, of the package
+-- or of `types apply`.
 CREATE TABLE public.business_types (
     name pg_catalog.text PRIMARY KEY,
     default_settings pg_catalog.jsonb NOT NULL
         CHECK (pg_catalog.jsonb_typeof(default_settings) = 'object'::pg_catalog.text),
     staff_resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    digest pg_catalog.text -- SHA-256 of the file as applied
+    definition pg_catalog.text, -- the type's file, JSON (operations/business_types.py)
+    digest pg_catalog.text, -- SHA-256 of the file as applied
+    is_applied boolean NOT NULL DEFAULT false -- by `types apply`: no upgrade overwrites it
 );
+
+-- Tenants that are to be made here and wait for their type: for people. Each try writes its row again.
+CREATE TABLE public.awaited_types (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    business_type pg_catalog.text NOT NULL,
+    since pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    tried_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE POLICY simplu_writer ON public.awaited_types
+    USING ((SELECT pg_catalog.has_table_privilege('public.awaited_types'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.awaited_types ENABLE ROW LEVEL SECURITY;
 
 CREATE TABLE public.tenants (
     id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    number integer GENERATED ALWAYS AS IDENTITY UNIQUE, -- in the log, in place of the id; of this shard alone
     business_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     location_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     business_type pg_catalog.text NOT NULL,
@@ -51,7 +68,12 @@ CREATE TABLE public.tenants (
     move_token bigint NOT NULL DEFAULT 0,
     -- While `fenced`: from then on any worker may make the tenant active again, with the next token. Null while the
     -- tenant's rows are replaced by those of a backup: only the restore ends that fence.
-    fenced_until pg_catalog.timestamptz
+    fenced_until pg_catalog.timestamptz,
+    -- Levers of people, which move with the tenant. Until then its operations wait in the sources.
+    paused_until pg_catalog.timestamptz,
+    -- Of its share of the shard's time, where tenants wait for each other.
+    weight pg_catalog.float8 NOT NULL DEFAULT 1
+        CHECK (weight BETWEEN 0.1::pg_catalog.float8 AND 10::pg_catalog.float8)
 );
 -- For the destruction of all locations of a business.
 CREATE INDEX tenants_business_id ON public.tenants (business_id);
@@ -91,34 +113,75 @@ CREATE POLICY simplu_reader ON public.resources
     FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
 ALTER TABLE public.resources ENABLE ROW LEVEL SECURITY;
 
--- The operation log: de-duplication, status, audit trail, and the list of what changed while a tenant moves. The
--- retention deletes as many rows as are written: by the defaults autovacuum waits for a fifth of the log, and rests so
--- often that a pass takes minutes, in which the log grows.
-CREATE TABLE public.operations (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    request_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    operation pg_catalog.text NOT NULL,
-    resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    resource_id pg_catalog.text COLLATE pg_catalog."C",
-    status pg_catalog.text NOT NULL CHECK (status IN ('succeeded', 'failed')),
-    error pg_catalog.text,
-    result pg_catalog.jsonb,
-    digest pg_catalog.bytea NOT NULL,
-    source pg_catalog.text NOT NULL,
-    stream_shard_id pg_catalog.text,
-    sequence_number pg_catalog.text,
-    xid pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
-    requested_at pg_catalog.timestamptz NOT NULL,
-    received_at pg_catalog.timestamptz NOT NULL,
-    completed_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-    PRIMARY KEY (tenant_id, request_id)
+-- The operation log: de-duplication, status, audit trail, and the list of what changed (docs/adr/0009-the-log.md). Its
+-- rows are only inserted: for what becomes of an operation there is `log_outcomes`. Readers have the view `operations`.
+
+-- A row for each transaction. What rows of the log share is here, once: it is of several tenants, and no reader's.
+CREATE TABLE public.log_batches (
+    -- The number of the transaction and `shard_meta.batch_offset`. A batch that was copied from another database has a
+    -- number below zero, that of its copying transaction times -2^20 less a count: it is never fresh.
+    batch_id bigint PRIMARY KEY,
+    completed_at pg_catalog.timestamptz NOT NULL, -- when its transaction had locked the tenants' rows
+    row_count integer NOT NULL, -- it has no more rows
+    -- o: operations, or what a control message changed; c: copied. Without rows: r: resources were copied here by a move
+    -- or a restore; i: by an import; d: those of a destroyed tenant were deleted; l: the tenant left the shard for
+    -- `epoch`, behind its last batch here; a: it arrived with that, before its first one.
+    kind pg_catalog."char" NOT NULL,
+    token pg_catalog.uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+    tenants integer[] NOT NULL,
+    types pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL, -- resource types, by `type_at`
+    origins pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL, -- by `origin_at`: a source, or `source/stream shard`
+    epoch bigint -- of l and a alone: that of the tenant's row on its new home
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_insert_scale_factor = 0.05
+);
+-- For lists, the changes of a moving tenant, and the deletion of old batches.
+CREATE INDEX log_batches_completed_at ON public.log_batches (completed_at);
+CREATE POLICY simplu_writer ON public.log_batches
+    USING ((SELECT pg_catalog.has_table_privilege('public.log_batches'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.log_batches ENABLE ROW LEVEL SECURITY;
+
+-- A row for each operation, and for each change by a control message. The order of the columns leaves no gaps. Keys
+-- begin with a byte that says what follows: 1: the 16 bytes of a UUID; 2: a text; 3: the key of an operation that
+-- another one took the place of, with its time and position, so that it is kept and the id is free again; 4: no
+-- operation. The retention deletes as many rows as are written: by the defaults autovacuum waits for a fifth of the log,
+-- and rests so often that a pass takes minutes, in which the log grows.
+CREATE TABLE public.log_rows (
+    batch_id bigint NOT NULL,
+    requested_at pg_catalog.timestamptz NOT NULL,
+    received_at pg_catalog.timestamptz NOT NULL,
+    tenant_no integer NOT NULL,
+    position smallint NOT NULL, -- in its batch
+    type_at smallint NOT NULL, -- from 1
+    origin_at smallint NOT NULL, -- from 1
+    -- c, u, p, d, r, l: create, update, patch, delete, read, list; in capitals, of a row whose place another one took;
+    -- m: a change by a control message.
+    kind pg_catalog."char" NOT NULL,
+    digest pg_catalog.bytea NOT NULL,
+    request pg_catalog.bytea NOT NULL,
+    resource pg_catalog.bytea,
+    PRIMARY KEY (tenant_no, request)
+) WITH (
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_insert_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000
 );
--- For the deletion of old rows. Not BRIN: its ranges only ever widen, and once new rows fill the pages of deleted ones
--- every look would read the whole table.
-CREATE INDEX operations_completed_at ON public.operations (completed_at);
+CREATE INDEX log_rows_batch ON public.log_rows (batch_id);
+CREATE POLICY simplu_writer ON public.log_rows
+    USING ((SELECT pg_catalog.has_table_privilege('public.log_rows'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.log_rows ENABLE ROW LEVEL SECURITY;
+
+-- What became of an operation that has not succeeded, or has a result.
+CREATE TABLE public.log_outcomes (
+    batch_id bigint NOT NULL,
+    position smallint NOT NULL,
+    tenant_no integer NOT NULL,
+    error pg_catalog.text, -- null: it has succeeded
+    sequence_number pg_catalog.text, -- of an operation that was given up: a replay comes later
+    result pg_catalog.jsonb,
+    PRIMARY KEY (batch_id, position)
+);
 -- With lz4 in place of pglz for its result a list takes two fifths less of the server's time. Not every server is built
 -- with it; and what the server's own settings choose stays.
 DO $$
@@ -127,15 +190,90 @@ BEGIN
         SELECT FROM pg_catalog.pg_settings
         WHERE name = 'default_toast_compression' AND source = 'default' AND 'lz4' = ANY(enumvals)
     ) THEN
-        ALTER TABLE public.operations ALTER COLUMN result SET COMPRESSION lz4;
+        ALTER TABLE public.log_outcomes ALTER COLUMN result SET COMPRESSION lz4;
     END IF;
 END
 $$;
-CREATE POLICY simplu_writer ON public.operations
-    USING ((SELECT pg_catalog.has_table_privilege('public.operations'::pg_catalog.regclass, 'INSERT')));
-CREATE POLICY simplu_reader ON public.operations
-    FOR SELECT USING (tenant_id = pg_catalog.current_setting('simplu.tenant', true));
-ALTER TABLE public.operations ENABLE ROW LEVEL SECURITY;
+CREATE POLICY simplu_writer ON public.log_outcomes
+    USING ((SELECT pg_catalog.has_table_privilege('public.log_outcomes'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.log_outcomes ENABLE ROW LEVEL SECURITY;
+
+-- An id as a key of the log, and back (shards/log/keys.py has the same). Not STRICT: then the planner puts it in line.
+CREATE FUNCTION public.simplu_key(id pg_catalog.text) RETURNS pg_catalog.bytea
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE
+    WHEN id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' AND pg_catalog.octet_length(id) = 36
+    THEN pg_catalog.decode('01' || pg_catalog.replace(id, '-', ''), 'hex')
+    ELSE '\x02'::pg_catalog.bytea || pg_catalog.convert_to(id, 'UTF8')
+END;
+CREATE FUNCTION public.simplu_id(key pg_catalog.bytea) RETURNS pg_catalog.text
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE pg_catalog.get_byte(key, 0)
+    WHEN 1 THEN pg_catalog.encode(pg_catalog.substr(key, 2), 'hex')::pg_catalog.uuid::pg_catalog.text
+    WHEN 2 THEN pg_catalog.convert_from(pg_catalog.substr(key, 2), 'UTF8')
+    WHEN 3 THEN CASE pg_catalog.get_byte(key, 1)
+        WHEN 1 THEN pg_catalog.encode(pg_catalog.substr(key, 3, 16), 'hex')::pg_catalog.uuid::pg_catalog.text
+        ELSE pg_catalog.convert_from(pg_catalog.substr(key, 3, pg_catalog.octet_length(key) - 12), 'UTF8')
+    END
+END;
+
+-- The log as readers see it: an operation a row, by the request ids that count now. With the rights of the owner of the
+-- tables, so that what a batch shares stays unseen, and with the condition of the other tables' policies.
+CREATE VIEW public.operations WITH (security_barrier) AS
+SELECT
+    tenants.id AS tenant_id,
+    public.simplu_id(log_rows.request) COLLATE pg_catalog."C" AS request_id,
+    CASE log_rows.kind
+        WHEN 'c' THEN 'create'
+        WHEN 'u' THEN 'update'
+        WHEN 'p' THEN 'patch'
+        WHEN 'd' THEN 'delete'
+        WHEN 'r' THEN 'read'
+        ELSE 'list'
+    END AS operation,
+    log_batches.types[log_rows.type_at] AS resource_type,
+    public.simplu_id(log_rows.resource) COLLATE pg_catalog."C" AS resource_id,
+    CASE WHEN log_outcomes.error IS NULL THEN 'succeeded' ELSE 'failed' END AS status,
+    log_outcomes.error,
+    log_outcomes.result,
+    log_rows.digest,
+    pg_catalog.split_part(log_batches.origins[log_rows.origin_at], '/', 1) AS source,
+    nullif(
+        pg_catalog.split_part(log_batches.origins[log_rows.origin_at], '/', 2), ''::pg_catalog.text
+    ) AS stream_shard_id,
+    log_outcomes.sequence_number,
+    CASE -- by subqueries, which cost nothing where the column is not asked for
+        WHEN log_rows.batch_id > (SELECT shard_meta.batch_offset FROM public.shard_meta)
+        THEN (log_rows.batch_id - (SELECT shard_meta.batch_offset FROM public.shard_meta))
+            ::pg_catalog.text::pg_catalog.xid8
+    END AS xid,
+    log_rows.requested_at,
+    log_rows.received_at,
+    log_batches.completed_at,
+    log_rows.request AS request_key,
+    log_rows.batch_id,
+    log_rows.position
+FROM public.tenants
+JOIN public.log_rows ON log_rows.tenant_no = tenants.number
+JOIN public.log_batches ON log_batches.batch_id = log_rows.batch_id
+LEFT JOIN public.log_outcomes
+    ON log_outcomes.batch_id = log_rows.batch_id AND log_outcomes.position = log_rows.position
+WHERE
+    log_rows.kind IN ('c', 'u', 'p', 'd', 'r', 'l')
+    AND (
+        (SELECT pg_catalog.has_table_privilege('public.log_rows'::pg_catalog.regclass, 'INSERT'))
+        OR tenants.id = (SELECT pg_catalog.current_setting('simplu.tenant', true))
+    );
+
+-- One operation, by the key of the log: for people, and readers that know a request id.
+CREATE FUNCTION public.simplu_operation(tenant pg_catalog.text, request pg_catalog.text)
+RETURNS SETOF public.operations
+LANGUAGE sql STABLE ROWS 1
+BEGIN ATOMIC
+    SELECT operations.*
+    FROM public.operations
+    WHERE operations.tenant_id = tenant AND operations.request_key = public.simplu_key(request);
+END;
 
 -- How far each stream shard got, as this shard knows it (architecture, idea 8). Positions are written
 -- `number/sub-number`, or TRIM_HORIZON, or SHARD_END. In the same write-ahead log as the effects: what survives of a
@@ -210,6 +348,25 @@ CREATE POLICY simplu_writer ON public.rejections
     USING ((SELECT pg_catalog.has_table_privilege('public.rejections'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
 
+-- The same of records whose tenants have no home, and of those that name no tenant, which have the tenant ''. On the first
+-- shards by name; at most as many as the query that writes them counts. They move nowhere.
+CREATE TABLE public.unplaced_rejections (
+    request_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    reason pg_catalog.text NOT NULL,
+    error pg_catalog.text NOT NULL,
+    dead_letter_queue pg_catalog.text NOT NULL,
+    source pg_catalog.text NOT NULL,
+    sequence_number pg_catalog.text,
+    message_id pg_catalog.text,
+    rejected_at pg_catalog.timestamptz NOT NULL,
+    PRIMARY KEY (request_id, tenant_id)
+);
+CREATE INDEX unplaced_rejections_rejected_at ON public.unplaced_rejections (rejected_at);
+CREATE POLICY simplu_writer ON public.unplaced_rejections
+    USING ((SELECT pg_catalog.has_table_privilege('public.unplaced_rejections'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.unplaced_rejections ENABLE ROW LEVEL SECURITY;
+
 -- Journal of moves, on the source (docs/adr/0007-moving-tenants.md).
 CREATE TABLE public.moves (
     tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
@@ -243,18 +400,6 @@ CREATE POLICY simplu_writer ON public.arrivals
     USING ((SELECT pg_catalog.has_table_privilege('public.arrivals'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.arrivals ENABLE ROW LEVEL SECURITY;
 
--- Resources that have changed and that the log of operations does not name, while the tenant moves, or could go back.
-CREATE TABLE public.move_changes (
-    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    resource_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    changed_at pg_catalog.timestamptz NOT NULL, -- the last time
-    PRIMARY KEY (tenant_id, resource_type, resource_id)
-);
-CREATE POLICY simplu_writer ON public.move_changes
-    USING ((SELECT pg_catalog.has_table_privilege('public.move_changes'::pg_catalog.regclass, 'INSERT')));
-ALTER TABLE public.move_changes ENABLE ROW LEVEL SECURITY;
-
 -- Journal of imports, on the shard of the tenant. While it is `copying` or `following` the tenant is `incoming`, and
 -- only the run with the token writes its rows. Afterwards the row is the certificate.
 CREATE TABLE public.imports (
@@ -286,53 +431,6 @@ CREATE POLICY simplu_writer ON public.restores
     USING ((SELECT pg_catalog.has_table_privilege('public.restores'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.restores ENABLE ROW LEVEL SECURITY;
 
--- What the log does not name, or not any more: a renamed resource by both ids, a resource whose control message writes
--- its id again, and the resource of an operation whose row of the log another operation replaces. As the owner of the
--- tables: nobody else can make a trigger of it. The tables are those beside the one of the trigger: an adoption makes
--- all of them in another schema first.
-CREATE FUNCTION public.simplu_note_change() RETURNS pg_catalog.trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    tenant_id text;
-    resource_type text;
-    resource_ids text[];
-BEGIN
-    IF TG_TABLE_NAME = 'operations' THEN
-        tenant_id := OLD.tenant_id;
-        resource_type := OLD.resource_type;
-        resource_ids := ARRAY[OLD.resource_id];
-    ELSE
-        tenant_id := NEW.id;
-        resource_type := NEW."resourceName";
-        resource_ids := ARRAY[OLD."resourceId", NEW."resourceId"];
-    END IF;
-    EXECUTE format(
-        'INSERT INTO %1$I.move_changes (tenant_id, resource_type, resource_id, changed_at) '
-        'SELECT $1, $2, changed.id, clock_timestamp() '
-        'FROM (SELECT DISTINCT id FROM unnest($3) AS named (id)) AS changed '
-        'WHERE EXISTS (SELECT FROM %1$I.moves WHERE tenant_id = $1 AND step IN (''open'', ''undoing'')) '
-        'OR EXISTS (SELECT FROM %1$I.arrivals WHERE tenant_id = $1) '
-        'ORDER BY changed.id '
-        'ON CONFLICT (tenant_id, resource_type, resource_id) DO UPDATE SET changed_at = excluded.changed_at',
-        TG_TABLE_SCHEMA
-    )
-    USING tenant_id, resource_type, resource_ids;
-    RETURN NULL;
-END
-$$;
-REVOKE ALL ON FUNCTION public.simplu_note_change() FROM PUBLIC;
-CREATE TRIGGER simplu_note_change
-AFTER UPDATE OF digest ON public.operations
-FOR EACH ROW WHEN (
-    OLD.resource_id IS NOT NULL
-    AND (OLD.resource_type <> NEW.resource_type OR OLD.resource_id IS DISTINCT FROM NEW.resource_id)
-)
-EXECUTE FUNCTION public.simplu_note_change();
-CREATE TRIGGER simplu_note_change
-AFTER UPDATE OF "resourceId" ON public.resources
-FOR EACH ROW EXECUTE FUNCTION public.simplu_note_change();
-
 -- Whether a JSON text can be stored: no U+0000, no number beyond numeric, not nested beyond the server's stack. Its
 -- inner transaction cannot begin in a parallel query before PostgreSQL 17.
 CREATE FUNCTION public.simplu_is_storable(document pg_catalog.text) RETURNS boolean
@@ -343,6 +441,73 @@ BEGIN
     RETURN true;
 EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN false;
+END
+$$;
+
+-- RFC 7396: *target* changed by the object *patch*. `node` has the objects of the patch, each with the value that it
+-- patches; `flat` merges all members of each that are no objects; `merged` puts the objects of a level into those above,
+-- from the deepest on. A patch with more than 1,024 levels is an error of its data (22P02). A function, since an UPDATE
+-- that has waited for another one takes its row as it is then, but would keep what a recursive query made of it before.
+CREATE FUNCTION public.simplu_merge_patch(target pg_catalog.jsonb, patch pg_catalog.jsonb) RETURNS pg_catalog.jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        WITH RECURSIVE node AS (
+            SELECT
+                0 AS level, ''::text AS place, ''::text AS parent, ''::text AS key, target AS target, patch AS patch
+            UNION ALL
+            SELECT
+                node.level + 1, node.place || '/'::text || member.number::text, node.place,
+                member.key,
+                node.target -> member.key, member.value
+            FROM node
+            CROSS JOIN LATERAL jsonb_each(node.patch) WITH ORDINALITY AS member (key, value, number)
+            WHERE jsonb_typeof(member.value) = 'object' AND node.level <= 1024
+        ), flat AS (
+            SELECT
+                node.level, node.place, node.parent, node.key,
+                CASE
+                    WHEN jsonb_typeof(node.target) = 'object' THEN node.target - special.keys
+                    ELSE '{}'::jsonb
+                END || (node.patch - special.keys) AS members
+            FROM node
+            CROSS JOIN LATERAL (
+                SELECT ARRAY(
+                    SELECT member.key
+                    FROM jsonb_each(node.patch) AS member
+                    WHERE jsonb_typeof(member.value) IN ('null', 'object')
+                ) AS keys
+            ) AS special
+        ), merged AS (
+            SELECT
+                max(flat.level) AS level,
+                CASE
+                    WHEN max(flat.level) <= 1024 THEN '{}'::jsonb
+                    ELSE ('levels: '::text || max(flat.level)::text)::jsonb
+                END AS below
+            FROM flat
+            UNION ALL
+            SELECT
+                merged.level - 1,
+                (
+                    SELECT jsonb_object_agg(siblings.parent, siblings.members)
+                    FROM (
+                        SELECT
+                            flat.parent,
+                            jsonb_object_agg(
+                                flat.key, flat.members || coalesce(merged.below -> flat.place, '{}'::jsonb)
+                            ) AS members
+                        FROM flat
+                        WHERE flat.level = merged.level
+                        GROUP BY flat.parent
+                    ) AS siblings
+                )
+            FROM merged
+            WHERE merged.level >= 0
+        )
+        SELECT merged.below -> ''::text -> ''::text FROM merged WHERE merged.level < 0
+    );
 END
 $$;
 

@@ -5,7 +5,7 @@
 -- again.
 
 -- fragment: utc_format
--- Of times in results (docs/interface.md), for times at UTC.
+-- Of times in results (docs/sending.md), for times at UTC.
 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 
 -- fragment: members_match
@@ -97,7 +97,7 @@ CASE WHEN :has_bounded_text THEN pg_catalog.octet_length(checked.document::pg_ca
 -- A bound below the length of the text of `counted.document`, for less work than the length. The text has an eighth of
 -- the stored bytes at least, and 31 for each number from 1e30 on or nearer to zero than 1e-30.
 CASE
-    WHEN counted.stored_bytes > 8 * $15::bigint THEN $15::bigint + 1
+    WHEN counted.stored_bytes > 8 * $14::bigint THEN $14::bigint + 1
     WHEN pg_catalog.pg_column_size(counted.document) <= 2000 THEN 0
     ELSE 31 * pg_catalog.jsonb_array_length(
         pg_catalog.jsonb_path_query_array(
@@ -125,110 +125,75 @@ CASE
     ELSE pg_catalog.strpos(resources.data::pg_catalog.text, pg_catalog.repeat('0'::pg_catalog.text, 900)) = 0
 END
 
--- fragment: deep_merge
--- RFC 7396 for the jsonb `merging.target` and the object `merging.patch`. `node` has the objects of the patch, each with the value that it
--- patches; `flat` merges all members of each that are no objects; `merged` puts the objects of a level into those
--- above, from the deepest on. A patch with more than 1,024 levels is an error of its data (22P02).
-(
-    WITH RECURSIVE node AS (
-        SELECT
-            0 AS level, ''::pg_catalog.text AS place, ''::pg_catalog.text AS parent, ''::pg_catalog.text AS key,
-            merging.target, merging.patch
-        UNION ALL
-        SELECT
-            node.level + 1, node.place || '/'::pg_catalog.text || member.number::pg_catalog.text, node.place,
-            member.key,
-            node.target -> member.key, member.value
-        FROM node
-        CROSS JOIN LATERAL pg_catalog.jsonb_each(node.patch) WITH ORDINALITY AS member (key, value, number)
-        WHERE pg_catalog.jsonb_typeof(member.value) = 'object' AND node.level <= 1024
-    ), flat AS (
-        SELECT
-            node.level, node.place, node.parent, node.key,
-            CASE
-                WHEN pg_catalog.jsonb_typeof(node.target) = 'object' THEN node.target - special.keys
-                ELSE '{}'::pg_catalog.jsonb
-            END || (node.patch - special.keys) AS members
-        FROM node
-        CROSS JOIN LATERAL (
-            SELECT ARRAY(
-                SELECT member.key
-                FROM pg_catalog.jsonb_each(node.patch) AS member
-                WHERE pg_catalog.jsonb_typeof(member.value) IN ('null', 'object')
-            ) AS keys
-        ) AS special
-    ), merged AS (
-        SELECT
-            pg_catalog.max(flat.level) AS level,
-            CASE
-                WHEN pg_catalog.max(flat.level) <= 1024 THEN '{}'::pg_catalog.jsonb
-                ELSE ('levels: '::pg_catalog.text || pg_catalog.max(flat.level)::pg_catalog.text)::pg_catalog.jsonb
-            END AS below
-        FROM flat
-        UNION ALL
-        SELECT
-            merged.level - 1,
-            (
-                SELECT pg_catalog.jsonb_object_agg(siblings.parent, siblings.members)
-                FROM (
-                    SELECT
-                        flat.parent,
-                        pg_catalog.jsonb_object_agg(
-                            flat.key, flat.members || coalesce(merged.below -> flat.place, '{}'::pg_catalog.jsonb)
-                        ) AS members
-                    FROM flat
-                    WHERE flat.level = merged.level
-                    GROUP BY flat.parent
-                ) AS siblings
-            )
-        FROM merged
-        WHERE merged.level >= 0
-    )
-    SELECT merged.below -> ''::pg_catalog.text -> ''::pg_catalog.text FROM merged WHERE merged.level < 0
-)
-
 -- name: lock_tenants
 -- The rows of the tenants $1. The share lock blocks a mover's fence and a destruction until the batch has committed;
 -- batches do not block each other. In order of id, so that two batches cannot deadlock here.
-SELECT id, business_id, location_id, business_type, state, moved_to, created_at
+SELECT
+    id, business_id, location_id, business_type, state, moved_to, created_at, number,
+    coalesce(paused_until > pg_catalog.clock_timestamp(), false) AS is_paused, weight
 FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[])
 ORDER BY id
 FOR SHARE;
 
--- fragment: logged_rows
--- Write the batch into the log before any effect. In key order, against deadlocks. $13 are the digests, of 33 bytes each.
-INSERT INTO public.operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, error, digest,
-    source, stream_shard_id, sequence_number, requested_at, received_at
+-- fragment: own_batch
+-- The number of this transaction's batch in the log.
+(
+    SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text::bigint + shard_meta.batch_offset
+    FROM public.shard_meta
 )
-SELECT
-    tenant_id, request_id, operation, resource_type, nullif(resource_id, ''),
-    CASE WHEN error = '' IS NOT FALSE THEN 'succeeded' ELSE 'failed' END, nullif(error, ''),
-    substring($13::pg_catalog.bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''),
-    nullif(sequence_number, ''), requested_at::pg_catalog.timestamptz, received_at::pg_catalog.timestamptz
+
+-- fragment: into_log_batches
+INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
+
+-- fragment: into_log_rows
+INSERT INTO public.log_rows (
+    batch_id, position, tenant_no, request, kind, type_at, resource, origin_at, requested_at, received_at, digest
+)
+
+-- fragment: log_columns
+-- The columns of rows of the log, as `log_rows` has them; $11 are the digests, of 8 bytes each. In key order, against
+-- deadlocks.
+    place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'), kind::pg_catalog."char", type_at::smallint,
+    pg_catalog.decode(nullif(resource, ''), 'hex'), origin_at::smallint, requested_at::pg_catalog.timestamptz,
+    received_at::pg_catalog.timestamptz, substring($11::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
 FROM (
     SELECT
-        pg_catalog.generate_subscripts(pg_catalog.string_to_array($2, $1), 1) AS position,
-        pg_catalog.unnest(pg_catalog.string_to_array($2, $1)) AS tenant_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($3, $1)) AS request_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS operation,
-        pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS resource_type,
-        pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS resource_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS error,
-        pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS source,
-        pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS stream_shard_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS sequence_number,
-        pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS requested_at,
-        pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS received_at
-) AS batch
-ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
+        pg_catalog.generate_subscripts(pg_catalog.string_to_array($2, $1), 1) AS number,
+        pg_catalog.unnest(pg_catalog.string_to_array($2, $1)) AS place,
+        pg_catalog.unnest(pg_catalog.string_to_array($3, $1)) AS tenant_no,
+        pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS request,
+        pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS kind,
+        pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS type_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource,
+        pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS origin_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS requested_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS received_at
+) AS sent
+
+-- fragment: logged_rows
+-- Write the batch into the log before any effect: its row, with the types $12, the origins $13 and the numbers $14 of
+-- tenants, and the rows of its operations. The row of the batch shows that all rows with its number are this
+-- transaction's: it fails where another one has the number (`ForeignNumbersError`).
+WITH batch AS (
+    :into_log_batches
+    SELECT
+        :own_batch, pg_catalog.clock_timestamp(), pg_catalog.cardinality(pg_catalog.string_to_array($2, $1)), 'o',
+        pg_catalog.string_to_array($14, $1)::integer[], pg_catalog.string_to_array($12, $1),
+        pg_catalog.string_to_array($13, $1)
+    RETURNING batch_id
+)
+:into_log_rows
+SELECT
+    (SELECT batch_id FROM batch),
+:log_columns
+ORDER BY tenant_no::integer, request, number
 
 -- name: log_operations
 -- An existing row, or one that another transaction is writing (this statement waits for it), stays as it is: its
 -- operation was applied. Of two operations with one key the first of the batch is written.
 :logged_rows
-ON CONFLICT (tenant_id, request_id) DO NOTHING;
+ON CONFLICT (tenant_no, request) DO NOTHING;
 
 -- name: log_operations_new
 -- The same where every row is expected to be new: fails at one that is not (23505, unique_violation), as soon as the
@@ -236,79 +201,92 @@ ON CONFLICT (tenant_id, request_id) DO NOTHING;
 :logged_rows;
 
 -- name: logged_operations
--- The rows of the batch's operations: whether this transaction wrote them, and the columns that distinguish a
--- redelivery from another use of the request id.
+-- The rows with the keys $1, $2, by their number from 0 on: whether this transaction wrote them, and the columns that
+-- distinguish a redelivery from another use of the request id.
 SELECT
-    tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number, requested_at,
-    xid::pg_catalog.text AS xid, xid = pg_catalog.pg_current_xact_id() AS is_fresh
-FROM public.operations
-JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS batch (tenant_id, request_id)
-    USING (tenant_id, request_id);
+    (sent.number - 1)::integer AS index, log_rows.digest, log_outcomes.error, log_outcomes.sequence_number,
+    pg_catalog.split_part(log_batches.origins[log_rows.origin_at], '/', 1) AS source, log_rows.requested_at,
+    log_rows.batch_id, log_rows.position, log_rows.batch_id = :own_batch AS is_fresh
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_no, request, number)
+JOIN public.log_rows
+    ON log_rows.tenant_no = sent.tenant_no::integer AND log_rows.request = pg_catalog.decode(sent.request, 'hex')
+JOIN public.log_batches ON log_batches.batch_id = log_rows.batch_id
+LEFT JOIN public.log_outcomes
+    ON log_outcomes.batch_id = log_rows.batch_id AND log_outcomes.position = log_rows.position;
 
--- name: replace_rows
--- Replace the rows of operations that were given up by those of their replays, and rows of order events by those of
--- other events with their ids. These are then applied as new ones. Only a row still written by the transaction $3, as
--- seen before: of two replays at once the second waits here, finds another row, and its batch is tried again. So each
--- row is replaced once, and a repetition replaces none. Locked in key order, against deadlocks.
-WITH replacement AS (
-    SELECT *
-    FROM unnest(
-        $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
-        $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[],
-        $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[], $12::pg_catalog.text[],
-        $13::pg_catalog.text[]
-    ) AS sent (
-        tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at,
-        operation, resource_type, resource_id, digest
-    )
+-- fragment: kept_key
+-- The key of a row of which another one takes the key: still in the order of the id, and the same on every shard.
+'\x03'::pg_catalog.bytea || log_rows.request
+|| pg_catalog.int8send((1000000::numeric * extract(EPOCH FROM seen.completed_at))::bigint)
+|| pg_catalog.int2send(log_rows.position)
+
+-- name: free_keys
+-- Give other keys to the rows $1, $2: of operations that were given up and are replayed, and of order events with ids
+-- that others use again. Only to a row that is in its batch $3 at $4, as seen before: of two replays at once the second
+-- waits here, finds another row, and its batch is tried again. Locked in key order, against deadlocks.
+WITH sent AS (
+    SELECT
+        named.tenant_no::integer AS tenant_no, pg_catalog.decode(named.request, 'hex') AS request,
+        named.batch_id::bigint AS batch_id, named.place::smallint AS position
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+        AS named (tenant_no, request, batch_id, place)
 ), seen AS (
-    SELECT replacement.*
-    FROM public.operations
-    JOIN replacement USING (tenant_id, request_id)
-    WHERE operations.xid = replacement.seen_xid::pg_catalog.xid8
-    ORDER BY tenant_id, request_id
-    FOR UPDATE OF operations
+    SELECT log_rows.tenant_no, log_rows.request, log_batches.completed_at
+    FROM sent
+    JOIN public.log_rows USING (tenant_no, request, batch_id, position)
+    JOIN public.log_batches USING (batch_id)
+    ORDER BY log_rows.tenant_no, log_rows.request
+    FOR UPDATE OF log_rows
 )
-UPDATE public.operations
-SET
-    operation = seen.operation,
-    resource_type = seen.resource_type,
-    resource_id = seen.resource_id,
-    digest = pg_catalog.decode(seen.digest, 'hex'),
-    status = CASE WHEN seen.error IS NULL THEN 'succeeded' ELSE 'failed' END,
-    error = seen.error,
-    result = NULL,
-    source = seen.source,
-    stream_shard_id = seen.stream_shard_id,
-    sequence_number = seen.sequence_number,
-    xid = pg_catalog.pg_current_xact_id(),
-    requested_at = seen.requested_at::pg_catalog.timestamptz,
-    received_at = seen.received_at::pg_catalog.timestamptz,
-    completed_at = pg_catalog.clock_timestamp()
+UPDATE public.log_rows
+SET request = :kept_key, kind = pg_catalog.upper(log_rows.kind::pg_catalog.text)::pg_catalog."char"
 FROM seen
-WHERE operations.tenant_id = seen.tenant_id AND operations.request_id = seen.request_id;
+WHERE log_rows.tenant_no = seen.tenant_no AND log_rows.request = seen.request;
+
+-- name: log_replacements
+-- Write rows with keys that were freed into the batch of this transaction, of which they are.
+:into_log_rows
+SELECT
+    :own_batch,
+:log_columns
+ORDER BY tenant_no::integer, request, number;
+
+-- name: forget_empty_batch
+-- Delete this transaction's batch, which has no rows: redeliveries come by the thousand.
+DELETE FROM public.log_batches WHERE batch_id = :own_batch;
+
+-- name: log_failures
+-- The outcomes of the operations with the keys $1, $2 at the places $3 of this transaction's batch: errors, the
+-- sequence numbers of those that were given up, and the findings of schemas. Nothing of one that was logged before.
+INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, sequence_number, result)
+SELECT
+    log_rows.batch_id, log_rows.position, log_rows.tenant_no, sent.error, nullif(sent.sequence_number, ''),
+    sent.result::pg_catalog.jsonb
+FROM unnest(
+    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[],
+    $6::pg_catalog.text[]
+) AS sent (tenant_no, request, place, error, sequence_number, result)
+JOIN public.log_rows
+    ON log_rows.tenant_no = sent.tenant_no::integer AND log_rows.request = pg_catalog.decode(sent.request, 'hex')
+    AND log_rows.position = sent.place::smallint
+WHERE log_rows.batch_id = :own_batch;
 
 -- fragment: wave_values
 -- `wave` is materialized, so that all data and filters are parsed first: data that cannot be stored fail the
 -- statement whether the resource exists or not.
-$2::bigint + position - 1 AS index, tenant_id, request_id, operation, resource_type, resource_id, business_type,
+place::smallint AS place, tenant_id, operation, resource_type, resource_id, business_type,
 nullif(data, '')::pg_catalog.jsonb AS data, requested_at::pg_catalog.timestamptz AS requested_at
 
 -- fragment: wave_columns
--- The planner expects ten rows of an array, so it reads tables by their indexes. So the positions are an array too: of
--- `generate_subscripts` the planner expects a thousand rows, and would read tables of which it has few statistics as a
--- whole.
-pg_catalog.unnest(
-    ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($3, $1), 1))
-) AS position,
+-- The planner expects ten rows of an array, so it reads tables by their indexes.
 pg_catalog.unnest(pg_catalog.string_to_array($3, $1)) AS tenant_id,
-pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS request_id,
-pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS operation,
-pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS resource_type,
-pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource_id,
-pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS business_type,
-pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.convert_from($9, 'UTF8'), $1)) AS data,
-pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS requested_at
+pg_catalog.unnest(pg_catalog.string_to_array($2, $1)) AS place,
+pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS operation,
+pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS resource_type,
+pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS resource_id,
+pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS business_type,
+pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.convert_from($8, 'UTF8'), $1)) AS data,
+pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS requested_at
 
 -- fragment: wave
 wave AS MATERIALIZED (
@@ -330,10 +308,10 @@ wave AS MATERIALIZED (
     FROM (
         SELECT
             :wave_columns,
-            pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS first_date,
-            pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS last_date,
-            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS page,
-            pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS page_size
+            pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS first_date,
+            pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS last_date,
+            pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS page,
+            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS page_size
     ) AS sent
 )
 
@@ -367,7 +345,7 @@ THEN (resources.data || wave.data) - ARRAY(
 ELSE resources.data || wave.data
 
 -- fragment: nested_cases
--- Data changed by a patch with objects among its members. `:deep_merge` takes up to three times as long as the rest.
+-- Data changed by a patch with objects among its members. The function takes up to three times as long as the rest.
 WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@.type() == "object")'::pg_catalog.jsonpath)
 THEN CASE
     WHEN pg_catalog.jsonb_path_exists(
@@ -376,7 +354,7 @@ THEN CASE
             @ ? (@.type() == "object").* ? (@ == null || @.type() == "object")
         ))'::pg_catalog.jsonpath
     )
-    THEN (SELECT :deep_merge FROM (SELECT resources.data AS target, wave.data AS patch) AS merging)
+    THEN public.simplu_merge_patch(resources.data, wave.data)
     ELSE (resources.data || wave.data) || (
         SELECT pg_catalog.jsonb_object_agg(
             member.key,
@@ -396,7 +374,7 @@ WHERE
     wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
     AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
     AND CASE WHEN wave.operation = 'patch' THEN :patch_fits ELSE true END
-RETURNING wave.index
+RETURNING wave.place
 
 -- fragment: changed
 changed AS (
@@ -430,7 +408,7 @@ deleted AS (
     WHERE
         wave.operation = 'delete' AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
-    RETURNING wave.index
+    RETURNING wave.place
 )
 
 -- fragment: missed_error
@@ -447,8 +425,9 @@ END
 -- fragment: undone
 -- The effects are counted first: nearly always they are complete, and no failure is searched for.
 undone AS (
-    UPDATE public.operations
-    SET status = 'failed', error = CASE WHEN wave.operation = 'create' THEN 'already_exists' ELSE :missed_error END
+    SELECT
+        wave.place, wave.tenant_id,
+        CASE WHEN wave.operation = 'create' THEN 'already_exists' ELSE :missed_error END AS error
     FROM wave
     WHERE
         (SELECT pg_catalog.count(*) FROM created) + (SELECT pg_catalog.count(*) FROM changed)
@@ -458,45 +437,39 @@ undone AS (
             WHEN wave.operation = 'create' THEN (wave.tenant_id, wave.resource_type, wave.resource_id) NOT IN (
                 SELECT id, "resourceName", "resourceId" FROM created
             )
-            WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
-            WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
+            WHEN wave.operation = 'delete' THEN wave.place NOT IN (SELECT place FROM deleted)
+            WHEN wave.operation IN ('update', 'patch') THEN wave.place NOT IN (SELECT place FROM changed)
         END
-        AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-    RETURNING wave.index, operations.error
 )
 
 -- fragment: undone_new
 -- The same behind `:created_new`: all creates have an effect.
 undone AS (
-    UPDATE public.operations
-    SET status = 'failed', error = :missed_error
+    SELECT wave.place, wave.tenant_id, :missed_error AS error
     FROM wave
     WHERE
         (SELECT pg_catalog.count(*) FROM changed) + (SELECT pg_catalog.count(*) FROM deleted)
             < (SELECT pg_catalog.count(*) FROM wave WHERE operation IN ('update', 'patch', 'delete'))
         AND CASE
-            WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
-            WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
+            WHEN wave.operation = 'delete' THEN wave.place NOT IN (SELECT place FROM deleted)
+            WHEN wave.operation IN ('update', 'patch') THEN wave.place NOT IN (SELECT place FROM changed)
         END
-        AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-    RETURNING wave.index, operations.error
 )
 
 -- fragment: found
 found AS (
-    UPDATE public.operations
-    SET
-        status = CASE WHEN measured.fits THEN 'succeeded' ELSE 'failed' END,
-        error = CASE
+    SELECT
+        wave.place, wave.tenant_id,
+        CASE
             WHEN resources.id IS NULL THEN 'not_found'
             WHEN NOT measured.fits THEN 'result_too_large'
-        END,
-        result = CASE WHEN measured.fits THEN pg_catalog.jsonb_build_object(
+        END AS error,
+        CASE WHEN measured.fits THEN pg_catalog.jsonb_build_object(
             'resourceId', resources."resourceId",
             'data', resources.data,
             'date', pg_catalog.to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
             'lastUpdated', pg_catalog.to_char(resources."lastUpdated" AT TIME ZONE 'UTC', :utc_format)
-        ) END
+        ) END AS result
     FROM wave
     LEFT JOIN public.resources ON
         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
@@ -510,15 +483,12 @@ found AS (
         FROM (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
         OFFSET 0
     ) AS measured
-    WHERE
-        wave.operation = 'read'
-        AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
-    RETURNING wave.index, operations.error
+    WHERE wave.operation = 'read'
 )
 
 -- fragment: listed
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
--- of the page exceed the bound ($15), its further items are not built, and not measured where a lower bound is enough.
+-- of the page exceed the bound ($14), its further items are not built, and not measured where a lower bound is enough.
 -- The page is built as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the
 -- item, for the items and for the page, which takes longer. So its length is that of the result too. A text that is
 -- much longer than its document is not kept until then, but built again: a window keeps its rows in temporary files.
@@ -528,7 +498,7 @@ found AS (
 -- any row to pass; it would read all resources of the type and sort them.
 wanted AS MATERIALIZED (
     SELECT
-        index, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
+        place, tenant_id, resource_type, data AS members, first_date, last_date, page, page_size,
         NOT pg_catalog.jsonb_path_exists(
             data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath
         ) AS has_scalars_only,
@@ -537,16 +507,15 @@ wanted AS MATERIALIZED (
     FROM wave
     WHERE operation = 'list'
 ), listed AS (
-    UPDATE public.operations
-    SET
-        status = CASE WHEN answer.fits THEN 'succeeded' ELSE 'failed' END,
-        error = CASE WHEN NOT answer.fits THEN 'result_too_large' END,
-        result = CASE WHEN answer.fits THEN answer.result END
+    SELECT
+        wanted.place, wanted.tenant_id,
+        CASE WHEN NOT answer.fits THEN 'result_too_large' END AS error,
+        CASE WHEN answer.fits THEN answer.result END AS result
     FROM wanted
     CROSS JOIN LATERAL (
         SELECT
             result::pg_catalog.jsonb AS result,
-            page_bytes <= $15::bigint AND pg_catalog.octet_length(result) <= $15::bigint AS fits
+            page_bytes <= $14::bigint AND pg_catalog.octet_length(result) <= $14::bigint AS fits
         FROM (
             SELECT
                 '{"page": ' || wanted.page::pg_catalog.text || ', "items": ['
@@ -560,7 +529,7 @@ wanted AS MATERIALIZED (
                 SELECT
                     page_row,
                     bytes_so_far,
-                    CASE WHEN bytes_so_far <= $15::bigint THEN
+                    CASE WHEN bytes_so_far <= $14::bigint THEN
                         '{"data": ' || coalesce(text, document::pg_catalog.text)
                         || ', "date": '
                         || coalesce('"' || pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format) || '"', 'null')
@@ -575,13 +544,13 @@ wanted AS MATERIALIZED (
                     SELECT
                         "resourceId", document, date, "lastUpdated", page_row, text,
                         CASE
-                            WHEN least_bytes > $15::bigint THEN least_bytes
+                            WHEN least_bytes > $14::bigint THEN least_bytes
                             ELSE (pg_catalog.sum(text_bytes) OVER in_order)::bigint
                         END AS bytes_so_far
                     FROM (
                         SELECT
                             checked.*,
-                            coalesce(pg_catalog.octet_length(whole.text)::bigint, $15::bigint + 1) AS text_bytes,
+                            coalesce(pg_catalog.octet_length(whole.text)::bigint, $14::bigint + 1) AS text_bytes,
                             CASE
                                 WHEN
                                     pg_catalog.octet_length(whole.text)
@@ -638,7 +607,7 @@ wanted AS MATERIALIZED (
                         CROSS JOIN LATERAL (
                             SELECT
                                 CASE
-                                    WHEN checked.least_bytes <= $15::bigint AND :has_bounded_text
+                                    WHEN checked.least_bytes <= $14::bigint AND :has_bounded_text
                                     THEN checked.document::pg_catalog.text
                                 END AS text
                             OFFSET 0
@@ -649,119 +618,155 @@ wanted AS MATERIALIZED (
             ) AS items
         ) AS page
     ) AS answer
-    WHERE operations.tenant_id = wanted.tenant_id AND operations.request_id = wanted.request_id
-    RETURNING wanted.index, operations.error
 )
+
+-- fragment: noted
+-- The outcomes of a wave: in the log, and returned where an operation has failed. An operation is of one kind, so that it
+-- has one at most.
+noted AS (
+    INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, result)
+    SELECT
+        :own_batch, outcome.place,
+        (SELECT tenants.number FROM public.tenants WHERE tenants.id = outcome.tenant_id),
+        outcome.error, outcome.result
+    FROM (
+        SELECT place, tenant_id, error, NULL::pg_catalog.jsonb AS result FROM undone
+
+-- fragment: or_found
+        UNION ALL SELECT place, tenant_id, error, result FROM found
+
+-- fragment: or_listed
+        UNION ALL SELECT place, tenant_id, error, result FROM listed
+
+-- fragment: returned
+    ) AS outcome
+    RETURNING position, error
+)
+SELECT position AS place, error FROM noted WHERE error IS NOT NULL
 
 -- name: apply_wave
 -- Apply one wave: it writes each resource at most once, and its reads see the state before it. Operations without
--- effect or without an answer are marked as failed in the log; only these are returned, by their index from $2 on.
--- No row of the log is updated twice: an operation is of one kind. No part of a wave is joined with another (`NOT IN`
--- is by hash): the plan is made once, for arrays of any length, and a join would be in nested loops.
+-- effect or without an answer have failed; these are returned, by their places in the batch.
+-- No part of a wave is joined with another (`NOT IN` is by hash): the plan is made once, for arrays of any length, and a
+-- join would be in nested loops.
 -- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
 -- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The text
 -- with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
-WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :listed
-SELECT index, error FROM undone
-UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL
-UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :listed, :noted
+:or_found
+:or_listed
+:returned;
 
 -- name: apply_wave_new
-WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :listed
-SELECT index, error FROM undone
-UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL
-UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :listed, :noted
+:or_found
+:or_listed
+:returned;
 
 -- name: apply_lists
 -- The same for waves without `read` and without patches that have objects among their members.
-WITH :reading_wave, :created, :changed, :deleted, :undone, :listed
-SELECT index, error FROM undone
-UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+WITH :reading_wave, :created, :changed, :deleted, :undone, :listed, :noted
+:or_listed
+:returned;
 
 -- name: apply_lists_new
-WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :listed
-SELECT index, error FROM undone
-UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :listed, :noted
+:or_listed
+:returned;
 
 -- name: apply_reads
 -- The same for waves without `list` and without such patches.
-WITH :wave, :created, :changed, :deleted, :undone, :found
-SELECT index, error FROM undone
-UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL;
+WITH :wave, :created, :changed, :deleted, :undone, :found, :noted
+:or_found
+:returned;
 
 -- name: apply_reads_new
-WITH :wave, :created_new, :changed, :deleted, :undone_new, :found
-SELECT index, error FROM undone
-UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL;
+WITH :wave, :created_new, :changed, :deleted, :undone_new, :found, :noted
+:or_found
+:returned;
 
 -- name: apply_nested_writes
 -- The same for waves without reads.
-WITH :wave, :created, :changed_deeply, :deleted, :undone
-SELECT index, error FROM undone;
+WITH :wave, :created, :changed_deeply, :deleted, :undone, :noted
+:returned;
 
 -- name: apply_nested_writes_new
-WITH :wave, :created_new, :changed_deeply, :deleted, :undone_new
-SELECT index, error FROM undone;
+WITH :wave, :created_new, :changed_deeply, :deleted, :undone_new, :noted
+:returned;
 
 -- name: apply_writes
 -- The same for waves without reads and without such patches.
-WITH :wave, :created, :changed, :deleted, :undone
-SELECT index, error FROM undone;
+WITH :wave, :created, :changed, :deleted, :undone, :noted
+:returned;
 
 -- name: apply_writes_new
-WITH :wave, :created_new, :changed, :deleted, :undone_new
-SELECT index, error FROM undone;
+WITH :wave, :created_new, :changed, :deleted, :undone_new, :noted
+:returned;
 
--- name: lock_target
--- The data of the resource $3 of type $2 of the tenant $1, locked until the batch has committed, so that the worker can
--- merge a patch into it. NULL if it has more than $4 bytes, or a number with more than 1,000 digits: then its text may
--- be any number of times as long.
+-- name: lock_targets
+-- The data of the resources $3 of types $2 of the tenants $1, by their numbers from 0 on, locked until the batch has
+-- committed, so that the worker can merge patches into them; nothing of a resource that does not exist. NULL if one has
+-- more than $4 bytes, or a number with more than 1,000 digits: then its text may be any number of times as long. In the
+-- order of the key, against deadlocks. Locked first: beside the lock, a subquery of a row would keep the data from
+-- before the wait for it.
+WITH locked AS MATERIALIZED (
+    SELECT (sent.number - 1)::integer AS number, resources.data || '{}'::pg_catalog.jsonb AS document
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY
+        AS sent (tenant_id, resource_type, resource_id, number)
+    JOIN public.resources
+        ON resources.id = sent.tenant_id AND resources."resourceName" = sent.resource_type
+        AND resources."resourceId" = sent.resource_id
+    ORDER BY resources.id, resources."resourceName", resources."resourceId"
+    FOR UPDATE OF resources
+)
 SELECT
+    checked.number,
     CASE
         WHEN pg_catalog.pg_column_size(checked.document) <= $4::bigint AND NOT :has_long_number
         THEN checked.document::pg_catalog.text
     END AS data
-FROM public.resources
-CROSS JOIN LATERAL (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
-WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3
-FOR UPDATE OF resources;
+FROM locked AS checked;
 
 -- name: patch_target
--- The text of the data of `lock_target` changed by the patch $4 (RFC 7396), by Postgres, for data that the worker does
+-- The text of the data of a resource of `lock_targets` changed by the patch $4 (RFC 7396), by Postgres, for data that the worker does
 -- not read; NULL if the changed data may not be stored.
 SELECT CASE WHEN :is_within_bounds THEN checked.document::pg_catalog.text END AS data
 FROM public.resources
 CROSS JOIN LATERAL (
-    SELECT (
-        SELECT :deep_merge
-        FROM (SELECT resources.data AS target, $4::pg_catalog.text::pg_catalog.jsonb AS patch) AS merging
-    ) AS document
-    OFFSET 0
+    SELECT public.simplu_merge_patch(resources.data, $4::pg_catalog.text::pg_catalog.jsonb) AS document OFFSET 0
 ) AS checked
 WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3;
 
 -- fragment: batch_columns
--- The columns of the log and of a wave, of which both have some. As texts: no data are parsed here.
+-- The columns of a wave, and those of the log beside them. As texts: no data are parsed here. The numbers of the rows are
+-- an array too: of `generate_subscripts` the planner expects a thousand rows, and would read tables of which it has few
+-- statistics as a whole.
 sent AS MATERIALIZED (
     SELECT
         :wave_columns,
-        pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS source,
-        pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS stream_shard_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS sequence_number,
-        pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS received_at
+        pg_catalog.unnest(
+            ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($3, $1), 1))
+        ) AS number,
+        pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS tenant_no,
+        pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS request,
+        pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS type_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS resource,
+        pg_catalog.unnest(pg_catalog.string_to_array($15, $1)) AS origin_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS received_at
 )
 
 -- fragment: known_tenants
--- The tenants $16 to $20 as the writer remembers their rows. `confirmed` are those with such a row, locked as by
+-- The tenants $19 to $24 as the writer remembers their rows. `confirmed` are those with such a row, locked as by
 -- `lock_tenants`. Not a row that was changed since the statement began, which `xmin` shows: the statement would not see
 -- the other changes that were committed with it.
 known AS MATERIALIZED (
     SELECT
-        pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS id,
-        pg_catalog.unnest(pg_catalog.string_to_array($17, $1)) AS business_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($18, $1)) AS location_id,
-        pg_catalog.unnest(pg_catalog.string_to_array($19, $1)) AS business_type,
-        pg_catalog.unnest(pg_catalog.string_to_array($20, $1)) AS created_at
+        pg_catalog.unnest(pg_catalog.string_to_array($19, $1)) AS id,
+        pg_catalog.unnest(pg_catalog.string_to_array($20, $1)) AS business_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($21, $1)) AS location_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($22, $1)) AS business_type,
+        pg_catalog.unnest(pg_catalog.string_to_array($23, $1)) AS created_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($24, $1)) AS number
 ), seen AS MATERIALIZED (
     SELECT tenants.id, tenants.xmin AS version
     FROM public.tenants
@@ -769,9 +774,12 @@ known AS MATERIALIZED (
 )
 
 -- fragment: matching_tenant
+-- A weight is read by the single steps.
 tenants.state = 'active' AND tenants.business_id = known.business_id AND tenants.location_id = known.location_id
 AND tenants.business_type = known.business_type AND tenants.created_at = known.created_at::pg_catalog.timestamptz
-AND tenants.xmin = seen.version
+AND tenants.number = known.number::integer AND tenants.xmin = seen.version
+AND coalesce(tenants.paused_until <= pg_catalog.clock_timestamp(), true)
+AND tenants.weight = 1::pg_catalog.float8
 
 -- fragment: locked_tenants
 SELECT tenants.id
@@ -781,22 +789,28 @@ JOIN seen ON seen.id = known.id
 WHERE :matching_tenant
 
 -- fragment: logged_at_once
--- The rows of the log, and then the wave and its created resources, as `log_operations_new` and `apply_writes_new` do;
--- nothing of all unless the rows of all tenants are `confirmed`.
-logged AS (
-    INSERT INTO public.operations (
-        tenant_id, request_id, operation, resource_type, resource_id, status, digest,
-        source, stream_shard_id, sequence_number, requested_at, received_at
-    )
+-- The batch and its rows of the log, and then the wave and its created resources, as `log_operations_new` and
+-- `apply_writes_new` do; nothing of all unless the rows of all tenants are `confirmed`. $10 are the digests.
+batch AS (
+    :into_log_batches
     SELECT
-        tenant_id, request_id, operation, resource_type, resource_id, 'succeeded',
-        substring($15::pg_catalog.bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''),
-        nullif(sequence_number, ''), requested_at::pg_catalog.timestamptz, received_at::pg_catalog.timestamptz
-    FROM sent
+        :own_batch, pg_catalog.clock_timestamp(), pg_catalog.cardinality(pg_catalog.string_to_array($3, $1)), 'o',
+        pg_catalog.string_to_array($24, $1)::integer[], pg_catalog.string_to_array($17, $1),
+        pg_catalog.string_to_array($18, $1)
     WHERE
         (SELECT pg_catalog.count(*) FROM confirmed)
-        = pg_catalog.cardinality(pg_catalog.string_to_array($16, $1))
-    ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
+        = pg_catalog.cardinality(pg_catalog.string_to_array($19, $1))
+    RETURNING batch_id
+), logged AS (
+    :into_log_rows
+    SELECT
+        (SELECT batch_id FROM batch), place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'),
+        pg_catalog."left"(operation, 1)::pg_catalog."char", type_at::smallint, pg_catalog.decode(resource, 'hex'),
+        origin_at::smallint, requested_at::pg_catalog.timestamptz, received_at::pg_catalog.timestamptz,
+        substring($10::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
+    FROM sent
+    WHERE (SELECT pg_catalog.count(*) FROM batch) > 0
+    ORDER BY tenant_no::integer, request, number
     RETURNING 1
 ), wave AS MATERIALIZED (
     SELECT
@@ -807,15 +821,8 @@ logged AS (
 
 -- fragment: missed_at_once
 -- The operations without effect; or that nothing was applied.
-SELECT wave.index, :missed_error AS error
-FROM wave
-WHERE
-    (SELECT pg_catalog.count(*) FROM changed) + (SELECT pg_catalog.count(*) FROM deleted)
-        < (SELECT pg_catalog.count(*) FROM wave WHERE operation IN ('update', 'patch', 'delete'))
-    AND CASE
-        WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
-        WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
-    END
+:undone_new, :noted
+:returned
 UNION ALL SELECT NULL, 'unconfirmed' WHERE (SELECT pg_catalog.count(*) FROM logged) = 0
 
 -- fragment: confirmed_tenants
@@ -830,11 +837,11 @@ confirmed AS MATERIALIZED (
 written AS (
     UPDATE public.stream_positions
     SET
-        pending_from = $23, pending_since = $24, read_to = $25, held = $26::pg_catalog.text[], parents_done = $27,
-        read_up_to = $28, token = $30::pg_catalog.uuid
+        pending_from = $27, pending_since = $28, read_to = $29, held = $30::pg_catalog.text[], parents_done = $31,
+        read_up_to = $32, token = $34::pg_catalog.uuid
     WHERE
-        stream = $21 AND stream_shard_id = $22 AND token = ANY($29::pg_catalog.text[]::pg_catalog.uuid[])
-        AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $21 AND stream_shard_id = $22)
+        stream = $25 AND stream_shard_id = $26 AND token = ANY($33::pg_catalog.text[]::pg_catalog.uuid[])
+        AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $25 AND stream_shard_id = $26)
     RETURNING 1
 ), confirmed AS MATERIALIZED (
     :locked_tenants AND (SELECT pg_catalog.count(*) FROM written) = 1
@@ -846,30 +853,28 @@ written AS (
 -- Apply a batch of one wave in one round trip, where all is expected to be as usual: the tenants' rows are as the writer
 -- remembers them, and all rows of the log and all created resources are new. Otherwise the row 'unconfirmed' is returned,
 -- or the statement fails (23505), and the transaction is repeated step by step. The operations without effect are
--- returned; their rows of the log are still to be marked, since a statement does not see the rows that it inserts.
--- The locks are taken in the order of the single steps. For waves without reads and without patches that have objects
--- among their members.
-WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed, :deleted
-:missed_at_once;
+-- returned. The locks are taken in the order of the single steps. For waves without reads and without patches that
+-- have objects among their members.
+WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed, :deleted, :missed_at_once;
 
 -- name: at_once_nested
 -- The same for waves without reads.
-WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed_deeply, :deleted
-:missed_at_once;
+WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed_deeply, :deleted, :missed_at_once;
 
 -- name: at_once_claimed
 -- The same as `at_once` for a batch with one claim, of which the row is known.
-WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed, :deleted
-:missed_at_once;
+WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed, :deleted, :missed_at_once;
 
 -- name: at_once_claimed_nested
 -- The same for waves without reads.
-WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed_deeply, :deleted
-:missed_at_once;
+WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed_deeply, :deleted, :missed_at_once;
 
 -- name: fail_operation
--- Turn the row that this transaction wrote for the operation $2 of the tenant $1 into that of a failure, $3.
-UPDATE public.operations SET status = 'failed', error = $3 WHERE tenant_id = $1 AND request_id = $2;
+-- The outcome $3 of the operation of the tenant $1 at the place $2 of this transaction's batch, with the finding $4.
+INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, result)
+SELECT :own_batch, $2::smallint, tenants.number, $3, $4::pg_catalog.text::pg_catalog.jsonb
+FROM public.tenants
+WHERE tenants.id = $1;
 
 -- name: are_tables_locked
 -- Whether a table as a whole is locked against batches, or is about to be, for example by ALTER TABLE.
@@ -880,7 +885,9 @@ SELECT EXISTS (
         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
         AND relation IN (
             'public.tenants'::pg_catalog.regclass::pg_catalog.oid,
-            'public.operations'::pg_catalog.regclass::pg_catalog.oid,
+            'public.log_batches'::pg_catalog.regclass::pg_catalog.oid,
+            'public.log_rows'::pg_catalog.regclass::pg_catalog.oid,
+            'public.log_outcomes'::pg_catalog.regclass::pg_catalog.oid,
             'public.resources'::pg_catalog.regclass::pg_catalog.oid
         )
         AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')

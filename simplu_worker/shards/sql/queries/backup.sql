@@ -5,4 +5,4 @@
 SELECT
     (SELECT pg_catalog.count(*) FROM public.tenants WHERE state NOT IN ('moved', 'destroyed')) AS tenant_count,
     (SELECT pg_catalog.min(created_at) FROM public.tenants) AS first_tenant_at,
-    (SELECT pg_catalog.max(completed_at) FROM public.operations) AS last_applied_at;
+    (SELECT pg_catalog.max(completed_at) FROM public.log_batches WHERE kind IN ('o', 'c')) AS last_applied_at;

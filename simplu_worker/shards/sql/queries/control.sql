@@ -15,7 +15,7 @@ ORDER BY id
 FOR UPDATE;
 
 -- name: find_missing_types
--- The business types among $1 that this shard does not have, as it was last upgraded before their release.
+-- The business types among $1 that this shard does not have.
 SELECT name FROM pg_catalog.unnest($1::pg_catalog.text[]) AS sent (name)
 WHERE NOT EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.name)
 ORDER BY name;
@@ -32,12 +32,15 @@ SELECT
 FROM unnest(
     $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[]
 ) AS sent (id, business_id, location_id, business_type, requested_at)
+WHERE
+    NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = sent.id) -- a row that is not made uses up a number
+    AND EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.business_type) -- not removed since
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
 -- name: remake_tenants
--- Make destroyed tenants again. With a new created_at: no reader applies an operation from before (architecture, idea
+-- Make destroyed tenants again, unless their type was removed meanwhile. With a new created_at: no reader applies an operation from before (architecture, idea
 -- 7), and the old rows of the log stay for the log's retention.
 UPDATE public.tenants
 SET
@@ -47,10 +50,14 @@ SET
     control_at = sent.requested_at::pg_catalog.timestamptz,
     created_at = pg_catalog.now(),
     state_changed_at = pg_catalog.now(), -- unconfirmed
-    deletion_began_at = NULL
+    deletion_began_at = NULL,
+    paused_until = NULL,
+    weight = 1
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
     AS sent (id, business_type, requested_at)
-WHERE tenants.id = sent.id AND tenants.state = 'destroyed';
+WHERE
+    tenants.id = sent.id AND tenants.state = 'destroyed'
+    AND EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.business_type);
 
 -- name: restore_tenants
 -- Cancel destructions before their first deletion.
@@ -88,7 +95,8 @@ FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
     AS sent (id, business_type, requested_at)
 JOIN public.business_types ON business_types.name = sent.business_type
 ORDER BY sent.id
-ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
+ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
+RETURNING id;
 
 -- name: find_home_candidates
 -- The rows of the tenants $1 here: whether they are confirmed, and whether they have other writes than those of
@@ -97,8 +105,15 @@ SELECT
     id, state, epoch, moved_to, created_at,
     NOT :is_unconfirmed AS is_confirmed,
     EXISTS (
-        SELECT FROM public.operations
-        WHERE operations.tenant_id = tenants.id AND operations.completed_at >= tenants.created_at
+        SELECT
+        FROM (
+            SELECT log_rows.batch_id
+            FROM public.log_rows
+            WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
+            ORDER BY log_rows.request -- by the primary key: a search for the first of many would read the whole table
+        ) AS own
+        JOIN public.log_batches USING (batch_id)
+        WHERE log_batches.completed_at >= tenants.created_at
     )
     OR EXISTS (
         SELECT FROM public.resources
@@ -206,14 +221,8 @@ CROSS JOIN LATERAL (
         )
 ) AS made (resource_type, data)
 WHERE tenants.id = $1
-ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
-
--- name: mark_admin
--- Write the ids of an administrator's resources again, of the types $2: so a shard notes them for a move of the tenant
--- $1. A trigger on inserts would cost every operation something.
-UPDATE public.resources
-SET "resourceId" = "resourceId"
-WHERE id = $1 AND "resourceName" = ANY($2::pg_catalog.text[]) AND "resourceId" = $3;
+ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
+RETURNING "resourceName" AS resource_type;
 
 -- name: find_staff_type
 -- The resource type of staff for a tenant's business type.

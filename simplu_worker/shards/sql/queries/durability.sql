@@ -13,14 +13,15 @@ END AS timeline,
 pg_catalog.pg_postmaster_start_time() AS started_at
 
 -- fragment: unlogged
--- The indexes of the operations that are not in the log; $1 are their tenants, $2 their request ids.
+-- The indexes of the operations that are not in the log; $1 are their tenants, $2 the keys of their requests.
 ARRAY(
     SELECT (sent.number - 1)::pg_catalog.text
-    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_id, request_id, number)
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_id, request, number)
     WHERE (
         SELECT true
-        FROM public.operations
-        WHERE operations.tenant_id = sent.tenant_id AND operations.request_id = sent.request_id
+        FROM public.tenants
+        JOIN public.log_rows ON log_rows.tenant_no = tenants.number
+        WHERE tenants.id = sent.tenant_id AND log_rows.request = pg_catalog.decode(sent.request, 'hex')
     ) IS NULL
 ) AS unlogged
 

@@ -1,23 +1,16 @@
 -- The operations of one tenant, newest first, in pages.
 --
 -- The log has no index by tenant and time: one more index would cost every operation, and these lists are for people.
--- Measured on 2,000,000 rows of 200 tenants, 534 MB, in memory (PostgreSQL 18): the obvious query, `WHERE tenant_id = $1
--- ORDER BY completed_at DESC LIMIT 50`, takes 0.1 ms for a tenant of 1,000,000 rows, and 0.5 to 0.8 s for one of 10: the
--- planner reads the index by time backwards through the whole log until it has 50 rows. By primary key it takes 0.1 ms
--- for the small tenant, and 0.8 s for the large one: all its rows are sorted. And where the statistics are old, or
--- for a resource with few operations, the planner chooses the wrong one of the two. All of these take longer with every
--- row of the log.
+-- The obvious query, `WHERE tenant_id = $1 ORDER BY completed_at DESC LIMIT 50` on the view, reads the log of all
+-- tenants, or all of the tenant's, whichever the planner takes for less; both take longer with every row of the log.
 --
--- So the work is bounded by rows, whatever the data and the statistics are (shards/listing/lister.py):
+-- So the work is bounded, whatever the data and the statistics are (shards/listing/lister.py):
 --
--- * `search_operations` reads a chunk of the log of all tenants by time, 10,000 rows in 5 to 20 ms, and returns those of
---   the tenant. A page takes a bounded number of chunks, and reports how far it came: it may be short, or empty. A
---   tenant with many operations has a full page after one chunk.
--- * If the first chunk does not fill the page, `has_few_operations` counts up to 5,000 operations of the tenant in the
---   primary key (1 ms). A tenant with no more has them all read and sorted: 20 ms, and 0.1 ms for 10.
---
--- A page of the large tenant takes 14 ms so, one of the small tenant 7 ms, and one for a resource with three operations
--- of the large tenant 0.2 to 0.5 s, after which the next page goes on; the whole log is read in 10 of these.
+-- * `search_operations` reads the batches of all tenants by time, and the rows of those that have the tenant. A chunk
+--   ends after a number of batches and rows. A page takes a bounded number of chunks, and reports how far it came: it may
+--   be short, or empty. A tenant with many operations has a full page after one chunk.
+-- * If the first chunk does not fill the page, `has_few_operations` counts up to 5,000 rows of the tenant in the primary
+--   key (1 ms). A tenant with no more has them all read and sorted.
 --
 -- Deleted rows that are not vacuumed yet are not counted, and a row on a cold page takes longer: a timeout of each
 -- statement bounds these. Each chunk is a transaction of its own, so that neither a connection nor a snapshot is held
@@ -41,48 +34,102 @@ AND ($6::pg_catalog.text IS NULL OR resource_id = $6)
 AND ($7::pg_catalog.text IS NULL OR status = $7)
 AND ($8::pg_catalog.text IS NULL OR error = $8)
 
+-- fragment: operations_of_batches
+-- The operations of the tenant in the batches of `searched`. OFFSET 0: batch by batch, by the index of batches.
+FROM searched
+CROSS JOIN LATERAL (
+    SELECT :listed_operation
+    FROM public.operations
+    WHERE operations.tenant_id = $1 AND operations.batch_id = searched.batch_id
+    OFFSET 0
+) AS own
+
 -- name: search_operations
--- The operations of the tenant among the newest $10 rows of all tenants that are not newer than $2; with the number of
--- these rows, and the time of the oldest. The chunk may end between rows of one time, so that these are not returned
+-- The operations of the tenant in the newest batches of all tenants that are not newer than $2: $10 batches at most, and
+-- of those with the tenant as many as have $10 rows together. With the number of these rows and batches, the time of the
+-- oldest, and whether there are no more. The chunk may end between batches of one time, so that these are not returned
 -- unless it is the last chunk. There is one row without an operation if there is none.
 WITH scanned AS MATERIALIZED (
-    SELECT tenant_id, :listed_operation
-    FROM public.operations
-    WHERE completed_at <= $2 AND completed_at >= $4
-    ORDER BY completed_at DESC
+    SELECT
+        log_batches.batch_id, log_batches.completed_at,
+        tenants.number IS NOT NULL AS has_tenant,
+        CASE WHEN tenants.number IS NULL THEN 1 ELSE log_batches.row_count + 1 END AS cost
+    FROM public.log_batches
+    LEFT JOIN public.tenants ON tenants.id = $1 AND tenants.number = ANY(log_batches.tenants)
+    WHERE log_batches.completed_at <= $2 AND log_batches.completed_at >= $4
+    ORDER BY log_batches.completed_at DESC
     LIMIT $10
-), chunk AS (
-    SELECT pg_catalog.count(*) AS row_count, pg_catalog.min(completed_at) AS oldest FROM scanned
+), summed AS (
+    SELECT
+        batch_id, completed_at, has_tenant, cost,
+        pg_catalog.sum(cost) OVER (ORDER BY completed_at DESC, batch_id) - cost AS cost_before
+    FROM scanned
+), taken AS MATERIALIZED (
+    SELECT batch_id, completed_at, has_tenant, cost FROM summed WHERE cost_before < $10
+), chunk AS MATERIALIZED (
+    SELECT
+        coalesce(pg_catalog.sum(cost), 0)::bigint AS row_count, pg_catalog.min(completed_at) AS oldest,
+        pg_catalog.count(*) < $10
+            AND pg_catalog.count(*) = (SELECT pg_catalog.count(*) FROM scanned) AS is_last
+    FROM taken
+), searched AS (
+    SELECT taken.batch_id
+    FROM taken
+    CROSS JOIN chunk
+    WHERE taken.has_tenant AND (chunk.is_last OR taken.completed_at > chunk.oldest)
 )
-SELECT chunk.row_count, chunk.oldest, found.*
+SELECT chunk.row_count, chunk.oldest, chunk.is_last, found.*
 FROM chunk
 LEFT JOIN LATERAL (
-    SELECT :listed_operation
-    FROM scanned
-    WHERE tenant_id = $1 AND (chunk.row_count < $10 OR completed_at > chunk.oldest) AND :is_listed
+    SELECT own.*
+    :operations_of_batches
+    WHERE :is_listed
     ORDER BY completed_at DESC, request_id DESC
     LIMIT $9
 ) AS found ON true
 ORDER BY found.completed_at DESC, found.request_id DESC;
 
 -- name: search_operations_of_instant
--- The operations of the tenant that were completed at $2, for an instant with more rows than a chunk. Workers write no
--- such instant, as each row has the clock's own time; another program may.
-SELECT :listed_operation
-FROM public.operations
-WHERE tenant_id = $1 AND completed_at = $2 AND :is_listed
+-- The operations of the tenant that were completed at $2, for an instant with as many batches or rows as a chunk.
+WITH searched AS (
+    SELECT log_batches.batch_id
+    FROM public.log_batches
+    JOIN public.tenants ON tenants.id = $1 AND tenants.number = ANY(log_batches.tenants)
+    WHERE log_batches.completed_at = $2
+)
+SELECT own.*
+:operations_of_batches
+WHERE :is_listed
 ORDER BY request_id DESC
 LIMIT $9;
 
 -- name: has_few_operations
--- Whether the tenant has no more than $2 operations. Reads the primary key only, where the log is vacuumed.
+-- Whether the tenant has no more than $2 rows in the log. Reads the primary key only, where the log is vacuumed.
 SELECT pg_catalog.count(*) <= $2
-FROM (SELECT FROM public.operations WHERE tenant_id = $1 LIMIT $2 + 1::bigint) AS first;
+FROM (
+    SELECT
+    FROM public.log_rows
+    WHERE tenant_no = :number_of_tenant
+    LIMIT $2 + 1::bigint
+) AS first;
 
 -- name: list_few_operations
--- The operations of a tenant that has few. OFFSET 0 keeps the planner from reading the index by time instead.
-SELECT :listed_operation
-FROM (SELECT :listed_operation FROM public.operations WHERE tenant_id = $1 OFFSET 0) AS own
+-- The operations of a tenant that has few, $10 when they were counted. First their keys: in this order, and with a
+-- LIMIT, the planner takes them from the primary key, whatever the statistics are.
+SELECT own.*
+FROM (
+    SELECT log_rows.request
+    FROM public.log_rows
+    WHERE log_rows.tenant_no = :number_of_tenant
+    ORDER BY log_rows.request
+    LIMIT 2 * $10::bigint
+) AS few
+CROSS JOIN LATERAL (
+    SELECT :listed_operation
+    FROM public.operations
+    WHERE operations.tenant_id = $1 AND operations.request_key = few.request
+    OFFSET 0
+) AS own
 WHERE :is_listed
 ORDER BY completed_at DESC, request_id DESC
 LIMIT $9;

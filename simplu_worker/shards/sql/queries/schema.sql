@@ -21,17 +21,58 @@ SELECT
         )
     ) AS is_empty;
 
+-- fragment: next_number
+-- That of the next transaction: all that have written have lower ones.
+greatest(
+    pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::bigint,
+    pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text::bigint + 1
+)
+
+-- fragment: tenant_numbers
+pg_catalog.pg_get_serial_sequence('public.tenants'::pg_catalog.text, 'number'::pg_catalog.text)::pg_catalog.regclass
+
+-- name: read_offset
+-- The offset of the numbers of batches, and whether the log has numbers that this server has yet to reach, or `tenants`
+-- such as its sequence has yet to reach: logical replication copies no sequence.
+SELECT
+    shard_meta.batch_offset,
+    EXISTS (
+        SELECT FROM public.log_batches WHERE log_batches.batch_id >= :next_number + shard_meta.batch_offset
+    )
+    OR (SELECT coalesce(pg_catalog.max(tenants.number), 0) FROM public.tenants)
+        > coalesce(pg_catalog.pg_sequence_last_value(:tenant_numbers), 0) AS is_behind
+FROM public.shard_meta;
+
+-- name: raise_offset
+-- Raise both: the next batch is above all in the log, and above some that it may have lost.
+UPDATE public.shard_meta
+SET
+    batch_offset = greatest(
+        batch_offset,
+        (SELECT pg_catalog.max(log_batches.batch_id) FROM public.log_batches) + 1000000 - :next_number
+    )
+RETURNING
+    batch_offset,
+    pg_catalog.setval(
+        :tenant_numbers, (SELECT coalesce(pg_catalog.max(tenants.number), 0) + 1 FROM public.tenants)
+    );
+
 -- name: read_identity
--- The shard's identity, its schema version, and the oldest worker's schema version that works with it.
-SELECT shard_meta.shard_id, newest.version, newest.works_from
+-- The shard's identity, its schema version, and the oldest worker's schema version that works with it; and whether the
+-- log has numbers that this server has yet to reach: the database comes from another one.
+SELECT
+    shard_meta.shard_id, newest.version, newest.works_from,
+    EXISTS (
+        SELECT FROM public.log_batches WHERE log_batches.batch_id >= :next_number + shard_meta.batch_offset
+    ) AS is_behind
 FROM public.shard_meta
 LEFT JOIN (
     SELECT version, works_from FROM public.schema_migrations ORDER BY version DESC LIMIT 1
 ) AS newest ON true;
 
 -- name: read_digests
--- The business types of the shard, with the digests of their files as applied.
-SELECT name, digest FROM public.business_types;
+-- The business types of the shard, with the digests of their files, and whether `types apply` wrote them.
+SELECT name, digest, is_applied FROM public.business_types;
 
 -- fragment: schema_lock
 -- The number of the advisory lock: "simplu" and a few more bytes.
@@ -112,11 +153,6 @@ INSERT INTO public.shard_meta (shard_id) VALUES ($1);
 -- Version, name, and the oldest worker's schema version that works with it. Idempotent: an upgrade may be run again.
 INSERT INTO public.schema_migrations (version, name, works_from) VALUES ($1, $2, $3)
 ON CONFLICT (version) DO NOTHING;
-
--- name: record_business_type
--- The digest of the file that was applied for a type; the file itself makes the row. Idempotent; locks that row.
-UPDATE public.business_types SET digest = $2 WHERE name = $1
-RETURNING name;
 
 -- name: find_missing
 -- What the shard lacks of the columns $2 of the tables $1, and what this role lacks of the rights on these tables. A

@@ -3,7 +3,7 @@
 -- fragment: moving_columns
 -- The columns of a tenant's row that decide the next step of its move, the time, and the server.
 id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
-pg_catalog.clock_timestamp() AS read_at, :server_run
+paused_until, weight, pg_catalog.clock_timestamp() AS read_at, :server_run
 
 -- fragment: tenant_to_move
 SELECT :moving_columns
@@ -141,7 +141,10 @@ WITH activated AS (
     UPDATE public.tenants
     SET state = 'active', state_changed_at = pg_catalog.clock_timestamp()
     WHERE id = $1 AND state = 'ready' AND move_token = $2
-    RETURNING id
+    RETURNING id, number, epoch
+), marked AS (
+    INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins, epoch)
+    SELECT :own_batch, pg_catalog.clock_timestamp(), 0, 'a', ARRAY[number], '{}', '{}', epoch FROM activated
 )
 SELECT :arrival_columns
 FROM activated

@@ -9,9 +9,30 @@ tenants.state IN ('active', 'fenced', 'destroying', 'destroyed')
 -- Whether the rows of a tenant that stand beside the log may change here. In the other states a mover has read them.
 tenants.state IN ('active', 'destroying', 'destroyed')
 
+-- fragment: number_of_tenant
+-- The number of the tenant $1 in the log of this shard.
+(SELECT tenants.number FROM public.tenants WHERE tenants.id = $1)
+
+-- fragment: operation_count
+-- The number of a tenant's operations: without those that others took the place of, and what is none.
+(
+    SELECT pg_catalog.count(*)
+    FROM public.log_rows
+    WHERE log_rows.tenant_no = tenants.number AND log_rows.kind IN ('c', 'u', 'p', 'd', 'r', 'l')
+) AS operation_count
+
+-- fragment: levers
+-- What people have set: until when the tenant is paused, and for how many seconds; null where it is not. Its weight.
+CASE WHEN paused_until > pg_catalog.clock_timestamp() THEN paused_until END AS paused_until,
+CASE
+    WHEN paused_until > pg_catalog.clock_timestamp()
+    THEN pg_catalog.date_part('epoch', paused_until - pg_catalog.clock_timestamp())
+END AS paused_s,
+weight
+
 -- name: find_tenants
 -- The rows of the tenants $1, whatever their state.
-SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at
+SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at, :levers
 FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[]);
 
@@ -32,14 +53,50 @@ SELECT pg_catalog.count(*) FROM public.tenants WHERE state <> 'destroyed';
 
 -- name: list_tenants
 -- All tenants of the shard, in order of id.
-SELECT id, business_id, location_id, business_type, state, moved_to, created_at FROM public.tenants ORDER BY id;
+SELECT id, business_id, location_id, business_type, state, moved_to, created_at, :levers
+FROM public.tenants
+ORDER BY id;
+
+-- name: list_members
+-- The top-level members that resources have now, of those of tenants that live here. $1 are their tenants, $2 their types,
+-- $3 their ids.
+SELECT
+    wanted.tenant_id, wanted.resource_type, wanted.resource_id,
+    ARRAY(
+        SELECT pg_catalog.jsonb_object_keys(resources.data) WHERE pg_catalog.jsonb_typeof(resources.data) = 'object'
+    ) AS members
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    AS wanted (tenant_id, resource_type, resource_id)
+JOIN public.resources
+    ON
+        resources.id = wanted.tenant_id
+        AND resources."resourceName" = wanted.resource_type
+        AND resources."resourceId" = wanted.resource_id
+JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here;
 
 -- name: show_tenant
 -- One tenant with the numbers of its resources and operations.
 SELECT
     tenants.id, business_id, location_id, business_type, state, moved_to, control_at, created_at,
+    :levers,
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS resource_count,
-    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = tenants.id) AS operation_count,
+    :operation_count,
     :lives_here AS lives_here
 FROM public.tenants
 WHERE tenants.id = $1;
+
+-- name: steer_tenant
+-- What a person sets for the tenant $1 of the business $2 and the location $3: a pause of $4 seconds from now, none for
+-- 0; and the weight $5. Null leaves it. Not while it is fenced: a move copies its row.
+UPDATE public.tenants
+SET
+    paused_until = CASE
+        WHEN $4::pg_catalog.float8 IS NULL THEN paused_until
+        WHEN $4 > 0::pg_catalog.float8 THEN pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
+    END,
+    weight = coalesce($5::pg_catalog.float8, weight)
+WHERE id = $1 AND business_id = $2 AND location_id = $3 AND state = 'active'
+RETURNING :levers;
+
+-- name: end_pause
+UPDATE public.tenants SET paused_until = NULL WHERE id = $1 AND paused_until IS NOT NULL;

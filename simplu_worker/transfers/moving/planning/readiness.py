@@ -13,7 +13,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling.rows import FIRST
+from simplu_worker.shards.settling.rows import FIRST, read_tenant
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.copying import RESOURCES, find_end
 from simplu_worker.transfers.moving.planning.prediction import predict_pause
@@ -48,8 +48,8 @@ class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     standby_s: float
 
 
-async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id: str) -> None:
-    """Raise `PermanentError` if no tenant can move from one shard to the other, `RetryableError` if one is silent."""
+async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
+    """Raise `PermanentError` if a tenant cannot move from one shard to the other, `RetryableError` if one is silent."""
     known = {shard.shard_id: shard for shard in await locator.list_shards()}
     for shard_id in (source_id, target_id):
         if shard_id not in known:
@@ -60,6 +60,7 @@ async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id
     if not target.is_active:
         raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
     await check_copy(pools.pool_of(target_id))
+    await _check_type(pools, tenant_id, source_id, target_id)
     if isinstance(locator, CitrusClient):
         capacity = await locator.fetch_capacity(target_id)
         if capacity is not None and capacity.accepts_new is False:
@@ -67,6 +68,21 @@ async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id
                 f"shard {target_id}: expected room for a tenant, got a full shard "
                 f"({capacity.tenant_count} of {capacity.tenant_max}); raise maxBusinesses in Citrus, or choose another"
             )
+
+
+async def _check_type(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
+    """Raise `PermanentError` if the target lacks the business type of a tenant of the source."""
+    async with pools.pool_of(source_id).connection() as connection:
+        tenant = await read_tenant(connection, tenant_id)
+    if tenant is None:
+        return  # the move finds out why
+    async with pools.pool_of(target_id).connection() as connection:
+        missing = await connection.fetch(QUERIES["find_missing_types"], [tenant.business_type])
+    if missing:
+        raise PermanentError(
+            f"shard {target_id}: expected the business type {tenant.business_type} of the tenant, got a shard without "
+            "it; write it there with `simplu-worker types apply`, then move the tenant"
+        )
 
 
 async def check_copy(pool: ShardPool) -> None:

@@ -90,7 +90,7 @@ CREATE FUNCTION simplu_adoption_log.document_of(data json) RETURNS jsonb
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS 'SELECT simplu_adoption_log.document_of(data::pg_catalog.text)';
 
--- The reason why an old row cannot be a resource (docs/interface.md); null if it can.
+-- The reason why an old row cannot be a resource (docs/sending.md); null if it can.
 CREATE FUNCTION simplu_adoption_log.fault_of(
     source text, resource_type text, resource_id text, document jsonb, written_at timestamptz
 ) RETURNS text

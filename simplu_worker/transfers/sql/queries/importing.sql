@@ -25,6 +25,9 @@ WITH made AS (
         pg_catalog.now(), pg_catalog.now()
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
         AS sent (id, business_id, location_id, business_type)
+    WHERE
+        NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = sent.id)
+        AND EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.business_type)
     ORDER BY id
     ON CONFLICT (id) DO NOTHING
     RETURNING id

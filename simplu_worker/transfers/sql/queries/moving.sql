@@ -64,7 +64,11 @@ WITH
             state = 'moved', moved_to = $3, epoch = $4, fenced_until = NULL, deletion_began_at = NULL,
             state_changed_at = pg_catalog.clock_timestamp()
         WHERE id = $1 AND state = 'fenced' AND move_token = $2
-        RETURNING id
+        RETURNING id, number
+    ),
+    marked AS (
+        INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins, epoch)
+        SELECT :own_batch, pg_catalog.clock_timestamp(), 0, 'l', ARRAY[number], '{}', '{}', $4 FROM committed
     ),
     noted AS (
         UPDATE public.moves
@@ -76,11 +80,12 @@ WITH
 SELECT :committing_server FROM committed;
 
 -- name: make_incoming
--- Only over a lower token, and never over a tenant with its home here.
+-- Only over a lower token, never over a tenant with its home here, and never of a type that was removed since.
 INSERT INTO public.tenants AS known (
     id, business_id, location_id, business_type, state, epoch, move_token, control_at, created_at
 )
-VALUES ($1, $2, $3, $4, 'incoming', $5, $6, $7, $8)
+SELECT $1, $2, $3, $4, 'incoming', $5, $6, $7, $8
+WHERE EXISTS (SELECT FROM public.business_types WHERE business_types.name = $4)
 ON CONFLICT (id) DO UPDATE SET
     business_id = excluded.business_id, location_id = excluded.location_id, business_type = excluded.business_type,
     state = 'incoming', epoch = excluded.epoch, move_token = excluded.move_token, moved_to = NULL, fenced_until = NULL,
@@ -105,10 +110,10 @@ SET progress = $3::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.cl
 WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: make_ready
--- With what control messages may have changed on the source since its row was copied. Begins the last transaction that
--- writes to the target: no other mover has come.
+-- With what control messages and people may have changed on the source since its row was copied. Begins the last
+-- transaction that writes to the target: no other mover has come.
 UPDATE public.tenants
-SET state = 'ready', business_type = $3, control_at = $4, created_at = $5
+SET state = 'ready', business_type = $3, control_at = $4, created_at = $5, paused_until = $6, weight = $7
 WHERE id = $1 AND state = 'incoming' AND move_token = $2
 RETURNING :committing_server;
 
@@ -149,23 +154,29 @@ ORDER BY updated_at, tenant_id;
 -- name: close_arrival
 DELETE FROM public.arrivals WHERE tenant_id = $1;
 
--- name: forget_move_changes
--- Unless another move of the tenant needs them: one from here that is under way, or the way back to its former shard.
-DELETE FROM public.move_changes
-WHERE
-    tenant_id = $1
-    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step IN ('open', 'undoing'))
-    AND NOT EXISTS (SELECT FROM public.arrivals WHERE arrivals.tenant_id = $1);
-
 -- name: drop_resources
 -- At most $2 of a tenant's resources, while its home is elsewhere.
 DELETE FROM public.resources
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2));
 
 -- name: drop_operations
--- At most $2 of a tenant's rows of the log.
-DELETE FROM public.operations
-WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.operations WHERE tenant_id = $1 LIMIT $2));
+-- At most $2 of a tenant's rows of the log, with their outcomes.
+WITH dropped AS MATERIALIZED (
+    SELECT ctid, batch_id, position FROM public.log_rows WHERE tenant_no = :number_of_tenant LIMIT $2
+), outcomes AS (
+    DELETE FROM public.log_outcomes
+    USING dropped
+    WHERE log_outcomes.batch_id = dropped.batch_id AND log_outcomes.position = dropped.position
+)
+DELETE FROM public.log_rows WHERE ctid = ANY(ARRAY(SELECT ctid FROM dropped));
+
+-- name: drop_batches
+-- At most $2 of a tenant's batches that were copied here, once their rows are dropped. All others are of other tenants
+-- too, and stay for the log's retention.
+DELETE FROM public.log_batches
+WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM public.log_batches WHERE batch_id < 0 AND tenants[1] = :number_of_tenant LIMIT $2
+));
 
 -- name: drop_failures
 DELETE FROM public.message_failures
@@ -183,12 +194,32 @@ WHERE id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_
 ORDER BY "resourceName", "resourceId"
 OFFSET $4 - 1 LIMIT 1;
 
+-- fragment: log_in_range
+-- The rows of operations of $1 with keys behind $2, up to $4; to the last one without that. In the order of their keys,
+-- as for resources. What is no operation has keys from \x04 on, and is left out: it is about other rows.
+FROM (
+    SELECT *
+    FROM public.log_rows
+    WHERE
+        log_rows.tenant_no = :number_of_tenant AND log_rows.request < '\x04'
+        AND log_rows.request > pg_catalog.decode($2, 'hex') AND $3::pg_catalog.text = ''
+        AND (
+            $4::pg_catalog.text IS NULL
+            OR (log_rows.request <= pg_catalog.decode($4, 'hex') AND $5::pg_catalog.text = '')
+        )
+    ORDER BY log_rows.request
+    OFFSET 0
+) AS log_rows
+:beside_log_rows
+
 -- name: operation_boundary
--- The same for the log, where a key has one part.
-SELECT request_id AS first, '' AS second
-FROM public.operations
-WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-ORDER BY request_id
+-- The same for the log, where a key has one part: hexadecimal text.
+SELECT pg_catalog.encode(request, 'hex') AS first, '' AS second
+FROM public.log_rows
+WHERE
+    tenant_no = :number_of_tenant AND request < '\x04'
+    AND request > pg_catalog.decode($2, 'hex') AND $3::pg_catalog.text = ''
+ORDER BY request
 OFFSET $4 - 1 LIMIT 1;
 
 -- name: rejection_boundary
@@ -225,16 +256,55 @@ FROM (
 SELECT id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated"
 :resources_in_range;
 
--- name: copy_operations
--- Without the number of the transaction: on another shard it could be that of a batch there.
+-- name: find_copied_place
+-- Where the copied rows of the tenant $1 go in this shard's log: its number, and the number above those of the batches
+-- that this transaction may still copy (`log_batches.batch_id`).
 SELECT
-    tenant_id, request_id, operation, resource_type, resource_id, status, error, result, digest, source,
-    stream_shard_id, sequence_number, requested_at, received_at, completed_at
-FROM public.operations
-WHERE
-    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
-ORDER BY request_id;
+    :number_of_tenant AS tenant_no,
+    own.first_id - (
+        SELECT pg_catalog.count(*)
+        FROM public.log_batches
+        WHERE batch_id > own.first_id - 1048576 AND batch_id < own.first_id
+    ) AS batch_id
+FROM (SELECT -1048576 * :own_batch AS first_id) AS own;
+
+-- fragment: batches_in_range
+-- The rows with what they are on the shard to which they are copied. There a row is of a batch with those of its batch
+-- that are in the range, as no batch there is of two tenants; $6 is the place of the first one.
+FROM (
+    SELECT
+        log_rows.*, log_batches.completed_at, log_outcomes.error, log_outcomes.sequence_number, log_outcomes.result,
+        log_batches.types[log_rows.type_at] AS resource_type, log_batches.origins[log_rows.origin_at] AS origin,
+        $6::bigint - pg_catalog.dense_rank() OVER (ORDER BY log_rows.batch_id) AS copied_id,
+        pg_catalog.dense_rank() OVER (
+            PARTITION BY log_rows.batch_id ORDER BY log_batches.types[log_rows.type_at]
+        )::smallint AS copied_type_at,
+        pg_catalog.dense_rank() OVER (
+            PARTITION BY log_rows.batch_id ORDER BY log_batches.origins[log_rows.origin_at]
+        )::smallint AS copied_origin_at
+    :log_in_range
+) AS copied
+
+-- name: copy_log_batches
+-- `tenants` as the bytes of the array, which is what COPY sends of one: the driver would look for the type of another
+-- array than of texts.
+SELECT
+    copied_id AS batch_id, completed_at, pg_catalog.count(*)::integer AS row_count, 'c'::pg_catalog."char" AS kind,
+    pg_catalog.array_send(ARRAY[$7::integer]) AS tenants, pg_catalog.array_agg(DISTINCT resource_type ORDER BY resource_type) AS types,
+    pg_catalog.array_agg(DISTINCT origin ORDER BY origin) AS origins
+:batches_in_range
+GROUP BY copied_id, completed_at;
+
+-- name: copy_log_outcomes
+SELECT copied_id AS batch_id, position, $7::integer AS tenant_no, error, sequence_number, result
+:batches_in_range
+WHERE error IS NOT NULL OR result IS NOT NULL;
+
+-- name: copy_log_rows
+SELECT
+    copied_id AS batch_id, requested_at, received_at, $7::integer AS tenant_no, position,
+    copied_type_at AS type_at, copied_origin_at AS origin_at, kind, digest, request, resource
+:batches_in_range;
 
 -- name: copy_rejections
 SELECT
@@ -255,51 +325,113 @@ ORDER BY message_id;
 
 -- name: may_copy_into
 -- Whether COPY may write the tables: with policies in force for this role only INSERT may.
-SELECT NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass);
+SELECT
+    NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass)
+    AND NOT pg_catalog.row_security_active('public.log_rows'::pg_catalog.regclass);
 
 -- fragment: log_to_write
--- Rows of the log of the tenant $1, with the columns that `write_log` writes.
-SELECT
-    tenant_id, request_id, operation, resource_type, resource_id, status, error, result::pg_catalog.text AS result,
-    digest, source, stream_shard_id, sequence_number, requested_at, received_at, completed_at
-FROM public.operations
-WHERE tenant_id = $1
+-- Rows of the log with the columns that `write_log` writes, keys as hexadecimal text.
+    pg_catalog.encode(log_rows.request, 'hex') AS key, log_rows.kind::pg_catalog.text AS kind,
+    log_batches.types[log_rows.type_at] AS resource_type,
+    pg_catalog.encode(log_rows.resource, 'hex') AS resource_key, public.simplu_id(log_rows.resource) AS resource_id,
+    log_batches.origins[log_rows.origin_at] AS origin, log_outcomes.error, log_outcomes.sequence_number,
+    log_outcomes.result::pg_catalog.text AS result, log_rows.digest, log_rows.requested_at, log_rows.received_at,
+    log_batches.completed_at, log_rows.batch_id::pg_catalog.text AS batch_id,
+    log_rows.position::pg_catalog.text AS position
+
+-- fragment: beside_log_rows
+-- The batch and the outcome of each of `log_rows`. OFFSET 0: one by one, by their keys.
+CROSS JOIN LATERAL (
+    SELECT * FROM public.log_batches WHERE log_batches.batch_id = log_rows.batch_id OFFSET 0
+) AS log_batches
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM public.log_outcomes
+    WHERE log_outcomes.batch_id = log_rows.batch_id AND log_outcomes.position = log_rows.position
+    OFFSET 0
+) AS log_outcomes ON true
 
 -- name: find_logged_end
--- The time of the row of all tenants that comes $2 rows after the first one written from $1 on; none if there are fewer.
--- The log has no index by tenant and time: a tenant's changes are read from the rows of all tenants, so many at a time.
--- 1,000,000 rows take 1.4 s in memory (PostgreSQL 18), so that in one statement those of an hour can be too many.
-SELECT completed_at FROM public.operations WHERE completed_at >= $1 ORDER BY completed_at OFFSET $2 LIMIT 1;
+-- The time of the first batch from $2 on before which there are $3 batches, and rows of batches with the tenant $1; none
+-- if there are fewer. The log has no index by tenant and time: a tenant's changes are read from the batches of all
+-- tenants, so many at a time.
+WITH scanned AS (
+    SELECT
+        log_batches.completed_at,
+        CASE WHEN :number_of_tenant = ANY(log_batches.tenants) THEN log_batches.row_count + 1 ELSE 1 END AS cost
+    FROM public.log_batches
+    WHERE log_batches.completed_at >= $2
+    ORDER BY log_batches.completed_at
+    LIMIT $3 + 1::bigint
+), summed AS (
+    SELECT
+        completed_at,
+        pg_catalog.sum(cost) OVER (ORDER BY completed_at ROWS UNBOUNDED PRECEDING) - cost AS cost_before
+    FROM scanned
+)
+SELECT pg_catalog.min(completed_at) FROM summed WHERE cost_before >= $3;
 
 -- name: read_logged_changes
--- At most $5 rows of the log that were written from $2 on, after the row of $3, $4, and not after $6. In the order of
--- the index by time.
-:log_to_write
-    AND completed_at >= $2
-    AND completed_at <= $6
-    AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
-ORDER BY completed_at, request_id
+-- At most $5 rows of the log that were written from $2 on, after the row of $3, $4, and not after $6. OFFSET 0: batch by
+-- batch, by the index of batches.
+SELECT own.*
+FROM (
+    SELECT
+        :log_to_write
+    FROM (
+        SELECT log_batches.batch_id
+        FROM public.log_batches
+        WHERE
+            log_batches.completed_at >= $2 AND log_batches.completed_at <= $6
+            AND :number_of_tenant = ANY(log_batches.tenants)
+        OFFSET 0
+    ) AS changed
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM public.log_rows
+        WHERE log_rows.batch_id = changed.batch_id AND log_rows.tenant_no = :number_of_tenant
+        OFFSET 0
+    ) AS log_rows
+    :beside_log_rows
+) AS own
+WHERE (own.completed_at, own.key COLLATE "C") > ($3::pg_catalog.timestamptz, $4::pg_catalog.text COLLATE "C")
+ORDER BY own.completed_at, own.key COLLATE "C"
 LIMIT $5;
 
 -- name: read_few_logged_changes
 -- The same, of a tenant with few operations (`has_few_operations`), by primary key: OFFSET 0 keeps the planner from
--- reading the index by time.
+-- reading the batches by time.
 SELECT own.*
-FROM (:log_to_write OFFSET 0) AS own
+FROM (
+    SELECT
+        :log_to_write
+    FROM (SELECT * FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant OFFSET 0) AS log_rows
+    :beside_log_rows
+) AS own
 WHERE
-    completed_at >= $2
-    AND completed_at <= $6
-    AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
-ORDER BY completed_at, request_id
+    own.completed_at >= $2
+    AND own.completed_at <= $6
+    AND (own.completed_at, own.key COLLATE "C") > ($3::pg_catalog.timestamptz, $4::pg_catalog.text COLLATE "C")
+ORDER BY own.completed_at, own.key COLLATE "C"
 LIMIT $5;
 
 -- name: read_logged_keys
 -- The keys of the rows of the log that were written from $2 on and before $3.
-SELECT request_id, completed_at FROM public.operations WHERE tenant_id = $1 AND completed_at >= $2 AND completed_at < $3;
-
--- name: read_other_changes
--- The resources of $1 that have changed since $2 and that the log may not name (`simplu_note_change`).
-SELECT resource_type, resource_id FROM public.move_changes WHERE tenant_id = $1 AND changed_at >= $2;
+SELECT pg_catalog.encode(own.request, 'hex') AS key, changed.completed_at
+FROM (
+    SELECT log_batches.batch_id, log_batches.completed_at
+    FROM public.log_batches
+    WHERE
+        log_batches.completed_at >= $2 AND log_batches.completed_at < $3
+        AND :number_of_tenant = ANY(log_batches.tenants)
+    OFFSET 0
+) AS changed
+CROSS JOIN LATERAL (
+    SELECT log_rows.request
+    FROM public.log_rows
+    WHERE log_rows.batch_id = changed.batch_id AND log_rows.tenant_no = :number_of_tenant
+    OFFSET 0
+) AS own;
 
 -- fragment: keys_named
 -- The keys of the resources of $1 with the types $2 and the ids $3. Materialized: the planner does not see that all have
@@ -360,32 +492,91 @@ DELETE FROM public.resources
 USING named
 WHERE :are_named;
 
+-- name: free_copied_keys
+-- Before `write_log`: rows that are here give their keys to others, as they have on the source, or will have. A row is
+-- the same on both shards by its key, time and position.
+WITH sent AS (
+    SELECT
+        key.request, named.completed_at::pg_catalog.timestamptz AS completed_at, named.position::smallint AS position,
+        pg_catalog.get_byte(pg_catalog.decode(named.key, 'hex'), 0) = 3 AS is_freed
+    FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+        AS named (key, completed_at, position)
+    CROSS JOIN LATERAL (
+        SELECT CASE pg_catalog.get_byte(pg_catalog.decode(named.key, 'hex'), 0)
+            WHEN 3
+            THEN pg_catalog.substr(
+                pg_catalog.decode(named.key, 'hex'), 2,
+                pg_catalog.octet_length(pg_catalog.decode(named.key, 'hex')) - 11
+            )
+            ELSE pg_catalog.decode(named.key, 'hex')
+        END AS request
+    ) AS key
+), seen AS (
+    SELECT DISTINCT log_rows.request, log_batches.completed_at
+    FROM sent
+    JOIN public.log_rows ON log_rows.tenant_no = :number_of_tenant AND log_rows.request = sent.request
+    JOIN public.log_batches ON log_batches.batch_id = log_rows.batch_id
+    WHERE
+        (log_batches.completed_at = sent.completed_at AND log_rows.position = sent.position) = sent.is_freed
+)
+UPDATE public.log_rows
+SET request = :kept_key, kind = pg_catalog.upper(log_rows.kind::pg_catalog.text)::pg_catalog."char"
+FROM seen
+WHERE log_rows.tenant_no = :number_of_tenant AND log_rows.request = seen.request;
+
 -- name: write_log
--- Rows of the log with their times. Of those that are here the newer ones replace the older.
-INSERT INTO public.operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, error, result, digest, source,
-    stream_shard_id, sequence_number, requested_at, received_at, completed_at
+-- Rows of the log with their times, but for those that are here. Each batch of the source is one here, of this tenant
+-- alone; $16 is the place of the first one, $17 the tenant's number (`find_copied_place`).
+WITH missing AS MATERIALIZED (
+    SELECT
+        pg_catalog.decode(sent.key, 'hex') AS request, sent.kind, sent.resource_type COLLATE "C" AS resource_type,
+        pg_catalog.decode(sent.resource_key, 'hex') AS resource, sent.origin COLLATE "C" AS origin, sent.error,
+        sent.sequence_number, sent.result, pg_catalog.decode(sent.digest, 'hex') AS digest,
+        sent.requested_at::pg_catalog.timestamptz AS requested_at,
+        sent.received_at::pg_catalog.timestamptz AS received_at,
+        sent.completed_at::pg_catalog.timestamptz AS completed_at, sent.batch_id::bigint AS batch_id,
+        sent.position::smallint AS position
+    FROM unnest(
+        $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+        $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[],
+        $11::pg_catalog.text[], $12::pg_catalog.text[], $13::pg_catalog.text[], $14::pg_catalog.text[],
+        $15::pg_catalog.text[]
+    ) AS sent (
+        key, kind, resource_type, resource_key, origin, error, sequence_number, result, digest, requested_at, received_at,
+        completed_at, batch_id, position
+    )
+    WHERE NOT EXISTS (
+        SELECT
+        FROM public.log_rows
+        WHERE log_rows.tenant_no = :number_of_tenant AND log_rows.request = pg_catalog.decode(sent.key, 'hex')
+    )
+), copied AS MATERIALIZED (
+    SELECT
+        missing.*,
+        $16::bigint - pg_catalog.dense_rank() OVER (ORDER BY batch_id) AS copied_id,
+        pg_catalog.dense_rank() OVER (PARTITION BY batch_id ORDER BY resource_type)::smallint AS type_at,
+        pg_catalog.dense_rank() OVER (PARTITION BY batch_id ORDER BY origin)::smallint AS origin_at
+    FROM missing
+), batches AS (
+    :into_log_batches
+    SELECT
+        copied_id, completed_at, pg_catalog.count(*), 'c', ARRAY[$17::integer],
+        pg_catalog.array_agg(DISTINCT resource_type ORDER BY resource_type),
+        pg_catalog.array_agg(DISTINCT origin ORDER BY origin)
+    FROM copied
+    GROUP BY copied_id, completed_at
+), outcomes AS (
+    INSERT INTO public.log_outcomes (batch_id, position, tenant_no, error, sequence_number, result)
+    SELECT copied_id, position, $17::integer, error, sequence_number, result::pg_catalog.jsonb
+    FROM copied
+    WHERE error IS NOT NULL OR result IS NOT NULL
 )
+:into_log_rows
 SELECT
-    $1, sent.request_id, sent.operation, sent.resource_type, sent.resource_id, sent.status, sent.error,
-    sent.result::pg_catalog.jsonb, pg_catalog.decode(sent.digest, 'hex'), sent.source, sent.stream_shard_id,
-    sent.sequence_number, sent.requested_at::pg_catalog.timestamptz, sent.received_at::pg_catalog.timestamptz,
-    sent.completed_at::pg_catalog.timestamptz
-FROM unnest(
-    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[],
-    $11::pg_catalog.text[], $12::pg_catalog.text[], $13::pg_catalog.text[], $14::pg_catalog.text[],
-    $15::pg_catalog.text[]
-) AS sent (
-    request_id, operation, resource_type, resource_id, status, error, result, digest, source, stream_shard_id,
-    sequence_number, requested_at, received_at, completed_at
-)
-ON CONFLICT (tenant_id, request_id) DO UPDATE SET
-    operation = excluded.operation, resource_type = excluded.resource_type, resource_id = excluded.resource_id,
-    status = excluded.status, error = excluded.error, result = excluded.result, digest = excluded.digest,
-    source = excluded.source, stream_shard_id = excluded.stream_shard_id, sequence_number = excluded.sequence_number,
-    xid = pg_catalog.pg_current_xact_id(), requested_at = excluded.requested_at, received_at = excluded.received_at,
-    completed_at = excluded.completed_at;
+    copied_id, position, $17::integer, request, kind::pg_catalog."char", type_at, resource, origin_at, requested_at,
+    received_at, digest
+FROM copied
+ORDER BY request;
 
 -- name: read_new_rejections
 -- At most $5 rejected records that were noted from $2 on, after the row of $3, $4. In the order of the index by time.
@@ -487,24 +678,26 @@ coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_cat
 -- name: checksum_log
 -- The same of the rows of the log of $1 in a range of keys that were completed from $6 on and before $7, without the
 -- requests $8. Of all columns that are copied. Twice the time of a hash without the results, where these are of some KB.
+-- Not of rows that gave their keys to others: one shard may have done so since, and the other not.
 SELECT :sum_of_texts
 FROM (
     SELECT
         pg_catalog.concat_ws(
-            e'\x01', request_id, operation, coalesce(resource_type, e'\x02'), coalesce(resource_id, e'\x02'),
-            status, coalesce(error, e'\x02'), coalesce(result::pg_catalog.text, e'\x02'),
-            pg_catalog.encode(digest, 'hex'), source, coalesce(stream_shard_id, e'\x02'),
-            coalesce(sequence_number, e'\x02'), requested_at::pg_catalog.text, received_at::pg_catalog.text,
-            completed_at::pg_catalog.text
+            e'\x01', pg_catalog.encode(log_rows.request, 'hex'), log_rows.kind,
+            log_batches.types[log_rows.type_at], coalesce(pg_catalog.encode(log_rows.resource, 'hex'), e'\x02'),
+            coalesce(log_outcomes.error, e'\x02'), coalesce(log_outcomes.sequence_number, e'\x02'),
+            coalesce(log_outcomes.result::pg_catalog.text, e'\x02'),
+            pg_catalog.encode(log_rows.digest, 'hex'), log_batches.origins[log_rows.origin_at],
+            log_rows.requested_at::pg_catalog.text, log_rows.received_at::pg_catalog.text,
+            log_batches.completed_at::pg_catalog.text
         ) AS text
-    FROM public.operations
+    :log_in_range
     WHERE
-        tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-        AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
-        AND completed_at >= $6 AND completed_at < $7
+        log_rows.request < '\x03'
+        AND log_batches.completed_at >= $6 AND log_batches.completed_at < $7
         AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
-            SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (request_id)
-            WHERE left_out.request_id = operations.request_id
+            SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (key)
+            WHERE pg_catalog.decode(left_out.key, 'hex') = log_rows.request
         )
 ) AS hashed;
 
@@ -554,7 +747,7 @@ FROM (
 -- The resources and operations of a tenant, to show how much of a copy is left.
 SELECT
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
-    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count;
+    (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operation_count;
 
 -- name: describe_tenant_size
 -- The rows of a tenant, the stored bytes of its resources, and those of results in its log, for a plan. Reads all of
@@ -566,11 +759,12 @@ SELECT
         FROM public.resources
         WHERE resources.id = $1
     ) AS byte_count,
-    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count,
+    (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant) AS operation_count,
     (
-        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(operations.result)), 0)::pg_catalog.int8
-        FROM public.operations
-        WHERE operations.tenant_id = $1
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(log_outcomes.result)), 0)::pg_catalog.int8
+        FROM public.log_rows
+        JOIN public.log_outcomes USING (batch_id, position)
+        WHERE log_rows.tenant_no = :number_of_tenant
     ) AS result_byte_count;
 
 -- name: weigh_tenants
@@ -601,8 +795,9 @@ SELECT
     tenants.business_id, tenants.location_id, tenants.state, coalesce(recent.operation_count, 0) AS weight
 FROM public.tenants
 LEFT JOIN (
-    SELECT tenant_id, pg_catalog.count(*) AS operation_count
-    FROM public.operations
-    WHERE completed_at > pg_catalog.clock_timestamp() - interval '1 hour'
-    GROUP BY tenant_id
-) AS recent ON recent.tenant_id = tenants.id;
+    SELECT log_rows.tenant_no, pg_catalog.count(*) AS operation_count
+    FROM public.log_batches
+    JOIN public.log_rows USING (batch_id)
+    WHERE log_batches.completed_at > pg_catalog.clock_timestamp() - interval '1 hour'
+    GROUP BY log_rows.tenant_no
+) AS recent ON recent.tenant_no = tenants.number;

@@ -62,20 +62,34 @@ SET
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: list_logged_requests
--- At most $4 ids behind $2 that the log has of the tenant $1, of operations from $3 on. In the order of the primary key.
-SELECT request_id
-FROM public.operations
-WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND completed_at >= $3
-ORDER BY request_id
+-- At most $4 keys behind $2 that the log has of the tenant $1, of operations from $3 on. In the order of the primary key.
+SELECT pg_catalog.encode(log_rows.request, 'hex') AS key
+FROM public.log_rows
+JOIN public.log_batches ON log_batches.batch_id = log_rows.batch_id
+WHERE
+    log_rows.tenant_no = :number_of_tenant AND log_rows.request < '\x03'
+    AND log_rows.request > pg_catalog.decode($2, 'hex') AND log_batches.completed_at >= $3
+ORDER BY log_rows.request
 LIMIT $4;
 
+-- fragment: has_named_key
+log_rows.tenant_no = :number_of_tenant
+AND log_rows.request = ANY(ARRAY(
+    SELECT pg_catalog.decode(named.key, 'hex') FROM pg_catalog.unnest($2::pg_catalog.text[]) AS named (key)
+))
+
 -- name: find_logged_requests
--- The ids among $2 that the log has of the tenant $1.
-SELECT request_id FROM public.operations WHERE tenant_id = $1 AND request_id = ANY($2::pg_catalog.text[]);
+-- The keys among $2 that the log has of the tenant $1.
+SELECT pg_catalog.encode(log_rows.request, 'hex') AS key
+FROM public.log_rows
+WHERE :has_named_key;
 
 -- name: read_logged_requests
--- The rows of the log with the ids $2.
-:log_to_write AND request_id = ANY($2::pg_catalog.text[]);
+-- The rows of the log with the keys $2.
+SELECT
+    :log_to_write
+FROM (SELECT * FROM public.log_rows WHERE :has_named_key OFFSET 0) AS log_rows
+:beside_log_rows;
 
 -- name: describe_database
 -- Which run of which server this is, and whether it follows another one.
@@ -107,14 +121,18 @@ SELECT
 :resources_in_range;
 
 -- name: export_operations
--- The same of the log.
+-- The same of the operations, as readers see them.
 SELECT
     pg_catalog.jsonb_build_object(
         'table'::pg_catalog.text, 'operations'::pg_catalog.text,
-        'row'::pg_catalog.text, pg_catalog.to_jsonb(operations)
+        'row'::pg_catalog.text,
+        pg_catalog.to_jsonb(operations) - '{request_key,batch_id,position}'::pg_catalog.text[]
     )::pg_catalog.text
 FROM public.operations
 WHERE
-    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
-ORDER BY request_id;
+    tenant_id = $1 AND request_key > pg_catalog.decode($2, 'hex') AND $3::pg_catalog.text = ''
+    AND (
+        $4::pg_catalog.text IS NULL
+        OR (request_key <= pg_catalog.decode($4, 'hex') AND $5::pg_catalog.text = '')
+    )
+ORDER BY request_key;

@@ -31,9 +31,9 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.dead_letters.letter import BadParts, DeadLetter
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, origin_of_part
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.operations.operation import Operation, Origin, PartNumber
 from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -290,10 +290,47 @@ def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
     assert ids == [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
 
 
+def test_letter_of_one_part_of_an_array_is_sent_as_a_record_of_its_own() -> None:
+    """With the id of its place in the array, which the worker knows again."""
+    place = msgspec.structs.replace(STREAM, part_index=3, parts_behind=1)
+    (sent,) = sent_for(msgspec.structs.replace(letter(VALID), origin=place)).records
+    decoded = decode_operation(sent.data, STREAM, 10_000, 1000)
+    assert isinstance(decoded, Operation)
+    assert decoded.request_id == derived_request_id(place)
+
+
+def test_letters_of_parts_are_sent_in_their_order_and_each_once() -> None:
+    """The same bytes may occur twice in an array: these are two operations."""
+    letters = [
+        msgspec.structs.replace(letter(VALID), origin=msgspec.structs.replace(STREAM, part_index=index))
+        for index in (10, 9, None, 2)
+    ]
+    in_order = sorted(letters, key=sort_key)
+    assert [one.origin.part_index for one in in_order] == [None, 2, 9, 10]
+    assert len({record_key(one) for one in letters}) == len(letters)
+
+
+def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
+    """As after a defect; in an aggregate, too."""
+    parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)]
+    array = b"[%b]" % b",".join(parts)
+    for whole in (array, aggregate([("key", None, array)])):
+        sent = sent_for(letter(whole, reason=DeadLetterReason.INTERNAL_ERROR))
+        assert [one.data for one in sent.records] == parts
+
+
+def test_record_of_too_many_operations_is_left_unless_forced() -> None:
+    """It would come back; forced, it is sent as it came."""
+    whole = b"[%b]" % b",".join([json.dumps(VALID).encode()] * 1001)
+    one = letter(whole, reason=DeadLetterReason.TOO_LARGE)
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    assert [record.data for record in sent_for(one, FORCED).records] == [whole]
+
+
 BAD_PARTS = [("k1", VALID), ("k2", VALID | {"requestId": "own"}), ("k1", VALID)]
 
 
-def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[int, ...] | None = (3, 8, 9)) -> DeadLetter:
+def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[PartNumber, ...] | None = (3, 8, 9)) -> DeadLetter:
     """Return a letter of the parts 3, 8 and 9 of an aggregate, which are valid by now, and of *more*."""
     packed = [*((key, json.dumps(members).encode()) for key, members in BAD_PARTS), *more]
     parts = BadParts(100, len(packed), {"invalid_message": len(packed)}, numbers)
@@ -590,3 +627,12 @@ def test_order_event_gets_its_id_before_its_last_brace() -> None:
     message = sent_for(one).message
     assert message is not None
     assert json.loads(message.body) == EVENT | {"deduplicationId": "d-1", "firstSentAt": FIRST_SENT_AT}
+
+
+def test_bad_parts_of_an_array_are_sent_with_the_ids_of_their_positions() -> None:
+    """Their indexes in the array count."""
+    numbers = ((0, 3), (0, 8), (2, 0))
+    resend = sent_for(letter_of_parts(numbers=numbers))
+    decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]
+    expected = [derived_request_id(origin_of_part(STREAM, number)) for number in ((0, 3), (2, 0))]
+    assert [isinstance(one, Operation) and one.request_id for one in decoded] == [expected[0], "own", expected[1]]

@@ -37,7 +37,7 @@ def settings_of(
 
 
 def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
-    """Return the shards a key falls on in turn (docs/interface.md), the last of which takes it."""
+    """Return the shards a key falls on in turn (docs/shards.md), the last of which takes it."""
     way = [bucket_of(key, count)]
     while way[-1] in retired:
         way.append(bucket_of(f"{key}#{len(way)}", count))

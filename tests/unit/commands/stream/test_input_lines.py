@@ -207,3 +207,26 @@ def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterRe
     assert isinstance(rejected.decoded, RejectedRecord)
     assert rejected.decoded.reason is reason
     assert message_of(rejected, is_fifo=True).fifo is not None
+
+
+def test_line_that_is_an_array_is_taken_apart_as_by_the_worker() -> None:
+    """Each operation of it is a record of its own, with its own ids; what the worker refuses is refused here."""
+    text = b"[%b, 7,%b]\n[]\n[%b\n%b" % (
+        json.dumps(without("requestId")).encode(),
+        json.dumps(WHOLE | {"locationId": "other"}).encode(),
+        json.dumps(WHOLE).encode(),
+        b"[%b]" % b",".join([b"{}"] * 1001),
+    )
+    lines = read(text)
+    invalid, too_large = DeadLetterReason.INVALID_MESSAGE, DeadLetterReason.TOO_LARGE
+    found = [(one.number, one.key or getattr(one.decoded, "reason", None)) for one in lines]
+    broken = DeadLetterReason.INVALID_JSON
+    assert found == [
+        (1, ("b-l", "new-1")),
+        (1, invalid),
+        (1, ("b-other", "r-1")),
+        (2, invalid),
+        (3, broken),
+        (4, too_large),
+    ]
+    assert [line.partition_key for line in lines[:3]] == ["b-l-order", "line-1", "b-other-order"]

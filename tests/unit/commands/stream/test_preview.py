@@ -9,12 +9,14 @@ import pytest
 
 from simplu_worker.commands.stream.input_lines import parse_lines
 from simplu_worker.commands.stream.preview import Fate, Preview, preview
+from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.vocabulary import Absence
 
 VALID = (
     b'{"operation": "create", "businessId": "b", "locationId": "l", "resourceType": "patient", "resourceId": "p1", '
     b'"data": {"secret": 1}, "requestId": "r1", "timestamp": "2026-01-01T00:00:00Z"}'
 )
+RESOURCE = ("b-l", "patient", "p1")
 OF_OPERATION = {
     "operation": "create",
     "business_id": "b",
@@ -46,7 +48,26 @@ def test_valid_record_has_the_fate_of_its_tenant(
     (line,) = parse_lines(
         VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
     )
-    assert preview(line, homes, logged) == Preview(1, **OF_OPERATION | expected)
+    assert preview(line, homes, logged, {RESOURCE: ["name"]}) == Preview(1, **OF_OPERATION | expected)
+
+
+def test_valid_record_fails_when_a_schema_refuses_it() -> None:
+    """With the place in the schema; what the log has stays as it is."""
+    (line,) = parse_lines(
+        VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
+    )
+    finding = Finding("#/required", 'the member "name"')
+    logged = {("b-l", "r1"): {"shard_id": "shard-1"}}
+
+    failed = preview(line, {"b-l": "shard-1"}, {}, {}, finding)
+
+    assert (failed.fate, failed.reason, failed.error, failed.shard_id) == (
+        Fate.FAILED,
+        "invalid_data",
+        '#/required: expected the member "name"',
+        "shard-1",
+    )
+    assert preview(line, {"b-l": "shard-1"}, logged, {}, finding).fate is Fate.DUPLICATE
 
 
 def test_record_that_is_no_operation_is_a_dead_letter() -> None:
@@ -54,9 +75,30 @@ def test_record_that_is_no_operation_is_a_dead_letter() -> None:
     lines = parse_lines(
         b'{"operation": "upsert"}\n{', now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10
     )
-    found = [preview(line, {}, {}) for line in lines]
+    found = [preview(line, {}, {}, {}) for line in lines]
     assert [(one.line, one.fate, one.reason) for one in found] == [
         (1, Fate.DEAD_LETTER, "invalid_message"),
         (2, Fate.DEAD_LETTER, "invalid_json"),
     ]
     assert all(one.error for one in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "stored", "expected"),
+    [
+        ("update", b'{"status": 1}', ["status", "name", "age"], ("age", "name")),
+        ("update", b'{"status": null, "name": {}, "more": 1}', ["status", "name"], ()),
+        ("update", b"{}", [], ()),
+        ("update", b'{"deep": ' + b"[" * 600 + b"]" * 600 + b"}", ["name"], ()),  # invalid data
+        ("patch", b"{}", ["name"], ()),
+        ("create", b"{}", ["name"], ()),
+        ("delete", b"{}", ["name"], ()),
+    ],
+)
+def test_update_names_the_members_that_it_removes(
+    kind: str, data: bytes, stored: list[str], expected: tuple[str, ...]
+) -> None:
+    """Those at the top that the resource has now; other operations remove none by lacking them."""
+    text = VALID.replace(b"create", kind.encode()).replace(b'{"secret": 1}', data)
+    (line,) = parse_lines(text, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10)
+    assert preview(line, {"b-l": "shard-1"}, {}, {RESOURCE: stored}).lost_members == expected

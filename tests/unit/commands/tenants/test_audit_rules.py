@@ -136,7 +136,7 @@ def test_differences_tell_where_and_whose() -> None:
 )
 def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: ProvisionStep | None) -> None:
     """A row in any state is a reason to leave a tenant alone; so is a shard that does not answer."""
-    planned = plan_tenant(tenant)
+    planned = plan_tenant(tenant, TYPES)
     assert (None if planned is None else planned.step) is step
 
 

@@ -65,7 +65,7 @@ def _outcomes(model: ReferenceModel) -> dict[str, str | None]:
 
 
 def test_model_applies_each_kind_when_the_resource_is_there() -> None:
-    """Create, update, patch and delete have the effects of docs/interface.md, and keep the day of creation."""
+    """Create, update, patch and delete have the effects of docs/sending.md, and keep the day of creation."""
     model = _model()
     later = NOON.replace(hour=13)
     model.apply(CREATE)

@@ -25,7 +25,7 @@ from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutE
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import TenantState
 
-ROW = TenantRow(*TENANT, business_type="dental", state=TenantState.ACTIVE, created_at=TENANT_MADE_AT)
+ROW = TenantRow(*TENANT, business_type="dental", state=TenantState.ACTIVE, created_at=TENANT_MADE_AT, number=7)
 TENANT_ID = "-".join(TENANT)
 CREATE, DELETE = operation("create", "a", {}), operation("delete", "b")
 UPDATE, PATCH = operation("update", "c", {}), operation("patch", "d", {"v": 1})
@@ -98,7 +98,7 @@ def test_statement_has_the_parts_that_the_batch_needs(
     """And no other: a server prepares all parts of a plan at each run."""
     assert query_for(batch, has_claim=has_claim) == query
     assert ("UPDATE public.stream_positions" in QUERIES[query]) is has_claim
-    assert ("RECURSIVE" in QUERIES[query]) is (NESTED in batch)
+    assert ("simplu_merge_patch" in QUERIES[query]) is (NESTED in batch)
 
 
 def test_statements_are_all_used() -> None:
@@ -125,7 +125,7 @@ def test_memory_keeps_the_newest_rows() -> None:
         (LockTimeoutError("locked"), True, None),
         (StatementFailedError("slow", error="e", is_timeout=True), True, None),
         (StatementFailedError("refused", error="e", is_timeout=False), False, None),
-        (DuplicateKeyError("there", error="e", table="operations"), False, InsertedTable.LOG),
+        (DuplicateKeyError("there", error="e", table="log_rows"), False, InsertedTable.LOG),
         (DuplicateKeyError("there", error="e", table="resources"), False, InsertedTable.RESOURCES),
         (DuplicateKeyError("there", error="e", table="of_the_owner"), False, None),
         (DuplicateKeyError("there", error="e", table=None), False, None),

@@ -1,51 +1,19 @@
-"""How many operations go together in a transaction, by how long the last one took."""
+"""How many operations go together in a transaction, by how long they take."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.postgres.tenant_cases import operation
 
 from simplu_worker.operations.operation import Outcome
-from simplu_worker.shards.apply.group_commit import (
-    GROUP_LEAST_COUNT,
-    GROUP_MAX_COUNT,
-    GROUP_MAX_S,
-    CommitBatch,
-    GroupCommit,
-    max_group_count,
-)
+from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.types import PositionChangedError, PositionClaim
+from simplu_worker.shards.shard_time import CALM_TURN_S, FIRST_COST_S, ShardTime
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
 
-HALF = 2500  # operations: two such go together only where more may than on a slow shard
-
-
-@pytest.mark.parametrize(
-    ("count", "took_s", "expected"),
-    [
-        (9000, 0.5, GROUP_MAX_COUNT),
-        (1, 0.001, GROUP_LEAST_COUNT),
-        (4000, 0.5, 6000),
-        (4000, 10.0, GROUP_LEAST_COUNT),
-        (4000, 0.0, GROUP_MAX_COUNT),
-    ],
-    ids=["fast", "one operation proves little", "in between", "slow", "no time passed"],
-)
-def test_as_many_go_together_as_a_shard_takes_in_time(count: int, took_s: float, expected: int) -> None:
-    """But never fewer than on the slowest, nor more than on the fastest."""
-    assert max_group_count(count, took_s) == expected
-
-
-@given(st.integers(1, 20_000), st.floats(0, 1000))
-def test_group_takes_no_longer_than_it_should_unless_the_shard_is_slow(count: int, took_s: float) -> None:
-    """Where an operation takes as long as in the last one."""
-    most = max_group_count(count, took_s)
-    assert GROUP_LEAST_COUNT <= most <= GROUP_MAX_COUNT
-    assert most == GROUP_LEAST_COUNT or most * took_s / count <= GROUP_MAX_S * 1.001
+SIXTH = int(CALM_TURN_S / FIRST_COST_S / 6)  # of the operations that go together where nothing is known of a shard
 
 
 class Shard:
@@ -67,19 +35,52 @@ class Shard:
             return [SUCCEEDED] * len(batch.operations)
 
 
-@pytest.mark.parametrize(("second_takes", "is_fast"), [(20_000, True), (4000, False)], ids=["fast", "slow"])
-async def test_more_go_together_on_a_shard_that_is_fast(second_takes: int, *, is_fast: bool) -> None:
-    """The first transactions are small: nothing is known of it."""
+@pytest.mark.parametrize(("second_takes", "batches"), [(20_000, 6), (10_000, 6), (5_000, 3), (1_000, 1)])
+async def test_as_many_batches_go_together_as_take_a_turn_of_the_shard(second_takes: int, batches: int) -> None:
+    """Of the first transaction nothing is known; the next ones follow what it shows."""
     shard = Shard(second_takes=second_takes)
-    group_commit = GroupCommit(shard.apply, clock=lambda: shard.now)
-    batches = [[operation("delete")] * HALF for _ in range(6)]
+    group_commit = GroupCommit(shard.apply, ShardTime(), clock=lambda: shard.now)
+    batch = [operation("delete")] * SIXTH
 
-    outcomes = await asyncio.gather(*[group_commit.apply(batch, None) for batch in batches])
+    async def read() -> None:
+        for _ in range(10):
+            assert await group_commit.apply(batch, None) == [SUCCEEDED] * SIXTH
 
-    assert outcomes == [[SUCCEEDED] * HALF] * len(batches)
-    assert sum(shard.transactions) == len(batches) * HALF
-    assert shard.transactions[0] == HALF
-    assert (max(shard.transactions) > GROUP_LEAST_COUNT) is is_fast
+    await asyncio.gather(*[read() for _ in range(20)])
+
+    assert sum(shard.transactions) == 200 * SIXTH
+    assert shard.transactions[0] == 5 * SIXTH
+    assert max(shard.transactions[-20:]) in {(batches - 1) * SIXTH, batches * SIXTH}  # no more than 7500
+
+
+async def test_tenants_have_what_their_batches_took_and_waited() -> None:
+    """Each batch waits until its transaction begins; a transaction that fails counts for nothing."""
+    time, now, is_free = ShardTime(), [0.0], asyncio.Event()
+
+    async def apply(batch: CommitBatch) -> list[Outcome]:
+        await is_free.wait()
+        batch.close()
+        now[0] += 2.0
+        if len(batch.operations) == 1:
+            raise ShardUnavailableError("down")
+        return [SUCCEEDED] * len(batch.operations)
+
+    group_commit = GroupCommit(apply, time, clock=lambda: now[0])
+    loud, quiet = ([operation("delete", tenant=("b", letter))] * count for letter, count in (("x", 30), ("y", 10)))
+    waiting = [asyncio.create_task(group_commit.apply(batch, None)) for batch in (loud, quiet)]
+    await asyncio.sleep(0)
+    now[0] = 5.0
+    is_free.set()
+    await asyncio.gather(*waiting)
+    with pytest.raises(ShardUnavailableError):
+        await group_commit.apply([operation("delete", tenant=("b", "z"))], None)
+
+    uses = time.usage.last_minute(now[0]).by_tenant
+    assert {one: (use.operation_count, use.size_bytes, use.waited_s) for one, use in uses.items()} == {
+        f"b-{letter}": (len(batch), sum(one.size_bytes for one in batch), 5.0)
+        for letter, batch in (("x", loud), ("y", quiet))
+    }
+    assert [uses[one].took_s for one in ("b-x", "b-y")] == pytest.approx([1.5, 0.5])
 
 
 async def test_readers_that_are_behind_fail_at_once_and_the_others_go_alone() -> None:
@@ -94,7 +95,7 @@ async def test_readers_that_are_behind_fail_at_once_and_the_others_go_alone() ->
             raise PositionChangedError("they are others'", claims=late)
         return [SUCCEEDED] * len(batch.operations)
 
-    group_commit = GroupCommit(apply)
+    group_commit = GroupCommit(apply, ShardTime())
     results = await asyncio.gather(
         *[group_commit.apply([operation("delete")], claim) for claim in readers], return_exceptions=True
     )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from support.postgres.tenant_cases import STREAM_SHARD_ID, operation
+from support.postgres.tenant_cases import operation
 
 from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
 from simplu_worker.vocabulary import Failure, Source
@@ -21,15 +21,14 @@ def row(
     digest: bytes = DIGEST,
     error: str | None = GIVEN_UP,
     source: Source = Source.KINESIS,
-    stream_shard_id: str | None = STREAM_SHARD_ID,
     sequence_number: str | None = "99",
     requested_at: datetime = FIRST,
 ) -> LoggedRow:
     """Return a row of the log, by default that of an operation that was given up."""
-    return LoggedRow(digest, error, source, stream_shard_id, sequence_number, requested_at)
+    return LoggedRow(digest, error, source, sequence_number, requested_at)
 
 
-FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
+FROM_SQS = row(source=Source.SQS, sequence_number=None)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +41,6 @@ FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
         (row(), Source.KINESIS, "0100", LogMatch.REPLAY),
         (row(source=Source.SQS, sequence_number="1"), Source.SQS, None, LogMatch.REDELIVERY),
         (row(), Source.KINESIS, "98", LogMatch.REDELIVERY),  # given up before its replay was
-        # Its replay was in a child, and was given up there: the parent's new reader meets the record itself again.
-        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "98", LogMatch.REDELIVERY),
-        (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "100", LogMatch.REPLAY),
         (row(), Source.SQS, None, LogMatch.REPLAY),
         (FROM_SQS, Source.KINESIS, "1", LogMatch.REPLAY),
         (FROM_SQS, Source.SQS, None, LogMatch.REDELIVERY),

@@ -20,7 +20,7 @@ CASES = [
     ([READ, LIST], "", "apply_wave"),
     ([LIST, READ], "nested", "apply_wave"),
 ]
-PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "RECURSIVE"}
+PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "simplu_merge_patch"}
 
 
 @pytest.mark.parametrize("creates_new", [False, True], ids=["careful", "new"])

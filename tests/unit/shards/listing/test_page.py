@@ -21,9 +21,11 @@ def found(count: int, *, first: int = 0) -> list[ListedOperation]:
     ]
 
 
-def chunk(operations: list[ListedOperation] | None = None, *, row_count: int = 10, seconds: int = 9) -> SearchChunk:
-    """Return a chunk with the oldest row *seconds* before AT."""
-    return SearchChunk(operations or [], row_count, AT - timedelta(seconds=seconds))
+def chunk(
+    operations: list[ListedOperation] | None = None, *, row_count: int = 10, seconds: int = 9, is_last: bool = False
+) -> SearchChunk:
+    """Return a chunk with the oldest batch *seconds* before AT."""
+    return SearchChunk(operations or [], row_count, AT - timedelta(seconds=seconds), is_last)
 
 
 def search_of(*, limit: int = 3, is_large: bool = True) -> PageSearch:
@@ -45,11 +47,11 @@ def test_search_begins_with_a_chunk_of_the_newest_rows() -> None:
     assert not search.is_complete(1e9)  # each page gets further than the one before
 
 
-@pytest.mark.parametrize(("row_count", "oldest"), [(9, AT), (0, None)])
+@pytest.mark.parametrize(("row_count", "oldest"), [(9, AT), (10, AT - timedelta(seconds=9)), (0, None)])
 def test_last_chunk_ends_the_search(row_count: int, oldest: datetime | None) -> None:
-    """It has fewer rows than a chunk may have."""
+    """However many rows it has."""
     search = search_of()
-    search.add_chunk(SearchChunk(found(2), row_count, oldest))
+    search.add_chunk(SearchChunk(found(2), row_count, oldest, is_last=True))
 
     page = search.result("shard-1")
 
@@ -59,9 +61,9 @@ def test_last_chunk_ends_the_search(row_count: int, oldest: datetime | None) -> 
 
 def test_full_page_ends_after_its_last_operation() -> None:
     """The next page begins there, also if the log ends with this chunk; the one operation more is not shown."""
-    for row_count in (10, 5):
+    for is_last in (False, True):
         search = search_of()
-        search.add_chunk(chunk(found(4), row_count=row_count))
+        search.add_chunk(chunk(found(4), is_last=is_last))
         page = search.result("shard-1")
 
         assert search.is_complete(0.0)
@@ -75,14 +77,14 @@ def test_page_that_is_just_full_is_searched_on() -> None:
     search = search_of()
     search.add_chunk(chunk(found(3)))
     assert (search.is_complete(0.0), search.missing_count) == (False, 1)
-    search.add_chunk(chunk(row_count=1))
+    search.add_chunk(chunk(is_last=True))
     assert (search.is_complete(0.0), search.result("shard-1").next) == (True, None)
 
 
 def test_chunk_moves_the_search_to_its_oldest_row() -> None:
-    """Other rows of that time may follow, so that it is read again."""
+    """Other batches of that time may follow, so that it is read again; however few rows the chunk has."""
     search = search_of()
-    search.add_chunk(chunk(found(1)))
+    search.add_chunk(chunk(found(1), row_count=1))
     assert (search.position, search.step) == (
         SearchPosition(AT - timedelta(seconds=9), is_large=True),
         SearchStep.CHUNK,
@@ -136,7 +138,7 @@ def test_instant_with_more_rows_than_a_chunk_is_read_by_itself() -> None:
     search.add_instant(found(2)[:1])
 
     assert (search.step, search.position) == (SearchStep.CHUNK, SearchPosition(AT - INSTANT, is_large=True))
-    search.add_chunk(SearchChunk([], 10, AT - INSTANT))
+    search.add_chunk(SearchChunk([], 10, AT - INSTANT, is_last=False))
     assert search.step is SearchStep.INSTANT
 
 

@@ -373,3 +373,29 @@ def test_address_is_refused_when_iam_cannot_be(string: str, problem: str) -> Non
     with pytest.raises(PermanentError, match=problem) as raised:
         address(string).validate(())
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("string", "expected"),
+    [
+        ("postgresql://worker:correct-horse@db/app", "postgresql://re%40d%2Fer{}@db/app"),
+        ("postgres://worker@[::1]:5433,db:1/app", "postgres://re%40d%2Fer{}@[::1]:5433,db:1/app"),
+        ("postgresql://db/app?sslmode=require", "postgresql://re%40d%2Fer{}@db/app?sslmode=require"),
+        ("postgresql://%2Frun%2Fpg/app", "postgresql://re%40d%2Fer{}@%2Frun%2Fpg/app"),
+    ],
+)
+def test_address_for_a_reader_has_nothing_of_its_own_user(string: str, expected: str) -> None:
+    """Its password would be sent as the reader's."""
+    one = ShardAddress("shard-1", string, file_folders=("/etc/ssl",))
+    assert one.for_reader("re@d/er", None).connection_string == expected.format("")
+    found = one.for_reader("re@d/er", "p:w@/?#").validate(())
+    assert found.connection_string == expected.format(":p%3Aw%40%2F%3F%23")
+    assert (found.shard_id, found.file_folders) == ("shard-1", ("/etc/ssl",))
+
+
+def test_address_for_a_reader_uses_iam_only_where_the_reader_has_no_password() -> None:
+    """An address with IAM takes no password, and stays encrypted without it."""
+    one = address("postgresql://worker@db/app?auth=rds-iam")
+    assert one.for_reader("reader", None).validate(()).rds_user == "reader"
+    found = one.for_reader("reader", "word", target="standby").validate(()).connection_string
+    assert found == "postgresql://reader:word@db/app?sslmode=require&target_session_attrs=standby"

@@ -100,7 +100,7 @@ class Shard:
         self.answers = asyncio.Semaphore(0)
         self.error: Exception | None = None
 
-    async def run_query(self, source: str, take_keys: TakeKeys) -> dict[str, str]:
+    async def run_query(self, source: str, take_keys: TakeKeys[str]) -> dict[str, str]:
         """Return each key in capitals; none has a row that begins with x."""
         await self.connections.acquire()
         if self.error is not None:
@@ -112,7 +112,7 @@ class Shard:
         return {key: key.upper() for key in keys if not key.startswith("x")}
 
 
-async def start_reads(reads: ReadCoalescer[str, str], *keys: str) -> list[asyncio.Task[str | None]]:
+async def start_reads(reads: ReadCoalescer[str, str, str], *keys: str) -> list[asyncio.Task[str | None]]:
     """Start a read of each key on one source, in this order; return once all wait."""
     started = [asyncio.create_task(reads.read("shard", key)) for key in keys]
     await asyncio.sleep(0)

@@ -62,7 +62,7 @@ def paper_hash(key: int, buckets: int) -> int:
 
 
 def paper_place(key: str, count: int, retired: frozenset[int] = frozenset()) -> int:
-    """Return the place of *key* among *count* shards as docs/interface.md says it, by nothing of ours."""
+    """Return the place of *key* among *count* shards as docs/shards.md says it, by nothing of ours."""
     for attempt in numbers():
         text = key + ("" if attempt == 0 else f"#{attempt}")
         number = paper_hash(int(hashlib.md5(text.encode()).hexdigest()[:16], 16), count)
@@ -154,7 +154,7 @@ def test_jump_hash_spreads_keys_evenly() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 100))
 def test_jump_takes_the_first_eight_bytes_of_the_keys_md5(key: str, count: int) -> None:
-    """Big-endian, of its UTF-8 (docs/interface.md)."""
+    """Big-endian, of its UTF-8 (docs/shards.md)."""
     expected = int(hashlib.md5(key.encode()).hexdigest()[:16], 16)
 
     assert bucket_of(key, count) == jump_hash(expected, count)
@@ -262,7 +262,7 @@ def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
 
 
 def test_map_is_read_from_its_file(tmp_path: Path) -> None:
-    """As docs/interface.md writes it; a replica, pins and retired are optional."""
+    """As docs/shard-manager.md writes it; a replica, pins and retired are optional."""
     path = tmp_path / "map.json"
     replica = URL.format("-replica")
     path.write_text(json.dumps({"shards": [shard(0), shard(1, retired=True, replicaConnectionString=replica)]}))

@@ -18,7 +18,6 @@ from simplu_worker.shards.schema.migrations import (
     MissingPart,
     ShardSchema,
     Statement,
-    digest_of,
     drop_statement,
     migration_of,
     pause_s,
@@ -30,7 +29,8 @@ from simplu_worker.shards.schema.migrations import (
     tables_of,
     without_concurrently,
 )
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.schema.sql_files import MIGRATIONS
+from simplu_worker.shards.schema.type_files import read_type
 
 BUILD = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
 PIECES = (
@@ -49,8 +49,11 @@ PIECES = (
 )
 FIRST, SECOND = Migration(1, "first", ""), Migration(2, "second", "", works_from=1)
 THIRD = Migration(3, "third", "", works_from=2)
-TYPES = {"dental": "SELECT 1", "gym": "SELECT 2"}
-DIGESTS = {name: digest_of(text) for name, text in TYPES.items()}
+TYPES = {
+    name: read_type(f'{{"name": "{name}", "defaultSettings": {{}}, "staffResourceType": "staff"}}')
+    for name in ("dental", "gym")
+}
+DIGESTS = {name: file.digest for name, file in TYPES.items()}
 
 
 @given(st.lists(st.sampled_from(PIECES)), st.sampled_from([";", " ;\n\n", ";\n-- said; here\n", "; /* ; */ "]))
@@ -196,6 +199,13 @@ def test_plan_has_the_types_whose_files_are_others(digests: dict[str, str | None
     assert plan.version == 1
 
 
+def test_plan_has_no_type_that_types_apply_wrote() -> None:
+    """Whatever its file is: the package has another one of the same name."""
+    plan = plan_upgrade(ShardSchema(1, None, {"gym": "another"}, ["gym"]), [FIRST], TYPES)
+
+    assert plan.business_types == ["dental"]
+
+
 @pytest.mark.parametrize(("version", "came"), [(4, "got 4; a schema never goes backwards"), (None, "got none")])
 def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None, came: str) -> None:
     """Nothing is done there, its types' files included: ours are the older ones."""
@@ -224,9 +234,9 @@ def test_later_migrations_can_be_run_again() -> None:
             assert "IF" in words or words[1:3] == ["OR", "REPLACE"], statement.title
 
 
-@pytest.mark.parametrize("text", [*(migration.text for migration in MIGRATIONS), *BUSINESS_TYPES.values()])
+@pytest.mark.parametrize("text", [migration.text for migration in MIGRATIONS])
 def test_files_are_made_of_statements(text: str) -> None:
-    """Nothing in a migration's or a type's file is beyond what an upgrade understands."""
+    """Nothing in a migration's file is beyond what an upgrade understands."""
     assert statements_of(text)
     assert not any(statement.is_concurrent for statement in statements_of(without_concurrently(text)))
 

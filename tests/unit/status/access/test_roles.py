@@ -1,12 +1,16 @@
-"""The role of a caller by its token."""
+"""Callers by their tokens: roles, and the tenants of producers."""
 
 from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.status.access.roles import Tokens
+from simplu_worker.status.access.roles import Caller, TenantPattern, Tokens, decode_tokens
 from simplu_worker.vocabulary import Role
 
 BOTH = Tokens(operator="tok\u00e9n", viewer="look")
@@ -31,15 +35,103 @@ BOTH = Tokens(operator="tok\u00e9n", viewer="look")
 )
 def test_role_is_that_of_the_token(tokens: Tokens, sent: str, expected: Role | None) -> None:
     """The scheme has no case; a role without a token has no callers."""
-    assert tokens.role_of(sent) is expected
+    caller = tokens.caller_of(sent)
+    assert (None if caller is None else caller.role) is expected
 
 
 @given(st.text(st.characters(codec=None)))
 def test_other_texts_have_no_role(sent: str) -> None:
     """Whatever a client sends."""
-    assert sent in {"tok\u00e9n", "look"} or BOTH.role_of(f"Bearer x{sent}") is None
+    assert sent in {"tok\u00e9n", "look"} or BOTH.caller_of(f"Bearer x{sent}") is None
 
 
 def test_repr_names_no_token() -> None:
     """It is in tracebacks."""
-    assert repr(BOTH) == "Tokens(operator, viewer)"
+    assert repr(BOTH) == "Tokens(API_TOKEN, API_VIEWER_TOKEN)"
+
+
+def listed(name: str = "shop", role: str = "producer", **members: Any) -> dict[str, Any]:
+    """Return a token of the file, whose text is its name."""
+    tenants = [{"businessId": "shop-*", "locationId": "*"}] if role == "producer" else []
+    return {
+        "name": name,
+        "role": role,
+        "sha256": hashlib.sha256(name.encode()).hexdigest(),
+        "tenants": tenants,
+    } | members
+
+
+def file_of(*tokens: dict[str, Any]) -> bytes:
+    """Return the text of a file."""
+    return json.dumps({"tokens": tokens}).encode()
+
+
+def test_listed_tokens_have_their_roles_and_tenants() -> None:
+    """Those in variables stay what they are."""
+    tokens = decode_tokens(file_of(listed(), listed("grafana", "viewer"), listed("ann", "operator")))
+    known = Tokens(operator="own", listed=lambda: tokens)
+    assert known.caller_of("Bearer shop") == Caller(Role.PRODUCER, "shop", (TenantPattern("shop-*", "*"),))
+    assert known.caller_of("Bearer grafana") == Caller(Role.VIEWER, "grafana")
+    assert known.caller_of("Bearer ann") == Caller(Role.OPERATOR, "ann")
+    assert known.caller_of("Bearer own") == Caller(Role.OPERATOR)
+    assert known.caller_of(f"Bearer {tokens[0].sha256}") is None
+    assert repr(known) == "Tokens(API_TOKEN, API_TOKENS_FILE)"
+
+
+def test_the_empty_text_is_no_token() -> None:
+    """Though a file has its hash."""
+    tokens = decode_tokens(file_of(listed(sha256=hashlib.sha256(b"").hexdigest())))
+    assert Tokens(listed=lambda: tokens).caller_of("Bearer ") is None
+
+
+@pytest.mark.parametrize(
+    ("business", "location", "tenant", "expected"),
+    [
+        ("smile", "berlin", ("smile", "berlin"), True),
+        ("smile", "berlin", ("smile", "berlin2"), False),
+        ("smile", "*", ("smile", "x"), True),
+        ("smile", "*", ("smile-x", "x"), False),
+        ("a", "b-c", ("a-b", "c"), False),  # the same joined id
+        ("a*", "*c", ("a-b", "c"), True),
+        ("*", "*", ("any", "any"), True),
+        ("Smile", "*", ("smile", "x"), False),
+        ("[ab]", "?", ("a", "b"), False),
+        ("[ab]", "?", ("[ab]", "?"), True),
+        ("a.c", "*", ("abc", "x"), False),
+    ],
+)
+def test_pattern_is_of_each_id(business: str, location: str, tenant: tuple[str, str], *, expected: bool) -> None:
+    """A star alone stands for other characters; a viewer may see every tenant."""
+    patterns = (TenantPattern(business, location),)
+    assert Caller(Role.PRODUCER, "p", patterns).may_see(*tenant) is expected
+    assert Caller(Role.VIEWER).may_see(*tenant)
+    assert not Caller(Role.PRODUCER).may_see(*tenant)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", "expected JSON such as"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b"\xff", "expected JSON such as"),
+        (file_of({"name": "x"}), "missing required field `role`"),
+        (file_of(listed(role="admin")), "Invalid enum value 'admin' - at `$.tokens[0].role`"),
+        (file_of(listed(sha256="A" * 64)), "at `$.tokens[0].sha256`"),
+        (file_of(listed(token="secret")), "unknown field `token`"),
+        (file_of(listed("a b")), "at `$.tokens[0].name`"),
+        (file_of(listed(), listed()), "name: expected another one for each token, got shop twice"),
+        (file_of(listed(), listed("b", sha256=listed()["sha256"])), "sha256: expected another one for each token"),
+        (file_of(listed(tenants=[])), "tenants of shop, producer: expected some, got 0"),
+        (
+            file_of(listed(role="viewer", tenants=listed()["tenants"])),
+            "expected none, as viewers and operators see all",
+        ),
+        (file_of(listed(tenants=[{"businessId": "b"}])), "missing required field `locationId`"),
+        (file_of(listed(tenants=[{"businessId": "", "locationId": "l"}])), "businessId"),
+    ],
+)
+def test_file_that_is_none_is_refused(text: bytes, expected: str) -> None:
+    """With what was expected."""
+    with pytest.raises(ValueError, match=r"\w") as refused:
+        decode_tokens(text)
+    assert expected in str(refused.value)

@@ -78,8 +78,8 @@ def test_required_members_stay_for_viewers(name: str) -> None:
     assert for_viewers(200, answer).keys() == answer.keys()
 
 
-def test_interface_page_has_every_path() -> None:
+def test_page_has_every_path() -> None:
     """What people read and what programs read is the same."""
-    page = (ROOT / "docs" / "interface.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "outcomes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(?:[A-Z]+ )?(/[\w/{}.-]*)[^`]*`", page))
     assert {route.path for route in ROUTES} - named == set()

@@ -24,7 +24,7 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 def tenant(state: TenantState, token: int = 3) -> MovingTenant:
     """Return a tenant's row."""
-    return MovingTenant("a-x", "a", "x", "gym", state, 1, token, None, NOW, NOW, NOW, Server("1", NOW))
+    return MovingTenant("a-x", "a", "x", "gym", state, 1, token, None, NOW, NOW, None, 1.0, NOW, Server("1", NOW))
 
 
 def journal(step: RestoreStep, run: str = "earlier", token: int = 3) -> Journal:

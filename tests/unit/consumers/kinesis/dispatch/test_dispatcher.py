@@ -13,13 +13,16 @@ import pytest
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
-from simplu_worker.consumers.kinesis.stream.client import AtTimestamp
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import AtTimestamp, RecordPosition
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.vocabulary import HeldTarget, HoldReason
+from simplu_worker.shards.shard_time import Demand, ShardTime
+from simplu_worker.timing.clock import UtcClock, utc_now
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -34,11 +37,25 @@ class Lost:
 class Taking:
     """A gateway that knows one shard, and applies whatever it gets."""
 
+    def __init__(self) -> None:
+        self.time = ShardTime()
+        for _ in range(50):  # until a tenth of a second is known
+            operations = [queued_operation(f"t{number}-l").operation for number in range(1000)]
+            self.time.note([Demand.of(operations)], 100.0)
+
     def cached_shard_id(self, _tenant_id: str) -> str:
         """Know the shard."""
         return "shard-a"
 
-    async def apply(self, _shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+    def last_applied_at(self, _shard_id: str) -> float:
+        """Report no batch of another reader."""
+        return 0.0
+
+    def time_of(self, _shard_id: str) -> ShardTime:
+        """Return that an operation takes a tenth of a second."""
+        return self.time
+
+    async def apply(self, _shard_id: str, operations: Sequence[Operation], *, claim: object = None) -> list[Outcome]:
         """Apply all."""
         return [Outcome(Disposition.APPLIED)] * len(operations)
 
@@ -48,7 +65,13 @@ def mark(number: int) -> RecordPosition:
     return RecordPosition.before_record(str(number), NOW)
 
 
-def make_dispatcher(main: CheckpointTracker[RecordPosition], gateway: Lost | Taking | None = None) -> Dispatcher:
+def make_dispatcher(
+    main: CheckpointTracker[RecordPosition],
+    gateway: Lost | Taking | None = None,
+    *,
+    retention: timedelta | None = None,
+    utc: UtcClock = utc_now,
+) -> Dispatcher:
     """Return the dispatcher of a reader with the tracker *main*."""
     return Dispatcher(
         "shard-1",
@@ -58,6 +81,8 @@ def make_dispatcher(main: CheckpointTracker[RecordPosition], gateway: Lost | Tak
         tenant_wait=timedelta(seconds=900),
         store_dead_letters=cast("Any", None),
         reader=None,
+        retention=lambda: retention,
+        utc=utc,
     )
 
 
@@ -68,11 +93,11 @@ async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the
     hold = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
     waited = [queued_operation(tracker=main, number=1), queued_operation(tracker=main, number=2)]
     dispatcher.send(waited)
-    dispatcher._remove(waited)
+    dispatcher.pipeline.remove(waited)
 
-    dispatcher.route_to_lane("b-l", "shard-a", waited)
+    assert dispatcher.still_wanted(waited) == []
 
-    assert dispatcher.is_empty
+    assert dispatcher.pipeline.is_empty
     assert (len(main), main.checkpoint, hold.unread) == (0, mark(2), Unread(mark(0)))
 
 
@@ -93,11 +118,12 @@ async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operatio
     dispatcher.send(queued)
     main.skip(mark(9))
     hold = dispatcher.ownership.open_backfill("shard-a", Unread(behind), NOW, now=0.0)
+    dispatcher._make_ready(hold)
     catch_up = dispatcher.ownership.start_catch_up([hold])
 
     assert dispatcher.make_way("b-l", catch_up, queued)
 
-    assert dispatcher.entries() == queued[:left_count]
+    assert dispatcher.pipeline.entries() == queued[:left_count]
     assert len(main) == left_count
 
 
@@ -110,6 +136,7 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
     operation = msgspec.structs.replace(queued_operation(tracker=main, number=7), parents=parents)
     dispatcher.send([operation])
     hold = dispatcher.ownership.open_backfill("shard-a", Unread(mark(5)), NOW, now=0.0)
+    dispatcher._make_ready(hold)
     catch_up = dispatcher.ownership.start_catch_up([hold])
 
     unread = operation.unread
@@ -118,10 +145,10 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
 
     own = dispatcher.ownership.owner_of("b-l")
     assert own is not None
-    assert (own.target, own.is_ready) == (HeldTarget.TENANT, True)
+    assert (own.target, own.state) == (HeldTarget.TENANT, HoldState.READY)
     assert own.unread.includes(unread)
     assert own.unread.includes(catch_up.unread)
-    assert dispatcher.is_empty
+    assert dispatcher.pipeline.is_empty
 
 
 async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_another() -> None:
@@ -130,7 +157,7 @@ async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_anothe
     record = bytes(32)  # an object of its own: a constant may be shared
     referrers = sys.getrefcount(record)
     async with asyncio.TaskGroup() as tasks:
-        dispatcher.start(tasks, ending)
+        dispatcher.pipeline.start(tasks, ending)
         dispatcher.send([msgspec.structs.replace(queued_operation(), record=record)])
         assert sys.getrefcount(record) > referrers
         async with asyncio.timeout(5):
@@ -151,7 +178,7 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
 
     dispatcher._hold_tenant(dispatcher._take({"b-l"}), HoldReason.NOT_HERE)
-    assert dispatcher.is_empty
+    assert dispatcher.pipeline.is_empty
     assert not dispatcher.is_idle
 
 
@@ -167,9 +194,98 @@ async def test_held_targets_are_tried_now_by_name_or_all() -> None:
 
     assert dispatcher.retry_holds("tenant other") == 0
     dispatcher.ready_due_holds()
-    assert not failing.is_ready
+    assert failing.state is HoldState.HELD
     assert dispatcher.retry_holds("tenant c-l") == 1
     dispatcher.ready_due_holds()
-    assert (failing.is_ready, tenant.next_attempt_at, dispatcher.has_ready.is_set()) == (True, float("inf"), True)
+    assert (failing.state, tenant.next_attempt_at) == (HoldState.READY, float("inf"))
+    assert dispatcher.has_ready.is_set()
     assert dispatcher.retry_holds(None) == 1
     assert tenant.next_attempt_at < float("inf") == parents.next_attempt_at
+
+
+def sent(dispatcher: Dispatcher, main: CheckpointTracker[RecordPosition], tenants: str) -> list[QueuedOperation]:
+    """Send an operation for each letter, a tenant's, at the positions from 1 on."""
+    entries = [queued_operation(f"{one}-l", tracker=main, number=number) for number, one in enumerate(tenants, 1)]
+    dispatcher.send(entries)
+    return entries
+
+
+async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are_held() -> None:
+    """The oldest ones stay, and so does everything of the others; the main reader goes on."""
+    main = CheckpointTracker(mark(0))
+    dispatcher = make_dispatcher(main, Taking())
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
+        entries = sent(dispatcher, main, "bbbcbbbbb")
+        unread = entries[2].unread
+        assert dispatcher.may_read_on()
+        (hold,) = dispatcher.ownership.holds()
+        left = dispatcher.pipeline.entries()
+        ending.set()
+
+    assert (hold.title, hold.reason, hold.state) == ("tenant b-l", HoldReason.OVER_SHARE, HoldState.READY)
+    assert left == [*entries[:2], entries[3]]  # a quarter of a second of the tenant's
+    assert hold.unread == unread
+    assert (main.checkpoint, len(main)) == (mark(0), 3)
+
+
+@pytest.mark.parametrize(
+    ("tenants", "room"),
+    [
+        pytest.param("bbbbbbbbb", 1000, id="it is alone"),
+        pytest.param("bcbcbcbcbc", 1000, id="the others have as much"),
+        pytest.param("bbbc", 1000, id="half a second has not passed until it is applied"),
+        pytest.param("bbbbbbbbbc", 0, id="as many have a hold of their own as may"),
+    ],
+)
+async def test_tenant_is_not_held_for_its_share(tenants: str, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main reader waits until a lane is idle, as it would without it."""
+    monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", room)
+    main = CheckpointTracker(mark(0))
+    dispatcher = make_dispatcher(main, Taking())
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
+        sent(dispatcher, main, tenants)
+        assert not dispatcher.may_read_on()
+        assert not dispatcher.ownership.holds()
+        ending.set()
+
+
+async def test_tenant_that_is_paced_does_not_hide_another_one_over_its_share() -> None:
+    """What its own catch-up has sent is no measure for the others."""
+    main = CheckpointTracker(mark(0))
+    dispatcher = make_dispatcher(main, Taking())
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
+        sent(dispatcher, main, "b" * 20 + "c" + "d" * 9)
+        dispatcher.hold_over_share()
+        dispatcher.hold_over_share()
+        dispatcher.hold_over_share()
+        titles = [hold.title for hold in dispatcher.ownership.holds()]
+        ending.set()
+
+    assert titles == ["tenant b-l", "tenant d-l"]
+
+
+@pytest.mark.parametrize(
+    ("age_s", "retention_s", "is_first"),
+    [(60.0, 100.0, True), (40.0, 100.0, False), (60.0, None, False)],
+    ids=["past half", "not yet", "unknown"],
+)
+async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
+    age_s: float, retention_s: float | None, *, is_first: bool
+) -> None:
+    """Past half of the retention, what nobody may lose comes before what is fair."""
+    main = CheckpointTracker(mark(0))
+    retention = None if retention_s is None else timedelta(seconds=retention_s)
+    dispatcher = make_dispatcher(main, Taking(), retention=retention, utc=lambda: NOW + timedelta(seconds=age_s))
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
+        sent(dispatcher, main, "c" + "b" * 9)
+        dispatcher.hold_over_share()
+        (lane,) = dispatcher.pipeline.lanes()
+        dispatcher.look_after_paced()
+        hurried = lane._queue.hurried
+        ending.set()
+
+    assert hurried == ({"b-l"} if is_first else set())

@@ -11,22 +11,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import ReadBudget
+from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, ReadBudget
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import RECORD_OVERHEAD_BYTES, PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import (
-    AfterSequenceNumber,
-    AtSequenceNumber,
     ExpiredIteratorError,
     Record,
-    Start,
     Stream,
     StreamGoneError,
-    TrimHorizon,
     decode_get_records,
 )
+from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start, TrimHorizon
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
@@ -79,6 +77,22 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
                 found.append(cursor.is_at_end)
 
     assert found == are_ends
+
+
+async def test_records_of_a_stream_shard_are_counted_once_each() -> None:
+    """By the main reader alone: a catch-up reads records again. So their rate is that at which they are written."""
+    memory = PrefetchMemory(1024 * 1024).open_quota()
+    access = StreamShardAccess(Stream(Kinesis("rnrr"), "stream"), "shardId-counted", memory, random.random)
+    main = Cursor(access, TrimHorizon(), Pacing(access.budget), kind=StreamReader.MAIN)
+    for _ in range(3):
+        assert await main.read(asyncio.Event()) is not None
+    with access.budget.open_catch_up(loop_time()) as pacing:
+        assert await Cursor(access, TrimHorizon(), pacing, kind=StreamReader.CATCH_UP).read(asyncio.Event())
+
+    names = ("simplu_kinesis_stream_shard_records_total", "simplu_kinesis_stream_shard_bytes_total")
+    counted = [REGISTRY.get_sample_value(name, {"stream_shard": "shardId-counted"}) for name in names]
+    instruments.remove_stream_shard("shardId-counted")
+    assert counted == [2, 2 * len(RECORD.partition_key) + 2 * len(RECORD.data)]
 
 
 def test_record_is_counted_with_its_objects() -> None:

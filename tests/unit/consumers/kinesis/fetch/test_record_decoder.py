@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
@@ -161,6 +163,9 @@ def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside
     assert refused.origin.sub_sequence_number == 0
     assert RecordPosition.from_record(arrivals[0][0]).arrived_at == START + timedelta(seconds=1)
     assert f"({len(outside)} of 3 sub-records lie outside" in refused.error
+    assert [(one.business_id, one.resource_id, one.error) for one in refused.named] == [
+        ("a", f"r{number}", refused.error) for number in range(3)
+    ]
 
 
 def test_decoder_accepts_every_aggregate_when_the_hash_range_is_unknown() -> None:
@@ -171,19 +176,177 @@ def test_decoder_accepts_every_aggregate_when_the_hash_range_is_unknown() -> Non
     assert places(list(decoder(elsewhere).decode([record(1, data("r1"))]))) == [Position(1)]
 
 
-SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=5)  # of aggregates, one after the other; 1 is a plain record
+def array(number: int, *parts: bytes) -> Record:
+    """Return an array of *parts*."""
+    return record(number, b"[%b]" % b",".join(parts))
 
 
-@given(sizes=SIZES, first=st.integers(0, 6), sub=st.integers(0, 4))
-def test_decoder_skips_exactly_the_records_up_to_the_position(sizes: list[int], first: int, sub: int) -> None:
-    """Within an aggregate or between records."""
-    done = Position(first, sub)
-    records = [
-        record(number, data("r1")) if size == 1 else packed(number, *(f"r{part}" for part in range(size)))
-        for number, size in enumerate(sizes, start=1)
+def lines(number: int, *parts: bytes) -> Record:
+    """Return *parts* as lines."""
+    return record(number, b"\r\n".join(parts))
+
+
+def found(arrivals: Sequence[DecodedRecord]) -> list[str | None]:
+    """Return the resource ids of operations, and the reasons of rejections."""
+    return [one.resource_id if isinstance(one, Operation) else one.reason for _, _, one in arrivals]
+
+
+@pytest.mark.parametrize("several", [array, lines])
+def test_parts_of_a_record_are_operations_of_their_own(several: Callable[..., Record]) -> None:
+    """Each has the arrival, key and number of the record, an index, and its own bytes, size and request id."""
+    parts = [data(f"r{number}") for number in range(3)]
+    first, again = (list(decoder(WHOLE).decode([record(1, data("r")), several(2, *parts)])) for _ in range(2))
+
+    assert found(first) == ["r", "r0", "r1", "r2"]
+    assert [content for _, content, _ in first[1:]] == parts
+    assert [one.origin for _, _, one in first[1:]] == [
+        Origin(
+            source=Source.KINESIS,
+            name=STREAM,
+            arrived_at=START + timedelta(seconds=2),
+            stream_shard_id=STREAM_SHARD_ID,
+            sequence_number="2",
+            partition_key="a-x",
+            part_index=index,
+            parts_behind=2 - index,
+        )
+        for index in range(3)
     ]
-    everything = [Position(number, part) for number, size in enumerate(sizes, start=1) for part in range(size)]
+    assert places(first) == [Position(1), Position(2, 0, -2), Position(2, 0, -1), Position(2)]
+    ids = [one.request_id for _, _, one in first]
+    assert len(set(ids)) == 4
+    assert ids == [one.request_id for _, _, one in again]
+    assert sum(one.size_bytes for _, _, one in first[1:] if isinstance(one, Operation)) == sum(map(len, parts))
 
+
+@pytest.mark.parametrize("several", [array, lines])
+def test_bad_parts_are_rejected_alone(several: Callable[..., Record]) -> None:
+    """Another shape, or too large by itself, however large the whole record is."""
+    large = data("x" * 300)
+    parts = [data("r0"), b"[%b]" % data("r"), b"7", large, b"{}", data("r5")]
+
+    arrivals = list(decoder(operation_max_bytes=300).decode([several(1, *parts), record(2, data("r6"))]))
+
+    invalid, too_large = DeadLetterReason.INVALID_MESSAGE, DeadLetterReason.TOO_LARGE
+    assert found(arrivals) == ["r0", invalid, invalid, too_large, invalid, "r5", "r6"]
+    assert [content for _, content, _ in arrivals] == [*parts, data("r6")]
+
+
+def test_broken_line_is_rejected_alone_and_a_broken_array_as_a_whole() -> None:
+    """What is behind the fault in an array cannot be told apart."""
+    parts = data("r0"), b'{"operation":', data("r2")
+    invalid = DeadLetterReason.INVALID_JSON
+    assert found(list(decoder().decode([lines(1, *parts)]))) == ["r0", invalid, "r2"]
+    ((place, content, refused),) = decoder().decode([array(1, *parts)])
+    assert isinstance(refused, RejectedRecord)
+    assert (refused.reason, content) == (invalid, array(1, *parts).data)
+    assert RecordPosition.from_record(place).position == Position(1)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[]", DeadLetterReason.INVALID_MESSAGE),
+        (b"[%b" % data("r"), DeadLetterReason.INVALID_JSON),
+        (b"\xef\xbb\xbf[%b]" % data("r"), DeadLetterReason.INVALID_JSON),
+        (b"\xef\xbb\xbf%b\n%b" % (data("r"), data("r")), DeadLetterReason.INVALID_JSON),
+        (json.dumps(json.loads(data("r")), indent=2).encode()[:-1], DeadLetterReason.INVALID_JSON),
+        (b"[%b]" % b",".join([data("r")] * 1001), DeadLetterReason.TOO_LARGE),
+        (b"\n".join([data("r")] * 1001), DeadLetterReason.TOO_LARGE),
+    ],
+)
+def test_record_that_is_no_list_of_operations_is_one_rejection(content: bytes, reason: DeadLetterReason) -> None:
+    """Of an array with too many, too, none is applied; in an aggregate this is so for that record alone."""
+    packed_too = record(2, aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))]))
+    arrivals = list(decoder().decode([record(1, content), packed_too]))
+    assert found(arrivals) == [reason, "r1", reason, "r2"]
+    assert [arrivals[0][1], arrivals[2][1]] == [content, content]
+    assert places(arrivals) == [Position(1), Position(2), Position(2, 1), Position(2, 2)]
+
+
+def test_operation_over_several_lines_is_one_operation() -> None:
+    """Before and after the decoder has seen JSON lines."""
+    pretty = json.dumps(json.loads(data("r1")), indent=2).encode()
+    records = [
+        record(1, pretty),
+        lines(2, data("r2"), data("r3")),
+        record(3, pretty + b"\n"),
+        lines(4, data("r4"), b"{"),
+    ]
+    arrivals = list(decoder().decode(records))
+    assert found(arrivals) == ["r1", "r2", "r3", "r1", "r4", DeadLetterReason.INVALID_JSON]
+    assert [one.origin.part_index for _, _, one in arrivals] == [None, 0, 1, None, 0, 1]
+
+
+def test_parts_of_records_in_an_aggregate_have_both_numbers() -> None:
+    """The order is that of the aggregate; each part has an id of its own."""
+    inner = [("k", None, data("r0")), ("l", None, array(0, data("r1"), b"7", data("r3")).data), ("k", None, data("r4"))]
+    arrivals = list(decoder(WHOLE).decode([record(1, aggregate(inner))]))
+    assert found(arrivals) == ["r0", "r1", DeadLetterReason.INVALID_MESSAGE, "r3", "r4"]
+    origins = [one.origin for _, _, one in arrivals]
+    assert [(one.partition_key, one.part_number) for one in origins] == [
+        ("k", 0),
+        ("l", (1, 0)),
+        ("l", (1, 1)),
+        ("l", (1, 2)),
+        ("k", 2),
+    ]
+    assert places(arrivals) == [Position(1), Position(1, 1, -2), Position(1, 1, -1), Position(1, 1), Position(1, 2)]
+    assert len({one.request_id for _, _, one in arrivals if isinstance(one, Operation)}) == 4
+
+
+def test_defect_at_unpacking_a_record_is_its_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends no reader, and the neighbours are operations."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(record_decoder, "parts_of_record", fail)
+    arrivals = list(decoder().decode([record(1, data("r1")), array(2, data("r2")), record(3, data("r3"))]))
+    assert found(arrivals) == ["r1", DeadLetterReason.INTERNAL_ERROR, "r3"]
+
+
+class Shape(StrEnum):
+    """What a record of several operations is."""
+
+    AGGREGATE = "aggregate"
+    ARRAY = "array"
+    LINES = "lines"
+    BOTH = "both"  # an aggregate of two arrays
+
+
+def shaped(number: int, size: int, shape: Shape) -> tuple[Record, list[Position]]:
+    """Return a record of *size* operations and their positions."""
+    parts = [data(f"r{part}") for part in range(size)]
+    match shape:
+        case _ if size == 1:
+            return record(number, parts[0]), [Position(number)]
+        case Shape.AGGREGATE:
+            content = aggregate([("k", None, part) for part in parts])
+            return record(number, content), [Position(number, part) for part in range(size)]
+        case Shape.BOTH:
+            inner = array(0, *parts).data
+            own = [Position(number, sub, part - size + 1) for sub in range(2) for part in range(size)]
+            return record(number, aggregate([("k", None, inner), ("k", None, inner)])), own
+        case Shape.ARRAY | Shape.LINES:
+            several = array if shape is Shape.ARRAY else lines
+            return several(number, *parts), [Position(number, 0, part - size + 1) for part in range(size)]
+
+
+SHAPES = st.lists(st.tuples(st.integers(1, 4), st.sampled_from(Shape)), min_size=1, max_size=5)
+
+
+@given(shapes=SHAPES, first=st.integers(0, 6), sub=st.integers(-1, 4), part=st.integers(-4, 0))
+def test_decoder_skips_exactly_the_records_up_to_the_position(
+    shapes: list[tuple[int, Shape]], first: int, sub: int, part: int
+) -> None:
+    """Within a record of several operations or between records."""
+    done = Position(first, sub, part)
+    shapes_made = [shaped(number, *shape) for number, shape in enumerate(shapes, start=1)]
+    records = [made for made, _ in shapes_made]
+    everything = [place for _, own in shapes_made for place in own]
+
+    assert everything == sorted(everything)
     assert places(list(decoder().decode(list(records)))) == everything
     assert places(list(decoder().decode(records, after=done))) == [one for one in everything if one > done]
 

@@ -10,7 +10,11 @@ import msgspec
 from support.aws.kpl_aggregates import aggregate, sealed
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
 
-from simplu_worker.consumers.kinesis.fetch.rejection_collector import FIRST_PARTS_MAX, RejectionCollector
+from simplu_worker.consumers.kinesis.fetch.rejection_collector import (
+    FIRST_PARTS_MAX,
+    LETTERS_MAX,
+    RejectionCollector,
+)
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
@@ -29,7 +33,7 @@ def letters_of(*records: Record, after: Position | None = None) -> list[DeadLett
         if isinstance(decoded, RejectedRecord):
             rejections.add(decoded, content)
     letters = rejections.dead_letters(FAILED_AT)
-    assert len(letters) == len(rejections)
+    assert len(rejections) == len({letter.origin.sequence_number for letter in letters})
     return letters
 
 
@@ -168,3 +172,47 @@ def seconds_for(count: int) -> float:
 def with_many(count: int) -> Record:
     """Return an aggregate of empty parts, cheaply."""
     return record(7, sealed(b"\x0a\x01k" + b"\x1a\x04\x08\x00\x1a\x00" * count))
+
+
+def array(number: int, *parts: bytes) -> Record:
+    """Return an array of *parts*."""
+    return record(number, b"[%b]" % b",".join(parts))
+
+
+def test_bad_parts_of_an_array_have_a_letter_each() -> None:
+    """With their own bytes and positions: as many as one request stores."""
+    letters = letters_of(array(7, *[data("good"), b"{}"] * LETTERS_MAX), record(8, b"{"))
+
+    assert [(one.record, one.parts, one.origin.part_number) for one in letters] == [
+        *((b"{}", None, (0, 2 * n + 1)) for n in range(LETTERS_MAX)),
+        (b"{", None, 0),
+    ]
+
+
+def test_more_bad_parts_of_an_array_share_a_letter() -> None:
+    """However many a record has, its stream shard waits for few requests."""
+    own = json.dumps({"businessId": "a", "locationId": "x", "requestId": "own"}).encode()
+    (letter,) = letters_of(array(7, data("good"), *[b"7"] * LETTERS_MAX, own))
+
+    assert letter.parts is not None
+    assert msgspec.structs.replace(letter.parts, first_parts=()) == BadParts(
+        part_count=LETTERS_MAX + 2,
+        bad_count=LETTERS_MAX + 1,
+        reasons={"invalid_message": LETTERS_MAX + 1},
+        numbers=tuple((0, n + 1) for n in range(LETTERS_MAX + 1)),
+        request_ids=(*[None] * LETTERS_MAX, "own"),
+    )
+    assert letter.error.startswith("11 of the 12 operations of a record are no operations; the first one, number 0:1: ")
+    packed = deaggregate(letter.record)
+    assert packed is not None
+    assert [part.data for part in packed] == [*[b"7"] * LETTERS_MAX, own]
+
+
+def test_bad_parts_of_arrays_in_an_aggregate_share_its_letter() -> None:
+    """With the numbers of their records and their own."""
+    (letter,) = letters_of(with_bad_parts(7, b"{", b"[1,%b,2]" % data("good"), data("good"), b"[]"))
+    assert letter.parts is not None
+    assert letter.parts.numbers == (0, (1, 0), (1, 2), 3)
+    assert letter.parts.part_count == 6
+    text = encode_dead_letter(letter, 262_144)
+    assert json.loads(text)["parts"]["subSequenceNumbers"] == "0,1:0,1:2,3"

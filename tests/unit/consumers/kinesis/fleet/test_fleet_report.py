@@ -7,7 +7,7 @@ from typing import Any
 
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report, lone_report
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, LeaseReport, ReplicaFigures
+from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, LeaseReport, ReplicaFigures, TopTenant
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.vocabulary import HoldReason
 
@@ -21,11 +21,15 @@ def lease(key: str, owner: str | None, **more: Any) -> Lease:
     return Lease(key, Position(17), owner=owner, metered_by=metered_by, throughput_kbps=2.5, **more)
 
 
-def report_of(*leases: tuple[Lease, float], own: dict[str, OwnReader] | None = None) -> dict[str, Any]:
+def report_of(
+    *leases: tuple[Lease, float],
+    own: dict[str, OwnReader] | None = None,
+    me: ReplicaFigures = ReplicaFigures(0.25, 2),  # noqa: B008  (frozen)
+) -> dict[str, Any]:
     """Return the report, at 100, of leases with the time of their last renewal."""
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
-    me = KnownReplica(ME, "2", ReplicaFigures(0.25, 2))
-    return fleet_report(observations, {"a": "reading", "c": "unowned"}, own or {}, me, now=100.0)
+    replica = KnownReplica(ME, "2", me)
+    return fleet_report(observations, {"a": "reading", "c": "unowned"}, own or {}, replica, now=100.0)
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
@@ -49,6 +53,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "deadLetters": 2,
         "heldTargets": 2,
         "held": [],
+        "topTenants": [],
         "seenSecondsAgo": 0.0,
     }
     assert second == {
@@ -63,6 +68,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "deadLetters": 4,
         "heldTargets": 1,
         "held": [],
+        "topTenants": [],
         "seenSecondsAgo": 1.5,
     }
     assert found["streamShards"][1] == {
@@ -95,6 +101,7 @@ def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
         "deadLetters": None,
         "heldTargets": None,
         "held": [],
+        "topTenants": [],
         "seenSecondsAgo": 1.0,
     }
 
@@ -122,6 +129,19 @@ def test_replica_has_its_oldest_held_targets() -> None:
         ("b", "shard b", 12.0),
         ("b", "tenant t", 3.0),
     ]
+
+
+def test_replica_has_the_tenants_that_it_names() -> None:
+    """As it wrote them into the row that it renewed last; its own as they are now."""
+    top = (TopTenant("a-b", "shard-1", 12.3456), TopTenant("c-d", "shard-2", 1.0))
+    found = report_of(
+        (lease("b", OTHER, report=LeaseReport(OTHER, "1", top=top[1:])), 97.0),
+        (lease("d", OTHER, report=LeaseReport(OTHER, "1", top=top)), 98.0),
+        me=ReplicaFigures(top=top[:1]),
+    )
+    first = {"shardId": "shard-1", "tenant": "a-b", "lastMinute": {"seconds": 12.346}}
+    second = {"shardId": "shard-2", "tenant": "c-d", "lastMinute": {"seconds": 1.0}}
+    assert [replica["topTenants"] for replica in found["replicas"]] == [[first], [first, second]]
 
 
 def test_leases_without_an_owner_count_for_no_replica() -> None:

@@ -9,8 +9,16 @@ import pytest
 from simplu_worker.consumers.kinesis.fleet.lease_start import pinned_start, start_of
 from simplu_worker.consumers.kinesis.holding.unread import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
-from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON, Position
+from simplu_worker.consumers.kinesis.stream.positions import (
+    AT_TIMESTAMP,
+    LATEST,
+    TRIM_HORIZON,
+    AtSequenceNumber,
+    AtTimestamp,
+    Position,
+    Start,
+    TrimHorizon,
+)
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EARLIER = datetime(2026, 2, 1, tzinfo=UTC)

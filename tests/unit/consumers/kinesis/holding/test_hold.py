@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import pytest
 
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
-from simplu_worker.vocabulary import HeldTarget, HoldReason
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PARENTS = tuple(ParentRecords(one, AtSequenceNumber("2"), Position(2), None) for one in ("parent-1", "parent-2"))
@@ -27,15 +28,22 @@ def make_hold(after: int, *parents: ParentRecords, target: HeldTarget = HeldTarg
     return Hold(target, "", HoldReason.FAILING, unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
 
 
+def catch_up_of(*holds: Hold) -> CatchUp:
+    """Return a catch-up of holds, whose targets are back."""
+    for hold in holds:
+        hold.enter(HoldState.READY)
+    return CatchUp(holds)
+
+
 @pytest.mark.parametrize("target", HeldTarget)
 def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
     """It waits for the parents only where it is theirs. When it is lowered, it waits again."""
     hold = make_hold(5, target=target)
     states = []
-    for is_ready in (False, True):
-        hold.is_ready = is_ready
+    for state in (HoldState.HELD, HoldState.READY):
+        hold.enter(state)
         states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
-    CatchUp([hold])
+    catch_up_of(hold)
     states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
     hold.lower(Unread(mark(4)), START)
     states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
@@ -45,13 +53,52 @@ def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
     assert (hold.since, hold.next_attempt_at) == (7.0, 7.0)
 
 
+@pytest.mark.parametrize(
+    ("state", "following"),
+    [
+        (HoldState.HELD, {HoldState.HELD, HoldState.READY}),
+        (HoldState.READY, set(HoldState)),
+        (HoldState.CATCHING_UP, {HoldState.HELD}),
+    ],
+)
+def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: set[HoldState]) -> None:
+    """It is a hold of the catch-up that it has, of no other, and of none in another state."""
+    for entered in HoldState:
+        hold, other = make_hold(5), catch_up_of(make_hold(5))
+        catch_up = None
+        if state is HoldState.CATCHING_UP:
+            catch_up = catch_up_of(hold)
+        else:
+            hold.enter(state)
+        wanted = other if entered is HoldState.CATCHING_UP else None
+        if entered in following:
+            hold.enter(entered, wanted)
+            assert (hold.state, hold.catch_up) == (entered, wanted)
+        else:
+            with pytest.raises(ValueError, match="expected a state that may follow"):
+                hold.enter(entered, wanted)
+            assert (hold.state, hold.catch_up) == (state, catch_up)
+        for one in (catch_up, other):
+            assert one is None or (hold in one.holds) is (hold.catch_up is one)
+
+
+@pytest.mark.parametrize("state", HoldState)
+def test_hold_has_a_catch_up_only_while_it_is_catching_up(state: HoldState) -> None:
+    """And always then."""
+    hold, other = make_hold(5), catch_up_of(make_hold(5))
+    hold.enter(HoldState.READY)
+    with pytest.raises(ValueError, match="expected a state that may follow"):
+        hold.enter(state, None if state is HoldState.CATCHING_UP else other)
+    assert (hold.state, hold.catch_up, len(other.holds)) == (HoldState.READY, None, 1)
+
+
 @pytest.mark.parametrize(("lowered_to", "expected"), [(8, 6), (6, 6), (3, 3)])
 def test_hold_that_is_lowered_reads_on_from_the_lower_of_its_catch_up_and_the_new_start(
     lowered_to: int, expected: int
 ) -> None:
     """It leaves the catch-up, which goes on with its others."""
     hold, other = make_hold(5), make_hold(2)
-    catch_up = CatchUp([hold, other])
+    catch_up = catch_up_of(hold, other)
     catch_up.tracker.skip(mark(6))
     hold.lower(Unread(mark(lowered_to), PARENTS[1:]), START)
     assert (hold.unread, hold.reached) == (Unread(mark(expected), PARENTS[1:]), mark(expected))
@@ -73,7 +120,7 @@ def test_hold_knows_about_when_its_first_operation_arrived(
     hold = make_hold(5, arrived_s=3)
     assert hold.first_arrival == START + timedelta(seconds=3)
     if reached is not None:
-        CatchUp([hold]).tracker.skip(mark(reached))
+        catch_up_of(hold).tracker.skip(mark(reached))
         assert hold.first_arrival == mark(reached).arrived_at
     hold.lower(Unread(mark(4)), START + timedelta(seconds=arrived_s))
     assert hold.arrived_at == START + timedelta(seconds=expected_s)
@@ -82,7 +129,7 @@ def test_hold_knows_about_when_its_first_operation_arrived(
 def test_catch_up_reads_all_that_its_holds_have_not_read() -> None:
     """The parents in their order, then the own records. It is a backfill where one of its holds is."""
     holds = [make_hold(5, PARENTS[1]), make_hold(3, PARENTS[0])]
-    catch_up = CatchUp(holds)
+    catch_up = catch_up_of(*holds)
     assert (catch_up.unread, [hold.unread for hold in holds]) == (Unread(mark(3), PARENTS), [catch_up.unread] * 2)
     assert not catch_up.is_backfill
     holds[1].is_backfill = True
@@ -91,7 +138,7 @@ def test_catch_up_reads_all_that_its_holds_have_not_read() -> None:
 
 def test_catch_up_goes_on_after_each_record_of_a_parent() -> None:
     """A hold that is lowered then reads the rest of this parent, and the next ones."""
-    catch_up = CatchUp([make_hold(5, *PARENTS)])
+    catch_up = catch_up_of(make_hold(5, *PARENTS))
     catch_up.pass_parent_record(Position(4, 1))
     rest = ParentRecords("parent-1", AtSequenceNumber("4"), Position(4, 1), None)
     assert catch_up.unread == Unread(mark(5), (rest, PARENTS[1]))
@@ -101,7 +148,7 @@ def test_catch_up_goes_on_after_each_record_of_a_parent() -> None:
 
 def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> None:
     """Its own operations do not count."""
-    catch_up = CatchUp([make_hold(5, *PARENTS)])
+    catch_up = catch_up_of(make_hold(5, *PARENTS))
     tickets = []
     for _ in PARENTS:
         tickets.append(catch_up.tracker.start_at_last())
@@ -112,13 +159,48 @@ def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> N
         catch_up.tracker.finish([ticket])
         pending.append(catch_up.has_pending_parents)
     assert pending == [True, True, False, False]
-    assert CatchUp([make_hold(5, *PARENTS)]).has_pending_parents
-    assert not CatchUp([make_hold(5)]).has_pending_parents
+    assert catch_up_of(make_hold(5, *PARENTS)).has_pending_parents
+    assert not catch_up_of(make_hold(5)).has_pending_parents
 
 
 @pytest.mark.parametrize(("start", "expected"), [(3, 3), (7, 5), (None, None)])
 def test_catch_up_at_the_parents_may_start_lower_with_its_own_records(start: int | None, expected: int | None) -> None:
     """Never higher; None is the beginning."""
-    catch_up = CatchUp([make_hold(5, *PARENTS)])
+    catch_up = catch_up_of(make_hold(5, *PARENTS))
     catch_up.start_own_lower(None if start is None else mark(start))
     assert catch_up.unread == Unread(None if expected is None else mark(expected), PARENTS)
+
+
+@pytest.mark.parametrize(
+    ("unread", "comes_to", "own_after"),
+    [
+        pytest.param(Unread(mark(7)), True, 5, id="later own records"),
+        pytest.param(Unread(mark(3)), True, 3, id="earlier own records, while it reads those of parents"),
+        pytest.param(Unread(mark(3), PARENTS[:1]), True, 3, id="those of a parent that it reads, too"),
+        pytest.param(
+            Unread(mark(3), (ParentRecords("parent-0", AtSequenceNumber("2"), Position(2), None),)),
+            False,
+            5,
+            id="those of another parent: it does not start lower in vain",
+        ),
+    ],
+)
+def test_catch_up_comes_to_records(unread: Unread, comes_to: bool, own_after: int) -> None:  # noqa: FBT001
+    """While it reads records of parents, it may start lower with its own."""
+    catch_up = catch_up_of(make_hold(5, *PARENTS))
+    assert catch_up.comes_to(unread) is comes_to
+    assert catch_up.unread == Unread(mark(own_after), PARENTS)
+
+
+class Read(NamedTuple):
+    """An operation, with the tracker of the cursor that read it."""
+
+    tracker: CheckpointTracker[RecordPosition]
+
+
+def test_catch_up_knows_operations_of_other_cursors() -> None:
+    """One among its own is enough."""
+    catch_up, other = catch_up_of(make_hold(5)), Read(CheckpointTracker())
+    own = Read(catch_up.tracker)
+    cases: list[list[Read]] = [[], [own], [own, other], [other]]
+    assert [catch_up.has_others(entries) for entries in cases] == [False, False, True, True]

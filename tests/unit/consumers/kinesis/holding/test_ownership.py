@@ -14,9 +14,8 @@ from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
-from simplu_worker.vocabulary import HeldTarget, HoldReason
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-w", "c-y", "d-p", "e-u", "f-t")  # of 8 slots, the first three share one, and the next two
@@ -58,10 +57,17 @@ def hold_shard(ownership: Ownership, shard_id: str, tenants: Iterable[str], afte
     return hold
 
 
+def start(ownership: Ownership, *holds: Hold) -> CatchUp:
+    """Start a catch-up of holds, whose targets are back."""
+    for hold in holds:
+        hold.enter(HoldState.READY)
+    return ownership.start_catch_up(holds)
+
+
 def backfill(ownership: Ownership, after: int, *parents: ParentRecords) -> Hold:
     """Have shard-1 backfilled, by a running catch-up."""
     hold = ownership.open_backfill("shard-1", unread(after, *parents), START, now=0.0)
-    ownership.start_catch_up([hold])
+    start(ownership, hold)
     return hold
 
 
@@ -124,7 +130,7 @@ def test_hold_that_is_split_to_again_leaves_its_catch_up_where_that_was() -> Non
     """It waits for its target again; so it blocks its shard."""
     ownership = new()
     hold, other = hold_shard(ownership, "shard-1", ["a-x"], 2), hold_tenant(ownership, "b-w", 2)
-    catch_up = ownership.start_catch_up([hold, other])
+    catch_up = start(ownership, hold, other)
     read_on(catch_up, to=6)
     assert not ownership.is_blocked("shard-1")
     hold_shard(ownership, "shard-1", ["a-x"], 7)
@@ -146,7 +152,7 @@ def test_backfill_meets_its_own_tenant_as_one_of_the_main_reader(in_memory: int 
     ownership = new()
     hold = backfill(ownership, 2)
     ownership.split("a-x", hold, [], START)
-    ownership.start_catch_up([hold])
+    start(ownership, hold)
     assert ownership.meet_resident("a-x", hold, [] if in_memory is None else [unread(in_memory)]) is expected
 
 
@@ -190,15 +196,17 @@ def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
     """One without parents' records, and only while it has a hold."""
     ownership = new()
     first, parents = hold_tenant(ownership, "a-x", 2), backfill(ownership, 2, *PARENTS).catch_up
-    catch_up = ownership.start_catch_up([first])
+    catch_up = start(ownership, first)
     read_on(catch_up, to=5)
     passed, same, later = (hold_tenant(ownership, one, after) for one, after in zip("bcd", (4, 5, 6), strict=True))
+    for one in (passed, same, later):
+        one.enter(HoldState.READY)
     assert [ownership.join(one, catch_up) for one in (passed, same, later)] == [False, True, True]
     assert (catch_up.holds, same.catch_up, passed.catch_up) == ([first, same, later], catch_up, None)
     assert parents is not None
     assert not ownership.join(hold_tenant(ownership, "e-u", 6), parents)
     assert not ownership.join(ownership.open_backfill("shard-2", unread(7, *PARENTS), START, now=0.0), catch_up)
-    empty = ownership.start_catch_up([passed])
+    empty = start(ownership, passed)
     passed.lower(unread(1), START)
     assert not ownership.join(hold_tenant(ownership, "f-t", 6), empty)
 
@@ -207,7 +215,7 @@ def test_meeting_the_main_reader_ends_all_holds_of_a_catch_up() -> None:
     """Their tenants are the main reader's; the pending operations of the catch-up still count."""
     ownership = new()
     holds = [hold_tenant(ownership, "a-x", 2), hold_shard(ownership, "shard-1", ["b-w"], 3)]
-    catch_up = ownership.start_catch_up(holds)
+    catch_up = start(ownership, *holds)
     position = mark(4)
     assert position is not None
     ticket = catch_up.tracker.start(position)
@@ -226,7 +234,7 @@ def test_floor_is_the_lowest_of_main_reader_holds_and_catch_ups() -> None:
     hold = hold_tenant(ownership, "a-x", 4)
     hold_tenant(ownership, "b-w", 6)
     assert (ownership.floor(mark(9)), ownership.floor(mark(2))) == (mark(4), mark(2))
-    read_on(ownership.start_catch_up([hold]), to=8)
+    read_on(start(ownership, hold), to=8)
     assert ownership.floor(mark(9)) == mark(6)
 
 
@@ -258,8 +266,8 @@ def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot
     assert ownership.are_waiting_for_parents({"a-x", "d-p"})
     assert not ownership.are_waiting_for_parents({"a-x", "f-t"})
     assert [ownership.release_from_parents(pending, now=7.0) for _ in range(2)] == [True, False]
-    found = [(hold.name, hold.unread, hold.since, hold.is_ready) for hold in ownership.holds()]
-    assert found == [("1", unread(3), 7.0, True), ("", unread(3), 1.0, False)]
+    found = [(hold.name, hold.unread, hold.since, hold.state) for hold in ownership.holds()]
+    assert found == [("1", unread(3), 7.0, HoldState.READY), ("", unread(3), 1.0, HoldState.HELD)]
     assert (ownership.are_waiting_for_parents({"d-p"}), ownership.are_waiting_for_parents({"a-x"})) == (True, False)
     assert ownership.release_from_parents(TenantSet(), now=8.0)
     assert (ownership.parents_hold, [hold.name for hold in ownership.holds()]) == (None, ["1", "2"])
@@ -284,7 +292,8 @@ def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -
         found = [ownership.owner_of(tenant) for tenant in ("a-x", "d-p")]
         assert [hold and hold.target for hold in found] == [HeldTarget.PARENTS, HeldTarget.PREDECESSOR]
         assert found[1] is not None
-        assert (found[1].is_ready, found[1].reason, found[1].unread) == (True, HoldReason.TAKEN_OVER, unread(3))
+        assert (found[1].state, found[1].reason) == (HoldState.READY, HoldReason.TAKEN_OVER)
+        assert found[1].unread == unread(3)
 
 
 @pytest.mark.usefixtures("_small_sets")
@@ -329,7 +338,7 @@ def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: py
     monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
     ownership = new()
     holds = [hold_tenant(ownership, tenant, 5) for tenant in TENANTS[:3]]
-    ownership.start_catch_up(holds[1:2])
+    start(ownership, holds[1])
     hold_tenant(ownership, "d-p", 5)
     assert list(owners(ownership))[:4] == ["a-x", "0", "0", "1"]
     assert [ownership.needs_lookup(tenant) for tenant in TENANTS] == [True, *[False] * 5]

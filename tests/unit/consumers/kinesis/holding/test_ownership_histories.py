@@ -19,9 +19,8 @@ from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, lowest_position
-from simplu_worker.vocabulary import HeldTarget, HoldReason
+from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, lowest_position
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-w", "c-y", "d-p", "e-u", "f-t")  # of 8 slots, the first three share one, and the next two
@@ -236,7 +235,8 @@ class Reader:
     def set_apart(self, tenant: str, unread: Unread, in_memory: Sequence[Entry]) -> None:
         """Give a tenant a hold of its own."""
         own = self.hold_tenant(tenant, [unread, *(entry.unread for entry in in_memory)])
-        own.is_ready = own.target is HeldTarget.TENANT
+        if own.target is HeldTarget.TENANT:
+            own.enter(HoldState.READY)
 
     def make_way(self, tenant: str, catch_up: CatchUp) -> bool:
         """Drop what a catch-up is about to read again of a tenant; return whether it may."""
@@ -316,7 +316,7 @@ class Reader:
         queue, shard.queue = shard.queue, []
         own = {entry.tenant for entry in self.in_memory() if self.ownership.owner_of(entry.tenant) is hold}
         self.split(hold, [*queue, *self.take(own)])
-        hold.is_ready = True
+        hold.enter(HoldState.READY)
         return True
 
     def missing_of_parents(self, shard_id: str) -> tuple[ParentRecords, ...]:
@@ -427,7 +427,7 @@ class Reader:
         """Find a hold's target available, with no batch to it in flight."""
         is_idle = hold.target is not HeldTarget.SHARD or not self.shards[hold.name].batch
         if is_idle and hold.catch_up is None and hold.target is not HeldTarget.PARENTS:
-            hold.is_ready = True
+            hold.enter(HoldState.READY)
 
     def find_moved(self, hold: Hold) -> None:
         """Catch up the tenants of a held shard that have another one now."""
@@ -435,12 +435,13 @@ class Reader:
             if self.home[tenant] != hold.name:
                 entries = self.take({tenant})
                 own = self.hold_tenant(tenant, [entry.unread for entry in entries], entries)
-                own.is_ready = own.target is HeldTarget.TENANT
+                if own.target is HeldTarget.TENANT:
+                    own.enter(HoldState.READY)
 
     def start_catch_ups(self, holds: Sequence[Hold]) -> None:
         """Catch up those of *holds* that are ready: with a running catch-up, or those without parents together."""
         group: list[Hold] = []
-        for hold in [one for one in holds if one.is_ready and one.catch_up is None]:
+        for hold in [one for one in holds if one.state is HoldState.READY]:
             if any(self.ownership.join(hold, one) for one in self.catch_ups):
                 continue
             if hold.unread.parents:
@@ -667,7 +668,7 @@ def happen_to_holds(reader: Reader, step: Step) -> None:
             reader.advance(reader.catch_ups[step.one % len(reader.catch_ups)], step.count)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(scenes, steps)
 def test_no_history_loses_or_overtakes_an_operation(scene: Scene, history: list[Step]) -> None:
     """First applications are in order, no checkpoint and no row passes a pending operation, and every hold ends."""
@@ -756,8 +757,7 @@ class _JoinsLate(Ownership):
     def join(self, hold: Hold, catch_up: CatchUp) -> bool:
         if not catch_up.holds:
             return False
-        catch_up.holds.append(hold)
-        hold.catch_up = catch_up
+        hold.enter(HoldState.CATCHING_UP, catch_up)
         return True
 
 

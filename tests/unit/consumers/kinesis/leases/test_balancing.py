@@ -173,7 +173,7 @@ def test_counts_become_even_with_few_moves_and_stay_so(
     assert max(counts[me] for me in alive) - min(counts[me] for me in alive) <= 1
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(lease_count=st.integers(0, 60), count=st.integers(1, 6), chance=draws)
 def test_moves_are_those_needed_when_one_replica_joins(lease_count: int, count: int, chance: list[float]) -> None:
     """C10: from even counts, a newcomer gets its share one lease at a time, and nothing else moves."""

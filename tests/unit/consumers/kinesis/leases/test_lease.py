@@ -127,7 +127,7 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("checkpoint", None),
         ("checkpoint", {"S": "nonsense"}),
         ("checkpoint", {"N": "5"}),
-        ("checkpointSubSequenceNumber", {"N": "-1"}),
+        ("checkpointSubSequenceNumber", {"N": "-2"}),
         ("leaseOwner", {"N": "1"}),
         ("parentShardId", {"S": "shardId-000000000000"}),
         ("startingHashKey", {"S": "zero"}),

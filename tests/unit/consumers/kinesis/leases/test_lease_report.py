@@ -11,11 +11,13 @@ from simplu_worker.consumers.kinesis.leases.lease_report import (
     HELD_MAX,
     LARGE,
     TEXT_MAX_LENGTH,
+    TOP_MAX,
     HeldTarget,
     HoldRetry,
     LeaseReport,
     RecordRate,
     ReplicaFigures,
+    TopTenant,
     decode_report,
     decode_retry,
     encode_report,
@@ -39,6 +41,7 @@ reports = st.builds(
     ),
     numbers,
     st.none() | st.integers(0, 10**6),
+    st.lists(st.builds(TopTenant, st.text(max_size=30), st.text(max_size=10), ages), max_size=TOP_MAX).map(tuple),
 )
 OLD_REPORT = f'{{"by":"{ME}","version":"0.0.9","lag_s":1.5,"records_per_s":2.0,"held_count":3}}'
 
@@ -48,7 +51,7 @@ def test_report_is_read_as_written(report: LeaseReport) -> None:
     """Its text is no longer than a reader takes; without held targets far below the kilobyte of DynamoDB."""
     text = encode_report(report)
     assert decode_report(text, ME) == report
-    assert len(text) < (TEXT_MAX_LENGTH if report.held else 260)
+    assert len(text) < (TEXT_MAX_LENGTH if report.held or report.top else 260)
 
 
 def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
@@ -89,6 +92,15 @@ def test_report_names_held_targets_as_far_as_there_is_room(held: list[HeldTarget
     assert list(report.held) == sorted(report.held, key=lambda one: -one.age_s)
 
 
+def test_report_names_held_targets_before_tenants() -> None:
+    """Held targets need a person, and tenants may have long names."""
+    top = tuple(TopTenant(letter * 250, "shard-1", 1.0) for letter in "abc")
+    held = (HeldTarget("x" * 300, HoldReason.GAP, 1.0),)
+    read = decode_report(encode_report(LeaseReport(ME, held=held, top=top)), ME)
+    assert read is not None
+    assert (read.held, read.top) == (held, top[:2])
+
+
 @pytest.mark.parametrize("owner", [None, "", "other"])
 def test_report_of_another_writer_is_none(owner: str | None) -> None:
     """A worker that does not know the attribute left it in the row."""
@@ -106,6 +118,7 @@ def test_report_of_another_writer_is_none(owner: str | None) -> None:
         f'{{"by": "{ME}", "held_count": "many"}}',
         f'{{"by": "{ME}", "held": [["shard a", "gap", -1.0]]}}',
         f'{{"by": "{ME}", "latency_p99_s": 1e300}}',
+        f'{{"by": "{ME}", "top": [["a-b", "shard-1", -1.0]]}}',
         f'{{"by": "{ME}", "version": "{"x" * TEXT_MAX_LENGTH}"}}',
         "\ud800",
     ],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.hold import Hold
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
@@ -23,7 +26,10 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
     CatchUps,
     next_to_catch_up,
 )
-from simplu_worker.vocabulary import HeldTarget, HoldReason
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Way:
@@ -191,6 +197,9 @@ class Looked:
         """Count the check."""
         self.looks += 1
 
+    def look_after_paced(self) -> None:
+        """There are none."""
+
     async def looks_within(self, seconds: float) -> int:
         """Return the number of checks in that time."""
         before = self.looks
@@ -230,3 +239,63 @@ async def test_hold_that_is_ready_is_looked_at_while_at_rest(looked: Looked) -> 
     """A backfill may start without any new operation."""
     looked.has_ready.set()
     assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1
+
+
+class Paced:
+    """Two catch-ups at most of tenants over their share, beside those of other targets."""
+
+    def __init__(self) -> None:
+        main: CheckpointTracker[RecordPosition] = CheckpointTracker(RecordPosition.before_record("9", NOW))
+        self.ownership = Ownership(main)
+        dispatcher = SimpleNamespace(ownership=self.ownership, has_ready=asyncio.Event())
+        access = SimpleNamespace(stream_shard_id="shardId-1")
+        self.catch_ups = CatchUps(cast("Any", None), cast("Any", dispatcher), cast("Any", access), cast("Any", Endless))
+
+    def hold(self, tenant_id: str, number: int, reason: HoldReason = HoldReason.OVER_SHARE) -> Hold:
+        """Hold a tenant from a record on, ready for its catch-up."""
+        unread = Unread(RecordPosition.before_record(str(number), NOW + number * timedelta(seconds=100)))
+        hold = self.ownership.hold_tenant(tenant_id, reason, [unread], NOW + number * timedelta(seconds=100), now=0.0)
+        hold.enter(HoldState.READY)
+        return hold
+
+
+class Endless:
+    """A catch-up that reads until it is cancelled; the later it begins, the less it is behind."""
+
+    def __init__(self, one: CatchUp) -> None:
+        self.catch_up = one
+        self.is_oldest = self.is_paced = False
+
+    @property
+    def lag_s(self) -> float:
+        """How far it is behind."""
+        reached = self.catch_up.unread.after
+        assert reached is not None
+        return (NOW + timedelta(days=1) - reached.arrived_at).total_seconds()
+
+    async def run(self, ending: asyncio.Event) -> None:
+        """Read until the end."""
+        await ending.wait()
+
+
+async def test_tenants_over_their_share_are_caught_up_apart_and_each_alone_while_they_are_few() -> None:
+    """A third one joins the one least behind, unless all have passed it; what others wait for has its places."""
+    paced = Paced()
+    loud = [paced.hold(f"t{number}-l", number) for number in (1, 2, 3)]
+    held = [paced.hold(f"s{number}-l", number, HoldReason.FAILING) for number in (4, 5, 6, 7)]
+    async with asyncio.TaskGroup() as tasks:
+        ending = asyncio.Event()
+        paced.catch_ups._start_ready(tasks, ending)
+        states = [(hold.state, hold.catch_up) for hold in loud]
+        running = [(one.is_paced, [hold.name for hold in one.catch_up.holds]) for one in paced.catch_ups.running]
+        passed = paced.hold("t0-l", 0)
+        paced.catch_ups._start_ready(tasks, ending)
+        is_passed_alone = passed.catch_up is not None and passed.catch_up.holds == [passed]
+        ending.set()
+
+    assert is_passed_alone
+
+    assert all(state is HoldState.CATCHING_UP for state, _ in states)
+    assert states[0] != states[1] == states[2]
+    assert [names for is_paced, names in running if is_paced] == [["t1-l"], ["t2-l", "t3-l"]]
+    assert sum(not is_paced for is_paced, _ in running) == len(held) == CATCH_UPS_MAX

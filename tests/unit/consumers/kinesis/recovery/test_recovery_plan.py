@@ -28,10 +28,11 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     parse_position,
     replay_start,
 )
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
     TRIM_HORIZON,
+    AtSequenceNumber,
+    AtTimestamp,
     HashRange,
     Position,
     RecordPosition,

@@ -1,20 +1,157 @@
-"""Whether a reader has met a Postgres shard before, which decides what the shard may lack and whether that is a gap."""
+"""What a reader knows of its row on a Postgres shard: this decides what the shard may lack, and whether it is a gap."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition
-from simplu_worker.shards.types import PositionClaim, StreamPosition
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
+from simplu_worker.consumers.kinesis.recovery.shard_positions import (
+    RowState,
+    ShardPosition,
+    ShardPositions,
+)
+from simplu_worker.shards.types import PositionClaim, StoredPositions, StreamPosition
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def make_position(*states: RowState) -> ShardPosition:
+    """Return a position that went through these states."""
+    position = ShardPosition("shard-1", PositionClaim("stream", "shardId-0"))
+    for state in states:
+        position.enter(state)
+    return position
+
+
+def adopt(position: ShardPosition, *, token: str = "", parents_done: bool = False, settled: bool = True) -> None:
+    """Adopt a row."""
+    row = StreamPosition("TRIM_HORIZON", fencing_token=token, parents_done=parents_done)
+    position.adopt(row, None, are_parents_settled=settled)
 
 
 @pytest.mark.parametrize(("times", "was_read"), [(1, False), (2, True)])
 def test_row_that_is_forgotten_was_read_if_it_was_before_it_was_adopted(times: int, *, was_read: bool) -> None:
     """The first contact stays the first one: else the rows of a fleet that was stopped would look like a gap."""
-    position = ShardPosition("shard-1", PositionClaim("stream", "shardId-0"))
+    position, former = make_position(), RowState.UNREAD
     for number in range(times):
-        position.adopt(StreamPosition("TRIM_HORIZON", fencing_token=str(number)), None, are_parents_settled=True)
+        position.invalidate()
+        former = position.state
+        adopt(position, token=str(number))
     assert (position.was_read, position.claim.fencing_tokens) == (True, [str(times - 1)])
 
-    position.forget_row()
+    position.forget_row(former)
     assert (position.was_read, position.is_current, position.claim.fencing_tokens) == (was_read, False, [])
+
+
+@pytest.mark.parametrize(
+    ("reached_by", "following"),
+    [
+        ((), {RowState.PROVISIONAL, RowState.SETTLED}),
+        ((RowState.PROVISIONAL,), {RowState.UNREAD, RowState.STALE}),
+        ((RowState.SETTLED,), {RowState.UNREAD, RowState.STALE, RowState.SETTLED}),
+        ((RowState.SETTLED, RowState.STALE), {RowState.PROVISIONAL, RowState.SETTLED}),
+    ],
+)
+def test_row_enters_only_a_state_that_may_follow(reached_by: tuple[RowState, ...], following: set[RowState]) -> None:
+    """A row that is to be read again becomes known by being read, and by nothing else."""
+    for entered in RowState:
+        position = make_position(*reached_by)
+        before = position.state
+        if entered in following:
+            position.enter(entered)
+            assert position.state is entered
+        else:
+            with pytest.raises(ValueError, match="expected a state that may follow"):
+                position.enter(entered)
+            assert position.state is before
+
+
+@pytest.mark.parametrize(
+    ("settled", "parents_done", "expected"),
+    [
+        (False, False, RowState.PROVISIONAL),
+        (True, False, RowState.SETTLED),
+        (False, True, RowState.SETTLED),
+        (True, True, RowState.SETTLED),
+    ],
+)
+def test_row_is_provisional_while_operations_were_pending_at_the_parents(
+    *, settled: bool, parents_done: bool, expected: RowState
+) -> None:
+    """A row with `parents_done` has all of the parents' operations, whatever is known of these."""
+    position = make_position()
+    adopt(position, parents_done=parents_done, settled=settled)
+    assert (position.state, position.is_current, position.was_read) == (expected, True, True)
+
+
+@pytest.mark.parametrize(
+    ("reached_by", "expected"),
+    [
+        ((), RowState.UNREAD),
+        ((RowState.PROVISIONAL,), RowState.STALE),
+        ((RowState.SETTLED,), RowState.STALE),
+        ((RowState.SETTLED, RowState.STALE), RowState.STALE),
+    ],
+)
+def test_row_that_is_invalidated_stays_unread_if_it_was(reached_by: tuple[RowState, ...], expected: RowState) -> None:
+    """The first contact is still to come."""
+    position = make_position(*reached_by)
+    position.invalidate()
+    assert (position.state, position.is_current) == (expected, False)
+
+
+class Releasing:
+    """A gateway to a shard; the parents release tenants while a row is written there."""
+
+    positions: ShardPositions
+
+    def is_up(self, shard_id: str) -> bool:
+        """Return whether the shard is up."""
+        return bool(shard_id)
+
+    async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
+        """Take the write."""
+        assert (shard_id, len(claims)) == ("shard-1", 1)
+        self.positions.invalidate_parent_rows()
+        return []
+
+
+async def test_row_is_read_again_if_parents_release_tenants_while_it_is_written() -> None:
+    """The write shows that nobody else has written the row, and not what the shard lacks of the parents."""
+    gateway = Releasing()
+    reader = SimpleNamespace(
+        stream_name="stream",
+        stream_shard_id="shardId-0",
+        checkpoint=None,
+        progress=lambda: StreamPosition("5/0"),
+        progress_ahead=lambda: None,
+        read_up_to=lambda _is_ahead: None,
+    )
+    gateway.positions = positions = ShardPositions(
+        cast("Any", gateway),
+        Ownership(CheckpointTracker()),
+        cast("Any", reader),
+        tenant_wait=timedelta(hours=1),
+        utc=lambda: NOW,
+    )
+    position = positions.position_on("shard-1")
+    adopt(position, settled=False)
+
+    assert not positions.must_reread(position, Lineage(is_ended=False), stored(position))
+    assert positions.must_reread(position, Lineage(), stored(position))
+    await positions.write_final_position(position)
+
+    assert position.state is RowState.STALE
+
+
+def stored(position: ShardPosition) -> StoredPositions:
+    """Return what a shard has where the row is as it was adopted."""
+    token = position.claim.fencing_tokens[0]
+    return StoredPositions({"shardId-0": StreamPosition("TRIM_HORIZON", fencing_token=token)}, first_tenant_at=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ near = st.builds(
     st.sampled_from(["0", "9", "10", "99", "100"]),
     st.integers(min_value=0, max_value=2),
     st.just(datetime(2026, 1, 2, tzinfo=UTC)),
+    st.integers(min_value=0, max_value=2),
 )
 
 
@@ -98,17 +100,18 @@ def test_position_is_refused_when_it_is_no_sequence_number(text: str) -> None:
         Position.from_sequence_number(text)
 
 
-def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
-    """Sub-sequence numbers count from 0."""
+def test_position_is_refused_when_its_sub_sequence_number_is_that_of_no_place() -> None:
+    """Sub-sequence numbers count from 0, and -1 is before the record."""
+    assert Position.from_sequence_number("1", -1) < Position.from_sequence_number("1")
     with pytest.raises(ValueError, match="expected a sub-sequence number"):
-        Position.from_sequence_number("1", -1)
+        Position.from_sequence_number("1", -2)
 
 
 @given(st.one_of(marks, near), st.one_of(marks, near))
 def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
     """Record positions compare by their digits, with the same result as big integers."""
     assert is_after(one, other) == (one.position > other.position)
-    assert one.position == Position(int(one.sequence_number), one.sub_sequence_number)
+    assert one.position == Position(int(one.sequence_number), one.sub_sequence_number, -one.parts_behind)
 
 
 @given(near)
@@ -153,13 +156,33 @@ def test_position_before_a_record_is_after_all_records_before_it() -> None:
     earlier, first = RecordPosition("9", 7, arrived_at), RecordPosition("10", 0, arrived_at)
 
     assert before.arrived_at == arrived_at
-    assert [one.is_between_records for one in (earlier, before, first)] == [False, True, False]
     assert earlier.position < before.position < first.position
     assert is_after(before, earlier)
     assert is_after(first, before)
 
 
-@given(st.builds(Position, numbers, st.integers(0, 9)))
+def test_position_within_a_record_of_several_operations_is_stored_as_the_one_before_the_record() -> None:
+    """Behind its last part it is that of the record. The Kinesis Client Library, too, skips nothing of it there."""
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    parts = [RecordPosition("10", 0, now, behind) for behind in (2, 1, 0)]
+    before, after = RecordPosition("9", 7, now), RecordPosition("10", 1, now)
+
+    assert [one.position for one in parts] == [Position(10, 0, -2), Position(10, 0, -1), Position(10)]
+    for earlier, later in pairwise([before, RecordPosition.before_record("10", now), *parts, after]):
+        assert is_after(later, earlier)
+        assert later.position > earlier.position
+    assert [one.stored.position for one in parts] == [Position(10, -1), Position(10, -1), Position(10)]
+    assert RecordPosition("10", 3, now, 5).stored.position == Position(10, 2)
+
+
+@given(near, near)
+def test_stored_positions_keep_the_order(one: RecordPosition, other: RecordPosition) -> None:
+    """None is stored behind itself, and none before a lower one."""
+    assert one.stored.position <= one.position
+    assert (one.stored.position <= other.stored.position) or (one.position > other.position)
+
+
+@given(st.builds(Position, numbers, st.integers(0, 9), st.integers(-9, 0)))
 def test_record_position_is_that_of_its_position(position: Position) -> None:
     """There and back, with the arrival of the record."""
     arrived_at = datetime(2026, 1, 2, tzinfo=UTC)

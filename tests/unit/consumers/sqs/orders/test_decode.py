@@ -1,4 +1,4 @@
-"""Decoding of order messages: every rule of docs/interface.md, for any text."""
+"""Decoding of order messages: every rule of docs/sending.md, for any text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order, tenant_of_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
@@ -288,7 +289,7 @@ def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
     refusal = decode_order(json.dumps(event()), TENANT, origin, OrderRules(10), deduplication_id=None)
     assert isinstance(refusal, RejectedRecord)
     assert (refusal.origin, refusal.request_id) == (origin, "")
-    assert refusal.error.startswith("expected at most 10 bytes (OPERATION_MAX_BYTES), got ")
+    assert refusal.error.startswith("record: expected at most 10 bytes (OPERATION_MAX_BYTES), got ")
 
 
 @pytest.mark.parametrize(
@@ -297,13 +298,13 @@ def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
         ({"type": ...}, "type: expected one of CREATE, UPDATE, DELETE, got nothing"),
         (
             {"type": 7, "orderId": math.inf, "businessId": [math.inf]},
-            "type: expected one of CREATE, UPDATE, DELETE, got another int",
+            "type: expected one of CREATE, UPDATE, DELETE, got another value",
         ),
-        ({"type": math.inf}, "type: expected one of CREATE, UPDATE, DELETE, got another float"),
-        ({"type": 7}, "type: expected one of CREATE, UPDATE, DELETE, got another int"),
+        ({"type": math.inf}, "type: expected one of CREATE, UPDATE, DELETE, got another value"),
+        ({"type": 7}, "type: expected one of CREATE, UPDATE, DELETE, got another value"),
         ({"orderId": "o\0"}, "orderId: "),
         ({"deduplicationId": "d\0"}, "deduplicationId: "),
-        ({"deduplicationId": "simplu:1"}, "deduplicationId: the prefix 'simplu:' is kept"),
+        ({"deduplicationId": "simplu:1"}, "deduplicationId: expected an id without the prefix 'simplu:'"),
         ({"data": [1]}, "data: expected an object"),
     ],
 )
@@ -353,3 +354,34 @@ def test_message_is_decided_whatever_its_text(body: str, attributes: dict[str, s
         for text in texts:
             assert "\0" not in text
             text.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "attributes", "default_tenant", "expected"),
+    [
+        (event(), TENANT, None, "clinic-main"),
+        ("no JSON", TENANT, None, "clinic-main"),
+        (event(businessId="b", locationId="l"), {}, None, "b-l"),
+        (event(businessId="b"), {"LocationId": "l"}, None, "b-l"),
+        (event(businessId="b"), {}, ("d", "e"), None),
+        (event(), {}, ("d", "e"), "d-e"),
+        (event(), {}, None, None),
+        ("no JSON", {}, None, None),
+        (event(businessId=7, locationId=["l"]), {}, None, None),
+    ],
+)
+def test_tenant_of_a_message_is_that_of_its_operation(
+    body: dict[str, Any] | str,
+    attributes: dict[str, str],
+    default_tenant: tuple[str, str] | None,
+    expected: str | None,
+) -> None:
+    """It is known without decoding; none where the message names none."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    received = Message("m", "h", text, attributes, SENT_AT, 1, "g")
+
+    assert tenant_of_order(received, OrderRules(MAX_BYTES, default_tenant)) == expected
+
+    decoded_too = decode(text, attributes, default_tenant=default_tenant)
+    if isinstance(decoded_too, Operation):
+        assert decoded_too.tenant_id == expected

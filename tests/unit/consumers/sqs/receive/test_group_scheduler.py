@@ -13,8 +13,10 @@ from support.aws.sqs_messages import message
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.receive.group_scheduler import (
     HELD_MAX_S,
+    MAY_FOLLOW,
     CallDecision,
     GroupScheduler,
+    GroupState,
     SchedulerLimits,
 )
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
@@ -80,6 +82,16 @@ def test_group_is_handled_in_order_and_others_beside_it() -> None:
     assert names(second) == ["c1"]
     decide(groups, first, Done(), Done(), Done())
     assert names(call(groups)) == ["a3", "b2"]
+
+
+def test_ready_messages_are_those_that_a_call_may_take() -> None:
+    """Neither held ones, nor those behind what is with the handler, nor those that have left."""
+    groups = fifo("a1", "b1", "c1", "c2", "d1", "e1", "e2")
+    first = call(groups, limits=SchedulerLimits(batch_count=2))
+    decide(groups, first[:1], RetryHeld(5.0))
+    groups.add([message("b2", group="b")])
+    groups.remove(message("d1", group="d"))
+    assert names(groups.ready_messages()) == ["c1", "c2", "e1", "e2"]
 
 
 def test_standard_queue_has_no_order_whatever_its_group_ids() -> None:
@@ -435,6 +447,48 @@ def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
     assert {group: len(turns_of) for group, turns_of in turns.items()} == dict.fromkeys(turns, 2)
     waits = [later - earlier for earlier, later in turns.values()]
     assert max(waits) <= 1001 + limits.call_count
+
+
+# States
+
+
+def lane_state(groups: GroupScheduler) -> GroupState:
+    """Return the state of the lane of group a."""
+    return groups._lanes["group:a"].state
+
+
+def test_lane_goes_through_its_states() -> None:
+    """A hold goes on beside a dead letter that is being stored, and is over at its time or without messages."""
+    groups = fifo("a1", "a2")
+    assert lane_state(groups) is GroupState.READY
+    first = call(groups)
+    assert lane_state(groups) is GroupState.BUSY
+    decide(groups, first, DEAD_LETTER, RetryHeld(5.0))
+    assert lane_state(groups) is GroupState.BUSY_AND_HELD
+    groups.finish(first[:1])
+    assert lane_state(groups) is GroupState.HELD
+    decide(groups, call(groups, now=5.0), RetryHeld(0.0))
+    assert lane_state(groups) is GroupState.READY
+    decide(groups, call(groups, now=5.0), Done())
+    assert groups._lanes == {}
+
+
+def test_hold_beside_a_dead_letter_ends_at_its_time() -> None:
+    """The lane is busy until the dead letter is stored, and waits no longer then."""
+    groups = fifo("a1", "a2")
+    first = call(groups)
+    decide(groups, first, DEAD_LETTER, RetryHeld(5.0))
+    assert (call(groups, now=5.0), lane_state(groups)) == ([], GroupState.BUSY)
+    groups.finish(first[:1])
+    assert names(call(groups, now=5.0)) == ["a2"]
+
+
+def test_state_that_may_not_follow_is_refused() -> None:
+    """A lane is held by the verdicts on a call alone: all others would be a defect."""
+    assert MAY_FOLLOW.keys() == {state for after in MAY_FOLLOW.values() for state in after} == set(GroupState)
+    groups = fifo("a1")
+    with pytest.raises(AssertionError, match=r"HELD does not follow GroupState\.READY"):
+        groups._update(groups._lanes["group:a"], is_held=True)
 
 
 # Whatever happens

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from support.aws.sqs_messages import message
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive.in_flight import VISIBILITY_MAX_S, InFlightMessages, LossReason
+from simplu_worker.consumers.sqs.receive.in_flight import (
+    MAY_FOLLOW,
+    VISIBILITY_MAX_S,
+    InFlightMessages,
+    LossReason,
+    PeriodState,
+    _VisibilityPeriod,
+)
 
 A, B = message("a"), message("b")
 
@@ -66,9 +73,18 @@ def test_message_is_due_soon_again_when_its_extension_failed() -> None:
     assert one.next_due_in_s(3.0) == 1.0
 
 
+def test_pause_ends_at_the_deadline_when_the_next_try_would_come_after_it() -> None:
+    """The message is then lost, and reported at once."""
+    one = in_flight(A, timeout_s=9)
+    due(one, 8.5)
+    one.retry_soon([A], now=8.5)
+    assert one.next_due_in_s(8.5) == 0.5
+
+
 def test_period_counts_from_before_the_extension_was_sent() -> None:
     """A message is ours until its deadline and not at it, even if SQS still hides it."""
     one = in_flight(A)
+    due(one, 10.0)
     one.record_extended([(A, 30)], sent_at=10.0)
     assert [one.is_ours(A, now=now) for now in (39.9, 40.0)] == [True, False]
     assert one.remaining_s(A, 30.0) == 10.0
@@ -91,6 +107,7 @@ def test_message_is_lost_once_when_no_extension_succeeded() -> None:
 def test_message_is_lost_when_sqs_refuses_an_extension() -> None:
     """A refusal means that another receiver has the message, or that it was deleted."""
     one = in_flight(A, B)
+    due(one, 10.0)
     assert (one.mark_refused([A]), one.mark_refused([A]), one.is_ours(A, now=1.0), one.is_ours(B, now=1.0)) == (
         [A],
         [],
@@ -182,6 +199,7 @@ def test_calls_are_no_more_than_due_messages_need() -> None:
 def test_extension_of_a_lost_message_does_not_end_the_others() -> None:
     """Of one call, each answer counts for its message."""
     one = in_flight(A, B)
+    due(one, 10.0)
     one.mark_refused([A])
     one.record_extended([(A, 30), (B, 30)], sent_at=10.0)
     assert (one.remaining_s(A, 10.0), one.remaining_s(B, 10.0)) == (20.0, 30.0)
@@ -214,6 +232,7 @@ def test_pause_ends_at_the_next_extension_or_loss() -> None:
     assert [one.next_due_in_s(now) for now in (10.0, 29.75)] == [20.0, 0.25]
     one.add([B], received_at=20.0)
     assert one.next_due_in_s(20.0) == 10.0
+    due(one, 30.0)
     one.mark_refused([A, B])
     assert one.next_due_in_s(40.0) == 2.5
 
@@ -240,6 +259,24 @@ def test_oldest_is_the_one_that_was_sent_first() -> None:
     older = msgspec.structs.replace(B, sent_at=A.sent_at - timedelta(seconds=7))
     assert in_flight(A, older).oldest_sent_at() == older.sent_at
     assert in_flight().oldest_sent_at() is None
+
+
+def test_answer_about_a_message_that_nobody_extends_does_not_count() -> None:
+    """Only the extension that is under way moves a deadline, or loses the message."""
+    one = in_flight(A)
+    one.record_extended([(A, 300)], sent_at=5.0)
+    one.retry_soon([A], now=0.0)
+    assert (one.mark_refused([A]), one.remaining_s(A, 0.0), one.next_due_in_s(0.0)) == ([], 30.0, 10.0)
+
+
+def test_states_follow_each_other_by_the_table() -> None:
+    """A lost message is ours again only after another receive, which begins a new period."""
+    assert {state for after in MAY_FOLLOW.values() for state in after} | {PeriodState.SCHEDULED} == set(PeriodState)
+    assert MAY_FOLLOW.keys() == set(PeriodState)
+    period = _VisibilityPeriod(A, received_at=0.0, deadline=30.0, due_at=10.0)
+    period.become(PeriodState.LOST)
+    with pytest.raises(AssertionError, match=r"EXTENDING does not follow PeriodState\.LOST"):
+        period.become(PeriodState.EXTENDING)
 
 
 STEPS = st.sampled_from(["add", "remove", "refuse", "extend", "expire", "due", "retry"])
@@ -271,3 +308,14 @@ def test_counts_add_up_whatever_happens(steps: list[tuple[str, str, float, int]]
                 assert all(not one.is_ours(lost, now=now) for lost, _ in one.mark_expired(now))
     assert (len(one), one.byte_count) == (len(held), sum(held.values()))
     assert all((one.remaining_s(message(name), now) > 0) or not one.is_ours(message(name), now=now) for name in held)
+
+
+def test_messages_in_flight_are_known_with_the_time_of_their_receive() -> None:
+    """A message that is received again counts from then on."""
+    messages = InFlightMessages(visibility_timeout_s=30)
+    messages.add([A], received_at=1.0)
+    messages.add([B], received_at=2.0)
+    assert messages.messages() == [A, B]
+    assert [messages.received_before(at) for at in (1.0, 1.5, 3.0)] == [[], ["a"], ["a", "b"]]
+    messages.add([A], received_at=2.5)
+    assert messages.received_before(2.2) == ["b"]

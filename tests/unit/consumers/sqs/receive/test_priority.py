@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.sqs.receive.priority import GATE_MAX_WAIT_S, PriorityGate
+from simplu_worker.consumers.sqs.receive.priority import GATE_MAX_WAIT_S, POLLS_AHEAD, PriorityGate
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,23 @@ async def test_gate_is_shut_while_the_other_has_work_but_never_for_long(busy_s: 
         nonlocal slept_s
         slept_s += seconds
 
-    await PriorityGate(lambda: slept_s < busy_s - 1e-9, sleep=sleep)()
+    await PriorityGate(lambda: slept_s < busy_s - 1e-9, lambda: 0, sleep=sleep)()
 
     assert slept_s == pytest.approx(expected_s)
+
+
+async def test_gate_opens_once_after_some_polls_of_the_other() -> None:
+    """However busy the other queue is, the lower one has a poll in turn: the other goes first, and never for ever."""
+    polls = 0
+
+    async def sleep(_: float) -> None:
+        nonlocal polls
+        polls += 1
+
+    gate = PriorityGate(lambda: True, lambda: polls, sleep=sleep)
+    opened_at = []
+    for _ in range(3):
+        await gate()
+        opened_at.append(polls)
+
+    assert opened_at == [POLLS_AHEAD, 2 * POLLS_AHEAD, 3 * POLLS_AHEAD]

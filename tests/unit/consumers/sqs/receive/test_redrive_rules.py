@@ -97,6 +97,25 @@ def test_tries_cost_a_receive_only_where_a_message_does_not_stay_in_flight(
     assert f"is lower than the {expected} receives" in text
 
 
+@pytest.mark.parametrize(
+    ("retention_s", "receives", "has_orders", "is_fit"),
+    [
+        (1_209_600, 335, True, False),
+        (1_209_600, 336, True, True),
+        (1_209_600, 335, False, True),
+        (345_600, 100, True, True),
+        (None, 100, True, True),
+    ],
+)
+def test_policy_spares_the_messages_of_a_paused_tenant(
+    retention_s: int | None, receives: int, *, has_orders: bool, is_fit: bool
+) -> None:
+    """They are received every half hour, until half of the retention is over."""
+    queue = msgspec.structs.replace(QUEUE, retention_s=retention_s, redrive_policy=policy(receives))
+    found = list(redrive_problems(queue, None, msgspec.structs.replace(RULES, has_orders=has_orders)))
+    assert [text.endswith("; set 336 or more") for text in found] == ([] if is_fit else [True])
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
     """A malformed policy is treated as none."""

@@ -1,0 +1,337 @@
+"""Measure what tenants that flood the stream do to the other tenants of their Postgres shard.
+
+    python -m benchmarks.fairness [--scenario lists,patches] [--loud 1] [--seconds 40] [--json]
+
+Ten tenants are on one Postgres shard; each scenario has a stack of its own, with a worker and two producers, each a
+separate process. The quiet tenants put small operations, mostly creates, at a steady rate. The loud tenants put nothing
+in the control, and in the flood nine tenths of what the quotas of their stream shards allow; the local Kinesis enforces
+the quotas. Compared is arrival → committed of the quiet tenants' operations that arrived in either phase, from the
+shard's own rows. Their `completed_at` is the moment at which a transaction has its locks: the wait for earlier
+transactions counts, the work of the operation's own does not. Once the backlog is applied, the rows of all tenants and
+the order of their operations are compared with the records that were put. Exit status 1 when the quiet tenants' p99 is
+more than 2.5 times the control's or a row differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+from rich.console import Console
+from rich.table import Table
+from support.load.chain_checker import QUERY_TIMEOUT_S, count_completed
+from support.load.console import open_console
+from support.load.flood_plan import FloodPlan
+from support.load.targets import (
+    MISSING,
+    PerformanceTarget,
+    add_kinds,
+    format_number,
+    print_differences,
+    ratio_of,
+    report_runs,
+)
+from support.load.testbed import Flow, PhaseResult, Testbed
+from support.postgres.faults import slowed
+
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.processes.loopback import poll_until
+from simplu_local.workload.workload import Tenant
+
+P99_MOST_RATIO: Final = 2.5
+TENANTS: Final = 10
+QUIET_TYPES: Final = 8
+QUIET_CYCLE: Final = ("create",) * 8 + ("patch", "read")
+QUIET_INTERVAL_S: Final = 0.05
+LOUD_INTERVAL_S: Final = 0.1
+# Of the 1,000 records and 1 MiB a second of a stream shard: the quiet tenants and what is late need room too.
+LOUD_RECORDS_PER_S: Final = 900.0
+LOUD_BYTES_PER_S: Final = 900_000.0
+LATE_MOST_S: Final = 0.5
+SMALL_BYTES: Final = 160  # a document of about 200 bytes
+DOCUMENT_BYTES: Final = 2000
+LISTED_COUNT: Final = 50
+STATEMENT_S: Final = 0.3
+WARM_UP_S: Final = 8.0  # more than the five seconds after which a subscription may be taken
+FLOODS_WITHIN_S: Final = 30.0
+APPLIED_WITHIN_S: Final = 600.0
+LISTS_SQL: Final = """
+SELECT count(*) FROM operations
+WHERE operation = 'list' AND jsonb_array_length(result->'items') IS DISTINCT FROM $1
+"""
+# A request id ends with the number of its operation; a partition key is that of a tenant and a resource type.
+ORDER_SQL: Final = """
+SELECT count(*) FILTER (WHERE number < before) FROM (
+    SELECT number, lag(number) OVER (PARTITION BY tenant_id, resource_type ORDER BY completed_at, position) AS before
+    FROM (
+        SELECT *, substring(request_id FROM '[0-9]+$')::bigint AS number FROM operations WHERE source = 'kinesis'
+    ) AS numbered
+) AS ordered
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A kind of flood: what the loud tenants put. *types*: of each tenant, by default one on each stream shard.
+
+    With *statement_s* the Postgres shard takes so much longer for each statement that writes the log.
+    """
+
+    what: str
+    cycle: tuple[str, ...]
+    documents: int = 1
+    document_bytes: int = SMALL_BYTES
+    padding_bytes: int = SMALL_BYTES
+    stream_shards: int = 4
+    types: int | None = None
+    read: str = "polling"
+    statement_s: float = 0.0
+
+    def plan(self, tenants: tuple[Tenant, ...]) -> FloodPlan:
+        """Return the operations of the loud tenants."""
+        return FloodPlan(
+            "loud",
+            tenants,
+            types=self.types or self.stream_shards,
+            padding_bytes=self.padding_bytes,
+            cycle=self.cycle,
+            documents=self.documents,
+            document_bytes=self.document_bytes,
+            stream_shards=self.stream_shards,
+        )
+
+    def rate_of(self, plan: FloodPlan) -> float:
+        """Return the records/s of the loud tenants together: as much as their stream shards take of such records."""
+        first = plan.documents * plan.chain_count
+        items = [plan.item(first + step * plan.chain_count) for step in range(len(plan.cycle))]
+        record_bytes = statistics.mean(len(one.record) + len(one.partition_key) for one in items)
+        flooded = min(self.stream_shards, plan.chain_count)
+        return flooded * min(LOUD_RECORDS_PER_S, LOUD_BYTES_PER_S / record_bytes)
+
+
+LISTS_CYCLE: Final = ("list", "create", "create") * 6 + ("list", "patch", "read")
+CREATES_CYCLE: Final = ("create",) * 18 + ("patch", "read")
+SCENARIOS: Final[Mapping[str, Scenario]] = {
+    "lists": Scenario(
+        f"lists of {LISTED_COUNT} documents of 2 KB, with twice as many small operations",
+        LISTS_CYCLE,
+        documents=LISTED_COUNT,
+        document_bytes=DOCUMENT_BYTES,
+    ),
+    "lists-pushed": Scenario(
+        "the same, read by push",
+        LISTS_CYCLE,
+        documents=LISTED_COUNT,
+        document_bytes=DOCUMENT_BYTES,
+        read="fan-out",
+    ),
+    "documents": Scenario("creates of 2 KB", CREATES_CYCLE, padding_bytes=DOCUMENT_BYTES),
+    "patches": Scenario("patches of one resource", ("patch",) * 19 + ("read",), types=1),
+    "small-creates": Scenario("small creates on 16 stream shards", CREATES_CYCLE, stream_shards=16),
+    "slow-shard": Scenario(
+        f"creates of 2 KB, on a shard that takes {STATEMENT_S:g} s longer for each write of the log",
+        CREATES_CYCLE,
+        padding_bytes=DOCUMENT_BYTES,
+        statement_s=STATEMENT_S,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FairnessRun:
+    """One scenario. Rates are operations/s of the loud tenants together."""
+
+    name: str
+    loud_count: int
+    control: PhaseResult
+    flood: PhaseResult
+    wanted_rate: float
+    put_rate: float
+    applied_rate: float
+
+    @property
+    def p50_ratio(self) -> float | None:
+        """The quiet tenants' p50 ÷ the control's."""
+        return ratio_of(self.flood.p50_s, self.control.p50_s)
+
+    @property
+    def p99_ratio(self) -> float | None:
+        """The quiet tenants' p99 ÷ the control's."""
+        return ratio_of(self.flood.p99_s, self.control.p99_s)
+
+    @property
+    def target(self) -> PerformanceTarget:
+        """The target of the scenario."""
+        return PerformanceTarget(f"{self.name}: p99 of quiet tenants ÷ control's", self.p99_ratio, most=P99_MOST_RATIO)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the run for `--json`."""
+        return {
+            "scenario": self.name,
+            "loudTenants": self.loud_count,
+            "phases": [one.as_json() for one in (self.control, self.flood)],
+            "p50Ratio": self.p50_ratio,
+            "p99Ratio": self.p99_ratio,
+            "loudWantedPerSecond": self.wanted_rate,
+            "loudPutPerSecond": self.put_rate,
+            "loudAppliedPerSecond": self.applied_rate,
+        }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_kinds(parser, "--scenario", SCENARIOS)
+    parser.add_argument("--loud", type=int, choices=(1, 3), default=1, help="tenants that flood")
+    parser.add_argument("--rate", type=float, default=15.0, help="operations/s of each quiet tenant")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each flood; its control takes half of it")
+    parser.add_argument("--applied-seconds", type=float, default=APPLIED_WITHIN_S, help="maximum for the backlog")
+    parser.add_argument("--json", action="store_true")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    console = open_console(as_json=arguments.json, piped_width=150)
+    runs: list[FairnessRun] = []
+    differences: list[str] = []
+    for name in arguments.scenario:
+        console.print(f"{name}: {SCENARIOS[name].what}")
+        measured, found = await measure(name, arguments)
+        runs.append(measured)
+        differences += [f"{name}: {line}" for line in found]
+    print_results(console, runs, differences)
+    return report_runs(runs, [one.target for one in runs], differences, as_json=arguments.json)
+
+
+async def measure(name: str, arguments: argparse.Namespace) -> tuple[FairnessRun, list[str]]:
+    """Measure a control and a flood; return them, and the differences of the rows once all are applied."""
+    scenario = SCENARIOS[name]
+    async with run_testbed(scenario) as testbed:
+        tenants = testbed.tenants_of()
+        plan = scenario.plan(tenants[: arguments.loud])
+        rate = scenario.rate_of(plan)
+        quiet = start_quiet(testbed, tenants[arguments.loud :], arguments.rate)
+        async with contextlib.AsyncExitStack() as slow:
+            if scenario.statement_s:
+                await slow.enter_async_context(slowed(testbed.server(), "log_rows", statement_s=scenario.statement_s))
+            await asyncio.sleep(WARM_UP_S)
+            async with testbed.phase("control"):
+                await asyncio.sleep(arguments.seconds / 2)
+            loud = testbed.start_flow(plan, rate=rate, interval_s=LOUD_INTERVAL_S, late_most_s=LATE_MOST_S)
+            await wait_for_first(testbed, loud)
+            async with testbed.phase("flood"):
+                put_before = loud.producer.put_count
+                await asyncio.sleep(arguments.seconds)
+                put_count = loud.producer.put_count - put_before
+            await asyncio.gather(loud.producer.stop(), quiet.producer.stop())
+        is_applied = await testbed.wait_until_applied(testbed.urls, within_s=arguments.applied_seconds)
+        control, flood = [await testbed.measure_phase(one, quiet.plan, testbed.urls) for one in testbed.phases]
+        applied_count = await count_completed(testbed.urls, plan, flood.phase.begin, flood.phase.end)
+        await testbed.stop_workers()
+        differences = await find_differences(testbed, scenario)
+        if not is_applied:
+            differences.append(f"some operations were not applied {arguments.applied_seconds:g} s after the flood")
+    rates = [count / flood.phase.seconds for count in (put_count, applied_count)]
+    return FairnessRun(name, arguments.loud, control, flood, rate, *rates), differences
+
+
+@contextlib.asynccontextmanager
+async def run_testbed(scenario: Scenario) -> AsyncIterator[Testbed]:
+    """Run a testbed with one Postgres shard, and a stream that refuses what is beyond its quotas."""
+    testbed = Testbed(
+        shards=1,
+        stream_shards=scenario.stream_shards,
+        tenants_per_shard=TENANTS,
+        worker_env={"KINESIS_READ": scenario.read},
+    )
+    async with testbed, asyncio.TaskGroup() as tasks:
+        await send_commands(testbed.stack.kinesis_url, SetOptions(options={"write_throttling": True}))
+        sampling = tasks.create_task(testbed.memory.run(), name="memory")
+        yield testbed
+        sampling.cancel()
+
+
+def start_quiet(testbed: Testbed, tenants: tuple[Tenant, ...], rate: float) -> Flow:
+    """Start the load of the quiet tenants, *rate* operations/s each."""
+    plan = FloodPlan(
+        "quiet",
+        tenants,
+        types=QUIET_TYPES,
+        padding_bytes=SMALL_BYTES,
+        cycle=QUIET_CYCLE,
+        document_bytes=SMALL_BYTES,
+    )
+    return testbed.start_flow(plan, rate=rate * len(tenants), interval_s=QUIET_INTERVAL_S)
+
+
+async def wait_for_first(testbed: Testbed, flow: Flow) -> None:
+    """Wait until the producer of *flow* has put its first records."""
+
+    async def has_put() -> bool:
+        testbed.check_running()
+        return flow.producer.put_count > 0
+
+    if not await poll_until(has_put, within_s=FLOODS_WITHIN_S):
+        raise SystemExit(f"expected the flood to begin within {FLOODS_WITHIN_S:g} s")
+
+
+async def find_differences(testbed: Testbed, scenario: Scenario) -> list[str]:
+    """Return what differs from the records that were put, in the rows, in their order and in the results of lists."""
+    differences = await testbed.find_differences()
+    connection = await asyncpg.connect(testbed.urls[0], timeout=10, command_timeout=QUERY_TIMEOUT_S)
+    try:
+        if late := await connection.fetchval(ORDER_SQL):
+            differences.append(f"{late} operations applied behind later ones of their partition key")
+        if wrong := await connection.fetchval(LISTS_SQL, scenario.documents):
+            differences.append(f"{wrong} lists without the {scenario.documents} documents before them")
+    finally:
+        await connection.close()
+    if letters := testbed.dead_letters:
+        differences.append(f"{len(letters)} dead letters, such as {letters[0]}")
+    return differences
+
+
+def print_results(console: Console, runs: Sequence[FairnessRun], differences: Sequence[str]) -> None:
+    """Print a table for people."""
+    table = Table("scenario", "phase", "quiet op/s", "p50 ms", "p99 ms", "longest", "loud put/s", "applied/s", "")
+    table.title = "arrival → committed of quiet tenants"
+    for one in runs:
+        table.add_row(one.name, *_quiet_cells(one.control, None, None))
+        kept = "kept" if one.target.is_kept else "[bold red]MISSED[/]"
+        table.add_row(
+            f"{one.loud_count} loud",
+            *_quiet_cells(one.flood, one.p50_ratio, one.p99_ratio),
+            f"{one.put_rate:.0f} of {one.wanted_rate:.0f}",
+            f"{one.applied_rate:.0f}",
+            f"{one.target} p99: {kept}",
+            end_section=True,
+        )
+    console.print(table)
+    print_differences(console, differences)
+
+
+def _quiet_cells(measured: PhaseResult, p50_ratio: float | None, p99_ratio: float | None) -> list[str]:
+    def cell(seconds: float | None, ratio: float | None = None) -> str:
+        text = MISSING if seconds is None else f"{seconds * 1000:.0f}"
+        return text if ratio is None else f"{text} ({format_number(ratio)}×)"
+
+    return [
+        measured.phase.name,
+        f"{measured.rate:.0f}",
+        cell(measured.p50_s, p50_ratio),
+        cell(measured.p99_s, p99_ratio),
+        cell(measured.longest_s),
+    ]
+
+
+if __name__ == "__main__":
+    main()

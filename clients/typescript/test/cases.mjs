@@ -1,0 +1,103 @@
+// Runs the cases that both clients share: node test/cases.mjs CASES-FOLDER [SCRIPTS]
+//
+// SCRIPTS has more cases of the batcher, with what the client in Python answered. Prints the number of cases.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { Batcher } from "../dist/batcher.js";
+import { encode, partitionKey, queueId, uuid7 } from "../dist/messages.js";
+import { askAfterMs, judge } from "../dist/outcomes.js";
+
+const LIMITS = { maxCount: 600, maxBytes: 10_000_000, giveUpMs: 1000, baseMs: 100, maxMs: 500 };
+const ANSWERS = { refused: { streamShardId: null }, unknown: { streamShardId: null, isUnknown: true } };
+const withSent = (records) => records.map(({ item, mayBeSent }) => [item, mayBeSent]);
+const [folder, ...scripts] = process.argv.slice(2);
+const read = (path) => JSON.parse(readFileSync(path, "utf8"));
+let count = 0;
+
+function check(name, path, run) {
+  for (const one of read(path)) {
+    try {
+      run(one);
+    } catch (error) {
+      error.message = `${name}: ${one.name}: ${error.message}`;
+      throw error;
+    }
+    count += 1;
+  }
+}
+
+function runBatcher({ steps }) {
+  const batcher = new Batcher(LIMITS);
+  const inRequests = new Map();
+  let added = 0;
+  for (const step of steps) {
+    const keys = Array.from({ length: step.keys ?? 0 }, (_, number) => [`k${number}`, step.bytes]);
+    if (step.do === "add") {
+      for (const [key, sizeBytes] of step.records ?? keys) {
+        batcher.add(added++, key, sizeBytes);
+      }
+    } else if (step.do === "room") {
+      assert.equal(batcher.hasRoom(step.bytes), step.expect);
+    } else if (step.do === "batch") {
+      const batch = batcher.nextBatch(step.now);
+      batch.forEach((record) => inRequests.set(record.item, record));
+      assert.equal(batch.length, step.expectCount ?? step.expect.length);
+      assert.deepEqual(batch.map(({ item }) => item), step.expect ?? batch.map(({ item }) => item));
+    } else if (step.do === "settle") {
+      const batch = step.batch.map((number) => inRequests.get(number));
+      const answers = step.answers.map((answer) => ANSWERS[answer] ?? { streamShardId: answer });
+      const { accepted, givenUp } = batcher.settle(batch, answers, step.now, step.draw ?? 0);
+      assert.deepEqual(accepted.map(({ item }) => item), step.accepted ?? []);
+      assert.deepEqual(withSent(givenUp), step.givenUp ?? []);
+    } else if (step.do === "next") {
+      assert.equal(batcher.nextAt(), step.expect);
+    } else {
+      assert.equal(step.do, "drain");
+      assert.deepEqual(withSent(batcher.drain()), step.expect);
+      assert.deepEqual([batcher.count, batcher.sizeBytes], [0, 0]);
+    }
+  }
+}
+
+function runMessage({ kind, message, repeat, large, problem, key, keyLength, bytes }) {
+  if (repeat) {
+    message[repeat[0]] = message[repeat[0]].repeat(repeat[1]);
+  }
+  if (large) {
+    message.data = { a: "x".repeat(large) };
+  }
+  const found = encode(message, kind, partitionKey(message));
+  if (problem) {
+    assert.ok(found.problem?.includes(problem), JSON.stringify(found));
+    return;
+  }
+  assert.deepEqual(JSON.parse(found.data), message);
+  assert.equal(found.data.toString(), bytes ?? found.data.toString());
+  assert.equal(found.sizeBytes, found.data.length + Buffer.byteLength(partitionKey(message)));
+  assert.equal(partitionKey(message), key ?? partitionKey(message));
+  assert.equal(partitionKey(message).length, keyLength ?? partitionKey(message).length);
+}
+
+function runOutcome({ http, answer, sentAt, expect, word, result = null }) {
+  const verdict = judge(http, answer, sentAt ? Date.parse(sentAt) : null);
+  assert.equal(verdict.constructor.name.replace(/^Object$/, "Outcome"), expect);
+  assert.deepEqual(verdict.result ?? null, result);
+  if (word !== undefined) {
+    const { status, reason, error } = verdict;
+    assert.equal(error ?? reason ?? status, word);
+  }
+}
+
+check("batcher", `${folder}/batcher.json`, runBatcher);
+check("messages", `${folder}/messages.json`, runMessage);
+check("outcomes", `${folder}/outcomes.json`, runOutcome);
+scripts.forEach((path) => check("scripts", path, runBatcher));
+
+assert.equal(uuid7(0x0190a1b2c3d4, Buffer.alloc(10, 0xff)), "0190a1b2-c3d4-7fff-bfff-ffffffffffff");
+assert.equal(uuid7(0, Buffer.alloc(10)), "00000000-0000-7000-8000-000000000000");
+assert.equal(queueId("o-1"), "o-1");
+for (const text of ["o 1", "ö", "", "o\n", "x".repeat(129)]) {
+  assert.match(queueId(text), /^[0-9a-f]{64}$/);
+}
+assert.deepEqual([askAfterMs(1, 0), askAfterMs(5, 0), askAfterMs(99, 0.5)], [50, 800, 1500]);
+console.log(`${count} cases`);

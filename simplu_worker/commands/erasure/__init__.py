@@ -1,0 +1,1 @@
+"""`tenants erase-resource`: what shards and the dead-letter queue have of one resource."""

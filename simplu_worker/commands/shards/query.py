@@ -1,0 +1,168 @@
+"""`shards query`: one statement on all shards, as a role that can only read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.bulkheads import translate
+from simplu_worker.commands.command_line import UsageError
+from simplu_worker.commands.exit_status import EXIT_DONE, EXIT_FAILED
+from simplu_worker.commands.output.display import print_note
+from simplu_worker.commands.requirements import known_shard, parse_tenant_id, require_settings
+from simplu_worker.commands.shards.query_output import RowFormat, RowPrinter, open_printer
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.connector import TargetSessionAttrs
+from simplu_worker.shards.questions.asking import BYTES_MAX, ShardAnswer, ShardQuestion, ask_shard
+from simplu_worker.shards.questions.statement import KEYWORDS, is_question, reader_addresses
+from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.vocabulary import Absence, TargetKind
+
+SHARDS_AT_ONCE: Final = 8  # each has an answer of up to BYTES_MAX in memory
+SHOWN_MAX: Final = 60  # characters
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Which shards are asked: all, or some, or that of a tenant; and which of their servers."""
+
+    shard_ids: tuple[str, ...] = ()
+    tenant: tuple[str, str] | None = None
+    target: TargetSessionAttrs = TargetSessionAttrs.PRIMARY
+
+
+def read_statement(text: str) -> str:
+    """Return the statement that *text* is, or that the file of this name has. Raises UsageError."""
+    expected = f"expected a statement that begins with {', '.join(KEYWORDS[:-1])} or {KEYWORDS[-1]}"
+    if is_question(text) and not _is_file(text):
+        return text
+    try:
+        statement = Path(text).read_text("utf-8-sig")
+    except (OSError, ValueError):
+        raise UsageError(f"{expected}, or a readable file of UTF-8 with one, got {_shown(text)}") from None
+    if not is_question(statement):
+        raise UsageError(f"{expected} in {text}, got {_shown(statement)}")
+    return statement
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a path may be
+        return False
+
+
+def _shown(text: str) -> str:
+    return repr(scrub_text(text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}…"))
+
+
+async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked, row_format: RowFormat) -> int:
+    """Ask the shards, and print their rows as they answer. Return 1 if one of them did not."""
+    require_settings(settings, routes=True)
+    reader = _reader_of(settings)
+    tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)
+    question = msgspec.structs.replace(question, as_json=row_format is RowFormat.JSONL, tenant_id=tenant_id)
+    async with open_shards(settings) as shards:
+        chosen = await _choose_shards(shards, asked, tenant_id)
+        round_ = _Round(question, asked.target, reader, shards.locator, open_printer(row_format))
+        await round_.ask_all(chosen)
+    round_.finish()
+    return EXIT_FAILED if round_.failures else EXIT_DONE
+
+
+def _reader_of(settings: Settings) -> tuple[str, str | None]:
+    """Return the user and the password of the reader. Raises `ConfigurationError` without one."""
+    if settings.reader_username is None:
+        raise ConfigurationError(
+            "READER_USERNAME: expected the role that asks shards, got nothing; make one that can only read "
+            "(docs/reading.md), and set READER_USERNAME and READER_PASSWORD"
+        )
+    password = settings.reader_password
+    return settings.reader_username, None if password is None else password.get_secret_value()
+
+
+async def _choose_shards(shards: Shards, asked: Asked, tenant_id: str | None) -> list[ShardAddress]:
+    """Return the shards to ask. Raises `PermanentError` for a shard or a tenant that is unknown."""
+    if tenant_id is not None:
+        found = await shards.directory.find(tenant_id)
+        if isinstance(found, Absence):
+            raise PermanentError(f"expected a tenant that lives on a shard, got {tenant_id}, which does not: {found}")
+        return [found]
+    known = await shards.locator.list_shards()
+    return [known_shard(known, one) for one in dict.fromkeys(asked.shard_ids)] if asked.shard_ids else known
+
+
+class _Round:
+    """One question to some shards, its printer, and the notes on shards beside their rows."""
+
+    def __init__(
+        self,
+        question: ShardQuestion,
+        target: TargetSessionAttrs,
+        reader: tuple[str, str | None],
+        locator: Locator,
+        printer: RowPrinter,
+    ) -> None:
+        self._question = question
+        self._target = target
+        self._reader = reader
+        self._locator = locator
+        self._printer = printer
+        self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
+        self._turn = asyncio.Lock()
+        self._notes: dict[str, list[str]] = {}
+        self.failures: dict[str, str] = {}
+
+    async def ask_all(self, chosen: Iterable[ShardAddress]) -> None:
+        """Ask shards side by side. Raises `BrokenPipeError` when nobody reads the rows any more."""
+        is_unread = False
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for shard in chosen:
+                    tasks.create_task(self._ask(shard), name=f"query:{shard.shard_id}")
+        except* BrokenPipeError:
+            is_unread = True
+        if is_unread:
+            raise BrokenPipeError
+
+    async def _ask(self, shard: ShardAddress) -> None:
+        async with self._slots:
+            try:
+                with translate(TargetKind.SHARD, shard.shard_id, "query", WorkerError, OSError):
+                    answer = await ask_shard(self._addresses_of(shard), self._question)
+                    async with self._turn:  # in a thread, as stdout may wait for a person for long
+                        await asyncio.to_thread(self._printer.add, shard.shard_id, answer)
+            except WorkerError as exc:
+                self.failures[shard.shard_id] = scrub_text(shard.without_name(str(exc)))
+            else:
+                self._note(shard.shard_id, answer)
+
+    def _addresses_of(self, shard: ShardAddress) -> list[ShardAddress]:
+        mapped = self._locator.map.shard(shard.shard_id) if isinstance(self._locator, StaticMap) else None
+        standby = None if mapped is None else mapped.standby_address
+        return reader_addresses(shard, standby, self._target, *self._reader)
+
+    def _note(self, shard_id: str, answer: ShardAnswer) -> None:
+        notes = {
+            f"more than {self._question.row_limit} rows, the --limit": answer.is_over_rows,
+            f"more than {BYTES_MAX // 1024**2} MiB of rows": answer.is_over_bytes,
+            f"the role {answer.bounded_role} sees no more than one tenant's rows of resources, by the policies "
+            "(docs/reading.md)": answer.bounded_role is not None,
+        }
+        for note in [text for text, is_true in notes.items() if is_true]:
+            self._notes.setdefault(note, []).append(shard_id)
+
+    def finish(self) -> None:
+        """Print what the printer has kept, and on stderr each note and each failure once, with its shards."""
+        self._printer.finish()
+        for shard_id, failure in sorted(self.failures.items()):
+            self._notes.setdefault(f"no rows: {failure}", []).append(shard_id)
+        for note, shard_ids in self._notes.items():
+            print_note(f"{', '.join(sorted(shard_ids))}: {note}")

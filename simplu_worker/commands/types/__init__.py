@@ -1,0 +1,1 @@
+"""`simplu-worker types`: the business types of the shards."""

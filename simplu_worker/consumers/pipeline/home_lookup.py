@@ -1,0 +1,374 @@
+"""Find the shards of tenants that have no known one, and keep their operations in memory for a moment.
+
+An operation waits in memory for about a second, which is longer than a move pauses a tenant or a registration takes.
+Then its tenant is held: its operations are dropped from memory, and the lookups go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Final, Generic
+
+import msgspec
+import structlog
+
+from simplu_worker.bulkheads import note_trouble
+from simplu_worker.consumers.pipeline.results import EntryT, Found, LookupResult, Overdue, Paused, Unregistered, Waited
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import ShardUnavailableError, TenantNotMadeError, TenantPausedError
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import Absence, HoldReason, TargetKind
+
+LOOKUPS_MAX: Final = 64  # at a time
+RECENT_LOOKUPS_MAX: Final = 16  # of them; the others have been without an answer for ANSWER_S
+ANSWER_S: Final = 0.5  # a lookup of a tenant with a shard that answers takes milliseconds
+CROWD_COUNT: Final = 256  # tenants not looked up yet; more of them are not read, or not kept in memory
+FOUND_WEIGHT: Final = 0.02  # of the last answer in the share of lookups that found a shard
+WAIT_MAX_S: Final = 1.0  # in memory: of a tenant without a shard; of all tenants while no lookup is answered
+UNASKED_WAIT_MAX_S: Final = 5.0  # of a tenant that was not looked up yet, while other lookups are answered
+CHECK_INTERVAL_MAX_S: Final = 0.25
+RETRY_BASE_S: Final = 0.25
+MOVING_RETRY_S: Final = 0.01  # of a tenant that waits in memory: a move pauses it for milliseconds
+RETRY_MAX_S: Final = 5.0
+PAUSED_RETRY_MAX_S: Final = 3.0  # of a tenant that a person has paused, and may resume: promised within 5 s
+NAMES_MAX: Final = 8  # pairs of ids that make one tenant id
+LOOKUPS_PER_S: Final = 25.0  # of held tenants, however many there are
+
+log = structlog.get_logger(__name__)
+
+
+class WaitingTenant(msgspec.Struct, Generic[EntryT]):
+    """A tenant that is being looked up; without entries it is held. Times are monotonic.
+
+    *agenda_number* identifies its entry in the agenda; None without one, and during a lookup.
+    """
+
+    entries: deque[EntryT]
+    waiting_since: float
+    is_settling: bool = False  # some of its entries are overdue, and none leaves before these are settled
+    reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
+    shard_id: str | None = None  # the Postgres shard that did not answer
+    cause: Exception | None = RetryableError("no answer yet")
+    failure_count: int = 0
+    agenda_number: int | None = None
+    left: str | None = None  # the Postgres shard that has refused its operations
+    names: dict[tuple[str, str], None] = {}  # its pairs of business and location, in order of their first operation
+
+
+class HomeLookup(Generic[EntryT]):
+    """Looks up the shard of each tenant on its own, with back-off."""
+
+    def __init__(
+        self,
+        gateway: ShardGateway,
+        is_wanted: Callable[[str], bool],
+        *,
+        tenant_wait: timedelta,
+        patience_s: float = WAIT_MAX_S,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
+    ) -> None:
+        """*is_wanted* returns whether a tenant is looked up though none of its operations waits here.
+
+        *patience_s* is how long a tenant without a home waits in memory, unless it is being moved.
+        """
+        self._gateway = gateway
+        self._is_wanted = is_wanted
+        self._tenant_wait = tenant_wait
+        self._patience_s = patience_s
+        self._draw = draw
+        self._utc = utc
+        self._tenants: dict[str, WaitingTenant[EntryT]] = {}
+        self._unasked_count = 0  # tenants with entries that were not looked up yet
+        self._agenda: list[tuple[float, int, str]] = []  # a heap of lookups: time, number, tenant
+        self._agenda_numbers = count()
+        self._lookup_started_at: dict[str, float] = {}  # by tenant, while a lookup runs (monotonic)
+        self._answered_at = float("-inf")
+        self._found_share = 1.0
+        self._in_line_s = UNASKED_WAIT_MAX_S  # the patience with tenants that were not looked up, at the last check
+        self._patience_ends_at = float("inf")  # no tenant has waited for too long before
+        self._change = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"HomeLookup({len(self._tenants)} tenants, {len(self._lookup_started_at)} lookups)"
+
+    def __len__(self) -> int:
+        """Return the number of tenants to look up, with and without entries."""
+        return len(self._tenants)
+
+    def __contains__(self, tenant_id: str) -> bool:
+        """Return whether operations of the tenant wait."""
+        tenant = self._tenants.get(tenant_id)
+        return tenant is not None and bool(tenant.entries)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so many tenants wait for their first lookup that the stream need not be read further now.
+
+        Not where most tenants have no shard: these are held, and delay no others.
+        """
+        return self._unasked_count > CROWD_COUNT and self._found_share > 0.5
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether as many tenants wait for a lookup as can be looked up soon: a catch-up need not add more."""
+        return self._unasked_count >= RECENT_LOOKUPS_MAX
+
+    @property
+    def has_asked_all(self) -> bool:
+        """Whether every tenant was looked up at least once, without a shard as the answer."""
+        return all(tenant.failure_count for tenant in self._tenants.values())
+
+    def entries(self) -> list[EntryT]:
+        """Return all waiting operations."""
+        return [entry for tenant in self._tenants.values() for entry in tenant.entries]
+
+    def in_memory(self) -> list[EntryT]:
+        """Return the waiting operations, but for those of tenants of which some are being settled."""
+        waiting = [tenant for tenant in self._tenants.values() if not tenant.is_settling]
+        return [entry for tenant in waiting for entry in tenant.entries]
+
+    def remove(self, ids: AbstractSet[int]) -> None:
+        """Remove the waiting operations with these object ids; a tenant without any is looked up no more for them."""
+        for tenant in self._tenants.values():
+            tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in ids)
+
+    def add(self, tenant_id: str, entries: Iterable[EntryT], *, left: str | None = None) -> Waited[EntryT] | None:
+        """Append operations of a tenant; a tenant that is new here is looked up at once. *left* has refused them.
+
+        Return the tenant where it is to be held at once: too many others wait, and most of them have no shard.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            tenant = self._tenants[tenant_id] = WaitingTenant(deque(), waiting_since=loop_time())
+            self._unasked_count += 1
+            self._schedule(tenant_id, tenant, loop_time())
+        elif not tenant.entries:  # was held
+            tenant.waiting_since = loop_time()
+            self._schedule(tenant_id, tenant, loop_time())
+        tenant.left = left or tenant.left
+        self._check_patience_for(tenant)
+        arrived = list(entries)
+        tenant.entries.extend(arrived)
+        for entry in arrived:
+            if len(tenant.names) < NAMES_MAX:
+                tenant.names[entry.operation.business_id, entry.operation.location_id] = None
+        if not tenant.failure_count and self._unasked_count > CROWD_COUNT and not self.is_crowded:
+            return self._take_waited(tenant_id, tenant)
+        return None
+
+    def _schedule(self, tenant_id: str, tenant: WaitingTenant[EntryT], at: float) -> None:
+        """Put a tenant on the agenda, in place of its earlier entry."""
+        tenant.agenda_number = next(self._agenda_numbers)
+        heapq.heappush(self._agenda, (at, tenant.agenda_number, tenant_id))
+        self._change.set()
+
+    def retry(self, tenant_id: str) -> None:
+        """Look a waiting tenant up now, and not after its back-off."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is not None and tenant_id not in self._lookup_started_at:
+            self._schedule(tenant_id, tenant, loop_time())
+
+    def take_due(self) -> list[str]:
+        """Remove and return the tenants that are due for a lookup, the longest due first; `look_up` each at once."""
+        due: list[str] = []
+        now = loop_time()
+        while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
+            _, turn, tenant_id = heapq.heappop(self._agenda)
+            tenant = self._tenants.get(tenant_id)
+            if tenant is None or tenant.agenda_number != turn:
+                continue
+            tenant.agenda_number = None
+            if not tenant.entries and not self._is_wanted(tenant_id):
+                self.forget(tenant_id)
+            elif tenant_id not in self._lookup_started_at:
+                due.append(tenant_id)
+        return due
+
+    def _can_ask(self, more: int) -> bool:
+        """Return whether one more lookup may start besides *more* that are about to start.
+
+        Only few start at a time, to leave time of the event loop to other tasks. Lookups without an answer do not
+        count.
+        """
+        now = loop_time()
+        lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
+        return lately + more < RECENT_LOOKUPS_MAX and len(self._lookup_started_at) + more < LOOKUPS_MAX
+
+    async def wait_for_change(self, stopping: asyncio.Event) -> None:
+        """Wait until a tenant is added, answered or due, or may have waited too long."""
+        self._change.clear()
+        await wait_any(self._change, stopping, within_s=self._next_check_s())
+
+    def _next_check_s(self) -> float | None:
+        """Return the time until the next check is due, in seconds; None if no tenant waits and the agenda is empty."""
+        if not self._tenants and not self._agenda:
+            return None
+        # With all lookups in use, a due tenant has to wait for an answer.
+        is_full = not self._agenda or not self._can_ask(0)
+        return (
+            CHECK_INTERVAL_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), CHECK_INTERVAL_MAX_S)
+        )
+
+    def take_long_waiting(self) -> Iterator[Waited[EntryT]]:
+        """Remove and yield the tenants that have waited for so long that they are to be held; lookups of them go on."""
+        now = loop_time()
+        in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
+        if now < self._patience_ends_at and in_line_s == self._in_line_s:
+            return  # nearly always: it is asked after each lookup
+        self._patience_ends_at, self._in_line_s = float("inf"), in_line_s
+        for tenant_id, tenant in list(self._tenants.items()):
+            patience_s = self._patience_with(tenant) if tenant.failure_count else in_line_s
+            if not tenant.entries or tenant.is_settling:
+                continue
+            if now - tenant.waiting_since >= patience_s:
+                yield self._take_waited(tenant_id, tenant)
+            else:
+                self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + patience_s)
+
+    def _patience_with(self, tenant: WaitingTenant[EntryT]) -> float:
+        return WAIT_MAX_S if tenant.reason is HoldReason.MOVING else self._patience_s
+
+    def _check_patience_for(self, tenant: WaitingTenant[EntryT]) -> None:
+        """Have the next check look at a tenant once it has waited for long enough."""
+        self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + self._patience_with(tenant))
+
+    def _take_waited(self, tenant_id: str, tenant: WaitingTenant[EntryT]) -> Waited[EntryT]:
+        self._unasked_count -= not tenant.failure_count
+        tenant.failure_count = tenant.failure_count or 1
+        entries = list(tenant.entries)
+        tenant.entries.clear()
+        return Waited(tenant_id, entries, tenant.reason, tenant.shard_id, tenant.cause)
+
+    def forget(self, tenant_id: str) -> None:
+        """Look a tenant up no more."""
+        self._unasked_count -= not self._tenants.pop(tenant_id).failure_count
+
+    def begin(self, tenant_id: str) -> None:
+        """Note that a lookup of a tenant begins; until its `end` no other one does."""
+        self._lookup_started_at[tenant_id] = loop_time()
+
+    def end(self, tenant_id: str) -> None:
+        """Note that a lookup of a tenant has ended, and its result is dealt with."""
+        del self._lookup_started_at[tenant_id]
+        tenant = self._tenants.get(tenant_id)
+        if tenant is not None and tenant.agenda_number is None:  # added, or due, during the lookup
+            self._schedule(tenant_id, tenant, loop_time())
+        self._change.set()
+
+    async def look_up(self, tenant_id: str) -> LookupResult[EntryT] | None:
+        """Look up a tenant's shard once, and return the result; None where the tenant waits on."""
+        asked_at = self._utc()
+        max_age_s = self._absence_max_age_s(tenant_id, asked_at)
+        asked_at -= timedelta(seconds=max_age_s)
+        why = None
+        try:
+            found = await self._gateway.find_taker(tenant_id, absence_max_age_s=max_age_s)
+            self._answered_at = loop_time()
+            self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)
+            if found is Absence.NOT_HERE and (tenant := self._tenants.get(tenant_id)) is not None:
+                found, why = await self._create_tenant(tenant_id, list(tenant.names))
+        except TenantPausedError:
+            self._schedule_retry(tenant_id, HoldReason.PAUSED)
+            tenant = self._tenants.get(tenant_id)
+            return None if tenant is None else Paused(tenant_id, list(tenant.entries))
+        except (RetryableError, PermanentError) as exc:
+            self._schedule_retry(tenant_id, HoldReason.SHARD_UNAVAILABLE, exc)
+            return None
+        except Exception as exc:  # noqa: BLE001  # a defect in the lookup of one tenant must not end the others
+            trouble = note_trouble(TargetKind.TENANT, tenant_id, "lookup", exc)
+            trouble.__cause__ = exc  # whose own text may quote a record
+            self._schedule_retry(tenant_id, HoldReason.INTERNAL_ERROR, trouble)
+            return None
+        if not isinstance(found, Absence):
+            return self.take_found(tenant_id, found)
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return None
+        self._schedule_retry(tenant_id, HoldReason(found), why)
+        if found is not Absence.UNREGISTERED:
+            return None
+        return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
+
+    def take_found(self, tenant_id: str, shard_id: str) -> Found[EntryT] | None:
+        """Remove a tenant of which the shard is known, and return its operations; None where it does not wait."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return None
+        self.forget(tenant_id)
+        return Found(tenant_id, shard_id, tenant.entries, has_moved=tenant.left not in {None, shard_id})
+
+    async def _create_tenant(
+        self, tenant_id: str, names: Sequence[tuple[str, str]]
+    ) -> tuple[str | Absence, Exception | None]:
+        """Create a tenant at its first use and return its shard; else `NOT_HERE` and the error."""
+        try:
+            return await self._gateway.provision_on_first_use(tenant_id, names), None
+        except (TenantNotMadeError, RetryableError, PermanentError) as exc:
+            return Absence.NOT_HERE, exc
+
+    def _absence_max_age_s(self, tenant_id: str, now: datetime) -> float:
+        """Return the maximum age of an answer "not registered": above 0 for the first lookup only; later ones are rare.
+
+        So an unregistered tenant that keeps sending costs no request each time it is held again after a catch-up.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None or tenant.failure_count:
+            return 0.0
+        arrivals = (entry.operation.origin.arrived_at for entry in tenant.entries)
+        return absence_max_age_s(arrivals, now=now, tenant_wait=self._tenant_wait)
+
+    def _schedule_retry(self, tenant_id: str, reason: HoldReason, exc: Exception | None = None) -> None:
+        """Schedule the next lookup, each time after a longer delay."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return
+        tenant.reason, tenant.cause = reason, exc
+        tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
+        wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
+        self._unasked_count -= not tenant.failure_count
+        self._check_patience_for(tenant)
+        if reason is HoldReason.MOVING and tenant.entries:
+            tenant.failure_count = tenant.failure_count or 1
+            self._schedule(tenant_id, tenant, loop_time() + MOVING_RETRY_S)
+            return
+        tenant.failure_count += 1
+        longest_s = PAUSED_RETRY_MAX_S if reason is HoldReason.PAUSED else RETRY_MAX_S
+        max_s = max(longest_s, len(self._tenants) / LOOKUPS_PER_S)
+        delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=max_s)
+        self._schedule(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
+
+    def _find_overdue(
+        self, tenant_id: str, tenant: WaitingTenant[EntryT], asked_at: datetime
+    ) -> Overdue[EntryT] | None:
+        """Return the overdue operations of a tenant, if it has any. They stay here."""
+        entries = [
+            entry
+            for entry in tenant.entries
+            if is_overdue(entry.operation.origin.arrived_at, now=asked_at, tenant_wait=self._tenant_wait)
+        ]
+        if not entries:
+            return None
+        tenant.is_settling = True
+        return Overdue(tenant_id, entries)
+
+    def remove_overdue(self, overdue: Overdue[EntryT]) -> None:
+        """Remove the operations of *overdue*, which are settled; the others of the tenant wait on."""
+        tenant = self._tenants[overdue.tenant_id]
+        tenant.waiting_since, tenant.is_settling = loop_time(), False
+        self._check_patience_for(tenant)
+        given_up = {id(entry) for entry in overdue.entries}
+        tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
+        if not tenant.entries and not self._is_wanted(overdue.tenant_id):
+            self.forget(overdue.tenant_id)

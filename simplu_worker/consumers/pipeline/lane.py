@@ -1,0 +1,359 @@
+"""A lane: the operations of one source that are queued for one Postgres shard, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
+from enum import Enum, auto
+from typing import Final, Generic, assert_never
+
+import structlog
+
+from simplu_worker.bulkheads import translate
+from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
+from simplu_worker.consumers.pipeline.fair_queue import BatchBounds, FairQueue
+from simplu_worker.consumers.pipeline.results import (
+    BatchCrashed,
+    BatchDecided,
+    BatchSender,
+    EntryT,
+    LaneEmptied,
+    LaneResult,
+    LaneStopError,
+)
+from simplu_worker.consumers.pipeline.share import SHARE_S, find_over_share
+from simplu_worker.errors import InternalError, RetryableError, WorkerError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import Disposition, Outcome
+from simplu_worker.shards.shard_time import ShardTime
+from simplu_worker.shards.types import PositionChangedError
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.vocabulary import QueueRetry, Source, StreamRetry, TargetKind
+
+BATCH_MAX_COUNT: Final = 2000
+BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation is larger
+RETRY_BASE_S: Final = 0.2
+RETRY_MAX_S: Final = 0.5
+HOLD_AFTER_S: Final = 1.0  # a shard that took no batch for so long gets none; a restart of its pooler is shorter
+LATE_AFTER_S: Final = 1.0
+ACTIVE_S: Final = 10.0  # so long, at least, a tenant that has sent an operation counts as one of a lane
+STUCK_AFTER_S: Final = 2.0  # a batch that is in flight for longer may never be answered
+
+RETRY_REASONS: Final = {Source.KINESIS: StreamRetry.SHARD_UNAVAILABLE, Source.SQS: QueueRetry.DEPENDENCY}
+DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
+UNEXPECTED: Final = Disposition.UNEXPECTED
+
+log = structlog.get_logger(__name__)
+
+
+class LaneState(Enum):
+    """What a lane does."""
+
+    WAITING = auto()  # for entries, or for its next try
+    IN_FLIGHT = auto()
+    DECIDED = auto()  # its source settles the batch
+
+
+MAY_FOLLOW: Final = {
+    LaneState.WAITING: {LaneState.IN_FLIGHT},
+    LaneState.IN_FLIGHT: {LaneState.DECIDED, LaneState.WAITING},
+    LaneState.DECIDED: {LaneState.WAITING},
+}
+
+
+class Lane(Generic[EntryT]):
+    """One batch in flight, made up of all tenants in turn; first in, first out for each tenant."""
+
+    def __init__(
+        self,
+        shard_id: str,
+        source: Source,
+        sender: BatchSender[EntryT],
+        *,
+        last_applied_at: Callable[[str], float],
+        time: ShardTime,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
+    ) -> None:
+        """*last_applied_at* returns when a shard took a batch of any lane last (monotonic), *time* is the shard's."""
+        self.shard_id = shard_id
+        self.state = LaneState.WAITING
+        self._sender = sender
+        self._last_applied_at = last_applied_at
+        self._retries = instruments.RETRIES.labels(source, RETRY_REASONS[source])
+        self._draw = draw
+        self._utc = utc
+        self._time = time
+        self._queue: FairQueue[EntryT] = FairQueue(time)
+        self._active: set[str] = set()  # tenants that came before the last ones
+        self._active_since = loop_time()
+        self._batch: list[EntryT] = []  # in flight, or with outcomes that are being settled
+        self._dropped: set[int] = set()  # object ids of the batch's, dropped in flight: their outcomes do not count
+        self._flight_timeout = asyncio.timeout(None)
+        self._sent_at = 0.0
+        self._failing_since: float | None = None
+        self._failure_count = 0
+        self._single_count = 0  # entries to be sent one by one
+        self._is_turn_requested = False
+        self._has_work = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Lane({self.shard_id}, {self.state.name.lower()}, batch={len(self._batch)}, queue={len(self._queue)})"
+
+    def __len__(self) -> int:
+        return len(self._batch) + len(self._queue)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is in flight or being settled."""
+        return not self._batch
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the batch has been in flight for so long that it may never be answered.
+
+        Not while the shard takes batches of other lanes: then this batch waits for its turn.
+        """
+        if self.state is not LaneState.IN_FLIGHT:
+            return False
+        return loop_time() - max(self._sent_at, self._last_applied_at(self.shard_id)) > STUCK_AFTER_S
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the batch takes longer than other lanes should wait: it is unanswered, or being settled."""
+        match self.state:
+            case LaneState.WAITING:
+                return self._failing_since is not None
+            case LaneState.IN_FLIGHT:
+                return self._failing_since is not None or loop_time() - self._sent_at > LATE_AFTER_S
+            case LaneState.DECIDED:
+                return True
+            case _:
+                assert_never(self.state)
+
+    @property
+    def in_flight(self) -> Sequence[EntryT]:
+        """The batch in flight, with the entries of which the outcome counts no longer."""
+        return self._batch if self.state is LaneState.IN_FLIGHT else ()
+
+    @property
+    def queued(self) -> Sequence[EntryT]:
+        """The entries behind the batch."""
+        return list(self._queue)
+
+    def entries(self) -> list[EntryT]:
+        """Return all entries of the lane, the batch included."""
+        return [*self._own_batch(), *self._queue]
+
+    def in_memory(self) -> list[EntryT]:
+        """Return the entries without a known outcome."""
+        return [*self._own_in_flight(), *self._queue]
+
+    def enqueue(self, entries: Sequence[EntryT]) -> None:
+        """Append *entries*, in their order."""
+        if (now := loop_time()) - self._active_since >= ACTIVE_S:
+            self._active, self._queue.arrived, self._active_since = self._queue.arrived, set(), now
+        self._queue.append(entries, now)
+        self._has_work.set()
+
+    def request_turn(self) -> None:
+        """Send the next batch now, even where it is empty."""
+        self._is_turn_requested = True
+        self._has_work.set()
+
+    def resend_singly(self) -> None:
+        """Put the batch back, and send each of its entries alone, to find the one at fault."""
+        self._single_count = len(self._batch)
+        self._requeue()
+
+    def take_queue(self) -> list[EntryT]:
+        """Remove and return the entries behind the batch."""
+        return self._queue.clear()
+
+    def take_all(self) -> list[EntryT]:
+        """Remove and return all entries, the batch's first: it is not in flight any more."""
+        self._requeue()
+        self._failing_since = None
+        return self.take_queue()
+
+    def take_tenant(self, tenant_id: str) -> list[EntryT]:
+        """Remove and return the entries of a tenant, but for those that are being settled."""
+        taken = [entry for entry in self._own_in_flight() if entry.operation.tenant_id == tenant_id]
+        return self._take([*taken, *self._queue.of_tenant(tenant_id)])
+
+    def take_chains(self, chains: AbstractSet[str]) -> list[EntryT]:
+        """Remove and return the entries of *chains*, but for those that are being settled."""
+        return self._take([entry for entry in self.in_memory() if entry.chain in chains])
+
+    def _take(self, taken: list[EntryT]) -> list[EntryT]:
+        self.remove({id(entry) for entry in taken})
+        return taken
+
+    def remove(self, ids: AbstractSet[int]) -> None:
+        """Remove the entries with these object ids. Of one in flight the outcome counts no longer."""
+        if self.state is LaneState.IN_FLIGHT:
+            self._dropped |= {id(entry) for entry in self._batch} & ids
+        self._queue.remove(ids)
+
+    def give_up_batch(self) -> None:
+        """Stop waiting for the batch in flight: whether it was committed is unknown then."""
+        if self.state is LaneState.IN_FLIGHT and not self._flight_timeout.expired():
+            self._flight_timeout.reschedule(loop_time())
+
+    def hurry(self, tenants: AbstractSet[str]) -> None:
+        """Have *tenants*, and no others, not wait for their turn."""
+        self._queue.hurried = tenants
+
+    def over_share(self, is_paced: Callable[[str], bool]) -> list[EntryT]:
+        """Return the newest entries of the tenant furthest beyond its share of the lane; none where others do not wait.
+
+        They stay in the lane. Tenants that are *is_paced* do not count: whoever sends for them waits.
+        """
+        costs_s, waiting_count = self._queue.costs_s(is_paced), self._time.waiting_count
+        active = self._active | self._queue.arrived | self._queue.tenants
+        tenant_id = find_over_share(costs_s, self._time.weights, active_count=len(active), waiting_count=waiting_count)
+        if tenant_id is None:
+            return []
+        self.note_flood()
+        return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / (1 + waiting_count))
+
+    def note_flood(self) -> None:
+        """Note that a tenant of the lane sends more than its shard takes."""
+        self._time.note_flood(loop_time())
+
+    def waiting_s(self, is_paced: Callable[[str], bool]) -> float:
+        """Return the seconds that the queued entries are expected to take, but for those of tenants that are paced."""
+        return sum(self._queue.costs_s(is_paced).values())
+
+    async def next_result(self, stopping: asyncio.Event) -> LaneResult[EntryT] | None:
+        """Send the next batch and return the result; None once *stopping* is set, when the queue stays pending.
+
+        By this call the caller has dealt with the result before.
+        """
+        if self.state is LaneState.DECIDED:
+            self._enter(LaneState.WAITING)
+        self._batch = []
+        while not await self._wait_for_work(stopping):
+            self._next_batch()
+            try:
+                with translate(TargetKind.SHARD, self.shard_id, "lane", WorkerError):
+                    async with self._flight():
+                        outcomes = await self._sender.send(self.shard_id, self._batch)
+                    result = self._decide(outcomes)
+            except PositionChangedError:
+                log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
+                self._requeue()
+            except LaneStopError as exc:
+                return LaneEmptied(self.take_all(), exc)
+            except InternalError as exc:
+                self._enter(LaneState.DECIDED)
+                return BatchCrashed(self._own_batch(), exc)
+            except RetryableError as exc:
+                if (emptied := await self._defer(exc, stopping)) is not None:
+                    return emptied
+            else:
+                self._failing_since, self._failure_count = None, 0
+                self._enter(LaneState.DECIDED)
+                return result
+        return None
+
+    async def _wait_for_work(self, stopping: asyncio.Event) -> bool:
+        """Wait for work or *stopping*; return whether it is *stopping*."""
+        while not self._queue and not self._is_turn_requested and not stopping.is_set():
+            self._failing_since = None  # all that failed was taken
+            self._has_work.clear()
+            await wait_any(self._has_work, stopping)
+        return stopping.is_set()
+
+    def _next_batch(self) -> None:
+        max_count, now = 1 if self._single_count else BATCH_MAX_COUNT, loop_time()
+        self._time.usage.note_waits(self._queue.count_waits(now), now)
+        self._batch = self._queue.take(BatchBounds(max_count, BATCH_MAX_BYTES, self._time.batch_s(now)))
+        self._dropped, self._is_turn_requested = set(), False
+        self._single_count = max(0, self._single_count - 1)
+
+    @asynccontextmanager
+    async def _flight(self) -> AsyncIterator[None]:
+        """Be in flight until the block ends, or `give_up_batch` is called."""
+        self._enter(LaneState.IN_FLIGHT)
+        self._sent_at = loop_time()
+        try:
+            async with asyncio.timeout(None) as self._flight_timeout:
+                yield
+        except TimeoutError:
+            raise RetryableError(f"shard {self.shard_id}: no answer, and the memory of the batch was needed") from None
+
+    def _enter(self, state: LaneState) -> None:
+        """Change the state. Raises ValueError where *state* may not follow."""
+        if state not in MAY_FOLLOW[self.state]:
+            raise ValueError(f"{self}: expected a state that may follow, got {state.name}")
+        self.state = state
+
+    def _requeue(self) -> None:
+        """Put the batch back, which is not in flight any more."""
+        self._queue.put_back(self._own_batch())
+        self._batch = []
+        if self.state is not LaneState.WAITING:
+            self._enter(LaneState.WAITING)
+
+    def _own_in_flight(self) -> Sequence[EntryT]:
+        return self._own_batch() if self.state is LaneState.IN_FLIGHT else ()
+
+    def _own_batch(self) -> list[EntryT]:
+        """Return the batch without the entries that were dropped in flight."""
+        return [entry for entry in self._batch if id(entry) not in self._dropped] if self._dropped else self._batch
+
+    async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> LaneEmptied[EntryT] | None:
+        """Wait a little; or empty the lane where the shard is held, or has taken no batch for HOLD_AFTER_S."""
+        self._failing_since = self._failing_since or self._sent_at
+        self._failure_count += 1
+        self._retries.inc()
+        if self._sender.is_held(self.shard_id) or loop_time() - self._failing_since >= HOLD_AFTER_S:
+            return LaneEmptied(self.take_all(), exc)
+        self._requeue()
+        delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+        log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
+        await sleep_or_event(delay_s, until=stopping)
+        return None
+
+    def _decide(self, outcomes: Sequence[Outcome]) -> BatchDecided[EntryT]:
+        """Return the entries of the batch by their outcomes, and count these."""
+        count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
+        groups = group_by_outcome(self._batch, outcomes)
+        if all(outcome.disposition in DONE and not outcome.is_late for outcome in groups):
+            return BatchDecided(self._own_batch())
+        pairs = [pair for pair in zip(self._batch, outcomes, strict=True) if id(pair[0]) not in self._dropped]
+        failing = [(one, outcome.error or "") for one, outcome in pairs if outcome.disposition is UNEXPECTED]
+        failing_tenants = {one.operation.tenant_id for one, _ in failing}
+        failing_chains = {one.chain for one, _ in failing}
+        late: list[EntryT] = []
+        again: list[EntryT] = []
+        decided: BatchDecided[EntryT] = BatchDecided([], late, failing=failing)
+        for entry, outcome in pairs:
+            match outcome.disposition:
+                case Disposition.APPLIED | Disposition.DUPLICATE:
+                    decided.applied.append(entry)
+                    if outcome.is_late:
+                        late.append(entry)
+                case Disposition.DEAD_LETTER:
+                    decided.refused.append((entry, outcome))
+                case Disposition.HOLD | Disposition.LOCKED as why:
+                    if entry.operation.tenant_id in failing_tenants and entry.chain not in failing_chains:
+                        again.append(entry)  # stopped by another chain of its tenant
+                        continue
+                    by_tenant = decided.not_here if why is Disposition.HOLD else decided.locked
+                    by_tenant.setdefault(entry.operation.tenant_id, []).append(entry)
+                case Disposition.UNEXPECTED:
+                    pass
+                case _:
+                    assert_never(outcome.disposition)
+        if again:
+            ids = {id(entry) for entry in again}
+            self._batch = [entry for entry in self._batch if id(entry) not in ids]
+            self._queue.put_back(again)
+        return decided

@@ -1,0 +1,303 @@
+"""The pipeline of one source: the lanes of the Postgres shards, and the lookup of homes in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Generic, Protocol, assert_never
+
+import structlog
+
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
+from simplu_worker.consumers.pipeline.lane import Lane
+from simplu_worker.consumers.pipeline.results import (
+    BatchCrashed,
+    BatchDecided,
+    BatchSender,
+    EntryT,
+    Found,
+    LaneEmptied,
+    Overdue,
+    Paused,
+    Unregistered,
+    Waited,
+)
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.timing.clock import UtcClock, utc_now
+from simplu_worker.vocabulary import Source
+
+TENANTS_REMEMBERED: Final = 10_000
+
+log = structlog.get_logger(__name__)
+
+
+class EntrySource(Protocol[EntryT]):
+    """What the pipeline asks of the source of its entries, besides sending their batches."""
+
+    def still_wanted(self, entries: Sequence[EntryT]) -> Sequence[EntryT]:
+        """Return those of the entries of a tenant that are still to be applied, once its home is found."""
+        return entries
+
+    def admitted(self, lane: Lane[EntryT], entries: Sequence[EntryT]) -> Sequence[EntryT]:
+        """Return those of *entries* that may join a lane now; the source has put back the others."""
+
+    async def settle(self, lane: Lane[EntryT], batch: BatchDecided[EntryT]) -> None:
+        """Settle a batch that its shard took.
+
+        Before the first `await`, every entry that is not settled by then is in one place: back in the source with all
+        of its chain behind it, or in the lookup (`Pipeline.look_up_again`).
+        """
+
+    def put_back_lane(self, shard_id: str, entries: Sequence[EntryT], cause: WorkerError) -> None:
+        """Put back *entries*, all of the lane of a shard, until *cause* is over."""
+
+    def crash(self, lane: Lane[EntryT], crashed: BatchCrashed[EntryT]) -> None:
+        """Put back the lane, have the batch sent one by one, or count a try of its only entry."""
+
+    def put_back_tenant(self, waited: Waited[EntryT]) -> None:
+        """Put back the entries of a tenant, until it has a home."""
+
+    def on_home_found(self, tenant_id: str) -> None:
+        """Go on with a tenant that was put back."""
+
+    def on_unregistered(self, unregistered: Unregistered) -> None:
+        """Note that a tenant that was put back has no home."""
+
+    def must_end_pause(self, paused: Paused[EntryT]) -> bool:
+        """Return whether an operation that waits for a paused tenant has half of its source's retention behind it."""
+
+    async def give_up(self, overdue: Overdue[EntryT]) -> None:
+        """Give up entries whose tenant was not registered in time."""
+
+
+class Pipeline(Generic[EntryT]):
+    """The lanes of one source, and the lookup of the homes that are not known."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Source,
+        gateway: ShardGateway,
+        source: EntrySource[EntryT],
+        sender: BatchSender[EntryT],
+        lookup: HomeLookup[EntryT],
+        *,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
+    ) -> None:
+        self._name = name
+        self._kind = kind
+        self._gateway = gateway
+        self._source = source
+        self._sender = sender
+        self.lookup = lookup
+        self._draw = draw
+        self._utc = utc
+        self._lanes: dict[str, Lane[EntryT]] = {}
+        self._lane_by_tenant: dict[str, Lane[EntryT]] = {}  # the lane of its queued entries, or of its last ones
+        self._tasks = asyncio.TaskGroup()
+        self._ending = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self._name}, {self.lanes()}, {self.lookup!r})"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no entry is in memory."""
+        return not any(map(len, self._lanes.values())) and not self.lookup.entries()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a batch has been in flight for so long that it may never be answered."""
+        return any(lane.is_stuck for lane in self._lanes.values())
+
+    @property
+    def has_idle_lane(self) -> bool:
+        """Whether new entries could be applied at once, or a lane is late and must not delay the others."""
+        return not self._lanes or any(not len(lane) or lane.is_late for lane in self._lanes.values())
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether an entry is in memory that does not wait for a stuck batch."""
+        return bool(self.lookup.entries()) or any(len(lane) and not lane.is_stuck for lane in self._lanes.values())
+
+    def lanes(self) -> list[Lane[EntryT]]:
+        """Return all lanes."""
+        return list(self._lanes.values())
+
+    def lane_to(self, shard_id: str) -> Lane[EntryT] | None:
+        """Return the lane of a shard; None while there is none."""
+        return self._lanes.get(shard_id)
+
+    def lane_of(self, tenant_id: str) -> Lane[EntryT] | None:
+        """Return the lane of the last entries of a tenant; None where it is not known any more."""
+        return self._lane_by_tenant.get(tenant_id)
+
+    def entries(self) -> list[EntryT]:
+        """Return all entries in memory."""
+        return [entry for lane in self._lanes.values() for entry in lane.entries()] + self.lookup.entries()
+
+    def undecided(self, lanes: Iterable[Lane[EntryT]] | None = None) -> list[EntryT]:
+        """Return the entries without a known outcome that are in *lanes*; by default, all."""
+        if lanes is None:
+            return self.undecided(self._lanes.values()) + self.lookup.in_memory()
+        return [entry for lane in lanes for entry in lane.in_memory()]
+
+    def remove(self, entries: Iterable[EntryT]) -> None:
+        """Remove entries, wherever they are. Of one in flight the outcome counts no longer."""
+        ids = {id(entry) for entry in entries}
+        if ids:
+            self.lookup.remove(ids)
+            for lane in self._lanes.values():
+                lane.remove(ids)
+
+    def start(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
+        """Work in *tasks* until *ending*; then finish the batches in flight. The other entries stay pending."""
+        self._tasks = tasks
+        self._ending = ending
+        tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
+
+    def send(self, entries: Sequence[EntryT]) -> None:
+        """Send entries, each behind those of its tenant that are in memory.
+
+        All entries of a tenant go together: where they are put back, they all are.
+        """
+        waiting = self.lookup if len(self.lookup) else ()
+        by_lane: defaultdict[Lane[EntryT], list[EntryT]] = defaultdict(list)
+        without_lane: defaultdict[str, list[EntryT]] = defaultdict(list)
+        for entry in entries:
+            tenant_id = entry.operation.tenant_id
+            lane = self._lane_by_tenant.get(tenant_id)
+            if lane is None or tenant_id in waiting:
+                without_lane[tenant_id].append(entry)
+            else:
+                by_lane[lane].append(entry)
+        for lane, own in by_lane.items():
+            lane.enqueue(self._source.admitted(lane, own))
+        for tenant_id, own in without_lane.items():
+            if tenant_id in waiting:
+                self._look_up_home(tenant_id, own)
+            elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
+                self._send_home(tenant_id, shard_id, own)
+            else:
+                self._look_up_home(tenant_id, own)
+
+    def _look_up_home(self, tenant_id: str, entries: Sequence[EntryT], *, left: str | None = None) -> None:
+        if (waited := self.lookup.add(tenant_id, entries, left=left)) is not None:
+            self._source.put_back_tenant(waited)
+
+    def look_up_again(self, lane: Lane[EntryT], not_here: dict[str, list[EntryT]]) -> None:
+        """Look up the homes of tenants that do not live on the shard of a lane, with all of their entries behind."""
+        for tenant_id, entries in not_here.items():
+            self._lane_by_tenant.pop(tenant_id, None)
+            self._look_up_home(tenant_id, [*entries, *lane.take_tenant(tenant_id)], left=lane.shard_id)
+
+    def _send_home(self, tenant_id: str, shard_id: str, entries: Sequence[EntryT]) -> None:
+        """Put all entries of a tenant into the lane of its shard; later ones follow there."""
+        if wanted := self._source.still_wanted(entries):
+            lane = self.remember_home(tenant_id, shard_id)
+            lane.enqueue(self._source.admitted(lane, wanted))
+
+    def remember_home(self, tenant_id: str, shard_id: str) -> Lane[EntryT]:
+        """Send later entries of a tenant into the lane of a shard; return the lane."""
+        lane = self._open_lane(shard_id)
+        if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # tenants without queued entries can be looked up again
+            self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
+        self._lane_by_tenant[tenant_id] = lane
+        return lane
+
+    def forget_homes(self, tenant_ids: Iterable[str]) -> None:
+        """Look up the homes of tenants again, for their next entries; none of theirs may be in memory."""
+        for tenant_id in tenant_ids:
+            self._lane_by_tenant.pop(tenant_id, None)
+
+    def _open_lane(self, shard_id: str) -> Lane[EntryT]:
+        lane = self._lanes.get(shard_id)
+        if lane is None:
+            lane = self._lanes[shard_id] = Lane(
+                shard_id,
+                self._kind,
+                self._sender,
+                last_applied_at=self._gateway.last_applied_at,
+                time=self._gateway.time_of(shard_id),
+                draw=self._draw,
+                utc=self._utc,
+            )
+            self._tasks.create_task(self._run_lane(lane), name=f"lane:{self._name}:{shard_id}")
+        return lane
+
+    async def _run_lane(self, lane: Lane[EntryT]) -> None:
+        """Have the source deal with each result of a lane in the step in which it comes."""
+        while (result := await lane.next_result(self._ending)) is not None:
+            match result:
+                case BatchDecided():
+                    await self._source.settle(lane, result)
+                case LaneEmptied():
+                    self._source.put_back_lane(lane.shard_id, result.entries, result.cause)
+                case BatchCrashed():
+                    self._source.crash(lane, result)
+                case _:
+                    assert_never(result)
+            del result  # else the memory of its entries would be free only after the next batch
+
+    async def _run_lookups(self) -> None:
+        """Do the lookups that are due until the end; then cancel those that are still running.
+
+        No lookup waits for another one, so a tenant of a shard that does not answer delays no other tenant.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            running: set[asyncio.Task[None]] = set()
+            while not self._ending.is_set():
+                for waited in self.lookup.take_long_waiting():
+                    self._source.put_back_tenant(waited)
+                for tenant_id in self.lookup.take_due():
+                    shard_id = self._gateway.cached_shard_id(tenant_id)
+                    if shard_id is not None:  # found for another source since it was sent
+                        self._on_found(self.lookup.take_found(tenant_id, shard_id))
+                        continue
+                    self.lookup.begin(tenant_id)
+                    task = tasks.create_task(self._look_up(tenant_id), name=f"ask:{tenant_id}")
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                await self.lookup.wait_for_change(self._ending)
+            for task in running:
+                task.cancel()
+
+    async def _look_up(self, tenant_id: str) -> None:
+        """Look a tenant up, and deal with the result in the step in which it comes."""
+        try:
+            match await self.lookup.look_up(tenant_id):
+                case Found() as found:
+                    self._on_found(found)
+                case Unregistered() as unregistered if not self._ending.is_set():
+                    self._source.on_unregistered(unregistered)
+                case Paused(tenant_id=tenant_id) as paused:
+                    if self._source.must_end_pause(paused):
+                        await self._end_pause(tenant_id)
+                case Overdue() as overdue if not self._ending.is_set():
+                    await self._source.give_up(overdue)
+                    self.lookup.remove_overdue(overdue)
+        finally:
+            self.lookup.end(tenant_id)
+
+    async def _end_pause(self, tenant_id: str) -> None:
+        """End the pause of a tenant: that nothing is lost comes before it. The next lookup finds its shard."""
+        try:
+            await self._gateway.end_pause(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            log.warning("tenant.pause_not_ended", tenant_id=tenant_id, error=str(exc))
+        else:
+            log.warning("tenant.pause_ended", tenant_id=tenant_id)
+
+    def _on_found(self, found: Found[EntryT] | None) -> None:
+        """Put the entries of a tenant that waited into the lane of its shard."""
+        if found is None:
+            return
+        if found.entries:
+            if found.has_moved:
+                self._sender.expect_merge(found.shard_id)
+            self._send_home(found.tenant_id, found.shard_id, found.entries)
+        self._source.on_home_found(found.tenant_id)  # may be put back too: these may have come for its shard's hold

@@ -1,0 +1,64 @@
+"""What a business type is: its settings, and the resource types that it has names, views and JSON Schemas for.
+
+A type is one JSON file (`types apply`), and one row on each shard, which holds the file's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Validation(StrEnum):
+    """Whether documents of a resource type are judged by its schema: never, to be counted, or to be refused."""
+
+    OFF = "off"
+    WARN = "warn"
+    ENFORCE = "enforce"
+
+
+class ColumnType(StrEnum):
+    """The type of a view's column; a member of another type is null there."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    TIMESTAMP = "timestamp"
+
+
+class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A column of a view: the member of the document at *path*, or else at the first of *also_at*, as *type*."""
+
+    name: str
+    path: Sequence[str]
+    type: ColumnType = ColumnType.TEXT
+    also_at: Sequence[Sequence[str]] = ()
+
+
+class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Resources named *name* or one of *also_named*; they have a view where *view* names one."""
+
+    name: str
+    also_named: Sequence[str] = ()
+    view: str | None = None
+    columns: Sequence[ViewColumn] = ()
+    validation: Validation = Validation.OFF
+    schema: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of its resources."""
+        return (self.name, *self.also_named)
+
+
+class BusinessType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A business type; those who work there are resources of *staff_resource_type*."""
+
+    name: str
+    default_settings: dict[str, Any]
+    staff_resource_type: str
+    resource_types: Sequence[ResourceType] = ()

@@ -1,0 +1,238 @@
+"""Judge documents by the JSON Schemas of their resource types (draft 2020-12), in bounded time. Pure.
+
+What is found is told in words of the schema: its place there, and what was expected. No value of a document is among
+them, and no name but those that the schema has itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.operations.business_types import BusinessType, ResourceType, Validation
+from simplu_worker.operations.schema_bounds import InvalidSchemaError, check_bounds, pointer_to
+
+if TYPE_CHECKING:
+    from jsonschema_rs import ValidationError
+
+JUDGED_MAX_BYTES: Final = 1024 * 1024  # of a document; more would keep the shard's other operations waiting
+# Behind alternatives the library collects every error of all of them, which takes a hundred times as long.
+EXPLAINED_MAX_BYTES: Final = 16 * 1024
+PATTERN_MAX_BYTES: Final = 1024 * 1024  # of a compiled pattern
+SHOWN_MAX_CHARS: Final = 200  # of a value of the schema, and of a problem
+ROOT: Final = "#"
+
+Judges: TypeAlias = Mapping[str, "Judge"]  # of one business type, by all names of its resource types
+
+_decode = msgspec.json.Decoder().decode
+_decode_exactly = msgspec.json.Decoder(float_hook=Decimal).decode  # numbers that no float has
+
+
+class Finding(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What is wrong with a document: the place in the schema, and what was expected there.
+
+    *document_path* is the place in the document, where the schema has all names of it.
+    """
+
+    schema_path: str
+    expected: str
+    document_path: str | None = None
+
+    def __str__(self) -> str:
+        """Return the finding as one line."""
+        place = f" at {self.document_path}" if self.document_path else ""
+        return f"{self.schema_path}: expected {self.expected}{place}"
+
+
+TOO_LARGE: Final = Finding(ROOT, f"at most {JUDGED_MAX_BYTES} bytes of JSON")
+UNREADABLE: Final = Finding(ROOT, "a document that can be read")
+UNFIT: Final = Finding(ROOT, "a document that fits the schema")  # and nothing more is known
+
+
+class Schema:
+    """A compiled schema. Raises `InvalidSchemaError`."""
+
+    def __init__(self, schema: Any) -> None:
+        # The library is large, and most workers have no schema.
+        from jsonschema_rs import Draft202012Validator, RegexOptions, ValidationError
+
+        self._names = check_bounds(schema)
+        self._schema = schema
+        text = msgspec.json.encode(schema)
+        self._has_alternatives = b'"anyOf"' in text or b'"oneOf"' in text
+        self._error_type = ValidationError
+        try:
+            self._validator = Draft202012Validator(
+                schema,
+                offline=True,
+                validate_formats=False,  # in this draft a format asserts nothing
+                pattern_options=RegexOptions(size_limit=PATTERN_MAX_BYTES, dfa_size_limit=PATTERN_MAX_BYTES),
+            )
+        except BaseException as exc:
+            if not _is_of_library(exc):
+                raise
+            raise InvalidSchemaError(_problem_of(exc)) from None
+
+    def __repr__(self) -> str:
+        return f"Schema({len(self._names)} names)"
+
+    def judge(self, document: bytes | msgspec.Raw) -> Finding | None:
+        """Return what is wrong with *document*, JSON text within the bounds of documents; None if it fits."""
+        if len(document) > JUDGED_MAX_BYTES:
+            return TOO_LARGE
+        try:
+            value = _read(document)
+            return None if self._validator.is_valid(value) else self._explain(value, len(document))
+        except BaseException as exc:
+            if not _is_of_library(exc):
+                raise
+            return UNREADABLE
+
+    def _explain(self, value: Any, size_bytes: int) -> Finding:
+        if self._has_alternatives and size_bytes > EXPLAINED_MAX_BYTES:
+            return UNFIT
+        try:
+            self._validator.validate(value)
+        except self._error_type as exc:
+            place = _shorten(pointer_to(ROOT, *exc.schema_path))
+            is_known = all(isinstance(part, int) or part in self._names for part in exc.instance_path)
+            document_path = _shorten(pointer_to("", *exc.instance_path)) if is_known else None
+            return Finding(place, _expected_by(exc, self._schema), document_path or None)
+        return UNFIT
+
+
+class Judge(msgspec.Struct, frozen=True):
+    """The schema of a resource type, and what a finding leads to."""
+
+    business_type: str
+    resource_type: str
+    validation: Validation
+    schema: Schema
+
+    @property
+    def refuses(self) -> bool:
+        """Whether a document with a finding is refused."""
+        return self.validation is Validation.ENFORCE
+
+
+def judges_of(business_type: BusinessType) -> tuple[Judges, list[str]]:
+    """Return the judges of *business_type*, and the problems of resource types that have none for that."""
+    judges: dict[str, Judge] = {}
+    problems: list[str] = []
+    for resource_type in business_type.resource_types:
+        if resource_type.validation is Validation.OFF:
+            continue
+        try:
+            schema = Schema(_schema_of(resource_type))
+        except InvalidSchemaError as exc:
+            problems.append(f"{resource_type.name}: {exc}")
+        else:
+            judge = Judge(business_type.name, resource_type.name, resource_type.validation, schema)
+            judges |= dict.fromkeys(resource_type.names, judge)
+    return judges, problems
+
+
+def find_schema_problem(schema: Any) -> str | None:
+    """Return why *schema* cannot be used, with the place in it; None if it can."""
+    try:
+        Schema(schema)
+    except InvalidSchemaError as exc:
+        return str(exc)
+    return None
+
+
+def count_findings(schema: Schema, documents: Iterable[bytes]) -> Counter[str]:
+    """Return how many of *documents* have a finding at each place of *schema*."""
+    return Counter(found.schema_path for one in documents if (found := schema.judge(one)) is not None)
+
+
+def _schema_of(resource_type: ResourceType) -> dict[str, Any]:
+    if resource_type.schema is None:
+        raise InvalidSchemaError(f"{ROOT}: expected a schema for validation {resource_type.validation}, got none")
+    return resource_type.schema
+
+
+def _read(document: bytes | msgspec.Raw) -> Any:
+    try:
+        return _decode(document)
+    except msgspec.ValidationError:  # a number beyond those of a float
+        return _decode_exactly(document)
+
+
+def _is_of_library(exc: BaseException) -> bool:
+    """Return whether *exc* is about a text or a value, or a panic of the library, which is no `Exception`."""
+    return isinstance(exc, ValueError | RecursionError) or type(exc).__name__ == "PanicException"
+
+
+def _problem_of(exc: BaseException) -> str:
+    path: list[str | int] = getattr(exc, "instance_path", [])
+    message: str = getattr(exc, "message", str(exc))
+    if message.endswith('is not a "regex"'):
+        message = "expected a pattern without look-around and back-references that is not too large, got another"
+    return f"{pointer_to(ROOT, *path)}: {_shorten(message)}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_MAX_CHARS else text[: SHOWN_MAX_CHARS - 1] + "…"
+
+
+def _json(value: Any) -> str:
+    return _shorten(msgspec.json.encode(value).decode())
+
+
+def _or(values: Any) -> str:
+    return " or ".join(map(str, values)) if isinstance(values, list) else str(values)
+
+
+# By keyword, of its value in the schema.
+_EXPECTED: Final[Mapping[str, Callable[[Any], str]]] = {
+    "type": _or,
+    "enum": lambda values: f"one of {_json(values)}",
+    "const": _json,
+    "pattern": lambda pattern: f"a text that matches {_json(pattern)}",
+    "minimum": lambda limit: f"at least {limit}",
+    "exclusiveMinimum": lambda limit: f"more than {limit}",
+    "maximum": lambda limit: f"at most {limit}",
+    "exclusiveMaximum": lambda limit: f"less than {limit}",
+    "multipleOf": lambda factor: f"a multiple of {factor}",
+    "minLength": lambda limit: f"at least {limit} characters",
+    "maxLength": lambda limit: f"at most {limit} characters",
+    "minItems": lambda limit: f"at least {limit} elements",
+    "maxItems": lambda limit: f"at most {limit} elements",
+    "uniqueItems": lambda _: "no element twice",
+    "contains": lambda _: "an element that fits the schema",
+    "minContains": lambda limit: f"at least {limit} elements that fit the schema",
+    "maxContains": lambda limit: f"at most {limit} elements that fit the schema",
+    "minProperties": lambda limit: f"at least {limit} members",
+    "maxProperties": lambda limit: f"at most {limit} members",
+    "additionalProperties": lambda _: "no other members than those named",
+    "unevaluatedProperties": lambda _: "no other members than those named",
+    "unevaluatedItems": lambda _: "no further elements",
+    "anyOf": lambda _: "a value that fits one of the schemas",
+    "oneOf": lambda _: "a value that fits exactly one of the schemas",
+    "not": lambda _: "a value that does not fit the schema",
+}
+
+_CLOSING: Final = (["additionalProperties"], ["unevaluatedProperties"], ["unevaluatedItems"])
+
+
+def _expected_by(exc: ValidationError, schema: Any) -> str:
+    """Return what the keyword at which a document failed asks for, in words and values of *schema* alone."""
+    from jsonschema_rs import ValidationErrorKind
+
+    if isinstance(exc.kind, ValidationErrorKind.Required):
+        return f"the member {_json(exc.kind.property)}"
+    if isinstance(exc.kind, ValidationErrorKind.FalseSchema) and exc.schema_path[-1:] not in _CLOSING:
+        return "no value here"
+    keyword, value = "", schema
+    try:
+        for part in exc.schema_path:
+            keyword, value = str(part), value[part]
+    except (KeyError, IndexError, TypeError):
+        return UNFIT.expected
+    expected = _EXPECTED.get(keyword)
+    return UNFIT.expected if expected is None else expected(value)

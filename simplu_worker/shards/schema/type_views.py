@@ -1,0 +1,67 @@
+"""The SQL of a business type's views, made from its struct alone. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from simplu_worker.operations.business_types import BusinessType, ColumnType, ResourceType, ViewColumn
+from simplu_worker.shards.postgres.queries import quote_name
+
+SECURITY_INVOKER_SINCE: Final = 15  # who reads a view sees of it what the policies of `resources` let that role see
+
+_FUNCTIONS: Final = {
+    ColumnType.NUMBER: "simplu_numeric",
+    ColumnType.INTEGER: "simplu_integer",
+    ColumnType.BOOLEAN: "simplu_boolean",
+    ColumnType.TIMESTAMP: "simplu_timestamptz",
+}
+SQL_TYPES: Final = {
+    ColumnType.TEXT: "text",
+    ColumnType.NUMBER: "numeric",
+    ColumnType.INTEGER: "bigint",
+    ColumnType.BOOLEAN: "boolean",
+    ColumnType.TIMESTAMP: "timestamp with time zone",
+}
+
+
+def view_statements(business_type: BusinessType, *, server_version: int) -> list[str]:
+    """Return the statements that make the views of a type that `read_type` accepted, or replace them."""
+    return [
+        _view_statement(business_type.name, one.view, one, server_version=server_version)
+        for one in business_type.resource_types
+        if one.view is not None
+    ]
+
+
+def drop_statement_of(view: str) -> str:
+    """Return the statement that drops a view; it fails while another object needs the view."""
+    return f"DROP VIEW IF EXISTS public.{quote_name(view)}"
+
+
+def _view_statement(type_name: str, view: str, resource: ResourceType, *, server_version: int) -> str:
+    options = " WITH (security_invoker = true)" if server_version >= SECURITY_INVOKER_SINCE else ""
+    columns = "".join(f",\n    {_expression(one)} AS {quote_name(one.name)}" for one in resource.columns)
+    names = ", ".join(map(_literal, resource.names))
+    return (
+        f"CREATE OR REPLACE VIEW public.{quote_name(view)}{options} AS\n"
+        f'SELECT\n    id, "resourceId", data, date, "lastUpdated"{columns}\n'
+        "FROM public.resources\n"
+        f'WHERE "businessType" = {_literal(type_name)} AND "resourceName" IN ({names})'
+    )
+
+
+def _expression(column: ViewColumn) -> str:
+    values = [_value(path, column.type) for path in (column.path, *column.also_at)]
+    return values[0] if len(values) == 1 else f"coalesce({', '.join(values)})"
+
+
+def _value(path: Sequence[str], column_type: ColumnType) -> str:
+    members = [f"{_literal(member)}::pg_catalog.text" for member in path]
+    if column_type is ColumnType.TEXT:
+        return " ->> ".join([" -> ".join(["data", *members[:-1]]), members[-1]])
+    return f"public.{_FUNCTIONS[column_type]}({' -> '.join(['data', *members])})"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,168 @@
+"""How much of a Postgres shard's time operations take, learned from its transactions. Pure.
+
+An operation costs what its kind costs its tenant, and something for each byte; a transaction has a fixed cost too. How
+long a transaction took, against what was expected of it, corrects each of these, in proportion to its part of what was
+expected. So a tenant with lists that take as long as a thousand creates is soon charged for them, and nobody who shared
+a transaction with it. Tenants too small for a cost of their own have that of the kind, which they alone correct.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.tenant_usage import TenantUsage, TenantUse
+from simplu_worker.vocabulary import OperationKind
+
+FIRST_COST_S: Final = 100e-6  # of an operation, before any is measured
+FIRST_LIST_S: Final = 5e-3  # of a list, the same: of one with large documents
+FIRST_BYTE_S: Final = 20e-9  # of a byte of its record, the same
+FIRST_FIXED_S: Final = 3e-3  # of a transaction, the same: its round trips, and the flush of its commit
+COST_MIN_S: Final = 1e-9
+COST_MAX_S: Final = 10.0
+CHANGE_MAX: Final = 8.0  # of a cost, by one transaction
+TENANT_KINDS_MAX: Final = 10_000  # with a cost of their own, the last ones
+NOTED_SHARE: Final = 0.02  # of a transaction, from which on it says something about a tenant
+
+TURN_S: Final = 0.1  # of a transaction, while a tenant floods the shard
+TURN_MIN_S: Final = 0.025  # the same for one of many batches that wait for it
+FIXED_RATIO: Final = 2.0  # of a transaction's operations to its fixed cost, at least: most of a shard's time is work
+FLOOD_S: Final = 2.0  # so long a shard counts as flooded after a sign of it
+CALM_BATCH_S: Final = 0.5  # of a batch of one lane otherwise
+CALM_TURN_S: Final = 0.75  # of a transaction otherwise: readers treat a shard as late after a second
+
+TenantKind: TypeAlias = tuple[str, OperationKind]
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """The operations of a batch, counted by tenant and kind; the bytes of their records, by tenant and together."""
+
+    counts: Counter[TenantKind]
+    sizes: Mapping[str, int]
+    size_bytes: int
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation]) -> Demand:
+        """Return that of *operations*."""
+        keys = [(operation.tenant_id, operation.kind) for operation in operations]
+        sizes: dict[str, int] = {}
+        for operation in operations:
+            sizes[operation.tenant_id] = sizes.get(operation.tenant_id, 0) + operation.size_bytes
+        return cls(Counter(keys), sizes, sum(sizes.values()))
+
+
+class ShardTime:
+    """What the operations of tenants cost one shard, and how many batches wait for it."""
+
+    def __init__(self) -> None:
+        self.waiting_count = 0  # batches that wait for a connection
+        self.usage = TenantUsage()
+        self._flooded_until = float("-inf")
+        self._fixed_s = FIRST_FIXED_S
+        self._byte_s = FIRST_BYTE_S
+        self._by_kind: dict[OperationKind, float] = dict.fromkeys(OperationKind, FIRST_COST_S)
+        self._by_kind[OperationKind.LIST] = FIRST_LIST_S
+        self._by_tenant: dict[TenantKind, float] = {}
+        self.weights: dict[str, float] = {}  # of tenants with another one than 1, by their rows as last read
+
+    def __repr__(self) -> str:
+        return f"ShardTime({self.waiting_count} waiting, fixed={self._fixed_s:.6f} s, {len(self._by_tenant)} tenants)"
+
+    def cost_s(self, operation: Operation) -> float:
+        """Return the seconds that an operation is expected to take."""
+        return self._cost_of((operation.tenant_id, operation.kind)) + self._byte_s * operation.size_bytes
+
+    def batch_cost_s(self, demand: Demand) -> float:
+        """Return the seconds that the operations of a batch are expected to take together."""
+        of_kinds_s = sum([count * self._cost_of(key) for key, count in demand.counts.items()])
+        return of_kinds_s + self._byte_s * demand.size_bytes
+
+    def note_weights(self, weights: Mapping[str, float]) -> None:
+        """Note the weights of tenants, as their rows have them."""
+        for tenant_id, weight in weights.items():
+            if weight != 1.0:
+                self.weights[tenant_id] = weight
+            elif tenant_id in self.weights:
+                del self.weights[tenant_id]
+
+    def note_flood(self, now: float) -> None:
+        """Note that a tenant sends more than the shard takes, and others are not to wait for it."""
+        self._flooded_until = now + FLOOD_S
+
+    def batch_s(self, now: float) -> float:
+        """Return how long the next batch of a lane may take."""
+        if now >= self._flooded_until:
+            return CALM_BATCH_S
+        if self.waiting_count:
+            return max(TURN_MIN_S, TURN_S / (1 + self.waiting_count))  # they share a transaction
+        return min(CALM_BATCH_S, max(TURN_S, FIXED_RATIO * self._fixed_s))
+
+    def turn_s(self, now: float) -> float:
+        """Return how long the next transaction may take, where batches share it."""
+        return CALM_TURN_S if now >= self._flooded_until else TURN_S
+
+    def note(self, demands: Iterable[Demand], took_s: float) -> dict[str, TenantUse]:
+        """Learn from a transaction of these batches that took so long; return what each tenant took of it.
+
+        The tenants' seconds are *took_s* together: the fixed cost is divided in proportion to the rest.
+        """
+        counts: Counter[TenantKind] = Counter()
+        sizes: Counter[str] = Counter()
+        for demand in demands:
+            counts.update(demand.counts)
+            sizes.update(demand.sizes)
+        size_bytes = sizes.total()
+        parts = {key: count * self._cost_of(key) for key, count in counts.items()}
+        bytes_s = self._byte_s * size_bytes
+        operations_s = bytes_s + sum(parts.values())
+        expected_s = self._fixed_s + operations_s
+        uses = self._uses(counts, parts, sizes, took_s / operations_s if parts else 0.0)
+        change = min(CHANGE_MAX, max(1 / CHANGE_MAX, took_s / expected_s))
+        of_small: defaultdict[OperationKind, float] = defaultdict(float)
+        for key, part_s in parts.items():
+            if part_s >= NOTED_SHARE * expected_s:
+                self._remember(key, _corrected(self._cost_of(key), change, part_s / expected_s))
+            else:
+                of_small[key[1]] += part_s
+        for kind, part_s in of_small.items():
+            self._by_kind[kind] = _corrected(self._by_kind[kind], change, part_s / expected_s)
+        self._byte_s = _corrected(self._byte_s, change, bytes_s / expected_s)
+        self._fixed_s = _corrected(self._fixed_s, change, self._fixed_s / expected_s)
+        return uses
+
+    def _uses(
+        self,
+        counts: Mapping[TenantKind, int],
+        parts: Mapping[TenantKind, float],
+        sizes: Mapping[str, int],
+        ratio: float,
+    ) -> dict[str, TenantUse]:
+        """Return what each tenant took; *ratio* is that of the seconds to those that were expected of operations."""
+        uses = {
+            tenant_id: TenantUse(ratio * self._byte_s * size_bytes, 0, size_bytes)
+            for tenant_id, size_bytes in sizes.items()
+        }
+        for key, count in counts.items():
+            use = uses[key[0]]
+            use.took_s += ratio * parts[key]
+            use.operation_count += count
+        return uses
+
+    def _cost_of(self, key: TenantKind) -> float:
+        cost_s = self._by_tenant.get(key)
+        return self._by_kind[key[1]] if cost_s is None else cost_s
+
+    def _remember(self, key: TenantKind, cost_s: float) -> None:
+        self._by_tenant.pop(key, None)
+        while len(self._by_tenant) >= TENANT_KINDS_MAX:
+            del self._by_tenant[next(iter(self._by_tenant))]
+        self._by_tenant[key] = cost_s
+
+
+def _corrected(cost: float, change: float, share: float) -> float:
+    return min(COST_MAX_S, max(COST_MIN_S, cost * math.pow(change, share)))

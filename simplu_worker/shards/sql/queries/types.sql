@@ -1,0 +1,139 @@
+-- Business types on a shard: read, written with their views, and removed.
+
+-- name: read_types
+-- The types of this shard, each with its tenants in any state in which they need it.
+SELECT
+    business_types.name, business_types.definition, business_types.digest, business_types.is_applied,
+    coalesce(used.tenant_count, 0) AS tenant_count
+FROM public.business_types
+LEFT JOIN (
+    SELECT tenants.business_type, pg_catalog.count(*) AS tenant_count
+    FROM public.tenants
+    WHERE tenants.state NOT IN ('moved', 'destroyed')
+    GROUP BY tenants.business_type
+) AS used ON used.business_type = business_types.name
+ORDER BY business_types.name;
+
+-- name: read_relations
+-- The relations of the schema $1 with the names $2: what each is, and its columns with their types, in order.
+SELECT
+    pg_class.relname::pg_catalog.text AS name,
+    pg_class.relkind::pg_catalog.text AS kind,
+    array(
+        SELECT pg_attribute.attname::pg_catalog.text
+        FROM pg_catalog.pg_attribute
+        WHERE pg_attribute.attrelid = pg_class.oid AND pg_attribute.attnum > 0::pg_catalog.int2
+        ORDER BY pg_attribute.attnum
+    ) AS columns,
+    array(
+        SELECT pg_catalog.format_type(pg_attribute.atttypid, pg_attribute.atttypmod)
+        FROM pg_catalog.pg_attribute
+        WHERE pg_attribute.attrelid = pg_class.oid AND pg_attribute.attnum > 0::pg_catalog.int2
+        ORDER BY pg_attribute.attnum
+    ) AS types
+FROM pg_catalog.pg_class
+JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+WHERE pg_namespace.nspname = $1::pg_catalog.name AND pg_class.relname::pg_catalog.text = ANY($2::pg_catalog.text[]);
+
+-- name: lock_tenants_table
+-- Before a type is removed: no tenant of it comes meanwhile. Workers read tenants on, and lock their rows for batches.
+LOCK TABLE public.tenants IN SHARE MODE;
+
+-- name: write_business_type
+-- Write the row of a type. An upgrade ($6 is false) overwrites none that `types apply` wrote. Idempotent; locks the row.
+INSERT INTO public.business_types AS known (
+    name, default_settings, staff_resource_type, definition, digest, is_applied
+)
+VALUES ($1, $2::pg_catalog.text::pg_catalog.jsonb, $3, $4, $5, $6)
+ON CONFLICT (name) DO UPDATE
+SET
+    default_settings = excluded.default_settings, staff_resource_type = excluded.staff_resource_type,
+    definition = excluded.definition, digest = excluded.digest, is_applied = excluded.is_applied
+WHERE excluded.is_applied OR NOT known.is_applied;
+
+-- name: remove_business_type
+-- In a transaction that has found it without tenants since `lock_tenants_table`.
+DELETE FROM public.business_types WHERE name = $1;
+
+-- name: name_types
+-- The types of this shard; the first of them, for people.
+SELECT name FROM public.business_types ORDER BY name LIMIT $1;
+
+-- name: note_awaited_types
+-- Note that the tenants $1 are to be made of the types $2, which this shard does not have, and forget those that were
+-- not tried again for an hour. Idempotent; in order of id, against deadlocks. At most $3 are noted.
+WITH old AS (
+    DELETE FROM public.awaited_types
+    WHERE awaited_types.tried_at < pg_catalog.clock_timestamp() - interval '1 hour'
+)
+INSERT INTO public.awaited_types AS known (tenant_id, business_type)
+SELECT sent.tenant_id, sent.business_type
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (tenant_id, business_type)
+WHERE
+    (SELECT pg_catalog.count(*) FROM public.awaited_types) < $3
+    OR EXISTS (SELECT FROM public.awaited_types AS noted WHERE noted.tenant_id = sent.tenant_id)
+ORDER BY sent.tenant_id
+ON CONFLICT (tenant_id) DO UPDATE
+SET
+    business_type = excluded.business_type,
+    since = CASE WHEN known.business_type = excluded.business_type THEN known.since ELSE excluded.since END,
+    tried_at = excluded.tried_at;
+
+-- name: list_awaited_types
+-- The types that tenants wait for, each with its tenants, the first one of them, and since when. A tenant waits that
+-- was tried lately: with a back-off of at most a minute it is tried again and again.
+SELECT
+    awaited_types.business_type, pg_catalog.count(*) AS tenant_count,
+    pg_catalog.min(awaited_types.tenant_id) AS tenant_id, pg_catalog.min(awaited_types.since) AS since
+FROM public.awaited_types
+WHERE
+    awaited_types.tried_at > pg_catalog.clock_timestamp() - interval '5 minutes'
+    AND NOT EXISTS (SELECT FROM public.business_types WHERE business_types.name = awaited_types.business_type)
+GROUP BY awaited_types.business_type
+ORDER BY awaited_types.business_type
+LIMIT 10;
+
+-- name: count_unknown_names
+-- The resources of the tenants of the type $1 whose names are not among $2, by name, the most first. By the primary key:
+-- it steps from name to name of each tenant, and counts the unknown ones alone.
+SELECT named.name, pg_catalog.count(*) AS row_count, pg_catalog.count(DISTINCT named.id) AS tenant_count
+FROM (
+    WITH RECURSIVE steps AS (
+        SELECT tenants.id, (
+            SELECT resources."resourceName" FROM public.resources
+            WHERE resources.id = tenants.id ORDER BY resources."resourceName" LIMIT 1
+        ) AS name
+        FROM public.tenants
+        WHERE tenants.business_type = $1 AND tenants.state NOT IN ('moved', 'destroyed')
+        UNION ALL
+        SELECT steps.id, (
+            SELECT resources."resourceName" FROM public.resources
+            WHERE resources.id = steps.id AND resources."resourceName" > steps.name
+            ORDER BY resources."resourceName" LIMIT 1
+        )
+        FROM steps
+        WHERE steps.name IS NOT NULL
+    )
+    SELECT steps.id, steps.name FROM steps WHERE steps.name <> ALL($2::pg_catalog.text[])
+) AS named
+JOIN public.resources ON resources.id = named.id AND resources."resourceName" = named.name
+GROUP BY named.name
+ORDER BY row_count DESC, named.name
+LIMIT 50;
+
+-- name: list_tenants_of_type
+-- The tenants of the type $1 that are here, in order.
+SELECT tenants.id FROM public.tenants
+WHERE tenants.business_type = $1 AND tenants.state NOT IN ('moved', 'destroyed')
+ORDER BY tenants.id;
+
+-- name: read_documents
+-- The next $5 documents of the tenant $1 whose names are among $2, after the one with the name $3 and the id $4.
+SELECT
+    resources."resourceName" AS name, resources."resourceId" AS resource_id, resources.data::pg_catalog.text AS data
+FROM public.resources
+WHERE
+    resources.id = $1 AND resources."resourceName" = ANY($2::pg_catalog.text[])
+    AND (resources."resourceName", resources."resourceId") > ($3, $4)
+ORDER BY resources."resourceName", resources."resourceId"
+LIMIT $5;

@@ -1,0 +1,179 @@
+"""The JSON Schemas of the messages that producers send, and of dead letters (docs/schemas/). Pure.
+
+They are made from the types that decode the messages. A schema accepts what a producer may send, and refuses what JSON
+Schema can refuse of the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.consumers.sqs.control.decode import (
+    ID_MAX_CHARS,
+    AdminMembers,
+    ControlType,
+    CreationMembers,
+    DestructionAction,
+    DestructionMembers,
+    RenameMembers,
+)
+from simplu_worker.consumers.sqs.orders.decode import ORDER_KINDS, OrderMembers
+from simplu_worker.dead_letters.letter import LetterMembers
+from simplu_worker.operations.decode import KINDS_WITH_DATA, KINDS_WITH_ID, RecordMembers
+from simplu_worker.operations.list_query import DAY_MEMBERS, Pagination
+from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX
+from simplu_worker.vocabulary import OperationKind
+
+Schema = dict[str, Any]
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+NO_NUL: Final = r"^[^\u0000]*$"
+OWN_REQUEST_ID: Final = rf"^(?!{DERIVED_REQUEST_ID_PREFIX})[^\u0000]*$"
+# More than ISO 8601: no pattern knows which days a month has, and which of the short forms may be mixed.
+TIME: Final = r"^[0-9]{4}-?([0-9]{2}-?[0-9]{2}|[Ww][0-9]{2}(-?[0-9])?)([\s\S][0-9:.,]*([Zz]|[+-][0-9:.,]+)?)?$"
+OBJECT_OR_NULL: Final[Schema] = {"type": ["object", "null"]}
+OBJECT: Final[Schema] = {"type": "object"}
+TEXT: Final[Schema] = {"type": "string"}
+OF_THE_CODE: Final = ("title", "description", "default")  # in msgspec's schemas: for those who read the code
+KEPT_FOR_REPLAYS: Final = frozenset({"simpluReplay", "firstSentAt"})
+RECORD_FORMS: Final = ("record", "recordBase64", "recordGzip")
+
+
+def _members(kind: type[msgspec.Struct], **rules: Schema) -> Schema:
+    """Return the schema of an object with the members of *kind*; *rules* has what their types do not say."""
+    fields = [one for one in msgspec.structs.fields(kind) if one.encode_name not in KEPT_FOR_REPLAYS]
+    return {
+        "type": "object",
+        "properties": {one.encode_name: _of_type(one.type) | rules.get(one.encode_name, {}) for one in fields},
+        "required": [one.encode_name for one in fields if one.required],
+    }
+
+
+def _of_type(kind: Any) -> Schema:
+    (schema,), parts = msgspec.json.schema_components((kind,), ref_template="{name}")
+    resolved: Schema = _resolve(schema, parts)
+    return resolved
+
+
+def _resolve(value: Any, parts: dict[str, Any]) -> Any:
+    """Return a schema of msgspec with its parts in their places, and without the texts of the code."""
+    match value:
+        case {"$ref": str(name)}:
+            return _resolve(parts[name], parts)
+        case dict():
+            return {name: _resolve(one, parts) for name, one in value.items() if name not in OF_THE_CODE}
+        case list():
+            return [_resolve(one, parts) for one in value]
+        case _:
+            return value
+
+
+def _when(member: str, values: Iterable[str], then: Schema) -> Schema:
+    """Return the rule *then* for objects whose *member* is one of *values*."""
+    return {"if": {"properties": {member: {"enum": sorted(values)}}, "required": [member]}, "then": then}
+
+
+def _required(**members: Schema) -> Schema:
+    return {"required": [*members], "properties": members}
+
+
+def _document(title: str, text: str, schema: Schema, *rules: Schema) -> Schema:
+    return {"$schema": DIALECT, "title": title, "description": text} | schema | ({"allOf": [*rules]} if rules else {})
+
+
+def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> Schema:
+    """Return the schema of a control message, which the attribute `MessageType` names, or else its `messageType`."""
+    own_type: Schema = {"messageType": {"enum": [kind, None]}}
+    return _document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
+
+
+_ID: Final[Schema] = {"pattern": NO_NUL}
+_TENANT: Final = {"businessId": _ID, "locationId": _ID}
+_TIME: Final[Schema] = {"timestamp": {"pattern": TIME}}
+_DAY: Final[Schema] = {"type": ["string", "null"], "pattern": TIME}
+_PAGINATION: Final = {"properties": _members(Pagination)["properties"]}
+
+SCHEMAS: Final[dict[str, Schema]] = {
+    "operation": _document(
+        "Operation",
+        "A record of the stream, or one of several operations in a record.",
+        _members(
+            RecordMembers,
+            operation={"enum": [*OperationKind]},
+            **_TENANT,
+            **_TIME,
+            resourceType=_ID,
+            resourceId=_ID,
+            requestId={"pattern": OWN_REQUEST_ID},
+            data=OBJECT_OR_NULL,
+            filters=OBJECT_OR_NULL,
+            pagination=OBJECT_OR_NULL,
+        ),
+        _when("operation", KINDS_WITH_ID, _required(resourceId=TEXT)),
+        _when("operation", KINDS_WITH_DATA, _required(data=OBJECT)),
+        _when(
+            "operation",
+            [OperationKind.LIST],
+            {"properties": {"filters": {"properties": dict.fromkeys(DAY_MEMBERS, _DAY)}, "pagination": _PAGINATION}},
+        ),
+    ),
+    "order-event": _document(
+        "Order event",
+        "A message of an order queue. Its tenant may be in message attributes instead.",
+        _members(
+            OrderMembers,
+            type={"enum": [*ORDER_KINDS]},
+            **_TENANT,
+            orderId=_ID,
+            deduplicationId={"pattern": OWN_REQUEST_ID},
+            data=OBJECT_OR_NULL,
+        ),
+        _when("type", ORDER_KINDS.keys() - {"CREATE"}, _required(orderId=TEXT)),
+        _when("type", ORDER_KINDS.keys() - {"DELETE"}, _required(data=OBJECT)),
+    ),
+    "shard-creation": _control(
+        ControlType.SHARD_CREATION,
+        "Creates a tenant.",
+        _members(CreationMembers, **_TENANT, **_TIME, businessType=_ID),
+    ),
+    "shard-destruction": _control(
+        ControlType.SHARD_DESTRUCTION,
+        "Destroys a tenant, or every tenant of a business.",
+        _members(DestructionMembers, businessId=_ID, **_TIME, action={"enum": [*DestructionAction]}),
+        _when(
+            "action",
+            [DestructionAction.DESTROY],
+            _required(locationId={"type": "string", "minLength": 1, "maxLength": ID_MAX_CHARS} | _ID),
+        ),
+    ),
+    "update-resource-id": _control(
+        ControlType.UPDATE_RESOURCE_ID,
+        "Gives a resource another id.",
+        _members(
+            RenameMembers,
+            **_TENANT,
+            **_TIME,
+            resourceType=_ID,
+            oldResourceId=_ID,
+            newResourceId=_ID,
+            additionalData=OBJECT_OR_NULL,
+        ),
+    ),
+    "admin-account-creation": _control(
+        ControlType.ADMIN_ACCOUNT_CREATION,
+        "Adds the administrator of a tenant.",
+        _members(AdminMembers, **_TENANT, **_TIME, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
+    ),
+    "dead-letter": _document(
+        "Dead letter",
+        "What can never be applied, and why. The worker writes it.",
+        _members(LetterMembers) | {"anyOf": [_required(**{form: TEXT}) for form in RECORD_FORMS]},
+        {
+            "if": _required(truncated={"const": True}),
+            "then": _required(recordBytes={"type": "integer"}, recordSha256=TEXT),
+        },
+    ),
+}

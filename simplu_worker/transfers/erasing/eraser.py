@@ -1,0 +1,134 @@
+"""Erase a resource on one shard: its row, and what results in the log have of it.
+
+Safe to kill and to run again: each transaction ends with less of the resource, and none needs another one. The first
+one locks the tenant's row, which waits for the batches in flight, so that no later result has the resource. Every
+transaction finds the row as it was read, or ends the erasure: a mover or a restorer that begins meanwhile may have read
+what is erased after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.queries import affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.shards.settling.rows import read_tenant
+from simplu_worker.transfers.erasing.standing import Erasure, Standing
+from simplu_worker.transfers.moving.undoing import fewer_after
+from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
+
+PAGE_ROWS: Final = 1000  # of the log, by one statement
+LOCK_TRIES: Final = 10
+PAUSE_S: Final = 0.5  # before each new try
+
+
+class ErasedOnShard(msgspec.Struct, frozen=True):
+    """The number of rows and of results in the log with the resource; of a plan, those that there are."""
+
+    shard: str
+    state: TenantState
+    resources: int
+    results: int
+
+
+async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
+    """Return what *shard* has of the tenant; None if it has no row of it. Raises `RetryableError`."""
+    async with shard.connection() as connection:
+        if not await has_schema(connection, shard):
+            return None
+        key = key_of_id(erasure.resource_id)
+        row = await connection.fetchrow(
+            QUERIES["find_standing"], erasure.tenant_id, erasure.resource_type, erasure.resource_id, key
+        )
+    return None if row is None else Standing(**dict(row) | {"state": TenantState(row["state"])})
+
+
+async def count_on_shard(shard: ShardPool, erasure: Erasure, standing: Standing) -> ErasedOnShard:
+    """Return what an erasure would find. Raises `RetryableError`."""
+    results = await _page_through(shard, erasure, None)
+    return ErasedOnShard(shard.address.shard_id, standing.state, int(standing.has_resource), results)
+
+
+async def erase_on_shard(
+    shard: ShardPool, commits: ReplicationWaiter, erasure: Erasure, standing: Standing
+) -> ErasedOnShard:
+    """Erase the resource, and wait until that is as safe as the shard can make it.
+
+    Raises `RetryableError` if the shard does not answer, or if the tenant's row is not that of *standing* any more:
+    what was erased until then stays erased.
+    """
+    resources, server = await _delete_row(shard, erasure, standing)
+    results = await _page_through(shard, erasure, standing)
+    await commits.wait_for_transaction(shard.address.shard_id, server)
+    return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
+
+
+async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) -> tuple[int, Server]:
+    key = (erasure.tenant_id, erasure.resource_type, erasure.resource_id)
+    for attempt in range(LOCK_TRIES):
+        try:
+            async with shard.transaction(budget=StatementBudget.PAUSE) as connection:
+                tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
+                found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
+                if found != (standing.state, standing.epoch, standing.move_token):
+                    raise _changed_error(shard, erasure)
+                status = await connection.execute(
+                    QUERIES["delete_resources_named"], erasure.tenant_id, [erasure.resource_type], [erasure.resource_id]
+                )
+                if count := affected_count(status):
+                    await mark_changes(connection, [key], MarkOrigin.ERASURE)
+                return count, await note_server(connection)
+        except LostRaceError:  # a batch takes longer than others may wait for it
+            if attempt == LOCK_TRIES - 1:
+                raise
+        await asyncio.sleep(PAUSE_S)
+    raise AssertionError  # the last try returns or raises
+
+
+async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing | None) -> int:
+    """Erase the resource from the results of the tenant's log, or without *standing* only count these; return how many.
+
+    Behind the first transaction: a row that gets another key meanwhile moves to the end, where it is found again.
+    """
+    count, after, limit = 0, "", PAGE_ROWS
+    while True:
+        try:
+            async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                if standing is not None and not await connection.fetchval(
+                    QUERIES["lock_erased"], erasure.tenant_id, standing.state, standing.epoch, standing.move_token
+                ):
+                    raise _changed_error(shard, erasure)
+                page = await connection.fetchrow(
+                    QUERIES["count_results" if standing is None else "erase_results"],
+                    erasure.tenant_id,
+                    erasure.resource_type,
+                    erasure.resource_id,
+                    after,
+                    limit,
+                )
+        except StatementFailedError as exc:
+            limit = fewer_after(exc, limit)
+            continue
+        count += int(page["result_count"])
+        if page["row_count"] < limit:
+            return count
+        after = page["last_key"]
+
+
+def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:
+    return RetryableError(
+        f"{erasure.tenant_id}: expected its row on shard {shard.address.shard_id} as it was read, got another one: a "
+        "move, a restore or a destruction has begun; run the command again once it has ended"
+    )

@@ -1,0 +1,110 @@
+-- The erasure of one resource of a tenant (docs/tenants.md, "Erasing a person's data").
+
+-- name: find_standing
+-- What a shard has of the tenant $1, and of its resource with the type $2, the id $3 and the key $4: the ids that it had
+-- before or after a rename, by the marks of the log. A mover that runs writes into the journal every few seconds.
+SELECT
+    business_id, location_id, state, epoch, move_token,
+    EXISTS (
+        SELECT FROM public.moves
+        WHERE
+            moves.tenant_id = tenants.id AND moves.step IN ('open', 'undoing')
+            AND moves.updated_at > pg_catalog.clock_timestamp() - interval '1 minute'
+    ) AS is_leaving,
+    (
+        SELECT pg_catalog.jsonb_extract_path_text(restores.detail, 'export')
+        FROM public.restores
+        WHERE restores.tenant_id = tenants.id
+    ) AS export,
+    EXISTS (
+        SELECT FROM public.resources
+        WHERE resources.id = tenants.id AND resources."resourceName" = $2 AND resources."resourceId" = $3
+    ) AS has_resource,
+    ARRAY(
+        SELECT DISTINCT public.simplu_id(other.resource)
+        FROM public.log_rows AS own
+        JOIN public.log_batches ON log_batches.batch_id = own.batch_id
+        JOIN public.log_rows AS other ON other.batch_id = own.batch_id AND other.position <> own.position
+        WHERE
+            other.tenant_no = tenants.number AND own.tenant_no = tenants.number AND own.request >= '\x04'::pg_catalog.bytea AND own.resource = pg_catalog.decode($4, 'hex')
+            AND log_batches.types[own.type_at] = $2 AND log_batches.origins[own.origin_at] = 'rename'::pg_catalog.text
+    ) AS other_ids
+FROM public.tenants
+WHERE id = $1;
+
+-- name: lock_erased
+-- Begins each further transaction of an erasure: since the first one no mover and no restorer has come, and none comes
+-- before the commit.
+SELECT true FROM public.tenants WHERE id = $1 AND state = $2 AND epoch = $3 AND move_token = $4 FOR SHARE;
+
+-- fragment: results_with_resource
+-- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the type $2 and the id $3. In the order
+-- of the primary key, in a transaction with `StatementBudget.KEY_RANGE`.
+page AS MATERIALIZED (
+    SELECT request, batch_id, position, type_at
+    FROM public.log_rows
+    WHERE tenant_no = :number_of_tenant AND request > pg_catalog.decode($4, 'hex') AND request < '\x04'::pg_catalog.bytea
+    ORDER BY request
+    LIMIT $5
+), held AS MATERIALIZED (
+    SELECT log_outcomes.batch_id, log_outcomes.position
+    FROM page
+    JOIN public.log_batches ON log_batches.batch_id = page.batch_id
+    JOIN public.log_outcomes ON log_outcomes.batch_id = page.batch_id AND log_outcomes.position = page.position
+    WHERE
+        log_batches.types[page.type_at] = $2
+        AND (
+            log_outcomes.result @> pg_catalog.jsonb_build_object('resourceId'::pg_catalog.text, $3::pg_catalog.text)
+            OR log_outcomes.result @> pg_catalog.jsonb_build_object(
+                'items'::pg_catalog.text,
+                pg_catalog.jsonb_build_array(
+                    pg_catalog.jsonb_build_object('resourceId'::pg_catalog.text, $3::pg_catalog.text)
+                )
+            )
+        )
+)
+
+-- fragment: end_of_page
+-- The number of the rows, and the key of the last one.
+(SELECT pg_catalog.count(*) FROM page) AS row_count,
+(SELECT pg_catalog.encode(request, 'hex') FROM page ORDER BY request DESC LIMIT 1) AS last_key
+
+-- name: count_results
+WITH :results_with_resource
+SELECT (SELECT pg_catalog.count(*) FROM held) AS result_count, :end_of_page;
+
+-- name: erase_results
+-- The result of a read becomes `{"erased": 1}`; that of a list loses the item, and counts it in `erased`. The same on
+-- every shard, so that comparisons of logs find no difference. Idempotent: it does not have the resource any more.
+WITH :results_with_resource, erased AS (
+    UPDATE public.log_outcomes
+    SET result = CASE
+        WHEN log_outcomes.result -> 'items'::pg_catalog.text IS NULL THEN '{"erased": 1}'
+        ELSE log_outcomes.result || pg_catalog.jsonb_build_object(
+            'items'::pg_catalog.text,
+            (
+                SELECT coalesce(pg_catalog.jsonb_agg(item.value ORDER BY item.ordinality), '[]')
+                FROM pg_catalog.jsonb_array_elements(log_outcomes.result -> 'items'::pg_catalog.text)
+                    WITH ORDINALITY AS item (value, ordinality)
+                WHERE item.value ->> 'resourceId'::pg_catalog.text <> $3
+            ),
+            'erased'::pg_catalog.text, coalesce((log_outcomes.result ->> 'erased'::pg_catalog.text)::integer, 0) + 1
+        )
+    END
+    FROM held
+    WHERE log_outcomes.batch_id = held.batch_id AND log_outcomes.position = held.position
+    RETURNING 1
+)
+SELECT (SELECT pg_catalog.count(*) FROM erased) AS result_count, :end_of_page;
+
+-- name: find_erased_since
+-- The resources of the tenant $1 that were erased after $2, by the marks of the log.
+SELECT DISTINCT
+    log_batches.types[log_rows.type_at] AS resource_type, public.simplu_id(log_rows.resource) AS resource_id
+FROM public.log_rows
+JOIN public.log_batches ON log_batches.batch_id = log_rows.batch_id
+WHERE
+    log_rows.tenant_no = :number_of_tenant AND log_rows.request >= '\x04'::pg_catalog.bytea
+    AND log_batches.origins[log_rows.origin_at] = 'erasure'::pg_catalog.text
+    AND ($2::pg_catalog.timestamptz IS NULL OR log_batches.completed_at > $2)
+ORDER BY resource_type, resource_id;

@@ -1,0 +1,317 @@
+"""Documents are judged by the schema of their type: counted, or refused with the place in the schema."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, TenantCase, failed, fetch
+from support.postgres.trouble import waiters
+
+from simplu_worker.bulkheads import current_troubles
+from simplu_worker.operations.operation import Outcome
+from simplu_worker.shards.apply.judging import REREAD_S, ShardJudges
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.vocabulary import Failure, Source, TargetKind
+
+INVALID_DATA = failed(Failure.INVALID_DATA)
+SCHEMA = {
+    "type": "object",
+    "properties": {"v": {"type": "number", "maximum": 9}, "inner": {"properties": {"a": {"type": "string"}}}},
+    "required": ["v"],
+}
+TYPE_FOUND = {"schemaPath": "#/properties/v/type", "expected": "number", "documentPath": "/v"}
+
+
+async def define(pool: ShardPool, *types: Mapping[str, Any], name: str = "dental") -> None:
+    """Write the definition of a business type with resource types."""
+    definition = {"name": name, "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": types}
+    await write_definition(pool, json.dumps(definition), name=name)
+
+
+async def write_definition(pool: ShardPool, definition: str | None, *, name: str = "dental") -> None:
+    """Write what a business type has as its definition."""
+    await fetch(pool, "UPDATE public.business_types SET definition = $2 WHERE name = $1", name, definition)
+
+
+def patient(validation: str, schema: Any = SCHEMA) -> dict[str, Any]:
+    """Return the resource type `patient`."""
+    return {"name": "patient", "alsoNamed": ["client"], "validation": validation, "schema": schema}
+
+
+@pytest.fixture(autouse=True)
+async def only_written_definitions(tenant: TenantCase) -> AsyncIterator[None]:
+    """Take the shard's definitions away for a test, and put them back: the shard is used again."""
+    before = await fetch(tenant.pool, "SELECT name, definition FROM public.business_types")
+    await fetch(tenant.pool, "UPDATE public.business_types SET definition = NULL")
+    yield
+    for row in before:
+        await write_definition(tenant.pool, row["definition"], name=row["name"])
+
+
+@pytest.fixture
+async def judged(tenant: TenantCase) -> TenantCase:
+    """Return a tenant on a shard with a schema in force."""
+    await define(tenant.pool, patient("enforce"))
+    return tenant
+
+
+def counted(path: str, validation: str, resource_type: str = "patient") -> float:
+    """Return how often a finding was counted."""
+    labels = {
+        "business_type": "dental",
+        "resource_type": resource_type,
+        "schema_path": path,
+        "validation": validation,
+    }
+    return REGISTRY.get_sample_value("simplu_schema_findings_total", labels) or 0.0
+
+
+@pytest.mark.parametrize("source", list(Source))
+@pytest.mark.parametrize("kind", ["create", "update", "patch"])
+async def test_operation_is_refused_alone_when_its_document_does_not_fit(
+    judged: TenantCase, kind: str, source: Source
+) -> None:
+    """Order events too: its row has the finding, its neighbours are applied, and a redelivery is a duplicate."""
+    await judged.apply(judged.operation("create", "old", {"v": 1}))
+    bad = judged.operation(kind, "new" if kind == "create" else "old", {"v": "secret"}, source=source)
+    before = counted("#/properties/v/type", "enforce")
+
+    outcomes = await judged.apply(
+        judged.operation("create", "r1", {"v": 1}), bad, judged.operation("create", "r2", {"v": 2})
+    )
+
+    assert outcomes == [SUCCEEDED, INVALID_DATA, SUCCEEDED]
+    assert (await judged.log())[bad.request_id] == ("failed", "invalid_data")
+    assert await judged.result(bad) == TYPE_FOUND
+    assert {key[1]: data for key, data in (await judged.resources()).items()} == {
+        "old": {"v": 1},
+        "r1": {"v": 1},
+        "r2": {"v": 2},
+    }
+    assert await judged.apply(bad) == [DUPLICATE]
+    assert counted("#/properties/v/type", "enforce") == before + 1
+
+
+@pytest.mark.parametrize("kind", ["create", "update", "patch"])
+async def test_operation_is_applied_and_counted_when_its_type_only_warns(tenant: TenantCase, kind: str) -> None:
+    """Once: its redelivery has no effect."""
+    await define(tenant.pool, patient("warn"))
+    await tenant.apply(tenant.operation("create", "old", {"v": 1}))
+    bad = tenant.operation(kind, "new" if kind == "create" else "old", {"v": 10})
+    before = counted("#/properties/v/maximum", "warn")
+
+    assert await tenant.apply(bad) == [SUCCEEDED]
+    assert await tenant.apply(bad) == [DUPLICATE]
+
+    assert counted("#/properties/v/maximum", "warn") == before + 1
+    assert await tenant.result(bad) is None
+    assert (await tenant.resources())["patient", "new" if kind == "create" else "old"] == {"v": 10}
+
+
+async def test_batch_in_one_statement_is_judged(judged: TenantCase) -> None:
+    """Once the writer remembers the tenant it would need no other statement."""
+    writer = ShardWriter(judged.pool, tenant_wait=TENANT_WAIT)
+    for number in range(20):
+        assert await writer.apply([judged.operation("create", f"r{number}", {"v": 1})]) == [SUCCEEDED]
+
+    bad, good = judged.operation("create", "bad", {"v": "x"}), judged.operation("create", "good", {"v": 1})
+
+    assert await writer.apply([bad, good]) == [INVALID_DATA, SUCCEEDED]
+    assert await writer.apply([judged.operation("patch", "good", {"v": "x"})]) == [INVALID_DATA]
+    assert await judged.result(bad) == TYPE_FOUND
+
+
+async def test_patches_are_judged_by_the_document_that_each_leaves(judged: TenantCase) -> None:
+    """One after the other, also behind a create of the batch; a refused one leaves the document as it was."""
+    batch = [
+        judged.operation("create", "r1", {"v": 1}),
+        judged.operation("patch", "r1", {"v": None}),
+        judged.operation("patch", "r1", {"v": 10}),
+        judged.operation("patch", "r1", {"inner": {"a": "b"}}),
+        judged.operation("patch", "r1", {"inner": {"a": 1}}),
+        judged.operation("read", "r1"),
+        judged.operation("create", "r2", {}),
+        judged.operation("patch", "r2", {"v": 1}),
+        judged.operation("patch", "r3", {"v": 1}),
+    ]
+
+    assert await judged.apply(*batch) == [
+        SUCCEEDED,
+        INVALID_DATA,
+        INVALID_DATA,
+        SUCCEEDED,
+        INVALID_DATA,
+        SUCCEEDED,
+        INVALID_DATA,
+        failed(Failure.NOT_FOUND),
+        failed(Failure.NOT_FOUND),
+    ]
+    assert (await judged.result(batch[5]))["data"] == {"v": 1, "inner": {"a": "b"}}
+    assert (await judged.result(batch[1]))["schemaPath"] == "#/required"
+    assert (await judged.result(batch[4]))["documentPath"] == "/inner/a"
+    assert await judged.resources() == {("patient", "r1"): {"v": 1, "inner": {"a": "b"}}}
+
+
+async def test_laborious_patches_are_judged_one_by_one(judged: TenantCase) -> None:
+    """The worker merges them whether they are judged or not."""
+    many = {f"m{number}": None for number in range(2000)}
+    await judged.apply(judged.operation("create", "r1", {"v": 1}))
+
+    outcomes = await judged.apply(
+        judged.operation("patch", "r1", {**many, "v": 2}),
+        judged.operation("patch", "r1", {**many, "v": "x"}),
+        judged.operation("patch", "r1", {**many, "w": 3}),
+    )
+
+    assert outcomes == [SUCCEEDED, INVALID_DATA, SUCCEEDED]
+    assert await judged.resources() == {("patient", "r1"): {"v": 2, "w": 3}}
+
+
+async def test_data_that_cannot_be_stored_are_invalid_whatever_the_schema_says(judged: TenantCase) -> None:
+    """Without a finding, and found before `not_found`, as without a schema."""
+    await judged.apply(judged.operation("create", "r1", {"v": 1}))
+    batch = [
+        judged.operation("create", "r2", '{"v": 1, "w": "\\u0000"}'),
+        judged.operation("patch", "r1", '{"w": "\\u0000"}'),
+        judged.operation("patch", "r3", '{"w": "\\u0000"}'),
+        judged.operation("update", "r1", '{"v": 2, "w": 1e400}'),
+    ]
+
+    assert await judged.apply(*batch) == [INVALID_DATA, INVALID_DATA, INVALID_DATA, SUCCEEDED]
+    assert [await judged.result(one) for one in batch[:3]] == [None] * 3
+
+
+async def test_other_operations_and_types_are_not_judged(judged: TenantCase) -> None:
+    """A type by its other names is; reads, lists and deletes write no document."""
+    outcomes = await judged.apply(
+        judged.operation("create", "r1", {}, resource_type="room"),
+        judged.operation("create", "r1", {}, resource_type="client"),
+        judged.operation("list", None, filters={"v": "x"}),
+        judged.operation("delete", "r1", resource_type="room"),
+    )
+
+    assert outcomes == [SUCCEEDED, INVALID_DATA, SUCCEEDED, SUCCEEDED]
+
+
+async def test_operation_keeps_its_outcome_when_the_schema_changes(tenant: TenantCase) -> None:
+    """The log is asked first."""
+    bad, late = tenant.operation("create", "r1", {}), tenant.operation("create", "r2", {})
+    assert await tenant.apply(bad) == [SUCCEEDED]
+
+    await define(tenant.pool, patient("enforce"))
+    assert await tenant.apply(bad, late) == [DUPLICATE, INVALID_DATA]
+
+    await define(tenant.pool, patient("off"))
+    assert await tenant.apply(late, tenant.operation("create", "r3", {})) == [DUPLICATE, SUCCEEDED]
+
+
+async def test_schema_is_read_again_while_the_writer_runs(tenant: TenantCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few seconds; the definition of another type that has not changed stays as it is."""
+    now = 1000.0
+    monkeypatch.setattr("simplu_worker.shards.apply.judging.loop_time", lambda: now)
+    judges = ShardJudges(tenant.pool)
+    await define(tenant.pool, patient("warn"), name="gym")
+    await judges.refresh()
+    gym = judges.by_type["gym"]
+
+    await define(tenant.pool, patient("enforce"))
+    now += REREAD_S / 2
+    await judges.refresh()
+    assert set(judges.by_type) == {"gym"}
+    now += REREAD_S
+    await judges.refresh()
+    assert set(judges.by_type) == {"gym", "dental"}
+    assert judges.by_type["gym"] is gym
+
+    await write_definition(tenant.pool, None, name="gym")
+    now += REREAD_S
+    await judges.refresh()
+    assert set(judges.by_type) == {"dental"}
+
+
+async def test_broken_definition_is_the_trouble_of_its_type_alone(tenant: TenantCase) -> None:
+    """It is named once, its operations are applied unjudged, and the worker goes on."""
+    await write_definition(tenant.pool, '{"name": "gym"}', name="gym")
+    remote = patient("enforce", {"$ref": "http://127.0.0.1:1/x"})
+    await define(tenant.pool, remote, {"name": "room", "validation": "enforce", "schema": {"required": ["v"]}})
+    writer = ShardWriter(tenant.pool, tenant_wait=TENANT_WAIT)
+
+    with capture_logs() as logs:
+        (first, *others) = await asyncio.gather(
+            *(writer.apply([tenant.operation("create", f"r{number}", {})]) for number in range(3))
+        )
+        assert others == [first] * 2
+        second = await writer.apply([tenant.operation("create", "r1", {}, resource_type="room")])
+
+    assert first + second == [SUCCEEDED, INVALID_DATA]
+    named = {one["business_type"]: one["error"] for one in logs if one["event"] == "business_type.unusable"}
+    assert len([one for one in logs if one["event"] == "business_type.unusable"]) == 2
+    assert named["dental"].startswith("patient: #/$ref: expected the place of a subschema of the same schema")
+    assert "defaultSettings" in named["gym"]
+    shard_id = tenant.pool.address.shard_id
+    assert [
+        one.count
+        for one in current_troubles()
+        if (one.target, one.name, one.loop) == (TargetKind.SHARD, shard_id, "schemas")
+    ] == [2]
+
+
+@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
+async def test_judged_patch_that_waits_for_its_row_is_judged_by_what_was_written_meanwhile(
+    judged: TenantCase, size: int
+) -> None:
+    """Another batch has made it such that the patch does not fit any more."""
+    await define(judged.pool, patient("enforce", {"properties": {"items": {"maxProperties": 3}}}))
+    await judged.apply(judged.operation("create", "r1", {"items": {}, "text": "x" * size}))
+    patch = judged.operation("patch", "r1", {"items": {"c": 1, "d": 1}})
+    rival = await asyncpg.connect(judged.pool.address.connection_string)
+    async with rival.transaction():
+        await rival.execute('UPDATE resources SET data = data || \'{"items": {"a": 1, "b": 1}}\'')
+        applying = asyncio.create_task(judged.apply(patch))
+        await waiters(rival)
+    await rival.close()
+
+    assert await applying == [INVALID_DATA]
+    assert await judged.resources() == {("patient", "r1"): {"items": {"a": 1, "b": 1}, "text": "x" * size}}
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.decimals(allow_nan=False, allow_infinity=False, places=3).map(str)
+    | st.text("ab", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcv"), inner, max_size=3),
+    max_leaves=12,
+)
+documents = st.dictionaries(st.sampled_from("abcv"), json_values, max_size=4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=NO_CHECKS)
+@given(documents, st.lists(documents, min_size=1, max_size=4))
+async def test_judged_merge_is_that_of_the_shard(
+    judged: TenantCase, document: dict[str, Any], patches: list[dict[str, Any]]
+) -> None:
+    """With a schema that takes everything a document becomes what it becomes without one."""
+    await define(judged.pool, {"name": "judged", "validation": "enforce", "schema": {}})
+    outcomes: list[list[Outcome]] = []
+    number = next(iter(await fetch(judged.pool, "SELECT count(*) AS count FROM resources")))["count"]
+
+    for resource_type in ("judged", "plain"):
+        batch = [judged.operation("create", f"r{number}", document, resource_type=resource_type)]
+        batch += [judged.operation("patch", f"r{number}", one, resource_type=resource_type) for one in patches]
+        outcomes.append(await judged.apply(*batch))
+
+    stored = await judged.resources()
+    assert outcomes[0] == outcomes[1]
+    assert stored["judged", f"r{number}"] == stored["plain", f"r{number}"]

@@ -1,0 +1,635 @@
+"""`tenants erase-resource` on real shards: rows, results in the log, former homes, moves, kills, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from pydantic import Secret
+from structlog.testing import capture_logs
+from support.aws.endpoints import REGION, client_of
+from support.postgres.databases import ShardMaker
+from support.postgres.move_cases import TENANT_ID, ask, fill, settings_of, stop_in_copy
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at
+from support.redis.server import RedisServer
+from support.settings import settings_in
+
+from simplu_local.processes.loopback import free_port, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_worker.aws.clients import Client
+from simplu_worker.commands.dead_letters import browse
+from simplu_worker.commands.erasure.command import erase_resource
+from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves.terms import MoveTerms
+from simplu_worker.commands.tenants.move import move_tenants
+from simplu_worker.commands.tenants.moved import rollback_tenant, verify_tenant
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
+from simplu_worker.dead_letters.letter import DeadLetter, parse_dead_letter
+from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import Origin
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.shards.types import ResourceRename
+from simplu_worker.transfers.erasing import eraser
+from simplu_worker.transfers.erasing.standing import Erasure
+from simplu_worker.vocabulary import DeadLetterReason, Source
+
+PERSON = "anna@example.com"
+MARKER = "PLANTED-7f3a"  # in the content of the person's resource alone
+PATIENT = json.dumps({"name": MARKER})
+ERASURE = Erasure(*TENANT, "patient", PERSON)
+TABLES = """
+SELECT relname AS name FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace ORDER BY relname
+"""
+# Every column of a row as text: what is compressed is not any more, and what is bytes is hexadecimal.
+HOLDERS = (
+    "SELECT count(*) AS count FROM {} AS one WHERE one::text LIKE '%' || $1 || '%' OR one::text LIKE '%' || $2 || '%'"
+)
+
+
+async def planted(address: ShardAddress, marker: str = MARKER) -> dict[str, int]:
+    """Return the tables that have the marker, with the numbers of their rows."""
+    found = {}
+    for table in await ask(address, TABLES):
+        (row,) = await ask(address, HOLDERS.format(f'"{table["name"]}"'), marker, marker.encode().hex())
+        if row["count"]:
+            found[table["name"]] = row["count"]
+    return found
+
+
+async def plant(address: ShardAddress, tenant: tuple[str, str] = TENANT) -> dict[str, str]:
+    """Put a tenant on a shard, with the person's resource and what the log has of it for an hour; return read ids."""
+    pool = ShardPool(address, size=1)
+    await add_tenant(pool, tenant)
+    case = TenantCase(pool, tenant)
+    document = {"name": MARKER, "long": MARKER * 500}
+    await case.apply(
+        case.operation("create", PERSON, document),
+        case.operation("create", "other", {"name": "Other"}),
+        case.operation("create", PERSON, {"name": "a note"}, resource_type="note"),
+    )
+    reads = {
+        "read": case.operation("read", PERSON),
+        "list": case.operation("list", None),
+        "other": case.operation("read", "other"),
+        "short": case.operation("list", None, filters={"name": MARKER}),
+        "note": case.operation("list", None, resource_type="note"),
+    }
+    await case.apply_each(*reads.values())
+    await case.apply(case.operation("patch", PERSON, {"age": 7}), case.operation("read", PERSON))
+    await pool.close()
+    # A move looks at all that was changed within seconds before it, mark or not.
+    await ask(address, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
+    return {name: one.request_id for name, one in reads.items()}
+
+
+async def result_of(address: ShardAddress, request_id: str) -> Any:
+    """Return the result of an operation."""
+    (row,) = await ask(address, "SELECT status, result::text FROM operations WHERE request_id = $1", request_id)
+    assert row["status"] == "succeeded"
+    return json.loads(row["result"])
+
+
+class Ended:
+    """How a command ended: its status, its JSON, all that it has printed, and its log."""
+
+    def __init__(self, status: int, out: str, err: str, events: list[MutableMapping[str, Any]]) -> None:
+        self.status = status
+        self.json = json.loads(out)
+        self.text = out + err + repr(events)
+        self.events = [one for one in events if one["event"] == "operator.acted"]
+
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """The resources and results by shard."""
+        return {one["shard"]: (one["resources"], one["results"]) for one in self.json["shards"]}
+
+
+class Terminal:
+    """Runs the command."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    async def erase(self, settings: Settings, erasure: Erasure = ERASURE, *, apply: bool = True) -> Ended:
+        """Run it with --json."""
+        self._capfd.readouterr()
+        with capture_logs() as events:
+            status = await erase_resource(settings, erasure, apply=apply, as_json=True)
+        return Ended(status, *self._capfd.readouterr(), events)
+
+
+@pytest.fixture
+def terminal(capfd: pytest.CaptureFixture[str]) -> Terminal:
+    """Give what runs the command."""
+    return Terminal(capfd)
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_not_printed() -> Iterator[None]:
+    with capture_logs():
+        yield
+
+
+@pytest.mark.parametrize("page_rows", [1, 1000])
+async def test_nothing_of_the_resource_is_left_in_any_table(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, page_rows: int
+) -> None:
+    """A plan changes nothing; a second run finds nothing; results of others, and of other types, stay."""
+    monkeypatch.setattr(eraser, "PAGE_ROWS", page_rows)
+    address = await make_shard("a")
+    reads = await plant(address)
+    settings = settings_of(tmp_path, address)
+    before = await planted(address)
+    assert before == {"resources": 1, "log_outcomes": 4}
+    whole, other, note = [await result_of(address, reads[name]) for name in ("list", "other", "note")]
+
+    plan = await terminal.erase(settings, apply=False)
+    assert (plan.status, plan.counts, plan.json["applied"], plan.events) == (0, {"a": (1, 4)}, False, [])
+    assert await planted(address) == before
+
+    done = await terminal.erase(settings)
+    assert (done.status, done.counts, done.json["whole"]) == (0, {"a": (1, 4)}, True)
+    assert await planted(address) == {}
+    assert await result_of(address, reads["read"]) == {"erased": 1}
+    assert await result_of(address, reads["list"]) == whole | {
+        "items": [one for one in whole["items"] if one["resourceId"] == "other"],
+        "erased": 1,
+    }
+    short = await result_of(address, reads["short"])
+    assert (short["items"], short["erased"]) == ([], 1)
+    assert [await result_of(address, reads[name]) for name in ("other", "note")] == [other, note]
+    kept = await ask(address, 'SELECT "resourceName" AS type, "resourceId" AS id FROM resources ORDER BY 1')
+    assert [(row["type"], row["id"]) for row in kept] == [("note", PERSON), ("patient", "other")]
+
+    again = await terminal.erase(settings)
+    assert (again.status, again.counts, again.json["found"]) == (0, {"a": (0, 0)}, False)
+    for one in (plan, done, again):
+        assert (MARKER in one.text, PERSON in one.text) == (False, False)
+    (event,) = done.events
+    assert event["action"] == "erase_resource"
+    assert event["asked"] == {
+        "businessId": "clinic",
+        "locationId": "main",
+        "resourceType": "patient",
+        "resourceIdSha256": hashlib.sha256(PERSON.encode()).hexdigest()[:16],
+    }
+    assert event["outcome"] == {"resources": 1, "results": 4, "letters": 0, "shardsWithoutAnswer": 0}
+
+
+async def test_people_read_what_was_found_and_what_stays(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without content; and nothing was found the second time."""
+    address = await make_shard("a")
+    await plant(address)
+    await ask(
+        address,
+        "INSERT INTO restores (tenant_id, run, move_token, mode, step, detail) VALUES ('clinic-main',"
+        " gen_random_uuid(), 0, 'as-of-backup', 'done', '{\"export\": \"/kept.jsonl\"}')",
+    )
+    settings = settings_of(tmp_path, address)
+    texts = []
+    for apply in (False, True, True):
+        assert await erase_resource(settings, ERASURE, apply=apply, as_json=False) == 0
+        texts.append("".join(capfd.readouterr()))
+    assert "nothing was erased; --apply erases it. Stop its producers first" in texts[0]
+    assert "in the file /kept.jsonl" in texts[0]
+    assert "in the log of operations, for 360 hours" in texts[0]
+    assert "\nerased\n" in texts[1]
+    assert "nothing of the resource was found" in texts[2]
+    assert all(MARKER not in text and PERSON not in text for text in texts)
+
+
+async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """As each change of a resource that no operation makes; one for the row that was there."""
+    address = await make_shard("a")
+    await plant(address)
+    for _ in range(2):
+        await terminal.erase(settings_of(tmp_path, address))
+    marks = await ask(
+        address,
+        "SELECT simplu_id(resource) AS id, origins, row_count FROM log_rows JOIN log_batches USING (batch_id)"
+        " WHERE log_rows.kind = 'm'",
+    )
+    assert marks == [{"id": PERSON, "origins": ["erasure"], "row_count": 1}]
+
+
+async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
+) -> None:
+    """What the log has is dropped; what was put before the erasure and is read after it is in the next plan."""
+    address = await make_shard("a")
+    await add_tenant_at(address)
+    pool = ShardPool(address, size=1)
+    case = TenantCase(pool, TENANT)
+    applied, late = [case.operation("create", PERSON, {"name": MARKER}) for _ in range(2)]
+    settings = settings_of(tmp_path, address)
+    await case.apply(applied)
+    assert (await terminal.erase(settings)).counts == {"a": (1, 0)}
+    await case.apply(applied)
+    assert await planted(address) == {}
+    await case.apply(late)
+    await pool.close()
+    plan = await terminal.erase(settings, apply=False)
+    assert (plan.json["found"], plan.counts) == (True, {"a": (1, 0)})
+
+
+async def move(settings: Settings, shard_id: str) -> int:
+    """Move the tenant."""
+    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), dry_run=False, as_json=True)
+
+
+@pytest.mark.slow(2)
+async def test_former_home_loses_it_too_and_a_rollback_does_not_bring_it_back(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the shards are equal as before; the deletion is repeated by its mark."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    await plant(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    assert await move(settings, "b") == 0
+
+    done = await terminal.erase(settings)
+    assert (done.status, done.counts) == (0, {"a": (1, 4), "b": (1, 4)})
+    assert [await planted(one) for one in addresses] == [{}, {}]
+    assert await verify_tenant(settings, TENANT, repair=False, as_json=True) == 0
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert [await planted(one) for one in addresses] == [{}, {}]
+
+
+async def erase_beside_a_former_home_that_is_down(
+    addresses: list[ShardAddress], folder: Path, terminal: Terminal, results: int
+) -> Settings:
+    """Move the tenant from the first shard to the second, and erase while the first is down; return the settings."""
+    settings = settings_of(folder, *addresses)
+    assert await move(settings, "b") == 0
+    down = ShardAddress("a", f"postgresql://worker@127.0.0.1:{free_port()}/shard")
+    (folder / "down").mkdir()
+    partly = await terminal.erase(settings_of(folder / "down", down, addresses[1], tenants={TENANT_ID: "b"}))
+    assert (partly.status, partly.counts, partly.json["whole"]) == (1, {"b": (1, results)}, False)
+    assert list(partly.json["shardsWithoutAnswer"]) == ["a"]
+    assert [bool(await planted(one)) for one in addresses] == [True, False]
+    return settings
+
+
+@pytest.mark.slow(2)
+async def test_former_home_that_was_down_is_erased_by_the_same_command(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
+) -> None:
+    """The first time it is named, and the status says that this was not all."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    await plant(addresses[0])
+    settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=4)
+
+    done = await terminal.erase(settings)
+    assert (done.status, done.counts) == (0, {"a": (1, 4), "b": (0, 0)})
+    assert [await planted(one) for one in addresses] == [{}, {}]
+
+
+@pytest.mark.slow(2)
+async def test_rollback_repeats_the_deletion_on_a_former_home_that_was_down(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
+) -> None:
+    """By the mark on the home."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    await fill(addresses[0])
+    await ask(
+        addresses[0], 'UPDATE resources SET "resourceId" = $1, data = $2 WHERE "resourceId" = \'7\'', PERSON, PATIENT
+    )
+    settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=0)
+
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert [await planted(one) for one in addresses] == [{}, {}]
+
+
+@pytest.mark.slow(3)
+async def test_rollback_to_a_former_home_with_other_results_is_refused(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
+) -> None:
+    """They would come back; the copy is deleted, and the tenant stays."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    await plant(addresses[0])
+    settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=4)
+
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 1
+    assert await rollback_tenant(settings, TENANT, as_json=True, stay=True) == 0
+    assert [await planted(one) for one in addresses] == [{}, {}]
+    assert (await terminal.erase(settings)).counts == {"b": (0, 0)}
+
+
+async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """Nothing is erased before that: the mover may have read it, and write it to the other shard."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    await plant(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    before = await planted(addresses[0])
+    running = move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), dry_run=False, as_json=True)
+    await stop_in_copy(running, *addresses)
+
+    for shard_state in ("got a mover on shard a", "got a row that is incoming on shard b"):
+        for apply in (False, True):
+            with pytest.raises(RetryableError, match=shard_state):
+                await terminal.erase(settings, apply=apply)
+        await ask(addresses[0], "UPDATE moves SET updated_at = now() - interval '1 hour'")  # the mover is dead
+    assert await planted(addresses[0]) == before
+
+    assert await move(settings, "b") == 0
+    assert (await terminal.erase(settings)).counts == {"a": (1, 4), "b": (1, 4)}
+    assert [await planted(one) for one in addresses] == [{}, {}]
+
+
+async def test_fenced_tenant_is_left_alone(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """By a move, or by a restore that replaces its rows."""
+    address = await make_shard("a")
+    await plant(address)
+    await ask(address, "UPDATE tenants SET state = 'fenced'")
+    before = await planted(address)
+    with pytest.raises(RetryableError, match="a row that is fenced on shard a"):
+        await terminal.erase(settings_of(tmp_path, address))
+    assert await planted(address) == before
+
+
+@pytest.mark.parametrize("change", ["move_token = 3", "state = 'fenced'", "epoch = 2"])
+async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMaker, change: str) -> None:
+    """Before its first transaction, or between two: what the mover has read may be on another shard by now."""
+    pools = Pools(size=2)
+    async with pools:
+        pool = pools.ensure_pool(await make_shard("a"))
+        await plant(pool.address)
+        commits = ReplicationWaiter(pools)
+        standing = await eraser.find_standing(pool, ERASURE)
+        assert standing is not None
+        before = await planted(pool.address)
+        await ask(pool.address, f"UPDATE tenants SET {change}")
+        with pytest.raises(RetryableError, match="as it was read"):
+            await eraser.erase_on_shard(pool, commits, ERASURE, standing)
+        with pytest.raises(RetryableError, match="as it was read"):
+            await eraser._page_through(pool, ERASURE, standing)
+        assert await planted(pool.address) == before
+
+
+async def test_batch_in_flight_leaves_no_result(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """It has read the resource before it was deleted, and commits afterwards: the erasure waits for it."""
+    address = await make_shard("a")
+    await plant(address)
+    batch = await asyncpg.connect(address.connection_string)
+    async with batch.transaction():
+        await batch.execute("SELECT FROM tenants FOR SHARE")
+        erasing = asyncio.create_task(terminal.erase(settings_of(tmp_path, address)))
+        assert await poll_until(lambda: _waits(address), within_s=20)
+        await batch.execute(
+            """
+            WITH old AS (
+                SELECT log_rows.*, result FROM log_rows JOIN log_outcomes USING (batch_id, position)
+                WHERE result ? 'data' AND result::text LIKE '%PLANTED%' LIMIT 1
+            ), added AS (
+                INSERT INTO log_rows (batch_id, position, tenant_no, request, kind, type_at, origin_at, requested_at,
+                    received_at, digest, resource)
+                SELECT batch_id, 99, tenant_no, '\\x0200', kind, type_at, origin_at, requested_at, received_at, digest,
+                    resource FROM old
+            )
+            INSERT INTO log_outcomes (batch_id, position, tenant_no, result)
+            SELECT batch_id, 99, tenant_no, result FROM old
+            """
+        )
+    await batch.close()
+    assert (await erasing).counts == {"a": (1, 5)}
+    assert await planted(address) == {}
+
+
+async def _waits(address: ShardAddress) -> bool:
+    return bool(await ask(address, "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+
+@pytest.mark.slow(3)
+async def test_erasure_that_was_killed_goes_on(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """By SIGKILL, with the row deleted, and results still there."""
+    address = await make_shard("a")
+    await plant(address)
+    settings = settings_of(tmp_path, address)
+    env = {**os.environ, "AWS_REGION": REGION, "SHARD_MAP_FILE": str(tmp_path / "map.json")}
+    words = ("tenants", "erase-resource", *TENANT, "patient", PERSON, "--apply", "--json")
+    holder = await asyncpg.connect(address.connection_string)
+    async with holder.transaction():
+        await holder.execute("SELECT FROM log_outcomes FOR UPDATE")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "simplu_worker", *words), env=env, stdout=asyncio.subprocess.DEVNULL
+        )
+
+        async def is_half_done() -> bool:
+            return "resources" not in await planted(address) and await _waits(address)
+
+        assert await poll_until(is_half_done, within_s=30)
+        process.kill()
+        assert await process.wait() == -9
+    await holder.close()
+    assert await planted(address) == {"log_outcomes": 4}
+
+    done = await terminal.erase(settings)
+    assert (done.status, done.counts) == (0, {"a": (0, 4)})
+    assert await planted(address) == {}
+
+
+async def test_ids_before_a_rename_are_named(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """What was read under them is found by them; a repair of two resources is no rename."""
+    address = await make_shard("a")
+    await plant(address)
+    pools = Pools(size=1)
+
+    class Home:
+        """Leads to the shard."""
+
+        async def find(self, tenant_id: str) -> ShardAddress:
+            return address
+
+    async with pools:
+        changes = ResourceChanges(Home(), pools)  # type: ignore[arg-type]  # it asks for the home alone
+        rename = ResourceRename(*TENANT, "patient", PERSON, "new", None, datetime.now(UTC))
+        await changes.rename(rename)
+    settings = settings_of(tmp_path, address)
+
+    found = await terminal.erase(settings, Erasure(*TENANT, "patient", "new"))
+    assert (found.counts, found.json["otherIds"]) == ({"a": (1, 0)}, [PERSON])
+    assert (await terminal.erase(settings)).counts == {"a": (0, 4)}
+    assert await planted(address) == {}
+    assert (await terminal.erase(settings, Erasure(*TENANT, "note", PERSON))).json["otherIds"] == []
+
+
+async def test_tenant_that_no_shard_has_is_refused(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """For a typing error must not look like an erasure; with a silent shard it may be there."""
+    address = await make_shard("a")
+    await fill(address)
+    erasure = Erasure("nobody", "main", "patient", PERSON)
+    with pytest.raises(PermanentError, match=r"expected a tenant of some shard, got none$"):
+        await terminal.erase(settings_of(tmp_path, address), erasure)
+    down = ShardAddress("b", f"postgresql://worker@127.0.0.1:{free_port()}/shard")
+    with pytest.raises(RetryableError, match="no answer from b"):
+        await terminal.erase(settings_of(tmp_path, address, down), erasure)
+
+
+@pytest.mark.slow(1.5)
+async def test_cache_has_nothing_of_it_afterwards(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
+    """Neither its entry nor a list; without an answer of Redis the status says that this was not all."""
+    address = await make_shard("a")
+    await plant(address)
+    with ProcessGroup() as group:
+        redis = RedisServer(group)
+        await redis.start()
+        entries = [f"simplu:resource:{TENANT_ID}:patient:{PERSON}", f"simplu:list:0:0:{TENANT_ID}:patient:1"]
+        for entry in entries:
+            await redis.ask("SET", entry, MARKER)
+        settings = settings_of(tmp_path, address).model_copy(update={"redis_url": Secret(redis.url)})
+        assert (await terminal.erase(settings)).status == 0
+        assert [await redis.ask("EXISTS", entry) for entry in entries] == [0, 0]
+        redis.kill()
+        ended = await terminal.erase(settings)
+        assert (ended.status, "the cache was not cleared" in ended.json["warning"]) == (1, True)
+
+
+# Dead letters
+
+
+@pytest.fixture
+async def sqs(endpoint_url: str, aws_credentials: None, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    """Give the SQS of moto, which the commands use as well."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
+    monkeypatch.setattr(browse, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
+    async with client_of("sqs", endpoint_url) as client:
+        yield client
+
+
+def with_letters(settings: Settings, url: str) -> Settings:
+    """Return settings with a dead-letter queue."""
+    return settings.model_copy(update={"sqs_dead_letter_queue_url": url, "aws_region": REGION})
+
+
+def record(**members: Any) -> bytes:
+    """Return the record of an operation of the tenant."""
+    return json.dumps({"operation": "create", "businessId": TENANT[0], "locationId": TENANT[1], **members}).encode()
+
+
+def letter(number: int, data: bytes, **members: Any) -> DeadLetter:
+    """Return a letter."""
+    at = datetime.now(UTC) - timedelta(minutes=1)
+    origin = Origin(
+        source=Source.KINESIS,
+        name="stream",
+        arrived_at=at,
+        stream_shard_id="shardId-000000000000",
+        sequence_number=str(number),
+        partition_key=f"key {number}",
+    )
+    return DeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, "", origin, at, 4, data, **members)
+
+
+@pytest.mark.slow(1)
+@pytest.mark.parametrize("is_fifo", [False, True])
+async def test_dead_letters_with_it_are_deleted_or_rewritten(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client, *, is_fifo: bool
+) -> None:
+    """Those of other resources stay, and so do the records of others in an aggregate."""
+    address = await make_shard("a")
+    await fill(address)
+    fifo = {"FifoQueue": "true"} if is_fifo else {}
+    name = f"{uuid4()}-letters" + (".fifo" if is_fifo else "")
+    url = (await sqs.create_queue(QueueName=name, Attributes=fifo))["QueueUrl"]
+    person = {"resourceType": "patient", "resourceId": PERSON, "data": {"name": MARKER}}
+    packer = AggregatePacker()
+    packer.add("one", record(**person))
+    packer.add("two", record(resourceType="patient", resourceId="other", requestId="r"))
+    visit = record(resourceType="visit", resourceId="v", data={"who": PERSON})
+    await DeadLetterQueue(sqs, url).store(
+        [
+            letter(1, record(**person)),
+            letter(2, packer.seal()),
+            letter(3, f"{{{PERSON} {MARKER}".encode(), business_id=TENANT[0], location_id=TENANT[1]),
+            letter(4, visit),
+            letter(5, record(resourceType="patient", resourceId="b")),
+            letter(6, record(**person) + b" ", business_id="other", location_id="main"),
+        ],
+        stopping=asyncio.Event(),
+    )
+    settings = with_letters(settings_of(tmp_path, address), url)
+
+    plan = await terminal.erase(settings, apply=False)
+    assert plan.json["lettersError"] is None
+    letters = plan.json["letters"]
+    assert (plan.status, letters["deleted"], letters["rewritten"], len(letters["mentioning"])) == (0, 2, 1, 1)
+    done = await terminal.erase(settings)
+    assert done.json["letters"] | {"behind": 0} == letters
+    again = await terminal.erase(settings)
+    assert (again.status, again.json["letters"]["deleted"], again.json["letters"]["rewritten"]) == (0, 0, 0)
+
+    left: dict[int, DeadLetter] = {}
+    while messages := (await sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)).get("Messages"):
+        parsed = [parse_dead_letter(message["Body"]).letter for message in messages]
+        left |= {int(one.origin.sequence_number or 0): one for one in parsed}
+        await sqs.delete_message_batch(
+            QueueUrl=url,
+            Entries=[{"Id": str(n), "ReceiptHandle": one["ReceiptHandle"]} for n, one in enumerate(messages)],
+        )
+    assert left.keys() == {2, 4, 5, 6}
+    assert [one.data for one in deaggregate(left[2].record) or []] == [
+        record(resourceType="patient", resourceId="other", requestId="r")
+    ]
+    assert left[2].parts is not None
+    assert (left[2].parts.numbers, left[2].parts.request_ids) == ((1,), ("r",))
+    assert left[4].record == visit
+    for one in (plan, done, again):
+        assert (MARKER in one.text, PERSON in one.text) == (False, False)
+
+
+async def test_shards_are_erased_though_the_dead_letter_queue_is_not_there(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client
+) -> None:
+    """The status says that this was not all."""
+    address = await make_shard("a")
+    await plant(address)
+    url = (await sqs.create_queue(QueueName=f"{uuid4()}-letters"))["QueueUrl"] + "-gone"
+    settings = with_letters(settings_of(tmp_path, address), url)
+    ended = await terminal.erase(settings)
+    assert (ended.status, ended.json["letters"], bool(ended.json["lettersError"])) == (1, None, True)
+    assert await planted(address) == {}
+
+
+async def test_sources_are_named_with_their_retention(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client, endpoint_url: str
+) -> None:
+    """Their records cannot be reached; one that does not answer has none."""
+    address = await make_shard("a")
+    await fill(address)
+    name = f"{uuid4()}"
+    url = (await sqs.create_queue(QueueName=name, Attributes={"MessageRetentionPeriod": "345600"}))["QueueUrl"]
+    async with client_of("kinesis", endpoint_url) as kinesis:
+        await kinesis.create_stream(StreamName=name, ShardCount=1)
+    map_file = settings_of(tmp_path, address).shard_map_file
+    settings = settings_in(
+        {
+            "AWS_REGION": REGION,
+            "SHARD_MAP_FILE": str(map_file),
+            "KINESIS_STREAM_NAME": name,
+            "SQS_ORDER_EVENTS_QUEUE_URL": url,
+            "SQS_PRIORITY_QUEUE_URL": f"{url}-gone",
+        }
+    )
+    remains = (await terminal.erase(settings, apply=False)).json["remains"]
+    assert remains["sources"] == [
+        {"name": f"stream {name}", "hours": 24.0},
+        {"name": f"queue {name}", "hours": 96.0},
+        {"name": f"queue {name}-gone", "hours": None},
+    ]

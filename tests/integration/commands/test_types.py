@@ -1,0 +1,245 @@
+"""`types apply`, `types show` and `types check`: all shards, those that do not answer, and the exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import silent
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
+from support.settings import settings_in
+
+from simplu_worker.commands.types import check
+from simplu_worker.commands.types.apply import apply_types
+from simplu_worker.commands.types.check import check_types
+from simplu_worker.commands.types.show import show_types
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+
+EXAMPLES = Path(__file__).parents[3] / "simplu_local" / "business_types"
+
+KNOWN = ("order", "tables", "role", "waiter")
+
+Answer = tuple[int, dict[str, Any]]
+
+
+class Terminal:
+    """Runs the commands with a static map of shards, and a folder of types."""
+
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str], *shards: ShardAddress) -> None:
+        listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
+        path = folder / "map.json"
+        path.write_text(json.dumps({"shards": listed}))
+        self.types = folder / "types"
+        self.types.mkdir()
+        self._settings = settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
+        self._capfd = capfd
+
+    def write(self, *names: str) -> None:
+        """Have the examples *names* in the folder."""
+        for name in names:
+            (self.types / f"{name}.json").write_bytes((EXAMPLES / f"{name}.json").read_bytes())
+
+    async def apply(self, *, apply: bool = True, remove: tuple[str, ...] = ()) -> Answer:
+        """Run `types apply`; return its status and its shards by id."""
+        status, answer = await self._run(
+            lambda settings: apply_types(settings, self.types, remove, apply=apply, timeout_s=10, as_json=True)
+        )
+        return status, answer | {shard["shardId"]: shard for shard in answer["shards"]}
+
+    async def show(self, name: str | None = None) -> Answer:
+        """Run `types show`."""
+        return await self._run(lambda settings: show_types(settings, name, as_json=True))
+
+    async def check(self) -> Answer:
+        """Run `types check`."""
+        return await self._run(lambda settings: check_types(settings, self.types, as_json=True))
+
+    async def _run(self, command: Callable[[Settings], Awaitable[int]]) -> Answer:
+        self._capfd.readouterr()
+        with capture_logs():
+            status = await command(self._settings)
+        return status, json.loads(self._capfd.readouterr().out)
+
+
+def states_of(answer: Answer) -> tuple[int, dict[str, str]]:
+    """Return the status, and the states of the shards."""
+    return answer[0], {shard["shardId"]: shard["state"] for shard in answer[1]["shards"]}
+
+
+async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An empty shard gets nothing; a second time finds nothing to do."""
+    shards = [await make_shard("a"), await make_shard("b"), await make_shard("c", is_empty=True)]
+    terminal = Terminal(tmp_path, capfd, *shards)
+    terminal.write("restaurant", "shop")
+
+    plan = await terminal.apply(apply=False)
+    done = await terminal.apply()
+    again = await terminal.apply(apply=False)
+
+    assert states_of(plan) == (0, {"a": "different", "b": "different", "c": "empty"})
+    assert plan[1]["a"]["types"] == {"restaurant": "new", "shop": "new"}
+    assert states_of(done) == (0, {"a": "applied", "b": "applied", "c": "empty"})
+    assert states_of(again) == (0, {"a": "current", "b": "current", "c": "empty"})
+
+
+async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With its cause, and with status 1; a refusal on one shard leaves that one as it is."""
+    shards = [await make_shard("a"), await make_shard("b"), silent("c")]
+    await execute(shards[0].connection_string, "CREATE TABLE shop_sales ()")
+    terminal = Terminal(tmp_path, capfd, *shards)
+    terminal.write("shop")
+
+    answer = await terminal.apply()
+
+    assert states_of(answer) == (1, {"a": "refused", "b": "applied", "c": "failed"})
+    assert "shop_sales is there, and no view of a business type" in answer[1]["a"]["problems"][0]
+    assert "ConnectionRefusedError" in answer[1]["c"]["problems"][0]
+    status, shown = await terminal.show("shop")
+    assert (status, shown["shardsWithoutAnswer"]) == (1, ["c"])
+    (version,) = shown["types"]
+    assert (version["shards"], version["missing"], version["writtenBy"]) == (["b"], ["a"], "types apply")
+    assert version["definition"] == (EXAMPLES / "shop.json").read_text()
+
+
+async def test_types_show_has_a_line_for_each_version(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The most common one first, with its tenants; a type that no shard has is a failure."""
+    shards = [await make_shard(name) for name in ("a", "b", "c")]
+    terminal = Terminal(tmp_path, capfd, *shards)
+    await execute(shards[1].connection_string, "UPDATE business_types SET digest = 'other' WHERE name = 'gym'")
+    pool = ShardPool(shards[0], size=1)
+    await add_tenant(pool)
+    await pool.close()
+
+    status, shown = await terminal.show()
+
+    assert status == 0
+    assert [(one["name"], one["shards"], one["tenants"]) for one in shown["types"]] == [
+        ("dental", ["a", "b", "c"], 1),
+        ("gym", ["a", "c"], 0),
+        ("gym", ["b"], 0),
+        ("hotel", ["a", "b", "c"], 0),
+    ]
+    assert shown["types"][0]["digest"] == BUSINESS_TYPES["dental"].digest
+    assert shown["types"][0]["writtenBy"] == "the package"
+    assert (await terminal.show("spa"))[0] == 1
+
+
+async def test_type_is_removed_by_name_alone(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A type whose file is gone stays; one that a file has is not removed."""
+    terminal = Terminal(tmp_path, capfd, await make_shard("a"))
+    terminal.write("restaurant", "shop")
+    await terminal.apply()
+    (terminal.types / "shop.json").unlink()
+
+    assert (await terminal.apply())[1]["a"]["types"] == {"restaurant": "current"}
+    with pytest.raises(ConfigurationError, match=r"--remove: expected types without a file in .*, got restaurant"):
+        await terminal.apply(remove=("restaurant",))
+    answer = (await terminal.apply(remove=("shop", "spa")))[1]["a"]
+    assert answer["types"] == {"restaurant": "current", "shop": "removed", "spa": "absent"}
+    assert answer["droppedViews"] == ["shop_customers", "shop_products", "shop_sales"]
+
+
+async def test_types_check_counts_the_resources_that_no_file_knows(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By shard and name; not what the worker makes itself, and not of other types."""
+    address = await make_shard("a")
+    terminal = Terminal(tmp_path, capfd, address, await make_shard("b"))
+    terminal.write("restaurant")
+    await terminal.apply()
+    pool = ShardPool(address, size=1)
+    for name, kind in ((("r", "1"), "restaurant"), (("r", "2"), "restaurant"), (("d", "1"), "dental")):
+        await add_tenant(pool, name)
+        await fetch(pool, "UPDATE tenants SET business_type = $2 WHERE id = $1", "-".join(name), kind)
+        case = TenantCase(pool, name)
+        await case.apply(
+            *(case.operation("create", f"x{n}", {}, resource_type="dish") for n in range(3)),
+            *(
+                case.operation("create", "x", {}, resource_type=known)
+                for known in ("order", "tables", "role", "waiter")
+            ),
+            case.operation("create", "x", {}, resource_type="zebra"),
+        )
+    await pool.close()
+
+    status, answer = await terminal.check()
+
+    assert (status, answer["types"], answer["shardsWithoutAnswer"]) == (1, ["restaurant"], [])
+    assert answer["unknown"] == [
+        {"shardId": "a", "type": "restaurant", "resourceType": "dish", "resources": 6, "tenants": 2},
+        {"shardId": "a", "type": "restaurant", "resourceType": "zebra", "resources": 2, "tenants": 2},
+    ]
+
+
+async def test_types_check_counts_the_documents_that_do_not_fit(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pages of all tenants, under each name, by the place in the schema; whatever would follow from it."""
+    monkeypatch.setattr(check, "PAGE_ROWS", 2)
+    address = await make_shard("a")
+    terminal = Terminal(tmp_path, capfd, address)
+    terminal.write("restaurant")
+    pool = ShardPool(address, size=1)
+    fits = {"guest": {"name": "Ada"}, "startsAt": "2026-07-01T19:00Z", "guests": 2}
+    for location in ("1", "2"):
+        await add_tenant(pool, ("r", location))
+        await fetch(pool, "UPDATE tenants SET business_type = 'restaurant'")
+        case = TenantCase(pool, ("r", location))
+        await case.apply(
+            *(case.operation("create", f"x{n}", fits, resource_type="reservation") for n in range(4)),
+            *(case.operation("create", f"y{n}", {"guests": 2}, resource_type="reservation") for n in range(3)),
+            case.operation("create", "z", fits | {"guests": 0}, resource_type="reservations"),
+        )
+    await pool.close()
+
+    status, answer = await terminal.check()
+
+    assert (status, answer["unknown"]) == (1, [])
+    found = {"shardId": "a", "type": "restaurant", "resourceType": "reservation"}
+    assert answer["findings"] == [
+        {**found, "resources": 6, "schemaPath": "#/required"},
+        {**found, "resources": 2, "schemaPath": "#/properties/guests/minimum"},
+    ]
+
+
+async def test_folder_is_refused_with_the_problems_of_all_files(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before any shard is asked."""
+    terminal = Terminal(tmp_path, capfd, await make_shard("a"))
+    with pytest.raises(ConfigurationError, match=r"expected a file NAME\.json for each business type, got none"):
+        await terminal.apply()
+
+    terminal.write("shop", "restaurant")
+    (terminal.types / "kiosk.json").write_bytes((EXAMPLES / "shop.json").read_bytes())
+    (terminal.types / "bad.json").write_bytes(b"\xff")
+    for command in (terminal.apply, terminal.check):
+        with pytest.raises(ConfigurationError) as caught:
+            await command()
+        assert [problem.partition(":")[0] for problem in caught.value.problems] == ["bad.json", "kiosk.json"]
+    (terminal.types / "kiosk.json").unlink()
+    (terminal.types / "bad.json").unlink()
+
+    cafe = (EXAMPLES / "restaurant.json").read_text().replace('"restaurant"', '"cafe"')
+    (terminal.types / "cafe.json").write_text(cafe)
+    with pytest.raises(ConfigurationError, match="view restaurant_orders: expected one type that has it"):
+        await terminal.check()
+    with pytest.raises(ConfigurationError, match="expected a folder"):
+        await check_types(terminal._settings, tmp_path / "nowhere", as_json=True)

@@ -1,0 +1,132 @@
+"""What people set for a tenant: a pause, in which its operations wait in the stream, and a weight."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from support.reader_world import World, chain, eventually, held_targets, logs, mixed, outcomes, reaches
+
+from simplu_worker.consumers.pipeline import home_lookup
+from simplu_worker.shards.types import Lever
+from simplu_worker.vocabulary import Absence
+
+PAUSED = ("tenant b-x", "paused", "held")
+
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
+
+
+@pytest.fixture(autouse=True)
+def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look up held tenants more often than every few seconds."""
+    monkeypatch.setattr(home_lookup, "PAUSED_RETRY_MAX_S", 0.25)
+
+
+async def pause(world: World, seconds: float) -> None:
+    """Pause the tenant b-x; 0 resumes it."""
+    assert not isinstance(await world.gateway.steer_tenant("b", "x", Lever(pause_s=seconds)), Absence)
+
+
+async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: World) -> None:
+    """Whichever way the batches of the tenant took before. All others go on, and its own order is kept."""
+    await world.provision("a-x", "shard-1")
+    await world.provision("b-x", "shard-1")
+    shard = await world.shard("shard-1")
+
+    async with world.reading() as reader:
+        await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+        await logs(shard, "b-x", 3)
+        await pause(world, 3600.0)
+        await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
+        await logs(shard, "a-x", 33)
+        await eventually(lambda: held_targets(reader) == [PAUSED])
+        assert await world.gateway.find("b-x") == "shard-1"  # a pause is about operations alone
+        assert await outcomes(shard, "b-x") == ["succeeded"] * 3
+
+        await pause(world, 0.0)
+        numbers = await world.put(*chain("b-x", 3, first=33))
+        await reaches(reader, numbers[-1])
+        assert held_targets(reader) == []
+
+    assert await outcomes(shard, "b-x") == ["succeeded"] * 36
+    assert await world.letters() == []
+
+
+async def test_pause_ends_by_itself(world: World) -> None:
+    """At its time, without a person, and not before."""
+    await world.provision("b-x", "shard-1")
+    shard = await world.shard("shard-1")
+
+    async with world.reading() as reader:
+        steered = await world.gateway.steer_tenant("b", "x", Lever(pause_s=2.0))
+        assert not isinstance(steered, Absence)
+        numbers = await world.put(*chain("b-x", 3))
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "b-x") == ["succeeded"] * 3
+    async with shard.connection() as connection:
+        assert await connection.fetchval("SELECT min(completed_at) FROM operations") >= steered[1]["paused_until"]
+
+
+async def test_end_of_a_pause_is_known_without_an_operation(world: World) -> None:
+    """What a person asks about a tenant reads its row again while that had a pause."""
+    await world.provision("b-x", "shard-1")
+    gateway = world.gateway
+    await pause(world, 3600.0)
+    gateway._directory.forget("b-x")
+    assert await gateway.find("b-x") == "shard-1"
+    assert gateway.paused_s("b-x") > 3000
+
+    await pause(world, 0.0)
+    assert await gateway.find("b-x") == "shard-1"
+    assert gateway.paused_s("b-x") == 0
+
+
+async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> None:
+    """That nothing is lost comes before it. It ends on the row: for every replica and every source."""
+    await world.provision("b-x", "shard-1")
+    shard = await world.shard("shard-1")
+
+    async with world.reading() as reader:
+        await pause(world, 3600.0)
+        numbers = await world.put(*chain("b-x", 3))
+        await eventually(lambda: held_targets(reader) == [PAUSED])
+        reader.retention = timedelta(seconds=4)
+        await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "b-x") == ["succeeded"] * 3
+    found = await world.gateway.find_tenant("b-x")
+    assert not isinstance(found, Absence)
+    assert found[1]["paused_until"] is None
+
+
+async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
+    """Every replica reads it with the tenant's row; a tenant that has it no longer is forgotten."""
+    await world.provision("b-x", "shard-1")
+    shard, weights = await world.shard("shard-1"), world.gateway.time_of("shard-1").weights
+
+    async with world.reading():
+        await world.put(*chain("b-x", 3))
+        await logs(shard, "b-x", 3)
+        await world.gateway.steer_tenant("b", "x", Lever(weight=0.5))
+        await world.put(*chain("b-x", 3, first=3))
+        await logs(shard, "b-x", 6)
+        assert weights == {"b-x": 0.5}
+        await world.gateway.steer_tenant("b", "x", Lever(weight=1.0))
+        await world.put(*chain("b-x", 3, first=6))
+        await logs(shard, "b-x", 9)
+        assert weights == {}
+
+
+async def test_nothing_is_set_for_another_pair_of_ids_or_a_tenant_that_is_not_active(world: World) -> None:
+    """The id of a tenant alone does not tell whose it is."""
+    await world.provision("b-x", "shard-1")
+    shard = await world.shard("shard-1")
+    lever = Lever(weight=2.0)
+
+    assert await world.gateway.steer_tenant("b-x", "", lever) is Absence.UNREGISTERED
+    async with shard.connection() as connection:
+        await connection.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = 'b-x'")
+    assert await world.gateway.steer_tenant("b", "x", lever) is Absence.MOVING
+    found = await world.gateway.survey("show_tenant", "b-x")
+    assert [row["weight"] for _, row in found.rows] == [1.0]

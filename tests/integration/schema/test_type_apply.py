@@ -1,0 +1,190 @@
+"""`types apply` on a shard: rows and views together, while others read them, and nothing where it is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
+from support.postgres.trouble import waiters
+from support.postgres.upgrades import upgrader
+
+from simplu_worker.operations.business_types import BusinessType
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.schema.type_apply import apply_types, plan_on
+from simplu_worker.shards.schema.type_files import TypeFile, read_type
+from simplu_worker.shards.schema.type_plan import TypeChange, TypesPlan
+from simplu_worker.shards.schema.upgrade import CONNECTIONS
+from simplu_worker.shards.types import ShardUnavailableError
+
+NAME = {"name": "name", "path": ["name"]}
+CITY = {"name": "city", "path": ["address", "city"]}
+PRICE = {"name": "price", "path": ["price"], "type": "number"}
+
+_numbers = itertools.count(1)
+
+
+def file_of(name: str = "bakery", *columns: dict[str, Any], view: str = "bakery_loaves") -> TypeFile:
+    """Return the file of a type with one view."""
+    resources = [{"name": "loaf", "alsoNamed": ["loaves"], "view": view, "columns": columns}]
+    members = {"name": name, "defaultSettings": {"n": 1}, "staffResourceType": "baker", "resourceTypes": resources}
+    return read_type(json.dumps(members))
+
+
+@pytest.fixture
+async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give a shard of its own: types are no rows of a tenant."""
+    pool = ShardPool(await make_shard(), size=CONNECTIONS, timeouts=ShardTimeouts(lock_s=0.5))
+    yield pool
+    await pool.close()
+
+
+async def applied(pool: ShardPool, *files: TypeFile, remove: tuple[str, ...] = ()) -> TypesPlan:
+    """Apply *files* and return what that did."""
+    by_name = {file.type.name: file for file in files}
+    plan = await apply_types(pool, by_name, remove=remove, patience_s=0.0, draw=lambda: 0.0)
+    assert plan is not None
+    return plan
+
+
+async def rows_of(pool: ShardPool) -> dict[str, dict[str, Any]]:
+    """Return the rows of the types that the package does not have."""
+    rows = await fetch(pool, "SELECT * FROM business_types")
+    return {row["name"]: row for row in rows if row["name"] not in BUSINESS_TYPES}
+
+
+async def test_type_is_written_with_its_view_and_nothing_the_second_time(pool: ShardPool) -> None:
+    """The row has the file's text, which is the struct of a type; documents show in the view."""
+    file = file_of("bakery", NAME, CITY, PRICE)
+    assert (await plan_on(pool, {"bakery": file}, remove=())) == (await applied(pool, file))
+
+    await add_tenant(pool)
+    await fetch(pool, "UPDATE tenants SET business_type = 'bakery'")
+    case = TenantCase(pool, ("clinic", "main"))
+    loaf = {"name": "Rye", "address": {"city": "Ulm"}, "price": "3.20"}
+    await case.apply(case.operation("create", "l1", loaf, resource_type="loaves"))
+    assert await fetch(pool, "SELECT name, city, price::text FROM bakery_loaves") == [
+        {"name": "Rye", "city": "Ulm", "price": "3.20"}
+    ]
+    row = (await rows_of(pool))["bakery"]
+    assert msgspec.json.decode(row["definition"], type=BusinessType) == file.type
+    assert (row["digest"], row["is_applied"], row["staff_resource_type"]) == (file.digest, True, "baker")
+    views = "SELECT oid, xmin::text FROM pg_class WHERE relname = 'bakery_loaves'"
+    before = await fetch(pool, views)
+    assert (await applied(pool, file)).changes == {"bakery": TypeChange.CURRENT}
+    assert await fetch(pool, views) == before
+
+
+async def test_view_that_gets_a_column_keeps_its_readers(pool: ShardPool) -> None:
+    """It is the same relation, with the same grants; a change of its columns is refused, and nothing is written."""
+    role = f"reader_of_loaves_{next(_numbers)}"
+    await applied(pool, file_of("bakery", NAME))
+    await fetch(pool, f"CREATE ROLE {role}")
+    await fetch(pool, f"GRANT SELECT ON bakery_loaves TO {role}")
+    state = "SELECT oid, relacl, reloptions FROM pg_class WHERE relname = 'bakery_loaves'"
+    before = await fetch(pool, state)
+
+    plan = await applied(pool, file_of("bakery", NAME, PRICE))
+    refused = await applied(pool, file_of("bakery", PRICE, NAME), file_of("deli", NAME, view="deli_hams"))
+
+    assert (plan.changes, plan.refusals) == ({"bakery": TypeChange.CHANGED}, [])
+    assert await fetch(pool, state) == before
+    assert len(refused.refusals) == 1
+    assert (await rows_of(pool)).keys() == {"bakery"}
+    assert await fetch(pool, "SELECT name, price FROM bakery_loaves") == []
+    await fetch(pool, f"DROP OWNED BY {role}")
+    await fetch(pool, f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("statement", ["CREATE VIEW bakery_loaves AS SELECT 1 AS a", "CREATE TABLE bakery_loaves ()"])
+async def test_what_is_no_view_of_ours_is_not_replaced(pool: ShardPool, statement: str) -> None:
+    """Whoever made it."""
+    await fetch(pool, statement)
+    plan = await applied(pool, file_of("bakery", NAME))
+
+    assert [" bakery_loaves is there" in refusal for refusal in plan.refusals] == [True]
+    assert await rows_of(pool) == {}
+
+
+async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardPool) -> None:
+    """Tenants that were destroyed or have moved away do not need it; all others do."""
+    await applied(pool, file_of("bakery", NAME))
+    await add_tenant(pool)
+    await fetch(pool, "UPDATE tenants SET business_type = 'bakery'")
+    for state in ("incoming", "ready", "active", "fenced", "destroying"):
+        await fetch(pool, "UPDATE tenants SET state = $1", state)
+        assert len((await applied(pool, remove=("bakery",))).refusals) == 1
+    assert (await rows_of(pool)).keys() == {"bakery"}
+
+    for state in ("moved", "destroyed"):
+        await fetch(pool, "UPDATE tenants SET state = $1", state)
+        assert (await applied(pool, remove=("bakery",))).changes == {"bakery": TypeChange.REMOVED}
+        assert await rows_of(pool) == {}
+        assert await fetch(pool, "SELECT to_regclass('bakery_loaves') AS name") == [{"name": None}]
+        await applied(pool, file_of("bakery", NAME))
+
+
+async def test_upgrade_leaves_a_type_that_was_applied(pool: ShardPool) -> None:
+    """Under the name of a packaged type, which is written again once the applied one was removed."""
+    own = file_of("gym", NAME, view="gym_loaves")
+    plan = await applied(pool, own)
+    assert set(plan.dropped_views) == set(BUSINESS_TYPES["gym"].views)
+
+    await upgrader(pool).run()
+    assert (await fetch(pool, "SELECT digest FROM business_types WHERE name = 'gym'")) == [{"digest": own.digest}]
+
+    await applied(pool, remove=("gym",))
+    await upgrader(pool).run()
+    digest = BUSINESS_TYPES["gym"].digest
+    assert (await fetch(pool, "SELECT digest FROM business_types WHERE name = 'gym'")) == [{"digest": digest}]
+
+
+async def test_upgrade_is_refused_when_another_type_has_a_view_of_the_package(pool: ShardPool) -> None:
+    """It would take the view from that type's readers."""
+    await applied(pool, file_of("fitness", NAME, view="gym_loaves"))
+    types = {"gym": file_of("gym", NAME, view="gym_loaves")}
+    with pytest.raises(ShardUnavailableError, match="the view gym_loaves is one of the type fitness"):
+        await upgrader(pool, types=types).run()
+
+
+async def test_packaged_type_of_the_same_file_is_taken_over(pool: ShardPool) -> None:
+    """From then on upgrades leave it alone."""
+    assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.TAKEN_OVER}
+    assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.CURRENT}
+
+
+async def test_apply_gives_up_when_a_reader_keeps_the_view_and_works_behind_one_that_does_not(
+    pool: ShardPool,
+) -> None:
+    """A wait for a lock is short, so that other readers do not queue behind it; then it is tried again."""
+    await applied(pool, file_of("bakery", NAME))
+    more = {"bakery": file_of("bakery", NAME, PRICE)}
+    async with pool.transaction() as reader:
+        await reader.fetch("SELECT * FROM bakery_loaves")
+        with pytest.raises(ShardUnavailableError, match="expected its locks within 0 s"):
+            await apply_types(pool, more, remove=(), patience_s=0.0)
+        applying = asyncio.create_task(apply_types(pool, more, remove=(), patience_s=60.0, draw=lambda: 0.0))
+        await waiters(reader)
+    plan = await applying
+
+    assert plan is not None
+    assert plan.changes == {"bakery": TypeChange.CHANGED}
+
+
+async def test_empty_shard_gets_nothing(make_shard: ShardMaker) -> None:
+    """Its database may be a wrong one."""
+    address: ShardAddress = await make_shard("shard-7", is_empty=True)
+    pool = ShardPool(address, size=1)
+
+    assert await plan_on(pool, {"bakery": file_of()}, remove=()) is None
+    assert await apply_types(pool, {"bakery": file_of()}, remove=(), patience_s=0.0) is None
+    await pool.close()

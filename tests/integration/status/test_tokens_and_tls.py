@@ -1,0 +1,347 @@
+"""Tokens of a file, with producers who see their tenants alone, and HTTPS: over real connections, with real files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from msgspec.structs import replace
+from structlog.testing import capture_logs
+from support.network.tls_front import make_certificate
+from support.reader_world import eventually
+
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.status.access.guard import is_encrypted
+from simplu_worker.status.access.roles import LIST_VARIABLE, Tokens, decode_tokens
+from simplu_worker.status.access.watched_files import WatchedFiles
+from simplu_worker.status.connections import ConnectionLimits
+from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.server import open_http
+from simplu_worker.status.tls import own_client_context, server_context
+
+OWN = "businessId=shop-1&locationId=berlin"
+FOREIGN = "businessId=smile&locationId=berlin"
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header of a caller."""
+    return {"Authorization": f"Bearer {token}"}
+
+
+def listed(name: str, role: str) -> dict[str, Any]:
+    """Return a token of the file, whose text is its name."""
+    tenants = [{"businessId": "shop-*", "locationId": "*"}] if role == "producer" else []
+    return {"name": name, "role": role, "sha256": hashlib.sha256(name.encode()).hexdigest(), "tenants": tenants}
+
+
+def write_tokens(path: Path, *tokens: dict[str, Any]) -> None:
+    """Write the file of tokens."""
+    path.write_text(json.dumps({"tokens": tokens}))
+
+
+class Answers:
+    """The server with a file of tokens, and a client."""
+
+    def __init__(self, session: aiohttp.ClientSession, port: int, files: WatchedFiles[Any], path: Path) -> None:
+        self.session = session
+        self.files = files
+        self.path = path
+        self.port = port
+
+    async def ask(self, path: str, token: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
+        """Return status and JSON of an answer."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        async with self.session.request(method, url, headers=bearer(token)) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def serving(folder: Path, *tokens: dict[str, Any], **views: Any) -> AsyncIterator[Answers]:
+    """Serve a replica that has not begun, with those *tokens*."""
+    path = folder / "tokens.json"
+    write_tokens(path, *tokens)
+    files = WatchedFiles({LIST_VARIABLE: path}, lambda texts: decode_tokens(*texts))
+    shown = replace(http_views(ReplicaStatus("r", asyncio.Event())), **views)
+    known = Tokens(operator="own", listed=lambda: files.value)
+    async with open_http("127.0.0.1", 0, tokens=known, views=shown) as port, aiohttp.ClientSession() as session:
+        yield Answers(session, port, files, path)
+
+
+async def decided(*_: object) -> tuple[int, dict[str, Any]]:
+    """Answer with a result."""
+    return 200, {"requestId": "r", "status": "succeeded", "result": {"name": "Ana"}}
+
+
+async def broken(*_: object) -> tuple[int, dict[str, Any]]:
+    """Answer as when a shard is lost."""
+    return 503, {"error": "shard-1 at 10.0.0.1 does not answer"}
+
+
+async def test_producer_sees_outcomes_and_results_of_its_tenants(tmp_path: Path) -> None:
+    """An operation, a list of them, a tenant; of a lost shard no place."""
+    async with serving(tmp_path, listed("shop", "producer"), operation=decided, tenant=broken) as answers:
+        assert await answers.ask(f"/operations/r?{OWN}", "shop") == await decided()
+        assert (await answers.ask(f"/operations?{OWN}", "shop"))[0] == 503  # it starts
+        status, answer = await answers.ask("/tenants/shop-2/hamburg", "shop")
+        assert (status, "10.0.0.1" in str(answer)) == (503, False)
+
+
+@pytest.mark.parametrize("path", [f"/operations/r?{FOREIGN}", f"/operations?{FOREIGN}", "/tenants/smile/berlin"])
+async def test_producer_gets_the_same_answer_about_any_foreign_tenant(tmp_path: Path, path: str) -> None:
+    """Nothing is asked, so that it cannot learn whether the tenant exists."""
+    async with serving(tmp_path, listed("shop", "producer"), operation=decided, tenant=decided) as answers:
+        status, answer = await answers.ask(path, "shop")
+        assert (status, list(answer)) == (404, ["error"])
+        assert await answers.ask(path.replace("smile", "nobody"), "shop") == (status, answer)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "businessId=shop-1",
+        "locationId=berlin",
+        "businessId=shop-1&locationId=",
+        f"{OWN}&businessId=smile",
+        f"businessId=smile&{OWN}",
+        f"{OWN}&locationId=berlin",
+    ],
+)
+async def test_producer_has_to_name_one_tenant(tmp_path: Path, query: str) -> None:
+    """Without it all shards would be asked, and a second value could be the one that counts."""
+    async with serving(tmp_path, listed("shop", "producer"), operation=decided) as answers:
+        for path in ("/operations/r", "/operations"):
+            assert (await answers.ask(f"{path}?{query}", "shop"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        *(
+            ("GET", path)
+            for path in ("/status", "/fleet", "/fleet/history", "/events", "/tap", "/shards", "/cache/keys")
+        ),
+        ("GET", "/handler/status"),
+        ("DELETE", "/sqs/purge"),
+        ("POST", "/held/retry"),
+        ("POST", "/dead-letters/list"),
+        ("POST", "/tenants/shop-1/berlin/pause"),
+    ],
+)
+async def test_producer_may_call_nothing_else(tmp_path: Path, method: str, path: str) -> None:
+    """No state of the worker, no action, not even about its own tenant."""
+    async with serving(tmp_path, listed("shop", "producer")) as answers:
+        status, answer = await answers.ask(path, "shop", method)
+        assert (status, "producer" in answer["error"]) == (403, True)
+
+
+async def test_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+    """A token that is taken away is refused from then on; a file that cannot be used is logged once a minute."""
+    async with serving(tmp_path, listed("ann", "operator"), listed("eve", "viewer")) as answers:
+        assert (await answers.ask("/status", "ann"))[1]["role"] == "operator"
+        with capture_logs() as logs:
+            answers.path.write_text("{")
+            await answers.files.reread()
+            await answers.files.reread()
+            assert (await answers.ask("/status", "eve"))[1]["role"] == "viewer"
+            answers.path.unlink()
+            await answers.files.reread()
+            write_tokens(answers.path, listed("ann", "viewer"))
+            await answers.files.reread()
+            await answers.files.reread()
+        assert [one["event"] for one in logs if one["event"].startswith("file.")] == ["file.refused", "file.reread"]
+        assert (await answers.ask("/status", "ann"))[1]["role"] == "viewer"
+        assert (await answers.ask("/status", "eve"))[0] == 401
+        assert (await answers.ask("/status", "own"))[1]["role"] == "operator"
+
+
+async def test_answer_to_a_token_that_is_taken_away_meanwhile_is_not_given(tmp_path: Path) -> None:
+    """A request that waits for its answer ends with 401."""
+    asked, is_over = asyncio.Event(), asyncio.Event()
+
+    async def wait(*_: object) -> tuple[int, dict[str, Any]]:
+        asked.set()
+        await is_over.wait()
+        return await decided()
+
+    async with serving(tmp_path, listed("shop", "producer"), operation=wait) as answers:
+        asking = asyncio.create_task(answers.ask(f"/operations/r?{OWN}", "shop"))
+        await asked.wait()
+        write_tokens(answers.path)
+        await answers.files.reread()
+        is_over.set()
+        assert (await asking)[0] == 401
+
+
+async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None:
+    """Before its next event, while those of others go on."""
+    number = 0
+
+    def status() -> dict[str, Any]:
+        nonlocal number
+        number += 1
+        return {"number": number}
+
+    async with serving(tmp_path, listed("eve", "viewer"), listed("bob", "viewer"), status=status) as answers:
+        url = f"http://127.0.0.1:{answers.port}/events"
+        async with (
+            answers.session.get(url, headers=bearer("eve")) as of_eve,
+            answers.session.get(url, headers=bearer("bob")) as of_bob,
+        ):
+            await of_eve.content.readline()
+            await of_bob.content.readline()
+            write_tokens(answers.path, listed("bob", "viewer"))
+            await answers.files.reread()
+            async with asyncio.timeout(20):
+                await of_eve.content.read()
+            assert not of_bob.content.at_eof()
+            while b"event" not in await of_bob.content.readline():
+                pass
+
+
+@pytest.mark.parametrize(
+    ("peer", "context", "expected"),
+    [
+        ("127.0.0.1", None, True),
+        ("127.9.9.9", None, True),
+        ("::1", None, True),
+        ("10.0.0.1", None, False),
+        ("2001:db8::1", None, False),
+        ("10.0.0.1", "context", True),
+        (None, None, False),
+    ],
+)
+def test_producers_need_https_off_the_machine(peer: str | None, context: str | None, *, expected: bool) -> None:
+    """Its token would be read along."""
+    known = {"peername": None if peer is None else (peer, 4711), "sslcontext": context}
+
+    class Transport(asyncio.Transport):
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return known.get(name, default)
+
+    request = make_mocked_request("GET", "/", transport=Transport())
+    assert is_encrypted(request) is expected
+
+
+def test_first_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
+    """With the variable, and no content."""
+    path = tmp_path / "tokens.json"
+    path.write_text('{"tokens": [{"name": "x", "sha256": "SECRET"}]}')
+    for expected in ("API_TOKENS_FILE: Expected `str` matching regex", "API_TOKENS_FILE: expected a file that"):
+        with pytest.raises(ConfigurationError) as refused:
+            WatchedFiles({LIST_VARIABLE: path}, lambda texts: decode_tokens(*texts))
+        assert str(refused.value).startswith(expected)
+        assert "SECRET" not in str(refused.value)
+        path.unlink(missing_ok=True)
+
+
+class TlsSite:
+    """A server with HTTPS, and the files of its certificate."""
+
+    def __init__(self, port: int, files: WatchedFiles[ssl.SSLContext], certificate: Path, key: Path) -> None:
+        self.port = port
+        self.files = files
+        self.certificate = certificate
+        self.key = key
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+        """Connect; return the certificate that the server shows, too."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
+        return reader, writer, writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+
+    async def probe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """Return the status line of an answer on a connection."""
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        line = await reader.readline()
+        await reader.readuntil(b"\r\n\r\n{")
+        await reader.readuntil(b"}")
+        return line
+
+
+@pytest.fixture
+async def tls_site(tmp_path: Path) -> AsyncIterator[TlsSite]:
+    """Give a server that takes ten connections."""
+    certificate, key = make_certificate(tmp_path)
+    files = WatchedFiles(
+        {"HTTP_TLS_CERT_FILE": certificate, "HTTP_TLS_KEY_FILE": key}, lambda _: server_context(certificate, key)
+    )
+    limits = ConnectionLimits(count=10, request_s=30.0)
+    views = http_views(ReplicaStatus("r", asyncio.Event()))
+    http = open_http("127.0.0.1", 0, tokens=Tokens(), views=views, tls=lambda: files.value, limits=limits)
+    async with http as port:
+        yield TlsSite(port, files, certificate, key)
+
+
+async def test_https_is_served_to_who_trusts_the_certificate(tls_site: TlsSite) -> None:
+    """By name, or as a command on this machine does, by the certificate itself; plain HTTP gets nothing."""
+    by_name = ssl.create_default_context(cafile=tls_site.certificate)
+    own = own_client_context(tls_site.certificate)
+    async with aiohttp.ClientSession() as session:
+        for host, context in (("localhost", by_name), ("127.0.0.1", own)):
+            async with session.get(f"https://{host}:{tls_site.port}/livez", ssl=context) as response:
+                assert response.status == HTTPStatus.OK
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await session.get(f"https://localhost:{tls_site.port}/livez")
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(f"http://127.0.0.1:{tls_site.port}/livez")
+
+
+async def test_renewed_certificate_is_shown_to_new_connections(tls_site: TlsSite, tmp_path: Path) -> None:
+    """Those that are open go on; half of a renewal changes nothing, and is logged."""
+    reader, writer, first = await tls_site.connect()
+    other, other_key = make_certificate(tmp_path, "renewed")
+    with capture_logs() as logs:
+        shutil.copy(other, tls_site.certificate)
+        await tls_site.files.reread()
+        _, half, shown = await tls_site.connect()
+        assert shown == first
+        shutil.copy(other_key, tls_site.key)
+        await tls_site.files.reread()
+    assert [one["event"] for one in logs if one["event"].startswith("file.")] == ["file.refused", "file.reread"]
+    _, renewed, shown = await tls_site.connect()
+    assert shown == ssl.PEM_cert_to_DER_cert(other.read_text()) != first
+    assert (await tls_site.probe(reader, writer)).startswith(b"HTTP/1.1 ")
+    for one in (writer, half, renewed):
+        one.close()
+
+
+async def test_handshakes_that_do_not_end_keep_nobody_out(tls_site: TlsSite) -> None:
+    """No more are open than connections may be, and the oldest one ends for a new one."""
+    silent = []
+    for _ in range(30):
+        _, writer = await asyncio.open_connection("127.0.0.1", tls_site.port)
+        silent.append(writer)
+    reader, writer, _ = await tls_site.connect()
+    assert (await tls_site.probe(reader, writer)).startswith(b"HTTP/1.1 ")
+
+    def ended_count() -> int:
+        count = 0
+        for one in silent:
+            raw = one.get_extra_info("socket")
+            with socket.socket(fileno=raw.dup().detach()) as copy:
+                copy.setblocking(False)
+                try:
+                    count += copy.recv(1, socket.MSG_PEEK) == b""
+                except BlockingIOError:
+                    pass
+                except ConnectionError:
+                    count += 1
+        return count
+
+    await eventually(lambda: ended_count() >= 20)
+    for one in (*silent, writer):
+        one.close()

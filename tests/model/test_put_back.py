@@ -1,0 +1,201 @@
+"""Messages of a queue in the lanes of shards, and what a stream and a queue may share, searched.
+
+The agreed way breaks no promise, its steps form no cycle, and each deviation is found. The numbers of states are exact,
+as in `test_models.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import pytest
+from model import put_back_model, shared_lane_model
+from model.put_back_model import Budget, PutBackModel, Rules
+from model.search import Model, search
+from model.shared_lane_model import SharedLaneModel, Trouble
+from model.violations import assert_is_violated
+from support.slow import slow_ones
+
+AnyModel: TypeAlias = Model[Any]
+FAILS = 0  # the first message
+CHECKS_FORMER = Rules(next_before_safe=True, checks_former=True)
+
+
+def put_back(
+    tenants: str, homes: str, rules: Rules = put_back_model.AGREED, failing: int | None = None, **budget: int
+) -> PutBackModel:
+    """Return a model of one group."""
+    return PutBackModel(tenants, homes, Budget(**budget), rules, failing=failing)
+
+
+def shared(*troubles: Trouble, **rules: bool) -> SharedLaneModel:
+    """Return a model of one stream shard and one chain of messages that share something."""
+    return SharedLaneModel(troubles, shared_lane_model.Rules(**rules))
+
+
+SAFE: dict[str, tuple[AnyModel, int]] = {
+    "put back: shard down": (put_back("aab", "AB", outages=1, losses=1), 6_643),
+    "put back: failover": (put_back("aab", "AB", failovers=1, losses=1), 2_059),
+    "put back: no answer, failover": (put_back("aab", "AB", no_answers=1, failovers=1), 1_305),
+    "put back: move": (put_back("aba", "AB", moves=1, losses=1), 4_423),
+    "put back: given up, no answer": (put_back("aab", "AA", failing=FAILS, no_answers=1, cures=1, losses=1), 17_064),
+    "put back: given up, failover, zombie": (
+        put_back("ab", "AB", failing=FAILS, unnoticed=1, failovers=1, cures=1),
+        8_546,
+    ),
+    "put back: zombie, failover": (put_back("aab", "AB", unnoticed=1, failovers=1), 15_747),
+    "put back: overdue, zombie": (put_back("ab", ".B", registrations=1, unnoticed=1), 1_062),
+    "put back: next needs the former, failover": (
+        put_back("aab", "AB", CHECKS_FORMER, failovers=1, no_answers=1, losses=1),
+        11_818,
+    ),
+    "shared lane: none, row behind, lease": (shared(Trouble.TOKEN, Trouble.LOSS, Trouble.LEASE), 2_934),
+    "shared lane: none, row locked, standby": (shared(Trouble.LOCK, Trouble.STANDBY, Trouble.PUT_BACK), 2_682),
+}
+
+SAFE_AND_LARGE: dict[str, tuple[AnyModel, int]] = {
+    "put back: shard down, no answer": (put_back("aab", "AB", outages=1, losses=1, no_answers=1), 21_887),
+    "put back: move, shard down": (put_back("aab", "AB", moves=1, outages=1, losses=1), 43_596),
+    "put back: move, failover": (put_back("aba", "AB", moves=1, failovers=1, losses=1), 9_367),
+    "put back: move, failover, zombie": (put_back("ab", "AB", moves=1, failovers=1, unnoticed=1), 9_878),
+    "put back: two moves, no answer": (put_back("aba", "AB", moves=2, no_answers=1), 6_325),
+    "put back: two failovers": (put_back("aba", "AB", failovers=2, no_answers=1, losses=1), 7_863),
+    "put back: zombie, failover, no answer": (put_back("ab", "AB", unnoticed=1, failovers=1, no_answers=1), 6_029),
+    "put back: given up behind another": (
+        put_back("aab", "AB", failing=1, no_answers=1, cures=1, losses=1, failovers=1),
+        38_116,
+    ),
+    "put back: given up, 3 messages, failover, zombie": (
+        put_back("aab", "AB", failing=FAILS, unnoticed=1, cures=1, failovers=1),
+        79_397,
+    ),
+    "put back: given up, move": (put_back("aab", "AB", failing=FAILS, moves=1, cures=1, losses=1), 26_445),
+    "put back: given up, move, zombie": (put_back("ab", "AB", failing=FAILS, moves=1, cures=1, unnoticed=1), 24_147),
+    "put back: given up, shard down, zombie": (
+        put_back("ab", "AB", failing=FAILS, outages=1, cures=1, unnoticed=1),
+        26_759,
+    ),
+    "put back: overdue, 3 messages, no answer, zombie": (
+        put_back("aab", ".B", registrations=1, unnoticed=1, no_answers=1),
+        34_557,
+    ),
+    "put back: next needs the former, zombie": (put_back("aab", "AB", CHECKS_FORMER, failovers=1, unnoticed=1), 27_767),
+    "put back: next needs the former, given up": (
+        put_back("aab", "AB", CHECKS_FORMER, failing=FAILS, failovers=1, no_answers=1, cures=1),
+        9_681,
+    ),
+    "put back: next needs the former, move": (
+        put_back("aaa", "A", CHECKS_FORMER, failovers=1, moves=1, no_answers=1),
+        39_502,
+    ),
+    "shared lane: none, all trouble": (shared(*Trouble), 52_812),
+}
+
+WRONG: dict[str, tuple[AnyModel, str, int]] = {
+    "put back: the message at fault alone": (put_back("aa", "A", Rules(returns_one=True), no_answers=1), "order", 8),
+    "put back: the run of one tenant, the next goes on": (
+        put_back("ab", "AB", Rules(returns_run=True), outages=1),
+        "order",
+        10,
+    ),
+    "put back: stays in its lane too": (
+        put_back("aa", "A", Rules(lane_keeps_returned=True), no_answers=1),
+        "order",
+        8,
+    ),
+    "put back: those behind are visible before it": (
+        put_back("ab", "AB", Rules(delay_unlocks=True), outages=1),
+        "order",
+        11,
+    ),
+    "put back: visible at once, its shard still down": (
+        put_back("a", "A", Rules(returns_at_once=True), outages=1),
+        "cycle",
+        5,
+    ),
+    "put back: deleted before it is safe": (put_back("a", "A", Rules(deletes_unsafe=True), failovers=1), "lost", 6),
+    "put back: next transaction to the shard before it is safe": (
+        put_back("aa", "A", Rules(next_before_safe=True), failovers=1),
+        "order",
+        15,
+    ),
+    "put back: next run to another shard before it is safe": (
+        put_back("ab", "AB", Rules(next_run_before_safe=True), failovers=1),
+        "order",
+        15,
+    ),
+    "put back: two tenants in one transaction": (
+        put_back("ab", "AA", Rules(runs_by_shard=True), moves=1),
+        "order",
+        13,
+    ),
+    "put back: goes on before the dead letter": (
+        put_back("ab", "AA", Rules(next_before_letter=True), failing=FAILS, losses=1, cures=1),
+        "order",
+        17,
+    ),
+    "put back: a dead letter without a mark": (
+        put_back("aa", "A", Rules(leaves_no_mark=True), failing=FAILS, no_answers=1, cures=1),
+        "order",
+        18,
+    ),
+    "put back: a mark that is not safe": (
+        put_back("aa", "A", Rules(marks_unsafe=True), failing=FAILS, no_answers=1, cures=1, failovers=1),
+        "order",
+        21,
+    ),
+    "put back: deletes what it lost, and leaves the mark to others": (
+        put_back("aa", "A", Rules(lost_unmarked=True), failing=FAILS, unnoticed=1, cures=1),
+        "order",
+        20,
+    ),
+    "put back: overdue, lost, applied after all": (
+        put_back("ab", ".B", Rules(admits_late=True), registrations=1, losses=1),
+        "order",
+        14,
+    ),
+    "put back: overdue, and a worker takes a lost message for its own": (
+        put_back("ab", ".B", Rules(admits_late=True), registrations=1, unnoticed=1),
+        "order",
+        13,
+    ),
+    "put back: no log": (put_back("a", "A", Rules(has_no_log=True), losses=1), "twice", 10),
+    "shared lane: the lease cannot be confirmed": (
+        shared(Trouble.TOKEN, Trouble.LEASE, one_lane=True),
+        "queue waits",
+        6,
+    ),
+    "shared lane: the standby is behind": (shared(Trouble.STANDBY, one_lane=True), "stream waits", 7),
+    "shared lane: a row behind takes out all": (shared(Trouble.LOSS, empties_lane=True), "taken out", 6),
+    "shared lane: a put-back takes out all": (shared(Trouble.PUT_BACK, empties_lane=True), "taken out", 3),
+    "shared lane: one batch in flight": (shared(Trouble.LOCK, one_in_flight=True), "queue waits", 6),
+    "shared lane: one transaction": (shared(Trouble.LOCK, one_transaction=True), "queue waits", 6),
+}
+
+# What takes more than half a second of processor time.
+SAFE_BUT_SLOW = {
+    "put back: given up, no answer",
+    "put back: zombie, failover",
+    "put back: next needs the former, failover",
+    "put back: given up, failover, zombie",
+    "put back: shard down",
+}
+
+
+@pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
+def test_every_state_keeps_the_promises(model: AnyModel, state_count: int) -> None:
+    """The agreed way breaks no promise in any state that can be reached, and its steps end."""
+    assert state_count == search(model, forbids_cycles=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "state_count"), SAFE_AND_LARGE.values(), ids=SAFE_AND_LARGE)
+def test_every_state_keeps_the_promises_in_a_larger_model(model: AnyModel, state_count: int) -> None:
+    """The same with more trouble."""
+    assert state_count == search(model, forbids_cycles=True)
+
+
+@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
+def test_search_finds_the_violation_when_a_rule_is_left_out(model: AnyModel, promise: str, length: int) -> None:
+    """A deviation from the agreed way breaks a promise or goes round in a cycle, and the error has the way to it."""
+    assert_is_violated(model, promise, length, forbids_cycles=True)

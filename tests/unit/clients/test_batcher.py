@@ -1,0 +1,89 @@
+"""The batcher of the clients: records of a key are accepted in their order, whatever the answers."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simplu_client.batcher import MAX_RECORDS, Answer, Batcher, Limits, Pending
+from support.clients.cases import Run, make_script, read_cases
+
+KEYS = "abc"
+
+
+@pytest.mark.parametrize("case", read_cases("batcher"), ids=lambda case: case["name"])
+def test_batcher_does_what_the_case_says(case: dict[str, Any]) -> None:
+    """The table that both clients share."""
+    run = Run()
+    for step in case["steps"]:
+        expected = {
+            name: value for name, value in step.items() if name in {"expect", "expectCount", "accepted", "givenUp"}
+        }
+        assert run.do(step) == expected, step
+
+
+def test_scripts_reach_what_matters() -> None:
+    """What the client in TypeScript is compared by has acceptances, records given up, and pauses."""
+    steps = [step for seed in range(20) for step in make_script(seed)]
+    assert any(len(step.get("accepted", ())) > 1 for step in steps)
+    assert any(len(step.get("givenUp", ())) > 1 for step in steps)
+    assert any(step["do"] == "next" and step["expect"] for step in steps)
+    assert any(step["do"] == "drain" and len(step["expect"]) > 1 for step in steps)
+
+
+class Stream:
+    """A Kinesis that accepts, refuses, or does not say; and what it has of each key."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self._data = data
+        self.records: dict[str, list[int]] = defaultdict(list)
+
+    def put(self, record: Pending[int]) -> Answer:
+        """Take a record, or not."""
+        kind = self._data.draw(st.sampled_from(["accepted", "refused", "unknown, and there", "unknown, and not there"]))
+        if kind in {"accepted", "unknown, and there"}:
+            self.records[record.key].append(record.item)
+        return Answer(f"s{ord(record.key) % 2}") if kind == "accepted" else Answer(None, kind.startswith("unknown"))
+
+
+@given(st.data())
+def test_stream_has_each_key_in_its_order_and_nothing_is_lost(data: st.DataObject) -> None:
+    """Of what comes twice the first one counts, as for the worker. What is given up is the end of its key's queue."""
+    batcher: Batcher[int] = Batcher(Limits(give_up_s=300, base_s=10, max_s=100))
+    stream, now, requests = Stream(data), 0.0, list[list[Pending[int]]]()
+    added: dict[str, list[int]] = defaultdict(list)
+    accepted: set[int] = set()
+    given_up: set[int] = set()
+    numbers = itertools.count()
+    for _ in range(data.draw(st.integers(1, 30))):
+        now += data.draw(st.sampled_from([0.0, 5.0, 60.0]))
+        action = data.draw(st.sampled_from(["add", "batch", "answer"]))
+        if action == "add":
+            for key in data.draw(st.lists(st.sampled_from(KEYS), max_size=5)):
+                number = next(numbers)
+                batcher.add(number, key, 1)
+                added[key].append(number)
+        elif action == "batch":
+            batch = batcher.next_batch(now)
+            busy = [record.key for request in [*requests, batch] for record in request]
+            assert len(busy) == len(set(busy))
+            assert len(batch) <= MAX_RECORDS
+            requests += [batch] if batch else []
+        elif requests:
+            batch = requests.pop(data.draw(st.integers(0, len(requests) - 1)))
+            settled = batcher.settle(batch, [stream.put(record) for record in batch], now=now, draw=0.0)
+            accepted |= {record.item for record in settled.accepted}
+            given_up |= {record.item for record in settled.given_up}
+    left = {record.item for record in batcher.drain()}
+
+    assert len(accepted) + len(given_up) + len(left) == sum(map(len, added.values()))
+    assert accepted <= {number for records in stream.records.values() for number in records}
+    for key, records in stream.records.items():
+        firsts = list(dict.fromkeys(records))
+        assert firsts == sorted(firsts), key
+        assert set(added[key][: len(firsts)]) - set(firsts) <= given_up
+    assert batcher.count == batcher.size_bytes == 0

@@ -1,0 +1,156 @@
+"""Which dead letters have a resource that is erased, and what takes the place of those with records of others."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.commands.dead_letters.erasure_rules import LetterTarget, Relation, judge_letter
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, encode_dead_letter, parse_dead_letter
+from simplu_worker.operations.operation import Origin
+from simplu_worker.vocabulary import DeadLetterReason, Source
+
+TARGET = LetterTarget("clinic", "main", "patient", "anna@example.com")
+ORDERS = LetterTarget("clinic", "main", "order", "anna@example.com", order_tenant=("clinic", "main"))
+TENANT = {"businessId": "clinic", "locationId": "main"}
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+STREAM = Origin(source=Source.KINESIS, name="stream", arrived_at=AT, sequence_number="7", partition_key="k")
+QUEUE = Origin(source=Source.SQS, name="orders", arrived_at=AT, message_id="m")
+PERSON = {"resourceType": "patient", "resourceId": "anna@example.com"}
+
+
+def record(**members: Any) -> bytes:
+    """Return the record of an operation of the tenant."""
+    return json.dumps({"operation": "create", **TENANT, **members}).encode()
+
+
+def letter(data: bytes, origin: Origin = STREAM, **members: Any) -> DeadLetter:
+    """Return a letter."""
+    return DeadLetter(DeadLetterReason.INVALID_MESSAGE, "", origin, AT, 1, data, **members)
+
+
+CASES: list[tuple[str, DeadLetter, LetterTarget, Relation]] = [
+    ("operation", letter(record(**PERSON, data={"name": "Anna"})), TARGET, Relation.ABOUT),
+    ("of another type", letter(record(**PERSON | {"resourceType": "note"})), TARGET, Relation.MENTIONS),
+    ("of another id", letter(record(resourceType="patient", resourceId="b")), TARGET, Relation.NONE),
+    (
+        "of another tenant",
+        letter(record(**PERSON) + b" ", business_id="other", location_id="main"),
+        TARGET,
+        Relation.NONE,
+    ),
+    ("other tenant inside", letter(record(**PERSON, businessId="other")), TARGET, Relation.NONE),
+    (
+        "that mentions it",
+        letter(record(resourceType="visit", resourceId="v", data={"who": "anna@example.com"})),
+        TARGET,
+        Relation.MENTIONS,
+    ),
+    (
+        "with a longer id inside",
+        letter(record(resourceType="visit", resourceId="v", data={"who": "joanna@example.com"})),
+        TARGET,
+        Relation.NONE,
+    ),
+    (
+        "id made of its request id",
+        letter(record(resourceType="patient"), resource_id="anna@example.com"),
+        TARGET,
+        Relation.ABOUT,
+    ),
+    (
+        "unreadable of the tenant",
+        letter(b"{'anna@example.com'", business_id="clinic", location_id="main"),
+        TARGET,
+        Relation.ABOUT,
+    ),
+    ("unreadable with tenant and id", letter(b'{"clinic","main","anna@example.com"'), TARGET, Relation.ABOUT),
+    ("unreadable with the id", letter(b"{'anna@example.com'"), TARGET, Relation.MENTIONS),
+    ("unreadable without the id", letter(b"{", business_id="clinic", location_id="main"), TARGET, Relation.NONE),
+    ("without a tenant", letter(json.dumps(PERSON).encode()), TARGET, Relation.MENTIONS),
+    (
+        "rename",
+        letter(record(resourceType="patient", oldResourceId="a", newResourceId="anna@example.com"), QUEUE),
+        TARGET,
+        Relation.ABOUT,
+    ),
+    ("administrator", letter(record(adminUserId="anna@example.com", adminEmail="a"), QUEUE), TARGET, Relation.ABOUT),
+    ("order", letter(record(orderId="anna@example.com"), QUEUE), ORDERS, Relation.ABOUT),
+    ("order without a tenant", letter(b'{"orderId": "anna@example.com"}', QUEUE), ORDERS, Relation.ABOUT),
+    ("no default tenant for the stream", letter(b'{"orderId": "anna@example.com"}'), ORDERS, Relation.MENTIONS),
+    ("order for another type", letter(record(orderId="anna@example.com"), QUEUE), TARGET, Relation.MENTIONS),
+    (
+        "order in an envelope",
+        letter(
+            json.dumps({"Type": "Notification", "Message": record(orderId="anna@example.com").decode()}).encode(), QUEUE
+        ),
+        ORDERS,
+        Relation.ABOUT,
+    ),
+    ("nested too deep", letter(b"[" * 100_000 + b"anna@example.com"), TARGET, Relation.MENTIONS),
+]
+
+
+@pytest.mark.parametrize(("one", "target", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_letter_is_about_the_resource_that_it_names(one: DeadLetter, target: LetterTarget, expected: Relation) -> None:
+    """By its ids and its type; what cannot be read counts as about it where it has the id and the tenant."""
+    assert judge_letter(one, target) == expected
+
+
+def test_id_is_found_as_json_escapes_it() -> None:
+    """In a record that cannot be read."""
+    target = msgspec.structs.replace(TARGET, resource_id="zoë")
+    one = letter(b'{"resourceId":"zo\\u00eb"', business_id="clinic", location_id="main")
+    assert judge_letter(one, target) == Relation.ABOUT
+
+
+def packed(flags: list[bool]) -> bytes:
+    """Return an aggregate with a record of the person for each true flag, and one of others for each false one."""
+    packer = AggregatePacker()
+    for number, is_of_person in enumerate(flags):
+        who = PERSON if is_of_person else {"resourceType": "patient", "resourceId": "b"}
+        packer.add(f"key {number}", record(**who, number=number, requestId=f"id {number}"))
+    return packer.seal()
+
+
+@given(flags=st.lists(st.booleans(), min_size=1, max_size=8), is_bad=st.booleans(), has_numbers=st.booleans())
+def test_aggregate_keeps_the_records_of_others(flags: list[bool], *, is_bad: bool, has_numbers: bool) -> None:
+    """With their keys, numbers and request ids; without any others it is deleted."""
+    parts = None
+    numbers = tuple(10 + 2 * index for index in range(len(flags)))
+    if is_bad:
+        ids = tuple(f"id {index}" for index in range(len(flags))) if has_numbers else None
+        parts = BadParts(99, len(flags), {"invalid_message": len(flags)}, numbers if has_numbers else None, ids)
+    kept = [index for index, is_of_person in enumerate(flags) if not is_of_person]
+
+    verdict = judge_letter(letter(packed(flags), parts=parts), TARGET)
+
+    if len(kept) == len(flags):
+        assert verdict == Relation.NONE
+    elif not kept:
+        assert verdict == Relation.ABOUT
+    else:
+        assert isinstance(verdict, DeadLetter)
+        again = parse_dead_letter(encode_dead_letter(verdict, 262_144)).letter
+        assert b"anna@example.com" not in again.record
+        left = deaggregate(again.record) or []
+        assert [(one.partition_key, json.loads(one.data)["number"]) for one in left] == [
+            (f"key {index}", index) for index in kept
+        ]
+        assert again.parts is not None
+        assert (again.parts.bad_count, again.parts.part_count) == (len(kept), 99 if is_bad else len(flags))
+        if not is_bad:
+            assert again.parts.numbers == tuple(kept)
+            assert again.parts.request_ids == tuple(f"id {index}" for index in kept)
+        elif has_numbers:
+            assert again.parts.numbers == tuple(numbers[index] for index in kept)
+            assert again.parts.request_ids == tuple(f"id {index}" for index in kept)
+        else:
+            assert again.parts.numbers is None

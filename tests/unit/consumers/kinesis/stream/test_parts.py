@@ -1,0 +1,164 @@
+"""What of a record is one operation: arrays, lines, and what only looks like them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.aws.kpl_aggregates import aggregate
+
+from simplu_worker.consumers.kinesis.stream.aggregation import TooManyPartsError, deaggregate
+from simplu_worker.consumers.kinesis.stream.parts import (
+    PARTS_OF_RECORD_MAX,
+    TOO_MANY_OF_RECORD,
+    parts_of_aggregate,
+    parts_of_record,
+    unpack,
+)
+
+ONE, TWO = b'{"operation":"read"}', b'{"operation": "list"}'
+BOM = b"\xef\xbb\xbf"
+
+
+def texts(record: bytes) -> list[bytes] | None:
+    """Return the bytes of the parts of a record; None for one without."""
+    parts = parts_of_record(record, "key")
+    return None if parts is None else [part.data for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("record", "parts"),
+    [
+        (b"[%b]" % ONE, [ONE]),
+        (b" \r\n\t[ %b ,\n%b ]\n" % (ONE, TWO), [ONE, TWO]),
+        (b'[%b,[%b],7,null,"text",[]]' % (ONE, TWO), [ONE, b"[%b]" % TWO, b"7", b"null", b'"text"', b"[]"]),
+        (b'[{"a":"],[{"},%b]' % ONE, [b'{"a":"],[{"}', ONE]),
+        (b'[1,"\\ud800",{"b":"\\udc00"},%b]' % ONE, [b"1", b'"\\ud800"', b'{"b":"\\udc00"}', ONE]),
+        (b'["\\u0000","\\ud800"]', [b'"\\u0000"', b'"\\ud800"']),
+        (b"%b\n%b" % (ONE, TWO), [ONE, TWO]),
+        (b"%b\r\n\r\n  \n%b\r\n" % (ONE, TWO), [ONE, TWO]),
+        (b"\n %b\n\t%b \n\n" % (ONE, TWO), [ONE, TWO]),
+        (b"%b\nbroken\n%b" % (ONE, TWO), [ONE, b"broken", TWO]),
+        (b'{"operation":"re\n%b\n%b' % (ONE, TWO), [b'{"operation":"re', ONE, TWO]),
+        (b"%b\n[%b]\n7" % (ONE, TWO), [ONE, b"[%b]" % TWO, b"7"]),
+        (b"%b\n\xff\xfe" % ONE, [ONE, b"\xff\xfe"]),
+        (b"%b %b\n%b" % (ONE, ONE, TWO), [b"%b %b" % (ONE, ONE), TWO]),
+    ],
+)
+def test_record_of_several_operations_is_cut_into_them(record: bytes, parts: list[bytes]) -> None:
+    """Each part has its own bytes, unchanged, without the spaces around it; empty lines are none."""
+    assert texts(record) == parts
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"\n\n",
+        ONE,
+        b" %b\n" % ONE,
+        json.dumps(json.loads(ONE) | {"data": {"a": [1, {}]}}, indent=2).encode(),
+        json.dumps(json.loads(ONE) | {"data": {"a": [1, {}]}}, indent=0).encode(),
+        json.dumps(json.loads(ONE) | {"data": {"a": [1, {}]}}, indent=2).encode()[:-1],
+        b"[]",
+        b" [ ] ",
+        b"[%b" % ONE,
+        b"[%b,]" % ONE,
+        b"[%b]x" % ONE,
+        b"[%b]\n[%b]" % (ONE, TWO),
+        b'["\xff"]',
+        BOM + b"[%b]" % ONE,
+        BOM + b"[\n%b\n]" % ONE,
+        BOM + b"%b\n%b" % (ONE, TWO),
+        b"%b and more" % ONE,
+        b"broken\nbroken too\n%b" % ONE,
+        b"7\n8",
+        b"{\n}",
+    ],
+)
+def test_record_is_one_operation_or_one_bad_record_unless_it_is_an_array_or_lines(record: bytes) -> None:
+    """An object over several lines stays one; a broken or empty array, and a text behind a byte order mark, are one."""
+    assert texts(record) is None
+
+
+def test_parts_know_their_place() -> None:
+    """Their index, and how many follow them: positions are counted back from the last one."""
+    parts = parts_of_record(b"[1,2,3]", "key", 5)
+    assert parts is not None
+    assert [(part.sub_sequence_number, part.index, part.parts_behind) for part in parts] == [
+        (5, 0, 2),
+        (5, 1, 1),
+        (5, 2, 0),
+    ]
+    assert [part.number for part in parts] == [(5, 0), (5, 1), (5, 2)]
+
+
+@pytest.mark.parametrize("separator", [b",", b"\n"])
+@pytest.mark.parametrize("extra", [0, 1, 5_000])
+def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra: int) -> None:
+    """One part more than it may have, or many thousand."""
+    record = separator.join([ONE] * (PARTS_OF_RECORD_MAX + extra))
+    record = record if separator == b"\n" else b"[%b]" % record
+    parts = parts_of_record(record, "key")
+    assert parts is not None
+    if extra:
+        assert [(part.data, part.refusal, part.index) for part in parts] == [(record, TOO_MANY_OF_RECORD, None)]
+    else:
+        assert [part.index for part in parts] == list(range(PARTS_OF_RECORD_MAX))
+
+
+def test_deep_parts_do_not_end_the_parser() -> None:
+    """A part that is nested deeper than a parser may recurse is a part as any other."""
+    deep = b'{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+    assert texts(b"[%b,%b,%b]" % (ONE, deep, TWO)) == [ONE, deep, TWO]
+    assert texts(b"%b\n%b\n%b" % (ONE, deep, TWO)) == [ONE, deep, TWO]
+
+
+def test_records_of_an_aggregate_are_unpacked_too() -> None:
+    """Each part has the number of its record in the aggregate; those that are one operation have no index."""
+    lines = b"%b\n%b" % (ONE, TWO)
+    packed = aggregate([("a", None, ONE), ("b", None, b"[%b,%b]" % (ONE, TWO)), ("c", None, TWO), ("d", None, lines)])
+    parts = unpack(packed, "ignored")
+    assert parts is not None
+    assert [(part.partition_key, part.number, part.data) for part in parts] == [
+        ("a", 0, ONE),
+        ("b", (1, 0), ONE),
+        ("b", (1, 1), TWO),
+        ("c", 2, TWO),
+        ("d", (3, 0), ONE),
+        ("d", (3, 1), TWO),
+    ]
+
+
+def test_all_parts_of_an_aggregate_are_counted() -> None:
+    """Not its records alone: their arrays multiply them."""
+    subs = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, b"[1,2,3]")]))
+    assert subs is not None
+    assert len(parts_of_aggregate(subs, parts_max=6)) == 6
+    ordinary = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, ONE)]))
+    assert ordinary is not None
+    for too_many, parts_max in ((subs, 5), (ordinary, 3)):
+        with pytest.raises(TooManyPartsError):
+            parts_of_aggregate(too_many, parts_max=parts_max)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(found=st.lists(values, min_size=1), indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
+def test_array_has_the_parts_that_a_json_parser_finds(
+    *, found: list[object], indent: int | None, ascii_only: bool
+) -> None:
+    """Whatever is in it, and however it is written."""
+    record = json.dumps(found, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    parts = texts(record)
+    if parts is None:
+        with pytest.raises(UnicodeDecodeError):
+            record.decode()
+    else:
+        assert [json.loads(part) for part in parts] == found

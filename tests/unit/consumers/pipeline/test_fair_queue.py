@@ -1,0 +1,213 @@
+"""Which entries go next: those of the tenant that was served least, each tenant's in order."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.queued_operations import queued_operation
+
+from simplu_worker.consumers.pipeline.fair_queue import QUANTUM_S, BatchBounds, FairQueue
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.shard_time import Demand, ShardTime
+
+WIDE = BatchBounds(10**9, 10**9, 1e9)
+COSTS = {"heavy": 0.02, "light": 0.0005}  # by tenant; others cost a millisecond
+
+
+class Entry(msgspec.Struct, eq=False):
+    """An operation of a tenant, numbered."""
+
+    chain: str
+    operation: Operation
+    number: int
+
+    def __repr__(self) -> str:
+        return f"{self.chain}:{self.number}"
+
+
+def entries_of(tenant_id: str, count: int, *, first: int = 0) -> list[Entry]:
+    """Return entries of a tenant."""
+    operation = queued_operation(tenant_id).operation
+    return [Entry(tenant_id, operation, first + number) for number in range(count)]
+
+
+class Known(ShardTime):
+    """A shard on which the cost of each operation is known."""
+
+    def cost_s(self, operation: Operation) -> float:
+        """Return it."""
+        return COSTS.get(operation.tenant_id, 0.001)
+
+    def batch_cost_s(self, demand: Demand) -> float:
+        """Return the sum."""
+        return sum(count * COSTS.get(tenant_id, 0.001) for (tenant_id, _), count in demand.counts.items())
+
+
+def queue_of(*runs: tuple[str, int]) -> FairQueue[Entry]:
+    """Return a queue into which so many entries of tenants came, in this order."""
+    queue: FairQueue[Entry] = FairQueue(Known())
+    for tenant_id, count in runs:
+        queue.append(entries_of(tenant_id, count), 0.0)
+    return queue
+
+
+def counts(batch: list[Entry]) -> dict[str, int]:
+    """Return how many entries each tenant has in a batch."""
+    return dict(Counter(entry.chain for entry in batch))
+
+
+def test_everything_goes_at_once_where_it_fits() -> None:
+    """Nobody has to wait then."""
+    queue = queue_of(("a", 5), ("b", 3))
+    assert counts(queue.take(WIDE)) == {"a": 5, "b": 3}
+    assert (len(queue), list(queue), queue.take(WIDE)) == (0, [], [])
+
+
+def test_tenant_waits_while_it_has_entries() -> None:
+    """Each stretch counts once, also of one that is not served; not the time in which it had none."""
+    queue = queue_of(("a", 2), ("b", 1))
+    assert queue.count_waits(1.0) == {"a": 1.0, "b": 1.0}
+    queue.take(BatchBounds(1, 10**9, 1e9))
+    queue.append(entries_of("c", 1), 2.0)
+    assert queue.count_waits(4.0) == {"a": 3.0, "b": 3.0, "c": 2.0}
+    queue.take(WIDE)
+    assert queue.count_waits(5.0) == {}
+    queue.append(entries_of("a", 1), 6.0)
+    queue.append(entries_of("a", 1), 7.0)
+    assert queue.count_waits(8.0) == {"a": 2.0}
+
+
+def test_tenant_with_a_thousand_entries_does_not_delay_one_with_a_few() -> None:
+    """All of the few are in the next batch."""
+    queue = queue_of(("loud", 1000), ("a", 3), ("b", 2))
+    assert counts(queue.take(BatchBounds(2000, 10**9, 0.0205))) == {"loud": 15, "a": 3, "b": 2}
+    assert counts(queue.take(BatchBounds(2000, 10**9, 0.0205))) == {"loud": 20}
+
+
+def test_tenants_get_the_same_time_not_the_same_count() -> None:
+    """A heavy entry costs its tenant as many turns as it takes time."""
+    queue = queue_of(("heavy", 100), ("light", 10_000), ("plain", 10_000))
+    taken: Counter[str] = Counter()
+    for _ in range(30):
+        taken.update(counts(queue.take(BatchBounds(2000, 10**9, 0.1))))
+
+    spent = {tenant_id: count * COSTS.get(tenant_id, 0.001) for tenant_id, count in taken.items()}
+    assert max(spent.values()) - min(spent.values()) <= COSTS["heavy"] + 2 * QUANTUM_S
+
+
+def test_tenant_that_comes_later_is_in_the_next_batch_and_saves_up_nothing() -> None:
+    """It was away for long, and the others were served."""
+    queue = queue_of(("a", 1000), ("b", 1000))
+    for _ in range(10):
+        queue.take(BatchBounds(2000, 10**9, 0.1))
+    queue.append(entries_of("new", 1000), 0.0)
+
+    batch = counts(queue.take(BatchBounds(2000, 10**9, 0.09)))
+
+    assert max(batch.values()) - min(batch.values()) <= 2
+    assert set(batch) == {"a", "b", "new"}
+
+
+def test_tenant_that_had_its_turn_does_not_get_the_next_one_by_leaving_for_a_moment() -> None:
+    """What it was served counts until the others had as much."""
+    queue = queue_of(("heavy", 1), ("a", 100), ("b", 100))
+    assert counts(queue.take(BatchBounds(2000, 10**9, 0.03)))["heavy"] == 1
+    queue.append(entries_of("heavy", 1), 0.0)
+
+    batch = counts(queue.take(BatchBounds(2000, 10**9, 0.01)))
+
+    assert "heavy" not in batch
+
+
+def test_tenant_that_is_hurried_does_not_wait_for_its_turn() -> None:
+    """The others get the rest."""
+    queue = queue_of(("a", 10), ("heavy", 3), ("b", 10))
+    queue.hurried = frozenset({"heavy"})
+
+    batch = counts(queue.take(BatchBounds(2000, 10**9, 0.07)))
+
+    assert batch["heavy"] == 3
+    assert batch["a"] + batch["b"] == 10
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [(BatchBounds(3, 10**9, 1e9), 3), (BatchBounds(100, 10, 1e9), 5), (BatchBounds(100, 10**9, 0.0035), 3)],
+    ids=["count", "bytes", "cost"],
+)
+def test_batch_is_bounded(bounds: BatchBounds, expected: int) -> None:
+    """By each of the bounds: an entry has two bytes, and costs a millisecond."""
+    assert len(queue_of(("a", 50), ("b", 50)).take(bounds)) == expected
+
+
+@pytest.mark.parametrize("bounds", [BatchBounds(1, 1, 1e9), BatchBounds(9, 1, 1e9), BatchBounds(9, 10**9, 1e-9)])
+def test_one_entry_always_goes(bounds: BatchBounds) -> None:
+    """However large or costly it is."""
+    assert len(queue_of(("a", 5)).take(bounds)) == 1
+
+
+def test_what_was_put_back_goes_first_and_others_follow() -> None:
+    """Also one by one."""
+    queue = queue_of(("a", 5), ("b", 5))
+    batch = queue.take(BatchBounds(4, 10**9, 1e9))
+    queue.put_back(batch)
+
+    assert queue.take(BatchBounds(1, 10**9, 1e9)) == batch[:1]
+    rest = queue.take(BatchBounds(4, 10**9, 1e9))
+    assert (rest[:3], len(rest), len(queue)) == (batch[1:], 4, 5)
+
+
+def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
+    """The others of the tenant, and what was put back, stay."""
+    queue = queue_of(("a", 5), ("b", 5))
+    entries = queue.of_tenant("a")
+
+    assert queue.newest_of("a", beyond_s=0.0035) == entries[3:]
+    assert queue.newest_of("a", beyond_s=1.0) == queue.newest_of("c", beyond_s=0.0) == []
+    assert queue.costs_s(lambda tenant_id: tenant_id == "b") == pytest.approx({"a": 0.005})
+
+
+@given(st.data())
+def test_order_of_a_tenant_is_kept_and_nothing_is_lost(data: st.DataObject) -> None:
+    """Whatever comes, is taken, put back, or removed."""
+    queue: FairQueue[Entry] = FairQueue(Known())
+    sent: defaultdict[str, list[Entry]] = defaultdict(list)
+    taken: defaultdict[str, list[Entry]] = defaultdict(list)
+    removed: set[int] = set()
+    names = st.sampled_from(["heavy", "light", "a", "b"])
+    for _ in range(data.draw(st.integers(1, 20))):
+        match data.draw(st.sampled_from(["append", "take", "put back", "remove", "take tenant"])):
+            case "append":
+                name, count = data.draw(names), data.draw(st.integers(0, 6))
+                entries = entries_of(name, count, first=len(sent[name]))
+                sent[name] += entries
+                queue.append(entries, 0.0)
+            case "take" | "put back" as what:
+                bounds = BatchBounds(data.draw(st.integers(1, 8)), 10**9, data.draw(st.sampled_from([0.001, 0.05])))
+                batch = queue.take(bounds)
+                assert len(batch) <= bounds.count
+                if what == "put back":
+                    queue.put_back(batch)
+                else:
+                    for entry in batch:
+                        taken[entry.chain].append(entry)
+            case "remove":
+                ids = {id(entry) for entry in queue if data.draw(st.booleans())}
+                removed |= ids
+                queue.remove(ids)
+            case _:
+                own = queue.of_tenant(name := data.draw(names))
+                assert own == [entry for entry in queue if entry.chain == name]
+                removed |= {id(entry) for entry in own}
+                queue.remove({id(entry) for entry in own})
+        assert len(queue) == len(list(queue))
+    for entry in queue.clear():
+        taken[entry.chain].append(entry)
+
+    assert len(queue) == 0
+    for name, entries in sent.items():
+        assert taken[name] == [entry for entry in entries if id(entry) not in removed]

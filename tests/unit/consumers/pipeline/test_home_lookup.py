@@ -1,0 +1,253 @@
+"""The lookup of a tenant's shard: how old the answer may be, and when the tenant is created."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any, cast
+
+import pytest
+from simulation.virtual_time import VirtualLoop
+from structlog.testing import capture_logs
+from support.queued_operations import queued_operation
+
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.pipeline.home_lookup import CHECK_INTERVAL_MAX_S, MOVING_RETRY_S, WAIT_MAX_S
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.shard_time import ShardTime
+from simplu_worker.shards.types import TenantNotMadeError
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Absence, HoldReason
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WAIT = timedelta(seconds=900)
+OVERDUE = NOW - WAIT - UNKNOWN_TENANT_MARGIN
+
+
+class NoTenant:
+    """A gateway that knows no tenant and records the lookups."""
+
+    def __init__(self) -> None:
+        self.ages: list[float] = []
+
+    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+        """Return that it is not registered."""
+        self.ages.append(absence_max_age_s)
+        return Absence.UNREGISTERED
+
+    def cached_shard_id(self, _tenant_id: str) -> str | None:
+        """Know nothing."""
+        return None
+
+    def last_applied_at(self, _shard_id: str) -> float:
+        """Report no batch of another reader."""
+        return 0.0
+
+    def time_of(self, _shard_id: str) -> ShardTime:
+        """Know nothing of what operations cost."""
+        return ShardTime()
+
+
+@pytest.mark.parametrize(
+    ("arrived_at", "first_age_s"),
+    [(NOW, ABSENCE_MAX_AGE_S), (OVERDUE + timedelta(milliseconds=1), ABSENCE_MAX_AGE_S), (OVERDUE, 0.0)],
+)
+async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
+    arrived_at: datetime, first_age_s: float
+) -> None:
+    """Its first answer may be seconds old; operations are given up only by a fresh one."""
+    gateway = NoTenant()
+    letters: list[DeadLetter] = []
+    async with running(gateway, letters) as dispatcher:
+        dispatcher.send([queued_operation(arrived_at=arrived_at)])
+        await eventually(lambda: len(gateway.ages) == 2 or bool(letters))
+    assert gateway.ages[0] == first_age_s
+    assert gateway.ages[1:] == ([] if letters else [0.0])
+    assert bool(letters) is (arrived_at <= OVERDUE)
+    assert dispatcher.pipeline.is_empty is bool(letters)
+
+
+@asynccontextmanager
+async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) -> AsyncIterator[Dispatcher]:
+    """Run the lookups of a dispatcher, which stores its dead letters in *letters*."""
+
+    async def store(stored: Sequence[DeadLetter]) -> None:
+        (letters if letters is not None else []).extend(stored)
+
+    dispatcher = Dispatcher(
+        "stream-shard-1",
+        cast("Any", gateway),
+        PrefetchMemory(2**20).open_quota(),
+        main=CheckpointTracker(),
+        tenant_wait=WAIT,
+        store_dead_letters=store,
+        reader=None,
+        draw=lambda: 0.0,
+        utc=lambda: NOW,
+    )
+    ending = asyncio.Event()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        dispatcher.pipeline.start(tasks, ending)
+        yield dispatcher
+        ending.set()
+
+
+class Maker(NoTenant):
+    """A gateway that knows tenants without a shard, creates those of *known* names, and applies their operations."""
+
+    def __init__(self, known: set[tuple[str, str]]) -> None:
+        super().__init__()
+        self._known = known
+        self.names: list[list[tuple[str, str]]] = []
+        self.applied: list[tuple[str, str]] = []
+
+    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+        """Return that it is registered, and on no shard."""
+        return Absence.NOT_HERE
+
+    async def provision_on_first_use(self, _tenant_id: str, names: Sequence[tuple[str, str]]) -> str:
+        """Make it on one shard."""
+        self.names.append(list(names))
+        if self._known.isdisjoint(names):
+            raise TenantNotMadeError("no such business")
+        return "shard-1"
+
+    async def apply(self, shard_id: str, operations: Sequence[Operation], *, claim: object = None) -> list[Outcome]:
+        """Apply them."""
+        self.applied += [(operation.tenant_id, shard_id) for operation in operations]
+        return [SUCCEEDED] * len(operations)
+
+
+class FoundSince(Maker):
+    """A gateway that does not know the tenant when its operation comes, and knows it when its lookup is due."""
+
+    def __init__(self) -> None:
+        super().__init__(set())
+        self._known_ids = iter([None])
+
+    def cached_shard_id(self, _tenant_id: str) -> str | None:
+        """Return nothing at first."""
+        return next(self._known_ids, "shard-1")
+
+    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+        """Refuse: the answer is known."""
+        raise AssertionError(absence_max_age_s)
+
+
+class Moving(Maker):
+    """A gateway whose tenant moves until it has been asked *count* times, and then is on a shard."""
+
+    def __init__(self, count: float) -> None:
+        super().__init__(set())
+        self._count = count
+        self.asked_at: list[float] = []
+
+    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Any:
+        """Return the shard, or that the tenant moves."""
+        self.asked_at.append(loop_time())
+        return Absence.MOVING if len(self.asked_at) <= self._count else "shard-2"
+
+
+def test_tenant_that_moves_is_asked_for_every_ten_milliseconds_and_goes_on_without_a_hold() -> None:
+    """A move pauses it for less than what an operation may wait in memory."""
+    gateway = Moving(20)
+
+    async def go() -> None:
+        async with running(gateway) as dispatcher:
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+            await eventually(lambda: dispatcher.pipeline.is_empty)
+            assert dispatcher.ownership.holds() == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(go())
+    pauses = [later - earlier for earlier, later in pairwise(gateway.asked_at)]
+    assert pauses == pytest.approx([MOVING_RETRY_S] * 20)
+    assert gateway.applied == [("b-l", "shard-2")]
+
+
+def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_often() -> None:
+    """Its mover was killed: the lookups go on, with back-off."""
+    gateway = Moving(float("inf"))
+
+    async def go() -> None:
+        async with running(gateway) as dispatcher:
+            began_at = loop_time()
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+            await eventually(lambda: bool(dispatcher.ownership.holds()))
+            held_at = loop_time()
+            assert held_at - began_at == pytest.approx(WAIT_MAX_S, abs=0.03)
+            assert [hold.reason for hold in dispatcher.ownership.holds()] == [HoldReason.MOVING]
+            await asyncio.sleep(2.0)
+            assert 0 < sum(at > held_at + MOVING_RETRY_S for at in gateway.asked_at) < 12
+
+    with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(go())
+    assert gateway.applied == []
+
+
+async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> None:
+    """With thousands of new tenants most are found for another reader while they wait in line."""
+    gateway = FoundSince()
+    async with running(gateway) as dispatcher:
+        dispatcher.send([queued_operation(arrived_at=NOW)])
+        await eventually(lambda: dispatcher.pipeline.is_empty)
+    assert gateway.applied == [("b-l", "shard-1")]
+
+
+async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> None:
+    """The gateway gets the business and location of the operations; then these go to the tenant's shard."""
+    maker = Maker({("b", "l")})
+    async with running(maker) as dispatcher:
+        dispatcher.send([queued_operation(arrived_at=NOW)])
+        await eventually(lambda: dispatcher.pipeline.is_empty)
+    assert (maker.names, maker.applied) == ([[("b", "l")]], [("b-l", "shard-1")])
+
+
+async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
+    """It stays `not_here`, the log has the reason, and the lookups go on with the names seen."""
+    maker = Maker(set())
+    with capture_logs() as logs:
+        async with running(maker) as dispatcher:
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+            await eventually(lambda: bool(dispatcher.ownership.holds()) and len(maker.names) > 1)
+    assert [hold.reason for hold in dispatcher.ownership.holds()] == [HoldReason.NOT_HERE]
+    (held,) = [line for line in logs if line["event"] == "tenant.held"]
+    assert (held["reason"], held["error"]) == ("not_here", "no such business")
+    assert maker.names[-1] == [("b", "l")]
+    assert maker.applied == []
+
+
+async def eventually(is_so: Callable[[], bool]) -> None:
+    """Wait until *is_so*."""
+    while not is_so():  # noqa: ASYNC110  # nothing to await
+        await asyncio.sleep(0.01)
+
+
+async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> None:
+    """An empty lookup has no periodic check: each added tenant wakes it."""
+    maker = Maker({("b", "l")})
+    async with running(maker) as dispatcher:
+        for come in range(1, 4):
+            await asyncio.sleep(2 * CHECK_INTERVAL_MAX_S if come == 1 else 0.0)
+            assert dispatcher.pipeline.lookup._next_check_s() is None
+            dispatcher.send([queued_operation(f"b-l-{come}")])
+            await eventually(lambda come=come: len(maker.applied) == come and dispatcher.pipeline.is_empty)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("has_tenant", [True, False])
+async def test_lookups_end_at_once_when_stopping(has_tenant: bool) -> None:  # noqa: FBT001  # a parameter of the test
+    """Whether they wait for the next check or for a tenant."""
+    async with running(Maker(set())) as dispatcher:
+        if has_tenant:
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+        await asyncio.sleep(0.05)
+        started = loop_time()
+    assert loop_time() - started < CHECK_INTERVAL_MAX_S / 2

@@ -1,0 +1,54 @@
+"""Which messages of paused tenants are hidden for long, and which of them are shown again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.receive import paused_messages
+from simplu_worker.consumers.sqs.receive.paused_messages import BEYOND_S, HIDDEN_S, RETURNED_AFTER_S, PausedMessages
+
+
+def message(number: int) -> Message:
+    """Return a message."""
+    sent_at = datetime(2026, 3, 1, tzinfo=UTC)
+    return Message(f"m-{number}", f"receipt-{number}", "{}", {}, sent_at, 1, None, None, None)
+
+
+@pytest.mark.parametrize(("paused_s", "hidden_s"), [(7 * HIDDEN_S, HIDDEN_S), (90.0, 90.0)])
+def test_message_is_hidden_for_as_long_as_the_pause_lasts_or_half_an_hour(paused_s: float, hidden_s: float) -> None:
+    """A longer time would keep it hidden after a resume where its replica was killed."""
+    assert PausedMessages().add("a-x", message(1), paused_s=paused_s, now=0.0) == hidden_s
+
+
+def test_messages_are_shown_that_are_hidden_and_have_not_come_back() -> None:
+    """Not one that is still being returned: it would be hidden after that."""
+    paused = PausedMessages()
+    for number, at in enumerate((0.0, HIDDEN_S, HIDDEN_S + 1.0)):
+        paused.add("a-x", message(number), paused_s=1e6, now=at)
+    paused.add("b-x", message(3), paused_s=1e6, now=HIDDEN_S)
+
+    assert paused.take("a-x", now=HIDDEN_S + RETURNED_AFTER_S) == [message(1)]
+    assert (len(paused), paused.tenants) == (2, ["a-x", "b-x"])
+    assert paused.take("a-x", now=HIDDEN_S + 1.0 + RETURNED_AFTER_S) == [message(2)]
+    assert (len(paused), paused.tenants) == (1, ["b-x"])
+
+
+def test_message_that_comes_back_is_remembered_once() -> None:
+    """With its newest receipt."""
+    paused = PausedMessages()
+    paused.add("a-x", message(1), paused_s=1e6, now=0.0)
+    paused.add("a-x", message(1), paused_s=1e6, now=HIDDEN_S)
+    assert len(paused) == 1
+    paused.forget_returned(now=2 * HIDDEN_S)
+    assert (len(paused), paused.tenants) == (0, [])
+
+
+def test_few_of_the_messages_that_a_queue_may_hide_are_hidden_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others come back soon: those of other tenants among them are received."""
+    monkeypatch.setattr(paused_messages, "HIDDEN_MAX", 2)
+    paused = PausedMessages()
+    assert [paused.add("a-x", message(n), paused_s=1e6, now=0.0) for n in range(3)] == [HIDDEN_S, HIDDEN_S, BEYOND_S]
+    assert len(paused) == 2

@@ -1,0 +1,213 @@
+"""How many messages in hand a tenant may have while its messages wait, and for how long the others are put back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.aws.sqs_messages import message
+
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_MAX_S, SlotShare
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, Verdict
+
+SLOTS = 16  # a tenant that waits may have four, all of them eight
+HOLD = RetryHeld(1.0)
+
+
+def tenant_of(one: Message) -> str | None:
+    """Return the tenant of a message, the first letter of its id; `x` has none."""
+    return None if one.message_id.startswith("x") else one.message_id[0]
+
+
+def share(*, is_fifo: bool = False) -> SlotShare:
+    """Return the share of a queue."""
+    return SlotShare(SLOTS, tenant_of, is_fifo=is_fifo)
+
+
+def some(tenant: str, count: int, *, group: str | None = None, receive_count: int = 1) -> list[Message]:
+    """Return messages of a tenant; a group of its own for each without *group*."""
+    start = group or "0"
+    return [
+        message(f"{tenant}{start}{number}", group=group or f"{tenant}{number}", receive_count=receive_count)
+        for number in range(count)
+    ]
+
+
+def ids(messages: Sequence[Message]) -> list[str]:
+    """Return the ids of *messages*."""
+    return [one.message_id for one in messages]
+
+
+def bounded(
+    of: SlotShare, call: Sequence[Message], in_hand: Sequence[Message], verdict: Verdict = HOLD, *, now: float = 0.0
+) -> list[Verdict]:
+    """Return the verdicts on a call that are left of the same verdict on each message."""
+    return of.bounded(call, [verdict] * len(call), in_hand, now=now, draw=0.0)
+
+
+def test_share_is_all_slots_for_a_tenant_that_does_not_wait() -> None:
+    """However much it has: nothing was held, or too little."""
+    own, many = share(), some("a", SLOTS)
+    assert own.over_share(many, many, now=0.0) == []
+    assert bounded(own, many, many, Done()) == [Done()] * SLOTS
+    assert bounded(own, many[:1], many) == [HOLD]  # less than a tenth
+    assert own.over_share(many, many, now=0.0) == []
+
+
+def test_share_is_a_quarter_for_a_tenant_that_waits() -> None:
+    """What is to be held beyond it returns; so does what was not begun, the last ones first."""
+    own, waiting, quiet = share(), some("a", 6), some("b", 6)
+    verdicts = bounded(own, waiting[:4], [*waiting, *quiet])
+    assert [type(verdict) for verdict in verdicts] == [RetryHeld, RetryHeld, ReturnToQueue, ReturnToQueue]
+
+    fresh = some("a", 3, group="g")
+    in_hand = [*waiting[:2], *waiting[4:], *fresh, *quiet]
+    assert ids(own.over_share([*fresh, *quiet], in_hand, now=0.0)) == ids(fresh)
+
+
+def test_tenant_waits_with_messages_that_are_in_hand_for_long() -> None:
+    """Though none was held: where slots are short, others wait for them."""
+    own, many = share(), some("a", SLOTS)
+    own.note_late(ids(many[:2]))
+    assert ids(own.over_share(many[8:], many, now=0.0)) == ids(many[8:])
+
+
+def test_share_counts_no_message_without_a_tenant() -> None:
+    """Such as all of the control queue: they wait as before."""
+    own, waiting = share(), some("x", SLOTS)
+    assert bounded(own, waiting, waiting) == [HOLD] * SLOTS
+    assert own.over_share(waiting, waiting, now=0.0) == []
+
+
+@pytest.mark.parametrize(("tenants", "expected"), [("a", 4), ("ab", 4), ("abcd", 2), ("abcdefgh", 1)])
+def test_tenants_that_wait_share_half_of_the_slots(tenants: str, expected: int) -> None:
+    """Each has the same part of it."""
+    own = share()
+    in_hand = [one for tenant in tenants for one in some(tenant, SLOTS // len(tenants))]
+    verdicts = bounded(own, in_hand, in_hand)
+    kept = Counter(tenant_of(one) for one, verdict in zip(in_hand, verdicts, strict=True) if verdict == HOLD)
+    assert kept == dict.fromkeys(tenants, expected)
+
+
+def test_tenants_that_wait_have_half_of_the_slots_though_each_has_one() -> None:
+    """Where there are more of them than that, the rest returns."""
+    own = share()
+    in_hand = [one for tenant in "abcdefghijkl" for one in some(tenant, 1)]
+    assert Counter(map(type, bounded(own, in_hand, in_hand))) == {RetryHeld: 8, ReturnToQueue: 4}
+
+
+def test_group_of_a_fifo_queue_returns_as_a_whole() -> None:
+    """Its messages in hand count with the first one: no more groups return than have to."""
+    own = share(is_fifo=True)
+    groups = [some("a", 3, group=name) for name in "pqrs"]
+    in_hand = [one for group in groups for one in group]
+    call = [group[0] for group in groups]
+    verdicts = bounded(own, call, in_hand)
+    assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, ReturnToQueue, ReturnToQueue]
+
+
+def test_message_with_its_last_receive_stays_in_hand_with_its_group() -> None:
+    """SQS would move it to another queue in place of its next receive."""
+    own = share(is_fifo=True)
+    own.max_receive_count = 2
+    waiting, last = some("a", 8), some("a", 2, group="g", receive_count=2)
+    in_hand = [*waiting, *last]
+    assert bounded(own, last[:1], in_hand) == [HOLD]
+    assert ids(own.over_share(in_hand, in_hand, now=0.0)) == ids(waiting[2:])
+
+
+def test_tenant_counts_as_waiting_until_its_messages_are_back() -> None:
+    """Else it would take all slots again, time after time."""
+    own, waiting, again = share(), some("a", 8), some("a", 8, group="g")
+    bounded(own, waiting, waiting)
+    assert len(own.over_share(again, again, now=10.0)) == 4
+    assert own.over_share(again, again, now=100.0) == []
+
+
+def test_tenants_are_named_once_while_their_messages_are_put_back() -> None:
+    """Those of half a minute together; again only after they did not wait any more."""
+    own, many = share(), [*some("a", 6), *some("b", 6)]
+    bounded(own, many, many)
+    assert own.begun(now=0.0) == ["a", "b"]
+    bounded(own, many, many, now=1.0)
+    assert own.begun(now=100.0) == ()
+    later = some("c", 6)
+    bounded(own, later, later, now=10_000.0)
+    bounded(own, many, many, now=10_000.0)
+    assert own.begun(now=10_000.0) == ["a", "b", "c"]
+    bounded(own, many, many, now=20_000.0)
+    assert own.begun(now=10_029.0) == ()
+    assert own.begun(now=10_030.0) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("receive_count", "expected"), [(1, (5, 10)), (2, (10, 20)), (4, (40, 80)), (6, (120, 240)), (1000, (120, 240))]
+)
+def test_message_is_put_back_for_longer_each_time(receive_count: int, expected: tuple[int, int]) -> None:
+    """Up to four minutes, and spread: it is received again about once in three minutes."""
+    own, one = share(), message("a", receive_count=receive_count)
+    delays_s = [own.put_back_s(one, now=0.0, draw=0.3) for _ in range(100)]
+    lowest, highest = expected
+    assert lowest <= min(delays_s) < lowest * 1.05
+    assert highest * 0.95 < max(delays_s) < highest <= PUT_BACK_MAX_S
+
+
+def test_hold_that_is_longer_than_the_put_back_stays_as_long() -> None:
+    """What a dependency asked for is no less for that."""
+    own, waiting = share(), some("a", 8)
+    assert ReturnToQueue(60) in bounded(own, waiting, waiting, RetryHeld(59.5))
+
+
+def test_tenant_has_what_others_that_wait_do_not_need() -> None:
+    """Many tenants with an event each leave it its quarter."""
+    own = share()
+    in_hand = [*some("a", 8), *(one for tenant in "bcd" for one in some(tenant, 1))]
+    verdicts = bounded(own, in_hand, in_hand)
+    assert [type(verdict) for verdict in verdicts] == [RetryHeld] * 4 + [ReturnToQueue] * 4 + [RetryHeld] * 3
+
+
+def verdicts_by_tenant(in_hand: Sequence[Message], verdicts: Sequence[Verdict], kind: type[Verdict]) -> Counter[str]:
+    """Return how many of one kind each tenant has."""
+    pairs = zip(in_hand, verdicts, strict=True)
+    return Counter(one.message_id[0] for one, verdict in pairs if isinstance(verdict, kind))
+
+
+@given(st.lists(st.sampled_from("abcdefghx"), max_size=60))
+def test_share_is_fair_and_no_smaller_than_it_has_to_be(tenants: list[str]) -> None:
+    """Nobody has more than one of whose messages some returned, and these have all that there is."""
+    own = share()
+    in_hand = [message(f"{tenant}{number}") for number, tenant in enumerate(tenants)]
+
+    verdicts = bounded(own, in_hand, in_hand)
+
+    kept = verdicts_by_tenant(in_hand, verdicts, RetryHeld)
+    returned = verdicts_by_tenant(in_hand, verdicts, ReturnToQueue)
+    assert "x" not in returned
+    del kept["x"]
+    assert kept.total() <= SLOTS // 2
+    for tenant in returned:
+        assert kept[tenant] == max(kept.values()) <= SLOTS // 4
+        assert kept[tenant] == SLOTS // 4 or kept.total() + len(returned) > SLOTS // 2
+
+
+@given(
+    hands=st.lists(st.tuples(st.sampled_from("abcx"), st.integers(0, 5), st.booleans()), max_size=40),
+    is_fifo=st.booleans(),
+)
+def test_share_changes_only_holds_of_tenants_that_wait(hands: list[tuple[str, int, bool]], *, is_fifo: bool) -> None:
+    """What is done stays done, in a FIFO queue and in a standard one."""
+    own = share(is_fifo=is_fifo)
+    in_hand = [
+        message(f"{tenant}{number}", group=f"{tenant}{group}") for number, (tenant, group, _) in enumerate(hands)
+    ]
+    verdicts: list[Verdict] = [HOLD if is_held else Done() for *_, is_held in hands]
+
+    after = own.bounded(in_hand, verdicts, in_hand, now=0.0, draw=0.5)
+
+    assert [kept for kept in after if kept == Done()] == [verdict for verdict in verdicts if verdict == Done()]
+    counts, held = Counter(map(tenant_of, in_hand)), verdicts_by_tenant(in_hand, verdicts, RetryHeld)
+    assert all(counts[one] <= 10 * held[one] for one in verdicts_by_tenant(in_hand, after, ReturnToQueue))

@@ -1,0 +1,64 @@
+"""Ids are read from records that are no JSON, as a decoder would read them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.operations.readable_members import READ_MAX_BYTES, readable_members
+
+NAMES = ("businessId", "requestId")
+
+
+def read(record: bytes) -> dict[str, Any]:
+    """Return the read members, decoded."""
+    return {name: json.loads(bytes(raw)) for name, raw in readable_members(record, NAMES).items()}
+
+
+@pytest.mark.parametrize(
+    ("record", "members"),
+    [
+        (b"", {}),
+        (b"no JSON", {}),
+        (b'{"businessId": "a", "requestId": "r"', {"businessId": "a", "requestId": "r"}),
+        (b'{"businessId":"a","requestId":"r', {"businessId": "a"}),
+        (b'{"businessId":"a","requestId":"', {"businessId": "a"}),
+        (b'{"businessId": "a", "data": {"x": 1,}, "requestId": "r",}', {"businessId": "a", "requestId": "r"}),
+        (b'{"data": {"businessId": "inner"}, "businessId": "a" oops', {"businessId": "a"}),
+        (b'{"data": [{"businessId": "inner"}', {}),
+        (b'{"data": "\\"businessId\\": \\"quoted\\"", "requestId": "r",}', {"requestId": "r"}),
+        (b'{"note": "businessId", "requestId": "r"', {"requestId": "r"}),
+        (b'{"note": "requestId" : "r"', {}),
+        (b'{"businessId": 7, "requestId": null,}', {}),
+        (b'{"businessId": "a", "businessId": "b",}', {"businessId": "b"}),
+        (b'\xff{"requestId": "r\\u00e9"', {"requestId": "r\u00e9"}),
+        (b'{"other": "' + b"x" * READ_MAX_BYTES + b'", "requestId": "r",}', {}),
+    ],
+)
+def test_members_are_read_as_far_as_the_text_is_one_of_json(record: bytes, members: dict[str, str]) -> None:
+    """Only texts of the outermost object, and not those of its documents."""
+    assert read(record) == members
+
+
+@given(
+    members=st.dictionaries(
+        st.sampled_from([*NAMES, "data", "other"]),
+        st.recursive(
+            st.none() | st.integers() | st.text(),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2),
+            max_leaves=8,
+        ),
+    ),
+    is_ascii=st.booleans(),
+)
+def test_members_of_a_record_with_a_comma_too_many_are_those_without_it(
+    members: dict[str, Any], *, is_ascii: bool
+) -> None:
+    """Whatever the rest of the record is."""
+    record = json.dumps(members, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")[:-1] + b",}"
+
+    assert read(record) == {name: members[name] for name in NAMES if isinstance(members.get(name), str)}

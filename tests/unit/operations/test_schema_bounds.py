@@ -1,0 +1,105 @@
+"""What a schema may be: it refers to itself alone, and comparing a document with it takes bounded time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from simplu_worker.operations.schema_bounds import (
+    PATTERNS_MAX,
+    SCHEMA_MAX_BYTES,
+    VISITS_MAX,
+    InvalidSchemaError,
+    check_bounds,
+)
+
+ROOT = {"$ref": "#"}
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Return a schema of which each definition leads twice to the next one."""
+    definitions: dict[str, Any] = {
+        f"d{number}": {"anyOf": [{"$ref": f"#/$defs/d{number + 1}"}, {"allOf": [{"$ref": f"#/$defs/d{number + 1}"}]}]}
+        for number in range(length)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**definitions, f"d{length}": {}}}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """Return a schema with so many levels of `not`."""
+    schema: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        schema = {"not": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": ROOT}},
+        {"items": ROOT, "additionalProperties": ROOT, "prefixItems": [ROOT]},
+        {"properties": {"left": {"properties": {"next": ROOT}}, "right": {"properties": {"next": ROOT}}}},
+        {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"items": {"$ref": "#/$defs/b"}}}},
+        {"properties": {"a": {"$ref": "#here"}}, "$anchor": "here"},
+        {"properties": {"a": {"$dynamicRef": "#here"}}, "$dynamicAnchor": "here"},
+        {"$ref": "#/properties/a%20~1b", "properties": {"a /b": {}}},
+        {"$ref": "#/$defs/yes", "$defs": {"yes": True}},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://simplu.example/patient"},
+        {"const": {"$ref": "http://simplu.example/x"}},  # a value
+        {"properties": {"a": {"anyOf": [{} for _ in range(VISITS_MAX - 1)]}}},
+        {"properties": {f"p{number}": {"pattern": "a"} for number in range(PATTERNS_MAX)}},
+        deep(100),
+        chain(7),
+    ],
+)
+def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(schema: dict[str, Any]) -> None:
+    """Recursive ones too, where one way leads back."""
+    check_bounds(schema)
+
+
+@pytest.mark.parametrize(
+    ("place", "schema"),
+    [
+        ("#/$ref", {"$ref": "http://simplu.example/x"}),
+        ("#/properties/a~1b/$ref", {"properties": {"a/b": {"$ref": "file:///etc/passwd"}}}),
+        ("#/items/$dynamicRef", {"items": {"$dynamicRef": "other.json#a"}}),
+        ("#/$ref", {"$ref": "#/$defs/none"}),
+        ("#/$ref", {"$ref": "#/const", "const": {}}),
+        ("#/$ref", {"$ref": 5}),
+        ("#/properties/a/$id", {"properties": {"a": {"$id": "x"}}}),
+        ("#/$schema", {"$schema": "http://json-schema.org/draft-07/schema#"}),
+        ("#", ROOT),
+        ("#/$defs/a", {"$defs": {"a": {"allOf": [{"not": {"$ref": "#/$defs/a"}}]}}}),
+        ("#", {"anyOf": [{"properties": {"a": ROOT}}, {"properties": {"a": ROOT}}]}),
+        ("#", {"patternProperties": {"a": ROOT, "b": ROOT}}),
+        ("#", {"properties": {"a": ROOT}, "patternProperties": {"b": ROOT}}),
+        ("#", {"items": ROOT, "contains": ROOT}),
+        ("#/$defs/d25", chain(25)),
+        ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(VISITS_MAX)]}}}),
+        ("#/patternProperties", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX + 1)}}),
+        ("#", {"enum": ["x" * SCHEMA_MAX_BYTES]}),
+        ("#", deep(101)),
+    ],
+)
+def test_schema_is_refused_with_its_place_when_it_refers_elsewhere_or_costs_too_much(
+    place: str, schema: dict[str, Any]
+) -> None:
+    """The message begins with the place in the schema."""
+    with pytest.raises(InvalidSchemaError) as refused:
+        check_bounds(schema)
+
+    assert str(refused.value).startswith(f"{place}: expected ")
+
+
+def test_names_are_those_of_properties_at_every_depth() -> None:
+    """A finding may show them."""
+    schema = {
+        "properties": {"a": {"items": {"properties": {"b": {}}}}},
+        "required": ["c"],
+        "patternProperties": {"d": {}},
+        "$defs": {"e": {"properties": {"f": True}}},
+        "prefixItems": [{}],
+    }
+
+    assert check_bounds(schema) == {"a", "b", "f"}

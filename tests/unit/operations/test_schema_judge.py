@@ -1,0 +1,201 @@
+"""Judging documents by a schema: what is found, in words of the schema alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simplu_worker.operations.business_types import BusinessType, ResourceType, Validation
+from simplu_worker.operations.schema_judge import (
+    EXPLAINED_MAX_BYTES,
+    JUDGED_MAX_BYTES,
+    TOO_LARGE,
+    UNFIT,
+    UNREADABLE,
+    Finding,
+    Schema,
+    count_findings,
+    find_schema_problem,
+    judges_of,
+)
+
+SECRET = "Secret"
+NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "document", "line"),
+    [
+        ({"properties": {"a": {"$ref": "#/$defs/n"}}, **NUMBER}, {"a": SECRET}, "$defs/n/type: number or null at /a"),
+        ({"properties": {"a": {"$ref": "#/$defs/n"}}, **NUMBER}, {"a": 7}, "$defs/n/maximum: at most 5 at /a"),
+        ({"required": ["a"]}, {SECRET: 1}, 'required: the member "a"'),
+        ({"additionalProperties": False}, {SECRET: 1}, "additionalProperties: no other members than those named"),
+        ({"additionalProperties": {"type": "string"}}, {SECRET: 1}, "additionalProperties/type: string"),
+        ({"properties": {"a": {"items": {"enum": ["b", 1]}}}}, {"a": [1, SECRET]}, None),
+        ({"properties": {"a/b": {"const": "x"}}}, {"a/b": SECRET}, 'properties/a~1b/const: "x" at /a~1b'),
+        (
+            {"properties": {"a": {"pattern": "^x"}}},
+            {"a": SECRET},
+            'properties/a/pattern: a text that matches "^x" at /a',
+        ),
+        ({"properties": {"a": {"minLength": 9}}}, {"a": SECRET}, "properties/a/minLength: at least 9 characters at /a"),
+        ({"properties": {"a": {"anyOf": [{"type": "null"}]}}}, {"a": SECRET}, None),
+        ({"properties": {"a": False}}, {"a": SECRET}, "properties/a: no value here at /a"),
+        ({"propertyNames": {"maxLength": 1}}, {SECRET: 1}, "propertyNames/maxLength: at most 1 characters"),
+        ({"dependentRequired": {"a": ["b"]}}, {"a": SECRET}, 'dependentRequired: the member "b"'),
+        ({"not": {"required": ["a"]}}, {"a": SECRET}, "not: a value that does not fit the schema"),
+        ({"if": {}, "then": {"minProperties": 2}}, {SECRET: 1}, "then/minProperties: at least 2 members"),
+        ({"properties": {"a": {"enum": ["x" * 300]}}}, {"a": SECRET}, None),
+    ],
+)
+def test_finding_has_the_place_and_the_words_of_the_schema(
+    schema: dict[str, Any], document: dict[str, Any], line: str | None
+) -> None:
+    """Neither a value of the document nor a name that the schema does not have is in it, and it is short."""
+    found = Schema(schema).judge(json.dumps(document).encode())
+
+    assert found is not None
+    assert SECRET not in str(found)
+    assert len(str(found)) < 300
+    if line is not None:
+        place, _, expected = line.partition(": ")
+        assert str(found) == f"#/{place}: expected {expected}"
+
+
+def test_format_is_an_annotation() -> None:
+    """As in draft 2020-12 itself."""
+    assert Schema({"properties": {"a": {"format": "email"}}}).judge(b'{"a": "no address"}') is None
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'{"a": 1e400}', None),  # no float
+        (b'{"a": -1e-400}', Finding("#/properties/a/minimum", "at least 0", "/a")),
+        (b'{"a": 19.99}', None),
+        (b'{"a": 19.995}', Finding("#/properties/a/multipleOf", "a multiple of 0.01", "/a")),
+        (b'{"a": 1, "a": "b"}', Finding("#/properties/a/type", "number", "/a")),
+        (b'{"a": "\\ud800"}', UNREADABLE),
+        (b'{"a": 1}' + b" " * JUDGED_MAX_BYTES, TOO_LARGE),
+    ],
+)
+def test_document_is_judged_by_its_exact_text(text: bytes, found: Finding | None) -> None:
+    """Of two members with one name the last counts, as for Postgres."""
+    schema = Schema({"properties": {"a": {"type": "number", "minimum": 0, "multipleOf": 0.01}}})
+    assert schema.judge(text.replace(b"-1e-400", b"-1E-300")) == found
+
+
+def test_large_document_is_not_explained_behind_alternatives() -> None:
+    """The errors of all of them would be collected, for seconds."""
+    alternatives = Schema(
+        {"properties": {"a": {"anyOf": [{"items": {"type": "null"}}, {"items": {"type": "string"}}]}}}
+    )
+    plain = Schema({"properties": {"a": {"items": {"type": "null"}}}})
+    small, large = (b'{"a": [' + b",".join([b"1"] * count) + b"]}" for count in (2, EXPLAINED_MAX_BYTES))
+
+    assert [alternatives.judge(one) for one in (small, large)] == [
+        Finding("#/properties/a/anyOf", "a value that fits one of the schemas", "/a"),
+        UNFIT,
+    ]
+    assert plain.judge(large) == Finding("#/properties/a/items/type", "null", "/a/0")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("ab"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text("ab", max_size=1), inner),
+    )
+)
+def test_document_that_fits_has_no_finding(document: Any) -> None:
+    """The schema has every value, by types and recursion, so there is nothing to find."""
+    anything = {
+        "type": ["object", "array", "string", "number", "boolean", "null"],
+        "additionalProperties": {"$ref": "#"},
+        "items": {"$ref": "#"},
+    }
+    assert Schema(anything).judge(json.dumps(document).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": "object"}, None),
+        (
+            {"properties": {"a": {"pattern": "(a)\\1"}}},
+            "#/properties/a/pattern: expected a pattern without look-around",
+        ),
+        ({"properties": {"a": {"pattern": "(?=a)"}}}, "#/properties/a/pattern: expected a pattern without look-around"),
+        ({"properties": {"a": {"pattern": "(.{1000}){1000}"}}}, "#/properties/a/pattern: expected a pattern"),
+        ({"properties": {"a": {"type": "text"}}}, "#/properties/a/type: "),
+        ({"properties": 3}, "#/properties: "),
+        ({"minimum": "a"}, "#/minimum: "),
+        ({"$ref": "http://127.0.0.1:1/x"}, "#/$ref: expected the place of a subschema of the same schema"),
+    ],
+)
+def test_problem_of_a_schema_begins_with_its_place(schema: dict[str, Any], problem: str | None) -> None:
+    """None for a schema that can be used."""
+    found = find_schema_problem(schema)
+
+    assert (found is None) == (problem is None)
+    assert (found or "").startswith(problem or "")
+
+
+def test_findings_are_counted_by_their_place() -> None:
+    """Documents that fit are not counted."""
+    schema = Schema({"properties": {"a": {"type": "string"}}, "required": ["a"]})
+    documents = [b'{"a": "x"}', b'{"a": 1}', b'{"a": 2}', b"{}"]
+
+    assert count_findings(schema, documents) == Counter({"#/properties/a/type": 2, "#/required": 1})
+
+
+def resource_type(name: str, validation: Validation, schema: dict[str, Any] | None, **more: Any) -> ResourceType:
+    """Return a resource type."""
+    return ResourceType(name, validation=validation, schema=schema, **more)
+
+
+def test_judges_are_those_of_types_with_validation_and_a_sound_schema() -> None:
+    """By all names; a schema with a problem takes the judge of its own type alone."""
+    types = [
+        resource_type("patient", Validation.ENFORCE, {"type": "object"}, also_named=["client"]),
+        resource_type("room", Validation.WARN, {}),
+        resource_type("off", Validation.OFF, {"type": "nonsense"}),
+        resource_type("none", Validation.WARN, None),
+        resource_type("bad", Validation.ENFORCE, {"type": "nonsense"}),
+    ]
+
+    judges, problems = judges_of(BusinessType("dental", {}, "dentist", types))
+
+    assert {name: (one.resource_type, one.refuses) for name, one in judges.items()} == {
+        "patient": ("patient", True),
+        "client": ("patient", True),
+        "room": ("room", False),
+    }
+    assert [problem.split(": ")[:2] for problem in problems] == [["none", "#"], ["bad", "#/type"]]
+
+
+KEYWORDS = [
+    *("properties", "items", "prefixItems", "anyOf", "allOf", "oneOf", "not", "if", "then", "$ref", "$defs", "type"),
+    *("$anchor", "$id", "$schema", "$dynamicRef", "patternProperties", "additionalProperties", "enum", "required"),
+    *("dependentSchemas", "unevaluatedProperties", "contains", "minimum", "pattern", "multipleOf", "const", "format"),
+]
+made_up = st.recursive(
+    st.sampled_from([True, False, 0, -1, 0.5, "#", "#/$defs/a", "a", "(", "object", None]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*KEYWORDS, "a", "~/"]), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYWORDS), made_up, max_size=5), made_up)
+def test_schema_of_any_form_has_a_problem_or_judges(schema: dict[str, Any], document: Any) -> None:
+    """Nothing else is raised, whatever an operator writes."""
+    if find_schema_problem(schema) is None:
+        found = Schema(schema).judge(json.dumps(document).encode())
+        assert found is None or found.schema_path.startswith("#")

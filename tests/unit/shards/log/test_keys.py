@@ -1,0 +1,83 @@
+"""Ids as keys of the log."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.log.keys import KIND_CODES, key_of_id, keys_of_ids
+from simplu_worker.vocabulary import OperationKind
+
+ID = "0123abcd-89ab-cdef-0123-456789abcdef"
+DIGITS = "0123abcd89abcdef0123456789abcdef"
+
+
+def id_of(key: str) -> str:
+    """Return the id of a key, as `simplu_id` does."""
+    return str(UUID(hex=key[2:])) if key.startswith("01") else bytes.fromhex(key[2:]).decode()
+
+
+@pytest.mark.parametrize("text", [ID, "0" * 8 + "-0000-0000-0000-" + "0" * 12, "f" * 8 + "-ffff-ffff-ffff-" + "f" * 12])
+def test_uuid_in_its_usual_form_is_16_bytes(text: str) -> None:
+    """Behind the byte that says so."""
+    assert key_of_id(text) == "01" + text.replace("-", "")
+    assert len(bytes.fromhex(key_of_id(text))) == 17
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ID.upper(),
+        ID.replace("a", "A", 1),
+        DIGITS,  # two ids must not have one key
+        f"{{{ID}}}",
+        f"urn:uuid:{ID}",
+        ID[:-1],
+        f"{ID}0",
+        f"{ID}\n",
+        f" {ID[1:]}",
+        ID.replace("-", "_"),
+        ID.replace("-", "0"),
+        ID.replace("0", "g", 1),
+        ID.replace("9", "-", 1),
+        ID.replace("0", "٠"),  # a digit, but no byte of a UUID
+        ID[:-1] + "é",
+        "-" * 36,
+        "r1",
+        "order-7:1",
+        "",
+        "ж" * 36,
+        "😀",
+    ],
+)
+def test_any_other_id_is_its_utf_8(text: str) -> None:
+    """Also what means the same UUID: the text has to come back as it was sent."""
+    assert key_of_id(text) == "02" + text.encode().hex()
+
+
+@given(st.one_of(st.uuids().map(str), st.text(max_size=300), st.from_regex(r"\A[0-9a-gA-F-]{36}\Z")))
+@example(ID)
+def test_key_is_that_of_one_id_alone(text: str) -> None:
+    """The id comes back from its key."""
+    assert id_of(key_of_id(text)) == text
+
+
+@given(st.lists(st.one_of(st.uuids().map(str), st.just(""), st.text(max_size=40), st.just(f"{ID}\n{ID}"))))
+@example([])
+@example([ID, ID])
+@example([f"{ID}\n{ID}"])
+@example([ID, "", ID])
+def test_keys_of_a_batch_are_those_of_each_id(texts: list[str]) -> None:
+    """An empty text, as an operation without a resource has, has none."""
+    assert keys_of_ids(texts) == [key_of_id(text) if text else "" for text in texts]
+
+
+def test_kinds_have_codes_of_one_letter() -> None:
+    """In lower case, as capitals say that another operation took a row's key; `m` is no operation."""
+    codes = list(KIND_CODES.values())
+    assert KIND_CODES.keys() == set(OperationKind)
+    assert len({*codes, "m"}) == len(OperationKind) + 1
+    assert all(len(code) == 1 and code.islower() for code in codes)

@@ -1,0 +1,145 @@
+"""What may be asked, and where: the first word of a statement, its columns, the servers of a shard."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.connector import TargetSessionAttrs
+from simplu_worker.shards.questions.statement import (
+    KEYWORDS,
+    bounded,
+    column_problem,
+    first_word,
+    is_question,
+    reader_addresses,
+    without_end,
+)
+
+PRIMARY, STANDBY = TargetSessionAttrs.PRIMARY, TargetSessionAttrs.STANDBY
+BLANKS = st.lists(
+    st.sampled_from([" ", "\n", "\t", "(", "-- DELETE ' /*\n", "--\r", "/* DROP */", "/*/* -- */ \n' ; */"])
+).map("".join)
+
+
+@pytest.mark.parametrize(
+    ("statement", "word"),
+    [
+        ("SELECT 1", "SELECT"),
+        ("select*from t", "select"),
+        ("((VALUES (1)))", "VALUES"),
+        ("-- SELECT\nDELETE FROM t", "DELETE"),
+        ("/* SELECT */ DO $$ $$", "DO"),
+        ("/* a /* b */ SELECT */ COPY t TO STDOUT", "COPY"),
+        ("/* never closed SELECT 1", ""),
+        ("/*/ SELECT 1 */ SET a = 1", "SET"),
+        ("-- SELECT 1", ""),
+        ("", ""),
+        (" ; SELECT 1", ""),
+        ("'SELECT'", ""),
+    ],
+)
+def test_first_word_is_behind_blanks_comments_and_parentheses(statement: str, word: str) -> None:
+    """Comments nest, as in Postgres; one that does not end has all that follows."""
+    assert first_word(statement) == word
+
+
+@given(
+    before=BLANKS, word=st.sampled_from([*KEYWORDS, "with", "Table"]), rest=st.sampled_from([" x", "(1)", "'a'", ""])
+)
+def test_statement_is_a_question_by_its_first_word(before: str, word: str, rest: str) -> None:
+    """Whatever stands before it, in capitals or not; a longer word is another one."""
+    assert is_question(f"{before}{word}{rest}")
+    assert not is_question(f"{before}{word}s{rest}")
+    assert not is_question(f"{before}DO {word}{rest}")
+
+
+@pytest.mark.parametrize(
+    "text", ["questions.sql", "select.sql", "with-limits.sql", "values/1.sql", "select_2", "table1"]
+)
+def test_name_of_a_file_is_told_from_a_statement_where_that_is_possible(text: str) -> None:
+    """A file that exists is read in any case (`read_statement`)."""
+    assert is_question(text) == (text in {"select.sql", "with-limits.sql", "values/1.sql"})
+
+
+@pytest.mark.parametrize(
+    ("columns", "as_json", "problem"),
+    [
+        (["a", "b"], True, None),
+        (["a", "a"], False, None),
+        (["a", "b", "a"], True, "got a twice; use AS"),
+        ([], False, "got one that returns none"),
+        ([], True, "got one that returns none"),
+    ],
+)
+def test_columns_have_different_names_in_json_objects(
+    columns: list[str], *, as_json: bool, problem: str | None
+) -> None:
+    """Programs keep one of two members with one name."""
+    found = column_problem(columns, as_json=as_json)
+    assert (found is None) == (problem is None)
+    assert (problem or "") in (found or "")
+
+
+def test_bounded_statement_has_the_statement_on_lines_of_its_own() -> None:
+    """A comment at its end must not swallow what follows; its semicolon goes, as a subquery has none."""
+    text = bounded("SELECT 1 AS a -- one\n ;; \n", 2, as_json=False, row_count=3, byte_count=9)
+    assert "FROM (\nSELECT 1 AS a -- one\n        ) AS answer (c1, c2) LIMIT 3" in text
+    assert "ARRAY[answer.c1::pg_catalog.text, answer.c2::pg_catalog.text] AS cells" in text
+    assert "byte_count <= 9 " in text
+    assert ") AS answer LIMIT 1" in bounded("SELECT 1", 1, as_json=True, row_count=1, byte_count=1)
+    assert without_end("SELECT ';' ; ") == "SELECT ';'"
+
+
+def address(hosts: str, options: str = "") -> ShardAddress:
+    """Return the address of a shard on *hosts*."""
+    return ShardAddress("shard-1", f"postgresql://worker:secret@{hosts}/db{options}")
+
+
+@pytest.mark.parametrize(
+    ("named", "standby", "target", "expected"),
+    [
+        (address("a"), None, PRIMARY, ["a/db"]),
+        (address("a", "?target_session_attrs=any"), None, PRIMARY, ["a/db?target_session_attrs=any"]),
+        (address("a,b"), None, PRIMARY, ["a,b/db?target_session_attrs=primary"]),
+        (address("a,b"), None, STANDBY, ["a,b/db?target_session_attrs=standby"]),
+        (
+            address("a", "?target_session_attrs=read-write&sslmode=require"),
+            address("b"),
+            PRIMARY,
+            ["a/db?target_session_attrs=primary&sslmode=require", "b/db?target_session_attrs=primary"],
+        ),
+        (
+            address("a"),
+            address("b:5433"),
+            STANDBY,
+            ["b:5433/db?target_session_attrs=standby", "a/db?target_session_attrs=standby"],
+        ),
+    ],
+)
+def test_reader_asks_a_server_of_the_wanted_kind(
+    named: ShardAddress, standby: ShardAddress | None, target: TargetSessionAttrs, expected: list[str]
+) -> None:
+    """The likelier address first; with one host alone, which is the primary, whatever its string says."""
+    found = reader_addresses(named, standby, target, "reader", None)
+    assert [one.connection_string for one in found] == [f"postgresql://reader@{one}" for one in expected]
+
+
+@pytest.mark.parametrize(
+    ("named", "username", "message"),
+    [
+        (address("a"), "reader", "expected a shard with a standby, got one without"),
+        (ShardAddress("shard-1", "", refusal="host x is not allowed"), "reader", "host x is not allowed"),
+        (address("a,b"), "r" * 64, "user: expected at most 63 bytes"),
+        (address("a,b"), "a\nb", "user: expected no control characters"),
+    ],
+)
+def test_reader_asks_no_shard_without_a_standby_or_with_a_bad_address(
+    named: ShardAddress, username: str, message: str
+) -> None:
+    """The error is about this shard, and the others are asked."""
+    with pytest.raises(PermanentError, match=message):
+        reader_addresses(named, None, STANDBY, username, None)

@@ -1,0 +1,197 @@
+"""The files of business types: what is accepted, what is refused, and the SQL of their views."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.operations.business_types import BusinessType, ColumnType, ResourceType, Validation, ViewColumn
+from simplu_worker.shards.schema.type_files import (
+    FILE_MAX_BYTES,
+    TypeFile,
+    TypeFileError,
+    is_type_name,
+    problems_between,
+    read_type,
+    views_of_definition,
+)
+from simplu_worker.shards.schema.type_views import view_statements
+
+EXAMPLES = Path(__file__).parents[4] / "simplu_local" / "business_types"
+RESOURCE = {"name": "loaf", "view": "bakery_loaves", "columns": [{"name": "price", "path": ["price"]}]}
+
+
+def text_of(**members: Any) -> str:
+    """Return a file of a bakery, with *members* in place of its own."""
+    own = {"name": "bakery", "defaultSettings": {}, "staffResourceType": "baker", "resourceTypes": [RESOURCE]}
+    return json.dumps(own | members)
+
+
+def with_column(**members: Any) -> str:
+    """Return a file with one column of these members."""
+    return text_of(resourceTypes=[RESOURCE | {"columns": [{"name": "price", "path": ["price"]} | members]}])
+
+
+def with_resource(**members: Any) -> str:
+    """Return a file with one resource type of these members."""
+    return text_of(resourceTypes=[RESOURCE | members])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "expected a business type as JSON"),
+        ("[" * 100_000, "expected a business type as JSON"),
+        (text_of(sql="SELECT 1"), "unknown field `sql`"),
+        (f'{{"name": "{"x" * FILE_MAX_BYTES}"}}', f"expected at most {FILE_MAX_BYTES} bytes"),
+        (text_of(name="1st"), "name: expected a letter"),
+        (text_of(name="x" * 64), "name: expected a letter"),
+        (text_of(name="a'b"), "name: expected a letter"),
+        (text_of(staffResourceType="a'b"), "staffResourceType: expected 1 to 128"),
+        (text_of(defaultSettings={"a": "\0"}), "U+0000"),
+        (text_of(defaultSettings={"a": [{"b\0": 1}]}), "U+0000"),
+        (text_of(defaultSettings={"a": json.loads("[" * 600 + "]" * 600)}), "defaultSettings: expected"),
+        (text_of(resourceTypes=[RESOURCE, {"name": "roll", "alsoNamed": ["loaf"]}]), "got 'loaf' 2 times"),
+        (text_of(resourceTypes=[RESOURCE, RESOURCE | {"name": "roll"}]), "got bakery_loaves 2 times"),
+        (with_resource(name="a.b"), "name: expected 1 to 128"),
+        (with_resource(alsoNamed=["a'"]), "name: expected 1 to 128"),
+        (with_resource(view="Loaves"), "view: expected a-z or _"),
+        (with_resource(view='x" AS SELECT 1; --'), "view: expected a-z or _"),
+        (with_resource(view="x" * 64), "view: expected a-z or _"),
+        (with_resource(view=None), "columns: expected a view"),
+        (with_resource(validation="enforce"), "expected a schema for enforce"),
+        (with_resource(validation="warn"), "expected a schema for warn"),
+        (with_resource(schema={"type": "txt"}), 'schema: #/type: "txt" is not'),
+        (with_resource(validation="maybe"), "expected a business type as JSON"),
+        (
+            with_resource(columns=[{"name": f"c{n}", "path": ["a"]} for n in range(201)]),
+            "expected at most 200, got 201",
+        ),
+        (with_column(name="Price"), "column: expected a-z or _"),
+        (with_column(name="x" * 64), "column: expected a-z or _"),
+        (with_column(name="data"), "column data: expected a name that the view does not have yet"),
+        (with_column(path=[]), "expected a path of 1 to 8 members, got 0"),
+        (with_column(path=["a"] * 9), "expected a path of 1 to 8 members, got 9"),
+        (with_column(path=["public.tenants"]), "column price: expected members of"),
+        (with_column(path=["a'"]), "column price: expected members of"),
+        (with_column(path=["a\\"]), "column price: expected members of"),
+        (with_column(path=[""]), "column price: expected members of"),
+        (with_column(alsoAt=[["a"], ["b'"]]), "column price: expected members of"),
+        (with_column(type="jsonb"), "expected a business type as JSON"),
+    ],
+)
+def test_file_is_refused_when_a_shard_could_not_have_it(text: str, problem: str) -> None:
+    """Each problem is a line for people; nothing of the file becomes SQL."""
+    with pytest.raises(TypeFileError) as caught:
+        read_type(text)
+
+    assert problem in "\n".join(caught.value.problems)
+
+
+def test_file_is_refused_with_all_of_its_problems() -> None:
+    """A person corrects them at once."""
+    with pytest.raises(TypeFileError) as caught:
+        read_type(with_resource(view="A", validation="warn"))
+
+    assert len(caught.value.problems) == 2
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
+def test_example_is_accepted(path: Path) -> None:
+    """One resource type of each has its documents refused, another has them counted."""
+    file = read_type(path.read_text())
+
+    assert file.type.name == path.stem
+    assert {Validation.ENFORCE, Validation.WARN} <= {one.validation for one in file.type.resource_types}
+    assert all(view.startswith(f"{path.stem}_") for view in file.views)
+    assert views_of_definition(file.text) == list(file.views)
+
+
+@pytest.mark.parametrize("definition", [None, "{", "[]", '{"name": 1}', "[" * 100_000])
+def test_row_that_cannot_be_read_has_no_views(definition: str | None) -> None:
+    """It is of another version of the worker, or a person wrote it."""
+    assert views_of_definition(definition) == []
+
+
+def test_two_types_with_one_view_are_refused() -> None:
+    """Each would replace that of the other."""
+    files = {name: read_type(text_of(name=name)) for name in ("bakery", "deli")}
+
+    assert problems_between(files) == [
+        "view bakery_loaves: expected one type that has it, got bakery, deli; rename it in all but one"
+    ]
+    assert problems_between({"bakery": files["bakery"]}) == []
+
+
+def bakery(*columns: ViewColumn) -> BusinessType:
+    """Return a type with one view of *columns*."""
+    return BusinessType("bakery", {}, "baker", [ResourceType("loaf", ["loaves"], "bakery_loaves", columns)])
+
+
+def test_view_has_the_base_columns_then_its_own() -> None:
+    """By the functions that give null for what is no such value; nested members, and others in their place."""
+    business_type = bakery(
+        ViewColumn("name", ["name"]),
+        ViewColumn("city", ["address", "city"]),
+        ViewColumn("grams", ["weight", "grams"], ColumnType.INTEGER),
+        ViewColumn("price", ["price"], ColumnType.NUMBER),
+        ViewColumn("fresh", ["fresh"], ColumnType.BOOLEAN),
+        ViewColumn("baked_at", ["bakedAt"], ColumnType.TIMESTAMP, [["date"]]),
+    )
+
+    (statement,) = view_statements(business_type, server_version=15)
+
+    text = "::pg_catalog.text"
+    moments = [f"public.simplu_timestamptz(data -> '{member}'{text})" for member in ("bakedAt", "date")]
+    assert statement.splitlines() == [
+        'CREATE OR REPLACE VIEW public."bakery_loaves" WITH (security_invoker = true) AS',
+        "SELECT",
+        '    id, "resourceId", data, date, "lastUpdated",',
+        f"    data ->> 'name'{text} AS \"name\",",
+        f"    data -> 'address'{text} ->> 'city'{text} AS \"city\",",
+        f"    public.simplu_integer(data -> 'weight'{text} -> 'grams'{text}) AS \"grams\",",
+        f"    public.simplu_numeric(data -> 'price'{text}) AS \"price\",",
+        f"    public.simplu_boolean(data -> 'fresh'{text}) AS \"fresh\",",
+        f'    coalesce({", ".join(moments)}) AS "baked_at"',
+        "FROM public.resources",
+        "WHERE \"businessType\" = 'bakery' AND \"resourceName\" IN ('loaf', 'loaves')",
+    ]
+
+
+def test_view_of_an_older_server_has_no_security_invoker() -> None:
+    """Before PostgreSQL 15 there is no such option, and the statement would fail."""
+    (statement,) = view_statements(bakery(), server_version=14)
+
+    assert statement.startswith('CREATE OR REPLACE VIEW public."bakery_loaves" AS\n')
+
+
+ODD_TEXTS = st.text("ab_$- .'\"\\;\n", min_size=1, max_size=4) | st.sampled_from(["a", "public.a", "--", "ä ö"])
+
+
+@given(ODD_TEXTS, ODD_TEXTS, ODD_TEXTS, ODD_TEXTS)
+def test_accepted_file_ends_no_literal_and_no_name(name: str, resource: str, column: str, member: str) -> None:
+    """Whatever its texts are, the statement has the quotes of its template alone, and no `public.` of theirs."""
+    own = {"name": resource, "view": "bakery_loaves", "columns": [{"name": column, "path": [member]}]}
+    try:
+        file = read_type(text_of(name=name, resourceTypes=[own]))
+    except TypeFileError:
+        return
+    (statement,) = view_statements(file.type, server_version=15)
+
+    assert (statement.count("'"), statement.count('"')) == (6, 12)
+    assert len(re.findall(r"public\.", statement)) == 2
+    assert is_type_name(name)
+
+
+def test_digest_is_that_of_the_text() -> None:
+    """A shard shows by it whether it has this file."""
+    first, second = read_type(text_of()), read_type(text_of() + "\n")
+
+    assert first.digest != second.digest
+    assert TypeFile(first.text, second.type).digest == first.digest

@@ -1,0 +1,144 @@
+"""What a shard needs so that it has the business types of some files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from simplu_worker.shards.schema.type_files import TypeFile, read_type
+from simplu_worker.shards.schema.type_plan import Relation, ShardTypes, StoredType, TypeChange, plan_types
+
+PRICE = {"name": "price", "path": ["price"], "type": "number"}
+NAME = {"name": "name", "path": ["name"]}
+
+
+def file_of(name: str = "bakery", view: str | None = "bakery_loaves", *columns: dict[str, Any]) -> TypeFile:
+    """Return the file of a type with one view, or none."""
+    resources = [] if view is None else [{"name": "loaf", "view": view, "columns": columns}]
+    members = {"name": name, "defaultSettings": {}, "staffResourceType": "baker", "resourceTypes": resources}
+    return read_type(json.dumps(members))
+
+
+def stored(file: TypeFile, *, digest: str | None = None, is_applied: bool = True, tenant_count: int = 0) -> StoredType:
+    """Return the row of a type."""
+    return StoredType(file.type.name, digest or file.digest, is_applied, tenant_count, list(file.views))
+
+
+def shard(*types: StoredType, **relations: Relation) -> ShardTypes:
+    """Return a shard with these types, and relations."""
+    return ShardTypes({one.name: one for one in types}, relations)
+
+
+BAKERY = file_of("bakery", "bakery_loaves", NAME)
+HAS_NAME = Relation(is_view=True, columns=[("name", "text")])
+
+
+@pytest.mark.parametrize(
+    ("types", "change"),
+    [
+        ([], TypeChange.NEW),
+        ([stored(BAKERY)], TypeChange.CURRENT),
+        ([stored(BAKERY, digest="x")], TypeChange.CHANGED),
+        ([stored(BAKERY, digest="x", is_applied=False)], TypeChange.CHANGED),
+        ([stored(BAKERY, is_applied=False)], TypeChange.TAKEN_OVER),
+    ],
+)
+def test_change_of_a_type_follows_from_its_row(types: list[StoredType], change: TypeChange) -> None:
+    """By the digest of the file, and by who wrote it."""
+    plan = plan_types(shard(*types, bakery_loaves=HAS_NAME) if types else shard(), {"bakery": BAKERY})
+
+    assert plan.changes == {"bakery": change}
+    assert plan.to_write == ([] if change is TypeChange.CURRENT else ["bakery"])
+    assert plan.is_needed == (change is not TypeChange.CURRENT)
+    assert (plan.refusals, plan.dropped_views) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("row", "written"),
+    [
+        (None, ["bakery"]),
+        (stored(BAKERY, is_applied=False), []),
+        (stored(BAKERY, digest="x", is_applied=False), ["bakery"]),
+        (stored(BAKERY, digest="x"), []),
+    ],
+)
+def test_upgrade_leaves_what_types_apply_wrote(row: StoredType | None, written: list[str]) -> None:
+    """The package has a type of the same name: the row stays that of the person."""
+    types = [] if row is None else [row]
+    plan = plan_types(shard(*types, bakery_loaves=HAS_NAME) if types else shard(), {"bakery": BAKERY}, by_upgrade=True)
+
+    assert (plan.to_write, plan.refusals) == (written, [])
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ([NAME], None),
+        ([NAME, PRICE], None),
+        ([PRICE, NAME], "expected name, text, as column 1, got price, numeric"),
+        ([], "expected name, text, as column 1, got none"),
+        ([NAME | {"type": "integer"}], "expected name, text, as column 1, got name, bigint"),
+        ([NAME | {"path": ["title"]}], None),
+    ],
+)
+def test_columns_of_a_view_stay_and_new_ones_come_last(columns: list[dict[str, Any]], problem: str | None) -> None:
+    """As Postgres replaces a view; where a column is read from may change."""
+    file = file_of("bakery", "bakery_loaves", *columns)
+    plan = plan_types(shard(stored(BAKERY, digest="x"), bakery_loaves=HAS_NAME), {"bakery": file})
+
+    assert len(plan.refusals) == (problem is not None)
+    assert problem is None or problem in plan.refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("there", "problem"),
+    [
+        (shard(bakery_loaves=HAS_NAME), "bakery_loaves is there, and no view of a business type"),
+        (shard(bakery_loaves=Relation(is_view=False)), "bakery_loaves is there, and no view of a business type"),
+        (
+            shard(stored(file_of("deli", "bakery_loaves", NAME)), bakery_loaves=HAS_NAME),
+            "the view bakery_loaves is one of the type deli",
+        ),
+        (
+            shard(stored(BAKERY, digest="x"), bakery_loaves=Relation(is_view=False)),
+            "expected a view, got a table of that name",
+        ),
+    ],
+)
+def test_what_is_not_of_the_type_is_not_replaced(there: ShardTypes, problem: str) -> None:
+    """Another program's view, and one of another type."""
+    plan = plan_types(there, {"bakery": BAKERY})
+
+    assert [problem in refusal for refusal in plan.refusals] == [True]
+
+
+def test_view_that_no_file_has_any_more_goes() -> None:
+    """And one that another type of the folder has now is replaced, if its columns allow that."""
+    deli = file_of("deli", "bakery_loaves", NAME)
+    there = shard(stored(BAKERY), stored(deli, digest="x"), bakery_loaves=HAS_NAME)
+    assert plan_types(there, {"bakery": file_of("bakery", None)}).dropped_views == []  # deli has it
+
+    there = shard(stored(BAKERY), bakery_loaves=HAS_NAME)
+    assert plan_types(there, {"bakery": file_of("bakery", None)}).dropped_views == ["bakery_loaves"]
+    handed_over = plan_types(there, {"bakery": file_of("bakery", None), "deli": deli})
+    assert (handed_over.dropped_views, handed_over.refusals) == ([], [])
+
+
+def test_type_without_a_file_is_left_alone() -> None:
+    """Its views too."""
+    plan = plan_types(shard(stored(BAKERY, tenant_count=3)), {})
+
+    assert (plan.changes, plan.dropped_views, plan.is_needed) == ({}, [], False)
+
+
+@pytest.mark.parametrize(("tenant_count", "refusal_count"), [(0, 0), (1, 1)])
+def test_type_is_removed_when_no_tenant_has_it(tenant_count: int, refusal_count: int) -> None:
+    """With its views; one that is not there is none to remove."""
+    plan = plan_types(shard(stored(BAKERY, tenant_count=tenant_count)), {}, remove=["bakery", "deli"])
+
+    assert plan.changes == {"bakery": TypeChange.REMOVED, "deli": TypeChange.ABSENT}
+    assert (plan.to_remove, plan.dropped_views) == (["bakery"], ["bakery_loaves"])
+    assert len(plan.refusals) == refusal_count
+    assert all("got 1; move or destroy them first" in refusal for refusal in plan.refusals)

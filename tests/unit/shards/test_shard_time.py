@@ -1,0 +1,185 @@
+"""What operations cost a shard: learned from transactions alone, and charged to the tenant that causes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.queued_operations import queued_operation
+
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards import shard_time
+from simplu_worker.shards.shard_time import (
+    CALM_BATCH_S,
+    CALM_TURN_S,
+    COST_MAX_S,
+    COST_MIN_S,
+    FIRST_COST_S,
+    FLOOD_S,
+    TURN_MIN_S,
+    TURN_S,
+    Demand,
+    ShardTime,
+)
+from simplu_worker.vocabulary import OperationKind
+
+FIXED_S = 0.005
+TrueCosts: TypeAlias = Mapping[tuple[str, OperationKind], float]
+CREATE, LIST = OperationKind.CREATE, OperationKind.LIST
+
+
+def operation(tenant_id: str, kind: OperationKind = CREATE, size_bytes: int = 100) -> Operation:
+    """Return an operation of a tenant."""
+    return msgspec.structs.replace(queued_operation(tenant_id).operation, kind=kind, size_bytes=size_bytes)
+
+
+def run(time: ShardTime, operations: Sequence[Operation], costs: TrueCosts, *, byte_s: float = 0.0) -> None:
+    """Run a transaction on a shard with known costs."""
+    took_s = sum(costs[one.tenant_id, one.kind] + byte_s * one.size_bytes for one in operations)
+    time.note([Demand.of(operations)], FIXED_S + took_s)
+
+
+HEAVY: TrueCosts = {("loud", LIST): 0.01, ("loud", CREATE): 0.0001, ("quiet", CREATE): 0.0001}
+
+
+def test_heavy_lists_are_charged_to_their_tenant_alone() -> None:
+    """Within a few transactions, though each has a few operations of the others."""
+    time, loud = ShardTime(), [operation("loud", LIST)] * 30 + [operation("loud")] * 60
+    for _ in range(10):
+        run(time, [*loud, *[operation("quiet")] * 5], HEAVY)
+
+    assert time.batch_cost_s(Demand.of(loud)) == pytest.approx(0.306, rel=0.1)
+    assert time.cost_s(operation("quiet")) < 0.0003
+    assert time.cost_s(operation("new")) == pytest.approx(FIRST_COST_S, rel=0.1)
+
+
+def test_heavy_kind_of_a_tenant_is_found_where_transactions_differ() -> None:
+    """Of one with many lists more is expected than of one with few."""
+    time = ShardTime()
+    for number in range(200):
+        run(time, [operation("loud", LIST)] * (number % 7) + [operation("loud")] * 60, HEAVY)
+
+    assert time.cost_s(operation("loud", LIST)) == pytest.approx(0.01, rel=0.2)
+    assert time.cost_s(operation("loud")) < 0.0005
+
+
+def test_cost_of_a_tenant_that_has_never_sent_anything_is_that_of_its_kind() -> None:
+    """On a slow shard each operation takes long, whoever sends it."""
+    time = ShardTime()
+    for _ in range(20):
+        run(time, [operation(f"t{number}") for number in range(500)], dict.fromkeys(_keys(500), 0.002))
+
+    assert time.cost_s(operation("new")) == pytest.approx(0.002, rel=0.2)
+
+
+def test_large_documents_cost_more_than_small_ones() -> None:
+    """Of one tenant, and so of all."""
+    time, costs = ShardTime(), {("a", CREATE): 0.0001}
+    for number in range(200):
+        run(time, [operation("a", size_bytes=100 if number % 2 else 200_000)] * 20, costs, byte_s=1e-8)
+
+    assert time.cost_s(operation("a", size_bytes=200_000)) > 5 * time.cost_s(operation("a"))
+
+
+def test_many_small_transactions_say_nothing_about_an_operation() -> None:
+    """They take as long as their round trips do."""
+    time = ShardTime()
+    for _ in range(200):
+        time.note([Demand.of([operation("a")])], 0.02)
+
+    assert time.cost_s(operation("a")) < 0.005
+
+
+def test_seconds_of_a_transaction_are_divided_among_its_tenants() -> None:
+    """In proportion to what their operations are expected to take, bytes included; nothing is left over."""
+    time, loud, quiet = ShardTime(), [operation("loud", LIST)] * 30, [operation("quiet", size_bytes=50)] * 5
+    for _ in range(10):
+        run(time, [*loud, *quiet], HEAVY)
+
+    uses = time.note([Demand.of(loud), Demand.of([*quiet, operation("loud")])], 0.4)
+
+    assert (uses["loud"].operation_count, uses["loud"].size_bytes) == (31, 3100)
+    assert (uses["quiet"].operation_count, uses["quiet"].size_bytes) == (5, 250)
+    assert uses["loud"].took_s + uses["quiet"].took_s == pytest.approx(0.4)
+    assert uses["quiet"].took_s < 0.01
+    assert time.note([Demand.of([])], 0.1) == {}
+
+
+@pytest.mark.parametrize(
+    ("waiting", "now", "batch_s", "turn_s"),
+    [
+        (0, 9.9, CALM_BATCH_S, CALM_TURN_S),
+        (0, 10.0, TURN_S, TURN_S),
+        (1, 10.0, TURN_S / 2, TURN_S),
+        (15, 10.0, TURN_MIN_S, TURN_S),
+        (15, 10.0 + FLOOD_S, CALM_BATCH_S, CALM_TURN_S),
+    ],
+    ids=["before", "flooded", "one waits", "many wait", "after"],
+)
+def test_turns_are_short_while_a_tenant_floods_the_shard(
+    waiting: int, now: float, batch_s: float, turn_s: float
+) -> None:
+    """Batches that wait share a transaction."""
+    time = ShardTime()
+    time.waiting_count = waiting
+    if now >= 10.0:
+        time.note_flood(10.0)
+    assert (time.batch_s(now), time.turn_s(now)) == (batch_s, turn_s)
+
+
+def test_batch_takes_several_times_as_long_as_a_transaction_without_operations() -> None:
+    """Otherwise a shard that is far away would do little but begin and commit."""
+    time = ShardTime()
+    time.note_flood(0.0)
+    for _ in range(100):
+        time.note([Demand.of([operation("a")])], 0.08)
+    assert 2 * TURN_S > time.batch_s(0.0) > TURN_S
+
+    for _ in range(100):
+        time.note([Demand.of([operation("a")])], 5.0)
+    assert time.batch_s(0.0) == CALM_BATCH_S
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(
+                st.tuples(st.sampled_from("abc"), st.sampled_from(list(OperationKind)), st.integers(0, 10**6)),
+                max_size=20,
+            ),
+            st.floats(0, 10**4),
+        )
+    )
+)
+def test_costs_are_bounded_whatever_a_transaction_took(
+    transactions: list[tuple[list[tuple[str, OperationKind, int]], float]],
+) -> None:
+    """Also one that took no time at all, or hours."""
+    time = ShardTime()
+    for parts, took_s in transactions:
+        operations = [operation(*part) for part in parts]
+        uses = time.note([Demand.of(operations)], took_s)
+        assert sum(use.took_s for use in uses.values()) == pytest.approx(took_s if operations else 0.0)
+        for one in operations:
+            assert COST_MIN_S <= time.cost_s(one) <= COST_MAX_S * (1 + one.size_bytes)
+
+
+def test_only_the_last_tenants_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others cost what their kind does."""
+    monkeypatch.setattr(shard_time, "TENANT_KINDS_MAX", 2)
+    time = ShardTime()
+    for tenant_id in ("a", "b", "c"):
+        for _ in range(10):
+            time.note([Demand.of([operation(tenant_id)] * 100)], 1.0)
+    time.note([Demand.of([operation("d")] * 1000)], 0.1)  # and their kind costs little by now
+
+    assert time.cost_s(operation("a")) == time.cost_s(operation("b")) == time.cost_s(operation("new"))
+    assert time.cost_s(operation("c")) > 2 * FIRST_COST_S
+
+
+def _keys(count: int) -> list[tuple[str, OperationKind]]:
+    return [(f"t{number}", CREATE) for number in range(count)]

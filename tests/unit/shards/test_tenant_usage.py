@@ -1,0 +1,101 @@
+"""What tenants took of a shard: within the window, the largest for certain, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards import tenant_usage
+from simplu_worker.shards.tenant_usage import COUNTED_MAX, HOUR_SLOT_S, RANK_COUNT, SLOT_COUNT, TenantUsage, TenantUse
+
+NOW = 1_000_000.0  # the begin of a slot of both windows, or not
+
+
+def took(**seconds: float) -> dict[str, TenantUse]:
+    """Return what tenants took, each with one operation of 100 bytes."""
+    return {tenant_id: TenantUse(took_s, 1, 100) for tenant_id, took_s in seconds.items()}
+
+
+def test_tenant_has_the_sums_of_all_that_it_took_and_waited() -> None:
+    """In both windows."""
+    usage = TenantUsage()
+    usage.note(took(a=1.0, b=0.5), NOW)
+    usage.note({"a": TenantUse(2.0, 3, 50, 0.25)}, NOW + 15)
+    usage.note_waits({"a": 4.0, "b": 0.0}, NOW + 16)
+
+    for use in (usage.last_minute(NOW + 20), usage.last_hour(NOW + 20)):
+        assert use.by_tenant == {"a": TenantUse(3.0, 4, 150, 4.25), "b": TenantUse(0.5, 1, 100, 0.0)}
+        assert (use.total_s, use.largest()) == (3.5, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("after_s", "windows"),
+    [(0, (True, True)), (50, (True, True)), (60, (False, True)), (3000, (False, True)), (3600, (False, False))],
+)
+@pytest.mark.parametrize("interval_s", [5, 10_000])
+def test_window_has_what_came_in_it(after_s: int, windows: tuple[bool, bool], interval_s: int) -> None:
+    """At least five sixths of it, and nothing older, also where nothing came since."""
+    usage, began_at = TenantUsage(), NOW - NOW % HOUR_SLOT_S
+    usage.note(took(a=1.0), began_at)
+    for passed_s in range(interval_s, after_s + 1, interval_s):
+        usage.note(took(b=0.125), began_at + passed_s)
+    now = began_at + after_s
+
+    assert ("a" in usage.last_minute(now).by_tenant, "a" in usage.last_hour(now).by_tenant) == windows
+
+
+def test_ten_are_shown_and_none_that_only_waited() -> None:
+    """The first one took most; of equal ones the order does not change."""
+    usage = TenantUsage()
+    usage.note(took(**{f"t{number:02}": 1.0 + number // 2 for number in range(30)}), NOW)
+    usage.note_waits({"idle": 100.0}, NOW)
+    assert usage.last_minute(NOW).largest() == [f"t{n:02}" for n in (28, 29, 26, 27, 24, 25, 22, 23, 20, 21)]
+    assert len(usage.last_minute(NOW).largest()) == RANK_COUNT
+
+    quiet = TenantUsage()
+    quiet.note_waits({"idle": 1.0}, NOW)
+    assert quiet.last_minute(NOW).largest() == []
+
+
+def test_tenant_that_comes_last_is_found_behind_many_that_took_more_before() -> None:
+    """What it takes in each of its transactions is little beside what they have taken until then."""
+    usage = TenantUsage()
+    usage.note(took(**{f"early{number}": 1.0 for number in range(3 * COUNTED_MAX)}), NOW)
+    for turn in range(400):
+        usage.note(took(late=0.5, **{f"small{turn}-{number}": 0.001 for number in range(20)}), NOW + 1)
+
+    use = usage.last_minute(NOW + 1)
+    assert use.largest()[0] == "late"
+    assert use.by_tenant["late"].took_s == pytest.approx(200.0, abs=use.total_s / COUNTED_MAX)
+
+
+notes = st.lists(
+    st.tuples(
+        st.floats(0, 8),  # seconds since the one before
+        st.dictionaries(st.sampled_from([f"t{number}" for number in range(12)]), st.floats(0, 10), max_size=12),
+    ),
+    max_size=40,
+)
+
+
+@given(notes)
+def test_seconds_lack_a_known_part_of_all_at_most(transactions: list[tuple[float, dict[str, float]]]) -> None:
+    """So a tenant that takes more is never missing; and memory has a bound, whatever the number of tenants."""
+    counted = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tenant_usage, "COUNTED_MAX", counted)
+        usage, now, true_s = TenantUsage(), NOW, Counter[str]()
+        for passed_s, seconds in transactions:
+            now += passed_s
+            usage.note({tenant_id: TenantUse(took_s, 1, 1) for tenant_id, took_s in seconds.items()}, now)
+            true_s.update(seconds)  # all of them are within the hour, in one or two slots
+        use = usage.last_hour(now)
+
+    assert use.total_s == pytest.approx(sum(true_s.values()))
+    assert len(use.by_tenant) <= 2 * counted * SLOT_COUNT
+    for tenant_id, all_s in true_s.items():
+        known_s = use.by_tenant[tenant_id].took_s if tenant_id in use.by_tenant else 0.0
+        assert all_s + 1e-9 >= known_s >= all_s - use.total_s / (counted + 1) - 1e-9

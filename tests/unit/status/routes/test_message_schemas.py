@@ -1,0 +1,323 @@
+"""The schemas of messages: they say what the decoders do, and files and examples agree with them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from support.message_schemas import FOLDER, render_files
+from support.page_examples import page_examples
+from support.requires import ROOT
+
+from simplu_local.workload.order_workload import OrderWorkload
+from simplu_local.workload.workload import Workload, make_tenants
+from simplu_worker.consumers.sqs.control.decode import TYPE_ATTRIBUTE, decode_control
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.dead_letters.letter import (
+    BadParts,
+    DeadLetter,
+    NotADeadLetterError,
+    encode_dead_letter,
+    parse_dead_letter,
+)
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.json_record import parse_timestamp
+from simplu_worker.operations.operation import Origin, RejectedRecord
+from simplu_worker.operations.request_ids import with_request_id
+from simplu_worker.status.routes.message_schemas import SCHEMAS, TIME
+from simplu_worker.vocabulary import DeadLetterReason, Source
+
+AT: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
+OF_STREAM: Final = Origin(Source.KINESIS, "stream", AT, "shardId-0", "49", partition_key="k")
+OF_QUEUE: Final = Origin(Source.SQS, "queue", AT, message_id="m-1", group_id="g")
+MAX_BYTES: Final = 2_000_000
+TENANT: Final = {"businessId": "smile", "locationId": "berlin"}
+CONTROL_TYPES: Final = {name: schema["title"] for name, schema in SCHEMAS.items() if schema["title"].isupper()}
+VALIDATORS: Final = {name: Draft202012Validator(schema) for name, schema in SCHEMAS.items()}
+TIMES: Final = ("timestamp", "date", "startDate", "endDate", "failedAt", "arrivedAt")
+
+# A valid message of each kind, with all of its members.
+SOUND: Final[Mapping[str, dict[str, Any]]] = {
+    "operation": TENANT
+    | {"operation": "list", "resourceType": "order", "resourceId": "r", "requestId": "q", "data": {"a": 1}}
+    | {"timestamp": "2026-03-01T09:00:00Z", "filters": {"date": "2026-03-01"}, "pagination": {"page": 1, "limit": 9}},
+    "order-event": TENANT | {"type": "UPDATE", "orderId": "o", "data": {"a": 1}, "deduplicationId": "d"},
+    "shard-creation": TENANT
+    | {"messageType": "SHARD_CREATION", "businessType": "gym", "timestamp": "2026-03-01", "shardId": "s"}
+    | {"connectionString": "postgresql://db/x"},
+    "shard-destruction": TENANT
+    | {"messageType": "SHARD_DESTRUCTION", "action": "destroy", "timestamp": "2026-03-01T09:00:00+01:00"},
+    "update-resource-id": TENANT
+    | {"messageType": "UPDATE_RESOURCE_ID", "resourceType": "order", "oldResourceId": "a", "newResourceId": "b"}
+    | {"additionalData": {"a": 1}, "timestamp": "2026-03-01"},
+    "admin-account-creation": TENANT
+    | {"messageType": "ADMIN_ACCOUNT_CREATION", "businessType": "gym", "adminEmail": "a@b.example"}
+    | {"adminUserId": "u", "domainLabel": "smile", "timestamp": "2026-03-01"},
+    "dead-letter": TENANT
+    | {"reason": "too_large", "error": "e", "failedAt": "2026-03-01T09:00:00Z", "attempts": 1, "requestId": "q"}
+    | {"source": {"kind": "sqs", "arrivedAt": "2026-03-01T09:00:00Z", "queue": "q", "messageAttributes": {"a": "b"}}}
+    | {"resourceId": None, "record": "{}", "truncated": True, "recordBytes": 9}
+    | {"recordSha256": "0", "parts": {"total": 3, "bad": 2, "reasons": {"too_large": 2}, "subSequenceNumbers": "0-1"}},
+}
+
+
+class Difference(NamedTuple):
+    """A message about which a schema and its decoder differ, and whether another one is of that kind."""
+
+    name: str
+    message: dict[str, Any]
+    schema_accepts: bool
+    fits: Callable[[str, dict[str, Any]], bool]
+
+
+def is_parsed(time: str) -> bool:
+    """Return whether the worker parses *time*."""
+    try:
+        return bool(parse_timestamp(time))
+    except ValueError:
+        return False
+
+
+def values_of(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values within one, each with the name of its member."""
+    yield name, value
+    for key, one in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from values_of(one, str(key))
+
+
+def has_lone_surrogate(_: str, message: dict[str, Any]) -> bool:
+    """Return whether a text has a lone surrogate."""
+    return any(isinstance(one, str) and bool(re.search("[\ud800-\udfff]", one)) for _, one in values_of(message))
+
+
+def names_half_a_tenant(name: str, message: dict[str, Any]) -> bool:
+    """Return whether an order event has one id of its tenant alone; with neither the worker's default counts."""
+    return name == "order-event" and (message.get("businessId") is None) != (message.get("locationId") is None)
+
+
+def has_impossible_time(name: str, message: dict[str, Any]) -> bool:
+    """Return whether a time has the form of one, and is none."""
+    texts = [one for member, one in values_of(message) if member in TIMES and isinstance(one, str)]
+    if name == "dead-letter":
+        return any(not re.fullmatch(r"\d{4}(-\d\d){2}T\d\d(:\d\d){2}Z", one) for one in texts)
+    return any(re.search(TIME, one) and not is_parsed(one) for one in texts)
+
+
+# Why a schema and its decoder may differ: JSON Schema cannot say it, or it is not a producer's to send.
+DIFFERENCES: Final[Mapping[str, Difference]] = {
+    "a regular expression does not see a lone surrogate in every language": Difference(
+        "operation", SOUND["operation"] | {"requestId": "lone \ud800"}, True, has_lone_surrogate
+    ),
+    "a pattern does not know which days exist": Difference(
+        "operation", SOUND["operation"] | {"timestamp": "2026-02-30"}, True, has_impossible_time
+    ),
+    "1.0 is an integer of JSON Schema": Difference(
+        "operation",
+        SOUND["operation"] | {"pagination": {"page": 1.0}},
+        True,
+        lambda _, message: any(isinstance(one, float) and one.is_integer() for _, one in values_of(message)),
+    ),
+    "two members are not compared": Difference(
+        "update-resource-id",
+        SOUND["update-resource-id"] | {"newResourceId": "a"},
+        True,
+        lambda name, message: (
+            name == "update-resource-id" and message.get("oldResourceId") == message.get("newResourceId")
+        ),
+    ),
+    "message attributes may have the other id of an order's tenant": Difference(
+        "order-event", {"type": "CREATE", "data": {}, "businessId": "smile"}, True, names_half_a_tenant
+    ),
+    "base64 and gzip are texts": Difference(
+        "dead-letter",
+        SOUND["dead-letter"] | {"record": None, "recordBase64": "?"},
+        True,
+        lambda _, message: isinstance(message.get("recordBase64"), str),
+    ),
+    "a size in bytes is not a rule of JSON": Difference(
+        "operation",
+        SOUND["operation"] | {"data": {"a": "x" * MAX_BYTES}},
+        True,
+        lambda _, message: len(json.dumps(message)) > MAX_BYTES,
+    ),
+    "a replay alone may send a derived id": Difference(
+        "operation",
+        json.loads(with_request_id(json.dumps(SOUND["operation"] | {"requestId": None}).encode(), OF_STREAM)),
+        False,
+        lambda _, message: "simpluReplay" in message,
+    ),
+    "an empty messageType counts as absent": Difference(
+        "shard-creation",
+        SOUND["shard-creation"] | {"messageType": ""},
+        False,
+        lambda _, message: message.get("messageType") is not None and not message["messageType"],
+    ),
+}
+
+
+def is_accepted(name: str, message: dict[str, Any], record: str) -> bool:
+    """Return whether the decoder of *name* accepts a message, whose text is *record*."""
+    match name:
+        case "operation":
+            decoded: object = decode_operation(record.encode(), OF_STREAM, MAX_BYTES, 1000)
+        case "order-event":
+            rules = OrderRules(MAX_BYTES, default_tenant=("b", "l"))
+            decoded = decode_order(record, {}, OF_QUEUE, rules, deduplication_id="m")
+        case "dead-letter":
+            try:
+                decoded = parse_dead_letter(record)
+            except NotADeadLetterError:
+                return False
+        case _:
+            attributes = {} if message.get("messageType") else {TYPE_ATTRIBUTE: CONTROL_TYPES[name]}
+            decoded = decode_control(record, attributes, OF_QUEUE)
+    return not isinstance(decoded, RejectedRecord)
+
+
+def test_files_are_the_generated_ones() -> None:
+    """docs/schemas/ is made again whenever a type or a rule changes."""
+    assert {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()} == render_files()
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema_is_one_and_its_sound_message_has_every_member(name: str) -> None:
+    """By the dialect's own schema; the message of the tests below leaves no member out."""
+    Draft202012Validator.check_schema(SCHEMAS[name])
+    members = SCHEMAS[name]["properties"].keys()
+    assert members - SOUND[name].keys() <= {"recordBase64", "recordGzip"}
+    VALIDATORS[name].validate(SOUND[name])
+    assert is_accepted(name, SOUND[name], json.dumps(SOUND[name]))
+
+
+def test_examples_of_the_pages_are_valid() -> None:
+    """Those of producers, and the dead letter."""
+    names = {"record": "operation", "order": "order-event"}
+    names |= {f"control {title}": name for name, title in CONTROL_TYPES.items()}
+    shown = [one for one in page_examples(ROOT / "docs" / "sending.md") if one.name in names]
+    assert {one.name for one in shown} == names.keys()
+    for one in shown:
+        message = json.loads(one.text)
+        for part in message if isinstance(message, list) else [message]:
+            VALIDATORS[names[one.name]].validate(part)
+    letter = re.search(r"```json\n(.*?)```", (ROOT / "docs" / "dead-letters.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert letter is not None
+    VALIDATORS["dead-letter"].validate(json.loads(letter[1]))
+
+
+def test_workload_is_judged_alike() -> None:
+    """Valid and bad records and events of the load, with all that is strange in them."""
+    workload = Workload(7, make_tenants(4, run="t"))
+    records = [item.record.decode("utf-8", "replace") for item in workload.items(2000)]
+    events = [item.event.body for item in OrderWorkload(7, workload.tenants, workload.model).items(1000)]
+    verdicts = set()
+    for name, texts in (("operation", records), ("order-event", events)):
+        for text in texts:
+            try:
+                message = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(message, dict):
+                verdicts.add((name, judge(name, message, text)))
+    assert len(verdicts) == 4
+
+
+@pytest.mark.parametrize("room", [300_000, 3_000, 1_024])
+@pytest.mark.parametrize("record", [b"{}", b"\xff", bytes(range(256)) * 40, b"\xc3\xa4" * 40_000])
+@pytest.mark.parametrize("origin", [OF_STREAM, OF_QUEUE])
+def test_written_letters_are_valid(origin: Origin, record: bytes, room: int) -> None:
+    """Of both sources, in every form of the record, and with parts."""
+    parts = BadParts(9, 2, {"too_large": 2}, (0, 3), ("r", None))
+    letter = DeadLetter(DeadLetterReason.TOO_LARGE, "error", origin, AT, 1, record, parts=parts)
+    for one in (letter, DeadLetter(DeadLetterReason.TOO_LARGE, "error", origin, AT, 1, record)):
+        VALIDATORS["dead-letter"].validate(json.loads(encode_dead_letter(one, room)))
+
+
+@pytest.mark.parametrize("reason", DIFFERENCES)
+def test_difference_exists(reason: str) -> None:
+    """A reason that is none any more is gone."""
+    one = DIFFERENCES[reason]
+    assert VALIDATORS[one.name].is_valid(one.message) == one.schema_accepts
+    assert is_accepted(one.name, one.message, json.dumps(one.message)) != one.schema_accepts
+    assert one.fits(one.name, one.message)
+
+
+IDS: Final = ("", "x", "x" * 128, "x" * 129, "x" * 256, "x" * 257, "x" * 320, "x" * 321, "😀" * 128, "a\0", "simplu:x")
+WORDS: Final = ("create", "update", "patch", "delete", "list", "read", "CREATE", "DELETE", "destroy", "destroy_all")
+OTHERS: Final[tuple[Any, ...]] = (
+    *(None, 0, 1, 7, 2**70, 1.0, 1.5, True, [], {}, {"a": 1}),
+    *({"page": 0}, {"page": None}, {"limit": True}, {"date": None}, {"startDate": "x"}, {"endDate": 5}),
+)
+times = st.one_of(
+    st.datetimes().map(datetime.isoformat),
+    st.dates().map(str),
+    st.from_regex(TIME),
+    st.text("0123456789-:.,TtWwZz+ \n", max_size=30),
+    st.sampled_from(("2026W091", "2026-W09", "20260301T0900Z", "2026-03-01t09:00:00,5z", "2026-03-01T", "0001-01-01")),
+)
+values = st.one_of(
+    st.sampled_from([*IDS, *WORDS, *OTHERS]), times, times.map(lambda time: {"startDate": time}), st.text()
+)
+
+
+# Each word after which other members are required, or mean something else.
+VARIANTS: Final[list[tuple[str, dict[str, Any]]]] = [
+    *(("operation", {"operation": word}) for word in WORDS[:6]),
+    *(("order-event", {"type": word}) for word in ("CREATE", "UPDATE", "DELETE")),
+    *(("shard-destruction", {"action": word}) for word in ("destroy", "destroy_all")),
+    *((name, {}) for name in SOUND),
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_schema_and_decoder_agree_about_each_member(name: str, variant: dict[str, Any]) -> None:
+    """Absent, and with every value at a bound or of another kind."""
+    sound = SOUND[name] | variant
+    for member in sound:
+        without = {key: value for key, value in sound.items() if key != member}
+        for message in (without, *(sound | {member: value} for value in [*IDS, *WORDS, *OTHERS])):
+            judge(name, message, json.dumps(message))
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """Draw the name of a schema, and a message that lacks a few members or has other values."""
+    name = draw(st.sampled_from(sorted(SOUND)))
+    message = dict(SOUND[name])
+    for member in draw(st.lists(st.sampled_from(sorted(message)), max_size=3, unique=True)):
+        if draw(st.booleans()):
+            message[member] = draw(values)
+        else:
+            del message[member]
+    if name == "operation" and draw(st.booleans()):
+        message["operation"] = draw(st.sampled_from(WORDS))
+    return name, message
+
+
+def judge(name: str, message: dict[str, Any], record: str) -> bool:
+    """Return whether the decoder accepts a message, as its schema does unless a difference has a reason."""
+    by_schema, by_decoder = VALIDATORS[name].is_valid(message), is_accepted(name, message, record)
+    reasons = [one for one in DIFFERENCES.values() if one.schema_accepts == by_schema and one.fits(name, message)]
+    assert by_schema == by_decoder or reasons, (by_schema, by_decoder)
+    return by_decoder
+
+
+@given(messages())
+@example(("operation", {**SOUND["operation"], "operation": "delete", "filters": {"date": 5}}))
+def test_schema_and_decoder_agree(drawn: tuple[str, dict[str, Any]]) -> None:
+    """What a schema refuses its decoder refuses, and the other way round, but for the reasons above."""
+    name, message = drawn
+    judge(name, message, json.dumps(message))
+
+
+@given(times)
+@example("2026-w09-1t09z")
+def test_pattern_of_times_has_all_that_the_worker_parses(time: str) -> None:
+    """A producer with a strange time is not sent away."""
+    assert not is_parsed(time) or re.search(TIME, time)
