@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 
 STRUCTURE, COVERAGE = "structure", "coverage"
-HANGS_AFTER_S = 20
-GROWN_HANGS_AFTER_S = 100  # after a suspicion all is measured many times
+HANGS_AFTER_CPU_S = 20
+GROWN_HANGS_AFTER_CPU_S = 100  # after a suspicion all is measured many times
+HANGS_AFTER_S = 300  # and does not compute: beside other work a second of the processor may take thirty
 MEMORY_MAX_MB = 2_048
 INPUT_MAX_BYTES = 4_096  # of atheris: short inputs reach all branches; bounds are checked on grown ones
 EXAMPLES = 200  # of hypothesis in one round
@@ -37,21 +38,21 @@ def has_coverage() -> bool:
     return importlib.util.find_spec("atheris") is not None
 
 
-def run_structure(name: str, *, until: float, number: int, found: Path) -> int:
-    """Check inputs that hypothesis draws, round after round; return their count. The last failing one is in *found*.
-
-    *until* is a time of the monotonic clock, which is that of all processes.
-    """
+def run_structure(name: str, *, seconds: float, number: int, found: Path) -> int:
+    """Check inputs that hypothesis draws, round after round; return their count. The last failing one is in *found*."""
     silence()
-    signal.signal(signal.SIGALRM, _hang)
+    for number_of_signal in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number_of_signal, _hang)
     target = load_target(name)
+    until = time.monotonic() + seconds
     counts = itertools.count()
 
-    def check(check_one: Callable[[], None], data: bytes, limit_s: int = HANGS_AFTER_S) -> None:
+    def check(check_one: Callable[[], None], data: bytes, limit_cpu_s: int = HANGS_AFTER_CPU_S) -> None:
         if time.monotonic() > until and not found.exists():
             return
         next(counts)
-        signal.alarm(limit_s)
+        signal.setitimer(signal.ITIMER_PROF, limit_cpu_s)
+        signal.alarm(HANGS_AFTER_S)
         try:
             check_one()
         except BaseException:
@@ -59,6 +60,7 @@ def run_structure(name: str, *, until: float, number: int, found: Path) -> int:
             raise
         finally:
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
     for data in target.seeds:
         check(partial(check_bounded, target, data), data)
@@ -95,7 +97,7 @@ def _run_round(target: Target, number: int, check: Callable[..., None]) -> None:
         size = draw.draw(st.sampled_from(GROWN_SIZES))
         size = min(size, GROWN_SIZES[-1] * 2_000 // target.steps_per_byte)
         grown = data[:first] + pump * (4 * size // len(pump)) + data[first:]
-        check(lambda: check_growth(target, data[:first], pump, data[first:], size=size), grown, GROWN_HANGS_AFTER_S)
+        check(lambda: check_growth(target, data[:first], pump, data[first:], size=size), grown, GROWN_HANGS_AFTER_CPU_S)
 
     check_inputs()
     check_grown()
@@ -105,7 +107,7 @@ def _hang(*_: object) -> None:
     raise HangError("expected an end, got none")
 
 
-def run_coverage(name: str, *, until: float, number: int, found: Path, corpus: Path | None) -> None:
+def run_coverage(name: str, *, seconds: float, number: int, found: Path, corpus: Path | None) -> None:
     """Check inputs that atheris finds; does not return. A failing one is in *found*."""
     import atheris  # `make fuzz` installs it, on Linux on x86_64
 
@@ -121,7 +123,7 @@ def run_coverage(name: str, *, until: float, number: int, found: Path, corpus: P
         corpora = [str(seeds)] if corpus is None else [str(corpus), str(seeds)]
         options = {
             "seed": number,
-            "max_total_time": max(1, round(until - time.monotonic())),
+            "max_total_time": max(1, round(seconds)),
             "max_len": INPUT_MAX_BYTES,
             "timeout": HANGS_AFTER_S,
             "rss_limit_mb": MEMORY_MAX_MB,

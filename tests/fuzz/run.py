@@ -23,7 +23,7 @@ from fuzz.target import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".fuzz"
-GRACE_S = 120  # of an engine after its time, to make a failing input smaller
+GRACE_S = 900  # of an engine beside its time, to start and to make a failing input smaller, however busy the machine
 DETAIL_LINES = 40
 DETAIL_COLUMNS = 1_000
 SHOWN_BYTES = 4_096  # of an input: CI keeps no files
@@ -54,7 +54,7 @@ class Job:
         """Start the process."""
         command = [sys.executable, "-m", "fuzz.run", "--engine", self.engine, "--target", self.target]
         self.started_at = time.monotonic()
-        command += ["--until", f"{self.started_at + seconds:.2f}", "--seed", str(number), "--found", str(self.found)]
+        command += ["--seconds", f"{seconds:.2f}", "--seed", str(number), "--found", str(self.found)]
         command += ["--corpus", corpus] if corpus else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -116,7 +116,7 @@ def run_jobs(jobs: Sequence[Job], *, total_s: float, places: int, number: int, c
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return what to do."""
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (60)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for the inputs of all targets together (60)")
     parser.add_argument("--target", choices=NAMES, help="one target alone")
     parser.add_argument("--engine", choices=(STRUCTURE, COVERAGE), help="one engine alone")
     parser.add_argument("--seed", type=int, default=1, help="of both engines (1); another one for other inputs")
@@ -124,17 +124,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--corpus", help="a folder for the inputs that reach new branches, to begin with the next time")
     parser.add_argument("--input", type=Path, help="repeat this input of a target")
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)  # of the clock that all processes share
     return parser.parse_args(arguments)
 
 
 def run_engine(options: argparse.Namespace) -> None:
-    """Run one engine in this process, as a job does; its start counts against its time."""
+    """Run one engine in this process, as a job does. Its time begins when it has started, so that it has inputs."""
     if options.engine == STRUCTURE:
-        report_count(run_structure(options.target, until=options.until, number=options.seed, found=options.found))
+        report_count(run_structure(options.target, seconds=options.seconds, number=options.seed, found=options.found))
     else:
         corpus = Path(options.corpus) if options.corpus else None
-        run_coverage(options.target, until=options.until, number=options.seed, found=options.found, corpus=corpus)
+        run_coverage(options.target, seconds=options.seconds, number=options.seed, found=options.found, corpus=corpus)
 
 
 def main(arguments: Sequence[str]) -> int:
