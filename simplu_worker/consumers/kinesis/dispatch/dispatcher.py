@@ -32,6 +32,7 @@ from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane
 from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, Overdue, Paused, Unregistered, Waited
+from simplu_worker.consumers.pipeline.share import OVER_SHARE_S
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
@@ -50,6 +51,8 @@ LOCKED_BASE_S: Final = 0.5  # before the first retry of a tenant with locked row
 LOCKED_MAX_S: Final = 5.0
 RETRIED: Final = frozenset({HoldReason.FAILING, HoldReason.LOCKED})  # holds of tenants that are caught up after a time
 FAILURES_REMEMBERED: Final = 1000
+AHEAD_MAX_COUNT: Final = 500  # in a lane, its batch included: more is in one large reply
+AHEAD_MAX_S: Final = 2 * OVER_SHARE_S  # queued behind the batch: enough for a tenant to be seen beyond its share
 OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two catch-ups of the overflow hold, longer each time
 OVERFLOW_INTERVAL_MAX_S: Final = 300.0
 OVERDUE_INTERVAL_S: Final = 60.0  # between two catch-ups of a tenant that is not registered
@@ -512,18 +515,20 @@ class Dispatcher:
         return count
 
     def may_read_on(self) -> bool:
-        """Return whether the main reader may send more, since what it sends does not wait behind what it has sent.
+        """Return whether the main reader may send more, since what it sends does not wait long behind what it has sent.
 
         Where a lane does not keep up because of one tenant, the tenant is held: the main reader goes on for the others,
-        and a catch-up reads again for the tenant.
+        and a catch-up reads again for the tenant. To see that, a lane has to have more than it takes at once, so a
+        reader with small replies sends some of them ahead.
         """
+        lanes = self.pipeline.lanes()
         if self.pipeline.has_idle_lane:
             return True
         self.hold_over_share()
-        if not self.ownership.has_paced_hold:
-            return False
         is_paced = self.ownership.has_own_hold
-        return any(lane.waiting_s(is_paced) < TURN_S for lane in self.pipeline.lanes())
+        if self.ownership.has_paced_hold:
+            return any(lane.waiting_s(is_paced) < TURN_S for lane in lanes)
+        return any(len(lane) < AHEAD_MAX_COUNT and lane.waiting_s(is_paced) < AHEAD_MAX_S for lane in lanes)
 
     def hold_over_share(self) -> None:
         """Hold the tenant furthest beyond its share of each lane: its newest operations leave memory.
