@@ -30,6 +30,7 @@ from simplu_worker.consumers.kinesis.stream.positions import Position
 
 VARIABLE = "SIMULATION_FAN_OUT_SEED"
 SEEDS = 12
+PUT_COUNT: Final = 330  # records
 SEEDS_UNTIL_FOUND = 20
 DESIGNS = [
     one
@@ -78,7 +79,7 @@ async def play(world: World, longest_s: float) -> None:
         tenant.created_at = world.loop.utc()
     watching = asyncio.create_task(watch_read_status(world))
     world.network.trouble = Trouble(longest_s=longest_s)
-    for number in range(330):
+    for number in range(PUT_COUNT):
         key = f"key-{number % 9}"
         world.put(key, [world.operation(key, f"r-{number}", str(number))])
         await asyncio.sleep(0.05 if number < 300 else 1.0)
@@ -89,12 +90,14 @@ async def play(world: World, longest_s: float) -> None:
 
 
 async def watch_read_status(world: World) -> None:
-    """Check what the replicas tell about their progress, and that no reader goes back."""
+    """Check what the replicas tell about their progress, and that no reader goes back, or takes a record again."""
     reached: dict[str, Position] = {}
     while True:
         await asyncio.sleep(0.05)
         world.check_read_status()
         for reader in (reader for replica in world.alive() for reader in replica.fleet.readers()):
+            if reader.read_records > PUT_COUNT:
+                world.ledger.violate(f"{reader.stream_shard_id}: {reader.read_records} records, of {PUT_COUNT} put")
             if reader.read_to is not None:
                 before = reached.setdefault(reader.stream_shard_id, reader.read_to.position)
                 if reader.read_to.position < before:

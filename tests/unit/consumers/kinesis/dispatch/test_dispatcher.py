@@ -239,7 +239,7 @@ async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are
     ],
 )
 async def test_tenant_is_not_held_for_its_share(
-    tenants: str, room: int, may_read_on: bool, monkeypatch: pytest.MonkeyPatch
+    tenants: str, room: int, *, may_read_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The main reader sends a second of the shard's time, and then waits until a lane is idle."""
     monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", room)
