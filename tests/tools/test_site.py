@@ -18,6 +18,7 @@ from support.site.build import (
     linked_files,
     page_of_file,
     pages_of_docs,
+    site_files,
     stage,
     staged_path,
 )
@@ -35,11 +36,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+def pages_of_site() -> list[Path]:
+    """Return the pages in docs/, without the decisions."""
+    return [path for path in site_files(ROOT) if path.suffix == ".md"]
+
+
 def test_navigation_has_every_page_once() -> None:
     """A page that is not in the order of the site is found by nobody, and a page that is gone ends the build."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
     listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", navigation, re.MULTILINE)
-    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in pages_of_site())
 
 
 @pytest.mark.slow(8)
@@ -54,7 +60,7 @@ def test_search_works_from_files(site: Path) -> None:
     text = (site / "search.js").read_text(encoding="utf-8")
     items = json.loads(text.partition("=")[2].strip().rstrip(";"))["items"]
     found = {item["location"].partition("#")[0] for item in items}
-    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in pages_of_site()}
     assert {page.replace("README", "index") for page in pages} <= found
     workers = [
         re.findall(r'src="([^"]*file_worker\.js)"', page.read_text(encoding="utf-8")) for page in site.rglob("*.html")
@@ -109,7 +115,10 @@ def test_files_outside_of_docs_become_pages(tmp_path: Path) -> None:
         "docs/a/b.md": "# B\n[c.md](../c.md#part-2) [c.md](../c.md) [C](../c.md) [no](../../R.md)"
         " [f](../../deploy/f.yaml) [here](#y) [web](https://example.org/x.md)",
         "docs/c.md": "# The C\n## Part 2!\n",
-        "R.md": "# R\n[d](docs/c.md)",
+        "docs/adr/1.md": "# One\n[c](../c.md) [2](2.md)",
+        "docs/adr/2.md": "# Two\n",
+        "docs/adr/3.md": "# Three, without a link\n",
+        "R.md": "# R\n[d](docs/c.md) [1](docs/adr/1.md)",
         "deploy/f.yaml": "key: 1\n",
     }.items():
         path = tmp_path / name
@@ -120,7 +129,9 @@ def test_files_outside_of_docs_become_pages(tmp_path: Path) -> None:
         "a/b.md": "# B\n[Part 2!](../c.md#part-2) [The C](../c.md) [C](../c.md) [no](../repository/R.md)"
         " [f](../repository/deploy/f.yaml.md) [here](#y) [web](https://example.org/x.md)",
         "c.md": "# The C\n## Part 2!\n",
-        "repository/R.md": "# R\n[d](../c.md)",
+        "repository/R.md": "# R\n[d](../c.md) [1](docs/adr/1.md)",
+        "repository/docs/adr/1.md": "# One\n[c](../../../c.md) [2](2.md)",
+        "repository/docs/adr/2.md": "# Two\n",
         "repository/deploy/f.yaml.md": "# deploy/f.yaml\n\n````yaml\nkey: 1\n````\n",
     }
     page = tmp_path / "docs" / "a" / "b.md"

@@ -2,7 +2,7 @@
 
 A row states that everything before its position is applied, for the tenants of its shard. For a tenant that has come
 the row of the shard it left counts as well: so the lower of both. Where one of the two shards has no row of a stream
-shard, nothing is known of the tenant, and the target has none either (docs/adr/0004-stream-positions-on-each-shard.md).
+shard, nothing is known of the tenant, and the target has none either (docs/adr/0015-readers-follow-a-move.md).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 The generator gets a copy of docs/, and beside it the files of the repository that its pages link to: pages as pages,
 any other file as a page with its text. So every link of the site leads to a page of the site, and none to another host.
+The decisions in docs/adr/ are for maintainers, and files of the repository like any other.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from support.site.look import LOOKS, find_faults
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
 FILE_NAME = re.compile(r"[\w./-]+\.md")
 LANGUAGES = {".yaml": "yaml", ".service": "ini", ".toml": "toml", ".sql": "sql", ".py": "python"}
-OUTSIDE = "repository"  # the folder of what is not in docs/
+OUTSIDE = "repository"  # the folder of what is not a page of the site by itself
+DECISIONS = PurePosixPath("docs/adr")
 FENCE = "````"  # longer than any in the files
 # Elements and attributes that a browser loads or follows at once, without a click.
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
@@ -45,7 +47,7 @@ class Staged(dict[PurePosixPath, bytes]):
 def stage(root: Path) -> Staged:
     """Return the files of docs/ below *root*, and those that its pages link to, with their links changed."""
     staged = Staged()
-    waiting = [path for path in sorted((root / "docs").rglob("*")) if path.is_file()]
+    waiting = site_files(root)
     seen = set(waiting)
     while waiting:
         path = waiting.pop()
@@ -61,10 +63,16 @@ def stage(root: Path) -> Staged:
     return staged
 
 
+def site_files(root: Path) -> list[Path]:
+    """Return the files that are in the site whether a page links to them or not."""
+    files = [path for path in sorted((root / "docs").rglob("*")) if path.is_file()]
+    return [path for path in files if staged_path(root, path).parts[0] != OUTSIDE]
+
+
 def staged_path(root: Path, path: Path) -> PurePosixPath:
-    """Return the place of a file of the repository: outside of docs/ all are pages."""
+    """Return the place of a file of the repository: outside of docs/, and in docs/adr/, all are pages."""
     relative = PurePosixPath(path.relative_to(root).as_posix())
-    if relative.parts[0] == "docs":
+    if relative.parts[0] == "docs" and DECISIONS not in relative.parents:
         return relative.relative_to("docs")
     return PurePosixPath(OUTSIDE) / (relative if relative.suffix == ".md" else f"{relative}.md")
 
