@@ -4,7 +4,7 @@
 
 Counts follow from the worker's own constants. Takes of leases are simulated in virtual time with the worker's own rules
 (`observe`, `plan_takes`, `next_expiry`): a start of all replicas, the loss of some, more of them. The cost of one scan
-of the lease table is measured. With `--write` the report goes into docs/performance.md.
+of the lease table is measured. With `--write` the report goes into docs/fleets.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, 
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
 from simplu_worker.shards.health.probe_schedule import HEALTHY_PACE
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "fleets.md"
 SCANS = 20
 READ_UNIT_BYTES = 4096  # of DynamoDB: half a unit where it may be a second old
 WRITE_UNIT_BYTES = 1024
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--replicas", type=int, default=50)
     parser.add_argument("--lease-duration", type=float, default=10.0, help="seconds")
-    parser.add_argument("--write", action="store_true", help="put it into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put it into docs/fleets.md")
     parser.add_argument("--page", type=Path, default=PAGE, help="another page to put it into")
     given = parser.parse_args()
     fleet = FleetSize(given.stream_shards, given.shards, given.tenants, given.replicas, given.lease_duration)

@@ -83,12 +83,6 @@ def simulation() -> str:
     )
 
 
-def moves() -> str:
-    """Return the table of wrong variants of moves, with the shortest history in which each breaks a promise."""
-    rows = [(name, f"`{promise}`", length) for name, (_, promise, length) in test_moves.WRONG.items()]
-    return _table(("variant", "broken promise", "steps"), rows)
-
-
 def _subject(name: str) -> str:
     return name.partition(":")[0]
 
@@ -99,7 +93,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str | int, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-FIGURES = {"models": models, "moves": moves, "simulation": simulation}
+FIGURES = {"models": models, "simulation": simulation}
 
 
 def render(page: str) -> str:
