@@ -16,7 +16,9 @@ from simplu_worker.vocabulary import CitrusEndpoint
 
 PACKAGE = ROOT / "simplu_worker"
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "NOTES.md", ROOT / "tests" / "README.md", *DOCS.rglob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), ROOT / "benchmarks" / "NOTES.md", ROOT / "tests" / "README.md", *DOCS.rglob("*.md")]
+)
 COMMAND_PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("runbook/*.md"))]
 ALWAYS_THERE = {"--help", "-h", "--version"}
 DOCS_URL = "https://docs.example.com/simplu-worker"  # users put their own in its place
