@@ -30,7 +30,7 @@ from simplu_worker.consumers.kinesis.stream.positions import Position
 
 VARIABLE = "SIMULATION_FAN_OUT_SEED"
 SEEDS = 12
-PUT_COUNT: Final = 330  # records
+PUT_COUNT = 330  # records
 SEEDS_UNTIL_FOUND = 20
 DESIGNS = [
     one
