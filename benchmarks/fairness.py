@@ -1,6 +1,6 @@
 """Measure what tenants that flood the stream do to the other tenants of their Postgres shard.
 
-    python -m benchmarks.fairness [--scenario lists,patches] [--loud 1] [--seconds 40] [--json]
+    python -m benchmarks.fairness [--scenario lists,patches] [--loud 1] [--seconds 40] [--trouble] [--json]
 
 Ten tenants are on one Postgres shard; each scenario has a stack of its own, with a worker and two producers, each a
 separate process. The quiet tenants put small operations, mostly creates, at a steady rate. The loud tenants put nothing
@@ -10,6 +10,9 @@ shard's own rows. Their `completed_at` is the moment at which a transaction has 
 transactions counts, the work of the operation's own does not. Once the backlog is applied, the rows of all tenants and
 the order of their operations are compared with the records that were put. Exit status 1 when the quiet tenants' p99 is
 more than 2.5 times the control's or a row differs.
+
+With `--trouble` two workers share the stream. In the middle of each flood one is killed and replaced, and the stream is
+split to twice its stream shards; then only the rows decide the exit status.
 """
 
 from __future__ import annotations
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=15.0, help="operations/s of each quiet tenant")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each flood; its control takes half of it")
     parser.add_argument("--applied-seconds", type=float, default=APPLIED_WITHIN_S, help="maximum for the backlog")
+    parser.add_argument("--trouble", action="store_true", help="kill a worker and split the stream in each flood")
     parser.add_argument("--json", action="store_true")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
@@ -209,13 +213,14 @@ async def run(arguments: argparse.Namespace) -> int:
         runs.append(measured)
         differences += [f"{name}: {line}" for line in found]
     print_results(console, runs, differences)
-    return report_runs(runs, [one.target for one in runs], differences, as_json=arguments.json)
+    targets = [] if arguments.trouble else [one.target for one in runs]
+    return report_runs(runs, targets, differences, as_json=arguments.json)
 
 
 async def measure(name: str, arguments: argparse.Namespace) -> tuple[FairnessRun, list[str]]:
     """Measure a control and a flood; return them, and the differences of the rows once all are applied."""
     scenario = SCENARIOS[name]
-    async with run_testbed(scenario) as testbed:
+    async with run_testbed(scenario, replicas=2 if arguments.trouble else 1) as testbed:
         tenants = testbed.tenants_of()
         plan = scenario.plan(tenants[: arguments.loud])
         rate = scenario.rate_of(plan)
@@ -230,7 +235,11 @@ async def measure(name: str, arguments: argparse.Namespace) -> tuple[FairnessRun
             await wait_for_first(testbed, loud)
             async with testbed.phase("flood"):
                 put_before = loud.producer.put_count
-                await asyncio.sleep(arguments.seconds)
+                await asyncio.sleep(arguments.seconds / 2)
+                if arguments.trouble:
+                    await testbed.replace_killed()
+                    await testbed.reshard(2 * scenario.stream_shards)
+                await asyncio.sleep(arguments.seconds / 2)
                 put_count = loud.producer.put_count - put_before
             await asyncio.gather(loud.producer.stop(), quiet.producer.stop())
         is_applied = await testbed.wait_until_applied(testbed.urls, within_s=arguments.applied_seconds)
@@ -245,12 +254,13 @@ async def measure(name: str, arguments: argparse.Namespace) -> tuple[FairnessRun
 
 
 @contextlib.asynccontextmanager
-async def run_testbed(scenario: Scenario) -> AsyncIterator[Testbed]:
+async def run_testbed(scenario: Scenario, *, replicas: int) -> AsyncIterator[Testbed]:
     """Run a testbed with one Postgres shard, and a stream that refuses what is beyond its quotas."""
     testbed = Testbed(
         shards=1,
         stream_shards=scenario.stream_shards,
         tenants_per_shard=TENANTS,
+        replicas=replicas,
         worker_env={"KINESIS_READ": scenario.read},
     )
     async with testbed, asyncio.TaskGroup() as tasks:

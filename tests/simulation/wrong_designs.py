@@ -715,7 +715,7 @@ WRONG_DESIGNS = {
         _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=263
     ),
     "a reader that failed by a defect writes its checkpoint": WrongDesign(
-        _TrustingFleet, weather=Weather.DEFECTS, seed=218
+        _TrustingFleet, weather=Weather.DEFECTS, seed=820
     ),
     "the oldest operations of a tenant over its share leave memory": WrongDesign(
         _with_reader(dispatcher_class=_OldestHeldDispatcher), seed=28

@@ -115,6 +115,7 @@ class Testbed:
         self.flows: list[Flow] = []
         self.phases: list[Phase] = []
         self.workers: list[WorkerProcess] = []
+        self._started_count = 0
         self._tenants_per_shard = tenants_per_shard
         self._replicas = replicas
         self._worker_env = dict(worker_env or {})
@@ -146,10 +147,16 @@ class Testbed:
     async def start_worker(self, env: Mapping[str, str] | None = None) -> None:
         """Start another replica, with *env* in addition to the common environment."""
         worker_env = self.stack.env | {"AWS_ENDPOINT_URL_SQS": self._sqs_url} | self._worker_env | dict(env or {})
-        worker = WorkerProcess(self.stack.group, worker_env, number=len(self.workers))
+        worker = WorkerProcess(self.stack.group, worker_env, number=self._started_count)
+        self._started_count += 1
         worker.start()
         await worker.wait_ready()
         self.workers.append(worker)
+
+    async def replace_killed(self) -> None:
+        """End the first replica with SIGKILL, and start another one."""
+        self.workers.pop(0).kill()
+        await self.start_worker()
 
     @property
     def worker(self) -> WorkerProcess:
