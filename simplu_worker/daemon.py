@@ -22,12 +22,14 @@ from simplu_worker.assembly.shards import Shards
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
 from simplu_worker.bulkheads import contain, keep_running
 from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import unset_sources
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.dead_letters.default_queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.metrics import instruments
+from simplu_worker.network_errors import listen_cause
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
@@ -91,6 +93,8 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
         _show_parts(parts, health, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
+        for source in unset_sources(settings):
+            log.info("source.not_configured", source=source.name, variable=source.variable, unread=source.brings)
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
@@ -161,7 +165,7 @@ async def _serve_http(
         return await stack.enter_async_context(http)
     except OSError as exc:
         place = f"{settings.http_host or '*'}:{settings.http_port}"
-        raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
+        raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {listen_cause(exc)}") from exc
 
 
 async def _ensure_dead_letter_queue(settings: Settings, consumers: Consumers, stopping: asyncio.Event) -> None:

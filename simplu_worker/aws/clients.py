@@ -21,15 +21,14 @@ from aiobotocore.credentials import AioCredentialResolver, create_credential_res
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
 from botocore.parsers import ResponseParserError
-from yarl import URL
 
 from simplu_worker.aws.call_log import log_calls
 from simplu_worker.aws.clock_skew import clock_problem
 from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time
 from simplu_worker.aws.http_session import BoundedSession
 from simplu_worker.aws.replies import watch_replies
+from simplu_worker.aws.unanswered import unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
-from simplu_worker.network_errors import network_cause
 
 Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: they have no class to import
 
@@ -209,7 +208,7 @@ def translate(exc: Exception) -> WorkerError:
     if isinstance(exc, botocore_errors.CredentialRetrievalError):
         return MissingCredentialsError(str(exc))
     if isinstance(exc, TRANSIENT_ERRORS):
-        return RetryableError(_unanswered_text(exc))
+        return RetryableError(unanswered_text(exc))
     raise exc
 
 
@@ -220,20 +219,6 @@ def translate_errors() -> Iterator[None]:
         yield
     except AWS_ERRORS as exc:
         raise translate(exc) from exc
-
-
-def _unanswered_text(exc: Exception) -> str:
-    """Return the address and the cause of a request without an answer of the service."""
-    facts = getattr(exc, "kwargs", {})
-    cause, endpoint_url = facts.get("error"), facts.get("endpoint_url")
-    if endpoint_url is None:
-        return str(exc) if cause is None else f"AWS: {network_cause(cause)}"
-    place = URL(str(endpoint_url)).with_user(None).with_query(None)
-    if isinstance(exc, botocore_errors.ConnectTimeoutError):
-        return f"{place}: no connection in time"
-    if isinstance(exc, botocore_errors.ReadTimeoutError):
-        return f"{place}: no answer in time"
-    return f"{place}: {str(exc) if cause is None else network_cause(cause)}"
 
 
 def _service_error(exc: botocore_errors.ClientError) -> WorkerError:

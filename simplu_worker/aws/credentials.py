@@ -19,6 +19,8 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 
 from simplu_worker.aws.clock_skew import clock_problem
+from simplu_worker.aws.unanswered import CA_SETTING, unanswered_text
+from simplu_worker.network_errors import network_cause
 from simplu_worker.timing.clock import loop_time, utc_now
 
 ANSWER_KEPT_S: Final = 1.0  # a refreshed one too: however short-lived credentials are, no request asks for itself alone
@@ -167,13 +169,13 @@ class _Program:
 
 def describe(exc: Exception) -> str:
     """Return why a source gave no credentials, without what it answered instead."""
-    if isinstance(exc, TimeoutError):
-        return "no answer in time"
-    if isinstance(exc, OSError):
-        return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or type(exc).__name__
+    if isinstance(exc, OSError):  # a timeout too
+        return f"{exc.filename}: {exc.strerror}" if exc.filename else network_cause(exc, ca_setting=CA_SETTING)
     if isinstance(exc, ClientError) and (problem := clock_problem(exc.response, now=utc_now())) is not None:
         return f"{problem}; {exc.operation_name}"
     # botocore's own: that a token may not contain a line break, that new credentials are expired already.
-    if isinstance(exc, BotoCoreError | ClientError) or type(exc) in {ValueError, RuntimeError}:
+    if isinstance(exc, BotoCoreError):
+        return " ".join(unanswered_text(exc).split())[:CAUSE_MAX_LENGTH]
+    if isinstance(exc, ClientError) or type(exc) in {ValueError, RuntimeError}:
         return " ".join(str(exc).split())[:CAUSE_MAX_LENGTH]
     return f"expected credentials of AWS, got something else ({type(exc).__name__})"

@@ -15,15 +15,20 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from simplu_worker.cache.invalidations import EPOCH_KEY
 from simplu_worker.errors import ConfigurationError, RetryableError
+from simplu_worker.network_errors import CLOSED, UNEXPLAINED, network_cause
 from simplu_worker.telemetry.log import register_secret, scrub_text
 
 SCAN_COUNT: Final = 1000
 CAUSE_MAX_CHARS: Final = 300  # of the server's text in an error
 EPOCH_MAX_DIGITS: Final = 20  # of a number in Redis: only so much is read of what others may have stored instead
+
+NO_REPLY: Final = (RedisConnectionError, RedisTimeoutError)  # their subclasses have a text of the server
 
 # Raised by the package for bytes that are no reply of Redis.
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, RecursionError)
@@ -155,15 +160,30 @@ class RedisCommands:
             raise CacheUnavailableError(self._error_text(exc)) from None
 
     def _error_text(self, error: Exception) -> str:
-        cause = str(error)[:CAUSE_MAX_CHARS] or f"no answer within {self._call_timeout_s:g} s"
-        if isinstance(error, UNREADABLE):
-            cause = f"expected a reply of Redis, got something else ({type(error).__name__})"
-        return scrub_text(f"Redis at {self.place}: {cause}")
+        return scrub_text(f"Redis at {self.place}: {_cause_of(error)}")
 
     async def _set_up_connection(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
         if self._on_connect is not None:
             self._on_connect()
+
+
+def _cause_of(error: Exception) -> str:
+    if isinstance(error, UNREADABLE):
+        return f"expected a reply of Redis, got something else ({type(error).__name__})"
+    if isinstance(error, AuthenticationError):
+        return f"expected a user and a password that it accepts, got {_shown(error)}; correct them in REDIS_URL"
+    if isinstance(error, ResponseError):
+        return f"expected it to take the command, got {_shown(error)}"
+    if isinstance(error, RedisError) and type(error) not in NO_REPLY:
+        return f"expected a reply of Redis, got {_shown(error)}"
+    cause = network_cause(error, ca_setting="ssl_ca_certs of REDIS_URL")
+    return CLOSED if cause == UNEXPLAINED and type(error) is RedisConnectionError else cause
+
+
+def _shown(error: Exception) -> str:
+    """Return the text of an error of the server."""
+    return str(error)[:CAUSE_MAX_CHARS] or "an error without a text"
 
 
 def _is_of_one_key(error: Exception) -> bool:

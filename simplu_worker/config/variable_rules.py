@@ -6,12 +6,27 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Final
+from typing import Final, NamedTuple
 
 from simplu_worker.config.settings import Settings
 
-SOURCE_QUEUES: Final = ("SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL")
-SOURCES: Final = ("KINESIS_STREAM_NAME", *SOURCE_QUEUES)
+
+class SourceVariable(NamedTuple):
+    """A source of the worker, each of which may be left out: its name for people, its variable, and what it brings."""
+
+    name: str
+    variable: str
+    brings: str
+
+
+ALL_SOURCES: Final = (
+    SourceVariable("stream", "KINESIS_STREAM_NAME", "operations of a Kinesis stream"),
+    SourceVariable("control queue", "SQS_SHARD_CREATION_QUEUE_URL", "control messages, which create and destroy tenants"),
+    SourceVariable("order events", "SQS_ORDER_EVENTS_QUEUE_URL", "order events"),
+    SourceVariable("priority order events", "SQS_PRIORITY_QUEUE_URL", "order events that go before others"),
+)
+SOURCES: Final = tuple(source.variable for source in ALL_SOURCES)
+SOURCE_QUEUES: Final = SOURCES[1:]
 ROUTES: Final = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")  # in their order of precedence
 TLS_FILES: Final = ("HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE")
 ORDER_TENANT: Final = ("ORDER_EVENTS_BUSINESS_ID", "ORDER_EVENTS_LOCATION_ID")
@@ -22,6 +37,11 @@ _QUEUE_HOST: Final = re.compile(r"https?://(?:sqs\.)?([a-z]{2,}(?:-[a-z]+)+-\d+)
 def set_of(settings: Settings, *names: str) -> list[str]:
     """Return those of the variables *names* that are set."""
     return [name for name in names if getattr(settings, name.lower()) is not None]
+
+
+def unset_sources(settings: Settings) -> list[SourceVariable]:
+    """Return the sources that are not configured, and of which the worker reads nothing."""
+    return [source for source in ALL_SOURCES if not set_of(settings, source.variable)]
 
 
 def find_contradictions(given: Settings) -> Iterator[str]:

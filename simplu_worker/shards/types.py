@@ -92,7 +92,7 @@ class FailedOnShardError(Exception):
 class RefusedOnShardError(FailedOnShardError, WorkerError):
     """A statement of the work for one tenant failed on a healthy shard, for example by a trigger of its owner.
 
-    *error* is the server's error by class and code.
+    *error* is the server's error, in words with its code.
     """
 
 

@@ -38,6 +38,10 @@ CITRUS = {"CITRUS_SERVER_URL": "http://citrus:3000"}
 ROLE = "arn:aws:iam::000000000000:role/simplu-worker"
 SECRET_FILE = {"API_TOKEN": {"secret": "tokens", "key": "api"}}
 MINIMAL = {"settings": STREAM | CITRUS}
+VALUE, VARIABLE, SECRET = (
+    f"expected the name of a {kind}, got another; did you mean"
+    for kind in ("value of the chart", "variable of the worker", "secret variable of the worker")
+)
 # What each name in a row of the pairwise combinations stands for.
 PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "source": {
@@ -375,9 +379,15 @@ def test_replicas_are_bounded_by_open_stream_shards(
         ),
         ({"autoscaling": {"kind": "keda", "openStreamShards": 4, "maxReplicas": 1}}, "autoscaling.maxReplicas"),
         ({"autoscaling": {"minReplicas": 0}}, "/autoscaling/minReplicas"),
-        ({"settings": {"KINESIS_STREAM": "typo"}}, "KINESIS_STREAM"),
-        ({"settings": {"API_TOKEN": "in the open"}}, "API_TOKEN"),
-        ({"replica": 3}, "replica"),
+        ({"settings": {"KINESIS_STREAM_NAM": "typo"}}, f"settings.KINESIS_STREAM_NAM: {VARIABLE} KINESIS_STREAM_NAME?"),
+        ({"settings": {"API_TOKEN": "in the open"}}, "settings.API_TOKEN: expected a variable that is not secret"),
+        ({"settings": {"API_TOKEN_FILE": "/token"}}, "settings.API_TOKEN_FILE: expected a variable that is not secret"),
+        ({"settings": {"OTEL_EXPORTER_OTLP_HEADERS": "in the open"}}, "settings.OTEL_EXPORTER_OTLP_HEADERS: expected"),
+        ({"secrets": {"files": {"API_TOKN": SECRET_FILE["API_TOKEN"]}}}, f"secrets.files.API_TOKN: {SECRET} API_TOKEN?"),
+        ({"replicaCout": 3}, f"replicaCout: {VALUE} replicas?"),
+        ({"image": {"repositry": "mine"}}, f"image.repositry: {VALUE} repository?"),
+        ({"podLabel": {}}, f"podLabel: {VALUE} podLabels?"),
+        ({"zzz": 1}, "zzz: expected the name of a value of the chart, got another; correct it or take it out"),
     ],
 )
 def test_mistakes_are_refused(values: dict[str, Any], problem: str, tmp_path: Path) -> None:

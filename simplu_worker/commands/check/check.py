@@ -32,6 +32,7 @@ from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_
 from simplu_worker.commands.check.registrations import sample_registrations
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import unset_sources
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
@@ -56,7 +57,7 @@ BUSINESS_INFO_KEY: Final = ("id",)
 KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
 T = TypeVar("T")
 
-STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "off": "dim"}
 
 
 class CheckStatus(StrEnum):
@@ -65,6 +66,7 @@ class CheckStatus(StrEnum):
     OK = "ok"
     WARNING = "warning"  # a problem of a dependency that no configured feature needs
     FAILED = "failed"
+    OFF = "off"  # a source that is not configured
 
 
 class CheckAnswer(msgspec.Struct, frozen=True):
@@ -165,7 +167,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
             ]
         )
         await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
-    dependencies = [dependency for answer in answers for dependency in answer]
+    dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 
 
@@ -434,6 +436,16 @@ class DependencyChecks:
             )
 
         return await check_dependency(name, address.place, ask)
+
+
+def describe_unset_sources(settings: Settings) -> list[CheckedDependency]:
+    """Return a line for each source that is not configured."""
+    return [
+        CheckedDependency(
+            source.name, source.variable, CheckStatus.OFF, f"not configured, the worker reads no {source.brings}", 0.0
+        )
+        for source in unset_sources(settings)
+    ]
 
 
 async def check_dependency(

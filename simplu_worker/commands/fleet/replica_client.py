@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
@@ -13,6 +13,7 @@ import msgspec
 from simplu_worker.commands.fleet.sent_events import EventSplitter
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.network_errors import network_cause
 from simplu_worker.status.own_url import own_url
 from simplu_worker.status.tls import own_client_context
 from simplu_worker.telemetry.log import scrub_text
@@ -20,6 +21,7 @@ from simplu_worker.telemetry.log import scrub_text
 CONNECT_WITHIN_S: Final = 5.0
 ANSWER_WITHIN_S: Final = 65.0  # more than a replica takes for an answer
 LISTENING: Final = aiohttp.ClientTimeout(sock_connect=CONNECT_WITHIN_S, sock_read=40)  # a comment comes every 15 s
+CA_SETTING: Final = "SSL_CERT_FILE, or HTTP_TLS_CERT_FILE for a replica of this machine"
 ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024
 
 
@@ -28,45 +30,51 @@ class ReplicaClient:
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
 
     def __repr__(self) -> str:
-        return f"ReplicaClient({self._url})"
+        return f"ReplicaClient({self.url})"
 
     async def ask(self, method: str, path: str, *, body: Any = None) -> dict[str, Any]:
         """Return the JSON of a successful answer. Raises WorkerError with the replica's error otherwise."""
         data = None if body is None else msgspec.json.encode(body)
         try:
-            async with self._session.request(method, self._url + path, data=data, allow_redirects=False) as response:
+            async with self._session.request(method, self.url + path, data=data, allow_redirects=False) as response:
                 text = await _read_body(response)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError) as exc:
-            raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'no answer in time'}") from None
+            raise RetryableError(f"{self.url}: {network_cause(exc, ca_setting=CA_SETTING)}") from None
         return self._parse(status, text)
 
-    async def listen(self, path: str) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
+    async def listen(
+        self, path: str, *, on_open: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
         """Yield the events of a stream until its end: the name, and the data as text and as JSON.
 
+        *on_open* is called once the replica has accepted the request, however long the first event takes.
         Raises WorkerError if the replica sends none, if the connection breaks, or if it is silent for too long.
         """
         splitter = EventSplitter(ANSWER_MAX_BYTES)
         try:
-            async with self._session.get(self._url + path, timeout=LISTENING, allow_redirects=False) as response:
+            async with self._session.get(self.url + path, timeout=LISTENING, allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
                     self._parse(response.status, await _read_body(response))
+                on_open()
                 async for part in response.content.iter_any():
                     for name, data in splitter.feed(part):
                         yield name, data.decode(), msgspec.json.decode(data, type=dict[str, Any])
-        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
-            raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'the stream is silent'}") from None
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            raise RetryableError(f"{self.url}: {network_cause(exc, ca_setting=CA_SETTING)}") from None
+        except ValueError:
+            raise RetryableError(f"{self.url}: expected events of a replica, got something else") from None
 
     def _parse(self, status: int, text: bytes) -> dict[str, Any]:
         try:
             answer = msgspec.json.decode(text, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeError):
-            raise PermanentError(f"{self._url}: expected JSON of a replica, got HTTP status {status}") from None
+            raise PermanentError(f"{self.url}: expected JSON of a replica, got HTTP status {status}") from None
         if status >= HTTPStatus.BAD_REQUEST:
-            raise WorkerError(f"{self._url}: {scrub_text(str(answer.get('error', f'HTTP status {status}')))}")
+            raise WorkerError(f"{self.url}: {scrub_text(str(answer.get('error', f'HTTP status {status}')))}")
         return answer
 
 

@@ -18,7 +18,9 @@ async def tap_operations(settings: Settings, url: str | None, query: Mapping[str
     """
     dropped = 0
     async with open_replica(settings, url, acts="content" in query) as replica:
-        async for name, text, event in replica.listen(f"/tap?{urlencode(query)}"):
+        listening = f"listening to {replica.url}: operations are printed as they are decided; Ctrl-C ends it"
+        path = f"/tap?{urlencode(query)}"
+        async for name, text, event in replica.listen(path, on_open=lambda: print_note(listening)):
             if name == "dropped":
                 dropped = event["dropped"]
                 print_note(f"{dropped} operations came faster than they were taken, and are not shown")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -77,11 +78,24 @@ class SendOptions(NamedTuple):
 
 
 def read_lines(file: Path | None) -> bytes:
-    """Return the content of *file*, or of stdin. Raises WorkerError if it cannot be read."""
+    """Return the content of *file*, or of stdin. Raises WorkerError if it cannot be read.
+
+    Stdin is not opened again by its name: another user may own the pipe, as after `sudo -u`.
+    """
     try:
-        return (file or Path("/dev/stdin")).read_bytes()
+        if file is not None:
+            return file.read_bytes()
+        if sys.stdin is None:  # closed when the process started
+            raise WorkerError("FILE: expected JSON lines on stdin, got a closed one; name a file, or pipe them in")
+        return sys.stdin.buffer.read()
+    except PermissionError:
+        raise WorkerError(
+            f"FILE: expected a file that this user may read, got {file}; give the user the right, or pipe the file in "
+            "and name it -"
+        ) from None
     except OSError as exc:
-        raise WorkerError(f"FILE: expected a readable file of JSON lines, got {file} ({exc.strerror})") from None
+        got = f"{file or 'stdin'} ({exc.strerror})"
+        raise WorkerError(f"FILE: expected a readable file of JSON lines, got {got}") from None
 
 
 async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:

@@ -295,7 +295,9 @@ class Connector:
             message = wrong_encoding_message(self._address.shard_id, server["encoding"])
             raise WrongDatabaseError(message, shard_id=self._address.shard_id)
         if not IS_TARGET[target](server):
-            raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
+            raise asyncpg.TargetServerAttributeNotMatched(
+                f"expected a server that is {target}, got another; correct target_session_attrs or the hosts"
+            )
 
 
 def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:

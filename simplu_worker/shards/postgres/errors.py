@@ -55,7 +55,7 @@ def foreign_numbers_message(shard_id: str) -> str:
 class StatementFailedError(ShardUnavailableError):
     """A statement failed on a healthy server. The writer bisects the batch to find the operation at fault.
 
-    To other callers the shard is unavailable. *error* is the server's error by class and code.
+    To other callers the shard is unavailable. *error* is the server's error, in words with its code.
     """
 
     def __init__(self, message: str, *, error: str, is_timeout: bool = False) -> None:

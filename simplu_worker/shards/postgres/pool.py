@@ -103,7 +103,7 @@ class ShardPool:
 
     @property
     def last_error(self) -> str | None:
-        """The last error, by class and code; None if the shard is healthy."""
+        """The last error, in words with its code; None if the shard is healthy."""
         return self._availability.last_error
 
     def retire(self) -> None:

@@ -12,6 +12,7 @@ import structlog
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
+from simplu_worker.shards.postgres.error_words import ALL_IN_USE, error_words, state_words
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
     ForeignNumbersError,
@@ -88,7 +89,7 @@ class ShardAvailability:
         All are in use, by this pool or, if the budget is used up, by others. The server's health is not affected.
         """
         self._count("busy")
-        message = self._message("all connections are in use: TimeoutError")
+        message = self._message(ALL_IN_USE)
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def record_commit(self) -> None:
@@ -117,7 +118,7 @@ class ShardAvailability:
                 self._raise(exc.__context__, asked_at, is_probe=is_probe)
             raise
         except asyncpg.OutdatedSchemaCacheError as exc:
-            raise self._record_lost_race(type(exc).__name__) from exc
+            raise self._record_lost_race(error_words(exc)) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
             raise self._record_unavailable("connection", exc, asked_at=asked_at) from exc
         else:
@@ -132,7 +133,7 @@ class ShardAvailability:
         try:
             yield
         except WrongDatabaseError as exc:
-            self._record_error("broken", type(exc).__name__)
+            self._record_error("broken", self._address.without_name(str(exc)))
             raise
         except ShardUnavailableError as exc:  # the connector's own: it has no password
             self._record_error("connection", self._address.without_name(str(exc)))
@@ -167,7 +168,7 @@ class ShardAvailability:
         since = self._record_answer(exc, asked_at)
         if meaning in OF_STATEMENT and is_probe:
             meaning = ErrorMeaning.UNAVAILABLE
-        error = f"{type(exc).__name__} ({exc.sqlstate})"
+        error = state_words(exc.sqlstate)
         match meaning:
             case ErrorMeaning.TRY_AGAIN if exc.sqlstate == LOCK_TIMEOUT:
                 self._count("lost_race")
@@ -207,7 +208,7 @@ class ShardAvailability:
 
     def _record_full(self, exc: asyncpg.TooManyConnectionsError) -> ShardUnavailableError:
         self._count(ErrorMeaning.UNAVAILABLE)
-        message = self._message(f"{type(exc).__name__} ({exc.sqlstate})")
+        message = self._message(state_words(exc.sqlstate))
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def _record_lost_race(self, error: str) -> LostRaceError:
@@ -216,10 +217,7 @@ class ShardAvailability:
 
     def _record_unavailable(self, kind: str, exc: Exception, *, asked_at: float | None = None) -> ShardUnavailableError:
         """Record an error and return ours; with *asked_at* the shard has not answered since then."""
-        # Server messages may quote rows; the class and its code are enough. The notes are the connector's own.
-        code = getattr(exc, "sqlstate", None)
-        name = f"{type(exc).__name__} ({code})" if code else type(exc).__name__
-        self._record_error(kind, "; ".join([name, *getattr(exc, "__notes__", ())]))
+        self._record_error(kind, error_words(exc))
         if asked_at is not None:
             self._record_no_answer(asked_at)
         return self.unavailable_error()

@@ -36,7 +36,7 @@ TOO_MANY_DUPLICATES: Final = "too many of its rows share a resource id; correct 
 class SourceRow(msgspec.Struct, frozen=True):
     """A row as the source returns it. *document* is None where it is too long to be read with others.
 
-    *error* is the source's error, by class and code, where it cannot return the document.
+    *error* is the source's error, in words with its code, where it cannot return the document.
     """
 
     resource_type: str | None

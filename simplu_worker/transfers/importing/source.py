@@ -18,6 +18,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.document_bounds import DOCUMENT_MAX_BYTES
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.connector import ShardConnection, connect_options, require_readable_files
+from simplu_worker.shards.postgres.error_words import error_words, state_words
 from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
 from simplu_worker.transfers.importing.mapping import ReadTable, SourceMapping, names_of, read_table_of
 from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
@@ -250,11 +251,11 @@ def row_of(row: Row) -> SourceRow:
 
 @contextlib.contextmanager
 def _errors_translated() -> Iterator[None]:
-    """Translate the errors of the source: by class and code, since its messages may quote rows."""
+    """Translate the errors of the source: by code, since its messages may quote rows."""
     try:
         yield
     except asyncpg.PostgresError as exc:
-        error = f"{type(exc).__name__} ({exc.sqlstate})"
+        error = state_words(exc.sqlstate)
         if meaning_of(exc.sqlstate or "") is ErrorMeaning.DATA:
             raise UnreadableRowsError(error) from exc
         if (exc.sqlstate or "").startswith(_OF_MAPPING):
@@ -263,8 +264,7 @@ def _errors_translated() -> Iterator[None]:
             ) from exc
         raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error}") from exc
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
-        name = "; ".join([type(exc).__name__, *getattr(exc, "__notes__", ())])
-        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {name}") from exc
+        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error_words(exc)}") from exc
     except (ValueError, ArithmeticError, LookupError) as exc:
         # Of the libraries, over the address; not chained, as such an error may quote it.
-        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {type(exc).__name__}") from None
+        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error_words(exc)}") from None

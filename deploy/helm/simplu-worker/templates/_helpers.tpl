@@ -56,6 +56,7 @@ labels:
 
 {{- /* Mistakes that the schema cannot see. */}}
 {{- define "simplu-worker.check" -}}
+{{- include "simplu-worker.checkNames" . }}
 {{- if not (or (include "simplu-worker.readsStream" .) (include "simplu-worker.readsQueues" .)) }}
 {{- fail "settings: expected a source (KINESIS_STREAM_NAME, SQS_ORDER_EVENTS_QUEUE_URL, SQS_PRIORITY_QUEUE_URL or SQS_SHARD_CREATION_QUEUE_URL), got none; set one" }}
 {{- end }}

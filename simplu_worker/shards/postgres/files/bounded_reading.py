@@ -25,11 +25,7 @@ _unended: set[threading.Thread] = set()  # reads that were given up
 
 
 class FileRefusedError(OSError):
-    """A file may not be used for a connection, or cannot be. Its text is also its note, for the pool."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.add_note(problem)
+    """A file may not be used for a connection, or cannot be; its text is for people."""
 
 
 async def require_readable(files: Iterable[NamedFile], *, within_s: float = READ_S) -> None:

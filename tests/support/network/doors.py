@@ -1,0 +1,98 @@
+"""A program: asks each door to a vendor at each fault, and prints the errors as JSON, by door and fault.
+
+A process of its own, because aiohttp reads `SSL_CERT_FILE` when it is imported. Its argument is the folder that
+`make_certificates` filled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+from support.network.faults import CA_FILE, Fault, serving_faults
+
+from simplu_worker.aws.clients import open_client, translate_errors
+from simplu_worker.cache.redis_commands import RedisCommands
+from simplu_worker.commands.fleet.replica_client import ReplicaClient
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.routing.citrus import open_citrus
+
+PASSWORD = "swordfish"  # noqa: S105
+TIMEOUT_S = 0.5
+
+Ask = Callable[[str, int, bool], Awaitable[object]]
+
+
+async def main(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the errors."""
+
+    async def ask_aws(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
+        url, times = _url("http", host, port, by_tls=by_tls), {"read_timeout_s": TIMEOUT_S, "connect_timeout_s": TIMEOUT_S}
+        async with open_client("dynamodb", region="eu-west-1", endpoint_url=url, **times) as client:
+            with translate_errors():
+                await client.list_tables()
+
+    async def ask_citrus(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
+        url = _url("http", host, port, by_tls=by_tls)
+        async with open_citrus(url, api_key=PASSWORD, timeout_s=TIMEOUT_S, attempts=1, allowed_hosts=()) as citrus:
+            await citrus.list_shards()
+
+    async def ask_replica(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session:
+            await ReplicaClient(session, _url("http", host, port, by_tls=by_tls)).ask("GET", "/status")
+
+    async def ask_redis(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
+        options = f"?ssl_ca_certs={folder / CA_FILE}" if by_tls else ""
+        url = f"{_url('redis', host, port, by_tls=by_tls, user=f':{PASSWORD}@')}/0{options}"
+        redis = RedisCommands(url, on_connect=None, call_timeout_s=TIMEOUT_S)
+        try:
+            await redis.ping()
+        finally:
+            await redis.close()
+
+    async def ask_postgres(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
+        options = f"sslmode=verify-full&sslrootcert={folder / CA_FILE}" if by_tls else "sslmode=disable"
+        address = ShardAddress("shard-1", f"postgresql://worker:{PASSWORD}@{host}:{port}/d?{options}")
+        pool = ShardPool(address, size=1, timeouts=ShardTimeouts(connect_s=TIMEOUT_S))
+        try:
+            async with pool.connection():
+                pass
+        finally:
+            await pool.close()
+
+    doors: dict[str, Ask] = {
+        "AWS": ask_aws,
+        "Citrus": ask_citrus,
+        "Postgres": ask_postgres,
+        "Redis": ask_redis,
+        "replica": ask_replica,
+    }
+    return {name: await _ask_all(ask, folder, is_postgres=name == "Postgres") for name, ask in doors.items()}
+
+
+def _url(scheme: str, host: str, port: int, *, by_tls: bool, user: str = "") -> str:
+    return f"{scheme}{'s' if by_tls else ''}://{user}{host}:{port}"
+
+
+async def _ask_all(ask: Ask, folder: Path, *, is_postgres: bool) -> dict[str, str]:
+    async with serving_faults(folder, is_postgres=is_postgres) as places:
+        return {fault: await _error_of(ask, *place, fault) for fault, place in places.items()}
+
+
+async def _error_of(ask: Ask, host: str, port: int, fault: Fault) -> str:
+    try:
+        await ask(host, port, fault.is_asked_by_tls)
+    except RetryableError as exc:
+        return str(exc).replace(f"{host}:{port}", "ADDRESS")
+    return "no error"
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(main(Path(sys.argv[1])))))  # noqa: T201
