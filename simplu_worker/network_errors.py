@@ -1,6 +1,7 @@
 """Network errors in words: what was expected, what came instead, and what to do. Pure.
 
-The caller writes the address before them. They have no class, code or text of a library, and none of the bytes that came.
+The caller writes the address before them. They have no class, code or text of a
+library, and none of the bytes that came.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ NO_SERVER: Final = "expected a server at that port, nothing listens there; start
 CLOSED: Final = "expected an answer, it closed the connection; see its log, and whether it wants TLS"
 UNKNOWN_HOST: Final = "expected an address for the host's name, the DNS has none; correct the name, or the DNS"
 NO_DNS: Final = "expected an address for the host's name, the DNS does not answer; see whether it works on this machine"
-NO_TLS: Final = "expected TLS, got something else; correct the port, or use an address without TLS if it is to have none"
+NO_TLS: Final = (
+    "expected TLS, got something else; correct the port, or use an address without TLS if it is to have none"
+)
 NOT_HTTP: Final = "expected HTTP, got something else; correct the address, and whether it begins with http or https"
 BROKEN_OFF: Final = "expected a whole answer, it broke off or cannot be decompressed; see the server's log"
 NO_URL: Final = "expected a URL of http or https, got another text; correct it"
@@ -98,8 +101,8 @@ def listen_cause(error: OSError) -> str:
 def _cause_of(error: BaseException, ca_setting: str) -> str | None:
     if isinstance(error, aiohttp.ClientHttpProxyError):
         return (
-            f"expected a tunnel of the proxy, got HTTP status {error.status}; have the proxy allow the host, or name the "
-            "host in NO_PROXY"
+            f"expected a tunnel of the proxy, got HTTP status {error.status}; have the proxy allow the host, or name "
+            "it in NO_PROXY"
         )
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _cause_of(error.certificate_error, ca_setting)

@@ -21,7 +21,9 @@ class SourceVariable(NamedTuple):
 
 ALL_SOURCES: Final = (
     SourceVariable("stream", "KINESIS_STREAM_NAME", "operations of a Kinesis stream"),
-    SourceVariable("control queue", "SQS_SHARD_CREATION_QUEUE_URL", "control messages, which create and destroy tenants"),
+    SourceVariable(
+        "control queue", "SQS_SHARD_CREATION_QUEUE_URL", "control messages, which create and destroy tenants"
+    ),
     SourceVariable("order events", "SQS_ORDER_EVENTS_QUEUE_URL", "order events"),
     SourceVariable("priority order events", "SQS_PRIORITY_QUEUE_URL", "order events that go before others"),
 )

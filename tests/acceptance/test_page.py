@@ -21,6 +21,7 @@ from simplu_local.workload.workload import Tenant
 from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now
@@ -376,7 +377,7 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     text = await page.evaluate("document.body.innerText")
     assert "viewer" in text
     assert "shard_unavailable" in text
-    assert "ConnectionRefusedError" not in text
+    assert NO_SERVER not in text
     assert not await page.evaluate("document.querySelectorAll('td button').length")
     assert await page.evaluate("document.getElementById('section-letters').hidden")
 
@@ -481,10 +482,10 @@ async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
     assert "\x1b" not in output
     assert f"tenant {world.unregistered.tenant_id}" in output
     assert f"move tenant {world.moving.tenant_id}" in " ".join(output.split())
-    assert "ConnectionRefusedError" in output
+    assert NO_SERVER in output
     assert json.loads(text)["fleet"]["counts"]["leases"] == 2
     assert "shard_unavailable" in shown
-    assert "ConnectionRefusedError" not in shown
+    assert NO_SERVER not in shown
     assert "not the bearer token" in errors
     assert "another" not in errors
 

@@ -19,6 +19,7 @@ from support.runbook.world import open_world
 from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import Trim
 from simplu_local.processes.loopback import poll_until
+from simplu_worker.network_errors import NO_SERVER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(10)]
 
@@ -27,7 +28,6 @@ LOSE_SQL = """
 DELETE FROM resources WHERE id = '{tenant}' AND "resourceName" = 'notes';
 DELETE FROM log_rows WHERE tenant_no = (SELECT number FROM tenants WHERE id = '{tenant}');
 """
-
 
 ROWS_SQL = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
@@ -142,7 +142,7 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
         "leads to the database of shard db-1",
         "expected a shard, got an empty database",
         "still has, with its retention of 24 h, got older ones of shardId-",
-        "ConnectionRefusedError",
+        NO_SERVER,
     ]
     assert [part for part, problem in zip(expected, problems, strict=True) if part not in problem] == [], problems
     assert password not in json.dumps([other, empty, old, silent]) + (scene.folder / "err").read_text()

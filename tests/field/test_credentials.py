@@ -19,6 +19,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import running_processes
 from simplu_worker.aws import clients
 from simplu_worker.aws.credentials import CredentialSource
+from simplu_worker.network_errors import NO_ANSWER
 
 BACK_S = 10.0  # "within seconds", on a machine that does other things too
 LIVES = 2  # credentials that end while a client calls
@@ -82,7 +83,7 @@ async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatc
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     source = CredentialSource(clients._new_chain, ask_max_s=0.5)
-    with pytest.raises(CredentialRetrievalError, match="no answer in time"):
+    with pytest.raises(CredentialRetrievalError, match=NO_ANSWER):
         await source.get_frozen_credentials()
     numbers = {int(number) for number in number_path.read_text().split()}
 

@@ -157,7 +157,7 @@ async def test_shard_is_unavailable_when_iam_does_not_know_the_key(line: RdsLine
     """The line checks what it gets: a signature by another secret is refused."""
     line.secrets["AKIAFIRST"] = "another"
     pool = ShardPool(line.address_at(line.place), size=1)
-    with pytest.raises(ShardUnavailableError, match=r"InvalidAuthorizationSpecificationError \(28000\)"):
+    with pytest.raises(ShardUnavailableError, match=r"\(28000\)"):
         await fetch(pool, "SELECT 1 AS one")
     await pool.close()
     assert line.refusals == ["its signature is wrong"]
@@ -170,7 +170,7 @@ async def test_certificate_of_the_server_is_checked_when_the_string_says_so(line
         for path in (certificate.parent / "rds.crt", issue_certificate_elsewhere(certificate))
     )
     assert await fetch(good, "SELECT 1 AS one") == [{"one": 1}]
-    with pytest.raises(ShardUnavailableError, match="SSLCertVerificationError"):
+    with pytest.raises(ShardUnavailableError, match="expected a certificate"):
         await fetch(bad, "SELECT 1 AS one")
     for pool in (good, bad):
         await pool.close()

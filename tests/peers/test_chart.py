@@ -383,7 +383,10 @@ def test_replicas_are_bounded_by_open_stream_shards(
         ({"settings": {"API_TOKEN": "in the open"}}, "settings.API_TOKEN: expected a variable that is not secret"),
         ({"settings": {"API_TOKEN_FILE": "/token"}}, "settings.API_TOKEN_FILE: expected a variable that is not secret"),
         ({"settings": {"OTEL_EXPORTER_OTLP_HEADERS": "in the open"}}, "settings.OTEL_EXPORTER_OTLP_HEADERS: expected"),
-        ({"secrets": {"files": {"API_TOKN": SECRET_FILE["API_TOKEN"]}}}, f"secrets.files.API_TOKN: {SECRET} API_TOKEN?"),
+        (
+            {"secrets": {"files": {"API_TOKN": SECRET_FILE["API_TOKEN"]}}},
+            f"secrets.files.API_TOKN: {SECRET} API_TOKEN?",
+        ),
         ({"replicaCout": 3}, f"replicaCout: {VALUE} replicas?"),
         ({"image": {"repositry": "mine"}}, f"image.repositry: {VALUE} repository?"),
         ({"podLabel": {}}, f"podLabel: {VALUE} podLabels?"),

@@ -25,8 +25,8 @@ NOT_POSTGRES: Final = "expected an answer of Postgres, got something else or the
 OUTDATED: Final = "the tables have changed since the statement was prepared"
 
 _BY_CODE: Final = {
-    "08003": "the server closed the connection; see its log",
-    "08006": "the server closed the connection; see its log",
+    "08003": "the connection was closed; see the server's log, and whether it wants TLS",
+    "08006": "the connection was closed; see the server's log, and whether it wants TLS",
     "08P01": "the server or a pooler in front of it refuses the connection; see its log",
     "22001": "a text is too long for its column",
     "22003": "a number is out of the range of its type",
@@ -75,7 +75,7 @@ _BY_CODE: Final = {
 }
 _BY_CLASS: Final = {
     "08": "the connection broke",
-    "0A": "a feature that the server lacks",
+    "0A": "the server lacks a feature, or its tables have changed since the statement was prepared",
     "21": "a row where several are not allowed",
     "22": "a value that the server does not take",
     "23": "a constraint refuses the row",
@@ -97,10 +97,10 @@ _BY_CLASS: Final = {
 
 
 def state_words(sqlstate: str | None) -> str:
-    """Return the meaning of an error with this five-character code, and the code."""
+    """Return the meaning of an error with this five-character code, the code, and what to do if there is a remedy."""
     code = sqlstate or "no SQLSTATE"
-    words = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], "an error of Postgres")
-    return f"{words} ({code})"
+    meaning, *remedy = (_BY_CODE.get(code) or _BY_CLASS.get(code[:2], "an error of Postgres")).split("; ")
+    return "; ".join([f"{meaning} ({code})", *remedy])
 
 
 def error_words(exc: BaseException) -> str:
@@ -111,7 +111,7 @@ def error_words(exc: BaseException) -> str:
     return "; ".join([_words_of(exc), *getattr(exc, "__notes__", ())])
 
 
-def _words_of(exc: BaseException) -> str:
+def _words_of(exc: BaseException) -> str:  # noqa: PLR0911  # one for each kind
     match exc:
         case asyncpg.PostgresError() | asyncpg.PostgresWarning():
             return state_words(exc.sqlstate)

@@ -28,6 +28,7 @@ from support.postgres.trouble import make_touchy, shut_gate, waiters
 from simplu_worker.operations.admission import DESTROYED, HOLD
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -304,7 +305,7 @@ async def test_operation_at_fault_is_found_step_by_step(case: TenantCase, writer
     ]
     assert await writer.apply(batch) == [SUCCEEDED, SUCCEEDED, failed(Failure.INVALID_DATA)]
     (outcome,) = await writer.apply([case.operation("create", "r4", {"raise": "P0001"})])
-    assert outcome == Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
+    assert outcome == Outcome(disposition=Disposition.UNEXPECTED, error=state_words("P0001"))
     assert await case.resources() == {("patient", "r1"): {"v": 1}}
 
 

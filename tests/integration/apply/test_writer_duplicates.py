@@ -16,6 +16,7 @@ from support.postgres.trouble import waiters
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Failure
 
@@ -116,7 +117,7 @@ async def test_writer_blames_an_operation_when_a_constraint_of_the_owner_refuses
         [case.operation("create", "r2", {"email": "a"}), other.operation("create", "r3", {"email": "b"})]
     )
 
-    refused = Outcome(disposition=Disposition.UNEXPECTED, error="UniqueViolationError (23505)")
+    refused = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("23505"))
     assert outcomes == [refused, SUCCEEDED]
     assert case.pool.is_healthy
 

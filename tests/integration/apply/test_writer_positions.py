@@ -27,6 +27,7 @@ from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
 from simplu_worker.shards.positions.rows import accept_gaps
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import (
     PositionChangedError,
@@ -38,7 +39,7 @@ from simplu_worker.shards.types import (
 from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 PARENT = "shardId-000000000001"
-UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
+UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("P0001"))
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 
 

@@ -31,8 +31,10 @@ from simplu_worker.commands.shards.query import Asked, query_shards
 from simplu_worker.commands.shards.query_output import RowFormat
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
+from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.questions.asking import QuestionFailedError, ShardQuestion, ask_shard
 from simplu_worker.shards.routing.locator import read_shard_map
 
@@ -382,7 +384,7 @@ async def test_query_needs_a_role_that_may_read_the_id_of_the_shard(
     closed = await run(capfd, settings_of(tmp_path, role, shard), "SELECT 1 AS a")
     assert (closed.status, "SELECT on shard_meta if it only reads" in closed.err) == (1, True), closed.err
     unknown = await run(capfd, settings_of(tmp_path, "nobody", shard), "SELECT 1 AS a")
-    assert unknown.err == "shard-1: no rows: InvalidAuthorizationSpecificationError (28000)\n"
+    assert unknown.err == f"shard-1: no rows: {state_words('28000')}\n"
     other = ShardAddress("shard-2", shard.connection_string)
     wrong = await run(capfd, settings_of(tmp_path, await make_reader(shard), other), "SELECT 1 AS a")
     assert "its connection string leads to the database of shard shard-1" in wrong.err
@@ -408,7 +410,7 @@ async def test_query_names_shards_without_an_answer_and_prints_the_rows_of_the_o
         printed = await run(capfd, settings, PATIENTS)
     assert printed.status == 1
     assert sorted(row["shardId"] for row in printed.rows) == ["db-1", "db-2"]
-    assert printed.err.splitlines()[-2:] == ["db-3: no rows: ConnectionRefusedError", "db-4: no rows: TimeoutError"]
+    assert printed.err.splitlines()[-2:] == [f"db-3: no rows: {NO_SERVER}", f"db-4: no rows: {NO_ANSWER}"]
 
 
 async def test_query_ends_a_statement_by_its_timeout(

@@ -28,6 +28,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.errors import RetryableError
+from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.health import all_shards
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector, inspect_all_shards
@@ -154,7 +155,7 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
         book.begin("shard-1")
         book.note_probe("shard-1", await inspect_shard(pool))
         (shown,) = replica.status()["shards"]
-        book.note_probe("shard-1", ShardSilence("TimeoutError"))
+        book.note_probe("shard-1", ShardSilence(NO_ANSWER))
         (lost,) = replica.status()["shards"]
         book.end("shard-1")
     assert shown["state"] == "healthy"
@@ -248,7 +249,7 @@ async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
     assert await list_shards(settings_of(tmp_path, good, silent("shard-2")), as_json=True) == 1
     out = capfd.readouterr().out
     assert json.loads(out)["shardsWithoutAnswer"] == ["shard-2"]
-    assert by_id(json.loads(out)["shards"])["shard-2"]["odd"] == ["ConnectionRefusedError"]
+    assert by_id(json.loads(out)["shards"])["shard-2"]["odd"] == [NO_SERVER]
     assert "secret-word" not in out
 
 
@@ -261,7 +262,7 @@ async def test_shards_list_prints_a_table(
     printed = capfd.readouterr()
     lines = [line for line in printed.out.splitlines() if "shard-" in line]
     assert [("healthy" in line, "lost" in line) for line in lines] == [(True, False), (True, False), (False, True)]
-    assert "ConnectionRefusedError" in lines[2]
+    assert NO_SERVER in lines[2]
     assert "/97" in lines[0]
     assert "no answer from: shard-3" in printed.err
     assert "secret-word" not in printed.out + printed.err
@@ -302,7 +303,7 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
     unknown = dict(
         zip(
             command.COLUMNS,
-            command._row(InspectedShard(address, assess(ShardObservation(error="TimeoutError"))), {}),
+            command._row(InspectedShard(address, assess(ShardObservation(error=NO_ANSWER))), {}),
             strict=True,
         )
     )

@@ -20,6 +20,7 @@ from simplu_worker.commands.types.check import check_types
 from simplu_worker.commands.types.show import show_types
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
@@ -106,7 +107,7 @@ async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
 
     assert states_of(answer) == (1, {"a": "refused", "b": "applied", "c": "failed"})
     assert "shop_sales is there, and no view of a business type" in answer[1]["a"]["problems"][0]
-    assert "ConnectionRefusedError" in answer[1]["c"]["problems"][0]
+    assert NO_SERVER in answer[1]["c"]["problems"][0]
     status, shown = await terminal.show("shop")
     assert (status, shown["shardsWithoutAnswer"]) == (1, ["c"])
     (version,) = shown["types"]

@@ -21,6 +21,7 @@ from simplu_worker.commands.shards.upgrade import (
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import Blocker, UpgradeActivity
@@ -129,7 +130,7 @@ async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone
     }
     assert "got 99; a schema never goes backwards" in shards["a-newer"]["error"]
     assert "another program's tables" in shards["b-strange"]["error"]
-    assert shards["d-down"]["error"] == "ConnectionRefusedError"
+    assert shards["d-down"]["error"] == NO_SERVER
 
 
 async def test_shards_upgrade_prints_a_table_and_what_to_do(

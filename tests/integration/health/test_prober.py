@@ -24,6 +24,7 @@ from support.requires import require
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.health.assessment import (
     Health,
     ShardObservation,
@@ -37,6 +38,7 @@ from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.prober import KNOWN_INTERVAL_S, Prober, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
@@ -183,7 +185,7 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
 
         assert health.problems == {ShardProblem.FAILING}
         assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
-        assert str(health.findings[0]).endswith("DiskFullError (53100)")
+        assert str(health.findings[0]).endswith(state_words("53100"))
         assert not pool.is_healthy
         async with pool.transaction() as connection:
             await connection.execute("SELECT 1")
@@ -477,5 +479,5 @@ async def test_look_names_why_nobody_answers(pools: Pools) -> None:
     """Without the connection string."""
     seen = await inspect_shard(pools.ensure_pool(silent("shard-1")))
     assert isinstance(seen, ShardSilence)
-    assert seen.error.startswith("ConnectionRefusedError")
+    assert seen.error.startswith(NO_SERVER)
     assert "secret-word" not in seen.error

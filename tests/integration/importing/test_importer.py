@@ -24,6 +24,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info.items import Business
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.importing.certificate import ImportState, TenantReport
 from simplu_worker.transfers.importing.copying import CopyCallbacks
@@ -248,7 +249,7 @@ async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(c
     assert found["public.analytics_events", "1000001"] == IS_DUPLICATE
     assert found["public.analytics_events", "7"] == NO_TENANT
     assert found["public.themes", "2"].startswith("its times: expected years from 1 to 9999, got")
-    assert "UntranslatableCharacterError (22P05)" in found["public.orders", "1"]
+    assert state_words("22P05") in found["public.orders", "1"]
     assert found["public.orders", "2"].startswith("its document: expected at most 100,000 values")
     left = {"1 main", "2 main", "3 main", "4 main"}
     assert {name for name, state in states(result).items() if state == "left"} == left
@@ -446,7 +447,7 @@ async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_follo
     result = await follow_beside(
         case,
         [(broken, REFUSE_WRITES), (case.url, CHANGE_ALL)],
-        lambda one: "DiskFullError (53100)" in (one.error or ""),
+        lambda one: state_words("53100") in (one.error or ""),
     )
 
     assert await changed_tenants(case) == {"4-main", "5-main", "6-main"}
@@ -700,7 +701,7 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
 
     by_shard = {(report.shard_id, report.state) for report in result.reports}
     assert by_shard == {("shard-1", ImportState.IMPORTED), ("shard-2", ImportState.FAILED)}
-    assert {report.detail for report in result.reports if "DiskFullError (53100)" in (report.detail or "")}
+    assert {report.detail for report in result.reports if state_words("53100") in (report.detail or "")}
 
     await execute(broken, "DROP TRIGGER fail ON resources")
     await case.routed.pools.pool_of("shard-2").probe()
@@ -776,7 +777,7 @@ async def test_role_without_rights_is_refused(case: Case) -> None:
     url, case.url = case.url, re.sub(r"//[^@]*@", "//poor:poor@", case.url)
 
     try:
-        with pytest.raises(SourceRefusedError, match=r"InsufficientPrivilegeError \(42501\)"):
+        with pytest.raises(SourceRefusedError, match=r"\(42501\)"):
             await case.importer().plan()
     finally:
         case.url = url

@@ -40,6 +40,7 @@ from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, HashRange, Position, TrimHorizon
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.metrics.instruments import RETRIES
+from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
@@ -113,7 +114,7 @@ async def test_others_go_on_when_a_shard_has_no_transaction_ids_left(world: Worl
             await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
             await logs(shard, "a-x", 33)
             await eventually(lambda: held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")])
-            await eventually(lambda: spent.last_error == "ProgramLimitExceededError (54000)")
+            await eventually(lambda: spent.last_error == state_words("54000"))
             assert await outcomes(spent, "b-x") == ["succeeded"] * 3
 
             await wraparound.make_room(server)
@@ -261,7 +262,7 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
         assert await outcomes(shard, "a-x") == [*["succeeded"] * 3, "retries_exhausted", *["succeeded"] * 4]
         (letter,) = await world.letters()
         assert (letter["reason"], letter["requestId"], letter["attempts"]) == ("retries_exhausted", "a-x-3", 4)
-        assert letter["error"] == "it failed 4 times: RaiseError (P0001)"
+        assert letter["error"] == "it failed 4 times: a function or trigger of the database raised it (P0001)"
 
         await calm(shard)
         (replayed,) = await world.put(bad)

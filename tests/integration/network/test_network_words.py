@@ -17,22 +17,26 @@ from simplu_worker import network_errors
 from simplu_worker.shards.postgres import error_words
 
 LIBRARY = re.compile(
-    r"errno|gaierror|\w(Error|Exception)\b|asyncpg|aiohttp|botocore|Connect call|ssl:|\[SSL|swordfish|worker:", re.IGNORECASE
+    r"errno|gaierror|\w(Error|Exception)\b|asyncpg|aiohttp|botocore|Connect call|ssl:|\[SSL|swordfish|worker:",
+    re.IGNORECASE,
 )
 OF_NAME = "expected a certificate for that host, got one for others; correct the address, or the certificate"
 OF_TIME = "expected a valid certificate, got one that has expired; have it renewed"
-OF_CA = "expected a certificate of a CA that is trusted here, got one of another; name the CA in SETTING, or correct the address"
+OF_CA = (
+    "expected a certificate of a CA that is trusted here, got one of another; name the CA in SETTING, or correct the "
+    "address"
+)
 # Any of these: what a name server or a server does with what it does not understand is its own affair.
 CAUSES: dict[Fault, set[str]] = {
     Fault.UNKNOWN_HOST: {network_errors.UNKNOWN_HOST, network_errors.NO_DNS},
     Fault.REFUSED: {network_errors.NO_SERVER},
-    Fault.RESET: {network_errors.CLOSED},
+    Fault.RESET: {network_errors.CLOSED, error_words.state_words("08003")},
     Fault.SILENT: {network_errors.NO_ANSWER, "expected an answer within CITRUS_TIMEOUT, got none"},
     Fault.UNKNOWN_CA: {OF_CA},
     Fault.WRONG_NAME: {OF_NAME},
     Fault.EXPIRED: {OF_TIME},
     Fault.PLAIN: {network_errors.NO_TLS, error_words.NO_TLS},
-    Fault.TLS: {network_errors.CLOSED, network_errors.NOT_HTTP, error_words.NOT_POSTGRES},
+    Fault.TLS: {network_errors.CLOSED, network_errors.NOT_HTTP, error_words.state_words("08003")},
 }
 CA_SETTINGS = ("AWS_CA_BUNDLE", "sslrootcert", "ssl_ca_certs of REDIS_URL", "SSL_CERT_FILE")
 

@@ -18,7 +18,9 @@ from support.postgres.trouble import Line, backends, nobody_is_left
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, free_port
 from simplu_worker.errors import RetryableError
+from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.error_words import ALL_IN_USE, state_words
 from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
@@ -55,7 +57,7 @@ async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: S
     """Waiting for a connection is bounded."""
     pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(acquire_s=0.1))
     async with pool.connection():
-        with pytest.raises(ShardUnavailableError, match="TimeoutError"):
+        with pytest.raises(ShardUnavailableError, match=ALL_IN_USE):
             await ask(pool)
     assert await ask(pool) == 1
     await pool.close()
@@ -86,7 +88,7 @@ async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) 
     for error in (RetryableError("later"), RuntimeError("bug")):
         with pytest.raises(type(error)):
             await insert(error=error)
-    with pytest.raises(ValueRefusedError, match=r"DivisionByZeroError \(22012\)"):
+    with pytest.raises(ValueRefusedError, match=r"\(22012\)"):
         await insert(then="SELECT 1 / 0")
 
     assert await ask(shard, "SELECT count(*) FROM numbers") == 0
@@ -100,7 +102,7 @@ async def test_transaction_can_be_used_again_when_its_opening_failed(shard: Shar
     broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(pause_lock_s=1e9))
 
     for _ in range(2):
-        with pytest.raises(ValueRefusedError, match=r"InvalidParameterValueError \(22023\)"):
+        with pytest.raises(ValueRefusedError, match=r"\(22023\)"):
             async with broken.transaction(budget=StatementBudget.PAUSE):
                 pytest.fail("it was opened")
 
@@ -165,7 +167,7 @@ async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: Sha
     async with Pools(size=1, timeouts=timeouts) as pools:
         for address in (await make_shard(), await make_shard()):
             async with asyncio.timeout(5):
-                with pytest.raises(ShardUnavailableError, match="TimeoutError"):
+                with pytest.raises(ShardUnavailableError, match=NO_ANSWER):
                     await ask(pools.ensure_pool(address), "SELECT pg_sleep(60)")
 
 
@@ -177,7 +179,7 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
         pool = pools.ensure_pool(at_port(address, free_port()))
         with pytest.raises(ShardUnavailableError):
             await ask(pool)
-        assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
+        assert (pool.is_healthy, pool.last_error) == (False, NO_SERVER)
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 0
 
         await ask(pools.ensure_pool(address))
@@ -240,7 +242,7 @@ def at_port(address: ShardAddress, port: int) -> ShardAddress:
 
 async def test_pool_blames_the_statement_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
     """A value that cannot be sent is not a problem of the shard."""
-    with pytest.raises(ValueRefusedError, match="DataError"):
+    with pytest.raises(ValueRefusedError, match="22000"):
         async with shard.connection() as connection:
             await connection.fetchval("SELECT $1::text", "\ud800")
 
@@ -324,7 +326,7 @@ async def test_pool_is_unavailable_when_the_server_is_not_what_the_address_asks_
     address = await make_shard()
     wanted = ShardAddress("shard-1", f"{address.connection_string}?target_session_attrs=standby")
     pool = ShardPool(wanted, size=1)
-    with pytest.raises(ShardUnavailableError, match="TargetServerAttributeNotMatched"):
+    with pytest.raises(ShardUnavailableError, match="expected a server that is standby, got another"):
         await ask(pool)
     await pool.close()
 
@@ -344,8 +346,8 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
     await superuser.close()
     place = f"{HOST}:{breakable_server.port}"
     expected = {
-        f"postgresql://guest:{ENCODED_PASSWORD}@{place}/{database_of(address)}": "InvalidPasswordError (28P01)",
-        f"postgresql://postgres:{ENCODED_PASSWORD}@{place}/nowhere": "InvalidCatalogNameError (3D000)",
+        f"postgresql://guest:{ENCODED_PASSWORD}@{place}/{database_of(address)}": state_words("28P01"),
+        f"postgresql://postgres:{ENCODED_PASSWORD}@{place}/nowhere": state_words("3D000"),
     }
     async with Pools(size=1) as pools:
         for url, error in expected.items():

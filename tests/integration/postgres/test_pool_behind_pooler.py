@@ -70,7 +70,7 @@ async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(
             await connection.execute("DEALLOCATE ALL")
             await connection.fetchval("SELECT 42")
 
-    with pytest.raises(LostRaceError, match=r"InvalidSQLStatementNameError \(26000\)"):
+    with pytest.raises(LostRaceError, match=r"\(26000\)"):
         await twice()
     assert shard.counts()["open"] == 0
 
@@ -95,7 +95,7 @@ async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: 
     async with shard.connection() as connection:
         await connection.execute(change)
 
-    with pytest.raises(LostRaceError, match=r"InvalidCachedStatementError \(0A000\)"):
+    with pytest.raises(LostRaceError, match=r"\(0A000\)"):
         await read()
 
     assert [await read() for _ in range(8)] == [0] * 8
@@ -119,7 +119,7 @@ async def test_pool_tries_again_when_a_type_changed_under_a_statement(shard: Sha
         await connection.execute("UPDATE pairs SET p = (1, 2, 'x')")
     await other.close()
 
-    with pytest.raises(LostRaceError, match="OutdatedSchemaCacheError"):
+    with pytest.raises(LostRaceError, match="tables have changed"):
         await read()
 
     assert await read() == (1, 2, "x")

@@ -154,7 +154,7 @@ async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAd
     async with Pools(size=1, max_connections=1, timeouts=ShardTimeouts(acquire_s=2.0)) as pools:
         one, other = shards(pools, empty, 2)
         async with one.connection():
-            with pytest.raises(ShardUnavailableError, match="all connections are in use"):
+            with pytest.raises(ShardUnavailableError, match="expected a free connection, all are in use"):
                 await use(other)
             assert (other.is_healthy, other.counts()["waiting"]) == (True, 0)
         await use(other)

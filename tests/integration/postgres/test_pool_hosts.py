@@ -154,7 +154,7 @@ async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) ->
     """The error comes at once."""
     pool = pair.pool("?target_session_attrs=standby")
     with within(0, DEAF_S):
-        assert "TargetServerAttributeNotMatched" in await unavailable(pool)
+        assert "expected a server that is standby, got another" in await unavailable(pool)
     await pool.close()
 
 
@@ -174,7 +174,7 @@ async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
 
     try:
         assert await poll_until(knows, within_s=10)
-        with pytest.raises(ShardUnavailableError, match="ReadOnlySQLTransactionError"):
+        with pytest.raises(ShardUnavailableError, match="25006"):
             async with pool.transaction() as connection:
                 await connection.execute("DELETE FROM tenants")
 
@@ -236,7 +236,8 @@ async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is
 
     for _ in range(5):
         assert "leads to the database of shard shard-9" in await unavailable(pool)
-    assert (pool.is_healthy, pool.last_error) == (False, "WrongDatabaseError")
+    assert not pool.is_healthy
+    assert pool.last_error == "its connection string leads to the database of shard shard-9; correct it in the map"
 
     pair.first.lead_to(pair.addresses[0])
     assert await port_of(pool) == breakable_server.port

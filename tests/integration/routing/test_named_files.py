@@ -65,16 +65,14 @@ async def test_shard_is_refused_and_others_go_on_when_citrus_names_a_pipe(
     assert await use(shards) == 1
 
     expected = "a regular file, got another kind at" if place == "certs" else f"a file below {tmp_path / 'certs'}, got"
-    assert f"shard shard-bad at 127.0.0.1:1/d: FileRefusedError; option {option}: expected {expected} {path}" in str(
-        caught.value
-    )
+    assert f"shard shard-bad at 127.0.0.1:1/d: option {option}: expected {expected} {path}" in str(caught.value)
 
 
 async def test_import_fails_with_the_reason_when_its_source_names_a_pipe(tmp_path: Path) -> None:
     """It may be in any folder, as its operator wrote it; the other bounds hold."""
     path = pipe_in(tmp_path / "anywhere")
     source = ImportSource(ShardAddress("source", f"postgresql://u@127.0.0.1:1/d?sslmode=require&sslrootcert={path}"))
-    expected = f"IMPORT_SOURCE_URL: FileRefusedError; option sslrootcert: expected a regular file, .* at {path}"
+    expected = f"IMPORT_SOURCE_URL: option sslrootcert: expected a regular file, .* at {path}"
     with pytest.raises(SourceUnavailableError, match=expected):
         async with source.open_snapshot():
             pass

@@ -642,7 +642,7 @@ async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are
     assert isinstance(verdicts[2], ToDeadLetter)
     assert (verdicts[2].reason, verdicts[2].error) == (
         DeadLetterReason.RETRIES_EXHAUSTED,
-        "it failed 3 times: RaiseError (P0001)",
+        "it failed 3 times: a function or trigger of the database raised it (P0001)",
     )
 
 

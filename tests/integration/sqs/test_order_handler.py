@@ -574,7 +574,10 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
         bad.deduplication_id,
         "o1",
     )
-    assert (verdict.error, verdict.attempts) == ("it failed 3 times: RaiseError (P0001)", 3)
+    assert (verdict.error, verdict.attempts) == (
+        "it failed 3 times: a function or trigger of the database raised it (P0001)",
+        3,
+    )
     assert held == RetryHeld(0.0)
     assert await desk.log("ann") == []
     assert verdict.before_delete is not None

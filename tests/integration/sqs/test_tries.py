@@ -150,7 +150,10 @@ async def test_tries_are_counted_across_replicas_and_restarts(desk: Desk) -> Non
             seen += await handler.handle([message("o1", BAD, receive_count=receive_count)])
     assert seen[:3] == [RetryHeld(1), RetryHeld(5), RetryHeld(15)]
     assert isinstance(seen[3], ToDeadLetter)
-    assert (seen[3].error, seen[3].attempts) == ("it failed 4 times: RaiseError (P0001)", 4)
+    assert (seen[3].error, seen[3].attempts) == (
+        "it failed 4 times: a function or trigger of the database raised it (P0001)",
+        4,
+    )
     assert await fetch(desk.pool, COUNTS) == [{"tenant_id": "ann-main", "message_id": "message-o1", "failure_count": 4}]
     assert seen[3].before_delete is not None
     await seen[3].before_delete()
@@ -475,7 +478,7 @@ async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(d
     assert (body["requestId"], body["attempts"], body["error"]) == (
         "event-head",
         4,
-        "it failed 4 times: RaiseError (P0001)",
+        "it failed 4 times: a function or trigger of the database raised it (P0001)",
     )
     assert await desk.orders() == ["last", "shaky"]
     tries = [(one["attempts"], one["log_level"]) for one in logs if one["event"] == "operation.failing"]

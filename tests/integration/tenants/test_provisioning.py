@@ -297,7 +297,7 @@ async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: Rout
     """Tenant and default row come together or not at all; the next try makes both."""
     pool = pool_of(routed, "shard-1")
     await fetch(pool, "ALTER TABLE resources ADD CONSTRAINT nothing CHECK (false)")
-    with pytest.raises(RefusedOnShardError, match=r"CheckViolationError \(23514\)"):
+    with pytest.raises(RefusedOnShardError, match=r"\(23514\)"):
         await routed.provisioner.provision(request())
     assert await tenants(routed, "shard-1") == []
 
@@ -327,7 +327,9 @@ async def test_provision_waits_when_another_transaction_holds_the_tenant(make_sh
         await rival.execute("BEGIN")
         await rival.execute("SELECT FROM tenants FOR UPDATE")
 
-        with pytest.raises(RetryableError, match=r"shard shard-1: LockNotAvailableError \(55P03\)"):
+        with pytest.raises(
+            RetryableError, match=r"shard shard-1: another transaction has kept a lock for too long \(55P03\)"
+        ):
             await routed.provisioner.provision(request())
 
         await rival.close()

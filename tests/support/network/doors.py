@@ -24,7 +24,7 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.citrus import open_citrus
 
-PASSWORD = "swordfish"  # noqa: S105
+PASSWORD = "swordfish"
 TIMEOUT_S = 0.5
 
 Ask = Callable[[str, int, bool], Awaitable[object]]
@@ -34,7 +34,10 @@ async def main(folder: Path) -> dict[str, dict[str, str]]:
     """Return the errors."""
 
     async def ask_aws(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
-        url, times = _url("http", host, port, by_tls=by_tls), {"read_timeout_s": TIMEOUT_S, "connect_timeout_s": TIMEOUT_S}
+        url, times = (
+            _url("http", host, port, by_tls=by_tls),
+            {"read_timeout_s": TIMEOUT_S, "connect_timeout_s": TIMEOUT_S},
+        )
         async with open_client("dynamodb", region="eu-west-1", endpoint_url=url, **times) as client:
             with translate_errors():
                 await client.list_tables()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
+import datetime as dt
 import ipaddress
 import socket
 import ssl
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from simplu_local.processes.loopback import HOST, free_port
 
 CA_FILE: Final = "trusted.pem"
-_DAY: Final = datetime.timedelta(days=1)
+_DAY: Final = dt.timedelta(days=1)
 
 
 class Fault(StrEnum):
@@ -51,7 +51,7 @@ def make_certificates(folder: Path) -> None:
     """Make the file of the trusted CA, and a certificate for each of CERTIFIED, in *folder*."""
     trusted, unknown = _make_ca("trusted"), _make_ca("unknown")
     (folder / CA_FILE).write_bytes(trusted[0].public_bytes(serialization.Encoding.PEM))
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     _write(folder, Fault.UNKNOWN_CA, unknown, HOST, now + _DAY)
     _write(folder, Fault.WRONG_NAME, trusted, "127.0.0.9", now + _DAY)
     _write(folder, Fault.EXPIRED, trusted, HOST, now - _DAY)
@@ -59,7 +59,7 @@ def make_certificates(folder: Path) -> None:
 
 def _make_ca(name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     builder = _builder(name, name, key, now - 9 * _DAY, now + 9 * _DAY)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -67,7 +67,7 @@ def _make_ca(name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
 
 
 def _builder(
-    name: str, issuer: str, key: ec.EllipticCurvePrivateKey, begins: datetime.datetime, ends: datetime.datetime
+    name: str, issuer: str, key: ec.EllipticCurvePrivateKey, begins: dt.datetime, ends: dt.datetime
 ) -> x509.CertificateBuilder:
     subject, issued_by = (
         x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, one)]) for one in (name, f"simplu test {issuer}")
@@ -78,7 +78,11 @@ def _builder(
 
 
 def _write(
-    folder: Path, fault: Fault, ca: tuple[x509.Certificate, ec.EllipticCurvePrivateKey], host: str, ends: datetime.datetime
+    folder: Path,
+    fault: Fault,
+    ca: tuple[x509.Certificate, ec.EllipticCurvePrivateKey],
+    host: str,
+    ends: dt.datetime,
 ) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = "trusted" if fault is not Fault.UNKNOWN_CA else "unknown"
@@ -143,7 +147,5 @@ async def serving_faults(folder: Path, *, is_postgres: bool) -> AsyncIterator[di
             Fault.TLS: await serve(be_silent, context_of(Fault.UNKNOWN_CA)),
         }
         for fault in CERTIFIED:
-            places[fault] = (
-                await serve(begin_tls(fault)) if is_postgres else await serve(be_silent, context_of(fault))
-            )
+            places[fault] = await serve(begin_tls(fault)) if is_postgres else await serve(be_silent, context_of(fault))
         yield places

@@ -16,6 +16,7 @@ from simplu_worker.aws import clients
 from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.aws.http_session import REPLY_MAX_BYTES
 from simplu_worker.errors import ConfigurationError, RetryableError
+from simplu_worker.network_errors import BROKEN_OFF, NO_ANSWER, NO_SERVER
 
 REGION = "eu-west-1"
 
@@ -100,9 +101,9 @@ async def test_answer_is_read_up_to_a_limit(service: str) -> None:
     ("answer", "error"),
     [
         (packed, "expected JSON of AWS, got something else"),
-        (broken_off, "^URL: its answer broke off, or cannot be decompressed$"),
-        (never, "^URL: no answer in time$"),
-        (None, "^http://127.0.0.1:1/: Connection refused$"),
+        (broken_off, f"^URL: {BROKEN_OFF}$"),
+        (never, f"^URL: {NO_ANSWER}$"),
+        (None, f"^http://127.0.0.1:1/: {NO_SERVER}$"),
     ],
 )
 async def test_error_names_address_and_cause(answer: Handler | None, error: str) -> None:

@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError, CredentialRetrievalError
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
+from simplu_worker.network_errors import NO_ANSWER
 
 
 class ScriptedProvider:
@@ -150,7 +151,7 @@ SKEWED: Any = {"Error": {"Code": "SignatureDoesNotMatch"}, "ResponseMetadata": {
     ("exc", "expected"),
     [
         (FileNotFoundError(2, "No such file or directory", "/token"), "/token: No such file or directory"),
-        (TimeoutError(), "no answer in time"),
+        (TimeoutError(), NO_ANSWER),
         (ValueError("Auth token value is not a legal header value"), "Auth token value is not a legal header value"),
         (KeyError("secret"), "expected credentials of AWS, got something else (KeyError)"),
         (UnicodeDecodeError("utf-8", b"secret", 0, 1, "x"), "expected credentials of AWS, got something else"),

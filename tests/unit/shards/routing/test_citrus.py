@@ -26,6 +26,7 @@ from support.citrus.cases import (
 )
 
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import (
     REPLY_MAX_BYTES,
@@ -117,7 +118,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "null": (reply(SHARD | {"connectionString": None}), "Expected `str`, got `null`"),
     "nested without end": (reply(b"[" * 100_000), "expected JSON"),
     "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"at most {REPLY_MAX_BYTES} bytes"),
-    "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "its answer broke off"),
+    "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "expected a whole answer"),
     "500": (reply({"error": "oops"}, status=500), "expected 200, got 500"),
     "503 html": (reply(HTML, status=503, content_type="text/html"), "expected 200, got 503"),
     "204": (reply(b"", status=204), "expected 200, got 204"),
@@ -271,8 +272,8 @@ async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:
 @pytest.mark.parametrize(
     ("url", "cause"),
     [
-        ("http://user:pass-word@127.0.0.1:1/citrus", "at 127.0.0.1:1: Connection refused$"),
-        ("http://nowhere.invalid", "at nowhere.invalid:80: the host's name was not resolved: "),
+        ("http://user:pass-word@127.0.0.1:1/citrus", f"at 127.0.0.1:1: {NO_SERVER}$"),
+        ("http://nowhere.invalid", "at nowhere.invalid:80: expected an address for the host's name, the DNS "),
     ],
 )
 async def test_citrus_has_no_answer_when_it_is_not_there(url: str, cause: str) -> None:
