@@ -265,7 +265,8 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
         assert REGISTRY.get_sample_value("simplu_shard_healthy", {"shard_id": "shard-1"}) == 1
 
     assert world.routed.pools.by_shard_id()["shard-1"].address.connection_string == right
-    for error, part in zip(errors, PARTS, strict=True):
+    parts = ("the database of shard shard-9", "empty", "nothing listens there", "read-only")
+    for error, part in zip(errors, parts, strict=True):
         assert part in error
 
 

@@ -327,9 +327,7 @@ async def test_provision_waits_when_another_transaction_holds_the_tenant(make_sh
         await rival.execute("BEGIN")
         await rival.execute("SELECT FROM tenants FOR UPDATE")
 
-        with pytest.raises(
-            RetryableError, match=r"shard shard-1: another transaction has kept a lock for too long \(55P03\)"
-        ):
+        with pytest.raises(RetryableError, match=r"shard shard-1: another transaction .* \(55P03\)"):
             await routed.provisioner.provision(request())
 
         await rival.close()

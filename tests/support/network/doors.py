@@ -34,11 +34,13 @@ async def main(folder: Path) -> dict[str, dict[str, str]]:
     """Return the errors."""
 
     async def ask_aws(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
-        url, times = (
-            _url("http", host, port, by_tls=by_tls),
-            {"read_timeout_s": TIMEOUT_S, "connect_timeout_s": TIMEOUT_S},
-        )
-        async with open_client("dynamodb", region="eu-west-1", endpoint_url=url, **times) as client:
+        async with open_client(
+            "dynamodb",
+            region="eu-west-1",
+            endpoint_url=_url("http", host, port, by_tls=by_tls),
+            read_timeout_s=TIMEOUT_S,
+            connect_timeout_s=TIMEOUT_S,
+        ) as client:
             with translate_errors():
                 await client.list_tables()
 
