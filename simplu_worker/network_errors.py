@@ -10,9 +10,8 @@ import asyncio
 import errno
 import socket
 import ssl
+import sys
 from typing import Final
-
-import aiohttp
 
 NO_CONNECTION: Final = (
     "expected a connection, got none in time; see whether the server runs, and whether a firewall drops the packets"
@@ -31,12 +30,7 @@ NO_URL: Final = "expected a URL of http or https, got another text; correct it"
 UNEXPLAINED: Final = "expected an answer, got none; see the server's log"
 
 _CAUSES: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (aiohttp.InvalidURL, NO_URL),
-    (aiohttp.ConnectionTimeoutError, NO_CONNECTION),
     (TimeoutError, NO_ANSWER),
-    (aiohttp.ServerDisconnectedError, CLOSED),
-    (aiohttp.ClientPayloadError, BROKEN_OFF),
-    (aiohttp.ClientResponseError, NOT_HTTP),
     (ConnectionRefusedError, NO_SERVER),
     (ConnectionError, CLOSED),
     (asyncio.IncompleteReadError, CLOSED),
@@ -99,15 +93,9 @@ def listen_cause(error: OSError) -> str:
 
 
 def _cause_of(error: BaseException, ca_setting: str) -> str | None:
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return (
-            f"expected a tunnel of the proxy, got HTTP status {error.status}; have the proxy allow the host, or name "
-            "it in NO_PROXY"
-        )
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return _cause_of(error.certificate_error, ca_setting)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _cause_of(error.os_error, ca_setting)
+    # A program that asks nothing over HTTP does not import aiohttp, and has none of its errors.
+    if "aiohttp" in sys.modules and (cause := _http_cause(error, ca_setting)) is not None:
+        return cause
     if isinstance(error, ssl.SSLError):
         return _tls_cause(error, ca_setting)
     if isinstance(error, socket.gaierror):
@@ -118,6 +106,28 @@ def _cause_of(error: BaseException, ca_setting: str) -> str | None:
     if known is None and isinstance(error, OSError):  # of several addresses, each with a cause of its own
         return "expected a connection, got none to any of its addresses; start the server, or correct the address"
     return known
+
+
+def _http_cause(error: BaseException, ca_setting: str) -> str | None:
+    import aiohttp  # noqa: PLC0415 - see above
+
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return (
+            f"expected a tunnel of the proxy, got HTTP status {error.status}; have the proxy allow the host, or name "
+            "it in NO_PROXY"
+        )
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _cause_of(error.certificate_error, ca_setting)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _cause_of(error.os_error, ca_setting)
+    causes = (
+        (aiohttp.InvalidURL, NO_URL),
+        (aiohttp.ConnectionTimeoutError, NO_CONNECTION),
+        (aiohttp.ServerDisconnectedError, CLOSED),
+        (aiohttp.ClientPayloadError, BROKEN_OFF),
+        (aiohttp.ClientResponseError, NOT_HTTP),
+    )
+    return next((cause for kind, cause in causes if isinstance(error, kind)), None)
 
 
 def _tls_cause(error: ssl.SSLError, ca_setting: str) -> str:
@@ -133,9 +143,10 @@ def _tls_cause(error: ssl.SSLError, ca_setting: str) -> str:
             f"expected a certificate of a CA that is trusted here, got one of another; name the CA in {ca_setting}, or "
             "correct the address"
         )
-    if error.reason in _NOT_TLS:
+    reason = getattr(error, "reason", None) or "no reason given"
+    if reason in _NOT_TLS:
         return NO_TLS
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "expected TLS, it closed the connection; see its log, and whether it has TLS at that port"
-    reason = getattr(error, "verify_message", None) or (error.reason or "none given").replace("_", " ").lower()
-    return f"expected TLS that both sides accept, got an error ({reason}); see the log of the server"
+    shown = getattr(error, "verify_message", None) or reason.replace("_", " ").lower()
+    return f"expected TLS that both sides accept, got an error ({shown}); see the log of the server"

@@ -332,7 +332,7 @@ GONE = "gone"  # in the place of the URL of a server that is not there
 AWS_DEPENDENCIES = ["stream", "lease table", *QUEUES]
 BROKEN: list[tuple[dict[str, str], list[str], str]] = [
     ({"CITRUS_API_KEY": "another-key"}, ["Citrus"], "check CITRUS_API_KEY"),
-    ({"CITRUS_SERVER_URL": GONE}, ["Citrus"], "Connection refused"),
+    ({"CITRUS_SERVER_URL": GONE}, ["Citrus"], "nothing listens there; start it, or correct the address"),
     (
         {
             "AWS_ENDPOINT_URL": GONE,
@@ -341,7 +341,7 @@ BROKEN: list[tuple[dict[str, str], list[str], str]] = [
             "DYNAMODB_ENDPOINT": GONE,
         },
         AWS_DEPENDENCIES,
-        "Connection refused",
+        "nothing listens there; start it, or correct the address",
     ),
     (
         {"KINESIS_STREAM_NAME": "none", "KINESIS_CREATE_STREAM": "0", "KINESIS_APPLICATION_NAME": "business-info"},

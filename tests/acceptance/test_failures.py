@@ -17,6 +17,7 @@ from support.network.fault_proxy import FaultProxy
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess
+from simplu_worker.network_errors import NO_SERVER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
 BYSTANDER_S = 5.0  # for what has nothing to do with the trouble, and is put while it lasts
@@ -201,7 +202,7 @@ async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expir
         assert [await full_stack.is_applied(chain) for chain in chains] == [False] * 3
         full_stack.worker.check_running()
     await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
-    assert "Connection refused" in reason
+    assert NO_SERVER in reason
     assert "stream_unavailable" in reason
     await full_stack.wait_for_readiness(200, within_s=BYSTANDER_S)
 

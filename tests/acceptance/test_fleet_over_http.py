@@ -54,16 +54,18 @@ async def tap_bad_record(stack: Stack, env: dict[str, str], workers: list[Worker
             *(sys.executable, "-m", "simplu_worker", "tap", "--content", "--json", "--url", worker.url),
             env=dict(os.environ) | env,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         for worker in workers
     ]
     reads = [asyncio.create_task(one.stdout.readline()) for one in taps if one.stdout is not None]
     try:
         async with stack.aws_client("kinesis") as kinesis, asyncio.timeout(PATIENCE_S):
-            shown: set[asyncio.Task[bytes]] = set()
-            while not shown:  # the taps may not be open yet
-                await kinesis.put_record(StreamName=env["KINESIS_STREAM_NAME"], Data=b"no JSON", PartitionKey="key")
-                shown, _ = await asyncio.wait(reads, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            for worker, one in zip(workers, taps, strict=True):
+                said = b"" if one.stderr is None else await one.stderr.readline()
+                assert said.decode().startswith(f"listening to {worker.url}: operations are printed as they are")
+            await kinesis.put_record(StreamName=env["KINESIS_STREAM_NAME"], Data=b"no JSON", PartitionKey="key")
+            shown, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for one in taps:
             one.kill()

@@ -14,7 +14,7 @@ from support.settings import settings_in
 from simplu_local.aws_server.account import REGION
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_kinesis
-from simplu_worker.commands.check.check import check_dependencies
+from simplu_worker.commands.check.check import CheckStatus, check_dependencies
 from simplu_worker.commands.check.cli import check
 from simplu_worker.config.variable_rules import SOURCES
 from simplu_worker.consumers.kinesis.leases.lease import Lease
@@ -83,6 +83,11 @@ async def test_check_names_the_positions_of_another_stream_when_the_stream_was_m
             after = await check_dependencies(settings, {})
 
     assert [one for one in before.odd if OF_ANOTHER in one.problem] == []
+    assert [(one.dependency, one.address) for one in before.dependencies if one.status is CheckStatus.OFF] == [
+        ("control queue", "SQS_SHARD_CREATION_QUEUE_URL"),
+        ("order events", "SQS_ORDER_EVENTS_QUEUE_URL"),
+        ("priority order events", "SQS_PRIORITY_QUEUE_URL"),
+    ]
     named = [(one.about, one.advice) for one in after.odd if OF_ANOTHER in one.problem]
     assert named == [
         (

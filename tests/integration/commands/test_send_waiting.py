@@ -9,6 +9,7 @@ import pytest
 from support.settings import settings_in
 
 from simplu_worker.commands.stream.send import SendOptions, send_operations
+from simplu_worker.network_errors import NO_SERVER
 
 LINE = b'{"operation": "delete", "businessId": "b", "locationId": "l", "resourceType": "t", "resourceId": "r"}'
 NOWHERE = "http://127.0.0.1:1"
@@ -33,4 +34,4 @@ async def test_send_names_the_stream_that_does_not_answer(
     sending.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await sending
-    assert said.rstrip() == f"waiting for stream operations: {NOWHERE}/: Connection refused"
+    assert said.rstrip() == f"waiting for stream operations: {NOWHERE}/: {NO_SERVER}"

@@ -1,0 +1,64 @@
+"""Errors of Postgres in words."""
+
+from __future__ import annotations
+
+import ssl
+
+import asyncpg
+import pytest
+
+from simplu_worker.network_errors import NO_SERVER
+from simplu_worker.shards.postgres import error_words, sqlstate
+from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres.files.bounded_reading import FileRefusedError
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("28P01", "the server refuses the user's password (28P01); correct it"),
+        ("40P01", "two transactions wait for each other (40P01)"),
+        ("22P99", "a value that the server does not take (22P99)"),
+        ("ZZ000", "an error of Postgres (ZZ000)"),
+        (None, "an error of Postgres (no SQLSTATE)"),
+    ],
+)
+def test_state_has_meaning_code_and_remedy(code: str | None, words: str) -> None:
+    """A code that is not in the table has the meaning of its class."""
+    assert state_words(code) == words
+
+
+def test_words_have_no_colon() -> None:
+    """Callers put the shard, its place and a colon before them."""
+    texts = [*error_words._BY_CODE.values(), *error_words._BY_CLASS.values()]
+    assert [text for text in texts if ":" in text] == []
+
+
+def test_each_code_with_a_reaction_has_words() -> None:
+    """What the worker reacts to by its code, a person reads by its code."""
+    assert sqlstate._MEANING_BY_CODE.keys() - error_words._BY_CODE.keys() <= {"0A000"}
+
+
+@pytest.mark.parametrize(
+    ("exc", "words"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed"), NO_SERVER),
+        (ConnectionError("PostgreSQL server at h:1 rejected SSL upgrade"), error_words.NO_TLS),
+        (asyncpg.InterfaceError("connection is closed"), error_words.NOT_POSTGRES),
+        (asyncpg.ClientConfigurationError("invalid port"), error_words.WRONG_ADDRESS),
+        (ValueError("postgresql://u:secret@h"), error_words.WRONG_ADDRESS),
+        (FileRefusedError("option passfile: expected a regular file"), "option passfile: expected a regular file"),
+        (FileNotFoundError(2, "No such file or directory", "/ca.pem"), "expected to use the file /ca.pem, got No such"),
+        (ssl.SSLCertVerificationError(1, "certificate verify failed"), "expected TLS that both sides accept"),
+    ],
+)
+def test_error_before_the_server_answers_is_in_words(exc: BaseException, words: str) -> None:
+    """An error of a certificate is a ValueError too, and is none of the address."""
+    assert error_words.error_words(exc).startswith(words)
+
+
+def test_notes_are_appended() -> None:
+    """They are the connector's, about a password file."""
+    error = ConnectionRefusedError()
+    error.add_note("expected the passfile")
+    assert error_words.error_words(error) == f"{NO_SERVER}; expected the passfile"
