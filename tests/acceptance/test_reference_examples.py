@@ -260,7 +260,13 @@ async def test_examples_of_the_references_work_as_written(record_property: Note)
         named = await ask_citrus(stack, f"/api/shard/{'-'.join(TENANT.values())}")
         (healthy,) = await ask_citrus(stack, "/api/shards/health")
         await worker.stop(within_s=PATIENCE_S)
+        events = [json.loads(line) for line in worker.log_path.read_text(encoding="utf-8").splitlines()]
 
+    # The texts know no urgent orders: the log says so at the start.
+    missing = [one for one in events if one["event"] == "source.not_configured"]
+    assert [(one["source"], one["variable"]) for one in missing] == [
+        ("priority order events", "SQS_PRIORITY_QUEUE_URL"),
+    ]
     assert {status for status, _ in open_views.values()} == {200}
     letters = open_views["/sqs/stats"][1]["queues"][-1]
     assert (letters["name"], letters["visible"], closed) == (f"{CONTROL_QUEUE}-dead-letters", 0, 401)
