@@ -19,6 +19,8 @@ NO_CONNECTION: Final = (
 NO_ANSWER: Final = "expected an answer, got none in time; see whether the server runs, is overloaded or hangs"
 NO_SERVER: Final = "expected a server at that port, nothing listens there; start it, or correct the address"
 CLOSED: Final = "expected an answer, it closed the connection; see its log, and whether it wants TLS"
+# Of several addresses, each with a cause of its own.
+NO_ADDRESS: Final = "expected a connection, got none to any of its addresses; start the server, or correct the address"
 UNKNOWN_HOST: Final = "expected an address for the host's name, the DNS has none; correct the name, or the DNS"
 NO_DNS: Final = "expected an address for the host's name, the DNS does not answer; see whether it works on this machine"
 NO_TLS: Final = (
@@ -76,7 +78,7 @@ def network_cause(error: BaseException, *, ca_setting: str = "SSL_CERT_FILE") ->
         if (cause := _cause_of(link, ca_setting)) is not None:
             return cause
         link = link.__cause__ or link.__context__
-    return UNEXPLAINED
+    return NO_ADDRESS if isinstance(error, OSError) else UNEXPLAINED
 
 
 def listen_cause(error: OSError) -> str:
@@ -102,10 +104,7 @@ def _cause_of(error: BaseException, ca_setting: str) -> str | None:
         return NO_DNS if error.errno == socket.EAI_AGAIN else UNKNOWN_HOST
     if isinstance(error, OSError) and error.errno in _BY_ERRNO:
         return _BY_ERRNO[error.errno]
-    known = next((cause for kind, cause in _CAUSES if isinstance(error, kind)), None)
-    if known is None and isinstance(error, OSError):  # of several addresses, each with a cause of its own
-        return "expected a connection, got none to any of its addresses; start the server, or correct the address"
-    return known
+    return next((cause for kind, cause in _CAUSES if isinstance(error, kind)), None)
 
 
 def _http_cause(error: BaseException, ca_setting: str) -> str | None:

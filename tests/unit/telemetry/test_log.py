@@ -15,6 +15,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.telemetry import log as log_module
 from simplu_worker.telemetry.log import (
     configure_logging,
@@ -86,6 +87,16 @@ def test_log_takes_libraries_from_warning_on(stream: io.StringIO) -> None:
     assert [(line["level"], line["logger"], line["event"]) for line in _lines_of(stream)] == [
         ("warning", "asyncpg", "lost ***"),
         ("error", "aiohttp.server", "odd %d"),
+    ]
+
+
+def test_log_has_errors_of_the_network_in_words(stream: io.StringIO) -> None:
+    """Those of libraries too; any other error stays as it is."""
+    refused = RuntimeError("HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded")
+    refused.__context__ = ConnectionRefusedError(111, "Connection refused")
+    logging.getLogger("opentelemetry").warning("Transient error %s encountered with %s", refused, ValueError("spans"))
+    assert [line["event"] for line in _lines_of(stream)] == [
+        f"Transient error ({NO_SERVER}) encountered with spans",
     ]
 
 
