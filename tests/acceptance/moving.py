@@ -354,7 +354,7 @@ async def move(
     sometimes the worker, before it.
     """
     shard_id = list(testbed.stack.servers)[number]
-    command = ("tenants", "move", *ids(tenant), "--to", shard_id, "--json")
+    command = ("tenants", "move", *ids(tenant), "--to", shard_id, "--apply", "--json")
     kills = 0
     fails_over = bool(struck)
     while chance is not None and kills < KILLS_MAX and (fails_over or (not struck and chance.random() < 0.7)):
@@ -383,7 +383,10 @@ async def move(
     finally:
         await connection.close()
     active_s, pause_s = (float("inf"), None) if pause is None else pause
-    return Moved(result["certificate"], float("inf") if pause_s is None else pause_s, active_s, kills, bool(struck))
+    certificate = (
+        result.get("certificate") or result["finished"]["certificate"]
+    )  # of a mover that was killed at its end
+    return Moved(certificate, float("inf") if pause_s is None else pause_s, active_s, kills, bool(struck))
 
 
 async def fail_over(shard: Struck) -> None:

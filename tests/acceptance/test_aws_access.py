@@ -276,8 +276,8 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "operations send": [],  # above
         "operations show": [(("never-sent", "--tenant", "clinic", "main"), {})],
         "operations test": [(("-",), {})],
-        "replay": [(("--from=2026-01-01", "--dry-run"), {})],
-        "shards accept-gap": [(("shard-1",), {})],
+        "replay": [(("--since=2026-01-01",), {})],
+        "shards accept-gap": [(("shard-1", "--apply"), {})],
         "shards adopt": [(("shard-3",), {})],
         "shards drain": [(("shard-2",), {})],
         "shards list": [((), {})],
@@ -287,7 +287,7 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "shards route": [(("clinic-main",), {})],
         "shards upgrade": [((), {})],
         "shards verify-backup": [(("shard-1",), backup)],
-        "stream remove-consumer": [(("simplu-worker",), {})],
+        "stream remove-consumer": [(("simplu-worker", "--apply"), {})],
         "tap": [(("--url=http://127.0.0.1:9",), {})],  # where nothing listens: it would show for a quarter of an hour
         "tenants audit": [((), {})],
         "types apply": [((str(ROOT / "simplu_local" / "business_types"),), {})],
@@ -298,7 +298,7 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "tenants erase-resource": [(("clinic", "main", "patient", "erased", "--apply"), {})],
         "tenants import": [((str(mapping),), {"IMPORT_SOURCE_URL": urls[2]})],
         "tenants list": [((), {})],
-        "tenants move": [(("clinic", "main", "--to", "shard-2", "--dry-run"), {})],
+        "tenants move": [(("clinic", "main", "--to", "shard-2"), {})],
         "tenants pause": [(("clinic", "main", "--for", "1s"), {})],
         "tenants provision": [(("--from-business-info",), {})],
         "tenants restore": [(("clinic", "main"), backup)],

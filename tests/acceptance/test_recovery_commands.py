@@ -65,32 +65,33 @@ async def replay(scene: Scene, options: str = "", *, status: int = 0) -> dict[st
     """Return what a replay of the last hour reports, with *options*."""
     since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     found, out = await scene.run_lines(
-        f"simplu-worker replay --from {since} --json --env-file worker.env {options} 2>err"
+        f"simplu-worker replay --since {since} --json --env-file worker.env {options} 2>err"
     )
     assert found == status, (out, (scene.folder / "err").read_text())
     answer: dict[str, Any] = json.loads(out)
     return answer
 
 
-async def test_replay_applies_what_a_shard_lacks_and_a_dry_run_counts_it(scene: Scene) -> None:
+async def test_replay_applies_what_a_shard_lacks_and_its_plan_counts_it(scene: Scene) -> None:
     """First nothing is missing; then a tenant's operations come back, then the other's, each once."""
-    assert (await replay(scene, "--dry-run"))["outcomes"] == {"duplicate": 6}
+    assert (await replay(scene))["outcomes"] == {"duplicate": 6}
     await lose_operations(scene)
-    planned = await replay(scene, "--dry-run")
-    assert (planned["dryRun"], planned["records"], planned["outcomes"]) == (True, 6, {"would_apply": 6})
-    assert (await replay(scene, "--dry-run --tenant fit oslo"))["outcomes"] == {"would_apply": 3}
-    assert (await replay(scene, "--tenant fit oslo"))["outcomes"] == {"succeeded": 3}
-    assert (await replay(scene))["outcomes"] == {"succeeded": 3, "duplicate": 3}
+    planned = await replay(scene)
+    assert (planned["applied"], planned["records"], planned["outcomes"]) == (False, 6, {"would_apply": 6})
+    assert (await replay(scene, "--tenant fit oslo"))["outcomes"] == {"would_apply": 3}
+    assert (await replay(scene, "--tenant fit oslo --apply"))["outcomes"] == {"succeeded": 3}
+    assert (await replay(scene, "--apply"))["outcomes"] == {"succeeded": 3, "duplicate": 3}
     await scene.wait_until_applied()
 
 
 async def test_replay_ends_with_the_records_of_its_range(scene: Scene) -> None:
     """A record that arrived at the end of the range or later is not read; the end must be behind the start."""
     now = datetime.now(UTC)
-    assert (await replay(scene, f"--to {(now - timedelta(minutes=59)).isoformat()}"))["outcomes"] == {}
-    assert (await replay(scene, f"--to {now.isoformat()}"))["outcomes"] == {"duplicate": 6}
-    status, out = await scene.run_lines("simplu-worker replay --from 2026-01-02 --to 2026-01-01 --env-file worker.env")
-    assert (status, "--to: expected a time after --from" in out) == (2, True)
+    assert (await replay(scene, f"--apply --until {(now - timedelta(minutes=59)).isoformat()}"))["outcomes"] == {}
+    assert (await replay(scene, f"--apply --until {now.isoformat()}"))["outcomes"] == {"duplicate": 6}
+    line = "simplu-worker replay --since 2026-01-02 --until 2026-01-01 --env-file worker.env"
+    status, out = await scene.run_lines(line)
+    assert (status, "--until: expected a time after --since" in out) == (2, True)
 
 
 async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(scene: Scene) -> None:
@@ -98,12 +99,12 @@ async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(
     await lose_operations(scene)
     await scene.servers["db-1"].kill()
     try:
-        answer = await replay(scene, status=1)
+        answer = await replay(scene, "--apply", status=1)
     finally:
         await scene.servers["db-1"].start()
     assert answer["outcomes"] == {"succeeded": 3}
     assert (answer["leftOperations"], list(answer["left"])) == (3, ["tenant smile-berlin"])
-    assert (await replay(scene))["outcomes"] == {"succeeded": 3, "duplicate": 3}
+    assert (await replay(scene, "--apply"))["outcomes"] == {"succeeded": 3, "duplicate": 3}
     await scene.wait_until_applied()
 
 

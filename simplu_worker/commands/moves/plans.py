@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
 
 from simplu_worker.assembly.shards import Shards
+from simplu_worker.commands.moves.finding import FinishedMove, FoundMove, find_move
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_json, print_note, print_table
-from simplu_worker.errors import WorkerError
-from simplu_worker.transfers.moving.planning.places import find_places
-from simplu_worker.transfers.moving.planning.readiness import MovePlan, check_shards, plan_move
-from simplu_worker.transfers.moving.types import Move
+from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.moving.planning.readiness import MovePlan, plan_move
 
 PARALLEL: Final = 8  # tenants that are measured at once: each takes a read of all its rows
 COLUMNS: Final = (
@@ -21,42 +24,95 @@ COLUMNS: Final = (
 )
 
 
-async def plan_moves(
-    shards: Shards, requests: Sequence[MoveRequest], *, max_pause_s: float | None = None
-) -> tuple[list[MovePlan], dict[str, str]]:
-    """Return what each move would take, and by tenant why one is refused: also for a pause over *max_pause_s*."""
-    slots = asyncio.Semaphore(PARALLEL)
-    problems: dict[str, str] = {}
+class MovePlans(msgspec.Struct, frozen=True):
+    """What requests come to, in their order; *refused* has the reasons by tenant."""
 
-    async def plan(request: MoveRequest) -> MovePlan | None:
+    plans: list[MovePlan]
+    finished: list[FinishedMove]
+    refused: dict[str, str]
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """The members of JSON."""
+        return {"plan": self.plans, "finished": self.finished, "refused": self.refused}
+
+
+async def check_moves(
+    shards: Shards, requests: Sequence[MoveRequest]
+) -> tuple[list[FoundMove | FinishedMove], dict[str, str]]:
+    """Return the moves that are possible, in the order of *requests*, and by tenant why others are refused.
+
+    The capacities of all shards are asked for at once; the moves to one shard count one after the other.
+    """
+    slots = asyncio.Semaphore(PARALLEL)
+    refused: dict[str, str] = {}
+
+    async def find(request: MoveRequest) -> FoundMove | FinishedMove | None:
         async with slots:
             try:
-                places = await find_places(shards.locator, shards.pools, request.tenant_id)
-                source_id = places.source_for(request.shard_id)
-                await check_shards(shards.locator, shards.pools, request.tenant_id, source_id, request.shard_id)
-                move = Move(request.tenant_id, source_id, request.shard_id)
-                return await plan_move(shards.pools, shards.commits, move, max_pause_s=max_pause_s)
+                return await find_move(shards, request.tenant_id, request.shard_id)
             except WorkerError as exc:
-                problems[request.tenant_id] = str(exc)
+                refused[request.tenant_id] = str(exc)
                 return None
 
-    plans = await asyncio.gather(*map(plan, requests))
-    return [one for one in plans if one is not None], problems
+    answers = await asyncio.gather(*map(find, requests))
+    capacities = await fetch_capacities(shards.locator, {one.shard_id for one in requests})
+    coming: Counter[str] = Counter()
+    possible: list[FoundMove | FinishedMove] = []
+    for found in (one for one in answers if one is not None):
+        if isinstance(found, FoundMove) and not found.has_left:
+            target_id = found.move.target_id
+            try:
+                check_room(target_id, capacities.get(target_id), coming_count=coming[target_id])
+            except PermanentError as exc:
+                refused[found.move.tenant_id] = str(exc)
+                continue
+            coming[target_id] += 1
+        possible.append(found)
+    return possible, refused
 
 
-def print_plans(plans: Sequence[MovePlan], problems: Mapping[str, str], *, as_json: bool) -> int:
+async def plan_moves(shards: Shards, requests: Sequence[MoveRequest], *, max_pause_s: float | None = None) -> MovePlans:
+    """Return what each move would take; one with a pause over *max_pause_s* is refused, too."""
+    slots = asyncio.Semaphore(PARALLEL)
+    possible, refused = await check_moves(shards, requests)
+
+    async def measure(found: FoundMove) -> MovePlan | None:
+        move, longest_s = found.move, None if found.has_left else max_pause_s  # who has left waits already
+        async with slots:
+            try:
+                plan = await plan_move(shards.pools, shards.commits, move, max_pause_s=longest_s)
+            except WorkerError as exc:
+                refused[move.tenant_id] = str(exc)
+                return None
+        return msgspec.structs.replace(plan, goes_on=found.goes_on)
+
+    plans = await asyncio.gather(*(measure(one) for one in possible if isinstance(one, FoundMove)))
+    finished = [one for one in possible if isinstance(one, FinishedMove)]
+    return MovePlans([one for one in plans if one is not None], finished, refused)
+
+
+def print_plans(planned: MovePlans, *, as_json: bool) -> int:
     """Print a plan. Return 1 if a move is refused."""
     if as_json:
-        print_json({"plan": plans, "refused": problems})
-        return 1 if problems else 0
-    print_table(COLUMNS, map(_plan_row, plans))
-    for tenant_id, problem in problems.items():
+        print_json(planned.members)
+        return 1 if planned.refused else 0
+    if planned.plans:
+        print_table(COLUMNS, map(plan_row, planned.plans))
+    for one in planned.finished:
+        print_note(one.describe())
+    for plan in planned.plans:
+        if plan.goes_on:
+            print_note(f"{plan.tenant}: a command has begun this move, and not ended it: it goes on")
+    for tenant_id, problem in planned.refused.items():
         print_note(with_tenant(tenant_id, problem))
-    print_note("nothing was moved; without --dry-run the tenants are")
-    return 1 if problems else 0
+    if planned.plans:
+        print_note("nothing was moved; with --apply the tenants are")
+    return 1 if planned.refused else 0
 
 
-def _plan_row(plan: MovePlan) -> tuple[object, ...]:
+def plan_row(plan: MovePlan) -> tuple[object, ...]:
+    """Return the cells of COLUMNS."""
     return (
         plan.tenant,
         plan.source_shard,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -13,6 +14,7 @@ import structlog
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.cache_clearing import clear_cache
+from simplu_worker.commands.moves.finding import FinishedMove, find_move
 from simplu_worker.commands.moves.progress import MoveProgress
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_line, print_note, print_table
@@ -24,9 +26,8 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
 from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.planning.places import find_places
-from simplu_worker.transfers.moving.planning.readiness import check_shards
-from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
+from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.moving.types import Certificate, MoveOptions, MoveStatus
 from simplu_worker.vocabulary import MoveOutcome, MovePhase
 
 TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
@@ -53,7 +54,8 @@ class MoveRequest(msgspec.Struct, frozen=True):
 class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written.
 
-    *rows_deleted* are those of the copy of a move that was taken back.
+    *finished* is a move that an earlier command has finished, *rows_deleted* the number of rows of the copy of one that
+    was taken back.
     """
 
     tenant: str
@@ -62,30 +64,41 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     error: str | None = None
     warning: str | None = None
     rows_deleted: int | None = None
+    finished: FinishedMove | None = None
 
 
 class MoveRunner:
-    """Runs moves, some at a time, and publishes each.
+    """Runs moves, some at a time, and publishes each. With *is_drain* the journal has them as moves of a drain.
 
-    For `tenants move`, `tenants rollback`, `shards rebalance` and `shards drain`.
+    For `tenants move`, `tenants rollback`, `shards rebalance` and `shards drain`. Where Citrus limits a shard, moves to
+    that one follow each other: how many it takes is known only once it was told of the move before.
     """
 
-    def __init__(self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool) -> None:
+    def __init__(
+        self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool, is_drain: bool = False
+    ) -> None:
         self._settings = settings
         self._shards = shards
         self._as_json = as_json
         self._terms = terms
         self._slots = asyncio.Semaphore(terms.parallel)
         self._publishing = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}  # by the shard that Citrus limits
         self._has_stale_cache = False
         self._options = MoveOptions(
             log_kept=timedelta(hours=settings.operation_retention_hours),
             max_pause_s=terms.max_pause,
             max_rows_per_s=terms.max_rows_per_second,
+            is_drain=is_drain,
         )
 
     def __repr__(self) -> str:
         return f"MoveRunner({self._terms})"
+
+    @property
+    def as_json(self) -> bool:
+        """Whether results are printed for programs."""
+        return self._as_json
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
         """Run all moves, print each result as it comes, and clear the cache in the end, also if it is cancelled.
@@ -93,6 +106,10 @@ class MoveRunner:
         Return 1 if a tenant was not moved, or its rows differ.
         """
         results = []
+        limited = await fetch_capacities(self._shards.locator, {one.shard_id for one in requests})
+        self._turns = {
+            shard_id: asyncio.Lock() for shard_id, capacity in limited.items() if capacity.accepts_new is not None
+        }
         with MoveProgress(len(requests), as_json=self._as_json) as progress:
             tasks = [
                 asyncio.create_task(self._run_one(one, progress), name=f"move:{one.tenant_id}") for one in requests
@@ -112,9 +129,13 @@ class MoveRunner:
 
     async def _run_one(self, request: MoveRequest, progress: MoveProgress) -> MoveResult:
         tenant_id, certificate = request.tenant_id, None
-        async with self._slots:
+        async with self._turns.get(request.shard_id, contextlib.nullcontext()), self._slots:
             try:
-                certificate = await self._move(request, self._watched(progress.watch(tenant_id)))
+                ended = await self._move(request, self._watched(progress.watch(tenant_id)))
+                if isinstance(ended, FinishedMove):
+                    warning = await self._publish(request)  # the command before may not have come to that
+                    return MoveResult(tenant_id, MoveOutcome.MOVED, finished=ended, warning=warning)
+                certificate = ended
                 warning = await self._publish(request)
             except WorkerError as exc:
                 return MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc))
@@ -125,14 +146,14 @@ class MoveRunner:
         outcome = MoveOutcome.MOVED if certificate.verdict == "equal" else MoveOutcome.DIFFERS
         return MoveResult(tenant_id, outcome, certificate, warning=warning)
 
-    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
-        locator, pools = self._shards.locator, self._shards.pools
-        places = await find_places(locator, pools, request.tenant_id)
-        source_id = places.source_for(request.shard_id)
-        if source_id == places.home():  # a tenant that has left its shard has to arrive, however full the other one is
-            await check_shards(locator, pools, request.tenant_id, source_id, request.shard_id)
-        move = Move(request.tenant_id, source_id, request.shard_id)
-        return await Mover(pools, self._shards.commits, move, self._options, show=show).run()
+    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate | FinishedMove:
+        found = await find_move(self._shards, request.tenant_id, request.shard_id)
+        if isinstance(found, FinishedMove):
+            return found
+        if not found.has_left:
+            capacities = await fetch_capacities(self._shards.locator, {request.shard_id})
+            check_room(request.shard_id, capacities.get(request.shard_id))
+        return await Mover(self._shards.pools, self._shards.commits, found.move, self._options, show=show).run()
 
     def _watched(self, show: Callable[[MoveStatus], None]) -> Callable[[MoveStatus], None]:
         def watch(status: MoveStatus) -> None:
@@ -165,7 +186,7 @@ class MoveRunner:
                 names = shlex.join((request.business_id, request.location_id))
                 return (
                     f"{exc}; the tenant is on shard {shard_id}, and the old shard leads there: keep the old shard; "
-                    f"run: simplu-worker tenants move {names} --to {shard_id}, to publish the new one"
+                    f"run: simplu-worker tenants move {names} --to {shard_id} --apply, to publish the new one"
                 )
         return None
 
@@ -179,6 +200,8 @@ def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) ->
         print_line(describe(result.certificate))
         if is_only or result.outcome is MoveOutcome.DIFFERS:
             print_table(("resource type", "rows", "bytes", "checksum"), sum_rows(result.certificate))
+    if result.finished is not None:
+        print_line(result.finished.describe())
     if result.rows_deleted is not None:
         print_line(f"{result.tenant}: taken back; {result.rows_deleted} rows of the copy deleted")
     for note in (result.error, result.warning):

@@ -14,6 +14,7 @@ from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.positions.rows import accept_gaps as accept_gaps_of_shard
+from simplu_worker.shards.positions.rows import list_gaps
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import query_all_shards
@@ -23,8 +24,8 @@ from simplu_worker.telemetry.log import scrub_text
 COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
 
 
-class AcceptedGap(msgspec.Struct, frozen=True):
-    """A gap of a shard that is accepted now."""
+class FoundGap(msgspec.Struct, frozen=True):
+    """A gap of a shard for which it is held, until now."""
 
     shard_id: str
     stream: str
@@ -39,8 +40,8 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: str
 
 
-async def accept_gaps(settings: Settings, shard_id: str | None, *, as_json: bool) -> int:
-    """Accept all gaps of *shard_id*, or of every shard, and print them.
+async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, as_json: bool) -> int:
+    """Print all gaps of *shard_id*, or of every shard; with *apply* accept them.
 
     Returns 1 if a shard did not answer or refused, or if the named shard has no gap.
     """
@@ -51,36 +52,43 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, as_json: bool
         if not chosen:
             ids = ", ".join(sorted(address.shard_id for address in known))
             raise PermanentError(f"expected a shard out of {ids or 'none'}; got {shard_id}")
-        answers = await query_all_shards(chosen, lambda address: _accept(shards.pools, address))
+        answers = await query_all_shards(chosen, lambda address: _find(shards.pools, address, apply=apply))
     silent = sorted({address.shard_id for address in chosen} - answers.keys())
     gaps = [gap for _, answer in sorted(answers.items()) if not isinstance(answer, _Refusal) for gap in answer]
     refusals = {name: answer.error for name, answer in sorted(answers.items()) if isinstance(answer, _Refusal)}
-    _print(gaps, refusals, silent, as_json=as_json)
+    _print(gaps, refusals, silent, apply=apply, as_json=as_json)
     return 1 if silent or refusals or (shard_id is not None and not gaps) else 0
 
 
-async def _accept(pools: Pools, address: ShardAddress) -> list[AcceptedGap] | _Refusal:
+async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[FoundGap] | _Refusal:
     try:
         pool = pools.ensure_pool(address)
         async with pool.connection() as connection:
             if not await has_schema(connection, pool):
                 return []
-            rows = await accept_gaps_of_shard(connection)
+            rows = await (accept_gaps_of_shard if apply else list_gaps)(connection)
     except WorkerError as exc:
         return _Refusal(address.without_name(scrub_text(str(exc))))
-    return [AcceptedGap(address.shard_id, **row) for row in rows]
+    return [FoundGap(address.shard_id, **row) for row in rows]
 
 
-def _print(gaps: Sequence[AcceptedGap], refusals: dict[str, str], silent: Sequence[str], *, as_json: bool) -> None:
+def _print(
+    gaps: Sequence[FoundGap], refusals: dict[str, str], silent: Sequence[str], *, apply: bool, as_json: bool
+) -> None:
     if as_json:
-        print_json({"accepted": list(map(_members, gaps)), "errors": refusals, "shardsWithoutAnswer": silent})
+        members = {"applied": apply, "gaps": list(map(_members, gaps))}
+        print_json(members | {"errors": refusals, "shardsWithoutAnswer": silent})
         return
     if gaps:
         rows = [
             (gap.shard_id, gap.stream_shard_id, gap.gap_from, f"{gap.gap_found_at:%Y-%m-%d %H:%M:%S}") for gap in gaps
         ]
         print_table(COLUMNS, rows)
-        print_note("accepted: workers go on within seconds, with the oldest record that the stream has")
+        print_note(
+            "accepted: workers go on within seconds, with the oldest record that the stream has"
+            if apply
+            else "nothing was changed; with --apply the records after these positions count as lost, and workers go on"
+        )
     elif not refusals and not silent:
         print_note("expected a shard that is held for a gap, got none; `simplu-worker shards list` shows the problems")
     for shard_id, error in refusals.items():
@@ -88,7 +96,7 @@ def _print(gaps: Sequence[AcceptedGap], refusals: dict[str, str], silent: Sequen
     print_silent(silent)
 
 
-def _members(gap: AcceptedGap) -> dict[str, Any]:
+def _members(gap: FoundGap) -> dict[str, Any]:
     return {
         "shardId": gap.shard_id,
         "stream": gap.stream,

@@ -136,6 +136,7 @@ def accept_gap(
     /,
     *,
     all_shards: Annotated[Flag, Parameter(name="--all")] = False,
+    apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Let a shard go on although the stream no longer has all records since its backup: these are lost for it.
@@ -151,7 +152,7 @@ def accept_gap(
 
     if (shard is None) is not all_shards:
         raise UsageError(f"shards accept-gap: expected a shard or --all, got {'none' if shard is None else 'both'}")
-    return common.run(lambda settings: accept_gaps(settings, shard, as_json=common.as_json))
+    return common.run(lambda settings: accept_gaps(settings, shard, apply=apply, as_json=common.as_json))
 
 
 @shards.command(name="raise-numbers")
@@ -206,6 +207,8 @@ def drain_shard(
     shard: str,
     /,
     *,
+    undo: Flag = False,
+    partial: Flag = False,
     terms: MoveTerms = DEFAULT_TERMS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
@@ -216,10 +219,15 @@ def drain_shard(
     ----------
     shard
         The shard id.
+    undo
+        Move the tenants back that drains have moved away from the shard.
+    partial
+        Move those tenants that have a place, even if others have none.
     """
-    from simplu_worker.commands.shards.rebalance import drain_shard
+    from simplu_worker.commands.shards.drain import Drain, drain_shard
 
-    return common.run(lambda settings: drain_shard(settings, shard, terms, apply=apply, as_json=common.as_json))
+    drain = Drain(shard, undo=undo, partial=partial)
+    return common.run(lambda settings: drain_shard(settings, drain, terms, apply=apply, as_json=common.as_json))
 
 
 @shards.command(name="adopt")

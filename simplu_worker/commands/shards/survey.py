@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -13,8 +11,7 @@ import msgspec
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.locator import Capacity, StaticMap
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
 from simplu_worker.transfers.moving.planning.balance import ShardRoom, WeighedTenant, rooms_of
 from simplu_worker.transfers.moving.planning.begun import (
@@ -25,6 +22,8 @@ from simplu_worker.transfers.moving.planning.begun import (
     homes_of,
     sort_begun_moves,
 )
+from simplu_worker.transfers.moving.planning.capacities import fetch_capacities
+from simplu_worker.transfers.moving.running_note import RUNNING_S
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
@@ -42,13 +41,15 @@ class Weight(StrEnum):
 class Survey(msgspec.Struct, frozen=True):
     """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants.
 
-    *full* are the targets that take no more by the answer of Citrus.
+    *full* are the targets that take no more by the answer of Citrus. *drains* are the tenants of moves by drains that
+    have not ended, each with the shard that it leaves.
     """
 
     targets: list[ShardAddress]
     full: frozenset[str]
     found: list[FoundTenant]
     begun: BegunMoves
+    drains: frozenset[tuple[str, str]]
 
     @property
     def target_ids(self) -> list[str]:
@@ -63,12 +64,12 @@ class Survey(msgspec.Struct, frozen=True):
     @property
     def homes_after(self) -> list[WeighedTenant]:
         """The tenants where their homes are once the moves that have begun have ended."""
-        return homes_after(self.homes, self.begun.going_on)
+        return homes_after(self.homes, self.begun.expected)
 
     @property
-    def going_on(self) -> frozenset[str]:
-        """The tenants with moves that have begun, and are to end first."""
-        return frozenset(one.tenant.tenant_id for one in self.begun.going_on)
+    def settled(self) -> frozenset[str]:
+        """The tenants with moves that have begun, and are to end first, here or in other commands."""
+        return frozenset(one.tenant.tenant_id for one in self.begun.expected)
 
     @property
     def left(self) -> frozenset[tuple[str, str]]:
@@ -79,7 +80,7 @@ class Survey(msgspec.Struct, frozen=True):
         """Return the room of each target, beside the tenants that are there or are coming."""
         homes = {(one.tenant_id, one.shard_id) for one in self.homes}
         coming = Counter(
-            one.target_id for one in self.begun.going_on if (one.tenant.tenant_id, one.target_id) not in homes
+            one.target_id for one in self.begun.expected if (one.tenant.tenant_id, one.target_id) not in homes
         )
         counts = Counter(shard_id for _, shard_id in homes)
         rooms = rooms_of(self.targets, counts, coming, by_capacity=by_capacity)
@@ -101,17 +102,31 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
         )
         for shard_id, row in rows
     ]
+    journal = (await survey_shards(shards, QUERIES["list_begun_moves"], RUNNING_S)).rows
     moves = [
-        BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"])
-        for shard_id, row in (await survey_shards(shards, QUERIES["list_begun_moves"])).rows
+        BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"], row["is_running"])
+        for shard_id, row in journal
     ]
-    full = await _find_full(shards, targets)
-    return Survey(targets, full, found, sort_begun_moves(found, moves, {shard.shard_id for shard in targets}))
+    drains = frozenset((row["tenant_id"], shard_id) for shard_id, row in journal if row["is_drain"])
+    capacities = await fetch_capacities(shards.locator, {shard.shard_id for shard in targets})
+    full = frozenset(shard_id for shard_id, capacity in capacities.items() if capacity.accepts_new is False)
+    targets = [_with_limit(shard, capacities.get(shard.shard_id)) for shard in targets]
+    begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
+    return Survey(targets, full, found, begun, drains)
 
 
-async def survey_shards(shards: Shards, query: str, *, limits: QueryLimits = LIMITS) -> ShardRows:
+def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:
+    """Return a shard with the count and the limit that Citrus gives for it, which its list of shards may lack."""
+    if capacity is None:
+        return shard
+    tenant_count = shard.tenant_count if capacity.tenant_count is None else capacity.tenant_count
+    tenant_max = shard.tenant_max if capacity.tenant_max is None else capacity.tenant_max
+    return msgspec.structs.replace(shard, tenant_count=tenant_count, tenant_max=tenant_max)
+
+
+async def survey_shards(shards: Shards, query: str, *arguments: object, limits: QueryLimits = LIMITS) -> ShardRows:
     """Return the rows of a query on all shards. Raises `RetryableError` if one does not answer."""
-    rows = await fetch_from_all_shards(shards.locator, shards.pools, query, limits=limits)
+    rows = await fetch_from_all_shards(shards.locator, shards.pools, query, *arguments, limits=limits)
     if rows.silent_shard_ids:
         raise RetryableError(f"expected an answer of every shard, got none of {', '.join(rows.silent_shard_ids)}")
     return rows
@@ -125,19 +140,3 @@ async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
         retired = {shard.shard_id for shard in locator.map.shards if shard.retired}
     known = await locator.list_shards()
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
-
-
-async def _find_full(shards: Shards, targets: Sequence[ShardAddress]) -> frozenset[str]:
-    """Return the shards that take no more tenants by the answer of Citrus (`canAcceptNewBusiness`)."""
-    locator = shards.locator
-    if not isinstance(locator, CitrusClient):
-        return frozenset()
-    full = set()
-    with contextlib.suppress(RetryableError):  # each move asks again
-        for shard in targets:
-            capacity = await locator.fetch_capacity(shard.shard_id)
-            if capacity is None:
-                break
-            if capacity.accepts_new is False:
-                full.add(shard.shard_id)
-    return frozenset(full)

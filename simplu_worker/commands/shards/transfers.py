@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.assembly.shards import Shards
-from simplu_worker.commands.moves.plans import plan_moves
+from simplu_worker.commands.moves.plans import MovePlans
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_line, print_note, print_table
 from simplu_worker.commands.shards.removal import print_removal
@@ -20,10 +19,14 @@ from simplu_worker.transfers.moving.planning.removal import Removal
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
-    """The moves of *plan*, after those that have begun; *by* is the measure, *removal* is about a shard to empty."""
+    """The moves of *plan*, after those that have begun; *by* is the measure, *removal* is about a shard to empty.
+
+    *planned* is what the moves of *plan* would take, where they were measured, and why some would be refused.
+    """
 
     survey: Survey
     plan: Sequence[PlannedTransfer]
+    planned: MovePlans
     by: str
     removal: Removal | None = None
 
@@ -47,33 +50,34 @@ class ShownPlan(msgspec.Struct, frozen=True):
         return after
 
 
-async def print_plan(shards: Shards, shown: ShownPlan, *, as_json: bool, apply: bool) -> bool:
-    """Print the moves, and the weights before and after; without *apply* also what each move would take.
-
-    Return whether one would be refused.
-    """
-    moves, problems = await plan_moves(shards, requests_of(() if apply else shown.plan))
-    sizes = {one.tenant: one for one in moves}
+def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
+    """Print the moves, and the weights before and after; as far as they were measured also what each move takes."""
     if as_json:
-        print_line(msgspec.json.encode(_plan_members(shown, sizes, problems)).decode())
-        return bool(problems)
+        print_line(msgspec.json.encode(_plan_members(shown)).decode())
+        return
+    sizes = _sizes(shown)
     columns = ("resources", "MiB", "about s") if sizes else ()
     rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in shown.transfers)
     print_table(("tenant", "from", "to", shown.by, *columns), rows)
     _print_usage(shown)
-    for tenant_id, problem in problems.items():
+    for tenant_id, problem in shown.planned.refused.items():
         print_note(with_tenant(tenant_id, problem))
     begun = shown.survey.begun
     for one in begun.taken_back:
         print_note(f"{one.tenant.tenant_id}: its move to shard {one.target_id}, which has begun, is taken back")
+    for one in begun.running:
+        print_note(
+            f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
+            "if it was killed just now, run this again in 20 s"
+        )
     if begun.going_on:
         print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
-    print_line(f"{len(shown.transfers)} of {len(shown.survey.homes_after)} tenants move")
+    moved = {one.tenant.tenant_id for one in shown.transfers} - shown.planned.refused.keys()
+    print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
     if (shown.transfers or begun.taken_back) and not apply:
         print_note("nothing was moved; with --apply the tenants are")
     if shown.removal is not None:
         print_removal(shown.removal)
-    return bool(problems)
 
 
 def _print_usage(shown: ShownPlan) -> None:
@@ -87,8 +91,12 @@ def _print_usage(shown: ShownPlan) -> None:
     )
 
 
-def _plan_members(shown: ShownPlan, sizes: Mapping[str, MovePlan], problems: Mapping[str, str]) -> dict[str, Any]:
-    begun = shown.survey.begun
+def _sizes(shown: ShownPlan) -> dict[str, MovePlan]:
+    return {one.tenant: one for one in shown.planned.plans}
+
+
+def _plan_members(shown: ShownPlan) -> dict[str, Any]:
+    begun, sizes = shown.survey.begun, _sizes(shown)
     return {
         "by": shown.by,
         "plan": [
@@ -96,7 +104,8 @@ def _plan_members(shown: ShownPlan, sizes: Mapping[str, MovePlan], problems: Map
             *(_members(one) | _size_members(sizes.get(one.tenant.tenant_id)) for one in shown.plan),
         ],
         "takenBack": list(map(_members, begun.taken_back)),
-        "refused": problems,
+        "running": list(map(_members, begun.running)),
+        "refused": shown.planned.refused,
         "before": shown.before,
         "after": shown.after,
         **({} if shown.removal is None else shown.removal.members),

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import (
     NO_OPTIONS,
+    Apply,
     CommonOptions,
     Flag,
     OneTenant,
@@ -191,7 +192,7 @@ def preview_operations(
 
 
 @stream.command(name="remove-consumer")
-def remove_consumer(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+def remove_consumer(name: str | None = None, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
     """Remove the registered consumer of `KINESIS_READ=fan-out`. Subscriptions of running workers end.
 
     Parameters
@@ -201,36 +202,36 @@ def remove_consumer(name: str | None = None, /, *, common: CommonOptions = NO_OP
     """
     from simplu_worker.commands.stream.consumers import remove_consumer
 
-    return common.run(lambda settings: remove_consumer(settings, name, as_json=common.as_json))
+    return common.run(lambda settings: remove_consumer(settings, name, apply=apply, as_json=common.as_json))
 
 
 def replay(
     *,
-    start: Annotated[str, Parameter(name="--from")],
-    end: Annotated[str | None, Parameter(name="--to")] = None,
+    since: str,
+    until: str | None = None,
     tenant: OneTenant = None,
-    dry_run: Flag = False,
+    apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Read the stream again from a time. Operations that were applied before are dropped as duplicates.
 
+    Without --apply the operations are only looked up in the logs, and counted.
+
     Parameters
     ----------
-    start
+    since
         The time to start from, as ISO 8601; no offset means UTC.
-    end
+    until
         Only records that arrived before this time.
     tenant
         Only operations of this business and location.
-    dry_run
-        Apply nothing: look the operations up in the logs, and count their outcomes.
     """
     from simplu_worker.commands.requirements import parse_tenant_id
     from simplu_worker.commands.stream.replay.command import replay
     from simplu_worker.commands.stream.replay.replay_rules import ReplayRange
 
-    begins, ends = parse_time("--from", start), None if end is None else parse_time("--to", end)
+    begins, ends = parse_time("--since", since), None if until is None else parse_time("--until", until)
     if ends is not None and ends <= begins:
-        raise UsageError(f"--to: expected a time after --from, {begins.isoformat()}, got {ends.isoformat()}")
+        raise UsageError(f"--until: expected a time after --since, {begins.isoformat()}, got {ends.isoformat()}")
     chosen = ReplayRange(begins, ends, None if tenant is None else parse_tenant_id(*tenant))
-    return common.run(lambda settings: replay(settings, chosen, dry_run=dry_run, as_json=common.as_json))
+    return common.run(lambda settings: replay(settings, chosen, apply=apply, as_json=common.as_json))

@@ -25,6 +25,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.vocabulary import Absence, Failure, OperationKind
 
 LOOKUPS_AT_ONCE: Final = 10
+SHARDS_AT_ONCE: Final = 64
 ERROR_SHOWN_LENGTH: Final = 100
 RESOURCES_PER_QUERY: Final = 500
 MEMBERS_SHOWN: Final = 5
@@ -209,13 +210,20 @@ async def _judge(
             if home is not None and not isinstance(home, Absence):
                 by_shard[home].append((line.number, line.decoded))
     findings: dict[int, Finding] = {}
-    for shard_id, sent in by_shard.items():
-        try:
-            found = await gateway.judge(shard_id, [operation for _, operation in sent])
-        except RetryableError as exc:
-            print_note(f"schemas of shard {shard_id}: {exc}")
-        else:
-            findings |= {sent[index][0]: finding for index, finding in found.items()}
+    turns = asyncio.Semaphore(SHARDS_AT_ONCE)
+
+    async def judge(shard_id: str, sent: Sequence[tuple[int, Operation]]) -> None:
+        async with turns:
+            try:
+                found = await gateway.judge(shard_id, [operation for _, operation in sent])
+            except RetryableError as exc:
+                print_note(f"schemas of shard {shard_id}: {exc}")
+            else:
+                findings.update({sent[index][0]: finding for index, finding in found.items()})
+
+    async with asyncio.TaskGroup() as tasks:
+        for shard_id, sent in by_shard.items():
+            tasks.create_task(judge(shard_id, sent), name=f"judge:{shard_id}")
     return findings
 
 

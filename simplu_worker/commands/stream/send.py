@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -183,7 +183,7 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
 
 async def _wait(
     settings: Settings, sent: Sequence[InputLine], options: SendOptions, begun_at: datetime
-) -> tuple[dict[OperationKey, dict[str, Any]], dict[str, Undecided], dict[str, str]]:
+) -> tuple[dict[OperationKey, dict[str, Any]], Mapping[str, Undecided], dict[str, str]]:
     """Wait for the outcomes of the lines *sent* since *begun_at*.
 
     Return the rows of the logs and of the records rejected since, the states of the tenants without a row, and the
@@ -195,11 +195,14 @@ async def _wait(
         def describe() -> str:
             return describe_poll(poll, pool_errors(shards.pools))
 
+        async def look(tenant_ids: Collection[str]) -> Mapping[str, Undecided]:
+            return await find_undecided(settings, shards, tenant_ids, is_stream=not options.orders)
+
         with CountProgress("in the log", len(sent)) as progress, note_what_is_awaited(describe, progress):
-            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll)
+            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll, look=look)
         absent = {line.key for line in sent if line.key is not None and line.key not in rows}
         tenant_ids = {tenant_id for tenant_id, _ in absent}
-        undecided = await find_undecided(settings, shards.gateway, tenant_ids, is_stream=not options.orders)
+        undecided = await look(tenant_ids)
         if absent:  # an operation that was applied in between must not count as decided and absent
             rows |= await find_operations(shards.gateway, absent, poll)
             rows |= await find_rejected(shards.gateway, absent - rows.keys(), begun_at)
@@ -231,7 +234,7 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, 
             " ".join(filter(None, (outcome.business_id, outcome.location_id))),
             " ".join(filter(None, (outcome.resource_type, outcome.resource_id))),
             Text(outcome.status, STYLES.get(outcome.status, "")),
-            outcome.error or outcome.reason,
+            outcome.remark,
             "" if outcome.result is None else shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
         )
         for outcome in outcomes

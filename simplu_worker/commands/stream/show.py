@@ -16,6 +16,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import Absence
 
 
@@ -32,18 +33,22 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
-            from simplu_worker.commands.stream.undecided import read_tenant_status, stream_shards_of, undecided_of
+            from simplu_worker.commands.stream.undecided import read_leases, stream_shards_of, undecided_of, with_report
+            from simplu_worker.consumers.kinesis.fleet.read_status import read_status
 
             # Before the log is read: an operation that is applied in between must not count as decided and absent.
-            read = await read_tenant_status(settings, tenant_id)
+            leases = await read_leases(settings)
+            read = read_status(leases, tenant_id)
             asked = stream_shards_of(settings, read)
             found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, stream=asked)
             is_paused = shards.gateway.paused_s(tenant_id) > 0
             undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0], is_paused=is_paused)
+            shard_id = shards.gateway.cached_shard_id(tenant_id)
+            undecided = with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
         if not isinstance(found, LoggedOperation):
             found = await shards.gateway.find_rejection(request_id, tenant_id) or found
         if isinstance(found, Absence):
-            undecided, found = Undecided(found), None
+            undecided, found = Undecided(found) if undecided.reason is None else undecided, None
         errors = pool_errors(shards.pools)
     status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
@@ -60,7 +65,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
 
 def _describe_absent(request_id: str, undecided: Undecided) -> str:
     if undecided.reason is not None:
-        return f"held: {undecided.reason}; if operation {request_id} was sent, it waits"
+        return f"held: {undecided.hold}; if operation {request_id} was sent, it waits"
     told = f"unknown: no shard that answered has an operation {request_id}"
     if undecided.read_up_to is None:
         return told

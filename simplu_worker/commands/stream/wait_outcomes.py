@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.commands.output.display import describe_silent
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.send_status import SendStatus, Undecided
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided, describe_hold
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
@@ -24,9 +24,14 @@ from simplu_worker.vocabulary import DeadLetterReason
 POLL_MIN_S: Final = 0.25
 POLL_REST: Final = 4  # a poll may take a fifth of the time
 KEYS_PER_QUERY: Final = 5000
+LOOK_AFTER_S: Final = 2.0  # without an outcome, at the tenants
+LOOK_INTERVAL_S: Final = 10.0
+HELD_SHOWN: Final = 3
 
 OperationKey = tuple[str, str]
 """A tenant id and a request id."""
+
+LookAtTenants: TypeAlias = Callable[[Collection[str]], Awaitable[Mapping[str, Undecided]]]
 
 
 class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -44,22 +49,39 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     error: str | None = None
     result: msgspec.Raw | None = None
     reason: str | None = None
+    held_since: datetime | None = None
+    target: str | None = None
     read_up_to: datetime | None = None
+
+    @property
+    def remark(self) -> str | None:
+        """The error; of a held operation why and since when it is held."""
+        return self.error or describe_hold(self.reason, self.target, self.held_since)
 
 
 @dataclass
 class LastPoll:
-    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed."""
+    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed.
+
+    *held* are the tenants that were held when they were looked at last, by their ids.
+    """
 
     pending_count: int
     has_ended: bool = False
     silent_shard_ids: list[str] = field(default_factory=list)
     error: str | None = None
+    held: Mapping[str, Undecided] = field(default_factory=dict)
 
 
 def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
     """Return what a command waits for; *errors* are those of shards that cannot be used, by their ids."""
     waiting = f"waiting for {poll.pending_count} operations"
+    if poll.held:
+        named = [f"{tenant_id} is held: {held.hold}" for tenant_id, held in sorted(poll.held.items())]
+        more = len(named) - HELD_SHOWN
+        waiting += f"; {', '.join(named[:HELD_SHOWN])}" + (f", and {more} tenants more" if more > 0 else "")
+        if poll.error is None and not poll.silent_shard_ids and not errors:
+            return waiting
     if poll.error is not None:
         return f"{waiting}; the shards were not listed: {poll.error}"
     if poll.silent_shard_ids or errors:
@@ -70,13 +92,21 @@ def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
 
 
 async def wait_for_outcomes(
-    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress, poll: LastPoll
+    gateway: ShardGateway,
+    lines: Sequence[InputLine],
+    timeout_s: float,
+    progress: CountProgress,
+    poll: LastPoll,
+    *,
+    look: LookAtTenants,
 ) -> dict[OperationKey, dict[str, Any]]:
     """Query the logs until they have every line that is an operation, for at most *timeout_s*.
 
-    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date.
+    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date, with what *look* finds at the
+    tenants of operations that make no progress.
     """
     deadline = time.monotonic() + timeout_s
+    look_at = time.monotonic() + LOOK_AFTER_S
     pending = {line.key for line in lines if line.key is not None}
     rows: dict[OperationKey, dict[str, Any]] = {}
     while True:
@@ -86,6 +116,12 @@ async def wait_for_outcomes(
         pending -= found.keys()
         poll.pending_count, poll.has_ended = len(pending), True
         progress.show(len(rows))
+        if found:
+            poll.held, look_at = {}, time.monotonic() + LOOK_AFTER_S
+        elif pending and look_at < time.monotonic() < deadline:
+            states = await look({tenant_id for tenant_id, _ in pending})
+            poll.held = {one: state for one, state in states.items() if state.reason is not None}
+            look_at = time.monotonic() + LOOK_INTERVAL_S
         left_s = deadline - time.monotonic()
         if not pending or left_s <= 0:
             return rows
@@ -148,7 +184,9 @@ def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> 
     known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]
     if known.reason is None:
         return msgspec.structs.replace(outcome, read_up_to=known.read_up_to)
-    return msgspec.structs.replace(outcome, status=SendStatus.HELD, reason=known.reason)
+    return msgspec.structs.replace(
+        outcome, status=SendStatus.HELD, reason=known.reason, held_since=known.held_since, target=known.target
+    )
 
 
 def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:

@@ -81,8 +81,8 @@ def move_tenant(
     *,
     to: str | None = None,
     from_file: Path | None = None,
-    dry_run: Flag = False,
     terms: MoveTerms = DEFAULT_TERMS,
+    apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Move a tenant to another shard while workers run. A move that was interrupted goes on.
@@ -93,8 +93,6 @@ def move_tenant(
         The id of the shard to move to.
     from_file
         Move the tenants of a file, a line business,location,shard for each.
-    dry_run
-        Only check, and predict the duration and the pause.
     """
     from simplu_worker.commands.moves.runner import MoveRequest
     from simplu_worker.commands.tenants.move import move_tenants, read_requests
@@ -105,7 +103,7 @@ def move_tenant(
         requests = [MoveRequest(business, location, to)]
     else:
         raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
-    return common.run(lambda settings: move_tenants(settings, requests, terms, dry_run=dry_run, as_json=common.as_json))
+    return common.run(lambda settings: move_tenants(settings, requests, terms, apply=apply, as_json=common.as_json))
 
 
 @tenants.command(name="pause")
@@ -168,18 +166,29 @@ def weigh_tenant(
 
 
 @tenants.command(name="verify")
-def verify_tenant(business: str, location: str, /, *, repair: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
+def verify_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    repair: Flag = False,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
     """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since.
 
     Parameters
     ----------
     repair
-        Write the resources that differ as they were on the former shard.
+        Plan to write the resources that differ as they were on the former shard.
     """
-    from simplu_worker.commands.tenants.moved import verify_tenant
+    from simplu_worker.commands.tenants.verify import verify_tenant
 
+    if apply and not repair:
+        raise UsageError("tenants verify: expected --apply with --repair, got --apply alone")
+    tenant = business, location
     return common.run(
-        lambda settings: verify_tenant(settings, (business, location), repair=repair, as_json=common.as_json)
+        lambda settings: verify_tenant(settings, tenant, repair=repair, apply=apply, as_json=common.as_json)
     )
 
 
@@ -191,6 +200,7 @@ def rollback_tenant(
     *,
     stay: Flag = False,
     bounds: MoveBounds = DEFAULT_BOUNDS,
+    apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Delete the copy of a move that has not ended, or move a tenant back to the shard it left.
@@ -200,10 +210,11 @@ def rollback_tenant(
     stay
         Only delete copies, also that of a rollback that was stopped: the tenant stays on its shard.
     """
-    from simplu_worker.commands.tenants.moved import rollback_tenant
+    from simplu_worker.commands.tenants.rollback import rollback_tenant
 
+    tenant = business, location
     return common.run(
-        lambda settings: rollback_tenant(settings, (business, location), bounds, stay=stay, as_json=common.as_json)
+        lambda settings: rollback_tenant(settings, tenant, bounds, apply=apply, stay=stay, as_json=common.as_json)
     )
 
 
@@ -216,7 +227,7 @@ def clean_up_tenants(*, older_than: str = "7d", apply: Apply = False, common: Co
     older_than
         The time since the move, such as 7d or 12h.
     """
-    from simplu_worker.commands.tenants.moved import clean_up_tenants
+    from simplu_worker.commands.tenants.cleanup import clean_up_tenants
 
     return common.run(lambda settings: clean_up_tenants(settings, older_than, apply=apply, as_json=common.as_json))
 
@@ -293,15 +304,15 @@ def import_tenants(
     refused_file
         Write every row that cannot be taken to this new file, one JSON object a line.
     discard
-        Give up: delete the tenants of the source that are not active yet, with their rows; takes no other option.
+        Give up: delete the tenants of the source that are not active yet, with their rows; takes --apply alone.
     """
     from simplu_worker.commands.tenants.import_tenants import ImportCommand, discard_imports, import_tenants
     from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:
-        if mapping is not None or apply or follow or leave_refused or refused_file is not None:
-            raise UsageError("tenants import: expected --discard alone, or none")
-        return common.run(lambda settings: discard_imports(settings, as_json=common.as_json))
+        if mapping is not None or follow or leave_refused or refused_file is not None:
+            raise UsageError("tenants import: expected --discard alone or with --apply, or none")
+        return common.run(lambda settings: discard_imports(settings, apply=apply, as_json=common.as_json))
 
     if follow and not apply:
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")

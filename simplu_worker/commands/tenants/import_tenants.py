@@ -88,20 +88,26 @@ async def import_tenants(settings: Settings, command: ImportCommand, *, as_json:
     return 1 if refused.count or any(report.state in TROUBLES for report in result.reports) else 0
 
 
-async def discard_imports(settings: Settings, *, as_json: bool) -> int:
-    """Delete the tenants of the source that are not active yet, and print them. Return 1 if one is left."""
+async def discard_imports(settings: Settings, *, apply: bool, as_json: bool) -> int:
+    """Print the tenants of the source that are not active yet; with *apply* delete them. Return 1 if one is left then.
+
+    Return 1 also if a shard does not answer.
+    """
     require_settings(settings, routes=True)
     address = source_address(settings)
     async with _opened_importer(settings, address, OWN_SHAPE, ImportOptions(), CopyCallbacks()) as importer:
-        result = await importer.discard()
+        result = await importer.discard(apply=apply)
     if as_json:
-        print_json({"source": result.source.place, "tenants": result.reports, "shardsWithoutAnswer": result.silent})
+        members = {"source": result.source.place, "applied": apply, "tenants": result.reports}
+        print_json(members | {"shardsWithoutAnswer": result.silent})
     else:
         if result.reports:
             print_table(COLUMNS, [_row(report, is_plan=False) for report in result.reports])
         counts = Counter(report.state.value for report in result.reports)
         counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
         print_line(f"{result.source.place}: {counted}")
+        if result.reports and not apply:
+            print_note("nothing was deleted; with --apply these tenants are, with their rows")
         print_silent(result.silent)
     return 1 if result.silent or any(report.state in TROUBLES for report in result.reports) else 0
 

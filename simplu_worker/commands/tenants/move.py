@@ -48,15 +48,17 @@ def _parse_row(row: Sequence[str], number: int) -> MoveRequest:
 
 
 async def move_tenants(
-    settings: Settings, requests: Sequence[MoveRequest], terms: MoveTerms, *, dry_run: bool, as_json: bool
+    settings: Settings, requests: Sequence[MoveRequest], terms: MoveTerms, *, apply: bool, as_json: bool
 ) -> int:
-    """Move tenants, some at a time; print a certificate of each. Return 1 if one was not moved, or its rows differ."""
+    """Print what moves of tenants would take; with *apply* move them, some at a time, and print a certificate of each.
+
+    Return 1 if one is refused, or was not moved, or its rows differ.
+    """
     require_settings(settings, routes=True)
     for one in requests:
         parse_tenant_id(one.business_id, one.location_id)
     async with open_shards(settings) as shards:
-        if dry_run:
-            plans, problems = await plan_moves(shards, requests, max_pause_s=terms.max_pause)
-            return print_plans(plans, problems, as_json=as_json)
+        if not apply:
+            return print_plans(await plan_moves(shards, requests, max_pause_s=terms.max_pause), as_json=as_json)
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         return await runner.run(requests)

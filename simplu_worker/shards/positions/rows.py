@@ -107,6 +107,11 @@ async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, pe
     await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, pending_from)
 
 
+async def list_gaps(connection: Connection) -> list[dict[str, Any]]:
+    """Return the rows of the shard that `accept_gaps` would accept."""
+    return [dict(row) for row in await connection.fetch(QUERIES["list_gaps"])]
+
+
 async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
     """Accept all gaps of the shard; return its rows that had one."""
     return [dict(row) for row in await connection.fetch(QUERIES["accept_gaps"])]

@@ -60,7 +60,7 @@ def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | No
             got = "a mover" if standing.is_leaving else f"a row that is {standing.state}"
             return (
                 f"{erasure.tenant_id}: expected no move, import or restore that has begun, got {got} on shard "
-                f"{shard_id}; nothing was erased; let it end, or take it back (simplu-worker tenants rollback --stay), "
-                "and run this command again"
+                f"{shard_id}; nothing was erased; let it end, or take it back (simplu-worker tenants rollback --stay "
+                "--apply), and run this command again"
             )
     return None

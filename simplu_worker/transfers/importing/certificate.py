@@ -39,6 +39,7 @@ class ImportState(StrEnum):
     IMPORTED = "imported"  # copied, verified and active
     THERE = "there"  # imported by an earlier run
     FOLLOWED = "followed"  # copied, and kept up to date; still held
+    DISCARD = "discard"  # planned
     DISCARDED = "discarded"  # its rows are deleted
     REFUSED = "refused"  # a person has to correct something
     LEFT = "left"  # copied, but for rows that cannot be taken; still held

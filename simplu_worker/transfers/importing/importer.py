@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
@@ -181,27 +181,31 @@ class Importer:
         reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
         return msgspec.structs.replace(result, reports=reports)
 
-    async def discard(self) -> DiscardResult:
-        """Delete the tenants of the source that no run has activated, with their rows. Raises as `plan` does."""
+    async def discard(self, *, apply: bool) -> DiscardResult:
+        """Delete the tenants of the source that no run has activated, with their rows; without *apply* list them.
+
+        Raises as `plan` does.
+        """
         token = str(uuid4())
         reports: list[TenantReport] = []
         async with self._source.open_snapshot() as snapshot:
             facts = snapshot.facts
 
-        async def read(shard: ShardAddress) -> list[dict[str, str]]:
+        async def read(shard: ShardAddress) -> list[dict[str, Any]]:
             return await read_open_imports(self._shards.pools.ensure_pool(shard), facts.identity)
 
         known = await self._shards.locator.list_shards()
         found = await query_all_shards(known, read)
         for shard_id, row in ((shard_id, row) for shard_id, rows in sorted(found.items()) for row in rows):
-            state, detail = ImportState.DISCARDED, None
+            state, detail = ImportState.DISCARDED if apply else ImportState.DISCARD, None
             try:
-                await TargetTenant(self._shards.pools.pool_of(shard_id), row["id"], token=token).discard()
+                if apply:
+                    await TargetTenant(self._shards.pools.pool_of(shard_id), row["id"], token=token).discard()
             except WorkerError as exc:
                 state, detail = ImportState.FAILED, str(exc)
             name = f"{row['business_id']} {row['location_id']}"
             names = row["business_id"], row["location_id"], row["business_type"]
-            reports.append(TenantReport(state, name, *names, shard_id, detail=detail))
+            reports.append(TenantReport(state, name, *names, shard_id, rows=row["row_count"], detail=detail))
         return DiscardResult(facts, reports, sorted({shard.shard_id for shard in known} - found.keys()))
 
     @contextlib.asynccontextmanager

@@ -76,8 +76,11 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
     ]
 
 
-async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, str]]:
-    """Return the tenants of a shard that an import from *source* has not activated. Raises `RetryableError`."""
+async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]]:
+    """Return the tenants of a shard that an import from *source* has not activated, with their numbers of resources.
+
+    Raises `RetryableError` if it does not answer.
+    """
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return []

@@ -54,6 +54,7 @@ from simplu_worker.transfers.moving.copying import TABLES, CopiedTable, copy_chu
 from simplu_worker.transfers.moving.journal import MoveJournal
 from simplu_worker.transfers.moving.pacing import REST_SHARE, ChunkPace, is_last_round, next_pace
 from simplu_worker.transfers.moving.planning.prediction import PredictedPause, time_standbys
+from simplu_worker.transfers.moving.running_note import noted_as_running
 from simplu_worker.transfers.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
 from simplu_worker.transfers.moving.types import (
     Certificate,
@@ -79,6 +80,7 @@ COUNT_S: Final = 5.0
 PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
 CLEANUP_STEPS: Final = frozenset({MoveStep.CLEANING, MoveStep.CLEANED})  # rows of the tenant are deleted
+PAUSE: Final = frozenset({MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE})
 LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
 
 log = structlog.get_logger(__name__)
@@ -133,6 +135,11 @@ class Mover:
         Raises `StatedError` if it cannot be moved, `OutrunError` and `PauseTooLongError` among them, and
         `RetryableError` if a shard did not answer for a minute: the message has the state of the tenant.
         """
+        source, tenant_id = self._source, self._move.tenant_id
+        async with noted_as_running(source, tenant_id, lambda: self._token, is_pause=lambda: self._phase in PAUSE):
+            return await self._run_on()
+
+    async def _run_on(self) -> Certificate:
         began_at = self._answered_at = self._clock()
         while True:
             phase = self._phase
@@ -179,7 +186,7 @@ class Mover:
             case Situation.GONE:
                 raise StatedError(
                     f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed; "
-                    "run: simplu-worker tenants rollback, to delete its copy"
+                    "run: simplu-worker tenants rollback --apply, to delete its copy"
                 )
             case Situation.ELSEWHERE:
                 raise StatedError(
@@ -221,7 +228,9 @@ class Mover:
             self._token = max(source.move_token, token_of_target) + 1
             await take_token(connection, tenant_id, self._token)
             self._step = MoveStep.COMMITTED if source.state is TenantState.MOVED else MoveStep.OPEN
-            await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
+            await connection.execute(
+                QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step, self._options.is_drain
+            )
         self._last_barrier = (self._clock(), source.read_at)
         self._source_epoch = source.epoch
         return source
@@ -406,7 +415,7 @@ class Mover:
                 raise StatedError(
                     f"{self._move.tenant_id}: expected the clock of shard {self._move.source_id} to run, got one "
                     f"that was set back; the tenant goes on on shard {self._move.source_id}; "
-                    "run: simplu-worker tenants rollback --stay, and then move the tenant again"
+                    "run: simplu-worker tenants rollback --stay --apply, and then move the tenant again"
                 )
         self._last_barrier = (now, read_at)
 
@@ -432,7 +441,7 @@ class Mover:
             raise StatedError(
                 f"{self._move.tenant_id}: expected equal rows on both shards, got other ones: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
-                "run: simplu-worker tenants rollback --stay"
+                "run: simplu-worker tenants rollback --stay --apply"
             )
 
     # Switch

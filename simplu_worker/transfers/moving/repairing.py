@@ -23,7 +23,7 @@ from simplu_worker.vocabulary import TenantState
 
 
 class Repair(msgspec.Struct, frozen=True):
-    """How many resources were written or deleted, and those *refused*: somebody has written them since the move."""
+    """How many resources are written or deleted, and those *refused*: somebody has written them since the move."""
 
     count: int
     refused: AbstractSet[ResourceKey] = frozenset()
@@ -38,11 +38,18 @@ async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str
 
 
 async def repair_resources(
-    source: ShardPool, target: ShardPool, tenant_id: str, arrival: Arrival, keys: Collection[ResourceKey]
+    source: ShardPool,
+    target: ShardPool,
+    tenant_id: str,
+    arrival: Arrival,
+    keys: Collection[ResourceKey],
+    *,
+    apply: bool = True,
 ) -> Repair:
     """Write the resources *keys* as *source* has them, but for those that were written since the fence.
 
-    The tenant's batches wait for it. Raises `PermanentError` if the home is not on *target*, or as `check_former_rows`.
+    Without *apply* only return what would be written. The tenant's batches wait for it. Raises `PermanentError` if the
+    home is not on *target*, or as `check_former_rows`.
     """
     async with target.transaction() as connection:
         tenant = await read_tenant(connection, tenant_id, locked=True)
@@ -54,6 +61,8 @@ async def repair_resources(
         changed, _ = await read_changed_keys(connection, tenant_id, arrival.ready_at or arrival.read_at)
         newer = await find_written_since_ready(connection, tenant_id, set(keys) - changed)
         changes = wanted.without(changed | newer)
+        if not apply:
+            return Repair(changes.count, newer)
         await write_changes(connection, tenant_id, changes)
         await mark_changes(connection, [(tenant_id, *key) for key in sorted(changes.keys)])
     return Repair(changes.count, newer)

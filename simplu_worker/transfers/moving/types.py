@@ -20,11 +20,15 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class MoveOptions(msgspec.Struct, frozen=True):
-    """How a mover goes about it. *log_kept* is the shortest time for which a worker keeps rows of the log."""
+    """How a mover goes about it. *log_kept* is the shortest time for which a worker keeps rows of the log.
+
+    *is_drain* is kept in the journal, for the command that undoes a drain.
+    """
 
     log_kept: timedelta
     max_pause_s: float = 0.5
     max_rows_per_s: float | None = None
+    is_drain: bool = False
 
 
 class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -73,7 +77,8 @@ def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
         ):
             return f"the tenant has left shard {source_id}, and waits for its rows on shard {target_id}; {again}"
         case MovePhase.PREPARE | MovePhase.COPY | MovePhase.CATCH_UP | MovePhase.VERIFY | MovePhase.REHEARSE:
-            return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback --stay to delete the copy"
+            back = "tenants rollback --stay --apply to delete the copy"
+            return f"the tenant goes on on shard {source_id}; {again}, or {back}"
         case MovePhase.FENCE | MovePhase.LAST_DELTA | MovePhase.COMMIT:
             return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
         case MovePhase.ACTIVATE:

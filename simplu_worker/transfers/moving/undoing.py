@@ -18,7 +18,8 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling.rows import read_arrival, read_departure, read_tenant, take_token
+from simplu_worker.shards.settling.rows import MovingTenant, read_arrival, read_departure, read_tenant, take_token
+from simplu_worker.transfers.moving.running_note import noted_as_running
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MoveStep, TenantState
@@ -82,14 +83,24 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
         token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
         if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
             await take_token(connection, tenant_id, token)
-        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing")
+        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing", False)
     count = 0
-    if copy is not None and copy.state in ON_THE_WAY:
-        count = await _drop_copy(target, tenant_id, token)
-    async with source.transaction() as connection:
-        await connection.execute(QUERIES["note_move"], tenant_id, token, MoveStep.UNDONE, None)
+    async with noted_as_running(source, tenant_id, lambda: token):
+        if copy is not None and copy.state in ON_THE_WAY:
+            count = await _drop_copy(target, tenant_id, token)
+        async with source.transaction() as connection:
+            await connection.execute(QUERIES["note_move"], tenant_id, token, MoveStep.UNDONE, None)
     log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
     return count
+
+
+async def count_copied(pools: Pools, tenant_id: str, target_id: str) -> int:
+    """Return how many rows of a copy `undo_move` would delete. Raises `RetryableError` if the shard does not answer."""
+    async with pools.pool_of(target_id).connection() as connection:
+        copy = await read_tenant(connection, tenant_id)
+        if copy is None or copy.state not in ON_THE_WAY:
+            return 0
+        return int(await connection.fetchval(QUERIES["count_left_rows"], tenant_id))
 
 
 async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
@@ -120,6 +131,26 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
     return [(row["tenant_id"], row["target_shard_id"]) for row in rows]
 
 
+async def count_left(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int | None:
+    """Return how many rows `clean_up` would delete, or None as it does. Reads them all in the indexes."""
+    async with pools.pool_of(target_id).connection() as connection:
+        home = await read_tenant(connection, tenant_id)
+    async with pools.pool_of(source_id).connection() as connection:
+        left = await read_tenant(connection, tenant_id)
+        if left is None or home is None or not has_left_for(left, home, target_id):
+            return None
+        return int(await connection.fetchval(QUERIES["count_left_rows"], tenant_id))
+
+
+def has_left_for(left: MovingTenant, home: MovingTenant, target_id: str) -> bool:
+    """Return whether the tenant has left the shard of *left* for *target_id*, with the row *home*, and is not back."""
+    return (
+        (left.state, left.moved_to) == (TenantState.MOVED, target_id)
+        and home.state not in ON_THE_WAY  # it has arrived; since then it may have gone on, or been destroyed
+        and home.epoch >= left.epoch
+    )
+
+
 async def clean_up(
     pools: Pools, commits: ReplicationWaiter, tenant_id: str, source_id: str, target_id: str
 ) -> int | None:
@@ -137,15 +168,7 @@ async def clean_up(
     async with source.transaction() as connection:
         left = await read_tenant(connection, tenant_id, locked=True)
         departure = await read_departure(connection, tenant_id)
-        is_safe = (
-            home is not None
-            and left is not None
-            and departure is not None
-            and (left.state, left.moved_to) == (TenantState.MOVED, target_id)
-            and home.state not in ON_THE_WAY  # it has arrived; since then it may have gone on, or been destroyed
-            and home.epoch >= left.epoch
-        )
-        if not is_safe or left is None or home is None:
+        if left is None or home is None or departure is None or not has_left_for(left, home, target_id):
             return None
         token = max(left.move_token, home.move_token) + 1
         await take_token(connection, tenant_id, token)

@@ -24,13 +24,13 @@ FROM (VALUES ('s-0', '5/0', '5/0'), ('s-1', '6/0', '5/0'), ('s-2', '5/0', NULL))
 
 
 async def answer_of(
-    capfd: pytest.CaptureFixture[str], settings: Settings, shard_id: str | None = None
+    capfd: pytest.CaptureFixture[str], settings: Settings, shard_id: str | None = None, *, apply: bool = True
 ) -> tuple[int, dict[str, Any]]:
     """Return the status of the command, and its output."""
     capfd.readouterr()
-    status = await accept_gaps(settings, shard_id, as_json=True)
+    status = await accept_gaps(settings, shard_id, apply=apply, as_json=True)
     out = capfd.readouterr().out  # with the log, which is not set up here
-    answer: dict[str, Any] = json.loads(out[out.index('{\n  "accepted"') :])
+    answer: dict[str, Any] = json.loads(out[out.index('{\n  "applied"') :])
     return status, answer
 
 
@@ -46,14 +46,17 @@ async def test_gap_of_one_shard_is_accepted_once(
 ) -> None:
     """Its own rows with a mark that holds, and no other shard's; then there is none left, which is an error."""
     settings = settings_of(tmp_path, await held_shard(make_shard, "a"), await held_shard(make_shard, "b"))
+    status, planned = await answer_of(capfd, settings, "a", apply=False)
+    assert (status, planned["applied"]) == (0, False)
     status, answer = await answer_of(capfd, settings, "a")
-    (accepted,) = answer["accepted"]
+    assert answer == planned | {"applied": True}
+    (accepted,) = answer["gaps"]
     assert (status, answer["errors"], accepted.pop("foundAt") != "") == (0, {}, True)
     assert accepted == {"shardId": "a", "stream": "stream", "streamShard": "s-0", "position": "5/0"}
     status, answer = await answer_of(capfd, settings, "a")
-    assert (status, answer["accepted"]) == (1, [])
+    assert (status, answer["gaps"]) == (1, [])
     with pytest.raises(PermanentError, match="expected a shard out of a, b; got c"):
-        await accept_gaps(settings, "c", as_json=True)
+        await accept_gaps(settings, "c", apply=True, as_json=True)
 
 
 async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
@@ -66,10 +69,10 @@ async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
     held = await held_shard(make_shard, "a"), await held_shard(make_shard, "b")
     settings = settings_of(tmp_path, *held, other, empty, silent("e-down"))
     status, answer = await answer_of(capfd, settings)
-    assert (status, [one["shardId"] for one in answer["accepted"]]) == (1, ["a", "b"])
+    assert (status, [one["shardId"] for one in answer["gaps"]]) == (1, ["a", "b"])
     assert answer["errors"].keys() | set(answer["shardsWithoutAnswer"]) == {"c-other", "e-down"}
     status, answer = await answer_of(capfd, settings_of(tmp_path, *held))
-    assert (status, answer["accepted"]) == (0, [])
+    assert (status, answer["gaps"]) == (0, [])
 
 
 async def test_accepted_gaps_are_printed_as_a_table(
@@ -77,9 +80,11 @@ async def test_accepted_gaps_are_printed_as_a_table(
 ) -> None:
     """With what follows; without a gap, where to look."""
     settings = settings_of(tmp_path, await held_shard(make_shard, "a"))
-    assert await accept_gaps(settings, None, as_json=False) == 0
+    assert await accept_gaps(settings, None, apply=False, as_json=False) == 0
+    assert "nothing was changed; with --apply" in capfd.readouterr().err
+    assert await accept_gaps(settings, None, apply=True, as_json=False) == 0
     shown = capfd.readouterr()
     assert [part in shown.out + shown.err for part in ("s-0", "5/0", "accepted: workers go on")] == [True] * 3
-    assert await accept_gaps(settings, None, as_json=False) == 0
+    assert await accept_gaps(settings, None, apply=True, as_json=False) == 0
     shown = capfd.readouterr()
     assert "expected a shard that is held for a gap, got none" in shown.out + shown.err

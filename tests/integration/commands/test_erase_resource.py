@@ -32,7 +32,8 @@ from simplu_worker.commands.erasure.command import erase_resource
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.tenants.move import move_tenants
-from simplu_worker.commands.tenants.moved import rollback_tenant, verify_tenant
+from simplu_worker.commands.tenants.rollback import rollback_tenant
+from simplu_worker.commands.tenants.verify import verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
 from simplu_worker.dead_letters.letter import DeadLetter, parse_dead_letter
@@ -251,7 +252,7 @@ async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
 
 async def move(settings: Settings, shard_id: str) -> int:
     """Move the tenant."""
-    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), dry_run=False, as_json=True)
+    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
 
 
 @pytest.mark.slow(2)
@@ -267,8 +268,8 @@ async def test_former_home_loses_it_too_and_a_rollback_does_not_bring_it_back(
     done = await terminal.erase(settings)
     assert (done.status, done.counts) == (0, {"a": (1, 4), "b": (1, 4)})
     assert [await planted(one) for one in addresses] == [{}, {}]
-    assert await verify_tenant(settings, TENANT, repair=False, as_json=True) == 0
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await verify_tenant(settings, TENANT, as_json=True) == 0
+    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
@@ -313,7 +314,7 @@ async def test_rollback_repeats_the_deletion_on_a_former_home_that_was_down(
     )
     settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=0)
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
@@ -326,8 +327,8 @@ async def test_rollback_to_a_former_home_with_other_results_is_refused(
     await plant(addresses[0])
     settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=4)
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 1
-    assert await rollback_tenant(settings, TENANT, as_json=True, stay=True) == 0
+    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True) == 1
+    assert await rollback_tenant(settings, TENANT, apply=True, as_json=True, stay=True) == 0
     assert [await planted(one) for one in addresses] == [{}, {}]
     assert (await terminal.erase(settings)).counts == {"b": (0, 0)}
 
@@ -338,7 +339,7 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
     await plant(addresses[0])
     settings = settings_of(tmp_path, *addresses)
     before = await planted(addresses[0])
-    running = move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), dry_run=False, as_json=True)
+    running = move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=True)
     await stop_in_copy(running, *addresses)
 
     for shard_state in ("got a mover on shard a", "got a row that is incoming on shard b"):

@@ -36,9 +36,11 @@ from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest
-from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
+from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
+from simplu_worker.commands.tenants.cleanup import clean_up_tenants
 from simplu_worker.commands.tenants.move import move_tenants, read_requests
-from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
+from simplu_worker.commands.tenants.rollback import rollback_tenant
+from simplu_worker.commands.tenants.verify import verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
@@ -76,10 +78,17 @@ def answer_of(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads("\n".join(lines))
 
 
-async def move(settings: Settings, shard_id: str, *, dry_run: bool = False) -> int:
+async def move(settings: Settings, shard_id: str, *, apply: bool = True) -> int:
     """Move the tenant."""
     request = MoveRequest(*TENANT, shard_id)
-    return await move_tenants(settings, [request], MoveTerms(), dry_run=dry_run, as_json=True)
+    return await move_tenants(settings, [request], MoveTerms(), apply=apply, as_json=True)
+
+
+async def roll_back(
+    settings: Settings, bounds: MoveBounds = DEFAULT_BOUNDS, *, apply: bool = True, stay: bool = False
+) -> int:
+    """Take the tenant's move back."""
+    return await rollback_tenant(settings, TENANT, bounds, apply=apply, stay=stay, as_json=True)
 
 
 async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
@@ -88,7 +97,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     """As a person does it; the map names the new home each time."""
     settings = settings_of(tmp_path, *shards)
 
-    assert await move(settings, "b", dry_run=True) == 0
+    assert await move(settings, "b", apply=False) == 0
     (plan,) = answer_of(capsys)["plan"]
     assert (plan["tenant"], plan["sourceShard"], plan["targetShard"], plan["resources"]) == (TENANT_ID, "a", "b", 20)
     assert await ask(shards[1], "SELECT FROM tenants") == []
@@ -101,22 +110,51 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
         {"step": "done", "verdict": "equal"}
     ]
 
-    assert await verify_tenant(settings, TENANT, repair=False, as_json=True) == 0
+    assert await verify_tenant(settings, TENANT, as_json=True) == 0
     assert answer_of(capsys)["verdict"] == "equal"
     await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
-    assert await verify_tenant(settings, TENANT, repair=False, as_json=False) == 1
+    assert await verify_tenant(settings, TENANT, as_json=False) == 1
     assert "patient 7" in capsys.readouterr().err
-    assert await verify_tenant(settings, TENANT, repair=True, as_json=True) == 0
+    assert await verify_tenant(settings, TENANT, repair=True, as_json=True) == 1
+    planned = answer_of(capsys)
+    assert (planned["repairable"], planned["verdict"]) == (1, "differs")
+    assert await verify_tenant(settings, TENANT, repair=True, apply=True, as_json=True) == 0
     assert answer_of(capsys)["repaired"] == 1
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings, apply=False) == 0
+    plan = answer_of(capsys)
+    assert (plan["rollback"]["backTo"], plan["plan"][0]["targetShard"], plan["refused"]) == ("a", "a", {})
+    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await roll_back(settings) == 0
     back = answer_of(capsys)
     assert (back["certificate"]["targetShard"], back["certificate"]["epoch"]) == ("a", 3)
-    assert await clean_up_tenants(settings, "0s", apply=True, as_json=True) == 0
-    found = answer_of(capsys)["tenants"]
-    assert {(one["left"], one["rows"]) for one in found} == {("a", None), ("b", 21)}  # with the mark of the repair
+    expected = {("a", None), ("b", 21)}  # with the mark of the repair
+    for apply in (False, True):
+        assert await clean_up_tenants(settings, "0s", apply=apply, as_json=True) == 0
+        assert {(one["left"], one["rows"]) for one in answer_of(capsys)["tenants"]} == expected
     assert await ask(shards[1], "SELECT FROM resources") == []
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
+
+
+async def test_move_that_is_repeated_says_that_it_was_finished(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planned or carried out, also once its former rows are cleaned up; nothing is copied or compared again."""
+    settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    certificate = answer_of(capsys)["certificate"]
+    await ask(shards[1], "DELETE FROM resources")  # what is compared again would differ
+    move_members = {"tenant": TENANT_ID, "sourceShard": "a", "targetShard": "b", "finishedAt": certificate["at"]}
+    for kept in (True, False):
+        expected = move_members | {"rowsKept": kept, "certificate": certificate}
+        assert await move(settings, "b", apply=False) == 0
+        assert answer_of(capsys) == {"plan": [], "finished": [expected], "refused": {}}
+        assert await move(settings, "b") == 0
+        assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "moved", "finished": expected}
+        assert await clean_up_tenants(settings, "0s", apply=True, as_json=False) == 0
+        capsys.readouterr()
+    assert await move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False) == 0
+    assert "clinic-main: a → b: finished at" in capsys.readouterr().out
 
 
 async def test_cleanup_cleans_what_it_can_when_a_shard_is_down(
@@ -128,7 +166,7 @@ async def test_cleanup_cleans_what_it_can_when_a_shard_is_down(
     await fill(addresses[0], there, here)
     settings = settings_of(tmp_path, *addresses, tenants={"to-there": "a", "to-here": "a"})
     requests = [MoveRequest(*there, "b"), MoveRequest(*here, "c")]
-    assert await move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True) == 0
+    assert await move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True) == 0
     down = ShardAddress("b", f"postgresql://worker@127.0.0.1:{free_port()}/shard")
     settings = settings_of(tmp_path, addresses[0], down, addresses[2])
     capsys.readouterr()
@@ -186,11 +224,11 @@ async def test_cache_is_cleared_when_a_command_is_interrupted(
     settings = with_redis(settings_of(tmp_path, *shards, third, tenants={"-".join(other): "c"}), redis)
     requests = [MoveRequest(*other, "b")]
 
-    await stop_in_copy(move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True), third, shards[1])
+    await stop_in_copy(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True), third, shards[1])
     assert await redis.ask("EXISTS", ENTRY) == 1
     async with copy_held_up(third):
         requests.append(MoveRequest(*TENANT, "b"))
-        moving = asyncio.create_task(move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True))
+        moving = asyncio.create_task(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True))
         assert await poll_until(lambda: _is_certified(shards[0]), within_s=20)
         moving.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -216,7 +254,12 @@ async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     )
     await ask(shards[1], ROWS, TENANT_ID, 20)
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings, apply=False) == 0
+    plan = answer_of(capsys)["rollback"]
+    assert (plan["shard"], plan["deletesCopiesOn"], plan["rowsDeleted"]) == ("a", ["b"], 20)
+    assert await ask(shards[0], "SELECT step FROM moves") == []
+
+    assert await roll_back(settings) == 0
     assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
     assert await ask(shards[1], "SELECT FROM tenants") == []
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": state}]
@@ -245,7 +288,7 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     if tenant != TENANT:
         requests.append(MoveRequest(*TENANT, "b"))
 
-    assert await move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True) == 1
+    assert await move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True) == 1
     results = {one["tenant"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
     assert error in results["-".join(tenant)]["error"]
     assert [one["outcome"] for name, one in results.items() if name != "-".join(tenant)] == ["moved"] * (
@@ -277,6 +320,28 @@ async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: 
     assert "warning" not in answer_of(capsys)
 
 
+async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
+    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Citrus has room for two of three, and closes the shard at that: the moves to it follow each other."""
+    tenants = [TENANT, ("clinic", "second"), ("clinic", "third")]
+    await fill(shards[0], *tenants[1:], rows=1)
+    requests = [MoveRequest(*tenant, "b") for tenant in tenants]
+    homes = {"-".join(tenant): "a" for tenant in tenants}
+    async with citrus_for_commands(shards, homes, limits={"a": 10, "b": 2}) as citrus:
+        assert await move_tenants(citrus.settings, requests, MoveTerms(), apply=False, as_json=True) == 1
+        plan = answer_of(capsys)
+        planned = {one["tenant"] for one in plan["plan"]}
+        assert (len(planned), "full shard (0 of 2, and 2 are to move there before)" in str(plan["refused"])) == (
+            2,
+            True,
+        )
+        assert await move_tenants(citrus.settings, requests, MoveTerms(), apply=True, as_json=True) == 1
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {one["tenant"] for one in lines if one.get("outcome") == "moved"} == planned
+        assert [len(citrus.server.registry.shards[name].tenants) for name in "ab"] == [1, 2]
+
+
 async def test_move_that_has_committed_is_ended_on_a_full_shard(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,10 +350,15 @@ async def test_move_that_has_committed_is_ended_on_a_full_shard(
         citrus.server.registry.shards["b"].filled_at = 0
         assert await move(citrus.settings, "b") == 1
         assert "expected room for a tenant, got a full shard" in answer_of(capsys)["error"]
+        assert await move(citrus.settings, "b", apply=False) == 1
+        assert "got a full shard" in answer_of(capsys)["refused"][TENANT_ID]
         citrus.server.registry.shards["b"].filled_at = 1
         assert await move(citrus.settings, "b") == 0
         await ask(shards[0], NOT_CERTIFIED)
         await ask(shards[1], "UPDATE tenants SET state = 'ready'")
+        capsys.readouterr()
+        assert await move(citrus.settings, "b", apply=False) == 0
+        assert answer_of(capsys)["plan"][0]["goesOn"] is True
         assert await move(citrus.settings, "b") == 0
     assert await unfinished(*shards) == []
 
@@ -314,7 +384,7 @@ async def test_citrus_that_cannot_be_written_leaves_a_warning(
         assert citrus.named(TENANT_ID) == "a"
         if "run: " in result["warning"]:
             command = shlex.split(result["warning"].partition("run: ")[2].partition(",")[0])
-            assert command == ["simplu-worker", "tenants", "move", *TENANT, "--to", "b"]
+            assert command == ["simplu-worker", "tenants", "move", *TENANT, "--to", "b", "--apply"]
         assert await move(citrus.settings, "b") == 0
         assert citrus.named(TENANT_ID) == "b"
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
@@ -334,7 +404,7 @@ async def test_map_that_cannot_be_written_leaves_a_warning(
     result = answer_of(capsys)
     assert result["outcome"] == "moved"
     assert f"expected to write {path}" in result["warning"]
-    assert "run: simplu-worker tenants move clinic main --to b" in result["warning"]
+    assert "run: simplu-worker tenants move clinic main --to b --apply" in result["warning"]
 
     elsewhere.rename(path)
     assert pins_of(tmp_path) == {TENANT_ID: "a"}
@@ -348,10 +418,10 @@ async def test_rollback_that_was_stopped_goes_on(
     """It does not delete the rows that the tenant has left: only the changes since are copied."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
-    await stop_in_copy(rollback_tenant(settings, TENANT, as_json=True), shards[1], shards[0])
+    await stop_in_copy(roll_back(settings), shards[1], shards[0])
     capsys.readouterr()
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings) == 0
     certificate = answer_of(capsys)["certificate"]
     assert certificate["targetShard"] == "a"
     assert certificate["rowsCopied"] < 20
@@ -365,15 +435,15 @@ async def test_rollback_that_was_stopped_after_its_commit_is_ended(
     """Run again it gives the certificate, and does not move the tenant away once more."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings) == 0
     await ask(shards[1], NOT_CERTIFIED)
     capsys.readouterr()
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["certificate"]["targetShard"] == "a"
     assert "ended the last move, to shard a, which had been stopped" in printed.err
-    assert "run: simplu-worker tenants move clinic main --to b" in printed.err
+    assert "run: simplu-worker tenants move clinic main --to b --apply" in printed.err
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await unfinished(*shards) == []
 
@@ -385,17 +455,17 @@ async def test_rollback_that_was_stopped_before_it_published_the_home_moves_noth
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     published = (tmp_path / "map.json").read_bytes()
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings) == 0
     (tmp_path / "map.json").write_bytes(published)
 
-    with pytest.raises(PermanentError, match="tenants move clinic main --to a, to publish it, or --to b, to move"):
-        await rollback_tenant(settings, TENANT, as_json=True)
+    with pytest.raises(PermanentError, match="move clinic main --to a --apply, to publish it, or --to b --apply"):
+        await roll_back(settings)
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await move(settings, "a") == 0
     assert pins_of(tmp_path).get(TENANT_ID) != "b"
     capsys.readouterr()
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings) == 0
     assert answer_of(capsys)["certificate"]["targetShard"] == "b"
 
 
@@ -408,7 +478,7 @@ async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
     await ask(shards[0], NOT_CERTIFIED)
     capsys.readouterr()
 
-    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert await roll_back(settings) == 0
     there, back = (json.loads(line)["certificate"] for line in capsys.readouterr().out.splitlines())
     assert (there["targetShard"], back["targetShard"]) == ("b", "a")
     assert back["rowsCopied"] < 20
@@ -423,16 +493,16 @@ async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
     assert await move(settings, "b") == 0
     capsys.readouterr()
 
-    assert await rollback_tenant(settings, TENANT, MoveBounds(max_pause=1e-9), as_json=True) == 1
+    assert await roll_back(settings, MoveBounds(max_pause=1e-9)) == 1
     printed = capsys.readouterr()
     assert "expected a pause of at most 1e-09 s" in json.loads(printed.out)["error"]
     assert "or with --stay to leave the tenant on shard b" in printed.err
-    assert await rollback_tenant(settings, TENANT, as_json=True, stay=True) == 0
+    assert await roll_back(settings, stay=True) == 0
     assert answer_of(capsys) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
     assert await ask(shards[0], "SELECT FROM tenants") == []
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
     with pytest.raises(PermanentError, match="expected a move that has not ended, got none: its home is shard b"):
-        await rollback_tenant(settings, TENANT, as_json=True, stay=True)
+        await roll_back(settings, stay=True)
 
 
 async def test_bug_in_one_move_leaves_the_others_alone(
@@ -450,7 +520,7 @@ async def test_bug_in_one_move_leaves_the_others_alone(
     requests = [MoveRequest(*TENANT, "b"), MoveRequest(*other, "b")]
 
     with capture_logs() as logs:
-        assert await move_tenants(settings, requests, MoveTerms(parallel=1), dry_run=False, as_json=True) == 1
+        assert await move_tenants(settings, requests, MoveTerms(parallel=1), apply=True, as_json=True) == 1
     results = {one["tenant"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
     assert {name: one["outcome"] for name, one in results.items()} == {TENANT_ID: "failed", "-".join(other): "moved"}
     assert results[TENANT_ID]["error"].startswith("ValidationError: a bug")

@@ -561,13 +561,16 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> No
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")
     await case.importer().apply()
 
-    result = await case.importer().discard()
+    planned = await case.importer().discard(apply=False)
+    assert {report.state for report in planned.reports} == {ImportState.DISCARD}
+    result = await case.importer().discard(apply=True)
 
+    assert [(one.name, one.rows) for one in result.reports] == [(one.name, one.rows) for one in planned.reports]
     assert [(report.name, report.state, report.shard_id) for report in result.reports] == [
         ("2 main", ImportState.DISCARDED, "shard-1"),
         ("5 main", ImportState.DISCARDED, "shard-2"),
     ]
-    assert (await case.importer().discard()).reports == []
+    assert (await case.importer().discard(apply=False)).reports == []
     for table, column in (("tenants", "id"), ("imports", "tenant_id"), ("resources", "id")):
         left = {row[column] for row in await case.fetch(f"SELECT DISTINCT {column} FROM {table}")}
         assert left == {"1-main", "3-main", "4-main", "6-main"}

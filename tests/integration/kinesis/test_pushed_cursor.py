@@ -274,7 +274,10 @@ async def test_command_removes_the_consumer(
     monkeypatch.setenv("AWS_ENDPOINT_URL", world.url)
     settings = Settings(aws_region=REGION, kinesis_stream_name=NAME, kinesis_application_name="other")
     with pytest.raises(PermanentError, match="out of: me; got other"):
-        await remove_consumer(settings, None, as_json=False)
-    assert await remove_consumer(settings, "me", as_json=True) == 0
+        await remove_consumer(settings, None, apply=False, as_json=False)
+    assert await remove_consumer(settings, "me", apply=False, as_json=False) == 0
+    assert "consumer me of stream" in capsys.readouterr().err
+    assert [one.name for one in await world.consumers.list()] == ["me"]
+    assert await remove_consumer(settings, "me", apply=True, as_json=True) == 0
     assert '"consumer": "me"' in capsys.readouterr().out
     assert await world.consumers.list() == []

@@ -11,7 +11,7 @@ from support.postgres.trouble import calm, make_touchy
 from support.reader_world import WAIT, World, chain, outcomes, record
 
 from simplu_worker.commands.stream.replay.replay_rules import ReplayTotals
-from simplu_worker.commands.stream.replay.sink import ApplyingSink, DryRunSink, ShardRoutes
+from simplu_worker.commands.stream.replay.sink import ApplyingSink, CountingSink, ShardRoutes
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation
@@ -86,9 +86,9 @@ async def test_operations_without_a_tenant_are_left_until_they_are_dead_letters(
     routes = ShardRoutes(world.gateway, dry, tenant_wait=WAIT)
     changed = record("create", "a-x", 0, data={"another": True})
     later = chain("a-x", 2, first=1)
-    await DryRunSink(world.gateway, dry, routes).send(operations_of([*chain("a-x", 1), *later]))
-    await DryRunSink(world.gateway, dry, routes).send(operations_of([changed, *chain("old-x", 2)], age=2 * WAIT))
-    await DryRunSink(world.gateway, dry, routes).send(operations_of(chain("new-x", 2)))
+    await CountingSink(world.gateway, dry, routes).send(operations_of([*chain("a-x", 1), *later]))
+    await CountingSink(world.gateway, dry, routes).send(operations_of([changed, *chain("old-x", 2)], age=2 * WAIT))
+    await CountingSink(world.gateway, dry, routes).send(operations_of(chain("new-x", 2)))
     assert dry.outcomes == {"duplicate": 1, "would_apply": 2, "dead_letter": 3}
     assert dry.dead_letters == {"request_id_reused": 1, "unknown_tenant": 2}
     assert (dry.left, dry.left_count) == ({"tenant new-x": "unregistered"}, 2)

@@ -129,7 +129,7 @@ async def test_full_target_is_refused_before_anything_is_written(
         world.registry.place(f"{name}-main", world.registry.shards["b"])
     error = "shard b: expected room for a tenant, got a full shard (2 of 2); raise maxBusinesses in Citrus"
 
-    _, problems = await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])
+    problems = (await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])).refused
     assert problems[TENANT_ID].startswith(error)
     result = await world.move(capsys)
     assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
@@ -148,7 +148,7 @@ async def test_target_without_the_business_type_is_refused_before_anything_is_wr
     await fetch(pool, "UPDATE business_types SET name = 'another' WHERE name = 'dental'")
     error = "shard b: expected the business type dental of the tenant, got a shard without it; write it there with"
 
-    _, problems = await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])
+    problems = (await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])).refused
     assert problems[TENANT_ID].startswith(error)
     result = await world.move(capsys)
     assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)

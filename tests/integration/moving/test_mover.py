@@ -310,12 +310,12 @@ async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: W
 async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World) -> None:
     """A move that has committed keeps its positions, and counts as failed once."""
     pool, position = world.shard_pools["a"], {"stream": "s"}
-    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 1, "open")
+    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 1, "open", False)
     detail = json.dumps({"positions": [position], "error": "no answer"})
     await fetch(pool, QUERIES["note_move"], TENANT_ID, 1, "committed", detail)
     assert [one.outcome for one in await world.journal("a")] == ["failed"]
 
-    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 2, "committed")
+    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 2, "committed", False)
 
     assert [(one.outcome, one.move_token) for one in await world.journal("a")] == [(None, 2)]
     (row,) = await fetch(pool, "SELECT detail FROM moves")

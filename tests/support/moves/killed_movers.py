@@ -61,7 +61,7 @@ def settings_of(path: Path) -> Settings:
 
 async def move(settings: Settings, shard_id: str) -> int:
     """Run `tenants move` for the tenant; return its exit status."""
-    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), dry_run=False, as_json=True)
+    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), apply=True, as_json=True)
 
 
 def main() -> None:

@@ -213,7 +213,7 @@ def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
     assert WORD not in ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("command", ["replay --from 2026-01-01", "tap", "operations show r-1", "dead-letters list"])
+@pytest.mark.parametrize("command", ["replay --since 2026-01-01", "tap", "operations show r-1", "dead-letters list"])
 def test_tenant_cannot_be_left_empty(command: str) -> None:
     """An option of two names has no form without them."""
     with pytest.raises(CycloptsError):

@@ -18,7 +18,7 @@ from simplu_worker.commands.output.display import print_json, print_note, print_
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.replay.replay_rules import ReplayRange, ReplayTotals, generations, select
-from simplu_worker.commands.stream.replay.sink import ApplyingSink, DryRunSink, ReplaySink, ShardRoutes
+from simplu_worker.commands.stream.replay.sink import ApplyingSink, CountingSink, ReplaySink, ShardRoutes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
@@ -41,12 +41,12 @@ from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import StreamReader
 
 
-async def replay(settings: Settings, chosen: ReplayRange, *, dry_run: bool, as_json: bool) -> int:
+async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_json: bool) -> int:
     """Read every stream shard from the start of *chosen* to its end, parents before their children; print the outcomes.
 
     Needs no lease and moves no checkpoint. Is safe beside the workers' readers, because it starts no later than their
-    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2). With
-    *dry_run* nothing is applied. Returns 1 if tenants or stream shards were left.
+    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2). Without
+    *apply* nothing is applied. Returns 1 if tenants or stream shards were left.
     """
     require_settings(settings, routes=True, stream=True)
     totals = ReplayTotals()
@@ -56,7 +56,7 @@ async def replay(settings: Settings, chosen: ReplayRange, *, dry_run: bool, as_j
         table = await stack.enter_async_context(open_lease_table(settings))
         rules = reader_settings(settings)
         routes = ShardRoutes(shards.gateway, totals, tenant_wait=rules.tenant_wait)
-        sink: ReplaySink = (DryRunSink if dry_run else ApplyingSink)(shards.gateway, totals, routes)
+        sink: ReplaySink = (ApplyingSink if apply else CountingSink)(shards.gateway, totals, routes)
         leases = {lease.lease_key: lease for lease in await table.scan()}
         _note_retention(chosen, (await stream.describe()).retention)
         memory = PrefetchMemory(settings.prefetch_max_bytes)
@@ -66,9 +66,9 @@ async def replay(settings: Settings, chosen: ReplayRange, *, dry_run: bool, as_j
                 break  # operations of the children must not come before those of their parents
             await stream_replay.read(generation)
     if as_json:
-        print_json(_members(totals, dry_run=dry_run))
+        print_json(_members(totals, apply=apply))
     else:
-        _print_totals(totals, dry_run=dry_run)
+        _print_totals(totals, apply=apply)
     return 1 if totals.left else 0
 
 
@@ -79,9 +79,9 @@ def _note_retention(chosen: ReplayRange, retention: timedelta) -> None:
         print_note(f"the stream keeps records for {hours:g} h: it is read from its oldest record on")
 
 
-def _members(totals: ReplayTotals, *, dry_run: bool) -> dict[str, Any]:
+def _members(totals: ReplayTotals, *, apply: bool) -> dict[str, Any]:
     return {
-        "dryRun": dry_run,
+        "applied": apply,
         "records": totals.record_count,
         "outcomes": totals.outcomes,
         "deadLetters": totals.dead_letters,
@@ -91,15 +91,15 @@ def _members(totals: ReplayTotals, *, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def _print_totals(totals: ReplayTotals, *, dry_run: bool) -> None:
+def _print_totals(totals: ReplayTotals, *, apply: bool) -> None:
     rows = sorted(totals.outcomes.items())
     rows += [(f"no operation: {reason}", count) for reason, count in sorted(totals.dead_letters.items())]
     rows += [("left", totals.left_count)] if totals.left else []
     print_table(("outcome of the records", "count"), rows)
     for target, reason in sorted(totals.left.items()):
         print_note(f"{target}: left: {reason}")
-    if dry_run:
-        print_note("nothing was applied; without --dry-run the operations that would_apply are applied")
+    if not apply:
+        print_note("nothing was applied; with --apply the operations that would_apply are")
 
 
 @dataclass

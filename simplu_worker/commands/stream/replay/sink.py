@@ -1,4 +1,4 @@
-"""Where `replay` sends operations: to their shards, or in a dry run to the logs, to be looked up there."""
+"""Where `replay` sends operations: to their shards, or without `--apply` to the logs, to be looked up there."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class ApplyingSink:
         return moved
 
 
-class DryRunSink:
+class CountingSink:
     """Looks operations up in the logs, and changes nothing.
 
     An operation that comes twice and is in no log counts twice: the second one would be dropped.

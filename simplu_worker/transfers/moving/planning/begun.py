@@ -23,23 +23,31 @@ class BegunMove(msgspec.Struct, frozen=True):
     source_id: str
     target_id: str
     step: str  # a `MoveStep`, or one that only a newer mover knows
+    is_running: bool = False  # its command has not ended
 
 
 class BegunMoves(msgspec.Struct, frozen=True):
     """What to do about moves that have begun, before all others.
 
     Those of *committed* have left their shard, and those of *opened* have not: both go on. Those of *taken_back* are
-    undone: a rollback has begun, or the target takes no more tenants.
+    undone: a rollback has begun, or the target takes no more tenants. Those of *running* are left to their commands; a
+    rollback that runs is one to the shard on which its tenant stays.
     """
 
-    committed: list[PlannedTransfer]
-    opened: list[PlannedTransfer]
-    taken_back: list[PlannedTransfer]
+    committed: list[PlannedTransfer] = []
+    opened: list[PlannedTransfer] = []
+    taken_back: list[PlannedTransfer] = []
+    running: list[PlannedTransfer] = []
 
     @property
     def going_on(self) -> list[PlannedTransfer]:
         """The moves that go on."""
         return [*self.committed, *self.opened]
+
+    @property
+    def expected(self) -> list[PlannedTransfer]:
+        """The moves that will have ended before others are of use: those that go on here, and in other commands."""
+        return [*self.going_on, *self.running]
 
 
 def sort_begun_moves(
@@ -55,13 +63,16 @@ def sort_begun_moves(
         rows[one.tenant_id][one.shard_id] = one
         if state in LEAVING:
             homes[one.tenant_id].add(one.shard_id)
-    begun = BegunMoves([], [], [])
+    begun = BegunMoves([], [], [], [])
     for move in sorted(moves, key=lambda move: (move.tenant_id, move.source_id)):
         tenant = rows[move.tenant_id].get(move.source_id)
         if tenant is None:
             continue
         home_ids = homes[move.tenant_id]
-        if move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}:
+        if move.is_running and home_ids <= {move.source_id, move.target_id}:
+            stays = move.step == MoveStep.UNDOING
+            begun.running.append(PlannedTransfer(tenant, move.source_id if stays else move.target_id))
+        elif move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}:
             arrived = rows[move.tenant_id].get(move.target_id, tenant)
             begun.committed.append(
                 PlannedTransfer(msgspec.structs.replace(tenant, weight=arrived.weight), move.target_id)
@@ -78,9 +89,9 @@ def homes_of(found: Iterable[FoundTenant]) -> list[WeighedTenant]:
     return [tenant for tenant, state in found if state in LEAVING]
 
 
-def homes_after(homes: Iterable[WeighedTenant], going_on: Iterable[PlannedTransfer]) -> list[WeighedTenant]:
-    """Return the tenants on the shards that are their homes once the moves of *going_on* have ended."""
-    moved = {one.tenant.tenant_id: one for one in going_on}  # an open move comes after a committed one
+def homes_after(homes: Iterable[WeighedTenant], expected: Iterable[PlannedTransfer]) -> list[WeighedTenant]:
+    """Return the tenants on the shards that are their homes once the moves of *expected* have ended."""
+    moved = {one.tenant.tenant_id: one for one in expected}  # an open move comes after a committed one
     return [
         *(tenant for tenant in homes if tenant.tenant_id not in moved),
         *(msgspec.structs.replace(one.tenant, shard_id=one.target_id) for one in moved.values()),

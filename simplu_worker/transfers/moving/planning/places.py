@@ -44,7 +44,7 @@ class TenantPlaces:
         if homes:
             return homes[0]
         if (gone := self.destroyed_on()) is not None:
-            copies = "; run: simplu-worker tenants rollback, to delete its copy" if self.arriving_on() else ""
+            copies = "; run: simplu-worker tenants rollback --apply, to delete its copy" if self.arriving_on() else ""
             raise PermanentError(
                 f"{self.tenant_id}: expected a tenant to move, got one that is destroyed on {gone}{copies}"
             )
@@ -66,7 +66,7 @@ class TenantPlaces:
             raise PermanentError(
                 f"{self.tenant_id}: expected no unfinished move to another shard, got a copy on "
                 f"{' and '.join(others)}; the tenant stays on shard {home}; run: simplu-worker tenants rollback "
-                f"--stay, to delete the copy, or tenants move to {others[0]}, to end that move"
+                f"--stay --apply, to delete the copy, or tenants move to {others[0]}, to end that move"
             )
         if home is not None and home != target_id:
             return home

@@ -10,7 +10,6 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import FIRST, read_tenant
@@ -33,7 +32,7 @@ class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     """What a move would take; times in seconds, estimated from a sample of the rows and from commits on both shards.
 
     *byte_count* is of the documents, *disk_bytes* of all rows on the target, with their indexes. *standby_s* is the
-    part of the pause until the standbys follow.
+    part of the pause until the standbys follow. *goes_on*: a command has begun the move before, and not ended it.
     """
 
     tenant: str
@@ -46,6 +45,7 @@ class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     duration_s: float
     pause_s: float
     standby_s: float
+    goes_on: bool = False
 
 
 async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
@@ -61,13 +61,6 @@ async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id
         raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
     await check_copy(pools.pool_of(target_id))
     await _check_type(pools, tenant_id, source_id, target_id)
-    if isinstance(locator, CitrusClient):
-        capacity = await locator.fetch_capacity(target_id)
-        if capacity is not None and capacity.accepts_new is False:
-            raise PermanentError(
-                f"shard {target_id}: expected room for a tenant, got a full shard "
-                f"({capacity.tenant_count} of {capacity.tenant_max}); raise maxBusinesses in Citrus, or choose another"
-            )
 
 
 async def _check_type(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:

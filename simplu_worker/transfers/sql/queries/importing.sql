@@ -157,8 +157,10 @@ SET
 WHERE tenant_id = $1 AND token = $2::pg_catalog.text::pg_catalog.uuid;
 
 -- name: find_open_imports
--- The tenants that an import from the source $1 has not activated.
-SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
+-- The tenants that an import from the source $1 has not activated, with the numbers of their resources.
+SELECT
+    tenants.id, tenants.business_id, tenants.location_id, tenants.business_type,
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS row_count
 FROM public.tenants
 JOIN public.imports ON imports.tenant_id = tenants.id
 WHERE tenants.state = 'incoming' AND imports.step <> 'activated' AND imports.source = $1

@@ -2,18 +2,23 @@
 -- row with the mover's own token; what any worker may write is about a state that only it can follow.
 
 -- name: open_move
--- The time of an open move to the same shard stays, and so does the detail of one that has committed, without the error
--- of the mover before: this one has not failed.
-INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
-VALUES ($1, $2, $3, $4)
+-- The time of an open move to the same shard stays, and so does the detail of one that has committed, without the end
+-- of the mover before: this one has not failed. A move of a drain stays one, whoever ends it.
+INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step, is_drain)
+VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant_id) DO UPDATE SET
     target_shard_id = excluded.target_shard_id,
     move_token = excluded.move_token,
     step = excluded.step,
     detail = CASE
-        WHEN excluded.step = 'committed' THEN pg_catalog.jsonb_delete(known.detail, 'error'::pg_catalog.text)
+        WHEN excluded.step = 'committed'
+        THEN pg_catalog.jsonb_delete(known.detail, VARIADIC '{error,stopped,seenAt}'::pg_catalog.text[])
         ELSE '{}'
     END,
+    is_drain = excluded.is_drain OR (
+        known.is_drain AND known.step IN ('open', 'committed', 'undoing')
+        AND known.target_shard_id = excluded.target_shard_id
+    ),
     started_at = CASE
         WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
         ELSE pg_catalog.clock_timestamp()
@@ -36,9 +41,35 @@ SET
     updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed');
 
+-- name: note_mover
+-- That the command with this token runs. Not how far it is, which `updated_at` is about; and never the step: a commit
+-- that this statement has waited for stays.
+UPDATE public.moves
+SET detail = pg_catalog.jsonb_concat(
+    detail, pg_catalog.jsonb_build_object('seenAt'::pg_catalog.text, pg_catalog.clock_timestamp())
+)
+WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
+
+-- name: note_stopped_mover
+-- That the command with this token has ended before its move.
+UPDATE public.moves
+SET detail = pg_catalog.jsonb_concat(detail, '{"stopped": true}'::pg_catalog.jsonb)
+WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed', 'undoing');
+
 -- name: list_begun_moves
--- The moves from this shard that have begun and not ended, without the cleanups.
-SELECT tenant_id, target_shard_id, step FROM public.moves WHERE step IN ('open', 'committed', 'undoing');
+-- The moves from this shard that have begun and not ended, without the cleanups; and whether their commands run: those
+-- have written within $1 seconds, and have not said that they ended.
+SELECT
+    tenant_id, target_shard_id, step, is_drain,
+    NOT pg_catalog.jsonb_exists_any(detail, '{error,stopped}'::pg_catalog.text[])
+    AND greatest(updated_at, (detail ->> 'seenAt'::pg_catalog.text)::pg_catalog.timestamptz)
+    > pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1) AS is_running
+FROM public.moves
+WHERE step IN ('open', 'committed', 'undoing');
+
+-- name: list_drained
+-- The tenants that drains have moved away from this shard, each with the shard that it moved to.
+SELECT tenant_id, target_shard_id FROM public.moves WHERE is_drain AND step IN ('done', 'cleaning', 'cleaned');
 
 -- name: fence_tenant
 -- Waits for the batches in flight, within the lock timeout of the transaction: their rows of the log are from before
@@ -185,6 +216,19 @@ WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.message_failures WHERE tenant_id 
 -- name: drop_rejections
 DELETE FROM public.rejections
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
+
+-- name: count_left_rows
+-- The rows that `drop_resources` and the statements after it would delete.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1)
+    + (SELECT pg_catalog.count(*) FROM public.log_rows WHERE log_rows.tenant_no = :number_of_tenant)
+    + (
+        SELECT pg_catalog.count(*)
+        FROM public.log_batches
+        WHERE log_batches.batch_id < 0 AND log_batches.tenants[1] = :number_of_tenant
+    )
+    + (SELECT pg_catalog.count(*) FROM public.rejections WHERE rejections.tenant_id = $1)
+    + (SELECT pg_catalog.count(*) FROM public.message_failures WHERE message_failures.tenant_id = $1) AS row_count;
 
 -- name: resource_boundary
 -- The key of the $4-th resource after the key $2, $3: the end of the next chunk. NULL if there are fewer.

@@ -17,6 +17,7 @@ from simplu_worker.commands.shards.cli import rebalance_shards
         ("tenants move b l --to s --max-pause 2 --parallel 3", "terms", MoveTerms(None, 2, 3)),
         ("shards drain s --max-rows-per-second 50", "terms", MoveTerms(50)),
         ("shards rebalance --to s --to t", "to", ("s", "t")),
+        ("shards drain s --undo --partial", "undo", True),
     ],
 )
 def test_options_of_moves(words: str, name: str, options: object) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
+from simplu_worker.commands.stream.send_status import Undecided
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, describe_poll
 
 NOT_APPLIED = "the shards answer, and no worker has applied them yet: see /status of the workers"
+SINCE = datetime(2026, 11, 1, 12, 3, tzinfo=UTC)
+PAUSED = Undecided("paused", held_since=SINCE, target="tenant b-l")
+LOST = Undecided("shard_unavailable", held_since=SINCE, target="shard shard-2")
 ERRORS = {"shard-2": "127.0.0.1:5432/d: ConnectionRefusedError"}
 
 
@@ -30,8 +36,23 @@ ERRORS = {"shard-2": "127.0.0.1:5432/d: ConnectionRefusedError"}
             {},
             f"waiting for 1 operations; {NOT_APPLIED}",
         ),
+        (
+            LastPoll(1, has_ended=True, held={"b-l": PAUSED}),
+            {},
+            "waiting for 1 operations; b-l is held: paused (tenant b-l) since 2026-11-01T12:03:00+00:00",
+        ),
+        (
+            LastPoll(5, has_ended=True, held=dict.fromkeys(("b-1", "b-2", "b-3", "b-4"), Undecided("not_here"))),
+            {},
+            f"waiting for 5 operations; {', '.join(f'b-{n} is held: not_here' for n in (1, 2, 3))}, and 1 tenants more",
+        ),
+        (
+            LastPoll(1, has_ended=True, held={"b-l": LOST}),
+            ERRORS,
+            f"waiting for 1 operations; b-l is held: {LOST.hold}; no answer from: shard-2 ({ERRORS['shard-2']})",
+        ),
     ],
 )
 def test_reason_names_address_and_cause(poll: LastPoll, errors: dict[str, str], expected: str) -> None:
-    """What is missing decides: the list of the shards, a shard, or the worker."""
+    """What is missing decides: the tenants that are held, the list of the shards, a shard, or the worker."""
     assert describe_poll(poll, errors) == expected

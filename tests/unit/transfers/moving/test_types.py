@@ -17,7 +17,7 @@ AGAIN = "run the same command again to go on"
         (
             (MovePhase.PREPARE, MovePhase.COPY, MovePhase.CATCH_UP, MovePhase.VERIFY, MovePhase.REHEARSE),
             False,
-            f"the tenant goes on on shard a; {AGAIN}, or tenants rollback --stay to delete the copy",
+            f"the tenant goes on on shard a; {AGAIN}, or tenants rollback --stay --apply to delete the copy",
         ),
         (
             (MovePhase.PREPARE, MovePhase.COPY),

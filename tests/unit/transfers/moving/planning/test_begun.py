@@ -55,6 +55,28 @@ def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str,
     assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == begun
 
 
+@pytest.mark.parametrize(
+    ("rows", "step", "target_id"),
+    [
+        (found(a="active", b="incoming"), "open", "b"),
+        (found(a="moved", b="ready"), "committed", "b"),
+        (found(a="active", b="incoming"), "undoing", "a"),  # the tenant stays
+    ],
+)
+def test_move_of_a_command_that_runs_is_left_to_it(rows: list[FoundTenant], step: str, target_id: str) -> None:
+    """Its tenant counts where it will be."""
+    begun = sort_begun_moves(rows, [BegunMove("b-l", "a", "b", step, is_running=True)], {"a", "b"})
+    assert begun == BegunMoves(running=[transfer("a", target_id, 10)])
+    assert (begun.going_on, begun.expected) == ([], begun.running)
+    assert [one.shard_id for one in homes_after(homes_of(rows), begun.expected)] == [target_id]
+
+
+def test_running_move_that_nothing_can_end_counts_for_nothing() -> None:
+    """Its tenant has its home on a third shard."""
+    rows = found(a="moved", b="moved", c="active")
+    assert sort_begun_moves(rows, [BegunMove("b-l", "a", "b", "committed", is_running=True)], {"a", "b"}) == NOTHING
+
+
 def test_homes_are_those_after_the_moves_that_have_begun() -> None:
     """A tenant on its way counts where it goes, and once."""
     rows = [
@@ -68,7 +90,7 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
         rows, [BegunMove("b-l", "a", "b", MoveStep.COMMITTED), BegunMove("b-3", "a", "b", MoveStep.OPEN)], {"a", "b"}
     )
     assert [(one.tenant_id, one.shard_id) for one in homes_of(rows)] == [("b-2", "a"), ("b-3", "a")]
-    after = homes_after(homes_of(rows), begun.going_on)
+    after = homes_after(homes_of(rows), begun.expected)
     assert [(one.tenant_id, one.shard_id, one.weight) for one in after] == [
         ("b-2", "a", 1),
         ("b-l", "b", 20),
@@ -82,4 +104,4 @@ def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
     moves = [BegunMove("b-l", "b", "c", MoveStep.OPEN), BegunMove("b-l", "a", "b", MoveStep.COMMITTED)]
     begun = sort_begun_moves(rows, moves, {"a", "b", "c"})
     assert begun == BegunMoves([transfer("a", "b", 20)], [transfer("b", "c", 20)], [])
-    assert [one.shard_id for one in homes_after(homes_of(rows), begun.going_on)] == ["c"]
+    assert [one.shard_id for one in homes_after(homes_of(rows), begun.expected)] == ["c"]

@@ -1,0 +1,39 @@
+"""Carry out a plan of moves between shards, after the moves that have begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from simplu_worker.assembly.shards import Shards
+from simplu_worker.commands.moves.runner import MoveResult, MoveRunner, print_result
+from simplu_worker.commands.shards.survey import Survey
+from simplu_worker.commands.shards.transfers import requests_of
+from simplu_worker.errors import WorkerError
+from simplu_worker.transfers.moving.planning.balance import PlannedTransfer
+from simplu_worker.transfers.moving.undoing import undo_move
+from simplu_worker.vocabulary import MoveOutcome
+
+
+async def carry_out(runner: MoveRunner, shards: Shards, survey: Survey, plan: Sequence[PlannedTransfer]) -> int:
+    """Take back or end the moves that have begun, then carry out *plan*. Return 1 if something fails."""
+    taken_back = survey.begun.taken_back
+    kept = [one.tenant.tenant_id for one in taken_back if not await _take_back(shards, one, as_json=runner.as_json)]
+    statuses = [1] if kept else []
+    # One after the other: a tenant may be in several.
+    for transfers in (survey.begun.committed, survey.begun.opened, plan):
+        requests = [one for one in requests_of(transfers) if one.tenant_id not in kept]
+        if requests:
+            statuses.append(await runner.run(requests))
+    return max(statuses, default=0)
+
+
+async def _take_back(shards: Shards, transfer: PlannedTransfer, *, as_json: bool) -> bool:
+    """Undo a move that has not committed; print what became of it, and return whether it is undone."""
+    tenant_id = transfer.tenant.tenant_id
+    try:
+        count = await undo_move(shards.pools, tenant_id, transfer.tenant.shard_id, transfer.target_id)
+    except WorkerError as exc:
+        print_result(MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc)), as_json=as_json)
+        return False
+    print_result(MoveResult(tenant_id, MoveOutcome.UNDONE, rows_deleted=count), as_json=as_json)
+    return True
