@@ -133,6 +133,16 @@ def test_page_of_commands_names_every_command() -> None:
     assert not program_commands().keys() - named
 
 
+def test_table_has_every_command_that_plans_first() -> None:
+    """Each with what takes it back; and no command has another option for that."""
+    page = (DOCS / "operating.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Commands that change data\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([a-z -]+?)(?: --[a-z -]+)?` \|.+\|.+\| (.+) \|$", section, flags=re.MULTILINE)
+    commands = program_commands()
+    assert {name for name, _ in rows} == {name for name, options in commands.items() if "--apply" in options}
+    assert not {name for name, options in commands.items() if {"--dry-run", "--yes", "--from"} & options}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     """Links within the repository are relative, and their files and anchors are there."""

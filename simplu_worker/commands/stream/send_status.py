@@ -23,19 +23,19 @@ class SendStatus(StrEnum):
 class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Why operations of a tenant are held; else the time before which all of them are decided, where it is known.
 
-    *held_since* is about when the first of them came, and *target* what is held: the tenant itself, or its shard; as
+    *since* is about when the first of them came, and *target* what is held: the tenant itself, or its shard; as
     far as a replica has reported them.
     """
 
     reason: str | None = None
     read_up_to: datetime | None = None
-    held_since: datetime | None = None
+    since: datetime | None = None
     target: str | None = None
 
     @property
     def hold(self) -> str | None:
         """Why and since when operations are held, for people."""
-        return describe_hold(self.reason, self.target, self.held_since)
+        return describe_hold(self.reason, self.target, self.since)
 
 
 def describe_hold(reason: str | None, target: str | None, since: datetime | None) -> str | None:

@@ -69,7 +69,7 @@ def with_report(
         return undecided
     oldest = max(held, key=lambda one: one.age_s)
     since = now - timedelta(seconds=oldest.age_s)
-    return Undecided(oldest.reason, held_since=since, target=oldest.target)
+    return Undecided(oldest.reason, since=since, target=oldest.target)
 
 
 def undecided_of(status: ReadStatus, found: ShardPositionRows | Absence, *, is_paused: bool) -> Undecided:

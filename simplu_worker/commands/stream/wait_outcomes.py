@@ -49,14 +49,14 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     error: str | None = None
     result: msgspec.Raw | None = None
     reason: str | None = None
-    held_since: datetime | None = None
+    since: datetime | None = None
     target: str | None = None
     read_up_to: datetime | None = None
 
     @property
     def remark(self) -> str | None:
         """The error; of a held operation why and since when it is held."""
-        return self.error or describe_hold(self.reason, self.target, self.held_since)
+        return self.error or describe_hold(self.reason, self.target, self.since)
 
 
 @dataclass
@@ -185,7 +185,7 @@ def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> 
     if known.reason is None:
         return msgspec.structs.replace(outcome, read_up_to=known.read_up_to)
     return msgspec.structs.replace(
-        outcome, status=SendStatus.HELD, reason=known.reason, held_since=known.held_since, target=known.target
+        outcome, status=SendStatus.HELD, reason=known.reason, since=known.since, target=known.target
     )
 
 

@@ -36,7 +36,7 @@ def test_report_has_the_reason_and_the_time(leases: list[Lease], shard_id: str, 
     """Of the tenant, or of its shard: the oldest."""
     reason, target, age_s = expected
     found = with_report(Undecided("other_replica"), leases, "b-l", shard_id, now=NOW)
-    assert found == Undecided(reason, held_since=NOW - timedelta(seconds=age_s), target=target)
+    assert found == Undecided(reason, since=NOW - timedelta(seconds=age_s), target=target)
     assert found.hold == f"{reason} ({target}) since {(NOW - timedelta(seconds=age_s)).isoformat()}"
 
 

@@ -11,8 +11,8 @@ from simplu_worker.commands.stream.wait_outcomes import LastPoll, describe_poll
 
 NOT_APPLIED = "the shards answer, and no worker has applied them yet: see /status of the workers"
 SINCE = datetime(2026, 11, 1, 12, 3, tzinfo=UTC)
-PAUSED = Undecided("paused", held_since=SINCE, target="tenant b-l")
-LOST = Undecided("shard_unavailable", held_since=SINCE, target="shard shard-2")
+PAUSED = Undecided("paused", since=SINCE, target="tenant b-l")
+LOST = Undecided("shard_unavailable", since=SINCE, target="shard shard-2")
 ERRORS = {"shard-2": "127.0.0.1:5432/d: ConnectionRefusedError"}
 
 
