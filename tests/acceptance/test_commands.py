@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -459,6 +460,7 @@ async def test_commands_survive_a_reader_that_leaves(terminal: Terminal) -> None
 async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: Terminal) -> None:
     """Others go on; what waited is applied, each once. A pause is an operator's, by command or over HTTP."""
     await terminal.run("tenants", "provision", "clinic", "north", "--type", "dental")
+    paused_at = datetime.now(UTC) - timedelta(seconds=1)
     paused = await terminal.run("tenants", "pause", "clinic", "north", "--for", "10m")
     assert paused.status == 0
     assert "clinic north on shard shard-" in paused.err
@@ -477,9 +479,14 @@ async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: 
 
     async def is_held() -> bool:
         shown = await terminal.run("operations", "show", "never-sent", "--tenant", "clinic", "north", "--json")
-        return (shown.json["status"], shown.json.get("reason")) == ("held", "paused")
+        assert "since" not in shown.json or datetime.fromisoformat(shown.json["since"]) >= paused_at
+        held = (shown.json["status"], shown.json.get("reason"), shown.json.get("target"))
+        return held == ("held", "paused", "tenant clinic-north")
 
     assert await poll_until(is_held, within_s=COMMAND_S)
+    late = text_of(operation(**north, resourceId="p-late"))
+    given_up = await terminal.run("operations", "send", "-", "--wait", "--timeout", "0.5", text=late)
+    assert (given_up.status, "paused (tenant clinic-north) since 20" in given_up.out) == (1, True)
     other = await terminal.run("operations", "send", "-", "--wait", text=text_of(operation(resourceId="p-4")))
     assert other.status == 0
     listed = await terminal.run("operations", "list", "clinic", "north", "--json")
@@ -493,6 +500,7 @@ async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: 
     assert (response.status, answer["pausedUntil"], answer["weight"]) == (200, None, 1)
     for sent in await asyncio.gather(*ends):
         assert [fate["status"] for fate in sent.json["operations"]] == ["succeeded"] * 3
+        assert "clinic-north is held: paused" in sent.err
     weighed = await terminal.run("tenants", "weight", "clinic", "north", "0.5", "--json")
     assert (weighed.status, weighed.json["weight"]) == (0, 0.5)
     for words in (("pause", "clinic", "north", "--for", "0s"), ("pause", "clinic", "north", "--for", "15d")):

@@ -25,7 +25,7 @@ POLL_MIN_S: Final = 0.25
 POLL_REST: Final = 4  # a poll may take a fifth of the time
 KEYS_PER_QUERY: Final = 5000
 LOOK_AFTER_S: Final = 2.0  # without an outcome, at the tenants
-LOOK_INTERVAL_S: Final = 10.0
+LOOK_INTERVAL_S: Final = 5.0
 HELD_SHOWN: Final = 3
 
 OperationKey = tuple[str, str]
