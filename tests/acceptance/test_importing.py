@@ -71,8 +71,9 @@ async def test_command_plans_imports_and_prints_certificates_again(scene: Scene)
 
     left = await run_import(scene, "restaurants.toml --apply", status=1)
     assert left["counts"] == {"imported": RESTAURANTS - 1, "left": 1}
-    discarded = await run_import(scene, "--discard", status=0)
-    assert [(one["name"], one["state"]) for one in discarded["tenants"]] == [("2 main", "discarded")]
+    for option, state in (("", "discard"), (" --apply", "discarded")):
+        discarded = await run_import(scene, f"--discard{option}", status=0)
+        assert [(one["name"], one["state"]) for one in discarded["tenants"]] == [("2 main", state)]
     result = await run_import(scene, "restaurants.toml --apply --leave-refused", status=1)
     assert result["counts"] == {"imported": 1, "there": RESTAURANTS - 1}
     again = await run_import(scene, "restaurants.toml --apply", status=0)

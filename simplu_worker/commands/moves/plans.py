@@ -13,7 +13,7 @@ from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.finding import FinishedMove, FoundMove, find_move
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_json, print_note, print_table
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
 from simplu_worker.transfers.moving.planning.readiness import MovePlan, plan_move
 
@@ -63,8 +63,8 @@ async def check_moves(
         if isinstance(found, FoundMove) and not found.has_left:
             target_id = found.move.target_id
             try:
-                check_room(target_id, capacities.get(target_id), coming_count=coming[target_id])
-            except PermanentError as exc:
+                check_room(target_id, capacities[target_id], coming_count=coming[target_id])
+            except WorkerError as exc:
                 refused[found.move.tenant_id] = str(exc)
                 continue
             coming[target_id] += 1

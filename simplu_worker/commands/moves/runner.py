@@ -95,11 +95,6 @@ class MoveRunner:
     def __repr__(self) -> str:
         return f"MoveRunner({self._terms})"
 
-    @property
-    def as_json(self) -> bool:
-        """Whether results are printed for programs."""
-        return self._as_json
-
     async def run(self, requests: Sequence[MoveRequest]) -> int:
         """Run all moves, print each result as it comes, and clear the cache in the end, also if it is cancelled.
 
@@ -107,9 +102,7 @@ class MoveRunner:
         """
         results = []
         limited = await fetch_capacities(self._shards.locator, {one.shard_id for one in requests})
-        self._turns = {
-            shard_id: asyncio.Lock() for shard_id, capacity in limited.items() if capacity.accepts_new is not None
-        }
+        self._turns = {shard_id: asyncio.Lock() for shard_id, answer in limited.items() if answer is not None}
         with MoveProgress(len(requests), as_json=self._as_json) as progress:
             tasks = [
                 asyncio.create_task(self._run_one(one, progress), name=f"move:{one.tenant_id}") for one in requests
@@ -152,7 +145,7 @@ class MoveRunner:
             return found
         if not found.has_left:
             capacities = await fetch_capacities(self._shards.locator, {request.shard_id})
-            check_room(request.shard_id, capacities.get(request.shard_id))
+            check_room(request.shard_id, capacities[request.shard_id])
         return await Mover(self._shards.pools, self._shards.commits, found.move, self._options, show=show).run()
 
     def _watched(self, show: Callable[[MoveStatus], None]) -> Callable[[MoveStatus], None]:

@@ -6,24 +6,39 @@ from collections.abc import Sequence
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.runner import MoveResult, MoveRunner, print_result
+from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.shards.survey import Survey
 from simplu_worker.commands.shards.transfers import requests_of
+from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer
 from simplu_worker.transfers.moving.undoing import undo_move
 from simplu_worker.vocabulary import MoveOutcome
 
 
-async def carry_out(runner: MoveRunner, shards: Shards, survey: Survey, plan: Sequence[PlannedTransfer]) -> int:
-    """Take back or end the moves that have begun, then carry out *plan*. Return 1 if something fails."""
+async def carry_out(
+    settings: Settings,
+    shards: Shards,
+    survey: Survey,
+    plan: Sequence[PlannedTransfer],
+    terms: MoveTerms,
+    *,
+    as_json: bool,
+    is_drain: bool = False,
+) -> int:
+    """Take back or end the moves that have begun, then carry out *plan*. Return 1 if something fails.
+
+    With *is_drain* the journals have those of *plan* as moves of a drain; the others stay what they were.
+    """
     taken_back = survey.begun.taken_back
-    kept = [one.tenant.tenant_id for one in taken_back if not await _take_back(shards, one, as_json=runner.as_json)]
+    kept = [one.tenant.tenant_id for one in taken_back if not await _take_back(shards, one, as_json=as_json)]
     statuses = [1] if kept else []
     # One after the other: a tenant may be in several.
     for transfers in (survey.begun.committed, survey.begun.opened, plan):
         requests = [one for one in requests_of(transfers) if one.tenant_id not in kept]
         if requests:
-            statuses.append(await runner.run(requests))
+            by_drain = is_drain and transfers is plan
+            statuses.append(await MoveRunner(settings, shards, terms, as_json=as_json, is_drain=by_drain).run(requests))
     return max(statuses, default=0)
 
 

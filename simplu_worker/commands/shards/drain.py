@@ -8,7 +8,6 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves.plans import MovePlans, check_moves, plan_moves
-from simplu_worker.commands.moves.runner import MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.commands.requirements import known_shard, require_settings
@@ -45,15 +44,13 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
         planned = await _judge(shards, [one for one in plan if one.tenant.tenant_id not in survey.settled], apply=apply)
         planned = msgspec.structs.replace(planned, refused=homeless | planned.refused)
         removal = None if apply or drain.undo else await find_removal(settings, shards, drain.shard_id)
-        print_plan(ShownPlan(survey, plan, planned, "tenants", removal), as_json=as_json, apply=apply)
-        if not apply:
+        is_blocked = bool(planned.refused) and not drain.partial
+        print_plan(ShownPlan(survey, plan, planned, "tenants", removal, is_blocked), as_json=as_json, apply=apply)
+        if not apply or is_blocked:
             return 1 if planned.refused else 0
-        if planned.refused and not drain.partial:
-            print_note(f"nothing was moved: {len(planned.refused)} tenants have no place; --partial moves the others")
-            return 1
         possible = [one for one in plan if one.tenant.tenant_id not in planned.refused]
-        runner = MoveRunner(settings, shards, terms, as_json=as_json, is_drain=not drain.undo)
-        status = await carry_out(runner, shards, survey, possible)
+        is_drain = not drain.undo
+        status = await carry_out(settings, shards, survey, possible, terms, as_json=as_json, is_drain=is_drain)
         if drain.undo:
             return 1 if planned.refused else status
         removal = await find_removal(settings, shards, drain.shard_id)
@@ -66,7 +63,8 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
 async def _plan(shards: Shards, shard_id: str) -> tuple[Survey, list[PlannedTransfer], dict[str, str]]:
     """Return the moves of all tenants of a shard, and why tenants have no place, by their ids."""
     survey = await survey_tenants(shards, None, without=shard_id)
-    tenants = [one for one in survey.homes_after if one.shard_id == shard_id and one.tenant_id not in survey.settled]
+    running = {one.tenant.tenant_id for one in survey.begun.running}
+    tenants = [one for one in survey.homes_after if one.shard_id == shard_id and one.tenant_id not in running]
     rooms = {one.shard_id: one.room for one in survey.rooms(by_capacity=False)}
     plan, homeless = plan_drain(tenants, rooms)
     return survey, plan, {one.tenant_id: "expected a shard with room, got none; add a shard" for one in homeless}

@@ -8,7 +8,6 @@ import msgspec
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves.plans import MovePlans, plan_moves
-from simplu_worker.commands.moves.runner import MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.requirements import require_settings
@@ -54,7 +53,7 @@ async def rebalance_shards(
             print_note(f"{pinned} of these tenants are pinned to the shards where they are; with --keep-pins they stay")
         if not apply:
             return 1 if planned.refused else 0
-        return await carry_out(MoveRunner(settings, shards, terms, as_json=as_json), shards, survey, plan)
+        return await carry_out(settings, shards, survey, plan, terms, as_json=as_json)
 
 
 def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Sequence[PlannedTransfer]:

@@ -109,8 +109,9 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     ]
     drains = frozenset((row["tenant_id"], shard_id) for shard_id, row in journal if row["is_drain"])
     capacities = await fetch_capacities(shards.locator, {shard.shard_id for shard in targets})
-    full = frozenset(shard_id for shard_id, capacity in capacities.items() if capacity.accepts_new is False)
-    targets = [_with_limit(shard, capacities.get(shard.shard_id)) for shard in targets]
+    known = {shard_id: one for shard_id, one in capacities.items() if isinstance(one, Capacity)}  # each move asks again
+    full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
+    targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
     begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     return Survey(targets, full, found, begun, drains)
 

@@ -16,12 +16,14 @@ from simplu_worker.commands.shards.survey import Survey
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
 from simplu_worker.transfers.moving.planning.readiness import MovePlan
 from simplu_worker.transfers.moving.planning.removal import Removal
+from simplu_worker.transfers.moving.running_note import RUNNING_S
 
 
 class ShownPlan(msgspec.Struct, frozen=True):
     """The moves of *plan*, after those that have begun; *by* is the measure, *removal* is about a shard to empty.
 
-    *planned* is what the moves of *plan* would take, where they were measured, and why some would be refused.
+    *planned* is what the moves of *plan* would take, where they were measured, and why some would be refused. If that
+    *is_blocked*, none is carried out.
     """
 
     survey: Survey
@@ -29,6 +31,7 @@ class ShownPlan(msgspec.Struct, frozen=True):
     planned: MovePlans
     by: str
     removal: Removal | None = None
+    is_blocked: bool = False
 
     @property
     def transfers(self) -> list[PlannedTransfer]:
@@ -68,13 +71,16 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     for one in begun.running:
         print_note(
             f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
-            "if it was killed just now, run this again in 20 s"
+            f"if it was killed just now, run this again in {RUNNING_S:.0f} s"
         )
     if begun.going_on:
         print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
-    moved = {one.tenant.tenant_id for one in shown.transfers} - shown.planned.refused.keys()
+    refused = shown.planned.refused.keys()
+    moved = {one.tenant.tenant_id for one in shown.transfers} - refused
     print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
-    if (shown.transfers or begun.taken_back) and not apply:
+    if shown.is_blocked:
+        print_note(f"nothing is moved: {len(refused)} tenants have no place; with --partial --apply the others move")
+    elif (shown.transfers or begun.taken_back) and not apply:
         print_note("nothing was moved; with --apply the tenants are")
     if shown.removal is not None:
         print_removal(shown.removal)

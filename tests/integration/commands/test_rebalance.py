@@ -30,6 +30,7 @@ from support.postgres.move_cases import (
 )
 from support.postgres.tenant_cases import TENANT
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
@@ -43,8 +44,10 @@ from simplu_worker.commands.tenants.rollback import rollback_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
-from simplu_worker.transfers.moving.planning.capacities import fetch_capacities
+from simplu_worker.transfers.moving import running_note
+from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
 
 OPERATIONS = made_up_rows(
     "generate_series(1, $2::int) AS number", tenant_id="$1", request_id="number::text", resource_id="number::text"
@@ -319,7 +322,10 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
             assert plan["refused"] == {"clinic-2": "expected a shard with room, got none; add a shard"}
         assert await ask(addresses[1], "SELECT FROM tenants") == []
         shown = await drain_shard(citrus.settings, Drain("a"), MoveTerms(), apply=True, as_json=False)
-        assert (shown, "1 tenants have no place; --partial moves the others" in capsys.readouterr().err) == (1, True)
+        assert (
+            shown,
+            "1 tenants have no place; with --partial --apply the others move" in capsys.readouterr().err,
+        ) == (1, True)
 
         assert await drain(citrus.settings, "a", apply=True, partial=True) == 1
         plan, *results, verdict = printed(capsys)
@@ -349,11 +355,16 @@ async def test_capacities_are_asked_for_all_shards_at_once(make_shard: ShardMake
     async with citrus_for_commands(addresses, {}) as citrus, open_shards(citrus.settings) as shards:
         citrus.server.faults.latency_s = 0.3
         began_at = time.monotonic()
-        assert (await fetch_capacities(shards.locator, {"a", "b", "c", "d"})).keys() == {*"abcd"}
+        found = await fetch_capacities(shards.locator, {"a", "b", "c", "d"})
         assert time.monotonic() - began_at < 1.0
+        assert found == dict.fromkeys("abcd", Capacity(0, 100, accepts_new=True))
         away = refused("GET", 503)
         with citrus.door.lying(lambda request: away(request) if "/c/" in request.path else None):
-            assert (await fetch_capacities(shards.locator, {"a", "c"})).keys() == {"a"}
+            answers = await fetch_capacities(shards.locator, {"a", "c"})
+        assert isinstance(answers["c"], RetryableError)
+        with pytest.raises(RetryableError, match="Citrus capacity: expected 200, got 503"):
+            check_room("c", answers["c"])
+        check_room("a", answers["a"])
 
 
 @pytest.mark.slow(2)
@@ -408,15 +419,22 @@ async def test_drain_that_was_stopped_is_undone(
 
 
 async def test_move_of_a_command_that_runs_is_left_alone(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rebalance counts its tenant as moved, and does not end it; nor does a drain."""
+    """A rebalance counts its tenant as moved, and does not end it; nor does a drain. However long it takes."""
+    monkeypatch.setattr(running_note, "NOTE_INTERVAL_S", 0.05)
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
     async with copy_held_up(addresses[0]):
         running = asyncio.create_task(move(settings, "b"))
         assert await is_arriving_on(addresses[1])
+        await ask(addresses[0], "UPDATE moves SET updated_at = updated_at - interval '1 hour', detail = '{}'")
+
+        async def is_noted() -> bool:
+            return bool(await ask(addresses[0], "SELECT FROM moves WHERE detail ? 'seenAt' AND step = 'open'"))
+
+        assert await poll_until(is_noted, within_s=20)
         assert await rebalance(settings, apply=True) == 0
         assert await drain(settings, "b", apply=True) == 1  # the shard has to be kept
         plans = [line for line in printed(capsys) if "plan" in line]
@@ -486,6 +504,30 @@ async def test_move_to_the_shard_that_is_drained_is_taken_back(
     assert undone == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 0}
     assert verdict["removable"] is True
     assert await unfinished(*addresses) == []
+
+
+async def test_move_to_the_shard_that_is_drained_is_ended_and_its_tenant_moves_on(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It had committed: the tenant could not stay. The move to the shard is no drain's, the one away from it is."""
+    addresses = await make_shards(make_shard, "abc")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    assert await move(settings, "b") == 0
+    await ask(addresses[0], NOT_CERTIFIED)
+    await ask(addresses[1], "UPDATE tenants SET state = 'ready'")
+    capsys.readouterr()
+
+    assert await drain(settings, "b") == 0
+    (plan,) = printed(capsys)
+    (_, (_, _, target)) = moves_of(plan)
+    assert moves_of(plan) == [(TENANT_ID, "a", "b"), (TENANT_ID, "b", target)]
+    assert await drain(settings, "b", apply=True) == 0
+    assert [one["certificate"]["targetShard"] for one in printed(capsys)[1:3]] == ["b", target]
+    assert [await ask(address, "SELECT is_drain FROM moves") for address in addresses[:2]] == [
+        [{"is_drain": False}],
+        [{"is_drain": True}],
+    ]
 
 
 async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Collection
-from typing import Final
+from typing import Final, TypeAlias
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -13,19 +12,23 @@ from simplu_worker.shards.routing.locator import Capacity, Locator
 
 REQUESTS_AT_ONCE: Final = 16
 
+CapacityAnswer: TypeAlias = Capacity | RetryableError | PermanentError | None
+"""The answer of Citrus about one shard, or why there is none; None without a limit."""
 
-async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict[str, Capacity]:
-    """Ask Citrus for the capacities of all shards at once; those without an answer are left out, without Citrus all."""
-    found: dict[str, Capacity] = {}
+
+async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict[str, CapacityAnswer]:
+    """Ask Citrus for the capacities of all shards at once; without Citrus there are no limits."""
+    found: dict[str, CapacityAnswer] = dict.fromkeys(shard_ids)
     if not isinstance(locator, CitrusClient):
         return found
     at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     async def fetch(shard_id: str) -> None:
         async with at_once:
-            with contextlib.suppress(RetryableError):  # each move asks again
-                if (capacity := await locator.fetch_capacity(shard_id)) is not None:
-                    found[shard_id] = capacity
+            try:
+                found[shard_id] = await locator.fetch_capacity(shard_id)
+            except (RetryableError, PermanentError) as exc:
+                found[shard_id] = exc
 
     async with asyncio.TaskGroup() as tasks:
         for shard_id in sorted(shard_ids):
@@ -42,13 +45,18 @@ def room_of(capacity: Capacity) -> int | None:
     return max(1 if capacity.accepts_new else 0, capacity.tenant_max - capacity.tenant_count)
 
 
-def check_room(shard_id: str, capacity: Capacity | None, *, coming_count: int = 0) -> None:
-    """Raise `PermanentError` unless a shard takes another tenant beside *coming_count* that are to come. Pure."""
-    room = None if capacity is None else room_of(capacity)
-    if capacity is None or room is None or room > coming_count:
+def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0) -> None:
+    """Raise `PermanentError` unless a shard takes another tenant beside *coming_count* that are to come. Pure.
+
+    Raises the error where Citrus has not answered.
+    """
+    if isinstance(answer, RetryableError | PermanentError):
+        raise answer
+    room = None if answer is None else room_of(answer)
+    if answer is None or room is None or room > coming_count:
         return
     coming = f", and {coming_count} are to move there before" if coming_count else ""
     raise PermanentError(
         f"shard {shard_id}: expected room for a tenant, got a full shard "
-        f"({capacity.tenant_count} of {capacity.tenant_max}{coming}); raise maxBusinesses in Citrus, or choose another"
+        f"({answer.tenant_count} of {answer.tenant_max}{coming}); raise maxBusinesses in Citrus, or choose another"
     )
