@@ -76,7 +76,7 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     if begun.going_on:
         print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
     refused = shown.planned.refused.keys()
-    moved = {one.tenant.tenant_id for one in shown.transfers} - refused
+    moved = set() if shown.is_blocked else {one.tenant.tenant_id for one in shown.transfers} - refused
     print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
     if shown.is_blocked:
         print_note(f"nothing is moved: {len(refused)} tenants have no place; with --partial --apply the others move")

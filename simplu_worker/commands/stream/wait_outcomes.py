@@ -120,12 +120,20 @@ async def wait_for_outcomes(
             poll.held, look_at = {}, time.monotonic() + LOOK_AFTER_S
         elif pending and look_at < time.monotonic() < deadline:
             states = await look({tenant_id for tenant_id, _ in pending})
-            poll.held = {one: state for one, state in states.items() if state.reason is not None}
+            held = {one: state for one, state in states.items() if state.reason is not None}
+            poll.held = {one: _steadied(state, poll.held.get(one)) for one, state in held.items()}
             look_at = time.monotonic() + LOOK_INTERVAL_S
         left_s = deadline - time.monotonic()
         if not pending or left_s <= 0:
             return rows
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
+
+
+def _steadied(state: Undecided, before: Undecided | None) -> Undecided:
+    """Return *state*, or *before* if it is the same hold: ages in reports are some seconds old, more or less."""
+    if before is None or before.since is None or (before.reason, before.target) != (state.reason, state.target):
+        return state
+    return before
 
 
 async def find_operations(
