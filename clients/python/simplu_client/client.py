@@ -232,16 +232,17 @@ class Client:
         """
         request_id = event.get("deduplicationId") or _new_id()
         message = {**event, "deduplicationId": request_id}
-        self._send_message(self._order_urls[is_urgent], message, "type", group_id or event.get("orderId") or request_id)
+        url = _required("priority_queue_url" if is_urgent else "order_queue_url", self._order_urls[is_urgent])
+        self._send_message(url, message, "type", group_id or event.get("orderId") or request_id)
         return Sent(request_id, event["businessId"], event["locationId"])
 
     def send_control(self, message: ControlMessage) -> None:
         """Send a control message, and return when its queue has it. Raises `InvalidOperationError`, `NotSentError`."""
         group_id = f"{message['businessId']}-{message.get('locationId', '')}"
-        self._send_message(self._control_url, {"timestamp": _now_text(), **message}, "messageType", group_id)
+        url = _required("control_queue_url", self._control_url)
+        self._send_message(url, {"timestamp": _now_text(), **message}, "messageType", group_id)
 
-    def _send_message(self, queue_url: str | None, message: Mapping[str, Any], kind_name: str, group_id: str) -> None:
-        queue_url = _required("the URL of the queue", queue_url)
+    def _send_message(self, queue_url: str, message: Mapping[str, Any], kind_name: str, group_id: str) -> None:
         request = {"QueueUrl": queue_url, "MessageBody": _encode(message, kind_name).data.decode()}
         if queue_url.endswith(".fifo"):
             request["MessageGroupId"] = queue_id(group_id)

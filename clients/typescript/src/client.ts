@@ -219,8 +219,8 @@ export class Client {
   async sendOrder(event: OrderEvent, options: { isUrgent?: boolean; groupId?: string } = {}): Promise<Sent> {
     const requestId = event.deduplicationId ?? newId();
     const message = { ...event, deduplicationId: requestId };
-    const queueUrl = options.isUrgent ? this.#options.priorityQueueUrl : this.#options.orderQueueUrl;
-    await this.#sendMessage(queueUrl, message, "type", options.groupId ?? event.orderId ?? requestId, requestId);
+    const name = options.isUrgent ? "priorityQueueUrl" : "orderQueueUrl";
+    await this.#sendMessage(required(name, this.#options[name]), message, "type", options.groupId ?? event.orderId ?? requestId, requestId);
     return { requestId, businessId: event.businessId, locationId: event.locationId };
   }
 
@@ -228,17 +228,17 @@ export class Client {
   async sendControl(message: ControlMessage): Promise<void> {
     const groupId = `${message.businessId}-${message.locationId ?? ""}`;
     const sent = { timestamp: new Date().toISOString(), ...message };
-    await this.#sendMessage(this.#options.controlQueueUrl, sent, "messageType", groupId, newId());
+    const queueUrl = required("controlQueueUrl", this.#options.controlQueueUrl);
+    await this.#sendMessage(queueUrl, sent, "messageType", groupId, newId());
   }
 
   async #sendMessage(
-    queueUrl: string | undefined,
+    QueueUrl: string,
     message: Readonly<Record<string, unknown>>,
     kindName: string,
     groupId: string,
     id: string,
   ): Promise<void> {
-    const QueueUrl = required("the URL of the queue", queueUrl);
     const MessageBody = encoded(message, kindName).data.toString();
     const fifo = { MessageGroupId: queueId(groupId), MessageDeduplicationId: queueId(id) };
     const request = { QueueUrl, MessageBody, ...(QueueUrl.endsWith(".fifo") ? fifo : {}) };
