@@ -255,6 +255,33 @@ class MoveOutcome(StrEnum):
     FAILED = "failed"
 
 
+class ProblemCause(StrEnum):
+    """What is wrong with a fleet, what is worst first."""
+
+    NOT_READY = "not_ready"  # the replica that is asked does no work
+    SHARD_LOST = "shard_lost"
+    STREAM_SHARD_UNREAD = "stream_shard_unread"  # it has no owner
+    REPLICA_SILENT = "replica_silent"  # its leases are not renewed, so what they say is old
+    STREAM_LAG = "stream_lag"
+    INTERNAL_ERROR = "internal_error"
+    MOVE_FAILED = "move_failed"
+    QUEUE_FAILING = "queue_failing"
+    CITRUS_FAILING = "citrus_failing"
+    TARGET_HELD = "target_held"
+    SHARD_DEGRADED = "shard_degraded"
+    CACHE_FAILING = "cache_failing"
+    CLOCK_APART = "clock_apart"
+    DEAD_LETTERS = "dead_letters"
+    WRONG_KEYS = "wrong_keys"
+
+
+class Severity(StrEnum):
+    """How bad a problem is."""
+
+    CRITICAL = "critical"  # work stands still, or what is shown is not known
+    WARNING = "warning"
+
+
 class Role(StrEnum):
     """The role of a caller.
 

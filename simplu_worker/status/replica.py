@@ -45,8 +45,10 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Lever, StreamShards
+from simplu_worker.status.live.fleet_history import FleetHistory, fleet_point
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
+from simplu_worker.status.live.problems import Problems, find_problems
 from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.live.stream_history import StreamHistory
 from simplu_worker.status.live.top_tenants import TopTenants
@@ -117,6 +119,8 @@ class ReplicaStatus:
     monitoring: Monitoring = field(default_factory=Monitoring)
     history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
     stream_history: StreamHistory = field(default_factory=StreamHistory)
+    fleet_history: FleetHistory = field(default_factory=FleetHistory)
+    problems: Problems = field(default_factory=Problems)
     waits: OperationWaits | None = None  # from the first one on
     top_tenants: TopTenants = field(default_factory=TopTenants)
     _drain_seen_at: float | None = None
@@ -255,32 +259,21 @@ class ReplicaStatus:
 
     def status(self) -> dict[str, Any]:
         """Return the whole status, for people and their tools."""
-        held = [
-            {"streamShard": reader.stream_shard_id} | target
-            for reader in self._readers()
-            for target in reader.view.held_status()
-        ]
+        state = self._state()
         unready = self.readiness_problem()
         return {
             "replica": self.name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.started_at, 1),
-            "ready": True if unready is None else unready.reason,
             "unreadyDetail": None if unready is None else unready.text,
             "sources": self._sources(),
-            "queues": self.monitoring.consumed_queues(),
-            "streamShards": self.fleet.status() if self.fleet else [],
-            "shards": self._shards(),
-            "held": held,
-            "heldAdvice": self._advice({one["reason"] for one in held}),
-            "moves": move_views(self.health.unfinished_moves()),
+            **state,
+            "heldAdvice": self._advice({one["reason"] for one in state["held"]}),
             "prefetch": self.fleet
             and {
                 "usedBytes": self.fleet.prefetch.used_bytes,
                 "maxBytes": self.fleet.prefetch.max_bytes,
             },
-            "cache": self.monitoring.cache_state(),
-            "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "recentErrors": recent_errors(),
             "history": self.history.view(),
             "counters": {
@@ -288,22 +281,46 @@ class ReplicaStatus:
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
                 "provisioned": instruments.totals_by(instruments.PROVISIONING, "outcome"),
             },
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """Return the members of the status that tell what is wrong."""
+        unready = self.readiness_problem()
+        return {
+            "ready": True if unready is None else unready.reason,
+            "queues": self.monitoring.consumed_queues(),
+            "streamShards": self.fleet.status() if self.fleet else [],
+            "shards": self._shards(),
+            "held": [
+                {"streamShard": reader.stream_shard_id} | target
+                for reader in self._readers()
+                for target in reader.view.held_status()
+            ],
+            "moves": move_views(self.health.unfinished_moves()),
+            "cache": self.monitoring.cache_state(),
+            "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "clock": OWN_CLOCK.problem or DependencyState.OK,
             "citrus": self.locator.last_error or DependencyState.OK if isinstance(self.locator, CitrusClient) else None,
         }
 
     def fleet_status(self) -> dict[str, Any]:
         """Return the replicas of the fleet: those with a lease, and this one."""
-        report = self._fleet_report()
+        report, at = self._fleet_report(), utc_now()
+        self.problems.note(find_problems(self._state(), report, at), at)
         reasons = {one["reason"] for replica in report["replicas"] for one in replica["held"]}
         return {
             "replica": self.name,
-            "at": utc_now().isoformat(timespec="milliseconds"),
+            "at": at.isoformat(timespec="milliseconds"),
             "stream": self.fleet and self.fleet.stream_name,
             **report,
             "topTenants": self.top_tenants.rows,
             "heldAdvice": self._advice(reasons),
+            "problems": self.problems.view(at, self.runbook_url),
         }
+
+    def history_of_fleet(self) -> dict[str, Any]:
+        """Answer `GET /fleet/history`."""
+        return self.stream_history.view() | self.fleet_history.view()
 
     def _fleet_report(self) -> dict[str, Any]:
         if self.fleet is None:
@@ -368,7 +385,10 @@ class ReplicaStatus:
         self.history.note(totals, now=loop_time(), at=at)
         if self.fleet is not None:
             self.fleet.figures = self._figures()
-        self.stream_history.note(self._fleet_report()["streamShards"], at)
+        report = self._fleet_report()
+        self.stream_history.note(report["streamShards"], at)
+        self.fleet_history.note(fleet_point(report, at))
+        self.problems.note(find_problems(self._state(), report, at), at)
 
     async def note_top_tenants(self) -> None:
         """Note which tenants take most of the shards' time now."""
@@ -529,6 +549,17 @@ class ReplicaStatus:
             return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
         return 200, tenant_view(shard_id, row) | {"refused": asked["refused"]} | held
 
+    async def find_tenant_by_id(self, tenant_id: str) -> HttpAnswer:
+        """Answer `GET /tenants/{tenantId}`: the id of a held target or of a move, which does not tell its two ids."""
+        if self.gateway is None:
+            return 503, {"error": "starting"}
+        held = {"tenant": tenant_id, "held": self._tenant_hold(tenant_id)}
+        try:
+            found = await self.gateway.find_tenant(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": str(exc)} | held
+        return (404, held | {"state": found}) if isinstance(found, Absence) else (200, tenant_view(*found) | held)
+
     async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
         if self.gateway is None:
@@ -564,11 +595,12 @@ def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
         fleet=replica.fleet_status,
-        fleet_history=replica.stream_history.view,
+        fleet_history=replica.history_of_fleet,
         operation=replica.find_operation,
         wait=replica.wait_for_operation,
         operations=lambda query: list_operations(replica.gateway, query),
         tenant=replica.find_tenant,
+        tenant_by_id=replica.find_tenant_by_id,
         steer_tenant=replica.steer_tenant,
         shards=replica.inspect_shards,
         sqs_stats=_require_started(replica, Monitoring.sqs_stats),

@@ -93,7 +93,8 @@ class Views(msgspec.Struct, frozen=True):
     *refresh_gauges* sets the gauges that no single event sets, before the metrics are shown. The others return the
     HTTP status and the JSON; text that is JSON already (a result as Postgres stores it) is passed as `msgspec.Raw`, so
     that no number loses a digit.
-    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
+    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids,
+    and *tenant_by_id* the one that is made of them;
     *wait* takes the three, and returns once the operation is decided or held, after some seconds, or at the event, and
     False if too many wait;
     *operations* takes the query of a list.
@@ -114,6 +115,7 @@ class Views(msgspec.Struct, frozen=True):
     wait: Callable[[str, str, str, float, asyncio.Event], Awaitable[bool]]
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
+    tenant_by_id: Callable[[str], Awaitable[HttpAnswer]]
     shards: Callable[[], Awaitable[HttpAnswer]]
     sqs_stats: Callable[[], Awaitable[HttpAnswer]]
     handler_status: Callable[[], dict[str, Any]]
@@ -579,6 +581,12 @@ class _Endpoints:
         if not _are_storable(business_id, location_id):
             return _bad_request("expected ids without the character U+0000")
         return await self._views.tenant(business_id, location_id)
+
+    async def tenant_by_id(self, request: web.Request) -> HttpAnswer:
+        tenant_id = request.match_info["tenantId"]
+        if not _are_storable(tenant_id):
+            return _bad_request("expected an id without the character U+0000")
+        return await self._views.tenant_by_id(tenant_id)
 
 
 def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:

@@ -14,10 +14,9 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from math import isfinite
 from typing import Any, Literal, TextIO
 from urllib.parse import quote, quote_plus, unquote
@@ -28,6 +27,7 @@ from structlog.typing import EventDict, WrappedLogger
 from simplu_worker.errors import place_of
 from simplu_worker.network_errors import UNEXPLAINED, network_cause
 from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
+from simplu_worker.telemetry.recent_events import EVENT_NAME, HEAD, RecentEvents
 
 MASK = "***"
 SECRET_MIN_LENGTH = 6  # masking a shorter one would mask ordinary words
@@ -35,12 +35,6 @@ TEXT_MAX_LENGTH = 16_384
 SCRUBBED_TEXT_MAX_LENGTH = 32_768  # cut before scrubbing, which would take seconds for a huge text
 DEPTH_MAX = 6
 GROUP_MAX_LENGTH = 20
-RECENT_MAX = 20
-RECENT_LEVELS = frozenset({"warning", "error", "critical"})
-FACT_MAX_LENGTH = 200
-HEAD = ("timestamp", "level", "logger", "event")
-CAUSES = ("error", "problems", "problem", "reasons", "reason")
-ABOUT = ("shard_id", "stream_shard_id", "queue", "stream", "table", "business_id")
 # At debug these libraries log bodies and signatures; our own doors log each call without them.
 LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
 # What these warn of, with what a source answered, is an event of ours (simplu_worker/aws/credentials.py).
@@ -63,7 +57,6 @@ _PATTERNS = tuple(
         rf"""(?P<kept>{_SECRET_NAME}\\{{0,4}}["']\s{{0,4}}:\s{{0,4}}\\{{0,4}}){_SECRET_VALUE}""",  # JSON, a dict
     )
 )
-_EVENT_NAME = re.compile(r"[a-z_]{1,30}\.[a-z_]{1,40}")
 
 
 class _Secrets:
@@ -188,7 +181,7 @@ class _Output:
         self._render = render
         self._clock = clock
         self._fold = LogDeduplicator()
-        self.recent: deque[Facts] = deque(maxlen=RECENT_MAX)
+        self.recent = RecentEvents()
         self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
 
     def write(self, event: Facts) -> None:
@@ -211,7 +204,7 @@ class _Output:
         """Write the name of an event of ours, and why the rest could not be written: both without texts of others."""
         name = event.get("event")
         head = {key: event[key] for key in ("timestamp", "level", "logger") if isinstance(event.get(key), str)}
-        shown = name if isinstance(name, str) and _EVENT_NAME.fullmatch(name) else "log.failed"
+        shown = name if isinstance(name, str) and EVENT_NAME.fullmatch(name) else "log.failed"
         with suppress(Exception), self._lock:
             self._stream.write(f"{json.dumps(head | {'event': shown, 'log_error': place_of(exc)})}\n")
             self._stream.flush()
@@ -220,8 +213,7 @@ class _Output:
         lines = ""
         for event in events:
             lines += f"{self._render(event)}\n"
-            if event["level"] in RECENT_LEVELS:
-                self.recent.append(event)
+            self.recent.note(event)
         if lines:
             with suppress(OSError):  # a full disk, a closed pipe: whoever logs goes on
                 self._stream.write(lines)
@@ -341,37 +333,8 @@ def is_debug_written() -> bool:
 
 
 def recent_errors() -> list[Facts]:
-    """Return the last warnings and errors as they were written, newest first, each with its number of occurrences."""
-    if _output is None:
-        return []
-    return [
-        {
-            "at": event["timestamp"],
-            "level": event["level"],
-            "event": event["event"],
-            "about": next((event[name] for name in ABOUT if event.get(name) is not None), None),
-            "error": _cause_of(event),
-            "count": 1 + event.get("repeated", 0),
-        }
-        for event in reversed(list(_output.recent))
-    ]
-
-
-def _cause_of(event: Facts) -> str | None:
-    """Return the cause that an event names: its error or problems, or else its other facts; None without facts."""
-    for name in CAUSES:
-        if cause := event.get(name):
-            return "; ".join(map(str, cause)) if isinstance(cause, list) else str(cause)
-    if exception := event.get("exception"):
-        return f"{exception['type']}: {exception['message']}"
-    subject = next((name for name in ABOUT if event.get(name) is not None), None)
-    facts = {name: value for name, value in event.items() if name not in {*HEAD, subject, "repeated"}}
-    return ", ".join(f"{name} {_shorten(value)}" for name, value in facts.items() if value is not None) or None
-
-
-def _shorten(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= FACT_MAX_LENGTH else f"{text[:FACT_MAX_LENGTH]}…"
+    """Return the warnings and errors of the last day, one row for each event, newest first: `RecentEvents.view`."""
+    return [] if _output is None else _output.recent.view(datetime.now(UTC))
 
 
 def flush_logging() -> None:

@@ -8,6 +8,8 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
@@ -65,17 +67,43 @@ IS_WIDER_THAN_SCREEN = "document.documentElement.scrollWidth > document.document
 # A worker has the first point of its history after half a minute: a whole hour of large numbers, with gaps.
 WITH_FULL_CHARTS = f"""
 import('/page/charts.js').then(({{showCharts}}) => {{
-  const points = Array.from({{length: 120}}, (_, place) => place % 17 ? 123456.789 * (place % 40) : null);
-  const keys = ['operationsPerSecond', 'failedPerSecond', 'lagSeconds', 'latencyP50Seconds', 'latencyP99Seconds',
-    'deadLetters', 'heldTargets'];
-  showCharts({{intervalSeconds: 30, ...Object.fromEntries(keys.map((key) => [key, points]))}});
+  const values = Array.from({{length: 120}}, (_, place) => place % 17 ? 123456.789 * (place % 40) : null);
+  const keys = ['recordsPerSecond', 'lagSeconds', 'latencyP99Seconds', 'heldTargets', 'deadLetters', 'replicas'];
+  const at = values.map((_, place) => 1700000000 + 30 * place);
+  showCharts({{hour: {{intervalSeconds: 30, at, ...Object.fromEntries(keys.map((key) => [key, values]))}}}}, 'hour');
   return [document.querySelectorAll('#charts figure').length, {IS_WIDER_THAN_SCREEN}];
 }})
 """
+VIEWS = ("overview", "tenants", "shards", "stream", "queues", "dead-letters", "moves")
+MOVES = "document.getElementById('section-moves')"
 WORK = "document.getElementById('section-work')"
-HAS_MOVE = f"{WORK}?.innerText.includes('48,210 rows')"
+HAS_MOVE = f"{MOVES}?.innerText.includes('48,210')"
 HAS_LETTERS = "document.getElementById('section-letters-list') !== null"
-HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('section-shards') !== null"
+HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('verdict').innerText !== ''"
+DIALOG = "document.getElementById('dialog')"
+LETTERS_MANY = 230
+
+
+def text_of(element_id: str) -> str:
+    """Return the script for the text of an element; empty without one."""
+    return f"(document.getElementById({json.dumps(element_id)})?.innerText ?? '')"
+
+
+async def go(page: BrowserTab, view: str, thing: str = "") -> None:
+    """Open a view by its address, as a link does."""
+    address = f"#/{view}" + (f"/{quote(thing, safe='')}" if thing else "")
+    await page.evaluate(f"location.hash = {json.dumps(address)}")
+    await page.wait_for(f"!document.getElementById('view-{view}').hidden")
+
+
+async def answer_dialog(page: BrowserTab, button: str) -> str:
+    """Wait for the dialog, press the button of that id by keyboard, and return the text of the dialog."""
+    await page.wait_for(f"{DIALOG}.open")
+    text = await page.evaluate(f"{DIALOG}.innerText")
+    await page.evaluate(f"document.getElementById({json.dumps(button)}).focus()")
+    await page.press("Enter")
+    await page.wait_for(f"!{DIALOG}.open")
+    return str(text)
 
 
 class PageWorld:
@@ -129,23 +157,30 @@ class PageWorld:
         is_buried = bool(status["counters"]["deadLetters"])
         return {"moving", "unregistered", "shard_unavailable"} <= reasons and "lost" in lost and is_buried
 
-    async def bury(self, request_id: str, error: str) -> None:
-        """Store a dead letter of an operation that a worker gave up, as it does."""
+    async def bury(self, *request_ids: str, error: str) -> None:
+        """Store dead letters of operations that a worker gave up, a second apart and the newest last, as it does."""
+        queue = DeadLetterQueue(self.stack.sqs, self.stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"])
+        now = utc_now()
+        letters = [
+            self._letter(one, error, now - timedelta(seconds=len(request_ids) - number), number)
+            for number, one in enumerate(request_ids)
+        ]
+        await queue.store(letters, stopping=asyncio.Event())
+
+    def _letter(self, request_id: str, error: str, failed_at: datetime, number: int) -> DeadLetter:
         data = json.dumps(make_record(self.steady, "create", request_id, resourceId=request_id, data={"n": 1})).encode()
         origin = Origin(
-            *(Source.KINESIS, self.stack.stream, utc_now()),
+            *(Source.KINESIS, self.stack.stream, failed_at),
             stream_shard_id="shardId-000000000000",
-            sequence_number="1",
+            sequence_number=str(number + 1),
             partition_key=partition_key(0),
         )
-        letter = DeadLetter(
-            *(DeadLetterReason.RETRIES_EXHAUSTED, error, origin, utc_now(), 4, data),
+        return DeadLetter(
+            *(DeadLetterReason.RETRIES_EXHAUSTED, error, origin, failed_at, 4, data),
             request_id=request_id,
             business_id=self.steady.business_id,
             location_id=self.steady.location_id,
         )
-        queue = DeadLetterQueue(self.stack.sqs, self.stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"])
-        await queue.store([letter], stopping=asyncio.Event())
 
     async def is_applied(self, request_id: str) -> bool:
         """Return whether an operation of the steady tenant is in the log."""
@@ -181,7 +216,7 @@ async def wait_for_events(page: BrowserTab) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[PageWorld]:
     """Give a worker in trouble."""
-    env = {"API_VIEWER_TOKEN": VIEWER_TOKEN, "RUNBOOK_URL": SITE_URL}
+    env = {"API_VIEWER_TOKEN": VIEWER_TOKEN, "RUNBOOK_URL": SITE_URL, "KINESIS_PARTITION_KEY": "any"}
     async with FullStack(env=env, priority_queue=PRIORITY_QUEUE) as stack:
         world = PageWorld(stack)
         await world.begin()
@@ -207,19 +242,64 @@ async def page(world: PageWorld, tab: BrowserTab) -> AsyncIterator[BrowserTab]:
     assert [url for url in tab.requests if world.token in url] == []
 
 
-async def test_page_shows_the_trouble_and_the_way_out(world: PageWorld, page: BrowserTab) -> None:
-    """The held targets with reason and advice, the lost shard, the move, and the queues with the dead letter."""
-    await page.wait_for("document.getElementById('section-queues')?.innerText.includes('dead letters')")
-    await page.wait_for(HAS_MOVE, within_s=SEEN_WITHIN_S)  # with the next probe of its shard
-    held = await page.evaluate("document.getElementById('section-held').innerText")
-    shards = await page.evaluate("document.getElementById('section-shards').innerText")
-    work = await page.evaluate("document.getElementById('section-work').innerText")
-    overview = await page.evaluate("document.getElementById('overview').innerText")
-    assert all(reason in held for reason in ("moving", "unregistered", "shard_unavailable"))
-    assert "See why the shard does not answer" in held
-    link = "document.querySelector('#section-held a[href$=\"/moving.html\"]')"
-    assert await page.evaluate(f"[{link}.href, {link}.innerText]") == [f"{SITE_URL}/moving.html", "moving.html"]
-    assert f"tenant {world.unregistered.tenant_id}" in held
+async def test_overview_says_what_is_wrong_and_what_to_do(world: PageWorld, page: BrowserTab) -> None:
+    """Folded by cause: the lost shard first, and not as a held target once more; dead letters beside it."""
+    await page.wait_for(f"{text_of('problems')}.includes('Dead letters in the last hour')", within_s=HISTORY_WITHIN_S)
+    problems = await page.evaluate(
+        "[...document.querySelectorAll('#problems .item:not(.stale)')].map((one) => one.innerText)"
+    )
+    assert problems[0].startswith("critical\nPostgres shard lost")
+    assert "See why the shard does not answer" in problems[0]
+    assert "First" in problems[0]
+    assert "Last\nnow" in problems[0]
+    assert not any("shard unavailable" in one for one in problems)
+    assert any("Held: unregistered" in one for one in problems)
+    verdict = " ".join((await page.evaluate(text_of("verdict"))).split())
+    assert verdict.startswith("1 thing needs you Postgres shard lost (shard shard-")
+    link = "document.querySelector('#problems a[href$=\"/monitoring.html#shardlost\"]')"
+    assert await page.evaluate(f"[{link}.href, {link}.innerText]") == [
+        f"{SITE_URL}/monitoring.html#shardlost",
+        "Runbook: shardlost",
+    ]
+    assert "2 of 3 shards healthy" in " ".join((await page.evaluate(text_of("tiles"))).split())
+
+
+async def test_held_target_is_one_item_with_all_that_is_known(world: PageWorld, page: BrowserTab) -> None:
+    """Its tenants in a list to open, since when the oldest waits, who holds it, what to do."""
+    await page.wait_for(f"{text_of('held')}.includes('unregistered')")
+    held = await page.evaluate("[...document.querySelectorAll('#held .item')].map((one) => one.innerText)")
+    assert len([one for one in held if f"tenant {world.unregistered.tenant_id}" in one]) == 1
+    (lost,) = [one for one in held if "shard unavailable" in one]
+    assert all(word in lost for word in ("Oldest waits", "Reader", "Its 1 tenant", "See why the shard", "Retry now"))
+    opened = "[...document.querySelectorAll('#held details')].find((one) => one.innerText.includes('Its 1 tenant'))"
+    await page.evaluate(f"{opened}.querySelector('summary').click()")
+    await asyncio.sleep(3)  # the ages go on, and the list stays open
+    assert world.lost.tenant_id in await page.evaluate(f"{opened}.open && {opened}.innerText")
+
+
+async def test_each_thing_has_an_address_and_the_back_button_works(world: PageWorld, page: BrowserTab) -> None:
+    """Links lead from the trouble to its shard, and to its tenant; a reload shows the same thing."""
+    await page.evaluate("document.querySelector('#problems a[href^=\"#/shards/\"]').click()")
+    await page.wait_for(f"{text_of('section-thing')}.startsWith('Shard shard-')")
+    assert NO_SERVER in await page.evaluate(text_of("section-thing"))
+    assert "shard unavailable" in await page.evaluate(text_of("section-thing-held"))
+    await go(page, "tenants", world.steady.tenant_id)
+    await page.wait_for(f"{text_of('section-tenant')}.includes('active')")
+    command = f"simplu-worker tenants move {world.steady.business_id} {world.steady.location_id} --to shard-"
+    assert command in await page.evaluate(text_of("section-tenant-move"))
+    await page.evaluate("history.back()")
+    await page.wait_for("!document.getElementById('view-shards').hidden && location.hash.startsWith('#/shards/')")
+    await page.call("Page.reload")
+    await page.wait_for(f"{text_of('section-thing')}.startsWith('Shard shard-')")
+    assert await page.evaluate("document.querySelector('#menu [aria-current]').innerText") == "Shards"
+    await go(page, "tenants", "no-tenant")
+    await page.wait_for(f"{text_of('section-tenant')}.includes('unregistered')")
+
+
+async def test_views_show_shards_queues_and_moves(world: PageWorld, page: BrowserTab) -> None:
+    """A move has its rows and the commands to go on and to undo it."""
+    await go(page, "shards")
+    shards = await page.evaluate(text_of("section-shards"))
     assert "lost" in shards
     assert "Schema" in shards
     usages = await page.evaluate(shard_cells("Usage"))
@@ -227,35 +307,44 @@ async def test_page_shows_the_trouble_and_the_way_out(world: PageWorld, page: Br
     assert [bool(re.fullmatch(r"\d+ %", one)) for one in usages] == [True] * 3
     assert [bool(re.fullmatch(r"[1-9]\d* of 97", one)) for one in connections].count(True) == 2
     assert connections.count("–") == 1  # of the shard that is down
-    assert PRIORITY_QUEUE is None or PRIORITY_QUEUE in await page.evaluate(
-        "document.getElementById('section-queues').innerText"
-    )
-    assert f"tenant {world.moving.tenant_id}" in work
-    assert "2 of 3\nshards healthy" in overview
+    await go(page, "queues")
+    await page.wait_for(f"{text_of('section-queues')}.includes('dead letters')")
+    assert PRIORITY_QUEUE is None or PRIORITY_QUEUE in await page.evaluate(text_of("section-queues"))
+    await go(page, "moves")
+    await page.wait_for(HAS_MOVE, within_s=SEEN_WITHIN_S)  # with the next probe of its shard
+    await page.wait_for(f"{text_of('section-moves')}.includes('Undo')", within_s=SEEN_WITHIN_S)
+    moves = await page.evaluate(text_of("section-moves"))
+    ids = f"{world.moving.business_id} {world.moving.location_id}"
+    assert f"tenant {world.moving.tenant_id}" in moves
+    assert f"simplu-worker tenants rollback {ids} --apply" in moves
 
 
 async def test_page_goes_on_while_it_is_open(world: PageWorld, page: BrowserTab) -> None:
     """The worker's events bring what it does next, without a request; the scrolled table is where it was."""
+    await go(page, "stream")
     await wait_for_events(page)
     asked = page.requests.count(f"{world.url}status")
-    await page.evaluate("document.querySelector('#section-held .scroll').scrollLeft = 40")
-    before = await page.evaluate("document.getElementById('section-totals').innerText")
+    await page.evaluate("document.querySelector('#section-stream .scroll').scrollLeft = 40")
+    before = await page.evaluate(text_of("section-totals"))
     await world.stack.put(world.live)
-    await page.wait_for(f"document.getElementById('section-totals').innerText !== {json.dumps(before)}")
+    await page.wait_for(f"{text_of('section-totals')} !== {json.dumps(before)}")
     assert page.requests.count(f"{world.url}status") == asked
-    scrolled = "document.querySelector('#section-held .scroll')"
+    scrolled = "document.querySelector('#section-stream .scroll')"
     assert await page.evaluate(f"{scrolled}.scrollLeft === 40 || {scrolled}.scrollWidth <= {scrolled}.clientWidth + 40")
 
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
 async def test_page_is_accessible_and_fits(page: BrowserTab, width: int, scheme: Scheme) -> None:
-    """axe-core finds nothing; tables scroll within the width of the screen, and no row is tall."""
+    """Of each view axe-core finds nothing; tables scroll within the width of the screen, and no row is tall."""
     axe = required_axe()
     await page.show_as(width, scheme, scale=1 if width > PHONE_WIDTH else 2)
-    await page.wait_for("document.getElementById('section-queues')?.innerText.includes('dead letters')")
-    assert await page.find_violations(axe) == []
-    assert await page.evaluate(TALL_ROWS) == []
-    assert await page.evaluate(IS_WIDER_THAN_SCREEN) is False
+    for view in reversed(VIEWS):
+        await go(page, view)
+        assert (view, await page.find_violations(axe)) == (view, [])
+        assert (view, await page.evaluate(TALL_ROWS)) == (view, [])
+        assert (view, await page.evaluate(IS_WIDER_THAN_SCREEN)) == (view, False)
+    advice = "document.querySelector('#problems .advice').getBoundingClientRect()"
+    assert await page.evaluate(f"[{advice}.left >= 0, {advice}.right <= innerWidth]") == [True, True]
     if WRITES_PICTURES:
         picture = await page.take_picture()
         (PICTURES / f"status-{width}-{scheme}.webp").write_bytes(picture)
@@ -287,6 +376,7 @@ async def test_page_without_a_token_is_accessible(page: BrowserTab) -> None:
 async def test_tenant_and_operation_are_looked_up_by_keyboard(world: PageWorld, page: BrowserTab) -> None:
     """A person who cannot point gets to the form, and finds the tenant's failed operations and one by its id."""
     axe = required_axe()
+    await go(page, "tenants")
     await page.evaluate("document.getElementById('business').focus()")
     for text in (world.steady.business_id, world.steady.location_id, "of-nothing"):
         await page.type(text)
@@ -304,19 +394,24 @@ async def test_tenant_and_operation_are_looked_up_by_keyboard(world: PageWorld, 
     assert await page.find_violations(axe) == []
 
 
-async def test_operator_acts_after_a_question(world: PageWorld, page: BrowserTab) -> None:
-    """A held target is tried at once; nothing is sent when the person declines."""
+async def test_operator_acts_after_a_dialog_with_the_facts(world: PageWorld, page: BrowserTab) -> None:
+    """A held target is tried at once; nothing is sent when the person leaves it."""
     url = f"{world.url}held/retry"
-    await page.wait_for("document.querySelector('#section-held td button') !== null")
-    await page.evaluate("document.querySelector('#section-held td button').focus()")
-    page.accepts_questions = False
+    button = "document.querySelector('#held .item button')"
+    await page.wait_for(f"{button} !== null")
+    await page.evaluate(f"{button}.focus()")
     await page.press("Enter")
+    text = await answer_dialog(page, "dialog-leave")
+    assert re.search(r"Try \S+ \S+ now\?", text)
+    assert "Oldest waits" in text
+    assert "nothing is lost" in text
     assert url not in page.requests
-    page.accepts_questions = True
-    await page.press("Enter")
+    await page.press("Enter")  # the focus is on the button again
+    await page.wait_for(f"{DIALOG}.open")
+    assert await page.find_violations(required_axe()) == []
+    await answer_dialog(page, "dialog-act")
     await page.wait_for("document.getElementById('notice').innerText.startsWith('Done: retried 1')")
     assert page.requests.count(url) == 1
-    assert page.questions[-1].endswith("now, on each replica?")
 
 
 async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
@@ -324,11 +419,12 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
 ) -> None:
     """Chosen ones or all of a filter: a plan that changes nothing, then what it names, and no more."""
     axe = required_axe()
-    await world.bury("given-up", "<b>division by zero</b> " * 20)
+    await world.bury("given-up", error="<b>division by zero</b> " * 20)
+    await go(page, "dead-letters")
     await page.evaluate("document.querySelector('#letters button').focus()")
     await page.press("Enter")
     await page.wait_for(HAS_LETTERS)
-    assert await page.evaluate("document.getElementById('letters-notice').innerText.startsWith('2 found.')")
+    assert await page.evaluate("document.getElementById('letters-notice').innerText.startsWith('2 shown.')")
     assert "given-up" in await page.evaluate("document.querySelector('#section-letters-list tbody tr').innerText")
     await page.evaluate("document.querySelector('#section-letters-list tbody button').focus()")
     await page.press("Enter")
@@ -354,6 +450,9 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
         await page.press("Tab")
     assert await page.evaluate("document.activeElement.innerText") == "Replay 1 now"
     await page.press("Enter")
+    asked = await answer_dialog(page, "dialog-act")
+    assert "retries_exhausted" in asked
+    assert f"{world.steady.business_id} {world.steady.location_id}" in asked
     await page.wait_for("document.activeElement.innerText === 'Replay: 1 sent, 0 left'")
     await poll_until_true(lambda: world.is_applied("given-up"), within_s=SEEN_WITHIN_S)
 
@@ -367,8 +466,28 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
     await page.wait_for("document.activeElement.innerText === 'Discard: 1 planned, 0 left'")
     await page.evaluate("document.querySelector('#section-letters-plan .buttons button').focus()")
     await page.press("Enter")
+    assert "invalid_json" in await answer_dialog(page, "dialog-act")
     await page.wait_for("document.activeElement.innerText === 'Discard: 1 discarded, 0 left'")
-    await page.wait_for("document.getElementById('letters-notice').innerText.startsWith('0 found.')")
+    await page.wait_for("document.getElementById('letters-notice').innerText.startsWith('0 shown.')")
+
+
+async def test_dead_letters_beyond_a_page_are_the_next_ones_by_time(world: PageWorld, page: BrowserTab) -> None:
+    """The newest of the whole queue first, though SQS shows them in no order; then the older ones, each once."""
+    await world.bury(*(f"many-{number:03}" for number in range(LETTERS_MANY)), error="many")
+    await go(page, "dead-letters")
+    await page.evaluate("document.querySelector('#letters button').click()")
+    await page.wait_for(f"{text_of('letters-notice')}.startsWith('200 shown; there are older ones')", within_s=30)
+    rows = "[...document.querySelectorAll('#section-letters-list tbody tr')]"
+    ids = f"{rows}.map((row) => row.innerText.match(/many-\\d+/)[0])"
+    assert await page.evaluate(ids) == [
+        f"many-{number:03}" for number in range(LETTERS_MANY - 1, LETTERS_MANY - 201, -1)
+    ]
+    buttons = "[...document.querySelectorAll('#section-letters-list button')]"
+    older = f"{buttons}.find((one) => one.innerText === 'Show older ones')"
+    await page.evaluate(f"{older}.click()")
+    await page.wait_for(f"{text_of('letters-notice')}.startsWith('{LETTERS_MANY} shown.')", within_s=30)
+    assert await page.evaluate(ids) == [f"many-{number:03}" for number in range(LETTERS_MANY - 1, -1, -1)]
+    await page.wait_for(f"{text_of('section-letters-list')}.includes('list again')", within_s=15)
 
 
 async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page: BrowserTab) -> None:
@@ -376,9 +495,14 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     await world.log_in(page, VIEWER_TOKEN)
     text = await page.evaluate("document.body.innerText")
     assert "viewer" in text
-    assert "shard_unavailable" in text
+    assert "shard unavailable" in text
     assert NO_SERVER not in text
-    assert not await page.evaluate("document.querySelectorAll('td button').length")
+    assert "See why the shard does not answer" in text
+    for view in VIEWS:
+        await go(page, view)
+        shown = await page.evaluate(text_of(f"view-{view}"))
+        assert NO_SERVER not in shown
+        assert not await page.evaluate(f"document.querySelectorAll('#view-{view} :is(td, .item) button').length")
     assert await page.evaluate("document.getElementById('section-letters').hidden")
 
 
@@ -404,26 +528,84 @@ async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: Br
     """By the lock that it holds on its shard, with the next probe."""
     async with world.stack.connect(world.steady) as connection, connection.transaction():
         assert await connection.fetchval(QUERIES["try_lock_schema"])
+        await go(page, "moves")
         await page.wait_for(f"{WORK}?.innerText.includes('under way')", within_s=2 * SEEN_WITHIN_S)
         _, output, _ = await run_top(world, "--once")
         assert "upgrade" in await page.evaluate(f"{WORK}.innerText")
     assert "under way" in output
 
 
-async def test_page_shows_the_oldest_held_targets_of_other_replicas(page: BrowserTab) -> None:
-    """Each with its replica and what to do; those that a replica does not name are counted."""
-    other = {"replica": "b", "heldTargets": 4, "held": [{"target": "shard z", "reason": "gap", "ageSeconds": 9}]}
-    unnamed = {"replica": "c", "heldTargets": 1}
-    fleet = {"replicas": [other, unnamed], "heldAdvice": {"gap": {"advice": "Raise it."}}}
-    mine = {"held": [{"target": "tenant t", "reason": "moving", "ageSeconds": 1}], "heldAdvice": {}}
-    known = f"{{hours: {{}}, fleet: {json.dumps(fleet)}}}"
-    script = f"import('/page/views.js').then(({{sectionsOf}}) => sectionsOf({json.dumps(mine)}, {known})[0])"
+async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTab) -> None:
+    """One row a target, the one that waits longest first, with the tenants and readers of all."""
+    first = {"target": "shard z", "reason": "gap", "ageSeconds": 9}
+    other = {"replica": "b", "seenSecondsAgo": 12.0, "held": [first, {**first, "streamShard": "s-1", "ageSeconds": 7}]}
+    fleet = {"replicas": [other], "heldAdvice": {"gap": {"advice": "Raise it."}}}
+    mine = {
+        "target": "tenant t",
+        "reason": "moving",
+        "ageSeconds": 1,
+        "tenants": 1,
+        "tenantIds": ["t"],
+        "streamShard": "s-0",
+    }
+    shared = {**first, "streamShard": "s-0", "ageSeconds": 30, "tenants": 3, "tenantIds": ["x", "a"], "operations": 7}
+    status = {"held": [mine, shared], "heldAdvice": {}}
+    script = f"import('/page/held.js').then(({{heldOf}}) => heldOf({json.dumps(status)}, {json.dumps(fleet)}))"
     held = await page.evaluate(script)
-    assert [(one["target"], one.get("replica"), one.get("advice")) for one in held["rows"]] == [
-        ("shard z", "b", "Raise it."),
-        ("tenant t", None, None),
+    assert [(one["target"], one["ageSeconds"], one["tenants"], one.get("advice")) for one in held] == [
+        ("shard z", 30, 3, "Raise it."),
+        ("tenant t", 1, 1, None),
     ]
-    assert "5 are held on other replicas" in held["note"]
+    assert (held[0]["tenantIds"], held[0]["operations"]) == (["a", "x"], 7)
+    assert held[0]["readers"] == ["s-0 (this replica)", "a stream shard (b)", "s-1 (b)"]
+    assert [one["isGrey"] for one in held] == [False, False]
+
+
+async def test_time_left_of_a_move_is_that_of_its_rows(page: BrowserTab) -> None:
+    """Not known without rows, or once the copy is done."""
+    move = {"rows": 250, "phase": "copy", "startedAt": "2026-11-27T12:00:00Z", "notedAt": "2026-11-27T12:00:10Z"}
+    cases = [[move, 1000], [move, None], [{**move, "rows": 0}, 1000], [{**move, "phase": "fence"}, 1000]]
+    script = f"import('/page/held.js').then(({{secondsLeft}}) => {json.dumps(cases)}.map((one) => secondsLeft(...one)))"
+    assert await page.evaluate(script) == [30, None, None, None]
+
+
+async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
+    """A lag that nobody has renewed is not that of now; one of a source that is gone says what it was."""
+    row = {"streamShard": "s", "state": "reading", "owner": "b", "lagSeconds": 0, "seenSecondsAgo": 42}
+    replicas = [{"replica": "b", "isThis": False, "seenSecondsAgo": 42, "deadLetters": 5, "latencyP99Seconds": 1}]
+    known = {
+        "status": {"held": []},
+        "fleet": {"streamShards": [row], "replicas": replicas},
+        "ages": {"status": 30, "fleet": 1},
+    }
+    script = f"import('/page/overview.js').then(({{tilesOf}}) => tilesOf({json.dumps(known)}))"
+    tiles = {one["label"]: (one["value"], one.get("isGrey", False)) for one in await page.evaluate(script)}
+    assert tiles == {
+        "replicas, 1 silent": ("0", False),
+        "stream shards": ("1", False),
+        "highest lag: last seen 42.0 s ago": ("–", True),
+        "records of the fleet: not known": ("–", True),
+        "held targets: nobody reads the stream": ("–", True),
+    }
+
+
+async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:
+    """The end of a scale is a number that people use; a missing value, and time without points, is a gap."""
+    scales = [[0, "rate"], [7.3, "rate"], [0.013, "seconds"], [70, "seconds"], [1200, "number"], [0.4, "number"]]
+    plot = {
+        "at": [0, 30, 60, 300, 330, 9999],
+        "values": [1, 2, None, 2, 1, 1],
+        "from": 0,
+        "until": 600,
+        "top": 2,
+        "interval": 30,
+    }
+    script = f"""
+    import('/page/chart.js').then(({{scaleEnd, runsOf}}) => [
+      {json.dumps(scales)}.map((one) => scaleEnd(...one)), runsOf({json.dumps(plot)}).map((run) => run.length),
+    ])
+    """
+    assert await page.evaluate(script) == [[1, 10, 0.02, 120, 2000, 1], [2, 2]]
 
 
 @pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
@@ -440,10 +622,11 @@ async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTa
     other = {"replica": "b", "topTenants": [{"shardId": "shard-1", "tenant": "e-f", "lastMinute": {"seconds": 3.5}}]}
     fleet = {"topTenants": [mine, before], "replicas": [{"replica": "me", "isThis": True, "topTenants": []}, other]}
     await page.show_as(width)
+    await go(page, "tenants")
     script = f"""
     Promise.all(['/page/views.js', '/page/dom.js'].map((one) => import(one))).then(([views, dom]) => {{
-      const section = (fleet) => views.sectionsOf({{}}, {{hours: {{}}, fleet}}).find(({{id}}) => id === 'tenants');
-      const shown = dom.showSection(document.getElementById('sections'), section({json.dumps(fleet)}));
+      const section = (fleet) => views.sectionsOf('tenants', {{ages: {{}}, fleet}}).find(({{id}}) => id === 'tenants');
+      const shown = dom.showSection(document.querySelector('#view-tenants .sections'), section({json.dumps(fleet)}));
       return [shown.innerText, section(null).rows, {IS_WIDER_THAN_SCREEN}];
     }})
     """
@@ -506,37 +689,73 @@ async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld
 
 async def test_fresh_page_shows_the_last_hour_of_each_stream_shard(world: PageWorld, page: BrowserTab) -> None:
     """The worker keeps it, a point each half minute; a viewer sees it too."""
+    await go(page, "stream")
     await page.wait_for(f"{STREAM_CHARTS} === 4", within_s=HISTORY_WITHIN_S)  # lag and records of two stream shards
     await world.log_in(page, VIEWER_TOKEN)
+    await go(page, "stream")
     await page.wait_for(f"{STREAM_CHARTS} === 4", within_s=SEEN_WITHIN_S)
     label = await page.evaluate("document.querySelector('#section-stream td svg').getAttribute('aria-label')")
-    assert label == "Lag of shardId-000000000000 in the last hour"
+    assert label.startswith("Lag of shardId-000000000000 from ")
+    await go(page, "overview")
+    await page.wait_for("document.querySelectorAll('#charts figure').length === 6", within_s=SEEN_WITHIN_S)
+    ticks = "[...document.querySelectorAll('#chart-lagSeconds .axis span')].map((one) => one.innerText)"
+    hour = await page.evaluate(ticks)
+    await page.evaluate("document.getElementById('period-day').click()")
+    day = await page.evaluate(ticks)
+    assert (hour[-1], len(hour), hour[0] == day[0]) == (day[-1], 5, False)
 
 
-async def test_operator_releases_a_lease_after_a_question(world: PageWorld, page: BrowserTab) -> None:
+async def test_operator_releases_a_lease_after_a_dialog(world: PageWorld, page: BrowserTab) -> None:
     """Without another replica its owner keeps it, and the notice says so."""
     url = f"{world.url}leases/shardId-000000000000/release"
     button = "document.querySelector('#section-stream td button')"
+    await go(page, "stream")
     await page.wait_for(f"{button}?.innerText === 'Release'")
     await page.evaluate(f"{button}.focus()")
-    page.accepts_questions = False
     await page.press("Enter")
+    text = await answer_dialog(page, "dialog-leave")
+    assert "Have shardId-000000000000 released?" in text
+    assert "Another replica takes the lease" in text
     assert url not in page.requests
-    page.accepts_questions = True
     since = world.stack.log_end
+    await page.evaluate(f"{button}.focus()")
     await page.press("Enter")
+    await answer_dialog(page, "dialog-act")
     await page.wait_for(
         "document.getElementById('notice').innerText.includes('expected another replica to take this lease')"
     )
     assert page.requests.count(url) == 1
-    assert page.questions[-1].endswith("release shardId-000000000000? Another replica takes it.")
     acted = await world.stack.wait_for_log_event("operator.acted", since=since, within_s=SEEN_WITHIN_S)
     assert (acted["action"], acted["asked"]) == ("release_lease", {"streamShard": "shardId-000000000000"})
 
 
-async def test_page_names_a_worker_that_is_gone(world: PageWorld, page: BrowserTab) -> None:
-    """The last values stay, and are marked as old. The last test: no other one has a worker after it."""
+async def test_operator_pauses_and_resumes_a_tenant_after_dialogs(world: PageWorld, page: BrowserTab) -> None:
+    """Each with the facts of the tenant."""
+    button = "document.querySelector('#section-tenant-levers td button')"
+    await go(page, "tenants", world.steady.tenant_id)
+    for title, shown in (("Pause for 4 hours", "pausedUntil"), ("Resume", "active")):
+        await page.wait_for(f"{button}?.innerText === {json.dumps(title)}", within_s=SEEN_WITHIN_S)
+        await page.evaluate(f"{button}.focus()")
+        await page.press("Enter")
+        assert world.steady.business_id in await answer_dialog(page, "dialog-act")
+        await page.wait_for("document.getElementById('notice').innerText.startsWith('Done')")
+        assert shown in await page.evaluate("document.getElementById('notice').innerText") or shown == "active"
+
+
+async def test_page_of_a_worker_that_is_gone_claims_nothing(world: PageWorld, page: BrowserTab) -> None:
+    """No number stands as if it were true, in any colours. The last test: no other one has a worker after it."""
+    axe = required_axe()
+    await page.wait_for("document.querySelectorAll('#tiles .tile').length > 5")
     world.stack.worker.kill()
     await page.wait_for("document.getElementById('notice').innerText.includes('does not answer')")
-    assert await page.evaluate("document.getElementById('content').className") == "stale"
-    assert not await page.evaluate("document.getElementById('content').hidden")
+    await page.wait_for(f"{text_of('verdict')}.startsWith('Nothing is known now')", within_s=30)
+    values = "[...document.querySelectorAll('#tiles strong')].map((one) => one.innerText)"
+    await page.wait_for(f"{values}.every((one) => one === '–')", within_s=30)
+    assert " ago" in await page.evaluate(text_of("tiles"))
+    for width, scheme in SCREENS:
+        await page.show_as(width, scheme)
+        for view in VIEWS:
+            await go(page, view)
+            assert (view, await page.find_violations(axe)) == (view, [])
+    await go(page, "shards")
+    assert "values are " in await page.evaluate(text_of("section-shards"))

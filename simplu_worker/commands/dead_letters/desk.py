@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import heapq
+import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
@@ -28,6 +30,7 @@ from simplu_worker.dead_letters.letter import (
     tenant_of,
 )
 from simplu_worker.errors import ConfigurationError
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Source
 
 SQS_ATTEMPTS: Final = 3
@@ -54,6 +57,8 @@ class ListOptions(NamedTuple):
     limit: int
     records: bool
     room_bytes: int = SHOWN_RECORDS_MAX_BYTES  # of records
+    newest: bool = False  # of all that match: the whole queue is read, as SQS shows messages in no order
+    read_s: float = math.inf  # until the reading ends, with what was found
 
 
 class DiscardOptions(NamedTuple):
@@ -92,15 +97,24 @@ class ReplayResult(NamedTuple):
 async def list_letters(
     settings: Settings, filters: DeadLetterFilter, options: ListOptions, narration: Narration
 ) -> dict[str, Any]:
-    """Return the dead letters that *filters* match, up to the limit, and leave them in the queue."""
-    rows: list[dict[str, Any]] = []
+    """Return dead letters that *filters* match, and leave them in the queue.
+
+    They are the first that SQS shows, up to the limit, or with `newest` the newest of the whole queue, as far as it was
+    read in time. `matched` counts those that were seen to match, `isCut`: there may be more than are listed.
+    """
+    shelf = _NewestLetters(options) if options.newest else _FirstLetters(options)
     foreign: list[dict[str, str]] = []
-    room_bytes = options.room_bytes
     is_cut = is_complete = False
+    matched = 0
     async with open_browser(settings, narration) as browser:
         depth = await read_depth(browser)
+        started_at = loop_time()
         async with aclosing(read_with_progress(browser, depth.visible_count)) as messages:
             async for message in messages:
+                if loop_time() - started_at > options.read_s:
+                    is_cut = True
+                    narration.note(f"{browser.read_count} of about {depth.visible_count} messages were read in the time")
+                    break
                 try:
                     parsed = parse_dead_letter(message.body)
                 except NotADeadLetterError as exc:
@@ -109,17 +123,67 @@ async def list_letters(
                     continue
                 if not filters.match(parsed.letter, message.message_id):
                     continue
-                if len(rows) == options.limit or room_bytes < 0:
+                if shelf.is_full:
                     is_cut = True
                     break
-                rows.append(_members(message, parsed, with_record=options.records))
-                room_bytes -= len(message.body) if options.records else 0
-                if is_complete := filters.is_complete(len(rows)):
+                matched += 1
+                shelf.add(_members(message, parsed, with_record=options.records), len(message.body))
+                if is_complete := filters.is_complete(matched):
                     break
         hidden = 0 if is_cut or is_complete else warn_of_hidden(depth, browser)
         behind = 0 if is_complete else await count_behind(browser)
-    rows.sort(key=lambda row: row["failedAt"])
-    return {"letters": rows, "notLetters": foreign, "isCut": is_cut, "hidden": hidden, "behind": behind}
+    rows = shelf.rows()
+    return {
+        "letters": rows,
+        "notLetters": foreign,
+        "matched": matched,
+        "isCut": is_cut or matched > len(rows),
+        "hidden": hidden,
+        "behind": behind,
+    }
+
+
+class _FirstLetters:
+    """The letters that SQS shows first, by the time of their failure."""
+
+    def __init__(self, options: ListOptions) -> None:
+        self._options = options
+        self._rows: list[dict[str, Any]] = []
+        self._room_bytes = options.room_bytes
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._rows) == self._options.limit or self._room_bytes < 0
+
+    def add(self, row: dict[str, Any], size_bytes: int) -> None:
+        self._rows.append(row)
+        self._room_bytes -= size_bytes if self._options.records else 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        return sorted(self._rows, key=lambda row: row["failedAt"])
+
+
+class _NewestLetters:
+    """The newest letters of all that are added, the newest first; the oldest make room."""
+
+    is_full = False
+
+    def __init__(self, options: ListOptions) -> None:
+        self._options = options
+        self._heap: list[tuple[datetime, str, int, dict[str, Any]]] = []
+        self._used_bytes = 0
+
+    def add(self, row: dict[str, Any], size_bytes: int) -> None:
+        size_bytes = size_bytes if self._options.records else 0
+        heapq.heappush(self._heap, (row["failedAt"], row["messageId"], size_bytes, row))
+        self._used_bytes += size_bytes
+        while len(self._heap) > self._options.limit or (
+            self._used_bytes > self._options.room_bytes and len(self._heap) > 1
+        ):
+            self._used_bytes -= heapq.heappop(self._heap)[2]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for *_, row in sorted(self._heap, reverse=True, key=lambda one: one[:2])]
 
 
 async def replay_letters(

@@ -27,6 +27,7 @@ from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
 
+LIST_READ_S: Final = 40.0  # less than a request may take
 ROOM_BYTES: Final = 4 * 1024 * 1024  # of records in one answer
 NEEDS_UNTIL: Final = (
     "until: expected the time of the plan, as its answer names it, so that no later dead letter is touched; got none"
@@ -49,7 +50,7 @@ class HttpDesk:
 
     async def list(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/list`."""
-        options = ListOptions(limit=request.limit, records=request.records, room_bytes=ROOM_BYTES)
+        options = ListOptions(request.limit, request.records, ROOM_BYTES, request.newest, LIST_READ_S)
 
         async def look(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
             return await list_letters(self._settings, chosen, options, notes)

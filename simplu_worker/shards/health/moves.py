@@ -29,6 +29,8 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     updated_at: datetime
     read_at: datetime
+    business_id: str | None = None
+    location_id: str | None = None
     phase: str | None = None
     row_count: int | None = None
     byte_count: int | None = None
@@ -89,6 +91,8 @@ def move_views(moves: Mapping[str, Iterable[MoveEntry]]) -> list[dict[str, Any]]
 def _view(shard_id: str, move: MoveEntry) -> dict[str, Any]:
     return {
         "tenant": move.tenant_id,
+        "businessId": move.business_id,
+        "locationId": move.location_id,
         "sourceShard": shard_id,
         "targetShard": move.target_shard_id,
         "step": move.step,

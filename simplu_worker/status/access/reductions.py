@@ -23,8 +23,10 @@ from simplu_worker.vocabulary import (
     Failure,
     HoldReason,
     HoldState,
+    ProblemCause,
     Role,
     ServerRole,
+    Severity,
     ShardState,
     SourceState,
     StreamShardState,
@@ -34,13 +36,13 @@ from simplu_worker.vocabulary import (
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
-STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus", "clock"})
+STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus", "clock", "cause", "severity"})
 STATES: Final = frozenset(
     map(
         str,
         [
             *(*UnreadyReason, *SourceState, *StreamShardState, *HoldState, *DependencyState, *ShardState, *ServerRole),
-            *(*UNFINISHED, *Role, *HoldReason),
+            *(*UNFINISHED, *Role, *HoldReason, *ProblemCause, *Severity),
         ],
     )
 )
@@ -53,7 +55,8 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("checkpoint", "position", "at", "from", "level", "event", "about", "epochMovedAt", "serverVersion"),
         *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
-        *("tenant", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
+        *("tenant", "tenantIds", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
+        *("problem", "subjects"),
         *(
             "source",
             "sequenceNumber",

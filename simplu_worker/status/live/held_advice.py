@@ -15,6 +15,10 @@ class Advice(NamedTuple):
     text: str
     runbook: str
 
+    def members(self, site: str | None = None) -> dict[str, str]:
+        """Return it as JSON members; the page is a link where *site*, that of the documentation, is known."""
+        return {"advice": self.text, "runbook": self.runbook if site is None else page_url(site, self.runbook)}
+
 
 BY_REASON: Final[dict[str, Advice]] = {
     HoldReason.UNREGISTERED: Advice("Register the tenant with `simplu-worker tenants provision`.", TARGETS_HELD),
@@ -47,14 +51,9 @@ BY_REASON: Final[dict[str, Advice]] = {
 
 
 def advice_members(reason: str, site: str | None = None) -> dict[str, str]:
-    """Return the members of a held target that name what to do; none for an unknown reason.
-
-    The page is a link where *site*, the address of the documentation site, is known, and else its path.
-    """
+    """Return the members of a held target that name what to do; none for an unknown reason."""
     advice = BY_REASON.get(reason)
-    if advice is None:
-        return {}
-    return {"advice": advice.text, "runbook": advice.runbook if site is None else page_url(site, advice.runbook)}
+    return {} if advice is None else advice.members(site)
 
 
 def page_url(site: str, page: str) -> str:

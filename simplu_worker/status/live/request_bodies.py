@@ -80,6 +80,7 @@ class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
     message_ids: Annotated[tuple[MessageId, ...], msgspec.Meta(max_length=CHOSEN_MAX)] = ()
     limit: Annotated[int, msgspec.Meta(ge=1, le=LETTERS_MAX)] = LETTERS_DEFAULT
     records: bool = False
+    newest: bool = False
     apply: bool = False
     force: bool = False
 

@@ -1,16 +1,17 @@
-// The charts of the last hour, one figure each.
-import { bars, capacityOf, highest, lines } from "./chart.js";
+// The charts of the fleet, one figure each, over an hour or a day.
+import { PERIODS, clock, highest, lineChart, scaleEnd } from "./chart.js";
 import { byId, element, setText } from "./dom.js";
-import { sum, text } from "./format.js";
+import { text } from "./format.js";
 
 const CHARTS = [
-  { key: "operationsPerSecond", title: "Operations", kind: "rate" },
-  { key: "lagSeconds", title: "Lag", kind: "seconds" },
-  { key: "latencyP50Seconds", second: "latencyP99Seconds", title: "Latency p50 · p99", kind: "seconds" },
-  { key: "failedPerSecond", title: "Failed operations", kind: "rate" },
-  { key: "deadLetters", title: "Dead letters", kind: "number", isBars: true },
-  { key: "heldTargets", title: "Held targets", kind: "number", isBars: true },
+  { key: "recordsPerSecond", title: "Records of the fleet", kind: "rate" },
+  { key: "lagSeconds", title: "Highest lag", kind: "seconds" },
+  { key: "latencyP99Seconds", title: "Highest p99 latency", kind: "seconds" },
+  { key: "heldTargets", title: "Holds of all readers", kind: "number" },
+  { key: "deadLetters", title: "Dead letters, of the hour before", kind: "number" },
+  { key: "replicas", title: "Replicas", kind: "number" },
 ];
+const TICKS = 4;
 
 function figure(key, title) {
   const known = byId(`chart-${key}`);
@@ -19,42 +20,38 @@ function figure(key, title) {
   made.id = `chart-${key}`;
   const caption = element("figcaption");
   caption.append(element("span", title), element("b", ""));
+  const scale = element("div", undefined, "scale");
+  scale.append(element("span"), element("span"), element("span"));
   const axis = element("div", undefined, "axis");
-  axis.append(element("span", ""), element("span", "now"));
-  made.append(caption, element("div"), axis);
+  for (let tick = 0; tick <= TICKS; tick += 1) axis.append(element("span"));
+  made.append(caption, scale, element("div", undefined, "plot"), axis);
   byId("charts").append(made);
   return made;
 }
 
-function describe({ key, second, title, kind }, history) {
-  const points = history[key];
-  const other = history[second] ?? [];
-  const top = text(highest(points, other), kind);
-  if (key === "deadLetters") {
-    const total = text(sum(points), kind);
-    return [total, `${title} of the last hour: ${total}`];
-  }
-  const now = (second ? [points, other] : [points]).map((one) => text(one.at(-1), kind)).join(" · ");
-  return [`${now} (max ${top})`, `${title} of the last hour: now ${now}, highest ${top}`];
-}
-
-export function showCharts(history) {
-  for (const chart of CHARTS) {
-    const points = history[chart.key];
-    const known = byId(`chart-${chart.key}`);
-    if (!Array.isArray(points) || !points.length) {
-      known?.remove();
-      continue;
-    }
-    const made = figure(chart.key, chart.title);
-    const shape = JSON.stringify([points, history[chart.second]]);
-    if (made.shape === shape) continue;
-    made.shape = shape;
-    const [caption, holder, axis] = made.children;
-    const [shown, label] = describe(chart, history);
-    setText(caption.lastElementChild, shown);
-    const seconds = capacityOf(points) * (history.intervalSeconds ?? 30);
-    setText(axis.firstElementChild, seconds >= 3600 ? "an hour ago" : `${Math.round(seconds / 60)} min ago`);
-    holder.replaceChildren(chart.isBars ? bars(points, label) : lines(points, label, history[chart.second]));
+// Show a period of *history*, that of /fleet/history.
+export function showCharts(history, period) {
+  const series = history?.[period];
+  const isKnown = Boolean(series?.at.length);
+  setText(byId("charts-note"), isKnown ? "" : "The first point comes within half a minute.");
+  if (!isKnown) return byId("charts").replaceChildren();
+  const until = series.at.at(-1);
+  const from = until - PERIODS[period];
+  for (const { key, title, kind } of CHARTS) {
+    const made = figure(key, title);
+    const values = series[key];
+    const signature = JSON.stringify([period, series.at, values]);
+    if (made.signature === signature) continue;
+    made.signature = signature;
+    const [caption, scale, holder, axis] = made.children;
+    const most = highest(values);
+    const top = scaleEnd(most, kind);
+    const now = text(values.at(-1), kind);
+    const isEmpty = !values.some((one) => typeof one === "number");
+    setText(caption.lastElementChild, isEmpty ? "not known" : `${now} at ${clock(until)}, max ${text(most, kind)}`);
+    for (const [place, share] of [1, 0.5, 0].entries()) setText(scale.children[place], text(top * share, kind));
+    for (let tick = 0; tick <= TICKS; tick += 1) setText(axis.children[tick], clock(from + ((until - from) * tick) / TICKS));
+    const label = isEmpty ? `${title}: not known` : `${title} from ${clock(from)} to ${clock(until)}: at the end ${now}, highest ${text(most, kind)}`;
+    holder.replaceChildren(lineChart({ at: series.at, values, from, until, top, interval: series.intervalSeconds }, label));
   }
 }

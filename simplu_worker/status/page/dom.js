@@ -1,7 +1,9 @@
 // Elements, and tables that change only where their rows do: scrolled tables, selected text and the focus stay.
-import { isNothing, isNumeric, text, toneOfLag, toneOfState, words, kindOf } from "./format.js";
-import { lines } from "./chart.js";
+import { duration, isNothing, isNumeric, isStale, kindOf, text, toneOfLag, toneOfState, words } from "./format.js";
+import { lineChart } from "./chart.js";
+import { hrefOf, linkOf } from "./router.js";
 
+const VIEWS_OF_KIND = { tenant: "tenants", shard: "shards", stream: "stream", queue: "queues" };
 const LONG_TEXT = 60;
 const LONG_HEADING = 26; // of a row, in the width of a phone
 
@@ -36,11 +38,26 @@ function choice({ label, choose }) {
   return made;
 }
 
-function link(url) {
-  const made = element("a", url.split(/[/#]/).pop());
-  made.href = url;
+// A page of the runbook: a link where the worker knows the address of the documentation, else its path to read.
+export function runbookLink(page) {
+  if (!/^https?:/.test(page ?? "")) return element("code", page ?? "");
+  const made = element("a", `Runbook: ${page.split(/[/#]/).pop()}`);
+  made.href = page;
   made.target = "_blank";
   made.rel = "noreferrer";
+  return made;
+}
+
+// A link within the page.
+function link(content, href) {
+  const made = element("a", content);
+  made.href = href;
+  return made;
+}
+
+function cellFigure({ plot, label, most }) {
+  const made = element("div", undefined, "cell-chart");
+  made.append(lineChart(plot, label), element("span", most));
   return made;
 }
 
@@ -57,11 +74,13 @@ function contentOf(value, kind, isHeading) {
     if (kind === "badge") return [badge(shown, toneOfState(value))];
     if (kind === "warning") return [badge(shown, "warn")];
     if (kind === "lag" && toneOfLag(value)) return [badge(shown, toneOfLag(value)), "number"];
-    if (kind === "chart") return [lines(value.points, value.label)];
+    if (kind === "chart") return [cellFigure(value)];
+    if (VIEWS_OF_KIND[kind]) return [link(shown, hrefOf(VIEWS_OF_KIND[kind], value))];
+    if (kind === "subject" && linkOf(value).href) return [link(shown, linkOf(value).href)];
     if (kind === "action") return [actionButton(value.title, value.act)];
     if (kind === "choice") return [choice(value)];
     if (kind === "code") return [openable(shown), "code"];
-    if (kind === "link" && /^https?:/.test(value)) return [link(value)];
+    if (kind === "link") return [runbookLink(value)];
   }
   const isLong = shown.length > (isHeading ? LONG_HEADING : LONG_TEXT);
   if (kind === "long" || kind === "advice" || (isHeading && isLong)) {
@@ -121,12 +140,13 @@ function showTable(holder, columns, rows) {
   while (body.rows.length > rows.length) body.lastElementChild.remove();
   for (const [place, values] of rows.entries()) {
     if (place >= body.rows.length) body.append(newRow(used));
+    body.rows[place].className = values.isGrey ? "stale" : "";
     updateRow(body.rows[place], used, values);
   }
 }
 
 // Show the members of *facts* in *holder*, one in a row.
-function showFacts(holder, facts) {
+export function showFacts(holder, facts) {
   const shape = signature(facts);
   if (holder.shape === shape) return;
   holder.shape = shape;
@@ -160,13 +180,17 @@ function newSection(parent, id) {
   return made;
 }
 
-// Show a section of *parent*: a heading, a remark, and a table or facts in a holder that scrolls in its own width.
-export function showSection(parent, { id, title, note = "", columns, rows, facts }) {
+// Show a section of *parent*: a heading, a remark, and a table or facts in a holder that scrolls in its own width. *age*
+// is that of its values, in seconds.
+export function showSection(parent, { id, title, note = "", columns, rows, facts, age = null }) {
   const shown = byId(`section-${id}`) ?? newSection(parent, id);
   const [head, remark, holder] = shown.children;
   setText(head, title);
-  setText(remark, note);
-  remark.hidden = !note;
+  const isOld = isStale(age);
+  const remarks = [isOld ? `These values are ${duration(age)} old.` : "", note].filter(Boolean).join(" ");
+  setText(remark, remarks);
+  remark.hidden = !remarks;
+  shown.classList.toggle("stale", isOld);
   holder.hidden = !facts && !rows.length;
   if (facts) showFacts(holder, facts);
   else if (rows.length) showTable(holder, columns, rows);

@@ -1,5 +1,7 @@
 // Values as people read them. Pure.
 
+export const STALE_S = 10; // older values are grey, with their age
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 export function duration(seconds) {
@@ -32,6 +34,11 @@ export function words(key) {
 export const isNothing = (value) => value === null || value === undefined || value === ""
   || (typeof value === "object" && !Object.keys(value).length);
 
+export const isStale = (seconds) => typeof seconds === "number" && seconds > STALE_S;
+
+export const noun = (number, one) => (number === 1 ? one : `${one}s`);
+export const plural = (number, one) => `${count(number)} ${noun(number, one)}`;
+
 export const withoutNothing = (facts) => Object.fromEntries(Object.entries(facts).filter(([, value]) => !isNothing(value)));
 
 // The columns of a table, each as "key:kind:title"; without the last two it is text, with the words of its key as title.
@@ -45,6 +52,12 @@ export function time(value) {
   if (Number.isNaN(date.getTime())) return String(value);
   const isToday = date.toDateString() === new Date().toDateString();
   return isToday ? date.toLocaleTimeString() : date.toLocaleString();
+}
+
+// The seconds since a time; null for none.
+export function ageOf(value, now = Date.now()) {
+  const at = new Date(value).getTime();
+  return value && !Number.isNaN(at) ? Math.max(0, (now - at) / 1000) : null;
 }
 
 const KINDS = {
@@ -82,7 +95,7 @@ export function kindOf(key) {
 }
 
 const GOOD = /^(active|catching up|consuming|healthy|ok|owned|polling|reading|ready|running|succeeded|yes)$/;
-const BAD = /^(closed|dead|error|failed|lost|refused|rejected|stopped|unavailable|critical|no)$/;
+const BAD = /^(closed|unowned|dead|error|failed|lost|refused|rejected|stopped|unavailable|critical|no)$/;
 const ORDINARY = /^(draining|elsewhere|ended|released|info|unknown|destroyed|dead letters)$/;
 const LAG_WARN_S = 10;
 const LAG_BAD_S = 60;

@@ -1,21 +1,25 @@
 // Dead letters, for operators: list, look, choose; then a plan, and only after it the replay or the discard.
 import { ask } from "./client.js";
+import { askInDialog } from "./dialog.js";
 import { actionButton, byId, element, setText, showCode, showSection } from "./dom.js";
-import { columnsOf, count, text, withoutNothing } from "./format.js";
+import { columnsOf, count, duration, isStale, text, withoutNothing } from "./format.js";
 
-const LISTED = 200;
+const LISTED = 200; // on a page
 const AT_ONCE = 1000; // of a plan
 const WITHIN_MS = 65000; // the worker takes 60 s at most
 const LETTERS = columnsOf("failed:choice", "reason:warning", "tenant", "error:long", "name:text:Source",
   "requestId", "recordBytes:bytes:Size", "look:action:Action");
 const PLANNED = columnsOf("reason:warning", "count:number", "tenant", "name:text:Source", "status:text:Outcome",
   "why", "detail:long");
-// The title of an action, the members of its plan and of its result with a number, and a remark on its plan.
+// The title of an action, the members of its plan and of its result with a number, and remarks: before, and in the dialog.
 const ACTIONS = {
-  replay: ["Replay", "wouldSend", "sent", "Nothing is sent yet."],
-  discard: ["Discard", "wouldDiscard", "discarded", "Nothing is deleted yet. The records are then only in the stream, until its retention ends."],
+  replay: ["Replay", "wouldSend", "sent", "Nothing is sent yet.",
+    "Each record goes to its source again, in order, with the request id that it had: what was applied meanwhile is dropped. Then its dead letter is deleted."],
+  discard: ["Discard", "wouldDiscard", "discarded", "Nothing is deleted yet.",
+    "The dead letters are deleted, and with them their records: they are then only in the stream, until its retention ends."],
 };
 let filter = {};
+let listed = { letters: [], readAt: null, note: "" }; // all pages that were read
 
 const remark = (message) => setText(byId("letters-notice"), message);
 const clear = (...ids) => ids.forEach((id) => byId(id).replaceChildren());
@@ -69,14 +73,29 @@ function rowsOf(letters) {
   return [...alike.values()];
 }
 
+function factsOfPlan(answer, number, shown) {
+  const reasons = [...new Set(answer.letters.map((one) => one.reason).filter(Boolean))];
+  const known = new Map(listed.letters.map((one) => [one.messageId, one]));
+  const tenants = [...new Set(answer.letters.map((one) => tenantOf(known.get(one.messageId) ?? one)).filter(Boolean))];
+  return withoutNothing({
+    deadLetters: shown, left: count(answer.left), reasons: reasons.join(", "), tenants: tenants.slice(0, 5).join(", "),
+    filter: text(filter) === "–" ? "" : text(filter), failedBefore: text(answer.until, "time"),
+  });
+}
+
 // Show the plan of an action or, where *body* has it applied, the result.
 async function act(action, body, opener) {
   const answer = await send(action, body);
   if (!answer) return;
-  const [title, planned, done, before] = ACTIONS[action];
+  const [title, planned, done, before, consequence] = ACTIONS[action];
   const number = answer[body.apply ? done : planned];
   const shown = `${count(number)}${number === AT_ONCE ? " at first" : ""}`;
-  const apply = () => act(action, { ...body, until: answer.until, apply: true }, opener);
+  const apply = async () => {
+    const isWanted = await askInDialog({
+      title: `${title} ${shown}?`, facts: factsOfPlan(answer, number, shown), note: consequence, button: `${title} ${shown}`,
+    });
+    if (isWanted) await act(action, { ...body, until: answer.until, apply: true }, opener);
+  };
   open({
     id: "letters-plan", title: `${title}: ${shown} ${body.apply ? done : "planned"}, ${count(answer.left)} left`,
     note: `${body.apply ? "" : before}${notesOf(answer)}`, columns: PLANNED, rows: rowsOf(answer.letters),
@@ -84,32 +103,63 @@ async function act(action, body, opener) {
   if (body.apply) await list();
 }
 
-// Show the letters of the filter. Each button below names its subject: the chosen ones, or all that match.
-async function list() {
-  clear("letters-found");
-  const answer = await send("list", { ...filter, limit: LISTED, records: true });
+// A time after all letters that failed in the millisecond of *at*: those of one batch have the same time.
+const justAfter = (at) => new Date(Math.floor(new Date(at).getTime()) + 1).toISOString();
+
+// Ask for the letters of the filter, the newest first; *older*: those behind the ones that are shown.
+async function list(older = false) {
+  if (!older) {
+    clear("letters-found");
+    listed = { letters: [], readAt: null, note: "" };
+  }
+  const known = new Set(listed.letters.map((one) => one.messageId));
+  const until = older ? justAfter(listed.letters.at(-1).failedAt) : filter.until;
+  const answer = await send("list", withoutNothing({ ...filter, until, limit: LISTED + (older ? LISTED : 0), records: true, newest: true }));
   if (!answer) return;
+  listed.letters.push(...answer.letters.filter((one) => !known.has(one.messageId)));
+  listed.readAt = Date.now();
+  const more = answer.isCut ? "; there are older ones" : "";
+  listed.note = `${count(listed.letters.length)} shown${more}.${notesOf(answer)}`;
+  remark(listed.note);
+  showListed(answer.isCut && listed.letters.length > known.size);
+}
+
+// Show what was read. Each button below names its subject: the chosen letters, or all that match.
+function showListed(hasOlder) {
+  clear("letters-found");
+  if (!listed.letters.length) return;
   const chosen = new Set(); // message ids
   const choose = (id, isChosen) => {
     chosen[isChosen ? "add" : "delete"](id);
     const subject = chosen.size ? `${count(chosen.size)} chosen` : "all that match";
     for (const [place, [title]] of Object.values(ACTIONS).entries()) setText(line.children[place], `${title} ${subject}: plan`);
   };
-  const rows = answer.letters.reverse().map((one) => ({
+  const rows = listed.letters.map((one) => ({
     ...one, tenant: tenantOf(one),
     failed: { id: one.messageId, label: text(one.failedAt, "time"), choose: (isChosen) => choose(one.messageId, isChosen) },
     look: { title: "Look", subject: one.messageId, act: (opener) => look(one, opener) },
   }));
-  remark(`${count(rows.length)} found${answer.isCut ? "; the queue has more: narrow the filter" : ""}.${notesOf(answer)}`);
-  if (!rows.length) return;
   const shown = showSection(byId("letters-found"), { id: "letters-list", title: "Dead letters, the newest first", columns: LETTERS, rows });
   const wanted = () => (chosen.size ? { ...filter, messageIds: [...chosen] } : filter);
-  const line = addButtons(shown, Object.fromEntries(Object.keys(ACTIONS).map((action) => [action, (opener) => act(action, wanted(), opener)])));
+  const acts = Object.fromEntries(Object.keys(ACTIONS).map((action) => [action, (opener) => act(action, wanted(), opener)]));
+  const line = addButtons(shown, hasOlder ? { ...acts, "Show older ones": () => list(true) } : acts);
   choose();
+}
+
+// Say how old the list is, once it is no longer that of the moment.
+export function showLettersAge(now) {
+  const shown = byId("section-letters-list");
+  if (!shown || listed.readAt === null) return;
+  const age = (now - listed.readAt) / 1000;
+  shown.classList.toggle("stale", isStale(age));
+  const old = isStale(age) ? `Read ${duration(age)} ago: list again for the present ones. ` : "";
+  setText(shown.children[1], old);
+  shown.children[1].hidden = !old;
 }
 
 export function closeLetters() {
   clear("letters-opened", "letters-found");
+  listed = { letters: [], readAt: null, note: "" };
   remark("");
 }
 

@@ -1,25 +1,45 @@
 // The page: asks for the token once, follows the worker's events, and shows them. Without events it asks every 2 s.
 import { showCharts } from "./charts.js";
 import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
+import { askInDialog, closeDialog, openDialog } from "./dialog.js";
 import { byId, element, setText, showSection } from "./dom.js";
-import { duration, text, withoutNothing } from "./format.js";
-import { closeLetters, openLetters } from "./letters.js";
-import { closeLookup, openLookup } from "./lookup.js";
-import { overviewOf, sectionsOf } from "./views.js";
+import { count, duration, isStale, plural, text, withoutNothing } from "./format.js";
+import { factsOfHeld, heldItem, heldOf, moveItem, unnamedElsewhere } from "./held.js";
+import { showItems } from "./items.js";
+import { closeLetters, openLetters, showLettersAge } from "./letters.js";
+import { closeLookup, lookUp, openLookup, showLookupAge } from "./lookup.js";
+import { problemItems, tilesOf, verdictOf } from "./overview.js";
+import { VIEWS, currentRoute, hrefOf } from "./router.js";
+import { isAbout, sectionsOf, thingOf } from "./views.js";
 
 const POLL_EVERY_MS = 2000;
 const PROBE_EVERY_MS = 5000;
-const SLOW_EVERY_MS = 15000; // what events do not bring: SQS is asked, and the last hour of the stream shards
+const SLOW_EVERY_MS = 8000; // what events do not bring: SQS is asked, and the histories; fresh within STALE_S
+const AGES_EVERY_MS = 1000;
 const RESULT_SHOWN_MS = 15000; // of an action
 const RETRY_EVENTS_MS = 60000; // where the worker has no events
+const HELD_SHOWN = 50;
+const MOVES_ASKED = 10; // tenants about which the worker is asked, for the size of their moves
 
-const state = { status: null, fleet: null, queues: null, hours: {}, asksForToken: false };
+const EMPTY = { status: null, fleet: null, queues: null, history: null, moved: {}, at: {}, unreachableSince: null };
+const state = { ...EMPTY, asksForToken: false, period: "hour" };
 let stream = new AbortController();
 
 const pause = (ms) => new Promise((wake) => setTimeout(wake, ms));
 const shown = async () => {
   while (document.hidden) await new Promise((wake) => document.addEventListener("visibilitychange", wake, { once: true }));
 };
+
+// Take over an answer, and when it came.
+function take(source, body) {
+  state[source] = body;
+  state.at[source] = Date.now();
+}
+
+// The age of each source in seconds; one that has not come yet is as old as the status, which stands for it.
+const agesOf = (now) => Object.fromEntries(["status", "fleet", "queues", "history"].map((source) => (
+  [source, Math.max(0, (now - (state.at[source] ?? state.at.status)) / 1000)]
+)));
 
 function showNotice(message, colour = "") {
   const notice = byId("notice");
@@ -36,24 +56,34 @@ function showBadge(name, answer) {
   badge.className = `badge ${!answer ? "" : isFine ? "good" : name === "live" ? "bad" : "warn"}`;
 }
 
-function showOverview(tiles) {
-  const holder = byId("overview");
-  const shape = JSON.stringify(tiles);
-  if (holder.shape === shape) return;
-  holder.shape = shape;
+function showVerdict({ tone, title, text: sentence }) {
+  const verdict = byId("verdict");
+  verdict.className = `card ${tone}`;
+  setText(verdict.firstElementChild, title);
+  setText(verdict.lastElementChild, sentence);
+}
+
+function showTiles(tiles) {
+  const holder = byId("tiles");
   while (holder.children.length > tiles.length) holder.lastElementChild.remove();
-  for (const [place, { id, value, label, tone }] of tiles.entries()) {
+  for (const [place, { view, value, label, tone, isGrey }] of tiles.entries()) {
     const tile = holder.children[place] ?? holder.appendChild(element("a"));
-    tile.className = `tile card ${tone || ""}`;
-    tile.href = `#section-${id}`;
-    if (!tile.children.length) tile.append(element("strong"), element("span"));
+    tile.className = `tile card ${tone}${isGrey ? " stale" : ""}`;
+    tile.href = hrefOf(view);
+    if (!tile.children.length) tile.append(element("strong"), " ", element("span"));
     setText(tile.firstElementChild, value);
     setText(tile.lastElementChild, label);
   }
 }
 
-function showSections(sections) {
-  const parent = byId("sections");
+// Show *items* in *parent*; without any the section goes.
+function showItemsOrNothing(parent, section) {
+  if (section.items.length) return showItems(parent, section);
+  byId(`section-${section.id}`)?.remove();
+  return null;
+}
+
+function showSections(parent, sections) {
   let before = null;
   for (const one of sections) {
     if (one.isHidden || (one.facts && !Object.keys(one.facts).length) || (one.rows && !one.rows.length && !one.note)) {
@@ -67,60 +97,128 @@ function showSections(sections) {
   }
 }
 
-// An operator's actions, each asked for once more; a viewer has none.
+// An operator's actions, each asked for in a dialog with its facts; a viewer has none.
 function actionsOf({ role }) {
   if (role !== "operator") return null;
   return {
-    retry: ({ target }) => ({
-      title: "Retry now", subject: target, act: () => act(`Try ${target} now, on each replica?`, "held/retry", { target }),
+    retry: (held) => ({
+      title: "Retry now", subject: held.target,
+      act: () => act({
+        title: `Try ${held.target} now?`, button: "Try it now", facts: { target: held.target, reason: text(held.reasons), ...factsOfHeld(held) },
+        note: "Each replica that holds it tries it at once. What still cannot be applied is held again; nothing is lost.",
+      }, "held/retry", { target: held.target }),
     }),
-    release: ({ streamShard, owner, state: now }) => (!owner || now === "ended" ? null : {
-      title: "Release", subject: streamShard,
-      act: () => act(`Have ${owner} release ${streamShard}? Another replica takes it.`, `leases/${encodeURIComponent(streamShard)}/release`),
+    release: (one) => (!one.owner || one.state === "ended" ? null : {
+      title: "Release", subject: one.streamShard,
+      act: () => act({
+        title: `Have ${one.streamShard} released?`, button: "Release it",
+        facts: withoutNothing({ streamShard: one.streamShard, owner: one.owner, lagSeconds: one.lagSeconds, heldTargets: one.heldTargets, seenAgoSeconds: one.seenSecondsAgo }),
+        note: "Another replica takes the lease with its next scan; the owner reads on until then. Its held targets are read again.",
+      }, `leases/${encodeURIComponent(one.streamShard)}/release`),
     }),
   };
 }
 
 async function act(question, path, body) {
-  if (!confirm(question)) return;
+  if (!await askInDialog(question)) return false;
   const { status, body: answer } = await ask(path, { method: "POST", body }).catch(() => ({ status: 0, body: {} }));
   const result = answer.error ?? (Object.entries(withoutNothing(answer)).map(([name, value]) => `${name} ${value}`).join(", ") || "no answer");
   state.result = { text: `${status >= 200 && status < 300 ? "Done" : "Not done"}: ${result}.`, until: Date.now() + RESULT_SHOWN_MS };
   show();
+  return true;
+}
+
+const heldSection = (id, title, held, retry, unnamed = 0) => ({
+  id, title,
+  note: [
+    held.length > HELD_SHOWN ? `${plural(held.length, "target")}; the oldest ${HELD_SHOWN} are shown.` : "",
+    unnamed ? `Other replicas hold ${count(unnamed)} more; the oldest of each are shown.` : "",
+  ].filter(Boolean).join(" "),
+  items: held.slice(0, HELD_SHOWN).map((one) => heldItem(one, retry)),
+});
+
+function showOverview(known) {
+  showVerdict(verdictOf(known));
+  showTiles(tilesOf(known));
+  showItemsOrNothing(byId("problems"), { id: "problems", title: "What is wrong, and what to do", items: problemItems(known) });
+  const held = showItemsOrNothing(byId("held"), heldSection("held", "Held targets: they wait in the stream, all others go on", heldOf(known.status, known.fleet), known.actions?.retry, unnamedElsewhere(known.fleet)));
+  held?.classList.toggle("stale", isStale(known.ages.status));
+  byId("problems").className = isStale(known.ages.fleet) ? "stale" : "";
+  showCharts(known.history, state.period);
+  byId("charts").classList.toggle("stale", isStale(known.ages.history));
+}
+
+function showThing(view, thing, known) {
+  const parent = byId(`view-${view}`).querySelector(".thing");
+  if (!parent) return;
+  const section = thingOf(view, thing, known);
+  if (!section) return parent.replaceChildren();
+  showSection(parent, section);
+  const held = heldOf(known.status, known.fleet).filter(({ target }) => isAbout(target, view, thing));
+  showItemsOrNothing(parent, heldSection("thing-held", "Held", held, known.actions?.retry));
+}
+
+function showMoves({ status, ages, moved }) {
+  const moves = status.moves ?? [];
+  const made = showItems(byId("moves"), {
+    id: "moves", title: "Moves in progress", items: moves.map((one) => moveItem(one, moved)),
+    note: moves.length ? "" : "None. A tenant's page has the command that moves it.",
+  });
+  made.classList.toggle("stale", isStale(ages.status));
+}
+
+function showMenu(view) {
+  const menu = byId("menu");
+  if (!menu.children.length) {
+    for (const [name, title] of Object.entries(VIEWS)) {
+      const link = menu.appendChild(element("a", title));
+      link.href = hrefOf(name);
+    }
+  }
+  for (const [place, name] of Object.keys(VIEWS).entries()) {
+    if (name === view) menu.children[place].setAttribute("aria-current", "page");
+    else menu.children[place].removeAttribute("aria-current");
+    byId(`view-${name}`).hidden = name !== view;
+  }
+  menu.hidden = false;
 }
 
 function show() {
   const { status } = state;
   if (!status) return;
   const now = Date.now();
-  const known = { ...state, actions: actionsOf(status) };
-  showOverview(overviewOf(status, known));
-  showCharts(status.history ?? {});
-  setText(byId("scope"), `Charts, catch-ups and errors are those of replica ${status.replica}.`);
-  showSections(sectionsOf(status, known));
-  const uptime = status.uptime_s;
+  const known = { ...state, ages: agesOf(now), actions: actionsOf(status) };
+  const { view, thing } = currentRoute();
+  showMenu(view);
+  if (view === "overview") showOverview(known);
+  if (view === "moves") showMoves(known);
+  showThing(view, thing, known);
+  showSections(byId(`view-${view}`).querySelector(".sections"), sectionsOf(view, known));
+  showLookupAge(now);
+  showLettersAge(now);
   setText(byId("about"), [
     status.version && `version ${status.version}`,
     status.replica && `replica ${status.replica}`,
-    typeof uptime === "number" && `up ${duration(uptime)}`,
+    typeof status.uptime_s === "number" && `up ${duration(status.uptime_s)}`,
     status.role,
   ].filter(Boolean).join(" · "));
-  setText(byId("updated"), `updated ${new Date(now).toLocaleTimeString()}`);
+  setText(byId("updated"), `as of ${new Date(state.at.status).toLocaleTimeString()}`);
+  byId("updated").className = isStale(known.ages.status) ? "badge bad push" : "soft push";
   byId("content").hidden = false;
-  byId("content").className = "";
   byId("login").hidden = true;
   byId("section-letters").hidden = status.role !== "operator";
   byId("forget").hidden = !knownToken();
-  showNotice(now < (state.result?.until ?? 0) ? state.result.text : "");
+  if (!state.unreachableSince) showNotice(now < (state.result?.until ?? 0) ? state.result.text : "");
 }
 
 function forgetStatus() {
-  Object.assign(state, { status: null, fleet: null, queues: null, hours: {} });
-  for (const id of ["overview", "charts", "sections"]) byId(id).replaceChildren();
-  byId("overview").shape = undefined;
+  Object.assign(state, { ...EMPTY, at: {}, moved: {} });
+  for (const id of ["problems", "tiles", "held", "charts", "moves"]) byId(id).replaceChildren();
+  for (const one of document.querySelectorAll(".sections, .thing")) one.replaceChildren();
+  closeDialog();
   closeLookup();
   closeLetters();
-  byId("content").hidden = true;
+  byId("content").hidden = byId("menu").hidden = true;
   setText(byId("about"), "");
   setText(byId("updated"), "");
 }
@@ -135,15 +233,19 @@ function askForToken(message) {
 }
 
 function showTrouble(message) {
-  byId("content").className = "stale";
+  state.unreachableSince ??= Date.now();
   showNotice(message, "bad");
+  show();
 }
 
 function showStatus(answer, sentToken) {
   switch (answer.status) {
-    case 200:
-      state.status = answer.body;
-      return show();
+    case 200: {
+      const isFirst = !state.status;
+      state.unreachableSince = null;
+      take("status", answer.body);
+      return isFirst ? followAddress() : show();
+    }
     case 401:
       return askForToken(sentToken ? "The worker refused this token (401). Is it the value of API_TOKEN or API_VIEWER_TOKEN?" : "");
     case 403:
@@ -159,7 +261,7 @@ async function poll() {
   const sentToken = knownToken();
   const [status, fleet] = await Promise.all([ask("status"), ask("fleet")]);
   if (sentToken !== knownToken() || state.asksForToken) return;
-  state.fleet = fleet.status === 200 ? fleet.body : null;
+  if (fleet.status === 200) take("fleet", fleet.body);
   showStatus(status, sentToken);
 }
 
@@ -169,8 +271,7 @@ async function follow() {
   const { signal } = stream;
   const status = await listen("events", (name, body) => {
     if (signal.aborted) return;
-    if (name === "fleet") state.fleet = body;
-    if (name === "status") state.status = body;
+    if (name === "fleet" || name === "status") take(name, body);
     show();
   }, signal);
   return status === 200;
@@ -208,17 +309,39 @@ async function keepProbing() {
   }
 }
 
+// The tenants of moves in progress: how many rows they have.
+async function askAboutMoves() {
+  const moves = currentRoute().view === "moves" ? state.status.moves ?? [] : [];
+  const names = moves.map((one) => one.tenant).slice(0, MOVES_ASKED);
+  const answers = await Promise.all(names.map((name) => ask(`tenants/${encodeURIComponent(name)}`).catch(() => ({ body: {} }))));
+  Object.assign(state.moved, Object.fromEntries(names.map((name, place) => [name, answers[place].body])));
+}
+
 async function keepAskingSlowly() {
   for (;;) {
     await shown();
     if (state.status) {
-      const [queues, history] = await Promise.all(["sqs/stats", "fleet/history"].map((path) => ask(path).catch(() => ({}))));
-      state.queues = queues.body?.queues;
-      state.hours = Object.fromEntries((history.body?.streamShards ?? []).map((one) => [one.streamShard, one]));
+      const asked = { queues: "sqs/stats", history: "fleet/history" };
+      const answers = await Promise.all(Object.values(asked).map((path) => ask(path).catch(() => ({}))));
+      for (const [place, source] of Object.keys(asked).entries()) {
+        if (state.status && answers[place].status === 200) take(source, source === "queues" ? answers[place].body.queues : answers[place].body);
+      }
+      if (state.status) await askAboutMoves();
       show();
     }
     await pause(state.status ? SLOW_EVERY_MS : POLL_EVERY_MS / 4);
   }
+}
+
+// A new address: the view, and of a tenant what the shards know of it.
+function followAddress() {
+  const { view, thing } = currentRoute();
+  document.title = `${thing || VIEWS[view]} · simplu-worker`;
+  closeDialog();
+  show();
+  if (view === "tenants" && state.status) lookUp(thing);
+  if (view === "moves" && state.status) askAboutMoves().then(show);
+  window.scrollTo(0, 0);
 }
 
 byId("login").addEventListener("submit", (event) => {
@@ -233,9 +356,23 @@ byId("forget").addEventListener("click", () => {
   askForToken("");
   byId("token").focus();
 });
+for (const period of ["hour", "day"]) {
+  byId(`period-${period}`).addEventListener("click", () => {
+    state.period = period;
+    for (const one of ["hour", "day"]) byId(`period-${one}`).setAttribute("aria-pressed", String(one === period));
+    show();
+  });
+}
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names what is shown
+  byId("main").focus();
+});
+window.addEventListener("hashchange", followAddress);
 document.addEventListener("visibilitychange", () => document.hidden && stream.abort());
-openLookup({ act, isOperator: () => state.status?.role === "operator" });
+setInterval(show, AGES_EVERY_MS);
+openDialog();
+openLookup({ act, isOperator: () => state.status?.role === "operator", shards: () => state.status?.shards ?? [] });
 openLetters();
-keepShowing();
+keepShowing().catch(console.error);
 keepProbing();
 keepAskingSlowly();

@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN
-from simplu_worker.vocabulary import DeadLetterReason, RequestStatus, Role, Source, UnreadyReason
+from simplu_worker.vocabulary import (
+    DeadLetterReason,
+    ProblemCause,
+    RequestStatus,
+    Role,
+    Severity,
+    Source,
+    UnreadyReason,
+)
 
 Schema = dict[str, Any]
 
@@ -94,6 +102,31 @@ STREAM_POINTS: Final = _object(
     lagSeconds=_list(NUMBER_OR_NULL),
     recordsPerSecond=_list(NUMBER_OR_NULL),
 )
+FLEET_POINTS: Final = _object(
+    "intervalSeconds at",
+    intervalSeconds=NUMBER,
+    at=_list(COUNT),
+    recordsPerSecond=_list(NUMBER_OR_NULL),
+    lagSeconds=_list(NUMBER_OR_NULL),
+    latencyP99Seconds=_list(NUMBER_OR_NULL),
+    heldTargets=_list(NUMBER_OR_NULL),
+    deadLetters=_list(NUMBER_OR_NULL),
+    replicas=_list(NUMBER_OR_NULL),
+)
+PROBLEM: Final = _object(
+    "cause severity problem count subjects since at isOver advice runbook",
+    cause={"type": "string", "enum": [*map(str, ProblemCause)]},
+    reason=TEXT_OR_NULL,
+    severity={"type": "string", "enum": [*map(str, Severity)]},
+    problem=TEXT,
+    count=NUMBER,
+    subjects=_list(TEXT),
+    since=TEXT,
+    at=TEXT,
+    isOver=TRUTH,
+    advice=TEXT,
+    runbook=TEXT,
+)
 TENANT_HOLD: Final[Schema] = _object("reason", reason=TEXT, since=TEXT, advice=TEXT, runbook=TEXT) | {
     "type": ["object", "null"]
 }
@@ -148,10 +181,16 @@ SCHEMAS: Final[dict[str, Schema]] = {
         streamShards=_list(STREAM_SHARD),
         topTenants=_list(TOP_TENANT),
         heldAdvice=ANY_OBJECT,
+        problems=_list(PROBLEM),
         counts=_object("replicas leases", replicas=COUNT, leases=COUNT, unowned=COUNT, ended=COUNT),
     ),
     "StreamHistory": _object(
-        "intervalSeconds at streamShards", intervalSeconds=NUMBER, at=TEXT_OR_NULL, streamShards=_list(STREAM_POINTS)
+        "intervalSeconds at streamShards hour day",
+        intervalSeconds=NUMBER,
+        at=TEXT_OR_NULL,
+        streamShards=_list(STREAM_POINTS),
+        hour=FLEET_POINTS,
+        day=FLEET_POINTS,
     ),
     "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["handed over"]}),
     "RetryRequest": _object(target=TEXT_OR_NULL),
@@ -170,6 +209,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         messageIds={"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 100}, "maxItems": 1000},
         limit={"type": "integer", "minimum": 1, "maximum": 10_000},
         records=TRUTH,
+        newest=TRUTH,
         apply=TRUTH,
         force=TRUTH,
     ),
@@ -177,6 +217,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         "letters isCut hidden behind until notes",
         letters=_list(),
         notLetters=_list(),
+        matched=COUNT,
         isCut=TRUTH,
         hidden=COUNT,
         behind=COUNT,
@@ -221,12 +262,14 @@ SCHEMAS: Final[dict[str, Schema]] = {
         weight=NUMBER,
         resources=NUMBER_OR_NULL,
         operations=NUMBER_OR_NULL,
+        tenant=TEXT,
         held=TENANT_HOLD,
         refused=REFUSED,
     ),
     "NoTenant": _object(
         "businessId locationId state", businessId=TEXT, locationId=TEXT, state=TEXT, held=TENANT_HOLD, refused=REFUSED
     ),
+    "NoTenantOfId": _object("tenant state", tenant=TEXT, state=TEXT, held=TENANT_HOLD),
     "TenantError": _object("error", error=TEXT, held=TENANT_HOLD),
     "Queues": _object("queues", queues=_list(), handlers=_list()),
     "Purge": _object("queue emptyWithinSeconds", queue=TEXT, emptyWithinSeconds=COUNT),

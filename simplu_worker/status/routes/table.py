@@ -170,7 +170,7 @@ ROUTES: Final = (
     ),
     Route(
         *("GET", "/fleet/history", "fleet_history", Access.VIEWERS, Answer.SHARED),
-        "Lag and rate of each stream shard over the last hour.",
+        "Lag and rate of the fleet and of each stream shard over the last hour, and of the fleet over the last day.",
         {200: "StreamHistory"},
     ),
     Route(
@@ -232,6 +232,20 @@ ROUTES: Final = (
         "One tenant, with the numbers of its rows.",
         {200: "Tenant", 404: "NoTenant", 503: "TenantError"},
         (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+    ),
+    Route(
+        *("GET", "/tenants/{tenantId}", "tenant_by_id", Access.VIEWERS, Answer.IN_TURNS),
+        "One tenant by the id that held targets and moves have.",
+        {200: "Tenant", 404: "NoTenantOfId", 503: "TenantError"},
+        (
+            Parameter(
+                "tenantId",
+                "Its business id and its location id, joined by a hyphen.",
+                "path",
+                is_required=True,
+                schema={"type": "string", "minLength": 1, "maxLength": 2 * ID_MAX + 1},
+            ),
+        ),
     ),
     *(
         Route(

@@ -84,6 +84,7 @@ VIEWS: Final = Views(
     wait=wait_for_nothing,
     operations=answer_with_list,
     tenant=answer_with_ids,
+    tenant_by_id=answer_with_ids,
     shards=answer,
     sqs_stats=answer,
     handler_status=lambda: {"v": 1},

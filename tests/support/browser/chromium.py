@@ -55,16 +55,11 @@ class PageError(Exception):
 
 
 class BrowserTab:
-    """One tab. *faults* are the uncaught errors of the page, and what the browser refused because of its policy.
-
-    *questions* are those of the page's dialogs, which a person accepts or declines.
-    """
+    """One tab. *faults* are the uncaught errors of the page, and what the browser refused because of its policy."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.faults: list[str] = []
         self.requests: list[str] = []
-        self.questions: list[str] = []
-        self.accepts_questions = True
         self._socket = socket
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -95,9 +90,6 @@ class BrowserTab:
             self.faults.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
             self.faults.append(" ".join(str(one.get("description", one.get("value"))) for one in params["args"]))
-        elif method == "Page.javascriptDialogOpening":
-            self.questions.append(params["message"])
-            self._reply = self._send("Page.handleJavaScriptDialog", accept=self.accepts_questions)
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
 

@@ -87,6 +87,7 @@ def _views(result: msgspec.Raw) -> Views:
         wait=wait,
         operations=answer,
         tenant=operation,
+        tenant_by_id=operation,
         shards=answer,
         sqs_stats=answer,
         handler_status=status,

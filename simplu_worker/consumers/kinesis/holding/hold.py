@@ -58,6 +58,7 @@ class Hold:
         self.state = HoldState.HELD
         self.catch_up: CatchUp | None = None  # of a hold that is catching up
         self.attempt_count = 0  # probes since the target is held
+        self.passed_count = 0  # operations that the main reader has read and left to the hold, for people
         self.next_attempt_at = now  # monotonic
         self._unread = unread
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
@@ -14,6 +14,8 @@ from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, firs
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
+
+TENANTS_NAMED_MAX: Final = 50  # of a hold
 
 
 class ReaderView:
@@ -101,6 +103,8 @@ class ReaderView:
                 "reason": hold.reason,
                 "state": hold.state,
                 "tenants": len(hold.tenants),
+                "tenantIds": sorted(hold.tenants.names)[:TENANTS_NAMED_MAX],
+                "operations": hold.passed_count,
                 "ageSeconds": round(self.held_age_s(hold), 1),
                 "heldForSeconds": round(now - hold.since, 1),
                 "position": None if hold.reached is None else hold.reached.sequence_number,

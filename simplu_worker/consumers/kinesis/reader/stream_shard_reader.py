@@ -518,7 +518,8 @@ class StreamShardReader:
                 if not isinstance(operation, Operation):
                     rejections.add(operation, record)
                     rejected_now.append(ticket)
-                elif is_any_held and ownership.owner_of(operation.tenant_id) is not None:
+                elif is_any_held and (owner := ownership.owner_of(operation.tenant_id)) is not None:
+                    owner.passed_count += 1
                     held.append(ticket)  # a catch-up will read it again
                 else:
                     entries.append(QueuedOperation(ticket, operation, record, tracker))

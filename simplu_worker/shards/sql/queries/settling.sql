@@ -48,6 +48,8 @@ WHERE
 -- within ten minutes: a probe of a shard comes more often than that.
 SELECT
     tenant_id, target_shard_id, move_token, step, started_at, updated_at,
+    (SELECT tenants.business_id FROM public.tenants WHERE tenants.id = listed.tenant_id) AS business_id,
+    (SELECT tenants.location_id FROM public.tenants WHERE tenants.id = listed.tenant_id) AS location_id,
     pg_catalog.clock_timestamp() AS read_at,
     pg_catalog.jsonb_extract_path_text(detail, 'phase') AS phase,
     pg_catalog.jsonb_extract_path_text(detail, 'rowCount')::pg_catalog.int8 AS row_count,

@@ -1,0 +1,112 @@
+// Is it well, what is wrong, what to do: the verdict, the problems, and the few numbers. Pure.
+import { ageOf, count, duration, isNothing, isStale, noun, plural, sum, text, time, toneOfLag } from "./format.js";
+import { heldOf, unnamedElsewhere } from "./held.js";
+import { hrefOf, linkOf } from "./router.js";
+import { queuesOf, streamShardsOf } from "./views.js";
+
+const TONES = { critical: "bad", warning: "warn" };
+const VIEW_OF_CAUSE = { dead_letters: "dead-letters", move_failed: "moves", queue_failing: "queues", wrong_keys: "stream" };
+const NOW_S = 5; // what was seen so shortly before the answer is there now
+
+const highest = (values) => Math.max(...values);
+
+function known(rows, key, combine) {
+  const values = rows.map((one) => one[key]).filter((one) => typeof one === "number");
+  return values.length ? combine(values) : null;
+}
+
+const titleOf = ({ problem, reason }) => (reason ? `${problem}: ${text(reason).replace(/_/g, " ")}` : problem);
+
+// The problems as items: those of now first, then those of the last hour that are over.
+export function problemItems({ fleet, status, ages }) {
+  return (fleet?.problems ?? []).map((one) => {
+    const links = one.subjects.map(linkOf);
+    const view = VIEW_OF_CAUSE[one.cause];
+    if (view && !links.length) links.push({ text: "See all", href: hrefOf(view) });
+    const isNow = !one.isOver && ages.fleet < NOW_S && ageOf(one.at, new Date(fleet.at).getTime()) < NOW_S;
+    return {
+      id: `${one.cause} ${one.reason ?? ""}`, tone: one.isOver ? "" : TONES[one.severity] ?? "warn",
+      badge: one.isOver ? "over" : one.severity, title: titleOf(one), links,
+      facts: {
+        Count: count(one.count), First: time(one.since), Last: isNow ? "now" : time(one.at),
+        ...(one.cause === "not_ready" && status.unreadyDetail ? { Cause: status.unreadyDetail } : {}),
+      },
+      advice: one.isOver ? "" : one.advice, runbook: one.runbook, isGrey: one.isOver,
+    };
+  });
+}
+
+// One sentence on how it is, with its tone.
+export function verdictOf({ status, fleet, ages, unreachableSince }) {
+  if (isStale(ages.status) || (unreachableSince && !fleet)) {
+    return {
+      tone: "bad", title: "Nothing is known now",
+      text: `The worker has not answered for ${duration(ages.status)}. All below is as of ${time(Date.now() - 1000 * ages.status)}, and grey.`,
+    };
+  }
+  if (!fleet) return { tone: "warn", title: "The fleet is not known", text: "The worker does not answer /fleet; what follows is of this replica." };
+  const problems = (fleet.problems ?? []).filter((one) => !one.isOver);
+  const critical = problems.filter((one) => one.severity === "critical");
+  if (problems.length) {
+    const [worst] = problems;
+    const others = problems.length > 1 ? ` ${plural(problems.length - 1, "other problem")} below.` : "";
+    const subjects = worst.subjects.length ? ` (${worst.subjects.slice(0, 3).join(", ")}${worst.count > 3 ? " …" : ""})` : "";
+    return {
+      tone: critical.length ? "bad" : "warn",
+      title: critical.length ? `${plural(critical.length, "thing")} ${critical.length === 1 ? "needs" : "need"} you` : "It works; look at this",
+      text: `${titleOf(worst)}${subjects}: ${worst.advice}${others}`,
+    };
+  }
+  const replicas = fleet.replicas?.length ?? 0;
+  const shards = status.shards?.length ?? 0;
+  return {
+    tone: "good", title: "All is well",
+    text: `${plural(replicas, "replica")}, ${plural(fleet.streamShards?.length ?? 0, "stream shard")}, ${plural(shards, "Postgres shard")}; nothing is held or lost.`,
+  };
+}
+
+// The few numbers. One without a fresh source has no value, and says what it was and when.
+export function tilesOf(all) {
+  const { status, fleet, queues, ages } = all;
+  const streamShards = streamShardsOf(all);
+  const fresh = streamShards.filter((one) => !isStale(one.seenSecondsAgo));
+  const replicas = fleet?.replicas ?? [];
+  const freshReplicas = replicas.filter((one) => !isStale(one.seenSecondsAgo));
+  const shards = status.shards ?? [];
+  const sick = shards.filter(({ state }) => state !== "healthy");
+  const lost = sick.filter(({ state }) => state === "lost");
+  const unowned = streamShards.filter(({ state }) => state === "unowned").length;
+  const listed = queuesOf(all);
+  const dead = listed.filter((one) => one.isDead);
+  const work = listed.filter((one) => !one.isDead);
+  const held = heldOf(status, fleet).length + unnamedElsewhere(fleet);
+  const buried = known(freshReplicas, "deadLetters", sum);
+  const lag = known(fresh, "lagSeconds", highest);
+  const seen = known(streamShards, "seenSecondsAgo", highest);
+  const lettersView = status.role === "operator" ? "dead-letters" : "queues";
+  const tile = (view, source, value, label, tone = "") => (
+    isStale(ages[source]) ? { view, value: "–", label: `${label}: was ${value}, ${duration(ages[source])} ago`, tone: "", isGrey: true }
+      : { view, value, label, tone: tone || "" }
+  );
+  const unknown = (view, label, why) => ({ view, value: "–", label: `${label}: ${why}`, tone: "", isGrey: true });
+  const measured = (view, source, value, kind, label, tone) => (
+    value === null ? unknown(view, label, "not known") : tile(view, source, text(value, kind), label, tone)
+  );
+  const silent = replicas.length - freshReplicas.length;
+  return [
+    replicas.length && tile("stream", "fleet", count(freshReplicas.length), silent ? `${noun(freshReplicas.length, "replica")}, ${silent} silent` : noun(replicas.length, "replica"), silent && "bad"),
+    streamShards.length && tile("stream", "fleet", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
+    streamShards.length && (lag === null
+      ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")
+      : tile("stream", "fleet", text(lag, "seconds"), fresh.length < streamShards.length ? `highest lag, of ${fresh.length} stream shards` : "highest lag", toneOfLag(lag))),
+    streamShards.length && measured("stream", "fleet", known(fresh, "recordsPerSecond", sum), "rate", "records of the fleet"),
+    freshReplicas.length && known(freshReplicas, "latencyP99Seconds", highest) !== null
+      && measured("stream", "fleet", known(freshReplicas, "latencyP99Seconds", highest), "seconds", "p99 latency"),
+    streamShards.length && !fresh.length && !held ? unknown("overview", "held targets", "nobody reads the stream")
+      : tile("overview", "status", count(held), noun(held, "held target"), held && "warn"),
+    shards.length && tile("shards", "status", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
+    work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages wait"),
+    dead.length && measured(lettersView, "queues", known(dead, "visible", sum), "number", "in the dead-letter queue", known(dead, "visible", sum) && "warn"),
+    !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters in an hour", buried && "warn"),
+  ].filter(Boolean);
+}

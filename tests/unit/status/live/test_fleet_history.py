@@ -1,0 +1,79 @@
+"""The history of the fleet: an hour in half minutes, a day in ten minutes, and no number that is not known."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from simplu_worker.status.live.fleet_history import (
+    DAY_POINTS_MAX,
+    FOLDED,
+    FleetHistory,
+    FleetPoint,
+    fleet_point,
+    fold,
+)
+from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX
+
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+UNKNOWN = FleetPoint(NOW, None, None, None, None, None, None)
+
+
+def point(number: int, **members: Any) -> FleetPoint:
+    """Return the point of a moment."""
+    return UNKNOWN._replace(at=NOW + timedelta(seconds=number * INTERVAL_S), **members)
+
+
+def row(**members: Any) -> dict[str, Any]:
+    """Return a stream shard of a report."""
+    return {"owner": "a", "recordsPerSecond": 10.0, "lagSeconds": 1.0, "seenSecondsAgo": 1.0} | members
+
+
+def replica(**members: Any) -> dict[str, Any]:
+    """Return a replica of a report."""
+    known = {"latencyP99Seconds": 0.2, "heldTargets": 1.0, "deadLetters": 3, "seenSecondsAgo": 1.0}
+    return known | members
+
+
+def test_point_is_of_the_whole_fleet() -> None:
+    """The sum of the rates, the highest lag and latency."""
+    report = {
+        "streamShards": [row(), row(recordsPerSecond=5.0, lagSeconds=4.0), row(recordsPerSecond=None)],
+        "replicas": [replica(), replica(latencyP99Seconds=0.5, deadLetters=None)],
+    }
+    assert fleet_point(report, NOW) == FleetPoint(NOW, 15.0, 4.0, 0.5, 2.0, 3, 2.0)
+
+
+def test_what_no_replica_has_renewed_is_not_known() -> None:
+    """A lag of before says nothing of now; nor does a stream shard without an owner."""
+    old = {"streamShards": [row(seenSecondsAgo=61.0), row(owner=None)], "replicas": [replica(seenSecondsAgo=None)]}
+    assert fleet_point(old, NOW) == UNKNOWN._replace(replicas=0.0)
+
+
+def test_hour_has_its_last_points_with_their_times() -> None:
+    """The oldest go first."""
+    history = FleetHistory()
+    for number in range(POINTS_MAX + 3):
+        history.note(point(number, lag_s=float(number)))
+    hour = history.view()["hour"]
+    assert hour["lagSeconds"] == [float(number) for number in range(3, POINTS_MAX + 3)]
+    assert (hour["at"][0], hour["at"][-1] - hour["at"][0]) == (NOW.timestamp() + 90, 119 * 30)
+    assert hour["recordsPerSecond"] == [None] * POINTS_MAX
+
+
+def test_day_folds_ten_minutes_into_a_point() -> None:
+    """And ends with those that are not yet ten minutes."""
+    history = FleetHistory()
+    for number in range(FOLDED + 1):
+        history.note(point(number, lag_s=float(number), records_per_s=float(number)))
+    day = history.view()["day"]
+    assert (day["lagSeconds"], day["recordsPerSecond"]) == ([19.0, 20.0], [9.5, 20.0])
+    for number in range(FOLDED + 1, (DAY_POINTS_MAX + 2) * FOLDED):
+        history.note(point(number))
+    assert len(history.view()["day"]["at"]) == DAY_POINTS_MAX
+
+
+def test_fold_of_unknown_points_is_unknown() -> None:
+    """A gap stays one."""
+    assert fold([UNKNOWN, point(1)]) == point(1)
+    assert fold([point(0, held_targets=2.0), point(1)]).held_targets == 2.0

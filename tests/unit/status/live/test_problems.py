@@ -1,0 +1,210 @@
+"""What is wrong: folded by cause, with count, first and last time, and what to do."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from support.requires import ROOT
+
+from simplu_worker.status.live.problems import MEANINGS, OVER_FOR, SUBJECTS_MAX, FoundProblem, Problems, find_problems
+from simplu_worker.vocabulary import ProblemCause
+
+NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
+SITE = "https://docs.example.com/simplu-worker"
+QUIET: dict[str, Any] = {
+    "ready": True,
+    "queues": [{"name": "q", "state": "polling"}],
+    "streamShards": [{"streamShard": "s"}],
+    "shards": [{"shardId": "a", "state": "healthy"}],
+    "held": [],
+    "moves": [],
+    "cache": {"state": "ok"},
+    "troubles": [],
+    "clock": "ok",
+    "citrus": "ok",
+}
+
+
+def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
+    """Return a row of `/fleet`."""
+    row = {"streamShard": name, "state": "reading", "owner": "me", "lagSeconds": 0.1, "seenSecondsAgo": 0.5}
+    return row | members
+
+
+def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """Return the report of a fleet of this replica and another one with the members *others*."""
+    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0}
+    other = {"replica": "b", "isThis": False, "held": [], "deadLetters": None} | others
+    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
+
+
+def held(target: str, reason: str, age_s: float) -> dict[str, Any]:
+    """Return a held target."""
+    return {"target": target, "reason": reason, "ageSeconds": age_s}
+
+
+def causes_of(state: dict[str, Any], report: dict[str, Any] | None = None) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the causes that are found, with their subjects."""
+    found = find_problems(QUIET | state, report or fleet(), NOW)
+    return [(one.cause, one.subjects) for one in found]
+
+
+def test_nothing_is_wrong_in_a_quiet_fleet() -> None:
+    """Without a cache, Citrus or a queue too."""
+    assert causes_of({}) == []
+    assert causes_of({"cache": None, "citrus": None, "queues": []}) == []
+
+
+def test_lost_shard_is_one_problem_and_not_a_held_target_as_well() -> None:
+    """Whatever the number of readers that hold it; a shard that works and is held is another matter."""
+    shards = [{"shardId": "a", "state": "lost", "lastAnswer": {"at": "2026-11-27T11:00:00+00:00"}}]
+    holds = [held("shard a", "shard_unavailable", 5.0)] * 3 + [held("shard b", "shard_unavailable", 9.0)]
+    found = find_problems(QUIET | {"shards": shards, "held": holds}, fleet(), NOW)
+    assert found == [
+        FoundProblem(ProblemCause.SHARD_LOST, ("shard a",), since=NOW - timedelta(hours=1)),
+        FoundProblem(
+            ProblemCause.TARGET_HELD, ("shard b",), reason="shard_unavailable", since=NOW - timedelta(seconds=9)
+        ),
+    ]
+
+
+def test_held_targets_are_folded_by_reason_over_all_replicas() -> None:
+    """A target that several name is one, the one that waits longest first."""
+    report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant z", "gap", 1.0)])
+    found = find_problems(
+        QUIET | {"held": [held("tenant t", "moving", 3.0), held("tenant u", "moving", 70.0)]}, report, NOW
+    )
+    assert [(one.reason, one.subjects) for one in found] == [
+        ("gap", ("tenant z",)),
+        ("moving", ("tenant u", "tenant t")),
+    ]
+
+
+def test_each_part_of_a_worker_has_its_cause() -> None:
+    """An error in place of a state is trouble."""
+    trouble = {"target": "stream_shard", "about": "s", "count": 4, "since": "2026-11-27T11:00:00+00:00"}
+    state = {
+        "ready": "stream_unavailable",
+        "queues": [{"name": "q", "state": "no answer"}],
+        "clock": "400 s ahead",
+        "citrus": "TimeoutError",
+        "cache": {"state": "unreachable"},
+        "troubles": [trouble],
+        "streamShards": [{"streamShard": "s", "wrongKeys": 3}],
+        "shards": [{"shardId": "a", "state": "degraded"}],
+        "moves": [{"tenant": "t", "error": "no room", "notedAt": NOW}],
+    }
+    assert dict(causes_of(state, fleet(deadLetters=12))) == {
+        ProblemCause.NOT_READY: ("stream unavailable",),
+        ProblemCause.QUEUE_FAILING: ("queue q",),
+        ProblemCause.CITRUS_FAILING: (),
+        ProblemCause.CLOCK_APART: (),
+        ProblemCause.CACHE_FAILING: (),
+        ProblemCause.INTERNAL_ERROR: ("stream shard s",),
+        ProblemCause.WRONG_KEYS: ("stream shard s",),
+        ProblemCause.SHARD_DEGRADED: ("shard a",),
+        ProblemCause.MOVE_FAILED: ("tenant t",),
+        ProblemCause.DEAD_LETTERS: (),
+    }
+
+
+def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
+    """A lag that nobody has renewed is not known, and not high; one that has ended is nothing."""
+    report = fleet(
+        stream_shard("a", owner=None, state="unowned"),
+        stream_shard("b", owner="gone", lagSeconds=500.0, seenSecondsAgo=30.0),
+        stream_shard("c", lagSeconds=75.0),
+        stream_shard("d", owner=None, state="ended"),
+    )
+    assert causes_of({}, report) == [
+        (ProblemCause.STREAM_SHARD_UNREAD, ("stream shard a",)),
+        (ProblemCause.REPLICA_SILENT, ("replica gone",)),
+        (ProblemCause.STREAM_LAG, ("stream shard c",)),
+    ]
+
+
+def test_problem_keeps_its_first_time_and_is_shown_for_an_hour_when_it_is_over() -> None:
+    """The worst comes first, and what is over last."""
+    problems = Problems()
+    lost = FoundProblem(ProblemCause.SHARD_LOST, ("shard a",))
+    letters = FoundProblem(ProblemCause.DEAD_LETTERS, number=7)
+    later, last = NOW + timedelta(minutes=5), NOW + timedelta(minutes=5) + OVER_FOR
+    problems.note([lost], NOW)
+    problems.note([letters, lost], later)
+    assert [(one["cause"], one["count"], one["since"][11:16], one["isOver"]) for one in problems.view(later)] == [
+        ("shard_lost", 1, "12:00", False),
+        ("dead_letters", 7, "12:05", False),
+    ]
+    problems.note([letters], last)
+    assert [(one["cause"], one["at"][11:16], one["isOver"]) for one in problems.view(last)] == [
+        ("dead_letters", "12:05", False),  # no further one has come
+        ("shard_lost", "12:05", True),
+    ]
+    problems.note([letters._replace(number=8)], last + timedelta(seconds=1))
+    assert [(one["cause"], one["at"][11:16]) for one in problems.view(last)] == [("dead_letters", "13:05")]
+
+
+def test_what_nobody_sees_is_not_over() -> None:
+    """A held target is held although its reader has lost its lease; it was last seen before."""
+    problems = Problems()
+    holding = FoundProblem(ProblemCause.TARGET_HELD, ("tenant t",), reason="moving")
+    lost = FoundProblem(ProblemCause.SHARD_LOST, ("shard a",))
+    problems.note([holding, lost], NOW)
+    later = NOW + timedelta(minutes=1)
+    problems.note([FoundProblem(ProblemCause.REPLICA_SILENT, ("replica b",))], later)
+    assert [(one["cause"], one["at"][11:16], one["isOver"]) for one in problems.view(later)] == [
+        ("replica_silent", "12:01", False),
+        ("target_held", "12:00", False),
+        ("shard_lost", "12:00", True),
+    ]
+    problems.note([], later)
+    assert all(one["isOver"] for one in problems.view(later))
+
+
+def test_begin_of_a_replica_is_not_told_afterwards() -> None:
+    """While it lasts it is: nothing is read."""
+    problems = Problems()
+    problems.note(find_problems(QUIET | {"ready": "stream_opening"}, fleet(), NOW), NOW)
+    assert [one["subjects"] for one in problems.view(NOW)] == [("stream opening",)]
+    problems.note([], NOW)
+    assert problems.view(NOW) == []
+
+
+def test_wrong_keys_of_long_ago_are_no_problem_of_now() -> None:
+    """Their number is that of the replica's life."""
+    problems = Problems()
+    keys = FoundProblem(ProblemCause.WRONG_KEYS, ("stream shard s",), 3)
+    problems.note([keys], NOW)
+    seen = []
+    for minutes in (9, 11, 62):
+        now = NOW + timedelta(minutes=minutes)
+        problems.note([keys], now)
+        seen.append([one["isOver"] for one in problems.view(now)])
+    problems.note([keys._replace(number=4)], NOW + timedelta(minutes=70))
+    assert (seen, [one["isOver"] for one in problems.view(NOW + timedelta(minutes=70))]) == (
+        [[False], [True], []],
+        [False],
+    )
+
+
+def test_view_names_a_bounded_number_of_subjects_and_the_way_out() -> None:
+    """A reason has its own advice, as held targets have."""
+    problems = Problems()
+    subjects = tuple(f"tenant t{number}" for number in range(500))
+    problems.note([FoundProblem(ProblemCause.TARGET_HELD, subjects, reason="moving")], NOW)
+    (one,) = problems.view(NOW, SITE)
+    assert (one["count"], len(one["subjects"])) == (500, SUBJECTS_MAX)
+    assert (one["advice"][:13], one["runbook"]) == ("Wait for the ", f"{SITE}/moving.html")
+
+
+def test_every_cause_has_a_meaning_and_a_page_with_its_heading() -> None:
+    """A link leads to the file, and to a heading in it."""
+    assert MEANINGS.keys() == set(ProblemCause)
+    for meaning in MEANINGS.values():
+        path, _, anchor = meaning.advice.runbook.partition("#")
+        text = (ROOT / path).read_text(encoding="utf-8").lower()
+        headings = {
+            line.lstrip("# ").replace(" ", "-").replace("`", "") for line in text.splitlines() if line[:1] == "#"
+        }
+        assert anchor in headings, meaning.advice.runbook
