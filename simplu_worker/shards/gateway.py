@@ -52,6 +52,7 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, TargetKind
 
 HOMELESS: Final = (Absence.UNREGISTERED, Absence.NOT_HERE)
+RESOURCE_SHOWN_MAX_BYTES: Final = 256 * 1024  # of a document for a person to look at
 UNPLACED_SHARDS: Final = 3  # few, as each question about a tenant without a home goes to all of them
 NO_STREAM_SHARDS: Final = StreamShards("", ())
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -581,6 +582,22 @@ class ShardGateway:
             return (shard.shard_id, row) if row is not None and row["lives_here"] else None
 
         return await self._directory.ask_home(tenant_id, show) if is_storable(tenant_id) else Absence.UNREGISTERED
+
+    async def find_resource(
+        self, business_id: str, location_id: str, resource_type: str, resource_id: str
+    ) -> tuple[str, dict[str, Any]] | Absence:
+        """Return the shard of a tenant, and the row of one of its resources: `is_there`, and its columns or nulls.
+
+        *data* is JSON text, and null for a document of more than RESOURCE_SHOWN_MAX_BYTES.
+        """
+        tenant_id = tenant_id_of(business_id, location_id)
+
+        async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            row = await self._fetch_one(shard, "show_resource", *key, RESOURCE_SHOWN_MAX_BYTES)
+            return None if row is None else (shard.shard_id, row)
+
+        key = (tenant_id, resource_type, resource_id)
+        return await self._directory.ask_home(tenant_id, show) if all(map(is_storable, key)) else Absence.UNREGISTERED
 
     async def steer_tenant(
         self, business_id: str, location_id: str, lever: Lever

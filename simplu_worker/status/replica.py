@@ -61,6 +61,7 @@ from simplu_worker.status.views import (
     levers_view,
     not_steered_error,
     refused_view,
+    resource_view,
     shard_view,
     tenant_view,
     trouble_view,
@@ -560,6 +561,21 @@ class ReplicaStatus:
             return 503, {"error": str(exc)} | held
         return (404, held | {"state": found}) if isinstance(found, Absence) else (200, tenant_view(*found) | held)
 
+    async def find_resource(
+        self, business_id: str, location_id: str, resource_type: str, resource_id: str
+    ) -> HttpAnswer:
+        """Answer `GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}`."""
+        if self.gateway is None:
+            return 503, {"error": "starting"}
+        try:
+            found = await self.gateway.find_resource(business_id, location_id, resource_type, resource_id)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": str(exc)}
+        asked = {"businessId": business_id, "locationId": location_id}
+        if isinstance(found, Absence):
+            return 404, asked | {"state": found}
+        return 200, asked | resource_view(resource_type, resource_id, *found)
+
     async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
         if self.gateway is None:
@@ -601,6 +617,7 @@ def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views
         operations=lambda query: list_operations(replica.gateway, query),
         tenant=replica.find_tenant,
         tenant_by_id=replica.find_tenant_by_id,
+        resource=replica.find_resource,
         steer_tenant=replica.steer_tenant,
         shards=replica.inspect_shards,
         sqs_stats=_require_started(replica, Monitoring.sqs_stats),

@@ -35,6 +35,7 @@ from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, 
 from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
 from simplu_worker.status.live.event_stream import LISTENERS_MAX, Read, changes, send_events
 from simplu_worker.status.live.request_bodies import (
+    EditRequest,
     LettersRequest,
     LeverRequest,
     OpenDesk,
@@ -94,7 +95,8 @@ class Views(msgspec.Struct, frozen=True):
     HTTP status and the JSON; text that is JSON already (a result as Postgres stores it) is passed as `msgspec.Raw`, so
     that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids,
-    and *tenant_by_id* the one that is made of them;
+    and *tenant_by_id* the one that is made of them; *resource*
+    takes both, the type of the resource and its id;
     *wait* takes the three, and returns once the operation is decided or held, after some seconds, or at the event, and
     False if too many wait;
     *operations* takes the query of a list.
@@ -116,6 +118,7 @@ class Views(msgspec.Struct, frozen=True):
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
     tenant_by_id: Callable[[str], Awaitable[HttpAnswer]]
+    resource: Callable[[str, str, str, str], Awaitable[HttpAnswer]]
     shards: Callable[[], Awaitable[HttpAnswer]]
     sqs_stats: Callable[[], Awaitable[HttpAnswer]]
     handler_status: Callable[[], dict[str, Any]]
@@ -537,14 +540,22 @@ class _Endpoints:
     async def discard_letters(self, request: web.Request) -> HttpAnswer:
         return await self._ask_desk(request, "discard")
 
-    async def _ask_desk(self, request: web.Request, action: Literal["list", "replay", "discard"]) -> HttpAnswer:
+    async def edit_letter(self, request: web.Request) -> HttpAnswer:
+        return await self._ask_desk(request, "edit", EditRequest)
+
+    async def _ask_desk(
+        self,
+        request: web.Request,
+        action: Literal["list", "replay", "discard", "edit"],
+        kind: type[EditRequest | LettersRequest] = LettersRequest,
+    ) -> HttpAnswer:
         if self._views.letters is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this process does not act on dead letters"}
         try:
-            body = await read_body(request, LettersRequest)
+            body = await read_body(request, kind)
         except ValueError as exc:
             return _bad_request(str(exc))
-        act: Callable[[LettersRequest, Actor], Awaitable[HttpAnswer]] = getattr(self._views.letters(), action)
+        act: Callable[[Any, Actor], Awaitable[HttpAnswer]] = getattr(self._views.letters(), action)
         return await act(body, _actor_of(request))
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:
@@ -587,6 +598,12 @@ class _Endpoints:
         if not _are_storable(tenant_id):
             return _bad_request("expected an id without the character U+0000")
         return await self._views.tenant_by_id(tenant_id)
+
+    async def resource(self, request: web.Request) -> HttpAnswer:
+        names = [request.match_info[name] for name in ("businessId", "locationId", "resourceType", "resourceId")]
+        if not _are_storable(*names):
+            return _bad_request("expected ids without the character U+0000")
+        return await self._views.resource(*names)
 
 
 def _named_tenant(request: web.Request) -> tuple[str | None, str | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from simplu_worker.bulkheads import Trouble
 from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.shards.health.all_shards import InspectedShard
@@ -54,6 +56,20 @@ def refused_view(found: RejectedRequest | Absence | None) -> dict[str, Any] | No
         "queue": found.source,
         "messageId": found.message_id,
         "deadLetterQueue": found.dead_letter_queue,
+    }
+
+
+def resource_view(resource_type: str, resource_id: str, shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a resource as JSON members; *exists* is false without a row."""
+    return {
+        "resourceType": resource_type,
+        "resourceId": resource_id,
+        "shardId": shard_id,
+        "exists": row["is_there"],
+        "sizeBytes": row["size_bytes"],
+        "date": row["date"],
+        "lastUpdated": row["last_updated"],
+        "data": None if row["data"] is None else msgspec.Raw(row["data"].encode()),
     }
 
 

@@ -23,7 +23,7 @@ CHECKS = (
     "ignored_auth",
 )
 STREAMS = ("/events", "/tap")  # they do not end
-LETTERS = ("/dead-letters/list", "/dead-letters/replay", "/dead-letters/discard")  # each reads the queue for seconds
+LETTERS = tuple(f"/dead-letters/{act}" for act in ("list", "replay", "discard", "edit"))  # each reads for seconds
 OF_TENANTS = ("/status", "/operations", "/operations/{requestId}", "/tenants/{businessId}/{locationId}")
 VIEWER_TOKEN = "viewer-of-the-description"
 PRODUCER_TOKEN = "producer-of-the-description"

@@ -490,6 +490,52 @@ async def test_dead_letters_beyond_a_page_are_the_next_ones_by_time(world: PageW
     await page.wait_for(f"{text_of('section-letters-list')}.includes('list again')", within_s=15)
 
 
+async def test_dead_letter_is_corrected_and_sent_again_under_a_new_id(world: PageWorld, page: BrowserTab) -> None:
+    """After a preview with the present row and the later operations; the log links it to the old id."""
+    axe = required_axe()
+    await world.bury("to-correct", error="no such column")
+    await world.stack.put(world.live)
+    await world.stack.wait_until_applied(world.live, within_s=SEEN_WITHIN_S)
+    await go(page, "dead-letters")
+    await page.evaluate("document.querySelector('#letters button').click()")
+    row = (
+        "[...document.querySelectorAll('#section-letters-list tr')].find((one) => one.innerText.includes('to-correct'))"
+    )
+    await page.wait_for(f"{row} !== undefined", within_s=30)
+    await page.evaluate(f"{row}.querySelector('button').click()")
+    await page.evaluate("document.querySelector('#section-letter .buttons button').click()")
+    area = "document.querySelector('#section-letter textarea')"
+    assert '"requestId": "to-correct"' in await page.evaluate(f"{area}.value")
+    await page.evaluate(f"{area}.focus(); {area}.select()")
+    chain = world.live.resource_id
+    wrong = make_record(world.steady, "upsert", None, resourceId=chain, data={"n": 7})
+    await page.type(json.dumps(wrong))
+    button = "[...document.querySelectorAll('#section-letter button')].find((one) => one.innerText === {})".format
+    await page.evaluate(f"{button(json.dumps('Preview'))}.click()")
+    await page.wait_for(f"{text_of('section-letter')}.includes('it would become a dead letter again')", within_s=30)
+    await page.evaluate(f"{area}.focus(); {area}.select()")
+    await page.type(json.dumps(wrong | {"operation": "patch", "data": {"corrected": True}}))
+    await page.evaluate(f"{button(json.dumps('Preview'))}.click()")
+    await page.wait_for(f"{text_of('section-edit-plan')}.includes('to-correct')", within_s=30)
+    assert '"n":' in await page.evaluate(text_of("section-present-row"))
+    assert "patch" in await page.evaluate(text_of("section-later-operations"))
+    for width, scheme in SCREENS:
+        await page.show_as(width, scheme)
+        assert await page.find_violations(axe) == []
+        assert await page.evaluate(IS_WIDER_THAN_SCREEN) is False
+    since = world.stack.log_end
+    await page.evaluate(f"{button(json.dumps('Send it now'))}.click()")
+    asked = await answer_dialog(page, "dialog-act")
+    assert "Old request id\tto-correct" in asked
+    assert "Later operations" in asked
+    await page.wait_for(f"{text_of('section-letter')}.includes('in place of to-correct')", within_s=30)
+    acted = await world.stack.wait_for_log_event(
+        "operator.acted", since=since, within_s=SEEN_WITHIN_S, action="edit_letter"
+    )
+    assert acted["asked"]["oldRequestId"] == "to-correct"
+    await poll_until_true(lambda: world.is_applied(acted["asked"]["requestId"]), within_s=SEEN_WITHIN_S)
+
+
 async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page: BrowserTab) -> None:
     """The page has nothing that the viewer's token does not get."""
     await world.log_in(page, VIEWER_TOKEN)
@@ -538,7 +584,12 @@ async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: Br
 async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTab) -> None:
     """One row a target, the one that waits longest first, with the tenants and readers of all."""
     first = {"target": "shard z", "reason": "gap", "ageSeconds": 9}
-    other = {"replica": "b", "seenSecondsAgo": 12.0, "held": [first, {**first, "streamShard": "s-1", "ageSeconds": 7}]}
+    other = {
+        "replica": "b",
+        "seenSecondsAgo": 12.0,
+        "heldTargets": 5,
+        "held": [first, {**first, "streamShard": "s-1", "ageSeconds": 7}],
+    }
     fleet = {"replicas": [other], "heldAdvice": {"gap": {"advice": "Raise it."}}}
     mine = {
         "target": "tenant t",
@@ -550,8 +601,12 @@ async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTa
     }
     shared = {**first, "streamShard": "s-0", "ageSeconds": 30, "tenants": 3, "tenantIds": ["x", "a"], "operations": 7}
     status = {"held": [mine, shared], "heldAdvice": {}}
-    script = f"import('/page/held.js').then(({{heldOf}}) => heldOf({json.dumps(status)}, {json.dumps(fleet)}))"
-    held = await page.evaluate(script)
+    known = f"{json.dumps(status)}, {json.dumps(fleet)}"
+    script = (
+        f"import('/page/held.js').then((held) => [held.heldOf({known}), held.unnamedElsewhere({json.dumps(fleet)})])"
+    )
+    held, unnamed = await page.evaluate(script)
+    assert unnamed == 3
     assert [(one["target"], one["ageSeconds"], one["tenants"], one.get("advice")) for one in held] == [
         ("shard z", 30, 3, "Raise it."),
         ("tenant t", 1, 1, None),

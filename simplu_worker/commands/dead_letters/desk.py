@@ -16,12 +16,14 @@ from typing import Any, Final, NamedTuple
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_with_progress
+from simplu_worker.commands.dead_letters.edit import EditRules, edit_record
 from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayOptions, ReplayOutcome, ReplayStatus
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter, LeftReason, ReplayRules
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.commands.output.progress import Narration
-from simplu_worker.commands.stream.put_records import open_stream_for_puts
+from simplu_worker.commands.stream.put_records import open_stream_for_puts, put_all, stream_sink
 from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.dead_letters.letter import (
     DeadLetter,
     NotADeadLetterError,
@@ -31,7 +33,7 @@ from simplu_worker.dead_letters.letter import (
 )
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import Source
+from simplu_worker.vocabulary import PartitionKeyRule, Source
 
 SQS_ATTEMPTS: Final = 3
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -49,6 +51,7 @@ class LettersAction(StrEnum):
     LIST = "list_letters"
     REPLAY = "replay_letters"
     DISCARD = "discard_letters"
+    EDIT = "edit_letter"
 
 
 class ListOptions(NamedTuple):
@@ -66,6 +69,15 @@ class DiscardOptions(NamedTuple):
 
     apply: bool
     limit: int | None
+
+
+class EditOptions(NamedTuple):
+    """A dead letter by the id of its message, the text that is to take the place of its record, and the new id."""
+
+    message_id: str
+    record: str
+    request_id: str
+    apply: bool
 
 
 class ReplayResult(NamedTuple):
@@ -113,7 +125,9 @@ async def list_letters(
             async for message in messages:
                 if loop_time() - started_at > options.read_s:
                     is_cut = True
-                    narration.note(f"{browser.read_count} of about {depth.visible_count} messages were read in the time")
+                    narration.note(
+                        f"{browser.read_count} of about {depth.visible_count} messages were read in the time"
+                    )
                     break
                 try:
                     parsed = parse_dead_letter(message.body)
@@ -303,6 +317,44 @@ async def _find_to_discard(
                 discard.found.append(message.message_id)
                 if filters.is_complete(len(discard.found)):
                     return
+
+
+async def edit_letter(settings: Settings, options: EditOptions, narration: Narration) -> dict[str, Any] | None:
+    """Send the corrected record of a letter under a new request id, and delete the letter; or return the plan.
+
+    None where the queue shows no such letter. Sent again after a lost answer, the record is dropped as a redelivery.
+    Raises as `edit_record`.
+    """
+    rules = EditRules(
+        settings.kinesis_stream_name,
+        PartitionKeyRule(settings.kinesis_partition_key),
+        settings.operation_max_bytes,
+        settings.list_result_limit,
+    )
+    async with open_browser(settings, narration) as browser:
+        parsed = await _find_letter(browser, options.message_id)
+        if parsed is None:
+            return None
+        edited = edit_record(parsed, options.record, options.request_id, rules)
+        if options.apply:
+            async with open_stream_for_puts(settings) as stream:
+                await put_all(stream_sink(stream), [NewRecord(edited.partition_key, edited.record)])
+            if await browser.delete([options.message_id]):
+                narration.note("the record was sent, but its dead letter was not deleted: discard it")
+    return {"applied": options.apply, "sent": int(options.apply), "arrivedAt": parsed.letter.origin.arrived_at} | (
+        edited.facts()
+    )
+
+
+async def _find_letter(browser: DeadLetterBrowser, message_id: str) -> ParsedDeadLetter | None:
+    async with aclosing(browser.read_messages()) as messages:
+        async for message in messages:
+            if message.message_id == message_id:
+                try:
+                    return parse_dead_letter(message.body)
+                except NotADeadLetterError:
+                    return None
+    return None
 
 
 class QueueDepth(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final, TypeAlias
@@ -11,19 +12,22 @@ import msgspec
 
 from simplu_worker.commands.dead_letters.desk import (
     DiscardOptions,
+    EditOptions,
     LettersAction,
     ListOptions,
     discard_letters,
+    edit_letter,
     list_letters,
     replay_letters,
 )
+from simplu_worker.commands.dead_letters.edit import NotEditableError
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.output.progress import NoteList
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.status.access.audit import Actor, logged_action
-from simplu_worker.status.live.request_bodies import LettersRequest
+from simplu_worker.status.live.request_bodies import EditRequest, LettersRequest
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
 
@@ -31,6 +35,12 @@ LIST_READ_S: Final = 40.0  # less than a request may take
 ROOM_BYTES: Final = 4 * 1024 * 1024  # of records in one answer
 NEEDS_UNTIL: Final = (
     "until: expected the time of the plan, as its answer names it, so that no later dead letter is touched; got none"
+)
+NEEDS_REQUEST_ID: Final = (
+    "requestId: expected that of the plan, so that a repeated request sends nothing twice; got none"
+)
+NO_LETTER: Final = (
+    "expected a dead letter with this messageId; it is gone, or hidden by another reader: list them again"
 )
 BUSY: Final = "another request reads the dead letters: repeat this one later"
 
@@ -76,6 +86,35 @@ class HttpDesk:
             return await discard_letters(self._settings, chosen, options, notes)
 
         return await self._answer(LettersAction.DISCARD, request, actor, discard, {})
+
+    async def edit(self, request: EditRequest, actor: Actor) -> HttpAnswer:
+        """Answer `POST /dead-letters/edit`. The log links the new request id to the old one."""
+        if request.apply and request.request_id is None:
+            return 400, {"error": NEEDS_REQUEST_ID}
+        if self._turn.locked():
+            return 409, {"error": BUSY}
+        request_id = request.request_id or str(uuid.uuid4())
+        options = EditOptions(request.message_id, request.record, request_id, request.apply)
+        asked: dict[str, Any] = {"messageId": request.message_id, "requestId": request_id}
+        async with self._turn:
+            notes = NoteList()
+            try:
+                with logged_action(LettersAction.EDIT, actor, asked, apply=request.apply) as acted:
+                    status, answer = await self._edit(options, notes)
+                    asked["oldRequestId"] = answer.get("oldRequestId")
+                    acted.answer = answer
+            except WorkerError as exc:
+                return 503, {"error": scrub_text(str(exc))}
+        return status, answer
+
+    async def _edit(self, options: EditOptions, notes: NoteList) -> HttpAnswer:
+        try:
+            answer = await edit_letter(self._settings, options, notes)
+        except ValueError as exc:
+            return 400, {"error": str(exc)}
+        except NotEditableError as exc:
+            return 409, {"error": str(exc)}
+        return (404, {"error": NO_LETTER}) if answer is None else (200, answer | {"notes": notes.texts})
 
     async def _answer(
         self, action: LettersAction, request: LettersRequest, actor: Actor, act: Act, asked: dict[str, Any]

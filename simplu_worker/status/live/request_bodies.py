@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 from aiohttp import web
 
+from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, Lever
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -94,6 +95,15 @@ class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
         return msgspec.structs.replace(self, since=_in_utc(self.since), until=_in_utc(self.until))
 
 
+class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The body of `POST /dead-letters/edit`: a dead letter, the text in place of its record, and the new request id."""
+
+    message_id: MessageId
+    record: str
+    request_id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)] | None = None
+    apply: bool = False
+
+
 class LettersDesk(Protocol):
     """Answers requests about dead letters, each with an HTTP status and JSON members; the log has the *actor*."""
 
@@ -105,6 +115,9 @@ class LettersDesk(Protocol):
 
     async def discard(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
         """Delete dead letters, or return the plan."""
+
+    async def edit(self, request: EditRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
+        """Send a corrected record under a new request id in place of its dead letter, or return the plan."""
 
 
 OpenDesk: TypeAlias = Callable[[], LettersDesk]

@@ -2,12 +2,13 @@
 import { ask } from "./client.js";
 import { askInDialog } from "./dialog.js";
 import { actionButton, byId, element, setText, showCode, showSection } from "./dom.js";
+import { editLetter } from "./edit.js";
 import { columnsOf, count, duration, isStale, text, withoutNothing } from "./format.js";
 
 const LISTED = 200; // on a page
 const AT_ONCE = 1000; // of a plan
 const WITHIN_MS = 65000; // the worker takes 60 s at most
-const LETTERS = columnsOf("failed:choice", "reason:warning", "tenant", "error:long", "name:text:Source",
+const LETTERS = columnsOf("failed:choice", "reason:warning", "tenantId:tenant:Tenant", "error:long", "name:text:Source",
   "requestId", "recordBytes:bytes:Size", "look:action:Action");
 const PLANNED = columnsOf("reason:warning", "count:number", "tenant", "name:text:Source", "status:text:Outcome",
   "why", "detail:long");
@@ -57,7 +58,13 @@ function open(content, buttons, opener) {
 }
 
 function look({ record, recordBase64, ...facts }, opener) {
-  const shown = open({ id: "letter", title: `Dead letter of ${text(facts.failedAt, "time")}`, facts: withoutNothing(facts) }, {}, opener);
+  const edit = () => {
+    const shown = open({ id: "letter", title: `Correct the dead letter of ${text(facts.failedAt, "time")}`, facts: withoutNothing(facts) }, {}, opener);
+    editLetter(shown, { ...facts, record }, () => list());
+  };
+  const isEditable = record !== undefined && facts.source === "kinesis" && !facts.truncated && !facts.parts;
+  const buttons = isEditable ? { "Edit and send again": edit } : {};
+  const shown = open({ id: "letter", title: `Dead letter of ${text(facts.failedAt, "time")}`, facts: withoutNothing(facts) }, buttons, opener);
   showCode(shown, recordBase64 ? "Record in base64" : "Record", record ?? recordBase64);
 }
 
@@ -135,7 +142,7 @@ function showListed(hasOlder) {
     for (const [place, [title]] of Object.values(ACTIONS).entries()) setText(line.children[place], `${title} ${subject}: plan`);
   };
   const rows = listed.letters.map((one) => ({
-    ...one, tenant: tenantOf(one),
+    ...one, tenantId: one.businessId && `${one.businessId}-${one.locationId}`,
     failed: { id: one.messageId, label: text(one.failedAt, "time"), choose: (isChosen) => choose(one.messageId, isChosen) },
     look: { title: "Look", subject: one.messageId, act: (opener) => look(one, opener) },
   }));

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from simplu_worker.operations.operation import ID_MAX
 from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN
 from simplu_worker.vocabulary import (
     DeadLetterReason,
@@ -212,6 +213,41 @@ SCHEMAS: Final[dict[str, Schema]] = {
         newest=TRUTH,
         apply=TRUTH,
         force=TRUTH,
+    ),
+    "EditRequest": _object(
+        "messageId record",
+        messageId={"type": "string", "minLength": 1, "maxLength": 100},
+        record=TEXT,
+        requestId={"type": ["string", "null"], "minLength": 1, "maxLength": ID_MAX},
+        apply=TRUTH,
+    ),
+    "Edit": _object(
+        "applied sent operation businessId locationId resourceType requestId oldRequestId partitionKey arrivedAt notes",
+        applied=TRUTH,
+        sent=COUNT,
+        operation=TEXT,
+        businessId=TEXT,
+        locationId=TEXT,
+        resourceType=TEXT,
+        resourceId=TEXT_OR_NULL,
+        requestId=TEXT,
+        oldRequestId=TEXT,
+        partitionKey=TEXT,
+        arrivedAt=TEXT,
+        notes=_list(TEXT),
+    ),
+    "Resource": _object(
+        "businessId locationId resourceType resourceId shardId exists",
+        businessId=TEXT,
+        locationId=TEXT,
+        resourceType=TEXT,
+        resourceId=TEXT,
+        shardId=TEXT,
+        exists=TRUTH,
+        sizeBytes=NUMBER_OR_NULL,
+        date=TEXT_OR_NULL,
+        lastUpdated=TEXT_OR_NULL,
+        data={"type": ["object", "null"]},
     ),
     "Letters": _object(
         "letters isCut hidden behind until notes",

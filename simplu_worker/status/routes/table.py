@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.operations.operation import ID_MAX
-from simplu_worker.shards.listing.request import LIMIT_MAX
+from simplu_worker.shards.listing.request import LIMIT_MAX, TEXT_MAX
 from simplu_worker.status.operation_waits import WAIT_MAX_S
 from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
@@ -214,6 +214,12 @@ ROUTES: Final = (
         {200: "Discard", 409: "Error"},
         body="LettersRequest",
     ),
+    Route(
+        *("POST", "/dead-letters/edit", "edit_letter", Access.OPERATORS, Answer.IN_TURNS),
+        "Send a corrected record in place of a dead letter's, under a new request id; without `apply` the plan.",
+        {200: "Edit", 404: "Error", 409: "Error"},
+        body="EditRequest",
+    ),
     Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
     Route(
         *("GET", "/operations", "operations", Access.PRODUCERS, Answer.IN_TURNS),
@@ -244,6 +250,24 @@ ROUTES: Final = (
                 "path",
                 is_required=True,
                 schema={"type": "string", "minLength": 1, "maxLength": 2 * ID_MAX + 1},
+            ),
+        ),
+    ),
+    Route(
+        *("GET", "/resources/{businessId}/{locationId}/{resourceType}/{resourceId}", "resource"),
+        *(Access.OPERATORS, Answer.IN_TURNS),
+        "One resource as its row is now.",
+        {200: "Resource", 404: "NoTenant"},
+        (
+            _id("businessId", "The business of the tenant."),
+            _id("locationId", "Its location."),
+            _id("resourceType", "The type of the resource."),
+            Parameter(
+                "resourceId",
+                "Its id.",
+                "path",
+                is_required=True,
+                schema={"type": "string", "minLength": 1, "maxLength": TEXT_MAX},
             ),
         ),
     ),

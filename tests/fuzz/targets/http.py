@@ -85,6 +85,7 @@ VIEWS: Final = Views(
     operations=answer_with_list,
     tenant=answer_with_ids,
     tenant_by_id=answer_with_ids,
+    resource=answer_with_ids,
     shards=answer,
     sqs_stats=answer,
     handler_status=lambda: {"v": 1},

@@ -45,7 +45,7 @@ from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.status.access.audit import Actor
-from simplu_worker.status.live.request_bodies import LettersRequest
+from simplu_worker.status.live.request_bodies import EditRequest, LettersRequest
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
@@ -709,6 +709,48 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
     assert (done["discarded"], done["left"], await bench.count()) == (1, 0, (1, 0))
     naive = LettersRequest(until=datetime(2027, 1, 1), apply=True)  # noqa: DTZ001  (as a client sends it)
     assert (await desk.discard(naive, OPERATOR))[0] == 200
+
+
+async def test_letter_is_corrected_under_a_new_id_that_the_log_links_to_the_old_one(bench: Bench) -> None:
+    """A plan changes nothing; a letter that is gone, and one with a part of its record, are refused by name."""
+    desk = HttpDesk(bench.settings)
+    valid = record("create", "late-x", 1)
+    await bench.store(letter(bench, b"{", "1", reason=INVALID), letter(bench, valid, "2"))
+    (row,) = (await desk.list(LettersRequest(reasons=(INVALID,)), OPERATOR))[1]["letters"]
+    status, plan = await desk.edit(EditRequest(row["messageId"], valid.decode()), OPERATOR)
+    assert (status, plan["applied"], plan["sent"], await bench.records()) == (200, False, 0, [])
+    assert (plan["operation"], plan["requestId"] != plan["oldRequestId"]) == ("create", True)
+    wanted = EditRequest(row["messageId"], valid.decode(), apply=True)
+    assert (await desk.edit(wanted, OPERATOR))[0] == 400  # without the id of the plan
+    assert (await desk.edit(EditRequest(row["messageId"], "{"), OPERATOR))[0] == 400
+    with capture_logs() as logs:
+        status, done = await desk.edit(msgspec.structs.replace(wanted, request_id=plan["requestId"]), OPERATOR)
+    (sent,) = await bench.records()
+    assert (status, done["sent"], json.loads(sent)["requestId"]) == (200, 1, plan["requestId"])
+    assert await bench.count() == (1, 0)
+    (line,) = [one for one in logs if one["event"] == "operator.acted"]
+    assert (line["action"], line["apply"], line["outcome"]["sent"]) == ("edit_letter", True, 1)
+    assert line["asked"] == {
+        "messageId": row["messageId"],
+        "requestId": plan["requestId"],
+        "oldRequestId": plan["oldRequestId"],
+    }
+    assert "late-x" not in str(line)
+    assert (await desk.edit(EditRequest("gone", valid.decode()), OPERATOR))[0] == 404
+
+
+async def test_newest_letters_are_those_of_the_whole_queue(bench: Bench) -> None:
+    """SQS shows messages in no order, so all are read; the older ones make room, also for the size of the records."""
+    desk = HttpDesk(bench.settings)
+    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 9, 1, 7, 5, 8, 2, 6, 4)] * 3
+    valid = record("create", "late-x", 1)
+    await bench.store(*(letter(bench, valid, str(n), failed_at=at) for n, at in enumerate(times)))
+    _, found = await desk.list(LettersRequest(limit=4, newest=True, records=True), OPERATOR)
+    assert [one["failedAt"].day for one in found["letters"]] == [9, 9, 9, 8]
+    assert (found["matched"], found["isCut"]) == (27, True)
+    before = LettersRequest(limit=4, newest=True, until=datetime(2026, 1, 3, tzinfo=UTC))
+    _, older = await desk.list(before, OPERATOR)
+    assert [one["failedAt"].day for one in older["letters"]] == [2, 2, 2, 1]
 
 
 async def test_desk_without_a_queue_answers_that_it_has_none() -> None:

@@ -14,6 +14,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD
+from simplu_worker.shards import gateway
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -253,6 +254,28 @@ async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) ->
     assert await routed.gateway.find_tenant("unknown-tenant") is Absence.UNREGISTERED
     routed.register(("registered", "only"), "shard-2")
     assert await routed.gateway.find_tenant("registered-only") is Absence.NOT_HERE
+
+
+async def test_gateway_returns_the_present_row_of_a_resource(
+    routed: RoutedShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its times and its size; without a row that there is none, and too long a document without its text."""
+    case = case_of(routed)
+    await case.apply(case.operation("create", "r1", data={"n": 1}))
+    found = await routed.gateway.find_resource(*TENANT, "patient", "r1")
+    assert isinstance(found, tuple)
+    shard_id, row = found
+    assert (shard_id, row["is_there"], row["data"], row["size_bytes"]) == ("shard-1", True, '{"n": 1}', 8)
+    assert row["last_updated"] >= row["date"]
+    absent = await routed.gateway.find_resource(*TENANT, "patient", "other")
+    assert isinstance(absent, tuple)
+    assert set(absent[1].values()) == {False, None}
+    monkeypatch.setattr(gateway, "RESOURCE_SHOWN_MAX_BYTES", 7)
+    cut = await routed.gateway.find_resource(*TENANT, "patient", "r1")
+    assert isinstance(cut, tuple)
+    assert (cut[1]["data"], cut[1]["size_bytes"]) == (None, 8)
+    assert await routed.gateway.find_resource("unknown", "tenant", "patient", "r1") is Absence.UNREGISTERED
+    assert await routed.gateway.find_resource(*TENANT, "patient", "\0") is Absence.UNREGISTERED
 
 
 async def test_gateway_raises_when_the_tenants_shard_does_not_answer(make_shard: ShardMaker) -> None:

@@ -88,6 +88,7 @@ def _views(result: msgspec.Raw) -> Views:
         operations=answer,
         tenant=operation,
         tenant_by_id=operation,
+        resource=operation,
         shards=answer,
         sqs_stats=answer,
         handler_status=status,

@@ -33,7 +33,6 @@ from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
-from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 from simplu_worker.status.unreadiness import Unreadiness
@@ -56,6 +55,7 @@ PROTECTED = [
     "/operations/r1",
     "/tenants/b/l",
     "/tenants/b-l",
+    "/resources/b/l/note/r1",
     *MONITORING,
 ]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
@@ -87,6 +87,7 @@ class Daemon:
             operations=self.operations,
             tenant=self.tenant,
             tenant_by_id=self.tenant_by_id,
+            resource=self.resource,
             shards=self.shards,
             sqs_stats=lambda: self.answer("/sqs/stats"),
             handler_status=lambda: {"path": "/handler/status"},
@@ -109,6 +110,11 @@ class Daemon:
         """Answer as for a known tenant."""
         self.asked.append(("tenant_by_id", tenant_id))
         return 200, {"tenant": tenant_id, "state": "active", "held": None}
+
+    async def resource(self, *names: str) -> tuple[int, dict[str, Any]]:
+        """Answer as for a resource without a row."""
+        self.asked.append(("resource", *names))
+        return 200, {"exists": False}
 
     async def purge(self, queue: str | None) -> tuple[int, dict[str, Any]]:
         """Answer as for a queue that was purged just now."""
@@ -499,7 +505,11 @@ async def test_viewers_see_counts_and_names_and_change_nothing(daemon: Daemon) -
         asked = list(daemon.asked)
         refused = [await site.ask(path, "DELETE", **VIEWING) for path in DESTRUCTIVE]
         status = msgspec.json.decode((await site.ask("/status", **VIEWING))[2])
-    assert seen == dict.fromkeys(PROTECTED, 200) | {"/operations/r1": 404, "/cache/keys": 403}
+    assert seen == dict.fromkeys(PROTECTED, 200) | {
+        "/operations/r1": 404,
+        "/cache/keys": 403,
+        "/resources/b/l/note/r1": 403,
+    }
     assert status == {"role": "viewer", "replica": "worker-1", "ready": True}
     assert [code for code, _, _ in refused] == [403, 403]
     assert all("API_TOKEN" in msgspec.json.decode(body)["error"] for _, _, body in refused)
@@ -771,14 +781,38 @@ async def test_requests_about_dead_letters_are_read_strictly(
     daemon: Daemon, action: str, body: bytes, expected: int
 ) -> None:
     """A misspelt member is refused: without it a filter would match more than was meant."""
-    asked: list[tuple[str, LettersRequest, Actor]] = []
+    calls = await send_to_desk(daemon, action, body, expected)
+    assert calls == ([(action, Actor("operator", "127.0.0.1"))] if expected == 200 else [])
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"messageId": "0d8e", "record": "{}"}', 200),
+        (b'{"messageId": "0d8e", "record": "{}", "requestId": "new", "apply": true}', 200),
+        (b'{"messageId": "0d8e"}', 400),
+        (b'{"messageId": "0d8e", "record": {}}', 400),
+        (b'{"messageId": "", "record": "{}"}', 400),
+        (b'{"messageId": "0d8e", "record": "{}", "requestId": ""}', 400),
+        (b'{"messageId": "0d8e", "record": "{}", "force": true}', 400),
+    ],
+)
+async def test_request_to_correct_a_dead_letter_is_read_strictly(daemon: Daemon, body: bytes, expected: int) -> None:
+    """It is for operators alone."""
+    calls = await send_to_desk(daemon, "edit", body, expected)
+    assert calls == ([("edit", Actor("operator", "127.0.0.1"))] if expected == 200 else [])
+
+
+async def send_to_desk(daemon: Daemon, action: str, body: bytes, expected: int) -> list[tuple[str, Actor]]:
+    """Send a request as a viewer, who is refused, and as an operator; return the calls of the desk."""
+    asked: list[tuple[str, Actor]] = []
 
     class Desk:
         """Notes the requests."""
 
         def __getattr__(self, name: str) -> Any:
-            async def note(request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
-                asked.append((name, request, actor))
+            async def note(_: object, actor: Actor) -> tuple[int, dict[str, Any]]:
+                asked.append((name, actor))
                 return 200, {}
 
             return note
@@ -790,8 +824,7 @@ async def test_requests_about_dead_letters_are_read_strictly(
             assert response.status == 403
         async with session.post(url, data=body, headers=AUTHORIZED) as response:
             assert response.status == expected
-    expected_calls = [(action, Actor("operator", "127.0.0.1"))] if expected == 200 else []
-    assert [(name, actor) for name, _, actor in asked] == expected_calls
+    return asked
 
 
 async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,104 @@
+"""A dead letter that a person corrects: which one may be, and what exactly is sent."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from simplu_worker.commands.dead_letters.edit import EditRules, NotEditableError, edit_record
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, ParsedDeadLetter, WholeRecord
+from simplu_worker.operations.operation import Origin
+from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+STREAM = Origin(
+    *(Source.KINESIS, "operations", AT), stream_shard_id="shardId-0", sequence_number="100", partition_key="old-key"
+)
+RULES = EditRules("operations", PartitionKeyRule.RESOURCE_TYPE, 10_000, 1000)
+VALID: dict[str, Any] = {
+    "operation": "update",
+    "businessId": "b",
+    "locationId": "l",
+    "resourceType": "patient",
+    "resourceId": "p1",
+    "timestamp": "2026-01-01T00:00:00Z",
+    "data": {"n": 1},
+}
+TEXT = json.dumps(VALID)
+
+
+def parsed(record: bytes = b"{", whole: WholeRecord | None = None, **members: Any) -> ParsedDeadLetter:
+    """Return a dead letter."""
+    known: dict[str, Any] = {"origin": STREAM, "reason": DeadLetterReason.INVALID_JSON} | members
+    return ParsedDeadLetter(DeadLetter(error="", failed_at=AT, attempts=1, record=record, **known), whole)
+
+
+def test_corrected_record_is_another_operation_with_the_key_that_it_has_to_have() -> None:
+    """No digit is lost; the id of the text, and the position of a replay, do not count."""
+    text = '{"requestId": "old", "simpluReplay": {}, "data": {"n": 12345678901234567890.10}, ' + TEXT[1:].replace(
+        '"data": {"n": 1}', '"date": null'
+    )
+    edited = edit_record(parsed(request_id="old"), text, "new", RULES)
+    sent = json.loads(edited.record)
+    assert (sent["requestId"], "simpluReplay" in sent, edited.partition_key) == ("new", False, "b-l-patient")
+    assert b'{"n": 12345678901234567890.10}' in edited.record
+    assert edited.facts() == {
+        "operation": "update",
+        "businessId": "b",
+        "locationId": "l",
+        "resourceType": "patient",
+        "resourceId": "p1",
+        "requestId": "new",
+        "oldRequestId": "old",
+        "partitionKey": "b-l-patient",
+    }
+
+
+def test_old_id_of_a_record_without_one_is_that_of_its_position() -> None:
+    """As a replay would send it."""
+    edited = edit_record(parsed(), TEXT, "new", RULES)
+    assert edited.old_request_id == derived_request_id(STREAM)
+
+
+@pytest.mark.parametrize(
+    ("text", "request_id", "error"),
+    [
+        ("{", "new", "expected a JSON object"),
+        ("[]", "new", "expected a JSON object"),
+        (json.dumps(VALID | {"operation": "upsert"}), "new", "it would become a dead letter again"),
+        (json.dumps(VALID | {"data": "x" * 20_000}), "new", "it would become a dead letter again (too_large"),
+        (TEXT, "simplu:forged", "it would become a dead letter again"),
+        (TEXT, "old", "expected a new one"),
+    ],
+)
+def test_text_that_would_come_back_is_refused(text: str, request_id: str, error: str) -> None:
+    """With the reason; under its old id the operation would be dropped as a redelivery."""
+    with pytest.raises(ValueError, match=error.replace("(", r"\(")):
+        edit_record(parsed(request_id="old"), text, request_id, RULES)
+
+
+@pytest.mark.parametrize(
+    ("letter", "error"),
+    [
+        (parsed(TEXT.encode(), WholeRecord(99, "0" * 64)), "only the beginning"),
+        (parsed(origin=msgspec.structs.replace(STREAM, source=Source.SQS)), "message of a queue"),
+        (parsed(origin=msgspec.structs.replace(STREAM, name="other")), "expected KINESIS_STREAM_NAME to be 'other'"),
+        (parsed(parts=BadParts(3, 2, {})), "several operations"),
+        (parsed(f"[{TEXT},{TEXT}]".encode()), "several operations"),
+    ],
+)
+def test_letter_of_which_a_part_would_be_lost_is_not_editable(letter: ParsedDeadLetter, error: str) -> None:
+    """Never a truncated one."""
+    with pytest.raises(NotEditableError, match=error):
+        edit_record(letter, TEXT, "new", RULES)
+
+
+def test_part_of_a_record_is_editable() -> None:
+    """It is one operation."""
+    part = parsed(origin=msgspec.structs.replace(STREAM, part_index=2))
+    assert edit_record(part, TEXT, "new", RULES).operation.request_id == "new"
