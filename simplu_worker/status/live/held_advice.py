@@ -24,7 +24,9 @@ BY_REASON: Final[dict[str, Advice]] = {
     HoldReason.UNREGISTERED: Advice("Register the tenant with `simplu-worker tenants provision`.", TARGETS_HELD),
     HoldReason.NOT_HERE: Advice("Apply its creation with `simplu-worker tenants provision`.", TARGETS_HELD),
     HoldReason.INACTIVE: Advice("The shard manager marks the shard inactive: activate it there.", TARGETS_HELD),
-    HoldReason.MOVING: Advice("Wait for the move, or end it with `simplu-worker tenants rollback --apply`.", "docs/moving.md"),
+    HoldReason.MOVING: Advice(
+        "Wait for the move, or end it with `simplu-worker tenants rollback --apply`.", "docs/moving.md"
+    ),
     HoldReason.SHARD_UNAVAILABLE: Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
     HoldReason.FAILING: Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
     HoldReason.LOCKED: Advice("End the transaction on the shard that keeps rows of the tenant locked.", TARGETS_HELD),

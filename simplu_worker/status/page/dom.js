@@ -41,7 +41,7 @@ function choice({ label, choose }) {
 // A page of the runbook: a link where the worker knows the address of the documentation, else its path to read.
 export function runbookLink(page) {
   if (!/^https?:/.test(page ?? "")) return element("code", page ?? "");
-  const made = element("a", `Runbook: ${page.split(/[/#]/).pop()}`);
+  const made = element("a", "Runbook");
   made.href = page;
   made.target = "_blank";
   made.rel = "noreferrer";
