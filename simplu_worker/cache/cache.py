@@ -1,4 +1,4 @@
-"""Invalidate the cache in Redis after each commit (docs/cache.md), without delaying a commit.
+"""Invalidate the cache in Redis after each commit (docs/reading.md), without delaying a commit.
 
 After a commit, call `invalidate`: it only queues the keys. `run` sends them to Redis in pipelines, each resource once.
 At every new connection the epoch is moved first (`EpochMoveReason`), at the first one of a process too: the process
