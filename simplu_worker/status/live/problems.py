@@ -90,7 +90,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
     ProblemCause.MOVE_FAILED: _meaning(
         Severity.CRITICAL,
         "Move stopped",
-        "Run the same command again, or `simplu-worker tenants rollback`.",
+        "Run the same command again, or `simplu-worker tenants rollback --apply`.",
         "docs/monitoring.md#movestandsstill",
     ),
     ProblemCause.QUEUE_FAILING: _meaning(

@@ -33,6 +33,7 @@ from support.reader_world import (
 )
 
 from simplu_local.postgres.server import PostgresServer
+from simplu_worker.consumers.kinesis.dispatch import dispatcher
 from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX
@@ -256,11 +257,10 @@ async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> No
     assert await outcomes(shard, "a-x") == ["succeeded"] * 60
 
 
-async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reader_decodes_nothing_beyond_what_it_sends_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Undecoded records take less memory. The status shows the reader as reading all the same."""
     monkeypatch.setattr(lane, "LATE_AFTER_S", 60.0)
+    monkeypatch.setattr(dispatcher, "AHEAD_MAX_COUNT", 1)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
 
