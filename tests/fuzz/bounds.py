@@ -6,9 +6,10 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from fuzz.target import Target
+from support.processor_time import least_cpu_s
 
 FREE_STEPS = 20_000_000  # of the control, for an input of no size
 FREE_BYTES = 4 * 1024 * 1024
@@ -28,9 +29,10 @@ class BoundExceededError(AssertionError):
 
 def check_bounded(target: Target, data: bytes) -> None:
     """Check *data*, its time, and of some inputs the memory, and the time of one that repeats a part of it."""
-    spent_s = _cpu_s(target.check, data)
+    run = partial(target.check, data)
+    spent_s = _once_s(run)
     if spent_s > _limit_s(target, data):
-        spent_s = min(_cpu_s(target.check, data) for _ in range(3))
+        spent_s = least_cpu_s(run)
         if spent_s > (limit_s := _limit_s(target, data, again=True)):
             raise BoundExceededError(f"expected at most {limit_s:.3f} s for {len(data)} bytes, got {spent_s:.3f} s")
     draw = zlib.crc32(data)  # the input alone decides, so that it fails again when it is repeated
@@ -72,9 +74,10 @@ def _growth(
 ) -> str | None:
     """Return how much longer GROWTH times *count* repetitions take, if it is too much; None else."""
     head, pump, tail = parts
-    for runs, more in ((1, 1), (3, 1), (3, COUNTS)):  # a count by which the input ends early proves nothing
+    measures: tuple[tuple[Callable[..., float], int], ...] = ((_once_s, 1), (least_cpu_s, 1), (least_cpu_s, COUNTS))
+    for measure, more in measures:  # a count by which the input ends early proves nothing
         texts = [[head + pump * (count * factor + one) + tail for one in range(more)] for factor in (1, GROWTH)]
-        small_s, large_s = ([_least_s(target.check, text, runs) for text in same] for same in texts)
+        small_s, large_s = ([measure(partial(target.check, text)) for text in same] for same in texts)
         if min(large_s) < least_s or min(large_s) <= GROWTH_MAX * max(small_s):
             return None
     return f"{pump!r} times {count} took {max(small_s):.3f} s, {GROWTH} times as many {min(large_s):.3f} s"
@@ -89,19 +92,16 @@ def _limit_s(target: Target, data: bytes, *, again: bool = False) -> float:
 @cache
 def _step_s() -> float:
     """Return the time of one step of the control."""
-    return _least_s(_count, b"", 3) / CONTROL_STEPS
+    return least_cpu_s(_count) / CONTROL_STEPS
 
 
-def _count(_: bytes) -> None:
+def _count() -> None:
     for _step in range(CONTROL_STEPS):
         pass
 
 
-def _least_s(work: Callable[[bytes], object], data: bytes, runs: int) -> float:
-    return min(_cpu_s(work, data) for _ in range(runs))
-
-
-def _cpu_s(work: Callable[[bytes], object], data: bytes) -> float:
+def _once_s(work: Callable[[], object]) -> float:
+    """Return the processor seconds of one run: cheap, and as coarse as the system's clock."""
     started = time.process_time()
-    work(data)
+    work()
     return time.process_time() - started

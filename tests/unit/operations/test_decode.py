@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.processor_time import least_cpu_s
 
 import simplu_worker
 from simplu_worker.operations.decode import decode_operation
@@ -704,22 +705,11 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
 def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
     """The event loop stands still meanwhile, for ten times as long as counting to a quarter of a million, at most."""
     record = b'{"data": ' + body + b"}"
-    assert _least_s(lambda: decode(record)) < 10 * _least_s(_count_to_a_quarter_million)
+    assert least_cpu_s(lambda: decode(record)) < 10 * least_cpu_s(_count_to_a_quarter_million)
 
 
 def _count_to_a_quarter_million() -> None:
     assert sum(1 for _ in range(250_000)) == 250_000
-
-
-def _least_s(work: Callable[[], object]) -> float:
-    """Return the least processor time of three runs: what else the machine does only adds to it."""
-
-    def once() -> float:
-        started = time.process_time()
-        work()
-        return time.process_time() - started
-
-    return min(once() for _ in range(3))
 
 
 @pytest.mark.parametrize(
