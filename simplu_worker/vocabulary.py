@@ -487,3 +487,40 @@ class QueueRetry(StrEnum):
     DEPENDENCY = "dependency"
     BLOCKED = "blocked"
     UNEXPECTED = "unexpected"
+
+
+class FeedKind(StrEnum):
+    """What an event of the feed tells; the type of its CloudEvent is `simplu.` and this."""
+
+    RESOURCE_CREATED = "resource.created"
+    RESOURCE_UPDATED = "resource.updated"
+    RESOURCE_PATCHED = "resource.patched"
+    RESOURCE_DELETED = "resource.deleted"
+    RESOURCE_CHANGED = "resource.changed"  # by a control message, a repair or a rename
+    TENANT_CREATED = "tenant.created"
+    TENANT_MOVED = "tenant.moved"
+    TENANT_DESTROYED = "tenant.destroyed"
+    TENANT_REPLACED = "tenant.replaced"  # many of its resources at once, by a restore or an import
+    UNDONE = "undone"  # an event was of a commit that is lost
+    GAP = "gap"  # events that the log no longer has
+
+
+class FeedData(StrEnum):
+    """What an event of the feed has of its resource."""
+
+    NONE = "none"
+    CURRENT = "current"  # the row, as read when the event is published
+
+
+class FeedBeginning(StrEnum):
+    """Where the feed of a new destination begins, beside a time."""
+
+    NOW = "now"
+    OLDEST = "oldest"
+
+
+class OnRefusal(StrEnum):
+    """What the feed does behind an event that a destination refuses for good."""
+
+    CONTINUE = "continue"
+    STOP = "stop"

@@ -1,0 +1,1 @@
+"""The feed: every change on the shards, as an event, in order, to the destinations of `FEED_FILE`."""
