@@ -29,7 +29,7 @@ from benchmarks.throughput.page import markdown_table
 from benchmarks.writing import DURABLE, INSERT
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.operations.business_types import BusinessType, ResourceType, Validation
+from simplu_worker.operations.business_types import BusinessType, ResourceType
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.schema_judge import judges_of
@@ -37,7 +37,7 @@ from simplu_worker.shards.apply.judging import BatchJudges
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.vocabulary import Source
+from simplu_worker.vocabulary import Source, Validation
 
 TENANTS: Final = 20
 SCHEMA: Final[dict[str, Any]] = {

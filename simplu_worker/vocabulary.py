@@ -524,3 +524,21 @@ class OnRefusal(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
+
+
+class Validation(StrEnum):
+    """Whether documents of a resource type are judged by its schema: never, to be counted, or to be refused."""
+
+    OFF = "off"
+    WARN = "warn"
+    ENFORCE = "enforce"
+
+
+class ColumnType(StrEnum):
+    """The type of a view's column; a member of another type is null there."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    INTEGER = "integer"
+    BOOLEAN = "boolean"
+    TIMESTAMP = "timestamp"

@@ -6,28 +6,11 @@ A type is one JSON file (`types apply`), and one row on each shard, which holds 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-
-class Validation(StrEnum):
-    """Whether documents of a resource type are judged by its schema: never, to be counted, or to be refused."""
-
-    OFF = "off"
-    WARN = "warn"
-    ENFORCE = "enforce"
-
-
-class ColumnType(StrEnum):
-    """The type of a view's column; a member of another type is null there."""
-
-    TEXT = "text"
-    NUMBER = "number"
-    INTEGER = "integer"
-    BOOLEAN = "boolean"
-    TIMESTAMP = "timestamp"
+from simplu_worker.vocabulary import ColumnType, Validation
 
 
 class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):

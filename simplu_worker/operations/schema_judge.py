@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.business_types import BusinessType, ResourceType, Validation
+from simplu_worker.operations.business_types import BusinessType, ResourceType
 from simplu_worker.operations.schema_bounds import InvalidSchemaError, check_bounds, pointer_to
+from simplu_worker.vocabulary import Validation
 
 if TYPE_CHECKING:
     from jsonschema_rs import ValidationError

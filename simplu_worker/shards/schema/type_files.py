@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.business_types import BusinessType, ResourceType, Validation, ViewColumn
+from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.schema_judge import find_schema_problem
+from simplu_worker.vocabulary import Validation
 
 FILE_MAX_BYTES: Final = 1024 * 1024
 COLUMNS_MAX: Final = 200  # Postgres allows some 1,600 of a relation, and fewer in a row

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from simplu_worker.operations.business_types import BusinessType, ColumnType, ResourceType, ViewColumn
+from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
 from simplu_worker.shards.postgres.queries import quote_name
+from simplu_worker.vocabulary import ColumnType
 
 SECURITY_INVOKER_SINCE: Final = 15  # who reads a view sees of it what the policies of `resources` let that role see
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.operations.business_types import BusinessType, ResourceType, Validation
+from simplu_worker.operations.business_types import BusinessType, ResourceType
 from simplu_worker.operations.schema_judge import (
     EXPLAINED_MAX_BYTES,
     JUDGED_MAX_BYTES,
@@ -23,6 +23,7 @@ from simplu_worker.operations.schema_judge import (
     find_schema_problem,
     judges_of,
 )
+from simplu_worker.vocabulary import Validation
 
 SECRET = "Secret"
 NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}

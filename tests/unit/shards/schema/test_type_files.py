@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.business_types import BusinessType, ColumnType, ResourceType, Validation, ViewColumn
+from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
 from simplu_worker.shards.schema.type_files import (
     FILE_MAX_BYTES,
     TypeFile,
@@ -22,6 +22,7 @@ from simplu_worker.shards.schema.type_files import (
     views_of_definition,
 )
 from simplu_worker.shards.schema.type_views import view_statements
+from simplu_worker.vocabulary import ColumnType, Validation
 
 EXAMPLES = Path(__file__).parents[4] / "simplu_local" / "business_types"
 RESOURCE = {"name": "loaf", "view": "bakery_loaves", "columns": [{"name": "price", "path": ["price"]}]}
