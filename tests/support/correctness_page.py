@@ -59,14 +59,13 @@ SUBJECTS = {
 
 def models() -> str:
     """Return the table of models."""
-    scopes, states = Counter[str](), Counter[str]()
+    states = Counter[str]()
     for name, (_, state_count) in SAFE.items():
-        scopes[_subject(name)] += 1
         states[_subject(name)] += state_count
     wrong = Counter(map(_subject, WRONG))
-    rows = [(text, scopes[name], states[name], wrong[name]) for name, text in SUBJECTS.items()]
-    rows.append(("all", scopes.total(), states.total(), wrong.total()))
-    return _table(("model", "scopes", "states", "left-out rules that break a promise"), rows)
+    rows = [(text, states[name], wrong[name]) for name, text in SUBJECTS.items()]
+    rows.append(("all", states.total(), wrong.total()))
+    return _table(("model", "states", "left-out rules that break a promise"), rows)
 
 
 def simulation() -> str:
