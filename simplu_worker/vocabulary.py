@@ -1,7 +1,8 @@
 """The closed sets of words that people see: in metrics, over HTTP, in commands, in logs and in tables. Pure.
 
 Labels of metrics, choices of commands, the OpenAPI description, the filters of the status page and the lists in docs/
-are made from these. A new kind, state or reason is a line here, and its behaviour.
+are made from these, and docs/metrics.md shows the comments. A new kind, state or reason is a line here, and its
+behaviour.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class OperationOutcome(StrEnum):
     INVALID_DATA = Failure.INVALID_DATA
     TENANT_DESTROYED = Failure.TENANT_DESTROYED
     RETRIES_EXHAUSTED = Failure.RETRIES_EXHAUSTED
-    DUPLICATE = "duplicate"
-    DEAD_LETTER = "dead_letter"
+    DUPLICATE = "duplicate"  # applied before
+    DEAD_LETTER = "dead_letter"  # because of its content
 
 
 class OperationStatus(StrEnum):
@@ -194,17 +195,29 @@ class ShardProblem(StrEnum):
     """The kind of a shard's problem."""
 
     NO_ANSWER = "no_answer"
-    REFUSED = "refused"  # another shard's database, rights, version
+    REFUSED = "refused"  # another shard's database, missing rights, a wrong version
     READ_ONLY = "read_only"
-    FAILING = "failing"  # it answers, and its last use failed
-    SLOW = "slow"
-    LAGGING = "lagging"
-    CONNECTIONS = "connections"
-    USAGE = "usage"
+    FAILING = "failing"  # it answers, and its last use failed, as with a full disk
+    SLOW = "slow"  # the simplest answer takes over a second
+    LAGGING = "lagging"  # a standby is behind
+    CONNECTIONS = "connections"  # nearly all in use
+    USAGE = "usage"  # nearly full of tenants
     INACTIVE = "inactive"  # marked by Citrus
     GAP = "gap"  # it takes no operations of the stream; queues go on
-    CLOCK = "clock"  # nothing is deleted there by the time
-    BUSINESS_TYPE = "business_type"  # tenants are to be made there of a type that it does not have
+    CLOCK = "clock"  # over five minutes off the worker's: nothing is deleted there by the time
+    BUSINESS_TYPE = "business_type"  # tenants are to be created there of a type that it lacks
+
+
+class ShardErrorKind(StrEnum):
+    """The kind of an error of a shard, as it is counted."""
+
+    CONNECTION = "connection"
+    UNAVAILABLE = "unavailable"  # the server cannot apply the batch now
+    BROKEN = "broken"  # rights, schema, another shard's database
+    BUSY = "busy"  # all connections stayed in use
+    LOST_RACE = "lost_race"  # a deadlock or a lock: tried again at once
+    STATEMENT = "statement"  # it failed on a working server
+    DUPLICATE_KEY = "duplicate_key"  # a batch expected to be new was not, and is repeated: at the beginning of a replay
 
 
 class CommitSafety(StrEnum):
@@ -250,9 +263,9 @@ class MoveOutcome(StrEnum):
     """How a move ended."""
 
     MOVED = "moved"
-    DIFFERS = "differs"
-    UNDONE = "undone"
-    FAILED = "failed"
+    DIFFERS = "differs"  # the shards have not the same rows
+    UNDONE = "undone"  # rolled back
+    FAILED = "failed"  # the command gave up; run again, it counts again
 
 
 class ProblemCause(StrEnum):
@@ -347,40 +360,40 @@ class DependencyState(StrEnum):
 class MessageOutcome(StrEnum):
     """How a message of a queue was decided."""
 
-    DELETED = "deleted"
+    DELETED = "deleted"  # done
     RETRIED = "retried"  # received again later
     DEAD_LETTER = "dead_letter"
-    GIVEN_BACK = "given_back"  # not begun, or behind a retried message of its group
+    GIVEN_BACK = "given_back"  # not begun, beyond its tenant's share, or behind a retried message of its group
     LEASE_LOST = "lease_lost"  # hidden from other receivers no longer
-    STALE_RECEIPT = "stale_receipt"  # done, and still in the queue
-    NOT_DELETED = "not_deleted"  # the same
+    STALE_RECEIPT = "stale_receipt"  # done, and still in the queue: the receipt handle was refused
+    NOT_DELETED = "not_deleted"  # done, and still in the queue: the deletion failed
 
 
 class LeaseState(StrEnum):
     """A lease of the stream, as a replica sees it."""
 
-    OWNED = "owned"
-    OTHER = "other"
+    OWNED = "owned"  # by this replica
+    OTHER = "other"  # by another one
     UNOWNED = "unowned"
-    ENDED = "ended"
+    ENDED = "ended"  # a parent read to its end
 
 
 class LeaseTake(StrEnum):
     """How a lease was taken."""
 
-    FREE = "free"
-    EXPIRED = "expired"
-    STOLEN = "stolen"
-    ASSIGNED = "assigned"
-    RELEASED = "released"
+    FREE = "free"  # it had no owner
+    EXPIRED = "expired"  # its owner went away
+    STOLEN = "stolen"  # for balance
+    ASSIGNED = "assigned"  # by the leader of a KCL 3.x
+    RELEASED = "released"  # a person asked its owner to release it
 
 
 class StreamReader(StrEnum):
     """What reads a stream shard."""
 
     MAIN = "main"
-    CATCH_UP = "catch_up"
-    PUSHED = "pushed"
+    CATCH_UP = "catch_up"  # reads held operations again
+    PUSHED = "pushed"  # to main readers, by subscriptions
 
 
 class SubscriptionLoss(StrEnum):
@@ -388,7 +401,7 @@ class SubscriptionLoss(StrEnum):
 
     ENDED = "ended"
     TAKEN_OVER = "taken_over"  # by another replica, which has the lease now or believes so
-    SILENT = "silent"
+    SILENT = "silent"  # no event came
 
 
 class SubscriptionEvent(StrEnum):
@@ -398,8 +411,8 @@ class SubscriptionEvent(StrEnum):
     ENDED = SubscriptionLoss.ENDED
     TAKEN_OVER = SubscriptionLoss.TAKEN_OVER
     SILENT = SubscriptionLoss.SILENT
-    DEFERRED = "deferred"
-    REFUSED = "refused"
+    DEFERRED = "deferred"  # the call is made later
+    REFUSED = "refused"  # the call
 
 
 class CitrusEndpoint(StrEnum):
@@ -417,9 +430,9 @@ class CitrusOutcome(StrEnum):
 
     OK = "ok"
     NOT_FOUND = "not_found"
-    CONFLICT = "conflict"
-    REFUSED = "refused"
-    DENIED = "denied"
+    CONFLICT = "conflict"  # registered before
+    REFUSED = "refused"  # the request
+    DENIED = "denied"  # the key
     ERROR = "error"
     TIMEOUT = "timeout"
 
@@ -429,7 +442,7 @@ class ConnectionState(StrEnum):
 
     IDLE = "idle"
     USED = "used"
-    WAITING = "waiting"
+    WAITING = "waiting"  # a caller without one
 
 
 class ProvisioningOutcome(StrEnum):
@@ -437,8 +450,8 @@ class ProvisioningOutcome(StrEnum):
 
     SUCCEEDED = "succeeded"
     EXISTED = "existed"
-    FAILED = "failed"
-    UNDONE = "undone"
+    FAILED = "failed"  # tried again
+    UNDONE = "undone"  # created on two shards at once, and removed from one
 
 
 class QueueCall(StrEnum):
@@ -452,16 +465,16 @@ class ShardMapOutcome(StrEnum):
     """How the reload of a static map ended."""
 
     APPLIED = "applied"
-    REFUSED = "refused"
+    REFUSED = "refused"  # the previous map stays in effect
 
 
 class CacheOutcome(StrEnum):
     """What became of the invalidation of a resource."""
 
     DONE = "done"
-    FAILED = "failed"
+    FAILED = "failed"  # Redis refuses the key; the next epoch covers it
     RETRIED = "retried"
-    DROPPED = "dropped"
+    DROPPED = "dropped"  # no room; the next epoch covers it
 
 
 class CacheRead(StrEnum):
@@ -474,7 +487,7 @@ class CacheRead(StrEnum):
 class StreamRetry(StrEnum):
     """Why a read, or a batch of the stream, was tried again."""
 
-    READ_FAILED = "read_failed"
+    READ_FAILED = "read_failed"  # of Kinesis
     SHARD_UNAVAILABLE = HoldReason.SHARD_UNAVAILABLE
     FAILING = HoldReason.FAILING
     LOCKED = HoldReason.LOCKED
@@ -484,9 +497,9 @@ class QueueRetry(StrEnum):
     """Why a receive, or a message of a queue, was tried again."""
 
     RECEIVE = "receive"
-    DEPENDENCY = "dependency"
-    BLOCKED = "blocked"
-    UNEXPECTED = "unexpected"
+    DEPENDENCY = "dependency"  # a shard or Citrus gives no answer
+    BLOCKED = "blocked"  # until a person acts
+    UNEXPECTED = "unexpected"  # a defect
 
 
 class FeedKind(StrEnum):

@@ -1,4 +1,4 @@
-"""Define every metric of the worker and its labels, on the default registry (docs/monitoring.md).
+"""Define every metric of the worker and its labels, on the default registry (docs/metrics.md).
 
 Callers count once a batch and not once a record. Label values are bounded: no tenant, resource or request id ever is
 one. Every label set that is known in advance exists from the start with 0, so that `rate()` sees the first error too.
@@ -122,130 +122,126 @@ class BatchHistogram(Collector):
         return [0] * (len(self._bounds) + 1)
 
 
-BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels name the running version.", ["version", "python"])
-
-OPERATIONS = Counter(
-    "simplu_operations_total",
-    "Operations that were decided, by outcome.",
-    ["source", "operation", "outcome"],
-)
+OPERATIONS = Counter("simplu_operations_total", "Operations decided.", ["source", "operation", "outcome"])
 OPERATION_LATENCY = BatchHistogram(
     "simplu_operation_latency_seconds",
-    "Time from the arrival of an operation at its source until it is committed.",
+    "Time from the arrival of an operation at its source until its commit.",
     label="source",
     label_values=Source,
     buckets=LATENCY_BUCKETS_S,
 )
-RETRIES = Counter("simplu_retries_total", "Batches, messages and requests that were tried again.", ["source", "reason"])
-DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
+RETRIES = Counter("simplu_retries_total", "Batches, messages and requests tried again.", ["source", "reason"])
+DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records and messages stored as dead letters.", ["reason"])
 REJECTIONS_UNNOTED = Counter(
     "simplu_rejections_unnoted_total",
-    "Rejected records without a row on a shard: their request ids answer `unknown`. Their dead letters are stored.",
+    "Dead letters without a row on a shard: their request ids answer `unknown`, not `rejected`.",
 )
-HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants with held operations.", ["reason"])
+SCHEMA_FINDINGS = Counter(
+    "simplu_schema_findings_total",
+    "Operations whose document does not fit its JSON Schema, by the place in the schema. `validation` is `warn` "
+    "(applied) or `enforce` (failed with `invalid_data`). Beyond 100 places new ones are `other`.",
+    ["business_type", "resource_type", "schema_path", "validation"],
+)
+
+HELD_TARGETS = Gauge("simplu_held_targets", "Postgres shards and tenants with held operations.", ["reason"])
 HELD_AGE = Gauge(
     "simplu_held_age_seconds",
-    "Age of the oldest held operation since it arrived at its source; 0 when none is held.",
+    "Time since the oldest held operation arrived at its source; 0 when none is held.",
     ["reason"],
 )
 HELD_RETENTION = Gauge(
     "simplu_held_retention_ratio",
-    "Age of the oldest held operation of a stream shard over the stream's retention; at 1 it is lost.",
+    "Age of the oldest held operation of a stream shard over the stream's retention; at 1 the operation is lost.",
     ["stream_shard"],
 )
-CATCH_UPS = Gauge("simplu_catch_ups", "Running catch-ups.")
+CATCH_UPS = Gauge(
+    "simplu_catch_ups", "Running catch-ups, which read a stream shard again for targets that are no longer held."
+)
 CATCH_UP_LAG = Gauge(
     "simplu_catch_up_lag_seconds",
     "Lag of the slowest catch-up of a stream shard behind its main reader; 0 when none runs.",
     ["stream_shard"],
 )
-PREFETCH_BYTES = Gauge("simplu_prefetch_bytes", "Bytes read ahead and not yet applied.")
-PREFETCH_MAX_BYTES = Gauge("simplu_prefetch_max_bytes", "Most bytes that may be read ahead, as configured.")
+PREFETCH_BYTES = Gauge("simplu_prefetch_bytes", "Memory of operations read and not yet applied.")
+PREFETCH_MAX_BYTES = Gauge("simplu_prefetch_max_bytes", "Limit of simplu_prefetch_bytes: PREFETCH_MAX_BYTES.")
 
 KINESIS_LAG = Gauge(
     "simplu_kinesis_lag_seconds",
-    "Age of the first record that the main reader of a stream shard has in memory, else its distance from the tip; "
-    "held operations do not count.",
+    "Age of the first record that the main reader of a stream shard has in memory, else its distance from the tip. "
+    "Held operations do not count.",
     ["stream_shard"],
 )
 KINESIS_LAG_RETENTION = Gauge(
     "simplu_kinesis_lag_retention_ratio",
-    "Lag of the main reader of a stream shard over the stream's retention; at 1 its next records are lost unread.",
+    "Lag of the main reader of a stream shard over the stream's retention; at 1 records are lost unread.",
     ["stream_shard"],
 )
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
-KINESIS_LEASE_TAKES = Counter(
-    "simplu_kinesis_lease_takes_total",
-    "Leases taken: free ones, expired ones of replicas that went away, stolen ones for balance, those of a KCL leader.",
-    ["how"],
-)
+KINESIS_LEASE_TAKES = Counter("simplu_kinesis_lease_takes_total", "Leases taken.", ["how"])
 KINESIS_RENEWAL_AGE = Gauge(
     "simplu_kinesis_lease_renewal_age_seconds",
-    "Time since the last renewal of the held lease that waits longest for one.",
+    "Time since the renewal of the held lease that was renewed longest ago.",
 )
 KINESIS_EXPIRED = Counter(
     "simplu_kinesis_expired_positions_total",
-    "Stream shards that were read too late: records between the checkpoint and the oldest retained one are lost.",
+    "Stream shards read too late: records between the checkpoint and the oldest retained one are lost.",
 )
 KINESIS_GET_RECORDS = Histogram(
     "simplu_kinesis_get_records_seconds",
-    "Time of one GetRecords call.",
+    "Time of a GetRecords call.",
     buckets=REQUEST_BUCKETS_S,
 )
-KINESIS_READS = Counter(
-    "simplu_kinesis_reads_total",
-    "GetRecords calls with a reply, by reader: main readers, or catch-ups, which read held operations again; "
-    "with fan-out, events that were pushed to main readers.",
-    ["reader"],
-)
-KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in the replies.", ["reader"])
-KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in the replies.", ["reader"])
+KINESIS_READS = Counter("simplu_kinesis_reads_total", "Replies of GetRecords, and pushed events.", ["reader"])
+KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in these replies.", ["reader"])
+KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in these replies.", ["reader"])
 KINESIS_STREAM_SHARD_BYTES = Counter(
     "simplu_kinesis_stream_shard_bytes_total",
-    "Bytes of a stream shard that its main reader has read, once each: without a lag, as many as were written.",
+    "Bytes, partition keys included, that the main reader has read, each once. Without a lag the rate is that of the "
+    "producers.",
     ["stream_shard"],
 )
 KINESIS_STREAM_SHARD_RECORDS = Counter(
     "simplu_kinesis_stream_shard_records_total",
-    "Records of a stream shard that its main reader has read, an aggregate as one.",
+    "Records that the main reader has read, each once; an aggregate is one.",
     ["stream_shard"],
 )
 KINESIS_WRONG_KEYS = Counter(
     "simplu_kinesis_wrong_partition_keys_total",
-    "Operations that main readers read with a wrong partition key: their order with others of their resource may be "
-    "lost.",
+    "Operations with a wrong partition key. They are applied, perhaps not in order.",
     ["problem"],
 )
 KINESIS_SUBSCRIPTIONS = Counter(
     "simplu_kinesis_subscriptions_total",
-    "Subscriptions to stream shards: accepted, ended, taken over by another replica, silent; and calls that were "
-    "deferred or refused.",
+    "With KINESIS_READ=fan-out: what happened to subscriptions to stream shards.",
     ["event"],
 )
 KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
 
-SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
+SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages decided.", ["queue", "outcome"])
 SQS_IN_FLIGHT = Gauge("simplu_sqs_in_flight", "Messages received and not yet decided.", ["queue"])
-SQS_QUEUE_DEPTH = Gauge("simplu_sqs_queue_depth", "Messages waiting in the queue, as SQS estimates it.", ["queue"])
+SQS_QUEUE_DEPTH = Gauge(
+    "simplu_sqs_queue_depth", "Messages waiting in the queue, as SQS estimates every 30 s.", ["queue"]
+)
 SQS_OLDEST_MESSAGE = Gauge(
     "simplu_sqs_oldest_message_age_seconds",
-    "Time since the oldest message was sent that is in flight or was received in the last minute; 0 without one.",
+    "Time since the oldest message was sent, of those in flight or received in the last two minutes; 0 without one. "
+    "For messages never received see CloudWatch.",
     ["queue"],
 )
 SQS_OLDEST_IN_HAND = Gauge(
     "simplu_sqs_oldest_in_hand_seconds",
-    "Time since the message that is in flight longest was received; 0 when none is in flight.",
+    "Time since the receive of the message that is in flight longest; 0 without one.",
     ["queue"],
 )
 SQS_LEASE_MARGIN = Histogram(
     "simplu_sqs_lease_margin_seconds",
-    "Remaining visibility timeout of messages when they were decided; near 0 the timeout is too short.",
+    "Visibility timeout that messages had left when they were decided; near 0 it is too short.",
     ["queue"],
     buckets=LEASE_MARGIN_BUCKETS_S,
 )
 SQS_HEARTBEAT_LATENESS = Histogram(
     "simplu_sqs_heartbeat_lateness_seconds",
-    "Delay of the renewal of visibility timeouts of messages in flight.",
+    "Delay of the extension of visibility timeouts.",
     ["queue"],
     buckets=REQUEST_BUCKETS_S,
 )
@@ -254,125 +250,144 @@ SQS_STALE_RECEIPTS = Counter(
     "Receipt handles that SQS refused: another receiver got the message, or it is gone.",
     ["queue", "call"],
 )
-SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls.", ["queue"])
-REPETITIONS_LATE = Counter(
-    "simplu_repetitions_late_total",
-    "Order events dropped as repetitions of one that was sent more than five minutes before.",
-)
+SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls, up to 4.", ["queue"])
 SQS_POLLS_REPLACED = Counter(
     "simplu_sqs_polls_replaced_total",
     "Polls that never returned and were replaced.",
     ["queue"],
 )
+REPETITIONS_LATE = Counter(
+    "simplu_repetitions_late_total",
+    "Order events dropped because an event sent over five minutes before used their deduplicationId; redeliveries and "
+    "replays do not count.",
+)
 
 SHARD_RESPONSE = Histogram(
     "simplu_shard_response_seconds",
-    "Time a Postgres shard took for one batch or health probe.",
+    "Time of a transaction on a Postgres shard, or of its answer to a probe.",
     ["shard_id"],
     buckets=SHARD_BUCKETS_S,
 )
 SHARD_ERRORS = Counter("simplu_shard_errors_total", "Errors of a Postgres shard.", ["shard_id", "kind"])
 SHARD_BACKFILLS = Counter(
     "simplu_shard_backfills_total",
-    "Backfills: a stream shard is read again for a Postgres shard that has an old stream position, or none.",
+    "Backfills: a stream shard is read again for a Postgres shard whose stream position is old or missing.",
     ["shard_id"],
 )
 SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
-SHARD_HEALTHY = Gauge("simplu_shard_healthy", "1 while a Postgres shard takes operations, else 0.", ["shard_id"])
-SHARD_USAGE = Gauge("simplu_shard_usage_ratio", "Tenants of a Postgres shard over its capacity.", ["shard_id"])
-SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants of a Postgres shard.", ["shard_id"])
+SHARD_HEALTHY = Gauge(
+    "simplu_shard_healthy",
+    "1 while a Postgres shard takes operations, by its last use or probe, else 0. Shards not in use, of Citrus or the "
+    "map, are probed too.",
+    ["shard_id"],
+)
+SHARD_TENANTS = Gauge(
+    "simplu_shard_tenants",
+    "Tenants on a Postgres shard: counted each minute if it is in use, else as Citrus counts.",
+    ["shard_id"],
+)
+SHARD_USAGE = Gauge(
+    "simplu_shard_usage_ratio",
+    "Tenants on a Postgres shard over the number that Citrus allows; absent without such a limit.",
+    ["shard_id"],
+)
 SHARD_CONNECTIONS_RATIO = Gauge(
     "simplu_shard_connections_ratio",
-    "Connections of all clients to a shard's server over the limit that is nearest.",
+    "Connections of all clients to a Postgres shard over the nearest limit: of server, database or role.",
     ["shard_id"],
 )
 SHARD_TENANT_SECONDS = Gauge(
     "simplu_shard_tenant_seconds",
-    "Seconds of the last minute that a Postgres shard worked for a tenant, by the tenant's rank: 1 took most.",
+    "Seconds of the last minute that this replica's transactions took for one tenant, by the tenant's rank: 1 took "
+    "most. Use max over replicas, not sum.",
     ["shard_id", "rank"],
 )
 SHARD_REPLICATION_LAG = Gauge(
     "simplu_shard_replication_lag_seconds",
-    "Lag of the slowest standby, or of the shard itself if it is a standby; only where it can be measured.",
+    "Lag of the slowest standby, or of the Postgres shard if it is one; only where pg_monitor lets the worker see it.",
     ["shard_id"],
 )
 SHARD_PROBLEMS = Gauge("simplu_shard_problems", "Postgres shards with a problem, as last seen.", ["problem"])
-
 SHARD_COMMIT_SAFETY = Gauge(
     "simplu_shard_commit_safety",
-    "1 for the safety of a Postgres shard's commits when SQS messages are deleted for them, as last seen; else 0.",
+    "1 for the safety of the last commit for which SQS messages were deleted, else 0.",
     ["shard_id", "safety"],
 )
 SHARD_COMMIT_WAIT = Histogram(
     "simplu_shard_commit_wait_seconds",
-    "Time from a commit until it was as safe as its Postgres shard can make it; only for SQS messages.",
+    "Time from such a commit until it was that safe.",
     ["shard_id"],
     buckets=SHARD_BUCKETS_S,
 )
 
 CITRUS_REQUEST = Histogram(
     "simplu_citrus_request_seconds",
-    "Time of one request to Citrus; each try counts separately.",
+    "Time of a request to Citrus; each try counts.",
     ["endpoint", "outcome"],
     buckets=REQUEST_BUCKETS_S,
 )
 DYNAMODB_REQUEST = Histogram(
     "simplu_dynamodb_request_seconds",
-    "Time of one DynamoDB request.",
+    "Time of a request to DynamoDB. The outcome is `ok`, `error` or `condition_failed`, which is ordinary.",
     ["operation", "outcome"],
     buckets=REQUEST_BUCKETS_S,
 )
-SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_MAP_FILE, by outcome.", ["outcome"])
-PROVISIONING = Counter("simplu_provisioning_total", "Tenants provisioned on a Postgres shard.", ["outcome"])
+SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_MAP_FILE at a SIGHUP.", ["outcome"])
+PROVISIONING = Counter("simplu_provisioning_total", "Tries to create a tenant on a Postgres shard.", ["outcome"])
 TENANTS_SPLIT = Gauge(
     "simplu_tenants_split",
     "Tenants that two Postgres shards call their own, with operations on both, as this replica found them.",
 )
-CACHE_INVALIDATIONS = Counter(
-    "simplu_cache_invalidations_total",
-    "Changed resources that were invalidated in Redis; the epoch covers those that failed or were dropped.",
+# Every replica sees all moves, in the journals of the shards: add nothing up over replicas.
+MOVES = Counter(
+    "simplu_moves_total",
+    "Moves of tenants that ended. Every replica counts all of them: use max, not sum.",
     ["outcome"],
+)
+MOVE_PAUSE = Histogram(
+    "simplu_move_pause_seconds",
+    "Time from the fence to the activation of a moving tenant, of moves that one command took to their end.",
+    buckets=SHARD_BUCKETS_S,
+)
+MOVE_ROWS = Counter("simplu_move_rows_total", "Rows copied by these moves.")
+MOVES_UNFINISHED = Gauge("simplu_moves_unfinished", "Moves that have begun and not ended.")
+MOVE_STANDING = Gauge(
+    "simplu_move_standing_seconds",
+    "Time since the last progress of the unfinished move that has stood still longest; 0 without one.",
+)
+
+CACHE_INVALIDATIONS = Counter(
+    "simplu_cache_invalidations_total", "Changed resources to be invalidated in Redis.", ["outcome"]
 )
 # Every replica counts the reads of all clients of Redis: add nothing up over replicas.
 CACHE_READS = Counter(
-    "simplu_cache_reads_total", "Reads of keys by all clients of Redis, as it counts them, by outcome.", ["outcome"]
+    "simplu_cache_reads_total",
+    "Reads of keys by all clients of Redis, as Redis counts them; none without the right to INFO. Every replica counts "
+    "the same reads: use max, not sum.",
+    ["outcome"],
 )
-CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources that are not yet invalidated in Redis.")
+CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources not yet invalidated in Redis.")
 CACHE_UNREACHABLE = Gauge(
-    "simplu_cache_unreachable_seconds", "Time for which Redis has been unreachable; 0 when it is reachable or not used."
+    "simplu_cache_unreachable_seconds", "Time since Redis became unreachable; 0 while it is reachable or not used."
 )
-# Every replica sees all moves, in the journals of the shards: add nothing up over replicas.
-MOVES = Counter("simplu_moves_total", "Moves of tenants between shards that ended, as each replica sees.", ["outcome"])
-MOVE_PAUSE = Histogram(
-    "simplu_move_pause_seconds",
-    "Time for which a moving tenant was on no shard, from its fence to its activation.",
-    buckets=SHARD_BUCKETS_S,
-)
-MOVE_ROWS = Counter("simplu_move_rows_total", "Rows copied by moves that ended, as each replica sees.")
-MOVES_UNFINISHED = Gauge("simplu_moves_unfinished", "Moves that have begun and not ended, as last seen.")
-MOVE_STANDING = Gauge(
-    "simplu_move_standing_seconds",
-    "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
-)
-SCHEMA_FINDINGS = Counter(
-    "simplu_schema_findings_total",
-    "Operations with a document that does not fit the schema of its type, applied all the same (warn) or refused "
-    "(enforce), by the place in the schema.",
-    ["business_type", "resource_type", "schema_path", "validation"],
-)
+
+BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels name the running version.", ["version", "python"])
 INTERNAL_ERRORS = Counter(
-    "simplu_internal_errors_total",
-    "Errors that nobody foresaw, by the kind of target that they stop.",
-    ["target"],
+    "simplu_internal_errors_total", "Defects of the worker that stopped a target, by its kind.", ["target"]
 )
 TARGETS_IN_TROUBLE = Gauge(
-    "simplu_targets_in_trouble", "Targets with such an error in the last two minutes, by their kind.", ["target"]
+    "simplu_targets_in_trouble", "Targets that such a defect stopped in the last two minutes, by kind.", ["target"]
 )
 CLOCK_AHEAD = Gauge(
-    "simplu_clock_ahead_seconds", "This machine's clock less that of AWS; negative: it is behind; 0 before an answer."
+    "simplu_clock_ahead_seconds",
+    "This machine's clock less that of AWS, by the Date of its answers; negative if behind, 0 before an answer.",
 )
-EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
-LOG_LINES_DROPPED = Counter("simplu_log_lines_dropped_total", "Lines that stdout or stderr did not take.", ["stream"])
+EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, measured twice a second.")
+LOG_LINES_DROPPED = Counter(
+    "simplu_log_lines_dropped_total",
+    "Lines that stdout or stderr did not take: the disk is full, the pipe closed, or 1 MiB unread.",
+    ["stream"],
+)
 
 
 def set_build_info(version: str) -> None:

@@ -35,6 +35,7 @@ from simplu_worker.shards.postgres.sqlstate import (
 )
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import ShardErrorKind
 
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
 NUMBERS_OF_SHARD: Final = frozenset({"log_batches_pkey", "tenants_number_key"})  # which the shard gives, each once
@@ -88,7 +89,7 @@ class ShardAvailability:
 
         All are in use, by this pool or, if the budget is used up, by others. The server's health is not affected.
         """
-        self._count("busy")
+        self._count(ShardErrorKind.BUSY)
         message = self._message(ALL_IN_USE)
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
@@ -120,7 +121,7 @@ class ShardAvailability:
         except asyncpg.OutdatedSchemaCacheError as exc:
             raise self._record_lost_race(error_words(exc)) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
-            raise self._record_unavailable("connection", exc, asked_at=asked_at) from exc
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
         else:
             self._breaker.record_answer(loop_time())
             if self._refused_at is None:
@@ -133,35 +134,35 @@ class ShardAvailability:
         try:
             yield
         except WrongDatabaseError as exc:
-            self._record_error("broken", self._address.without_name(str(exc)))
+            self._record_error(ShardErrorKind.BROKEN, self._address.without_name(str(exc)))
             raise
         except ShardUnavailableError as exc:  # the connector's own: it has no password
-            self._record_error("connection", self._address.without_name(str(exc)))
+            self._record_error(ShardErrorKind.CONNECTION, self._address.without_name(str(exc)))
             raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)
-            raise self._record_unavailable("unavailable", exc) from exc
+            raise self._record_unavailable(ShardErrorKind.UNAVAILABLE, exc) from exc
         except asyncpg.TooManyConnectionsError as exc:
             if not self._lender.has_connections:
                 raise self._record_unavailable(
-                    ErrorMeaning.UNAVAILABLE, exc, asked_at=self._record_answer(exc, asked_at)
+                    ShardErrorKind.UNAVAILABLE, exc, asked_at=self._record_answer(exc, asked_at)
                 ) from exc
             # The server has no room for another connection, and works on the existing ones.
             self._breaker.record_answer(loop_time())
             raise self._record_full(exc) from exc
         except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
             kind = (
-                ErrorMeaning.BROKEN
+                ShardErrorKind.BROKEN
                 if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
-                else ErrorMeaning.UNAVAILABLE
+                else ShardErrorKind.UNAVAILABLE
             )
             raise self._record_unavailable(kind, exc, asked_at=self._record_answer(exc, asked_at)) from exc
         except (ValueError, ArithmeticError, LookupError) as exc:
             # Errors of the libraries over the address: a port beyond 65535, an invalid host name, an unknown sslmode.
             # Not chained: such an error may quote the connection string.
-            raise self._record_unavailable("connection", exc, asked_at=asked_at) from None
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from None
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
-            raise self._record_unavailable("connection", exc, asked_at=asked_at) from exc
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
 
     def _raise(self, exc: ServerError, asked_at: float, *, is_probe: bool) -> NoReturn:
         meaning = _meaning_of(exc)
@@ -171,27 +172,27 @@ class ShardAvailability:
         error = state_words(exc.sqlstate)
         match meaning:
             case ErrorMeaning.TRY_AGAIN if exc.sqlstate == LOCK_TIMEOUT:
-                self._count("lost_race")
+                self._count(ShardErrorKind.LOST_RACE)
                 raise LockTimeoutError(f"shard {self._address.shard_id}: {error}") from exc
             case ErrorMeaning.TRY_AGAIN:
                 raise self._record_lost_race(error) from exc
             case ErrorMeaning.STATEMENT if exc.constraint_name in NUMBERS_OF_SHARD:
-                self._count(meaning)
+                self._count(ShardErrorKind.STATEMENT)
                 raise ForeignNumbersError(foreign_numbers_message(self._address.shard_id)) from exc
             case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
-                self._count("duplicate_key")
+                self._count(ShardErrorKind.DUPLICATE_KEY)
                 raise DuplicateKeyError(self._message(error), error=error, table=exc.table_name) from exc
             case ErrorMeaning.DATA:
-                self._count(ErrorMeaning.STATEMENT)
+                self._count(ShardErrorKind.STATEMENT)
                 raise ValueRefusedError(self._message(error), error=error) from exc
             case ErrorMeaning.STATEMENT:
-                self._count(meaning)
+                self._count(ShardErrorKind.STATEMENT)
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)
                 raise StatementFailedError(self._message(error), error=error, is_timeout=is_timeout) from exc
             case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
                 if since is None:
                     self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY)
-                raise self._record_unavailable(meaning, exc, asked_at=since) from exc
+                raise self._record_unavailable(ShardErrorKind(meaning), exc, asked_at=since) from exc
             case _:
                 assert_never(meaning)
 
@@ -207,15 +208,17 @@ class ShardAvailability:
         self._is_refused_as_read_only = is_read_only
 
     def _record_full(self, exc: asyncpg.TooManyConnectionsError) -> ShardUnavailableError:
-        self._count(ErrorMeaning.UNAVAILABLE)
+        self._count(ShardErrorKind.UNAVAILABLE)
         message = self._message(state_words(exc.sqlstate))
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def _record_lost_race(self, error: str) -> LostRaceError:
-        self._count("lost_race")
+        self._count(ShardErrorKind.LOST_RACE)
         return LostRaceError(f"shard {self._address.shard_id}: {error}")
 
-    def _record_unavailable(self, kind: str, exc: Exception, *, asked_at: float | None = None) -> ShardUnavailableError:
+    def _record_unavailable(
+        self, kind: ShardErrorKind, exc: Exception, *, asked_at: float | None = None
+    ) -> ShardUnavailableError:
         """Record an error and return ours; with *asked_at* the shard has not answered since then."""
         self._record_error(kind, error_words(exc))
         if asked_at is not None:
@@ -230,12 +233,12 @@ class ShardAvailability:
             # A use without an answer for that long gets none, and other shards need the slot.
             self._lender.terminate_lent(before=now - SILENCE_MAX_S)
 
-    def _record_error(self, kind: str, error: str) -> None:
+    def _record_error(self, kind: ShardErrorKind, error: str) -> None:
         self._count(kind)
         self.last_error = error
         self._report(healthy=False)
 
-    def _count(self, kind: str) -> None:
+    def _count(self, kind: ShardErrorKind) -> None:
         instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
 
     def _message(self, error: str | None) -> str:

@@ -5,42 +5,21 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from prometheus_client import REGISTRY, Histogram
+from prometheus_client import REGISTRY
 from prometheus_client.metrics import MetricWrapperBase
+from support.metrics_page import AREAS, PAGE, WORDS, Defined, defined_metrics, render_page
 
 import simplu_worker
 from simplu_worker import vocabulary
 from simplu_worker.business_info import table  # noqa: F401 - starts series of DynamoDB at zero
 from simplu_worker.consumers.kinesis.leases import table_requests  # noqa: F401 - as above
 from simplu_worker.metrics import instruments
-from simplu_worker.metrics.instruments import BatchHistogram
 from simplu_worker.shards.tenant_usage import RANK_COUNT
-from simplu_worker.vocabulary import (
-    CitrusEndpoint,
-    CitrusOutcome,
-    CommitSafety,
-    DeadLetterReason,
-    HoldReason,
-    LeaseState,
-    LeaseTake,
-    MessageOutcome,
-    OperationKind,
-    OperationOutcome,
-    QueueCall,
-    QueueRetry,
-    ShardProblem,
-    Source,
-    StreamReader,
-    StreamRetry,
-    SubscriptionEvent,
-    TargetKind,
-)
 
 PACKAGE = Path(simplu_worker.__file__).parent
 MONITORING_PAGE = PACKAGE.parent / "docs" / "monitoring.md"
@@ -65,70 +44,34 @@ BUCKETS_MAX = 16
 BUCKET_STEP_MAX = 12  # a wider step says nothing about the times within it
 # Labels whose values come and go are counted for one of them.
 BY_INSTANCE = ("shard_id", "stream_shard", "queue")
-# The most values of each label; with a metric's name, those it has there.
+# The most values of each label without a closed set of words; with a metric's name, those it has there.
 LABEL_VALUES_MAX = {
     **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
-    "source": len(Source),
-    "target": len(TargetKind),
-    "state": len(LeaseState),
-    "problem": len(ShardProblem),
-    "how": len(LeaseTake),
-    "reader": len(StreamReader),
-    "event": len(SubscriptionEvent),
-    "call": len(QueueCall),
-    "kind": 6,  # of errors of a shard: docs/monitoring.md
-    "safety": len(CommitSafety),
     "rank": RANK_COUNT,
     "stream": len(instruments.LOG_STREAMS),
-    "reason": max(len(HoldReason), len(DeadLetterReason)),
-    "simplu_retries source": 1,
-    "simplu_retries reason": len(StreamRetry) + len(QueueRetry) + len(CitrusEndpoint),
-    "operation": len(OperationKind),
-    "outcome": 4,
-    "simplu_operations outcome": len(OperationOutcome),
-    "simplu_sqs_messages outcome": len(MessageOutcome),
-    "endpoint": len(CitrusEndpoint),
-    "simplu_citrus_request_seconds outcome": len(CitrusOutcome),
+    "simplu_retries_total source": 1,  # each reason has one
     "simplu_dynamodb_request_seconds operation": 8,
     "simplu_dynamodb_request_seconds outcome": 3,
     # Of all four labels together.
     **dict.fromkeys(("business_type", "resource_type", "validation"), 1),
     "schema_path": instruments.FINDING_SERIES_MAX,
 }
-
-
-class Defined(NamedTuple):
-    """A metric as it is defined."""
-
-    name: str
-    kind: str
-    help: str
-    labels: tuple[str, ...]
-    buckets: tuple[float, ...]
-
-    @property
-    def series_max(self) -> int:
-        """How many series it has at most, for one shard, stream shard or queue."""
-        values = [LABEL_VALUES_MAX.get(f"{self.name} {label}", LABEL_VALUES_MAX[label]) for label in self.labels]
-        return math.prod(values) * (len(self.buckets) + 3 if self.buckets else 1)
-
-
-def defined_metrics() -> list[Defined]:
-    """Return every metric of the package."""
-    found = []
-    for metric in vars(instruments).values():
-        if isinstance(metric, BatchHistogram):
-            (family,) = metric.describe()
-            found.append(Defined(family.name, "histogram", metric._documentation, (metric._label,), metric._bounds))
-        elif isinstance(metric, MetricWrapperBase):
-            bounds: Sequence[float] = metric._upper_bounds[:-1] if isinstance(metric, Histogram) else ()
-            labels = tuple(metric._labelnames)
-            found.append(Defined(metric._name, str(metric._type), metric._documentation, labels, tuple(bounds)))
-    return found
-
-
 METRICS = defined_metrics()
 HISTOGRAMS = [metric for metric in METRICS if metric.kind == "histogram"]
+
+
+def value_count(metric: Defined, label: str) -> int | None:
+    """Return the most values of a label, for one shard, stream shard or queue; None of an unknown label."""
+    key = f"{metric.name} {label}"
+    if key in WORDS:
+        return sum(map(len, WORDS[key]))
+    return LABEL_VALUES_MAX.get(key, LABEL_VALUES_MAX.get(label))
+
+
+def series_max(metric: Defined) -> int:
+    """Return how many series *metric* has at most, for one shard, stream shard or queue."""
+    values = [value_count(metric, label) or 0 for label in metric.labels]
+    return math.prod(values) * (len(metric.buckets) + 3 if metric.buckets else 1)
 
 
 def fixed_label_sets() -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -152,8 +95,9 @@ def word_of(node: ast.expr) -> str | None:
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_name_has_the_prefix_and_at_most_one_base_unit_as_its_last_word(metric: Defined) -> None:
     """prometheus.io/docs/practices/naming: one prefix, one base unit, written out, at the end."""
-    assert re.fullmatch(r"simplu(_[a-z]+)+", metric.name)
-    words = metric.name.split("_")[1:]
+    name = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name
+    assert re.fullmatch(r"simplu(_[a-z]+)+", name)
+    words = name.split("_")[1:]
     assert not OTHER_UNITS & set(words)
     assert [word for word in words[:-1] if word in BASE_UNITS] == []
     if metric.kind == "histogram":
@@ -162,17 +106,17 @@ def test_name_has_the_prefix_and_at_most_one_base_unit_as_its_last_word(metric: 
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_help_is_one_short_sentence(metric: Defined) -> None:
-    """Grafana and Prometheus show it beside the name."""
+def test_help_is_short(metric: Defined) -> None:
+    """Grafana and Prometheus show it beside the name, the page of all metrics in a cell."""
     assert re.fullmatch(r"[A-Z1]\S*[^\n]*\.", metric.help)
     assert len(metric.help) <= HELP_MAX_LENGTH
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_labels_have_few_values(metric: Defined) -> None:
-    """No label takes an id of a tenant, a resource, a request or a message: none of them is in the table."""
-    assert set(metric.labels) <= LABEL_VALUES_MAX.keys()
-    assert metric.series_max <= 600
+    """No label takes an id of a tenant, a resource, a request or a message: none of them is known here."""
+    assert [label for label in metric.labels if value_count(metric, label) is None] == []
+    assert 0 < series_max(metric) <= 600
 
 
 @pytest.mark.parametrize("metric", HISTOGRAMS, ids=lambda metric: metric.name)
@@ -186,12 +130,12 @@ def test_buckets_rise_in_steps_that_tell_times_apart(metric: Defined) -> None:
 
 def test_bounds_hold_for_the_series_that_exist_from_the_start() -> None:
     """A bound above is not a guess that nothing checks."""
-    by_name = {metric.name: metric for metric in METRICS}
+    by_name = {metric.name.removesuffix("_total"): metric for metric in METRICS}
     above = [
         family.name
         for family in REGISTRY.collect()
         if family.name in by_name and not set(by_name[family.name].labels) & {"version", *BY_INSTANCE}
-        if len(family.samples) > by_name[family.name].series_max
+        if len(family.samples) > series_max(by_name[family.name])
     ]
     assert above == []
 
@@ -219,7 +163,7 @@ def test_page_has_the_number_of_series() -> None:
     def most(by: str | None) -> int:
         own = [one for one in METRICS if (set(one.labels) & set(BY_INSTANCE)) == ({by} if by else set())]
         step = 10 if by else 100
-        return math.ceil(sum(metric.series_max for metric in own) / step) * step
+        return math.ceil(sum(map(series_max, own)) / step) * step
 
     counts = {by or "replica": most(by) for by in (None, *BY_INSTANCE)}
     text = (
@@ -227,3 +171,16 @@ def test_page_has_the_number_of_series() -> None:
         f"for each queue and {counts['stream_shard']} for each stream shard that it reads"
     )
     assert text in " ".join(MONITORING_PAGE.read_text(encoding="utf-8").split())
+
+
+def test_page_of_metrics_is_the_generated_one() -> None:
+    """`python -m support.metrics_page` in tests/ writes docs/metrics.md again when a metric or a word changes."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert render_page(page) == page
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == list(AREAS.values())
+
+
+def test_words_are_those_of_labels_that_exist() -> None:
+    """A label that is renamed keeps its words."""
+    labels = {f"{metric.name} {label}" for metric in METRICS for label in metric.labels}
+    assert WORDS.keys() - labels == set()

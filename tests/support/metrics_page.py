@@ -1,0 +1,166 @@
+"""Write the tables of docs/metrics.md from the metrics and the vocabulary: `python -m support.metrics_page`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from prometheus_client import Histogram
+from prometheus_client.metrics import MetricWrapperBase
+from support.requires import ROOT
+
+from simplu_worker import vocabulary
+from simplu_worker.metrics import instruments
+from simplu_worker.metrics.instruments import BatchHistogram
+from simplu_worker.vocabulary import (
+    CacheOutcome,
+    CacheRead,
+    CitrusEndpoint,
+    CitrusOutcome,
+    CommitSafety,
+    ConnectionState,
+    DeadLetterReason,
+    HoldReason,
+    LeaseState,
+    LeaseTake,
+    MessageOutcome,
+    MoveOutcome,
+    OperationKind,
+    OperationOutcome,
+    PartitionKeyProblem,
+    ProvisioningOutcome,
+    QueueCall,
+    QueueRetry,
+    ShardErrorKind,
+    ShardMapOutcome,
+    ShardProblem,
+    Source,
+    StreamReader,
+    StreamRetry,
+    SubscriptionEvent,
+    TargetKind,
+)
+
+PAGE: Final = ROOT / "docs" / "metrics.md"
+AREAS: Final = {  # by the first metric of each
+    "simplu_operations_total": "Operations",
+    "simplu_held_targets": "Holding and memory",
+    "simplu_kinesis_lag_seconds": "Stream",
+    "simplu_sqs_messages_total": "Queues",
+    "simplu_shard_response_seconds": "Postgres shards",
+    "simplu_citrus_request_seconds": "Finding and moving tenants",
+    "simplu_cache_invalidations_total": "Cache",
+    "simplu_build_info": "Process",
+}
+# The words of each label that has a closed set of them, by metric and label.
+WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
+    "simplu_operations_total source": (Source,),
+    "simplu_operations_total operation": (OperationKind,),
+    "simplu_operations_total outcome": (OperationOutcome,),
+    "simplu_operation_latency_seconds source": (Source,),
+    "simplu_retries_total reason": (StreamRetry, QueueRetry, CitrusEndpoint),
+    "simplu_dead_letters_total reason": (DeadLetterReason,),
+    "simplu_held_targets reason": (HoldReason,),
+    "simplu_held_age_seconds reason": (HoldReason,),
+    "simplu_kinesis_leases state": (LeaseState,),
+    "simplu_kinesis_lease_takes_total how": (LeaseTake,),
+    "simplu_kinesis_reads_total reader": (StreamReader,),
+    "simplu_kinesis_read_bytes_total reader": (StreamReader,),
+    "simplu_kinesis_read_records_total reader": (StreamReader,),
+    "simplu_kinesis_wrong_partition_keys_total problem": (PartitionKeyProblem,),
+    "simplu_kinesis_subscriptions_total event": (SubscriptionEvent,),
+    "simplu_sqs_messages_total outcome": (MessageOutcome,),
+    "simplu_sqs_stale_receipts_total call": (QueueCall,),
+    "simplu_shard_errors_total kind": (ShardErrorKind,),
+    "simplu_shard_connections state": (ConnectionState,),
+    "simplu_shard_problems problem": (ShardProblem,),
+    "simplu_shard_commit_safety safety": (CommitSafety,),
+    "simplu_citrus_request_seconds endpoint": (CitrusEndpoint,),
+    "simplu_citrus_request_seconds outcome": (CitrusOutcome,),
+    "simplu_shard_map_reloads_total outcome": (ShardMapOutcome,),
+    "simplu_provisioning_total outcome": (ProvisioningOutcome,),
+    "simplu_moves_total outcome": (MoveOutcome,),
+    "simplu_cache_invalidations_total outcome": (CacheOutcome,),
+    "simplu_cache_reads_total outcome": (CacheRead,),
+    "simplu_internal_errors_total target": (TargetKind,),
+    "simplu_targets_in_trouble target": (TargetKind,),
+}
+EXPLAINED_ELSEWHERE: Final = {  # the page that has more to say about each word
+    HoldReason: "monitoring.md#targetsheldlong",
+    DeadLetterReason: "dead-letters.md#reasons",
+    OperationKind: "sending.md",
+    CitrusEndpoint: "shard-manager.md",
+}
+_CLASS: Final = re.compile(r"class (\w+)\(StrEnum\)")
+_COMMENTED: Final = re.compile(r"    ([A-Z_]+) = .+?  # (.+)")
+
+
+class Defined(NamedTuple):
+    """A metric as it is defined."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...]
+
+
+def defined_metrics() -> list[Defined]:
+    """Return every metric of the package, in the order of their definitions."""
+    found = []
+    for metric in vars(instruments).values():
+        if isinstance(metric, BatchHistogram):
+            (family,) = metric.describe()
+            found.append(Defined(family.name, "histogram", metric._documentation, (metric._label,), metric._bounds))
+        elif isinstance(metric, MetricWrapperBase):
+            bounds: Sequence[float] = metric._upper_bounds[:-1] if isinstance(metric, Histogram) else ()
+            kind = str(metric._type)
+            name = f"{metric._name}_total" if kind == "counter" else metric._name
+            found.append(Defined(name, kind, metric._documentation, tuple(metric._labelnames), tuple(bounds)))
+    return found
+
+
+def render_page(page: str) -> str:
+    """Return *page* with its sections, which are the tables, made anew; the text before them is written by hand."""
+    page = page.partition("\n## ")[0]
+    comments = _comments()
+    shown: set[type[StrEnum]] = set()
+    for metric in defined_metrics():
+        if metric.name in AREAS:
+            page += f"\n## {AREAS[metric.name]}\n\n| metric | type | meaning | labels |\n|---|---|---|---|\n"
+        labels = "; ".join(_label(metric.name, label, comments, shown) for label in metric.labels) or "–"
+        page += f"| `{metric.name}` | {metric.kind} | {metric.help} | {labels} |\n"
+    return page
+
+
+def _label(metric: str, label: str, comments: dict[str, dict[str, str]], shown: set[type[StrEnum]]) -> str:
+    """Return *label* with its words, explained at their first metric."""
+    sets = WORDS.get(f"{metric} {label}", ())
+    text = ", ".join(", ".join(_words(one, {} if one in shown else comments.get(one.__name__, {}))) for one in sets)
+    links = [f" ([meanings]({EXPLAINED_ELSEWHERE[one]}))" for one in sets if one in EXPLAINED_ELSEWHERE]
+    shown.update(sets)
+    return f"`{label}`" + (f": {text}" if text else "") + "".join(links)
+
+
+def _words(words: type[StrEnum], comments: dict[str, str]) -> Iterator[str]:
+    for name, word in words.__members__.items():
+        comment = comments.get(name) if words not in EXPLAINED_ELSEWHERE else None
+        yield f"`{word}`" + (f" ({comment})" if comment else "")
+
+
+def _comments() -> dict[str, dict[str, str]]:
+    """Return the comments of the vocabulary by the names of set and member."""
+    found: dict[str, dict[str, str]] = {}
+    for line in Path(vocabulary.__file__).read_text(encoding="utf-8").splitlines():
+        if opened := _CLASS.match(line):
+            members = found.setdefault(opened[1], {})
+        elif commented := _COMMENTED.fullmatch(line):
+            members[commented[1]] = commented[2]
+    return found
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
