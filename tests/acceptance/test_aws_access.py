@@ -17,7 +17,6 @@ import botocore.session
 import pytest
 from acceptance.test_commands import Terminal, operation, text_of
 from botocore import xform_name
-from repository.test_docs import program_commands
 from support.aws.endpoints import running_moto
 from support.aws_access.recording import (
     Access,
@@ -29,6 +28,7 @@ from support.aws_access.recording import (
     superfluous,
 )
 from support.aws_access.templates import Account
+from support.commands_page import program_commands
 from support.requires import ROOT
 from support.typescript_worker import TypescriptShard
 
@@ -308,7 +308,7 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "tenants verify": [(("clinic", "main"), {})],
         "tenants weight": [(("clinic", "main", "1"), {})],
     }
-    assert commands.keys() == program_commands().keys() - NOT_FOR_PEOPLE
+    assert commands.keys() == {command.words for command in program_commands()} - NOT_FOR_PEOPLE
     every = [((*words.split(), *more), env) for words, runs in commands.items() for more, env in runs]
     # What reads dead letters hides them from what runs beside it.
     alone = [("tenants", "erase-resource"), ("dead-letters", "replay")]
