@@ -89,7 +89,7 @@ WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
     "simplu_targets_in_trouble target": (TargetKind,),
 }
 EXPLAINED_ELSEWHERE: Final = {  # the page that has more to say about each word
-    HoldReason: "monitoring.md#targetsheldlong",
+    HoldReason: "holding.md#holding",
     DeadLetterReason: "dead-letters.md#reasons",
     OperationKind: "sending.md",
     CitrusEndpoint: "shard-manager.md",
