@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from simplu_worker.vocabulary import HoldReason
 
-TARGETS_HELD: Final = "docs/monitoring.md#targetsheldlong"
+TARGETS_HELD: Final = "docs/holding.md#holding"
 
 
 class Advice(NamedTuple):

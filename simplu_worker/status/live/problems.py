@@ -106,7 +106,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
         "docs/monitoring.md#citrusdown",
     ),
     ProblemCause.TARGET_HELD: _meaning(
-        Severity.WARNING, "Held", "See why it waits.", "docs/monitoring.md#targetsheldlong"
+        Severity.WARNING, "Held", "See why it waits.", "docs/holding.md#holding"
     ),
     ProblemCause.SHARD_DEGRADED: _meaning(
         Severity.WARNING,
