@@ -105,9 +105,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
         "Look at Citrus, the network and the key. Do not restart replicas.",
         "docs/monitoring.md#citrusdown",
     ),
-    ProblemCause.TARGET_HELD: _meaning(
-        Severity.WARNING, "Held", "See why it waits.", "docs/holding.md#holding"
-    ),
+    ProblemCause.TARGET_HELD: _meaning(Severity.WARNING, "Held", "See why it waits.", "docs/holding.md#holding"),
     ProblemCause.SHARD_DEGRADED: _meaning(
         Severity.WARNING,
         "Postgres shard with a problem",
