@@ -25,7 +25,6 @@ from support.clients.packages import (
 from support.clients.trial import Language, Program, producer, run_program, run_trial
 from support.page_examples import page_examples
 from support.peers.shared_stream import TENANT, SharedStream
-from support.requires import ROOT
 
 from simplu_local.processes.worker_process import WorkerProcess
 
@@ -120,7 +119,7 @@ async def test_messages_of_a_client_are_applied_and_outcomes_have_their_types(
 async def test_example_of_the_page_in_typescript_does_what_it_says(shared: SharedStream) -> None:
     """As it is written but for the tenant and the stream, with the types of the package."""
     require_node()
-    (example,) = (one for one in page_examples(ROOT / "docs" / "sending.md") if one.name == "typescript")
+    (example,) = (one for one in page_examples(CLIENTS / "typescript" / "README.md") if one.name == "typescript")
     own = {"smile": TENANT.business_id, "berlin": TENANT.location_id, "resources-operations": shared.stream}
     text = re.sub("|".join(own), lambda found: own[found[0]], example.text)
     await shared.create(1)

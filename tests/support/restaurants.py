@@ -1,7 +1,7 @@
 """The reference's single database of restaurants, as a source of an import: its tables, its mapping, and rows.
 
 seed-002 names the tables, and that each has `restaurant_id`; the columns are the usual ones of such a system, of all
-kinds of types. The mapping is the one of docs/importing.md.
+kinds of types. The mapping begins with the tables of docs/importing.md.
 """
 
 from __future__ import annotations
@@ -15,6 +15,62 @@ from support.requires import ROOT
 from simplu_local.postgres.server import PostgresServer
 
 PAGE: Final = ROOT / "docs" / "importing.md"
+OTHER_TABLES: Final = """
+[[tables]]
+table = "restaurants"
+resource_type = "restaurants"
+key = ["id"]
+tenant = ["id"]
+created = "created_at"
+changed = "updated_at"
+deleted = "deleted_at"
+
+[[tables]]
+table = "categories"
+resource_type = "categories"
+key = ["id"]
+tenant = ["restaurant_id"]
+created = "created_at"
+changed = "updated_at"
+deleted = "deleted_at"
+
+[[tables]]
+table = "products"
+resource_type = "products"
+key = ["id"]
+tenant = ["restaurant_id"]
+created = "created_at"
+changed = "updated_at"
+deleted = "deleted_at"
+
+[[tables]]
+table = "orders"
+resource_type = "orders"
+key = ["id"]
+tenant = ["restaurant_id"]
+created = "created_at"
+changed = "updated_at"
+deleted = "deleted_at"
+[tables.data]
+orderStatus = "state"
+total = "total"
+note = "note"
+details = "details"
+
+[[tables]]
+table = "themes"
+resource_type = "themes"
+key = ["restaurant_id"]
+tenant = ["restaurant_id"]
+changed = "updated_at"
+
+[[tables]]
+table = "analytics_events"
+resource_type = "analyticsEvents"
+key = ["id"]
+tenant = ["restaurant_id"]
+created = "created_at"
+"""
 TABLES: Final = """
 CREATE TYPE order_state AS ENUM ('open', 'paid', 'cancelled');
 CREATE TABLE restaurants (
@@ -102,9 +158,9 @@ ANALYZE;
 
 
 def mapping_text() -> str:
-    """Return the mapping of the page, TOML."""
+    """Return the mapping of all tables, TOML."""
     (text,) = (text for what, name, text in page_examples(PAGE) if (what, name) == ("file", "restaurants.toml"))
-    return text
+    return text + OTHER_TABLES
 
 
 async def make_restaurants(server: PostgresServer, name: str, *, restaurants: int, orders: int) -> str:

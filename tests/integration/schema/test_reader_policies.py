@@ -366,7 +366,7 @@ async def test_page_for_readers_is_true(shard: ShardPool) -> None:
         await drop_roles(shard, sorted(roles))
 
     assert len(blocks) == page.count("```sql") >= 10
-    assert roles == {"auditing", "clinic_site", "main_reports", "reporting"}
+    assert roles == {"clinic_site", "main_reports", "reporting"}
 
 
 async def test_reader_with_a_policy_of_its_own_sees_all_before_and_after_the_upgrade(
