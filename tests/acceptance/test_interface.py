@@ -135,9 +135,7 @@ async def test_examples_of_the_pages_do_what_they_say(tmp_path: Path) -> None:
         for example in examples:
             await reader.follow(example)
 
-        outcomes = {
-            name: await reader.find_operation(name) for name in ("from-the-shell", "o-1-created")
-        }
+        outcomes = {name: await reader.find_operation(name) for name in ("from-the-shell", "o-1-created")}
         tenant = await reader.ask("/tenants/smile/berlin")
         letters = (await reader.ask("/sqs/stats"))["queues"][-1]
         await worker.stop(within_s=PATIENCE_S)
