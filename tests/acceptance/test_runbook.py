@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from acceptance.runbook_scenes import SCENES
 from support.requires import ROOT
-from support.runbook.page import lines_elsewhere, read_stand_ins, read_steps
+from support.runbook.page import lines_elsewhere, read_steps
 from support.runbook.scene import Scene
 from support.runbook.stand_ins import STAND_INS, carry_out
 from support.runbook.world import World, open_world
@@ -18,8 +18,6 @@ from support.runbook.world import World, open_world
 RUNBOOK = ROOT / "docs" / "runbook"
 INDEX = RUNBOOK / "README.md"
 PAGES = sorted(path for path in RUNBOOK.glob("*.md") if path != INDEX)
-
-any_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -29,7 +27,7 @@ async def world() -> AsyncIterator[World]:
         yield opened
 
 
-@any_page
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 @pytest.mark.slow(3)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_page_leads_where_it_says(world: World, page: Path) -> None:
@@ -39,13 +37,6 @@ async def test_page_leads_where_it_says(world: World, page: Path) -> None:
         for step in read_steps(page):
             await carry_out(scene, step)
         await scene.wait_until_applied()
-
-
-@any_page
-def test_page_names_each_line_that_its_test_does_not_run(page: Path) -> None:
-    """The table at the end of a page has these lines, how often they occur, and what the test does instead."""
-    expected = {line: (count, STAND_INS[line].instead) for line, count in lines_elsewhere(read_steps(page)).items()}
-    assert read_stand_ins(page) == expected
 
 
 def test_every_page_has_a_scene_and_is_in_the_index() -> None:

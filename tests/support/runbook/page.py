@@ -1,28 +1,25 @@
 """A page of docs/runbook/ as steps that a test carries out: commands of its own text, and what they are to print.
 
-Three kinds of blocks of commands, each below a comment (`support/page_examples.py`):
+A comment above each block of commands names its kind:
 
 - `<!-- run: 0 -->`: run it once; the number is its exit status.
 - `<!-- repeat: 0 -->`: run it until it ends with that status and prints what is expected.
 - `<!-- elsewhere: systemd -->`: a program or a machine that no test has; each line has a stand-in.
 
-A block `<!-- expect: lines -->` below one of them has lines that its output contains, in this order; `…` in a line is
-any text. Lines between them, frames of tables and repeated spaces make no difference.
+A block of text below one of them has lines that its output contains, in this order; `…` in a line is any text. Lines
+between them, frames of tables and repeated spaces make no difference.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.page_examples import page_examples
-
 KINDS = ("run", "repeat", "elsewhere")
 ANYTHING = "…"
+_BLOCK = re.compile(r"(?ms)^(?:<!-- (?P<kind>\w+): (?P<name>[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$")
 _FRAME = re.compile(r"[\s│┃]+")
-_STAND_IN_ROW = re.compile(r"(?m)^\| `([^`]+)` \| (\d+) \| (.+) \|$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +34,23 @@ class Step:
 
 def read_steps(page: Path) -> list[Step]:
     """Return the steps of *page*. Every block of commands has to be one: each is below a comment."""
+    page_text = page.read_text(encoding="utf-8")
     steps: list[Step] = []
-    for what, name, text in page_examples(page):
-        if what == "expect":
+    for kind, name, language, text in _BLOCK.findall(page_text):
+        if language == "text":
             last = steps.pop()
             assert not last.expected, f"{page.name}: expected one block of output for a block of commands"
             steps.append(Step(last.kind, last.text, last.status, text))
         else:
-            assert what in KINDS, f"{page.name}: expected a block of {KINDS} or expect, got {what}"
-            steps.append(Step(what, text, 0 if what == "elsewhere" else int(name)))
-    commands = page.read_text(encoding="utf-8").count("```sh\n")
-    assert commands == len(steps), f"{page.name}: expected a comment above each of {commands} blocks, got {len(steps)}"
+            assert kind in KINDS, f"{page.name}: expected one of {KINDS} above a block, got {kind!r}"
+            steps.append(Step(kind, text, 0 if kind == "elsewhere" else int(name)))
+    assert page_text.count("<!-- ") == len(steps), f"{page.name}: expected a block of commands below each comment"
     return steps
 
 
-def lines_elsewhere(steps: list[Step]) -> Counter[str]:
-    """Return how often each line occurs that a stand-in carries out."""
-    return Counter(line for step in steps if step.kind == "elsewhere" for line in step.text.splitlines())
-
-
-def read_stand_ins(page: Path) -> dict[str, tuple[int, str]]:
-    """Return, from the table at the end of *page*, how often each line is not run, and what the test does instead."""
-    rows = _STAND_IN_ROW.findall(page.read_text(encoding="utf-8"))
-    return {line: (int(count), instead) for line, count, instead in rows}
+def lines_elsewhere(steps: list[Step]) -> set[str]:
+    """Return the lines that a stand-in carries out."""
+    return {line for step in steps if step.kind == "elsewhere" for line in step.text.splitlines()}
 
 
 def first_missing_line(expected: str, output: str) -> str | None:
