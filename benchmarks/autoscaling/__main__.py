@@ -2,7 +2,7 @@
 
     python -m benchmarks.autoscaling [--write]
 
-The targets are those of `deploy/helm/simplu-worker/values.yaml`. With `--write` the table goes into docs/kubernetes.md.
+The targets are those of `deploy/helm/simplu-worker/values.yaml`. With `--write` the table goes into benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.autoscaling.rule import (
 from benchmarks.throughput.page import markdown_table, replace_part
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "kubernetes.md"
+PAGE = ROOT / "benchmarks" / "NOTES.md"
 VALUES = ROOT / "deploy" / "helm" / "simplu-worker" / "values.yaml"
 COMMAND = "python3 run.py bench autoscaling --write"
 CHART = "late stream shards, waiting messages and processor time: the chart"
@@ -104,7 +104,7 @@ def _line(name: str, day: DayResult) -> list[str]:
 def main() -> None:
     """Simulate, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put it into docs/kubernetes.md")
+    parser.add_argument("--write", action="store_true", help="put it into benchmarks/NOTES.md")
     given = parser.parse_args()
     text = report()
     Console().print(Markdown(text))

@@ -242,7 +242,7 @@ def test_probes_and_scrapers_use_https_where_it_is_served(kind: str, tmp_path: P
 
 
 def test_behavior_is_that_of_the_simulated_day(tmp_path: Path) -> None:
-    """And so are the triggers, the bounds and the time between two looks: docs/kubernetes.md has the day's table."""
+    """And so are the triggers, the bounds and the time between two looks: benchmarks/NOTES.md has the day."""
     (design,) = [one for one in designs() if one.name == CHART_DESIGN]
     expected = design.behavior
     scaling = {"openStreamShards": STREAM_SHARDS}
