@@ -2,9 +2,9 @@
 
 A comment above each block of commands names its kind:
 
-- `<!-- run: 0 -->`: run it once; the number is its exit status.
-- `<!-- repeat: 0 -->`: run it until it ends with that status and prints what is expected.
-- `<!-- elsewhere: systemd -->`: a program or a machine that no test has; each line has a stand-in.
+- `<!-- run -->`: run it once. It ends with status 0, or with that of `<!-- run: 1 -->`.
+- `<!-- repeat -->`: run it until it ends with status 0 and prints what is expected.
+- `<!-- elsewhere -->`: a program or a machine that no test has; each line has a stand-in.
 
 A block of text below one of them has lines that its output contains, in this order; `…` in a line is any text. Lines
 between them, frames of tables and repeated spaces make no difference.
@@ -18,7 +18,9 @@ from pathlib import Path
 
 KINDS = ("run", "repeat", "elsewhere")
 ANYTHING = "…"
-_BLOCK = re.compile(r"(?ms)^(?:<!-- (?P<kind>\w+): (?P<name>[^>]*?) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$")
+_BLOCK = re.compile(
+    r"(?ms)^(?:<!-- (?P<kind>\w+)(?:: (?P<status>\d+))? -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$"
+)
 _FRAME = re.compile(r"[\s│┃]+")
 
 
@@ -36,14 +38,14 @@ def read_steps(page: Path) -> list[Step]:
     """Return the steps of *page*. Every block of commands has to be one: each is below a comment."""
     page_text = page.read_text(encoding="utf-8")
     steps: list[Step] = []
-    for kind, name, language, text in _BLOCK.findall(page_text):
+    for kind, status, language, text in _BLOCK.findall(page_text):
         if language == "text":
             last = steps.pop()
             assert not last.expected, f"{page.name}: expected one block of output for a block of commands"
             steps.append(Step(last.kind, last.text, last.status, text))
         else:
             assert kind in KINDS, f"{page.name}: expected one of {KINDS} above a block, got {kind!r}"
-            steps.append(Step(kind, text, 0 if kind == "elsewhere" else int(name)))
+            steps.append(Step(kind, text, int(status or 0)))
     assert page_text.count("<!-- ") == len(steps), f"{page.name}: expected a block of commands below each comment"
     return steps
 
