@@ -2,7 +2,7 @@
 
     python -m benchmarks.autoscaling [--write]
 
-The targets are those of `deploy/helm/simplu-worker/values.yaml`. With `--write` the table goes into benchmarks/NOTES.md.
+The targets are those of `deploy/helm/simplu-worker/values.yaml`. `--write` puts the table into benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
