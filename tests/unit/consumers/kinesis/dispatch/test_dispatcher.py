@@ -39,9 +39,9 @@ class Taking:
 
     def __init__(self) -> None:
         self.time = ShardTime()
+        demand = Demand.of([queued_operation(f"t{number}-l").operation for number in range(1000)])
         for _ in range(50):  # until a tenth of a second is known
-            operations = [queued_operation(f"t{number}-l").operation for number in range(1000)]
-            self.time.note([Demand.of(operations)], 100.0)
+            self.time.note([demand], 100.0)
 
     def cached_shard_id(self, _tenant_id: str) -> str:
         """Know the shard."""
