@@ -212,7 +212,9 @@ class PostgresServer:
         """Create another database on this server and return its connection string."""
         connection = await self._connect()
         try:
-            await connection.execute(f"CREATE DATABASE {_quoted(name)} TEMPLATE {_quoted(template)}")
+            # A third of the time of a copy through the WAL, whose checkpoints cost nothing without fsync; new in 15.
+            copy = " STRATEGY FILE_COPY" if connection.get_server_version().major >= 15 else ""
+            await connection.execute(f"CREATE DATABASE {_quoted(name)} TEMPLATE {_quoted(template)}{copy}")
         finally:
             await connection.close()
         return self.url_of(name)

@@ -445,6 +445,7 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
+@pytest.mark.slow(1)
 def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
     """78 for a wrong configuration, with stdout and stderr on a full disk."""
     with Path("/dev/full").open("w", encoding="utf-8") as full:

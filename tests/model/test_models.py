@@ -622,13 +622,6 @@ SAFE_BUT_SLOW = {
     "lease: a person asks for its release",
     "failover: zombie, row names the held",
 }
-WRONG_BUT_SLOW = {
-    "failover: row by route",
-    "failover: names tenants seen only",
-    "gap: a hold in memory alone",
-    "gap: compared with the reader",
-    "gap: never holds",
-}
 
 
 @pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
@@ -663,7 +656,8 @@ def test_every_state_keeps_the_promises_in_a_larger_model(model: Model[Any], sta
     assert state_count == search(model)
 
 
-@pytest.mark.parametrize(("model", "promise", "length"), slow_ones(WRONG_BUT_SLOW, WRONG))
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: Model[Any], promise: str, length: int) -> None:
     """A deviation from the agreed way breaks a promise, and the error has a shortest trace to it."""
     assert_is_violated(model, promise, length)

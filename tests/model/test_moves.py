@@ -268,17 +268,6 @@ SAFE_BUT_SLOW = {
     "move and failover: of the target, without a wait for its replica",
     "move: two movers, orders",
 }
-WRONG_BUT_SLOW = {
-    "move and failover: the target's row stays though the source has none",
-    "move and failover: a reader makes a row beside the move",
-    "move and failover: a reader follows a move from any token",
-    "move and failover: a reader follows without a look at the source",
-    "move and failover: a reader follows from a token that is older than a loss of the source",
-    "move and failover: positions are merged before the commit",
-    "move and failover: a reader follows from a token that it has found",
-    "move and failover: a reader follows from a token that is older than a loss of the target",
-    "move and failover: ready without a token",
-}
 
 
 @pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
@@ -294,7 +283,8 @@ def test_every_state_keeps_the_promises_in_a_larger_model(model: MovesModel, sta
     assert state_count == search(model)
 
 
-@pytest.mark.parametrize(("model", "promise", "length"), slow_ones(WRONG_BUT_SLOW, WRONG))
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: MovesModel, promise: str, length: int) -> None:
     """A deviation from the agreed way breaks a promise, and the error has the way to it."""
     assert_is_violated(model, promise, length)

@@ -195,6 +195,7 @@ def test_every_state_keeps_the_promises_in_a_larger_model(model: AnyModel, state
     assert state_count == search(model, forbids_cycles=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: AnyModel, promise: str, length: int) -> None:
     """A deviation from the agreed way breaks a promise or goes round in a cycle, and the error has the way to it."""

@@ -171,6 +171,7 @@ async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker)
                 await shard.commits.wait_for_transaction(SHARD_ID, other)
 
 
+@pytest.mark.slow(0.3)
 async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Shard, pair: Pair) -> None:
     """With `synchronous_commit` off a later commit is made to wait; a transaction of ours waits anyway."""
     database = database_of(shard.pool.address)
@@ -275,6 +276,7 @@ async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, p
     assert told == [("info", "replicated", 1), ("warning", "lagging", 0), ("info", "replicated", 1)]
 
 
+@pytest.mark.slow(0.3)
 async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_default(shard: Shard, pair: Pair) -> None:
     """The server's owner names the standbys that commits must reach: no wait ends while one hangs, however long."""
     database = database_of(shard.pool.address)
@@ -323,6 +325,7 @@ async def test_standby_that_may_not_be_seen_is_said_and_not_waited_for(
     assert told == [("warning", "unknown"), ("info", "replicated")]
 
 
+@pytest.mark.slow(0.3)
 async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, pair: Pair, plain_role: str) -> None:
     """Its restart_lsn is the standby's position on disk, and every role may see it."""
     await execute(pair.primary.url, "SELECT pg_create_physical_replication_slot('follower')")
@@ -370,6 +373,7 @@ async def test_receivers_that_cannot_be_promoted_are_not_waited_for(shard: Shard
 # A failover between the commit and the look at it
 
 
+@pytest.mark.slow(2)
 async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
     """Neither operations nor a transaction are taken for safe on a server that does not have them."""
     require_postgres()

@@ -122,6 +122,7 @@ async def test_numbers_are_stored_up_to_the_bounds(tenant: TenantCase) -> None:
 
 
 @pytest.mark.parametrize("bomb", [BOMB, ZEROS], ids=["large", "small"])
+@pytest.mark.slow(0.3)
 async def test_stored_bomb_is_never_written_out(tenant: TenantCase, bomb: str) -> None:
     """Whatever reads it gets `result_too_large`; it can be replaced, deleted, and made small, and not be added to."""
     for resource_id in ("read", "replaced", "deleted", "shrunk"):

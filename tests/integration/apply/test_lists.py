@@ -226,6 +226,7 @@ async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) 
 
 
 @pytest.mark.parametrize("others", [0, 300], ids=["one item", "ids of which each character takes six bytes"])
+@pytest.mark.slow(0.3)
 async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: TenantCase, others: int) -> None:
     """Exactly 1 MiB of JSON text still fits, one byte more does not."""
     await tenant.apply(tenant.operation("create", data={"text": ""}))

@@ -274,6 +274,7 @@ async def test_retention_keeps_its_pace_beside_other_work(pools: Pools, make_sha
     assert counts == {"shard-1": 2000}
 
 
+@pytest.mark.slow(0.3)
 async def test_retention_does_not_pass_by_deleted_rows_with_every_statement(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
@@ -325,6 +326,7 @@ async def test_retention_goes_on_with_other_shards_when_one_is_down(
     assert not pools.ensure_pool(down).is_healthy
 
 
+@pytest.mark.slow(0.3)
 async def test_forgetting_does_not_read_the_table_when_nothing_is_old(pools: Pools, make_shard: ShardMaker) -> None:
     """After deleted rows' pages were filled again, a look for old rows reads a few pages and not all of them."""
     address = await make_shard()

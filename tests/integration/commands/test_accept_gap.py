@@ -59,6 +59,7 @@ async def test_gap_of_one_shard_is_accepted_once(
         await accept_gaps(settings, "c", apply=True, as_json=True)
 
 
+@pytest.mark.slow(0.3)
 async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def _logs_are_not_printed() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page_rows", [1, 1000])
+@pytest.mark.slow(1)
 async def test_nothing_of_the_resource_is_left_in_any_table(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, page_rows: int
 ) -> None:
@@ -333,6 +334,7 @@ async def test_rollback_to_a_former_home_with_other_results_is_refused(
     assert (await terminal.erase(settings)).counts == {"b": (0, 0)}
 
 
+@pytest.mark.slow(2)
 async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     """Nothing is erased before that: the mover may have read it, and write it to the other shard."""
     addresses = [await make_shard("a"), await make_shard("b")]
@@ -354,6 +356,7 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
     assert [await planted(one) for one in addresses] == [{}, {}]
 
 
+@pytest.mark.slow(0.3)
 async def test_fenced_tenant_is_left_alone(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     """By a move, or by a restore that replaces its rows."""
     address = await make_shard("a")
@@ -366,6 +369,7 @@ async def test_fenced_tenant_is_left_alone(make_shard: ShardMaker, tmp_path: Pat
 
 
 @pytest.mark.parametrize("change", ["move_token = 3", "state = 'fenced'", "epoch = 2"])
+@pytest.mark.slow(1)
 async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMaker, change: str) -> None:
     """Before its first transaction, or between two: what the mover has read may be on another shard by now."""
     pools = Pools(size=2)
@@ -446,6 +450,7 @@ async def test_erasure_that_was_killed_goes_on(make_shard: ShardMaker, tmp_path:
     assert await planted(address) == {}
 
 
+@pytest.mark.slow(0.3)
 async def test_ids_before_a_rename_are_named(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     """What was read under them is found by them; a repair of two resources is no rename."""
     address = await make_shard("a")
@@ -595,6 +600,7 @@ async def test_dead_letters_with_it_are_deleted_or_rewritten(
         assert (MARKER in one.text, PERSON in one.text) == (False, False)
 
 
+@pytest.mark.slow(0.3)
 async def test_shards_are_erased_though_the_dead_letter_queue_is_not_there(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client
 ) -> None:
@@ -608,6 +614,7 @@ async def test_shards_are_erased_though_the_dead_letter_queue_is_not_there(
     assert await planted(address) == {}
 
 
+@pytest.mark.slow(0.3)
 async def test_sources_are_named_with_their_retention(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client, endpoint_url: str
 ) -> None:

@@ -144,6 +144,7 @@ async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.C
     assert "3 tenants in business-info: no difference" in capsys.readouterr().out
 
 
+@pytest.mark.slow(0.3)
 async def test_check_names_registrations_without_a_tenant(world: World) -> None:
     """Of business-info's tenants; not those registered nowhere, those to be forgotten; none while a shard is silent."""
     await world.enlist("new", "gym", "main")
@@ -165,6 +166,7 @@ async def test_check_names_registrations_without_a_tenant(world: World) -> None:
     assert await sample() == RegistrationSample(6)
 
 
+@pytest.mark.slow(0.3)
 async def test_check_looks_at_a_bounded_number_of_registrations(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many tenants business-info lists; an empty table is no trouble."""
     monkeypatch.setattr("simplu_worker.commands.check.registrations.SAMPLE_SIZE", 3)
@@ -174,6 +176,7 @@ async def test_check_looks_at_a_bounded_number_of_registrations(world: World, mo
         assert (await sample_registrations(world.settings, shards)).tenant_count == 3
 
 
+@pytest.mark.slow(0.3)
 async def test_audit_names_every_difference(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Each by its kind and tenant, once, whatever the page it is on; status 1."""
     await world.enlist("good", "dental", "main")
@@ -250,6 +253,7 @@ async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
     assert printed["shardsWithoutAnswer"] == ["shard-3"]
 
 
+@pytest.mark.slow(2)
 async def test_provision_plans_and_then_makes_what_no_shard_has(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +283,7 @@ async def test_provision_plans_and_then_makes_what_no_shard_has(
     assert await audit_tenants(world.settings, as_json=False) == 0
 
 
+@pytest.mark.slow(0.3)
 async def test_provision_leaves_alone_what_is_not_its_to_decide(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,6 +312,7 @@ async def test_provision_leaves_alone_what_is_not_its_to_decide(
     assert after[1] == before[1]
 
 
+@pytest.mark.slow(0.3)
 async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """It may have them: they are named, and the shard; status 1."""
     down: ShardAddress = silent("shard-3")

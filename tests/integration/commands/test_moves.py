@@ -136,6 +136,7 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
 
 
+@pytest.mark.slow(0.3)
 async def test_move_that_is_repeated_says_that_it_was_finished(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ async def test_move_that_is_repeated_says_that_it_was_finished(
     assert "clinic-main: a → b: finished at" in capsys.readouterr().out
 
 
+@pytest.mark.slow(0.3)
 async def test_cleanup_cleans_what_it_can_when_a_shard_is_down(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +243,7 @@ async def _is_certified(source: ShardAddress) -> bool:
 
 
 @pytest.mark.parametrize("state", ["active", "destroyed"])
+@pytest.mark.slow(0.3)
 async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
@@ -320,6 +323,7 @@ async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: 
     assert "warning" not in answer_of(capsys)
 
 
+@pytest.mark.slow(0.3)
 async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +346,7 @@ async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
         assert [len(citrus.server.registry.shards[name].tenants) for name in "ab"] == [1, 2]
 
 
+@pytest.mark.slow(0.3)
 async def test_move_that_has_committed_is_ended_on_a_full_shard(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +376,7 @@ async def test_move_that_has_committed_is_ended_on_a_full_shard(
     ],
     ids=["405", "503"],
 )
+@pytest.mark.slow(0.3)
 async def test_citrus_that_cannot_be_written_leaves_a_warning(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str], lie: Lie, warning: str
 ) -> None:
@@ -390,6 +396,7 @@ async def test_citrus_that_cannot_be_written_leaves_a_warning(
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
 
 
+@pytest.mark.slow(0.3)
 async def test_map_that_cannot_be_written_leaves_a_warning(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -412,6 +419,7 @@ async def test_map_that_cannot_be_written_leaves_a_warning(
     assert pins_of(tmp_path).get(TENANT_ID) == "b"
 
 
+@pytest.mark.slow(0.3)
 async def test_rollback_that_was_stopped_goes_on(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -429,6 +437,7 @@ async def test_rollback_that_was_stopped_goes_on(
     assert await unfinished(*shards) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_rollback_that_was_stopped_after_its_commit_is_ended(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,6 +457,7 @@ async def test_rollback_that_was_stopped_after_its_commit_is_ended(
     assert await unfinished(*shards) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_rollback_that_was_stopped_before_it_published_the_home_moves_nothing_again(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -469,6 +479,7 @@ async def test_rollback_that_was_stopped_before_it_published_the_home_moves_noth
     assert answer_of(capsys)["certificate"]["targetShard"] == "b"
 
 
+@pytest.mark.slow(0.3)
 async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -485,6 +496,7 @@ async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
     assert await unfinished(*shards) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -505,6 +517,7 @@ async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
         await roll_back(settings, stay=True)
 
 
+@pytest.mark.slow(0.3)
 async def test_bug_in_one_move_leaves_the_others_alone(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -272,6 +272,7 @@ async def test_query_bounds_the_rows_of_each_shard_and_says_that_there_are_more(
     assert (len(whole.rows), whole.err) == (24, "")
 
 
+@pytest.mark.slow(2)
 async def test_query_bounds_the_bytes_of_each_shard(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, make_shard: ShardMaker, make_reader: ReaderMaker
 ) -> None:
@@ -290,46 +291,43 @@ async def test_query_bounds_the_bytes_of_each_shard(
     assert (huge.out, huge.err) == ("", "shard-1: more than 16 MiB of rows\n")
 
 
-@pytest.mark.parametrize(
-    ("statement", "error"),
-    [
-        ("SELECT nobody FROM tenants", 'column "nobody" does not exist (42703)'),
-        ("SELECT 1/0", "division by zero (22012)"),
-        ("SELECT 1; SELECT 2", "cannot insert multiple commands into a prepared statement (42601)"),
-        ("SELECT $1::text AS a", "expected a statement without parameters, got one with $1; write the value"),
-        ("SELECT", "expected a statement that returns columns, got one that returns none"),
-        ("SELECT 1 AS a, 2 AS a", "expected columns with different names, as each row is a JSON object, got"),
-        ("SELECT 1 AS a INTO copied", "expected a statement that returns columns, got one that returns none"),
-        (
-            "SELECT 1 AS a INTO TEMP copied",
-            "expected a statement that returns columns, got one that returns none",
-        ),
-        (
-            "WITH gone AS (DELETE FROM tenants RETURNING id) SELECT id FROM gone",
-            "WITH clause containing a data-modifying statement must be at the top level (0A000)",
-        ),
-        ("SELECT id FROM tenants FOR UPDATE", "cannot execute SELECT FOR UPDATE in a read-only transaction (25006)"),
-        ("SELECT nextval('counted')", "cannot execute nextval() in a read-only transaction (25006)"),
-        ("SELECT kept()", "cannot execute INSERT in a read-only transaction (25006)"),
-        (
-            "SELECT set_config('transaction_read_only', 'off', true)",
-            "transaction read-write mode must be set before any query (25001)",
-        ),
-        ("SELECT pg_read_file('/etc/hostname')", "permission denied for function pg_read_file (42501)"),
-        ("SELECT set_config('role', 'postgres', false)", 'permission denied to set role "postgres" (42501)'),
-        (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
-            "(42501)",
-        ),
-    ],
-)
+STATEMENT_ERRORS = [
+    ("SELECT nobody FROM tenants", 'column "nobody" does not exist (42703)'),
+    ("SELECT 1/0", "division by zero (22012)"),
+    ("SELECT 1; SELECT 2", "cannot insert multiple commands into a prepared statement (42601)"),
+    ("SELECT $1::text AS a", "expected a statement without parameters, got one with $1; write the value"),
+    ("SELECT", "expected a statement that returns columns, got one that returns none"),
+    ("SELECT 1 AS a, 2 AS a", "expected columns with different names, as each row is a JSON object, got"),
+    ("SELECT 1 AS a INTO copied", "expected a statement that returns columns, got one that returns none"),
+    (
+        "SELECT 1 AS a INTO TEMP copied",
+        "expected a statement that returns columns, got one that returns none",
+    ),
+    (
+        "WITH gone AS (DELETE FROM tenants RETURNING id) SELECT id FROM gone",
+        "WITH clause containing a data-modifying statement must be at the top level (0A000)",
+    ),
+    ("SELECT id FROM tenants FOR UPDATE", "cannot execute SELECT FOR UPDATE in a read-only transaction (25006)"),
+    ("SELECT nextval('counted')", "cannot execute nextval() in a read-only transaction (25006)"),
+    ("SELECT kept()", "cannot execute INSERT in a read-only transaction (25006)"),
+    (
+        "SELECT set_config('transaction_read_only', 'off', true)",
+        "transaction read-write mode must be set before any query (25001)",
+    ),
+    ("SELECT pg_read_file('/etc/hostname')", "permission denied for function pg_read_file (42501)"),
+    ("SELECT set_config('role', 'postgres', false)", 'permission denied to set role "postgres" (42501)'),
+    (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
+        "(42501)",
+    ),
+]
+
+
 async def test_query_names_the_error_of_a_statement_once_for_all_shards(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
-    statement: str,
-    error: str,
 ) -> None:
     """Nothing is printed or written; what reads only in its first word is refused by the servers."""
     made = ["CREATE SEQUENCE counted", "GRANT USAGE ON counted TO {role}", "CREATE TABLE noted (n integer)"]
@@ -338,10 +336,12 @@ async def test_query_names_the_error_of_a_statement_once_for_all_shards(
         "AS 'INSERT INTO noted VALUES (1) RETURNING n'"
     )
     role = await make_reader(*two, statements=[*made, function, GRANTS, FOR_ALL.replace("{table}", "resources")])
-    printed = await run(capfd, settings_of(tmp_path, role, *two), statement)
-    assert (printed.status, printed.out) == (1, "")
-    assert printed.err.startswith("db-1, db-2: no rows: "), printed.err
-    assert (error in printed.err, printed.err.count("\n")) == (True, 1), printed.err
+    settings = settings_of(tmp_path, role, *two)
+    for statement, error in STATEMENT_ERRORS:
+        printed = await run(capfd, settings, statement)
+        assert (statement, printed.status, printed.out) == (statement, 1, "")
+        assert printed.err.startswith("db-1, db-2: no rows: "), printed.err
+        assert (error in printed.err, printed.err.count("\n")) == (True, 1), printed.err
 
 
 @pytest.mark.parametrize(
@@ -396,6 +396,7 @@ async def test_query_needs_a_reader(capfd: pytest.CaptureFixture[str], tmp_path:
         await run(capfd, settings_of(tmp_path, None, await make_shard()), "SELECT 1 AS a")
 
 
+@pytest.mark.slow(2)
 async def test_query_names_shards_without_an_answer_and_prints_the_rows_of_the_others(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -445,6 +446,7 @@ async def test_query_prints_no_rows_of_a_shard_with_other_columns(
     assert (await run(capfd, settings, "TABLE noted")).status == 0
 
 
+@pytest.mark.slow(0.3)
 async def test_query_asks_the_standby_of_a_shard(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,

@@ -125,6 +125,7 @@ async def test_tenant_with_two_homes_is_moved_once_at_most(
     assert "expected one home, got a and b" in json.loads(result)["error"]
 
 
+@pytest.mark.slow(0.3)
 async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +166,7 @@ async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: 
     assert "it can be retired in the map or Citrus" in capsys.readouterr().err
 
 
+@pytest.mark.slow(0.3)
 async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where it has no row of the tenant any more: that of a move back which was taken back."""
     addresses = await make_shards(make_shard, "ab")
@@ -272,6 +274,7 @@ async def test_shards_are_balanced_by_a_measure(
     assert plan["after"]["a"] == plan["after"]["b"] > 0
 
 
+@pytest.mark.slow(0.3)
 async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
     """A small shard gets its share, and no shard gets more tenants than it has room for, whatever the measure is."""
     addresses = await make_shards(make_shard, "ab")
@@ -290,6 +293,7 @@ async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytes
         assert Counter(shard.shard_id for shard in citrus.server.registry.homes.values()) == {"a": 5, "b": 1}
 
 
+@pytest.mark.slow(0.3)
 async def test_shard_that_is_full_for_citrus_gets_nothing(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +310,7 @@ async def test_shard_that_is_full_for_citrus_gets_nothing(
         assert [target for _, _, target in moves_of(printed(capsys)[0])] == ["c"] * 4
 
 
+@pytest.mark.slow(0.3)
 async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,6 +338,7 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
         assert verdict["keptBy"] == ["1 tenants are still there, such as clinic-2: keep it"]
 
 
+@pytest.mark.slow(0.3)
 async def test_drain_gives_a_shard_no_more_than_citrus_allows(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -418,6 +424,7 @@ async def test_drain_that_was_stopped_is_undone(
         await drain(settings, "b", undo=True)
 
 
+@pytest.mark.slow(0.3)
 async def test_move_of_a_command_that_runs_is_left_alone(
     make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,6 +455,7 @@ async def test_move_of_a_command_that_runs_is_left_alone(
     assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
 
 
+@pytest.mark.slow(0.3)
 async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,6 +476,7 @@ async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
     assert await unfinished(*addresses) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_move_without_a_certificate_is_ended_by_a_rebalance(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,6 +498,7 @@ async def test_move_without_a_certificate_is_ended_by_a_rebalance(
         assert await unfinished(*addresses) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_move_to_the_shard_that_is_drained_is_taken_back(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -506,6 +516,7 @@ async def test_move_to_the_shard_that_is_drained_is_taken_back(
     assert await unfinished(*addresses) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_move_to_the_shard_that_is_drained_is_ended_and_its_tenant_moves_on(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -530,6 +541,7 @@ async def test_move_to_the_shard_that_is_drained_is_ended_and_its_tenant_moves_o
     ]
 
 
+@pytest.mark.slow(0.3)
 async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -544,6 +556,7 @@ async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
     assert await unfinished(*addresses) == []
 
 
+@pytest.mark.slow(0.3)
 async def test_drain_to_a_shard_without_a_schema_names_the_command_that_creates_it(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

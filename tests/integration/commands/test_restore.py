@@ -106,6 +106,7 @@ async def test_plan_is_printed_and_then_carried_out(
     assert (certificate["epoch"], certificate["export"]) == (3, str(tmp_path / "mine.jsonl"))
 
 
+@pytest.mark.slow(0.3)
 async def test_plan_names_what_was_erased_since_the_backup(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ async def test_plan_names_what_was_erased_since_the_backup(
     assert json.loads(capsys.readouterr().out)["plan"]["erasedSinceBackup"] == []
 
 
+@pytest.mark.slow(0.3)
 async def test_restore_that_was_killed_goes_on_with_its_own_file(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +146,7 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
 
 
 @pytest.mark.parametrize("error", [PermanentError("a disk is full"), asyncio.CancelledError()])
+@pytest.mark.slow(0.3)
 async def test_restore_that_ends_too_early_names_the_next_command(
     shards: list[ShardAddress],
     tmp_path: Path,

@@ -94,6 +94,7 @@ async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
     assert states_of(again) == (0, {"a": "current", "b": "current", "c": "empty"})
 
 
+@pytest.mark.slow(0.3)
 async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +116,7 @@ async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
     assert version["definition"] == (EXAMPLES / "shop.json").read_text()
 
 
+@pytest.mark.slow(0.3)
 async def test_types_show_has_a_line_for_each_version(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +159,7 @@ async def test_type_is_removed_by_name_alone(
     assert answer["droppedViews"] == ["shop_customers", "shop_products", "shop_sales"]
 
 
+@pytest.mark.slow(0.3)
 async def test_types_check_counts_the_resources_that_no_file_knows(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

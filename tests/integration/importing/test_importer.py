@@ -134,6 +134,7 @@ async def case(make_shard: ShardMaker, postgres_server: PostgresServer, restaura
     await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.slow(1)
 async def test_plan_names_shard_rows_and_bytes_and_changes_nothing(case: Case) -> None:
     """Citrus has registered one tenant; the others get their shard at --apply."""
     case.routed.register(("3", "main"), "shard-2")
@@ -171,6 +172,7 @@ async def test_every_row_is_on_the_shard_of_its_tenant_with_equal_checksums(case
         assert "postgres@" not in certificate.source
 
 
+@pytest.mark.slow(1)
 async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
     """Exact numbers, enums, arrays with nulls, json, times in UTC; a composite key; a column that is left out."""
     await case.importer().apply()
@@ -323,6 +325,7 @@ async def follow(case: Case, change: str, *, rounds: int = 1) -> ImportResult:
 NEW_ORDER = "INSERT INTO orders VALUES (77, 1, 'open', 5, 'new', NULL, now(), now())"
 
 
+@pytest.mark.slow(3)
 async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
     """Changed, new and tombstoned rows are there before it; tenants without other changes are not copied again."""
     result = await follow(

@@ -39,6 +39,7 @@ def held_targets(reader: StreamShardReader) -> list[tuple[str, str]]:
     return sorted((held["target"], held["reason"]) for held in reader.view.held_status())
 
 
+@pytest.mark.slow(1)
 async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_tenant_lives(world: World) -> None:
     """The lane of the tenant learns that the shard has no tenants, and returns its operations to the lookup."""
     await world.provision("b-x", "shard-2")

@@ -17,6 +17,7 @@ from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log
 from support.postgres.plans import plan_of
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.slow import slow_after
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
@@ -137,7 +138,7 @@ def random_rows(seed: int, count: int = 60) -> list[LogRow]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", slow_after(2, range(6)))
 async def test_pages_have_each_operation_once_newest_first(routed: RoutedShards, seed: int) -> None:
     """Whatever the filters, and the sizes of pages and chunks; at equal times too. None is of another tenant."""
     rows = random_rows(seed)
@@ -291,6 +292,7 @@ async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(r
         assert "log_rows_batch" not in plan
 
 
+@pytest.mark.slow(0.3)
 async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(make_shard: ShardMaker) -> None:
     """A part of the log takes longer than its time: the error tells what to do."""
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(search_s=0.004)) as routed:

@@ -122,6 +122,7 @@ async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresSe
         assert await _value(server, "SELECT count(*) FROM pg_trigger WHERE tgname = 'be_slow'") == 1
 
 
+@pytest.mark.slow(1)
 async def test_server_takes_no_connection_when_all_are_taken(server: PostgresServer) -> None:
     """Superusers cannot connect either; existing connections are ended."""
     async with AsyncExitStack() as around:
@@ -134,6 +135,7 @@ async def test_server_takes_no_connection_when_all_are_taken(server: PostgresSer
     assert await poll_until(lambda: is_writable(server, WRITE), within_s=SOON_S)
 
 
+@pytest.mark.slow(0.3)
 async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: PostgresServer) -> None:
     """The server still answers, and accepts every write again when there is space."""
     with ProcessGroup() as group:

@@ -55,7 +55,15 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[Connection]:
 
 
 @pytest.mark.parametrize(
-    ("scanned_rows", "few_rows"), [(50_000, 0), (3000, 0), (700, 0), (3, 0), (700, ROW_COUNT), (50_000, ROW_COUNT)]
+    ("scanned_rows", "few_rows"),
+    [
+        (3, 0),
+        (700, ROW_COUNT),
+        pytest.param(50_000, 0, marks=pytest.mark.slow),
+        pytest.param(3000, 0, marks=pytest.mark.slow),
+        pytest.param(700, 0, marks=pytest.mark.slow),
+        pytest.param(50_000, ROW_COUNT, marks=pytest.mark.slow),
+    ],
 )
 async def test_log_of_a_tenant_is_read_completely_and_once_however_it_is_cut(
     shard: Connection, scanned_rows: int, few_rows: int
@@ -86,6 +94,7 @@ async def test_changed_keys_are_those_of_the_tenant_since_a_time(shard: Connecti
 
 
 @pytest.mark.parametrize("start_s", [1.0, 11.0])
+@pytest.mark.slow(0.3)
 async def test_few_rows_of_a_tenant_are_read_without_those_of_others(shard: Connection, start_s: float) -> None:
     """By primary key, however long ago the time is."""
     moved = "WHERE request IN (simplu_key('q10'), simplu_key('q11500'))"

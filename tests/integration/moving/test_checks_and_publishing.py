@@ -77,6 +77,7 @@ async def world(addresses: list[ShardAddress]) -> AsyncIterator[CitrusWorld]:
         yield world
 
 
+@pytest.mark.slow(2)
 async def test_move_writes_nothing_while_citrus_is_away(world: CitrusWorld, capsys: pytest.CaptureFixture[str]) -> None:
     """It names no shards; the same command moves the tenant once it does."""
     before = await world.case("a").resources()
@@ -95,6 +96,7 @@ async def test_move_writes_nothing_while_citrus_is_away(world: CitrusWorld, caps
 
 
 @pytest.mark.parametrize("point", ["after _prepare", "after _copy", "before _publish"])
+@pytest.mark.slow(2)
 async def test_move_ends_without_citrus_and_the_same_command_publishes_it(
     world: CitrusWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], point: str
 ) -> None:
@@ -159,6 +161,7 @@ async def test_target_without_the_business_type_is_refused_before_anything_is_wr
     assert (await world.move(capsys))["outcome"] == "moved"
 
 
+@pytest.mark.slow(2)
 async def test_unfinished_move_to_a_third_shard_is_named_before_anything_is_written(
     addresses: list[ShardAddress],
     make_shard: ShardMaker,

@@ -96,6 +96,7 @@ async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
         ("a", "DELETE FROM message_failures WHERE message_id = 'message-1'", "message failures"),
     ],
 )
+@pytest.mark.slow(0.4)
 async def test_difference_beside_the_resources_is_found(world: World, shard_id: str, statement: str, name: str) -> None:
     """In any column that is copied, and a row that only one shard has."""
     await execute(world.shard_pools["a"].address.connection_string, NOTES)
@@ -114,6 +115,7 @@ async def test_difference_beside_the_resources_is_found(world: World, shard_id: 
         ("b", "DELETE FROM message_failures"),
     ],
 )
+@pytest.mark.slow(0.4)
 async def test_notes_that_were_made_since_are_no_difference(world: World, shard_id: str, statement: str) -> None:
     """A try of a message may be counted beside the fence, and its row goes with the message."""
     await execute(world.shard_pools["a"].address.connection_string, NOTES)

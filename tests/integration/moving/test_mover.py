@@ -55,6 +55,7 @@ async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
     assert certificate.pause_s is not None
 
 
+@pytest.mark.slow(0.3)
 async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
     """As it is at the fence; there and back."""
     source, target = world.shard_pools["a"], world.shard_pools["b"]
@@ -91,7 +92,7 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
     assert certificates[1].rows_copied < 3000  # warm
 
 
-@pytest.mark.parametrize("statement", slow_after(4, [*range(2, 40, 12), *range(1, 40, 5)]))
+@pytest.mark.parametrize("statement", slow_after(2, [*range(2, 40, 12), *range(1, 40, 5)]))
 async def test_mover_that_is_killed_is_continued_by_the_next_one(
     world: World, statement: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +186,7 @@ async def _read_locked(pool: ShardPool) -> MovingTenant | None:
         return await read_tenant(connection, TENANT_ID, locked=True)
 
 
+@pytest.mark.slow(0.3)
 async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +223,7 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
     assert await notes("a") == (["after-the-copy", "before", "on-the-target"], [4])
 
 
+@pytest.mark.slow(0.3)
 async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no_old_rows_along(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +249,7 @@ async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no
     assert await world.case("b").resources() == {}
 
 
+@pytest.mark.slow(1)
 async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything(world: World) -> None:
     """Only on the shard that it left; the row that leads to its home stays."""
     await world.move()
@@ -288,6 +292,7 @@ async def test_move_is_undone_before_its_commit(world: World) -> None:
     assert (await world.move()).verdict == "equal"
 
 
+@pytest.mark.slow(0.3)
 async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: World) -> None:
     """Both for every replica to see; the certificate stays as it was given when the command is run once more."""
     with pytest.raises(PermanentError, match="expected a pause of at most 0 s"):
@@ -361,6 +366,7 @@ async def test_difference_is_found_and_repaired_when_asked(world: World, monkeyp
 
 
 @pytest.mark.parametrize("since", ["cleanup", "another life"])
+@pytest.mark.slow(0.3)
 async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any_more(
     world: World, since: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +394,7 @@ async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any
     assert await world.case("b").resources() == before
 
 
+@pytest.mark.slow(0.3)
 async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_the_fence(world: World) -> None:
     """With the stream positions of then: what readers have written on the source since is not true of the tenant."""
     position = (
@@ -412,6 +419,7 @@ async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_
     ]
 
 
+@pytest.mark.slow(0.3)
 async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +441,7 @@ async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover
     assert (await world.case("b").resources(), await world.case("b").log()) == before
 
 
+@pytest.mark.slow(0.3)
 async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +471,7 @@ async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
     assert (await world.case("b").resources(), await world.case("b").log()) == before
 
 
+@pytest.mark.slow(0.3)
 async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_nothing(world: World) -> None:
     """The rows are on no shard any more: a copy of what the cleanup has left would be an empty tenant."""
     await world.move()
@@ -475,6 +485,7 @@ async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_no
 
 
 @pytest.mark.parametrize("since", ["moved on", "destroyed"])
+@pytest.mark.slow(1)
 async def test_cleanup_deletes_what_a_tenant_left_that_is_not_on_its_next_shard_any_more(
     world: World, make_shard: ShardMaker, since: str
 ) -> None:
@@ -571,6 +582,7 @@ async def test_long_documents_are_compared_a_few_at_a_time(world: World, changed
     assert (whole.is_equal, whole.row_count, whole.excluded) == (True, 30 - changed_count, changed_count)
 
 
+@pytest.mark.slow(0.3)
 async def test_rename_before_an_undone_move_is_not_forgotten_on_the_way_back(world: World) -> None:
     """The rollback of a move to elsewhere keeps what the warm way back to the former shard needs."""
     await world.move()

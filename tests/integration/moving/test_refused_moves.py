@@ -24,6 +24,7 @@ from simplu_worker.transfers.moving.types import (
 
 
 @pytest.mark.parametrize(("shard_id", "trouble"), [("b", "53100"), ("b", "25006"), ("a", "25006")])
+@pytest.mark.slow(3)
 async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
     world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
 ) -> None:
@@ -114,6 +115,7 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
 
 
 @pytest.mark.parametrize("slow_count", [1, 3])
+@pytest.mark.slow(2)
 async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refuses_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, slow_count: int
 ) -> None:

@@ -74,6 +74,7 @@ async def test_settings_are_those_of_the_worker_whatever_the_defaults_of_the_dat
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow(1)
 async def test_tenant_is_made_written_to_moved_and_repaired_whatever_the_defaults_of_the_database(
     shards: list[ShardAddress], postgres_server: PostgresServer, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -299,6 +299,7 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
             assert await routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
 
+@pytest.mark.slow(0.3)
 async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -> None:
     """The list of all, not one for each."""
     addresses = [await make_shard(f"shard-{number}") for number in range(6)]

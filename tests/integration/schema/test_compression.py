@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import asyncpg
+import pytest
 from support.postgres.databases import execute
 from support.postgres.installed import on_installed_servers, running_server
 from support.postgres.tenant_cases import fetch
@@ -34,6 +35,7 @@ async def compression_of_results(server: PostgresServer) -> str:
 
 
 @on_installed_servers
+@pytest.mark.slow(2)
 async def test_results_are_compressed_by_lz4_where_the_server_has_it(folder: Path) -> None:
     """The column has the method then, whoever writes; otherwise the schema is made without it."""
     async with running_server(folder, database="choosing") as server:

@@ -217,6 +217,7 @@ async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int,
     return after["n_tup_upd"] - before["n_tup_upd"], after["n_tup_hot_upd"] - before["n_tup_hot_upd"]
 
 
+@pytest.mark.slow(0.3)
 async def test_updates_stay_on_their_page_with_all_our_indexes_and_not_with_one_on_last_updated(
     make_shard: ShardMaker,
 ) -> None:

@@ -102,6 +102,7 @@ async def trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> Sh
     return address
 
 
+@pytest.mark.slow(0.3)
 async def test_decoys_are_what_unqualified_statements_use(trapped: ShardAddress) -> None:
     """So the tests below would notice one: functions, operators, tables; and asyncpg's own question about a type."""
     async with parse_trees(trapped.connection_string) as trees:
@@ -122,6 +123,7 @@ async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddres
     assert await strangers(trapped, of_adoption=False) == {}
 
 
+@pytest.mark.slow(0.3)
 async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
@@ -168,6 +170,7 @@ async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
     await apply_all_kinds(trapped)
 
 
+@pytest.mark.slow(0.3)
 async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, postgres_server: PostgresServer) -> None:
     """In transaction mode no setting of a connection stays, and none is needed."""
     async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
@@ -175,6 +178,7 @@ async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, po
         await apply_all_kinds(ShardAddress(trapped.shard_id, url))
 
 
+@pytest.mark.slow(0.3)
 async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
     """Not in the schema that another role has made in the worker's name, and without use of what it has planted."""
     address = await make_shard("shard-3", is_empty=True)
@@ -187,6 +191,7 @@ async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_ser
     await apply_all_kinds(address)
 
 
+@pytest.mark.slow(0.3)
 async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
     """What it makes means what it says, whoever looks at the tables."""
     async with pool_of(trapped) as pool:
@@ -199,6 +204,7 @@ async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
     await apply_all_kinds(trapped)
 
 
+@pytest.mark.slow(0.3)
 async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:
     """The attacker's tables have the same names, and come first in the search path."""
     async with pool_of(trapped) as pool, pool.connection() as connection:

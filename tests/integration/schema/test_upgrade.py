@@ -34,6 +34,7 @@ async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool)
     assert not again.is_needed
 
 
+@pytest.mark.slow(0.3)
 async def test_upgraded_shard_is_like_one_that_is_made_today(pool: ShardPool, make_shard: ShardMaker) -> None:
     """The same tables, indexes, functions, views and policies."""
     async with upgrade_pool(await make_shard("shard-2", is_empty=True)) as new:

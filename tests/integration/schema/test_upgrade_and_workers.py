@@ -33,6 +33,7 @@ OF_ONE_VERSION: Final = {"count_checkpoints"}  # of the server
     ],
     ids=["new column", "other type", "positions"],
 )
+@pytest.mark.slow(0.3)
 async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: ShardPool, text: str) -> None:
     """A connection's outdated plan is made again within the batch that met it; nothing is held for it."""
     users = ShardPool(pool.address, size=2, timeouts=ShardTimeouts())
@@ -87,6 +88,7 @@ async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: S
 
 
 @pytest.mark.parametrize("version", range(max(1, SCHEMA_VERSION - 1), NEXT + 1))
+@pytest.mark.slow(0.3)
 async def test_every_query_means_something_on_each_schema_that_a_worker_works_on(
     make_shard: ShardMaker, version: int
 ) -> None:

@@ -185,7 +185,7 @@ async def test_order_is_given_up_once_its_mark_is_safe(make_shard: ShardMaker) -
 CONTROLS = ["create", "create again", "rename", "admin", "destroy", "destroy all"]
 
 
-@pytest.mark.parametrize("what", slow_after(2, CONTROLS))
+@pytest.mark.parametrize("what", slow_after(1, CONTROLS))
 async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: str) -> None:
     """Each of them waits for the standby, also when all it finds is that it was done before."""
     address = await copy_shard(pair.primary)

@@ -18,6 +18,7 @@ MISSING = "AWS.SimpleQueueService.NonExistentQueue"
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
+@pytest.mark.slow(2)
 async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_weeks(client: Client) -> None:
     """A later start finds it, and leaves it as an operator has set it."""
     control = (await client.create_queue(QueueName="control"))["QueueUrl"]

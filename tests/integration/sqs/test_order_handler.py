@@ -764,7 +764,7 @@ POISON = st.lists(st.booleans(), min_size=6, max_size=6)
         max_size=6,
     ),
 )
-@settings(max_examples=25, suppress_health_check=NO_CHECKS)
+@settings(max_examples=10, suppress_health_check=NO_CHECKS)
 async def test_groups_keep_their_order_whatever_happens_to_them(
     desk: Desk, plans: list[tuple[list[str], list[bool]]], calls: list[tuple[str | None, list[int]]]
 ) -> None:

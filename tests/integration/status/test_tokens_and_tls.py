@@ -319,6 +319,7 @@ async def test_renewed_certificate_is_shown_to_new_connections(tls_site: TlsSite
         one.close()
 
 
+@pytest.mark.slow(0.3)
 async def test_handshakes_that_do_not_end_keep_nobody_out(tls_site: TlsSite) -> None:
     """No more are open than connections may be, and the oldest one ends for a new one."""
     silent = []

@@ -422,6 +422,7 @@ async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard:
         assert len([entry for entry in logs if entry["event"] == "tenant.destroyed"]) == 1
 
 
+@pytest.mark.slow(1)
 async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
     """Batches go on all the time: nothing of before is there after, and what is applied after is not deleted."""
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts()) as routed:

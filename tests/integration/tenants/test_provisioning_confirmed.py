@@ -264,7 +264,14 @@ async def test_provisioner_uses_the_directory_it_is_given(routed: RoutedShards) 
     assert found.shard_id == "shard-1"
 
 
-@pytest.mark.parametrize(("forgets", "wavers"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("forgets", "wavers"),
+    [
+        (True, True),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_answers(
     routed: RoutedShards, *, forgets: bool, wavers: bool
 ) -> None:

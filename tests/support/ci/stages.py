@@ -71,6 +71,14 @@ STAGES: Final = (
     Stage("local", ("tests/integration/local/test_*.py",)),
     Stage("queues", ("tests/integration/sqs/test_*.py",)),
     Stage("stream", ("tests/integration/kinesis/test_*.py",)),
+    # Those of Postgres, and what is left of the worker.
+    Stage(
+        "shards",
+        (
+            "tests/integration/*/test_*.py",
+            *(f"!tests/integration/{folder}/*" for folder in ("local", "sqs", "kinesis")),
+        ),
+    ),
     Stage(
         "site",
         ("tests/tools/test_site.py",),
