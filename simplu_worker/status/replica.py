@@ -193,10 +193,10 @@ class ReplicaStatus:
         return Unreadiness(UnreadyReason.QUEUES_UNREACHABLE, "; ".join(problems)) if is_idle else None
 
     def _stream_problem(self, fleet: Fleet) -> Unreadiness | None:
-        if fleet.trouble:
+        if (outage := fleet.outage) is not None:
             is_shut_out = fleet.is_shut_out_by_kcl
             reason = UnreadyReason.KCL_ASSIGNS_LEASES if is_shut_out else UnreadyReason.STREAM_UNAVAILABLE
-            return Unreadiness(reason, fleet.trouble)
+            return Unreadiness(reason, outage)
         if not fleet.is_set_up:
             return Unreadiness(UnreadyReason.STREAM_OPENING)
         refusal = next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
@@ -409,7 +409,7 @@ class ReplicaStatus:
         ]
         if self.fleet is None:
             return queues
-        state = scrub_text(self.fleet.trouble or self._activity(SourceState.READING))
+        state = scrub_text(self.fleet.outage or self._activity(SourceState.READING))
         return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": state}, *queues]
 
     def _activity(self, usual: str) -> str:

@@ -17,6 +17,7 @@ from support.network.fault_proxy import FaultProxy
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess
+from simplu_worker.consumers.kinesis.fleet.fleet import UNREAD_S
 from simplu_worker.network_errors import NO_SERVER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
@@ -183,6 +184,17 @@ async def test_worker_reads_on_after_its_last_record_when_kinesis_was(
         await full_stack.make_tenants(1)
     await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
     assert await full_stack.read_metric("simplu_retries_total", source="kinesis", reason="read_failed") > failed
+
+
+async def test_worker_is_not_ready_while_kinesis_does_not_answer(full_stack: FullStack) -> None:
+    """All the time, though its leases are renewed: not only when a look at the stream fails."""
+    async with full_stack.kinesis_proxy.refuse_connections():
+        reason = await full_stack.wait_for_readiness(503, within_s=2 * UNREAD_S)
+        assert NO_SERVER in reason
+        for _ in range(10):
+            await asyncio.sleep(0.5)
+            assert (await full_stack.read_readiness())[0] == 503
+    await full_stack.wait_for_readiness(200, within_s=RECOVERY_S)
 
 
 async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expire(full_stack: FullStack) -> None:

@@ -77,7 +77,7 @@ class Cursor:
         self.read_bytes = 0
         self.read_records = 0
         self.millis_behind: int | None = None
-        self.replied_at = 0.0
+        self.replied_at = loop_time()  # or it began then
         self.last_arrival: datetime | None = None  # of the records of the last reply; None if it had none
         self.asked_at = 0.0  # for the last reply, which shows the stream shard as it was at this time or later
         self.is_at_end = False  # by the last reply; a further read may prove it wrong

@@ -63,6 +63,7 @@ SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units that a replica spends o
 AUDIT_INTERVAL_S: Final = 10.0
 CLEANUP_INTERVAL_S: Final = 60.0
 TROUBLE_PAUSE_S: Final = 1.0
+UNREAD_S: Final = 10.0  # longer than Kinesis throttles a reader
 DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
 EXPIRY_MARGIN_S: Final = 0.01
 RELEASE_SCANS: Final = 3  # of the other replicas, one of which takes a lease that is to be released
@@ -177,6 +178,13 @@ class Fleet:
     def reading_trouble(self) -> str | None:
         """Why nothing is read although the lease table answers: every reader of this replica has failed."""
         return "every reader failed, see the log event loop.failed" if self._coordinator.are_all_failing else None
+
+    @property
+    def outage(self) -> str | None:
+        """Why the lease table or the stream does not answer: that, after some time without any reply to a reader."""
+        readers = self.readers()
+        is_unread = bool(readers) and all(one.view.unread_for_s > UNREAD_S for one in readers)
+        return self.trouble or (readers[0].trouble if is_unread else None)
 
     @property
     def is_led_by_kcl(self) -> bool:

@@ -50,8 +50,12 @@ class ReaderView:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
         if self._cursor.millis_behind is None:
             return None
-        unread_for_s = loop_time() - self._cursor.replied_at if self._cursor.trouble else 0.0
-        return self._cursor.millis_behind / 1000 + unread_for_s
+        return self._cursor.millis_behind / 1000 + self.unread_for_s
+
+    @property
+    def unread_for_s(self) -> float:
+        """For how long every read has failed; 0 while reads succeed."""
+        return loop_time() - self._cursor.replied_at if self._cursor.trouble else 0.0
 
     def lag_of(self, tenant_id: str | None) -> float | None:
         """Return how far a tenant's operations may be behind, held ones included; of any tenant with None."""
