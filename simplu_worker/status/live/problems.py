@@ -29,6 +29,7 @@ LAG_HIGH_S: Final = 60.0
 SILENT_S: Final = 10.0  # since the last renewal of a lease: its numbers are old
 OVER_FOR: Final = timedelta(hours=1)  # for so long a problem that is over is shown
 PASSING: Final = frozenset({"starting", "stream opening"})
+MOVE_STANDS: Final = timedelta(minutes=15)  # without progress, as the alert MoveStandsStill
 COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, the wrong keys of a replica's life are over
 # While nobody reads the stream, what its readers have told is neither over nor known.
 BLIND: Final = frozenset({ProblemCause.NOT_READY, ProblemCause.REPLICA_SILENT, ProblemCause.STREAM_SHARD_UNREAD})
@@ -60,7 +61,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
     ProblemCause.SHARD_LOST: _meaning(
         Severity.CRITICAL,
         "Postgres shard lost",
-        "See why the shard does not answer. Its operations wait; all others go on.",
+        "See why the shard does not answer. Its operations wait; those of healthy shards go on.",
         "docs/monitoring.md#shardlost",
     ),
     ProblemCause.STREAM_SHARD_UNREAD: _meaning(
@@ -109,7 +110,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
     ProblemCause.SHARD_DEGRADED: _meaning(
         Severity.WARNING,
         "Postgres shard with a problem",
-        "The shard works; look at what is named beside it.",
+        "The shard works. Remove the cause that is named.",
         "docs/shards.md#probes-of-shards",
     ),
     ProblemCause.CACHE_FAILING: _meaning(
@@ -160,7 +161,7 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
             *_of_shards(state["shards"]),
             *_of_stream(fleet["streamShards"]),
             *_of_held(state["held"], fleet["replicas"], lost, now),
-            *_of_moves(state["moves"]),
+            *_of_moves(state["moves"], now),
             *_of_letters(fleet["replicas"]),
         )
         if one.number or one.subjects
@@ -221,8 +222,8 @@ def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now:
         yield FoundProblem(ProblemCause.TARGET_HELD, subjects, reason=reason, since=since)
 
 
-def _of_moves(moves: Iterable[Json]) -> Iterator[FoundProblem]:
-    failed = [one for one in moves if one.get("error")]
+def _of_moves(moves: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
+    failed = [one for one in moves if one.get("error") or now - one["notedAt"] > MOVE_STANDS]
     since = min((one["notedAt"] for one in failed), default=None)
     yield FoundProblem(ProblemCause.MOVE_FAILED, _named("tenant", (one["tenant"] for one in failed)), since=since)
 

@@ -109,6 +109,12 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
     }
 
 
+def test_move_has_stopped_after_a_quarter_of_an_hour_without_progress() -> None:
+    """Its mover was killed, and so left no error."""
+    moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 14, 16)]
+    assert causes_of({"moves": moves}) == [(ProblemCause.MOVE_FAILED, ("tenant 16",))]
+
+
 def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
     """A lag that nobody has renewed is not known, and not high; one that has ended is nothing."""
     report = fleet(
