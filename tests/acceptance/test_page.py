@@ -250,6 +250,7 @@ async def test_overview_says_what_is_wrong_and_what_to_do(world: PageWorld, page
     )
     assert problems[0].startswith("critical\nPostgres shard lost")
     assert "See why the shard does not answer" in problems[0]
+    assert NO_SERVER in problems[0]
     assert "First" in problems[0]
     assert "Last\nnow" in problems[0]
     assert not any("shard unavailable" in one for one in problems)
@@ -303,7 +304,7 @@ async def test_views_show_shards_queues_and_moves(world: PageWorld, page: Browse
     assert "lost" in shards
     assert "Schema" in shards
     usages = await page.evaluate(shard_cells("Usage"))
-    connections = await page.evaluate(shard_cells("Connections of the server"))
+    connections = await page.evaluate(shard_cells("Server connections"))
     assert [bool(re.fullmatch(r"\d+ %", one)) for one in usages] == [True] * 3
     assert [bool(re.fullmatch(r"[1-9]\d* of 97", one)) for one in connections].count(True) == 2
     assert connections.count("–") == 1  # of the shard that is down
@@ -624,6 +625,41 @@ async def test_time_left_of_a_move_is_that_of_its_rows(page: BrowserTab) -> None
     assert await page.evaluate(script) == [30, None, None, None]
 
 
+async def test_move_is_left_alone_until_it_stands(page: BrowserTab) -> None:
+    """While it has progress there is nothing to continue; the Overview counts it."""
+    script = """
+    Promise.all(['/page/held.js', '/page/overview.js'].map((one) => import(one))).then(([held, overview]) => {
+      const move = (agoS) => ({
+        tenant: 'a-b', businessId: 'a', locationId: 'b', sourceShard: 's-1', targetShard: 's-2', phase: 'copy',
+        startedAt: new Date(Date.now() - 9e5).toISOString(), notedAt: new Date(Date.now() - 1000 * agoS).toISOString(),
+      });
+      const items = [5, 200].map((agoS) => held.moveItem(move(agoS), {}));
+      const known = {status: {moves: [move(5)]}, fleet: {}, ages: {status: 1}};
+      return [items.map((one) => [one.badge, Object.keys(one.commands)]), overview.verdictOf(known).text];
+    })
+    """
+    items, verdict = await page.evaluate(script)
+    assert items == [["copy", ["Undo"]], ["no progress: copy", ["Continue", "Undo"]]]
+    assert verdict.endswith("nothing is held or lost. 1 move in progress.")
+
+
+async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> None:
+    """A healthy one is probed each ten seconds, so an age of twelve is usual; of a hundred shards, each 20 s."""
+    script = """
+    import('/page/views.js').then(({sectionsOf}) => [[12, 1], [26, 1], [26, 100], [51, 100]].map(([agoS, number]) => {
+      const shard = {shardId: 'a', state: 'healthy', lastCheckAt: new Date(Date.now() - 1000 * agoS).toISOString()};
+      return sectionsOf('shards', {status: {shards: Array(number).fill(shard)}, ages: {}})[0].rows[0].isGrey;
+    }))
+    """
+    assert await page.evaluate(script) == [False, True, False, True]
+
+
+async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
+    """Of 24 hours, in every language of the browser."""
+    script = "import('/page/format.js').then(({time}) => time(new Date().setHours(23, 5, 7, 0)))"
+    assert await page.evaluate(script) == "23:05:07"
+
+
 async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
     """A lag that nobody has renewed is not that of now; one of a source that is gone says what it was."""
     row = {"streamShard": "s", "state": "reading", "owner": "b", "lagSeconds": 0, "seenSecondsAgo": 42}
@@ -665,7 +701,7 @@ async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:
 
 @pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
 async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTab, width: int) -> None:
-    """Those of this replica with both windows, and those that others name; the table scrolls within the screen."""
+    """A row each, with the time of all replicas; the table scrolls within the screen."""
     use = {"seconds": 45.25, "share": 0.905, "operations": 12_000, "bytes": 3_145_728, "waitedSeconds": 59.5}
     mine = {
         "shardId": "shard-1",
@@ -674,7 +710,11 @@ async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTa
         "lastHour": use,
     }
     before = {"shardId": "shard-2", "tenant": "c-d", "lastMinute": None, "lastHour": use}
-    other = {"replica": "b", "topTenants": [{"shardId": "shard-1", "tenant": "e-f", "lastMinute": {"seconds": 3.5}}]}
+    named = [
+        {"shardId": "shard-1", "tenant": one, "lastMinute": {"seconds": seconds}}
+        for one, seconds in (("e-f", 3.5), (mine["tenant"], 5))
+    ]
+    other = {"replica": "b", "topTenants": named}
     fleet = {"topTenants": [mine, before], "replicas": [{"replica": "me", "isThis": True, "topTenants": []}, other]}
     await page.show_as(width)
     await go(page, "tenants")
@@ -687,12 +727,12 @@ async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTa
     """
     text, without_fleet, is_wider = await page.evaluate(script)
     rows = [row.split("\t") for row in text.split("\n") if "shard-" in row]
-    figures = ["45.3 s", "91 %", "12,000", "3.0 MiB", "59.5 s"]
-    nothing = ["–"] * 5
+    figures = ["91 %", "12,000", "3.0 MiB", "59.5 s"]
+    nothing = ["–"] * 4
     assert [row[-12:] for row in rows] == [
-        ["shard-1", *figures, *figures, "this one"],
-        ["shard-2", *nothing, *figures, "this one"],
-        ["shard-1", "3.5 s", *nothing[1:], *nothing, "b"],
+        ["shard-1", "50.3 s", *figures, "45.3 s", *figures, "this one; b"],
+        ["shard-1", "3.5 s", *nothing, "–", *nothing, "b"],
+        ["shard-2", "–", *nothing, "45.3 s", *figures, "this one"],
     ]
     assert "a-very-long-business-identifier-berlin" in text
     assert (without_fleet, is_wider) == ([], False)

@@ -8,7 +8,7 @@ const CHARTS = [
   { key: "lagSeconds", title: "Highest lag", kind: "seconds" },
   { key: "latencyP99Seconds", title: "Highest p99 latency", kind: "seconds" },
   { key: "heldTargets", title: "Holds of all readers", kind: "number" },
-  { key: "deadLetters", title: "Dead letters, of the hour before", kind: "number" },
+  { key: "deadLetters", title: "Dead letters, last hour", kind: "number" },
   { key: "replicas", title: "Replicas", kind: "number" },
 ];
 const TICKS = 4;

@@ -92,7 +92,8 @@ function contentOf(value, kind, isHeading) {
 function fill(cell, value, kind) {
   const [content, className = ""] = contentOf(value, kind, cell.scope);
   cell.className = className;
-  cell.replaceChildren(content);
+  const isName = cell.scope && typeof content === "string"; // such as shard.cut_off, which breaks at its dots
+  cell.replaceChildren(...(isName ? content.split(/(?<=[._])/).flatMap((part) => [part, element("wbr")]) : [content]));
 }
 
 const signature = (value) => JSON.stringify(value) ?? "";

@@ -2,6 +2,7 @@
 
 export const STALE_S = 10; // older values are grey, with their age
 
+const HOURS = { hourCycle: "h23" }; // as on the axes of the charts
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 export function duration(seconds) {
@@ -11,6 +12,13 @@ export function duration(seconds) {
   if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
   const hours = Math.floor(minutes / 60);
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+// A long duration by one unit, for a place with little room.
+export function rough(seconds) {
+  if (seconds < 60) return duration(seconds);
+  const [unit, name] = seconds < 5400 ? [60, "min"] : seconds < 172800 ? [3600, "h"] : [86400, "d"];
+  return `${Math.round(seconds / unit)} ${name}`;
 }
 
 export function size(bytes) {
@@ -34,7 +42,7 @@ export function words(key) {
 export const isNothing = (value) => value === null || value === undefined || value === ""
   || (typeof value === "object" && !Object.keys(value).length);
 
-export const isStale = (seconds) => typeof seconds === "number" && seconds > STALE_S;
+export const isStale = (seconds, most = STALE_S) => typeof seconds === "number" && seconds > most;
 
 export const noun = (number, one) => (number === 1 ? one : `${one}s`);
 export const plural = (number, one) => `${count(number)} ${noun(number, one)}`;
@@ -51,7 +59,7 @@ export function time(value) {
   const date = new Date(value);
   if (Number.isNaN(date.getTime())) return String(value);
   const isToday = date.toDateString() === new Date().toDateString();
-  return isToday ? date.toLocaleTimeString() : date.toLocaleString();
+  return isToday ? date.toLocaleTimeString([], HOURS) : date.toLocaleString([], HOURS);
 }
 
 // The seconds since a time; null for none.
@@ -95,7 +103,7 @@ export function kindOf(key) {
 }
 
 const GOOD = /^(active|catching up|consuming|healthy|ok|owned|polling|reading|ready|running|succeeded|yes)$/;
-const BAD = /^(closed|unowned|dead|error|failed|lost|refused|rejected|stopped|unavailable|critical|no)$/;
+const BAD = /^(closed|unowned|dead|error|failed|failing|lost|refused|rejected|stopped|unavailable|critical|no)$/;
 const ORDINARY = /^(draining|elsewhere|ended|released|info|unknown|destroyed|dead letters)$/;
 const LAG_WARN_S = 10;
 const LAG_BAD_S = 60;

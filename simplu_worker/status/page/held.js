@@ -3,7 +3,7 @@ import { ageOf, count, duration, isNothing, isStale, noun, plural, text, time } 
 import { linkOf } from "./router.js";
 
 const READERS_SHOWN = 4;
-const SILENT_SHARE = 1.5; // of the time that a move has gone on with rows: then it stands
+const STANDS_S = 90; // without progress, which a mover notes every few seconds
 
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
 const longest = (rows, key) => Math.max(0, ...rows.map((one) => one[key] ?? 0));
@@ -45,7 +45,7 @@ export function factsOfHeld(one) {
   return Object.fromEntries(Object.entries({
     "Oldest waits": `${duration(one.ageSeconds)}, since ${time(since)}`,
     Held: one.heldForSeconds ? `for ${duration(one.heldForSeconds)}` : "",
-    State: one.states.join(", "),
+    State: one.states.filter((state) => state !== "held").join(", "),
     Operations: one.operations ? `at least ${count(one.operations)}` : "",
     Tenants: one.tenants ? count(one.tenants) : "",
     [noun(one.readers.length, "Reader")]: listed(one.readers, READERS_SHOWN),
@@ -83,29 +83,31 @@ export function moveCommands({ businessId, locationId }, targetShard) {
   };
 }
 
+const stands = ({ error, notedAt }) => Boolean(error) || ageOf(notedAt) > STANDS_S;
+
 function factsOfMove(one, tenant) {
   const total = tenant?.resources;
   const left = secondsLeft(one, total);
-  const stands = ageOf(one.notedAt);
   return Object.fromEntries(Object.entries({
-    Way: `${one.sourceShard} to ${one.targetShard}`,
+    From: `${one.sourceShard} to ${one.targetShard}`,
     Rows: isNothing(one.rows) ? "" : `${count(one.rows)}${isNothing(total) ? "" : ` of about ${count(total)}`}`,
     Copied: isNothing(one.bytes) ? "" : text(one.bytes, "bytes"),
-    "Time left": left === null ? (one.error ? "" : "not known") : `about ${duration(left)}`,
+    "Time left": stands(one) ? "" : left === null ? "not known" : `about ${duration(left)}`,
     Began: time(one.startedAt),
-    "Went on": `${time(one.notedAt)}${stands > SILENT_SHARE * 60 ? `, ${duration(stands)} ago` : ""}`,
+    "Last progress": `${time(one.notedAt)}${stands(one) ? `, ${duration(ageOf(one.notedAt))} ago` : ""}`,
     Error: one.error ?? "",
   }).filter(([, value]) => value));
 }
 
 // A move as an item; *tenants* are the answers about tenants, by id.
 export function moveItem(one, tenants) {
-  const tenant = tenants[one.tenant];
-  const commands = one.businessId && moveCommands(one, one.targetShard);
+  const known = one.businessId && moveCommands(one, one.targetShard);
+  const state = one.phase ?? one.step;
   return {
-    id: one.tenant, tone: one.error ? "bad" : "warn", badge: one.error ? "stopped" : one.phase ?? one.step, title: "Move of",
-    links: [linkOf(`tenant ${one.tenant}`)], facts: factsOfMove(one, tenant),
-    advice: one.error ? "Run the same command again to go on, or undo the move." : "It goes on by itself. To stop it, undo it.",
-    runbook: one.runbook, commands: commands ? { "Go on": commands.move, Undo: commands.undo } : null,
+    id: one.tenant, tone: one.error ? "bad" : stands(one) ? "warn" : "",
+    badge: one.error ? "stopped" : stands(one) ? `no progress: ${state}` : state, title: "Move of",
+    links: [linkOf(`tenant ${one.tenant}`)], facts: factsOfMove(one, tenants[one.tenant]),
+    advice: stands(one) ? "If its mover has ended, continue the move with the same command, or undo it." : "It needs nobody. To stop it, undo it.",
+    runbook: one.runbook, commands: known ? { ...(stands(one) ? { Continue: known.move } : {}), Undo: known.undo } : null,
   };
 }

@@ -1,8 +1,8 @@
 // A tenant and its last operations, and an operation by its id.
 import { ask } from "./client.js";
 import { byId, setText, showCode, showSection } from "./dom.js";
-import { columnsOf, count, isNothing, text, withoutNothing } from "./format.js";
-import { moveCommands } from "./held.js";
+import { columnsOf, count, isNothing, text, time, withoutNothing } from "./format.js";
+import { moveCommands, moveItem } from "./held.js";
 import { showItems } from "./items.js";
 import { hrefOf } from "./router.js";
 
@@ -62,9 +62,12 @@ function targetOf(shardId) {
   return others.sort((one, other) => (one.usage ?? 0) - (other.usage ?? 0))[0]?.shardId ?? "SHARD";
 }
 
-function showCommands(tenant) {
+function showMove(tenant) {
+  const id = `${tenant.businessId}-${tenant.locationId}`;
+  const going = actions.moves().find((one) => one.tenant === id);
+  if (going) return showItems(byId("found"), { id: "tenant-move", title: "Its move", items: [moveItem(going, { [id]: tenant })] });
   const { move, undo } = moveCommands(tenant, targetOf(tenant.shardId));
-  showItems(byId("found"), {
+  return showItems(byId("found"), {
     id: "tenant-move", title: "Move it by a command", note: "Without --apply each prints its plan: rows, time, and what would stop it.",
     items: [{ id: "move", tone: "", badge: "command", title: `From ${tenant.shardId}`, facts: {}, commands: { Move: move, Undo: undo } }],
   });
@@ -84,7 +87,7 @@ async function showTenant(businessId, locationId) {
     keep({
       id: "tenant", title: `Tenant ${businessId} ${locationId}`,
       facts: {
-        ...facts,
+        ...withoutNothing(facts),
         ...withoutNothing({ pausedUntil: pausedUntil && text(pausedUntil, "time"), weight: weight === 1 ? null : weight }),
         ...(isNothing(resources) ? {} : { resources: count(resources), operationsInTheLog: count(logged ?? 0) }),
         ...(operations.length ? { lastOperations: `of ${count(operations.length)}: ${outcomesOf(operations)}` } : {}),
@@ -102,7 +105,7 @@ async function showTenant(businessId, locationId) {
       const note = code === 200 ? rows.length ? "" : "None." : body.error ?? "No answer.";
       keep({ id: `tenant-${id}`, title: `Last ${what} of ${businessId} ${locationId}`, columns: OPERATIONS, rows, note });
     }
-    showCommands(tenant.body);
+    showMove(tenant.body);
   };
 }
 
@@ -134,7 +137,7 @@ async function read(businessId, locationId, requestId) {
     if (mine !== turn) return;
     found.readAt = Date.now();
     for (const showIt of made) showIt();
-    remark(`Read at ${new Date().toLocaleTimeString()}.`);
+    remark(`Read at ${time(new Date())}.`);
     byId("close-lookup").hidden = false;
   } catch {
     if (mine === turn) remark("The worker does not answer. Ask again.");

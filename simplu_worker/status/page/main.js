@@ -3,7 +3,7 @@ import { showCharts } from "./charts.js";
 import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
 import { askInDialog, closeDialog, openDialog } from "./dialog.js";
 import { byId, element, setText, showSection } from "./dom.js";
-import { count, duration, isStale, plural, text, withoutNothing } from "./format.js";
+import { count, duration, isStale, plural, text, time, withoutNothing } from "./format.js";
 import { factsOfHeld, heldItem, heldOf, moveItem, unnamedElsewhere } from "./held.js";
 import { showItems } from "./items.js";
 import { closeLetters, openLetters, showLettersAge } from "./letters.js";
@@ -137,11 +137,16 @@ const heldSection = (id, title, held, retry, unnamed = 0) => ({
   items: held.slice(0, HELD_SHOWN).map((one) => heldItem(one, retry)),
 });
 
+function problemsSection(known) {
+  const items = problemItems(known);
+  return { id: "problems", title: items.every(({ isGrey }) => isGrey) ? "Over since less than an hour" : "What is wrong, and what to do", items };
+}
+
 function showOverview(known) {
   showVerdict(verdictOf(known));
   showTiles(tilesOf(known));
-  showItemsOrNothing(byId("problems"), { id: "problems", title: "What is wrong, and what to do", items: problemItems(known) });
-  const held = showItemsOrNothing(byId("held"), heldSection("held", "Held targets: they wait in the stream, all others go on", heldOf(known.status, known.fleet), known.actions?.retry, unnamedElsewhere(known.fleet)));
+  showItemsOrNothing(byId("problems"), problemsSection(known));
+  const held = showItemsOrNothing(byId("held"), heldSection("held", "Held targets: their operations wait in the stream", heldOf(known.status, known.fleet), known.actions?.retry, unnamedElsewhere(known.fleet)));
   held?.classList.toggle("stale", isStale(known.ages.status));
   byId("problems").className = isStale(known.ages.fleet) ? "stale" : "";
   showCharts(known.history, state.period);
@@ -202,7 +207,7 @@ function show() {
     typeof status.uptime_s === "number" && `up ${duration(status.uptime_s)}`,
     status.role,
   ].filter(Boolean).join(" · "));
-  setText(byId("updated"), `as of ${new Date(state.at.status).toLocaleTimeString()}`);
+  setText(byId("updated"), `as of ${time(state.at.status)}`);
   byId("updated").className = isStale(known.ages.status) ? "badge bad push" : "soft push";
   byId("content").hidden = false;
   byId("login").hidden = true;
@@ -371,7 +376,7 @@ window.addEventListener("hashchange", followAddress);
 document.addEventListener("visibilitychange", () => document.hidden && stream.abort());
 setInterval(show, AGES_EVERY_MS);
 openDialog();
-openLookup({ act, isOperator: () => state.status?.role === "operator", shards: () => state.status?.shards ?? [] });
+openLookup({ act, isOperator: () => state.status?.role === "operator", shards: () => state.status?.shards ?? [], moves: () => state.status?.moves ?? [] });
 openLetters();
 keepShowing().catch(console.error);
 keepProbing();

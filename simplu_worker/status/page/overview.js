@@ -1,5 +1,5 @@
 // Is it well, what is wrong, what to do: the verdict, the problems, and the few numbers. Pure.
-import { ageOf, count, duration, isNothing, isStale, noun, plural, sum, text, time, toneOfLag } from "./format.js";
+import { ageOf, count, duration, isNothing, isStale, noun, plural, rough, sum, text, time, toneOfLag } from "./format.js";
 import { heldOf, unnamedElsewhere } from "./held.js";
 import { hrefOf, linkOf } from "./router.js";
 import { queuesOf, streamShardsOf } from "./views.js";
@@ -17,19 +17,35 @@ function known(rows, key, combine) {
 
 const titleOf = ({ problem, reason }) => (reason ? `${problem}: ${text(reason).replace(/_/g, " ")}` : problem);
 
+const told = (error) => (error === "other" ? "" : error); // of a viewer's texts
+
+// What the worker knows of a cause; a viewer has no texts of errors.
+function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, shards = [], streamShards = [], queues = [] }) {
+  if (cause === "not_ready") return unreadyDetail;
+  if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : `${text(counters.deadLetters)}, of this replica since its start`;
+  if (cause === "citrus_failing") return told(citrus);
+  const errors = subjects.flatMap((subject) => [
+    ...shards.filter(({ shardId }) => subject === `shard ${shardId}`).map(({ odd, error }) => (isNothing(odd) ? error : text(odd))),
+    ...streamShards.filter(({ streamShard }) => subject === `stream shard ${streamShard}`).map(({ trouble }) => trouble),
+    ...queues.filter(({ name }) => subject === `queue ${name}`).map(({ state }) => state),
+  ]);
+  return [...new Set(errors.filter(told))].join("; ");
+}
+
 // The problems as items: those of now first, then those of the last hour that are over.
 export function problemItems({ fleet, status, ages }) {
   return (fleet?.problems ?? []).map((one) => {
     const links = one.subjects.map(linkOf);
     const view = VIEW_OF_CAUSE[one.cause];
     if (view && !links.length) links.push({ text: "See all", href: hrefOf(view) });
+    const why = one.isOver ? "" : causeOf(one, status);
     const isNow = !one.isOver && ages.fleet < NOW_S && ageOf(one.at, new Date(fleet.at).getTime()) < NOW_S;
     return {
       id: `${one.cause} ${one.reason ?? ""}`, tone: one.isOver ? "" : TONES[one.severity] ?? "warn",
       badge: one.isOver ? "over" : one.severity, title: titleOf(one), links,
       facts: {
         Count: count(one.count), First: time(one.since), Last: isNow ? "now" : time(one.at),
-        ...(one.cause === "not_ready" && status.unreadyDetail ? { Cause: status.unreadyDetail } : {}),
+        ...(why ? { Cause: why } : {}),
       },
       advice: one.isOver ? "" : one.advice, runbook: one.runbook, isGrey: one.isOver,
     };
@@ -59,9 +75,10 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
   }
   const replicas = fleet.replicas?.length ?? 0;
   const shards = status.shards?.length ?? 0;
+  const moves = status.moves?.length ?? 0;
   return {
     tone: "good", title: "All is well",
-    text: `${plural(replicas, "replica")}, ${plural(fleet.streamShards?.length ?? 0, "stream shard")}, ${plural(shards, "Postgres shard")}; nothing is held or lost.`,
+    text: `${plural(replicas, "replica")}, ${plural(fleet.streamShards?.length ?? 0, "stream shard")}, ${plural(shards, "Postgres shard")}; nothing is held or lost.${moves ? ` ${plural(moves, "move")} in progress.` : ""}`,
   };
 }
 
@@ -76,6 +93,7 @@ export function tilesOf(all) {
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
   const unowned = streamShards.filter(({ state }) => state === "unowned").length;
+  const moves = status.moves?.length ?? 0;
   const listed = queuesOf(all);
   const dead = listed.filter((one) => one.isDead);
   const work = listed.filter((one) => !one.isDead);
@@ -90,7 +108,7 @@ export function tilesOf(all) {
   );
   const unknown = (view, label, why) => ({ view, value: "–", label: `${label}: ${why}`, tone: "", isGrey: true });
   const measured = (view, source, value, kind, label, tone) => (
-    value === null ? unknown(view, label, "not known") : tile(view, source, text(value, kind), label, tone)
+    value === null ? unknown(view, label, "not known") : tile(view, source, kind === "seconds" ? rough(value) : text(value, kind), label, tone)
   );
   const silent = replicas.length - freshReplicas.length;
   return [
@@ -98,15 +116,16 @@ export function tilesOf(all) {
     streamShards.length && tile("stream", "fleet", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     streamShards.length && (lag === null
       ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")
-      : tile("stream", "fleet", text(lag, "seconds"), fresh.length < streamShards.length ? `highest lag, of ${fresh.length} stream shards` : "highest lag", toneOfLag(lag))),
+      : tile("stream", "fleet", rough(lag), fresh.length < streamShards.length ? `highest lag, of ${fresh.length} stream shards` : "highest lag", toneOfLag(lag))),
     streamShards.length && measured("stream", "fleet", known(fresh, "recordsPerSecond", sum), "rate", "records of the fleet"),
     freshReplicas.length && known(freshReplicas, "latencyP99Seconds", highest) !== null
       && measured("stream", "fleet", known(freshReplicas, "latencyP99Seconds", highest), "seconds", "p99 latency"),
     streamShards.length && !fresh.length && !held ? unknown("overview", "held targets", "nobody reads the stream")
       : tile("overview", "status", count(held), noun(held, "held target"), held && "warn"),
     shards.length && tile("shards", "status", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
+    moves && tile("moves", "status", count(moves), `${noun(moves, "move")} in progress`),
     work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages wait"),
     dead.length && measured(lettersView, "queues", known(dead, "visible", sum), "number", "in the dead-letter queue", known(dead, "visible", sum) && "warn"),
-    !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters in an hour", buried && "warn"),
+    !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters, last hour", buried && "warn"),
   ].filter(Boolean);
 }

@@ -1,6 +1,6 @@
 // The status of the worker and of its fleet, as sections of tables, by the view that shows them. Pure.
 import { cellChart } from "./chart.js";
-import { ageOf, columnsOf, count, duration, isNothing, isStale, plural, text, withoutNothing } from "./format.js";
+import { ageOf, columnsOf, count, duration, isNothing, isStale, plural, sum, text, withoutNothing } from "./format.js";
 import { hrefOf, linkOf } from "./router.js";
 
 const TENANTS_SHOWN = 50;
@@ -20,7 +20,8 @@ export function streamShardsOf({ status, fleet, history }) {
     return {
       ...here,
       ...one,
-      held: isNothing(here.held) ? one.heldTargets || null : here.held,
+      state: here.trouble ? "failing" : one.state,
+      held: isNothing(here.held) ? one.heldTargets ? plural(one.heldTargets, "target") : null : here.held,
       lagChart: cellChart(`Lag of ${one.streamShard}`, hour.lagSeconds, history ?? {}, "seconds"),
       rateChart: cellChart(`Records of ${one.streamShard}`, hour.recordsPerSecond, history ?? {}, "rate"),
       wrongKeys: here.wrongKeys || null,
@@ -29,6 +30,10 @@ export function streamShardsOf({ status, fleet, history }) {
     };
   });
 }
+
+// The worker names an error in place of a state.
+const isError = (state) => (state ?? "").includes(": ");
+const stateOf = (state) => (isError(state) ? "failing" : state);
 
 // The queues as SQS reports them, with all that their receivers know.
 export function queuesOf({ status, queues }) {
@@ -42,7 +47,8 @@ export function queuesOf({ status, queues }) {
       ...here,
       name: one.name,
       kind: one.isFifo === undefined ? null : one.isFifo ? "FIFO" : "standard",
-      state: isDead ? "dead letters" : here.state ?? one.state,
+      state: isDead ? "dead letters" : stateOf(here.state ?? one.state),
+      error: one.error ?? (isError(here.state) ? here.state : null),
       visible: one.error ? null : one.visible ?? here.visible,
       outcomes: withoutZeros(here.outcomes ?? one.outcomes),
       redriveTo: one.redrive ? `${one.redrive.queue}, after ${one.redrive.maxReceiveCount} receives` : null,
@@ -52,27 +58,39 @@ export function queuesOf({ status, queues }) {
   });
 }
 
-const shardRow = ({ tenantCount, connections, connectionsUsed, connectionsMax, error, odd, lastAnswer, ...shard }) => ({
+const shardRow = (probedWithin) => ({ tenantCount, connections, connectionsUsed, connectionsMax, error, odd, lastAnswer, ...shard }) => ({
   ...shard,
   problems: isNothing(odd) ? error : text(odd),
   tenants: tenantCount ?? lastAnswer?.tenantCount,
-  own: isNothing(connections) ? null : `${connections.open} open, ${connections.idle} idle${connections.waiting ? `, ${connections.waiting} waiting` : ""}`,
-  server: isNothing(connectionsUsed) ? null : `${connectionsUsed} of ${connectionsMax ?? "?"}`,
+  ourConnections: isNothing(connections) ? null : `${connections.open} open, ${connections.idle} idle${connections.waiting ? `, ${connections.waiting} waiting` : ""}`,
+  serverConnections: isNothing(connectionsUsed) ? null : `${connectionsUsed} of ${connectionsMax ?? "?"}`,
   lastAnswerAt: lastAnswer?.at,
   checkedAgoSeconds: ageOf(shard.lastCheckAt),
-  isGrey: isStale(ageOf(shard.lastCheckAt)),
+  isGrey: isStale(ageOf(shard.lastCheckAt), probedWithin),
 });
 
-// The tenants that take most of the shards' time: those of this replica, and those that the others name.
+// A healthy shard is probed every ten seconds, or 5 shards a second: without two probes in a row its row is grey.
+const shardRows = ({ shards = [] }) => shards.map(shardRow(2.5 * Math.max(10, shards.length / 5)));
+
+// The tenants that take most of the shards' time, a row each: of the others the time of the last minute is known.
 function topTenantsOf(fleet) {
   const others = othersOf(fleet).flatMap(({ replica, topTenants = [] }) => topTenants.map((one) => ({ ...one, replica })));
-  const own = (fleet?.topTenants ?? []).map((one) => ({ ...one, replica: "this one" }));
-  return [...own, ...others].slice(0, TENANTS_SHOWN).map(({ lastMinute, lastHour, ...one }) => ({
-    ...one,
-    ...lastMinute,
-    hourSeconds: lastHour?.seconds, hourShare: lastHour?.share, hourOperations: lastHour?.operations,
-    hourBytes: lastHour?.bytes, hourWaitedSeconds: lastHour?.waitedSeconds,
-  }));
+  const byTenant = new Map();
+  for (const { lastMinute, lastHour, replica = "this one", ...one } of [...fleet?.topTenants ?? [], ...others]) {
+    const key = `${one.shardId} ${one.tenant}`;
+    const known = byTenant.get(key);
+    if (known) {
+      known.seconds = sum([known.seconds, lastMinute?.seconds]);
+      known.replicas.push(replica);
+    } else {
+      byTenant.set(key, {
+        ...one, ...lastMinute, replicas: [replica],
+        hourSeconds: lastHour?.seconds, hourShare: lastHour?.share, hourOperations: lastHour?.operations,
+        hourBytes: lastHour?.bytes, hourWaitedSeconds: lastHour?.waitedSeconds,
+      });
+    }
+  }
+  return [...byTenant.values()].sort((one, other) => (other.seconds ?? 0) - (one.seconds ?? 0)).slice(0, TENANTS_SHOWN);
 }
 
 // Catch-ups and upgrades that are under way, and fences that no move explains.
@@ -99,28 +117,24 @@ function workOf(status) {
   return work;
 }
 
-const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:long",
-  "role", "responseMs:ms", "tenants:number", "usage:ratio",
-  "server:text:Connections of the server", "own:text:Ours",
-  "replicationLagSeconds:seconds", "schemaVersion:number:Schema",
-  "checkedAgoSeconds:seconds:Checked ago", "lastAnswerAt:time:Last answer", "place");
-const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge", "lagSeconds:lag",
+const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:long", "lastAnswerAt:time:Last answer",
+  "role", "responseMs:ms", "tenants:number", "usage:ratio", "serverConnections", "ourConnections",
+  "replicationLagSeconds:seconds", "schemaVersion:number:Schema", "checkedAgoSeconds:seconds:Checked ago", "place");
+const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge", "trouble:long", "lagSeconds:lag",
   "lagChart:chart:Lag, last hour", "recordsPerSecond:rate:Records", "rateChart:chart:Records, last hour",
-  "held", "pendingBytes:bytes", "reads", "owner", "seenSecondsAgo:seconds:Seen ago",
-  "wrongKeys:number:Wrong keys", "lastWrongKey:long:Last wrong key", "trouble:long", "checkpoint:code",
-  "release:action:Action");
+  "held", "owner", "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes",
+  "wrongKeys:number:Wrong keys", "lastWrongKey:long:Last wrong key");
 const REPLICA_COLUMNS = columnsOf("replica", "version", "leases:number", "lagSeconds:lag",
-  "recordsPerSecond:rate:Records", "readKBps:kbps:Read", "latencyP99Seconds:seconds:p99",
+  "recordsPerSecond:rate:Records", "readKBps:kbps:Read, mean", "latencyP99Seconds:seconds:p99",
   "deadLetters:number:Dead letters/h", "heldTargets:number:Held",
   "seenSecondsAgo:seconds:Seen ago");
-const QUEUE_COLUMNS = columnsOf("name:queue:Queue", "state:badge", "kind", "visible:number:Waiting",
+const QUEUE_COLUMNS = columnsOf("name:queue:Queue", "state:badge", "error:long", "kind", "visible:number:Waiting",
   "inFlight:number", "delayed:number", "inHand:number:In flight here",
-  "oldestInHandSeconds:seconds:Oldest here", "outcomes", "redriveTo",
-  "error:long");
+  "oldestInHandSeconds:seconds:Oldest here", "outcomes", "redriveTo");
 const TENANT_COLUMNS = columnsOf("tenant:tenant", "shardId:shard:Shard", "seconds:seconds:Last minute", "share:ratio:Share",
   "operations:number", "bytes:bytes", "waitedSeconds:seconds:Waited",
   "hourSeconds:seconds:Last hour", "hourShare:ratio:Share",
-  "hourOperations:number:Operations", "hourBytes:bytes:Bytes", "hourWaitedSeconds:seconds:Waited", "replica");
+  "hourOperations:number:Operations", "hourBytes:bytes:Bytes", "hourWaitedSeconds:seconds:Waited", "replicas");
 const WORK_COLUMNS = columnsOf("subject:subject", "kind", "state:badge", "detail:long", "seconds:seconds:For");
 const TROUBLE_COLUMNS = columnsOf("target", "about", "loop", "error:long", "count:number:Times", "since:time", "at:time:Last");
 const ERROR_COLUMNS = columnsOf("event", "level:badge", "count:number:Times", "since:time:First", "at:time:Last", "about:long", "error:long");
@@ -141,12 +155,13 @@ const SECTIONS = {
   tenants: ({ fleet }) => [
     {
       id: "tenants", source: "fleet", title: "Tenants that take most of the shards' time", rows: topTenantsOf(fleet), columns: TENANT_COLUMNS,
-      note: topTenantsOf(fleet).length ? "" : "None takes a hundredth of a shard.",
+      note: !topTenantsOf(fleet).length ? "No tenant takes 1 % of a shard's time."
+        : othersOf(fleet).length ? "The time of the last minute is that of all replicas, all else that of this one." : "",
     },
   ],
   shards: ({ status }) => [
     {
-      id: "shards", source: "status", title: "Postgres shards", rows: (status.shards ?? []).map(shardRow),
+      id: "shards", source: "status", title: "Postgres shards", rows: shardRows(status),
       note: status.shards?.length ? "" : "No shard is known yet.", columns: SHARD_COLUMNS,
     },
   ],
@@ -186,7 +201,7 @@ const SECTIONS = {
 function totalsOf({ counters = {}, cache, prefetch, citrus, clock, sources = [] }) {
   return withoutNothing({
     operations: text(counters.operations), deadLetters: text(counters.deadLetters), provisionedTenants: text(counters.provisioned),
-    sources: sources.map(({ name, state }) => `${name} ${state}`).join(", "),
+    sources: sources.map(({ name, state }) => `${name} ${stateOf(state)}`).join(", "),
     readAheadAndNotApplied: prefetch && `${text(prefetch.usedBytes, "bytes")} of ${text(prefetch.maxBytes, "bytes")}`,
     citrus, clock, cache: cache && text(cache),
   });
@@ -196,12 +211,12 @@ const withAges = (sections, ages) => sections.map((one) => ({ ...one, age: ages[
 
 export const sectionsOf = (view, known) => withAges(SECTIONS[view](known), known.ages);
 
-const hidden = new Set(["isGrey", "lagChart", "rateChart", "isDead", "release"]);
+const hidden = new Set(["isGrey", "lagChart", "rateChart", "isDead", "release", "healthy", "shardId", "lastCheckAt"]);
 const factsOf = ({ usage, ...row }) => withoutNothing({
   ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), usage: isNothing(usage) ? null : text(usage, "ratio"),
 });
 const THINGS = {
-  shards: ["shard", "status", ({ status }) => (status.shards ?? []).map(shardRow), "shardId"],
+  shards: ["shard", "status", ({ status }) => shardRows(status), "shardId"],
   stream: ["stream shard", "fleet", streamShardsOf, "streamShard"],
   queues: ["queue", "queues", queuesOf, "name"],
 };
