@@ -655,9 +655,18 @@ async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> No
 
 
 async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
-    """Of 24 hours, in every language of the browser."""
-    script = "import('/page/format.js').then(({time}) => time(new Date().setHours(23, 5, 7, 0)))"
-    assert await page.evaluate(script) == "23:05:07"
+    """Of 24 hours, in every language of the browser; a duration has no zeros, and one unit in a tile."""
+    script = """
+    import('/page/format.js').then(({time, duration, rough}) => [
+      time(new Date().setHours(23, 5, 7, 0)), [0.02, 59, 90, 900, 7260].map(duration),
+      [59, 118, 7260, 200000].map(rough),
+    ])
+    """
+    assert await page.evaluate(script) == [
+        "23:05:07",
+        ["20 ms", "59.0 s", "1 min 30 s", "15 min", "2 h 1 min"],
+        ["59.0 s", "2 min", "2 h", "2 d"],
+    ]
 
 
 async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:

@@ -125,7 +125,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
     ProblemCause.DEAD_LETTERS: _meaning(
         Severity.WARNING,
         "Dead letters in the last hour",
-        "Look at them; correct the producer, or the cause, and replay them.",
+        "Look at them: correct the producer or the cause, then replay or discard them.",
         "docs/monitoring.md#deadletters",
     ),
     ProblemCause.WRONG_KEYS: _meaning(

@@ -5,13 +5,15 @@ export const STALE_S = 10; // older values are grey, with their age
 const HOURS = { hourCycle: "h23" }; // as on the axes of the charts
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
+const together = (many, unit, few, smaller) => `${many} ${unit}${few ? ` ${few} ${smaller}` : ""}`;
+
 export function duration(seconds) {
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  if (minutes < 60) return together(minutes, "min", Math.floor(seconds % 60), "s");
   const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  return hours < 48 ? together(hours, "h", minutes % 60, "min") : together(Math.floor(hours / 24), "d", hours % 24, "h");
 }
 
 // A long duration by one unit, for a place with little room.

@@ -139,7 +139,7 @@ const heldSection = (id, title, held, retry, unnamed = 0) => ({
 
 function problemsSection(known) {
   const items = problemItems(known);
-  return { id: "problems", title: items.every(({ isGrey }) => isGrey) ? "Over since less than an hour" : "What is wrong, and what to do", items };
+  return { id: "problems", title: items.every(({ isGrey }) => isGrey) ? "Trouble of the last hour that is over" : "What is wrong, and what to do", items };
 }
 
 function showOverview(known) {
