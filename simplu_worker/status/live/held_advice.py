@@ -45,7 +45,8 @@ BY_REASON: Final[dict[str, Advice]] = {
         "docs/monitoring.md#internalerrors",
     ),
     HoldReason.OVER_SHARE: Advice(
-        "It sends more than the shard takes: talk to its producer, change its weight, or move the tenant.",
+        "After an outage, wait. Else it sends more than the shard takes: talk to its producer, change its weight, or "
+        "move the tenant.",
         "docs/holding.md#tenants-over-their-share",
     ),
     HoldReason.GAP: Advice("Raise the stream's retention first, then decide.", "docs/runbook/shard-held-for-gap.md"),

@@ -83,7 +83,7 @@ export function moveCommands({ businessId, locationId }, targetShard) {
   };
 }
 
-const stands = ({ error, notedAt }) => Boolean(error) || ageOf(notedAt) > STANDS_S;
+export const stands = ({ error, notedAt }) => Boolean(error) || ageOf(notedAt) > STANDS_S;
 
 function factsOfMove(one, tenant) {
   const total = tenant?.resources;

@@ -1,6 +1,6 @@
 // Is it well, what is wrong, what to do: the verdict, the problems, and the few numbers. Pure.
 import { ageOf, count, duration, isNothing, isStale, noun, plural, rough, sum, text, time, toneOfLag } from "./format.js";
-import { heldOf, unnamedElsewhere } from "./held.js";
+import { heldOf, stands, unnamedElsewhere } from "./held.js";
 import { hrefOf, linkOf } from "./router.js";
 import { queuesOf, streamShardsOf } from "./views.js";
 
@@ -24,12 +24,14 @@ function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, shards 
   if (cause === "not_ready") return unreadyDetail;
   if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : `${text(counters.deadLetters)}, of this replica since its start`;
   if (cause === "citrus_failing") return told(citrus);
-  const errors = subjects.flatMap((subject) => [
-    ...shards.filter(({ shardId }) => subject === `shard ${shardId}`).map(({ odd, error }) => (isNothing(odd) ? error : text(odd))),
-    ...streamShards.filter(({ streamShard }) => subject === `stream shard ${streamShard}`).map(({ trouble }) => trouble),
-    ...queues.filter(({ name }) => subject === `queue ${name}`).map(({ state }) => state),
-  ]);
-  return [...new Set(errors.filter(told))].join("; ");
+  const errors = {
+    shard_lost: shards.map(({ shardId, error, odd }) => [`shard ${shardId}`, isNothing(odd) ? error : text(odd)]),
+    stream_lag: streamShards.map(({ streamShard, trouble }) => [`stream shard ${streamShard}`, trouble]),
+    queue_failing: queues.map(({ name, state }) => [`queue ${name}`, state]),
+  };
+  errors.shard_degraded = errors.shard_lost;
+  const named = (errors[cause] ?? []).filter(([subject, error]) => subjects.includes(subject) && told(error));
+  return [...new Set(named.map(([, error]) => error))].join("; ");
 }
 
 // The problems as items: those of now first, then those of the last hour that are over.
@@ -93,7 +95,7 @@ export function tilesOf(all) {
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
   const unowned = streamShards.filter(({ state }) => state === "unowned").length;
-  const moves = status.moves?.length ?? 0;
+  const moves = status.moves ?? [];
   const listed = queuesOf(all);
   const dead = listed.filter((one) => one.isDead);
   const work = listed.filter((one) => !one.isDead);
@@ -123,7 +125,7 @@ export function tilesOf(all) {
     streamShards.length && !fresh.length && !held ? unknown("overview", "held targets", "nobody reads the stream")
       : tile("overview", "status", count(held), noun(held, "held target"), held && "warn"),
     shards.length && tile("shards", "status", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
-    moves && tile("moves", "status", count(moves), `${noun(moves, "move")} in progress`),
+    moves.length && tile("moves", "status", count(moves.length), `${noun(moves.length, "move")} in progress`, moves.some(stands) && "warn"),
     work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages wait"),
     dead.length && measured(lettersView, "queues", known(dead, "visible", sum), "number", "in the dead-letter queue", known(dead, "visible", sum) && "warn"),
     !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters, last hour", buried && "warn"),
