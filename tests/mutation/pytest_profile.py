@@ -7,13 +7,16 @@ decoding do not run either: mutated code is slower, whatever the mutant.
 
 from __future__ import annotations
 
+import sys
+
 import hypothesis
 import pytest
 from hypothesis import Phase
 
 
 def pytest_configure() -> None:
-    """Load the profile after conftest has loaded its own."""
+    """Load the profile after conftest has loaded its own, and allow for mutmut's frames between two of a recursion."""
+    sys.setrecursionlimit(4 * sys.getrecursionlimit())
     hypothesis.settings.register_profile(
         "mutation", deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
     )
