@@ -555,3 +555,19 @@ class ColumnType(StrEnum):
     INTEGER = "integer"
     BOOLEAN = "boolean"
     TIMESTAMP = "timestamp"
+
+
+class DestinationKind(StrEnum):
+    """Where the feed sends events."""
+
+    KINESIS = "kinesis"
+    SQS = "sqs"  # a FIFO queue
+    WEBHOOK = "webhook"
+    NOTIFICATION = "notification"  # as the TypeScript worker sent it
+
+
+class FeedFileOutcome(StrEnum):
+    """What became of a reload of `FEED_FILE`."""
+
+    APPLIED = "applied"
+    REFUSED = "refused"

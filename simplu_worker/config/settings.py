@@ -153,6 +153,12 @@ class Settings(BaseSettings):
     redis_url: values.RedisUrl | None = None
     """Cache in which changed resources are invalidated; unset: off."""
 
+    feed_file: Path | None = None
+    """JSON file with the destinations of the change feed, see [feed.md](feed.md); unset: off. Reloaded on SIGHUP."""
+    feed_allowed_hosts: values.HostsAndNetworks = ()
+    """Hosts of webhooks and notifications; others are refused. Patterns of names, and addresses or networks, without
+    which no name leads to an address outside of the public internet. Unset: any public host, over https."""
+
     http_host: values.Host | None = None
     """Address that health, metrics and status listen on; unset: all addresses, of IPv4 and IPv6."""
     http_port: values.PortOrAny = 8080

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -56,6 +57,12 @@ def _check_time(time: datetime) -> datetime:
     if time < datetime(1970, 1, 1, tzinfo=UTC):
         raise ValueError("Kinesis counts from 1970")
     return time
+
+
+def _check_network(entry: str) -> str:
+    if "/" in entry:
+        ip_network(entry)  # raises ValueError
+    return entry
 
 
 def _split(value: object) -> object:
@@ -113,6 +120,12 @@ DatabaseHost = Annotated[str, Field(pattern=r"^[^\s@?]+$", title="a host name, a
 HostPatterns = Annotated[
     tuple[Annotated[str, Field(pattern=r"^[^\s@/,]+$")], ...],
     Field(title="comma-separated host patterns"),
+    NoDecode,
+    CommaSeparated,
+]
+HostsAndNetworks = Annotated[
+    tuple[Annotated[str, Field(pattern=r"^[^\s@,]+$"), AfterValidator(_check_network)], ...],
+    Field(title="comma-separated host patterns, addresses and networks"),
     NoDecode,
     CommaSeparated,
 ]

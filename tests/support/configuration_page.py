@@ -18,6 +18,7 @@ AREAS: Final = {  # by the first variable of each
     "DATABASE_ALLOWED_HOSTS": "Connections",
     "DYNAMODB_BUSINESS_INFO_TABLE": "Tenants and operations",
     "REDIS_URL": "Cache",
+    "FEED_FILE": "Feed",
     "HTTP_HOST": "HTTP",
     "BACKUP_URL": "Commands",
     "LOG_LEVEL": "Process",

@@ -1,0 +1,298 @@
+"""`FEED_FILE`: the destinations of the feed, checked as a whole before any of it is used (docs/feed.md). Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Annotated, Any, Final, assert_never
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.feed.allowed_hosts import VARIABLE as HOSTS_VARIABLE
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.types import DestinationTerms, FeedFilter
+from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedData, FeedKind, OnRefusal
+
+DESTINATIONS_MAX: Final = 100
+NAMES_MAX: Final = 100_000  # of one filter
+SECRETS_MAX: Final = 4  # each signs every request
+SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - not a secret
+SECRET_MIN_BYTES, SECRET_MAX_BYTES = 24, 64  # Standard Webhooks, "Signature scheme"
+HTTP_KINDS: Final = frozenset({DestinationKind.WEBHOOK, DestinationKind.NOTIFICATION})
+_STREAM: Final = re.compile(r"(arn:[\w-]+:kinesis:[\w-]+:[0-9]{12}:stream/)?[a-zA-Z0-9_.-]{1,128}", re.ASCII)
+_QUEUE: Final = re.compile(r"https?://[^\s@?#]+/[\w-]{1,75}\.fifo", re.ASCII)
+_VISIBLE: Final = re.compile(r"[!-~]+")
+
+_Names = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1, max_length=NAMES_MAX)
+]
+
+
+class DestinationMembers(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """The members of one destination, as in the file."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z0-9-]{1,40}$")]
+    kind: DestinationKind
+    target: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+    data: FeedData | None = None
+    tenants: _Names | None = None
+    all_tenants: bool = False
+    business_types: _Names | None = None
+    resource_types: _Names | None = None
+    kinds: Annotated[tuple[FeedKind, ...], msgspec.Meta(min_length=1)] | None = None
+    begin: str = FeedBeginning.NOW
+    tries: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 10
+    on_refusal: OnRefusal = OnRefusal.CONTINUE
+    secret_files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=SECRETS_MAX)] | None = None
+
+
+class FeedFileMembers(msgspec.Struct, frozen=True):
+    """The members of the file."""
+
+    destinations: Annotated[tuple[DestinationMembers, ...], msgspec.Meta(min_length=1, max_length=DESTINATIONS_MAX)]
+
+
+class FeedDestination(msgspec.Struct, frozen=True):
+    """A destination, checked. Its repr has neither the target, whose path may be a secret, nor the secrets."""
+
+    terms: DestinationTerms
+    kind: DestinationKind
+    target: str
+    secrets: tuple[str, ...] = ()  # of a webhook, the one of the first signature first
+
+    def __repr__(self) -> str:
+        return f"FeedDestination({self.terms.name!r}, {self.kind.value})"
+
+    @property
+    def name(self) -> str:
+        """The name, by which the shards keep its cursors."""
+        return self.terms.name
+
+
+class FeedFile(msgspec.Struct, frozen=True):
+    """The destinations, in the order of the file."""
+
+    destinations: tuple[FeedDestination, ...]
+
+
+def parse_feed_file(content: bytes, allowed: AllowedHosts, read_secret: Callable[[str], str]) -> FeedFile:
+    """Return the destinations of a `FEED_FILE`; raise `ConfigurationError` with every problem, without secrets.
+
+    *read_secret* returns the text of a file, or raises `OSError` or `ValueError`.
+    """
+    try:
+        whole = msgspec.json.decode(content)
+    except msgspec.DecodeError as exc:
+        raise ConfigurationError(f"FEED_FILE: expected JSON, got something else: {exc}") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise ConfigurationError("FEED_FILE: expected JSON in UTF-8, got something else") from None
+    problems: list[str] = []
+    entries = _entries(whole, problems)
+    found = [(_label(entry, place), *_members(entry)) for place, entry in enumerate(entries)]
+    names = Counter(members.name for _, members, _ in found if members is not None)
+    destinations = []
+    for label, members, wrong in found:
+        problems += [f"{label}: {problem}" for problem in wrong]
+        if members is None:
+            continue
+        rules = list(_rule_problems(members, allowed))
+        if names[members.name] > 1:
+            rules.append("name: expected another one for each destination, got it more than once; rename one")
+        secrets = _read_secrets(members, read_secret, rules)
+        problems += [f"{label}: {problem}" for problem in rules]
+        destinations.append(_destination(members, secrets))
+    if problems:
+        raise ConfigurationError(*(f"FEED_FILE: {problem}" for problem in dict.fromkeys(problems)))
+    return FeedFile(tuple(destinations))
+
+
+def _entries(whole: Any, problems: list[str]) -> Sequence[Any]:
+    """Return the destinations of a decoded file, none where they cannot be found."""
+    if not isinstance(whole, dict):
+        problems.append('expected an object {"destinations": [...]}, got another value')
+        return ()
+    problems += [
+        f"{_shown(name)}: expected no member beside destinations; remove it" for name in whole if name != "destinations"
+    ]
+    entries = whole.get("destinations")
+    if not isinstance(entries, list) or not 1 <= len(entries) <= DESTINATIONS_MAX:
+        count = f"{len(entries)}" if isinstance(entries, list) else "no array"
+        problems.append(
+            f"destinations: expected an array of 1 to {DESTINATIONS_MAX}, got {count}; unset FEED_FILE to have no feed"
+        )
+        return ()
+    return entries
+
+
+def _label(entry: Any, place: int) -> str:
+    """Return how people find a destination in the file: by its name, or else its place, from 1."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    is_name = isinstance(name, str) and re.fullmatch("[a-z0-9-]{1,40}", name) is not None
+    return f"destination {name}" if is_name else f"destination {place + 1}"
+
+
+def _members(entry: Any) -> tuple[DestinationMembers | None, list[str]]:
+    """Return the members of a destination, None if one is wrong, and what is wrong with each."""
+    if not isinstance(entry, dict):
+        return None, ["expected an object, got another value"]
+    fields = {field.encode_name: field for field in msgspec.structs.fields(DestinationMembers)}
+    values: dict[str, Any] = {}
+    problems = [_unknown_problem(name, fields) for name in entry if name not in fields]
+    for name, field in fields.items():
+        if name not in entry:
+            if field.required:
+                problems.append(f"{name}: expected a value, got none; add it")
+            continue
+        try:
+            values[field.name] = msgspec.convert(entry[name], field.type)
+        except msgspec.ValidationError as exc:
+            problems.append(f"{name}: {_reworded(str(exc))}")
+    return (None if problems else DestinationMembers(**values)), problems
+
+
+def _unknown_problem(name: str, known: Mapping[str, Any]) -> str:
+    if "secret" in name.lower():
+        return (
+            f"{_shown(name)}: expected secretFiles, the paths of files with the secrets; no secret belongs in this file"
+        )
+    nearest = get_close_matches(name, known, 1)
+    return f"{_shown(name)}: expected a known member, got another; {'write ' + nearest[0] if nearest else 'remove it'}"
+
+
+def _reworded(text: str) -> str:
+    """Return a message of msgspec in our form; it has no value from the file but the names of enums."""
+    if text.startswith("Invalid enum value"):
+        return "expected one of the values of docs/feed.md, got another"
+    return f"{text[:1].lower()}{text[1:]}".replace("`", "")
+
+
+def _shown(name: str) -> str:
+    """Return the name of an unknown member, which may be anything, as a short text."""
+    return name if re.fullmatch("[A-Za-z_]{1,20}", name) else "a member"
+
+
+def _rule_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterator[str]:
+    """Yield what is wrong with members that are each right by themselves."""
+    if members.all_tenants == (members.tenants is not None):
+        got = "both" if members.all_tenants else "neither"
+        yield f"tenants, allTenants: expected either a list of tenants or allTenants true, got {got}"
+    if _beginning(members.begin) is None:
+        yield "begin: expected now, oldest or a time such as 2026-01-31T09:00:00Z, got something else"
+    is_webhook = members.kind is DestinationKind.WEBHOOK
+    if is_webhook and members.secret_files is None:
+        yield "secretFiles: expected the path of a file with a secret, whsec_ and base64, got none; webhooks are signed"
+    if not is_webhook and members.secret_files is not None:
+        yield "secretFiles: expected none, since only webhooks are signed; remove it"
+    match members.kind:
+        case DestinationKind.KINESIS:
+            if _STREAM.fullmatch(members.target) is None:
+                yield "target: expected the name or ARN of a stream, got something else"
+        case DestinationKind.SQS:
+            if _QUEUE.fullmatch(members.target) is None:
+                yield "target: expected the URL of a queue whose name ends in .fifo, got something else"
+        case DestinationKind.WEBHOOK | DestinationKind.NOTIFICATION:
+            yield from _url_problems(members, allowed)
+        case _:
+            assert_never(members.kind)
+
+
+def _beginning(text: str) -> FeedBeginning | datetime | None:
+    """Return where a feed begins; None for a text that is no time with its zone."""
+    if text in [*FeedBeginning]:
+        return FeedBeginning(text)
+    try:
+        time: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
+    except msgspec.ValidationError:
+        return None
+    return time
+
+
+def _url_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterator[str]:
+    url = _split_url(members.target)
+    if url is None or url.scheme not in {"http", "https"}:
+        yield "target: expected an https URL, got something else"
+        return
+    if url.username is not None or url.fragment:
+        yield "target: expected a URL without user, password and fragment"
+    if members.kind is DestinationKind.NOTIFICATION and url.query:
+        yield "target: expected a URL without a query, since /api/notifications is appended"
+    if url.scheme == "http" and allowed.is_empty:
+        yield f"target: expected https; for http, which anyone on the way can read, name the host in {HOSTS_VARIABLE}"
+    if (problem := allowed.host_problem(url.hostname or "")) is not None:
+        yield f"target: {problem}"
+
+
+def _split_url(text: str) -> SplitResult | None:
+    """Return the parts of a URL with a host and a possible port; None for another text."""
+    try:
+        url = urlsplit(text)
+        is_whole = bool(url.hostname) and url.port != 0  # .port raises ValueError for one over 65535
+    except ValueError:
+        return None
+    return url if is_whole and _VISIBLE.fullmatch(text) is not None and "\\" not in text else None
+
+
+def _read_secrets(
+    members: DestinationMembers, read_secret: Callable[[str], str], problems: list[str]
+) -> tuple[str, ...]:
+    """Return the secrets of a destination; add to *problems* what is wrong with their files."""
+    secrets = []
+    for path in members.secret_files or ():
+        try:
+            secret = read_secret(path).strip()
+        except OSError as exc:
+            problems.append(f"secretFiles: expected a readable file at {path}, got: {exc.strerror}")
+        except ValueError as exc:
+            problems.append(f"secretFiles: {path}: {exc}")
+        else:
+            if (problem := secret_problem(secret)) is not None:
+                problems.append(f"secretFiles: {path}: {problem}")
+            secrets.append(secret)
+    return tuple(secrets)
+
+
+def secret_problem(secret: str) -> str | None:
+    """Return what is wrong with the secret of a webhook, None for a right one; never the secret."""
+    expected = f"expected {SECRET_PREFIX} and {SECRET_MIN_BYTES} to {SECRET_MAX_BYTES} bytes in base64"
+    if not secret.startswith(SECRET_PREFIX):
+        return f"{expected}, got another text"
+    try:
+        key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        return f"{expected}, got no base64"
+    if not SECRET_MIN_BYTES <= len(key) <= SECRET_MAX_BYTES:
+        return f"{expected}, got {len(key)} bytes"
+    return None
+
+
+def _destination(members: DestinationMembers, secrets: tuple[str, ...]) -> FeedDestination:
+    is_notification = members.kind is DestinationKind.NOTIFICATION  # which always had the data
+    return FeedDestination(
+        terms=DestinationTerms(
+            name=members.name,
+            filter=FeedFilter(
+                tenants=_set(members.tenants),
+                business_types=_set(members.business_types),
+                resource_types=_set(members.resource_types),
+                kinds=_set(members.kinds),
+            ),
+            data=members.data or (FeedData.CURRENT if is_notification else FeedData.NONE),
+            begin=_beginning(members.begin) or FeedBeginning.NOW,
+            tries=members.tries,
+            on_refusal=members.on_refusal,
+        ),
+        kind=members.kind,
+        target=members.target.rstrip("/") if is_notification else members.target,
+        secrets=secrets,
+    )
+
+
+def _set(values: tuple[Any, ...] | None) -> frozenset[Any] | None:
+    return None if values is None else frozenset(values)

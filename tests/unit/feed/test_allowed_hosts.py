@@ -1,0 +1,99 @@
+"""Which hosts and addresses a destination may have."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.feed.allowed_hosts import METADATA, AllowedHosts, embedded, is_public, parse_address
+
+INSIDE = (
+    *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.1.1", "100.64.0.1"),
+    *("192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255"),
+    *("::", "::1", "fe80::1", "fe80::1%eth0", "fec0::1", "fc00::1", "fd12::1", "ff02::1", "ff0e::1", "2001:db8::1"),
+    *("4000::1", "64:ff9b:1::a00:1", "2001:0:4136:e378:8000:63bf:3fff:fdd2"),
+    # Addresses of IPv4 within those of IPv6.
+    *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::"),
+    *map(str, METADATA),
+)
+PUBLIC = ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1")
+
+
+@pytest.mark.parametrize("text", INSIDE)
+def test_address_is_refused_when_it_is_not_of_the_public_internet(text: str) -> None:
+    """Whatever the name that leads there, and whatever the names of the list; a network of the list allows it."""
+    address = ip_address(text)
+    assert not is_public(embedded(address))
+    for allowed in (AllowedHosts(), AllowedHosts.parse(("*", "hooks.example"))):
+        assert "public internet" in (allowed.address_problem("hooks.example", address) or "")
+        assert allowed.host_problem(text) is not None
+    alone = AllowedHosts.parse((str(embedded(address)),))
+    assert alone.address_problem("hooks.example", address) is None
+    assert alone.host_problem(text) is None
+
+
+@pytest.mark.parametrize("text", PUBLIC)
+def test_address_of_the_public_internet_is_allowed_unless_a_list_has_neither_it_nor_its_name(text: str) -> None:
+    """Without a list any, with one by name or by network."""
+    address = ip_address(text)
+    assert AllowedHosts().address_problem("hooks.example", address) is None
+    assert AllowedHosts.parse(("*.example",)).address_problem("HOOKS.example.", address) is None
+    assert AllowedHosts.parse(("0.0.0.0/0", "::/0")).address_problem("hooks.example", address) is None
+    assert AllowedHosts.parse(("other.example",)).address_problem("hooks.example", address) is not None
+    assert AllowedHosts.parse(("10.0.0.0/8",)).address_problem("hooks.example", address) is not None
+
+
+@pytest.mark.parametrize("address", METADATA, ids=str)
+def test_metadata_service_is_allowed_by_its_own_address_alone(address: IPv4Address | IPv6Address) -> None:
+    """A wide network of the list does not open it."""
+    for entry in ("0.0.0.0/0", "::/0", "169.254.0.0/16", "169.254.169.254/31", "fd00::/8"):
+        assert AllowedHosts.parse((entry,)).address_problem("name.example", address) is not None
+    assert AllowedHosts.parse((str(address),)).address_problem("name.example", address) is None
+
+
+def test_host_is_judged_before_any_connection_as_far_as_its_name_tells() -> None:
+    """With networks in the list a name may lead to one of these; without, it has to match."""
+    assert AllowedHosts().host_problem("hooks.example") is None
+    assert AllowedHosts.parse(("*.example",)).host_problem("hooks.example") is None
+    assert AllowedHosts.parse(("*.example",)).host_problem("hooks.test") == (
+        "expected a host of FEED_ALLOWED_HOSTS, got hooks.test"
+    )
+    assert AllowedHosts.parse(("*.example", "10.0.0.0/8")).host_problem("hooks.test") is None
+    assert AllowedHosts.parse(("10.0.0.0/8",)).host_problem("10.1.1.1") is None
+    assert AllowedHosts.parse(("10.0.0.0/8",)).host_problem("[::1]") is not None
+
+
+@pytest.mark.parametrize("entry", ["10.0.0.1/8", "300.0.0.0/8", "a/b"])
+def test_entry_with_a_slash_has_to_be_a_network(entry: str) -> None:
+    """A typing error must not become a pattern that matches nothing."""
+    with pytest.raises(ValueError, match="expected a network such as"):
+        AllowedHosts.parse((entry,))
+
+
+@given(address=st.ip_addresses(), names=st.lists(st.sampled_from(["*", "*.example", "hooks.example"])))
+def test_names_never_open_an_address_outside_of_the_public_internet(
+    address: IPv4Address | IPv6Address, names: list[str]
+) -> None:
+    """No list of names alone does, for any address."""
+    problem = AllowedHosts.parse(tuple(names)).address_problem("hooks.example", address)
+    assert (problem is None) == is_public(embedded(address))
+
+
+@given(address=st.ip_addresses(v=4))
+def test_address_within_ipv6_is_judged_as_the_one_of_ipv4(address: IPv4Address) -> None:
+    """By all forms that lead there."""
+    number = int(address)
+    for text in (
+        f"::ffff:{address}",
+        str(IPv6Address((0x64FF9B << 96) | number)),
+        str(IPv6Address(0x2002 << 112 | number << 80)),
+    ):
+        assert is_public(embedded(ip_address(text))) == is_public(address)
+
+
+def test_names_that_look_like_numbers_are_names() -> None:
+    """The system resolves `127.1` and `2130706433`; the address that it finds is judged."""
+    assert [parse_address(host) for host in ("127.1", "2130706433", "0x7f000001", "localhost", "")] == [None] * 5

@@ -1,0 +1,231 @@
+"""`FEED_FILE`: read as a whole, or refused with every problem."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.feed_file import FeedDestination, parse_feed_file, secret_problem
+from simplu_worker.feed.types import DestinationTerms, FeedFilter
+from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedData, FeedKind, OnRefusal
+
+SECRET = "whsec_" + base64.b64encode(b"hunter2-hunter2-hunter2-").decode()
+SECRETS = {"/run/first": SECRET + "\n", "/run/next": "whsec_" + base64.b64encode(bytes(32)).decode()}
+KINESIS = {"name": "stream", "kind": "kinesis", "target": "changes", "allTenants": True}
+SQS = {
+    "name": "queue",
+    "kind": "sqs",
+    "target": "https://sqs.eu-central-1.amazonaws.com/1/changes.fifo",
+    "allTenants": True,
+}
+WEBHOOK = {"name": "crm", "kind": "webhook", "target": "https://crm.example/hooks?v=1", "tenants": ["smile-berlin"]}
+WEBHOOK |= {"secretFiles": ["/run/first", "/run/next"]}
+NOTIFICATION = {"name": "live", "kind": "notification", "target": "https://live.example/", "allTenants": True}
+NO_HOSTS = AllowedHosts()
+
+
+def read_secret(path: str) -> str:
+    """Return the secret at *path*."""
+    if path not in SECRETS:
+        raise FileNotFoundError(2, "No such file or directory")
+    return SECRETS[path]
+
+
+def parse(*entries: Any, allowed: AllowedHosts = NO_HOSTS) -> tuple[FeedDestination, ...]:
+    """Return the destinations of a file with *entries*."""
+    return parse_feed_file(json.dumps({"destinations": entries}).encode(), allowed, read_secret).destinations
+
+
+def problems_of(parsing: Callable[[], object]) -> list[str]:
+    """Return the problems that *parsing* raises."""
+    with pytest.raises(ConfigurationError) as raised:
+        parsing()
+    assert "hunter2" not in str(raised.value)
+    assert all(problem.startswith("FEED_FILE: ") for problem in raised.value.problems)
+    return [problem.removeprefix("FEED_FILE: ") for problem in raised.value.problems]
+
+
+def test_file_gives_each_destination_with_its_defaults() -> None:
+    """In the order of the file; a notification has data, as it always had, and a slash at its end does not count."""
+    stream, queue, crm, live = parse(KINESIS, SQS, WEBHOOK, NOTIFICATION)
+    assert stream == FeedDestination(DestinationTerms("stream"), DestinationKind.KINESIS, "changes")
+    assert (queue.kind, queue.target) == (DestinationKind.SQS, SQS["target"])
+    assert crm.terms == DestinationTerms("crm", FeedFilter(tenants=frozenset({"smile-berlin"})))
+    assert crm.secrets == (SECRET, SECRETS["/run/next"])
+    assert (live.target, live.terms.data) == ("https://live.example", FeedData.CURRENT)
+
+
+def test_file_gives_every_member() -> None:
+    """Each is taken as written."""
+    filters = {"businessTypes": ["dental"], "resourceTypes": ["order"], "kinds": ["resource.created", "tenant.moved"]}
+    others = {"data": "current", "begin": "2026-01-31T09:00:00+01:00", "tries": 3, "onRefusal": "stop"}
+    (found,) = parse(KINESIS | filters | others)
+    assert found.terms == DestinationTerms(
+        name="stream",
+        filter=FeedFilter(
+            business_types=frozenset({"dental"}),
+            resource_types=frozenset({"order"}),
+            kinds=frozenset({FeedKind.RESOURCE_CREATED, FeedKind.TENANT_MOVED}),
+        ),
+        data=FeedData.CURRENT,
+        begin=datetime(2026, 1, 31, 8, tzinfo=UTC),
+        tries=3,
+        on_refusal=OnRefusal.STOP,
+    )
+    assert parse(KINESIS | {"begin": "oldest"})[0].terms.begin is FeedBeginning.OLDEST
+
+
+def test_destination_shows_neither_its_target_nor_its_secrets() -> None:
+    """The path of a webhook may be a secret by itself."""
+    assert repr(parse(WEBHOOK)[0]) == "FeedDestination('crm', webhook)"
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"name": "CRM!"}, "destination 1: name: expected str matching regex"),
+    ({"name": None}, "destination 1: name: expected str, got null"),
+    ({"kind": "email"}, "destination crm: kind: expected one of the values of docs/feed.md, got another"),
+    ({"kinds": []}, "destination crm: kinds: expected array of length >= 1"),
+    ({"kinds": ["resource.read"]}, "destination crm: kinds: expected one of the values"),
+    ({"tenants": []}, "destination crm: tenants: expected array of length >= 1"),
+    ({"tenants": [""]}, "destination crm: tenants: expected str of length >= 1"),
+    (
+        {"allTenants": True},
+        "destination crm: tenants, allTenants: expected either a list of tenants or allTenants true, got both",
+    ),
+    ({"begin": "yesterday"}, "destination crm: begin: "),
+    ({"begin": "2026-01-31T09:00:00"}, "destination crm: begin: "),
+    ({"tries": 0}, "destination crm: tries: expected int >= 1"),
+    ({"onRefusal": "panic"}, "destination crm: onRefusal: expected one of"),
+    ({"onrefusal": "stop"}, "destination crm: onrefusal: expected a known member, got another; write onRefusal"),
+    ({"x y": 1}, "destination crm: a member: expected a known member, got another; remove it"),
+    ({"secret": SECRET}, "destination crm: secret: expected secretFiles, the paths of files"),
+    ({SECRET: 1}, "destination crm: a member: expected a known member"),
+    ({"secretFiles": []}, "destination crm: secretFiles: expected array of length >= 1"),
+    ({"secretFiles": ["/none"]}, "destination crm: secretFiles: expected a readable file at /none, got: No such file"),
+    ({"target": "https://user:hunter2@crm.example/"}, "destination crm: target: expected a URL without user, password"),
+    ({"target": "https://crm.example/#hunter2"}, "destination crm: target: expected a URL without user, password"),
+    ({"target": "http://crm.example/hunter2"}, "destination crm: target: expected https; for http"),
+    ({"target": "ftp://crm.example/hunter2"}, "destination crm: target: expected an https URL, got something else"),
+    ({"target": "https://crm.example:0/hunter2"}, "destination crm: target: expected an https URL, got something else"),
+    ({"target": "https://crm.example:99999/"}, "destination crm: target: expected an https URL, got something else"),
+    ({"target": "https://crm.example\\@localhost/"}, "destination crm: target: expected an https URL"),
+    ({"target": "https:///hunter2"}, "destination crm: target: expected an https URL, got something else"),
+    ({"target": "https://127.0.0.1/hunter2"}, "destination crm: target: expected an address of the public internet"),
+    ({"target": "https://[::1]/hunter2"}, "destination crm: target: expected an address of the public internet"),
+]
+
+
+@pytest.mark.parametrize(("members", "problem"), WRONG, ids=lambda value: str(value)[:60])
+def test_file_is_refused_when_a_member_is_wrong(members: dict[str, Any], problem: str) -> None:
+    """With what was expected and what came, and nothing secret."""
+    (found,) = problems_of(lambda: parse(WEBHOOK | members))
+    assert found.startswith(problem)
+
+
+WHOLE: list[tuple[bytes, str]] = [
+    (b"{", "expected JSON, got something else"),
+    (b'"\xff"', "expected JSON in UTF-8, got something else"),
+    (b"[" * 100_000, "expected JSON in UTF-8, got something else"),
+    (b"[]", 'expected an object {"destinations": [...]}, got another value'),
+    (b"{}", "destinations: expected an array of 1 to 100, got no array"),
+    (b'{"destinations": []}', "destinations: expected an array of 1 to 100, got 0"),
+    (b'{"destinations": [1]}', "destination 1: expected an object, got another value"),
+]
+
+
+@pytest.mark.parametrize(("content", "problem"), WHOLE, ids=lambda value: str(value)[:40])
+def test_file_is_refused_when_it_is_no_list_of_destinations(content: bytes, problem: str) -> None:
+    """An empty list is an error too: it is more often an accident than a wish."""
+    (found,) = problems_of(lambda: parse_feed_file(content, NO_HOSTS, read_secret))
+    assert found.startswith(problem)
+
+
+def test_file_is_refused_with_every_problem_at_once() -> None:
+    """Of all destinations and of all members, each once."""
+    other = {"name": "crm", "kind": "sqs", "target": "https://sqs/1/changes", "secretFiles": ["/run/first"]}
+    found = problems_of(lambda: parse(WEBHOOK | {"tries": 0, "color": 1}, other, other, {"name": "x"}, {"kind": 1}))
+    assert [problem.split(": ")[:2] for problem in found] == [
+        ["destination crm", "color"],
+        ["destination crm", "tries"],
+        ["destination crm", "tenants, allTenants"],
+        ["destination crm", "secretFiles"],
+        ["destination crm", "target"],
+        ["destination crm", "name"],
+        ["destination x", "kind"],
+        ["destination x", "target"],
+        ["destination 5", "name"],
+        ["destination 5", "kind"],
+        ["destination 5", "target"],
+    ]
+
+
+TARGETS: list[tuple[dict[str, Any], str, bool]] = [
+    (KINESIS, "arn:aws:kinesis:eu-central-1:123456789012:stream/changes", True),
+    (KINESIS, "changes one", False),
+    (KINESIS, "arn:aws:sqs:eu-central-1:123456789012:changes", False),
+    (SQS, "http://127.0.0.1:4566/000000000000/changes.fifo", True),
+    (SQS, "https://user@sqs/1/changes.fifo", False),
+    (SQS, "https://sqs.eu-central-1.amazonaws.com/1/changes", False),
+    (NOTIFICATION, "https://live.example/base", True),
+    (NOTIFICATION, "https://live.example/?a=1", False),
+]
+
+
+@pytest.mark.parametrize(("entry", "target", "is_right"), TARGETS)
+def test_target_is_what_its_kind_needs(entry: dict[str, Any], target: str, is_right: bool) -> None:  # noqa: FBT001
+    """A standard queue of SQS has no order, so that it cannot be one."""
+    if is_right:
+        assert parse(entry | {"target": target})[0].target == target
+    else:
+        (found,) = problems_of(lambda: parse(entry | {"target": target}))
+        assert found.split(": ")[1] == "target"
+
+
+def test_list_of_hosts_allows_http_and_its_own_networks() -> None:
+    """What it names, and nothing else."""
+    allowed = AllowedHosts.parse(("*.internal", "10.0.0.0/8"))
+    for target in ("http://live.internal", "http://10.1.2.3:4000"):
+        assert parse(NOTIFICATION | {"target": target}, allowed=allowed)[0].target == target
+    names = AllowedHosts.parse(("*.internal",))
+    (found,) = problems_of(lambda: parse(NOTIFICATION, allowed=names))
+    assert found == "destination live: target: expected a host of FEED_ALLOWED_HOSTS, got live.example"
+
+
+@pytest.mark.parametrize("key", [b"", b"x" * 23, b"x" * 65])
+def test_secret_has_24_to_64_bytes(key: bytes) -> None:
+    """As Standard Webhooks has it."""
+    assert secret_problem("whsec_" + base64.b64encode(key).decode()) == (
+        f"expected whsec_ and 24 to 64 bytes in base64, got {len(key)} bytes"
+    )
+
+
+@pytest.mark.parametrize("secret", ["", "hunter2", "whsec_hunter2!", "whsec_ü", base64.b64encode(bytes(32)).decode()])
+def test_secret_is_refused_without_its_prefix_or_base64(secret: str) -> None:
+    """And is not shown."""
+    assert "expected whsec_" in (problem := secret_problem(secret) or "")
+    assert "hunter2" not in problem
+
+
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text()) | st.dictionaries(st.text(), st.text())
+)
+
+
+@given(changes=st.dictionaries(st.sampled_from([*WEBHOOK, "begin", "kinds", "data"]) | st.text(), VALUES))
+def test_file_is_read_or_refused_whatever_its_members_are(changes: dict[str, Any]) -> None:
+    """With no other error, and every problem on one line."""
+    problems: tuple[str, ...] = ()
+    try:
+        parse(WEBHOOK | changes)
+    except ConfigurationError as exc:
+        problems = exc.problems
+    assert all("\n" not in problem and len(problem) < 500 for problem in problems)

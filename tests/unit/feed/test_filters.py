@@ -1,0 +1,53 @@
+"""Which events a destination gets."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from simplu_worker.feed.filters import lets_through
+from simplu_worker.feed.types import FeedEvent, FeedFilter, FeedTenant, Incarnation
+from simplu_worker.vocabulary import FeedKind
+
+TENANT = FeedTenant("smile-berlin", "smile", "berlin", "dental")
+
+
+def event(kind: FeedKind, **members: Any) -> FeedEvent:
+    """Return an event of a tenant's patient, but for *members*."""
+    usual: dict[str, Any] = {"tenant": TENANT, "resource_type": "patient", "resource_id": "p-1"}
+    return FeedEvent(
+        id="t-1-0",
+        kind=kind,
+        shard_id="shard-1",
+        time=datetime(2026, 3, 1, tzinfo=UTC),
+        position="1-0",
+        incarnation=Incarnation("i"),
+        **(usual | members),
+    )
+
+
+OF_RESOURCE = event(FeedKind.RESOURCE_PATCHED)
+OF_TENANT = event(FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
+UNDONE = event(FeedKind.UNDONE, undoes="t-0-0")
+GAP = event(FeedKind.GAP, tenant=None, resource_type=None, resource_id=None)
+ALL = (OF_RESOURCE, OF_TENANT, UNDONE, GAP)
+CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
+    (FeedFilter(), ALL),
+    (FeedFilter(tenants=frozenset({"smile-berlin", "other"})), ALL),
+    (FeedFilter(tenants=frozenset({"other"})), (GAP,)),
+    (FeedFilter(business_types=frozenset({"dental"})), ALL),
+    (FeedFilter(business_types=frozenset({"gym"})), (GAP,)),
+    (FeedFilter(resource_types=frozenset({"patient"})), ALL),
+    (FeedFilter(resource_types=frozenset({"order"})), (OF_TENANT, GAP)),
+    (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, UNDONE, GAP)),
+    (FeedFilter(kinds=frozenset({FeedKind.TENANT_MOVED})), (OF_TENANT, UNDONE, GAP)),
+    (FeedFilter(tenants=frozenset({"other"}), kinds=frozenset({FeedKind.UNDONE})), (GAP,)),
+]
+
+
+@pytest.mark.parametrize(("chosen", "expected"), CASES)
+def test_filter_lets_through_what_all_of_its_parts_do(chosen: FeedFilter, expected: tuple[FeedEvent, ...]) -> None:
+    """No destination gets an event of another tenant than its own; `undone` and shard-wide events are never missed."""
+    assert expected == tuple(one for one in ALL if lets_through(chosen, one))
