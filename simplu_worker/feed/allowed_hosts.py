@@ -64,13 +64,12 @@ class AllowedHosts(msgspec.Struct, frozen=True):
         return f"expected a host of {VARIABLE}, got {host}"
 
     def address_problem(self, host: str, address: Address) -> str | None:
-        """Return why *host* may not be connected to at *address*, one of its addresses."""
+        """Return why *host* may not be connected to at *address*, one of its addresses; the same for each of these."""
         inner = embedded(address)
         if any(inner in network for network in self.networks if _may_admit(network, inner)):
             return None
         if not is_public(inner):
-            shown = host if host == str(address) else f"{host} at {address}"
-            return f"expected an address of the public internet, or one of {VARIABLE}, got {shown}"
+            return f"expected an address of the public internet, or one of {VARIABLE}, got another for {host}"
         if self.is_empty or self._has_name(host):
             return None
         return f"expected a host of {VARIABLE}, got {host}"

@@ -1,0 +1,72 @@
+"""HTTP to a host that others named: each address is judged as it is connected to, and an answer is bounded.
+
+A name may lead to another address at each look-up. So no look-up is judged, but the address of each socket, in the step
+that makes it; a connection that is used again was judged as well. Nothing follows a redirect, and no proxy of the
+environment is used, which would connect in the worker's place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import aiohttp
+
+from simplu_worker.feed.allowed_hosts import AllowedHosts, parse_address
+from simplu_worker.network_errors import network_cause
+
+REQUEST_TIMEOUT_S: Final = 15.0
+CONNECT_TIMEOUT_S: Final = 5.0
+REPLY_MAX_BYTES: Final = 65_536  # nothing in it matters; it is read so that the connection can be used again
+
+REQUEST_ERRORS: Final = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+class AddressNotAllowedError(OSError):
+    """The host has an address that may not be connected to."""
+
+
+@contextlib.asynccontextmanager
+async def open_guarded_session(
+    host: str, allowed: AllowedHosts, *, connections: int
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session for requests to *host* alone, with at most *connections*."""
+
+    def make_socket(info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, place = info
+        address = parse_address(place[0])
+        problem = "expected an address" if address is None else allowed.address_problem(host, address)
+        if problem is not None:
+            raise AddressNotAllowedError(errno.EACCES, problem)
+        return socket.socket(family, kind, protocol)
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections, socket_factory=make_socket),
+        timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "simplu-worker"},
+        auto_decompress=False,
+    ) as session:
+        yield session
+
+
+async def read_bounded(reply: aiohttp.ClientResponse) -> None:
+    """Read the rest of a reply; close its connection if it is long or comes to no end. The status has come already."""
+    left_bytes = REPLY_MAX_BYTES
+    try:
+        while left_bytes > 0 and (part := await reply.content.read(left_bytes)):
+            left_bytes -= len(part)
+    except REQUEST_ERRORS:
+        left_bytes = 0
+    if left_bytes <= 0:
+        reply.close()
+
+
+def cause_of(exc: BaseException) -> str:
+    """Return why a request of such a session got no answer; *exc* is one of REQUEST_ERRORS."""
+    if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressNotAllowedError):
+        return str(exc.os_error.strerror)
+    return network_cause(exc)
