@@ -7,6 +7,7 @@ records of the second one cannot be sent.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from simplu_worker.aws.replies import DECODERS
 RECORDS: Final = "simplu_worker.records"  # in the context of a call, beside what botocore keeps there
 REQUEST_MAX_COUNT: Final = 500  # Kinesis API reference, PutRecords
 REQUEST_MAX_BYTES: Final = 5 * 1024 * 1024  # with the partition keys
+BODY_MAX_BYTES: Final = 2**20  # aiohttp warns of larger bytes, which it writes in one step
 _IN_PLACE: Final = [{"Data": b"", "PartitionKey": "-"}]
 
 
@@ -74,7 +76,8 @@ def _take_records(params: dict[str, Any], context: dict[str, Any], **_: object) 
 
 
 def _encode_records(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
-    params["body"] = _encode(context[RECORDS])
+    body = _encode(context[RECORDS])
+    params["body"] = body if len(body) <= BODY_MAX_BYTES else io.BytesIO(body)
 
 
 def decode_put_records(body: bytes) -> dict[str, Any]:

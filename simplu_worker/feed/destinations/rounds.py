@@ -20,6 +20,7 @@ CONTENT_CODES: Final = frozenset(
         "InvalidArgumentException",
         "InvalidMessageContents",
         "InvalidParameterValue",
+        "InvalidParameterValueException",
         "SerializationException",
         "ValidationException",
     }

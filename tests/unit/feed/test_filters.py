@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
 import pytest
+from support.feed.events import feed_event
 
 from simplu_worker.feed.filters import lets_through
-from simplu_worker.feed.types import FeedEvent, FeedFilter, FeedTenant, Incarnation
+from simplu_worker.feed.types import FeedEvent, FeedFilter
 from simplu_worker.vocabulary import FeedKind
 
-TENANT = FeedTenant("smile-berlin", "smile", "berlin", "dental")
-
-
-def event(kind: FeedKind, **members: Any) -> FeedEvent:
-    """Return an event of a tenant's patient, but for *members*."""
-    usual: dict[str, Any] = {"tenant": TENANT, "resource_type": "patient", "resource_id": "p-1"}
-    return FeedEvent(
-        id="t-1-0",
-        kind=kind,
-        shard_id="shard-1",
-        time=datetime(2026, 3, 1, tzinfo=UTC),
-        position="1-0",
-        incarnation=Incarnation("i"),
-        **(usual | members),
-    )
-
-
-OF_RESOURCE = event(FeedKind.RESOURCE_PATCHED)
-OF_TENANT = event(FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
-UNDONE = event(FeedKind.UNDONE, undoes="t-0-0")
-GAP = event(FeedKind.GAP, tenant=None, resource_type=None, resource_id=None)
+OF_RESOURCE = feed_event()
+OF_TENANT = feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
+UNDONE = feed_event(kind=FeedKind.UNDONE, undoes="t-0-0")
+GAP = feed_event(kind=FeedKind.GAP, tenant=None, resource_type=None, resource_id=None)
 ALL = (OF_RESOURCE, OF_TENANT, UNDONE, GAP)
 CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
     (FeedFilter(), ALL),

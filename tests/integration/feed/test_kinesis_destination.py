@@ -1,0 +1,182 @@
+"""A stream as a destination: whatever the stream refuses, the events of a resource arrive in order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support.aws.endpoints import REGION, ScriptedAws
+from support.feed.events import feed_event
+from support.feed.publishing import command_server, expected_by_key, first_by_key, publish_all
+
+from simplu_local.stack.aws import aws_client
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.put_records import PutRecord, put_records, speed_up_put_records
+from simplu_worker.feed.destinations.key_order import BEHIND
+from simplu_worker.feed.destinations.kinesis import EVENT_MAX_BYTES, KinesisDestination, open_kinesis
+from simplu_worker.feed.types import Delivered, Refused, RetryLater
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def client(kinesis_url: str) -> AsyncIterator[Client]:
+    """Open a client that waits for no answer longer than a second."""
+    async with open_client("kinesis", region=REGION, endpoint_url=kinesis_url, read_timeout_s=1.0) as client:
+        speed_up_put_records(client)
+        yield client
+
+
+@pytest.fixture
+async def stream(client: Client, kinesis_url: str) -> AsyncIterator[str]:
+    """Make a stream of two stream shards; all faults end with the test."""
+    name = f"changes-{uuid4()}"
+    await client.create_stream(StreamName=name, ShardCount=2)
+    await client.get_waiter("stream_exists").wait(StreamName=name, WaiterConfig={"Delay": 0.05})
+    yield name
+    await command_server(kinesis_url, do="clear_faults")
+    await command_server(kinesis_url, do="set", options={"write_throttling": False})
+
+
+async def records_of(client: Client, stream: str) -> list[dict[str, Any]]:
+    """Return the records of all stream shards, those of each in order, as a client of AWS reads them."""
+    records = []
+    async with aws_client("kinesis", client.meta.endpoint_url) as reader:
+        for shard in (await reader.list_shards(StreamName=stream))["Shards"]:
+            start = {"ShardId": shard["ShardId"], "ShardIteratorType": "TRIM_HORIZON"}
+            iterator: str | None = (await reader.get_shard_iterator(StreamName=stream, **start))["ShardIterator"]
+            while iterator is not None:
+                reply = await reader.get_records(ShardIterator=iterator, Limit=10_000)
+                records += [{"key": one["PartitionKey"], **json.loads(one["Data"])} for one in reply["Records"]]
+                iterator = reply["NextShardIterator"] if reply["MillisBehindLatest"] or reply["Records"] else None
+    return records
+
+
+async def received(client: Client, stream: str) -> list[tuple[str, str]]:
+    """Return the key and the id of each record."""
+    return [(record["key"], record["id"]) for record in await records_of(client, stream)]
+
+
+async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_each_request(
+    client: Client, stream: str, kinesis_url: str
+) -> None:
+    """PutRecords accepts some records of a request and refuses others, without an order among them."""
+    await command_server(kinesis_url, do="set", options={"write_throttling": True})
+    events = [feed_event(number, f"p-{number * number % 997}") for number in range(5000)]
+    refill = partial(command_server, kinesis_url, do="advance_clock", ms=200)
+    calls = await publish_all(KinesisDestination(client, stream), events, between=refill)
+    errors = {one.error for call in calls for one in call if isinstance(one, RetryLater)}
+    assert [error for error in errors if "ProvisionedThroughputExceeded" in error]
+    assert BEHIND in errors
+    found = await received(client, stream)
+    assert len(found) == len(events)  # none twice: a refused record was not taken
+    assert first_by_key(found) == expected_by_key(events)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"kind": "throttle"}, {"kind": "fail"}, {"kind": "cut"}, {"kind": "cut", "applied": True}, {"kind": "hang"}],
+)
+async def test_request_that_fails_as_a_whole_is_the_last_one_of_its_call(
+    client: Client, stream: str, kinesis_url: str, fault: dict[str, Any]
+) -> None:
+    """A stream that is down is not asked once for each key; what it took without an answer comes twice, in order."""
+    events = [feed_event(number, f"p-{number % 7}") for number in range(70)]
+    destination = KinesisDestination(client, stream)
+    await command_server(kinesis_url, do="fault", action="PutRecords", count=3, **fault)
+    calls = [await destination.publish(events) for _ in range(3)]
+    assert {type(one) for call in calls for one in call} == {RetryLater}
+    await command_server(kinesis_url, do="clear_faults")
+    await publish_all(destination, events)
+    assert first_by_key(await received(client, stream)) == expected_by_key(events)
+
+
+async def test_event_without_room_for_its_data_says_so_and_large_ones_share_no_request(
+    client: Client, stream: str
+) -> None:
+    """A request has at most 5 MiB."""
+    data = b'"' + b"x" * (EVENT_MAX_BYTES - 2000) + b'"'
+    events = [feed_event(number, f"p-{number}", data=data) for number in range(8)]
+    events.append(feed_event(8, "p-8", data=b'"' + b"x" * EVENT_MAX_BYTES + b'"'))
+    assert await KinesisDestination(client, stream).publish(events) == [Delivered()] * 9
+    found = {record["id"]: record for record in await records_of(client, stream)}
+    assert [found[event.id]["simpludata"] for event in events] == ["current"] * 8 + ["omitted"]
+
+
+async def test_event_that_is_too_large_without_its_data_is_refused(client: Client, stream: str) -> None:
+    """By itself: its neighbours are delivered, but for those of its key."""
+    large = feed_event(1, "p-1", request_id="x" * EVENT_MAX_BYTES)
+    events = [feed_event(0, "p-1"), large, feed_event(2, "p-1"), feed_event(3, "p-2")]
+    first, second, third, fourth = await KinesisDestination(client, stream).publish(events)
+    assert (first, fourth, third) == (Delivered(), Delivered(), RetryLater(BEHIND))
+    assert isinstance(second, Refused)
+
+
+async def test_partition_key_is_that_of_the_event_or_the_hash_of_a_longer_one(client: Client, stream: str) -> None:
+    """Characters count, not bytes."""
+    ids = ["漢" * 200, "x" * 300]
+    await publish_all(KinesisDestination(client, stream), [feed_event(n, text) for n, text in enumerate(ids)])
+    keys = {record["simpluresourceid"]: record["key"] for record in await records_of(client, stream)}
+    assert keys[ids[0]] == f"smile-berlin/patient/{ids[0]}"
+    assert keys[ids[1]] == hashlib.sha256(f"smile-berlin/patient/{ids[1]}".encode()).hexdigest()
+
+
+async def test_stream_that_does_not_exist_or_may_not_be_written_refuses_no_event(client: Client) -> None:
+    """A person has to correct that; the events wait."""
+    (delivery,) = await KinesisDestination(client, "none").publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+    assert "ResourceNotFoundException" in delivery.error
+    aws = ScriptedAws()
+    aws.refuse("AccessDeniedException")
+    async with aws.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as denied:
+        speed_up_put_records(denied)
+        (delivery,) = await KinesisDestination(denied, "changes").publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+
+
+async def test_record_whose_content_is_refused_takes_no_other_with_it() -> None:
+    """Kinesis refuses the whole request then; each record is sent alone, and the bad one is refused."""
+    aws = ScriptedAws()
+    aws.refuse("ValidationException")
+    aws.answer({"FailedRecordCount": 0, "Records": [{"SequenceNumber": "1", "ShardId": "s"}]})
+    aws.refuse("ValidationException")
+    async with aws.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
+        speed_up_put_records(client)
+        destination = KinesisDestination(client, "changes")
+        good, bad = await destination.publish([feed_event(0, "p-1"), feed_event(1, "p-2")])
+    assert good == Delivered()
+    assert isinstance(bad, Refused)
+    assert [len(request["Records"]) for _, request in aws.requests] == [2, 1, 1]
+
+
+async def test_stream_is_named_by_its_arn_in_its_own_region(
+    kinesis_url: str, client: Client, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever region the worker is in."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
+    arn = (await client.describe_stream_summary(StreamName=stream))["StreamDescriptionSummary"]["StreamARN"]
+    async with open_kinesis(arn, region="us-west-2") as destination:
+        assert destination._client.meta.region_name == REGION
+        assert await destination.publish([feed_event()]) == [Delivered()]
+    assert await received(client, stream) == [("smile-berlin/patient/p-1", "token-7-0")]
+
+
+async def test_records_are_those_that_botocore_would_send() -> None:
+    """Byte for byte as JSON; and a client without the hooks sends none."""
+    aws = ScriptedAws()
+    records = [PutRecord(bytes(range(256)), "ü"), PutRecord(b"", "k")]
+    for _ in range(2):
+        aws.answer({"FailedRecordCount": 0, "Records": [{}, {}]})
+    async with aws.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
+        plain = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
+        await client.put_records(StreamName="s", Records=plain)
+        with pytest.raises(Exception, match="Parameter validation failed"):
+            await put_records(client, {"StreamName": "s"}, records)
+        speed_up_put_records(client)
+        await put_records(client, {"StreamName": "s"}, records)
+    assert aws.requests[0] == aws.requests[1]

@@ -1,0 +1,56 @@
+"""Publish events until a destination has them all, as the feed of a shard does; and what a receiver sees of them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import aiohttp
+
+from simplu_worker.feed.types import Delivered, Delivery, Destination, FeedEvent
+
+CALLS_MAX = 200
+
+
+async def nothing() -> None:
+    """Do nothing between two calls."""
+
+
+async def publish_all(
+    destination: Destination, events: Sequence[FeedEvent], *, between: Callable[[], Awaitable[None]] = nothing
+) -> list[Sequence[Delivery]]:
+    """Publish *events* until each was delivered, in as many calls as that takes; return what each call came to."""
+    calls: list[Sequence[Delivery]] = []
+    left = list(events)
+    while left:
+        assert len(calls) < CALLS_MAX
+        window = left[: destination.max_events]
+        deliveries = await destination.publish(window)
+        assert len(deliveries) == len(window)
+        calls.append(deliveries)
+        undelivered = [event for event, one in zip(window, deliveries, strict=True) if not isinstance(one, Delivered)]
+        left = undelivered + left[len(window) :]
+        if left:
+            await between()
+    return calls
+
+
+def first_by_key(received: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return by key the ids that came, in the order in which each came first: what is left without repetitions."""
+    found: dict[str, list[str]] = {}
+    for key, event_id in received:
+        ids = found.setdefault(key, [])
+        if event_id not in ids:
+            ids.append(event_id)
+    return found
+
+
+def expected_by_key(events: Iterable[FeedEvent]) -> dict[str, list[str]]:
+    """Return by key the ids of *events*, in their order."""
+    return first_by_key((event.partition_key, event.id) for event in events)
+
+
+async def command_server(url: str, **command: Any) -> None:
+    """Send a command to the server at *url*."""
+    async with aiohttp.ClientSession() as session, session.post(f"{url}/_control", json=command) as answer:
+        assert answer.status < 300, await answer.text()

@@ -1,0 +1,78 @@
+"""What the answers of a receiver over HTTP mean."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from simplu_worker.feed.destinations.answers import FAILURES_MAX, CallHealth, delivery_of, retry_after_s
+from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
+
+NOW = datetime(2026, 3, 1, 9, tzinfo=UTC)
+LATER, REFUSED = RetryLater("500"), Refused("400")
+
+KINDS = [
+    ((200, 201, 202, 204, 299), Delivered),
+    ((410,), Disabled),
+    ((400, 401, 403, 404, 409, 413, 418, 422, 499), Refused),
+    ((408, 425, 429), RetryLater),
+    ((500, 502, 503, 504, 599, 300, 301, 302, 307, 308, 399), RetryLater),
+]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(status, kind) for statuses, kind in KINDS for status in statuses])
+def test_status_decides(status: int, kind: type[Delivery]) -> None:
+    """2xx alone is a delivery; 410 is the end; 4xx are about the event, but for three."""
+    assert type(delivery_of("h", status, None, now=NOW)) is kind
+
+
+def test_errors_name_the_host_and_what_came() -> None:
+    """And nothing of the URL's path."""
+    assert delivery_of("h.example", 500, None, now=NOW) == RetryLater("h.example: expected a status 2xx, got 500")
+    assert delivery_of("h.example", 302, "9", now=NOW) == RetryLater(
+        "h.example: expected a status 2xx, got a redirect (302); name its target in FEED_FILE"
+    )
+
+
+HEADERS = [
+    (None, None),
+    ("", None),
+    ("soon", None),
+    ("-1", None),
+    ("٣", None),
+    ("0", 0.0),
+    ("120", 120.0),
+    ("99999999999999999999", 3600.0),
+    ("Sun, 01 Mar 2026 09:01:00 GMT", 60.0),
+    ("Sun, 01 Mar 2026 08:00:00 GMT", 0.0),
+    ("Sun, 01 Mar 2027 09:00:00 GMT", 3600.0),
+]
+
+
+@pytest.mark.parametrize(("header", "expected"), HEADERS)
+def test_retry_after_is_seconds_or_a_time(header: str | None, expected: float | None) -> None:
+    """Bounded by an hour; another text counts as none."""
+    assert retry_after_s(header, now=NOW) == expected
+    assert delivery_of("h", 503, header, now=NOW) == RetryLater("h: expected a status 2xx, got 503", expected)
+
+
+CALLS: list[tuple[list[Delivery], Delivery | None]] = [
+    ([LATER] * (FAILURES_MAX - 1), None),
+    ([LATER] * FAILURES_MAX, LATER),
+    ([*[LATER] * (FAILURES_MAX - 1), Delivered(), LATER], None),
+    ([*[LATER] * (FAILURES_MAX - 1), REFUSED, LATER], None),
+    ([RetryLater("429", 1.0)], RetryLater("429", 1.0)),
+    ([RetryLater("429", 1.0), *[LATER] * FAILURES_MAX], RetryLater("429", 1.0)),
+    ([RetryLater("429", 1.0), Disabled("gone")], Disabled("gone")),
+    ([REFUSED] * 20, None),
+]
+
+
+@pytest.mark.parametrize(("deliveries", "end"), CALLS)
+def test_call_ends_when_the_receiver_is_in_trouble(deliveries: list[Delivery], end: Delivery | None) -> None:
+    """By failures in a row, at once where it asks for it; one bad event does not hold the others."""
+    health = CallHealth()
+    for delivery in deliveries:
+        health.note(delivery)
+    assert health.end == end

@@ -1,0 +1,99 @@
+"""Which of a call's events may be sent next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.feed.events import feed_event
+
+from simplu_worker.feed.destinations.key_order import BEHIND, KeyOrder, requests_of
+from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
+
+LATER = RetryLater("throttled", 3.0)
+
+
+def order_of(keys: str) -> KeyOrder:
+    """Return the order of events, one a letter, each of the resource of that letter."""
+    return KeyOrder([feed_event(number, key) for number, key in enumerate(keys)])
+
+
+def test_round_has_the_next_event_of_each_key() -> None:
+    """In the order of the events; the next round begins behind what was delivered."""
+    order = order_of("abacab")
+    rounds = []
+    while found := order.next_round():
+        rounds.append(found)
+        for index in found:
+            order.note(index, Delivered())
+    assert rounds == [[0, 1, 3], [2, 5], [4]]
+    assert order.deliveries() == [Delivered()] * 6
+
+
+@pytest.mark.parametrize(
+    ("failed", "behind"),
+    [(LATER, RetryLater(BEHIND, 3.0)), (Refused("bad"), RetryLater(BEHIND)), (Disabled("gone"), RetryLater(BEHIND))],
+)
+def test_events_behind_one_that_was_not_delivered_wait(failed: Delivery, behind: Delivery) -> None:
+    """Those of its key; others go on."""
+    order = order_of("abab")
+    order.note(0, failed)
+    order.note(1, Delivered())
+    assert order.next_round() == [3]
+    order.note(3, Delivered())
+    assert (order.next_round(), order.deliveries()) == ([], [failed, Delivered(), behind, Delivered()])
+
+
+def test_lanes_have_the_events_of_each_key_in_order() -> None:
+    """The lane of the first event first."""
+    assert order_of("abacab").lanes() == [[0, 2, 4], [1, 5], [3]]
+
+
+def test_giving_up_leaves_what_was_sent() -> None:
+    """And is the same for all others."""
+    order = order_of("aab")
+    order.note(0, Delivered())
+    order.give_up(LATER)
+    assert (order.next_round(), order.deliveries()) == ([], [Delivered(), LATER, LATER])
+
+
+def test_noting_another_event_than_the_next_of_its_key_is_a_defect() -> None:
+    """The order would be lost."""
+    with pytest.raises(AssertionError):
+        order_of("aa").note(1, Delivered())
+
+
+OUTCOMES = st.sampled_from([Delivered(), LATER, Refused("bad")])
+
+
+@given(keys=st.text("abc", max_size=30), data=st.data())
+def test_no_event_is_sent_before_those_of_its_key_were_delivered(keys: str, data: st.DataObject) -> None:
+    """For any keys and outcomes; each event is sent once at most, and has its own outcome."""
+    order = order_of(keys)
+    sent: dict[int, Any] = {}
+    while found := order.next_round():
+        assert len({keys[index] for index in found}) == len(found)
+        for index in found:
+            before = [place for place in range(index) if keys[place] == keys[index]]
+            assert index not in sent
+            assert [sent.get(place) for place in before] == [Delivered()] * len(before)
+            sent[index] = data.draw(OUTCOMES)
+            order.note(index, sent[index])
+    for index, delivery in enumerate(order.deliveries()):
+        assert sent.get(index, delivery) == delivery
+        assert index in sent or isinstance(delivery, RetryLater)
+
+
+@given(sizes=st.lists(st.integers(1, 12)), max_count=st.integers(1, 5))
+def test_requests_keep_the_order_and_both_limits(sizes: list[int], max_count: int) -> None:
+    """But for an item that is too large by itself; and no request could take the first item of the next one."""
+    requests = requests_of(list(enumerate(sizes)), max_count=max_count, max_bytes=10)
+    assert [index for request in requests for index in request] == list(range(len(sizes)))
+    totals = [sum(sizes[index] for index in request) for request in requests]
+    for request, total in zip(requests, totals, strict=True):
+        assert len(request) <= max_count
+        assert total <= 10 or len(request) == 1
+    for request, total, following in zip(requests, totals, requests[1:], strict=False):
+        assert len(request) == max_count or total + sizes[following[0]] > 10

@@ -1,0 +1,148 @@
+"""Events in the form in which receivers get them."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.feed.events import AT, feed_event
+
+from simplu_worker.feed.cloud_events import (
+    NOTIFICATION_TYPES,
+    CloudEventMembers,
+    encode_event,
+    encode_notification,
+)
+from simplu_worker.feed.types import EventBounds, FeedEvent, Incarnation
+from simplu_worker.vocabulary import FeedKind
+
+ENOUGH = 100_000
+OF_SHARD: dict[str, Any] = {"tenant": None, "resource_type": None, "resource_id": None, "request_id": None}
+
+
+def decoded(event: FeedEvent, max_bytes: int = ENOUGH) -> dict[str, Any]:
+    """Return *event* as a receiver reads it."""
+    encoded = encode_event(event, max_bytes)
+    assert encoded is not None
+    found: dict[str, Any] = json.loads(encoded)
+    return found
+
+
+def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -> None:
+    """Each member once, and none without a value."""
+    event = feed_event(3, data=b'{"a": 1}', incarnation=Incarnation("two", "two:41,one:7"), reapplies="old-1-1")
+    assert decoded(event) == {
+        "specversion": "1.0",
+        "id": "token-7-3",
+        "source": "/simplu/shards/shard-1",
+        "type": "simplu.resource.patched",
+        "subject": "smile-berlin/patient/p-1",
+        "time": "2026-03-01T09:00:00.250000Z",
+        "partitionkey": "smile-berlin/patient/p-1",
+        "simplushard": "shard-1",
+        "simpluposition": "7-3",
+        "simpluincarnation": "two",
+        "simplubehind": "two:41,one:7",
+        "simplutenant": "smile-berlin",
+        "simplubusiness": "smile",
+        "simplulocation": "berlin",
+        "simplubusinesstype": "dental",
+        "simpluresourcetype": "patient",
+        "simpluresourceid": "p-1",
+        "simplurequest": "request-3",
+        "simplureapplies": "old-1-1",
+        "simpludata": "current",
+        "datacontenttype": "application/json",
+        "data": {"a": 1},
+    }
+
+
+def test_event_without_data_has_no_member_about_data() -> None:
+    """Nor one of an incarnation without a bound, or of a change that was applied once."""
+    absent = {"simpludata", "datacontenttype", "data", "simplubehind", "simplureapplies", "simpluundoes"}
+    assert decoded(feed_event()).keys() & absent == set()
+
+
+def test_event_of_a_whole_shard_has_its_bounds_as_data() -> None:
+    """And no tenant."""
+    bounds = EventBounds(behind=3, through=9, from_time=AT, to_time=AT + timedelta(hours=1))
+    found = decoded(feed_event(kind=FeedKind.GAP, bounds=bounds, shard_id="a/b ü", **OF_SHARD))
+    assert found["data"] == {
+        "behind": 3,
+        "through": 9,
+        "fromTime": "2026-03-01T09:00:00.250000Z",
+        "toTime": "2026-03-01T10:00:00.250000Z",
+    }
+    assert (found["type"], found["subject"], found["source"]) == (
+        "simplu.gap",
+        "a/b ü",
+        "/simplu/shards/a%2Fb%20%C3%BC",
+    )
+    assert [name for name in found if name.startswith(("simplutenant", "simplubusiness", "simpluresource"))] == []
+    assert decoded(feed_event(kind=FeedKind.UNDONE, bounds=EventBounds(behind=3), **OF_SHARD))["data"] == {"behind": 3}
+
+
+def test_event_leaves_its_data_out_where_the_destination_would_not_take_them() -> None:
+    """Exactly at the bound; and there is no event where it is too large without data too."""
+    event = feed_event(data=b'"' + b"x" * 1000 + b'"')
+    whole = len(encode_event(event, ENOUGH) or b"")
+    bare = len(encode_event(event, whole - 1) or b"")
+    assert decoded(event, whole)["simpludata"] == "current"
+    omitted = decoded(event, whole - 1)
+    assert (omitted["simpludata"], omitted.keys() & {"data", "datacontenttype"}) == ("omitted", set())
+    assert encode_event(event, bare) is not None
+    assert encode_event(event, bare - 1) is None
+
+
+def test_names_of_members_are_those_that_cloud_events_allows() -> None:
+    """Lower-case letters and digits, at most 20."""
+    assert [name for name in CloudEventMembers.__struct_fields__ if not re.fullmatch("[a-z0-9]{1,20}", name)] == []
+
+
+@given(
+    data=st.recursive(
+        st.none() | st.booleans() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)
+    )
+)
+def test_data_come_as_they_are(data: Any) -> None:
+    """Whatever JSON they are, `null` included."""
+    assert decoded(feed_event(data=json.dumps(data).encode()))["data"] == data
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_ids_come_as_they_are(text: str) -> None:
+    """Whatever characters they have."""
+    found = decoded(feed_event(resource_id=text, request_id=text))
+    assert (found["simpluresourceid"], found["simplurequest"]) == (text, text)
+    assert found["subject"] == f"smile-berlin/patient/{text}"
+
+
+def test_notification_is_that_of_the_typescript_worker() -> None:
+    """Word for word, with a time as JavaScript writes it."""
+    berlin = timezone(timedelta(hours=1))
+    event = feed_event(kind=FeedKind.RESOURCE_CREATED, data=b'{"a":1}', time=AT.astimezone(berlin))
+    assert encode_notification(event, ENOUGH) == (
+        b'{"type":"resource_created","resourceType":"patient","businessId":"smile","locationId":"berlin",'
+        b'"resourceId":"p-1","shardId":"shard-1","data":{"a":1},"timestamp":"2026-03-01T09:00:00.250Z"}'
+    )
+    assert b'"data":null' in (encode_notification(event, 180) or b"")
+
+
+@pytest.mark.parametrize("kind", FeedKind)
+def test_notification_is_about_resources_alone(kind: FeedKind) -> None:
+    """The TypeScript worker had no other."""
+    of_resource, of_tenant = feed_event(kind=kind), feed_event(kind=kind, resource_type=None, resource_id=None)
+    assert (encode_notification(of_resource, ENOUGH) is not None) == (kind in NOTIFICATION_TYPES)
+    assert encode_notification(of_tenant, ENOUGH) is None
+    assert encode_notification(feed_event(kind=kind, **OF_SHARD), ENOUGH) is None
+
+
+def test_time_without_fractions_has_milliseconds_in_a_notification() -> None:
+    """As `toISOString` writes it."""
+    encoded = encode_notification(feed_event(time=datetime(2026, 3, 1, tzinfo=UTC)), ENOUGH)
+    assert b'"timestamp":"2026-03-01T00:00:00.000Z"' in (encoded or b"")
