@@ -62,6 +62,7 @@ async def received(client: Client, stream: str) -> list[tuple[str, str]]:
     return [(record["key"], record["id"]) for record in await records_of(client, stream)]
 
 
+@pytest.mark.slow(2)
 async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_each_request(
     client: Client, stream: str, kinesis_url: str
 ) -> None:
@@ -88,14 +89,14 @@ async def test_request_that_fails_as_a_whole_is_the_last_one_of_its_call(
     """A stream that is down is not asked once for each key; what it took without an answer comes twice, in order."""
     events = [feed_event(number, f"p-{number % 7}") for number in range(70)]
     destination = KinesisDestination(client, stream)
-    await command_server(kinesis_url, do="fault", action="PutRecords", count=3, **fault)
-    calls = [await destination.publish(events) for _ in range(3)]
-    assert {type(one) for call in calls for one in call} == {RetryLater}
+    await command_server(kinesis_url, do="fault", action="PutRecords", **fault)
+    assert {type(one) for one in await destination.publish(events)} == {RetryLater}
     await command_server(kinesis_url, do="clear_faults")
     await publish_all(destination, events)
     assert first_by_key(await received(client, stream)) == expected_by_key(events)
 
 
+@pytest.mark.slow(3)
 async def test_event_without_room_for_its_data_says_so_and_large_ones_share_no_request(
     client: Client, stream: str
 ) -> None:

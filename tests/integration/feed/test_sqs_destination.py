@@ -1,0 +1,141 @@
+"""A FIFO queue as a destination: whatever it refuses, the events of a resource arrive in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support.aws.endpoints import REGION
+from support.feed.events import feed_event
+from support.feed.publishing import command_server, expected_by_key, first_by_key, publish_all
+
+from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.feed.destinations.key_order import BEHIND
+from simplu_worker.feed.destinations.sqs import EVENT_MAX_BYTES, SqsDestination, open_sqs
+from simplu_worker.feed.types import Delivered, FeedEvent, Refused, RetryLater
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture
+async def client(sqs_url: str) -> AsyncIterator[Client]:
+    """Open a client that waits for no answer longer than a second."""
+    async with open_client("sqs", region=REGION, endpoint_url=sqs_url, read_timeout_s=1.0) as client:
+        yield client
+
+
+@pytest.fixture
+async def url(client: Client, sqs_url: str) -> AsyncIterator[str]:
+    """Make a FIFO queue; all faults end with the test."""
+    answer = await client.create_queue(QueueName=f"changes-{uuid4()}.fifo", Attributes={"FifoQueue": "true"})
+    yield answer["QueueUrl"]
+    await command_server(sqs_url, do="clear_faults")
+
+
+async def messages_of(client: Client, url: str) -> list[dict[str, Any]]:
+    """Receive and delete every message; return each with its group, in order."""
+    found: list[dict[str, Any]] = []
+    options = {"MaxNumberOfMessages": 10, "MessageSystemAttributeNames": ["All"]}
+    while messages := (await client.receive_message(QueueUrl=url, **options)).get("Messages"):
+        for message in messages:
+            found.append({"group": message["Attributes"]["MessageGroupId"], **json.loads(message["Body"])})
+            await client.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+    return found
+
+
+def resources(count: int, keys: int) -> list[FeedEvent]:
+    """Return *count* events of *keys* resources."""
+    return [feed_event(number, f"p-{number * number % keys}") for number in range(count)]
+
+
+@pytest.mark.slow(2)
+async def test_events_of_a_group_arrive_in_order_when_the_queue_takes_a_part_of_each_request(
+    client: Client, url: str, sqs_url: str
+) -> None:
+    """SendMessageBatch accepts some entries of a request and refuses others."""
+    events = resources(200, 13)
+    await command_server(sqs_url, do="fault", action="SendMessageBatch", kind="entries", entries=3, count=12)
+    calls = await publish_all(SqsDestination(Queue(client, url)), events)
+    errors = {one.error for call in calls for one in call if isinstance(one, RetryLater)}
+    assert errors == {"SendMessageBatch: InternalError", BEHIND}
+    found = [(message["group"], message["id"]) for message in await messages_of(client, url)]
+    assert len(found) == len(events)
+    assert first_by_key(found) == expected_by_key(events)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"kind": "throttle"}, {"kind": "fail"}, {"kind": "cut"}, {"kind": "cut", "applied": True}, {"kind": "hang"}],
+)
+async def test_request_that_fails_as_a_whole_delivers_nothing_and_its_repetition_comes_once(
+    client: Client, url: str, sqs_url: str, fault: dict[str, Any]
+) -> None:
+    """The queue knows an event by its id, so that what it took without an answer does not come twice."""
+    events = resources(10, 5)
+    destination = SqsDestination(Queue(client, url))
+    await command_server(sqs_url, do="fault", action="SendMessageBatch", **fault)
+    assert {type(one) for one in await destination.publish(events)} == {RetryLater}
+    await command_server(sqs_url, do="clear_faults")
+    await publish_all(destination, events)
+    found = [(message["group"], message["id"]) for message in await messages_of(client, url)]
+    assert len(found) == len(events)
+    assert first_by_key(found) == expected_by_key(events)
+
+
+async def test_entry_that_the_queue_finds_at_fault_is_refused_and_holds_its_group_alone(
+    client: Client, url: str, sqs_url: str
+) -> None:
+    """Others are delivered."""
+    code = "InvalidMessageContents"
+    fault = {"kind": "entries", "entries": 1, "code": code, "sender_fault": True}
+    await command_server(sqs_url, do="fault", action="SendMessageBatch", **fault)
+    events = [feed_event(0, "p-1"), feed_event(1, "p-1"), feed_event(2, "p-2")]
+    refused, behind, other = await SqsDestination(Queue(client, url)).publish(events)
+    assert (refused, behind, other) == (Refused(f"SendMessageBatch: {code}"), RetryLater(BEHIND), Delivered())
+
+
+async def test_message_is_what_a_queue_of_any_age_takes(client: Client, url: str) -> None:
+    """At most 256 KiB a request, ids of visible ASCII, no character that SQS refuses."""
+    data = b'"' + b"x" * (EVENT_MAX_BYTES - 2000) + b'"'
+    odd = "\ufffe \uffff \x00 ü"
+    events = [
+        feed_event(0, "a", data=data),
+        feed_event(1, "b", data=data),
+        feed_event(2, "c", data=data + b" " * 2000),
+        feed_event(3, odd, data=json.dumps(odd, ensure_ascii=False).encode()),
+        feed_event(4, "x" * 200),
+    ]
+    assert await SqsDestination(Queue(client, url)).publish(events) == [Delivered()] * 5
+    found = {message["id"]: message for message in await messages_of(client, url)}
+    states = [found[event.id].get("simpludata") for event in events]
+    assert states == ["current", "current", "omitted", "current", None]
+    assert (found["token-7-3"]["data"], found["token-7-3"]["simpluresourceid"]) == (odd, odd)
+    assert [len(found[event.id]["group"]) for event in events[3:]] == [64, 64]
+    assert found["token-7-0"]["group"] == "smile-berlin/patient/a"
+
+
+async def test_event_that_is_too_large_without_its_data_is_refused(client: Client, url: str) -> None:
+    """Before any request; also where only its characters make it so."""
+    large = [feed_event(0, "a", request_id="x" * EVENT_MAX_BYTES), feed_event(1, "b", request_id="\uffff" * 80_000)]
+    deliveries = await SqsDestination(Queue(client, url)).publish(large)
+    assert [type(delivery) for delivery in deliveries] == [Refused, Refused]
+
+
+async def test_queue_that_does_not_exist_refuses_no_event(client: Client, url: str) -> None:
+    """A person has to correct that; the events wait."""
+    (delivery,) = await SqsDestination(Queue(client, f"{url[:-5]}-none.fifo")).publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+
+
+async def test_queue_is_asked_in_the_region_of_its_url(sqs_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever region the worker is in; without one in the URL, in the worker's."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs_url)
+    regions = []
+    for url in ("https://sqs.eu-west-3.amazonaws.com/1/changes.fifo", f"{sqs_url}/000000000000/changes.fifo"):
+        async with open_sqs(url, region=REGION) as destination:
+            regions.append(destination._queue._client.meta.region_name)
+    assert regions == ["eu-west-3", REGION]
