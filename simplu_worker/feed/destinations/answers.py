@@ -12,18 +12,17 @@ from simplu_worker.timing.clock_agreement import parse_http_date
 PASSING: Final = frozenset({408, 425, 429})
 GONE: Final = 410  # Standard Webhooks: the receiver wants no more
 RETRY_AFTER_MAX_S: Final = 3600.0
-FAILURES_MAX: Final = 8  # in a row; then the receiver is in trouble, not an event
 
 
-def delivery_of(host: str, status: int, retry_after: str | None, *, now: datetime) -> Delivery:
-    """Return what an answer of *host* means for the event of its request."""
+def delivery_of(place: str, status: int, retry_after: str | None, *, now: datetime) -> Delivery:
+    """Return what an answer of *place*, a host and its port, means for the event of its request."""
     if 200 <= status < 300:
         return Delivered()
     if status == GONE:
-        return Disabled(f"{host}: got HTTP status {GONE}, by which it asks for no more events")
+        return Disabled(f"{place}: got HTTP status {GONE}, by which it asks for no more events")
     if 300 <= status < 400:
-        return RetryLater(f"{host}: expected a status 2xx, got a redirect ({status}); name its target in FEED_FILE")
-    error = f"{host}: expected a status 2xx, got {status}"
+        return RetryLater(f"{place}: expected a status 2xx, got a redirect ({status}); name its target in FEED_FILE")
+    error = f"{place}: expected a status 2xx, got {status}"
     if 400 <= status < 500 and status not in PASSING:
         return Refused(error)
     return RetryLater(error, retry_after_s(retry_after, now=now))
@@ -40,23 +39,19 @@ def retry_after_s(header: str | None, *, now: datetime) -> float | None:
 
 
 class CallHealth:
-    """Whether to go on with a call: the events of a receiver in trouble wait, those beside a bad event do not."""
+    """Whether to go on with a call: a receiver that asks for a pause, or for no more events, gets no more requests."""
 
     def __init__(self) -> None:
-        self.end: Delivery | None = None  # what the other events of the call come to, once it has ended
-        self._failures = 0
+        self.is_over = False
+        self.failure: Delivery | None = None  # what the events that were not sent come to
 
     def __repr__(self) -> str:
-        return f"CallHealth({self._failures} failures in a row, end={self.end})"
+        return f"CallHealth(is_over={self.is_over}, failure={self.failure})"
 
     def note(self, delivery: Delivery) -> None:
-        """Note what became of an event."""
+        """Note what became of an event; the first reason for an end counts, but for 410, which counts most."""
         match delivery:
             case Disabled():
-                self.end = delivery
-            case RetryLater(after_s=after_s):
-                self._failures += 1
-                if after_s is not None or self._failures >= FAILURES_MAX:
-                    self.end = self.end or delivery
-            case _:
-                self._failures = 0
+                self.is_over, self.failure = True, delivery
+            case RetryLater(after_s=after_s) if not self.is_over:
+                self.is_over, self.failure = after_s is not None, delivery

@@ -18,7 +18,6 @@ import aiohttp
 from simplu_worker.feed.allowed_hosts import AllowedHosts, parse_address
 from simplu_worker.network_errors import network_cause
 
-REQUEST_TIMEOUT_S: Final = 15.0
 CONNECT_TIMEOUT_S: Final = 5.0
 REPLY_MAX_BYTES: Final = 65_536  # nothing in it matters; it is read so that the connection can be used again
 
@@ -31,9 +30,9 @@ class AddressNotAllowedError(OSError):
 
 @contextlib.asynccontextmanager
 async def open_guarded_session(
-    host: str, allowed: AllowedHosts, *, connections: int
+    host: str, allowed: AllowedHosts, *, connections: int, timeout_s: float
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a session for requests to *host* alone, with at most *connections*."""
+    """Open a session for requests to *host* alone, with at most *connections*; each is over after *timeout_s*."""
 
     def make_socket(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, place = info
@@ -45,7 +44,7 @@ async def open_guarded_session(
 
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections, socket_factory=make_socket),
-        timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
+        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "simplu-worker"},
         auto_decompress=False,

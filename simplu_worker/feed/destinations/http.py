@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from simplu_worker.timing.clock import utc_now
 EVENT_MAX_BYTES: Final = 262_144
 EVENTS_MAX: Final = 200
 CONNECTIONS: Final = 32
+REQUEST_TIMEOUT_S: Final = 15.0
 NOTIFICATIONS_PATH: Final = "/api/notifications"
 
 
@@ -88,36 +90,42 @@ class HttpDestination:
     ) -> None:
         self._session = session
         self._url = URL(url, encoded=True)
-        self._host = urlsplit(url).hostname or ""
+        self._place = urlsplit(url).netloc
         self._form = form
         self._utc = utc
         # Waiting for a connection of the session would count for the time-out of the request.
         self._connections = asyncio.Semaphore(CONNECTIONS)
 
     def __repr__(self) -> str:
-        return f"HttpDestination({self._host!r})"
+        return f"HttpDestination({self._place!r})"
 
     async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
-        """Deliver *events*; return what became of each."""
+        """Deliver *events*; return what became of each.
+
+        The lanes are shared by senders, each of which ends with its first failure: a receiver that hangs costs the time
+        of one request, and some events that it cannot take do not hold the others.
+        """
         order, health = KeyOrder(events), CallHealth()
         lanes = iter(order.lanes())
 
         async def send_lanes() -> None:
             for lane in lanes:
                 for index in lane:
-                    if health.end is not None:
+                    if health.is_over:
                         return
                     delivery = await self._deliver(events[index])
                     order.note(index, delivery)
                     health.note(delivery)
+                    if isinstance(delivery, RetryLater):
+                        return
                     if not isinstance(delivery, Delivered):
                         break
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(CONNECTIONS, len(events))):
                 tasks.create_task(send_lanes())
-        if health.end is not None:
-            order.give_up(health.end)
+        if health.failure is not None:
+            order.give_up(health.failure)
         return order.deliveries()
 
     async def _deliver(self, event: FeedEvent) -> Delivery:
@@ -134,19 +142,26 @@ class HttpDestination:
                 status, retry_after = reply.status, reply.headers.get("Retry-After")
                 await read_bounded(reply)
         except REQUEST_ERRORS as exc:
-            return RetryLater(f"{self._host}: {cause_of(exc)}")
-        return delivery_of(self._host, status, retry_after, now=self._utc())
+            return RetryLater(f"{self._place}: {cause_of(exc)}")
+        return delivery_of(self._place, status, retry_after, now=self._utc())
+
+
+def open_webhook(
+    url: str, secrets: Sequence[str], allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> AbstractAsyncContextManager[HttpDestination]:
+    """Return a webhook as a context, in which it is open."""
+    return _open(url, WebhookForm(secrets), allowed, timeout_s)
+
+
+def open_notification(
+    url: str, allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> AbstractAsyncContextManager[HttpDestination]:
+    """Return the notifications of the service at *url* as a context, in which they are open."""
+    return _open(url + NOTIFICATIONS_PATH, NotificationForm(), allowed, timeout_s)
 
 
 @contextlib.asynccontextmanager
-async def open_webhook(url: str, secrets: Sequence[str], allowed: AllowedHosts) -> AsyncIterator[HttpDestination]:
-    """Open a webhook."""
-    async with open_guarded_session(urlsplit(url).hostname or "", allowed, connections=CONNECTIONS) as session:
-        yield HttpDestination(session, url, WebhookForm(secrets))
-
-
-@contextlib.asynccontextmanager
-async def open_notification(url: str, allowed: AllowedHosts) -> AsyncIterator[HttpDestination]:
-    """Open the notifications of the service at *url*."""
-    async with open_guarded_session(urlsplit(url).hostname or "", allowed, connections=CONNECTIONS) as session:
-        yield HttpDestination(session, url + NOTIFICATIONS_PATH, NotificationForm())
+async def _open(url: str, form: Form, allowed: AllowedHosts, timeout_s: float) -> AsyncIterator[HttpDestination]:
+    host = urlsplit(url).hostname or ""
+    async with open_guarded_session(host, allowed, connections=CONNECTIONS, timeout_s=timeout_s) as session:
+        yield HttpDestination(session, url, form)

@@ -57,7 +57,7 @@ def test_errors_of_the_network_have_address_cause_and_remedy_at_each_door(tmp_pa
         check=True,
     )
     errors: dict[str, dict[Fault, str]] = json.loads(done.stdout)
-    assert errors.keys() == {"AWS", "Citrus", "Postgres", "Redis", "replica"}
+    assert errors.keys() == {"AWS", "Citrus", "Postgres", "Redis", "replica", "webhook"}
     unexpected = [
         (door, fault, error)
         for door, by_fault in errors.items()

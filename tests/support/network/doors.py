@@ -7,18 +7,24 @@ A process of its own, because aiohttp reads `SSL_CERT_FILE` when it is imported.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_network
 from pathlib import Path
 
 import aiohttp
+from support.feed.events import feed_event
 from support.network.faults import CA_FILE, Fault, serving_faults
 
 from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.cache.redis_commands import RedisCommands
 from simplu_worker.commands.fleet.replica_client import ReplicaClient
 from simplu_worker.errors import RetryableError
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.destinations.http import open_webhook
+from simplu_worker.feed.types import RetryLater
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -72,12 +78,21 @@ async def main(folder: Path) -> dict[str, dict[str, str]]:
         finally:
             await pool.close()
 
+    async def ask_webhook(host: str, port: int, by_tls: bool) -> None:  # noqa: FBT001
+        allowed = AllowedHosts(patterns=("*",), networks=(ip_network("127.0.0.0/8"),))
+        url, secret = _url("http", host, port, by_tls=by_tls), base64.b64encode(bytes(32)).decode()
+        async with open_webhook(url, [secret], allowed, timeout_s=TIMEOUT_S) as webhook:
+            for delivery in await webhook.publish([feed_event()]):
+                if isinstance(delivery, RetryLater):
+                    raise RetryableError(delivery.error)
+
     doors: dict[str, Ask] = {
         "AWS": ask_aws,
         "Citrus": ask_citrus,
         "Postgres": ask_postgres,
         "Redis": ask_redis,
         "replica": ask_replica,
+        "webhook": ask_webhook,
     }
     return {name: await _ask_all(ask, folder, is_postgres=name == "Postgres") for name, ask in doors.items()}
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.feed.destinations.answers import FAILURES_MAX, CallHealth, delivery_of, retry_after_s
+from simplu_worker.feed.destinations.answers import CallHealth, delivery_of, retry_after_s
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, Refused, RetryLater
 
 NOW = datetime(2026, 3, 1, 9, tzinfo=UTC)
@@ -57,22 +57,25 @@ def test_retry_after_is_seconds_or_a_time(header: str | None, expected: float | 
     assert delivery_of("h", 503, header, now=NOW) == RetryLater("h: expected a status 2xx, got 503", expected)
 
 
-CALLS: list[tuple[list[Delivery], Delivery | None]] = [
-    ([LATER] * (FAILURES_MAX - 1), None),
-    ([LATER] * FAILURES_MAX, LATER),
-    ([*[LATER] * (FAILURES_MAX - 1), Delivered(), LATER], None),
-    ([*[LATER] * (FAILURES_MAX - 1), REFUSED, LATER], None),
-    ([RetryLater("429", 1.0)], RetryLater("429", 1.0)),
-    ([RetryLater("429", 1.0), *[LATER] * FAILURES_MAX], RetryLater("429", 1.0)),
-    ([RetryLater("429", 1.0), Disabled("gone")], Disabled("gone")),
-    ([REFUSED] * 20, None),
+PAUSE, GONE = RetryLater("429", 1.0), Disabled("gone")
+CALLS: list[tuple[list[Delivery], bool, Delivery | None]] = [
+    ([Delivered(), REFUSED], False, None),
+    ([LATER, Delivered()], False, LATER),
+    ([LATER, PAUSE], True, PAUSE),
+    ([PAUSE, LATER], True, PAUSE),
+    ([PAUSE, GONE], True, GONE),
+    ([GONE, PAUSE, LATER], True, GONE),
 ]
 
 
-@pytest.mark.parametrize(("deliveries", "end"), CALLS)
-def test_call_ends_when_the_receiver_is_in_trouble(deliveries: list[Delivery], end: Delivery | None) -> None:
-    """By failures in a row, at once where it asks for it; one bad event does not hold the others."""
+@pytest.mark.parametrize(("deliveries", "is_over", "failure"), CALLS)
+def test_call_is_over_when_the_receiver_says_so(
+    deliveries: list[Delivery],
+    is_over: bool,  # noqa: FBT001
+    failure: Delivery | None,
+) -> None:
+    """By a pause that it asks for, or by 410; a refused event is no failure of the receiver."""
     health = CallHealth()
     for delivery in deliveries:
         health.note(delivery)
-    assert health.end == end
+    assert (health.is_over, health.failure) == (is_over, failure)

@@ -1,0 +1,385 @@
+"""Receivers over HTTP as destinations: signed, in order by resource, and never where the feed may not go."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+from standardwebhooks import Webhook, WebhookVerificationError
+from support.feed.events import feed_event
+from support.feed.publishing import expected_by_key, first_by_key, publish_all
+
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.destinations.guarded_session import open_guarded_session
+from simplu_worker.feed.destinations.http import (
+    CONNECTIONS,
+    EVENT_MAX_BYTES,
+    HttpDestination,
+    WebhookForm,
+    open_notification,
+    open_webhook,
+)
+from simplu_worker.feed.destinations.key_order import BEHIND
+from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, Refused, RetryLater
+from simplu_worker.network_errors import NO_URL
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import FeedKind
+
+SECRETS = tuple("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in range(3))
+LOOPBACK = AllowedHosts.parse(("127.0.0.1",))
+TIMEOUT_S = 0.4
+
+Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Receiver:
+    """A receiver that notes what came, and answers as `respond` does."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.ids: list[tuple[str, str]] = []  # key and id of the events that got a 2xx, in order
+        self.respond: Respond = self.accept
+        self.busy: set[str] = set()  # keys with a request that has not ended
+        self.busy_max = 0
+        self.is_over = asyncio.Event()  # what hangs ends with the test
+
+    async def accept(self, request: web.Request) -> web.StreamResponse:
+        """Answer 204."""
+        return web.Response(status=204)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Note a request, and answer it."""
+        body = await request.read()
+        self.requests.append((request.path, dict(request.headers), body))
+        event = json.loads(body)
+        key = event.get("partitionkey", event.get("resourceId"))
+        assert key not in self.busy
+        self.busy.add(key)
+        self.busy_max = max(self.busy_max, len(self.busy))
+        try:
+            answer = await self.respond(request)
+        finally:
+            self.busy.discard(key)
+        if answer.status < 300:
+            self.ids.append((key, event.get("id", "")))
+        return answer
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    """Serve a receiver."""
+    found = Receiver()
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", found.handle)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    found.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield found
+    found.is_over.set()
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def webhook(receiver: Receiver) -> AsyncIterator[HttpDestination]:
+    """Open the receiver as a webhook."""
+    async with open_webhook(f"{receiver.url}/hooks?v=1", SECRETS[:1], LOOPBACK, timeout_s=TIMEOUT_S) as destination:
+        yield destination
+
+
+def resources(count: int, keys: int) -> list[FeedEvent]:
+    """Return *count* events of *keys* resources."""
+    return [feed_event(number, f"p-{number % keys}") for number in range(count)]
+
+
+def status(number: int, **headers: str) -> Respond:
+    """Return what answers with one status."""
+
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=number, headers={name.replace("_", "-"): text for name, text in headers.items()})
+
+    return respond
+
+
+async def test_webhook_is_a_cloud_event_that_the_library_verifies(receiver: Receiver, webhook: HttpDestination) -> None:
+    """With the event's id, which stays the same when it is sent again."""
+    event = feed_event(data='{"name": "Zoë"}'.encode())
+    assert await webhook.publish([event]) == [Delivered()]
+    ((path, headers, body),) = receiver.requests
+    assert (path, headers["Content-Type"]) == ("/hooks", "application/cloudevents+json; charset=UTF-8")
+    assert (headers["webhook-id"], headers["User-Agent"]) == (event.id, "simplu-worker")
+    assert Webhook(SECRETS[0]).verify(body, headers)["data"] == {"name": "Zoë"}
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRETS[0]).verify(body.replace(b"patient", b"Patient"), headers)
+
+
+async def test_webhook_is_signed_by_every_secret_so_that_one_can_be_replaced(receiver: Receiver) -> None:
+    """A receiver with the old secret and one with the new one both accept it; one with another does not."""
+    async with open_webhook(receiver.url, SECRETS[:2], LOOPBACK) as destination:
+        await destination.publish([feed_event()])
+    ((_, headers, body),) = receiver.requests
+    for secret in SECRETS[:2]:
+        assert Webhook(secret).verify(body, headers)["id"] == "token-7-0"
+    with pytest.raises(WebhookVerificationError, match="No matching signature"):
+        Webhook(SECRETS[2]).verify(body, headers)
+    assert [one[:3] for one in headers["webhook-signature"].split(" ")] == ["v1,", "v1,"]
+
+
+async def test_each_try_is_signed_with_its_own_time(receiver: Receiver) -> None:
+    """So that a repetition after hours is not refused as an old one."""
+    now = utc_now()
+    async with open_guarded_session("127.0.0.1", LOOPBACK, connections=1, timeout_s=1) as session:
+        destination = HttpDestination(session, receiver.url, WebhookForm(SECRETS[:1]), utc=lambda: now)
+        await destination.publish([feed_event()])
+        now += timedelta(hours=3)
+        await destination.publish([feed_event()])
+    (_, first, first_body), (_, second, second_body) = receiver.requests
+    assert first["webhook-id"] == second["webhook-id"]
+    assert int(second["webhook-timestamp"]) - int(first["webhook-timestamp"]) == 3 * 3600
+    assert first["webhook-signature"] != second["webhook-signature"]
+    assert first_body == second_body
+
+
+async def test_events_of_a_resource_arrive_in_order_from_a_receiver_that_fails_now_and_then(
+    receiver: Receiver, webhook: HttpDestination
+) -> None:
+    """Of one resource one at a time, of others at the same time, whatever the answers are."""
+    answers = itertools.cycle([204, 500, 204, 204, 503, 204, 429, 204, 204, 204])
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.001)
+        return web.Response(status=next(answers))
+
+    receiver.respond = respond
+    events = resources(600, 97)
+    await publish_all(webhook, events)
+    assert len(receiver.ids) == len(events)
+    assert first_by_key(receiver.ids) == expected_by_key(events)
+    assert 1 < receiver.busy_max <= CONNECTIONS
+
+
+async def test_event_that_is_refused_holds_its_resource_alone(receiver: Receiver, webhook: HttpDestination) -> None:
+    """However often it is refused."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=422 if b"bad" in await request.read() else 200)
+
+    receiver.respond = respond
+    events = [
+        feed_event(0, "bad"),
+        feed_event(1, "bad"),
+        *(feed_event(number, f"p-{number}") for number in range(2, 40)),
+    ]
+    first, second, *others = await webhook.publish(events)
+    assert isinstance(first, Refused)
+    assert "got 422" in first.error
+    assert second == RetryLater(BEHIND)
+    assert others == [Delivered()] * 38
+
+
+async def test_receiver_that_hangs_is_left_after_the_time_of_one_request(
+    receiver: Receiver, webhook: HttpDestination
+) -> None:
+    """Not of one for each resource; and the call ends by itself."""
+
+    async def respond(_: web.Request) -> web.StreamResponse:
+        await receiver.is_over.wait()
+        return web.Response()
+
+    receiver.respond = respond
+    started = asyncio.get_running_loop().time()
+    deliveries = await webhook.publish(resources(150, 150))
+    assert {type(delivery) for delivery in deliveries} == {RetryLater}
+    assert asyncio.get_running_loop().time() - started < 2 * TIMEOUT_S
+    assert len(receiver.requests) <= CONNECTIONS
+
+
+async def test_receiver_that_answers_500_is_left_after_some_failures(
+    receiver: Receiver, webhook: HttpDestination
+) -> None:
+    """It is in trouble, and gets no more requests in this call."""
+    receiver.respond = status(500)
+    deliveries = await webhook.publish(resources(150, 150))
+    assert {type(delivery) for delivery in deliveries} == {RetryLater}
+    assert len(receiver.requests) == CONNECTIONS
+
+
+async def test_events_that_a_receiver_fails_on_do_not_hold_others(receiver: Receiver, webhook: HttpDestination) -> None:
+    """Even where they come first, and hang."""
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        if b"bad" in await request.read():
+            await receiver.is_over.wait()
+        return web.Response()
+
+    receiver.respond = respond
+    bad = [feed_event(number, f"bad-{number}") for number in range(CONNECTIONS - 1)]
+    deliveries = await webhook.publish([*bad, *resources(100, 100)])
+    assert [type(delivery) for delivery in deliveries] == [RetryLater] * len(bad) + [Delivered] * 100
+
+
+async def test_retry_after_is_obeyed_for_all_events(receiver: Receiver, webhook: HttpDestination) -> None:
+    """No request comes in this call once one was answered so."""
+    receiver.respond = status(429, Retry_After="7")
+    deliveries = await webhook.publish(resources(150, 150))
+    assert {(type(one), one.after_s) for one in deliveries if isinstance(one, RetryLater)} == {(RetryLater, 7.0)}
+    assert len(receiver.requests) <= CONNECTIONS
+
+
+async def test_receiver_that_answers_410_is_asked_no_more(receiver: Receiver, webhook: HttpDestination) -> None:
+    """By Standard Webhooks it wants no more events."""
+    receiver.respond = status(410)
+    deliveries = await webhook.publish(resources(150, 150))
+    assert {type(delivery) for delivery in deliveries} == {Disabled}
+    assert len(receiver.requests) <= CONNECTIONS
+
+
+@pytest.mark.parametrize("number", [301, 302, 303, 307, 308])
+async def test_redirect_is_not_followed(receiver: Receiver, webhook: HttpDestination, number: int) -> None:
+    """It could lead anywhere."""
+    receiver.respond = status(number, Location=f"{receiver.url}/elsewhere")
+    (delivery,) = await webhook.publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+    assert "redirect" in delivery.error
+    assert [path for path, _, _ in receiver.requests] == ["/hooks"]
+
+
+@pytest.mark.parametrize("how", ["long", "slow", "cut", "compressed"])
+async def test_body_of_an_answer_neither_matters_nor_costs(
+    receiver: Receiver, webhook: HttpDestination, how: str
+) -> None:
+    """Its status came before; it is read to a bound, and not unpacked."""
+    sent = 0
+
+    async def respond(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        answer = web.StreamResponse(headers={"Content-Encoding": "gzip"} if how == "compressed" else {})
+        await answer.prepare(request)
+        for _ in range(400 if how == "long" else 2):
+            await answer.write(b"x" * 65_536)
+            sent += 1
+            if how == "slow":
+                await receiver.is_over.wait()
+            if how == "cut" and request.transport is not None:
+                request.transport.abort()
+        return answer
+
+    receiver.respond = respond
+    assert await webhook.publish([feed_event()]) == [Delivered()]
+    assert sent < 400
+    receiver.respond = receiver.accept
+    assert await webhook.publish([feed_event(1, "p-2")]) == [Delivered()]
+
+
+async def test_event_leaves_its_data_out_where_they_are_too_large(receiver: Receiver, webhook: HttpDestination) -> None:
+    """And is refused, without a request, where that does not help."""
+    large = feed_event(0, "p-1", data=b'"' + b"x" * EVENT_MAX_BYTES + b'"')
+    hopeless = feed_event(1, "p-2", request_id="x" * EVENT_MAX_BYTES)
+    first, second = await webhook.publish([large, hopeless])
+    assert (first, type(second)) == (Delivered(), Refused)
+    assert [json.loads(body)["simpludata"] for _, _, body in receiver.requests] == ["omitted"]
+
+
+async def test_notification_is_posted_as_the_typescript_worker_did(receiver: Receiver) -> None:
+    """An event that it did not tell is none here, and counts as delivered."""
+    async with open_notification(f"{receiver.url}/base", LOOPBACK) as destination:
+        events = [
+            feed_event(0, data=b"{}"),
+            feed_event(1, resource_id=None, resource_type=None, kind=FeedKind.TENANT_MOVED),
+        ]
+        assert await destination.publish(events) == [Delivered(), Delivered()]
+    ((path, headers, body),) = receiver.requests
+    assert (path, headers["Content-Type"]) == ("/base/api/notifications", "application/json")
+    assert [*json.loads(body)] == [
+        *("type", "resourceType", "businessId", "locationId", "resourceId", "shardId", "data", "timestamp"),
+    ]
+
+
+class NameServer:
+    """A DNS of one name, `rebound.example`: each look-up gives the next addresses, and then the last ones again."""
+
+    def __init__(self, *answers: tuple[str, ...]) -> None:
+        self.answers = list(answers)
+        self._real = socket.getaddrinfo
+
+    def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the addresses of a name."""
+        if host != "rebound.example":
+            return self._real(host, port, *args, **kwargs)
+        addresses = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [found for address in addresses for found in self._real(address, port, type=socket.SOCK_STREAM)]
+
+
+NOT_ALLOWED = "expected an address of the public internet, or one of FEED_ALLOWED_HOSTS, got another for "
+
+
+async def test_name_that_leads_elsewhere_at_the_next_look_up_is_refused(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of each connection is judged: DNS rebinding leads nowhere."""
+    monkeypatch.setattr(socket, "getaddrinfo", NameServer(("127.0.0.1",), ("127.0.0.2",)).getaddrinfo)
+    url = receiver.url.replace("127.0.0.1", "rebound.example")
+    deliveries = []
+    for number in range(2):
+        async with open_webhook(url, SECRETS[:1], LOOPBACK) as destination:
+            deliveries += await destination.publish([feed_event(number)])
+    place = url.removeprefix("http://")
+    assert deliveries == [Delivered(), RetryLater(f"{place}: {NOT_ALLOWED}rebound.example")]
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ("127.0.0.1",),
+        ("169.254.169.254",),
+        ("fd00:ec2::254",),
+        ("0.0.0.0",),
+        ("10.0.0.1", "192.168.0.1", "fe80::1"),
+        ("::1", "127.0.0.1"),
+        ("::ffff:127.0.0.1",),
+        ("224.0.0.1",),
+    ],
+)
+async def test_name_that_leads_into_this_network_is_refused(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    """Also a name that the list has: its addresses need a network of the list."""
+    monkeypatch.setattr(socket, "getaddrinfo", NameServer(addresses).getaddrinfo)
+    url = receiver.url.replace("127.0.0.1", "rebound.example")
+    async with open_webhook(url, SECRETS[:1], AllowedHosts.parse(("rebound.example",))) as destination:
+        (delivery,) = await destination.publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+    assert delivery.error.endswith(f"{NOT_ALLOWED}rebound.example")
+    assert receiver.requests == []
+
+
+FORMS = ("127.0.0.1", "localhost", "2130706433", "127.1", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]")
+
+
+@pytest.mark.parametrize("host", FORMS)
+async def test_every_form_of_loopback_is_refused(receiver: Receiver, host: str) -> None:
+    """Those that the file's check cannot know as well."""
+    url = receiver.url.replace("127.0.0.1", host)
+    async with open_webhook(url, SECRETS[:1], AllowedHosts()) as destination:
+        (delivery,) = await destination.publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+    assert NOT_ALLOWED in delivery.error or NO_URL in delivery.error  # aiohttp takes a number for no host
+    assert receiver.requests == []
+
+
+async def test_proxy_of_the_environment_is_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would connect in the worker's place, to whatever address it finds."""
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with open_webhook(receiver.url, SECRETS[:1], LOOPBACK) as destination:
+        assert await destination.publish([feed_event()]) == [Delivered()]
