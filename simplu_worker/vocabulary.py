@@ -567,7 +567,7 @@ class DestinationKind(StrEnum):
 
 
 class FeedFileOutcome(StrEnum):
-    """What became of a reload of `FEED_FILE`."""
+    """How a reload of `FEED_FILE` ended."""
 
     APPLIED = "applied"
-    REFUSED = "refused"
+    REFUSED = "refused"  # the previous destinations stay in effect

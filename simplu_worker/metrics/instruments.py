@@ -22,6 +22,7 @@ from simplu_worker.vocabulary import (
     CitrusOutcome,
     ConnectionState,
     DeadLetterReason,
+    FeedFileOutcome,
     HoldReason,
     LeaseState,
     LeaseTake,
@@ -333,6 +334,7 @@ DYNAMODB_REQUEST = Histogram(
     buckets=REQUEST_BUCKETS_S,
 )
 SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_MAP_FILE at a SIGHUP.", ["outcome"])
+FEED_FILE_RELOADS = Counter("simplu_feed_file_reloads_total", "Reloads of FEED_FILE at a SIGHUP.", ["outcome"])
 PROVISIONING = Counter("simplu_provisioning_total", "Tries to create a tenant on a Postgres shard.", ["outcome"])
 TENANTS_SPLIT = Gauge(
     "simplu_tenants_split",
@@ -500,6 +502,7 @@ _start_at_zero(KINESIS_LEASE_TAKES, LeaseTake)
 _start_at_zero(CITRUS_REQUEST, CitrusEndpoint, CitrusOutcome)
 _start_at_zero(PROVISIONING, ProvisioningOutcome)
 _start_at_zero(SHARD_MAP_RELOADS, ShardMapOutcome)
+_start_at_zero(FEED_FILE_RELOADS, FeedFileOutcome)
 _start_at_zero(CACHE_INVALIDATIONS, CacheOutcome)
 _start_at_zero(CACHE_READS, CacheRead)
 _start_at_zero(MOVES, MoveOutcome)
