@@ -56,6 +56,7 @@ from simplu_worker.status.responses import (
     error_response,
     json_response,
 )
+from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
 from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.status.routes.openapi import describe
 from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
@@ -459,8 +460,9 @@ class _Endpoints:
         self.page = files.show_document
         self.page_file = files.show_file
         self.description = _answer_handler(describe(__version__))
-        self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in SCHEMAS]})
-        self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in SCHEMAS.items()}
+        schemas = SCHEMAS | FEED_SCHEMAS
+        self.message_schemas = _answer_handler({"schemas": [f"{name}.json" for name in schemas]})
+        self._message_schemas = {name: msgspec.json.encode(schema) for name, schema in schemas.items()}
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
         self.events = EventView(LISTENERS_MAX, _open_changes)

@@ -7,6 +7,7 @@ from typing import Final
 
 from support.requires import ROOT
 
+from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
 from simplu_worker.status.routes.message_schemas import SCHEMAS
 
 FOLDER: Final = ROOT / "docs" / "schemas"
@@ -14,7 +15,7 @@ FOLDER: Final = ROOT / "docs" / "schemas"
 
 def render_files() -> dict[str, str]:
     """Return the texts of the files by their names."""
-    return {f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in SCHEMAS.items()}
+    return {f"{name}.json": json.dumps(schema, indent=2) + "\n" for name, schema in (SCHEMAS | FEED_SCHEMAS).items()}
 
 
 if __name__ == "__main__":

@@ -42,17 +42,18 @@ KEPT_FOR_REPLAYS: Final = frozenset({"simpluReplay", "firstSentAt"})
 RECORD_FORMS: Final = ("record", "recordBase64", "recordGzip")
 
 
-def _members(kind: type[msgspec.Struct], **rules: Schema) -> Schema:
+def members_of(kind: type[msgspec.Struct], **rules: Schema) -> Schema:
     """Return the schema of an object with the members of *kind*; *rules* has what their types do not say."""
     fields = [one for one in msgspec.structs.fields(kind) if one.encode_name not in KEPT_FOR_REPLAYS]
     return {
         "type": "object",
-        "properties": {one.encode_name: _of_type(one.type) | rules.get(one.encode_name, {}) for one in fields},
+        "properties": {one.encode_name: schema_of(one.type) | rules.get(one.encode_name, {}) for one in fields},
         "required": [one.encode_name for one in fields if one.required],
     }
 
 
-def _of_type(kind: Any) -> Schema:
+def schema_of(kind: Any) -> Schema:
+    """Return the schema of a type."""
     (schema,), parts = msgspec.json.schema_components((kind,), ref_template="{name}")
     resolved: Schema = _resolve(schema, parts)
     return resolved
@@ -71,36 +72,38 @@ def _resolve(value: Any, parts: dict[str, Any]) -> Any:
             return value
 
 
-def _when(member: str, values: Iterable[str], then: Schema) -> Schema:
+def when(member: str, values: Iterable[str], then: Schema) -> Schema:
     """Return the rule *then* for objects whose *member* is one of *values*."""
     return {"if": {"properties": {member: {"enum": sorted(values)}}, "required": [member]}, "then": then}
 
 
-def _required(**members: Schema) -> Schema:
+def required(**members: Schema) -> Schema:
+    """Return the rule that an object has *members*, each of its schema."""
     return {"required": [*members], "properties": members}
 
 
-def _document(title: str, text: str, schema: Schema, *rules: Schema) -> Schema:
+def document(title: str, text: str, schema: Schema, *rules: Schema) -> Schema:
+    """Return *schema* as a document, with further *rules*."""
     return {"$schema": DIALECT, "title": title, "description": text} | schema | ({"allOf": [*rules]} if rules else {})
 
 
 def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> Schema:
     """Return the schema of a control message, which the attribute `MessageType` names, or else its `messageType`."""
     own_type: Schema = {"messageType": {"enum": [kind, None]}}
-    return _document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
+    return document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
 
 
 _ID: Final[Schema] = {"pattern": NO_NUL}
 _TENANT: Final = {"businessId": _ID, "locationId": _ID}
 _TIME: Final[Schema] = {"timestamp": {"pattern": TIME}}
 _DAY: Final[Schema] = {"type": ["string", "null"], "pattern": TIME}
-_PAGINATION: Final = {"properties": _members(Pagination)["properties"]}
+_PAGINATION: Final = {"properties": members_of(Pagination)["properties"]}
 
 SCHEMAS: Final[dict[str, Schema]] = {
-    "operation": _document(
+    "operation": document(
         "Operation",
         "A record of the stream, or one of several operations in a record.",
-        _members(
+        members_of(
             RecordMembers,
             operation={"enum": [*OperationKind]},
             **_TENANT,
@@ -112,18 +115,18 @@ SCHEMAS: Final[dict[str, Schema]] = {
             filters=OBJECT_OR_NULL,
             pagination=OBJECT_OR_NULL,
         ),
-        _when("operation", KINDS_WITH_ID, _required(resourceId=TEXT)),
-        _when("operation", KINDS_WITH_DATA, _required(data=OBJECT)),
-        _when(
+        when("operation", KINDS_WITH_ID, required(resourceId=TEXT)),
+        when("operation", KINDS_WITH_DATA, required(data=OBJECT)),
+        when(
             "operation",
             [OperationKind.LIST],
             {"properties": {"filters": {"properties": dict.fromkeys(DAY_MEMBERS, _DAY)}, "pagination": _PAGINATION}},
         ),
     ),
-    "order-event": _document(
+    "order-event": document(
         "Order event",
         "A message of an order queue. Its tenant may be in message attributes instead.",
-        _members(
+        members_of(
             OrderMembers,
             type={"enum": [*ORDER_KINDS]},
             **_TENANT,
@@ -131,28 +134,28 @@ SCHEMAS: Final[dict[str, Schema]] = {
             deduplicationId={"pattern": OWN_REQUEST_ID},
             data=OBJECT_OR_NULL,
         ),
-        _when("type", ORDER_KINDS.keys() - {"CREATE"}, _required(orderId=TEXT)),
-        _when("type", ORDER_KINDS.keys() - {"DELETE"}, _required(data=OBJECT)),
+        when("type", ORDER_KINDS.keys() - {"CREATE"}, required(orderId=TEXT)),
+        when("type", ORDER_KINDS.keys() - {"DELETE"}, required(data=OBJECT)),
     ),
     "shard-creation": _control(
         ControlType.SHARD_CREATION,
         "Creates a tenant.",
-        _members(CreationMembers, **_TENANT, **_TIME, businessType=_ID),
+        members_of(CreationMembers, **_TENANT, **_TIME, businessType=_ID),
     ),
     "shard-destruction": _control(
         ControlType.SHARD_DESTRUCTION,
         "Destroys a tenant, or every tenant of a business.",
-        _members(DestructionMembers, businessId=_ID, **_TIME, action={"enum": [*DestructionAction]}),
-        _when(
+        members_of(DestructionMembers, businessId=_ID, **_TIME, action={"enum": [*DestructionAction]}),
+        when(
             "action",
             [DestructionAction.DESTROY],
-            _required(locationId={"type": "string", "minLength": 1, "maxLength": ID_MAX_CHARS} | _ID),
+            required(locationId={"type": "string", "minLength": 1, "maxLength": ID_MAX_CHARS} | _ID),
         ),
     ),
     "update-resource-id": _control(
         ControlType.UPDATE_RESOURCE_ID,
         "Gives a resource another id.",
-        _members(
+        members_of(
             RenameMembers,
             **_TENANT,
             **_TIME,
@@ -165,15 +168,15 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "admin-account-creation": _control(
         ControlType.ADMIN_ACCOUNT_CREATION,
         "Adds the administrator of a tenant.",
-        _members(AdminMembers, **_TENANT, **_TIME, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
+        members_of(AdminMembers, **_TENANT, **_TIME, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
     ),
-    "dead-letter": _document(
+    "dead-letter": document(
         "Dead letter",
         "What can never be applied, and why. The worker writes it.",
-        _members(LetterMembers) | {"anyOf": [_required(**{form: TEXT}) for form in RECORD_FORMS]},
+        members_of(LetterMembers) | {"anyOf": [required(**{form: TEXT}) for form in RECORD_FORMS]},
         {
-            "if": _required(truncated={"const": True}),
-            "then": _required(recordBytes={"type": "integer"}, recordSha256=TEXT),
+            "if": required(truncated={"const": True}),
+            "then": required(recordBytes={"type": "integer"}, recordSha256=TEXT),
         },
     ),
 }

@@ -33,6 +33,7 @@ from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
+from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
 from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 from simplu_worker.status.unreadiness import Unreadiness
@@ -982,7 +983,7 @@ async def test_schemas_of_messages_are_served_by_the_listed_names(site: Site) ->
     _, _, body = await site.ask("/schemas/")
     names = msgspec.json.decode(body)["schemas"]
     answers = [msgspec.json.decode((await site.ask(f"/schemas/{name}"))[2]) for name in names]
-    assert answers == list(SCHEMAS.values())
+    assert answers == list((SCHEMAS | FEED_SCHEMAS).values())
     assert (await site.ask("/schemas/operation"))[0] == (await site.ask("/schemas/x.json"))[0] == 404
 
 

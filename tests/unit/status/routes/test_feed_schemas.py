@@ -1,0 +1,117 @@
+"""The schemas of the feed: events are valid by theirs, and `FEED_FILE` is what its schema says."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Final
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from support.feed.events import AT, feed_event
+
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.cloud_events import encode_event, encode_notification
+from simplu_worker.feed.feed_file import DestinationMembers, parse_feed_file
+from simplu_worker.feed.types import EventBounds, FeedEvent, Incarnation
+from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
+from simplu_worker.vocabulary import FeedKind
+
+VALIDATORS: Final = {name: Draft202012Validator(schema) for name, schema in FEED_SCHEMAS.items()}
+OF_TENANT: Final[dict[str, Any]] = {"resource_type": None, "resource_id": None}
+OF_SHARD: Final[dict[str, Any]] = OF_TENANT | {"tenant": None, "request_id": None}
+BOUNDS: Final = EventBounds(3, 9, AT, AT)
+EVENTS: Final = [
+    *(feed_event(kind=kind) for kind in FeedKind if kind.startswith("resource.")),
+    *(feed_event(kind=kind, **OF_TENANT) for kind in FeedKind if kind.startswith("tenant.")),
+    feed_event(kind=FeedKind.UNDONE, undoes="token-6-0", incarnation=Incarnation("two", "two:41,one:7")),
+    feed_event(kind=FeedKind.UNDONE, bounds=EventBounds(3), **OF_SHARD),
+    feed_event(kind=FeedKind.GAP, bounds=BOUNDS, **OF_SHARD),
+    feed_event(data=b"null"),
+    feed_event(data=b'{"a": 1}', reapplies="token-6-0"),
+    feed_event(data=b"1" * 2000),
+]
+
+
+@pytest.mark.parametrize("name", FEED_SCHEMAS)
+def test_schema_is_one(name: str) -> None:
+    """By the dialect's own schema."""
+    Draft202012Validator.check_schema(FEED_SCHEMAS[name])
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
+def test_events_are_valid_and_their_members_are_those_of_the_schema(event: FeedEvent) -> None:
+    """Of every kind; without the members that its kind needs it would not be."""
+    message = json.loads(encode_event(event, 1500) or b"")
+    validator = VALIDATORS["feed-event"]
+    validator.validate(message)
+    assert message.keys() <= FEED_SCHEMAS["feed-event"]["properties"].keys()
+    for member in ("id", "type", "subject", "simpluincarnation", "partitionkey"):
+        assert not validator.is_valid({key: value for key, value in message.items() if key != member})
+    if event.resource_id is not None and event.kind is not FeedKind.UNDONE:
+        assert not validator.is_valid({key: value for key, value in message.items() if key != "simpluresourceid"})
+
+
+@pytest.mark.parametrize("data", [None, b'{"a": 1}'])
+def test_notifications_are_valid(data: bytes | None) -> None:
+    """With data and without."""
+    VALIDATORS["feed-notification"].validate(json.loads(encode_notification(feed_event(data=data), 1500) or b""))
+
+
+def test_every_kind_has_an_event_above() -> None:
+    """A new kind needs a rule, or none."""
+    assert {event.kind for event in EVENTS} == {*FeedKind}
+
+
+SECRET: Final = "whsec_" + base64.b64encode(bytes(32)).decode()
+SOUND: Final[dict[str, dict[str, Any]]] = {
+    "kinesis": {"name": "a", "kind": "kinesis", "target": "stream", "allTenants": True},
+    "webhook": {
+        "name": "a",
+        "kind": "webhook",
+        "target": "https://crm.example",
+        "tenants": ["t"],
+        "secretFiles": ["/s"],
+    },
+}
+VALUES: Final[tuple[Any, ...]] = (
+    *(None, 0, 1, 1000, 1001, 1.5, True, False, "", "a", "A", "x" * 41, [], ["a"], [""], ["a"] * 5, [1], {}),
+    *(["resource.created"], ["gap", "undone"], "now", "oldest", "current", "none", "stop", "continue", "sqs"),
+    *("2026-01-31T09:00:00Z", "2026-01-31T09:00:00+01:00", "2026-01-31", "2026-01-31T09:00:00"),
+)
+MEMBERS: Final = [field.encode_name for field in msgspec.structs.fields(DestinationMembers)]
+
+
+def judge(entry: dict[str, Any]) -> None:
+    """Compare the schema's verdict on a destination with the decoder's, but for what JSON Schema cannot say."""
+    try:
+        parse_feed_file(json.dumps({"destinations": [entry]}).encode(), AllowedHosts(), lambda _: SECRET)
+        problems: list[str] = []
+    except ConfigurationError as exc:
+        problems = [problem for problem in exc.problems if "target: " not in problem]
+    is_target = isinstance(entry.get("target"), str) and entry["target"]
+    if is_target:
+        assert VALIDATORS["feed-file"].is_valid({"destinations": [entry]}) == (not problems), problems
+
+
+@pytest.mark.parametrize("kind", SOUND)
+@pytest.mark.parametrize("member", [*MEMBERS, "unknown"])
+def test_schema_and_decoder_agree_about_each_member(kind: str, member: str) -> None:
+    """Absent, and with every value at a bound or of another kind."""
+    sound = SOUND[kind]
+    judge({name: value for name, value in sound.items() if name != member})
+    for value in VALUES:
+        judge(sound | {member: value})
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(MEMBERS), st.sampled_from(VALUES), max_size=4),
+    kind=st.sampled_from([*SOUND]),
+)
+def test_schema_and_decoder_agree(changes: dict[str, Any], kind: str) -> None:
+    """Whatever combination of members it is."""
+    judge(SOUND[kind] | changes)
