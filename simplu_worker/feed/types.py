@@ -14,6 +14,7 @@ from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusa
 class Incarnation(msgspec.Struct, frozen=True):
     """The history of a shard that an event is part of; a new one begins with a promotion or a restore.
 
+    Of two ids the newer one is greater as text: receivers go by that (docs/feed.md), as *bounds* may lack one.
     *bounds* are those of the incarnations that began lately, the newest first, each `<id>:<batch id>`, joined by
     commas; empty for a shard's first one. An event of an earlier incarnation is undone, unless it comes again, if its
     batch is behind the bound of any incarnation that is named before its own. So each event tells by itself which

@@ -18,6 +18,7 @@ import pytest
 from acceptance.test_commands import Terminal, operation, text_of
 from botocore import xform_name
 from support.aws.endpoints import running_moto
+from support.aws_access.parts import FEED_QUEUE, FEED_STREAM
 from support.aws_access.recording import (
     Access,
     Policy,
@@ -49,10 +50,15 @@ PARAMETERS = {
     "ControlQueueName": "shard-creation",
     "OrderQueueName": "order-events",
     "DeadLetterQueueName": "dead-letters",
+    "FeedStreamName": FEED_STREAM,
+    "FeedQueueName": FEED_QUEUE.removesuffix(".fifo"),
 }
 OPTIONS = dict.fromkeys(("ProvisionOnFirstUse", "FanOut", "KclFollower", "Purge", "HttpDeadLetters"), "true")
 EVERY_OPTION = {"PROVISION_ON_FIRST_USE": "true", "KINESIS_READ": "fan-out", "ALLOW_DESTRUCTIVE_HTTP": "true"}
-WORKER = ("WorkerPolicy", "FirstUsePolicy", "FanOutPolicy", "FollowerPolicy", "PurgePolicy", "HttpDeadLettersPolicy")
+WORKER = (
+    *("WorkerPolicy", "FirstUsePolicy", "FanOutPolicy", "FollowerPolicy", "PurgePolicy", "HttpDeadLettersPolicy"),
+    *("FeedStreamPolicy", "FeedQueuePolicy"),
+)
 PRODUCERS = ("OperationsProducerPolicy", "OrdersProducerPolicy", "ControlProducerPolicy")
 PUTS = {"kinesis:PutRecord", "kinesis:PutRecords", "sqs:SendMessage"}
 # What producers of the references ask at their start, and ours do not.

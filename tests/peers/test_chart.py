@@ -49,7 +49,10 @@ PARTS: dict[str, dict[str, dict[str, Any]]] = {
         "queues": {"settings": QUEUE},
         "both": {"settings": STREAM | QUEUE | {"SHUTDOWN_GRACE_SECONDS": 90, "LOG_LEVEL": "debug"}},
     },
-    "shards": {"citrus": {"settings": CITRUS}, "map": {"shardMap": {"secret": "map", "key": "map.json"}}},
+    "shards": {
+        "citrus": {"settings": CITRUS},
+        "map": {"shardMap": {"secret": "map", "key": "map.json"}, "feed": {"secret": "feed"}},
+    },
     "tls": {"off": {}, "on": {"tls": {"secret": "certificate"}}},
     "secrets": {
         "none": {},

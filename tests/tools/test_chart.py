@@ -20,7 +20,7 @@ SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(enc
 NAMES: dict[str, Any] = yaml.safe_load((CHART / "names.yaml").read_text(encoding="utf-8"))
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 TEXTS = [*(CHART / "templates").iterdir(), CHART / "values.yaml", HELM / "prometheus-adapter.values.yaml"]
-HAS_ITS_OWN_VALUE = {"SHARD_MAP_FILE"}
+HAS_ITS_OWN_VALUE = {"FEED_FILE", "SHARD_MAP_FILE"}
 
 
 def test_names_are_the_variables_of_the_worker() -> None:
@@ -65,7 +65,7 @@ def test_chart_has_the_version_of_the_package() -> None:
 def test_chart_names_only_variables_and_metrics_of_the_worker() -> None:
     """In templates, values and the rules of prometheus-adapter."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
-    variables = set(re.findall(r"\b(?:AWS|KINESIS|SQS|CITRUS|DATABASE|HTTP|SHUTDOWN|SHARD)_[A-Z_]+\b", text))
+    variables = set(re.findall(r"\b(?:AWS|KINESIS|SQS|CITRUS|DATABASE|FEED|HTTP|SHUTDOWN|SHARD)_[A-Z_]+\b", text))
     assert variables
     assert variables <= KNOWN_VARIABLES
     assert set(METRIC.findall(text)) <= metric_names()

@@ -1,7 +1,8 @@
 """`python -m support.aws_access.parts`: the calls of a worker that a short run does not come to, by its own functions.
 
 A lease is deleted once the stream has forgotten its stream shard; the metrics of a follower need a leader of the KCL.
-The variables are those of a worker, and the KCL's table of worker metrics is there.
+The feed has a stream and a queue, which need not be there. The variables are those of a worker, and the KCL's table of
+worker metrics is there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from datetime import UTC, datetime
 
 from support.aws.kcl3_peer import migration_row
+from support.feed.events import feed_event
 from support.settings import settings_in
 
 from simplu_worker.assembly.aws import open_lease_table, open_leases
@@ -21,7 +23,13 @@ from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.table_requests import TableRequests
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.destinations.opening import open_destination
+from simplu_worker.feed.feed_file import FeedDestination
+from simplu_worker.feed.types import DestinationTerms
+from simplu_worker.vocabulary import DestinationKind
 
+FEED_STREAM, FEED_QUEUE = "changes", "changes.fifo"
 LEASE = Lease("shardId-forgotten", TRIM_HORIZON)
 
 
@@ -50,10 +58,20 @@ async def follow(settings: Settings) -> None:
         await follower.leave()
 
 
+async def feed(settings: Settings) -> None:
+    """Publish an event to each destination of AWS."""
+    queue = f"{str(settings.sqs_shard_creation_queue_url).rpartition('/')[0]}/{FEED_QUEUE}"
+    for kind, target in ((DestinationKind.KINESIS, FEED_STREAM), (DestinationKind.SQS, queue)):
+        destination = FeedDestination(DestinationTerms("feed"), kind, target)
+        async with open_destination(destination, region=settings.aws_region, allowed=AllowedHosts()) as opened:
+            await opened.publish([feed_event()])
+
+
 async def run() -> None:
     """Make all calls."""
     settings = settings_in(os.environ)
     await delete_lease(settings)
+    await feed(settings)
     await follow(settings.model_copy(update={"kinesis_kcl_follower": True}))
 
 
