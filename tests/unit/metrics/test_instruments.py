@@ -64,6 +64,7 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_feed_file_reloads": ("counter", ["outcome"]),
     "simplu_clock_ahead_seconds": ("gauge", []),
     "simplu_log_lines_dropped": ("counter", ["stream"]),
     "simplu_move_pause_seconds": ("histogram", []),
