@@ -119,6 +119,7 @@ class TargetKind(StrEnum):
     CITRUS = "citrus"
     CACHE = "cache"
     REPLICA = "replica"  # the chores of the process itself
+    FEED = "feed"  # a destination of the feed
 
 
 class HeldTarget(StrEnum):
@@ -571,3 +572,18 @@ class FeedFileOutcome(StrEnum):
 
     APPLIED = "applied"
     REFUSED = "refused"  # the previous destinations stay in effect
+
+
+class FeedDelivery(StrEnum):
+    """What a destination of the feed answered to an event."""
+
+    DELIVERED = "delivered"
+    RETRIED = "retried"
+    REFUSED = "refused"
+
+
+class FeedStop(StrEnum):
+    """Why a shard sends a destination nothing any more, until a person lets it go on."""
+
+    REFUSED = "refused"  # an event, and the destination's setting is to stop then
+    DISABLED = "disabled"  # the destination wants no more (HTTP 410)

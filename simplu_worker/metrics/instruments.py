@@ -22,6 +22,7 @@ from simplu_worker.vocabulary import (
     CitrusOutcome,
     ConnectionState,
     DeadLetterReason,
+    FeedDelivery,
     FeedFileOutcome,
     HoldReason,
     LeaseState,
@@ -372,6 +373,24 @@ CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources not yet invalid
 CACHE_UNREACHABLE = Gauge(
     "simplu_cache_unreachable_seconds", "Time since Redis became unreachable; 0 while it is reachable or not used."
 )
+FEED_SHARDS = Gauge("simplu_feed_shards", "Postgres shards that this replica publishes.")
+FEED_LAG = Gauge(
+    "simplu_feed_lag_seconds",
+    "Age of the oldest event that the destination does not have, of the shards that this replica publishes.",
+    ["destination"],
+)
+FEED_DELIVERIES = Counter(
+    "simplu_feed_deliveries_total", "Answers of destinations to events.", ["destination", "outcome"]
+)
+FEED_REFUSALS = Counter(
+    "simplu_feed_refusals_total", "Events that the destination refused for good, and that are kept.", ["destination"]
+)
+FEED_HELD_TENANTS = Gauge(
+    "simplu_feed_held_tenants", "Tenants that wait for the feed of the shard that they came from.", ["destination"]
+)
+FEED_STOPPED_SHARDS = Gauge(
+    "simplu_feed_stopped_shards", "Postgres shards whose feed has stopped and waits for a person.", ["destination"]
+)
 
 BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels name the running version.", ["version", "python"])
 INTERNAL_ERRORS = Counter(
@@ -411,6 +430,14 @@ def start_queue_at_zero(queue: str) -> None:
         SQS_POLLS_REPLACED,
     ):
         _start_at_zero(metric, [queue])
+
+
+def start_feed_at_zero(destinations: Iterable[str]) -> None:
+    """Create the series of the feed's destinations before their first event."""
+    for name in destinations:
+        _start_at_zero(FEED_DELIVERIES, [name], FeedDelivery)
+        for metric in (FEED_LAG, FEED_REFUSALS, FEED_HELD_TENANTS, FEED_STOPPED_SHARDS):
+            _start_at_zero(metric, [name])
 
 
 _finding_labels: set[tuple[str, str, str, str]] = set()

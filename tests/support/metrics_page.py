@@ -23,6 +23,7 @@ from simplu_worker.vocabulary import (
     CommitSafety,
     ConnectionState,
     DeadLetterReason,
+    FeedDelivery,
     FeedFileOutcome,
     HoldReason,
     LeaseState,
@@ -54,6 +55,7 @@ AREAS: Final = {  # by the first metric of each
     "simplu_shard_response_seconds": "Postgres shards",
     "simplu_citrus_request_seconds": "Finding and moving tenants",
     "simplu_cache_invalidations_total": "Cache",
+    "simplu_feed_shards": "Feed",
     "simplu_build_info": "Process",
 }
 # The words of each label that has a closed set of them, by metric and label.
@@ -87,6 +89,7 @@ WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
     "simplu_moves_total outcome": (MoveOutcome,),
     "simplu_cache_invalidations_total outcome": (CacheOutcome,),
     "simplu_cache_reads_total outcome": (CacheRead,),
+    "simplu_feed_deliveries_total outcome": (FeedDelivery,),
     "simplu_internal_errors_total target": (TargetKind,),
     "simplu_targets_in_trouble target": (TargetKind,),
 }

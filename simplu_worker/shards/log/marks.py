@@ -23,6 +23,7 @@ class MarkOrigin(StrEnum):
     CONTROL = "control"  # a control message, or a repair
     RENAME = "rename"  # of the two ids of its batch
     ERASURE = "erasure"
+    CREATION = "creation"  # the default row of a tenant that was made
 
 
 class BulkChange(StrEnum):
@@ -31,6 +32,13 @@ class BulkChange(StrEnum):
     COPIED = "r"  # by a move or a restore
     IMPORTED = "i"
     DESTROYED = "d"
+
+
+class BulkOrigin(StrEnum):
+    """Of a bulk change, what followers of the log cannot tell by its kind."""
+
+    RESTORE = "restore"  # copied, but by no move
+    END = "end"  # the last of a destroyed tenant
 
 
 async def mark_changes(
@@ -48,6 +56,8 @@ async def mark_changes(
         )
 
 
-async def mark_bulk_change(connection: Connection, change: BulkChange, tenant_id: str) -> None:
+async def mark_bulk_change(
+    connection: Connection, change: BulkChange, tenant_id: str, origin: BulkOrigin | None = None
+) -> None:
     """Leave a batch in the log for what this transaction changes of a tenant's resources."""
-    await connection.execute(QUERIES["mark_bulk_change"], change, tenant_id)
+    await connection.execute(QUERIES["mark_bulk_change"], change, tenant_id, [] if origin is None else [origin])

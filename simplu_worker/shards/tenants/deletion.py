@@ -20,7 +20,7 @@ from simplu_worker.bulkheads import note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import deletion_pause_s
-from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
+from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
 from simplu_worker.shards.log.message_failures import forget_failures_of_tenant
 from simplu_worker.shards.log.rejections import forget_rejections_of_tenant
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
@@ -179,6 +179,7 @@ class TenantDeleter:
         async with pool.transaction() as connection:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
             if status == "UPDATE 1":
+                await mark_bulk_change(connection, BulkChange.DESTROYED, tenant_id, BulkOrigin.END)
                 await forget_failures_of_tenant(connection, tenant_id)
                 await forget_rejections_of_tenant(connection, tenant_id, self._statement_max_rows)
         return status == "UPDATE 1"

@@ -10,7 +10,7 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log.marks import mark_changes
+from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.errors import LockTimeoutError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
@@ -73,7 +73,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
                 connection, pool.address.shard_id, {one.tenant_id: one.business_type for one in wanted}
             )
             made, changed = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
-            await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed])
+            await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION)
             if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(made.values()):
                 await check_registration(connection, pool)
             server = await note_server(connection)

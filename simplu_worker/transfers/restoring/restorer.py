@@ -21,7 +21,7 @@ import structlog
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
+from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
@@ -309,7 +309,9 @@ class Restorer:
                 async with self._writing(RestoreStep.REPLACING) as connection:
                     status = await connection.execute(QUERIES[name], self._restore.tenant_id, limit)
                     if name == "drop_resources":
-                        await mark_bulk_change(connection, BulkChange.COPIED, self._restore.tenant_id)
+                        await mark_bulk_change(
+                            connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE
+                        )
             except StatementFailedError as exc:
                 deleted, limit = -1, fewer_after(exc, limit)
                 continue

@@ -32,7 +32,7 @@ FROM log_rows
 JOIN log_batches USING (batch_id)
 JOIN tenants ON tenants.number = log_rows.tenant_no
 WHERE log_rows.kind = 'm' AND log_batches.kind = 'o'
-    AND log_batches.origins[log_rows.origin_at] IN ('control', 'rename')
+    AND log_batches.origins[log_rows.origin_at] IN ('control', 'rename', 'creation')
     AND tenants.number = ANY(log_batches.tenants) AND get_byte(log_rows.request, 0) = 4
 ORDER BY batch_id, position
 """
@@ -117,7 +117,7 @@ async def test_administrator_marks_the_rows_that_were_added(
 
 
 async def test_deletion_leaves_a_batch_for_what_it_deletes(routed: RoutedShards, pool: ShardPool) -> None:
-    """One for each statement that deletes resources of a tenant; it names the tenant, and has no rows."""
+    """One for each statement that deletes resources of a tenant, and one at its end; each names it, and has no rows."""
     await provision(routed, TENANT, OTHER)
     case = TenantCase(pool, TENANT)
     await case.apply(*(case.operation("create", f"r{n}", {}, arrived_at=datetime.now(UTC)) for n in range(5)))
@@ -131,7 +131,7 @@ async def test_deletion_leaves_a_batch_for_what_it_deletes(routed: RoutedShards,
         " (SELECT count(*) FROM log_rows WHERE log_rows.batch_id = log_batches.batch_id) AS found"
         " FROM log_batches WHERE kind = 'd'",
     )
-    assert batches == [{"row_count": 0, "types": [], "is_own": True, "found": 0}] * 2
+    assert batches == [{"row_count": 0, "types": [], "is_own": True, "found": 0}] * 3
 
 
 async def test_nobody_is_shown_a_mark(routed: RoutedShards, pool: ShardPool) -> None:

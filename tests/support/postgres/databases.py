@@ -105,6 +105,10 @@ EMPTYING = "".join(
         "arrivals",
         "restores",
         "position_merges",
+        "feed_shards",
+        "feed_cursors",
+        "feed_refusals",
+        "log_forgotten",
     )
 )
 EMPTY_SCHEMA = """

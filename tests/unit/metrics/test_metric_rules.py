@@ -43,7 +43,7 @@ HELP_MAX_LENGTH = 200
 BUCKETS_MAX = 16
 BUCKET_STEP_MAX = 12  # a wider step says nothing about the times within it
 # Labels whose values come and go are counted for one of them.
-BY_INSTANCE = ("shard_id", "stream_shard", "queue")
+BY_INSTANCE = ("shard_id", "stream_shard", "queue", "destination")
 # The most values of each label without a closed set of words; with a metric's name, those it has there.
 LABEL_VALUES_MAX = {
     **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
@@ -168,7 +168,8 @@ def test_page_has_the_number_of_series() -> None:
     counts = {by or "replica": most(by) for by in (None, *BY_INSTANCE)}
     text = (
         f"at most {counts['replica']:,} series, and {counts['shard_id']} for each Postgres shard, {counts['queue']} "
-        f"for each queue and {counts['stream_shard']} for each stream shard that it reads"
+        f"for each queue, {counts['stream_shard']} for each stream shard that it reads and {counts['destination']} for "
+        "each destination of the feed"
     )
     assert text in " ".join(MONITORING_PAGE.read_text(encoding="utf-8").split())
 

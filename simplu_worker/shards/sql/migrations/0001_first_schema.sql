@@ -130,7 +130,8 @@ CREATE TABLE public.log_batches (
     token pg_catalog.uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
     tenants integer[] NOT NULL,
     types pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL, -- resource types, by `type_at`
-    origins pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL, -- by `origin_at`: a source, or `source/stream shard`
+    -- By `origin_at`: a source, or `source/stream shard`. Of a batch without rows: of a the shard that the tenant left.
+    origins pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL,
     epoch bigint -- of l and a alone: that of the tenant's row on its new home
 ) WITH (
     autovacuum_vacuum_scale_factor = 0.05,
@@ -366,6 +367,62 @@ CREATE INDEX unplaced_rejections_rejected_at ON public.unplaced_rejections (reje
 CREATE POLICY simplu_writer ON public.unplaced_rejections
     USING ((SELECT pg_catalog.has_table_privilege('public.unplaced_rejections'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.unplaced_rejections ENABLE ROW LEVEL SECURITY;
+
+-- The feed of changes to other systems (docs/adr/0017-the-feed.md). Its tables are empty where no feed is set.
+
+-- Who publishes this shard, and what its events are part of.
+CREATE TABLE public.feed_shards (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    publisher pg_catalog.text NOT NULL, -- the replica
+    token pg_catalog.uuid NOT NULL, -- of the publisher; without it nothing of the feed is written
+    expires_at pg_catalog.timestamptz NOT NULL, -- from then on another replica may take the row
+    incarnation pg_catalog.text NOT NULL, -- another one wherever the server may have lost commits
+    server_run pg_catalog.text -- the run of the server in which the incarnation was found to hold
+) WITH (fillfactor = 50);
+CREATE POLICY simplu_writer ON public.feed_shards
+    USING ((SELECT pg_catalog.has_table_privilege('public.feed_shards'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.feed_shards ENABLE ROW LEVEL SECURITY;
+
+-- How far each destination has the shard's log: written after the events were delivered.
+CREATE TABLE public.feed_cursors (
+    destination pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    batch_id bigint NOT NULL,
+    position integer NOT NULL, -- in the batch
+    bounds pg_catalog.text NOT NULL DEFAULT '', -- where the last incarnations began, as events show them
+    undone_due boolean NOT NULL DEFAULT false, -- the destination is still to be told what an incarnation undid
+    held pg_catalog.jsonb NOT NULL DEFAULT '[]', -- tenants that have arrived, and wait for the feed of their source
+    stopped pg_catalog.text, -- why no event is sent any more: `refused` or `disabled`
+    error pg_catalog.text,
+    behind_since pg_catalog.timestamptz, -- the time of the oldest event that is not delivered; null: of none
+    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+) WITH (fillfactor = 50);
+CREATE POLICY simplu_writer ON public.feed_cursors
+    USING ((SELECT pg_catalog.has_table_privilege('public.feed_cursors'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.feed_cursors ENABLE ROW LEVEL SECURITY;
+
+-- Events that a destination refused for good: the dead letters of the feed. Deleted with the log's rows of their time.
+CREATE TABLE public.feed_refusals (
+    destination pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    event_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    event pg_catalog.jsonb NOT NULL, -- without the data
+    error pg_catalog.text NOT NULL,
+    refused_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (destination, event_id)
+);
+CREATE INDEX feed_refusals_refused_at ON public.feed_refusals (refused_at);
+CREATE POLICY simplu_writer ON public.feed_refusals
+    USING ((SELECT pg_catalog.has_table_privilege('public.feed_refusals'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.feed_refusals ENABLE ROW LEVEL SECURITY;
+
+-- Up to which batch the retention has deleted batches while the shard had a feed: a cursor before it has a gap.
+CREATE TABLE public.log_forgotten (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    batch_id bigint NOT NULL,
+    completed_at pg_catalog.timestamptz NOT NULL
+) WITH (fillfactor = 50);
+CREATE POLICY simplu_writer ON public.log_forgotten
+    USING ((SELECT pg_catalog.has_table_privilege('public.log_forgotten'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.log_forgotten ENABLE ROW LEVEL SECURITY;
 
 -- Journal of moves, on the source (docs/adr/0007-moving-tenants.md).
 CREATE TABLE public.moves (

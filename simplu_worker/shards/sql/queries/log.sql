@@ -109,11 +109,11 @@ FROM sent
 CROSS JOIN batch;
 
 -- name: mark_bulk_change
--- A batch of the kind $1 of the tenant $2, for changes of its resources that are not named.
+-- A batch of the kind $1 of the tenant $2, for changes of its resources that are not named; $3 are its origins.
 :into_log_batches
 SELECT
     :own_batch, pg_catalog.clock_timestamp(), 0, $1::pg_catalog.text::pg_catalog."char", ARRAY[tenants.number], '{}',
-    '{}'
+    $3::pg_catalog.text[]
 FROM public.tenants
 WHERE tenants.id = $2;
 
@@ -123,6 +123,7 @@ WHERE tenants.id = $2;
 -- that a later transaction could take for its own. Locked batches are skipped: another replica is deleting them.
 -- None completed before $3: until a vacuum the index has the entries of deleted batches too, and while a transaction may
 -- still see these, each statement that begins with the oldest would pass by all of them.
+-- Where the shard has a feed, the highest of them is noted: a cursor before it has a gap.
 -- Return how many operations there were, the time of the newest, how long ago the oldest was due, and what the statement
 -- took; `is_last` if there are no more.
 WITH due AS MATERIALIZED (
@@ -146,7 +147,18 @@ WITH due AS MATERIALIZED (
 ), rows AS (
     DELETE FROM public.log_rows WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM taken)) RETURNING 1
 ), batches AS (
-    DELETE FROM public.log_batches WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM taken)) RETURNING completed_at
+    DELETE FROM public.log_batches WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM taken))
+    RETURNING completed_at, batch_id
+), noted AS (
+    INSERT INTO public.log_forgotten AS known (batch_id, completed_at)
+    SELECT batch_id, completed_at
+    FROM batches
+    WHERE batch_id > 0::bigint AND EXISTS (SELECT FROM public.feed_cursors)
+    ORDER BY batch_id DESC
+    LIMIT 1
+    ON CONFLICT (only_row) DO UPDATE
+    SET batch_id = excluded.batch_id, completed_at = excluded.completed_at
+    WHERE known.batch_id < excluded.batch_id
 )
 SELECT
     (SELECT pg_catalog.count(*) FROM rows) AS row_count,

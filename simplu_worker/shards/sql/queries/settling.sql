@@ -146,7 +146,10 @@ WITH activated AS (
     RETURNING id, number, epoch
 ), marked AS (
     INSERT INTO public.log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins, epoch)
-    SELECT :own_batch, pg_catalog.clock_timestamp(), 0, 'a', ARRAY[number], '{}', '{}', epoch FROM activated
+    SELECT
+        :own_batch, pg_catalog.clock_timestamp(), 0, 'a', ARRAY[number], '{}',
+        ARRAY(SELECT arrivals.source_shard_id FROM public.arrivals WHERE arrivals.tenant_id = $1), epoch
+    FROM activated
 )
 SELECT :arrival_columns
 FROM activated

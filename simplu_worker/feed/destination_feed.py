@@ -1,0 +1,341 @@
+"""The feed of one shard to one destination: its window, and what is delivered from it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Final
+
+import msgspec
+import structlog
+
+from simplu_worker.bulkheads import FailureCount, note_trouble
+from simplu_worker.errors import RetryableError
+from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
+from simplu_worker.feed.filters import lets_through
+from simplu_worker.feed.memory import DeliveredEvents
+from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.feed.rows import CursorRow, NotPublisherError
+from simplu_worker.feed.types import (
+    Delivered,
+    DestinationTerms,
+    Disabled,
+    FeedEvent,
+    FeedFilter,
+    Incarnation,
+    Refused,
+    RetryLater,
+)
+from simplu_worker.feed.types import Destination as OpenDestination
+from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.log.reading_order import BatchRef
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import FeedDelivery, FeedKind, FeedStop, OnRefusal, TargetKind
+
+PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing
+
+OUTCOMES: Final = {
+    Delivered: FeedDelivery.DELIVERED,
+    RetryLater: FeedDelivery.RETRIED,
+    Refused: FeedDelivery.REFUSED,
+    Disabled: FeedDelivery.REFUSED,
+}
+
+KeepRefusal = Callable[[str, FeedEvent, str], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class CatchUp(msgspec.Struct):
+    """A held tenant whose source has passed its departure: its events, up to where the others are."""
+
+    held: HeldTenant
+    window: Window
+    is_read: bool = False
+    held_again: HeldTenant | None = None  # it came here again meanwhile, and waits for that source
+
+
+class DestinationFeed:
+    """What one destination gets of one shard, while this replica publishes it.
+
+    `run` delivers; whoever reads the log calls `add`. *changed* is set where the reader of the log has something to do:
+    where `is_awaited`, when there is room for more.
+    """
+
+    def __init__(
+        self,
+        shard_id: str,
+        terms: DestinationTerms,
+        destination: OpenDestination,
+        memory: DeliveredEvents,
+        row: CursorRow,
+        incarnation: Incarnation,
+        *,
+        changed: asyncio.Event,
+    ) -> None:
+        self.terms = terms
+        self.incarnation = incarnation
+        self.memory = memory
+        self.window = Window(row.place)
+        self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
+        self.released: list[HeldTenant] = []
+        self.catch_up: CatchUp | None = None
+        self.stopped, self.error = row.stopped, row.error
+        self.waits_since: datetime | None = None  # the log has more, and it is not read yet
+        self.is_awaited = False  # by the reader of the log, which found no room
+        self._is_ending = False
+        self.written = row
+        self._undone_due = row.undone_due
+        self._shard_id = shard_id
+        self._destination = destination
+        self._changed = changed
+        self._wake = asyncio.Event()
+        self._has_no_filter = terms.filter == FeedFilter()
+        self._failure_count = 0
+        self._paused_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"DestinationFeed({self._shard_id}, {self.terms.name}, {self.window}, {len(self.held)} held)"
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it takes what is read of the log for all tenants."""
+        return self.stopped is None and self.catch_up is None and not self.released and self.window.has_room
+
+    @property
+    def behind_since(self) -> datetime | None:
+        """The time of the oldest event that is not delivered."""
+        return self.window.behind_since or self.waits_since
+
+    def row(self) -> CursorRow:
+        """Return the row of the cursor as of now."""
+        held = dict(self.held)
+        if (catch_up := self.catch_up) is not None:
+            batch_id, position = catch_up.window.cursor
+            held[catch_up.held.tenant_no] = msgspec.structs.replace(catch_up.held, batch_id=batch_id, position=position)
+        return CursorRow(
+            destination=self.terms.name,
+            place=self.window.cursor,
+            bounds=self.incarnation.bounds,
+            undone_due=self._undone_due,
+            held=tuple(held.values()),
+            stopped=self.stopped,
+            error=self.error,
+            behind_since=self.behind_since,
+        )
+
+    def begin_undone(self, there: frozenset[str], at: datetime) -> None:
+        """Put what the incarnation has undone before everything else, if the destination is still to be told."""
+        cursor = self.window.cursor
+        if not self._undone_due:
+            return
+        is_complete = self.memory.is_complete_behind(cursor)
+        events = []
+        for event in self.memory.take_undone(cursor, there):
+            self.memory.note_undone(event)
+            events.append(undone_event(event, self.incarnation, at))
+        if not is_complete:
+            events.append(undone_bounds_event(self._shard_id, cursor, self.incarnation, at))
+        self.memory.known_from = None  # until it is told: another publisher tells of the bounds
+        self.add_events(events)
+        if not events:
+            self._end_undone()
+        log.warning(
+            "feed.undone",
+            shard_id=self._shard_id,
+            destination=self.terms.name,
+            event_count=len(events),
+            is_complete=is_complete,
+        )
+
+    def add_events(self, events: Sequence[FeedEvent]) -> None:
+        """Add events that are no rows of the log, before the next one that is."""
+        batch_id, position = self.window.head
+        place = Place(batch_id, position + 1)
+        self.window.add([WindowEvent(one, place) for one in events], self.window.head)
+        self._wake.set()
+
+    def add(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
+        """Add what was read behind the head. Tenants that have come here are held until their source is passed."""
+        events: list[WindowEvent] = []
+        for row in rows:
+            if (arrival := row.arrival) is not None and arrival.tenant_no not in self.held and self._wants(arrival):
+                self.held[arrival.tenant_no] = arrival
+            if row.tenant_no not in self.held:
+                events += self._wanted(row, data)
+        self.window.add(events, rows[-1].place)
+        self._wake.set()
+
+    def begin_catch_up(self) -> CatchUp | None:
+        """Begin to catch up with a released tenant, once all others are done; return the running one, if any."""
+        if self.catch_up is None and self.released and not len(self.window) and self.stopped is None:
+            one = self.released.pop()
+            if self.held.get(one.tenant_no) == one:
+                self.catch_up = CatchUp(one, Window(one.place))
+        return self.catch_up
+
+    def add_to_catch_up(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
+        """Add what was read of the released tenant alone; nothing means that the end is reached."""
+        catch_up = self.catch_up
+        if catch_up is None:
+            return
+        events: list[WindowEvent] = []
+        head = catch_up.window.head
+        for row in rows:
+            if (arrival := row.arrival) is not None and arrival.epoch > catch_up.held.epoch:
+                catch_up.held_again, catch_up.is_read = arrival, True
+                head = arrival.place
+                break
+            events += self._wanted(row, data)
+            head = row.place
+        catch_up.window.add(events, head)
+        catch_up.is_read = catch_up.is_read or not rows
+        self._end_catch_up()
+        self._wake.set()
+
+    def _end_catch_up(self) -> None:
+        catch_up = self.catch_up
+        if catch_up is None or not catch_up.is_read or len(catch_up.window):
+            return
+        del self.held[catch_up.held.tenant_no]
+        if catch_up.held_again is not None:
+            self.held[catch_up.held.tenant_no] = catch_up.held_again
+        self.catch_up = None
+        self._changed.set()
+
+    def _wants(self, arrival: HeldTenant) -> bool:
+        tenants = self.terms.filter.tenants
+        return tenants is None or arrival.tenant_id in tenants
+
+    def _wanted(self, row: ReadRow, data: dict[str, bytes]) -> list[WindowEvent]:
+        ref = BatchRef(row.place.batch_id, row.token)
+        return [
+            WindowEvent(
+                msgspec.structs.replace(
+                    event,
+                    incarnation=self.incarnation,
+                    data=data.get(event.id),
+                    reapplies=self.memory.reapplied(event),
+                ),
+                row.place,
+                ref,
+            )
+            for event in row.events
+            if self._has_no_filter or lets_through(self.terms.filter, event)
+        ]
+
+    def end(self) -> None:
+        """Let `run` end behind the request that is under way."""
+        self._is_ending = True
+        self._wake.set()
+
+    async def run(self, *, is_publisher: Callable[[], bool], keep_refusal: KeepRefusal) -> None:
+        """Deliver until cancelled. Raises `NotPublisherError` once the lease of the row is over."""
+        troubles = FailureCount()
+        while not self._is_ending:
+            window = self.window if self.catch_up is None else self.catch_up.window
+            self._wake.clear()
+            now = loop_time()
+            due = [] if self.stopped or now < self._paused_until else window.due(self._destination.max_events, now=now)
+            if not due:
+                next_at = max(window.next_due_at() or now, self._paused_until)
+                is_idle = self.stopped is not None or not len(window)
+                await wait_any(self._wake, within_s=None if is_idle else max(next_at - now, 0.001))
+                continue
+            if not is_publisher():
+                raise NotPublisherError
+            try:
+                await self._deliver(window, due, keep_refusal)
+            except RetryableError as exc:  # of the shard, which did not take a refused event
+                log.debug("feed.refusal_deferred", shard_id=self._shard_id, destination=self.terms.name, error=str(exc))
+            except Exception as exc:
+                if isinstance(exc, NotPublisherError):
+                    raise
+                note_trouble(TargetKind.FEED, self.terms.name, "feed", exc)
+                self._paused_until = loop_time() + troubles.next_delay_s(random.random())
+
+    async def _deliver(self, window: Window, due: Sequence[WindowEvent], keep_refusal: KeepRefusal) -> None:
+        deliveries = await self._destination.publish([one.event for one in due])
+        now = loop_time()
+        counts = Counter(OUTCOMES[type(one)] for one in deliveries)
+        for outcome, count in counts.items():
+            instruments.FEED_DELIVERIES.labels(self.terms.name, outcome).inc(count)
+        errors = [one.error for one in deliveries if not isinstance(one, Delivered)]
+        self._note_availability(errors[-1] if errors else None, now, is_down=counts[FeedDelivery.RETRIED] == len(due))
+        await self._note_finished(
+            window,
+            window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=random.random()),
+            keep_refusal,
+            now,
+        )
+        if self._undone_due and not self._has_undone:
+            self._end_undone()
+        self._end_catch_up()
+        if self.is_awaited and (self.is_reading or not len(window)):
+            self.is_awaited = False
+            self._changed.set()
+
+    async def _note_finished(
+        self, window: Window, all_finished: Sequence[Finished], keep_refusal: KeepRefusal, now: float
+    ) -> None:
+        refused: list[RefusedForGood] = []
+        for finished in all_finished:
+            match finished:
+                case WindowEvent():
+                    if finished.ref is not None:
+                        self.memory.note(finished.ref, finished.place, finished.event, now=now)
+                case RefusedForGood():
+                    refused.append(finished)
+                case Disabled():
+                    self._stop(FeedStop.DISABLED, finished.error)
+        for one_refused in refused:
+            await self._refuse(window, one_refused, keep_refusal)
+
+    @property
+    def _has_undone(self) -> bool:
+        return self.window.has_kind(FeedKind.UNDONE)
+
+    def _end_undone(self) -> None:
+        self._undone_due = False
+        self.memory.known_from = self.window.cursor if self.memory.known_from is None else self.memory.known_from
+        self._changed.set()
+
+    def _note_availability(self, error: str | None, now: float, *, is_down: bool) -> None:
+        if is_down:
+            self._failure_count += 1
+            self._paused_until = now + backoff_s(
+                self._failure_count, draw=random.random(), base_s=PAUSE_BASE_S, max_s=PAUSE_MAX_S
+            )
+            if self.error is None:
+                log.warning("feed.unavailable", shard_id=self._shard_id, destination=self.terms.name, error=error)
+        elif self._failure_count:
+            self._failure_count = 0
+            log.info("feed.recovered", shard_id=self._shard_id, destination=self.terms.name)
+        self.error = error
+
+    async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
+        if self.terms.on_refusal is OnRefusal.STOP:
+            self._stop(FeedStop.REFUSED, refused.error)
+            return
+        await keep_refusal(self.terms.name, refused.one.event, refused.error)
+        window.finish(refused.one)
+        instruments.FEED_REFUSALS.labels(self.terms.name).inc()
+        log.error(
+            "feed.refused",
+            shard_id=self._shard_id,
+            destination=self.terms.name,
+            event_id=refused.one.event.id,
+            error=refused.error,
+        )
+
+    def _stop(self, why: FeedStop, error: str) -> None:
+        if self.stopped is None:
+            self.stopped, self.error = why, error
+            self._changed.set()
+            log.error("feed.stopped", shard_id=self._shard_id, destination=self.terms.name, reason=why, error=error)

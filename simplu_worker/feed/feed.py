@@ -1,0 +1,142 @@
+"""The feed of all shards by this replica: one task a shard, one set of destinations for all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import datetime
+from functools import partial
+from typing import Final, NamedTuple
+
+import structlog
+
+from simplu_worker.bulkheads import keep_running
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.feed.shard_feed import DRAIN_S, ShardFeed
+from simplu_worker.feed.types import Destination, DestinationTerms
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import TargetKind
+
+LIST_S: Final = 60.0  # between two looks for new shards
+MEASURE_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class ConfiguredDestination(NamedTuple):
+    """A destination of `FEED_FILE`: its terms, and what opens it."""
+
+    terms: DestinationTerms
+    open: Callable[[], AbstractAsyncContextManager[Destination]]
+
+
+class Feed:
+    """The feed of the shards that *locator* knows, by the replica *name*, to *destinations*."""
+
+    def __init__(
+        self,
+        locator: Locator,
+        pools: Pools,
+        commits: ReplicationWaiter,
+        *,
+        name: str,
+        destinations: Sequence[ConfiguredDestination],
+        utc: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._locator = locator
+        self._pools = pools
+        self._commits = commits
+        self._name = name
+        self._destinations = destinations
+        self._utc = utc
+        self._shards: dict[str, ShardFeed] = {}
+        self._reloading = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Feed({self._name}, {self.published_count} of {len(self._shards)} shards)"
+
+    @property
+    def published_count(self) -> int:
+        """How many shards this replica publishes."""
+        return sum(one.is_publishing for one in self._shards.values())
+
+    def replace(self, destinations: Sequence[ConfiguredDestination]) -> None:
+        """Go on with other destinations, as soon as the requests under way have ended."""
+        self._destinations = destinations
+        self._reloading.set()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Publish until *stopping*; then give all rows back."""
+        try:
+            while not stopping.is_set():
+                self._reloading.clear()
+                await self._run_with_destinations(stopping)
+        finally:
+            async with asyncio.timeout(DRAIN_S), asyncio.TaskGroup() as tasks:
+                for one in self._shards.values():
+                    tasks.create_task(one.give_back(), name="feed:give-back")
+            self._measure()
+
+    async def _run_with_destinations(self, stopping: asyncio.Event) -> None:
+        async with AsyncExitStack() as stack:
+            opened = {
+                terms.name: (terms, await stack.enter_async_context(open_destination()))
+                for terms, open_destination in self._destinations
+            }
+            instruments.start_feed_at_zero(opened)
+            ending = asyncio.Event()
+            running: dict[str, asyncio.Task[None]] = {}
+            async with asyncio.TaskGroup() as tasks:
+                listed_at = float("-inf")
+                loop = asyncio.get_running_loop()
+                while not (stopping.is_set() or self._reloading.is_set()):
+                    if loop.time() >= listed_at + LIST_S:
+                        listed_at = loop.time()
+                        for shard_id in await self._list_shards():
+                            if shard_id not in running or running[shard_id].done():
+                                one = self._shards.setdefault(shard_id, self._shard_feed(shard_id))
+                                work = partial(one.run, opened, ending)
+                                running[shard_id] = tasks.create_task(
+                                    keep_running(TargetKind.SHARD, shard_id, "feed", work, stopping=ending),
+                                    name=f"feed:{shard_id}",
+                                )
+                    self._measure()
+                    await wait_any(stopping, self._reloading, within_s=MEASURE_S)
+                ending.set()
+
+    def _shard_feed(self, shard_id: str) -> ShardFeed:
+        return ShardFeed(
+            shard_id,
+            self._pools,
+            self._commits,
+            publisher=self._name,
+            published_count=lambda: self.published_count,
+        )
+
+    async def _list_shards(self) -> list[str]:
+        """Return all shards that may be used; those with a pool where the locator does not answer."""
+        try:
+            for shard in await self._locator.list_shards():
+                if shard.refusal is None:
+                    self._pools.ensure_pool(shard)
+        except (RetryableError, PermanentError) as exc:
+            log.debug("feed.shards_unknown", error=str(exc))
+        return list(self._pools.by_shard_id())
+
+    def _measure(self) -> None:
+        """Set the gauges: of each destination over all shards that this replica publishes."""
+        now = self._utc()
+        instruments.FEED_SHARDS.set(self.published_count)
+        for terms, _ in self._destinations:
+            feeds = [feed for shard in self._shards.values() if (feed := shard.feeds.get(terms.name)) is not None]
+            since = [feed.behind_since for feed in feeds if feed.behind_since is not None]
+            lag_s = max((now - min(since)).total_seconds(), 0.0) if since else 0.0
+            instruments.FEED_LAG.labels(terms.name).set(lag_s)
+            instruments.FEED_HELD_TENANTS.labels(terms.name).set(sum(len(feed.held) for feed in feeds))
+            instruments.FEED_STOPPED_SHARDS.labels(terms.name).set(sum(feed.stopped is not None for feed in feeds))

@@ -1,0 +1,74 @@
+"""The events that were delivered lately, in case that the shard has lost their commits. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from simplu_worker.feed.places import Place
+from simplu_worker.feed.types import FeedEvent
+from simplu_worker.shards.log.reading_order import BatchRef
+
+EVENTS_MAX: Final = 10_000
+KEPT_S: Final = 600.0  # a standby that lags further is no standby to promote
+
+
+class DeliveredEvents:
+    """The delivered events of one destination and shard, of the last KEPT_S, and at most EVENTS_MAX.
+
+    `known_from` is the place behind which none is missing, None before the first.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[float, BatchRef, Place, FeedEvent]] = deque()
+        self._undone: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self.known_from: Place | None = None
+
+    def __repr__(self) -> str:
+        return f"DeliveredEvents({len(self._events)}, known_from={self.known_from}, undone={len(self._undone)})"
+
+    def note(self, ref: BatchRef, place: Place, event: FeedEvent, *, now: float) -> None:
+        """Remember an event that the destination has."""
+        self._events.append(
+            (now, ref, place, event if event.data is None else msgspec.structs.replace(event, data=None))
+        )
+        while len(self._events) > EVENTS_MAX or (self._events and now - self._events[0][0] > KEPT_S):
+            _, _, gone, _ = self._events.popleft()
+            self.known_from = gone if self.known_from is None else max(gone, self.known_from)
+
+    def is_complete_behind(self, cursor: Place) -> bool:
+        """Return whether every event that was delivered behind *cursor* is remembered."""
+        return self.known_from is not None and self.known_from <= cursor
+
+    def refs_behind(self, cursor: Place) -> list[BatchRef]:
+        """Return the batches of the events behind *cursor*, each once."""
+        return list(dict.fromkeys(ref for _, ref, place, _ in self._events if place > cursor))
+
+    def take_undone(self, cursor: Place, there: Collection[str]) -> list[FeedEvent]:
+        """Forget the events behind *cursor*, and return those whose batches have none of the tokens *there*.
+
+        The newest first, each once: as they are taken back.
+        """
+        behind = [one for one in self._events if one[2] > cursor]
+        self._events = deque(one for one in self._events if one[2] <= cursor)
+        gone: dict[str, FeedEvent] = {}
+        for _, ref, _, event in behind:
+            if ref.token not in there:
+                gone[event.id] = event
+        return [*gone.values()][::-1]
+
+    def note_undone(self, event: FeedEvent) -> None:
+        """Remember that the change of *event* may be applied again, under a new id."""
+        if event.tenant is not None and event.request_id is not None:
+            self._undone[event.tenant.tenant_id, event.request_id] = event.id
+            while len(self._undone) > EVENTS_MAX:
+                self._undone.popitem(last=False)
+
+    def reapplied(self, event: FeedEvent) -> str | None:
+        """Return the id of the undone event of the same change, if any."""
+        if not self._undone or event.tenant is None or event.request_id is None:
+            return None
+        return self._undone.get((event.tenant.tenant_id, event.request_id))

@@ -1,0 +1,37 @@
+"""Places in a shard's log, and tenants that wait for their source. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+POSITION_MAX: Final = 32_767  # of a row in its batch: behind it is the next batch
+
+
+class Place(NamedTuple):
+    """A row of the log: everything up to it is read, or delivered."""
+
+    batch_id: int
+    position: int
+
+    @property
+    def before(self) -> Place:
+        """The place from which this row is the next one."""
+        return Place(self.batch_id, self.position - 1)
+
+
+class HeldTenant(msgspec.Struct, frozen=True):
+    """A tenant that came to the shard in *epoch*, and whose events behind a place wait for the feed of *source*."""
+
+    tenant_no: int
+    tenant_id: str
+    epoch: int
+    source: str
+    batch_id: int
+    position: int
+
+    @property
+    def place(self) -> Place:
+        """The place behind which its events wait."""
+        return Place(self.batch_id, self.position)

@@ -1,0 +1,240 @@
+"""What the feed keeps on a shard: the row of the publisher, the cursors, and refused events; and what it reads there.
+
+Each write is fenced: it has an effect only while the row of the publisher has the writer's token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.feed.events import LogRow
+from simplu_worker.feed.incarnations import LEASE_S, bounds_with, run_of_server
+from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.feed.types import DestinationTerms, FeedEvent, Incarnation
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.reading_order import BatchRef
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import has_schema
+
+_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...])
+
+
+class NotPublisherError(Exception):
+    """The row of the publisher has another token: another replica publishes the shard, or a person has taken it."""
+
+
+class FeedState(msgspec.Struct, frozen=True):
+    """What one answer of the shard says about its feed."""
+
+    incarnation: str
+    noted_run: str | None  # in which the incarnation was found to hold
+    run: str
+    server: Server
+    horizon: int
+    newest: int
+    forgotten: int | None  # the highest batch that the retention has deleted
+    forgotten_at: datetime | None
+    read_at: datetime
+
+
+class CursorRow(msgspec.Struct, frozen=True):
+    """The row of one destination."""
+
+    destination: str
+    place: Place
+    bounds: str
+    undone_due: bool
+    held: tuple[HeldTenant, ...]
+    stopped: str | None = None
+    error: str | None = None
+    behind_since: datetime | None = None
+
+
+class LoadedFeed(msgspec.Struct, frozen=True):
+    """What a publisher begins with. *there* are the tokens of remembered batches that the log has."""
+
+    state: FeedState
+    cursors: Mapping[str, CursorRow]
+    there: frozenset[str]
+    is_new: bool  # the incarnation
+
+
+async def seconds_until_free(pool: ShardPool) -> float | None:
+    """Return for how long the shard has a publisher yet, 0 or less if none; None where the shard is empty."""
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return None
+        row = await connection.fetchrow(QUERIES["find_feed_publisher"])
+        return 0.0 if row is None else float(row["expires_in_s"])
+
+
+async def claim(pool: ShardPool, *, token: str, publisher: str, incarnation: str) -> bool:
+    """Take the row of the publisher, if it is free; return whether that succeeded."""
+    async with pool.transaction() as connection:
+        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, incarnation, LEASE_S)) is not None
+
+
+async def renew(pool: ShardPool, token: str) -> FeedState:
+    """Keep the row for LEASE_S from now on. Raises `NotPublisherError`."""
+    async with pool.connection() as connection:
+        return _state(await connection.fetchrow(QUERIES["renew_feed"], token, LEASE_S))
+
+
+async def release(pool: ShardPool, token: str) -> None:
+    """Give the row back, so that another replica takes it at once."""
+    async with pool.connection() as connection:
+        await connection.execute(QUERIES["release_feed"], token)
+
+
+async def load(
+    pool: ShardPool,
+    token: str,
+    terms: Sequence[DestinationTerms],
+    *,
+    remembered: Mapping[str, Sequence[BatchRef]],
+    complete_from: Mapping[str, Place],
+    new_incarnation: str,
+) -> LoadedFeed:
+    """Return the state and the cursors; make those of new destinations. Raises `NotPublisherError`.
+
+    Where the server has another run since the incarnation was last found to hold, a new one begins behind the cursors.
+    Not if the publisher knows that nothing is undone: by destination, *remembered* are all batches that were published
+    behind *complete_from*, and all of them are there.
+    """
+    async with pool.transaction() as connection:
+        state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
+        begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
+        rows = await connection.fetch(QUERIES["read_feed_cursors"], [one.name for one in terms], begins)
+        cursors = {row["destination"]: _cursor(row) for row in rows}
+        refs = [
+            ref
+            for name, cursor in cursors.items()
+            for ref in remembered.get(name, ())
+            if ref.batch_id >= cursor.place.batch_id
+        ]
+        there = await _find_batches(connection, refs)
+        if state.noted_run == state.run:
+            return LoadedFeed(state, cursors, there, is_new=False)
+        holds = state.noted_run is None or (
+            all(name in complete_from and complete_from[name] <= cursor.place for name, cursor in cursors.items())
+            and all(ref.token in there for ref in refs)
+        )
+        incarnation = state.incarnation if holds else new_incarnation
+        await connection.execute(QUERIES["begin_incarnation"], token, incarnation, state.run)
+        if not holds:
+            for name, cursor in cursors.items():
+                bounds = bounds_with(cursor.bounds, incarnation, cursor.place)
+                await connection.execute(QUERIES["bound_feed_cursor"], name, bounds)
+                cursors[name] = msgspec.structs.replace(cursor, bounds=bounds, undone_due=True)
+        state = msgspec.structs.replace(state, incarnation=incarnation, noted_run=state.run)
+        return LoadedFeed(state, cursors, there, is_new=not holds)
+
+
+async def _find_batches(connection: Connection, refs: Sequence[BatchRef]) -> frozenset[str]:
+    if not refs:
+        return frozenset()
+    found = await connection.fetch(
+        QUERIES["find_feed_batches"], [str(one.batch_id) for one in refs], [one.token for one in refs]
+    )
+    return frozenset(row["token"] for row in found)
+
+
+async def write_cursors(pool: ShardPool, token: str, rows: Sequence[CursorRow]) -> None:
+    """Write the rows of destinations. Raises `NotPublisherError`."""
+    async with pool.connection() as connection:
+        written = await connection.fetch(
+            QUERIES["write_feed_cursors"],
+            token,
+            [one.destination for one in rows],
+            [str(one.place.batch_id) for one in rows],
+            [str(one.place.position) for one in rows],
+            [str(one.undone_due) for one in rows],
+            [msgspec.json.encode(one.held).decode() for one in rows],
+            [one.stopped or "" for one in rows],
+            [one.error or "" for one in rows],
+            ["" if one.behind_since is None else one.behind_since.isoformat() for one in rows],
+        )
+    if len(written) != len(rows):
+        raise NotPublisherError
+
+
+async def read_log(
+    pool: ShardPool, token: str, behind: Place, limit: int, through: Place, *, tenant_no: int | None = None
+) -> list[LogRow]:
+    """Return the rows of the log behind *behind* up to *through*, at most *limit*; those of a tenant alone if given."""
+    async with pool.connection() as connection:
+        rows = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, *through, tenant_no)
+    return [LogRow(*row) for row in rows]
+
+
+async def read_data(pool: ShardPool, events: Sequence[FeedEvent]) -> dict[int, bytes]:
+    """Return the rows of the resources of *events*, as JSON, by the index of the event."""
+    columns = zip(
+        *(
+            ("" if one.tenant is None else one.tenant.tenant_id, one.resource_type or "", one.resource_id or "")
+            for one in events
+        ),
+        strict=True,
+    )
+    async with pool.connection() as connection:
+        rows = await connection.fetch(QUERIES["read_feed_data"], *map(list, columns))
+    return {row["index"]: row["data"].encode() for row in rows}
+
+
+async def find_passed(pool: ShardPool, destination: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
+    """Return those of *held* whose departure from this shard, their source, *destination* has passed."""
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return []
+        rows = await connection.fetch(
+            QUERIES["find_passed_departures"],
+            destination,
+            [one.tenant_id for one in held],
+            [str(one.epoch) for one in held],
+        )
+    return [held[row["index"]] for row in rows]
+
+
+async def note_refusal(pool: ShardPool, token: str, destination: str, event: FeedEvent, error: str) -> None:
+    """Keep an event that a destination refused for good."""
+    document = msgspec.json.encode(msgspec.structs.replace(event, data=None)).decode()
+    async with pool.connection() as connection:
+        await connection.execute(QUERIES["note_feed_refusal"], token, destination, event.id, document, error)
+
+
+def incarnation_of(state: FeedState, cursor: CursorRow) -> Incarnation:
+    """Return what the events for one destination are part of."""
+    return Incarnation(state.incarnation, cursor.bounds)
+
+
+def _state(row: Any) -> FeedState:
+    if row is None:
+        raise NotPublisherError
+    return FeedState(
+        incarnation=row["incarnation"],
+        noted_run=row["server_run"],
+        run=run_of_server(row["timeline"], row["started_at"], row["batch_offset"]),
+        server=Server(row["timeline"], row["started_at"]),
+        horizon=row["horizon"],
+        newest=row["newest"] or 0,
+        forgotten=row["forgotten"],
+        forgotten_at=row["forgotten_at"],
+        read_at=row["read_at"],
+    )
+
+
+def _cursor(row: Any) -> CursorRow:
+    return CursorRow(
+        destination=row["destination"],
+        place=Place(row["batch_id"], row["position"]),
+        bounds=row["bounds"],
+        undone_due=row["undone_due"],
+        held=_held.decode(row["held"]),
+        stopped=row["stopped"],
+        error=row["error"],
+    )

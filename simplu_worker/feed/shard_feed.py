@@ -1,0 +1,447 @@
+"""The feed of one shard: claim its row, read its log, and hand events to each destination, while the row is ours.
+
+Why nothing is published by two replicas for long: a publisher keeps its row for LEASE_S with each renewal, counts that
+time from before the renewal was sent, and is cancelled MARGIN_S before its end. Another replica takes the row only
+after its end by the clock of the shard. A request that has left already may arrive later; the next publisher sends its
+events again, under the same ids.
+
+Why nothing is published that is not safe: what a statement has read is handed over only after the shard has confirmed
+that everything committed before is as safe as it can make it, by the same run of the same server. The shard is asked
+once for everything that was read together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Final, TypeAlias
+from uuid import uuid4
+
+import structlog
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.feed.destination_feed import DestinationFeed
+from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
+from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s
+from simplu_worker.feed.memory import DeliveredEvents
+from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
+from simplu_worker.feed.rows import (
+    FeedState,
+    LoadedFeed,
+    NotPublisherError,
+    claim,
+    find_passed,
+    incarnation_of,
+    load,
+    note_refusal,
+    read_data,
+    read_log,
+    release,
+    renew,
+    seconds_until_free,
+    write_cursors,
+)
+from simplu_worker.feed.types import Destination, DestinationTerms, FeedEvent
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.timing.aligned_times import aligned_time
+from simplu_worker.timing.backoff import backoff_s, jittered
+from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import FeedData, FeedKind
+
+READ_MAX: Final = 500  # rows of a read, of which there are two in a window
+READ_PAUSE_S: Final = 0.02  # under load, so that many changes share a read, a check and a request
+IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
+CURSOR_INTERVAL_S: Final = 0.2
+HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
+EMPTY_S: Final = 30.0  # between two looks at a shard without tables
+DRAIN_S: Final = 2.0  # for requests under way, at the end
+END: Final = Place(2**63 - 1, POSITION_MAX)
+
+Destinations: TypeAlias = Mapping[str, tuple[DestinationTerms, Destination]]
+
+log = structlog.get_logger(__name__)
+
+
+class RunChangedError(Exception):
+    """Another run of the server answers: the incarnation has to be judged anew."""
+
+
+class ShardFeed:
+    """The feed of the shard *shard_id* by the replica *publisher*; *published_count* tells how many it publishes."""
+
+    def __init__(
+        self,
+        shard_id: str,
+        pools: Pools,
+        commits: ReplicationWaiter,
+        *,
+        publisher: str,
+        published_count: Callable[[], int],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._shard_id = shard_id
+        self._pools = pools
+        self._commits = commits
+        self._publisher = publisher
+        self._published_count = published_count
+        self._draw = draw
+        self._token: str | None = None
+        self._lease_until = 0.0
+        self._memories: defaultdict[str, DeliveredEvents] = defaultdict(DeliveredEvents)
+        self._feeds: dict[str, DestinationFeed] = {}
+        self._changed = asyncio.Event()
+        self._state: FeedState | None = None
+        self._renewed_at = 0.0
+        self._written_at = 0.0
+        self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
+        self._lease: asyncio.Timeout | None = None
+        self.is_publishing = False
+
+    def __repr__(self) -> str:
+        return f"ShardFeed({self._shard_id}, is_publishing={self.is_publishing}, {list(self._feeds.values())})"
+
+    @property
+    def feeds(self) -> Mapping[str, DestinationFeed]:
+        """Its destinations by name; empty while another replica publishes the shard."""
+        return self._feeds if self.is_publishing else {}
+
+    async def run(self, destinations: Destinations, ending: asyncio.Event) -> None:
+        """Publish whenever the row is free, until *ending*; the row stays ours until `give_back`."""
+        failure_count = 0
+        while not ending.is_set():
+            try:
+                if await self._take_row(ending):
+                    await self._publish(destinations, ending)
+                failure_count = 0
+            except (NotPublisherError, TimeoutError):
+                self._lose_row()
+                log.info("feed.lost", shard_id=self._shard_id)
+            except RunChangedError:
+                log.info("feed.server_changed", shard_id=self._shard_id)
+            except RetryableError as exc:
+                failure_count += 1
+                log.debug("feed.deferred", shard_id=self._shard_id, error=str(exc))
+                pause_s = backoff_s(failure_count, draw=self._draw(), base_s=0.5, max_s=IDLE_MAX_S)
+                await wait_any(ending, within_s=pause_s)
+
+    async def give_back(self) -> None:
+        """Give the row back, at the end of the replica."""
+        token, self._token = self._token, None
+        if token is not None:
+            with contextlib.suppress(RetryableError, TimeoutError):
+                async with asyncio.timeout(DRAIN_S):
+                    await release(self._pool, token)
+
+    @property
+    def _pool(self) -> ShardPool:
+        return self._pools.pool_of(self._shard_id)
+
+    def _lose_row(self) -> None:
+        self._token = None
+        for memory in self._memories.values():
+            memory.known_from = None  # another replica may publish meanwhile
+
+    async def _take_row(self, ending: asyncio.Event) -> bool:
+        """Return whether the row is ours; wait while it is another replica's."""
+        if self._token is not None and loop_time() < self._lease_until:
+            return True
+        if self._token is not None:
+            self._lose_row()
+        free_in_s = await seconds_until_free(self._pool)
+        if free_in_s is None:
+            await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
+            return False
+        if free_in_s > 0:
+            await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
+            free_in_s = await seconds_until_free(self._pool)
+            if ending.is_set() or free_in_s is None or free_in_s > 0:
+                return False
+        if await self._waited_for_others(ending):
+            return False
+        token, asked_at = str(uuid4()), loop_time()
+        if not await claim(self._pool, token=token, publisher=self._publisher, incarnation=_new_incarnation()):
+            return False
+        self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
+        log.info("feed.claimed", shard_id=self._shard_id)
+        return True
+
+    async def _waited_for_others(self, ending: asyncio.Event) -> bool:
+        """Leave the free row to replicas that publish fewer shards; return whether this one is ending."""
+        await wait_any(ending, within_s=claim_delay_s(self._published_count(), self._draw()))
+        return ending.is_set()
+
+    async def _publish(self, destinations: Destinations, ending: asyncio.Event) -> None:
+        token = self._required_token
+        known = {name: memory for name, memory in self._memories.items() if name in destinations}
+        loaded = await load(
+            self._pool,
+            token,
+            [terms for terms, _ in destinations.values()],
+            remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
+            complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
+            new_incarnation=_new_incarnation(),
+        )
+        if loaded.is_new:
+            await self._commits.wait_for_transaction(self._shard_id, loaded.state.server)
+            log.warning("feed.incarnation_began", shard_id=self._shard_id, incarnation=loaded.state.incarnation)
+        self._begin(loaded, destinations)
+        self._state = loaded.state
+        failure: Exception | None = None
+        try:
+            async with asyncio.timeout_at(self._lease_until) as self._lease, asyncio.TaskGroup() as tasks:
+                self.is_publishing = True
+                running = [
+                    tasks.create_task(
+                        feed.run(is_publisher=self._is_publisher, keep_refusal=self._keep_refusal),
+                        name=f"feed:{self._shard_id}:{name}",
+                    )
+                    for name, feed in self._feeds.items()
+                ]
+                renewing = tasks.create_task(self._keep_row(), name=f"feed:{self._shard_id}:row")
+                await self._read_until(ending)
+                for feed in self._feeds.values():
+                    feed.end()
+                if running:
+                    await asyncio.wait(running, timeout=DRAIN_S)
+                await self._write_cursors(is_due=True)
+                for task in (*running, renewing):
+                    task.cancel()
+        except* (NotPublisherError, RunChangedError, RetryableError, TimeoutError) as group:
+            failure = _first_of(group)
+        finally:
+            self.is_publishing = False
+            self._lease = None
+        if failure is not None:
+            raise failure
+
+    def _begin(self, loaded: LoadedFeed, destinations: Destinations) -> None:
+        self._feeds = {}
+        self._changed.clear()
+        for name, (terms, destination) in destinations.items():
+            row, memory = loaded.cursors[name], self._memories[name]
+            feed = DestinationFeed(
+                self._shard_id,
+                terms,
+                destination,
+                memory,
+                row,
+                incarnation_of(loaded.state, row),
+                changed=self._changed,
+            )
+            if row.undone_due:
+                feed.begin_undone(loaded.there, loaded.state.read_at)
+            elif memory.known_from is None:
+                memory.known_from = row.place
+            self._feeds[name] = feed
+
+    @property
+    def _required_token(self) -> str:
+        if self._token is None:
+            raise NotPublisherError
+        return self._token
+
+    def _is_publisher(self) -> bool:
+        return self._token is not None and loop_time() < self._lease_until
+
+    async def _keep_refusal(self, name: str, event: FeedEvent, error: str) -> None:
+        await note_refusal(self._pool, self._required_token, name, event, error)
+
+    async def _read_until(self, ending: asyncio.Event) -> None:
+        pause_s = IDLE_MIN_S
+        while not ending.is_set():
+            self._changed.clear()
+            count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
+            await self._release_held()
+            await self._catch_up()
+            await self._write_cursors()
+            if count >= READ_MAX:
+                await asyncio.sleep(0)
+                continue
+            pause_s = READ_PAUSE_S if count else min(2 * max(pause_s, IDLE_MIN_S / 2), IDLE_MAX_S)
+            if any(feed.held for feed in self._feeds.values()) or self._has_unwritten:
+                pause_s = min(pause_s, CURSOR_INTERVAL_S)
+            # At rest the renewals of the row tell whether there is more.
+            await wait_any(ending, self._changed, within_s=None if pause_s >= IDLE_MAX_S else pause_s)
+
+    async def _keep_row(self) -> None:
+        """Renew the row until cancelled, however long the reader waits for a standby."""
+        while True:
+            await self._renew()
+            await asyncio.sleep(max(aligned_time(self._renewed_at, RENEW_S) - loop_time(), 0.1))
+
+    async def _renew(self) -> None:
+        asked_at = loop_time()
+        state = await renew(self._pool, self._required_token)
+        self._renewed_at, self._lease_until = asked_at, asked_at + LEASE_S - MARGIN_S
+        if self._lease is not None:
+            self._lease.reschedule(self._lease_until)
+        if self._state is None or state.run != self._state.run:
+            raise RunChangedError
+        self._state = state
+        for feed in self._feeds.values():
+            if feed.is_reading:
+                self._note_gap(feed, state.forgotten, state.forgotten_at)
+            is_behind = not len(feed.window) and state.newest > feed.window.head.batch_id
+            feed.waits_since = (feed.waits_since or state.read_at) if is_behind else None
+        if self._has_more:
+            self._changed.set()
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether the log has more than some destination has read, as of the last renewal."""
+        newest = 0 if self._state is None else self._state.newest
+        return any(newest > feed.window.head.batch_id for feed in self._feeds.values() if feed.is_reading)
+
+    def _note_gap(self, feed: DestinationFeed, forgotten: int | None, forgotten_at: datetime | None) -> None:
+        """Tell of batches that the retention has deleted before they were read, and go on behind them."""
+        head = feed.window.head
+        if forgotten is None or forgotten <= head.batch_id:
+            return
+        feed.add_events([gap_event(self._shard_id, head, forgotten, forgotten_at, feed.incarnation, utc_now())])
+        feed.window.head = Place(forgotten, POSITION_MAX)
+        log.error(
+            "feed.gap",
+            shard_id=self._shard_id,
+            destination=feed.terms.name,
+            behind=head.batch_id,
+            through=forgotten,
+        )
+
+    async def _read_round(self) -> int:
+        """Read on for all destinations, those at one place together; return the highest number of rows of a read."""
+        heads: defaultdict[Place, list[DestinationFeed]] = defaultdict(list)
+        for feed in self._feeds.values():
+            if feed.is_reading:
+                heads[feed.window.head].append(feed)
+            else:
+                feed.is_awaited = True
+        found: list[tuple[list[DestinationFeed], list[LogRow]]] = []
+        places = sorted(heads)
+        for place, through in zip(places, [*places[1:], END], strict=False):  # up to the place of the next, to join it
+            rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
+            if rows:
+                found.append((heads[place], rows))
+        if not found:
+            return 0
+        await self._wait_until_safe([rows[0] for _, rows in found])
+        for feeds, rows in found:
+            for feed in feeds:
+                self._note_gap(feed, rows[0].forgotten, rows[0].forgotten_at)
+            read = [read_row(row, self._shard_id) for row in rows if row.batch_id > (row.forgotten or 0)]
+            if not read:
+                continue
+            data = await self._data_of(read, feeds)
+            for feed in feeds:
+                feed.add(read, data if feed.terms.data is FeedData.CURRENT else {})
+        return max(len(rows) for _, rows in found)
+
+    async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
+        """Wait until everything is safe that was committed before *rows* were read, one of each answer."""
+        if self._state is None or {row.server for row in rows} != {self._state.server}:
+            raise RunChangedError
+        await self._commits.wait_for_transaction(self._shard_id, self._state.server)
+
+    async def _data_of(self, rows: Sequence[ReadRow], feeds: Sequence[DestinationFeed]) -> dict[str, bytes]:
+        """Return the rows of the resources as they are now, by the id of the event, if a destination wants them."""
+        if all(feed.terms.data is not FeedData.CURRENT for feed in feeds):
+            return {}
+        events = [
+            event
+            for row in rows
+            for event in row.events
+            if event.resource_type is not None and event.kind is not FeedKind.RESOURCE_DELETED
+        ]
+        if not events:
+            return {}
+        found = await read_data(self._pool, events)
+        return {events[index].id: document for index, document in found.items()}
+
+    async def _catch_up(self) -> None:
+        """Read on for tenants whose source has passed their departure."""
+        for feed in self._feeds.values():
+            catch_up = feed.begin_catch_up()
+            if catch_up is None or catch_up.is_read or not catch_up.window.has_room:
+                continue
+            rows = await read_log(
+                self._pool,
+                self._required_token,
+                catch_up.window.head,
+                READ_MAX,
+                feed.window.head,
+                tenant_no=catch_up.held.tenant_no,
+            )
+            read = [read_row(row, self._shard_id) for row in rows]
+            if rows:
+                await self._wait_until_safe(rows[:1])
+            feed.add_to_catch_up(read, await self._data_of(read, [feed]))
+            feed.is_awaited = True
+
+    async def _release_held(self) -> None:
+        """Ask the sources of held tenants whether the destination has passed their departure there."""
+        now = loop_time()
+        if now < self._held_asked_at + self._held_pause_s:
+            return
+        asked = False
+        for feed in self._feeds.values():
+            waiting: defaultdict[str, list[HeldTenant]] = defaultdict(list)
+            for one in feed.held.values():
+                if one not in feed.released and (feed.catch_up is None or feed.catch_up.held != one):
+                    waiting[one.source].append(one)
+            for source, held in waiting.items():
+                asked = True
+                for one in await self._passed(source, feed.terms.name, held):
+                    feed.released.append(one)
+                    self._held_pause_s = HELD_MIN_S
+        self._held_asked_at = now
+        self._held_pause_s = min(2 * self._held_pause_s, HELD_MAX_S) if asked else HELD_MIN_S
+
+    async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
+        """Return those of *held* that may go on; none where the source does not answer."""
+        pool = self._pools.by_shard_id().get(source)
+        if pool is None or source == self._shard_id:
+            return []
+        try:
+            return await find_passed(pool, name, held)
+        except RetryableError as exc:
+            log.debug("feed.source_unknown", shard_id=self._shard_id, source_shard_id=source, error=str(exc))
+            return []
+
+    @property
+    def _has_unwritten(self) -> bool:
+        return any(_is_due(feed) for feed in self._feeds.values())
+
+    async def _write_cursors(self, *, is_due: bool = False) -> None:
+        """Write the cursors that have changed, at intervals."""
+        now = loop_time()
+        if not is_due and now < self._written_at + CURSOR_INTERVAL_S:
+            return
+        due = [(feed, row) for feed in self._feeds.values() if (row := feed.row()) != feed.written]
+        if not due or not (is_due or any(_is_due(feed) for feed, _ in due)):
+            return
+        self._written_at = now
+        await write_cursors(self._pool, self._required_token, [row for _, row in due])
+        for feed, row in due:
+            feed.written = row
+
+
+def _is_due(feed: DestinationFeed) -> bool:
+    return feed.row() != feed.written
+
+
+def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:
+    """Return the exception that decides what is done next: the loss of the row before all others."""
+    leaves: list[Exception] = []
+    for one in group.exceptions:
+        leaves += [_first_of(one)] if isinstance(one, BaseExceptionGroup) else [one]
+    return min(leaves, key=lambda one: not isinstance(one, NotPublisherError | TimeoutError))
+
+
+def _new_incarnation() -> str:
+    return secrets.token_hex(4)

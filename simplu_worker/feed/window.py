@@ -1,0 +1,149 @@
+"""The events of one shard that are on their way to one destination, in order by partition key. Pure.
+
+    read ──► waiting ──► sent ──► done
+                ▲          │
+                └─ later ◄─┘      a key waits behind its first event that is not done, no other key does
+
+The cursor is the place before the oldest event that is not done: what is behind it is sent again by the next
+publisher, under the same ids. Delivered events beyond it stay here, so that this publisher sends none twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Final, TypeAlias, assert_never
+
+import msgspec
+
+from simplu_worker.feed.places import Place
+from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Refused, RetryLater
+from simplu_worker.shards.log.reading_order import BatchRef
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.vocabulary import FeedKind
+
+EVENTS_MAX: Final = 1000
+RETRY_BASE_S, RETRY_MAX_S = 0.2, 30.0
+RETRY_AFTER_MAX_S: Final = 3600.0
+
+
+class WindowEvent(msgspec.Struct, eq=False):
+    """An event on its way; *ref* is its batch, None of an event that is no row of the log."""
+
+    event: FeedEvent
+    place: Place
+    ref: BatchRef | None = None
+    is_done: bool = False
+    due_at: float = 0.0
+    retry_count: int = 0
+    refusal_count: int = 0
+
+
+class RefusedForGood(msgspec.Struct, frozen=True):
+    """An event that was refused as often as the terms allow."""
+
+    one: WindowEvent
+    error: str
+
+
+Finished: TypeAlias = WindowEvent | RefusedForGood | Disabled
+
+
+class Window:
+    """The window of a destination: events up to *head*, where its log is read next."""
+
+    def __init__(self, head: Place) -> None:
+        self.head = head
+        self._events: deque[WindowEvent] = deque()
+
+    def __repr__(self) -> str:
+        return f"Window({len(self._events)} events, cursor={self.cursor}, head={self.head})"
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another read is worth its while."""
+        return len(self._events) <= EVENTS_MAX // 2
+
+    @property
+    def cursor(self) -> Place:
+        """The place up to which everything is done."""
+        return self._events[0].place.before if self._events else self.head
+
+    @property
+    def behind_since(self) -> datetime | None:
+        """The time of the oldest event that is not done."""
+        return self._events[0].event.time if self._events else None
+
+    def has_kind(self, kind: FeedKind) -> bool:
+        """Return whether an event of *kind* is not done."""
+        return any(one.event.kind is kind and not one.is_done for one in self._events)
+
+    def add(self, events: Iterable[WindowEvent], head: Place) -> None:
+        """Add what was read up to *head*."""
+        self._events += events
+        self.head = head
+
+    def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
+        """Return the events to send now, in order; none behind one of its key that is neither done nor among them."""
+        chosen: list[WindowEvent] = []
+        blocked: set[str] = set()
+        for one in self._events:
+            if one.is_done:
+                continue
+            key = one.event.partition_key
+            if key in blocked:
+                continue
+            if one.due_at > now:
+                blocked.add(key)
+                continue
+            chosen.append(one)
+            if len(chosen) == max_events:
+                break
+        return chosen
+
+    def next_due_at(self) -> float | None:
+        """Return when the first event is due that waits for its time; None without any."""
+        return min((one.due_at for one in self._events if not one.is_done), default=None)
+
+    def settle(
+        self, sent: Sequence[WindowEvent], deliveries: Sequence[Delivery], *, tries: int, now: float, draw: float
+    ) -> list[Finished]:
+        """Note what became of *sent*; return those that are finished, in order.
+
+        Whoever gets a `RefusedForGood` says by `finish` when it is kept: until then its key waits.
+        """
+        finished: list[Finished] = []
+        for one, delivery in zip(sent, deliveries, strict=True):
+            match delivery:
+                case Delivered():
+                    one.is_done = True
+                    finished.append(one)
+                case RetryLater(_, after_s):
+                    one.retry_count += 1
+                    wait_s = backoff_s(one.retry_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+                    one.due_at = now + (wait_s if after_s is None else min(max(after_s, wait_s), RETRY_AFTER_MAX_S))
+                case Refused(error):
+                    one.refusal_count += 1
+                    wait_s = backoff_s(one.refusal_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+                    one.due_at = now + wait_s
+                    if one.refusal_count >= tries:
+                        finished.append(RefusedForGood(one, error))
+                case Disabled():
+                    finished.append(delivery)
+                case _:
+                    assert_never(delivery)
+        self._drop_done()
+        return finished
+
+    def finish(self, one: WindowEvent) -> None:
+        """Go on behind an event that was not delivered, and is kept elsewhere."""
+        one.is_done = True
+        self._drop_done()
+
+    def _drop_done(self) -> None:
+        while self._events and self._events[0].is_done:
+            self._events.popleft()

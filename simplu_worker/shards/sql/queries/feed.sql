@@ -1,0 +1,265 @@
+-- The feed of changes to other systems (simplu_worker/feed/). Each write is fenced by the token in `feed_shards`.
+
+-- fragment: feed_state
+-- What the row of the publisher says, and what decides where to read: the run of the server, the horizon below which
+-- every transaction has ended, the newest batch, and the highest one that the retention has deleted.
+feed_shards.incarnation, feed_shards.server_run, :server_run,
+(SELECT shard_meta.batch_offset FROM public.shard_meta) AS batch_offset,
+:feed_horizon AS horizon,
+(SELECT pg_catalog.max(log_batches.batch_id) FROM public.log_batches) AS newest,
+:forgotten_columns,
+pg_catalog.clock_timestamp() AS read_at
+
+-- fragment: forgotten_columns
+(SELECT log_forgotten.batch_id FROM public.log_forgotten) AS forgotten,
+(SELECT log_forgotten.completed_at FROM public.log_forgotten) AS forgotten_at
+
+-- fragment: feed_horizon
+(
+    SELECT
+        pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::bigint + shard_meta.batch_offset
+    FROM public.shard_meta
+)
+
+-- fragment: without_disk_wait
+-- The row may be lost: then another replica has the row, and nothing was published for longer than its time.
+pg_catalog.set_config('synchronous_commit', 'off', true)
+
+-- name: find_feed_publisher
+-- For how long the shard has a publisher yet, in seconds; no row if it never had one.
+SELECT
+    extract(EPOCH FROM feed_shards.expires_at - pg_catalog.clock_timestamp())::pg_catalog.float8 AS expires_in_s
+FROM public.feed_shards;
+
+-- name: claim_feed
+-- Take the row for the replica $2 with the token $1 for $4 seconds, if it is free. $3 is the first incarnation.
+INSERT INTO public.feed_shards AS known (token, publisher, incarnation, expires_at)
+VALUES (
+    $1::pg_catalog.uuid, $2, $3, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
+)
+ON CONFLICT (only_row) DO UPDATE
+SET token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at
+WHERE known.expires_at < pg_catalog.clock_timestamp()
+RETURNING incarnation;
+
+-- name: renew_feed
+-- Keep the row with the token $1 for $2 more seconds; no row if it is another publisher's by now.
+UPDATE public.feed_shards
+SET expires_at = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2)
+WHERE token = $1::pg_catalog.uuid
+RETURNING :feed_state, :without_disk_wait;
+
+-- name: release_feed
+UPDATE public.feed_shards SET expires_at = pg_catalog.clock_timestamp() WHERE token = $1::pg_catalog.uuid;
+
+-- name: lock_feed
+-- The row, while its token is $1: no other replica takes it until the end of the transaction.
+SELECT :feed_state FROM public.feed_shards WHERE token = $1::pg_catalog.uuid FOR UPDATE OF feed_shards;
+
+-- name: begin_incarnation
+UPDATE public.feed_shards SET incarnation = $2, server_run = $3 WHERE token = $1::pg_catalog.uuid;
+
+-- name: bound_feed_cursor
+-- What the incarnation $2 begins with for the destination $1: its bounds, and that the destination is to be told.
+UPDATE public.feed_cursors SET bounds = $2, undone_due = true WHERE destination = $1;
+
+-- name: read_feed_cursors
+-- Those of all destinations, with those that were not there and begin now: $1 their names, $2 where each begins: `now`,
+-- `oldest`, or a time. In a transaction that has locked the row of the publisher. A tenant that has arrived within the
+-- last ten minutes is held until its source has passed its departure, whatever begins here.
+WITH wanted AS (
+    SELECT sent.destination, sent.begin,
+        CASE sent.begin
+            WHEN 'now' THEN :feed_horizon - 1
+            WHEN 'oldest' THEN coalesce((SELECT log_forgotten.batch_id FROM public.log_forgotten), 0)
+            ELSE coalesce(
+                (
+                    SELECT pg_catalog.min(later.batch_id) - 1
+                    FROM (
+                        SELECT log_batches.batch_id
+                        FROM public.log_batches
+                        WHERE
+                            log_batches.completed_at >= sent.begin::pg_catalog.timestamptz
+                            AND log_batches.batch_id > 0::bigint
+                        ORDER BY log_batches.completed_at
+                        LIMIT 10000
+                    ) AS later
+                ),
+                :feed_horizon - 1
+            )
+        END AS batch_id
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (destination, begin)
+    WHERE NOT EXISTS (SELECT FROM public.feed_cursors WHERE feed_cursors.destination = sent.destination)
+), begun AS (
+    INSERT INTO public.feed_cursors (destination, batch_id, position, held)
+    SELECT
+        wanted.destination, wanted.batch_id, 32767,
+        coalesce(
+            (
+                SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                    'tenant_no', arrived.tenants[1], 'tenant_id', tenants.id, 'epoch', arrived.epoch,
+                    'source', arrived.origins[1], 'batch_id', wanted.batch_id, 'position', 32767
+                ))
+                FROM public.log_batches AS arrived
+                JOIN public.tenants ON tenants.number = arrived.tenants[1]
+                WHERE
+                    arrived.kind = 'a' AND arrived.batch_id <= wanted.batch_id
+                    AND arrived.completed_at > pg_catalog.clock_timestamp() - interval '10 minutes'
+                    AND pg_catalog.cardinality(arrived.origins) > 0
+            ),
+            '[]'
+        )
+    FROM wanted
+    RETURNING *
+)
+SELECT
+    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error
+FROM public.feed_cursors
+UNION ALL
+SELECT
+    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error
+FROM begun;
+
+-- name: write_feed_cursors
+-- Of the destinations $2, while the token of the publisher is $1. A claim waits for the end of it.
+WITH mine AS (
+    SELECT :without_disk_wait FROM public.feed_shards WHERE token = $1::pg_catalog.uuid FOR SHARE
+)
+UPDATE public.feed_cursors
+SET
+    batch_id = sent.batch_id::bigint, position = sent.position::integer, undone_due = sent.undone_due::boolean,
+    held = sent.held::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
+    behind_since = nullif(sent.behind_since, '')::pg_catalog.timestamptz, updated_at = pg_catalog.clock_timestamp()
+FROM mine, unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[]
+) AS sent (destination, batch_id, position, undone_due, held, stopped, error, behind_since)
+WHERE feed_cursors.destination = sent.destination
+RETURNING feed_cursors.destination;
+
+-- name: read_feed
+-- The rows of the log behind the row $3 of the batch $2, up to the row $6 of the batch $5, about $4 of them at most, in
+-- their order; of the tenant number $7 alone if that is no null. With the run of the server that answers, and what the
+-- retention has deleted by then. A batch without
+-- rows is one row. Of a batch that was read in part the rest counts. None if the token is not $1 any more.
+WITH mine AS MATERIALIZED (
+    SELECT :server_run, :forgotten_columns FROM public.feed_shards WHERE token = $1::pg_catalog.uuid
+), horizon AS MATERIALIZED (
+    SELECT :feed_horizon AS batch_id
+), found AS MATERIALIZED (
+    SELECT
+        batch_id, completed_at, kind, token, tenants, types, origins, epoch,
+        1 + CASE batch_id WHEN $2 THEN greatest(row_count - $3::integer, 0) ELSE row_count END AS cost
+    FROM public.log_batches
+    WHERE
+        batch_id >= $2::bigint AND batch_id <= $5::bigint AND batch_id < (SELECT horizon.batch_id FROM horizon)
+        AND ($7::integer IS NULL OR $7 = ANY(tenants))
+    ORDER BY batch_id
+    LIMIT $4::integer + 1
+), summed AS (
+    SELECT *, pg_catalog.sum(cost) OVER (ORDER BY batch_id) - cost AS cost_before FROM found
+)
+SELECT
+    mine.timeline, mine.started_at, mine.forgotten, mine.forgotten_at,
+    batches.batch_id, coalesce(logged.position::integer, 0) AS position, batches.completed_at,
+    batches.token::pg_catalog.text AS token, batches.kind::pg_catalog.text AS batch_kind, batches.epoch,
+    batches.origins[coalesce(logged.origin_at, 1)] AS origin, logged.kind::pg_catalog.text AS kind,
+    batches.types[logged.type_at] AS resource_type, public.simplu_id(logged.resource) AS resource_id,
+    CASE WHEN logged.kind <> 'm' THEN public.simplu_id(logged.request) END AS request_id,
+    logged.is_failed, tenants.number AS tenant_no, tenants.id AS tenant_id, tenants.business_id, tenants.location_id,
+    tenants.business_type
+FROM (SELECT * FROM summed WHERE cost_before < $4) AS batches
+CROSS JOIN mine
+LEFT JOIN LATERAL (
+    SELECT
+        log_rows.*,
+        EXISTS (
+            SELECT
+            FROM public.log_outcomes
+            WHERE
+                log_outcomes.batch_id = log_rows.batch_id AND log_outcomes.position = log_rows.position
+                AND log_outcomes.error IS NOT NULL
+        ) AS is_failed
+    FROM public.log_rows
+    WHERE
+        log_rows.batch_id = batches.batch_id AND ($7 IS NULL OR log_rows.tenant_no = $7)
+        AND (batches.batch_id > $2 OR log_rows.position > $3)
+    ORDER BY log_rows.position
+    LIMIT $4
+) AS logged ON true
+LEFT JOIN public.tenants ON tenants.number = coalesce(logged.tenant_no, batches.tenants[1])
+WHERE
+    (batches.batch_id > $2 OR coalesce(logged.position::integer, 0) > $3)
+    AND (batches.batch_id < $5 OR coalesce(logged.position::integer, 0) <= $6::integer)
+ORDER BY batches.batch_id, logged.position
+LIMIT $4;
+
+-- name: read_feed_data
+-- The rows of the resources $2, $3 of the tenants $1 that live here, as they are now.
+SELECT (wanted.number - 1)::integer AS index, (resources.data || '{}'::pg_catalog.jsonb)::pg_catalog.text AS data
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    WITH ORDINALITY AS wanted (tenant_id, resource_type, resource_id, number)
+JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here
+JOIN public.resources
+    ON
+        resources.id = wanted.tenant_id
+        AND resources."resourceName" = wanted.resource_type
+        AND resources."resourceId" = wanted.resource_id;
+
+-- name: find_feed_batches
+-- Those of the batches $1 with the tokens $2 that are in the log.
+SELECT log_batches.token::pg_catalog.text AS token
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (batch_id, token)
+JOIN public.log_batches
+    ON log_batches.batch_id = sent.batch_id::bigint AND log_batches.token = sent.token::pg_catalog.uuid;
+
+-- name: find_passed_departures
+-- On the source: the numbers, from 0, of those tenants $2 with the epochs $3 whose departure the destination $1 has
+-- passed, or that left no mark any more. None while the destination has no cursor here, and not a tenant that waits for
+-- its own source yet.
+SELECT (sent.number - 1)::integer AS index
+FROM public.feed_cursors
+CROSS JOIN unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_id, epoch, number)
+WHERE
+    feed_cursors.destination = $1
+    AND NOT EXISTS (
+        SELECT
+        FROM public.log_batches
+        JOIN public.tenants ON tenants.number = log_batches.tenants[1]
+        WHERE
+            log_batches.kind = 'l' AND tenants.id = sent.tenant_id AND log_batches.epoch = sent.epoch::bigint
+            AND (
+                log_batches.batch_id > feed_cursors.batch_id
+                OR log_batches.batch_id = feed_cursors.batch_id AND feed_cursors.position < 0::integer
+            )
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
+        WHERE
+            pg_catalog.jsonb_extract_path_text(held.one, 'tenant_id') = sent.tenant_id
+            AND pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint < sent.epoch::bigint
+    );
+
+-- name: note_feed_refusal
+-- Keep an event that the destination $2 refused for good, while the token is $1; at most 10,000 of a destination.
+INSERT INTO public.feed_refusals (destination, event_id, event, error)
+SELECT $2, $3, $4::pg_catalog.text::pg_catalog.jsonb, $5
+FROM public.feed_shards
+WHERE
+    feed_shards.token = $1::pg_catalog.uuid
+    AND (
+        SELECT pg_catalog.count(*) FROM public.feed_refusals WHERE feed_refusals.destination = $2
+    ) < 10000::bigint
+ON CONFLICT (destination, event_id) DO UPDATE SET error = excluded.error;
+
+-- name: forget_old_refusals
+-- Delete at most $2 refusals that are older than $1 seconds.
+DELETE FROM public.feed_refusals
+WHERE ctid = ANY(
+    ARRAY(
+        SELECT ctid FROM public.feed_refusals
+        WHERE refused_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
+        LIMIT $2
+    )
+);

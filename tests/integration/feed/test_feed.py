@@ -1,0 +1,335 @@
+"""The feed of real shards: which events come, in which order, and what becomes of them when something fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from support.feed.receiver import Receiver
+from support.feed.running import feed_of, publishing, running
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+
+from simplu_worker.feed.types import Delivered, DestinationTerms, FeedFilter, Refused, RetryLater
+from simplu_worker.shards.log.marks import mark_changes
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
+
+
+@pytest.fixture
+async def address(make_shard: ShardMaker) -> ShardAddress:
+    """Give a shard."""
+    return await make_shard("a")
+
+
+@pytest.fixture
+async def pools(address: ShardAddress) -> AsyncIterator[Pools]:
+    """Give the pools of a replica, which close before the shard goes."""
+    async with Pools(size=6) as pools:
+        pools.ensure_pool(address)
+        yield pools
+
+
+@pytest.fixture
+async def case(pools: Pools, address: ShardAddress) -> TenantCase:
+    """Give a tenant on that shard."""
+    pool = pools.ensure_pool(address)
+    await add_tenant(pool)
+    return TenantCase(pool, TENANT)
+
+
+async def test_feed_sends_each_applied_change_when_it_is_committed(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """Each change of a resource is an event, in the order of its key; what failed or only read is none."""
+    receiver = Receiver()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {"n": 1}), case.operation("update", "r9", {"n": 1}))
+        await case.apply_each(
+            case.operation("patch", "r1", {"n": 2}),
+            case.operation("read", "r1"),
+            case.operation("update", "r1", {"n": 3}),
+            case.operation("delete", "r1"),
+        )
+        async with case.pool.transaction() as connection:
+            await mark_changes(connection, [(case.tenant_id, "patient", "r5")])
+        await receiver.until_count(5)
+    subject = f"{case.tenant_id}/patient/r1"
+    assert receiver.told() == [
+        ("resource.created", subject),
+        ("resource.patched", subject),
+        ("resource.updated", subject),
+        ("resource.deleted", subject),
+        ("resource.changed", f"{case.tenant_id}/patient/r5"),
+    ]
+    first = receiver.events[0]
+    assert (first.shard_id, first.incarnation.bounds) == ("a", "")
+    assert first.tenant is not None
+    assert (first.tenant.business_id, first.tenant.location_id) == TENANT
+    assert first.request_id is not None
+    assert first.data is None
+
+
+async def test_feed_goes_on_where_it_was_when_it_is_restarted(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """A replica that stopped gave its row back; the next one begins behind what was delivered."""
+    first, second = Receiver(), Receiver()
+    feed = feed_of(pools, [address], [first.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(20)))
+        await first.until_count(20)
+    await case.apply_each(*(case.operation("create", f"s{number}", {}) for number in range(20)))
+    feed = feed_of(pools, [address], [second.configured()], "two")
+    async with running(feed):
+        await second.until_count(20)
+    assert {one.id for one in first.events}.isdisjoint(one.id for one in second.events)
+    assert [one.resource_id for one in second.events] == [f"s{number}" for number in range(20)]
+
+
+async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused_for_a_while(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """Only the key of the event that waits waits, and the others are not sent again behind it."""
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda event: RetryLater("busy") if is_down and event.resource_id == "r3" else Delivered()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        for kind in ("create", "update"):
+            await case.apply(*(case.operation(kind, f"r{number}", {}) for number in range(8)))
+        await receiver.until_count(14)
+        rows = await fetch(case.pool, "SELECT batch_id FROM feed_cursors")
+        held_at = int(receiver.events[0].position.split("-")[0])
+        assert rows[0]["batch_id"] <= held_at
+        is_down = False
+        await receiver.until_count(16)
+    assert len(receiver.events) == 16
+    assert [one.kind for one in receiver.events if one.resource_id == "r3"] == [
+        FeedKind.RESOURCE_CREATED,
+        FeedKind.RESOURCE_UPDATED,
+    ]
+
+
+async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """A destination holds only itself."""
+    hanging, other = Receiver("hanging"), Receiver("other")
+    hanging.hangs = True
+    feed = feed_of(pools, [address], [hanging.configured(), other.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(*(case.operation("create", f"r{number}", {}) for number in range(3000)))
+        await other.until_count(3000)
+    assert not hanging.events
+
+
+@pytest.mark.slow(14)
+async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_killed(
+    make_shard: ShardMaker,
+) -> None:
+    """The row of a killed publisher expires; the next one sends nothing that the first one had noted as delivered."""
+    address = await make_shard("a")
+    first, second = Receiver(), Receiver()
+    async with Pools(size=4) as pools, Pools(size=4) as others:
+        pool = pools.ensure_pool(address)
+        await add_tenant(pool)
+        case = TenantCase(pool, TENANT)
+        one, two = (
+            feed_of(pools, [address], [first.configured()]),
+            feed_of(others, [address], [second.configured()], "two"),
+        )
+        async with running(one) as killed:
+            await publishing(one)
+            async with running(two):
+                await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
+                await first.until_count(5)
+                await asyncio.sleep(0.5)
+                shard = one._shards["a"]
+                shard._token = None  # so that its end does not give the row back, as at a kill
+                killed.cancel()
+                await case.apply(case.operation("create", "last", {}))
+                began_at = asyncio.get_running_loop().time()
+                await second.until_count(1)
+                assert asyncio.get_running_loop().time() - began_at < 10
+                assert [event.resource_id for event in second.events] == ["last"]
+
+
+async def test_publisher_writes_nothing_when_another_one_has_the_row(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """The token in the row fences: a publisher that lost it moves no cursor, and claims the row anew."""
+    receiver = Receiver()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await receiver.until_count(1)
+        await asyncio.sleep(0.5)
+        before = await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors")
+        await fetch(
+            case.pool,
+            "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + interval '4 s'",
+        )
+        await case.apply(case.operation("create", "r2", {}))
+        await asyncio.sleep(3)
+        assert await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors") == before
+        assert feed.published_count == 0
+        await receiver.until_count(2)
+
+
+async def test_refused_event_is_kept_and_the_feed_goes_on_when_its_tries_are_over(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """It is a row of `feed_refusals`, and later events of its key come."""
+    receiver = Receiver()
+    tries = 0
+
+    def answer(event: object) -> Delivered | Refused:
+        nonlocal tries
+        if getattr(event, "request_id", None) == "bad":
+            tries += 1
+            return Refused("400")
+        return Delivered()
+
+    receiver.answer = answer
+    feed = feed_of(pools, [address], [receiver.configured(terms=DestinationTerms("receiver", tries=2))])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply_each(
+            case.operation("create", "r1", {}, request_id="bad"), case.operation("update", "r1", {"n": 1})
+        )
+        await receiver.until_count(1)
+        assert tries == 2
+        kept = await fetch(case.pool, "SELECT event->>'request_id' AS request_id, error FROM feed_refusals")
+    assert kept == [{"request_id": "bad", "error": "400"}]
+    assert receiver.told() == [("resource.updated", f"{case.tenant_id}/patient/r1")]
+
+
+async def test_feed_stops_on_the_shard_when_an_event_is_refused_and_the_terms_say_so(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """The reason is in the row of the cursor, which stays before the event."""
+    receiver = Receiver()
+    receiver.answer = lambda _: Refused("400")
+    terms = DestinationTerms("receiver", tries=1, on_refusal=OnRefusal.STOP)
+    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        async with asyncio.timeout(10):
+            while (await stopped(case))[0] != "refused":  # noqa: ASYNC110  # a row on the shard
+                await asyncio.sleep(0.1)
+        calls = receiver.call_count
+        await case.apply(case.operation("create", "r2", {}))
+        await asyncio.sleep(1)
+        assert receiver.call_count == calls
+
+
+async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """The gap has its bounds, and comes before what follows."""
+    receiver = Receiver()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+    await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
+    await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '20 days'")
+    await forget_log(case)
+    lost = await fetch(case.pool, "SELECT batch_id FROM log_forgotten")
+    await case.apply(case.operation("create", "kept", {}))
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await receiver.until_count(2)
+    gap, kept = receiver.events
+    assert (gap.kind, gap.subject) == (FeedKind.GAP, "a")
+    assert gap.bounds is not None
+    assert gap.bounds.through == lost[0]["batch_id"]
+    assert gap.bounds.behind < lost[0]["batch_id"]
+    assert kept.resource_id == "kept"
+
+
+async def stopped(case: TenantCase) -> list[str | None]:
+    """Return why the destinations have stopped."""
+    return [row["stopped"] for row in await fetch(case.pool, "SELECT stopped FROM feed_cursors")]
+
+
+async def forget_log(case: TenantCase) -> None:
+    """Delete batches older than ten days, as the retention does."""
+    await fetch(case.pool, QUERIES["forget_batches"], 864_000.0, 1000, datetime(1, 1, 2, tzinfo=UTC))
+
+
+async def test_new_destination_begins_where_its_terms_say(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """Now, at a time, or at the oldest batch of the log."""
+    await case.apply(case.operation("create", "old", {}))
+    await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '2 hours'")
+    await case.apply(case.operation("create", "new", {}))
+    now, since, oldest = Receiver("now"), Receiver("since"), Receiver("oldest")
+    hour_ago = DestinationTerms("since", begin=datetime.now(UTC) - timedelta(hours=1))
+    feed = feed_of(
+        pools,
+        [address],
+        [now.configured(), since.configured(terms=hour_ago), oldest.configured(begin=FeedBeginning.OLDEST)],
+    )
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "newest", {}))
+        await oldest.until_count(3)
+        await since.until_count(2)
+        await now.until_count(1)
+    assert [one.resource_id for one in now.events] == ["newest"]
+    assert [one.resource_id for one in since.events] == ["new", "newest"]
+    assert [one.resource_id for one in oldest.events] == ["old", "new", "newest"]
+
+
+async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """Numbers are no order of commits: what lies above a running transaction is read once it has ended."""
+    receiver = Receiver()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        async with case.pool.transaction() as connection:
+            await mark_changes(connection, [(case.tenant_id, "patient", "earlier")])
+            await case.apply(case.operation("create", "later", {}))
+            await asyncio.sleep(1)
+            assert not receiver.events
+        await receiver.until_count(2)
+    assert [one.resource_id for one in receiver.events] == ["earlier", "later"]
+
+
+async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_wanted(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """The data is the row as it is when the event is published; a deleted resource has none."""
+    receiver = Receiver()
+    wanted = FeedFilter(resource_types=frozenset({"patient"}))
+    terms = DestinationTerms("receiver", filter=wanted, data=FeedData.CURRENT)
+    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(
+            case.operation("create", "r1", {"n": 1}),
+            case.operation("create", "r1", {"n": 1}, resource_type="invoice"),
+            case.operation("create", "r2", {"n": 1}),
+            case.operation("delete", "r2"),
+        )
+        await receiver.until_count(3)
+    assert [(one.resource_id, one.data) for one in receiver.events] == [
+        ("r1", b'{"n": 1}'),
+        ("r2", None),
+        ("r2", None),
+    ]

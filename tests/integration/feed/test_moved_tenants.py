@@ -1,0 +1,100 @@
+"""A tenant moves between real shards: the source's events come before the target's, and none comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from support.feed.receiver import Receiver
+from support.feed.running import feed_of, publishing, running
+from support.moves.world import TENANT_ID, World
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
+
+from simplu_worker.feed.types import Delivered, RetryLater
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.vocabulary import FeedKind
+
+OTHER = ("other", "main")
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give two shards, and a tenant on the first one."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    async with Pools(size=6) as pools:
+        world = World(pools, addresses)
+        await add_tenant(world.shard_pools["a"])
+        await add_tenant(world.shard_pools["b"], OTHER)
+        yield world
+
+
+@pytest.mark.slow(4)
+async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(world: World) -> None:
+    """The tenant alone waits, over a restart too; then its events come in order, those of its copies never."""
+    addresses = [pool.address for pool in world.shard_pools.values()]
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda event: RetryLater("down") if is_down and event.shard_id == "a" else Delivered()
+    source, target = world.case("a"), world.case("b")
+    other = TenantCase(world.shard_pools["b"], OTHER)
+    feed = feed_of(world.pools, addresses, [receiver.configured()])
+    async with running(feed):
+        await publishing(feed, 2)
+        await source.apply_each(*(source.operation("create", f"r{number}", {}) for number in range(10)))
+        await world.move()
+        await target.apply_each(*(target.operation("update", f"r{number}", {"n": 1}) for number in range(10)))
+        await other.apply(other.operation("create", "r1", {}))
+        await receiver.until_count(1)
+        await asyncio.sleep(1)
+        assert [one.tenant.tenant_id for one in receiver.events if one.tenant is not None] == ["other-main"]
+        held = await fetch(world.shard_pools["b"], "SELECT held->0->>'source' AS source FROM feed_cursors")
+        assert held == [{"source": "a"}]
+    feed = feed_of(world.pools, addresses, [receiver.configured()])
+    async with running(feed):
+        await publishing(feed, 2)
+        await target.apply(target.operation("update", "r0", {"n": 2}))
+        await asyncio.sleep(1)
+        is_down = False
+        await receiver.until_count(1 + 10 + 1 + 10 + 1)
+        await target.apply(target.operation("update", "r0", {"n": 3}))
+        await receiver.until_count(24)
+    of_tenant = [one for one in receiver.events if one.subject.startswith(TENANT_ID)]
+    assert len({one.id for one in of_tenant}) == len(of_tenant)
+    assert [one.shard_id for one in of_tenant] == ["a"] * 10 + ["b"] * 13
+    assert of_tenant[10].kind is FeedKind.TENANT_MOVED
+    assert [one.resource_id for one in of_tenant[11:]] == [*(f"r{number}" for number in range(10)), "r0", "r0"]
+
+
+@pytest.mark.slow(6)
+async def test_events_come_in_order_when_a_tenant_moves_there_and_back_under_load(world: World) -> None:
+    """Every change arrives once for its resource in the order of its versions, whichever shard has it."""
+    addresses = [pool.address for pool in world.shard_pools.values()]
+    receiver = Receiver()
+    feed = feed_of(world.pools, addresses, [receiver.configured()])
+    async with running(feed):
+        await publishing(feed, 2)
+        stopping = asyncio.Event()
+        writing = asyncio.create_task(world.write_until(stopping))
+        for source, target in (("a", "b"), ("b", "a"), ("a", "b")):
+            await asyncio.sleep(0.3)
+            await world.move(source, target)
+        stopping.set()
+        await writing
+        await receiver.until(lambda events: sum(one.kind is FeedKind.TENANT_MOVED for one in events) == 3, 20)
+        logged = await fetch(
+            world.shard_pools["b"],
+            "SELECT request_id FROM operations WHERE tenant_id = $1 AND status = 'succeeded'"
+            " AND operation IN ('create', 'update', 'patch', 'delete')",
+            TENANT_ID,
+        )
+        wanted = {row["request_id"] for row in logged}
+        await receiver.until(lambda events: wanted <= {one.request_id for one in events}, 20)
+    requests = [one.request_id for one in receiver.events if one.request_id is not None]
+    assert len(requests) == len(set(requests))
+    moves = [index for index, one in enumerate(receiver.events) if one.kind is FeedKind.TENANT_MOVED]
+    shards = [one.shard_id for one in receiver.events]
+    assert shards == sorted(shards[: moves[0]]) + shards[moves[0] :]
+    for begin, end, shard_id in zip(moves, [*moves[1:], len(shards)], ("b", "a", "b"), strict=True):
+        assert set(shards[begin:end]) == {shard_id}

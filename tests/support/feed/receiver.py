@@ -1,0 +1,86 @@
+"""A destination in the process of the test: remembers what came, and answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from simplu_worker.feed.feed import ConfiguredDestination
+from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, RetryLater
+from simplu_worker.vocabulary import FeedBeginning
+
+
+class Receiver:
+    """A receiver that keeps everything in the order in which it came; *answer* decides about each event."""
+
+    def __init__(self, name: str = "receiver", *, max_events: int = 500) -> None:
+        self.name = name
+        self.max_events = max_events
+        self.events: list[FeedEvent] = []
+        self.answer: Callable[[FeedEvent], Delivery] = lambda _: Delivered()
+        self.hangs = False
+        self.call_count = 0
+        self._came = asyncio.Condition()
+
+    def __repr__(self) -> str:
+        return f"Receiver({self.name}, {len(self.events)} events)"
+
+    async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
+        """Take *events*; behind one that is not taken, the others of its key wait."""
+        self.call_count += 1
+        if self.hangs:
+            await asyncio.Event().wait()
+        answers: list[Delivery] = []
+        blocked: set[str] = set()
+        async with self._came:
+            for event in events:
+                answer = RetryLater("waits") if event.partition_key in blocked else self.answer(event)
+                if isinstance(answer, Delivered):
+                    self.events.append(event)
+                else:
+                    blocked.add(event.partition_key)
+                answers.append(answer)
+            self._came.notify_all()
+        return answers
+
+    async def until(self, condition: Callable[[Sequence[FeedEvent]], bool], within_s: float = 10) -> None:
+        """Wait until *condition* holds of the events."""
+        try:
+            async with self._came, asyncio.timeout(within_s):
+                await self._came.wait_for(lambda: condition(self.events))
+        except TimeoutError:
+            raise AssertionError([(one.kind.value, one.subject, one.id, one.position) for one in self.events]) from None
+
+    async def until_count(self, count: int, within_s: float = 10) -> None:
+        """Wait for *count* events, each id once."""
+        await self.until(lambda events: len({one.id for one in events}) >= count, within_s)
+
+    def told(self) -> list[tuple[str, str]]:
+        """Return what came, each id once: kind and subject."""
+        first = {one.id: one for one in reversed(self.events)}
+        seen = sorted(first.values(), key=self.events.index)
+        return [(one.kind.value, one.subject) for one in seen]
+
+    def positions_by_key(self) -> dict[str, list[tuple[int, int]]]:
+        """Return the positions of the first coming of each event, by key."""
+        seen: set[str] = set()
+        found: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        for one in self.events:
+            if one.id not in seen:
+                seen.add(one.id)
+                batch_id, position = one.position.split("-")
+                found[one.partition_key].append((int(batch_id), int(position)))
+        return dict(found)
+
+    def configured(
+        self, *, begin: FeedBeginning = FeedBeginning.NOW, terms: DestinationTerms | None = None
+    ) -> ConfiguredDestination:
+        """Return it as a destination of a feed."""
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Receiver]:
+            yield self
+
+        return ConfiguredDestination(terms or DestinationTerms(self.name, begin=begin), opened)

@@ -1,0 +1,47 @@
+"""A feed that runs within a test, over shards that the test has made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from simplu_worker.feed.feed import ConfiguredDestination, Feed
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+
+
+def feed_of(
+    pools: Pools, addresses: Sequence[ShardAddress], destinations: Sequence[ConfiguredDestination], name: str = "one"
+) -> Feed:
+    """Return the feed of a replica *name*."""
+    shards = tuple(MappedShard(one.shard_id, one.connection_string) for one in addresses)
+    locator = StaticMap(ShardMap(shards=shards))
+    return Feed(locator, pools, ReplicationWaiter(pools), name=name, destinations=destinations)
+
+
+@asynccontextmanager
+async def running(feed: Feed) -> AsyncIterator[asyncio.Task[None]]:
+    """Run *feed* for the length of the block; then it gives its rows back, unless the block has cancelled it."""
+    stopping = asyncio.Event()
+    task = asyncio.create_task(feed.run(stopping))
+    try:
+        yield task
+    finally:
+        stopping.set()
+        try:
+            async with asyncio.timeout(10):
+                await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+
+
+async def publishing(feed: Feed, count: int = 1) -> None:
+    """Return once *feed* publishes *count* shards."""
+    async with asyncio.timeout(20):
+        while feed.published_count < count:  # noqa: ASYNC110  # nothing there is to be awaited
+            await asyncio.sleep(0.02)
