@@ -65,16 +65,18 @@ log = structlog.get_logger(__name__)
 
 
 class Signals(NamedTuple):
-    """The signals that came: *stopping* is set by SIGTERM and SIGINT, *hung_up* by SIGHUP."""
+    """The signals that came: *stopping* is set by SIGTERM and SIGINT, the others by SIGHUP."""
 
     stopping: asyncio.Event
     hung_up: asyncio.Event
+    feed_hung_up: asyncio.Event  # the same, for the one other reader of a file
 
 
 async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> None:
     """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
 
-    *letters* acts on dead letters for operators that ask over HTTP. SIGHUP reloads `SHARD_MAP_FILE`.
+    *letters* acts on dead letters for operators that ask over HTTP. SIGHUP reloads `SHARD_MAP_FILE` and
+    `FEED_FILE`.
     """
     signals = _handle_signals()
     instruments.set_build_info(__version__)
@@ -100,7 +102,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
             "top tenants": partial(repeat_every, top_tenants.INTERVAL_S, replica.note_top_tenants),
         }
-        background = heartbeat | _background_tasks(settings, parts, health, signals.hung_up)
+        background = heartbeat | _background_tasks(settings, parts, health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)
     _require_drained(parts.consumers)
     log.info("worker.stopped", replica=replica.name)
@@ -108,7 +110,11 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
 
 def _handle_signals() -> Signals:
     loop = asyncio.get_running_loop()
-    signals = Signals(asyncio.Event(), asyncio.Event())
+    signals = Signals(asyncio.Event(), asyncio.Event(), asyncio.Event())
+
+    def hang_up() -> None:
+        signals.hung_up.set()
+        signals.feed_hung_up.set()
 
     def stop() -> None:
         if signals.stopping.is_set():
@@ -117,7 +123,7 @@ def _handle_signals() -> Signals:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, signals.hung_up.set)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     return signals
 
 
@@ -184,9 +190,7 @@ def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) ->
     )
 
 
-def _background_tasks(
-    settings: Settings, parts: Parts, health: HealthRegistry, hung_up: asyncio.Event
-) -> dict[str, Task]:
+def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, signals: Signals) -> dict[str, Task]:
     """Return by name the tasks that run beside the sources until these are drained."""
     shards, consumers = parts.shards, parts.consumers
     grace = timedelta(hours=settings.tenant_destroy_grace_hours)
@@ -197,8 +201,10 @@ def _background_tasks(
         "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "rejections": consumers.rejections.run,
-        "shard-map": partial(_reload_map, settings, shards, hung_up),
+        "shard-map": partial(_reload_map, settings, shards, signals.hung_up),
     }
+    if parts.feed is not None:
+        tasks["feed-file"] = partial(parts.feed[1].run, signals.feed_hung_up)
     known: Callable[[], Iterable[ShardAddress]] = tuple
     if isinstance(shards.locator, CitrusClient):
         watch = CitrusWatch(shards.locator, health)
@@ -279,6 +285,10 @@ async def _run_until_drained(
                 run_fleet = partial(consumers.fleet.run, stopping)
                 fleet = keep_running(TargetKind.LEASES, "fleet", "fleet", run_fleet, stopping=stopping)
                 sources.create_task(fleet, name="fleet")
+            if parts.feed is not None:
+                run_feed = partial(parts.feed[0].run, stopping)
+                feed = keep_running(TargetKind.REPLICA, "feed", "feed", run_feed, stopping=stopping)
+                sources.create_task(feed, name="feed")
             await stopping.wait()
             notifier.notify_stopping()
             log.info("worker.draining", grace_s=grace_s)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
+from simplu_worker.assembly.feed import make_feed
 from simplu_worker.assembly.shards import Shards, only_shard, open_shards
 from simplu_worker.aws.clients import Client, check_aws_profile, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
@@ -36,6 +37,8 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError
+from simplu_worker.feed.feed import Feed
+from simplu_worker.feed.feed_file_reading import FeedFileReloader, read_feed_file
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
 from simplu_worker.timing.clock import OWN_CLOCK
@@ -85,6 +88,7 @@ class Parts(msgspec.Struct, frozen=True):
     cache: Cache | None = None
     cache_admin: CacheAdmin | None = None
     span_export: SpanExport | None = None
+    feed: tuple[Feed, FeedFileReloader] | None = None
 
 
 def find_part_problems(settings: Settings) -> list[str]:
@@ -101,6 +105,8 @@ def find_part_problems(settings: Settings) -> list[str]:
         checks.append(partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts))
     elif settings.citrus_server_url is None and settings.database_host is not None:
         checks.append(partial(only_shard, settings))
+    if settings.feed_file is not None:
+        checks.append(partial(read_feed_file, settings.feed_file, settings.feed_allowed_hosts))
     if settings.traces:
         checks.append(check_tracing)
     problems: list[str] = []
@@ -131,7 +137,8 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
             open_shards(settings, on_change=on_change, business_info=business_info)
         )
         consumers = await _open_consumers(stack, settings, shards, replica_name, cache)
-        yield Parts(shards, consumers, on_change, cache, cache_admin, span_export)
+        feed = make_feed(settings, shards, replica_name)
+        yield Parts(shards, consumers, on_change, cache, cache_admin, span_export, feed)
 
 
 def reader_settings(settings: Settings) -> ReaderSettings:
