@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from support.requires import ROOT
@@ -59,9 +60,10 @@ class Command(NamedTuple):
     options: tuple[str, ...]
 
 
-def program_commands() -> list[Command]:
+@cache
+def program_commands() -> tuple[Command, ...]:
     """Return the commands of the program by their words."""
-    return sorted(_commands(app, ""))
+    return tuple(sorted(_commands(app, "")))
 
 
 def render_page(page: str) -> str:

@@ -582,7 +582,7 @@ BREAKS = [
 def test_deep_text_is_invalid_json_when_it_is_broken_at_any_depth(name: str, old: str, new: str) -> None:
     """A record with it is no JSON, as if it were flat."""
     deep = nested(5_000)
-    for number in (0, 1, 250, 513, 2_500, 4_998):
+    for number in (0, 513, 4_998):
         at = deep.index("[") + number if old == "[" else len(deep) - 2 - number
         assert deep[at] == old
         refusal = decode(with_text(name, deep[:at] + new + deep[at + 1 :], "list" if name == "filters" else "create"))

@@ -193,7 +193,7 @@ made_up = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYWORDS), made_up, max_size=5), made_up)
 def test_schema_of_any_form_has_a_problem_or_judges(schema: dict[str, Any], document: Any) -> None:
     """Nothing else is raised, whatever an operator writes."""

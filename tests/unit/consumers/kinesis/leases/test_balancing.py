@@ -147,7 +147,7 @@ owners_of_leases = st.lists(st.sampled_from([None, "gone", "a", "b", "c", "d"]),
 draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=50)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(owners=owners_of_leases, replicas=st.permutations("abcd"), count=st.integers(1, 4), chance=draws)
 def test_counts_become_even_with_few_moves_and_stay_so(
     owners: list[str | None], replicas: list[str], count: int, chance: list[float]

@@ -178,7 +178,7 @@ def _fields(one: StreamShard) -> dict[str, Any]:
     return {field: getattr(one, field) for field in one.__struct_fields__}
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
 def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
     tree: list[StreamShard], initial: str, leased: Random
@@ -197,7 +197,7 @@ def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
         assert not lease.parents & set(created[place:])
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
 def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard], initial: str, leased: Random) -> None:
     """No gap of leases between a child and an ancestor that is read: it would start before the ancestor is finished."""
@@ -341,7 +341,7 @@ def test_hole_is_the_first_hash_keys_that_nothing_covers(ranges: list[HashRange]
     assert first_hole(ranges) == expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(tree=trees())
 def test_open_stream_shards_of_a_tree_have_no_hole(tree: list[StreamShard]) -> None:
     """Splits and merges keep all hash keys covered; without one of them there is a hole, and it is that one's."""
