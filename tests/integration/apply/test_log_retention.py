@@ -77,11 +77,12 @@ async def left_on(address: ShardAddress) -> int:
     """Return how many rows the log of a shard has; all of them have a batch, and nothing is left of others."""
     connection = await asyncpg.connect(address.connection_string)
     try:
-        count = int(await connection.fetchval("SELECT count(*) FROM log_rows"))
-        assert await connection.fetchval("SELECT count(*) FROM operations") == count
-        assert await connection.fetchval("SELECT coalesce(sum(row_count), 0) FROM log_batches") == count
-        assert await connection.fetchval(OUTCOMES_OF_NONE) == 0
-        return count
+        async with connection.transaction(isolation="repeatable_read"):  # retention may delete meanwhile
+            count = int(await connection.fetchval("SELECT count(*) FROM log_rows"))
+            assert await connection.fetchval("SELECT count(*) FROM operations") == count
+            assert await connection.fetchval("SELECT coalesce(sum(row_count), 0) FROM log_batches") == count
+            assert await connection.fetchval(OUTCOMES_OF_NONE) == 0
+            return count
     finally:
         await connection.close()
 
