@@ -22,6 +22,7 @@ from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedData, F
 
 DESTINATIONS_MAX: Final = 100
 NAMES_MAX: Final = 100_000  # of one filter
+NAME_SHOWN_MAX: Final = 20
 SECRETS_MAX: Final = 4  # each signs every request
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - not a secret
 SECRET_MIN_BYTES, SECRET_MAX_BYTES = 24, 64  # Standard Webhooks, "Signature scheme"
@@ -162,7 +163,7 @@ def _unknown_problem(name: str, known: Mapping[str, Any]) -> str:
         return (
             f"{_shown(name)}: expected secretFiles, the paths of files with the secrets; no secret belongs in this file"
         )
-    nearest = get_close_matches(name, known, 1)
+    nearest = get_close_matches(name[:NAME_SHOWN_MAX], known, 1)
     return f"{_shown(name)}: expected a known member, got another; {'write ' + nearest[0] if nearest else 'remove it'}"
 
 
@@ -175,7 +176,7 @@ def _reworded(text: str) -> str:
 
 def _shown(name: str) -> str:
     """Return the name of an unknown member, which may be anything, as a short text."""
-    return name if re.fullmatch("[A-Za-z_]{1,20}", name) else "a member"
+    return name if len(name) <= NAME_SHOWN_MAX and re.fullmatch("[A-Za-z_]+", name) else "a member"
 
 
 def _rule_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterator[str]:

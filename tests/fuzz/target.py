@@ -9,7 +9,7 @@ from typing import cast
 
 from hypothesis import strategies as st
 
-NAMES = ("records", "orders", "control", "citrus", "maps", "mappings", "types", "http", "redis", "events")
+NAMES = ("records", "orders", "control", "citrus", "maps", "mappings", "types", "http", "redis", "events", "feed")
 
 
 @dataclass(frozen=True)
