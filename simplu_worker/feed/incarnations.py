@@ -12,11 +12,12 @@ is has not, but another start.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from simplu_worker.feed.places import Place
 from simplu_worker.timing.backoff import jittered
+from simplu_worker.timing.uuid7 import EPOCH
 
 LEASE_S: Final = 6.0  # without a renewal another replica may publish
 RENEW_S: Final = 2.0
@@ -33,6 +34,14 @@ def claim_delay_s(published_count: int, draw: float) -> float:
     """
     share = published_count / (published_count + EVEN_SHARDS)
     return jittered(0.9 * CLAIM_DELAY_MAX_S * share + 0.05, ratio=0.1, draw=draw)
+
+
+def incarnation_id(at: datetime, noise: str) -> str:
+    """Return the id of an incarnation that begins at the time *at*: greater, as text, than those of earlier times.
+
+    Receivers compare ids so (docs/feed.md): an incarnation may not name the one before, where that was lost as well.
+    """
+    return f"{(at - EPOCH) // timedelta(milliseconds=1):012x}{noise}"
 
 
 def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str:

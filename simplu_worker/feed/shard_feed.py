@@ -27,7 +27,7 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
-from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s
+from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s, incarnation_id
 from simplu_worker.feed.memory import DeliveredEvents
 from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
 from simplu_worker.feed.rows import (
@@ -444,4 +444,4 @@ def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:
 
 
 def _new_incarnation() -> str:
-    return secrets.token_hex(4)
+    return incarnation_id(utc_now(), secrets.token_hex(2))
