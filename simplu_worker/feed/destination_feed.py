@@ -146,7 +146,7 @@ class DestinationFeed:
         self.add_events(events)
         if not events:
             self._end_undone()
-        log.warning(
+        log.info(
             "feed.undone",
             shard_id=self._shard_id,
             destination=self.terms.name,

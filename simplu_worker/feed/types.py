@@ -16,7 +16,7 @@ class Incarnation(msgspec.Struct, frozen=True):
 
     Of two ids the newer one is greater as text: receivers go by that (docs/feed.md), as *bounds* may lack one.
     *bounds* are those of the incarnations that began lately, the newest first, each `<id>:<batch id>`, joined by
-    commas; empty for a shard's first one. An event of an earlier incarnation is undone, unless it comes again, if its
+    commas. An event of an earlier incarnation is undone, unless it comes again, if its
     batch is behind the bound of any incarnation that is named before its own. So each event tells by itself which
     earlier ones are undone.
     """

@@ -22,6 +22,8 @@ from model import (
 )
 from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
+from model.feed_model import FeedModel
+from model.feed_model import Rules as FeedRules
 from model.gap_model import GapModel
 from model.giving_up_model import GivingUpModel
 from model.group_commit_model import GroupCommitModel
@@ -204,6 +206,9 @@ SAFE = {
     ),
     "log order: an idle transaction, a rollback": (LogOrderModel((2, 2), idle=1, rollbacks=1), 21_653),
     "log order: two promotions": (LogOrderModel(promotions=2), 13_218),
+    "feed: an idle transaction, a kill": (FeedModel((1, 1), idle=1, kills=1), 25_543),
+    "feed: a move, a kill": (FeedModel((2, 0), moves=1, kills=1), 27_639),
+    "feed: two promotions of what is not awaited": (FeedModel((1, 0), promotions=2, lagging=True), 23_164),
     "log order: there and back": (LogOrderModel((3, 1), moves=2), 17_404),
     "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
     "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
@@ -211,6 +216,14 @@ SAFE = {
 }
 
 SAFE_AND_LARGE = {
+    "feed: there and back": (FeedModel((2, 0), moves=2), 88_897),
+    "feed: a promotion, a kill": (FeedModel((2, 0), promotions=1, kills=1), 54_076),
+    "feed: a promotion of what is not awaited, a kill": (
+        FeedModel((2, 0), promotions=1, lagging=True, kills=1),
+        108_958,
+    ),
+    "feed: the same with two tenants": (FeedModel((1, 1), promotions=1, lagging=True), 125_408),
+    "feed: a promotion and a move": (FeedModel((1, 0), promotions=1, moves=1, lagging=True), 121_626),
     "log order: an idle transaction, a rollback, a move": (LogOrderModel(idle=1, rollbacks=1, moves=1), 83_706),
     "log order: a promotion beside an idle transaction": (LogOrderModel((2, 2), idle=1, promotions=1), 199_365),
     "log order: a promotion and a move": (LogOrderModel(promotions=1, moves=1), 41_237),
@@ -306,6 +319,32 @@ SAFE_AND_LARGE = {
 }
 
 WRONG = {
+    "feed: beyond the horizon": (FeedModel((1, 1), feed=FeedRules(reads_beyond_horizon=True)), "missed", 8),
+    "feed: cursor before the publish": (
+        FeedModel((1, 0), kills=1, feed=FeedRules(cursor_before_publish=True)),
+        "missed",
+        7,
+    ),
+    "feed: publish before the commit is safe": (
+        FeedModel((1, 0), promotions=1, feed=FeedRules(publishes_unsafe=True)),
+        "undone",
+        5,
+    ),
+    "feed: target before the source": (
+        FeedModel((2, 0), moves=1, feed=FeedRules(target_before_source=True)),
+        "order",
+        15,
+    ),
+    "feed: incarnation behind the newest batch": (
+        FeedModel((2, 1), promotions=1, lagging=True, feed=FeedRules(incarnation_behind_newest=True)),
+        "twice",
+        10,
+    ),
+    "feed: no new incarnation": (
+        FeedModel((2, 0), promotions=1, lagging=True, feed=FeedRules(same_incarnation=True)),
+        "twice",
+        10,
+    ),
     "log order: beyond the horizon": (LogOrderModel(rules=LogRules(reads_beyond_horizon=True)), "missed", 8),
     "log order: by number alone": (LogOrderModel(promotions=1, rules=LogRules(number_alone=True)), "twice", 9),
     "log order: only what is behind the newest is undone": (

@@ -69,7 +69,7 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
         ("resource.changed", f"{case.tenant_id}/patient/r5"),
     ]
     first = receiver.events[0]
-    assert (first.shard_id, first.incarnation.bounds) == ("a", "")
+    assert (first.shard_id, first.incarnation.bounds.split(":")[0]) == ("a", first.incarnation.id)
     assert first.tenant is not None
     assert (first.tenant.business_id, first.tenant.location_id) == TENANT
     assert first.request_id is not None
@@ -251,6 +251,7 @@ async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
     feed = feed_of(pools, [address], [receiver.configured()])
     async with running(feed):
         await receiver.until_count(2)
+    assert len(receiver.of_bounds) == 1  # of the cursor that began
     gap, kept = receiver.events
     assert (gap.kind, gap.subject) == (FeedKind.GAP, "a")
     assert gap.bounds is not None

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from simplu_worker.feed.feed import ConfiguredDestination
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, RetryLater
-from simplu_worker.vocabulary import FeedBeginning
+from simplu_worker.vocabulary import FeedBeginning, FeedKind
 
 
 class Receiver:
@@ -19,6 +19,7 @@ class Receiver:
         self.name = name
         self.max_events = max_events
         self.events: list[FeedEvent] = []
+        self.of_bounds: list[FeedEvent] = []  # those that tell of no event alone, but of all behind a bound
         self.answer: Callable[[FeedEvent], Delivery] = lambda _: Delivered()
         self.hangs = False
         self.call_count = 0
@@ -37,7 +38,10 @@ class Receiver:
         async with self._came:
             for event in events:
                 answer = RetryLater("waits") if event.partition_key in blocked else self.answer(event)
-                if isinstance(answer, Delivered):
+                if event.kind is FeedKind.UNDONE and event.undoes is None:
+                    answer = Delivered()
+                    self.of_bounds.append(event)
+                elif isinstance(answer, Delivered):
                     self.events.append(event)
                 else:
                     blocked.add(event.partition_key)

@@ -65,7 +65,9 @@ UPDATE public.feed_cursors SET bounds = $2, undone_due = true WHERE destination 
 
 -- name: read_feed_cursors
 -- Those of all destinations, with those that were not there and begin now: $1 their names, $2 where each begins: `now`,
--- `oldest`, or a time. In a transaction that has locked the row of the publisher. A tenant that has arrived within the
+-- `oldest`, or a time. The destination is told what is undone from there on: nobody knows whether a promotion has taken back an
+-- earlier cursor. In a
+-- transaction that has locked the row of the publisher. A tenant that has arrived within the
 -- last ten minutes is held until its source has passed its departure, whatever begins here.
 WITH wanted AS (
     SELECT sent.destination, sent.begin,
@@ -91,9 +93,12 @@ WITH wanted AS (
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (destination, begin)
     WHERE NOT EXISTS (SELECT FROM public.feed_cursors WHERE feed_cursors.destination = sent.destination)
 ), begun AS (
-    INSERT INTO public.feed_cursors (destination, batch_id, position, held)
+    INSERT INTO public.feed_cursors (destination, batch_id, position, undone_due, bounds, held)
     SELECT
-        wanted.destination, wanted.batch_id, 32767,
+        wanted.destination, wanted.batch_id, 32767, true,
+        pg_catalog.concat(
+            (SELECT feed_shards.incarnation FROM public.feed_shards), ':'::pg_catalog.text, wanted.batch_id
+        ),
         coalesce(
             (
                 SELECT pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(

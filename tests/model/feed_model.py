@@ -1,0 +1,276 @@
+"""The feed of two shards to one destination, while publishers are killed, a tenant moves, a stale standby is promoted.
+
+The shards, their transactions, the move and the promotions are those of `log_order_model`. What the feed keeps on a
+shard is a commit like others, which a promotion takes back if the standby lacks it. A publisher has the row, reads
+below the horizon, publishes, and then moves its cursor. Where the server has another run than the row, or no row, a new
+incarnation begins behind the cursor, and the receiver is told.
+
+The receiver keeps to what events say: an event of an earlier incarnation of its shard is undone, if its number is
+behind a bound of a later one, unless it comes again. With *lagging* no standby is awaited, so that events of lost
+commits were published; without it none ever is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model.log_order_model import (
+    CAME,
+    CHANGE,
+    LEFT,
+    SHARDS,
+    TENANTS,
+    Batch,
+    LogOrderModel,
+    Shard,
+    State,
+)
+from model.search import StatePart, one_less, put_at
+from msgspec.structs import replace
+
+from simplu_worker.feed.incarnations import bounds_with
+from simplu_worker.feed.places import POSITION_MAX, Place
+from simplu_worker.shards.log.reading_order import readable_below
+
+ROW = "row"
+PROMOTIONS, KILLS = 2, 4
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a shard is published; each switch is a deviation from the agreed way."""
+
+    reads_beyond_horizon: bool = False
+    cursor_before_publish: bool = False
+    publishes_unsafe: bool = False
+    target_before_source: bool = False
+    incarnation_behind_newest: bool = False  # behind the newest batch of the log, not behind the cursor
+    same_incarnation: bool = False  # as long as the row is there
+
+
+AGREED = Rules()
+
+
+class Received(StatePart, frozen=True):
+    """An event of a change, as the receiver has it; *incarnation* is that with which it came last."""
+
+    value: int
+    token: str
+    place: int
+    number: int
+    incarnation: str
+    is_undone: bool = False
+
+
+class FeedState(State, frozen=True):
+    """All of it, with what publishers and receivers have. *heads* are where the logs are read, NOBODY without one."""
+
+    heads: tuple[int, int] = (NOBODY, NOBODY)
+    runs: tuple[int, int] = (0, 0)
+    unsent: tuple[int, int] = (0, 0)  # the batch that is read, and not published
+    received: tuple[tuple[Received, ...], tuple[Received, ...]] = ((), ())
+
+
+class FeedRow(StatePart, frozen=True):
+    """What a shard keeps of its feed."""
+
+    cursor: int
+    incarnation: str
+    bounds: str
+    run: int
+
+
+class FeedModel(LogOrderModel):
+    """*counts* changes of the tenants a and b, of which a moves."""
+
+    def __init__(
+        self,
+        counts: tuple[int, int] = (2, 1),
+        *,
+        idle: int = 0,
+        promotions: int = 0,
+        moves: int = 0,
+        kills: int = 0,
+        lagging: bool = False,
+        feed: Rules = AGREED,
+    ) -> None:
+        super().__init__(counts, idle=idle, promotions=promotions, moves=moves)
+        self._left = (*self._left, kills)
+        self._lagging = lagging
+        self._feed = feed
+
+    def first(self) -> FeedState:
+        """Return two empty logs."""
+        begin = super().first()
+        return FeedState(**{name: getattr(begin, name) for name in State.__struct_fields__})
+
+    def faults(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return the faults of shards, and kills of publishers."""
+        assert isinstance(state, FeedState)
+        yield from super().faults(state)
+        if state.left[KILLS]:
+            for place in SHARDS:
+                if state.heads[place] != NOBODY:
+                    killed = _without_publisher(state, place)
+                    yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
+
+    def unsettled(self, state: State) -> str:
+        """Return what the receiver lacks at the end."""
+        assert isinstance(state, FeedState)
+        for tenant, received, count in zip(TENANTS, state.received, self._counts, strict=True):
+            values = [one.value for one in received if not one.is_undone]
+            if values != list(range(count)):
+                return f"missed: of {tenant} {values} of {count} changes came"
+        return ""
+
+    def _promote(self, state: State, place: int) -> State:
+        promoted = super()._promote(state, place)
+        assert isinstance(promoted, FeedState)
+        runs = put_at(promoted.runs, place, promoted.runs[place] + 1)
+        return replace(_without_publisher(promoted, place), runs=(runs[0], runs[1]))
+
+    def _read(self, state: State, place: int) -> Iterator[tuple[str, State]]:
+        """Take the row, publish the next batch, or move the cursor."""
+        assert isinstance(state, FeedState)
+        row, head = _row_of(state.shards[place]), state.heads[place]
+        if head == NOBODY:
+            yield f"{place} gets a publisher", self._take_row(state, place, row)
+            return
+        assert row is not None
+        if state.unsent[place]:
+            unsent = put_at(state.unsent, place, 0)
+            after = self._publish(replace(state, unsent=(unsent[0], unsent[1])), place, state.unsent[place], row)
+            yield f"{state.unsent[place]} of {place} is published late", after
+        if row.cursor < head:
+            yield f"the cursor of {place} is {head}", _with_row(state, place, replace(row, cursor=head))
+        elif (one := self._next(state, place, head)) is not None:
+            following = _with_head(state, place, one.number)
+            if self._feed.cursor_before_publish:
+                unsent = put_at(state.unsent, place, one.number)
+                noted = _with_row(following, place, replace(row, cursor=one.number))
+                yield f"{one.token} is noted on {place}", replace(noted, unsent=(unsent[0], unsent[1]))
+            else:
+                yield f"{one.token} is published on {place}", self._publish(following, place, one.number, row)
+
+    def _take_row(self, state: FeedState, place: int, row: FeedRow | None) -> FeedState:
+        run = state.runs[place]
+        if row is None:
+            made = FeedRow(0, f"i{state.tokens}", f"i{state.tokens}:0", run)  # an earlier row may be lost
+            told = _judged(_with_row(replace(state, tokens=state.tokens + 1), place, made), place, made)
+            return _with_head(told, place, 0)
+        if row.run == run or self._feed.same_incarnation:
+            return _with_head(state, place, row.cursor)
+        behind = row.cursor
+        if self._feed.incarnation_behind_newest:
+            behind = max((one.number for one in state.shards[place].log), default=0)
+        incarnation = f"i{state.tokens}"
+        bounds = bounds_with(row.bounds, incarnation, Place(behind, POSITION_MAX))
+        begun = FeedRow(row.cursor, incarnation, bounds, run)
+        told = _judged(_with_row(replace(state, tokens=state.tokens + 1), place, begun), place, begun)
+        return _with_head(told, place, row.cursor)
+
+    def _next(self, state: FeedState, place: int, head: int) -> Batch | None:
+        """Return the next batch that may be published."""
+        shard = state.shards[place]
+        running = [one.number for one in shard.running] + [shard.idle] * bool(shard.idle)
+        horizon = readable_below(min(running, default=shard.next_number), 0)
+        if self._feed.reads_beyond_horizon:
+            horizon = shard.next_number
+        numbered = [(one.number, index) for index, one in enumerate(shard.log) if one.kind != ROW]
+        found = [one for one in numbered if head < one[0] < horizon]
+        if not found:
+            return None
+        _, index = min(found)
+        waits = not self._lagging and not self._feed.publishes_unsafe and state.left[PROMOTIONS] > 0
+        if waits and shard.standby <= index:
+            return None
+        one = shard.log[index]
+        return None if one.kind == CAME and not self._source_is_passed(state, place, one.value) else one
+
+    def _source_is_passed(self, state: FeedState, place: int, epoch: int) -> bool:
+        if self._feed.target_before_source:
+            return True
+        source = state.shards[1 - place]
+        row = _row_of(source)
+        return row is not None and all(
+            one.number <= row.cursor for one in source.log if one.kind == LEFT and one.value == epoch
+        )
+
+    def _publish(self, state: FeedState, place: int, number: int, row: FeedRow) -> FeedState:
+        batch = next((one for one in state.shards[place].log if one.number == number and one.kind != ROW), None)
+        if batch is None or batch.kind != CHANGE:
+            return state
+        index = TENANTS.index(batch.tenant)
+        received = _judged(state, place, row).received[index]
+        event = Received(batch.value, batch.token, place, number, row.incarnation)
+        known = [one.token for one in received]
+        promise = state.promise
+        if batch.token in known:
+            received = put_at(received, known.index(batch.token), event)
+        else:
+            values = [one.value for one in received if not one.is_undone]
+            if batch.value in values:
+                promise = f"twice: {batch.tenant}{batch.value} came before, as another event"
+            elif values and batch.value < max(values):
+                promise = f"order: {batch.tenant}{batch.value} came behind {values}"
+            received = (*received, event)
+        first, second = put_at(_judged(state, place, row).received, index, received)
+        return replace(state, received=(first, second), promise=promise)
+
+    def broken(self, state: State) -> str:
+        """Return the promise that was broken: where standbys are awaited, no event of a lost commit is published."""
+        assert isinstance(state, FeedState)
+        if not self._lagging:
+            for received in state.received:
+                for one in received:
+                    if not any(one.token == batch.token for batch in state.shards[one.place].log):
+                        return f"undone: the commit of {one.token} is lost"
+        return state.promise
+
+
+def _row_of(shard: Shard) -> FeedRow | None:
+    """Return the newest commit of the feed; its parts are in those of a batch."""
+    for one in reversed(shard.log):
+        if one.kind == ROW:
+            run, bounds = one.tenant.split("|")
+            return FeedRow(one.value, one.token, bounds, int(run))
+    return None
+
+
+def _with_row(state: FeedState, place: int, row: FeedRow) -> FeedState:
+    shard = state.shards[place]
+    commit = Batch(0, row.incarnation, f"{row.run}|{row.bounds}", ROW, row.cursor)
+    # A later row makes an earlier one void, which goes unless the standby has that one and not yet the later one.
+    kept = tuple(one for index, one in enumerate(shard.log) if one.kind != ROW or index < shard.standby)
+    first, second = put_at(state.shards, place, replace(shard, log=(*kept, commit)))
+    return replace(state, shards=(first, second))
+
+
+def _with_head(state: FeedState, place: int, head: int) -> FeedState:
+    first, second = put_at(state.heads, place, head)
+    return replace(state, heads=(first, second))
+
+
+def _without_publisher(state: FeedState, place: int) -> FeedState:
+    unsent = put_at(state.unsent, place, 0)
+    return replace(_with_head(state, place, NOBODY), unsent=(unsent[0], unsent[1]))
+
+
+def _judged(state: FeedState, place: int, row: FeedRow) -> FeedState:
+    """Mark what an event with the incarnation and the bounds of *row* shows to be undone."""
+    bounds = [one.split(":") for one in row.bounds.split(",") if one]
+
+    def is_undone(one: Received) -> bool:
+        if one.is_undone or one.place != place or one.incarnation == row.incarnation:
+            return one.is_undone
+        for incarnation, behind in bounds:
+            if incarnation == one.incarnation:
+                return False
+            if one.number > int(behind):
+                return True
+        return False
+
+    first, second = (tuple(replace(one, is_undone=is_undone(one)) for one in received) for received in state.received)
+    return replace(state, received=(first, second))
