@@ -97,14 +97,15 @@ class FeedModel(LogOrderModel):
         feed: Rules = AGREED,
     ) -> None:
         super().__init__(counts, idle=idle, promotions=promotions, moves=moves)
-        self._left = (*self._left, kills)
+        self._kills = kills
         self._lagging = lagging
         self._feed = feed
 
     def first(self) -> FeedState:
         """Return two empty logs."""
         begin = super().first()
-        return FeedState(**{name: getattr(begin, name) for name in State.__struct_fields__})
+        parts = {name: getattr(begin, name) for name in State.__struct_fields__}
+        return FeedState(**parts | {"left": (*begin.left, self._kills)})
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return the faults of shards, and kills of publishers."""

@@ -47,6 +47,7 @@ SUBJECTS = {
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
     "gap": "a shard that goes back by more than the stream keeps",
     "log order": "following the logs of two shards: running transactions, stale standbys, moves",
+    "feed": "the feed of two shards: killed publishers, moves, stale standbys",
     "orders": "how long a `deduplicationId` is one event",
     "ownership": "exclusive owners of tenants within a reader",
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
