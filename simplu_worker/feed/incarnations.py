@@ -33,7 +33,7 @@ def claim_delay_s(published_count: int, draw: float) -> float:
     *draw* is from 0 to 1.
     """
     share = published_count / (published_count + EVEN_SHARDS)
-    return jittered(0.9 * CLAIM_DELAY_MAX_S * share + 0.05, ratio=0.1, draw=draw)
+    return jittered(0.85 * CLAIM_DELAY_MAX_S * share + 0.05, ratio=0.1, draw=draw)
 
 
 def incarnation_id(at: datetime, noise: str) -> str:

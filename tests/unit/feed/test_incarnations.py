@@ -1,13 +1,22 @@
-"""The ids of incarnations, by which receivers know the newer one."""
+"""The ids and bounds of incarnations, and how long a free row is left to other replicas."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.feed.incarnations import incarnation_id
+from simplu_worker.feed.incarnations import (
+    BOUNDS_MAX,
+    CLAIM_DELAY_MAX_S,
+    LEASE_S,
+    bounds_with,
+    claim_delay_s,
+    incarnation_id,
+)
+from simplu_worker.feed.places import Place
 
 
 @given(first=st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)), later_ms=st.integers(1, 10**12))  # noqa: DTZ001
@@ -15,3 +24,34 @@ def test_id_of_a_newer_incarnation_is_greater(first: datetime, later_ms: int) ->
     """By a millisecond or by decades, whatever the noise: receivers compare ids as texts."""
     at = first.replace(tzinfo=UTC)
     assert incarnation_id(at, "ffff") < incarnation_id(at + timedelta(milliseconds=later_ms), "0000")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "cursor", "expected"),
+    [
+        ("", 7, "new:7"),
+        ("a:5", 7, "new:7,a:5"),
+        ("b:6,a:5", 5, "new:5"),
+        ("b:6,a:5", 6, "new:6,a:5"),
+    ],
+)
+def test_bounds_begin_with_the_newest_and_leave_out_what_it_contains(bounds: str, cursor: int, expected: str) -> None:
+    """An incarnation that began at the same place, or behind it, says nothing more."""
+    assert bounds_with(bounds, "new", Place(cursor, 0)) == expected
+
+
+def test_bounds_are_bounded() -> None:
+    """The oldest go."""
+    bounds = ""
+    for number in range(40):
+        bounds = bounds_with(bounds, f"i{number}", Place(number, 0))
+    assert bounds.split(",")[0] == "i39:39"
+    assert len(bounds.split(",")) == BOUNDS_MAX
+
+
+def test_replica_waits_longer_the_more_shards_it_publishes() -> None:
+    """And never so long that a killed publisher is not replaced within ten seconds."""
+    delays = [claim_delay_s(count, draw) for count in (0, 1, 8, 100, 10_000) for draw in (0.0, 1.0)]
+    assert claim_delay_s(0, 1) < claim_delay_s(8, 0) < claim_delay_s(100, 0)
+    assert all(0 < delay <= CLAIM_DELAY_MAX_S for delay in delays)
+    assert LEASE_S + CLAIM_DELAY_MAX_S < 10
