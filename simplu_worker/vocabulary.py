@@ -272,10 +272,12 @@ class MoveOutcome(StrEnum):
 class ProblemCause(StrEnum):
     """What is wrong with a fleet, what is worst first."""
 
+    OUTAGE = "outage"  # several dependencies fail at once
     NOT_READY = "not_ready"  # the replica that is asked does no work
     SHARD_LOST = "shard_lost"
     STREAM_SHARD_UNREAD = "stream_shard_unread"  # it has no owner
     REPLICA_SILENT = "replica_silent"  # its leases are not renewed, so what they say is old
+    STREAM_FAILING = "stream_failing"  # Kinesis does not answer reads
     STREAM_LAG = "stream_lag"
     INTERNAL_ERROR = "internal_error"
     MOVE_FAILED = "move_failed"

@@ -275,6 +275,7 @@ class ReplicaStatus:
                 "usedBytes": self.fleet.prefetch.used_bytes,
                 "maxBytes": self.fleet.prefetch.max_bytes,
             },
+            "retentionSeconds": self.fleet and self.fleet.retention and self.fleet.retention.total_seconds(),
             "recentErrors": recent_errors(),
             "history": self.history.view(),
             "counters": {

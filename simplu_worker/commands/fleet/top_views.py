@@ -195,7 +195,8 @@ def _held_table(held: Sequence[Json], advice: Mapping[str, Json]) -> ScreenTable
 def _work_rows(status: Json) -> Iterator[Sequence[ScreenCell]]:
     """Yield the moves, catch-ups and upgrades, and the shards for which an upgrade is due."""
     for one in status.get("moves", ()):
-        state = ScreenCell("failed", "bad") if one.get("error") else _text(one.get("phase") or one.get("step"))
+        has_ended = one.get("error") or one.get("isRunning") is False
+        state = ScreenCell("stopped", "bad") if has_ended else _text(one.get("phase") or one.get("step"))
         way = f"{one.get('sourceShard')} to {one.get('targetShard')}"
         detail = one.get("error") or (way if one.get("rows") is None else f"{way}, {one['rows']:,} rows")
         yield ScreenCell("move"), ScreenCell(f"tenant {one.get('tenant')}"), state, _text(detail)

@@ -10,6 +10,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.errors import RetryableError
+from simplu_worker.shards.health.moves import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity, StaticMap
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
@@ -23,7 +24,6 @@ from simplu_worker.transfers.moving.planning.begun import (
     sort_begun_moves,
 )
 from simplu_worker.transfers.moving.planning.capacities import fetch_capacities
-from simplu_worker.transfers.moving.running_note import RUNNING_S
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 

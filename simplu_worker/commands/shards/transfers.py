@@ -13,10 +13,10 @@ from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_line, print_note, print_table
 from simplu_worker.commands.shards.removal import print_removal
 from simplu_worker.commands.shards.survey import Survey
+from simplu_worker.shards.health.moves import RUNNING_S
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
 from simplu_worker.transfers.moving.planning.readiness import MovePlan
 from simplu_worker.transfers.moving.planning.removal import Removal
-from simplu_worker.transfers.moving.running_note import RUNNING_S
 
 
 class ShownPlan(msgspec.Struct, frozen=True):

@@ -10,6 +10,8 @@ import msgspec
 
 from simplu_worker.vocabulary import MoveOutcome, MoveStep
 
+RUNNING_S: Final = 20.0  # without a note of its command; ten in a row are missed by none that runs
+NOTED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING})  # by its command, while it runs
 UNFINISHED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING, MoveStep.CLEANING})
 
 MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
@@ -18,8 +20,8 @@ MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
 class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the journal, at *read_at* by the clock of its shard; *updated_at* is when the move last went on.
 
-    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up, the rest of a
-    certificate.
+    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up. Its command notes
+    at *seen_at* that it runs, and with *is_stopped* its end. The rest is of a certificate.
     """
 
     tenant_id: str
@@ -35,6 +37,8 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     row_count: int | None = None
     byte_count: int | None = None
     error: str | None = None
+    seen_at: datetime | None = None
+    is_stopped: bool = False
     verdict: str | None = None
     pause_s: float | None = None
     rows_copied: int | None = None
@@ -43,6 +47,15 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     def is_unfinished(self) -> bool:
         """Whether the move has begun and not ended."""
         return self.step in UNFINISHED
+
+    @property
+    def is_running(self) -> bool | None:
+        """Whether the command of the move runs; None for a cleanup, which notes nothing."""
+        if self.step not in NOTED:
+            return None
+        noted_at = max(self.updated_at, self.seen_at or self.updated_at)
+        has_ended = self.is_stopped or self.error is not None
+        return not has_ended and (self.read_at - noted_at).total_seconds() <= RUNNING_S
 
     @property
     def outcome(self) -> MoveOutcome | None:
@@ -101,5 +114,6 @@ def _view(shard_id: str, move: MoveEntry) -> dict[str, Any]:
         "bytes": move.byte_count,
         "startedAt": move.started_at,
         "notedAt": move.updated_at,
+        "isRunning": move.is_running,
         "error": move.error,
     }

@@ -22,18 +22,21 @@ from simplu_worker.vocabulary import (
     ShardState,
     SourceState,
     StreamShardState,
+    UnreadyReason,
 )
 
 SUBJECTS_MAX: Final = 10  # named of a problem
 LAG_HIGH_S: Final = 60.0
+UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
 SILENT_S: Final = 10.0  # since the last renewal of a lease: its numbers are old
 OVER_FOR: Final = timedelta(hours=1)  # for so long a problem that is over is shown
 PASSING: Final = frozenset({"starting", "stream opening"})
-MOVE_STANDS: Final = timedelta(minutes=15)  # without progress, as the alert MoveStandsStill
+MOVE_STANDS: Final = timedelta(minutes=15)  # without progress though its command runs, as the alert MoveStandsStill
 COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, the wrong keys of a replica's life are over
 # While nobody reads the stream, what its readers have told is neither over nor known.
 BLIND: Final = frozenset({ProblemCause.NOT_READY, ProblemCause.REPLICA_SILENT, ProblemCause.STREAM_SHARD_UNREAD})
 READ: Final = frozenset({ProblemCause.TARGET_HELD, ProblemCause.STREAM_LAG})
+STREAM_OUTAGES: Final = frozenset({UnreadyReason.STREAM_UNAVAILABLE, UnreadyReason.STREAM_UNREADABLE})
 # Their number is that of a time, so that they are last seen when it has grown.
 COUNTED: Final = frozenset({ProblemCause.DEAD_LETTERS, ProblemCause.WRONG_KEYS})
 SOURCE_STATES: Final = frozenset(map(str, SourceState)) | {"draining"}
@@ -55,13 +58,19 @@ def _meaning(severity: Severity, text: str, advice: str, page: str) -> Meaning:
 
 
 MEANINGS: Final[dict[ProblemCause, Meaning]] = {
+    ProblemCause.OUTAGE: _meaning(
+        Severity.CRITICAL,
+        "Several dependencies fail at once",
+        "Look first at what they share: network, DNS, credentials. The other problems may follow from that.",
+        "docs/operating.md#health",
+    ),
     ProblemCause.NOT_READY: _meaning(
         Severity.CRITICAL, "This replica does no work", "Remove the cause that is named.", "docs/operating.md#health"
     ),
     ProblemCause.SHARD_LOST: _meaning(
         Severity.CRITICAL,
         "Postgres shard lost",
-        "See why the shard does not answer. Its operations wait; those of healthy shards go on.",
+        "See why the shard does not answer. Its operations wait; those of no other shard do.",
         "docs/monitoring.md#shardlost",
     ),
     ProblemCause.STREAM_SHARD_UNREAD: _meaning(
@@ -76,10 +85,16 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
         "See whether the replica runs and reaches DynamoDB. What is shown of its stream shards is old.",
         "docs/monitoring.md#streamshardunread",
     ),
+    ProblemCause.STREAM_FAILING: _meaning(
+        Severity.CRITICAL,
+        "Stream cannot be read",
+        "Look at Kinesis, the network and the permissions. More replicas do not help.",
+        "docs/operating.md#health",
+    ),
     ProblemCause.STREAM_LAG: _meaning(
         Severity.CRITICAL,
         "Stream read late",
-        "See what the stream shard waits for; add replicas where the CPU is short.",
+        "See what the stream shard waits for; add replicas if their CPU is busy.",
         "docs/monitoring.md#streamlaghigh",
     ),
     ProblemCause.INTERNAL_ERROR: _meaning(
@@ -157,9 +172,10 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
     return [
         one
         for one in (
+            FoundProblem(ProblemCause.OUTAGE, _failing_dependencies(state)),
             *_of_this_replica(state),
             *_of_shards(state["shards"]),
-            *_of_stream(fleet["streamShards"]),
+            *_of_stream(fleet["streamShards"], state["streamShards"]),
             *_of_held(state["held"], fleet["replicas"], lost, now),
             *_of_moves(state["moves"], now),
             *_of_letters(fleet["replicas"]),
@@ -168,15 +184,37 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
     ]
 
 
+def _failing_dependencies(state: Json) -> tuple[str, ...]:
+    """Return the dependencies of which nothing answers this replica, if there are several."""
+    shards, streams, queues = state["shards"], state["streamShards"], state["queues"]
+    failing = {
+        "Kinesis or DynamoDB": state["ready"] in STREAM_OUTAGES
+        or (streams and all(one.get("trouble") for one in streams)),
+        "SQS": queues and len(_failing_queues(queues)) == len(queues),
+        "Citrus": state["citrus"] not in (None, DependencyState.OK),
+        "Redis": _is_cache_failing(state),
+        "every Postgres shard": shards and all(one.get("state") == ShardState.LOST for one in shards),
+    }
+    named = tuple(name for name, is_failing in failing.items() if is_failing)
+    return named if len(named) > 1 else ()
+
+
+def _failing_queues(queues: Iterable[Json]) -> list[str]:
+    return [one["name"] for one in queues if one.get("state") not in SOURCE_STATES]
+
+
+def _is_cache_failing(state: Json) -> bool:
+    return bool((state["cache"] or {}).get("state", DependencyState.OK) != DependencyState.OK)
+
+
 def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     if state["ready"] is not True:
         yield FoundProblem(ProblemCause.NOT_READY, (str(state["ready"]).replace("_", " "),))
-    failing = [one["name"] for one in state["queues"] if one.get("state") not in SOURCE_STATES]
-    yield FoundProblem(ProblemCause.QUEUE_FAILING, _named("queue", failing))
+    yield FoundProblem(ProblemCause.QUEUE_FAILING, _named("queue", _failing_queues(state["queues"])))
     for member, cause in (("citrus", ProblemCause.CITRUS_FAILING), ("clock", ProblemCause.CLOCK_APART)):
         if state[member] not in (None, DependencyState.OK):
             yield FoundProblem(cause, number=1)
-    if (state["cache"] or {}).get("state", DependencyState.OK) != DependencyState.OK:
+    if _is_cache_failing(state):
         yield FoundProblem(ProblemCause.CACHE_FAILING, number=1)
     troubles = state["troubles"]
     since = min((datetime.fromisoformat(one["since"]) for one in troubles), default=None)
@@ -198,14 +236,32 @@ def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:
     yield FoundProblem(ProblemCause.SHARD_DEGRADED, _shards_named(by_state[ShardState.DEGRADED]))
 
 
-def _of_stream(stream_shards: Iterable[Json]) -> Iterator[FoundProblem]:
+def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[FoundProblem]:
+    """Yield the problems of *stream_shards*, those of the fleet; *own* tells which ones this replica cannot read.
+
+    Of another replica no error is known: what it reads late and not at all, while this one cannot read, fails likewise.
+    """
+    troubled = {one["streamShard"] for one in own if one.get("trouble")}
     rows = [one for one in stream_shards if one["state"] != StreamShardState.ENDED]
     silent = [one for one in rows if one["owner"] is not None and (one["seenSecondsAgo"] or 0.0) > SILENT_S]
-    late = [one for one in rows if one not in silent and (one["lagSeconds"] or 0.0) >= LAG_HIGH_S]
+    heard = [one for one in rows if one not in silent]
+    unanswered = [one for one in heard if one["streamShard"] in troubled and _lag_s(one) >= UNREAD_S]
+    late = [one for one in heard if one not in unanswered and (one["lagSeconds"] or 0.0) >= LAG_HIGH_S]
+    if unanswered:
+        unanswered += [one for one in late if not one.get("recordsPerSecond")]
+        late = [one for one in late if one not in unanswered]
     unread = (one["streamShard"] for one in rows if one["owner"] is None)
     yield FoundProblem(ProblemCause.STREAM_SHARD_UNREAD, _named("stream shard", unread))
     yield FoundProblem(ProblemCause.REPLICA_SILENT, _distinct(f"replica {one['owner']}" for one in silent))
+    failing = (one["streamShard"] for one in unanswered)
+    yield FoundProblem(ProblemCause.STREAM_FAILING, _named("stream shard", failing))
     yield FoundProblem(ProblemCause.STREAM_LAG, _named("stream shard", (one["streamShard"] for one in late)))
+
+
+def _lag_s(stream_shard: Json) -> float:
+    """Return the lag; without any read yet it is endless."""
+    lag_s: float | None = stream_shard["lagSeconds"]
+    return float("inf") if lag_s is None else lag_s
 
 
 def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now: datetime) -> Iterator[FoundProblem]:
@@ -223,7 +279,9 @@ def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now:
 
 
 def _of_moves(moves: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
-    failed = [one for one in moves if one.get("error") or now - one["notedAt"] > MOVE_STANDS]
+    failed = [
+        one for one in moves if one.get("error") or one.get("isRunning") is False or now - one["notedAt"] > MOVE_STANDS
+    ]
     since = min((one["notedAt"] for one in failed), default=None)
     yield FoundProblem(ProblemCause.MOVE_FAILED, _named("tenant", (one["tenant"] for one in failed)), since=since)
 

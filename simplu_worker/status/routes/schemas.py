@@ -167,6 +167,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         shards=_list(),
         held=_list(),
         heldAdvice=ANY_OBJECT,
+        retentionSeconds=NUMBER_OR_NULL,
         troubles=_list(),
         recentErrors=_list(),
         history=HISTORY,

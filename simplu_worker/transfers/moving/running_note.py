@@ -15,7 +15,6 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.sql_files import QUERIES
 
 NOTE_INTERVAL_S: Final = 2.0
-RUNNING_S: Final = 20.0  # without a note; ten in a row are missed by no command that runs
 STOPPED_WITHIN_S: Final = 2.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -265,6 +265,11 @@ class Fleet:
         self._coordinator.check(lease_key)
         log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=lease.actual_owner)
         return LeaseRelease.HANDED_OVER
+
+    @property
+    def retention(self) -> timedelta | None:
+        """For how long the stream keeps records; None while that is unknown."""
+        return self._view.retention
 
     def report(self) -> dict[str, Any]:
         """Return the replicas and the stream shards of the whole fleet, as their leases show them."""

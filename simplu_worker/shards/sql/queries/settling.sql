@@ -55,6 +55,8 @@ SELECT
     pg_catalog.jsonb_extract_path_text(detail, 'rowCount')::pg_catalog.int8 AS row_count,
     pg_catalog.jsonb_extract_path_text(detail, 'byteCount')::pg_catalog.int8 AS byte_count,
     pg_catalog.jsonb_extract_path_text(detail, 'error') AS error,
+    pg_catalog.jsonb_extract_path_text(detail, 'seenAt')::pg_catalog.timestamptz AS seen_at,
+    pg_catalog.jsonb_exists(detail, 'stopped'::pg_catalog.text) AS is_stopped,
     pg_catalog.jsonb_extract_path_text(detail, 'verdict') AS verdict,
     pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'pauseS')::pg_catalog.float8 AS pause_s,
     pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'rowsCopied')::pg_catalog.int8 AS rows_copied

@@ -81,4 +81,24 @@ def test_view_has_what_is_known() -> None:
         "bytes": 70_000,
         "startedAt": NOW - timedelta(hours=1),
         "notedAt": NOW,
+        "isRunning": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("move", "is_running"),
+    [
+        (entry("open", age_s=19.0), True),
+        (entry("open", age_s=21.0), False),
+        (entry("committed", age_s=900.0, seen_at=NOW - timedelta(seconds=2)), True),
+        (entry("undoing", age_s=900.0, seen_at=NOW - timedelta(seconds=21)), False),
+        (entry("open", age_s=1.0, seen_at=NOW - timedelta(seconds=99)), True),
+        (entry("open", error="no room"), False),
+        (entry("open", is_stopped=True), False),
+        (entry("cleaning", age_s=900.0), None),
+        (entry("done"), None),
+    ],
+)
+def test_command_runs_while_it_notes_that(move: MoveEntry, *, is_running: bool | None) -> None:
+    """Copying a large table is no progress for long; a command that ends tells so, one that is killed does not."""
+    assert move.is_running is is_running

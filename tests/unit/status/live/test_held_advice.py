@@ -17,6 +17,14 @@ def test_every_reason_has_advice() -> None:
     assert advice_members("gap")["runbook"] == "docs/runbook/shard-held-for-gap.md"
 
 
+def test_tenant_over_its_share_is_not_moved_after_an_outage() -> None:
+    """What has waited comes at once then, and is soon applied; only after that is the tenant too large."""
+    advice = advice_members("over_share")
+    assert advice["advice"].startswith("After an outage, wait. Else ")
+    assert all(remedy in advice["advice"] for remedy in ("producer", "weight", "move the tenant"))
+    assert advice["runbook"] == "docs/holding.md#tenants-over-their-share"
+
+
 def test_page_is_a_link_where_the_site_is_known() -> None:
     """The pages of the site have the names that its build gives them, and the same headings."""
     site = "https://docs.example.com/simplu-worker"

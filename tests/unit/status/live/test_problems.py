@@ -96,6 +96,7 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
         "moves": [{"tenant": "t", "error": "no room", "notedAt": NOW}],
     }
     assert dict(causes_of(state, fleet(deadLetters=12))) == {
+        ProblemCause.OUTAGE: ("Kinesis or DynamoDB", "SQS", "Citrus", "Redis"),
         ProblemCause.NOT_READY: ("stream unavailable",),
         ProblemCause.QUEUE_FAILING: ("queue q",),
         ProblemCause.CITRUS_FAILING: (),
@@ -109,10 +110,46 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
     }
 
 
-def test_move_has_stopped_after_a_quarter_of_an_hour_without_progress() -> None:
-    """Its mover was killed, and so left no error."""
+def test_move_has_stopped_once_its_command_has_ended_or_without_progress_for_a_quarter_of_an_hour() -> None:
+    """One that was killed left no error; of a cleanup nothing tells whether its command runs."""
     moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 14, 16)]
-    assert causes_of({"moves": moves}) == [(ProblemCause.MOVE_FAILED, ("tenant 16",))]
+    moves += [{"tenant": str(runs), "isRunning": runs, "notedAt": NOW} for runs in (True, False)]
+    assert causes_of({"moves": moves}) == [(ProblemCause.MOVE_FAILED, ("tenant 16", "tenant False"))]
+
+
+def test_dependencies_that_fail_together_are_told_first() -> None:
+    """One alone, or one of two shards, is a problem of its own."""
+    gone = {"queues": [{"name": "q", "state": "no answer"}], "citrus": "no answer"}
+    shards = [{"shardId": "a", "state": "lost"}, {"shardId": "b", "state": "healthy"}]
+    unread = {"streamShards": [{"streamShard": "s", "trouble": "no answer"}], "cache": {"state": "unreachable"}}
+    assert causes_of(gone | {"shards": shards})[0] == (ProblemCause.OUTAGE, ("SQS", "Citrus"))
+    assert causes_of(gone | unread | {"shards": shards[:1]})[0] == (
+        ProblemCause.OUTAGE,
+        ("Kinesis or DynamoDB", "SQS", "Citrus", "Redis", "every Postgres shard"),
+    )
+    assert causes_of({"ready": "stream_unavailable", "cache": unread["cache"]})[0] == (
+        ProblemCause.OUTAGE,
+        ("Kinesis or DynamoDB", "Redis"),
+    )
+    assert ProblemCause.OUTAGE not in dict(causes_of({"citrus": "no answer", "shards": shards}))
+
+
+def test_stream_that_is_not_answered_is_not_read_late() -> None:
+    """More replicas would not help; another replica that reads nothing fails likewise, one that reads is late."""
+    own = [{"streamShard": name, "trouble": "no answer"} for name in ("a", "b", "new")] + [{"streamShard": "mine"}]
+    rows = [
+        stream_shard("a", lagSeconds=75.0),
+        stream_shard("b", lagSeconds=9.0),  # reads failed for a moment
+        stream_shard("new", lagSeconds=None),
+        stream_shard("mine", lagSeconds=80.0, recordsPerSecond=5.0),
+        stream_shard("c", owner="b", lagSeconds=75.0, recordsPerSecond=0.0),
+        stream_shard("d", owner="b", lagSeconds=75.0, recordsPerSecond=9.0),
+    ]
+    assert causes_of({"streamShards": own}, fleet(*rows)) == [
+        (ProblemCause.STREAM_FAILING, ("stream shard a", "stream shard new", "stream shard c")),
+        (ProblemCause.STREAM_LAG, ("stream shard mine", "stream shard d")),
+    ]
+    assert causes_of({}, fleet(rows[4])) == [(ProblemCause.STREAM_LAG, ("stream shard c",))]
 
 
 def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
