@@ -51,16 +51,19 @@ VIEWER_TOKEN = "viewer-of-the-page"
 UNREGISTERED = ("smile-eve", "berlin") if WRITES_PICTURES else ("northern-dental-practices", "berlin-friedrichshain")
 PRIORITY_QUEUE = None if WRITES_PICTURES else "orders-of-the-northern-practices-with-priority.fifo"
 SITE_URL = "https://docs.example.com/simplu-worker"
-# The rows of a mover that has fenced its tenant and copies what is left.
+# The rows of a mover that has fenced its tenant and copies what is left; to the worker its command runs for long.
 OPEN_MOVE = """
 INSERT INTO public.moves (tenant_id, target_shard_id, move_token, step, detail)
-VALUES ($1, $2, 1, 'open', '{"phase": "fence", "rowCount": 48210, "byteCount": 20971520}')
+VALUES ($1, $2, 1, 'open',
+    '{"phase": "fence", "rowCount": 48210, "byteCount": 20971520, "seenAt": "2100-01-01T00:00:00Z"}')
 """
 # Without a deadline, as a restore fences: the worker would end a move's fence.
 FENCE = "UPDATE public.tenants SET state = 'fenced', move_token = 1, fenced_until = NULL WHERE id = $1"
 IS_APPLIED = "SELECT count(*) FROM public.operations WHERE tenant_id = $1 AND request_id = $2"
+# On a phone a row is a block of lines.
 TALL_ROWS = f"""
-[...document.querySelectorAll('tr')].filter((row) => row.getBoundingClientRect().height > {ROW_MAX_PX})
+(innerWidth <= {PHONE_WIDTH} ? [] : [...document.querySelectorAll('tr')])
+  .filter((row) => row.getBoundingClientRect().height > {ROW_MAX_PX})
   .map((row) => row.innerText)
 """
 IS_WIDER_THAN_SCREEN = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -305,7 +308,7 @@ async def test_views_show_shards_queues_and_moves(world: PageWorld, page: Browse
     shards = await page.evaluate(text_of("section-shards"))
     assert "lost" in shards
     assert "Schema" in shards
-    usages = await page.evaluate(shard_cells("Usage"))
+    usages = await page.evaluate(shard_cells("Tenants of capacity"))
     connections = await page.evaluate(shard_cells("Server connections"))
     assert [bool(re.fullmatch(r"\d+ %", one)) for one in usages] == [True] * 3
     assert [bool(re.fullmatch(r"[1-9]\d* of 97", one)) for one in connections].count(True) == 2
@@ -445,7 +448,7 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
     await page.evaluate("document.querySelector('#section-letters-list input').focus()")
     await page.press("Space")
     await page.evaluate("document.querySelector('#section-letters-list .buttons button').focus()")
-    assert await page.evaluate("document.activeElement.innerText") == "Replay 1 chosen: plan"
+    assert await page.evaluate("document.activeElement.innerText") == "Plan: replay 1 chosen"
     await page.press("Enter")
     await page.wait_for("document.activeElement.innerText === 'Replay: 1 planned, 0 left'")
     assert await page.find_violations(axe) == []
@@ -465,7 +468,7 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
     await page.press("Enter")
     await page.wait_for(f"document.getElementById('section-letters-plan') === null && {HAS_LETTERS}")
     await page.evaluate("document.querySelectorAll('#section-letters-list .buttons button')[1].focus()")
-    assert await page.evaluate("document.activeElement.innerText") == "Discard all that match: plan"
+    assert await page.evaluate("document.activeElement.innerText") == "Plan: discard all that match the filter"
     await page.press("Enter")
     await page.wait_for("document.activeElement.innerText === 'Discard: 1 planned, 0 left'")
     await page.evaluate("document.querySelector('#section-letters-plan .buttons button').focus()")
@@ -479,6 +482,7 @@ async def test_dead_letters_beyond_a_page_are_the_next_ones_by_time(world: PageW
     """The newest of the whole queue first, though SQS shows them in no order; then the older ones, each once."""
     await world.bury(*(f"many-{number:03}" for number in range(LETTERS_MANY)), error="many")
     await go(page, "dead-letters")
+    await page.evaluate("document.querySelector('#letters select').value = 'retries_exhausted'")
     await page.evaluate("document.querySelector('#letters button').click()")
     await page.wait_for(f"{text_of('letters-notice')}.startsWith('200 shown; there are older ones')", within_s=30)
     rows = "[...document.querySelectorAll('#section-letters-list tbody tr')]"
@@ -632,17 +636,23 @@ async def test_move_is_left_alone_until_it_stands(page: BrowserTab) -> None:
     """While it has progress there is nothing to continue; the Overview counts it."""
     script = """
     Promise.all(['/page/held.js', '/page/overview.js'].map((one) => import(one))).then(([held, overview]) => {
-      const move = (agoS) => ({
+      const move = (agoS, isRunning = true) => ({
         tenant: 'a-b', businessId: 'a', locationId: 'b', sourceShard: 's-1', targetShard: 's-2', phase: 'copy',
         startedAt: new Date(Date.now() - 9e5).toISOString(), notedAt: new Date(Date.now() - 1000 * agoS).toISOString(),
+        isRunning,
       });
-      const items = [5, 200].map((agoS) => held.moveItem(move(agoS), {}));
+      const items = [[5], [800], [1000], [25, false]].map((one) => held.moveItem(move(...one), {}));
       const known = {status: {moves: [move(5)]}, fleet: {}, ages: {status: 1}};
       return [items.map((one) => [one.badge, Object.keys(one.commands)]), overview.verdictOf(known).text];
     })
     """
     items, verdict = await page.evaluate(script)
-    assert items == [["copy", ["Undo"]], ["no progress: copy", ["Continue", "Undo"]]]
+    assert items == [
+        ["copy", ["Undo"]],
+        ["copy", ["Undo"]],
+        ["no progress: copy", ["Continue", "Undo"]],
+        ["stopped: copy", ["Continue", "Undo"]],
+    ]
     assert verdict.endswith("nothing is held or lost. 1 move in progress.")
 
 
@@ -658,7 +668,7 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
       };
       const problems = [
         problem('shard_lost', 'shard a'), problem('target_held', 'shard a'), problem('queue_failing', 'queue q'),
-        problem('stream_lag', 'stream shard s'), problem('citrus_failing', ''),
+        problem('stream_failing', 'stream shard s'), problem('citrus_failing', ''),
       ];
       const known = {status, fleet: {problems}, ages: {}};
       return [
@@ -675,6 +685,75 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
     ]
 
 
+async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> None:
+    """The last ones would stand for those of now; the dead-letter queue is no exception. A viewer has no error."""
+    script = """
+    import('/page/views.js').then(({queuesOf}) => {
+      const seen = {visible: 5, inFlight: 1, delayed: 0, inHand: 0, oldestInHandSeconds: 0};
+      const [q, dead] = [{name: 'q', consumed: true, ...seen}, {name: 'dead', consumed: false, visible: 7}];
+      const [{visible, ...viewed}, error] = [dead, 'http://q/: no server'];
+      const cases = [
+        [[{...q, state: 'polling'}], [q, dead]],
+        [[{...q, state: error}], [{...q, error}, {...dead, error}]],
+        [[{...q, state: 'other'}], [q, viewed]],
+      ];
+      const members = ({state, error, visible, inFlight, oldestInHandSeconds}) => (
+        [state, error, visible, inFlight, oldestInHandSeconds].map((one) => one ?? null)
+      );
+      return cases.map(([here, queues]) => queuesOf({status: {queues: here}, queues}).map(members));
+    })
+    """
+    silent, unnamed = ["failing", "http://q/: no server", None, None, None], ["failing", None, None, None, None]
+    assert await page.evaluate(script) == [
+        [["polling", None, 5, 1, None], ["ok", None, 7, None, None]],
+        [silent, silent],
+        [unnamed, unnamed],
+    ]
+
+
+async def test_held_operations_are_beside_the_lag_with_the_time_that_is_left(page: BrowserTab) -> None:
+    """A lag of 0 is not all: a stream shard that holds is not green, and what is held expires with the retention."""
+    script = """
+    const loaded = ['held', 'overview', 'views'].map((one) => import(`/page/${one}.js`));
+    Promise.all(loaded).then(([held, overview, views]) => {
+      const row = {streamShard: 's', state: 'reading', owner: 'b', lagSeconds: 0, seenSecondsAgo: 1, heldTargets: 1};
+      const target = {target: 'shard a', reason: 'gap', ageSeconds: 1200, streamShard: 's'};
+      const unread = {streamShard: 's', trouble: 'no server'};
+      const status = {held: [target], retentionSeconds: 86400, streamShards: [unread]};
+      const fleet = {streamShards: [row, {...row, streamShard: 't'}, {...row, streamShard: 'u', state: 'elsewhere'}]};
+      const known = {status, fleet, ages: {status: 1, fleet: 1}};
+      return [
+        held.factsOfHeld(held.heldOf(status, fleet)[0])['Expires in'],
+        overview.tilesOf(known).filter(({label}) => label.includes('held'))
+          .map(({value, label, tone}) => [value, label, tone]),
+        views.streamShardsOf(known).map(({state}) => state),
+      ];
+    })
+    """
+    assert await page.evaluate(script) == [
+        "24 h",
+        [
+            ["0 ms", "highest lag, without held operations", ""],
+            ["20 min", "oldest held operation", "bad"],
+            ["≥ 1", "held target: 1 stream shard cannot be read", "warn"],
+        ],
+        ["failing", "reading, holding", "read by another"],
+    ]
+
+
+async def test_rows_on_a_phone_show_each_column_within_the_screen(page: BrowserTab) -> None:
+    """As lines with the title of their column, without scrolling aside."""
+    await page.show_as(PHONE_WIDTH)
+    await go(page, "shards")
+    cells = "[...document.querySelectorAll('#section-shards td:not(.nothing)')]"
+    lines = await page.evaluate(f"{cells}.map((one) => getComputedStyle(one, '::before').content)")
+    assert {'"State"', '"Place"', '"Tenants of capacity"'} <= set(lines)
+    for view in ("overview", "shards", "stream", "queues"):
+        await go(page, view)
+        inside = "[...document.querySelectorAll('.scroll')].every((one) => one.scrollWidth <= one.clientWidth)"
+        assert (view, await page.evaluate(inside)) == (view, True)
+
+
 async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> None:
     """A healthy one is probed each ten seconds, so an age of twelve is usual; of a hundred shards, each 20 s."""
     script = """
@@ -689,15 +768,16 @@ async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> No
 async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
     """Of 24 hours, in every language of the browser; a duration has no zeros, and one unit in a tile."""
     script = """
-    import('/page/format.js').then(({time, duration, rough}) => [
+    import('/page/format.js').then(({time, duration, rough, text}) => [
       time(new Date().setHours(23, 5, 7, 0)), [0.02, 59, 90, 900, 7260].map(duration),
-      [59, 118, 7260, 200000].map(rough),
+      [59, 118, 7260, 200000].map(rough), [30, 900].map((value) => text(value, 'latency')),
     ])
     """
     assert await page.evaluate(script) == [
         "23:05:07",
         ["20 ms", "59.0 s", "1 min 30 s", "15 min", "2 h 1 min"],
         ["59.0 s", "2 min", "2 h", "2 d"],
+        ["30.0 s", "over 15 min"],
     ]
 
 
@@ -716,7 +796,7 @@ async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
         "replicas, 1 silent": ("0", False),
         "stream shards": ("1", False),
         "highest lag: last seen 42.0 s ago": ("–", True),
-        "records of the fleet: not known": ("–", True),
+        "records, all replicas: not known": ("–", True),
         "held targets: nobody reads the stream": ("–", True),
     }
 
@@ -742,7 +822,7 @@ async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:
 
 @pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
 async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTab, width: int) -> None:
-    """A row each, with the time of all replicas; the table scrolls within the screen."""
+    """A row each, with the time of all replicas beside the time and share of this one, within the screen."""
     use = {"seconds": 45.25, "share": 0.905, "operations": 12_000, "bytes": 3_145_728, "waitedSeconds": 59.5}
     mine = {
         "shardId": "shard-1",
@@ -763,19 +843,19 @@ async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTa
     Promise.all(['/page/views.js', '/page/dom.js'].map((one) => import(one))).then(([views, dom]) => {{
       const section = (fleet) => views.sectionsOf('tenants', {{ages: {{}}, fleet}}).find(({{id}}) => id === 'tenants');
       const shown = dom.showSection(document.querySelector('#view-tenants .sections'), section({json.dumps(fleet)}));
-      return [shown.innerText, section(null).rows, {IS_WIDER_THAN_SCREEN}];
+      const rows = [...shown.querySelectorAll('tbody tr')]
+        .map((row) => [...row.children].map((one) => one.textContent));
+      return [rows, section(null).rows, {IS_WIDER_THAN_SCREEN}];
     }})
     """
-    text, without_fleet, is_wider = await page.evaluate(script)
-    rows = [row.split("\t") for row in text.split("\n") if "shard-" in row]
+    rows, without_fleet, is_wider = await page.evaluate(script)
     figures = ["91 %", "12,000", "3.0 MiB", "59.5 s"]
     nothing = ["–"] * 4
-    assert [row[-12:] for row in rows] == [
-        ["shard-1", "50.3 s", *figures, "45.3 s", *figures, "this one; b"],
-        ["shard-1", "3.5 s", *nothing, "–", *nothing, "b"],
-        ["shard-2", "–", *nothing, "45.3 s", *figures, "this one"],
+    assert rows == [
+        [mine["tenant"], "shard-1", "50.3 s", "45.3 s", *figures, "45.3 s", *figures, "this one; b"],
+        ["e-f", "shard-1", "3.5 s", "–", *nothing, "–", *nothing, "b"],
+        ["c-d", "shard-2", "–", "–", *nothing, "45.3 s", *figures, "this one"],
     ]
-    assert "a-very-long-business-identifier-berlin" in text
     assert (without_fleet, is_wider) == ([], False)
 
 

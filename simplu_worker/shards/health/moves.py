@@ -20,8 +20,8 @@ MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
 class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A row of the journal, at *read_at* by the clock of its shard; *updated_at* is when the move last went on.
 
-    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up. Its command notes
-    at *seen_at* that it runs, and with *is_stopped* its end. The rest is of a certificate.
+    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up. Its command
+    notes at *seen_at* that it runs, and by *is_stopped* that it has ended. The rest is of a certificate.
     """
 
     tenant_id: str

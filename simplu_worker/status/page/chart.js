@@ -21,7 +21,7 @@ export const highest = (values) => Math.max(0, ...values.filter((value) => typeo
 // The end of a scale that has room for *value*: 1, 2 or 5 times a power of ten, or a duration that people use.
 export function scaleEnd(value, kind) {
   if (!value) return 1;
-  if (kind === "seconds") return SECONDS.find((step) => step >= value) ?? Math.ceil(value / 86400) * 86400;
+  if (/^(seconds|latency)$/.test(kind)) return SECONDS.find((step) => step >= value) ?? Math.ceil(value / 86400) * 86400;
   const power = 10 ** Math.floor(Math.log10(value));
   const end = [1, 2, 5, 10].find((step) => step * power >= value * 0.999999) * power;
   return kind === "number" ? Math.max(end, 1) : end;

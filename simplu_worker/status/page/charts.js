@@ -4,10 +4,10 @@ import { byId, element, setText } from "./dom.js";
 import { text } from "./format.js";
 
 const CHARTS = [
-  { key: "recordsPerSecond", title: "Records of the fleet", kind: "rate" },
+  { key: "recordsPerSecond", title: "Records, all replicas", kind: "rate" },
   { key: "lagSeconds", title: "Highest lag", kind: "seconds" },
-  { key: "latencyP99Seconds", title: "Highest p99 latency", kind: "seconds" },
-  { key: "heldTargets", title: "Holds of all readers", kind: "number" },
+  { key: "latencyP99Seconds", title: "Highest p99 latency", kind: "latency" },
+  { key: "heldTargets", title: "Held targets, in each stream shard", kind: "number" },
   { key: "deadLetters", title: "Dead letters, last hour", kind: "number" },
   { key: "replicas", title: "Replicas", kind: "number" },
 ];

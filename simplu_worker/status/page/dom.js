@@ -40,7 +40,12 @@ function choice({ label, choose }) {
 
 // A page of the runbook: a link where the worker knows the address of the documentation, else its path to read.
 export function runbookLink(page) {
-  if (!/^https?:/.test(page ?? "")) return element("code", page ?? "");
+  if (!page) return element("span");
+  if (!/^https?:/.test(page)) {
+    const path = element("span", "Runbook: ", "soft");
+    path.append(element("code", page));
+    return path;
+  }
   const made = element("a", "Runbook");
   made.href = page;
   made.target = "_blank";
@@ -91,7 +96,7 @@ function contentOf(value, kind, isHeading) {
 
 function fill(cell, value, kind) {
   const [content, className = ""] = contentOf(value, kind, cell.scope);
-  cell.className = className;
+  cell.className = `${className}${isNothing(value) ? " nothing" : ""}`;
   const isName = cell.scope && typeof content === "string"; // such as shard.cut_off, which breaks at its dots
   cell.replaceChildren(...(isName ? content.split(/(?<=[._])/).flatMap((part) => [part, element("wbr")]) : [content]));
 }
@@ -118,6 +123,7 @@ function heading(scope, content, className) {
 function newRow(columns) {
   const row = element("tr");
   row.append(heading("row"), ...columns.slice(1).map(() => element("td")));
+  for (const [place, { title }] of columns.entries()) row.children[place].dataset.title = title; // shown on a phone
   return row;
 }
 

@@ -2,6 +2,7 @@
 
 export const STALE_S = 10; // older values are grey, with their age
 
+const LATENCY_MAX_S = 900;
 const HOURS = { hourCycle: "h23" }; // as on the axes of the charts
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
@@ -22,6 +23,9 @@ export function rough(seconds) {
   const [unit, name] = seconds < 5400 ? [60, "min"] : seconds < 172800 ? [3600, "h"] : [86400, "d"];
   return `${Math.round(seconds / unit)} ${name}`;
 }
+
+// A latency that the worker measures in steps, of which 15 min is the last.
+const latency = (seconds) => (seconds >= LATENCY_MAX_S ? `over ${duration(LATENCY_MAX_S)}` : duration(seconds));
 
 export function size(bytes) {
   let step = 0;
@@ -74,6 +78,7 @@ const KINDS = {
   number: count,
   seconds: duration,
   lag: duration,
+  latency,
   ms: (value) => `${count(value)} ms`,
   bytes: size,
   kbps: (value) => `${count(value)} KB/s`,
@@ -106,7 +111,7 @@ export function kindOf(key) {
 
 const GOOD = /^(active|catching up|consuming|healthy|ok|owned|polling|reading|ready|running|succeeded|yes)$/;
 const BAD = /^(closed|unowned|dead|error|failed|failing|lost|refused|rejected|stopped|unavailable|critical|no)$/;
-const ORDINARY = /^(draining|elsewhere|ended|released|info|unknown|destroyed|dead letters)$/;
+const ORDINARY = /^(draining|read by another|ended|released|info|unknown|destroyed)$/;
 const LAG_WARN_S = 10;
 const LAG_BAD_S = 60;
 

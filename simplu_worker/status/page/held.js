@@ -1,9 +1,9 @@
 // Held targets and moves, each as one item, whatever the number of readers that name it. Pure.
-import { ageOf, count, duration, isNothing, isStale, noun, plural, text, time } from "./format.js";
+import { ageOf, count, duration, isNothing, isStale, noun, plural, rough, text, time } from "./format.js";
 import { linkOf } from "./router.js";
 
 const READERS_SHOWN = 4;
-const STANDS_S = 90; // without progress, which a mover notes every few seconds
+const STANDS_S = 900; // without progress though its command runs, as the worker counts
 
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
 const longest = (rows, key) => Math.max(0, ...rows.map((one) => one[key] ?? 0));
@@ -11,6 +11,7 @@ const readerOf = ({ streamShard, replica }) => `${streamShard ?? "a stream shard
 
 // One row for each held target of any replica, the one that waits longest first.
 export function heldOf(status, fleet) {
+  const kept = status.retentionSeconds;
   const others = othersOf(fleet).flatMap(({ replica, seenSecondsAgo, held = [] }) => (
     held.map((one) => ({ ...one, replica, seenSecondsAgo }))
   ));
@@ -27,6 +28,7 @@ export function heldOf(status, fleet) {
       operations: rows.reduce((total, one) => total + (one.operations ?? 0), 0),
       ageSeconds: longest(rows, "ageSeconds"),
       heldForSeconds: longest(rows, "heldForSeconds"),
+      expiresInSeconds: isNothing(kept) ? null : Math.max(0, kept - longest(rows, "ageSeconds")),
       readers: rows.map(readerOf),
       isGrey: rows.every((one) => isStale(one.seenSecondsAgo)),
       ...advice[reasons[0]],
@@ -44,6 +46,7 @@ export function factsOfHeld(one) {
   const since = new Date(Date.now() - 1000 * one.ageSeconds);
   return Object.fromEntries(Object.entries({
     "Oldest waits": `${duration(one.ageSeconds)}, since ${time(since)}`,
+    "Expires in": isNothing(one.expiresInSeconds) ? "not known" : rough(one.expiresInSeconds),
     Held: one.heldForSeconds ? `for ${duration(one.heldForSeconds)}` : "",
     State: one.states.filter((state) => state !== "held").join(", "),
     Operations: one.operations ? `at least ${count(one.operations)}` : "",
@@ -83,7 +86,10 @@ export function moveCommands({ businessId, locationId }, targetShard) {
   };
 }
 
-export const stands = ({ error, notedAt }) => Boolean(error) || ageOf(notedAt) > STANDS_S;
+const hasEnded = ({ error, isRunning }) => Boolean(error) || isRunning === false; // its command
+
+// Whether a move needs a person.
+export const stands = (one) => hasEnded(one) || ageOf(one.notedAt) > STANDS_S;
 
 function factsOfMove(one, tenant) {
   const total = tenant?.resources;
@@ -95,6 +101,7 @@ function factsOfMove(one, tenant) {
     "Time left": stands(one) ? "" : left === null ? "not known" : `about ${duration(left)}`,
     Began: time(one.startedAt),
     "Last progress": `${time(one.notedAt)}${stands(one) ? `, ${duration(ageOf(one.notedAt))} ago` : ""}`,
+    Command: hasEnded(one) ? "has ended" : one.isRunning ? "runs" : "",
     Error: one.error ?? "",
   }).filter(([, value]) => value));
 }
@@ -104,10 +111,10 @@ export function moveItem(one, tenants) {
   const known = one.businessId && moveCommands(one, one.targetShard);
   const state = one.phase ?? one.step;
   return {
-    id: one.tenant, tone: one.error ? "bad" : stands(one) ? "warn" : "",
-    badge: one.error ? "stopped" : stands(one) ? `no progress: ${state}` : state, title: "Move of",
+    id: one.tenant, tone: stands(one) ? "bad" : "",
+    badge: hasEnded(one) ? `stopped: ${state}` : stands(one) ? `no progress: ${state}` : state, title: "Move of",
     links: [linkOf(`tenant ${one.tenant}`)], facts: factsOfMove(one, tenants[one.tenant]),
-    advice: stands(one) ? "If its mover has ended, continue the move with the same command, or undo it." : "It needs nobody. To stop it, undo it.",
+    advice: stands(one) ? "Run the same command again to continue the move, or undo it." : "Nothing to do. To stop it, undo it.",
     runbook: one.runbook, commands: known ? { ...(stands(one) ? { Continue: known.move } : {}), Undo: known.undo } : null,
   };
 }

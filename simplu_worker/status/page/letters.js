@@ -126,7 +126,7 @@ async function list(older = false) {
   listed.letters.push(...answer.letters.filter((one) => !known.has(one.messageId)));
   listed.readAt = Date.now();
   const more = answer.isCut ? "; there are older ones" : "";
-  listed.note = `${count(listed.letters.length)} shown${more}.${notesOf(answer)}`;
+  listed.note = `${count(listed.letters.length)} shown${more}. Read at ${text(listed.readAt, "time")}.${notesOf(answer)}`;
   remark(listed.note);
   showListed(answer.isCut && listed.letters.length > known.size);
 }
@@ -138,8 +138,8 @@ function showListed(hasOlder) {
   const chosen = new Set(); // message ids
   const choose = (id, isChosen) => {
     chosen[isChosen ? "add" : "delete"](id);
-    const subject = chosen.size ? `${count(chosen.size)} chosen` : "all that match";
-    for (const [place, [title]] of Object.values(ACTIONS).entries()) setText(line.children[place], `${title} ${subject}: plan`);
+    const subject = chosen.size ? `${count(chosen.size)} chosen` : Object.keys(filter).length ? "all that match the filter" : "all";
+    for (const [place, [title]] of Object.values(ACTIONS).entries()) setText(line.children[place], `Plan: ${title.toLowerCase()} ${subject}`);
   };
   const rows = listed.letters.map((one) => ({
     ...one, tenantId: one.businessId && `${one.businessId}-${one.locationId}`,

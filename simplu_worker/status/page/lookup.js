@@ -98,7 +98,7 @@ async function showTenant(businessId, locationId) {
     if (tenant.status !== 200) return;
     if (actions.isOperator()) {
       const lever = leverOf(path, `${businessId} ${locationId}`, tenant.body);
-      keep({ id: "tenant-levers", title: `Levers of ${businessId} ${locationId}`, columns: LEVERS, rows: [{ ...tenant.body, lever }] });
+      keep({ id: "tenant-levers", title: `Actions for ${businessId} ${locationId}`, columns: LEVERS, rows: [{ ...tenant.body, lever }] });
     }
     for (const [id, what, { status: code, body }] of [["errors", "failed operations", failed], ["operations", "operations", latest]]) {
       const rows = (body.operations ?? []).slice(0, SHOWN);

@@ -22,11 +22,11 @@ const told = (error) => (error === "other" ? "" : error); // of a viewer's texts
 // What the worker knows of a cause; a viewer has no texts of errors.
 function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, shards = [], streamShards = [], queues = [] }) {
   if (cause === "not_ready") return unreadyDetail;
-  if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : `${text(counters.deadLetters)}, of this replica since its start`;
+  if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : text(counters.deadLetters);
   if (cause === "citrus_failing") return told(citrus);
   const errors = {
     shard_lost: shards.map(({ shardId, error, odd }) => [`shard ${shardId}`, isNothing(odd) ? error : text(odd)]),
-    stream_lag: streamShards.map(({ streamShard, trouble }) => [`stream shard ${streamShard}`, trouble]),
+    stream_failing: streamShards.map(({ streamShard, trouble }) => [`stream shard ${streamShard}`, trouble]),
     queue_failing: queues.map(({ name, state }) => [`queue ${name}`, state]),
   };
   errors.shard_degraded = errors.shard_lost;
@@ -36,6 +36,7 @@ function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, shards 
 
 // The problems as items: those of now first, then those of the last hour that are over.
 export function problemItems({ fleet, status, ages }) {
+  const read = known((fleet?.streamShards ?? []).filter(({ state }) => state === "elsewhere"), "recordsPerSecond", sum);
   return (fleet?.problems ?? []).map((one) => {
     const links = one.subjects.map(linkOf);
     const view = VIEW_OF_CAUSE[one.cause];
@@ -47,7 +48,8 @@ export function problemItems({ fleet, status, ages }) {
       badge: one.isOver ? "over" : one.severity, title: titleOf(one), links,
       facts: {
         Count: count(one.count), First: time(one.since), Last: isNow ? "now" : time(one.at),
-        ...(why ? { Cause: why } : {}),
+        ...(why ? { [one.cause === "dead_letters" ? "Of this replica, since its start" : "Cause"]: why } : {}),
+        ...(one.cause === "not_ready" && !one.isOver && read !== null ? { "Other replicas": `read ${text(read, "rate")}` } : {}),
       },
       advice: one.isOver ? "" : one.advice, runbook: one.runbook, isGrey: one.isOver,
     };
@@ -67,7 +69,8 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
   const critical = problems.filter((one) => one.severity === "critical");
   if (problems.length) {
     const [worst] = problems;
-    const others = problems.length > 1 ? ` ${plural(problems.length - 1, "other problem")} below.` : "";
+    const more = [[critical.length - 1, "more critical problem"], [problems.length - critical.length, "warning"]].filter(([number]) => number > 0);
+    const others = critical.length && more.length ? ` Below: ${more.map((one) => plural(...one)).join(", ")}.` : problems.length > 1 ? ` Below: ${plural(problems.length - 1, "more warning")}.` : "";
     const subjects = worst.subjects.length ? ` (${worst.subjects.slice(0, 3).join(", ")}${worst.count > 3 ? " …" : ""})` : "";
     return {
       tone: critical.length ? "bad" : "warn",
@@ -78,9 +81,10 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
   const replicas = fleet.replicas?.length ?? 0;
   const shards = status.shards?.length ?? 0;
   const moves = status.moves?.length ?? 0;
+  const isIdle = known(fleet.streamShards ?? [], "recordsPerSecond", sum) === 0;
   return {
     tone: "good", title: "All is well",
-    text: `${plural(replicas, "replica")}, ${plural(fleet.streamShards?.length ?? 0, "stream shard")}, ${plural(shards, "Postgres shard")}; nothing is held or lost.${moves ? ` ${plural(moves, "move")} in progress.` : ""}`,
+    text: `${plural(replicas, "replica")}, ${plural(fleet.streamShards?.length ?? 0, "stream shard")}, ${plural(shards, "Postgres shard")}; nothing is held or lost.${isIdle ? " No records come: the producers have nothing to send, or are down." : ""}${moves ? ` ${plural(moves, "move")} in progress.` : ""}`,
   };
 }
 
@@ -102,6 +106,8 @@ export function tilesOf(all) {
   const held = heldOf(status, fleet).length + unnamedElsewhere(fleet);
   const buried = known(freshReplicas, "deadLetters", sum);
   const lag = known(fresh, "lagSeconds", highest);
+  const oldest = Math.max(0, ...heldOf(status, fleet).map((one) => one.ageSeconds));
+  const unread = (status.streamShards ?? []).filter(({ trouble }) => trouble).length;
   const seen = known(streamShards, "seenSecondsAgo", highest);
   const lettersView = status.role === "operator" ? "dead-letters" : "queues";
   const tile = (view, source, value, label, tone = "") => (
@@ -118,15 +124,16 @@ export function tilesOf(all) {
     streamShards.length && tile("stream", "fleet", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     streamShards.length && (lag === null
       ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")
-      : tile("stream", "fleet", rough(lag), fresh.length < streamShards.length ? `highest lag, of ${fresh.length} stream shards` : "highest lag", toneOfLag(lag))),
-    streamShards.length && measured("stream", "fleet", known(fresh, "recordsPerSecond", sum), "rate", "records of the fleet"),
+      : tile("stream", "fleet", rough(lag), `highest lag${fresh.length < streamShards.length ? `, of ${fresh.length} stream shards` : ""}${held ? ", without held operations" : ""}`, toneOfLag(lag))),
+    held && oldest && tile("overview", "status", rough(oldest), "oldest held operation", toneOfLag(oldest)),
+    streamShards.length && measured("stream", "fleet", known(fresh, "recordsPerSecond", sum), "rate", "records, all replicas"),
     freshReplicas.length && known(freshReplicas, "latencyP99Seconds", highest) !== null
-      && measured("stream", "fleet", known(freshReplicas, "latencyP99Seconds", highest), "seconds", "p99 latency"),
+      && measured("stream", "fleet", known(freshReplicas, "latencyP99Seconds", highest), "latency", "p99 latency"),
     streamShards.length && !fresh.length && !held ? unknown("overview", "held targets", "nobody reads the stream")
-      : tile("overview", "status", count(held), noun(held, "held target"), held && "warn"),
+      : tile("overview", "status", `${unread ? "≥ " : ""}${count(held)}`, `${noun(held, "held target")}${unread ? `: ${plural(unread, "stream shard")} cannot be read` : ""}`, held && "warn"),
     shards.length && tile("shards", "status", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
-    moves.length && tile("moves", "status", count(moves.length), `${noun(moves.length, "move")} in progress`, moves.some(stands) && "warn"),
-    work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages wait"),
+    moves.length && tile("moves", "status", count(moves.length), `${noun(moves.length, "move")} ${moves.some(stands) ? "not ended" : "in progress"}`, moves.some(stands) && "bad"),
+    work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages in queues"),
     dead.length && measured(lettersView, "queues", known(dead, "visible", sum), "number", "in the dead-letter queue", known(dead, "visible", sum) && "warn"),
     !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters, last hour", buried && "warn"),
   ].filter(Boolean);

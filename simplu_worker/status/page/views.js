@@ -9,6 +9,8 @@ const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {})
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
 const wrongKeyOf = (key) => key?.partitionKey && `${key.partitionKey} of ${key.businessId}-${key.locationId}: ${text(key.problem)}`;
 
+const STREAM_STATES = { elsewhere: "read by another" };
+
 // The stream shards with all that the fleet and this replica know of each.
 export function streamShardsOf({ status, fleet, history }) {
   const own = new Map((status.streamShards ?? []).map((one) => [one.streamShard, one]));
@@ -20,7 +22,7 @@ export function streamShardsOf({ status, fleet, history }) {
     return {
       ...here,
       ...one,
-      state: here.trouble ? "failing" : one.state,
+      state: here.trouble ? "failing" : STREAM_STATES[one.state] ?? (one.state === "reading" && one.heldTargets ? "reading, holding" : one.state),
       held: isNothing(here.held) ? one.heldTargets ? plural(one.heldTargets, "target") : null : here.held,
       lagChart: cellChart(`Lag of ${one.streamShard}`, hour.lagSeconds, history ?? {}, "seconds"),
       rateChart: cellChart(`Records of ${one.streamShard}`, hour.recordsPerSecond, history ?? {}, "rate"),
@@ -31,8 +33,8 @@ export function streamShardsOf({ status, fleet, history }) {
   });
 }
 
-// The worker names an error in place of a state.
-const isError = (state) => (state ?? "").includes(": ");
+// The worker names an error in place of a state, to viewers the word "other".
+const isError = (state) => /: |^other$/.test(state ?? "");
 const stateOf = (state) => (isError(state) ? "failing" : state);
 
 // The queues as SQS reports them, with all that their receivers know.
@@ -42,18 +44,22 @@ export function queuesOf({ status, queues }) {
   return rows.map((one) => {
     const here = received.get(one.name) ?? {};
     const isDead = one.consumed === false;
+    const error = one.error ?? (isError(here.state) ? here.state : null);
+    const isSilent = Boolean(error) || Boolean(queues && isNothing(one.visible));
+    const nothing = { visible: null, inFlight: null, delayed: null }; // of a queue that does not answer
     return {
       ...one,
       ...here,
       name: one.name,
-      kind: one.isFifo === undefined ? null : one.isFifo ? "FIFO" : "standard",
-      state: isDead ? "dead letters" : stateOf(here.state ?? one.state),
-      error: one.error ?? (isError(here.state) ? here.state : null),
-      visible: one.error ? null : one.visible ?? here.visible,
+      kind: one.isFifo === undefined ? null : `${one.isFifo ? "FIFO" : "standard"}${isDead ? ", dead letters" : ""}`,
+      state: isSilent ? "failing" : isDead ? "ok" : here.state ?? one.state,
+      error: error === "other" ? null : error,
+      visible: one.visible ?? here.visible,
+      ...(isSilent ? nothing : {}),
+      oldestInHandSeconds: here.inHand ?? one.inHand ? here.oldestInHandSeconds ?? one.oldestInHandSeconds : null,
       outcomes: withoutZeros(here.outcomes ?? one.outcomes),
       redriveTo: one.redrive ? `${one.redrive.queue}, after ${one.redrive.maxReceiveCount} receives` : null,
       isDead,
-      isGrey: Boolean(one.error),
     };
   });
 }
@@ -72,25 +78,27 @@ const shardRow = (probedWithin) => ({ tenantCount, connections, connectionsUsed,
 // A healthy shard is probed every ten seconds, or 5 shards a second: without two probes in a row its row is grey.
 const shardRows = ({ shards = [] }) => shards.map(shardRow(2.5 * Math.max(10, shards.length / 5)));
 
+const THIS = "this one";
+
 // The tenants that take most of the shards' time, a row each: of the others the time of the last minute is known.
 function topTenantsOf(fleet) {
   const others = othersOf(fleet).flatMap(({ replica, topTenants = [] }) => topTenants.map((one) => ({ ...one, replica })));
   const byTenant = new Map();
-  for (const { lastMinute, lastHour, replica = "this one", ...one } of [...fleet?.topTenants ?? [], ...others]) {
+  for (const { lastMinute, lastHour, replica = THIS, ...one } of [...fleet?.topTenants ?? [], ...others]) {
     const key = `${one.shardId} ${one.tenant}`;
     const known = byTenant.get(key);
     if (known) {
-      known.seconds = sum([known.seconds, lastMinute?.seconds]);
+      known.fleetSeconds = sum([known.fleetSeconds, lastMinute?.seconds]);
       known.replicas.push(replica);
     } else {
       byTenant.set(key, {
-        ...one, ...lastMinute, replicas: [replica],
+        ...one, ...(replica === THIS ? lastMinute : {}), fleetSeconds: lastMinute?.seconds, replicas: [replica],
         hourSeconds: lastHour?.seconds, hourShare: lastHour?.share, hourOperations: lastHour?.operations,
         hourBytes: lastHour?.bytes, hourWaitedSeconds: lastHour?.waitedSeconds,
       });
     }
   }
-  return [...byTenant.values()].sort((one, other) => (other.seconds ?? 0) - (one.seconds ?? 0)).slice(0, TENANTS_SHOWN);
+  return [...byTenant.values()].sort((one, other) => (other.fleetSeconds ?? 0) - (one.fleetSeconds ?? 0)).slice(0, TENANTS_SHOWN);
 }
 
 // Catch-ups and upgrades that are under way, and fences that no move explains.
@@ -117,27 +125,28 @@ function workOf(status) {
   return work;
 }
 
-const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:long", "lastAnswerAt:time:Last answer",
-  "role", "responseMs:ms", "tenants:number", "usage:ratio", "serverConnections", "ourConnections",
-  "replicationLagSeconds:seconds", "schemaVersion:number:Schema", "checkedAgoSeconds:seconds:Checked ago", "place");
+const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:long", "place", "lastAnswerAt:time:Last answer",
+  "responseMs:ms", "tenants:number", "usage:ratio:Tenants of capacity", "serverConnections", "ourConnections",
+  "replicationLagSeconds:seconds", "schemaVersion:number:Schema", "role");
 const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge", "trouble:long", "lagSeconds:lag",
-  "lagChart:chart:Lag, last hour", "recordsPerSecond:rate:Records", "rateChart:chart:Records, last hour",
-  "held", "owner", "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes",
+  "held", "recordsPerSecond:rate:Records", "owner", "lagChart:chart:Lag, last hour", "rateChart:chart:Records, last hour",
+  "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes",
   "wrongKeys:number:Wrong keys", "lastWrongKey:long:Last wrong key");
 const REPLICA_COLUMNS = columnsOf("replica", "version", "leases:number", "lagSeconds:lag",
-  "recordsPerSecond:rate:Records", "readKBps:kbps:Read, mean", "latencyP99Seconds:seconds:p99",
+  "recordsPerSecond:rate:Records", "readKBps:kbps:Read, mean", "latencyP99Seconds:latency:p99",
   "deadLetters:number:Dead letters/h", "heldTargets:number:Held",
   "seenSecondsAgo:seconds:Seen ago");
 const QUEUE_COLUMNS = columnsOf("name:queue:Queue", "state:badge", "error:long", "kind", "visible:number:Waiting",
   "inFlight:number", "delayed:number", "inHand:number:In flight here",
   "oldestInHandSeconds:seconds:Oldest here", "outcomes", "redriveTo");
-const TENANT_COLUMNS = columnsOf("tenant:tenant", "shardId:shard:Shard", "seconds:seconds:Last minute", "share:ratio:Share",
+const TENANT_COLUMNS = (here) => columnsOf("tenant:tenant", "shardId:shard:Shard",
+  ...(here ? ["fleetSeconds:seconds:Last minute, all replicas"] : []), `seconds:seconds:Last minute${here}`, `share:ratio:Share${here}`,
   "operations:number", "bytes:bytes", "waitedSeconds:seconds:Waited",
-  "hourSeconds:seconds:Last hour", "hourShare:ratio:Share",
+  `hourSeconds:seconds:Last hour${here}`, `hourShare:ratio:Share${here}`,
   "hourOperations:number:Operations", "hourBytes:bytes:Bytes", "hourWaitedSeconds:seconds:Waited", "replicas");
 const WORK_COLUMNS = columnsOf("subject:subject", "kind", "state:badge", "detail:long", "seconds:seconds:For");
 const TROUBLE_COLUMNS = columnsOf("target", "about", "loop", "error:long", "count:number:Times", "since:time", "at:time:Last");
-const ERROR_COLUMNS = columnsOf("event", "level:badge", "count:number:Times", "since:time:First", "at:time:Last", "about:long", "error:long");
+const ERROR_COLUMNS = columnsOf("event", "level:badge:Log level", "count:number:Times", "since:time:First", "at:time:Last", "about:long", "error:long");
 
 // The sections of a view. Each has the source of its values, whose age makes it grey.
 const SECTIONS = {
@@ -149,14 +158,14 @@ const SECTIONS = {
     },
     {
       id: "errors", source: "status", title: "Warnings and errors of the last day", rows: status.recentErrors ?? [],
-      note: isNothing(status.recentErrors) ? "None." : `Of replica ${status.replica}, one row for each event.`, columns: ERROR_COLUMNS,
+      note: isNothing(status.recentErrors) ? "None." : `From the log of replica ${status.replica}, one row for each event: docs/events.md explains each.`, columns: ERROR_COLUMNS,
     },
   ],
   tenants: ({ fleet }) => [
     {
-      id: "tenants", source: "fleet", title: "Tenants that take most of the shards' time", rows: topTenantsOf(fleet), columns: TENANT_COLUMNS,
+      id: "tenants", source: "fleet", title: "Tenants that take most of the shards' time", rows: topTenantsOf(fleet), columns: TENANT_COLUMNS(othersOf(fleet).length ? ", here" : ""),
       note: !topTenantsOf(fleet).length ? "No tenant takes 1 % of a shard's time."
-        : othersOf(fleet).length ? "The time of the last minute is that of all replicas, all else that of this one." : "",
+        : othersOf(fleet).length ? "Of other replicas only the seconds of the last minute are known; a share is that of the shard's time at this replica." : "",
     },
   ],
   shards: ({ status }) => [

@@ -21,6 +21,7 @@ from support.postgres.trouble import waiters
 from support.slow import slow_after
 
 from simplu_worker.errors import PermanentError
+from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.log.message_failures import count_failures
 from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -466,6 +467,8 @@ async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
         with pytest.raises(asyncio.CancelledError):
             await undo_move(world.pools, TENANT_ID, "a", "b")
     assert await fetch(target, "SELECT count(*) FROM resources") == [{"count": 0}]
+    moves = (await probe_shard(world.shard_pools["a"])).moves or ()
+    assert [(one.step, one.is_running) for one in moves] == [("undoing", False)]
 
     assert (await world.move()).verdict == "equal"
     assert (await world.case("b").resources(), await world.case("b").log()) == before
