@@ -81,7 +81,7 @@ async def shard_restored(scene: Scene) -> None:
 async def restore_tenant(scene: Scene) -> None:
     """Back a shard up, let a tenant go on there, and delete its resources by hand."""
     await scene.deploy("db-1", "db-2")
-    tenant = {"businessId": "smile", "locationId": "berlin", "resourceType": "patients", "resourceId": "p1"}
+    tenant = {"businessId": "smile", "locationId": "berlin", "resourceType": "patient", "resourceId": "p1"}
     tenant |= {"timestamp": "2026-01-31T09:00:00Z"}
     await scene.put({**tenant, "operation": "create", "requestId": "made", "data": {"name": "Ada"}})
     await scene.send("smile-berlin", HELD_COUNT)

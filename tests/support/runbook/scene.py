@@ -39,6 +39,7 @@ QUEUES: Final = "https://sqs.eu-central-1.amazonaws.com/000000000000"
 DEAD_LETTERS: Final = "simplu-worker-dead-letters"
 LEASES: Final = "KINESIS_APPLICATION_NAME=simplu-worker"  # the name alone is that of the command too
 DATABASE: Final = "shard"
+RETENTION_H: Final = 168  # of the stream, in the page on the first deployment
 COMMAND_S: Final = 60.0
 REPEAT_S: Final = 40.0
 PAUSE_S: Final = 0.3
@@ -215,6 +216,9 @@ class Scene:
         urls = {"kinesis": "AWS_ENDPOINT_URL_KINESIS", "sqs": "AWS_ENDPOINT_URL_SQS"}
         async with aws_client("kinesis", self.shell[urls["kinesis"]]) as kinesis:
             await kinesis.create_stream(StreamName=self.stream, ShardCount=2)
+            exists = kinesis.get_waiter("stream_exists")
+            await exists.wait(StreamName=self.stream, WaiterConfig={"Delay": PAUSE_S})
+            await kinesis.increase_stream_retention_period(StreamName=self.stream, RetentionPeriodHours=RETENTION_H)
         async with aws_client("sqs", self.shell[urls["sqs"]]) as sqs:
             await sqs.create_queue(QueueName=self.names[DEAD_LETTERS])
 
