@@ -158,7 +158,7 @@ def _dead_letters(count: float) -> ScreenCell:
 
 def _text(value: object) -> ScreenCell:
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
             return ScreenCell("–")
         case dict():
             shown = ", ".join(f"{name} {item}" for name, item in value.items() if item)
@@ -178,7 +178,9 @@ def _lag(seconds: float | None) -> ScreenCell:
 
 
 def _held_table(held: Sequence[Json], advice: Mapping[str, Json]) -> ScreenTable:
-    oldest_first = sorted(held, key=lambda one: -one.get("ageSeconds", 0.0))
+    # One row for a target that several stream shards hold.
+    oldest = {(one.get("target"), one.get("reason")): one for one in sorted(held, key=_held_age_s)}
+    oldest_first = sorted(oldest.values(), key=_held_age_s, reverse=True)
     rows = [
         (
             _text(one.get("target")),
@@ -190,6 +192,10 @@ def _held_table(held: Sequence[Json], advice: Mapping[str, Json]) -> ScreenTable
         for one in oldest_first
     ]
     return ScreenTable("Held", ("Target", "Reason", "State", "Age", "Advice"), rows)
+
+
+def _held_age_s(held: Json) -> float:
+    return float(held.get("ageSeconds", 0.0))
 
 
 def _work_rows(status: Json) -> Iterator[Sequence[ScreenCell]]:

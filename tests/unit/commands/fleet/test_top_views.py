@@ -54,6 +54,7 @@ STATUS: dict[str, Any] = {
     "held": [
         {"target": "tenant t", "reason": "moving", "state": "held", "ageSeconds": 1.0},
         {"target": "shard b", "reason": "shard_unavailable", "state": "held", "ageSeconds": 61.0},
+        {"target": "shard b", "reason": "shard_unavailable", "state": "ready", "ageSeconds": 60.0},  # of s1
     ],
     "heldAdvice": {"moving": {"advice": "Wait for the move."}},
     "moves": [{"tenant": "t", "sourceShard": "a", "targetShard": "b", "step": "open", "phase": "copy", "rows": 1200}],
@@ -88,16 +89,21 @@ def rows_of(title: str) -> list[list[str]]:
 
 
 def test_tables_are_those_with_rows_and_the_worst_is_first() -> None:
-    """Held targets by age, shards with a problem before healthy ones, stream shards by lag."""
+    """Held targets by age, each once, shards with a problem before healthy ones, stream shards by lag."""
     titles = [table.title for table in tables_of(STATUS, FLEET, QUEUES)]
     expected = ["Held", "In progress", "Shards", "Replicas", "Stream shards", "Queues", "Recent errors and warnings"]
     assert titles == expected
-    assert [row[0] for row in rows_of("Held")] == ["shard z", "shard b", "tenant t"]
+    assert [(row[0], row[3]) for row in rows_of("Held")] == [
+        ("shard z", "1 min 39 s"),
+        ("shard b", "1 min 1 s"),
+        ("tenant t", "1.0 s"),
+    ]
     assert [row[4] for row in rows_of("Held")] == ["Raise the retention.", "–", "Wait for the move."]
     assert [row[0] for row in rows_of("Shards")] == ["b", "a", "c"]
     assert rows_of("Shards")[1][3:7] == ["0.4 ms", "–", "50%", "2 of 97"]
     assert [row[0] for row in rows_of("Stream shards")] == ["s1", "s0"]
     assert rows_of("Stream shards")[0] == ["s1", "elsewhere", "1 min 30 s", "5.5", "–", "host:2:cd"]
+    assert rows_of("Stream shards")[1] == ["s0", "reading", "250 ms", "10.0", "moving 1", "host:1:ab"]
     assert rows_of("Recent errors and warnings") == [["10:20:30", "warning", "shard.lost", "–", "x", "2"]]
 
 
