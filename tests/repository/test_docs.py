@@ -49,6 +49,13 @@ def test_alerts_have_a_runbook_each() -> None:
     assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
+def test_page_names_the_critical_alerts() -> None:
+    """Those that wake a person."""
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8").split("- alert: ")[1:]
+    named = (DOCS / "monitoring.md").read_text(encoding="utf-8").partition(" Critical are ")[2].partition(";")[0]
+    assert re.findall(r"\w+", named) == [rule.split()[0] for rule in rules if "severity: critical" in rule]
+
+
 def source_of(path: str) -> Path:
     """Return the page from which the site's build makes *path*, an `.html`."""
     assert path.endswith(".html"), path
