@@ -262,7 +262,7 @@ def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
 
 
 def test_map_is_read_from_its_file(tmp_path: Path) -> None:
-    """As docs/shard-manager.md writes it; a replica, pins and retired are optional."""
+    """As docs/shards.md writes it; a replica, pins and retired are optional."""
     path = tmp_path / "map.json"
     replica = URL.format("-replica")
     path.write_text(json.dumps({"shards": [shard(0), shard(1, retired=True, replicaConnectionString=replica)]}))
