@@ -87,6 +87,8 @@ class DestinationFeed:
         self.released: list[HeldTenant] = []
         self.catch_up: CatchUp | None = None
         self.stopped, self.error = row.stopped, row.error
+        self._refused_event = row.refused_event  # at which it stopped, or that it is to pass
+        self._again_through = row.again_through
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
         self.is_awaited = False  # by the reader of the log, which found no room
         self._is_ending = False
@@ -127,15 +129,22 @@ class DestinationFeed:
             held=tuple(held.values()),
             stopped=self.stopped,
             error=self.error,
+            refused_event=self._refused_event,
+            again_through=self._again_left,
             behind_since=self.behind_since,
         )
+
+    @property
+    def _again_left(self) -> int | None:
+        through = self._again_through
+        return through if through is not None and self.window.cursor.batch_id < through else None
 
     def begin_undone(self, there: frozenset[str], at: datetime) -> None:
         """Put what the incarnation has undone before everything else, if the destination is still to be told."""
         cursor = self.window.cursor
         if not self._undone_due:
             return
-        is_complete = self.memory.is_complete_behind(cursor)
+        is_complete = self.memory.is_complete_behind(cursor) and self._again_left is None
         events = []
         for event in self.memory.take_undone(cursor, there):
             self.memory.note_undone(event)
@@ -158,7 +167,7 @@ class DestinationFeed:
         """Add events that are no rows of the log, before the next one that is."""
         batch_id, position = self.window.head
         place = Place(batch_id, position + 1)
-        self.window.add([WindowEvent(one, place) for one in events], self.window.head)
+        self.window.add([self._window_event(one, place) for one in events], self.window.head)
         self._wake.set()
 
     def add(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
@@ -216,7 +225,7 @@ class DestinationFeed:
     def _wanted(self, row: ReadRow, data: dict[str, bytes]) -> list[WindowEvent]:
         ref = BatchRef(row.place.batch_id, row.token)
         return [
-            WindowEvent(
+            self._window_event(
                 msgspec.structs.replace(
                     event,
                     incarnation=self.incarnation,
@@ -229,6 +238,11 @@ class DestinationFeed:
             for event in row.events
             if self._has_no_filter or lets_through(self.terms.filter, event)
         ]
+
+    def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
+        """Return *event* on its way; one at which the feed had stopped is tried once more."""
+        is_last_try = event.id == self._refused_event
+        return WindowEvent(event, place, ref, refusal_count=self.terms.tries - 1 if is_last_try else 0)
 
     def end(self) -> None:
         """Let `run` end behind the request that is under way."""
@@ -288,6 +302,7 @@ class DestinationFeed:
         for finished in all_finished:
             match finished:
                 case WindowEvent():
+                    self._note_passed(finished.event)
                     if finished.ref is not None:
                         self.memory.note(finished.ref, finished.place, finished.event, now=now)
                 case RefusedForGood():
@@ -320,19 +335,27 @@ class DestinationFeed:
         self.error = error
 
     async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
-        if self.terms.on_refusal is OnRefusal.STOP:
-            self._stop(FeedStop.REFUSED, refused.error)
+        event = refused.one.event
+        if self.terms.on_refusal is OnRefusal.STOP and event.id != self._refused_event:
+            if self.stopped is None:
+                self._refused_event = event.id
+                self._stop(FeedStop.REFUSED, refused.error)
             return
-        await keep_refusal(self.terms.name, refused.one.event, refused.error)
+        await keep_refusal(self.terms.name, event, refused.error)
         window.finish(refused.one)
+        self._note_passed(event)
         instruments.FEED_REFUSALS.labels(self.terms.name).inc()
         log.error(
             "feed.refused",
             shard_id=self._shard_id,
             destination=self.terms.name,
-            event_id=refused.one.event.id,
+            event_id=event.id,
             error=refused.error,
         )
+
+    def _note_passed(self, event: FeedEvent) -> None:
+        if event.id == self._refused_event:
+            self._refused_event = None
 
     def _stop(self, why: FeedStop, error: str) -> None:
         if self.stopped is None:

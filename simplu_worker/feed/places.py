@@ -30,6 +30,7 @@ class HeldTenant(msgspec.Struct, frozen=True):
     source: str
     batch_id: int
     position: int
+    is_passed: bool = False  # by a person's word: it does not wait for its source any more
 
     @property
     def place(self) -> Place:

@@ -52,6 +52,8 @@ class CursorRow(msgspec.Struct, frozen=True):
     held: tuple[HeldTenant, ...]
     stopped: str | None = None
     error: str | None = None
+    refused_event: str | None = None  # at which it stopped; which it is to pass where it has not stopped
+    again_through: int | None = None  # events of batches up to this one may have been sent before a replay
     behind_since: datetime | None = None
 
 
@@ -121,7 +123,10 @@ async def load(
         if state.noted_run == state.run:
             return LoadedFeed(state, cursors, there, is_new=False)
         holds = state.noted_run is None or (
-            all(name in complete_from and complete_from[name] <= cursor.place for name, cursor in cursors.items())
+            all(
+                name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None
+                for name, cursor in cursors.items()
+            )
             and all(ref.token in there for ref in refs)
         )
         incarnation = state.incarnation if holds else new_incarnation
@@ -157,6 +162,8 @@ async def write_cursors(pool: ShardPool, token: str, rows: Sequence[CursorRow]) 
             [msgspec.json.encode(one.held).decode() for one in rows],
             [one.stopped or "" for one in rows],
             [one.error or "" for one in rows],
+            [one.refused_event or "" for one in rows],
+            ["" if one.again_through is None else str(one.again_through) for one in rows],
             ["" if one.behind_since is None else one.behind_since.isoformat() for one in rows],
         )
     if len(written) != len(rows):
@@ -236,5 +243,7 @@ def _cursor(row: Any) -> CursorRow:
         undone_due=row["undone_due"],
         held=_held.decode(row["held"]),
         stopped=row["stopped"],
+        refused_event=row["refused_event"],
+        again_through=row["again_through"],
         error=row["error"],
     )

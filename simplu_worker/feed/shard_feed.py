@@ -392,7 +392,11 @@ class ShardFeed:
         for feed in self._feeds.values():
             waiting: defaultdict[str, list[HeldTenant]] = defaultdict(list)
             for one in feed.held.values():
-                if one not in feed.released and (feed.catch_up is None or feed.catch_up.held != one):
+                if one in feed.released or (feed.catch_up is not None and feed.catch_up.held == one):
+                    continue
+                if one.is_passed:
+                    feed.released.append(one)
+                else:
                     waiting[one.source].append(one)
             for source, held in waiting.items():
                 asked = True

@@ -393,6 +393,8 @@ CREATE TABLE public.feed_cursors (
     held pg_catalog.jsonb NOT NULL DEFAULT '[]', -- tenants that have arrived, and wait for the feed of their source
     stopped pg_catalog.text, -- why no event is sent any more: `refused` or `disabled`
     error pg_catalog.text,
+    refused_event pg_catalog.text, -- the id of the event that it stopped at; or that it is to pass, once it goes on
+    again_through bigint, -- a replay has put the cursor back: events of batches up to this one may have been sent
     behind_since pg_catalog.timestamptz, -- the time of the oldest event that is not delivered; null: of none
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50);

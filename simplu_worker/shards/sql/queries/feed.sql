@@ -118,11 +118,13 @@ WITH wanted AS (
     RETURNING *
 )
 SELECT
-    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error
+    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
+    again_through
 FROM public.feed_cursors
 UNION ALL
 SELECT
-    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error
+    destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
+    again_through
 FROM begun;
 
 -- name: write_feed_cursors
@@ -134,11 +136,14 @@ UPDATE public.feed_cursors
 SET
     batch_id = sent.batch_id::bigint, position = sent.position::integer, undone_due = sent.undone_due::boolean,
     held = sent.held::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
+    refused_event = nullif(sent.refused_event, ''), again_through = nullif(sent.again_through, '')::bigint,
     behind_since = nullif(sent.behind_since, '')::pg_catalog.timestamptz, updated_at = pg_catalog.clock_timestamp()
 FROM mine, unnest(
     $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[]
-) AS sent (destination, batch_id, position, undone_due, held, stopped, error, behind_since)
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[]
+) AS sent (
+    destination, batch_id, position, undone_due, held, stopped, error, refused_event, again_through, behind_since
+)
 WHERE feed_cursors.destination = sent.destination
 RETURNING feed_cursors.destination;
 
