@@ -17,6 +17,7 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "check": "operating.md#start-and-stop",
     "dead-letters": "dead-letters.md#looking-and-replaying",
     "demo": "start.md",
+    "feed": "feed.md#when-a-destination-is-down",
     "fleet": "operating.md#steering",
     "operations": "outcomes.md",
     "operations send": "sending.md",

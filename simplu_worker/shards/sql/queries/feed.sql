@@ -273,3 +273,133 @@ WHERE ctid = ANY(
         LIMIT $2
     )
 );
+
+-- name: show_feed
+-- What each destination has of this shard. The lag counts from the oldest change that is not delivered.
+SELECT
+    feed_cursors.destination, feed_cursors.batch_id, feed_cursors.position,
+    feed_cursors.held::pg_catalog.text AS held, feed_cursors.stopped, feed_cursors.error, feed_cursors.refused_event,
+    CASE WHEN feed_shards.expires_at > pg_catalog.clock_timestamp() THEN feed_shards.publisher END AS publisher,
+    extract(
+        EPOCH FROM pg_catalog.clock_timestamp() - least(
+            feed_cursors.behind_since,
+            (
+                SELECT log_batches.completed_at
+                FROM public.log_batches
+                WHERE log_batches.batch_id > feed_cursors.batch_id
+                ORDER BY log_batches.batch_id
+                LIMIT 1
+            )
+        )
+    )::pg_catalog.float8 AS lag_s,
+    (
+        SELECT pg_catalog.count(*) FROM public.feed_refusals
+        WHERE feed_refusals.destination = feed_cursors.destination
+    ) AS refusal_count
+FROM public.feed_cursors
+CROSS JOIN public.feed_shards
+ORDER BY feed_cursors.destination;
+
+-- name: take_feed
+-- Take the row from its publisher, for a change of cursors in this transaction: it writes none of its own any more, reads
+-- nothing more, and stops at its next renewal. A replica takes the row once its time is over, and reads the cursors anew.
+UPDATE public.feed_shards SET token = pg_catalog.gen_random_uuid();
+
+-- name: plan_feed_replay
+-- Where the destination $1 is, and the batch behind which everything begins that was committed at $2 or later: none of
+-- the log's, if it keeps nothing so old. With the changes from there to where the destination is, of 100,000 batches.
+WITH begun AS (
+    SELECT
+        greatest(
+            coalesce((SELECT log_forgotten.batch_id FROM public.log_forgotten), 0),
+            (
+                SELECT pg_catalog.min(later.batch_id) - 1
+                FROM (
+                    SELECT log_batches.batch_id
+                    FROM public.log_batches
+                    WHERE log_batches.completed_at >= $2::pg_catalog.timestamptz AND log_batches.batch_id > 0::bigint
+                    ORDER BY log_batches.completed_at
+                    LIMIT 10000
+                ) AS later
+            )
+        ) AS batch_id,
+        EXISTS (
+            SELECT FROM public.log_batches WHERE log_batches.completed_at >= $2 AND log_batches.batch_id > 0::bigint
+        ) AS has_later
+)
+SELECT
+    feed_cursors.batch_id, feed_cursors.position, feed_cursors.held::pg_catalog.text AS held, feed_cursors.stopped,
+    CASE WHEN begun.has_later THEN begun.batch_id END AS from_batch_id,
+    (SELECT log_forgotten.completed_at FROM public.log_forgotten) AS forgotten_at,
+    (
+        SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint
+        FROM (
+            SELECT log_batches.row_count
+            FROM public.log_batches
+            WHERE log_batches.batch_id > begun.batch_id AND log_batches.batch_id <= feed_cursors.batch_id
+            ORDER BY log_batches.batch_id
+            LIMIT 100000
+        ) AS again
+    ) AS change_count
+FROM public.feed_cursors
+CROSS JOIN begun
+WHERE feed_cursors.destination = $1;
+
+-- name: put_feed_cursor_back
+-- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row. A tenant that came
+-- behind there is not held any more: its arrival is read again. Whatever was published by now has numbers below that of
+-- this transaction.
+UPDATE public.feed_cursors
+SET
+    batch_id = $2, position = 32767, updated_at = pg_catalog.clock_timestamp(),
+    again_through = (
+        SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text::bigint + shard_meta.batch_offset
+        FROM public.shard_meta
+    ),
+    held = coalesce(
+        (
+            SELECT pg_catalog.jsonb_agg(
+                CASE
+                    WHEN pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint <= $2 THEN held.one
+                    ELSE held.one || pg_catalog.jsonb_build_object('batch_id', $2::bigint, 'position', 32767)
+                END
+            )
+            FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
+            WHERE NOT EXISTS (
+                SELECT
+                FROM public.log_batches
+                WHERE
+                    log_batches.kind = 'a' AND log_batches.batch_id > $2
+                    AND log_batches.epoch = pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint
+                    AND log_batches.tenants[1] = pg_catalog.jsonb_extract_path_text(held.one, 'tenant_no')::integer
+            )
+        ),
+        '[]'
+    )
+WHERE destination = $1;
+
+-- name: read_feed_cursor
+SELECT held::pg_catalog.text AS held, stopped, error, refused_event FROM public.feed_cursors WHERE destination = $1;
+
+-- name: resume_feed
+-- Let the destination $1 go on where it has stopped, in a transaction that has taken the row.
+UPDATE public.feed_cursors
+SET stopped = NULL, error = NULL, updated_at = pg_catalog.clock_timestamp()
+WHERE destination = $1;
+
+-- name: pass_held_tenant
+-- Let the destination $1 pass the source of the tenant $2, in a transaction that has taken the row.
+UPDATE public.feed_cursors
+SET
+    updated_at = pg_catalog.clock_timestamp(),
+    held = (
+        SELECT pg_catalog.jsonb_agg(
+            CASE
+                WHEN pg_catalog.jsonb_extract_path_text(held.one, 'tenant_id') = $2
+                    THEN held.one || '{"is_passed": true}'::pg_catalog.jsonb
+                ELSE held.one
+            END
+        )
+        FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
+    )
+WHERE destination = $1;

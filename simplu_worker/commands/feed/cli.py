@@ -1,0 +1,84 @@
+"""The command line of `feed`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, parse_time
+
+feed = App(name="feed")
+
+
+@feed.command(name="show")
+def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print how far each destination of the feed is, and where it has stopped or waits.
+
+    Parameters
+    ----------
+    destination
+        Its name in FEED_FILE; all of them without one.
+    """
+    from simplu_worker.commands.feed.show import show_feed
+
+    return common.run(lambda settings: show_feed(settings, destination, as_json=common.as_json))
+
+
+@feed.command(name="replay")
+def replay_feed(
+    destination: str,
+    /,
+    *,
+    since: str,
+    shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Send a destination all events again from a time on, under the ids that they had.
+
+    Parameters
+    ----------
+    destination
+        Its name in FEED_FILE.
+    since
+        The time from which on changes are sent again, as ISO 8601; no offset means UTC.
+    shard
+        Of this shard only; may be given several times.
+    """
+    from simplu_worker.commands.feed.replay import replay_feed
+
+    time = parse_time("--since", since)
+    return common.run(
+        lambda settings: replay_feed(settings, destination, time, shard, apply=apply, as_json=common.as_json)
+    )
+
+
+@feed.command(name="skip")
+def skip_feed(
+    destination: str,
+    /,
+    *,
+    shard: str,
+    tenant: OneTenant = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Let a destination go on that has stopped on a shard, or pass the lost source of a tenant that has moved.
+
+    The event that it refused is tried once more, and is kept as refused if it is refused again.
+
+    Parameters
+    ----------
+    destination
+        Its name in FEED_FILE.
+    shard
+        The shard id; of a tenant that has moved, its target.
+    tenant
+        Send the events of this business and location without those of the shard that it came from.
+    """
+    from simplu_worker.commands.feed.skip import skip_feed
+
+    return common.run(
+        lambda settings: skip_feed(settings, destination, shard, tenant, apply=apply, as_json=common.as_json)
+    )

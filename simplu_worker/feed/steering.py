@@ -1,0 +1,114 @@
+"""Show and change the cursors of a shard, for a person.
+
+Why a change is not overwritten by the replica that publishes: it is made in a transaction that gives the row of the
+publisher another token. The replica writes and reads only while the token is its own, and a write under way has ended
+before. It stops at its next renewal; whoever takes the row once its time is over reads the cursors as changed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.feed.choices import PassSource, Resume, choose_skip, replay_place
+from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.vocabulary import FeedStop
+
+_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...])
+
+
+class ShardDestination(msgspec.Struct, frozen=True):
+    """One destination on one shard. *publisher* is the replica that publishes the shard, None if none does."""
+
+    destination: str
+    held: tuple[HeldTenant, ...]
+    publisher: str | None = None
+    stopped: FeedStop | None = None
+    error: str | None = None
+    refused_event: str | None = None
+    lag_s: float | None = None  # None: everything is delivered
+    refusal_count: int = 0
+
+
+class ReplayPlan(msgspec.Struct, frozen=True):
+    """What a replay of a shard sends again: *change_count* changes, None where nothing of that was sent yet."""
+
+    change_count: int | None
+    begins_at: datetime | None = None  # later than asked for: the log keeps nothing older
+    stopped: FeedStop | None = None
+
+
+async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
+    """Return the destinations that have a cursor on the shard, by name."""
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return []
+        rows = await connection.fetch(QUERIES["show_feed"])
+    return [
+        ShardDestination(
+            destination=row["destination"],
+            held=tuple(one for one in _held.decode(row["held"]) if not one.is_passed),
+            publisher=row["publisher"],
+            stopped=_stop(row["stopped"]),
+            error=row["error"],
+            refused_event=row["refused_event"],
+            lag_s=None if row["lag_s"] is None else max(row["lag_s"], 0.0),
+            refusal_count=row["refusal_count"],
+        )
+        for row in rows
+    ]
+
+
+async def replay(pool: ShardPool, destination: str, since: datetime, *, apply: bool) -> ReplayPlan | None:
+    """Return what a replay since a time sends again; with *apply* begin it. None if the destination has no cursor."""
+    async with pool.transaction() as connection:
+        if not await has_schema(connection, pool):
+            return None
+        row = await connection.fetchrow(QUERIES["plan_feed_replay"], destination, since)
+        if row is None:
+            return None
+        forgotten_at: datetime | None = row["forgotten_at"]
+        begins_at = forgotten_at if forgotten_at is not None and forgotten_at > since else None
+        place = replay_place(Place(row["batch_id"], row["position"]), row["from_batch_id"])
+        if place is not None and apply:
+            await connection.execute(QUERIES["take_feed"])  # from here on the cursor can only have gone on
+            await connection.execute(QUERIES["put_feed_cursor_back"], destination, place.batch_id)
+        return ReplayPlan(None if place is None else row["change_count"], begins_at, _stop(row["stopped"]))
+
+
+async def skip(pool: ShardPool, destination: str, tenant_id: str | None, *, apply: bool) -> Resume | PassSource:
+    """Return what a skip passes on the shard; with *apply* pass it. Raises `PermanentError` where there is nothing."""
+    async with pool.transaction() as connection:
+        if not await has_schema(connection, pool):
+            raise _no_cursor(destination)
+        choice = await _choose(connection, destination, tenant_id)
+        if apply:
+            await connection.execute(QUERIES["take_feed"])
+            choice = await _choose(connection, destination, tenant_id)
+            match choice:
+                case Resume():
+                    await connection.execute(QUERIES["resume_feed"], destination)
+                case PassSource(passed):
+                    await connection.execute(QUERIES["pass_held_tenant"], destination, passed)
+        return choice
+
+
+async def _choose(connection: Connection, destination: str, tenant_id: str | None) -> Resume | PassSource:
+    row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
+    if row is None:
+        raise _no_cursor(destination)
+    return choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], _held.decode(row["held"]), tenant_id)
+
+
+def _no_cursor(destination: str) -> PermanentError:
+    return PermanentError(f"expected a destination that has begun on this shard, got {destination}")
+
+
+def _stop(text: str | None) -> FeedStop | None:
+    return None if text is None else FeedStop(text)

@@ -1,0 +1,260 @@
+"""`feed show`, `replay` and `skip` on real shards, beside a feed that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.commands.test_upgrade import settings_of
+from support.citrus.cases import silent
+from support.feed.receiver import Receiver
+from support.feed.running import feed_of, publishing, running
+from support.moves.world import TENANT_ID, World
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+
+from simplu_worker.commands.feed.replay import replay_feed
+from simplu_worker.commands.feed.show import show_feed
+from simplu_worker.commands.feed.skip import skip_feed
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError
+from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, Disabled, FeedEvent, Refused, RetryLater
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.vocabulary import OnRefusal
+
+SINCE = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give two shards, and a tenant on the first one."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    async with Pools(size=6) as pools:
+        world = World(pools, addresses)
+        await add_tenant(world.shard_pools["a"])
+        yield world
+
+
+@pytest.fixture
+def settings(world: World, tmp_path: Path) -> Settings:
+    """Give the settings of a command."""
+    return settings_of(tmp_path, *(pool.address for pool in world.shard_pools.values()))
+
+
+class Output:
+    """What a command prints."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        capfd.readouterr()
+
+    def json(self) -> Any:
+        """Return the JSON on stdout; the log comes before it here."""
+        text = self._capfd.readouterr().out
+        return json.loads(text[text.index("\n{\n") if "\n{\n" in text else text.index("{\n") :])
+
+
+@pytest.fixture
+def output(capfd: pytest.CaptureFixture[str]) -> Output:
+    """Give what a command prints."""
+    return Output(capfd)
+
+
+async def shown(settings: Settings, output: Output, name: str = "receiver") -> dict[str, Any]:
+    """Return what `feed show` has of a destination."""
+    assert await show_feed(settings, name, as_json=True) == 0
+    (found,) = output.json()["destinations"]
+    return dict(found)
+
+
+@pytest.mark.slow(10)
+async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
+    world: World, settings: Settings, output: Output
+) -> None:
+    """Under the same ids and in order, then what is new; the plan changes nothing, another destination gets nothing."""
+    receiver, other = Receiver(), Receiver("other")
+    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(), other.configured()])
+    case = world.case("a")
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "old", {}))
+        await receiver.until_count(1)
+        await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '2 hours'")
+        since = datetime.now(UTC)
+        await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(3)))
+        await receiver.until_count(4)
+        await other.until_count(4)
+        await until(world, "a", "SELECT FROM feed_cursors WHERE batch_id < (SELECT max(batch_id) FROM log_batches)", 0)
+        before = [one.id for one in receiver.events]
+        assert await replay_feed(settings, "receiver", since, (), apply=False, as_json=True) == 0
+        planned = output.json()
+        assert [(one["shardId"], one["changeCount"]) for one in planned["shards"]] == [("a", 3), ("b", 0)]
+        token = await fetch(case.pool, "SELECT token FROM feed_shards")
+        assert await replay_feed(settings, "receiver", since, ("a",), apply=True, as_json=True) == 0
+        assert output.json() == planned | {"applied": True, "shards": planned["shards"][:1]}
+        assert await fetch(case.pool, "SELECT token FROM feed_shards") != token
+        await case.apply(case.operation("create", "new", {}))
+        await receiver.until(lambda events: len(events) >= 8, 20)
+        await other.until_count(5)
+        assert [one.id for one in receiver.events[4:7]] == before[1:]
+        assert [one.resource_id for one in receiver.events] == ["old", "r0", "r1", "r2", "r0", "r1", "r2", "new"]
+        assert len({one.id for one in other.events}) == 5
+    assert await replay_feed(settings, "receiver", datetime.now(UTC), (), apply=True, as_json=True) == 0
+    assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
+    assert await replay_feed(settings, "nobody", since, (), apply=True, as_json=True) == 1
+    with pytest.raises(PermanentError, match="expected a shard out of a, b; got c"):
+        await replay_feed(settings, "receiver", since, ("c",), apply=True, as_json=True)
+
+
+@pytest.mark.slow(10)
+async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
+    world: World, settings: Settings, output: Output
+) -> None:
+    """It is tried once more, kept as refused, and what waited behind it comes; the next refused one stops again."""
+    receiver = Receiver()
+    calls: list[str | None] = []
+
+    def answer(event: FeedEvent) -> Delivery:
+        calls.append(event.resource_id)
+        return Refused("400") if event.resource_id in {"bad", "worse"} else Delivered()
+
+    receiver.answer = answer
+    terms = DestinationTerms("receiver", tries=2, on_refusal=OnRefusal.STOP)
+    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(terms=terms)])
+    case = world.case("a")
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "bad", {}))
+        await until_stop(world, "refused")
+        await case.apply(case.operation("create", "good", {}))
+        summary = await shown(settings, output)
+        (stop,) = summary["stopped"]
+        assert (stop["shardId"], stop["reason"], stop["error"]) == ("a", "refused", "400")
+        assert await skip_feed(settings, "receiver", "a", None, apply=False, as_json=True) == 0
+        planned = output.json()
+        assert planned["refusedEvent"] == stop["refusedEvent"]
+        await until_stop(world, "refused")
+        calls.clear()
+        assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=True) == 0
+        assert output.json() == planned | {"applied": True}
+        await receiver.until_count(1, 20)
+        assert calls == ["bad", "good"]
+        await until(world, "a", f"SELECT FROM feed_refusals WHERE event_id = '{stop['refusedEvent']}'", 1)
+        await case.apply(case.operation("create", "worse", {}))
+        await until_stop(world, "refused")
+    assert (await shown(settings, output))["refusalCount"] == 1
+    rows = await fetch(case.pool, "SELECT refused_event FROM feed_cursors")
+    assert rows[0]["refused_event"] != stop["refusedEvent"]
+
+
+@pytest.mark.slow(10)
+async def test_skip_lets_a_disabled_destination_go_on_where_it_was(
+    world: World, settings: Settings, output: Output
+) -> None:
+    """Nothing that waited is lost; a destination that goes on, and one that is unknown, has nothing to pass."""
+    receiver = Receiver()
+    receiver.answer = lambda _: Disabled("410")
+    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
+    case = world.case("a")
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await until_stop(world, "disabled")
+        receiver.answer = lambda _: Delivered()
+        assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=True) == 0
+        assert output.json()["stopped"] == "disabled"
+        await receiver.until_count(1, 20)
+    for name, problem in {"receiver": "found none", "nobody": "has begun on this shard, got nobody"}.items():
+        with pytest.raises(PermanentError, match=problem):
+            await skip_feed(settings, name, "a", None, apply=True, as_json=True)
+
+
+@pytest.mark.slow(12)
+async def test_skip_passes_the_source_of_a_tenant_that_has_moved(
+    world: World, settings: Settings, output: Output
+) -> None:
+    """Its events on the target come in order, although the source did not send what it has."""
+    receiver = Receiver()
+    receiver.answer = lambda event: RetryLater("down") if event.shard_id == "a" else Delivered()
+    source, target = world.case("a"), world.case("b")
+    feed = feed_of(world.pools, [pool.address for pool in world.shard_pools.values()], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed, 2)
+        await source.apply(*(source.operation("create", f"r{number}", {}) for number in range(3)))
+        await world.move()
+        await target.apply_each(*(target.operation("update", f"r{number}", {"n": 1}) for number in range(3)))
+        await receiver.until(lambda _: receiver.call_count > 0)
+        await until(world, "b", "SELECT FROM feed_cursors WHERE held <> '[]'", 1)
+        (waiting,) = (await shown(settings, output))["waitingTenants"]
+        assert waiting == {"tenantId": TENANT_ID, "shardId": "b", "sourceShardId": "a"}
+        with pytest.raises(PermanentError, match=f"expected --tenant, out of .*: {TENANT_ID}"):
+            await skip_feed(settings, "receiver", "b", None, apply=True, as_json=True)
+        assert await skip_feed(settings, "receiver", "b", TENANT, apply=False, as_json=True) == 0
+        assert not receiver.events
+        output.json()
+        assert await skip_feed(settings, "receiver", "b", TENANT, apply=True, as_json=True) == 0
+        assert output.json()["sourceShardId"] == "a"
+        await receiver.until_count(4, 20)
+        assert (await shown(settings, output))["waitingTenants"] == []
+    assert [one.kind.value for one in receiver.events] == ["tenant.moved", *["resource.updated"] * 3]
+    assert [one.resource_id for one in receiver.events[1:]] == ["r0", "r1", "r2"]
+
+
+async def test_show_names_shards_that_do_not_answer_and_those_without_a_publisher(
+    world: World, tmp_path: Path, output: Output
+) -> None:
+    """A shard behind is one with changes that were not delivered, whether or not anybody publishes it."""
+    receiver = Receiver()
+    address = world.shard_pools["a"].address
+    feed = feed_of(world.pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+    case = world.case("a")
+    await case.apply(case.operation("create", "r1", {}))
+    await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
+    settings = settings_of(tmp_path, address, silent("down"))
+    assert await show_feed(settings, None, as_json=True) == 1
+    answer = output.json()
+    assert answer["shardsWithoutAnswer"] == ["down"]
+    (found,) = answer["destinations"]
+    assert found["lagSeconds"] >= 3600
+    assert (found["shardsBehind"], found["shardsWithoutPublisher"]) == (["a"], ["a"])
+
+
+async def test_commands_print_tables_for_people(
+    world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With what follows; without a destination, when there will be one."""
+    assert await show_feed(settings, None, as_json=False) == 0
+    assert "once a worker with FEED_FILE publishes the shard" in capfd.readouterr().err
+    receiver = Receiver()
+    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+    await fetch(world.shard_pools["a"], "UPDATE feed_cursors SET stopped = 'disabled', error = 'gone: 410'")
+    assert await show_feed(settings, "receiver", as_json=False) == 0
+    assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out
+    assert await replay_feed(settings, "receiver", SINCE, (), apply=False, as_json=False) == 0
+    told = capfd.readouterr()
+    assert "goes on after `simplu-worker feed skip`" in told.err
+    assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=False) == 0
+    told = capfd.readouterr()
+    assert "gone: 410" in told.out
+    assert "done: the feed goes on where it was" in told.err
+
+
+async def until(world: World, shard_id: str, query: str, count: int) -> None:
+    """Wait until *query* gives *count* rows on a shard."""
+    async with asyncio.timeout(10):
+        while len(await fetch(world.shard_pools[shard_id], query)) != count:  # noqa: ASYNC110  # rows on a shard
+            await asyncio.sleep(0.1)
+
+
+async def until_stop(world: World, reason: str) -> None:
+    """Wait until the destination has stopped on the first shard."""
+    await until(world, "a", f"SELECT FROM feed_cursors WHERE stopped = '{reason}'", 1)
