@@ -734,10 +734,10 @@ async def test_held_operations_are_beside_the_lag_with_the_time_that_is_left(pag
         "24 h",
         [
             ["0 ms", "highest lag, without held operations", ""],
-            ["20 min", "oldest held operation", "bad"],
+            ["20 min", "oldest held operation", "warn"],
             ["≥ 1", "held target: 1 stream shard cannot be read", "warn"],
         ],
-        ["failing", "reading, holding", "read by another"],
+        ["failing", "reading, holding", "read by another, holding"],
     ]
 
 

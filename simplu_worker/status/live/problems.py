@@ -70,7 +70,7 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
     ProblemCause.SHARD_LOST: _meaning(
         Severity.CRITICAL,
         "Postgres shard lost",
-        "See why the shard does not answer. Its operations wait; those of no other shard do.",
+        "See why the shard does not answer. Its operations wait; those of other shards do not wait for it.",
         "docs/monitoring.md#shardlost",
     ),
     ProblemCause.STREAM_SHARD_UNREAD: _meaning(

@@ -166,7 +166,7 @@ function showThing(view, thing, known) {
 function showMoves({ status, ages, moved }) {
   const moves = status.moves ?? [];
   const made = showItems(byId("moves"), {
-    id: "moves", title: "Moves in progress", items: moves.map((one) => moveItem(one, moved)),
+    id: "moves", title: "Moves that have not ended", items: moves.map((one) => moveItem(one, moved)),
     note: moves.length ? "" : "None. A tenant's page has the command that moves it.",
   });
   made.classList.toggle("stale", isStale(ages.status));

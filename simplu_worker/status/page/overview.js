@@ -41,6 +41,7 @@ export function problemItems({ fleet, status, ages }) {
     const links = one.subjects.map(linkOf);
     const view = VIEW_OF_CAUSE[one.cause];
     if (view && !links.length) links.push({ text: "See all", href: hrefOf(view) });
+    else if (one.cause === "move_failed") links.push({ text: "its commands", href: hrefOf(view) });
     const why = one.isOver ? "" : causeOf(one, status);
     const isNow = !one.isOver && ages.fleet < NOW_S && ageOf(one.at, new Date(fleet.at).getTime()) < NOW_S;
     return {
@@ -75,7 +76,7 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
     return {
       tone: critical.length ? "bad" : "warn",
       title: critical.length ? `${plural(critical.length, "thing")} ${critical.length === 1 ? "needs" : "need"} you` : "It works; look at this",
-      text: `${titleOf(worst)}${subjects}: ${worst.advice}${others}`,
+      text: `${titleOf(worst)}${subjects}: ${worst.advice.replace(/`/g, "")}${others}`,
     };
   }
   const replicas = fleet.replicas?.length ?? 0;
@@ -125,7 +126,7 @@ export function tilesOf(all) {
     streamShards.length && (lag === null
       ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")
       : tile("stream", "fleet", rough(lag), `highest lag${fresh.length < streamShards.length ? `, of ${fresh.length} stream shards` : ""}${held ? ", without held operations" : ""}`, toneOfLag(lag))),
-    held && oldest && tile("overview", "status", rough(oldest), "oldest held operation", toneOfLag(oldest)),
+    held && oldest && tile("overview", "status", rough(oldest), "oldest held operation", oldest > status.retentionSeconds / 2 ? "bad" : "warn"),
     streamShards.length && measured("stream", "fleet", known(fresh, "recordsPerSecond", sum), "rate", "records, all replicas"),
     freshReplicas.length && known(freshReplicas, "latencyP99Seconds", highest) !== null
       && measured("stream", "fleet", known(freshReplicas, "latencyP99Seconds", highest), "latency", "p99 latency"),

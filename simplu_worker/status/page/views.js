@@ -22,7 +22,7 @@ export function streamShardsOf({ status, fleet, history }) {
     return {
       ...here,
       ...one,
-      state: here.trouble ? "failing" : STREAM_STATES[one.state] ?? (one.state === "reading" && one.heldTargets ? "reading, holding" : one.state),
+      state: here.trouble ? "failing" : `${STREAM_STATES[one.state] ?? one.state}${one.heldTargets ? ", holding" : ""}`,
       held: isNothing(here.held) ? one.heldTargets ? plural(one.heldTargets, "target") : null : here.held,
       lagChart: cellChart(`Lag of ${one.streamShard}`, hour.lagSeconds, history ?? {}, "seconds"),
       rateChart: cellChart(`Records of ${one.streamShard}`, hour.recordsPerSecond, history ?? {}, "rate"),
