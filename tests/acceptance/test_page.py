@@ -431,7 +431,9 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
     await page.press("Enter")
     await page.wait_for(HAS_LETTERS)
     notice = await page.evaluate(text_of("letters-notice"))
-    assert notice.startswith("2 shown."), await page.evaluate(text_of("section-letters-list"))
+    assert re.match(r"2 shown\. Read from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d\. ", notice), await page.evaluate(
+        text_of("section-letters-list")
+    )
     assert "given-up" in await page.evaluate("document.querySelector('#section-letters-list tbody tr').innerText")
     await page.evaluate("document.querySelector('#section-letters-list tbody button').focus()")
     await page.press("Enter")
@@ -737,7 +739,7 @@ async def test_held_operations_are_beside_the_lag_with_the_time_that_is_left(pag
             ["20 min", "oldest held operation", "warn"],
             ["≥ 1", "held target: 1 stream shard cannot be read", "warn"],
         ],
-        ["failing", "reading, holding", "read by another, holding"],
+        ["failing", "reading, holding", "at another replica, holding"],
     ]
 
 

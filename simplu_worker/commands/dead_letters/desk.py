@@ -126,8 +126,8 @@ async def list_letters(
                 if loop_time() - started_at > options.read_s:
                     is_cut = True
                     narration.note(
-                        f"{browser.read_count} messages were read within {options.read_s:g} s; the queue had about "
-                        f"{depth.visible_count} at the start"
+                        f"the reading ended after {options.read_s:g} s, with {browser.read_count} messages; "
+                        f"the queue had about {depth.visible_count} when it began"
                     )
                     break
                 try:

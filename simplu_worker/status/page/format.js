@@ -111,7 +111,7 @@ export function kindOf(key) {
 
 const GOOD = /^(active|catching up|consuming|healthy|ok|owned|polling|reading|ready|running|succeeded|yes)$/;
 const BAD = /^(closed|unowned|dead|error|failed|failing|lost|refused|rejected|stopped|unavailable|critical|no)$/;
-const ORDINARY = /^(draining|read by another|ended|released|info|unknown|destroyed)$/;
+const ORDINARY = /^(draining|at another replica|ended|released|info|unknown|destroyed)$/;
 const LAG_WARN_S = 10;
 const LAG_BAD_S = 60;
 

@@ -3,7 +3,7 @@ import { ask } from "./client.js";
 import { askInDialog } from "./dialog.js";
 import { actionButton, byId, element, setText, showCode, showSection } from "./dom.js";
 import { editLetter } from "./edit.js";
-import { columnsOf, count, duration, isStale, text, withoutNothing } from "./format.js";
+import { columnsOf, count, duration, isStale, text, time, withoutNothing } from "./format.js";
 
 const LISTED = 200; // on a page
 const AT_ONCE = 1000; // of a plan
@@ -119,6 +119,7 @@ async function list(older = false) {
     clear("letters-found");
     listed = { letters: [], readAt: null, note: "" };
   }
+  const startedAt = Date.now();
   const known = new Set(listed.letters.map((one) => one.messageId));
   const until = older ? justAfter(listed.letters.at(-1).failedAt) : filter.until;
   const answer = await send("list", withoutNothing({ ...filter, until, limit: LISTED + (older ? LISTED : 0), records: true, newest: true }));
@@ -126,7 +127,7 @@ async function list(older = false) {
   listed.letters.push(...answer.letters.filter((one) => !known.has(one.messageId)));
   listed.readAt = Date.now();
   const more = answer.isCut ? "; there are older ones" : "";
-  listed.note = `${count(listed.letters.length)} shown${more}. Read at ${text(listed.readAt, "time")}.${notesOf(answer)}`;
+  listed.note = `${count(listed.letters.length)} shown${more}. Read from ${time(startedAt)} to ${time(listed.readAt)}.${notesOf(answer)}`;
   remark(listed.note);
   showListed(answer.isCut && listed.letters.length > known.size);
 }

@@ -9,7 +9,7 @@ const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {})
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
 const wrongKeyOf = (key) => key?.partitionKey && `${key.partitionKey} of ${key.businessId}-${key.locationId}: ${text(key.problem)}`;
 
-const STREAM_STATES = { elsewhere: "read by another" };
+const STREAM_STATES = { elsewhere: "at another replica" };
 
 // The stream shards with all that the fleet and this replica know of each.
 export function streamShardsOf({ status, fleet, history }) {
