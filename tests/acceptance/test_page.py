@@ -705,7 +705,7 @@ async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> No
       return cases.map(([here, queues]) => queuesOf({status: {queues: here}, queues}).map(members));
     })
     """
-    silent, unnamed = ["failing", "http://q/: no server", None, None, None], ["failing", None, None, None, None]
+    silent, unnamed = (["failing", error, "–", "–", None] for error in ("http://q/: no server", None))
     assert await page.evaluate(script) == [
         [["polling", None, 5, 1, None], ["ok", None, 7, None, None]],
         [silent, silent],

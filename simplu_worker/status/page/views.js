@@ -46,7 +46,7 @@ export function queuesOf({ status, queues }) {
     const isDead = one.consumed === false;
     const error = one.error ?? (isError(here.state) ? here.state : null);
     const isSilent = Boolean(error) || Boolean(queues && isNothing(one.visible));
-    const nothing = { visible: null, inFlight: null, delayed: null }; // of a queue that does not answer
+    const nothing = { visible: "–", inFlight: "–", delayed: "–" }; // of a queue that does not answer
     return {
       ...one,
       ...here,
@@ -222,7 +222,7 @@ export const sectionsOf = (view, known) => withAges(SECTIONS[view](known), known
 
 const hidden = new Set(["isGrey", "lagChart", "rateChart", "isDead", "release", "healthy", "shardId", "lastCheckAt"]);
 const factsOf = ({ usage, ...row }) => withoutNothing({
-  ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), usage: isNothing(usage) ? null : text(usage, "ratio"),
+  ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), tenantsOfCapacity: isNothing(usage) ? null : text(usage, "ratio"),
 });
 const THINGS = {
   shards: ["shard", "status", ({ status }) => shardRows(status), "shardId"],
