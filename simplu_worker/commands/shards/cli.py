@@ -98,7 +98,7 @@ def route_keys(
     with_shards: int | None = None,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Print on which shard the shard map or Citrus places tenants.
+    """Print on which shard the shard map or Citrus places tenants; exit with 1 if one has none.
 
     Parameters
     ----------
