@@ -1,6 +1,7 @@
 """Delete old batches of the log with their rows, in small statements with long pauses, and never on an unhealthy shard.
 
-Old counts of failed messages, and rows of rejected records, are deleted with them.
+Old counts of failed messages, rows of rejected records, and events that destinations of the feed refused are deleted
+with them.
 
 Safe because a batch is deleted only when no source can still have its record: `window` is that time, None while it is
 unknown. The shard's clock measures it, while that clock agrees with ours. Replicas may do this at the same time; each
@@ -22,8 +23,8 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
 from simplu_worker.shards.log.message_failures import forget_old_failures
 from simplu_worker.shards.log.rejections import forget_old_rejections
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.timing.periodic import repeat_every
@@ -136,7 +137,7 @@ class LogRetention:
             return DeletedRows(**dict(row))
 
     async def _forget_beside(self, pool: ShardPool, retention: timedelta, end: float) -> None:
-        """Delete old counts of failures, and rows of rejected records."""
+        """Delete old counts of failures, rows of rejected records, and refused events of the feed."""
         while pool.is_healthy:
             async with self._slots, pool.transaction() as connection:
                 if not await has_schema(connection, pool):
@@ -144,8 +145,17 @@ class LogRetention:
                 await check_clocks(connection, pool)
                 started = time.monotonic()
                 await forget_old_failures(connection, self._statement_rows)
-                count = await forget_old_rejections(connection, retention, self._statement_rows)
+                count = max(
+                    await forget_old_rejections(connection, retention, self._statement_rows),
+                    await forget_old_refusals(connection, retention, self._statement_rows),
+                )
                 busy_s = time.monotonic() - started
             if count < self._statement_rows or time.monotonic() >= end:
                 return
             await asyncio.sleep(deletion_pause_s(busy_s))
+
+
+async def forget_old_refusals(connection: Connection, retention: timedelta, max_rows: int) -> int:
+    """Delete at most *max_rows* refused events of the feed that are older than *retention*; return how many."""
+    deleted = await connection.execute(QUERIES["forget_old_refusals"], retention.total_seconds(), max_rows)
+    return affected_count(deleted)
