@@ -106,26 +106,29 @@ async def load(
 
     Where the server has another run since the incarnation was last found to hold, a new one begins behind the cursors.
     Not if the publisher knows that nothing is undone: by destination, *remembered* are all batches that were published
-    behind *complete_from*, and all of them are there.
+    behind *complete_from*, and all of them are there. A destination that is not in *terms* begins no incarnation: its
+    cursor stays, with the run in which it was judged last, until a replica has the destination in its file again.
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
         begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
         rows = await connection.fetch(QUERIES["read_feed_cursors"], [one.name for one in terms], begins)
         cursors = {row["destination"]: _cursor(row) for row in rows}
+        noted_runs = {row["destination"]: row["server_run"] for row in rows}
+        mine = {one.name: cursors[one.name] for one in terms}
         refs = [
             ref
-            for name, cursor in cursors.items()
+            for name, cursor in mine.items()
             for ref in remembered.get(name, ())
             if ref.batch_id >= cursor.place.batch_id
         ]
         there = await _find_batches(connection, refs)
-        if state.noted_run == state.run:
-            return LoadedFeed(state, cursors, there, is_new=False)
+        if {state.noted_run, *(noted_runs[name] for name in mine)} == {state.run}:
+            return LoadedFeed(state, mine, there, is_new=False)
         holds = state.noted_run is None or (
             all(
                 name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None
-                for name, cursor in cursors.items()
+                for name, cursor in mine.items()
             )
             and all(ref.token in there for ref in refs)
         )
@@ -136,8 +139,9 @@ async def load(
                 bounds = bounds_with(cursor.bounds, incarnation, cursor.place)
                 await connection.execute(QUERIES["bound_feed_cursor"], name, bounds)
                 cursors[name] = msgspec.structs.replace(cursor, bounds=bounds, undone_due=True)
+        await connection.execute(QUERIES["note_feed_run"], [*(mine if holds else cursors)], state.run)
         state = msgspec.structs.replace(state, incarnation=incarnation, noted_run=state.run)
-        return LoadedFeed(state, cursors, there, is_new=not holds)
+        return LoadedFeed(state, {name: cursors[name] for name in mine}, there, is_new=not holds)
 
 
 async def _find_batches(connection: Connection, refs: Sequence[BatchRef]) -> frozenset[str]:

@@ -129,7 +129,8 @@ class Destination(Protocol):
 class FeedFilter(msgspec.Struct, frozen=True):
     """Which events a destination gets; None lets all through.
 
-    Shard-wide events, `undone` and `gap` come always.
+    Shard-wide events pass every filter. An `undone` event, and the gap of a tenant, pass that of kinds, but have to
+    pass the others, as the events that they are about.
     """
 
     tenants: frozenset[str] | None = None

@@ -334,3 +334,36 @@ async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_w
         ("r2", None),
         ("r2", None),
     ]
+
+
+async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_back(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """What it got may be lost with any run of the server that nobody judged for it: it is told when it is back."""
+    kept, dropped = Receiver("kept"), Receiver("dropped")
+    feed = feed_of(pools, [address], [kept.configured(), dropped.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await asyncio.gather(kept.until_count(1), dropped.until_count(1))
+        feed.replace([kept.configured()])
+        await case.apply(case.operation("create", "r2", {}))
+        await kept.until_count(2)
+        # As at a restart of the server: another run than the noted ones, and the publisher lives through it.
+        await fetch(case.pool, "UPDATE feed_shards SET server_run = 'before'")
+        await fetch(case.pool, "UPDATE feed_cursors SET server_run = 'before'")
+        feed.replace([kept.configured()])
+        await case.apply(case.operation("create", "r3", {}))
+        await kept.until_count(3)
+        first, _, after = kept.events
+        assert after.incarnation == first.incarnation
+    feed = feed_of(pools, [address], [kept.configured(), dropped.configured()], "two")
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r4", {}))
+        await dropped.until_count(4)
+    assert [one.resource_id for one in dropped.events] == ["r1", "r2", "r3", "r4"]
+    back = dropped.events[1].incarnation
+    assert back.id > first.incarnation.id
+    assert back.bounds.startswith(f"{back.id}:")
+    assert dropped.of_bounds[-1].incarnation == back

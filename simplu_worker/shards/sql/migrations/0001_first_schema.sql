@@ -377,7 +377,7 @@ CREATE TABLE public.feed_shards (
     token pg_catalog.uuid NOT NULL, -- of the publisher; without it nothing of the feed is written
     expires_at pg_catalog.timestamptz NOT NULL, -- from then on another replica may take the row
     incarnation pg_catalog.text NOT NULL, -- another one wherever the server may have lost commits
-    server_run pg_catalog.text -- the run of the server in which the incarnation was found to hold
+    server_run pg_catalog.text -- the run of the server in which the incarnation was last found to hold
 ) WITH (fillfactor = 50);
 CREATE POLICY simplu_writer ON public.feed_shards
     USING ((SELECT pg_catalog.has_table_privilege('public.feed_shards'::pg_catalog.regclass, 'INSERT')));
@@ -389,6 +389,7 @@ CREATE TABLE public.feed_cursors (
     batch_id bigint NOT NULL,
     position integer NOT NULL, -- in the batch
     bounds pg_catalog.text NOT NULL DEFAULT '', -- where the last incarnations began, as events show them
+    server_run pg_catalog.text, -- the run of the server in which the shard's incarnation was found to hold for it
     undone_due boolean NOT NULL DEFAULT false, -- the destination is still to be told what an incarnation undid
     held pg_catalog.jsonb NOT NULL DEFAULT '[]', -- tenants that have arrived, and wait for the feed of their source
     stopped pg_catalog.text, -- why no event is sent any more: `refused` or `disabled`

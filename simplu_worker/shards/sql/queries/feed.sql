@@ -63,6 +63,10 @@ UPDATE public.feed_shards SET incarnation = $2, server_run = $3 WHERE token = $1
 -- What the incarnation $2 begins with for the destination $1: its bounds, and that the destination is to be told.
 UPDATE public.feed_cursors SET bounds = $2, undone_due = true WHERE destination = $1;
 
+-- name: note_feed_run
+-- For the destinations $1 the incarnation holds in the run $2 of the server.
+UPDATE public.feed_cursors SET server_run = $2 WHERE destination = ANY($1::pg_catalog.text[]);
+
 -- name: read_feed_cursors
 -- Those of all destinations, with those that were not there and begin now: $1 their names, $2 where each begins: `now`,
 -- `oldest`, or a time. The destination is told what is undone from there on: nobody knows whether a promotion has taken back an
@@ -93,9 +97,9 @@ WITH wanted AS (
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (destination, begin)
     WHERE NOT EXISTS (SELECT FROM public.feed_cursors WHERE feed_cursors.destination = sent.destination)
 ), begun AS (
-    INSERT INTO public.feed_cursors (destination, batch_id, position, undone_due, bounds, held)
+    INSERT INTO public.feed_cursors (destination, batch_id, position, undone_due, server_run, bounds, held)
     SELECT
-        wanted.destination, wanted.batch_id, 32767, true,
+        wanted.destination, wanted.batch_id, 32767, true, (SELECT feed_shards.server_run FROM public.feed_shards),
         pg_catalog.concat(
             (SELECT feed_shards.incarnation FROM public.feed_shards), ':'::pg_catalog.text, wanted.batch_id
         ),
@@ -119,12 +123,12 @@ WITH wanted AS (
 )
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    again_through
+    again_through, server_run
 FROM public.feed_cursors
 UNION ALL
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    again_through
+    again_through, server_run
 FROM begun;
 
 -- name: write_feed_cursors
