@@ -186,7 +186,13 @@ def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) ->
         consumers.receivers, consumers.all_queues(), consumers.orders, parts.cache, parts.cache_admin
     )
     replica.start(
-        shards.gateway, shards.pools, shards.locator, fleet=consumers.fleet, monitoring=monitoring, health=health
+        shards.gateway,
+        shards.pools,
+        shards.locator,
+        fleet=consumers.fleet,
+        feed=None if parts.feed is None else parts.feed[0],
+        monitoring=monitoring,
+        health=health,
     )
 
 

@@ -286,6 +286,8 @@ class ProblemCause(StrEnum):
     TARGET_HELD = "target_held"
     SHARD_DEGRADED = "shard_degraded"
     CACHE_FAILING = "cache_failing"
+    FEED_STOPPED = "feed_stopped"
+    FEED_BEHIND = "feed_behind"
     CLOCK_APART = "clock_apart"
     DEAD_LETTERS = "dead_letters"
     WRONG_KEYS = "wrong_keys"

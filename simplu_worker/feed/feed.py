@@ -13,6 +13,7 @@ import structlog
 
 from simplu_worker.bulkheads import keep_running
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.feed.overview import DestinationView, destination_views
 from simplu_worker.feed.shard_feed import DRAIN_S, ShardFeed
 from simplu_worker.feed.types import Destination, DestinationTerms
 from simplu_worker.metrics import instruments
@@ -65,6 +66,11 @@ class Feed:
     def published_count(self) -> int:
         """How many shards this replica publishes."""
         return sum(one.is_publishing for one in self._shards.values())
+
+    def views(self) -> list[DestinationView]:
+        """Return how each destination of the file is over all shards."""
+        names = [terms.name for terms, _ in self._destinations]
+        return destination_views(names, (one for shard in self._shards.values() for one in shard.views()), self._utc())
 
     def replace(self, destinations: Sequence[ConfiguredDestination]) -> None:
         """Go on with other destinations, as soon as the requests under way have ended."""

@@ -13,6 +13,7 @@ import msgspec
 
 from simplu_worker.feed.events import LogRow
 from simplu_worker.feed.incarnations import LEASE_S, bounds_with, run_of_server
+from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.types import DestinationTerms, FeedEvent, Incarnation
 from simplu_worker.shards.apply.durability import Server
@@ -21,6 +22,7 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
 
+_views: Final = msgspec.json.Decoder(tuple[ShardView, ...])
 _held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...])
 
 
@@ -66,13 +68,24 @@ class LoadedFeed(msgspec.Struct, frozen=True):
     is_new: bool  # the incarnation
 
 
-async def seconds_until_free(pool: ShardPool) -> float | None:
-    """Return for how long the shard has a publisher yet, 0 or less if none; None where the shard is empty."""
+class OtherPublisher(msgspec.Struct, frozen=True):
+    """For how long another replica publishes the shard yet, 0 or less if none does, and how the destinations are."""
+
+    free_in_s: float
+    destinations: tuple[ShardView, ...] = ()
+
+
+async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
+    """Return what the shard has of its publisher; None where the shard is empty."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return None
         row = await connection.fetchrow(QUERIES["find_feed_publisher"])
-        return 0.0 if row is None else float(row["expires_in_s"])
+    if row is None:
+        return OtherPublisher(0.0)
+    views = _views.decode(row["destinations"] or "[]")
+    shard_id = pool.address.shard_id
+    return OtherPublisher(row["expires_in_s"], tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
 
 
 async def claim(pool: ShardPool, *, token: str, publisher: str, incarnation: str) -> bool:

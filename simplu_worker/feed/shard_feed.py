@@ -29,6 +29,7 @@ from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s, incarnation_id
 from simplu_worker.feed.memory import DeliveredEvents
+from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
 from simplu_worker.feed.rows import (
     FeedState,
@@ -36,6 +37,7 @@ from simplu_worker.feed.rows import (
     NotPublisherError,
     claim,
     find_passed,
+    find_publisher,
     incarnation_of,
     load,
     note_refusal,
@@ -43,7 +45,6 @@ from simplu_worker.feed.rows import (
     read_log,
     release,
     renew,
-    seconds_until_free,
     write_cursors,
 )
 from simplu_worker.feed.types import Destination, DestinationTerms, FeedEvent
@@ -102,6 +103,7 @@ class ShardFeed:
         self._written_at = 0.0
         self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
         self._lease: asyncio.Timeout | None = None
+        self._others: tuple[ShardView, ...] = ()  # of the replica that publishes the shard, as of a few seconds ago
         self.is_publishing = False
 
     def __repr__(self) -> str:
@@ -111,6 +113,15 @@ class ShardFeed:
     def feeds(self) -> Mapping[str, DestinationFeed]:
         """Its destinations by name; empty while another replica publishes the shard."""
         return self._feeds if self.is_publishing else {}
+
+    def views(self) -> Sequence[ShardView]:
+        """Return how the destinations are on the shard, whichever replica publishes it."""
+        if not self.is_publishing:
+            return self._others
+        return [
+            ShardView(self._shard_id, name, feed.behind_since, len(feed.held), feed.stopped, feed.error)
+            for name, feed in self._feeds.items()
+        ]
 
     async def run(self, destinations: Destinations, ending: asyncio.Event) -> None:
         """Publish whenever the row is free, until *ending*; the row stays ours until `give_back`."""
@@ -154,13 +165,13 @@ class ShardFeed:
             return True
         if self._token is not None:
             self._lose_row()
-        free_in_s = await seconds_until_free(self._pool)
+        free_in_s = await self._seconds_until_free()
         if free_in_s is None:
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
             return False
         if free_in_s > 0:
             await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
-            free_in_s = await seconds_until_free(self._pool)
+            free_in_s = await self._seconds_until_free()
             if ending.is_set() or free_in_s is None or free_in_s > 0:
                 return False
         if await self._waited_for_others(ending):
@@ -171,6 +182,11 @@ class ShardFeed:
         self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
         log.info("feed.claimed", shard_id=self._shard_id)
         return True
+
+    async def _seconds_until_free(self) -> float | None:
+        publisher = await find_publisher(self._pool)
+        self._others = () if publisher is None else publisher.destinations
+        return None if publisher is None else publisher.free_in_s
 
     async def _waited_for_others(self, ending: asyncio.Event) -> bool:
         """Leave the free row to replicas that publish fewer shards; return whether this one is ending."""

@@ -33,6 +33,7 @@ from simplu_worker.consumers.rejection_notes import KEPT_S
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.feed.feed import Feed
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.operations.request_ids import control_request_id
@@ -58,6 +59,7 @@ from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.status.views import (
+    feed_view,
     levers_view,
     not_steered_error,
     refused_view,
@@ -115,6 +117,7 @@ class ReplicaStatus:
     pools: Pools | None = None
     locator: Locator | None = None
     fleet: Fleet | None = None
+    feed: Feed | None = None
     health: HealthRegistry = field(default_factory=HealthRegistry)
     inspector: ShardInspector | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
@@ -133,11 +136,12 @@ class ReplicaStatus:
         locator: Locator,
         *,
         fleet: Fleet | None = None,
+        feed: Feed | None = None,
         monitoring: Monitoring | None = None,
         health: HealthRegistry | None = None,
     ) -> None:
         """Show these parts from now on."""
-        self.gateway, self.pools, self.locator, self.fleet = gateway, pools, locator, fleet
+        self.gateway, self.pools, self.locator, self.fleet, self.feed = gateway, pools, locator, fleet, feed
         self.inspector = ShardInspector(locator, pools)
         self.monitoring = monitoring or Monitoring()
         self.health = health or HealthRegistry()
@@ -299,6 +303,7 @@ class ReplicaStatus:
                 for target in reader.view.held_status()
             ],
             "moves": move_views(self.health.unfinished_moves()),
+            "feed": self.feed and feed_view(self.feed.published_count, self.feed.views()),
             "cache": self.monitoring.cache_state(),
             "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "clock": OWN_CLOCK.problem or DependencyState.OK,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from simplu_worker.bulkheads import Trouble
+from simplu_worker.feed.overview import DestinationView
 from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.shards.health.all_shards import InspectedShard
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.types import Lever
+from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import Absence
 
 
@@ -25,6 +27,24 @@ def trouble_view(trouble: Trouble) -> dict[str, Any]:
         "count": trouble.count,
         "since": trouble.since.isoformat(timespec="seconds"),
         "at": trouble.last_at.isoformat(timespec="seconds"),
+    }
+
+
+def feed_view(published_count: int, destinations: Iterable[DestinationView]) -> dict[str, Any]:
+    """Return the feed as JSON members: how many shards this replica publishes, and the destinations over all shards."""
+    return {
+        "publishedShards": published_count,
+        "destinations": [
+            {
+                "name": one.name,
+                "lagSeconds": round(one.lag_s, 1),
+                "shards": one.shard_count,
+                "heldTenants": one.held_count,
+                "stoppedShards": one.stopped_shards,
+                "error": None if one.error is None else scrub_text(one.error),
+            }
+            for one in destinations
+        ],
     }
 
 

@@ -27,6 +27,7 @@ from simplu_worker.vocabulary import (
 
 SUBJECTS_MAX: Final = 10  # named of a problem
 LAG_HIGH_S: Final = 60.0
+FEED_BEHIND_S: Final = 300.0  # as the alert FeedBehind
 UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
 SILENT_S: Final = 10.0  # since the last renewal of a lease: its numbers are old
 OVER_FOR: Final = timedelta(hours=1)  # for so long a problem that is over is shown
@@ -134,6 +135,18 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
         "Look at Redis: its readers may see old entries until it is back.",
         "docs/monitoring.md#cacheunreachable",
     ),
+    ProblemCause.FEED_STOPPED: _meaning(
+        Severity.WARNING,
+        "Feed stopped",
+        "Correct the receiver, then let the feed go on: `simplu-worker feed skip`.",
+        "docs/monitoring.md#feedstopped",
+    ),
+    ProblemCause.FEED_BEHIND: _meaning(
+        Severity.WARNING,
+        "Feed behind",
+        "See what the destination answers. Its events wait in the log of the shards; no other destination waits.",
+        "docs/monitoring.md#feedbehind",
+    ),
     ProblemCause.CLOCK_APART: _meaning(
         Severity.WARNING, "Clock of this machine is off", "Set it by NTP.", "docs/monitoring.md#clocksapart"
     ),
@@ -178,6 +191,7 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
             *_of_stream(fleet["streamShards"], state["streamShards"]),
             *_of_held(state["held"], fleet["replicas"], lost, now),
             *_of_moves(state["moves"], now),
+            *_of_feed((state["feed"] or {}).get("destinations", ()), now),
             *_of_letters(fleet["replicas"]),
         )
         if one.number or one.subjects
@@ -284,6 +298,15 @@ def _of_moves(moves: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
     ]
     since = min((one["notedAt"] for one in failed), default=None)
     yield FoundProblem(ProblemCause.MOVE_FAILED, _named("tenant", (one["tenant"] for one in failed)), since=since)
+
+
+def _of_feed(destinations: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
+    """Yield what is stopped, and what is behind without that."""
+    stopped = [one for one in destinations if one["stoppedShards"]]
+    behind = [one for one in destinations if one not in stopped and one["lagSeconds"] > FEED_BEHIND_S]
+    yield FoundProblem(ProblemCause.FEED_STOPPED, _named("destination", (one["name"] for one in stopped)))
+    since = now - timedelta(seconds=max((one["lagSeconds"] for one in behind), default=0.0))
+    yield FoundProblem(ProblemCause.FEED_BEHIND, _named("destination", (one["name"] for one in behind)), since=since)
 
 
 def _of_letters(replicas: Iterable[Json]) -> Iterator[FoundProblem]:

@@ -20,7 +20,7 @@ const titleOf = ({ problem, reason }) => (reason ? `${problem}: ${text(reason).r
 const told = (error) => (error === "other" ? "" : error); // of a viewer's texts
 
 // What the worker knows of a cause; a viewer has no texts of errors.
-function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, shards = [], streamShards = [], queues = [] }) {
+function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, feed, shards = [], streamShards = [], queues = [] }) {
   if (cause === "not_ready") return unreadyDetail;
   if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : text(counters.deadLetters);
   if (cause === "citrus_failing") return told(citrus);
@@ -30,6 +30,7 @@ function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, shards 
     queue_failing: queues.map(({ name, state }) => [`queue ${name}`, state]),
   };
   errors.shard_degraded = errors.shard_lost;
+  errors.feed_stopped = errors.feed_behind = (feed?.destinations ?? []).map(({ name, error }) => [`destination ${name}`, error]);
   const named = (errors[cause] ?? []).filter(([subject, error]) => subjects.includes(subject) && told(error));
   return [...new Set(named.map(([, error]) => error))].join("; ");
 }

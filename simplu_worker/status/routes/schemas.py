@@ -134,6 +134,21 @@ TENANT_HOLD: Final[Schema] = _object("reason", reason=TEXT, since=TEXT, advice=T
 REFUSED: Final[Schema] = _object(
     "reason at", reason=TEXT, error=TEXT, at=TEXT, queue=TEXT, messageId=TEXT_OR_NULL, deadLetterQueue=TEXT
 ) | {"type": ["object", "null"]}
+FEED: Final[Schema] = _object(
+    "publishedShards destinations",
+    publishedShards=COUNT,
+    destinations=_list(
+        _object(
+            "name lagSeconds shards heldTenants stoppedShards",
+            name=TEXT,
+            lagSeconds=NUMBER,
+            shards=COUNT,
+            heldTenants=COUNT,
+            stoppedShards=_list(TEXT),
+            error=TEXT_OR_NULL,
+        )
+    ),
+) | {"type": ["object", "null"]}
 HISTORY: Final = _object(
     "intervalSeconds from",
     intervalSeconds=NUMBER,
@@ -168,6 +183,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         held=_list(),
         heldAdvice=ANY_OBJECT,
         retentionSeconds=NUMBER_OR_NULL,
+        feed=FEED,
         troubles=_list(),
         recentErrors=_list(),
         history=HISTORY,

@@ -248,6 +248,29 @@ async def test_commands_print_tables_for_people(
     assert "done: the feed goes on where it was" in told.err
 
 
+@pytest.mark.slow(10)
+async def test_each_replica_shows_the_destinations_of_all_shards(world: World) -> None:
+    """Also of a shard that another one publishes, and with what has stopped there."""
+    address = world.shard_pools["a"].address
+    receiver = Receiver()
+    receiver.answer = lambda _: Disabled("410")
+    async with Pools(size=4) as pools:
+        pools.ensure_pool(address)
+        one, two = (feed_of(each, [address], [receiver.configured()], str(each)) for each in (world.pools, pools))
+        async with running(one):
+            await publishing(one, 2)
+            await world.case("a").apply(world.case("a").operation("create", "r1", {}))
+            await until_stop(world, "disabled")
+            async with running(two), asyncio.timeout(10):
+                while not (own := one.views())[0].stopped_shards or not two.views()[0].stopped_shards:  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                (other,) = two.views()
+                assert two.published_count == 0
+    assert (own[0].stopped_shards, own[0].error, own[0].shard_count) == (("a",), "410", 2)
+    assert (other.stopped_shards, other.error, other.shard_count) == (("a",), "410", 1)
+    assert other.lag_s > 0
+
+
 async def until(world: World, shard_id: str, query: str, count: int) -> None:
     """Wait until *query* gives *count* rows on a shard."""
     async with asyncio.timeout(10):

@@ -26,9 +26,18 @@ pg_catalog.clock_timestamp() AS read_at
 pg_catalog.set_config('synchronous_commit', 'off', true)
 
 -- name: find_feed_publisher
--- For how long the shard has a publisher yet, in seconds; no row if it never had one.
+-- For how long the shard has a publisher yet, in seconds, and what the cursors tell people; no row if it never had one.
 SELECT
-    extract(EPOCH FROM feed_shards.expires_at - pg_catalog.clock_timestamp())::pg_catalog.float8 AS expires_in_s
+    extract(EPOCH FROM feed_shards.expires_at - pg_catalog.clock_timestamp())::pg_catalog.float8 AS expires_in_s,
+    (
+        SELECT
+            pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                'destination', feed_cursors.destination, 'behind_since', feed_cursors.behind_since,
+                'held_count', pg_catalog.jsonb_array_length(feed_cursors.held), 'stopped', feed_cursors.stopped,
+                'error', feed_cursors.error, 'shard_id', ''
+            ))::pg_catalog.text
+        FROM public.feed_cursors
+    ) AS destinations
 FROM public.feed_shards;
 
 -- name: claim_feed

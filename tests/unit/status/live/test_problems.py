@@ -19,6 +19,7 @@ QUIET: dict[str, Any] = {
     "shards": [{"shardId": "a", "state": "healthy"}],
     "held": [],
     "moves": [],
+    "feed": None,
     "cache": {"state": "ok"},
     "troubles": [],
     "clock": "ok",
@@ -165,6 +166,25 @@ def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
         (ProblemCause.REPLICA_SILENT, ("replica gone",)),
         (ProblemCause.STREAM_LAG, ("stream shard c",)),
     ]
+
+
+def test_feed_that_has_stopped_is_not_behind_as_well() -> None:
+    """A destination that is a little behind, as at any load, is no problem."""
+
+    def destination(name: str, lag_s: float, *stopped: str) -> dict[str, Any]:
+        return {"name": name, "lagSeconds": lag_s, "stoppedShards": stopped}
+
+    feed = [
+        destination("a", 900.0, "shard-1"),
+        destination("b", 301.0),
+        destination("c", 299.0),
+        destination("d", 0.0, "s"),
+    ]
+    assert causes_of({"feed": {"destinations": feed}}) == [
+        (ProblemCause.FEED_STOPPED, ("destination a", "destination d")),
+        (ProblemCause.FEED_BEHIND, ("destination b",)),
+    ]
+    assert causes_of({"feed": {"destinations": feed[2:3]}}) == []
 
 
 def test_problem_keeps_its_first_time_and_is_shown_for_an_hour_when_it_is_over() -> None:

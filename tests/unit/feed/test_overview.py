@@ -1,0 +1,26 @@
+"""Destinations over all shards, as a replica knows them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from simplu_worker.feed.overview import DestinationView, ShardView, destination_views
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def test_views_add_up_the_shards_of_each_destination_of_the_file() -> None:
+    """The oldest event counts, the error is that of a stop if there is one; what the file does not name is left out."""
+    shards = [
+        ShardView("b", "crm", NOW - timedelta(seconds=5), 2, "refused", "400"),
+        ShardView("a", "crm", NOW - timedelta(seconds=90), 1, None, "busy"),
+        ShardView("a", "bus", None),
+        ShardView("a", "gone", NOW - timedelta(days=1)),
+        ShardView("c", "early", NOW + timedelta(seconds=1), error="busy"),
+    ]
+    assert destination_views(["crm", "bus", "new", "early"], shards, NOW) == [
+        DestinationView("crm", 90.0, 2, 3, ("b",), "400"),
+        DestinationView("bus", 0.0, 1),
+        DestinationView("new"),
+        DestinationView("early", 0.0, 1, error="busy"),
+    ]
