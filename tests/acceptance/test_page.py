@@ -687,6 +687,31 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
     ]
 
 
+async def test_feed_is_a_table_of_destinations_with_the_error_beside_its_problem(page: BrowserTab) -> None:
+    """A worker without a feed shows nothing of it; a viewer sees where it has stopped, and no error."""
+    script = """
+    Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
+      const destination = {name: 'crm', lagSeconds: 900, shards: 3, heldTenants: 0, stoppedShards: ['a', 'b']};
+      const subjects = ['destination crm'];
+      const problems = [{cause: 'feed_stopped', subjects, count: 1, since: 0, at: 0, problem: 'Feed stopped'}];
+      return [{...destination, error: '410'}, destination, null].map((one) => {
+        const feed = one && {publishedShards: 1, destinations: [one]};
+        const known = {status: {feed}, fleet: {problems}, ages: {}};
+        const section = views.sectionsOf('queues', known).find(({id}) => id === 'feed');
+        return [
+          section.isHidden, section.rows.map(({name, stopped, error}) => [name, stopped, error ?? null]),
+          overview.problemItems(known).map(({facts}) => facts.Cause ?? null),
+        ];
+      });
+    })
+    """
+    assert await page.evaluate(script) == [
+        [False, [["crm", "a, b", "410"]], ["410"]],
+        [False, [["crm", "a, b", None]], [None]],
+        [True, [], [None]],
+    ]
+
+
 async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> None:
     """The last ones would stand for those of now; the dead-letter queue is no exception. A viewer has no error."""
     script = """
