@@ -8,6 +8,7 @@ now, so that nobody saves up time while it sends nothing.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -42,11 +43,14 @@ class FairQueue(Generic[EntryT]):
         self._waiting_since: dict[str, float] = {}  # of these tenants, or since their wait was counted last
         self.arrived: set[str] = set()  # tenants that had no entries; whoever reads it begins it anew
         self.hurried: AbstractSet[str] = frozenset()  # tenants that are not to wait for their turn
-        self._served: dict[str, float] = {}  # virtual times, of the tenants that are ahead
+        self._served: dict[str, float] = {}  # virtual times, of the tenants that are ahead of now
         self._now = 0.0  # the virtual time of the tenant that was served last
 
     def __repr__(self) -> str:
-        return f"FairQueue({len(self)} of {len(self._by_tenant)} tenants, {len(self._returned)} put back)"
+        return (
+            f"FairQueue({len(self)} of {len(self._by_tenant)} tenants, {len(self._returned)} put back, "
+            f"{len(self._served)} ahead)"
+        )
 
     def __len__(self) -> int:
         return len(self._returned) + self._count
@@ -102,8 +106,8 @@ class FairQueue(Generic[EntryT]):
     def newest_of(self, tenant_id: str, *, beyond_s: float) -> list[EntryT]:
         """Return the entries of a tenant behind those that are expected to take *beyond_s*."""
         entries = list(self._by_tenant.get(tenant_id, ()))
-        ends_s = accumulate(self._time.cost_s(entry.operation) for entry in entries)
-        return [entry for entry, end_s in zip(entries, ends_s, strict=True) if end_s > beyond_s]
+        ends_s = list(accumulate(self._time.cost_s(entry.operation) for entry in entries))
+        return entries[bisect_right(ends_s, beyond_s) :]
 
     def remove(self, ids: AbstractSet[int]) -> None:
         """Remove the entries with these object ids."""
@@ -121,8 +125,8 @@ class FairQueue(Generic[EntryT]):
         entries = list(self)
         self._returned.clear()
         self._by_tenant.clear()
-        self._served.clear()
         self._count = 0
+        self._forget_served()
         return entries
 
     def take(self, bounds: BatchBounds) -> list[EntryT]:
@@ -141,7 +145,7 @@ class FairQueue(Generic[EntryT]):
                 self._by_tenant, self._count = {}, 0
                 self._forget_served()
                 return batch + entries
-        turns = [(max(self._now, self._served.get(one, 0.0)), one) for one in self._by_tenant]
+        turns = [(self._served.get(one, self._now), one) for one in self._by_tenant]
         heapq.heapify(turns)
         is_full = False
         while turns and not is_full:
@@ -177,10 +181,4 @@ class FairQueue(Generic[EntryT]):
 
     def _forget_served(self) -> None:
         """Forget the virtual times that do not count any more: nobody waits, or they have passed."""
-        if not self._by_tenant:
-            self._served.clear()
-            self._now = 0.0
-        elif len(self._served) > len(self._by_tenant):
-            self._served = {
-                one: time for one, time in self._served.items() if time > self._now or one in self._by_tenant
-            }
+        self._served = {one: time for one, time in self._served.items() if self._by_tenant and time > self._now}

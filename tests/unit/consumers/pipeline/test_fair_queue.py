@@ -123,6 +123,73 @@ def test_tenant_that_had_its_turn_does_not_get_the_next_one_by_leaving_for_a_mom
     assert "heavy" not in batch
 
 
+def test_tenants_with_entries_and_those_that_had_none() -> None:
+    """A tenant whose last entry was taken or removed has none, and arrives again with the next one."""
+    queue = queue_of(("a", 1), ("b", 2), ("c", 1))
+    assert (queue.tenants, queue.arrived) == ({"a", "b", "c"}, {"a", "b", "c"})
+
+    queue.take(BatchBounds(2, 10**9, 1e9))
+    queue.remove({id(entry) for entry in queue.of_tenant("c")})
+    queue.arrived = set()
+    queue.append([entry for tenant_id in "bc" for entry in entries_of(tenant_id, 1)], 0.0)
+
+    assert (queue.tenants, queue.arrived) == ({"b", "c"}, {"c"})
+
+
+def test_tenant_that_was_served_is_behind_those_that_were_not() -> None:
+    """Whichever of them came first."""
+    queue = queue_of(("heavy", 2), ("x", 1), ("y", 1))
+    assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
+    assert counts(queue.take(BatchBounds(2, 10**9, 1e9))) == {"x": 1, "y": 1}
+
+
+def test_turn_ends_a_quantum_after_the_next_tenant() -> None:
+    """Two entries of half a quantum, then two of a whole one: the next tenant is a quantum behind by then."""
+    queue = queue_of(("light", 9), ("z", 9))
+    assert [entry.chain for entry in queue.take(BatchBounds(4, 10**9, 1e9))] == ["light", "light", "z", "z"]
+
+
+def test_tenant_with_more_weight_gets_more_time() -> None:
+    """In proportion; others have a weight of 1."""
+    time = Known()
+    time.note_weights({"a": 3.0})
+    queue: FairQueue[Entry] = FairQueue(time)
+    queue.append([*entries_of("a", 1000), *entries_of("b", 1000)], 0.0)
+    assert counts(queue.take(BatchBounds(400, 10**9, 1e9))) == pytest.approx({"a": 300, "b": 100}, abs=5)
+
+
+@pytest.mark.parametrize("bounds", [BatchBounds(1, 10**9, 1e9), BatchBounds(9, 10**9, 1e-9)], ids=["others", "nobody"])
+def test_nothing_is_remembered_of_a_tenant_that_was_served_once_nobody_waits(bounds: BatchBounds) -> None:
+    """It is not behind those that come later; also where its entry was too large for a batch with others."""
+    queue = queue_of(("heavy", 1))
+    if bounds.count == 1:
+        queue.append(entries_of("z", 1), 0.0)
+    queue.take(bounds)
+    queue.take(WIDE)
+    queue.append([*entries_of("heavy", 1), *entries_of("z", 1)], 0.0)
+    assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
+
+
+def test_nothing_is_remembered_of_a_tenant_once_the_queue_was_cleared() -> None:
+    """Nor of its entries, and all were returned."""
+    queue = queue_of(("heavy", 2), ("z", 2))
+    queue.put_back(queue.take(BatchBounds(1, 10**9, 1e9)))
+    assert [entry.chain for entry in queue.clear()] == ["heavy", "heavy", "z", "z"]
+    assert (len(queue), list(queue), queue.take(WIDE)) == (0, [], [])
+
+    queue.append([*entries_of("heavy", 1), *entries_of("z", 1)], 0.0)
+    assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
+
+
+def test_tenants_that_were_served_and_left_are_forgotten_while_others_wait() -> None:
+    """Memory has a bound: only those that are ahead of the others are known."""
+    queue = queue_of(("a", 1000))
+    for number in range(100):
+        queue.append(entries_of(f"t{number}", 1), 0.0)
+        queue.take(BatchBounds(2, 10**9, 1e9))
+    assert repr(queue) == f"FairQueue({len(queue)} of 1 tenants, 0 put back, 0 ahead)"
+
+
 def test_tenant_that_is_hurried_does_not_wait_for_its_turn() -> None:
     """The others get the rest."""
     queue = queue_of(("a", 10), ("heavy", 3), ("b", 10))
@@ -161,12 +228,39 @@ def test_what_was_put_back_goes_first_and_others_follow() -> None:
     assert (rest[:3], len(rest), len(queue)) == (batch[1:], 4, 5)
 
 
+@pytest.mark.parametrize(
+    "bounds",
+    [BatchBounds(5, 10**9, 1e9), BatchBounds(100, 10, 1e9), BatchBounds(100, 10**9, 0.0055)],
+    ids=["count", "bytes", "cost"],
+)
+def test_what_was_put_back_counts_towards_the_bounds(bounds: BatchBounds) -> None:
+    """Three entries, and two others."""
+    queue = queue_of(("a", 50), ("b", 50))
+    queue.put_back(queue.take(BatchBounds(3, 10**9, 1e9)))
+    assert (len(queue.take(bounds)), len(queue)) == (5, 95)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [BatchBounds(8, 10**9, 1e9), BatchBounds(100, 16, 1e9), BatchBounds(100, 10**9, 0.008 + 1e-9)],
+    ids=["count", "bytes", "cost"],
+)
+def test_batch_of_everything_has_no_turns(bounds: BatchBounds) -> None:
+    """It fits exactly, and what was put back is first; with one entry more the tenants take turns."""
+    queue = queue_of(("a", 5), ("b", 3))
+    queue.put_back(queue.take(BatchBounds(2, 10**9, 1e9)))
+    assert [entry.chain for entry in queue.take(bounds)] == list("abaaaabb")
+
+    queue = queue_of(("a", 5), ("b", 4))
+    assert [entry.chain for entry in queue.take(bounds)] != list("aaaaabbb")
+
+
 def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
     """The others of the tenant, and what was put back, stay."""
     queue = queue_of(("a", 5), ("b", 5))
     entries = queue.of_tenant("a")
 
-    assert queue.newest_of("a", beyond_s=0.0035) == entries[3:]
+    assert queue.newest_of("a", beyond_s=0.0035) == queue.newest_of("a", beyond_s=0.003) == entries[3:]
     assert queue.newest_of("a", beyond_s=1.0) == queue.newest_of("c", beyond_s=0.0) == []
     assert queue.costs_s(lambda tenant_id: tenant_id == "b") == pytest.approx({"a": 0.005})
 
