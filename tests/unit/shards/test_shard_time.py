@@ -16,9 +16,12 @@ from simplu_worker.shards import shard_time
 from simplu_worker.shards.shard_time import (
     CALM_BATCH_S,
     CALM_TURN_S,
+    CHANGE_MAX,
     COST_MAX_S,
     COST_MIN_S,
+    FIRST_BYTE_S,
     FIRST_COST_S,
+    FIRST_LIST_S,
     FLOOD_S,
     TURN_MIN_S,
     TURN_S,
@@ -83,6 +86,40 @@ def test_large_documents_cost_more_than_small_ones() -> None:
         run(time, [operation("a", size_bytes=100 if number % 2 else 200_000)] * 20, costs, byte_s=1e-8)
 
     assert time.cost_s(operation("a", size_bytes=200_000)) > 5 * time.cost_s(operation("a"))
+
+
+@pytest.mark.parametrize(
+    ("took_s", "change"), [(0.02, 2.0), (0.005, 0.5), (0.010, 1.0), (100.0, CHANGE_MAX), (0.0, 1 / CHANGE_MAX)]
+)
+def test_each_cost_is_corrected_in_proportion_to_its_part(took_s: float, change: float) -> None:
+    """Of ten milliseconds the list is expected to take five, its bytes two, and the transaction three."""
+    time, one = ShardTime(), operation("a", LIST, size_bytes=100_000)
+    time.note([Demand.of([one])], took_s)
+
+    byte_s = FIRST_BYTE_S * change**0.2
+    assert time.cost_s(one) == pytest.approx(FIRST_LIST_S * change**0.5 + 100_000 * byte_s)
+    assert time.batch_cost_s(Demand.of([one, one])) == pytest.approx(2 * time.cost_s(one))
+    assert time.cost_s(operation("new", LIST, size_bytes=1000)) == pytest.approx(FIRST_LIST_S + 1000 * byte_s)
+
+
+def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_kind() -> None:
+    """All of them together: their creates are expected to take ten milliseconds of thirteen."""
+    time = ShardTime()
+    time.note([Demand.of([operation(f"t{number}", size_bytes=0)]) for number in range(100)], 0.026)
+
+    expected_s = FIRST_COST_S * 2 ** (10 / 13)
+    assert time.cost_s(operation("t1", size_bytes=0)) == pytest.approx(expected_s)
+    assert time.cost_s(operation("new", size_bytes=0)) == pytest.approx(expected_s)
+    assert time.cost_s(operation("t1", LIST, size_bytes=0)) == FIRST_LIST_S
+
+
+def test_only_weights_other_than_one_are_remembered() -> None:
+    """A row that has the usual weight again is that of an ordinary tenant."""
+    time = ShardTime()
+    time.note_weights({"a": 2.0, "b": 0.5, "c": 1.0})
+    assert time.weights == {"a": 2.0, "b": 0.5}
+    time.note_weights({"a": 1.0, "b": 3.0})
+    assert time.weights == {"b": 3.0}
 
 
 def test_many_small_transactions_say_nothing_about_an_operation() -> None:

@@ -82,6 +82,66 @@ def test_held_targets_are_folded_by_reason_over_all_replicas() -> None:
     ]
 
 
+def test_held_target_waits_since_the_first_replica_held_it() -> None:
+    """What the report tells of this replica is older than what it knows itself."""
+    report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant t", "moving", 20.0)])
+    report["replicas"][0]["held"] = [held("tenant u", "moving", 90.0)]
+    found = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, report, NOW)
+    assert [(one.subjects, one.since) for one in found] == [(("tenant t",), NOW - timedelta(seconds=50))]
+
+    (young,) = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, fleet(), NOW)
+    assert young.since == NOW - timedelta(seconds=0.5)
+
+
+def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
+    """A tenant on it, or the shard for another reason, is held besides."""
+    shards = [{"shardId": "a", "state": "lost"}, {"shardId": "b", "state": "healthy"}, {"shardId": "c"}]
+    holds = [held("shard a", "moving", 1.0), held("shard c", "shard_unavailable", 1.0)]
+    assert causes_of({"shards": shards, "held": holds}) == [
+        (ProblemCause.SHARD_LOST, ("shard a",)),
+        (ProblemCause.TARGET_HELD, ("shard a",)),
+        (ProblemCause.TARGET_HELD, ("shard c",)),
+    ]
+
+
+def test_lost_shards_are_lost_since_the_first_of_them_answered_last() -> None:
+    """One that has never answered tells no time."""
+    answers = [None, {}, {"at": "2026-11-27T11:30:00+00:00"}, {"at": "2026-11-27T11:00:00+00:00"}]
+    shards = [{"shardId": str(at), "state": "lost", "lastAnswer": one} for at, one in enumerate(answers)]
+    (problem,) = find_problems(QUIET | {"shards": shards}, fleet(), NOW)
+    assert problem == FoundProblem(
+        ProblemCause.SHARD_LOST, tuple(f"shard {at}" for at in range(4)), since=NOW - timedelta(hours=1)
+    )
+    (problem,) = find_problems(QUIET | {"shards": shards[:2]}, fleet(), NOW)
+    assert problem.since is None
+
+
+def test_numbers_are_sums() -> None:
+    """Of errors by place, which is named once; of records with a wrong key, and dead letters of all replicas."""
+    places = [("stream_shard", "s", "11:30"), ("stream_shard", "s", "11:00"), ("queue", "q", "11:45")]
+    troubles = [
+        {"target": target, "about": about, "count": 2, "since": f"2026-11-27T{since}:00+00:00"}
+        for target, about, since in places
+    ]
+    streams = [{"streamShard": "s", "wrongKeys": 3}, {"streamShard": "t", "wrongKeys": 4}, {"streamShard": "u"}]
+    report = fleet(deadLetters=5)
+    report["replicas"][0]["deadLetters"] = 2
+    assert find_problems(QUIET | {"troubles": troubles, "streamShards": streams}, report, NOW) == [
+        FoundProblem(ProblemCause.INTERNAL_ERROR, ("stream shard s", "queue q"), 6, since=NOW - timedelta(hours=1)),
+        FoundProblem(ProblemCause.WRONG_KEYS, ("stream shard s", "stream shard t"), 7),
+        FoundProblem(ProblemCause.DEAD_LETTERS, number=7),
+    ]
+
+
+def test_dependency_that_does_not_answer_is_one_problem() -> None:
+    """Citrus, the clock and the cache have no parts to count; a cache that is not known yet is none."""
+    state = {"citrus": "TimeoutError", "clock": "400 s ahead", "cache": {"state": "unreachable"}}
+    found = find_problems(QUIET | state, fleet(), NOW)
+    causes = (ProblemCause.CITRUS_FAILING, ProblemCause.CLOCK_APART, ProblemCause.CACHE_FAILING)
+    assert found[1:] == [FoundProblem(cause, number=1) for cause in causes]  # behind the outage of both
+    assert causes_of({"cache": {}}) == []
+
+
 def test_each_part_of_a_worker_has_its_cause() -> None:
     """An error in place of a state is trouble."""
     trouble = {"target": "stream_shard", "about": "s", "count": 4, "since": "2026-11-27T11:00:00+00:00"}
@@ -113,9 +173,11 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
 
 def test_move_has_stopped_once_its_command_has_ended_or_without_progress_for_a_quarter_of_an_hour() -> None:
     """One that was killed left no error; of a cleanup nothing tells whether its command runs."""
-    moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 14, 16)]
+    moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 15, 16)]
     moves += [{"tenant": str(runs), "isRunning": runs, "notedAt": NOW} for runs in (True, False)]
-    assert causes_of({"moves": moves}) == [(ProblemCause.MOVE_FAILED, ("tenant 16", "tenant False"))]
+    (problem,) = find_problems(QUIET | {"moves": moves}, fleet(), NOW)
+    assert (problem.cause, problem.subjects) == (ProblemCause.MOVE_FAILED, ("tenant 16", "tenant False"))
+    assert problem.since == NOW - timedelta(minutes=16)
 
 
 def test_dependencies_that_fail_together_are_told_first() -> None:
@@ -160,11 +222,16 @@ def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
         stream_shard("b", owner="gone", lagSeconds=500.0, seenSecondsAgo=30.0),
         stream_shard("c", lagSeconds=75.0),
         stream_shard("d", owner=None, state="ended"),
+        stream_shard("e", lagSeconds=60.0, seenSecondsAgo=10.0),
+        stream_shard("f", lagSeconds=None, seenSecondsAgo=None),
+        stream_shard("g", owner=None, seenSecondsAgo=30.0),
+        stream_shard("h", owner="gone", seenSecondsAgo=10.1),
+        stream_shard("i", lagSeconds=59.9),
     )
     assert causes_of({}, report) == [
-        (ProblemCause.STREAM_SHARD_UNREAD, ("stream shard a",)),
+        (ProblemCause.STREAM_SHARD_UNREAD, ("stream shard a", "stream shard g")),
         (ProblemCause.REPLICA_SILENT, ("replica gone",)),
-        (ProblemCause.STREAM_LAG, ("stream shard c",)),
+        (ProblemCause.STREAM_LAG, ("stream shard c", "stream shard e")),
     ]
 
 
@@ -240,13 +307,13 @@ def test_wrong_keys_of_long_ago_are_no_problem_of_now() -> None:
     keys = FoundProblem(ProblemCause.WRONG_KEYS, ("stream shard s",), 3)
     problems.note([keys], NOW)
     seen = []
-    for minutes in (9, 11, 62):
+    for minutes in (10, 11, 60, 61):
         now = NOW + timedelta(minutes=minutes)
         problems.note([keys], now)
         seen.append([one["isOver"] for one in problems.view(now)])
     problems.note([keys._replace(number=4)], NOW + timedelta(minutes=70))
     assert (seen, [one["isOver"] for one in problems.view(NOW + timedelta(minutes=70))]) == (
-        [[False], [True], []],
+        [[False], [True], [True], []],
         [False],
     )
 
@@ -259,6 +326,36 @@ def test_view_names_a_bounded_number_of_subjects_and_the_way_out() -> None:
     (one,) = problems.view(NOW, SITE)
     assert (one["count"], len(one["subjects"])) == (500, SUBJECTS_MAX)
     assert (one["advice"][:13], one["runbook"]) == ("Wait for the ", f"{SITE}/moving.html")
+
+
+def test_view_has_all_members_of_a_problem() -> None:
+    """It began before it was found first; the last time is that of the last look."""
+    problems, later = Problems(), NOW + timedelta(minutes=1)
+    for now, since in ((NOW, NOW - timedelta(hours=1)), (later, NOW), (later, None)):
+        problems.note([FoundProblem(ProblemCause.SHARD_LOST, ("shard a",), since=since)], now)
+    meaning = MEANINGS[ProblemCause.SHARD_LOST]
+    assert problems.view(later) == [
+        {
+            "cause": "shard_lost",
+            "reason": None,
+            "severity": "critical",
+            "problem": "Postgres shard lost",
+            "count": 1,
+            "subjects": ("shard a",),
+            "since": "2026-11-27T11:00:00.000+00:00",
+            "at": "2026-11-27T12:01:00.000+00:00",
+            "isOver": False,
+            **meaning.advice.members(None),
+        }
+    ]
+
+
+def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
+    """Whichever was found first."""
+    problems = Problems()
+    reasons = ("moving", "gap")
+    problems.note([FoundProblem(ProblemCause.TARGET_HELD, ("tenant t",), reason=one) for one in reasons], NOW)
+    assert [one["reason"] for one in problems.view(NOW)] == ["gap", "moving"]
 
 
 def test_every_cause_has_a_meaning_and_a_page_with_its_heading() -> None:
