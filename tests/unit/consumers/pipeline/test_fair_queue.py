@@ -15,7 +15,8 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.shard_time import Demand, ShardTime
 
 WIDE = BatchBounds(10**9, 10**9, 1e9)
-COSTS = {"heavy": 0.02, "light": 0.0005}  # by tenant; others cost a millisecond
+EXACT_S = 2**-9  # sums of it are exact
+COSTS = {"heavy": 0.02, "light": 0.0005, "p": EXACT_S, "q": EXACT_S}  # by tenant; others cost a millisecond
 
 
 class Entry(msgspec.Struct, eq=False):
@@ -137,10 +138,11 @@ def test_tenants_with_entries_and_those_that_had_none() -> None:
 
 
 def test_tenant_that_was_served_is_behind_those_that_were_not() -> None:
-    """Whichever of them came first."""
-    queue = queue_of(("heavy", 2), ("x", 1), ("y", 1))
-    assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
-    assert counts(queue.take(BatchBounds(2, 10**9, 1e9))) == {"x": 1, "y": 1}
+    """Whichever of them came first, and however many there are."""
+    queue = queue_of(*((tenant_id, 9) for tenant_id in "bcef"), ("heavy", 1))
+    assert counts(queue.take(BatchBounds(8, 10**9, 1e9))) == {"b": 2, "c": 2, "e": 2, "f": 1, "heavy": 1}
+    queue.append([*entries_of("a", 1), *entries_of("heavy", 1)], 0.0)
+    assert counts(queue.take(BatchBounds(2, 10**9, 1e9))) == {"a": 1, "f": 1}
 
 
 def test_turn_ends_a_quantum_after_the_next_tenant() -> None:
@@ -175,7 +177,7 @@ def test_nothing_is_remembered_of_a_tenant_once_the_queue_was_cleared() -> None:
     queue = queue_of(("heavy", 2), ("z", 2))
     queue.put_back(queue.take(BatchBounds(1, 10**9, 1e9)))
     assert [entry.chain for entry in queue.clear()] == ["heavy", "heavy", "z", "z"]
-    assert (len(queue), list(queue), queue.take(WIDE)) == (0, [], [])
+    assert (len(queue), list(queue)) == (0, [])
 
     queue.append([*entries_of("heavy", 1), *entries_of("z", 1)], 0.0)
     assert counts(queue.take(BatchBounds(1, 10**9, 1e9))) == {"heavy": 1}
@@ -242,17 +244,17 @@ def test_what_was_put_back_counts_towards_the_bounds(bounds: BatchBounds) -> Non
 
 @pytest.mark.parametrize(
     "bounds",
-    [BatchBounds(8, 10**9, 1e9), BatchBounds(100, 16, 1e9), BatchBounds(100, 10**9, 0.008 + 1e-9)],
+    [BatchBounds(8, 10**9, 1e9), BatchBounds(100, 16, 1e9), BatchBounds(100, 10**9, 8 * EXACT_S)],
     ids=["count", "bytes", "cost"],
 )
 def test_batch_of_everything_has_no_turns(bounds: BatchBounds) -> None:
     """It fits exactly, and what was put back is first; with one entry more the tenants take turns."""
-    queue = queue_of(("a", 5), ("b", 3))
+    queue = queue_of(("p", 5), ("q", 3))
     queue.put_back(queue.take(BatchBounds(2, 10**9, 1e9)))
-    assert [entry.chain for entry in queue.take(bounds)] == list("abaaaabb")
+    assert [entry.chain for entry in queue.take(bounds)] == list("pqppppqq")
 
-    queue = queue_of(("a", 5), ("b", 4))
-    assert [entry.chain for entry in queue.take(bounds)] != list("aaaaabbb")
+    queue = queue_of(("p", 5), ("q", 4))
+    assert [entry.chain for entry in queue.take(bounds)] != list("pppppqqq")
 
 
 def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
