@@ -86,7 +86,7 @@ class _Slot:
         self.began_at = began_at
         self.total_s = 0.0
         self.by_tenant: dict[str, TenantUse] = {}
-        self._unseen_s: dict[str, float] = {}  # of each tenant, at most, before it was counted; none for the first ones
+        self._unseen_s: dict[str, float] = {}  # of each tenant, at most, before it was counted
         self._dropped_s = 0.0  # of a dropped tenant, at most
 
     def add(self, uses: Mapping[str, TenantUse]) -> None:
@@ -94,8 +94,7 @@ class _Slot:
             own = self.by_tenant.get(tenant_id)
             if own is None:
                 own = self.by_tenant[tenant_id] = TenantUse()
-                if self._dropped_s:
-                    self._unseen_s[tenant_id] = self._dropped_s
+                self._unseen_s[tenant_id] = self._dropped_s
             own.add(use)
             self.total_s += use.took_s
         if len(self.by_tenant) > 2 * COUNTED_MAX:
@@ -103,13 +102,13 @@ class _Slot:
 
     def cut(self) -> None:
         """Drop all tenants but the largest."""
-        most_s = {one: use.took_s + self._unseen_s.get(one, 0.0) for one, use in self.by_tenant.items()}
+        most_s = {one: use.took_s + self._unseen_s[one] for one, use in self.by_tenant.items()}
         largest = sorted(most_s, key=most_s.__getitem__, reverse=True)
         kept, dropped = largest[:COUNTED_MAX], largest[COUNTED_MAX:]
         if dropped:
             self._dropped_s = most_s[dropped[0]]
             self.by_tenant = {one: self.by_tenant[one] for one in kept}  # a dict that only loses keys keeps its size
-            self._unseen_s = {one: self._unseen_s[one] for one in kept if one in self._unseen_s}
+            self._unseen_s = {one: self._unseen_s[one] for one in kept}
 
 
 class _Window:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.shards import tenant_usage
-from simplu_worker.shards.tenant_usage import COUNTED_MAX, HOUR_SLOT_S, RANK_COUNT, SLOT_COUNT, TenantUsage, TenantUse
+from simplu_worker.shards.tenant_usage import (
+    COUNTED_MAX,
+    HOUR_SLOT_S,
+    MINUTE_SLOT_S,
+    RANK_COUNT,
+    SLOT_COUNT,
+    TenantUsage,
+    TenantUse,
+)
 
 NOW = 1_000_000.0  # the begin of a slot of both windows, or not
 
@@ -29,6 +37,46 @@ def test_tenant_has_the_sums_of_all_that_it_took_and_waited() -> None:
     for use in (usage.last_minute(NOW + 20), usage.last_hour(NOW + 20)):
         assert use.by_tenant == {"a": TenantUse(3.0, 4, 150, 4.25), "b": TenantUse(0.5, 1, 100, 0.0)}
         assert (use.total_s, use.largest()) == (3.5, ["a", "b"])
+
+
+def test_use_is_added_to_another() -> None:
+    """Each number of it."""
+    use = TenantUse(1.0, 2, 3, 4.0)
+    use.add(TenantUse(0.5, 1, 10, 0.25))
+    assert use == TenantUse(1.5, 3, 13, 4.25)
+
+
+def test_tenant_that_did_not_wait_is_not_counted() -> None:
+    """Else it would take the place of another one."""
+    usage = TenantUsage()
+    usage.note_waits({"a": 1.0, "b": 0.0}, NOW)
+    assert usage.last_minute(NOW).by_tenant == {"a": TenantUse(waited_s=1.0)}
+
+
+def test_slot_counts_the_largest_tenants() -> None:
+    """Twice as many until it is cut; one that has ended is cut."""
+    usage, names = TenantUsage(), [f"t{number:02}" for number in range(2 * COUNTED_MAX + 1)]
+    seconds = {name: 1.0 + number for number, name in enumerate(names)}
+    largest = set(names[-COUNTED_MAX:])
+
+    usage.note(took(**{name: seconds[name] for name in names[1:]}), NOW)
+    assert usage.last_minute(NOW).by_tenant.keys() == set(names[1:])
+    usage.note(took(**{names[0]: seconds[names[0]]}), NOW)
+    assert usage.last_minute(NOW).by_tenant.keys() == largest
+
+    ended = TenantUsage()
+    ended.note(took(**{name: seconds[name] for name in names[1:]}), NOW)
+    ended.note(took(later=1.0), NOW + MINUTE_SLOT_S)
+    assert ended.last_minute(NOW + MINUTE_SLOT_S).by_tenant.keys() == largest | {"later"}
+
+
+def test_slot_ends_where_the_next_one_begins() -> None:
+    """What came then is in the window for longer."""
+    usage, began_at = TenantUsage(), NOW - NOW % HOUR_SLOT_S
+    usage.note(took(a=1.0), began_at)
+    usage.note(took(b=1.0), began_at + MINUTE_SLOT_S)
+    assert usage.last_minute(began_at + 59.0).by_tenant.keys() == {"a", "b"}
+    assert usage.last_minute(began_at + 60.0).by_tenant.keys() == {"b"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from simplu_worker.shards.log.reading_order import (
     ROWS_MAX,
     BatchRef,
     LogCursor,
+    Resumption,
     TenantEpochs,
     readable_below,
     resume,
@@ -60,9 +61,9 @@ def test_batch_is_remembered_until_it_is_safe() -> None:
 
 def test_reader_goes_on_where_all_is_there() -> None:
     """From its position within a batch too."""
-    cursor = read(A, B, position=7)
-    resumption = resume(cursor, {A, B})
-    assert (resumption.cursor, resumption.undone) == (cursor, ())
+    for batches in ((A,), (A, B), (A, B, C)):
+        cursor = read(*batches, position=7)
+        assert resume(cursor, set(batches)) == Resumption(cursor)
 
 
 def test_reader_goes_back_to_the_newest_batch_that_is_there() -> None:
@@ -99,7 +100,8 @@ def test_tenant_is_followed_to_its_new_shard_behind_the_marker_on_the_former() -
     """There and back: each marker has the epoch that begins with its move, and none counts backwards."""
     epochs = TenantEpochs()
     assert epochs.may_read("a", 0)
-    assert not epochs.may_read("a", 2)
+    assert not epochs.may_read("a", 1)
+    assert not epochs.with_left("a", 0).may_read("a", 1)
     moved = epochs.with_left("a", 2)
     assert moved.may_read("a", 2)
     assert not moved.may_read("a", 3)
