@@ -113,6 +113,14 @@ def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_ki
     assert time.cost_s(operation("t1", LIST, size_bytes=0)) == FIRST_LIST_S
 
 
+def test_tenant_has_a_cost_of_its_own_from_a_known_part_of_a_transaction_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list is expected to take exactly half of ten milliseconds."""
+    monkeypatch.setattr(shard_time, "NOTED_SHARE", 0.5)
+    time, one = ShardTime(), operation("a", LIST, size_bytes=100_000)
+    time.note([Demand.of([one])], 0.02)
+    assert time.cost_s(operation("new", LIST, size_bytes=0)) == FIRST_LIST_S
+
+
 def test_only_weights_other_than_one_are_remembered() -> None:
     """A row that has the usual weight again is that of an ordinary tenant."""
     time = ShardTime()

@@ -71,9 +71,9 @@ def test_slot_counts_the_largest_tenants() -> None:
 
 
 def test_slot_ends_where_the_next_one_begins() -> None:
-    """What came then is in the window for longer."""
+    """What came then is in the window for longer, however late in its slot the former came."""
     usage, began_at = TenantUsage(), NOW - NOW % HOUR_SLOT_S
-    usage.note(took(a=1.0), began_at)
+    usage.note(took(a=1.0), began_at + 9.0)
     usage.note(took(b=1.0), began_at + MINUTE_SLOT_S)
     assert usage.last_minute(began_at + 59.0).by_tenant.keys() == {"a", "b"}
     assert usage.last_minute(began_at + 60.0).by_tenant.keys() == {"b"}

@@ -54,6 +54,11 @@ def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float
     assert -EARLY_S * factor - MILLISECOND_S <= off_s <= STEP_S * factor + MILLISECOND_S
 
 
+def test_reader_that_has_not_read_yet_does_not_wait() -> None:
+    """Its next read is the first one."""
+    assert ReadSchedule().open_slot().next_start(float("-inf")) == float("-inf")
+
+
 @pytest.mark.parametrize("first_shift", [0.0, 0.3, 0.9])
 def test_groups_read_at_times_far_from_each_other(first_shift: float) -> None:
     """Four groups share the interval, each reader that is too many for one is in the next."""

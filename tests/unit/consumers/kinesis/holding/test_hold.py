@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -80,6 +81,17 @@ def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: s
             assert (hold.state, hold.catch_up) == (state, catch_up)
         for one in (catch_up, other):
             assert one is None or (hold in one.holds) is (hold.catch_up is one)
+
+
+def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
+    """Not for another reason, nor for another target."""
+    found = set()
+    for target, reason in product(HeldTarget, HoldReason):
+        hold = make_hold(5, target=target)
+        hold.reason = reason
+        if hold.is_paced:
+            found.add((target, reason))
+    assert found == {(HeldTarget.TENANT, HoldReason.OVER_SHARE)}
 
 
 @pytest.mark.parametrize("state", HoldState)
