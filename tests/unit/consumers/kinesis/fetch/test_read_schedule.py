@@ -44,6 +44,33 @@ def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firs
         assert last == pytest.approx(round(last / interval_s) * interval_s, abs=MILLISECOND_S)
 
 
+@given(
+    first=st.floats(100.0, 1e6),
+    factor=st.sampled_from((1.0, 1.7, 3.0)),
+    first_shift=st.floats(0.0, 0.99),
+    group=st.integers(0, 5),
+)
+def test_readers_of_a_group_read_its_shift_after_the_multiples_of_the_interval(
+    first: float, factor: float, first_shift: float, group: int
+) -> None:
+    """Whichever group it is."""
+    schedule = ReadSchedule(first_shift)
+    schedule.stretch.factor = factor
+    slot = [schedule.open_slot() for _ in range(1 + group * READERS_TOGETHER)][-1]
+    intervals = late_start_of(slot, first) / (TIP_INTERVAL_S * factor) - slot.shift
+    assert intervals == pytest.approx(round(intervals), abs=MILLISECOND_S)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_late_start_does_not_move_the_next_one(factor: float) -> None:
+    """A hundredth of a second late, more where intervals are longer."""
+    schedule = ReadSchedule()
+    schedule.stretch.factor = factor
+    interval_s = TIP_INTERVAL_S * factor
+    late = 10 * interval_s + 0.9 * EARLY_S * factor
+    assert schedule.open_slot().next_start(late) == pytest.approx(11 * interval_s)
+
+
 @given(since=st.floats(0.0, 1e6), factor=st.floats(1.0, 3.0), group=st.integers(0, 20))
 def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float, group: int) -> None:
     """A hundredth of a second earlier, two later."""
