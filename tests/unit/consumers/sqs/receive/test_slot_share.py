@@ -124,8 +124,45 @@ def test_tenant_counts_as_waiting_until_its_messages_are_back() -> None:
     """Else it would take all slots again, time after time."""
     own, waiting, again = share(), some("a", 8), some("a", 8, group="g")
     bounded(own, waiting, waiting)
-    assert len(own.over_share(again, again, now=10.0)) == 4
+    for _ in range(2):
+        assert len(own.over_share(again, again, now=10.0)) == 4
     assert own.over_share(again, again, now=100.0) == []
+
+
+def test_tenant_waits_for_twice_as_long_as_its_messages_are_hidden() -> None:
+    """For the longest of these times."""
+    own, many = share(), some("a", 8, receive_count=2)
+    own.over_share(many, many, now=0.0)
+    own.note_late(ids(many))
+    own.over_share([], many, now=0.0)
+    first_s = own.put_back_s(many[0], now=5.0, draw=0.9)
+    own.put_back_s(many[0], now=0.0, draw=0.9)
+    again = some("a", 8, group="g")
+    assert len(own.over_share(again, again, now=5.0 + 2 * first_s - 0.01)) == 4
+    assert own.over_share(again, again, now=5.0 + 2 * first_s) == []
+
+
+def test_message_that_is_tried_again_at_once_is_not_held() -> None:
+    """Its tenant does not wait for that, nor does it return beside others that are held."""
+    own, many = share(), some("a", 8)
+    assert bounded(own, many, many, RetryHeld(0.0)) == [RetryHeld(0.0)] * 8
+    assert own.over_share(many, many, now=0.0) == []
+
+    verdicts: list[Verdict] = [*[HOLD] * 4, *[RetryHeld(0.0)] * 4]
+    assert own.bounded(many, verdicts, many, now=0.0, draw=0.0)[4:] == [RetryHeld(0.0)] * 4
+
+
+@pytest.mark.parametrize(("late_count", "expected"), [(1, 0), (2, 7)])
+def test_tenant_waits_from_a_tenth_of_its_messages_on(late_count: int, expected: int) -> None:
+    """Of eleven, two; each of the others counts as late once alone."""
+    own, many = share(), some("a", 11)
+    own.note_late([*ids(many[:late_count]), *ids(many[:late_count]), "gone"])
+    assert len(own.over_share(many, many, now=0.0)) == expected
+    assert len(share().over_share(many, many, now=0.0)) == 0
+
+    ten = share()
+    ten.note_late(ids(many[:1]))
+    assert len(ten.over_share(many[:10], many[:10], now=0.0)) == 6
 
 
 def test_tenants_are_named_once_while_their_messages_are_put_back() -> None:
