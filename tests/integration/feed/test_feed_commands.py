@@ -98,12 +98,14 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         assert await replay_feed(settings, "receiver", since, ("a",), apply=True, as_json=True) == 0
         assert output.json() == planned | {"applied": True, "shards": planned["shards"][:1]}
         assert await fetch(case.pool, "SELECT token FROM feed_shards") != token
+        await until(world, "a", "SELECT FROM feed_cursors WHERE again_through > batch_id", 1)
         await case.apply(case.operation("create", "new", {}))
         await receiver.until(lambda events: len(events) >= 8, 20)
         await other.until_count(5)
         assert [one.id for one in receiver.events[4:7]] == before[1:]
         assert [one.resource_id for one in receiver.events] == ["old", "r0", "r1", "r2", "r0", "r1", "r2", "new"]
         assert len({one.id for one in other.events}) == 5
+        await until(world, "a", "SELECT FROM feed_cursors WHERE again_through IS NOT NULL", 0)
     assert await replay_feed(settings, "receiver", datetime.now(UTC), (), apply=True, as_json=True) == 0
     assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
     assert await replay_feed(settings, "nobody", since, (), apply=True, as_json=True) == 1
