@@ -25,13 +25,15 @@ BY_REASON: Final[dict[str, Advice]] = {
     HoldReason.NOT_HERE: Advice("Apply its creation with `simplu-worker tenants provision`.", TARGETS_HELD),
     HoldReason.INACTIVE: Advice("The shard manager marks the shard inactive: activate it there.", TARGETS_HELD),
     HoldReason.MOVING: Advice(
-        "Wait for the move, or end it with `simplu-worker tenants rollback --apply`.", "docs/moving.md"
+        "Wait for the move, or take it back: `simplu-worker tenants rollback BUSINESS LOCATION --apply`.",
+        "docs/moving.md",
     ),
     HoldReason.SHARD_UNAVAILABLE: Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
     HoldReason.FAILING: Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
     HoldReason.LOCKED: Advice("End the transaction on the shard that keeps rows of the tenant locked.", TARGETS_HELD),
     HoldReason.PAUSED: Advice(
-        "A person has paused it: wait, or `simplu-worker tenants resume`.", "docs/holding.md#pausing-a-tenant"
+        "A person has paused it: wait, or `simplu-worker tenants resume BUSINESS LOCATION`.",
+        "docs/holding.md#pausing-a-tenant",
     ),
     HoldReason.RESHARD: Advice(
         "Remove the cause for which tenants wait in the parents of the stream shard.", TARGETS_HELD

@@ -107,7 +107,8 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
     ProblemCause.MOVE_FAILED: _meaning(
         Severity.CRITICAL,
         "Move stopped",
-        "Run the same command again, or `simplu-worker tenants rollback --apply`.",
+        "Repeat the command that moved the tenant, or take the move back: "
+        "`simplu-worker tenants rollback BUSINESS LOCATION --apply`.",
         "docs/monitoring.md#movestandsstill",
     ),
     ProblemCause.QUEUE_FAILING: _meaning(
