@@ -356,7 +356,7 @@ class Problems:
     def view(self, now: datetime, site: str | None = None) -> list[dict[str, Any]]:
         """Return the problems as JSON members: those of now first, the worst first, then those that are over."""
         shown = [one for one in self._noted.values() if not one.is_over or now - one.at <= OVER_FOR]
-        shown.sort(key=lambda one: (one.is_over, ORDER[one.found.cause], one.found.reason or ""))
+        shown.sort(key=lambda one: (one.is_over, ORDER[one.found.cause], one.found.reason))
         return [_view(one, site) for one in shown]
 
 

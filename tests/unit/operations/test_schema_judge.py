@@ -37,6 +37,11 @@ NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}
         ({"required": ["a"]}, {SECRET: 1}, 'required: the member "a"'),
         ({"additionalProperties": False}, {SECRET: 1}, "additionalProperties: no other members than those named"),
         ({"additionalProperties": {"type": "string"}}, {SECRET: 1}, "additionalProperties/type: string"),
+        (
+            {"properties": {"a": {"additionalProperties": {"type": "number"}}}},
+            {"a": {SECRET: SECRET}},
+            "properties/a/additionalProperties/type: number",
+        ),
         ({"properties": {"a": {"items": {"enum": ["b", 1]}}}}, {"a": [1, SECRET]}, None),
         ({"properties": {"a/b": {"const": "x"}}}, {"a/b": SECRET}, 'properties/a~1b/const: "x" at /a~1b'),
         (
@@ -103,6 +108,8 @@ def test_large_document_is_not_explained_behind_alternatives() -> None:
         Finding("#/properties/a/anyOf", "a value that fits one of the schemas", "/a"),
         UNFIT,
     ]
+    at_bound = small.ljust(EXPLAINED_MAX_BYTES)
+    assert [alternatives.judge(one) == UNFIT for one in (at_bound, at_bound + b" ")] == [False, True]
     assert plain.judge(large) == Finding("#/properties/a/items/type", "null", "/a/0")
 
 
@@ -176,7 +183,10 @@ def test_judges_are_those_of_types_with_validation_and_a_sound_schema() -> None:
         "client": ("patient", True),
         "room": ("room", False),
     }
+    assert {one.business_type for one in judges.values()} == {"dental"}
+    assert [judges[name].schema.judge(b"[]") for name in ("client", "room")] == [Finding("#/type", "object"), None]
     assert [problem.split(": ")[:2] for problem in problems] == [["none", "#"], ["bad", "#/type"]]
+    assert problems[0] == "none: #: expected a schema for validation warn, got none"
 
 
 KEYWORDS = [

@@ -89,8 +89,9 @@ def test_held_target_waits_since_the_first_replica_held_it() -> None:
     found = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, report, NOW)
     assert [(one.subjects, one.since) for one in found] == [(("tenant t",), NOW - timedelta(seconds=50))]
 
-    (young,) = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, fleet(), NOW)
-    assert young.since == NOW - timedelta(seconds=0.5)
+    young = [held(f"tenant {age_s}", "moving", age_s) for age_s in (0.25, 0.5)]
+    (problem,) = find_problems(QUIET | {"held": young}, fleet(), NOW)
+    assert problem.since == NOW - timedelta(seconds=0.5)
 
 
 def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
@@ -106,7 +107,7 @@ def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
 
 def test_lost_shards_are_lost_since_the_first_of_them_answered_last() -> None:
     """One that has never answered tells no time."""
-    answers = [None, {}, {"at": "2026-11-27T11:30:00+00:00"}, {"at": "2026-11-27T11:00:00+00:00"}]
+    answers = [None, {"error": "refused"}, {"at": "2026-11-27T11:30:00+00:00"}, {"at": "2026-11-27T11:00:00+00:00"}]
     shards = [{"shardId": str(at), "state": "lost", "lastAnswer": one} for at, one in enumerate(answers)]
     (problem,) = find_problems(QUIET | {"shards": shards}, fleet(), NOW)
     assert problem == FoundProblem(
@@ -334,7 +335,7 @@ def test_view_has_all_members_of_a_problem() -> None:
     for now, since in ((NOW, NOW - timedelta(hours=1)), (later, NOW), (later, None)):
         problems.note([FoundProblem(ProblemCause.SHARD_LOST, ("shard a",), since=since)], now)
     meaning = MEANINGS[ProblemCause.SHARD_LOST]
-    assert problems.view(later) == [
+    assert problems.view(later, SITE) == [
         {
             "cause": "shard_lost",
             "reason": None,
@@ -345,9 +346,17 @@ def test_view_has_all_members_of_a_problem() -> None:
             "since": "2026-11-27T11:00:00.000+00:00",
             "at": "2026-11-27T12:01:00.000+00:00",
             "isOver": False,
-            **meaning.advice.members(None),
+            **meaning.advice.members(SITE),
         }
     ]
+
+
+def test_dead_letters_of_the_last_hour_are_shown_while_there_are_any() -> None:
+    """However long ago their number has grown."""
+    problems, later = Problems(), NOW + 2 * OVER_FOR
+    for now in (NOW, later):
+        problems.note([FoundProblem(ProblemCause.DEAD_LETTERS, number=7)], now)
+    assert [(one["at"][11:16], one["isOver"]) for one in problems.view(later)] == [("12:00", False)]
 
 
 def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
