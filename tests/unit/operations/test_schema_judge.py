@@ -73,6 +73,12 @@ def test_finding_has_the_place_and_the_words_of_the_schema(
         assert str(found) == f"#/{place}: expected {expected}"
 
 
+@pytest.mark.parametrize(("count", "expected"), [(198, '"' + 198 * "x" + '"'), (199, '"' + 198 * "x" + "…")])
+def test_value_of_the_schema_has_two_hundred_characters(count: int, expected: str) -> None:
+    """A longer one ends in an ellipsis."""
+    assert Schema({"const": "x" * count}).judge(b"1") == Finding("#/const", expected)
+
+
 def test_format_is_an_annotation() -> None:
     """As in draft 2020-12 itself."""
     assert Schema({"properties": {"a": {"format": "email"}}}).judge(b'{"a": "no address"}') is None
@@ -92,7 +98,8 @@ def test_format_is_an_annotation() -> None:
 )
 def test_document_is_judged_by_its_exact_text(text: bytes, found: Finding | None) -> None:
     """Of two members with one name the last counts, as for Postgres."""
-    schema = Schema({"properties": {"a": {"type": "number", "minimum": 0, "multipleOf": 0.01}}})
+    schema = Schema({"type": "object", "properties": {"a": {"type": "number", "minimum": 0, "multipleOf": 0.01}}})
+    assert schema.judge(b'{"a": 1}'.ljust(JUDGED_MAX_BYTES)) is None
     assert schema.judge(text.replace(b"-1e-400", b"-1E-300")) == found
 
 
@@ -108,7 +115,9 @@ def test_large_document_is_not_explained_behind_alternatives() -> None:
         Finding("#/properties/a/anyOf", "a value that fits one of the schemas", "/a"),
         UNFIT,
     ]
+    exactly_one = Schema({"properties": {"a": {"oneOf": [{"type": "null"}, {"type": "string"}]}}})
     at_bound = small.ljust(EXPLAINED_MAX_BYTES)
+    assert [exactly_one.judge(one) == UNFIT for one in (at_bound, at_bound + b" ")] == [False, True]
     assert [alternatives.judge(one) == UNFIT for one in (at_bound, at_bound + b" ")] == [False, True]
     assert plain.judge(large) == Finding("#/properties/a/items/type", "null", "/a/0")
 

@@ -76,6 +76,19 @@ def test_tenant_waits_with_messages_that_are_in_hand_for_long() -> None:
     assert ids(own.over_share(many[8:], many, now=0.0)) == ids(many[8:])
 
 
+def test_tenant_waits_with_messages_held_one_after_the_other() -> None:
+    """A tenth of eleven messages is two."""
+    own, many = share(), some("a", 11)
+    assert bounded(own, many[:1], many) == [HOLD]
+    assert [type(verdict) for verdict in bounded(own, many[1:2], many)] == [ReturnToQueue]
+
+
+def test_group_of_a_standard_queue_is_no_unit() -> None:
+    """Each of its messages stays or returns by itself."""
+    own, many = share(), some("a", 8, group="g")
+    assert Counter(map(type, bounded(own, many, many))) == {RetryHeld: 4, ReturnToQueue: 4}
+
+
 def test_share_counts_no_message_without_a_tenant() -> None:
     """Such as all of the control queue: they wait as before."""
     own, waiting = share(), some("x", SLOTS)
@@ -205,6 +218,14 @@ def test_tenant_has_what_others_that_wait_do_not_need() -> None:
     in_hand = [*some("a", 8), *(one for tenant in "bcd" for one in some(tenant, 1))]
     verdicts = bounded(own, in_hand, in_hand)
     assert [type(verdict) for verdict in verdicts] == [RetryHeld] * 4 + [ReturnToQueue] * 4 + [RetryHeld] * 3
+
+
+def test_tenants_share_what_another_one_leaves() -> None:
+    """Of eight slots it needs two, and both of them have three."""
+    own = share()
+    in_hand = [*some("a", 8), *some("b", 2), *some("c", 8)]
+    verdicts = bounded(own, in_hand, in_hand)
+    assert verdicts_by_tenant(in_hand, verdicts, RetryHeld) == {"a": 3, "b": 2, "c": 3}
 
 
 def verdicts_by_tenant(in_hand: Sequence[Message], verdicts: Sequence[Verdict], kind: type[Verdict]) -> Counter[str]:
