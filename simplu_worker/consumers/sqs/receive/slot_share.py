@@ -132,7 +132,7 @@ class SlotShare:
         waiting = {
             one: count
             for one, count in counts.items()
-            if one is not None and (one in self._waiting_until or 0 < count <= WAITING_RATIO * late_counts[one])
+            if one is not None and (one in self._waiting_until or count <= WAITING_RATIO * late_counts[one])
         }
         return _Room(waiting, self._half_count)
 
