@@ -90,6 +90,7 @@ class DestinationFeed:
         self._refused_event = row.refused_event  # at which it stopped, or that it is to pass
         self._again_through = row.again_through
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
+        self.is_at_end = False  # the last read found all that the log had
         self.is_awaited = False  # by the reader of the log, which found no room
         self._is_ending = False
         self.written = row

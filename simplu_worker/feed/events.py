@@ -100,7 +100,7 @@ def _events_of(row: LogRow, shard_id: str) -> Iterator[FeedEvent]:
 
 def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
     match kind, origin:
-        case (BulkChange.COPIED, BulkOrigin.RESTORE) | (BulkChange.IMPORTED, _):
+        case (BulkChange.COPIED, BulkOrigin.RESTORE | BulkOrigin.UNREAD) | (BulkChange.IMPORTED, _):
             return FeedKind.TENANT_REPLACED
         case BulkChange.DESTROYED, BulkOrigin.END:
             return FeedKind.TENANT_DESTROYED
@@ -149,7 +149,7 @@ def undone_bounds_event(shard_id: str, behind: Place, incarnation: Incarnation, 
         kind=FeedKind.UNDONE,
         shard_id=shard_id,
         time=at,
-        position=f"{behind.batch_id}-{behind.position}",
+        position=behind.label,
         incarnation=incarnation,
         bounds=EventBounds(behind=behind.batch_id, to_time=at),
     )
@@ -164,7 +164,7 @@ def gap_event(
         kind=FeedKind.GAP,
         shard_id=shard_id,
         time=at,
-        position=f"{behind.batch_id}-{behind.position}",
+        position=behind.label,
         incarnation=incarnation,
         bounds=EventBounds(behind=behind.batch_id, through=through, to_time=through_at),
     )

@@ -20,6 +20,11 @@ class Place(NamedTuple):
         """The place from which this row is the next one."""
         return Place(self.batch_id, self.position - 1)
 
+    @property
+    def label(self) -> str:
+        """The place as events show it, never before the first row of a batch."""
+        return f"{self.batch_id}-{max(self.position, 0)}"
+
 
 class HeldTenant(msgspec.Struct, frozen=True):
     """A tenant that came to the shard in *epoch*, and whose events behind a place wait for the feed of *source*."""

@@ -311,9 +311,11 @@ class ShardFeed:
 
     @property
     def _has_more(self) -> bool:
-        """Whether the log has more than some destination has read, as of the last renewal."""
+        """Whether the log has more than some destination has read, as of the last renewal, or the rest of a batch."""
         newest = 0 if self._state is None else self._state.newest
-        return any(newest > feed.window.head.batch_id for feed in self._feeds.values() if feed.is_reading)
+        return any(
+            newest > feed.window.head.batch_id or not feed.is_at_end for feed in self._feeds.values() if feed.is_reading
+        )
 
     def _note_gap(self, feed: DestinationFeed, forgotten: int | None, forgotten_at: datetime | None) -> None:
         """Tell of batches that the retention has deleted before they were read, and go on behind them."""
@@ -341,8 +343,7 @@ class ShardFeed:
         found: list[tuple[list[DestinationFeed], list[LogRow]]] = []
         places = sorted(heads)
         for place, through in zip(places, [*places[1:], END], strict=False):  # up to the place of the next, to join it
-            rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
-            if rows:
+            if rows := await self._read_from(place, through, heads[place]):
                 found.append((heads[place], rows))
         if not found:
             return 0
@@ -357,6 +358,13 @@ class ShardFeed:
             for feed in feeds:
                 feed.add(read, data if feed.terms.data is FeedData.CURRENT else {})
         return max(len(rows) for _, rows in found)
+
+    async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
+        """Read on for *feeds* from *place*, and note whether that is all."""
+        rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
+        for feed in feeds:
+            feed.is_at_end = through == END and len(rows) < READ_MAX
+        return rows
 
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
         """Wait until everything is safe that was committed before *rows* were read, one of each answer."""

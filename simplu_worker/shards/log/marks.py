@@ -38,6 +38,7 @@ class BulkOrigin(StrEnum):
     """Of a bulk change, what followers of the log cannot tell by its kind."""
 
     RESTORE = "restore"  # copied, but by no move
+    UNREAD = "unread"  # a move or a clean-up has deleted changes here that the feed had not read
     END = "end"  # the last of a destroyed tenant
 
 

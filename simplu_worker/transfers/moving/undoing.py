@@ -5,6 +5,7 @@ Each under a token of its own, so that a mover that wakes up late finds another 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias
@@ -13,18 +14,22 @@ import structlog
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import MovingTenant, read_arrival, read_departure, read_tenant, take_token
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.running_note import noted_as_running
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MoveStep, TenantState
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
+UNREAD_S: Final = 10.0  # for a destination of the feed that is not down
+UNREAD_POLL_S: Final = 0.2
 SHRINKING: Final = 10  # after one that ran into its timeout
 DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections", "drop_failures")
 
@@ -37,8 +42,15 @@ log = structlog.get_logger(__name__)
 async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLock) -> int | None:
     """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
 
-    Raises `RetryableError` if the shard does not answer.
+    Only once the feed has read the tenant's changes in the log; its destinations are told of what they have not read
+    `UNREAD_S` later. Raises `RetryableError` if the shard does not answer.
     """
+    if await _has_unread(shard, tenant_id):
+        async with shard.transaction() as connection:
+            if not await connection.fetchval(QUERIES[lock], tenant_id, token):
+                return None
+            await mark_bulk_change(connection, BulkChange.COPIED, tenant_id, BulkOrigin.UNREAD)
+        log.warning("move.changes_unread", tenant_id=tenant_id, shard_id=shard.address.shard_id)
     count, limit = 0, DROP_ROWS
     for query in DROPS:
         is_done = False
@@ -54,6 +66,18 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
             count += deleted
             is_done = deleted < limit
     return count
+
+
+async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
+    """Return whether the feed still has to read changes of the tenant, after `UNREAD_S` at most."""
+    deadline = loop_time() + UNREAD_S
+    while True:
+        async with shard.connection() as connection:
+            if not await connection.fetchval(QUERIES["has_unread_changes"], tenant_id):
+                return False
+        if loop_time() > deadline:
+            return True
+        await asyncio.sleep(UNREAD_POLL_S)
 
 
 def fewer_after(error: StatementFailedError, limit: int) -> int:

@@ -133,6 +133,23 @@ async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
     assert not hanging.events
 
 
+@pytest.mark.slow(7)
+async def test_feed_sends_the_rest_of_a_batch_when_its_window_was_full_for_long(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """A shard at rest, whose newest batch was read in part, is read on."""
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda _: RetryLater("down", 0.1) if is_down else Delivered()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(*(case.operation("create", f"r{number}", {}) for number in range(2100)))
+        await asyncio.sleep(5)  # it reads less and less often, then not at all
+        is_down = False
+        await receiver.until_count(2100, 15)
+
+
 @pytest.mark.slow(14)
 async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_killed(
     make_shard: ShardMaker,

@@ -14,6 +14,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
 from simplu_worker.feed.types import Delivered, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedKind
 
 OTHER = ("other", "main")
@@ -65,6 +66,35 @@ async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(worl
     assert [one.shard_id for one in of_tenant] == ["a"] * 10 + ["b"] * 13
     assert of_tenant[10].kind is FeedKind.TENANT_MOVED
     assert [one.resource_id for one in of_tenant[11:]] == [*(f"r{number}" for number in range(10)), "r0", "r0"]
+
+
+@pytest.mark.slow(5)
+async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_were_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A move waits for a destination for seconds, then it leaves an event for the changes that it deletes."""
+    addresses = [pool.address for pool in world.shard_pools.values()]
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda _: RetryLater("down", 0.2) if is_down else Delivered()
+    source, target = world.case("a"), world.case("b")
+    feed = feed_of(world.pools, addresses, [receiver.configured()])
+    async with running(feed):
+        await publishing(feed, 2)
+        await source.apply_each(*(source.operation("create", f"r{number}", {}) for number in range(3)))
+        await world.move()
+        await target.apply(target.operation("update", "r0", {"n": 1}))
+        monkeypatch.setattr("simplu_worker.transfers.moving.undoing.UNREAD_S", 1.0)
+        cleaning = asyncio.create_task(clean_up(world.pools, world.commits, TENANT_ID, "a", "b"))
+        await asyncio.sleep(0.5)
+        assert not cleaning.done()
+        await cleaning
+        is_down = False
+        await receiver.until(lambda events: any(one.kind is FeedKind.RESOURCE_UPDATED for one in events), 20)
+    kinds = [one.kind for one in receiver.events if one.tenant is not None]
+    # Those that were read and not delivered come nevertheless, as long as the publisher lives.
+    created = [FeedKind.RESOURCE_CREATED] * 3
+    assert kinds == [*created, FeedKind.TENANT_REPLACED, FeedKind.TENANT_MOVED, FeedKind.RESOURCE_UPDATED]
 
 
 @pytest.mark.slow(6)

@@ -185,6 +185,37 @@ ORDER BY updated_at, tenant_id;
 -- name: close_arrival
 DELETE FROM public.arrivals WHERE tenant_id = $1;
 
+-- name: has_unread_changes
+-- Whether a destination of the feed, which runs, has yet to read a change of the tenant $1 in the log of this shard.
+WITH place AS MATERIALIZED (
+    SELECT unread.batch_id, unread.position
+    FROM (
+        SELECT feed_cursors.batch_id, feed_cursors.position FROM public.feed_cursors
+        UNION ALL
+        SELECT
+            pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint,
+            pg_catalog.jsonb_extract_path_text(held.one, 'position')::integer
+        FROM public.feed_cursors
+        CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
+        WHERE pg_catalog.jsonb_extract_path_text(held.one, 'tenant_id') = $1
+    ) AS unread
+    WHERE EXISTS (
+        SELECT FROM public.feed_shards WHERE expires_at > pg_catalog.clock_timestamp() - interval '10 minutes'
+    )
+    ORDER BY unread.batch_id, unread.position
+    LIMIT 1
+)
+SELECT EXISTS (
+    SELECT
+    FROM place
+    JOIN public.log_batches ON log_batches.batch_id >= place.batch_id
+    JOIN public.log_rows ON log_rows.batch_id = log_batches.batch_id
+    WHERE
+        :number_of_tenant = ANY(log_batches.tenants) AND log_rows.tenant_no = :number_of_tenant
+        AND log_rows.kind NOT IN ('r', 'l')
+        AND (log_rows.batch_id > place.batch_id OR log_rows.position::integer > place.position)
+);
+
 -- name: drop_resources
 -- At most $2 of a tenant's resources, while its home is elsewhere.
 DELETE FROM public.resources
