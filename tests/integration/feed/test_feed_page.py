@@ -108,6 +108,12 @@ async def test_receiver_takes_back_what_a_new_incarnation_undoes(receiver: Recei
     assert await state_after(receiver, batch(62, THREE)) == ["i1-41-0", "i2-42-0", "i2-60-0", "i3-62-0"]
 
 
+async def test_receiver_keeps_an_event_that_a_new_incarnation_begins_with(receiver: Receiver) -> None:
+    """It has the id of before, as its commit was not lost: it is taken back, and applied again."""
+    again = batch(42, TWO, id="i1-42-0")
+    assert await state_after(receiver, batch(42, ONE), again, batch(43, TWO, "p-2")) == ["i1-42-0", "i2-43-0"]
+
+
 async def test_receiver_drops_an_undone_event_that_comes_late(receiver: Receiver) -> None:
     """From a publisher that did not know yet; an earlier one that holds is applied."""
     late = [batch(43, ONE), batch(40, ONE, "p-2"), batch(50, TWO), batch(61, TWO)]
