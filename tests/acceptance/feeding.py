@@ -119,9 +119,14 @@ class Webhook:
     def follower(self) -> Follower:
         """Return what a receiver holds after all that was accepted."""
         follower = Follower()
-        for line in self.journal.read_bytes().splitlines():
-            follower.take(Event.of(json.loads(line)))
+        for _, members in self.accepted():
+            follower.take(Event.of(members))
         return follower
+
+    def accepted(self) -> list[tuple[float, dict[str, Any]]]:
+        """Return all that was accepted, with the times."""
+        lines = [line.split(b" ", 1) for line in self.journal.read_bytes().splitlines()]
+        return [(float(moment), json.loads(event)) for moment, event in lines]
 
 
 class StreamReader:
@@ -131,6 +136,7 @@ class StreamReader:
         self._kinesis = kinesis
         self._iterators: dict[str, str] = {}
         self._events: dict[str, list[Event]] = {}
+        self._times: list[float] = []
 
     async def begin(self) -> None:
         """Make the stream."""
@@ -142,6 +148,11 @@ class StreamReader:
             )
             self._iterators[shard["ShardId"]], self._events[shard["ShardId"]] = answer["ShardIterator"], []
 
+    @property
+    def seconds(self) -> float:
+        """From the first arrival to the last one."""
+        return max(self._times, default=0.0) - min(self._times, default=0.0)
+
     async def follower(self) -> Follower:
         """Return what a receiver holds that reads one stream shard after the other."""
         for shard in self._iterators:
@@ -150,6 +161,7 @@ class StreamReader:
                 answer = await self._kinesis.get_records(ShardIterator=self._iterators[shard], Limit=5000)
                 self._iterators[shard], records = answer["NextShardIterator"], answer["Records"]
                 self._events[shard] += [Event.of(json.loads(record["Data"])) for record in records]
+                self._times += [record["ApproximateArrivalTimestamp"].timestamp() for record in records]
                 await asyncio.sleep(0.25)  # a stream shard allows five reads a second
         follower = Follower()
         for event in itertools.chain(*self._events.values()):

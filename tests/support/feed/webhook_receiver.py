@@ -2,9 +2,10 @@
 
     python -m support.feed.webhook_receiver JOURNAL SECRET [--seed 1] [--faults 0.02] [--hang-every 0]
 
-Prints its URL, then appends each event that it accepts to JOURNAL, a line each, before it answers. Of the requests a
-share of *faults* each gets 500 unread, gets 500 though it was accepted, is closed unread, or is closed though it was
-accepted. Each *hang-every*th one gets its answer after the 15 s in which the worker waits, and is accepted only then.
+Prints its URL, then appends each event that it accepts to JOURNAL before it answers: a line with the time and the
+event. Of the requests a share of *faults* each gets 500 unread, gets 500 though it was accepted, is closed unread, or
+is closed though it was accepted. Each *hang-every*th one gets its answer after the 15 s in which the worker waits, and
+is accepted only then.
 SIGUSR1 begins an outage, in which every answer is 503, and SIGUSR1 again ends it.
 """
 
@@ -15,6 +16,7 @@ import asyncio
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -58,7 +60,7 @@ class Receiver:
         draw = self._random.random()
         fault = FAULTS[int(draw / self._faults)] if draw < len(FAULTS) * self._faults else None
         if fault not in {"refuse", "close"}:
-            self._journal.write(body + b"\n")
+            self._journal.write(b"%.4f %b\n" % (time.time(), body))
         if fault in {"close", "close-accepted"} and request.transport is not None:
             request.transport.close()
         return web.Response(status=204 if fault is None else 500)

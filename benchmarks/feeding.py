@@ -1,0 +1,179 @@
+"""Measure what the feed costs, how late its events arrive, and how many a replica publishes.
+
+    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--idle 20]
+
+Puts the same load on one shard and one replica twice: without a destination, and with a webhook. Then the file gets a
+stream as a second destination, which begins with the oldest event, so that all of them are published at once. Prints
+processor time without load and under it, the time from the commit to the arrival, and the highest rate. Exit status 1
+when a target is missed, or the receivers do not hold what the log has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from acceptance.feeding import SECRET, STREAM, StreamReader, Webhook
+from acceptance.moving import run_command
+from support.feed.expected_events import ShardLogs, find_differences
+from support.load.console import open_console
+from support.load.operation_chains import ChainPlan
+from support.load.targets import MISSING, PerformanceTarget, format_number
+from support.load.testbed import Testbed
+
+from simplu_local.processes.loopback import poll_until
+from simplu_local.verify.comparison import percentile
+
+WARM_UP_S: Final = 10.0
+ARRIVED_WITHIN_S: Final = 120.0
+POSTGRES_MOST: Final = 1.15
+P99_MOST_S: Final = 0.2
+RATE_LEAST: Final = 5000.0
+IDLE_SHARDS: Final = 500
+IDLE_MOST: Final = 0.03  # of a core, for so many shards
+
+
+class Cost(NamedTuple):
+    """Processor seconds: of the worker while idle, a second; of worker and Postgres for an operation."""
+
+    idle: float
+    worker_s: float
+    postgres_s: float
+
+
+class Feed:
+    """The file with the destinations, and their receivers."""
+
+    def __init__(self, testbed: Testbed) -> None:
+        self.webhook = Webhook(testbed, "webhook", "--faults", "0")
+        self._directory = testbed.stack.group.directory
+        self._secret = self._directory / "secret"
+        self._secret.write_text(SECRET)
+        self._secret.chmod(0o600)
+
+    async def write(self, *, has_stream: bool) -> str:
+        """Write the file; return its path."""
+        webhook = {"kind": "webhook", "target": await self.webhook.url(), "secretFiles": [str(self._secret)]}
+        stream = {"kind": "kinesis", "target": STREAM}
+        usual = {"allTenants": True, "begin": "oldest"}
+        several = [usual | webhook | {"name": "webhook"}, usual | stream | {"name": "stream"}]
+        path = self._directory / "feed.json"
+        path.write_bytes(msgspec.json.encode({"destinations": several if has_stream else several[:1]}))
+        return str(path)
+
+
+class Trial:
+    """A run of the load, without the feed or with it."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self.targets: list[PerformanceTarget] = []
+        self.differences: list[str] = []
+
+    async def run(self, *, has_feed: bool) -> Cost:
+        """Return what it cost; with the feed also note what arrived, and when."""
+        testbed = Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0)
+        async with testbed, testbed.stack.aws_client("kinesis") as kinesis:
+            stream, feed, env = StreamReader(kinesis), Feed(testbed), dict[str, str]()
+            await stream.begin()
+            if has_feed:
+                env = {"FEED_FILE": await feed.write(has_stream=False), "FEED_ALLOWED_HOSTS": "127.0.0.1"}
+            await run_command(testbed, "shards", "upgrade", *testbed.stack.servers, "--apply", "--json")
+            await testbed.start_worker(env | {"KINESIS_READ": "fan-out"})
+            await testbed.register(testbed.tenants_of())
+            cost = await self._measure(testbed)
+            if has_feed:
+                await self._verify(testbed, feed, stream)
+            await testbed.stop_workers()
+        return cost
+
+    async def _measure(self, testbed: Testbed) -> Cost:
+        arguments = self._arguments
+        await asyncio.sleep(WARM_UP_S)
+        async with testbed.phase("idle"):
+            await asyncio.sleep(arguments.idle)
+        plan = ChainPlan("load", testbed.tenants_of(), types=16, resources=32)
+        async with testbed.phase("load"):
+            flow = testbed.start_flow(plan, rate=arguments.rate, interval_s=0.05)
+            await asyncio.sleep(arguments.seconds)
+            count = await flow.producer.stop()
+            await testbed.wait_until_applied(testbed.urls, within_s=ARRIVED_WITHIN_S)
+        idle, load = testbed.phases
+        worker, postgres = (load.processors.get(name, 0.0) * load.seconds / count for name in ("worker", "Postgres"))
+        return Cost(idle.processors.get("worker", 0.0), worker, postgres)
+
+    async def _verify(self, testbed: Testbed, feed: Feed, stream: StreamReader) -> None:
+        urls = dict(zip(testbed.stack.servers, testbed.urls, strict=True))
+        changes = await ShardLogs().changes(urls)
+        plan = testbed.flows[0].plan
+
+        async def has_arrived() -> bool:
+            return len(feed.webhook.follower().holding) >= len(changes)
+
+        await poll_until(has_arrived, within_s=ARRIVED_WITHIN_S)
+        delays = sorted(arrived - written_at(event) for arrived, event in feed.webhook.accepted() if is_load(event))
+        self.targets += [
+            PerformanceTarget("commit to arrival, median", percentile(delays, 0.5), unit="s"),
+            PerformanceTarget("commit to arrival, p99", percentile(delays, 0.99), most=P99_MOST_S, unit="s"),
+        ]
+        await feed.write(has_stream=True)
+        testbed.worker.send_signal(signal.SIGHUP)
+
+        async def has_come() -> bool:
+            return len((await stream.follower()).holding) >= len(changes)
+
+        await poll_until(has_come, within_s=ARRIVED_WITHIN_S)
+        rate = len(changes) / stream.seconds if stream.seconds else None
+        self.targets.append(PerformanceTarget("events/s of one replica to a stream", rate, least=RATE_LEAST))
+        for name, follower in {"webhook": feed.webhook.follower(), "stream": await stream.follower()}.items():
+            self.differences += find_differences(name, follower, changes, plan.number_of)
+
+
+def written_at(event: Mapping[str, Any]) -> float:
+    """Return when the change was written."""
+    return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def is_load(event: Mapping[str, Any]) -> bool:
+    """Return whether the event is of the load: the others were there before the feed."""
+    return str(event.get("simplurequest")).startswith("load-")
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Measure, print, and return the exit status."""
+    console, trial = open_console(piped_width=120), Trial(arguments)
+    before = await trial.run(has_feed=False)
+    after = await trial.run(has_feed=True)
+    idle = (after.idle - before.idle) * IDLE_SHARDS
+    trial.targets += [
+        PerformanceTarget("worker, an operation more", (after.worker_s - before.worker_s) * 1e6, unit="µs"),
+        PerformanceTarget(
+            "Postgres, of an operation without", after.postgres_s / before.postgres_s, most=POSTGRES_MOST
+        ),
+        PerformanceTarget(f"of a core, {IDLE_SHARDS} idle shards, from one", idle, most=IDLE_MOST),
+    ]
+    for target in trial.targets:
+        console.print(f"{target.what}: {format_number(target.value, target.unit)}; target: {str(target) or MISSING}")
+    console.print(f"differences: {len(trial.differences) or 'none'}")
+    for difference in trial.differences:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+    return 0 if not trial.differences and all(target.is_kept for target in trial.targets) else 1
+
+
+def main() -> None:
+    """Run the benchmark and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=1000.0)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--idle", type=float, default=20.0)
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
