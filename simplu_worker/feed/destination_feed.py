@@ -209,6 +209,15 @@ class DestinationFeed:
         self._end_catch_up()
         self._wake.set()
 
+    def add_gap_of_catch_up(self, gap: FeedEvent, through: Place) -> None:
+        """Tell of what the log has lost of the released tenant, and go on behind it."""
+        if self.catch_up is None:
+            return
+        window = self.catch_up.window
+        place = Place(window.head.batch_id, window.head.position + 1)
+        window.add([self._window_event(gap, place)] if lets_through(self.terms.filter, gap) else [], through)
+        self._wake.set()
+
     def _end_catch_up(self) -> None:
         catch_up = self.catch_up
         if catch_up is None or not catch_up.is_read or len(catch_up.window):

@@ -156,15 +156,27 @@ def undone_bounds_event(shard_id: str, behind: Place, incarnation: Incarnation, 
 
 
 def gap_event(
-    shard_id: str, behind: Place, through: int, through_at: datetime | None, incarnation: Incarnation, at: datetime
+    shard_id: str,
+    behind: Place,
+    through: int,
+    through_at: datetime | None,
+    incarnation: Incarnation,
+    at: datetime,
+    *,
+    tenant: FeedTenant | None = None,
 ) -> FeedEvent:
-    """Return the event that tells of batches that the log no longer had when the feed came to them."""
+    """Return the event that tells of batches that the log no longer had when the feed came to them.
+
+    Of all tenants of the shard, or of *tenant* alone.
+    """
+    of_tenant = "" if tenant is None else f"{tenant.tenant_id}-"
     return FeedEvent(
-        id=f"{shard_id}-gap-{behind.batch_id}-{through}",
+        id=f"{shard_id}-gap-{of_tenant}{behind.batch_id}-{through}",
         kind=FeedKind.GAP,
         shard_id=shard_id,
         time=at,
         position=behind.label,
         incarnation=incarnation,
+        tenant=tenant,
         bounds=EventBounds(behind=behind.batch_id, through=through, to_time=through_at),
     )

@@ -15,7 +15,7 @@ from simplu_worker.feed.events import LogRow
 from simplu_worker.feed.incarnations import LEASE_S, bounds_with, run_of_server
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import HeldTenant, Place
-from simplu_worker.feed.types import DestinationTerms, FeedEvent, Incarnation
+from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.reading_order import BatchRef
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -208,6 +208,13 @@ async def read_data(pool: ShardPool, events: Sequence[FeedEvent]) -> dict[int, b
     async with pool.connection() as connection:
         rows = await connection.fetch(QUERIES["read_feed_data"], *map(list, columns))
     return {row["index"]: row["data"].encode() for row in rows}
+
+
+async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:
+    """Return what events say of a tenant; None if it was made here by mistake, and unmade."""
+    async with pool.connection() as connection:
+        row = await connection.fetchrow(QUERIES["find_feed_tenant"], tenant_id)
+    return None if row is None else FeedTenant(*row)
 
 
 async def find_passed(pool: ShardPool, destination: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:

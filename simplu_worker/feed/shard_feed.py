@@ -25,7 +25,7 @@ from uuid import uuid4
 import structlog
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.feed.destination_feed import DestinationFeed
+from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
 from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s, incarnation_id
 from simplu_worker.feed.memory import DeliveredEvents
@@ -38,6 +38,7 @@ from simplu_worker.feed.rows import (
     claim,
     find_passed,
     find_publisher,
+    find_tenant,
     incarnation_of,
     load,
     note_refusal,
@@ -401,11 +402,37 @@ class ShardFeed:
                 feed.window.head,
                 tenant_no=catch_up.held.tenant_no,
             )
-            read = [read_row(row, self._shard_id) for row in rows]
             if rows:
                 await self._wait_until_safe(rows[:1])
+            else:
+                await self._renew()  # which tells what had been deleted by the time of the read
+            await self._note_gap_of_catch_up(feed, catch_up, rows)
+            read = [one for row in rows if (one := read_row(row, self._shard_id)).place > catch_up.window.head]
+            if rows and not read:
+                continue
             feed.add_to_catch_up(read, await self._data_of(read, [feed]))
             feed.is_awaited = True
+
+    async def _note_gap_of_catch_up(self, feed: DestinationFeed, catch_up: CatchUp, rows: Sequence[LogRow]) -> None:
+        """Tell of batches that the retention has deleted while the tenant was held, and go on behind them."""
+        latest = rows[0] if rows else self._state
+        head = catch_up.window.head
+        if latest is None or latest.forgotten is None or latest.forgotten <= head.batch_id:
+            return
+        through = min(latest.forgotten, feed.window.head.batch_id)  # what is behind that is read for all tenants
+        tenant = await find_tenant(self._pool, catch_up.held.tenant_id) if through > head.batch_id else None
+        if tenant is None:
+            return
+        gap = gap_event(self._shard_id, head, through, latest.forgotten_at, feed.incarnation, utc_now(), tenant=tenant)
+        feed.add_gap_of_catch_up(gap, Place(through, POSITION_MAX))
+        log.error(
+            "feed.tenant_gap",
+            shard_id=self._shard_id,
+            destination=feed.terms.name,
+            tenant_id=tenant.tenant_id,
+            behind=head.batch_id,
+            through=through,
+        )
 
     async def _release_held(self) -> None:
         """Ask the sources of held tenants whether the destination has passed their departure there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 from support.feed.receiver import Receiver
@@ -14,6 +15,7 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
 from simplu_worker.feed.types import Delivered, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedKind
 
@@ -128,3 +130,68 @@ async def test_events_come_in_order_when_a_tenant_moves_there_and_back_under_loa
     assert shards == sorted(shards[: moves[0]]) + shards[moves[0] :]
     for begin, end, shard_id in zip(moves, [*moves[1:], len(shards)], ("b", "a", "b"), strict=True):
         assert set(shards[begin:end]) == {shard_id}
+
+
+@pytest.mark.slow(4)
+@pytest.mark.parametrize("later", [1, 0])
+async def test_tenant_has_a_gap_of_its_own_when_the_log_has_lost_what_was_held(world: World, later: int) -> None:
+    """It comes behind the source's events and before what is left, also if nothing is; no other tenant has one."""
+    addresses = [pool.address for pool in world.shard_pools.values()]
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda event: RetryLater("down") if is_down and event.shard_id == "a" else Delivered()
+    source, target = world.case("a"), world.case("b")
+    other = TenantCase(world.shard_pools["b"], OTHER)
+    feed = feed_of(world.pools, addresses, [receiver.configured()])
+    async with running(feed):
+        await publishing(feed, 2)
+        await source.apply(source.operation("create", "r1", {}))
+        await world.move()
+        await target.apply(target.operation("update", "r1", {"n": 1}))
+        await other.apply(other.operation("create", "r1", {}))
+        await receiver.until_count(1)
+        await fetch(target.pool, "UPDATE log_batches SET completed_at = completed_at - interval '20 days'")
+        await fetch(target.pool, QUERIES["forget_batches"], 864_000.0, 1000, datetime(1, 1, 2, tzinfo=UTC))
+        (lost,) = await fetch(target.pool, "SELECT batch_id FROM log_forgotten")
+        for number in range(later):
+            await target.apply(target.operation("update", "r1", {"n": 2 + number}))
+        is_down = False
+        await receiver.until_count(3 + later)
+        await other.apply(other.operation("update", "r1", {}))
+        await receiver.until_count(4 + later)
+    assert receiver.told() == [
+        ("resource.created", "other-main/patient/r1"),
+        ("resource.created", f"{TENANT_ID}/patient/r1"),
+        ("gap", TENANT_ID),
+        *[("resource.updated", f"{TENANT_ID}/patient/r1")] * later,
+        ("resource.updated", "other-main/patient/r1"),
+    ]
+    (gap,) = [one for one in receiver.events if one.kind is FeedKind.GAP]
+    assert (gap.shard_id, gap.bounds and gap.bounds.through) == ("b", lost["batch_id"])
+
+
+@pytest.mark.slow(2)
+async def test_new_destination_waits_for_the_source_when_a_tenant_has_just_moved(world: World) -> None:
+    """It begins behind the arrival on the target; until it has a place on the source, that tenant alone waits."""
+    source, target = world.case("a"), world.case("b")
+    other = TenantCase(world.shard_pools["b"], OTHER)
+    await source.apply(source.operation("create", "r1", {}))
+    await world.move()
+    receiver = Receiver()
+    addresses = [pool.address for pool in world.shard_pools.values()]
+    async with Pools(size=4) as pools:  # of a replica that does not know the source yet
+        pools.ensure_pool(addresses[1])
+        feed = feed_of(pools, addresses[1:], [receiver.configured()])
+        async with running(feed):
+            await publishing(feed)
+            await target.apply(target.operation("update", "r1", {"n": 1}))
+            await other.apply(other.operation("create", "r1", {}))
+            await receiver.until_count(1)
+            await asyncio.sleep(0.5)
+            assert receiver.told() == [("resource.created", "other-main/patient/r1")]
+    feed = feed_of(world.pools, addresses, [receiver.configured()], "two")
+    async with running(feed):
+        await receiver.until_count(2)
+        await target.apply(target.operation("update", "r1", {"n": 2}))
+        await receiver.until_count(3)
+    assert receiver.told()[1:] == [("resource.updated", f"{TENANT_ID}/patient/r1")] * 2

@@ -229,6 +229,10 @@ JOIN public.resources
         AND resources."resourceName" = wanted.resource_type
         AND resources."resourceId" = wanted.resource_id;
 
+-- name: find_feed_tenant
+-- What events say of the tenant $1.
+SELECT id, business_id, location_id, business_type FROM public.tenants WHERE id = $1;
+
 -- name: find_feed_batches
 -- Those of the batches $1 with the tokens $2 that are in the log.
 SELECT log_batches.token::pg_catalog.text AS token
