@@ -19,8 +19,8 @@ from simplu_worker.feed.places import Place
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.uuid7 import EPOCH
 
-LEASE_S: Final = 6.0  # without a renewal another replica may publish
-RENEW_S: Final = 2.0
+LEASE_S: Final = 7.0  # without a renewal another replica may publish
+RENEW_S: Final = 3.0  # an idle shard costs this statement alone, which tells whether there is more to read
 MARGIN_S: Final = 0.5  # before the end of the lease nothing is published any more
 CLAIM_DELAY_MAX_S: Final = 2.0  # so that a killed publisher is replaced within LEASE_S + this
 EVEN_SHARDS: Final = 8  # with so many shards a replica waits for half of that

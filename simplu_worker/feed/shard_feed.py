@@ -172,9 +172,7 @@ class ShardFeed:
             return False
         if free_in_s > 0:
             await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
-            free_in_s = await self._seconds_until_free()
-            if ending.is_set() or free_in_s is None or free_in_s > 0:
-                return False
+            return False
         if await self._waited_for_others(ending):
             return False
         token, asked_at = str(uuid4()), loop_time()
