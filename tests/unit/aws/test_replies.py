@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from simplu_worker.aws.clients import open_client, translate_errors
+from simplu_worker.aws.put_records import decode_put_records
 from simplu_worker.aws.replies import DECODERS
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
 from simplu_worker.errors import PermanentError, RetryableError
@@ -72,7 +73,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 def test_records_alone_are_decoded_by_us() -> None:
     """Botocore parses all other replies."""
-    assert {"GetRecords": decode_get_records} == DECODERS
+    assert {"GetRecords": decode_get_records, "PutRecords": decode_put_records} == DECODERS
 
 
 OUTAGE: Answer = (500, {"__type": "InternalServerError"}, {})
