@@ -78,6 +78,7 @@ resource_type = "patients"
 key = ["id"]
 tenant = ["business_id"]
 """
+FEED = '{"destinations": [{"name": "live", "kind": "kinesis", "target": "feed", "allTenants": true}]}'
 BAD_RECORDS = 3
 LETTERS = BAD_RECORDS + 3  # a message of each source queue
 TENANT = {"businessId": "clinic", "locationId": "main"}
@@ -269,12 +270,18 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
     mapping = terminal.folder / "mapping.toml"
     mapping.write_text(MAPPING, encoding="utf-8")
     backup = {"BACKUP_URL": urls[0]}
+    feed = terminal.folder / "feed.json"
+    feed.write_text(FEED, encoding="utf-8")
+    fed = {"FEED_FILE": str(feed)}
     commands: dict[str, list[tuple[tuple[str, ...], dict[str, str]]]] = {
         "aws plan": [((), {})],
         "check": [((), {}), ((), {"KINESIS_READ": "fan-out"})],
         "dead-letters discard": [(("--apply",), {})],
         "dead-letters list": [((), {})],
         "dead-letters replay": [(("--apply", "--force"), {})],
+        "feed replay": [(("live", "--since=2026-01-01"), fed)],
+        "feed show": [((), fed)],
+        "feed skip": [(("live", "--shard", "shard-1"), fed)],
         "fleet release": [(("shardId-000000000000",), {})],
         "fleet retry": [((), {})],
         "fleet show": [((), {})],

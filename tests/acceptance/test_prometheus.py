@@ -45,8 +45,8 @@ SCRAPES_TO_RATE = 4  # seconds, one scrape each: enough for a rate of every coun
 PICTURE = os.environ.get("DASHBOARD_PICTURE")
 PICTURE_S = 90
 PICTURE_ROWS = 3
-# What a healthy fleet without standbys, catch-ups and backfills has no series of.
-EMPTY_WHEN_WELL = {"Lag of standbys", "Errors", "Backfills"}
+# What a healthy fleet without standbys, catch-ups, backfills and a feed has no series of.
+EMPTY_WHEN_WELL = {"Lag of standbys", "Errors", "Backfills", "Feed", "Feed behind"}
 
 
 class Watched(NamedTuple):

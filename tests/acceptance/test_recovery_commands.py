@@ -126,13 +126,13 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
     await backup.start()
     good = await verify(scene, backup.url, status=0)
     assert (good["shardId"], good["tenants"], good["problems"]) == ("db-1", 1, [])
-    assert good["gapSeconds"] < good["retentionSeconds"] == 24 * 3600
+    assert good["gapSeconds"] < good["retentionSeconds"] == 168 * 3600
     assert {one["state"] for one in good["positions"]} <= {"level", "readable"}
 
     other = await verify(scene, backup.url, "db-2", status=1)
     empty = await verify(scene, backup.url_of("postgres"), status=1)
     await execute(
-        backup.url, "UPDATE stream_positions SET pending_from = '1/0', pending_since = now() - interval '25 hours'"
+        backup.url, "UPDATE stream_positions SET pending_from = '1/0', pending_since = now() - interval '169 hours'"
     )
     old = await verify(scene, backup.url, status=1)
     password = backup.url.partition("@")[0].rpartition(":")[2]
@@ -142,7 +142,7 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
     expected = [
         "leads to the database of shard db-1",
         "expected a shard, got an empty database",
-        "still has, with its retention of 24 h, got older ones of shardId-",
+        "still has, with its retention of 168 h, got older ones of shardId-",
         NO_SERVER,
     ]
     assert [part for part, problem in zip(expected, problems, strict=True) if part not in problem] == [], problems

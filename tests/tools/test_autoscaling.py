@@ -1,4 +1,4 @@
-"""The notes have the simulated day of the chart, and its page the figures that matter."""
+"""The notes have the simulated day of the chart."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ from benchmarks.throughput.page import replace_part
 
 
 @pytest.mark.slow(4)
-def test_page_has_the_day_and_the_chart_neither_flaps_nor_falls_behind() -> None:
+def test_notes_have_the_day_and_the_chart_neither_flaps_nor_falls_behind() -> None:
     """The table is that of these rules and these values."""
     page = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
     assert replace_part(page, "autoscaling", COMMAND, report()) == page
     days = results()
     chart, always_all = days[CHART], days["always as many as stream shards"]
-    told = " ".join((ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8").split())
-    assert f"takes {chart.replica_hours:.0f} replica hours" in told
-    assert f"takes {always_all.replica_hours:.0f};" in told
-    assert f"late for {chart.late_minutes:.0f} minutes, by {chart.longest_lag_s:.0f} s at most" in told
-    assert f"wait for {chart.longest_wait_s:.0f} s at most" in told
     assert chart.flaps <= 1
     assert chart.longest_lag_s <= 2 * LATE_S
     assert chart.replica_hours < 0.4 * always_all.replica_hours
