@@ -190,7 +190,7 @@ def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) ->
         shards.pools,
         shards.locator,
         fleet=consumers.fleet,
-        feed=None if parts.feed is None else parts.feed[0],
+        feed=None if parts.feed is None else parts.feed.feed,
         monitoring=monitoring,
         health=health,
     )
@@ -210,7 +210,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         "shard-map": partial(_reload_map, settings, shards, signals.hung_up),
     }
     if parts.feed is not None:
-        tasks["feed-file"] = partial(parts.feed[1].run, signals.feed_hung_up)
+        tasks["feed-file"] = partial(parts.feed.reloader.run, signals.feed_hung_up)
     known: Callable[[], Iterable[ShardAddress]] = tuple
     if isinstance(shards.locator, CitrusClient):
         watch = CitrusWatch(shards.locator, health)
@@ -292,7 +292,7 @@ async def _run_until_drained(
                 fleet = keep_running(TargetKind.LEASES, "fleet", "fleet", run_fleet, stopping=stopping)
                 sources.create_task(fleet, name="fleet")
             if parts.feed is not None:
-                run_feed = partial(parts.feed[0].run, stopping)
+                run_feed = partial(parts.feed.feed.run, stopping)
                 feed = keep_running(TargetKind.REPLICA, "feed", "feed", run_feed, stopping=stopping)
                 sources.create_task(feed, name="feed")
             await stopping.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.config.settings import Settings
@@ -13,8 +14,15 @@ from simplu_worker.feed.feed_file import FeedFile
 from simplu_worker.feed.feed_file_reading import FeedFileReloader, read_feed_file
 
 
-def make_feed(settings: Settings, shards: Shards, replica_name: str) -> tuple[Feed, FeedFileReloader] | None:
-    """Return the feed of a replica, and what has it use another file; None without one. No request is made yet.
+class FeedParts(NamedTuple):
+    """The feed of a replica, and what has it use another file."""
+
+    feed: Feed
+    reloader: FeedFileReloader
+
+
+def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedParts | None:
+    """Return the feed of a replica; None without `FEED_FILE`. No request is made yet.
 
     Raises `ConfigurationError` for a file that cannot be used.
     """
@@ -31,10 +39,10 @@ def make_feed(settings: Settings, shards: Shards, replica_name: str) -> tuple[Fe
         destinations=_configured(settings, file),
     )
 
-    async def use(new: FeedFile) -> None:
+    def use(new: FeedFile) -> None:
         feed.replace(_configured(settings, new))
 
-    return feed, FeedFileReloader(file, read=read, use=use)
+    return FeedParts(feed, FeedFileReloader(file, read=read, use=use))
 
 
 def _configured(settings: Settings, file: FeedFile) -> list[ConfiguredDestination]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
-from simplu_worker.assembly.feed import make_feed
+from simplu_worker.assembly.feed import FeedParts, make_feed
 from simplu_worker.assembly.shards import Shards, only_shard, open_shards
 from simplu_worker.aws.clients import Client, check_aws_profile, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
@@ -37,8 +37,7 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.feed import Feed
-from simplu_worker.feed.feed_file_reading import FeedFileReloader, read_feed_file
+from simplu_worker.feed.feed_file_reading import read_feed_file
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
 from simplu_worker.timing.clock import OWN_CLOCK
@@ -88,7 +87,7 @@ class Parts(msgspec.Struct, frozen=True):
     cache: Cache | None = None
     cache_admin: CacheAdmin | None = None
     span_export: SpanExport | None = None
-    feed: tuple[Feed, FeedFileReloader] | None = None
+    feed: FeedParts | None = None
 
 
 def find_part_problems(settings: Settings) -> list[str]:

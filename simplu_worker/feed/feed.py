@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import datetime
 from functools import partial
@@ -20,7 +20,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import TargetKind
 
@@ -69,8 +69,11 @@ class Feed:
 
     def views(self) -> list[DestinationView]:
         """Return how each destination of the file is over all shards."""
+        return self._views_of(self._shards.values())
+
+    def _views_of(self, shards: Iterable[ShardFeed]) -> list[DestinationView]:
         names = [terms.name for terms, _ in self._destinations]
-        return destination_views(names, (one for shard in self._shards.values() for one in shard.views()), self._utc())
+        return destination_views(names, (one for shard in shards for one in shard.views()), self._utc())
 
     def replace(self, destinations: Sequence[ConfiguredDestination]) -> None:
         """Go on with other destinations, as soon as the requests under way have ended."""
@@ -100,10 +103,9 @@ class Feed:
             running: dict[str, asyncio.Task[None]] = {}
             async with asyncio.TaskGroup() as tasks:
                 listed_at = float("-inf")
-                loop = asyncio.get_running_loop()
                 while not (stopping.is_set() or self._reloading.is_set()):
-                    if loop.time() >= listed_at + LIST_S:
-                        listed_at = loop.time()
+                    if loop_time() >= listed_at + LIST_S:
+                        listed_at = loop_time()
                         for shard_id in await self._list_shards():
                             if shard_id not in running or running[shard_id].done():
                                 one = self._shards.setdefault(shard_id, self._shard_feed(shard_id))
@@ -137,12 +139,8 @@ class Feed:
 
     def _measure(self) -> None:
         """Set the gauges: of each destination over all shards that this replica publishes."""
-        now = self._utc()
         instruments.FEED_SHARDS.set(self.published_count)
-        for terms, _ in self._destinations:
-            feeds = [feed for shard in self._shards.values() if (feed := shard.feeds.get(terms.name)) is not None]
-            since = [feed.behind_since for feed in feeds if feed.behind_since is not None]
-            lag_s = max((now - min(since)).total_seconds(), 0.0) if since else 0.0
-            instruments.FEED_LAG.labels(terms.name).set(lag_s)
-            instruments.FEED_HELD_TENANTS.labels(terms.name).set(sum(len(feed.held) for feed in feeds))
-            instruments.FEED_STOPPED_SHARDS.labels(terms.name).set(sum(feed.stopped is not None for feed in feeds))
+        for view in self._views_of(shard for shard in self._shards.values() if shard.is_publishing):
+            instruments.FEED_LAG.labels(view.name).set(view.lag_s)
+            instruments.FEED_HELD_TENANTS.labels(view.name).set(view.held_count)
+            instruments.FEED_STOPPED_SHARDS.labels(view.name).set(len(view.stopped_shards))

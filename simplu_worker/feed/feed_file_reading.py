@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -47,9 +47,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
 class FeedFileReloader:
     """Gives *use* the file that *read* returns, whenever it has become another one."""
 
-    def __init__(
-        self, current: FeedFile, *, read: Callable[[], FeedFile], use: Callable[[FeedFile], Awaitable[None]]
-    ) -> None:
+    def __init__(self, current: FeedFile, *, read: Callable[[], FeedFile], use: Callable[[FeedFile], None]) -> None:
         """*read* raises `ConfigurationError`; it is called in a thread."""
         self._current = current
         self._read = read
@@ -75,7 +73,7 @@ class FeedFileReloader:
             return
         old = {destination.name: destination for destination in self._current.destinations}
         names = {destination.name for destination in new.destinations}
-        await self._use(new)
+        self._use(new)
         self._current = new
         FEED_FILE_RELOADS.labels(FeedFileOutcome.APPLIED).inc()
         log.info(

@@ -41,3 +41,6 @@ class HeldTenant(msgspec.Struct, frozen=True):
     def place(self) -> Place:
         """The place behind which its events wait."""
         return Place(self.batch_id, self.position)
+
+
+decode_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...]).decode  # of a cursor's column

@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.feed.events import LogRow
 from simplu_worker.feed.incarnations import LEASE_S, bounds_with, run_of_server
 from simplu_worker.feed.overview import ShardView
-from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.feed.places import HeldTenant, Place, decode_held
 from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.reading_order import BatchRef
@@ -23,7 +23,6 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
 
 _views: Final = msgspec.json.Decoder(tuple[ShardView, ...])
-_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...])
 
 
 class NotPublisherError(Exception):
@@ -37,7 +36,6 @@ class FeedState(msgspec.Struct, frozen=True):
     noted_run: str | None  # in which the incarnation was found to hold
     run: str
     server: Server
-    horizon: int
     newest: int
     forgotten: int | None  # the highest batch that the retention has deleted
     forgotten_at: datetime | None
@@ -251,7 +249,6 @@ def _state(row: Any) -> FeedState:
         noted_run=row["server_run"],
         run=run_of_server(row["timeline"], row["started_at"], row["batch_offset"]),
         server=Server(row["timeline"], row["started_at"]),
-        horizon=row["horizon"],
         newest=row["newest"] or 0,
         forgotten=row["forgotten"],
         forgotten_at=row["forgotten_at"],
@@ -265,7 +262,7 @@ def _cursor(row: Any) -> CursorRow:
         place=Place(row["batch_id"], row["position"]),
         bounds=row["bounds"],
         undone_due=row["undone_due"],
-        held=_held.decode(row["held"]),
+        held=decode_held(row["held"]),
         stopped=row["stopped"],
         refused_event=row["refused_event"],
         again_through=row["again_through"],

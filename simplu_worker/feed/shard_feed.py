@@ -110,11 +110,6 @@ class ShardFeed:
     def __repr__(self) -> str:
         return f"ShardFeed({self._shard_id}, is_publishing={self.is_publishing}, {list(self._feeds.values())})"
 
-    @property
-    def feeds(self) -> Mapping[str, DestinationFeed]:
-        """Its destinations by name; empty while another replica publishes the shard."""
-        return self._feeds if self.is_publishing else {}
-
     def views(self) -> Sequence[ShardView]:
         """Return how the destinations are on the shard, whichever replica publishes it."""
         if not self.is_publishing:
@@ -468,7 +463,7 @@ class ShardFeed:
 
     @property
     def _has_unwritten(self) -> bool:
-        return any(_is_due(feed) for feed in self._feeds.values())
+        return any(feed.row() != feed.written for feed in self._feeds.values())
 
     async def _write_cursors(self, *, is_due: bool = False) -> None:
         """Write the cursors that have changed, at intervals."""
@@ -476,16 +471,12 @@ class ShardFeed:
         if not is_due and now < self._written_at + CURSOR_INTERVAL_S:
             return
         due = [(feed, row) for feed in self._feeds.values() if (row := feed.row()) != feed.written]
-        if not due or not (is_due or any(_is_due(feed) for feed, _ in due)):
+        if not due:
             return
         self._written_at = now
         await write_cursors(self._pool, self._required_token, [row for _, row in due])
         for feed, row in due:
             feed.written = row
-
-
-def _is_due(feed: DestinationFeed) -> bool:
-    return feed.row() != feed.written
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:

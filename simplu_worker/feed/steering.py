@@ -8,19 +8,16 @@ before. It stops at its next renewal; whoever takes the row once its time is ove
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
 
 import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.choices import PassSource, Resume, choose_skip, replay_place
-from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.feed.places import HeldTenant, Place, decode_held
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.vocabulary import FeedStop
-
-_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...])
 
 
 class ShardDestination(msgspec.Struct, frozen=True):
@@ -53,7 +50,7 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
     return [
         ShardDestination(
             destination=row["destination"],
-            held=tuple(one for one in _held.decode(row["held"]) if not one.is_passed),
+            held=tuple(one for one in decode_held(row["held"]) if not one.is_passed),
             publisher=row["publisher"],
             stopped=_stop(row["stopped"]),
             error=row["error"],
@@ -103,7 +100,7 @@ async def _choose(connection: Connection, destination: str, tenant_id: str | Non
     row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
     if row is None:
         raise _no_cursor(destination)
-    return choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], _held.decode(row["held"]), tenant_id)
+    return choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], decode_held(row["held"]), tenant_id)
 
 
 def _no_cursor(destination: str) -> PermanentError:

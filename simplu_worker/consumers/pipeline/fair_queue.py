@@ -181,4 +181,5 @@ class FairQueue(Generic[EntryT]):
 
     def _forget_served(self) -> None:
         """Forget the virtual times that do not count any more: nobody waits, or they have passed."""
-        self._served = {one: time for one, time in self._served.items() if self._by_tenant and time > self._now}
+        ahead = self._served.items() if self._by_tenant else ()
+        self._served = {one: time for one, time in ahead if time > self._now}

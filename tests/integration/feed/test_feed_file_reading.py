@@ -84,7 +84,7 @@ async def test_signal_has_the_file_used_as_it_is_now_and_a_bad_one_changes_nothi
     used: asyncio.Queue[FeedFile] = asyncio.Queue()
     wanted = asyncio.Event()
     before = {outcome: reload_count(outcome) for outcome in ("applied", "refused")}
-    reloader = FeedFileReloader(folder.read(), read=folder.read, use=used.put)
+    reloader = FeedFileReloader(folder.read(), read=folder.read, use=used.put_nowait)
     task = asyncio.create_task(reloader.run(wanted))
     with capture_logs() as logs:
         folder.write_secret(2)

@@ -1,11 +1,10 @@
 -- The feed of changes to other systems (simplu_worker/feed/). Each write is fenced by the token in `feed_shards`.
 
 -- fragment: feed_state
--- What the row of the publisher says, and what decides where to read: the run of the server, the horizon below which
--- every transaction has ended, the newest batch, and the highest one that the retention has deleted.
+-- What the row of the publisher says, and what decides where to read: the run of the server, the newest batch, and the
+-- highest one that the retention has deleted.
 feed_shards.incarnation, feed_shards.server_run, :server_run,
 (SELECT shard_meta.batch_offset FROM public.shard_meta) AS batch_offset,
-:feed_horizon AS horizon,
 (SELECT pg_catalog.max(log_batches.batch_id) FROM public.log_batches) AS newest,
 :forgotten_columns,
 pg_catalog.clock_timestamp() AS read_at
@@ -15,6 +14,7 @@ pg_catalog.clock_timestamp() AS read_at
 (SELECT log_forgotten.completed_at FROM public.log_forgotten) AS forgotten_at
 
 -- fragment: feed_horizon
+-- Below it every transaction has ended.
 (
     SELECT
         pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::pg_catalog.text::bigint + shard_meta.batch_offset
