@@ -16,6 +16,7 @@ from simplu_worker.feed.incarnations import LEASE_S, bounds_with, run_of_server
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import HeldTenant, Place, decode_held
 from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
+from simplu_worker.shards.apply.commit_safety import server_of
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.reading_order import BatchRef
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -215,18 +216,23 @@ async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:
     return None if row is None else FeedTenant(*row)
 
 
-async def find_passed(pool: ShardPool, destination: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
-    """Return those of *held* whose departure from this shard, their source, *destination* has passed."""
+async def find_passed(
+    pool: ShardPool, destination: str, held: Sequence[HeldTenant]
+) -> tuple[list[HeldTenant], Server | None]:
+    """Return those of *held* whose departure from this shard, their source, *destination* has passed.
+
+    With the server on which the cursor that tells was committed, if there are any.
+    """
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
-            return []
+            return [], None
         rows = await connection.fetch(
             QUERIES["find_passed_departures"],
             destination,
             [one.tenant_id for one in held],
             [str(one.epoch) for one in held],
         )
-    return [held[row["index"]] for row in rows]
+    return [held[row["index"]] for row in rows], server_of(rows[0]) if rows else None
 
 
 async def note_refusal(pool: ShardPool, token: str, destination: str, event: FeedEvent, error: str) -> None:

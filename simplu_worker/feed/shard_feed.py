@@ -62,6 +62,7 @@ READ_PAUSE_S: Final = 0.02  # under load, so that many changes share a read, a c
 IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
 CURSOR_INTERVAL_S: Final = 0.2
 HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
+SOURCE_S: Final = 3.0  # for the answer of one
 EMPTY_S: Final = 30.0  # between two looks at a shard without tables
 DRAIN_S: Final = 2.0  # for requests under way, at the end
 END: Final = Place(2**63 - 1, POSITION_MAX)
@@ -103,6 +104,7 @@ class ShardFeed:
         self._renewed_at = 0.0
         self._written_at = 0.0
         self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
+        self._asking: asyncio.Task[None] | None = None
         self._lease: asyncio.Timeout | None = None
         self._others: tuple[ShardView, ...] = ()  # of the replica that publishes the shard, as of a few seconds ago
         self.is_publishing = False
@@ -215,14 +217,15 @@ class ShardFeed:
                     for name, feed in self._feeds.items()
                 ]
                 renewing = tasks.create_task(self._keep_row(), name=f"feed:{self._shard_id}:row")
-                await self._read_until(ending)
+                await self._read_until(ending, tasks)
                 for feed in self._feeds.values():
                     feed.end()
                 if running:
                     await asyncio.wait(running, timeout=DRAIN_S)
                 await self._write_cursors(is_due=True)
-                for task in (*running, renewing):
-                    task.cancel()
+                for task in (*running, renewing, self._asking):
+                    if task is not None:
+                        task.cancel()
         except* (NotPublisherError, RunChangedError, RetryableError, TimeoutError) as group:
             failure = _first_of(group)
         finally:
@@ -263,12 +266,12 @@ class ShardFeed:
     async def _keep_refusal(self, name: str, event: FeedEvent, error: str) -> None:
         await note_refusal(self._pool, self._required_token, name, event, error)
 
-    async def _read_until(self, ending: asyncio.Event) -> None:
+    async def _read_until(self, ending: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
         pause_s = IDLE_MIN_S
         while not ending.is_set():
             self._changed.clear()
             count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
-            await self._release_held()
+            self._start_asking(tasks)
             await self._catch_up()
             await self._write_cursors()
             if count >= READ_MAX:
@@ -427,12 +430,19 @@ class ShardFeed:
             through=through,
         )
 
-    async def _release_held(self) -> None:
-        """Ask the sources of held tenants whether the destination has passed their departure there."""
-        now = loop_time()
-        if now < self._held_asked_at + self._held_pause_s:
+    def _start_asking(self, tasks: asyncio.TaskGroup) -> None:
+        """Ask the sources of held tenants, beside everything else: one may be silent, or its standby behind."""
+        is_asking = self._asking is not None and not self._asking.done()
+        if is_asking or loop_time() < self._held_asked_at + self._held_pause_s:
             return
-        asked = False
+        if any(feed.held for feed in self._feeds.values()):
+            self._asking = tasks.create_task(self._release_held(), name=f"feed:{self._shard_id}:sources")
+        else:
+            self._held_pause_s = HELD_MIN_S
+
+    async def _release_held(self) -> None:
+        """Release the held tenants whose departure the destination has passed on their source."""
+        asked: list[tuple[DestinationFeed, str, list[HeldTenant]]] = []
         for feed in self._feeds.values():
             waiting: defaultdict[str, list[HeldTenant]] = defaultdict(list)
             for one in feed.held.values():
@@ -442,23 +452,30 @@ class ShardFeed:
                     feed.released.append(one)
                 else:
                     waiting[one.source].append(one)
-            for source, held in waiting.items():
-                asked = True
-                for one in await self._passed(source, feed.terms.name, held):
-                    feed.released.append(one)
-                    self._held_pause_s = HELD_MIN_S
-        self._held_asked_at = now
-        self._held_pause_s = min(2 * self._held_pause_s, HELD_MAX_S) if asked else HELD_MIN_S
+            asked += [(feed, source, held) for source, held in waiting.items()]
+        answers = await asyncio.gather(*(self._passed(source, feed.terms.name, held) for feed, source, held in asked))
+        for (feed, _, _), passed in zip(asked, answers, strict=True):
+            feed.released += passed
+        self._held_asked_at = loop_time()
+        self._held_pause_s = HELD_MIN_S if any(answers) or not asked else min(2 * self._held_pause_s, HELD_MAX_S)
+        self._changed.set()
 
     async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
-        """Return those of *held* that may go on; none where the source does not answer."""
+        """Return those of *held* that may go on; none where the source does not answer.
+
+        The cursor of the source has to be safe: one that goes back has the events before the departure sent again.
+        """
         pool = self._pools.by_shard_id().get(source)
         if pool is None or source == self._shard_id:
             return []
         try:
-            return await find_passed(pool, name, held)
-        except RetryableError as exc:
-            log.debug("feed.source_unknown", shard_id=self._shard_id, source_shard_id=source, error=str(exc))
+            async with asyncio.timeout(SOURCE_S):
+                passed, server = await find_passed(pool, name, held)
+                if server is not None:
+                    await self._commits.wait_for_transaction(source, server)
+                return passed
+        except (RetryableError, TimeoutError) as exc:
+            log.debug("feed.source_unknown", shard_id=self._shard_id, source_shard_id=source, error=repr(exc))
             return []
 
     @property

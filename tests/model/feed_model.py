@@ -7,12 +7,13 @@ incarnation begins behind the cursor, and the receiver is told.
 
 The receiver keeps to what events say: an event of an earlier incarnation of its shard is undone, if its number is
 behind a bound of a later one, unless it comes again. With *lagging* no standby is awaited, so that events of lost
-commits were published; without it none ever is.
+commits were published; without it none ever is. Then the source of a move may also go back behind a departure that the
+target has passed, so that events come again behind those of the target; without it they never do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from model.log_order_model import (
@@ -23,7 +24,6 @@ from model.log_order_model import (
     TENANTS,
     Batch,
     LogOrderModel,
-    Shard,
     State,
 )
 from model.search import StatePart, one_less, put_at
@@ -46,6 +46,7 @@ class Rules:
     cursor_before_publish: bool = False
     publishes_unsafe: bool = False
     target_before_source: bool = False
+    trusts_unsafe_cursor: bool = False  # the target goes on before the cursor of the source is safe
     incarnation_behind_newest: bool = False  # behind the newest batch of the log, not behind the cursor
     same_incarnation: bool = False  # as long as the row is there
 
@@ -135,7 +136,7 @@ class FeedModel(LogOrderModel):
     def _read(self, state: State, place: int) -> Iterator[tuple[str, State]]:
         """Take the row, publish the next batch, or move the cursor."""
         assert isinstance(state, FeedState)
-        row, head = _row_of(state.shards[place]), state.heads[place]
+        row, head = _row_of(state.shards[place].log), state.heads[place]
         if head == NOBODY:
             yield f"{place} gets a publisher", self._take_row(state, place, row)
             return
@@ -194,7 +195,8 @@ class FeedModel(LogOrderModel):
         if self._feed.target_before_source:
             return True
         source = state.shards[1 - place]
-        row = _row_of(source)
+        is_safe = self._lagging or self._feed.trusts_unsafe_cursor or not state.left[PROMOTIONS]
+        row = _row_of(source.log if is_safe else source.log[: source.standby])
         return row is not None and all(
             one.number <= row.cursor for one in source.log if one.kind == LEFT and one.value == epoch
         )
@@ -208,15 +210,16 @@ class FeedModel(LogOrderModel):
         event = Received(batch.value, batch.token, place, number, row.incarnation)
         known = [one.token for one in received]
         promise = state.promise
-        if batch.token in known:
+        values = [one.value for one in received if not one.is_undone]
+        is_again = batch.token in known
+        if is_again and (self._lagging or not received[known.index(batch.token)].is_undone):
             received = put_at(received, known.index(batch.token), event)
         else:
-            values = [one.value for one in received if not one.is_undone]
-            if batch.value in values:
+            if not is_again and batch.value in values:
                 promise = f"twice: {batch.tenant}{batch.value} came before, as another event"
             elif values and batch.value < max(values):
                 promise = f"order: {batch.tenant}{batch.value} came behind {values}"
-            received = (*received, event)
+            received = (*(one for one in received if one.token != batch.token), event)
         first, second = put_at(_judged(state, place, row).received, index, received)
         return replace(state, received=(first, second), promise=promise)
 
@@ -231,9 +234,9 @@ class FeedModel(LogOrderModel):
         return state.promise
 
 
-def _row_of(shard: Shard) -> FeedRow | None:
-    """Return the newest commit of the feed; its parts are in those of a batch."""
-    for one in reversed(shard.log):
+def _row_of(log: Sequence[Batch]) -> FeedRow | None:
+    """Return the newest commit of the feed in *log*; its parts are in those of a batch."""
+    for one in reversed(log):
         if one.kind == ROW:
             run, bounds = one.tenant.split("|")
             return FeedRow(one.value, one.token, bounds, int(run))

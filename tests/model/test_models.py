@@ -224,6 +224,7 @@ SAFE_AND_LARGE = {
     ),
     "feed: the same with two tenants": (FeedModel((1, 1), promotions=1, lagging=True), 125_408),
     "feed: a promotion and a move": (FeedModel((1, 0), promotions=1, moves=1, lagging=True), 121_626),
+    "feed: a promotion of what is awaited, a move": (FeedModel((2, 0), promotions=1, moves=1), 658_908),
     "log order: an idle transaction, a rollback, a move": (LogOrderModel(idle=1, rollbacks=1, moves=1), 83_706),
     "log order: a promotion beside an idle transaction": (LogOrderModel((2, 2), idle=1, promotions=1), 199_365),
     "log order: a promotion and a move": (LogOrderModel(promotions=1, moves=1), 41_237),
@@ -334,6 +335,11 @@ WRONG = {
         FeedModel((2, 0), moves=1, feed=FeedRules(target_before_source=True)),
         "order",
         15,
+    ),
+    "feed: the target trusts a cursor that may go back": (
+        FeedModel((2, 0), promotions=1, moves=1, feed=FeedRules(trusts_unsafe_cursor=True)),
+        "order",
+        21,
     ),
     "feed: incarnation behind the newest batch": (
         FeedModel((2, 1), promotions=1, lagging=True, feed=FeedRules(incarnation_behind_newest=True)),

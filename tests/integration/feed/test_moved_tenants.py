@@ -10,9 +10,11 @@ import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.moves.world import TENANT_ID, World
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.standby_pair import require_postgres, start_pair
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.feed.types import Delivered, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -20,6 +22,7 @@ from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedKind
 
 OTHER = ("other", "main")
+NOT_PASSED_SQL = "SELECT batch_id FROM log_batches WHERE kind = 'l' AND batch_id > (SELECT batch_id FROM feed_cursors)"
 
 
 @pytest.fixture
@@ -68,6 +71,38 @@ async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(worl
     assert [one.shard_id for one in of_tenant] == ["a"] * 10 + ["b"] * 13
     assert of_tenant[10].kind is FeedKind.TENANT_MOVED
     assert [one.resource_id for one in of_tenant[11:]] == [*(f"r{number}" for number in range(10)), "r0", "r0"]
+
+
+@pytest.mark.slow(8)
+async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: ShardMaker) -> None:
+    """A promotion could take the cursor back: then the source's events would come again behind the target's."""
+    require_postgres()
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda event: RetryLater("down", 0.2) if is_down and event.shard_id == "a" else Delivered()
+    with ProcessGroup() as group:
+        pair = await start_pair(group)
+        addresses = [await copy_shard(pair.primary, "a"), await make_shard("b")]
+        async with Pools(size=6) as pools:
+            world = World(pools, addresses)
+            await add_tenant(world.shard_pools["a"])
+            source, target = world.case("a"), world.case("b")
+            feed = feed_of(pools, addresses, [receiver.configured()])
+            async with running(feed):
+                await publishing(feed, 2)
+                await source.apply(source.operation("create", "r1", {}))
+                await world.move()
+                await target.apply(target.operation("update", "r1", {"n": 1}))
+                await asyncio.sleep(1)  # the source's events are read, and its departure is
+                pair.standby.suspend()
+                is_down = False
+                await receiver.until_count(1)
+                await asyncio.sleep(1.5)
+                assert await fetch(world.shard_pools["a"], NOT_PASSED_SQL) == []
+                assert [one.shard_id for one in receiver.events] == ["a"]
+                pair.standby.resume()
+                await receiver.until_count(3)
+    assert [one.shard_id for one in receiver.events] == ["a", "b", "b"]
 
 
 @pytest.mark.slow(5)

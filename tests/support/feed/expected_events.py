@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 
 import asyncpg
@@ -100,16 +101,22 @@ def _changes_of(shard: str, row: Any) -> Iterator[Change]:
 
 
 def find_differences(
-    name: str, follower: Follower, changes: Sequence[Change], number_of: Callable[[str], int | None]
+    name: str,
+    follower: Follower,
+    changes: Sequence[Change],
+    number_of: Callable[[str], int | None],
+    gone_back: AbstractSet[str] = frozenset(),
 ) -> list[str]:
     """Return what the receiver *name* holds beside *changes*, or lacks of them, and what came in another order.
 
     A change before `tenant.replaced` may be missing: it was deleted before it was read. *number_of* is the number of an
-    operation in the order in which its producer put those of a resource.
+    operation in the order in which its producer put those of a resource. On the shards *gone_back* a standby was
+    promoted that nothing waited for: events that it took back may come again behind those of a shard to which the
+    tenant has moved meanwhile, in an order of their own.
     """
     wanted = {one.identity: rank for rank, one in enumerate(changes)}
-    ranks: defaultdict[str, list[int]] = defaultdict(list)
-    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    ranks: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    numbers: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     held: set[tuple[str, str, str, str, str | None]] = set()
     found: defaultdict[str, list[Any]] = defaultdict(list)
     for event in follower.holding.values():
@@ -120,9 +127,11 @@ def find_differences(
         if identity not in wanted:
             found["in no log"].append(event)
             continue
-        _note_order(ranks[event.key], wanted[identity], event, found["out of order"])
+        comes_again = event.shard in gone_back and event.id in follower.taken_back
+        line = event.key, event.shard if comes_again else ""
+        _note_order(ranks[line], wanted[identity], event, found["out of order"])
         if event.request is not None and (number := number_of(event.request)) is not None:
-            _note_order(numbers[event.key], number, event, found["in another order than put"])
+            _note_order(numbers[line], number, event, found["in another order than put"])
     replaced = {(one.shard, one.tenant): one.batch for one in changes if one.type == f"simplu.{REPLACED}"}
     found["missing"] = [
         one.identity

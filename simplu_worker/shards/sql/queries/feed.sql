@@ -243,8 +243,8 @@ JOIN public.log_batches
 -- name: find_passed_departures
 -- On the source: the numbers, from 0, of those tenants $2 with the epochs $3 whose departure the destination $1 has
 -- passed, or that left no mark any more. None while the destination has no cursor here, and not a tenant that waits for
--- its own source yet.
-SELECT (sent.number - 1)::integer AS index
+-- its own source yet. With the run of the server that answers.
+SELECT (sent.number - 1)::integer AS index, :server_run
 FROM public.feed_cursors
 CROSS JOIN unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_id, epoch, number)
 WHERE
