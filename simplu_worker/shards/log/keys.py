@@ -35,7 +35,7 @@ def keys_of_ids(texts: Sequence[str]) -> list[str]:
 
 
 def _are_uuids(lines: bytes, count: int) -> bool:
-    """Return whether *lines* are *count* UUIDs: by a few searches, where a regular expression looks at each character."""
+    """Return whether *lines* are *count* UUIDs: by few searches, where a regular expression reads each character."""
     return (
         len(lines) == _LINE_LENGTH * count
         and lines[_LINE_LENGTH - 1 :: _LINE_LENGTH] == b"\n" * count
