@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-OVER_SHARE_S: Final = 0.5  # that a tenant's queued entries keep the shard busy, from which on others wait for them
-SHARE_S: Final = 0.25  # of these, what stays in the lane: it is never idle before the others are read again
+OVER_SHARE_S: Final = 0.2  # that a tenant's queued entries keep the shard busy, from which on others wait for them
+SHARE_S: Final = 0.1  # of these, what stays in the lane: it is never idle before the others are read again
 OVER_SHARE_RATIO: Final = 2.0  # to what the others have queued on average
 
 

@@ -217,16 +217,16 @@ async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are
     async with asyncio.TaskGroup() as tasks:
         dispatcher.pipeline.start(tasks, ending := asyncio.Event())
         entries = sent(dispatcher, main, "bbbcbbbbb")
-        unread = entries[2].unread
+        unread = entries[1].unread
         assert dispatcher.may_read_on()
         (hold,) = dispatcher.ownership.holds()
         left = dispatcher.pipeline.entries()
         ending.set()
 
     assert (hold.title, hold.reason, hold.state) == ("tenant b-l", HoldReason.OVER_SHARE, HoldState.READY)
-    assert left == [*entries[:2], entries[3]]  # a quarter of a second of the tenant's
+    assert left == [entries[0], entries[3]]  # a tenth of a second of the tenant's
     assert hold.unread == unread
-    assert (main.checkpoint, len(main)) == (mark(0), 3)
+    assert (main.checkpoint, len(main)) == (mark(0), 2)
 
 
 @pytest.mark.parametrize(
@@ -234,14 +234,14 @@ async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are
     [
         pytest.param("bbbbbbbbbbbb", 1000, False, id="it is alone"),
         pytest.param("bcbcbcbcbcbc", 1000, False, id="the others have as much"),
-        pytest.param("bbbc", 1000, True, id="half a second has not passed until it is applied"),
+        pytest.param("bc", 1000, True, id="0.2 s have not passed until it is applied"),
         pytest.param("bbbbbbbbbbbc", 0, False, id="as many have a hold of their own as may"),
     ],
 )
 async def test_tenant_is_not_held_for_its_share(
     tenants: str, room: int, *, may_read_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The main reader sends a second of the shard's time, and then waits until a lane is idle."""
+    """The main reader sends 0.4 s of the shard's time, and then waits until a lane is idle."""
     monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", room)
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main, Taking())
