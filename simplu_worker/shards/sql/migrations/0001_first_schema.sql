@@ -266,14 +266,16 @@ WHERE
         OR tenants.id = (SELECT pg_catalog.current_setting('simplu.tenant', true))
     );
 
--- One operation, by the key of the log: for people, and readers that know a request id.
+-- One operation, by the key of the log: for people, and readers that know a request id. OFFSET 0: one at a time, as a
+-- join with the view would read all of it.
 CREATE FUNCTION public.simplu_operation(tenant pg_catalog.text, request pg_catalog.text)
 RETURNS SETOF public.operations
 LANGUAGE sql STABLE ROWS 1
 BEGIN ATOMIC
     SELECT operations.*
     FROM public.operations
-    WHERE operations.tenant_id = tenant AND operations.request_key = public.simplu_key(request);
+    WHERE operations.tenant_id = tenant AND operations.request_key = public.simplu_key(request)
+    OFFSET 0;
 END;
 
 -- How far each stream shard got, as this shard knows it (architecture, idea 8). Positions are written
