@@ -100,7 +100,12 @@ class ShardTime:
             return CALM_BATCH_S
         if self.waiting_count:
             return max(TURN_MIN_S, TURN_S / (1 + self.waiting_count))  # they share a transaction
-        return min(CALM_BATCH_S, max(TURN_S, FIXED_RATIO * self._fixed_s))
+        return min(CALM_BATCH_S, self.turn_of_tenant_s)
+
+    @property
+    def turn_of_tenant_s(self) -> float:
+        """How long one tenant's part of a batch may take, where the lane has others."""
+        return max(TURN_S, FIXED_RATIO * self._fixed_s)
 
     def turn_s(self, now: float) -> float:
         """Return how long the next transaction may take, where batches share it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -215,12 +216,16 @@ class Lane(Generic[EntryT]):
         They stay in the lane. Tenants that are *is_paced* do not count: whoever sends for them waits.
         """
         costs_s, waiting_count = self._queue.costs_s(is_paced), self._time.waiting_count
-        active = self._active | self._queue.arrived | self._queue.tenants
-        tenant_id = find_over_share(costs_s, self._time.weights, active_count=len(active), waiting_count=waiting_count)
+        active_count = len(self._tenants())
+        tenant_id = find_over_share(costs_s, self._time.weights, active_count=active_count, waiting_count=waiting_count)
         if tenant_id is None:
             return []
         self.note_flood()
         return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / (1 + waiting_count))
+
+    def _tenants(self) -> AbstractSet[str]:
+        """Return the tenants that have sent to the lane lately."""
+        return self._active | self._queue.arrived | self._queue.tenants
 
     def note_flood(self) -> None:
         """Note that a tenant of the lane sends more than its shard takes."""
@@ -273,7 +278,8 @@ class Lane(Generic[EntryT]):
     def _next_batch(self) -> None:
         max_count, now = 1 if self._single_count else BATCH_MAX_COUNT, loop_time()
         self._time.usage.note_waits(self._queue.count_waits(now), now)
-        self._batch = self._queue.take(BatchBounds(max_count, BATCH_MAX_BYTES, self._time.batch_s(now)))
+        tenant_s = self._time.turn_of_tenant_s if len(self._tenants()) > 1 else math.inf
+        self._batch = self._queue.take(BatchBounds(max_count, BATCH_MAX_BYTES, self._time.batch_s(now), tenant_s))
         self._dropped, self._is_turn_requested = set(), False
         self._single_count = max(0, self._single_count - 1)
 
