@@ -18,7 +18,7 @@ import pytest
 from acceptance.test_commands import Terminal, operation, text_of
 from botocore import xform_name
 from support.aws.endpoints import running_moto
-from support.aws_access.parts import FEED_QUEUE, FEED_STREAM
+from support.aws_access.parts import FEED_QUEUE, FEED_STREAM, feed_file
 from support.aws_access.recording import (
     Access,
     Policy,
@@ -78,7 +78,6 @@ resource_type = "patients"
 key = ["id"]
 tenant = ["business_id"]
 """
-FEED = '{"destinations": [{"name": "live", "kind": "kinesis", "target": "feed", "allTenants": true}]}'
 BAD_RECORDS = 3
 LETTERS = BAD_RECORDS + 3  # a message of each source queue
 TENANT = {"businessId": "clinic", "locationId": "main"}
@@ -271,17 +270,17 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
     mapping.write_text(MAPPING, encoding="utf-8")
     backup = {"BACKUP_URL": urls[0]}
     feed = terminal.folder / "feed.json"
-    feed.write_text(FEED, encoding="utf-8")
+    feed.write_text(feed_file(stack.env["SQS_SHARD_CREATION_QUEUE_URL"]), encoding="utf-8")
     fed = {"FEED_FILE": str(feed)}
     commands: dict[str, list[tuple[tuple[str, ...], dict[str, str]]]] = {
         "aws plan": [((), {})],
-        "check": [((), {}), ((), {"KINESIS_READ": "fan-out"})],
+        "check": [((), fed), ((), {"KINESIS_READ": "fan-out"})],
         "dead-letters discard": [(("--apply",), {})],
         "dead-letters list": [((), {})],
         "dead-letters replay": [(("--apply", "--force"), {})],
-        "feed replay": [(("live", "--since=2026-01-01"), fed)],
+        "feed replay": [(("a-kinesis", "--since=2026-01-01"), fed)],
         "feed show": [((), fed)],
-        "feed skip": [(("live", "--shard", "shard-1"), fed)],
+        "feed skip": [(("a-kinesis", "--shard", "shard-1"), fed)],
         "fleet release": [(("shardId-000000000000",), {})],
         "fleet retry": [((), {})],
         "fleet show": [((), {})],

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from enum import StrEnum
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from rich.text import Text
@@ -28,6 +26,16 @@ from simplu_worker.aws.clients import (
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
+from simplu_worker.commands.check.dependency import (
+    DEADLINE_S,
+    READ_TIMEOUT_S,
+    CheckAnswer,
+    CheckedDependency,
+    CheckStatus,
+    check_dependency,
+    run_all,
+)
+from simplu_worker.commands.check.feed_destinations import check_feed
 from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
 from simplu_worker.commands.check.registrations import sample_registrations
 from simplu_worker.commands.output.display import print_json, print_line, print_table
@@ -50,40 +58,10 @@ from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.clock_agreement import parse_http_date
 
-DEADLINE_S: Final = 10.0
-READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
 KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
-T = TypeVar("T")
-
 STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "off": "dim"}
-
-
-class CheckStatus(StrEnum):
-    """The state of a dependency."""
-
-    OK = "ok"
-    WARNING = "warning"  # a problem of a dependency that no configured feature needs
-    FAILED = "failed"
-    OFF = "off"  # a source that is not configured
-
-
-class CheckAnswer(msgspec.Struct, frozen=True):
-    """The answer of one dependency."""
-
-    result: str
-    status: CheckStatus = CheckStatus.OK
-
-
-class CheckedDependency(msgspec.Struct, frozen=True):
-    """One dependency with its answer: a line of the table."""
-
-    dependency: str
-    address: str
-    status: CheckStatus
-    result: str
-    seconds: float
 
 
 class CheckReport(msgspec.Struct, frozen=True):
@@ -164,6 +142,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
                 checks.check_queues(clients["sqs"]),
                 checks.check_shards(shards),
                 checks.check_cache(),
+                check_feed(settings),
             ]
         )
         await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
@@ -446,28 +425,6 @@ def describe_unset_sources(settings: Settings) -> list[CheckedDependency]:
         )
         for source in unset_sources(settings)
     ]
-
-
-async def check_dependency(
-    dependency: str, address: str, ask: Callable[[], Awaitable[CheckAnswer]]
-) -> CheckedDependency:
-    """Call *ask* for at most DEADLINE_S, and time it."""
-    started = time.perf_counter()
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            answer = await ask()
-    except TimeoutError:
-        answer = CheckAnswer(f"no answer within {DEADLINE_S:g} s", CheckStatus.FAILED)
-    except WorkerError as exc:
-        answer = CheckAnswer(str(exc), CheckStatus.FAILED)
-    return CheckedDependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
-
-
-async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run *coroutines* concurrently; return their results in order."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in coroutines]
-    return [task.result() for task in tasks]
 
 
 async def _check_coordinator_table(requests: TableRequests, name: str) -> CheckAnswer:

@@ -7,6 +7,7 @@ environment is used, which would connect in the worker's place.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -36,10 +37,7 @@ async def open_guarded_session(
 
     def make_socket(info: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, place = info
-        address = parse_address(place[0])
-        problem = "expected an address" if address is None else allowed.address_problem(host, address)
-        if problem is not None:
-            raise AddressNotAllowedError(errno.EACCES, problem)
+        _judge(host, place[0], allowed)
         return socket.socket(family, kind, protocol)
 
     async with aiohttp.ClientSession(
@@ -50,6 +48,39 @@ async def open_guarded_session(
         auto_decompress=False,
     ) as session:
         yield session
+
+
+async def connect(host: str, port: int, allowed: AllowedHosts, *, has_tls: bool) -> None:
+    """Connect to *host*, at the first of its addresses that takes the connection, and close it without a request.
+
+    Raises one of REQUEST_ERRORS, that of the last address.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure: Exception = OSError(errno.EHOSTUNREACH, "no address")
+    for address in dict.fromkeys(str(place[0]) for *_, place in found):
+        try:
+            _judge(host, address, allowed)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(
+                    address, port, ssl=has_tls or None, server_hostname=host if has_tls else None
+                )
+        except TimeoutError:
+            failure = OSError(errno.ETIMEDOUT, "no connection in time")
+            continue
+        except REQUEST_ERRORS as exc:
+            failure = exc
+            continue
+        writer.transport.abort()
+        return
+    raise failure
+
+
+def _judge(host: str, address: str, allowed: AllowedHosts) -> None:
+    """Raise `AddressNotAllowedError` if *host* may not be connected to at *address*."""
+    parsed = parse_address(address)
+    problem = "expected an address" if parsed is None else allowed.address_problem(host, parsed)
+    if problem is not None:
+        raise AddressNotAllowedError(errno.EACCES, problem)
 
 
 async def read_bounded(reply: aiohttp.ClientResponse) -> None:
@@ -66,6 +97,5 @@ async def read_bounded(reply: aiohttp.ClientResponse) -> None:
 
 def cause_of(exc: BaseException) -> str:
     """Return why a request of such a session got no answer; *exc* is one of REQUEST_ERRORS."""
-    if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressNotAllowedError):
-        return str(exc.os_error.strerror)
-    return network_cause(exc)
+    inner = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    return str(inner.strerror) if isinstance(inner, AddressNotAllowedError) else network_cause(exc)

@@ -70,10 +70,15 @@ def partition_key_of(key: str) -> str:
     return key if len(key) <= KEY_MAX_CHARS else hashlib.sha256(key.encode()).hexdigest()
 
 
+def region_of_stream(name_or_arn: str, region: str | None) -> str | None:
+    """Return the region of a stream: that of its ARN, or else *region*."""
+    return name_or_arn.split(":")[3] if name_or_arn.startswith("arn:") else region
+
+
 @contextlib.asynccontextmanager
 async def open_kinesis(name_or_arn: str, *, region: str | None) -> AsyncIterator[KinesisDestination]:
     """Open a stream, which is in the region of its ARN, or else in *region*."""
-    own_region = name_or_arn.split(":")[3] if name_or_arn.startswith("arn:") else region
+    own_region = region_of_stream(name_or_arn, region)
     async with open_client(
         "kinesis", region=own_region, read_timeout_s=READ_TIMEOUT_S, pool_size=REQUESTS_AT_ONCE
     ) as client:

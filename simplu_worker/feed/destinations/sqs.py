@@ -85,13 +85,18 @@ def fifo_id(text: str) -> str:
     return text if _ID.fullmatch(text) is not None else hashlib.sha256(text.encode()).hexdigest()
 
 
+def region_of_queue(url: str, region: str | None) -> str | None:
+    """Return the region of a queue: that of its URL, or else *region*."""
+    named = _REGION.match(url)
+    return region if named is None else named[1]
+
+
 @contextlib.asynccontextmanager
 async def open_sqs(url: str, *, region: str | None) -> AsyncIterator[SqsDestination]:
     """Open a queue, which is in the region of its URL, or else in *region*."""
-    named = _REGION.match(url)
     async with open_client(
         "sqs",
-        region=region if named is None else named[1],
+        region=region_of_queue(url, region),
         read_timeout_s=READ_TIMEOUT_S,
         pool_size=REQUESTS_AT_ONCE,
     ) as client:

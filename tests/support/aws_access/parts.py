@@ -8,8 +8,11 @@ worker metrics is there.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 
 from support.aws.kcl3_peer import migration_row
 from support.feed.events import feed_event
@@ -17,6 +20,7 @@ from support.settings import settings_in
 
 from simplu_worker.assembly.aws import open_lease_table, open_leases
 from simplu_worker.aws.clients import open_client
+from simplu_worker.commands.check.feed_destinations import check_feed
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
@@ -25,9 +29,7 @@ from simplu_worker.consumers.kinesis.leases.table_requests import TableRequests
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 from simplu_worker.feed.allowed_hosts import AllowedHosts
 from simplu_worker.feed.destinations.opening import open_destination
-from simplu_worker.feed.feed_file import FeedDestination
-from simplu_worker.feed.types import DestinationTerms
-from simplu_worker.vocabulary import DestinationKind
+from simplu_worker.feed.feed_file_reading import read_feed_file
 
 FEED_STREAM, FEED_QUEUE = "changes", "changes.fifo"
 LEASE = Lease("shardId-forgotten", TRIM_HORIZON)
@@ -59,12 +61,22 @@ async def follow(settings: Settings) -> None:
 
 
 async def feed(settings: Settings) -> None:
-    """Publish an event to each destination of AWS."""
-    queue = f"{str(settings.sqs_shard_creation_queue_url).rpartition('/')[0]}/{FEED_QUEUE}"
-    for kind, target in ((DestinationKind.KINESIS, FEED_STREAM), (DestinationKind.SQS, queue)):
-        destination = FeedDestination(DestinationTerms("feed"), kind, target)
-        async with open_destination(destination, region=settings.aws_region, allowed=AllowedHosts()) as opened:
-            await opened.publish([feed_event()])
+    """Publish an event to each destination of AWS, and check it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(feed_file(str(settings.sqs_shard_creation_queue_url)))
+        file.flush()
+        named = settings.model_copy(update={"feed_file": Path(file.name)})
+        await check_feed(named)
+        for destination in read_feed_file(Path(file.name), ()).destinations:
+            async with open_destination(destination, region=settings.aws_region, allowed=AllowedHosts()) as opened:
+                await opened.publish([feed_event()])
+
+
+def feed_file(queue_url: str) -> str:
+    """Return a `FEED_FILE` with the destinations of AWS; *queue_url* is that of another queue of the account."""
+    targets = {"kinesis": FEED_STREAM, "sqs": f"{queue_url.rpartition('/')[0]}/{FEED_QUEUE}"}
+    entries = [{"name": f"a-{kind}", "kind": kind, "target": at, "allTenants": True} for kind, at in targets.items()]
+    return json.dumps({"destinations": entries})
 
 
 async def run() -> None:

@@ -12,12 +12,8 @@ import pytest
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
 from simplu_worker.aws.clients import address_of
-from simplu_worker.commands.check.check import (
-    CheckedDependency,
-    CheckReport,
-    CheckStatus,
-    scrub_report,
-)
+from simplu_worker.commands.check.check import CheckReport, scrub_report
+from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
 from simplu_worker.commands.output.display import escape_unprintable, print_json, print_table
 from simplu_worker.commands.requirements import require_settings

@@ -1,0 +1,65 @@
+"""One dependency and its answer, as `check` shows them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from simplu_worker.errors import WorkerError
+
+DEADLINE_S: Final = 10.0
+READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
+T = TypeVar("T")
+
+
+class CheckStatus(StrEnum):
+    """The state of a dependency."""
+
+    OK = "ok"
+    WARNING = "warning"  # a problem of a dependency that no configured feature needs
+    FAILED = "failed"
+    OFF = "off"  # a source that is not configured
+
+
+class CheckAnswer(msgspec.Struct, frozen=True):
+    """The answer of one dependency."""
+
+    result: str
+    status: CheckStatus = CheckStatus.OK
+
+
+class CheckedDependency(msgspec.Struct, frozen=True):
+    """One dependency with its answer: a line of the table."""
+
+    dependency: str
+    address: str
+    status: CheckStatus
+    result: str
+    seconds: float
+
+
+async def check_dependency(
+    dependency: str, address: str, ask: Callable[[], Awaitable[CheckAnswer]]
+) -> CheckedDependency:
+    """Call *ask* for at most DEADLINE_S, and time it."""
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            answer = await ask()
+    except TimeoutError:
+        answer = CheckAnswer(f"no answer within {DEADLINE_S:g} s", CheckStatus.FAILED)
+    except WorkerError as exc:
+        answer = CheckAnswer(str(exc), CheckStatus.FAILED)
+    return CheckedDependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
+
+
+async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run *coroutines* concurrently; return their results in order."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in coroutines]
+    return [task.result() for task in tasks]
