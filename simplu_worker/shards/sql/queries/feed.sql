@@ -281,13 +281,14 @@ WHERE
 ON CONFLICT (destination, event_id) DO UPDATE SET error = excluded.error;
 
 -- name: forget_old_refusals
--- Delete at most $2 refusals that are older than $1 seconds.
+-- Delete at most $2 refusals that are older than $1 seconds; those that another worker deletes now are left to it.
 DELETE FROM public.feed_refusals
 WHERE ctid = ANY(
     ARRAY(
         SELECT ctid FROM public.feed_refusals
         WHERE refused_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
         LIMIT $2
+        FOR UPDATE SKIP LOCKED
     )
 );
 
