@@ -117,6 +117,7 @@ class Feed:
                     self._measure()
                     await wait_any(stopping, self._reloading, within_s=MEASURE_S)
                 ending.set()
+            instruments.end_feed_gauges(opened.keys() - {terms.name for terms, _ in self._destinations})
 
     def _shard_feed(self, shard_id: str) -> ShardFeed:
         return ShardFeed(

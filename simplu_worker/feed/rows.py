@@ -125,6 +125,7 @@ async def load(
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
         begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
         rows = await connection.fetch(QUERIES["read_feed_cursors"], [one.name for one in terms], begins)
+        await connection.execute(QUERIES["note_feed_file"], [one.name for one in terms])
         cursors = {row["destination"]: _cursor(row) for row in rows}
         noted_runs = {row["destination"]: row["server_run"] for row in rows}
         mine = {one.name: cursors[one.name] for one in terms}

@@ -8,16 +8,28 @@ before. It stops at its next renewal; whoever takes the row once its time is ove
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.choices import PassSource, Resume, choose_skip, replay_place
 from simplu_worker.feed.places import HeldTenant, Place, decode_held
+from simplu_worker.feed.types import FeedEvent
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.vocabulary import FeedStop
+
+REFUSALS_SHOWN: Final = 5
+
+
+class RefusedEvent(msgspec.Struct, frozen=True):
+    """An event that a destination has refused for good *since* a time."""
+
+    event: FeedEvent
+    error: str
+    since: datetime
 
 
 class ShardDestination(msgspec.Struct, frozen=True):
@@ -31,6 +43,16 @@ class ShardDestination(msgspec.Struct, frozen=True):
     refused_event: str | None = None
     lag_s: float | None = None  # None: everything is delivered
     refusal_count: int = 0
+    refusals: tuple[RefusedEvent, ...] = ()  # the latest REFUSALS_SHOWN, the newest first
+    is_in_file: bool = True  # of the replica that publishes the shard, or that did so last
+
+
+class ForgetPlan(msgspec.Struct, frozen=True):
+    """What a shard has of a destination; *user* is the replica that has the destination in its file, if any."""
+
+    updated_at: datetime
+    refusal_count: int
+    user: str | None = None
 
 
 class ReplayPlan(msgspec.Struct, frozen=True):
@@ -46,7 +68,7 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return []
-        rows = await connection.fetch(QUERIES["show_feed"])
+        rows = await connection.fetch(QUERIES["show_feed"], REFUSALS_SHOWN)
     return [
         ShardDestination(
             destination=row["destination"],
@@ -57,6 +79,8 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
             refused_event=row["refused_event"],
             lag_s=None if row["lag_s"] is None else max(row["lag_s"], 0.0),
             refusal_count=row["refusal_count"],
+            refusals=_refusals.decode(row["refusals"] or "[]"),
+            is_in_file=row["is_in_file"],
         )
         for row in rows
     ]
@@ -96,11 +120,31 @@ async def skip(pool: ShardPool, destination: str, tenant_id: str | None, *, appl
         return choice
 
 
+async def forget(pool: ShardPool, destination: str, *, apply: bool) -> ForgetPlan | None:
+    """Return what the shard has of a destination; with *apply* delete it, unless a replica has it in its file.
+
+    None if the shard has nothing.
+    """
+    async with pool.transaction() as connection:
+        if not await has_schema(connection, pool):
+            return None
+        row = await connection.fetchrow(QUERIES["plan_feed_forget"], destination)
+        if row is None:
+            return None
+        plan = ForgetPlan(row["updated_at"], row["refusal_count"], row["publisher"] if row["is_in_file"] else None)
+        if apply and plan.user is None:
+            await connection.execute(QUERIES["forget_feed_destination"], destination)
+        return plan
+
+
 async def _choose(connection: Connection, destination: str, tenant_id: str | None) -> Resume | PassSource:
     row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
     if row is None:
         raise _no_cursor(destination)
     return choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], decode_held(row["held"]), tenant_id)
+
+
+_refusals: Final = msgspec.json.Decoder(tuple[RefusedEvent, ...])
 
 
 def _no_cursor(destination: str) -> PermanentError:

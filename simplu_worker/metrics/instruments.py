@@ -432,12 +432,22 @@ def start_queue_at_zero(queue: str) -> None:
         _start_at_zero(metric, [queue])
 
 
+_FEED_GAUGES = (FEED_LAG, FEED_HELD_TENANTS, FEED_STOPPED_SHARDS)
+
+
 def start_feed_at_zero(destinations: Iterable[str]) -> None:
     """Create the series of the feed's destinations before their first event."""
     for name in destinations:
         _start_at_zero(FEED_DELIVERIES, [name], FeedDelivery)
-        for metric in (FEED_LAG, FEED_REFUSALS, FEED_HELD_TENANTS, FEED_STOPPED_SHARDS):
+        for metric in (FEED_REFUSALS, *_FEED_GAUGES):
             _start_at_zero(metric, [name])
+
+
+def end_feed_gauges(destinations: Iterable[str]) -> None:
+    """Remove the gauges of destinations that have left the file: nothing sets them any more."""
+    for name in destinations:
+        for metric in _FEED_GAUGES:
+            metric.remove(name)
 
 
 _finding_labels: set[tuple[str, str, str, str]] = set()

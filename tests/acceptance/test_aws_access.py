@@ -278,6 +278,7 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "dead-letters discard": [(("--apply",), {})],
         "dead-letters list": [((), {})],
         "dead-letters replay": [(("--apply", "--force"), {})],
+        "feed forget": [(("a-kinesis",), fed)],
         "feed replay": [(("a-kinesis", "--since=2026-01-01"), fed)],
         "feed show": [((), fed)],
         "feed skip": [(("a-kinesis", "--shard", "shard-1"), fed)],

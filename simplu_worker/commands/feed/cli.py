@@ -13,7 +13,7 @@ feed = App(name="feed")
 
 @feed.command(name="show")
 def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Print how far each destination of the feed is, and where it has stopped or waits.
+    """Print how far each destination of the feed is, where it has stopped or waits, and what it refused last.
 
     Parameters
     ----------
@@ -82,3 +82,17 @@ def skip_feed(
     return common.run(
         lambda settings: skip_feed(settings, destination, shard, tenant, apply=apply, as_json=common.as_json)
     )
+
+
+@feed.command(name="forget")
+def forget_feed(destination: str, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Delete what the shards keep of a destination that no replica has in its FEED_FILE any more.
+
+    Parameters
+    ----------
+    destination
+        Its former name in FEED_FILE.
+    """
+    from simplu_worker.commands.feed.forget import forget_destination
+
+    return common.run(lambda settings: forget_destination(settings, destination, apply=apply, as_json=common.as_json))

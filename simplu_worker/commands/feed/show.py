@@ -55,11 +55,14 @@ async def show_feed(settings: Settings, destination: str | None, *, as_json: boo
 
 
 def _scrubbed(summary: DestinationSummary) -> DestinationSummary:
-    stopped = tuple(
-        msgspec.structs.replace(one, error=None if one.error is None else scrub_text(one.error))
-        for one in summary.stopped
+    return msgspec.structs.replace(
+        summary,
+        stopped=tuple(
+            msgspec.structs.replace(one, error=None if one.error is None else scrub_text(one.error))
+            for one in summary.stopped
+        ),
+        refusals=tuple(msgspec.structs.replace(one, error=scrub_text(one.error)) for one in summary.refusals),
     )
-    return msgspec.structs.replace(summary, stopped=stopped)
 
 
 def _print(found: Sequence[DestinationSummary]) -> None:
@@ -75,7 +78,18 @@ def _print(found: Sequence[DestinationSummary]) -> None:
         for summary in found
         for one in summary.waiting_tenants
     ]
-    for lines in (stops, waits):
+    refusals = [
+        f"{summary.name}, {one.shard_id}: refused {one.type} of {one.subject} at {one.since:%Y-%m-%d %H:%M:%S}, "
+        f"{one.event_id}: {one.error}"
+        for summary in found
+        for one in summary.refusals
+    ]
+    left = [
+        f"{summary.name}: no replica has it in FEED_FILE; `simplu-worker feed forget {summary.name}` deletes its places"
+        for summary in found
+        if not summary.is_in_file
+    ]
+    for lines in (stops, waits, refusals, left):
         for line in lines[:SHOWN_MAX]:
             print_line(line)
         if len(lines) > SHOWN_MAX:
@@ -88,7 +102,7 @@ def _at(refused_event: str | None) -> str:
 
 def _row(summary: DestinationSummary) -> tuple[object, ...]:
     return (
-        Text(summary.name, "yellow" if summary.has_problem else "green"),
+        Text(summary.name, _style(summary)),
         f"{summary.lag_seconds:.1f} s",
         summary.shard_count,
         len(summary.shards_behind),
@@ -97,3 +111,9 @@ def _row(summary: DestinationSummary) -> tuple[object, ...]:
         len(summary.waiting_tenants),
         summary.refusal_count,
     )
+
+
+def _style(summary: DestinationSummary) -> str:
+    if not summary.is_in_file:
+        return "dim"
+    return "yellow" if summary.has_problem else "green"

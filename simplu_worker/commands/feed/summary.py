@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Final
 
 import msgspec
 
-from simplu_worker.feed.steering import ShardDestination
+from simplu_worker.feed.cloud_events import TYPE_PREFIX
+from simplu_worker.feed.steering import REFUSALS_SHOWN, RefusedEvent, ShardDestination
 from simplu_worker.vocabulary import FeedStop
 
 BEHIND_S: Final = 10.0  # a killed publisher is replaced within that
@@ -31,8 +33,19 @@ class WaitingTenant(msgspec.Struct, frozen=True, rename="camel"):
     source_shard_id: str
 
 
+class Refusal(msgspec.Struct, frozen=True, rename="camel"):
+    """An event that the destination refused for good. It has no data."""
+
+    shard_id: str
+    event_id: str
+    type: str
+    subject: str
+    error: str
+    since: datetime
+
+
 class DestinationSummary(msgspec.Struct, frozen=True, rename="camel"):
-    """A destination over all shards that answered."""
+    """A destination over all shards that answered. One that no publisher has in its file waits for nothing."""
 
     name: str
     lag_seconds: float  # of the shard that is the furthest behind
@@ -42,6 +55,8 @@ class DestinationSummary(msgspec.Struct, frozen=True, rename="camel"):
     stopped: tuple[StoppedShard, ...]
     waiting_tenants: tuple[WaitingTenant, ...]
     refusal_count: int
+    refusals: tuple[Refusal, ...] = ()  # the latest REFUSALS_SHOWN, the newest first
+    is_in_file: bool = True
 
     @property
     def has_problem(self) -> bool:
@@ -58,11 +73,13 @@ def summarise(answers: Mapping[str, Sequence[ShardDestination]]) -> list[Destina
     return [_summary(name, found[name]) for name in sorted(found)]
 
 
-def _summary(name: str, shards: Sequence[tuple[str, ShardDestination]]) -> DestinationSummary:
+def _summary(name: str, found: Sequence[tuple[str, ShardDestination]]) -> DestinationSummary:
+    is_in_file = any(one.is_in_file for _, one in found)
+    shards = found if is_in_file else ()
     return DestinationSummary(
         name=name,
         lag_seconds=max((one.lag_s or 0.0 for _, one in shards), default=0.0),
-        shard_count=len(shards),
+        shard_count=len(found),
         shards_behind=tuple(shard_id for shard_id, one in shards if (one.lag_s or 0.0) >= BEHIND_S),
         shards_without_publisher=tuple(shard_id for shard_id, one in shards if one.publisher is None),
         stopped=tuple(
@@ -73,5 +90,17 @@ def _summary(name: str, shards: Sequence[tuple[str, ShardDestination]]) -> Desti
         waiting_tenants=tuple(
             WaitingTenant(held.tenant_id, shard_id, held.source) for shard_id, one in shards for held in one.held
         ),
-        refusal_count=sum(one.refusal_count for _, one in shards),
+        refusal_count=sum(one.refusal_count for _, one in found),
+        refusals=tuple(_latest_refusals(found)),
+        is_in_file=is_in_file,
     )
+
+
+def _latest_refusals(shards: Sequence[tuple[str, ShardDestination]]) -> list[Refusal]:
+    found = [_refusal(shard_id, refused) for shard_id, one in shards for refused in one.refusals]
+    return sorted(found, key=lambda one: one.since, reverse=True)[:REFUSALS_SHOWN]
+
+
+def _refusal(shard_id: str, refused: RefusedEvent) -> Refusal:
+    event = refused.event
+    return Refusal(shard_id, event.id, f"{TYPE_PREFIX}{event.kind}", event.subject, refused.error, refused.since)

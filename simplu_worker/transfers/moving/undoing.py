@@ -69,15 +69,21 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
 
 
 async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
-    """Return whether the feed still has to read changes of the tenant, after `UNREAD_S` at most."""
+    """Return whether the feed still has to read changes of the tenant, after `UNREAD_S` at most.
+
+    A destination that is not in the publisher's file reads nothing now, and is not waited for.
+    """
     deadline = loop_time() + UNREAD_S
-    while True:
-        async with shard.connection() as connection:
-            if not await connection.fetchval(QUERIES["has_unread_changes"], tenant_id):
-                return False
+    while await _is_unread(shard, tenant_id, is_in_file=True):
         if loop_time() > deadline:
             return True
         await asyncio.sleep(UNREAD_POLL_S)
+    return await _is_unread(shard, tenant_id, is_in_file=False)
+
+
+async def _is_unread(shard: ShardPool, tenant_id: str, *, is_in_file: bool) -> bool:
+    async with shard.connection() as connection:
+        return bool(await connection.fetchval(QUERIES["has_unread_changes"], tenant_id, is_in_file))
 
 
 def fewer_after(error: StatementFailedError, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""`feed show`, `replay` and `skip` on real shards, beside a feed that runs."""
+"""`feed show`, `replay`, `skip` and `forget` on real shards, beside a feed that runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from integration.commands.test_upgrade import settings_of
+from prometheus_client import REGISTRY
 from support.citrus.cases import silent
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
@@ -18,6 +19,7 @@ from support.moves.world import TENANT_ID, World
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
+from simplu_worker.commands.feed.forget import forget_destination
 from simplu_worker.commands.feed.replay import replay_feed
 from simplu_worker.commands.feed.show import show_feed
 from simplu_worker.commands.feed.skip import skip_feed
@@ -25,7 +27,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.vocabulary import OnRefusal
+from simplu_worker.vocabulary import FeedData, OnRefusal
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -207,6 +209,81 @@ async def test_skip_passes_the_source_of_a_tenant_that_has_moved(
     assert [one.resource_id for one in receiver.events[1:]] == ["r0", "r1", "r2"]
 
 
+@pytest.mark.slow(2)
+async def test_show_lists_what_a_destination_refused_last(
+    world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The newest five, with type, subject, error and time; no secret of an error, and no data."""
+    receiver = Receiver()
+    receiver.answer = lambda event: Refused(f"https://user:hunter2@crm/{event.resource_id}: 422")
+    terms = DestinationTerms("receiver", tries=1, data=FeedData.CURRENT)
+    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(terms=terms)])
+    case = world.case("a")
+    async with running(feed):
+        await publishing(feed)
+        await case.apply_each(*(case.operation("create", f"r{number}", {"name": "Ana"}) for number in range(6)))
+        await until(world, "a", "SELECT FROM feed_refusals", 6)
+    found = await shown(settings, Output(capfd))
+    rows = await fetch(case.pool, "SELECT event_id, refused_at FROM feed_refusals ORDER BY refused_at DESC LIMIT 1")
+    event_id, since = rows[0]["event_id"], rows[0]["refused_at"]
+    newest = found["refusals"][0]
+    assert datetime.fromisoformat(newest.pop("since")) == since
+    assert "hunter2" not in newest["error"]
+    assert newest.pop("error").endswith("crm/r5: 422")
+    subject = f"{TENANT_ID}/patient/r5"
+    assert newest == {"shardId": "a", "eventId": event_id, "type": "simplu.resource.created", "subject": subject}
+    assert (found["refusalCount"], len(found["refusals"])) == (6, 5)
+    assert await show_feed(settings, None, as_json=False) == 0
+    out = capfd.readouterr().out
+    assert f"receiver, a: refused simplu.resource.created of {subject} at {since:%Y-%m-%d %H:%M:%S}, {event_id}:" in out
+    assert "r0" not in out
+    assert "hunter2" not in out
+    assert "Ana" not in out
+
+
+@pytest.mark.slow(3)
+async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_left_the_file(
+    world: World, settings: Settings, output: Output
+) -> None:
+    """Never while a replica has it in its file; otherwise it has no lag and no gauge. In a file again it begins now."""
+    left, other = Receiver("left"), Receiver("other")
+    feed = feed_of(world.pools, [pool.address for pool in world.shard_pools.values()], [left.configured()])
+    case = world.case("a")
+    async with running(feed):
+        await publishing(feed, 2)
+        for apply in (False, True):
+            with pytest.raises(PermanentError, match="no replica has in FEED_FILE, got left, which one has on a; take"):
+                await forget_destination(settings, "left", apply=apply, as_json=True)
+        assert lag_of("left") is not None
+        feed.replace([other.configured()])
+        for shard_id in "ab":
+            await until(world, shard_id, "SELECT FROM feed_cursors WHERE NOT is_in_file", 1)
+        await case.apply(case.operation("create", "r1", {}))
+        await other.until_count(1)
+        await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
+        found = await shown(settings, output, "left")
+        assert (found["isInFile"], found["lagSeconds"], found["shardsBehind"], found["shardCount"]) == (False, 0, [], 2)
+        assert (lag_of("left"), lag_of("other") is None) == (None, False)
+        assert await forget_destination(settings, "left", apply=False, as_json=True) == 0
+        planned = output.json()
+        assert [(one["shardId"], one["refusalCount"]) for one in planned["shards"]] == [("a", 0), ("b", 0)]
+        await until(world, "a", "SELECT FROM feed_cursors", 2)
+        assert await forget_destination(settings, "left", apply=True, as_json=True) == 0
+        assert output.json() == planned | {"applied": True}
+        await until(world, "a", "SELECT FROM feed_cursors", 1)
+        assert await forget_destination(settings, "left", apply=True, as_json=True) == 1
+        feed.replace([left.configured(), other.configured()])
+        await until(world, "a", "SELECT FROM feed_cursors WHERE is_in_file", 2)
+        await case.apply(case.operation("create", "r2", {}))
+        await left.until_count(1)
+    assert [one.resource_id for one in left.events] == ["r2"]
+    with pytest.raises(PermanentError, match="which one has on a"):
+        await forget_destination(settings, "left", apply=True, as_json=True)
+    for pool in world.shard_pools.values():
+        await fetch(pool, "UPDATE feed_shards SET expires_at = now() - interval '61 s'")  # FEED_FILE is unset by now
+    assert await forget_destination(settings, "left", apply=True, as_json=True) == 0
+
+
 async def test_show_names_shards_that_do_not_answer_and_those_without_a_publisher(
     world: World, tmp_path: Path, output: Output
 ) -> None:
@@ -248,6 +325,15 @@ async def test_commands_print_tables_for_people(
     told = capfd.readouterr()
     assert "gone: 410" in told.out
     assert "done: the feed goes on where it was" in told.err
+    for pool in world.shard_pools.values():
+        await fetch(pool, "UPDATE feed_cursors SET is_in_file = false")
+    assert await show_feed(settings, "receiver", as_json=False) == 0
+    assert "receiver: no replica has it in FEED_FILE; `simplu-worker feed forget" in capfd.readouterr().out
+    assert await forget_destination(settings, "receiver", apply=False, as_json=False) == 0
+    told = capfd.readouterr()
+    assert "cursor of" in told.out
+    assert "with --apply this is deleted" in told.err
+    assert await forget_destination(settings, "nobody", apply=False, as_json=False) == 1
 
 
 @pytest.mark.slow(10)
@@ -271,6 +357,11 @@ async def test_each_replica_shows_the_destinations_of_all_shards(world: World) -
     assert (own[0].stopped_shards, own[0].error, own[0].shard_count) == (("a",), "410", 2)
     assert (other.stopped_shards, other.error, other.shard_count) == (("a",), "410", 1)
     assert other.lag_s > 0
+
+
+def lag_of(name: str) -> float | None:
+    """Return the gauge of a destination."""
+    return REGISTRY.get_sample_value("simplu_feed_lag_seconds", {"destination": name})
 
 
 async def until(world: World, shard_id: str, query: str, count: int) -> None:

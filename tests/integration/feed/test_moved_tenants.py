@@ -134,6 +134,27 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
     assert kinds == [*created, FeedKind.TENANT_REPLACED, FeedKind.TENANT_MOVED, FeedKind.RESOURCE_UPDATED]
 
 
+@pytest.mark.slow(3)
+async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads nothing now, and is told of what was deleted once it is back."""
+    monkeypatch.setattr("simplu_worker.transfers.moving.undoing.UNREAD_S", 3600.0)
+    receiver, other = Receiver(), Receiver("other")
+    source = world.case("a")
+    feed = feed_of(world.pools, [pool.address for pool in world.shard_pools.values()], [receiver.configured()])
+    async with running(feed), asyncio.timeout(60):
+        await publishing(feed, 2)
+        feed.replace([other.configured()])
+        while not await fetch(source.pool, "SELECT FROM feed_cursors WHERE NOT is_in_file"):  # noqa: ASYNC110  # a row
+            await asyncio.sleep(0.05)
+        await source.apply(source.operation("create", "r1", {}))
+        await world.move()
+        await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
+        feed.replace([receiver.configured()])
+        await receiver.until(lambda events: any(one.kind is FeedKind.TENANT_REPLACED for one in events), 30)
+
+
 @pytest.mark.slow(6)
 async def test_events_come_in_order_when_a_tenant_moves_there_and_back_under_load(world: World) -> None:
     """Every change arrives once for its resource in the order of its versions, whichever shard has it."""

@@ -140,6 +140,12 @@ SELECT
     again_through, server_run
 FROM begun;
 
+-- name: note_feed_file
+-- The publisher has the destinations $1 in its file, and no others.
+UPDATE public.feed_cursors
+SET is_in_file = NOT is_in_file
+WHERE is_in_file <> (destination = ANY($1::pg_catalog.text[]));
+
 -- name: write_feed_cursors
 -- Of the destinations $2, while the token of the publisher is $1. A claim waits for the end of it.
 WITH mine AS (
@@ -293,9 +299,10 @@ WHERE ctid = ANY(
 );
 
 -- name: show_feed
--- What each destination has of this shard. The lag counts from the oldest change that is not delivered.
+-- What each destination has of this shard, with its latest $1 refusals. The lag counts from the oldest change that is not
+-- delivered.
 SELECT
-    feed_cursors.destination, feed_cursors.batch_id, feed_cursors.position,
+    feed_cursors.destination, feed_cursors.is_in_file,
     feed_cursors.held::pg_catalog.text AS held, feed_cursors.stopped, feed_cursors.error, feed_cursors.refused_event,
     CASE WHEN feed_shards.expires_at > pg_catalog.clock_timestamp() THEN feed_shards.publisher END AS publisher,
     extract(
@@ -313,7 +320,20 @@ SELECT
     (
         SELECT pg_catalog.count(*) FROM public.feed_refusals
         WHERE feed_refusals.destination = feed_cursors.destination
-    ) AS refusal_count
+    ) AS refusal_count,
+    (
+        SELECT
+            pg_catalog.jsonb_agg(pg_catalog.jsonb_build_object(
+                'event', latest.event, 'error', latest.error, 'since', latest.refused_at
+            ))::pg_catalog.text
+        FROM (
+            SELECT feed_refusals.event, feed_refusals.error, feed_refusals.refused_at
+            FROM public.feed_refusals
+            WHERE feed_refusals.destination = feed_cursors.destination
+            ORDER BY feed_refusals.refused_at DESC, feed_refusals.event_id
+            LIMIT $1
+        ) AS latest
+    ) AS refusals
 FROM public.feed_cursors
 CROSS JOIN public.feed_shards
 ORDER BY feed_cursors.destination;
@@ -421,3 +441,21 @@ SET
         FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
     )
 WHERE destination = $1;
+
+-- name: plan_feed_forget
+-- What the shard has of the destination $1. With the row of the publisher locked: a replica that has the destination in its
+-- file begins it anew behind this transaction. It counts as in the file until no replica has published for a minute.
+SELECT
+    feed_shards.publisher, feed_cursors.updated_at,
+    feed_cursors.is_in_file AND feed_shards.expires_at > pg_catalog.clock_timestamp() - interval '1 minute' AS is_in_file,
+    (SELECT pg_catalog.count(*) FROM public.feed_refusals WHERE feed_refusals.destination = $1) AS refusal_count
+FROM public.feed_cursors
+CROSS JOIN public.feed_shards
+WHERE feed_cursors.destination = $1
+FOR UPDATE OF feed_shards;
+
+-- name: forget_feed_destination
+WITH refusals AS (
+    DELETE FROM public.feed_refusals WHERE feed_refusals.destination = $1
+)
+DELETE FROM public.feed_cursors WHERE feed_cursors.destination = $1;

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from support.feed.events import feed_event
+
 from simplu_worker.commands.feed.summary import DestinationSummary, StoppedShard, WaitingTenant, summarise
 from simplu_worker.feed.places import HeldTenant
-from simplu_worker.feed.steering import ShardDestination
+from simplu_worker.feed.steering import RefusedEvent, ShardDestination
 from simplu_worker.vocabulary import FeedStop
 
 HELD = HeldTenant(1, "smile-berlin", 2, "c", 5, 0)
@@ -37,3 +41,24 @@ def test_summary_has_each_destination_with_its_shards_and_what_is_odd() -> None:
     )
     assert (bus.has_problem, crm.has_problem) == (True, True)
     assert summarise({}) == []
+
+
+def test_summary_counts_nothing_of_a_destination_that_no_publisher_has_in_its_file() -> None:
+    """But names it, with what it refused; one that some publisher has is counted on all shards."""
+    late = ShardDestination("crm", (HELD,), None, FeedStop.REFUSED, lag_s=90.5, refusal_count=2, is_in_file=False)
+    (left,) = summarise({"a": [late], "b": [late]})
+    assert left == DestinationSummary("crm", 0.0, 2, (), (), (), (), 4, is_in_file=False)
+    assert not left.has_problem
+    (crm,) = summarise({"a": [late], "b": [ShardDestination("crm", (), "one")]})
+    assert (crm.is_in_file, crm.shards_behind, crm.shards_without_publisher) == (True, ("a",), ("a",))
+
+
+def test_summary_has_the_latest_refusals_of_all_shards() -> None:
+    """The newest first."""
+
+    def refused(*days: int) -> ShardDestination:
+        found = tuple(RefusedEvent(feed_event(day), f"{day}", datetime(2026, 1, day, tzinfo=UTC)) for day in days)
+        return ShardDestination("crm", (), refusals=found)
+
+    (crm,) = summarise({"a": [refused(9, 4, 3, 2, 1)], "b": [refused(8, 7, 6, 5)]})
+    assert [(one.shard_id, one.error) for one in crm.refusals] == [("a", "9"), *(("b", day) for day in "8765")]
