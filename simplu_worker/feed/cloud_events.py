@@ -91,7 +91,7 @@ def encode_event(event: FeedEvent, max_bytes: int) -> bytes | None:
     None if it is too large without them too.
     """
     encoded = _encode(_members(event, is_whole=True))
-    if len(encoded) > max_bytes and event.data is not None:
+    if len(encoded) > max_bytes:
         encoded = _encode(_members(event, is_whole=False))
     return encoded if len(encoded) <= max_bytes else None
 

@@ -62,13 +62,19 @@ class DeliveredEvents:
 
     def note_undone(self, event: FeedEvent) -> None:
         """Remember that the change of *event* may be applied again, under a new id."""
-        if event.tenant is not None and event.request_id is not None:
-            self._undone[event.tenant.tenant_id, event.request_id] = event.id
-            while len(self._undone) > EVENTS_MAX:
+        if (change := _change_of(event)) is not None:
+            self._undone[change] = event.id
+            if len(self._undone) > EVENTS_MAX:
                 self._undone.popitem(last=False)
 
     def reapplied(self, event: FeedEvent) -> str | None:
         """Return the id of the undone event of the same change, if any."""
-        if not self._undone or event.tenant is None or event.request_id is None:
-            return None
-        return self._undone.get((event.tenant.tenant_id, event.request_id))
+        change = _change_of(event) if self._undone else None
+        return None if change is None else self._undone.get(change)
+
+
+def _change_of(event: FeedEvent) -> tuple[str, str] | None:
+    """Return the tenant and the request of *event*: what it has in common with that of the same change."""
+    if event.tenant is None or event.request_id is None:
+        return None
+    return event.tenant.tenant_id, event.request_id

@@ -106,8 +106,15 @@ class Window:
         return chosen
 
     def next_due_at(self) -> float | None:
-        """Return when the first event is due that waits for its time; None without any."""
-        return min((one.due_at for one in self._events if not one.is_done), default=None)
+        """Return when the first event is due that none of its key is before; None without any.
+
+        The others of its key are due at once after it: with their times a destination's loop would not rest.
+        """
+        due_at_by_key: dict[str, float] = {}
+        for one in self._events:
+            if not one.is_done:
+                due_at_by_key.setdefault(one.event.partition_key, one.due_at)
+        return min(due_at_by_key.values(), default=None)
 
     def settle(
         self, sent: Sequence[WindowEvent], deliveries: Sequence[Delivery], *, tries: int, now: float, draw: float

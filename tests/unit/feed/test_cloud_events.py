@@ -63,9 +63,10 @@ def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -
 
 
 def test_event_without_data_has_no_member_about_data() -> None:
-    """Nor one of an incarnation without a bound, or of a change that was applied once."""
+    """Nor one of an incarnation without a bound, or of a change that was applied once; an undone one names another."""
     absent = {"simpludata", "datacontenttype", "data", "simplubehind", "simplureapplies", "simpluundoes"}
     assert decoded(feed_event()).keys() & absent == set()
+    assert decoded(feed_event(kind=FeedKind.UNDONE, undoes="token-7-1"))["simpluundoes"] == "token-7-1"
 
 
 def test_event_of_a_whole_shard_has_its_bounds_as_data() -> None:
@@ -130,7 +131,9 @@ def test_notification_is_that_of_the_typescript_worker() -> None:
         b'{"type":"resource_created","resourceType":"patient","businessId":"smile","locationId":"berlin",'
         b'"resourceId":"p-1","shardId":"shard-1","data":{"a":1},"timestamp":"2026-03-01T09:00:00.250Z"}'
     )
-    assert b'"data":null' in (encode_notification(event, 180) or b"")
+    whole = encode_notification(event, ENOUGH) or b""
+    assert encode_notification(event, len(whole)) == whole
+    assert b'"data":null' in (encode_notification(event, len(whole) - 1) or b"")
 
 
 @pytest.mark.parametrize("kind", FeedKind)
@@ -139,7 +142,8 @@ def test_notification_is_about_resources_alone(kind: FeedKind) -> None:
     of_resource, of_tenant = feed_event(kind=kind), feed_event(kind=kind, resource_type=None, resource_id=None)
     assert (encode_notification(of_resource, ENOUGH) is not None) == (kind in NOTIFICATION_TYPES)
     assert encode_notification(of_tenant, ENOUGH) is None
-    assert encode_notification(feed_event(kind=kind, **OF_SHARD), ENOUGH) is None
+    for missing in (OF_SHARD, {"tenant": None}, {"resource_type": None}, {"resource_id": None}):
+        assert encode_notification(feed_event(kind=kind, **missing), ENOUGH) is None
 
 
 def test_time_without_fractions_has_milliseconds_in_a_notification() -> None:

@@ -15,6 +15,7 @@ from simplu_worker.feed.incarnations import (
     bounds_with,
     claim_delay_s,
     incarnation_id,
+    run_of_server,
 )
 from simplu_worker.feed.places import Place
 
@@ -52,6 +53,15 @@ def test_bounds_are_bounded() -> None:
 def test_replica_waits_longer_the_more_shards_it_publishes() -> None:
     """And never so long that a killed publisher is not replaced within ten seconds."""
     delays = [claim_delay_s(count, draw) for count in (0, 1, 8, 100, 10_000) for draw in (0.0, 1.0)]
+    assert [claim_delay_s(count, 0.5) for count in (0, 8)] == pytest.approx([0.05, 0.9])
     assert claim_delay_s(0, 1) < claim_delay_s(8, 0) < claim_delay_s(100, 0)
     assert all(0 < delay <= CLAIM_DELAY_MAX_S for delay in delays)
     assert LEASE_S + CLAIM_DELAY_MAX_S < 10
+
+
+def test_run_of_a_server_is_another_after_a_promotion_a_restore_and_new_numbers() -> None:
+    """To the microsecond of its start."""
+    at = datetime(2026, 3, 1, tzinfo=UTC)
+    runs = [("1", at, 0), ("2", at, 0), ("1", at + timedelta(microseconds=1), 0), ("1", at, 1000)]
+    assert run_of_server(*runs[0]) == "1/1772323200.000000/0"
+    assert len({run_of_server(*one) for one in runs}) == len(runs)

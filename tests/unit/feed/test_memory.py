@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from simplu_worker.feed.events import undone_event
 from simplu_worker.feed.memory import EVENTS_MAX, KEPT_S, DeliveredEvents
 from simplu_worker.feed.places import Place
@@ -38,12 +40,44 @@ def test_events_of_lost_batches_are_taken_back_newest_first() -> None:
     assert memory.is_complete_behind(Place(1, 0))
     assert [one.batch_id for one in memory.refs_behind(Place(1, 0))] == [2, 3, 4]
     undone = memory.take_undone(Place(1, 0), {"t3"})
-    assert [one.id for one in undone] == ["e4", "e2"]
+    assert [(one.id, one.data) for one in undone] == [("e4", None), ("e2", None)]  # no memory for data
+    assert [one.batch_id for one in memory.refs_behind(Place(0, 0))] == [1]
     taken_back = undone_event(undone[0], Incarnation("j"), AT)
     assert (taken_back.id, taken_back.undoes, taken_back.data) == ("e4-undone-j", "e4", None)
     memory.note_undone(undone[0])
     assert memory.reapplied(event(4, "new")) == "e4"
     assert memory.reapplied(event(2, "new")) is None
+
+
+def test_change_that_comes_again_is_that_of_its_tenant_and_request() -> None:
+    """No event without both comes again; the oldest of too many are forgotten."""
+    memory, of_shard = DeliveredEvents(), msgspec.structs.replace(event(1), tenant=None)
+    without_request = msgspec.structs.replace(event(1), request_id=None)
+    for one in (of_shard, without_request):
+        assert memory.reapplied(one) is None
+        memory.note_undone(one)
+        memory.note_undone(event(1))
+        assert memory.reapplied(one) is None
+    for number in range(2, EVENTS_MAX + 1):
+        memory.note_undone(event(number))
+    assert memory.reapplied(event(1, "new")) == "e1"
+    memory.note_undone(event(EVENTS_MAX + 1))
+    again = [memory.reapplied(event(number, "new")) for number in (1, 2, EVENTS_MAX + 1)]
+    assert again == [None, "e2", f"e{EVENTS_MAX + 1}"]
+
+
+def test_events_are_remembered_as_long_as_a_standby_may_lag() -> None:
+    """To the second; what is forgotten is known to be missing, also before the memory was complete, and stays so."""
+    memory = DeliveredEvents()
+    assert not memory.is_complete_behind(Place(9, 9))
+    memory.note(BatchRef(1, "t1"), Place(1, 0), event(1), now=0)
+    memory.note(BatchRef(2, "t2"), Place(2, 0), event(2), now=KEPT_S)
+    assert (len(memory.refs_behind(Place(0, 0))), memory.known_from) == (2, None)
+    memory.note(BatchRef(3, "t3"), Place(3, 0), event(3), now=KEPT_S + 1)
+    assert memory.known_from == Place(1, 0)
+    memory.known_from = Place(2, 5)
+    memory.note(BatchRef(4, "t4"), Place(4, 0), event(4), now=2 * KEPT_S + 1)
+    assert (len(memory.refs_behind(Place(0, 0))), memory.known_from) == (2, Place(2, 5))
 
 
 def test_memory_is_not_complete_behind_what_it_has_forgotten() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+import pytest
+
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, FeedTenant, Incarnation, Refused, RetryLater
-from simplu_worker.feed.window import RETRY_MAX_S, RefusedForGood, Window, WindowEvent
+from simplu_worker.feed.window import EVENTS_MAX, RETRY_AFTER_MAX_S, RETRY_MAX_S, RefusedForGood, Window, WindowEvent
 from simplu_worker.vocabulary import FeedKind
 
 TENANT = FeedTenant("t-1", "t", "1", "gym")
@@ -31,9 +34,10 @@ def event(number: int, key: str = "r") -> WindowEvent:
 def test_cursor_stays_before_the_oldest_event_that_is_not_done() -> None:
     """Delivered events beyond it are not sent again."""
     window, events = Window(Place(0, 9)), [event(1, "a"), event(2, "b"), event(3, "c")]
+    assert (window.cursor, window.behind_since, window.next_due_at()) == (Place(0, 9), None, None)
     window.add(events, Place(3, 0))
-    window.settle(events, [RetryLater("x"), Delivered(), Delivered()], tries=3, now=0, draw=0)
-    assert window.cursor == Place(1, -1)
+    assert window.settle(events, [RetryLater("x"), Delivered(), Delivered()], tries=3, now=0, draw=0) == events[1:]
+    assert (window.cursor, window.behind_since) == (Place(1, -1), events[0].event.time)
     assert window.due(10, now=100) == [events[0]]
     window.settle(events[:1], [Delivered()], tries=3, now=100, draw=0)
     assert (window.cursor, len(window)) == (Place(3, 0), 0)
@@ -41,14 +45,45 @@ def test_cursor_stays_before_the_oldest_event_that_is_not_done() -> None:
 
 def test_key_waits_behind_its_first_event_that_waits() -> None:
     """And no other key does."""
-    window, events = Window(Place(0, 0)), [event(1, "a"), event(2, "a"), event(3, "b")]
-    window.add(events, Place(3, 0))
+    window, events = Window(Place(0, 0)), [event(1, "a"), event(2, "a"), event(3, "b"), event(4, "c")]
+    window.add(events, Place(4, 0))
     assert window.due(10, now=0) == events
     window.settle(events[:1], [RetryLater("x", 5)], tries=3, now=0, draw=0)
-    assert window.due(10, now=1) == [events[2]]
-    assert window.due(10, now=5) == events
+    window.settle(events[2:3], [Delivered()], tries=3, now=0, draw=0)
+    assert window.due(10, now=1) == [events[3]]
+    assert window.due(10, now=5) == [events[0], events[1], events[3]]
     assert window.next_due_at() == 0
     assert window.due(1, now=5) == events[:1]
+
+
+def test_next_event_is_due_when_the_first_of_a_key_is() -> None:
+    """Not at the time of one behind it, which never waited: the feed would not rest meanwhile."""
+    window, events = Window(Place(0, 0)), [event(1, "a"), event(2, "a"), event(3, "b"), event(4, "c")]
+    window.add(events, Place(4, 0))
+    sent = [events[0], events[2], events[3]]
+    window.settle(sent, [RetryLater("x", 5), RetryLater("x", 7), Delivered()], tries=3, now=0, draw=0)
+    assert (window.due(10, now=4.9), window.next_due_at()) == ([], 5)
+
+
+def test_window_has_room_until_it_is_half_full() -> None:
+    """So that a read finds enough room for what it brings."""
+    window = Window(Place(0, 0))
+    window.add([event(number) for number in range(EVENTS_MAX // 2)], Place(1, 0))
+    assert window.has_room
+    window.add([event(0)], Place(1, 0))
+    assert not window.has_room
+
+
+def test_window_knows_the_kinds_of_events_that_are_not_done() -> None:
+    """A delivered one does not count, even while one before it waits."""
+    window, events = Window(Place(0, 0)), [event(1, "a"), event(2, "b")]
+    events[1].event = msgspec.structs.replace(events[1].event, kind=FeedKind.UNDONE)
+    window.add(events, Place(2, 0))
+    assert window.has_kind(FeedKind.UNDONE)
+    assert not window.has_kind(FeedKind.GAP)
+    window.settle(events[1:], [Delivered()], tries=3, now=0, draw=0)
+    assert not window.has_kind(FeedKind.UNDONE)
+    assert window.has_kind(FeedKind.RESOURCE_UPDATED)
 
 
 def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> None:
@@ -56,9 +91,9 @@ def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> N
     window, one = Window(Place(0, 0)), event(1)
     window.add([one], Place(1, 0))
     assert window.settle([one], [Refused("no")], tries=2, now=0, draw=0) == []
-    assert window.due(1, now=0) == []
+    assert (window.due(1, now=0.09), window.due(1, now=0.1)) == ([], [one])
     assert window.settle([one], [Refused("no")], tries=2, now=9, draw=0) == [RefusedForGood(one, "no")]
-    assert window.cursor == Place(1, -1)
+    assert (window.cursor, window.next_due_at()) == (Place(1, -1), 9.2)
     window.finish(one)
     assert window.cursor == Place(1, 0)
 
@@ -75,6 +110,11 @@ def test_retries_come_after_growing_pauses_up_to_a_bound() -> None:
     """However often the destination is busy."""
     window, one = Window(Place(0, 0)), event(1)
     window.add([one], Place(1, 0))
+    waits_s = []
+    for after_s in (None, None, 5.0, 0.1, 1e6):  # as it asks for, but not less than the pause, nor without an end
+        window.settle([one], [RetryLater("x", after_s)], tries=2, now=100, draw=0)
+        waits_s.append(one.due_at - 100)
+    assert waits_s == pytest.approx([0.1, 0.2, 5.0, 0.8, RETRY_AFTER_MAX_S])
     for _ in range(50):
         window.settle([one], [RetryLater("x")], tries=2, now=0, draw=1)
     assert one.due_at == RETRY_MAX_S
