@@ -14,7 +14,8 @@ same round, because other programs on the machine affect all runs of a round ali
 
 Then: p50 and p99 from arrival to commit at 1,000 records a second, the cost of idling, the times that programs take
 to start, few records, a worker that is watched, two replicas, and SQS order events. The results are written into
-docs/performance.md and its picture. Exit status 1 when a target is missed, unless `--quick`.
+docs/performance.md and its picture. Exit status 1 when a target is missed, unless `--quick`. `--only peers`
+compares the worker with programs that users would write instead (`peers.py`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from benchmarks.throughput.low_load import measure_low_load
 from benchmarks.throughput.measures import measure_latency, measure_orders, measure_pair
 from benchmarks.throughput.mixes import MIXES, QUICK_MIXES, REALISTIC, mix_of
 from benchmarks.throughput.page import MIX_HEAD, RATES_HEAD, write_page
+from benchmarks.throughput.peers import PEERS_HEAD, measure_peers, peer_lines
 from benchmarks.throughput.results import BARE, BOUND_CELLS, WORKER, Machine, ThroughputResults
 from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Run, Runner, StalledError
 from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
@@ -48,7 +50,8 @@ from benchmarks.throughput.watching import measure_watching
 ROOT = FOLDER.parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 MIX_RATIO_HEAD = ("this ÷ another worker", "the other", "records/s", "worker", "Postgres", "WAL", "disk")
-PARTS = ("mixes", "rates", "more", "low", "orders")
+USUAL_PARTS = ("mixes", "rates", "more", "low", "orders")
+PARTS = (*USUAL_PARTS, "peers")
 MIX_ROUNDS, MIX_SECONDS, MIX_RECORDS = 2, 3.0, 150_000
 LOW_ROUNDS = 3
 QUICK_MIX_RECORDS = 60_000
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each run, after its warm-up")
     parser.add_argument("--records", type=int, help="in the stream")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=USUAL_PARTS, help="by default all but peers")
     parser.add_argument(
         "--mixes", nargs="+", metavar="NAME", choices=[mix.name for mix in MIXES], help="by default all"
     )
@@ -148,6 +151,8 @@ async def measure(arguments: argparse.Namespace, results: ThroughputResults, con
             console.print(f"idle: {results.idle.client_cores:.2%} of a core, polls {results.idle.plain_cores:.2%}")
         if "low" in arguments.only:
             await measure_low_loads(servers, arguments, results, console, seconds=more_s)
+        if "peers" in arguments.only:
+            await measure_peers(servers, results, console, who=arguments.who, latency_s=more_s)
         if "more" in arguments.only and not arguments.quick:
             await measure_replicas(servers, arguments, results, console)
     if "orders" in arguments.only:
@@ -331,6 +336,8 @@ def show(results: ThroughputResults, console: Console) -> None:
         show_table(("few records, this ÷ worker of", "worker"), results.low_load_ratios(), console)
     if results.runs:
         show_table(RATES_HEAD, results.lines(), console)
+    if results.peers:
+        show_table(PEERS_HEAD, peer_lines(results), console)
     table = Table("target", "measured", "wanted", "")
     for one in results.targets():
         kept = "kept" if one.is_kept else "[bold red]MISSED[/]"

@@ -9,22 +9,30 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.records import PutRecord, make_records
 from benchmarks.throughput.runs import (
+    FIRST_WITHIN_S,
     LATENCIES_SQL,
+    OURS,
+    WITHIN_QUOTAS,
     Cell,
     Clients,
     Contender,
     Run,
     Runner,
+    StalledError,
     UsageSampler,
     run_clients,
+    warm_up_s,
 )
 from benchmarks.throughput.testbed import BenchmarkServers, clock
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import poll_until
 from simplu_local.stack.aws import STREAM_NAME, aws_client
 
@@ -45,6 +53,7 @@ class LatencyFigures(msgspec.Struct, frozen=True, rename="camel"):
     p99_s: float
     most_s: float
     client_cores: float
+    contender: Contender = msgspec.field(name="who", default=Contender.WORKER)
 
 
 class OrderFigures(msgspec.Struct, frozen=True, rename="camel"):
@@ -65,29 +74,37 @@ class OrderFigures(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def measure_latency(
-    servers: BenchmarkServers, *, rate: int, seconds: float, stream_shards: int = 4
+    servers: BenchmarkServers,
+    *,
+    rate: int,
+    seconds: float,
+    stream_shards: int = 4,
+    contender: Contender = Contender.WORKER,
 ) -> LatencyFigures:
-    """Put *rate* records a second for *seconds*; return the latencies."""
+    """Put *rate* records a second for *seconds*, once *contender* has applied others; return the latencies."""
     async with (
         servers.run_kinesis(0, stream_shards) as kinesis,
-        servers.make_databases(1, commit="on") as databases,
-        run_clients(Contender.WORKER, servers, kinesis.url, databases) as clients,
+        servers.make_databases(1, commit="on", has_plain_log=contender not in OURS) as databases,
+        run_clients(contender, servers, kinesis.url, databases) as clients,
     ):
-        load = list(make_records(int(rate * (LATENCY_SETTLE_S + seconds)), servers.tenants, run="l"))
-        settling = int(rate * LATENCY_SETTLE_S)
+        await send_commands(kinesis.url, SetOptions({"read_throttling": contender in WITHIN_QUOTAS}))
+        settling = int(rate * max(LATENCY_SETTLE_S, warm_up_s(contender)))
+        load = list(make_records(settling + int(rate * seconds), servers.tenants, run="l"))
+
+        async def are_applied(count: int) -> bool:
+            clients.check_running()
+            return await databases.count_operations() >= count
+
         await put_steadily(kinesis.url, load[:settling], rate)
+        if not await poll_until(partial(are_applied, settling), within_s=FIRST_WITHIN_S):
+            raise StalledError(f"{contender}: expected {settling} operations to be applied:\n{clients.log_tails()}")
         sampler = UsageSampler(clients.pids, servers.server_pid)
         sampler.take_sample()
         begun_at = clock()
         await put_steadily(kinesis.url, load[settling:], rate)
         ended_at = clock()
         sampler.take_sample()
-
-        async def is_applied() -> bool:
-            clients.check_running()
-            return await databases.count_operations() >= len(load)
-
-        if not await poll_until(is_applied, within_s=APPLIED_WITHIN_S):
+        if not await poll_until(partial(are_applied, len(load)), within_s=APPLIED_WITHIN_S):
             applied = await databases.count_operations()
             raise SystemExit(
                 f"expected {len(load)} operations to be applied within {APPLIED_WITHIN_S:g} s, got {applied}"
@@ -102,6 +119,7 @@ async def measure_latency(
             p99_s=taken[len(taken) * 99 // 100],
             most_s=taken[-1],
             client_cores=client_s / (ended_at - begun_at),
+            contender=contender,
         )
 
 

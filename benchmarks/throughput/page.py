@@ -12,6 +12,7 @@ import msgspec
 from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.measures import OrderFigures
+from benchmarks.throughput.peers import PEERS_HEAD, peer_lines
 from benchmarks.throughput.results import (
     BARE,
     LANES,
@@ -54,6 +55,10 @@ def write_page(results: ThroughputResults, page: Path) -> None:
         text = replace_part(text, "mixes", "make bench", mixes(results))
     if results.has_comparison:
         text = replace_part(text, "figures", "make bench", figures(results))
+    if results.peers:
+        table = markdown_table(PEERS_HEAD, peer_lines(results))
+        part = f"{measured_on(results, results.rounds, results.seconds)}\n\n{table}"
+        text = replace_part(text, "peers", "python3 run.py bench throughput --only peers", part)
     page.write_text(text, encoding="utf-8")
     if results.runs:
         (page.parent / PICTURE).write_text(draw_bars(bars(results)), encoding="utf-8")

@@ -134,6 +134,8 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
     mix_rounds: int = 0
     mix_seconds: float = 0.0
     mix_records: int = 0
+    peers: list[Run] = []  # in turns, on realistic records
+    peer_latencies: list[LatencyFigures] = []
     stalls: list[str] = []  # runs without progress
 
     def cells(self) -> list[Cell]:

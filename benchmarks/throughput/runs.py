@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from bisect import bisect_left
@@ -11,9 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
+from support.peers.programs import JDBC_CONSUMER, PGX_CONSUMER, GoProgram, JavaProgram, is_built
 from support.processes.resource_usage import ValueRange, cpu_seconds, rss_bytes
 
 from benchmarks.throughput.mixes import Mix
@@ -22,10 +26,11 @@ from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import log_tail
-from simplu_local.stack.aws import CREDENTIALS
+from simplu_local.stack.aws import CREDENTIALS, STREAM_NAME
 
 WARM_UP_S = 0.7  # after the first commit
-FIRST_WITHIN_S = 60.0
+JIT_WARM_UP_S = 8.0  # of a JVM, which compiles while it runs
+FIRST_WITHIN_S = 150.0  # the KCL waits up to half a minute before it creates its leases
 SAMPLE_S = 0.2
 POLL_S = 0.02
 BEFORE_THE_TAIL = 0.9  # of the records: stream shards do not reach their ends at the same time
@@ -60,6 +65,8 @@ class Contender(StrEnum):
     LANES = "async-kinesis, 64 lanes"
     SEQUENCE = "async-kinesis, in sequence"
     READ = "async-kinesis, reading only"
+    KCL = "KCL 3.5 with JDBC batches"
+    PGX = "AWS SDK for Go with pgx"
 
 
 class Checkout(NamedTuple):
@@ -76,6 +83,15 @@ class Checkout(NamedTuple):
 
 OURS_HERE = Checkout("", None)
 OURS = frozenset({Contender.WORKER, Contender.TWO_WORKERS})
+WITHIN_QUOTAS = OURS | {Contender.KCL, Contender.PGX}  # the others exceed Kinesis's
+PEERS: Final = MappingProxyType[Contender, JavaProgram | GoProgram](
+    {Contender.KCL: JDBC_CONSUMER, Contender.PGX: PGX_CONSUMER}
+)  # that `python3 run.py peers` builds
+# The JVM's own choice on two processors is G1. The local Kinesis is slow with the SDK's CBOR.
+JVM_OPTIONS = ("-Xmx1g", "-XX:+UseParallelGC", "-Daws.cborEnabled=false")
+REPLY_RECORDS = 2000  # of the peers, as of the bare loop
+KCL_CONNECTIONS = 5  # HikariCP, "About Pool Sizing": twice the cores, and one
+KCL_FAILOVER_MS = 10_000  # its default
 
 
 class Cell(NamedTuple):
@@ -266,10 +282,53 @@ def client_commands(
     if contender is Contender.BARE:
         program = [sys.executable, "-m", "benchmarks.throughput.bare_loop", "--map", str(databases.path)]
         return [([*program, *stream], own)]
+    if contender in PEERS:
+        return [peer_command(contender, servers, kinesis_url, databases)]
     form = {Contender.LANES: "lanes", Contender.SEQUENCE: "sequence", Contender.READ: "read"}[contender]
     urls = [shard.connection_string for shard in databases.shard_map.shards]
     program = [sys.executable, "-P", str(FOLDER / "async_kinesis.py"), "--form", form, "--postgres-urls", *urls]
     return [([*program, *stream], own | CREDENTIALS)]
+
+
+def peer_command(
+    contender: Contender,
+    servers: BenchmarkServers,
+    kinesis_url: str,
+    databases: RunDatabases,
+    *,
+    failover_ms: int = KCL_FAILOVER_MS,
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command of a peer with its environment; it writes to one Postgres shard."""
+    (shard,) = databases.shard_map.shards
+    env = inherited_env() | CREDENTIALS
+    if contender is Contender.PGX:
+        variables = {"AWS_ENDPOINT_URL_KINESIS": kinesis_url, "DATABASE_URL": shard.connection_string}
+        return [*PGX_CONSUMER.command(), STREAM_NAME, str(REPLY_RECORDS)], env | variables
+    url = urlsplit(shard.connection_string)
+    application = f"peer-{servers.next_number()}"
+    options = {
+        "kinesis": kinesis_url,
+        "dynamodb": servers.urls["aws"],
+        "postgres": f"jdbc:postgresql://{url.hostname}:{url.port}{url.path}?user={url.username}&password={url.password}",
+        "application": application,
+        "stream": STREAM_NAME,
+        "worker": application,
+        "failover": str(failover_ms),
+        "records": str(REPLY_RECORDS),
+        "pool": str(KCL_CONNECTIONS),
+    }
+    return [*JDBC_CONSUMER.command(JVM_OPTIONS), *(f"{key}={value}" for key, value in options.items())], env
+
+
+def is_missing(contender: Contender) -> bool:
+    """Return whether a contender is a peer that is not built here."""
+    program = PEERS.get(contender)
+    return program is not None and not (is_built(program) and (program is not JDBC_CONSUMER or shutil.which("java")))
+
+
+def warm_up_s(contender: Contender) -> float:
+    """Return how long a contender runs, from its first commit, before it is measured."""
+    return JIT_WARM_UP_S if contender is Contender.KCL else WARM_UP_S
 
 
 def inherited_env() -> dict[str, str]:
@@ -308,7 +367,7 @@ class Runner:
 
         *begin* is called before the wait for the first commit, with the workers' application. Raises StalledError.
         """
-        await send_commands(self._url, SetOptions({"read_throttling": cell.contender in OURS}))
+        await send_commands(self._url, SetOptions({"read_throttling": cell.contender in WITHIN_QUOTAS}))
         async with (
             self._servers.make_databases(
                 cell.shards, commit=cell.commit, has_plain_log=cell.contender not in OURS
@@ -323,7 +382,8 @@ class Runner:
                 sampling = tasks.create_task(sampler.run())
                 first_at = await self._wait_for_first(databases, clients)
                 if first_at is not None:
-                    await self._wait_for_rest(databases, clients, sampler, until_s=first_at + WARM_UP_S + self._seconds)
+                    until_s = first_at + warm_up_s(cell.contender) + self._seconds
+                    await self._wait_for_rest(databases, clients, sampler, until_s=until_s)
                 sampler.take_sample()
                 sampling.cancel()
             if first_at is None:  # raised here, because a task group would wrap the error
@@ -368,7 +428,9 @@ class Runner:
         failed = sum([row[0] for row in await databases.fetch_rows(FAILED_SQL)])
         if failed:
             raise SystemExit(f"{cell}: expected every operation to succeed, {failed} failed")
-        begin, end, operations = window([(row["at"], row["count"]) for row in times], self._records)
+        begin, end, operations = window(
+            [(row["at"], row["count"]) for row in times], self._records, warm_up_s(cell.contender)
+        )
         if not operations:
             raise StalledError(f"{cell}: too few commits to measure, {len(times)} in all:\n{clients.log_tails()}")
         client_s, server_s, writers_s = sampler.used_between(begin, end)
@@ -394,7 +456,7 @@ class Runner:
         )
 
 
-def window(commits: Sequence[tuple[float, int]], records: int) -> tuple[float, float, int]:
+def window(commits: Sequence[tuple[float, int]], records: int, warm_up_s: float) -> tuple[float, float, int]:
     """Return the begin and the end of the time to measure, and the number of operations committed in it.
 
     It is from the warm-up's end to the last commit, or to the begin of the tail when all records are applied.
@@ -407,7 +469,7 @@ def window(commits: Sequence[tuple[float, int]], records: int) -> tuple[float, f
         if counted >= BEFORE_THE_TAIL * records:
             last_at = at
             break
-    begin = next((at for at, _ in ordered if at >= first_at + WARM_UP_S), first_at)
+    begin = next((at for at, _ in ordered if at >= first_at + warm_up_s), first_at)
     if begin >= last_at:  # all records were applied within the warm-up
         begin = first_at
     operations = sum(count for at, count in ordered if begin < at <= last_at)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -58,12 +59,12 @@ class JavaProgram(NamedTuple):
         found = re.search(r"<dependency>.*?<version>(.*?)</version>", self.pom.read_text(encoding="utf-8"), re.DOTALL)
         return found[1] if found else "?"
 
-    def command(self) -> list[str]:
+    def command(self, jvm_options: Sequence[str] = JVM_OPTIONS) -> list[str]:
         """Return the beginning of its command line; skip or fail the running test as `require` does."""
         java = shutil.which("java")
         require(f"{self.name} {self.version}", found=java is not None and is_built(self), how=HOW)
         class_path = f"{self.built / 'classes'}:{self.built / 'lib'}/*"
-        return [java or "", *JVM_OPTIONS, "-cp", class_path, self.sources[0].stem]
+        return [java or "", *jvm_options, "-cp", class_path, self.sources[0].stem]
 
 
 class GoProgram(NamedTuple):
@@ -199,8 +200,15 @@ KCL_3 = _consumer("kcl3")
 KPL = _producer("the Kinesis Producer Library", "kpl")
 JAVA_SDK = _producer("the AWS SDK for Java", "sdk")
 GO_SDK = GoProgram("the AWS SDK for Go", SOURCES / "go", "github.com/aws/aws-sdk-go-v2/service/kinesis")
+# Consumers that write to Postgres: contenders of benchmarks/throughput.
+JDBC_CONSUMER = JavaProgram(
+    "the Kinesis Client Library with JDBC",
+    SOURCES / "java" / "jdbc",
+    (SOURCES / "java" / "jdbc" / "JdbcConsumer.java",),
+)
+PGX_CONSUMER = GoProgram("the AWS SDK for Go with pgx", SOURCES / "pgx", "github.com/aws/aws-sdk-go-v2/service/kinesis")
 JAVASCRIPT_SDK = NodeProgram("the AWS SDK for JavaScript", SOURCES / "producer.cjs", "@aws-sdk/client-kinesis")
-JAVA_PROGRAMS = (KCL_2, KCL_3, KPL, JAVA_SDK)
+JAVA_PROGRAMS = (KCL_2, KCL_3, KPL, JAVA_SDK, JDBC_CONSUMER)
 HELM = GoProgram("Helm", SOURCES / "helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm")
 # Its libraries have the versions of Helm's: they are compiled once for both.
 KUSTOMIZE = GoProgram(
@@ -209,7 +217,7 @@ KUSTOMIZE = GoProgram(
     "sigs.k8s.io/kustomize/kustomize/v5",
     "sigs.k8s.io/kustomize/kustomize/v5",
 )
-GO_PROGRAMS = (GO_SDK, HELM, KUSTOMIZE)
+GO_PROGRAMS = (GO_SDK, PGX_CONSUMER, HELM, KUSTOMIZE)
 CUSTOM_RESOURCES = GoFiles(
     "the schemas of custom resources",
     SOURCES / "schemas",
