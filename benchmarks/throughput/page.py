@@ -12,7 +12,7 @@ import msgspec
 from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.measures import OrderFigures
-from benchmarks.throughput.peers import PEERS_HEAD, peer_lines
+from benchmarks.throughput.peers import PEERS_HEAD, lost_measures, peer_lines
 from benchmarks.throughput.results import (
     BARE,
     LANES,
@@ -57,7 +57,7 @@ def write_page(results: ThroughputResults, page: Path) -> None:
         text = replace_part(text, "figures", "make bench", figures(results))
     if results.peers:
         table = markdown_table(PEERS_HEAD, peer_lines(results))
-        part = f"{measured_on(results, results.rounds, results.seconds)}\n\n{table}"
+        part = f"{measured_on(results, results.rounds, results.seconds)}\n\n{table}\n\n{lost_measures(results)}"
         text = replace_part(text, "peers", "python3 run.py bench throughput --only peers", part)
     page.write_text(text, encoding="utf-8")
     if results.runs:

@@ -7,18 +7,18 @@ rows (ours for the worker), and their transactions of the replies of GetRecords.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from rich.console import Console
 from support.peers.programs import HOW
 
-from benchmarks.throughput.measures import LatencyFigures, measure_latency
+from benchmarks.throughput.measures import measure_latency
 from benchmarks.throughput.mixes import REALISTIC
 from benchmarks.throughput.results import BARE, LANES, MB, WORKER, ThroughputResults
-from benchmarks.throughput.runs import Cell, Contender, Run, Runner, StalledError, is_missing
+from benchmarks.throughput.runs import Cell, Contender, Runner, StalledError, is_missing
 from benchmarks.throughput.testbed import BenchmarkServers
 
 PEER_CELLS: Final = (WORKER, BARE, Cell(Contender.KCL, 32), Cell(Contender.PGX, 32), LANES)
@@ -31,7 +31,6 @@ GUARANTEES: Final = MappingProxyType(
         Contender.LANES: "once, in order, one process; starts at the oldest record",
     }
 )
-PEERS_HEAD = ("", "records/s", "client, µs", "Postgres, µs", "memory, MB", "p50, ms", "p99, ms", "guarantees")
 LATENCY_RATE = 1000
 
 
@@ -83,25 +82,74 @@ async def measure_peers(
         console.print(f"{cell.contender}, 1,000/s: p50 {latency.p50_s:.3f} s, p99 {latency.p99_s:.3f} s")
 
 
+class Measure(NamedTuple):
+    """A column of the table: its digits, and whether more of it is better."""
+
+    name: str
+    digits: int
+    is_more_better: bool = False
+
+
+MEASURES: Final = (
+    Measure("records/s", 0, is_more_better=True),
+    Measure("client, µs", 1),
+    Measure("Postgres, µs", 1),
+    Measure("memory, MB", 0),
+    Measure("p50, ms", 0),
+    Measure("p99, ms", 0),
+)
+PEERS_HEAD = ("", *(measure.name for measure in MEASURES), "guarantees")
+
+
 def peer_lines(results: ThroughputResults) -> list[list[str]]:
     """Return the rows of a table of all contenders, in the order of `PEER_CELLS`."""
-    latencies = {one.contender: one for one in results.peer_latencies}
-    rows = []
-    for cell in PEER_CELLS:
-        if runs := [run for run in results.peers if run.cell == cell]:
-            rows.append([str(cell.contender), *_costs(runs), *_latency(latencies.get(cell.contender))])
-            rows[-1].append(GUARANTEES[cell.contender])
-    return rows
-
-
-def _costs(runs: Sequence[Run]) -> list[str]:
     return [
-        f"{statistics.median(run.rate for run in runs):,.0f}",
-        f"{statistics.median(run.client_us for run in runs):.1f}",
-        f"{statistics.median(run.server_us for run in runs):.1f}",
-        f"{statistics.median(run.rss_most_bytes for run in runs) / MB:,.0f}",
+        [str(contender), *map(_spell, MEASURES, figures), GUARANTEES[contender]]
+        for contender, figures in _figures(results).items()
     ]
 
 
-def _latency(latency: LatencyFigures | None) -> list[str]:
-    return ["–", "–"] if latency is None else [f"{1000 * one:.0f}" for one in (latency.p50_s, latency.p99_s)]
+def lost_measures(results: ThroughputResults) -> str:
+    """Return a sentence of what other contenders do better than the worker; empty without its figures."""
+    figures = _figures(results)
+    if (ours := figures.pop(Contender.WORKER, None)) is None:
+        return ""
+    parts = []
+    for place, measure in enumerate(MEASURES):
+        better = [
+            f"{contender} ({_spell(measure, theirs[place])})"
+            for contender, theirs in figures.items()
+            if _is_better(measure, theirs[place], ours[place])
+        ]
+        if better:
+            parts.append(f"{measure.name}: {', '.join(better)}")
+    return f"**Better than the worker**: {'; '.join(parts) or 'none'}."
+
+
+def _figures(results: ThroughputResults) -> dict[Contender, list[float | None]]:
+    """Return the medians of each measured contender, in the order of MEASURES."""
+    latencies = {one.contender: one for one in results.peer_latencies}
+    found: dict[Contender, list[float | None]] = {}
+    for cell in PEER_CELLS:
+        runs = [run for run in results.peers if run.cell == cell]
+        if runs:
+            latency = latencies.get(cell.contender)
+            found[cell.contender] = [
+                statistics.median(run.rate for run in runs),
+                statistics.median(run.client_us for run in runs),
+                statistics.median(run.server_us for run in runs),
+                statistics.median(run.rss_most_bytes for run in runs) / MB,
+                None if latency is None else 1000 * latency.p50_s,
+                None if latency is None else 1000 * latency.p99_s,
+            ]
+    return found
+
+
+def _spell(measure: Measure, value: float | None) -> str:
+    return "–" if value is None else f"{value:,.{measure.digits}f}"
+
+
+def _is_better(measure: Measure, theirs: float | None, ours: float | None) -> bool:
+    if theirs is None or ours is None:
+        return False
+    return theirs > ours if measure.is_more_better else theirs < ours

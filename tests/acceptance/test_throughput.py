@@ -24,6 +24,7 @@ PAGE = "before\n<!-- {0}: written by `{1}` -->\nold\n<!-- end of {0} -->\nafter\
 RUN_S = 150.0
 MACHINE = {"at": "2026-11-20", "model": "a machine", "cores": 2, "python": "3.11.7", "commit": "abc", "load": 0.1}
 WORKER, BARE = "worker", "bare loop"
+PGX = "AWS SDK for Go with pgx"
 LANES, SEQUENCE = "async-kinesis, 64 lanes", "async-kinesis, in sequence"
 
 
@@ -147,6 +148,27 @@ def test_benchmark_tells_the_cost_of_few_records_and_of_being_watched(
         ["listened to and scraped: idle, more of a core", "0.0040 (0.0020 to 0.0120)", "≤ 0.01", "kept"],
         ["the same at full speed ÷ alone: processor time a record", "1.10", "≤ 1.05", "MISSED"],
     ]
+
+
+def test_benchmark_tells_what_other_programs_do_better_than_the_worker(tmp_path: Path) -> None:
+    """The table has the medians of the contenders that were measured, and what they promise."""
+    peers = [
+        figure(who, times * rate, number_of_round=times) | {"serverUs": cost}
+        for times in (1, 3)
+        for who, rate, cost in ((WORKER, 10_000, 30.0), (PGX, 8_000, 25.0))
+    ]
+    latencies = [
+        {"rate": 1000, "operations": 1, "p50S": p50_s, "p99S": 0.2, "mostS": 1.0, "clientCores": 0.1, "who": who}
+        for who, p50_s in ((WORKER, 0.1), (PGX, 0.11))
+    ]
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.format("peers", "python3 run.py bench throughput --only peers"))
+
+    assert judge(kept(tmp_path, peers=peers, peerLatencies=latencies), page) == 0
+    lines = page.read_text().splitlines()
+    guarantees = "once, in order, one process; a bad record stops its stream shard"
+    assert f"| {PGX} | 16,000 | 6.0 | 25.0 | 106 | 110 | 200 | {guarantees} |" in lines
+    assert f"**Better than the worker**: Postgres, µs: {PGX} (25.0)." in lines
 
 
 def test_benchmark_leaves_a_page_without_its_marks_alone(tmp_path: Path) -> None:
