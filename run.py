@@ -30,7 +30,7 @@ simplu-worker needs Python 3.11 or newer with venv, or with uv on the PATH. Inst
 LINTERS = ["ruff check", "ruff format --check", "mypy", "lint-imports"]
 AUDIT = "pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements/"
 PINS = sorted(name for name in os.listdir(os.path.join(ROOT, "requirements")) if name.endswith(".txt"))
-CACHES = ".hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .fuzz .site site mutants"
+CACHES = ".hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .fuzz .faults .site site mutants"
 
 # Each command: its help, the lock files to install, the programs to run. Arguments go to each of the programs.
 COMMANDS: Dict[str, Tuple[str, List[str], List[str]]] = {
@@ -40,6 +40,7 @@ COMMANDS: Dict[str, Tuple[str, List[str], List[str]]] = {
     "bench": ("Run the benchmark of that name.", ["dev"], ["python -m benchmarks"]),
     "mutants": ("Run the unit tests on mutants of the pure modules.", ["dev"], ["python -m mutation.run"]),
     "fuzz": ("Send made-up inputs to all parsers.", ["dev", "fuzz"], ["python -m fuzz.run"]),
+    "faults": ("Have real processes go through faults, and judge them.", ["dev"], ["python -m faults"]),
     "setup": ("Make .venv with everything for development.", ["dev"], []),
     "tools": ("Make .venv-tools, with checkers of deploy/, HTTP and SQS.", ["tools"], []),
     "site": ("Build the documentation site into site/.", ["dev", "tools"], ["python -m support.site.build"]),

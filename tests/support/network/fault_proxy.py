@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -26,8 +27,10 @@ class FaultProxy(TcpProxy):
 
     def __init__(self, target_url: str) -> None:
         super().__init__()
-        target = urlsplit(target_url)
-        self._target = (target.hostname or HOST, target.port or 80)
+        self._target = _place_of(target_url)
+        self._is_one_way = False
+        self._broken_share = 0.0
+        self._chance = random.Random()
         self._swallowed: bytes | None = None  # requests that contain this are not forwarded now; b"": all
         self._changed = asyncio.Event()
         self._answer: bytes | None = None
@@ -39,6 +42,31 @@ class FaultProxy(TcpProxy):
     def url(self) -> str:
         """The URL of the proxy."""
         return f"http://{HOST}:{self.port}"
+
+    def lead_to(self, target_url: str) -> None:
+        """Forward new connections to another server, and cut the open ones."""
+        self._target = _place_of(target_url)
+        self.cut()
+
+    @contextlib.contextmanager
+    def hold_answers(self) -> Iterator[None]:
+        """Forward requests, and hold back what the server answers until the end."""
+        self._is_one_way = True
+        try:
+            yield
+        finally:
+            self._is_one_way = False
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    @contextlib.contextmanager
+    def break_answers(self, share: float, chance: random.Random) -> Iterator[None]:
+        """Cut connections in the middle of a *share* of the server's answers."""
+        self._broken_share, self._chance = share, chance
+        try:
+            yield
+        finally:
+            self._broken_share = 0.0
 
     @contextlib.contextmanager
     def hold_requests(self, about: bytes = b"") -> Iterator[None]:
@@ -73,7 +101,7 @@ class FaultProxy(TcpProxy):
                 return
             server, to_server = await asyncio.open_connection(*self._target)
             self._connections.add(to_server)
-            ways = (self._forward_requests(client, to_server), _forward(server, to_client))
+            ways = (self._forward_requests(client, to_server), self._forward_answers(server, to_client))
             async with asyncio.TaskGroup() as tasks:
                 passing = [tasks.create_task(way) for way in ways]
                 await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
@@ -94,12 +122,21 @@ class FaultProxy(TcpProxy):
                 await asyncio.sleep(self._latency_s)
             target.write(chunk)
 
+    async def _forward_answers(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while chunk := await _read(source):
+            while self._is_one_way:
+                await self._changed.wait()
+            is_broken = self._chance.random() < self._broken_share
+            target.write(chunk[: len(chunk) // 2] if is_broken else chunk)
+            with contextlib.suppress(OSError):
+                await target.drain()
+            if is_broken:
+                return
 
-async def _forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    while chunk := await _read(source):
-        target.write(chunk)
-        with contextlib.suppress(OSError):
-            await target.drain()
+
+def _place_of(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    return parts.hostname or HOST, parts.port or 80
 
 
 async def _read(source: asyncio.StreamReader) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,17 @@ WITHIN_S = 30.0
 PROMOTION_S = 60
 STATE_SQL = "SELECT state FROM pg_stat_replication WHERE application_name = $1"
 SYNC_STATE_SQL = "SELECT sync_state FROM pg_stat_replication WHERE application_name = $1"
-# No receiver, and all that it had received is replayed: from now on nothing changes here.
+# No receiver, and all that it had received is replayed: from now on nothing changes here. Of a primary that was killed
+# the last record may have come in part: then the replay stands still before it.
 IS_CUT_SQL = """
 SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)
-    AND pg_last_wal_replay_lsn() >= coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+    AND (
+        pg_last_wal_replay_lsn() >= coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+        OR pg_last_wal_replay_lsn() = $1::text::pg_lsn
+    )
 """
+REPLAYED_SQL = "SELECT pg_last_wal_replay_lsn()::text"
+STILL_S = 1.0
 
 
 def can_copy(folder: Path) -> bool:
@@ -94,7 +101,11 @@ class StandbyServer(CopiedServer):
         await _configure(self, "primary_conninfo", "")
 
         async def is_cut() -> bool:
-            return bool(await _value(self, IS_CUT_SQL))
+            replayed = await _value(self, REPLAYED_SQL)
+            if await _value(self, IS_CUT_SQL, None):
+                return True
+            await asyncio.sleep(STILL_S)
+            return bool(await _value(self, IS_CUT_SQL, replayed))
 
         await _insist(is_cut, f"{self.name} has stopped receiving")
 

@@ -1,0 +1,181 @@
+"""Have real workers, servers and movers go through faults, one history after the other, and judge each.
+
+    python -m faults [--seed 1] [--minutes 5] [--operations 2000]
+
+A history is a stack of its own: two workers with a feed, two Postgres shards with standbys, AWS, Citrus, a receiver.
+While operations and order events come, nemeses (`nemeses.py`) strike alone, in pairs and in mixtures, by a plan that
+the seed gives. Then all faults end, and what the shards and the receiver have, and what the HTTP API has answered
+meanwhile, is judged (`judge.py`). The history is kept as JSON lines, and with a violation the logs of the workers
+beside it. Exit status 0 only without violations. The next history has the next seed, until the minutes are over.
+
+`--nemeses` names those that strike. `--planted` has the workers break a promise (`planted/`), which must be found: then
+exit status 0 only with a violation. `--judge` judges a history that was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+from faults.history import History, read_events, read_rows
+from faults.judge import Promise, Violation, judge, read_history
+from faults.load import Load
+from faults.nemeses import NEMESES, WITH_CLOCKS, plan, run_episode
+from faults.world import World
+from rich.console import Console
+from support.load.console import open_console
+
+from simplu_local.processes.loopback import StackError
+from simplu_local.processes.worker_process import WorkerEndedError
+
+KEPT: Final = Path(".faults")
+SETTLED_S: Final = 2.0
+JUDGED_EVERY_S: Final = 1.0
+
+
+def main() -> None:
+    """Run the program and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=5.0, help="begin no history after that")
+    parser.add_argument("--operations", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=50.0, help="operations/s")
+    parser.add_argument("--nemeses", help=f"comma-separated: {', '.join(WITH_CLOCKS)}")
+    parser.add_argument("--within", type=float, default=120.0, help="seconds until everything must be applied")
+    parser.add_argument("--planted", help="a bug of planted/sitecustomize.py")
+    parser.add_argument("--keep", type=Path, default=KEPT, help="folder for the histories")
+    parser.add_argument("--judge", type=Path, help="judge this history again, and run none")
+    arguments = parser.parse_args()
+    console = open_console(piped_width=160)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of servers whose clients are cut off
+    if arguments.judge is not None:
+        violations = judge(read_history(arguments.judge.read_text()))
+        print_violations(console, violations)
+        sys.exit(1 if violations else 0)
+    sys.exit(asyncio.run(run(arguments, console)))
+
+
+async def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Run histories until the time is over; return the exit status."""
+    arguments.keep.mkdir(parents=True, exist_ok=True)
+    begun_at, count, wrong, seed = time.monotonic(), 0, [], arguments.seed
+    while not count or time.monotonic() - begun_at < arguments.minutes * 60:
+        violations = await run_history(arguments, console, seed)
+        if violations:
+            wrong.append(seed)
+        count, seed = count + 1, seed + 1
+        if violations and arguments.planted:
+            break
+    console.print(f"{count} histories, of which {len(wrong)} break a promise{f': seeds {wrong}' if wrong else ''}")
+    return int(bool(wrong) == (arguments.planted is None))
+
+
+async def run_history(arguments: argparse.Namespace, console: Console, seed: int) -> Sequence[Violation]:
+    """Run one history, and judge it."""
+    begun_at = time.monotonic()
+    history = History(arguments.keep / f"{seed}.jsonl")
+    ending: list[dict[str, Any]] = []
+    world = World(history, random.Random(seed), planted=arguments.planted)
+    async with world:
+        violations: list[Violation] = []
+        try:
+            await disturb(world, arguments, seed)
+            violations, ending = await judged(world, arguments.within)
+        except* (WorkerEndedError, StackError, OSError, asyncpg.PostgresError) as errors:
+            violations = [Violation(Promise.END, str(error)) for error in leaves(errors)]
+        finally:
+            history.close(ending)
+            is_clean = bool(ending) and not violations
+            for worker in world.workers:
+                if not is_clean:
+                    shutil.copy(worker.log_path, arguments.keep / f"{seed}-{worker.log_path.name}")
+    console.print(describe(seed, history.lines, ending, time.monotonic() - begun_at))
+    print_violations(console, violations)
+    return violations
+
+
+async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> None:
+    """Have the load, with one episode after the other beside it, and end all faults."""
+    names = (
+        arguments.nemeses.split(",") if arguments.nemeses else [*(WITH_CLOCKS if world.is_clock_stepped else NEMESES)]
+    )
+    next_episode = plan(random.Random(seed), names)
+    tenants = world.testbed.tenants_of()
+    load = Load(
+        world.stack,
+        tenants,
+        random.Random(seed),
+        count=arguments.operations,
+        rate=arguments.rate,
+        note=world.history.note,
+    )
+    asking, sending = asyncio.create_task(world.ask()), asyncio.create_task(load.send())
+    unseen = set(names) if arguments.nemeses else set()
+    try:
+        while not sending.done() or unseen:
+            episode = next_episode()
+            await run_episode(world, episode)
+            unseen -= {name for name, _, _ in episode.parts}
+        await sending
+        await world.heal()
+    finally:
+        for task in (asking, sending):
+            task.cancel()
+        await asyncio.wait([asking, sending])
+    if not asking.cancelled():
+        asking.result()
+
+
+async def judged(world: World, within_s: float) -> tuple[list[Violation], list[dict[str, Any]]]:
+    """Return the violations once there are none, twice with a pause between, or the time is over."""
+    deadline, is_second = time.monotonic() + within_s, False
+    while True:
+        ending = await read_rows(world.stack.servers)
+        ending += read_events(world.receiver.journal)
+        ending += [{"what": "dead letter", "text": repr(letter)} for letter in world.testbed.dead_letters]
+        violations = judge([*world.history.lines, *ending])
+        is_over = {one.promise for one in violations} == {Promise.ANSWERS} or time.monotonic() > deadline
+        if is_over or (is_second and not violations):
+            return violations, ending
+        is_second = not violations
+        await asyncio.sleep(SETTLED_S if is_second else JUDGED_EVERY_S)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors of a group of groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from leaves(one)
+    else:
+        yield error
+
+
+def describe(seed: int, lines: Sequence[dict[str, Any]], ending: Sequence[dict[str, Any]], seconds: float) -> str:
+    """Return a history as a line."""
+    counts = Counter(line["what"] for line in (*lines, *ending))
+    begun = Counter(line["name"] for line in lines if line["what"] == "nemesis" and line["phase"] == "begins")
+    lost = sum(len(line["lost"]) for line in lines if line["what"] == "promoted")
+    return (
+        f"seed {seed}, {seconds:.0f} s: {counts['put']} put, {begun.total()} nemeses, {counts['moved']} moves,"
+        f" {counts['promoted']} promotions that lost {lost}, {counts['answer']} answers, {counts['event']} events"
+    )
+
+
+def print_violations(console: Console, violations: Sequence[Violation]) -> None:
+    """Print what is broken."""
+    for promise, text in violations:
+        console.print(f"  {promise}: {text}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

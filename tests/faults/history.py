@@ -1,0 +1,78 @@
+"""The history of a run as JSON lines: what happened so far, and what the shards and receivers have in the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+
+from simplu_local.postgres.server import PostgresServer
+
+TENANTS_SQL: Final = "SELECT id AS tenant, state FROM tenants"
+OPERATIONS_SQL: Final = """
+SELECT tenant_id AS tenant, request_id AS request, operation, resource_type AS type, resource_id AS id, status, error,
+    result, (extract(epoch FROM completed_at) * 1e6)::bigint AS completed_at, position
+FROM operations
+"""
+RESOURCES_SQL: Final = """
+SELECT id AS tenant, "resourceName" AS type, "resourceId" AS id, data FROM resources WHERE "resourceName" <> 'settings'
+"""
+ROWS: Final = {"tenant": TENANTS_SQL, "operation": OPERATIONS_SQL, "resource": RESOURCES_SQL}
+JSON_COLUMNS: Final = ("result", "data")
+
+
+class History:
+    """The lines so far, each written to a file when it is noted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        self._file = path.open("w", buffering=1)
+
+    def note(self, what: str, *, at: float | None = None, **members: Any) -> None:
+        """Note a line; *at* is now by default."""
+        line = {"what": what, "at": time.time() if at is None else at} | members
+        self.lines.append(line)
+        self._write(line)
+
+    def close(self, ending: Sequence[Mapping[str, Any]]) -> None:
+        """Write the lines that the run ended with."""
+        for line in ending:
+            self._write(line)
+        self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+
+async def read_rows(servers: Mapping[str, PostgresServer]) -> list[dict[str, Any]]:
+    """Return the rows of all shards as lines."""
+    lines = []
+    for shard, server in servers.items():
+        connection = await asyncpg.connect(server.url, timeout=10, command_timeout=60)
+        try:
+            for what, query in ROWS.items():
+                lines += [{"what": what, "shard": shard} | _members(row) for row in await connection.fetch(query)]
+        finally:
+            await connection.close()
+    return lines
+
+
+def _members(row: asyncpg.Record) -> dict[str, Any]:
+    return {
+        name: json.loads(value) if name in JSON_COLUMNS and value is not None else value for name, value in row.items()
+    }
+
+
+def read_events(journal: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a receiver of the feed has accepted, as lines; a line that is being written is left out."""
+    if not journal.exists():
+        return
+    for line in journal.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            moment, _, event = line.partition(b" ")
+            yield {"what": "event", "at": float(moment), "event": json.loads(event)}

@@ -1,0 +1,293 @@
+"""Workers, Postgres servers with standbys, AWS, Citrus, a receiver of the feed, and a door for faults between any two.
+
+The doors are proxies: what is put into the environment, and into Citrus, leads to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import aiohttp
+import asyncpg
+import msgspec
+from acceptance.feeding import SECRET, Webhook
+from acceptance.moving import start_command
+from acceptance.struck_shard import How, Struck, left_by, request_ids
+from faults.history import History
+from support.load.testbed import Testbed
+from support.network.fault_proxy import FaultProxy
+
+from simplu_local.aws_server.faults import ClearFaults
+from simplu_local.aws_server.server import send_commands
+from simplu_local.processes.loopback import StackError, poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.citrus_server import CitrusFaults
+
+SHARDS: Final = 2
+STREAM_SHARDS: Final = 2
+TENANTS_PER_SHARD: Final = 3
+WORKERS: Final = 2
+STOP_WITHIN_S: Final = 60.0
+MOVE_WITHIN_S: Final = 120.0
+ASK_EVERY_S: Final = 0.1
+ASKED_RECENT: Final = 150
+LIBRARIES: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+PLANTED: Final = Path(__file__).with_name("planted")
+
+
+class FaultyShard(Struck):
+    """A shard that Citrus names by its door, which leads to whatever server is the primary."""
+
+    def __init__(self, testbed: Testbed, number: int) -> None:
+        super().__init__(testbed, How.CITRUS, number=number)
+        self.door = FaultProxy(self.primary.url)
+        self.in_use = asyncio.Lock()  # by what is done to its servers
+
+    def _name_address(self) -> None:
+        self.door.lead_to(self.primary.url)
+        url = self.primary.url.replace(f":{self.primary.port}/", f":{self.door.port}/")
+        self._testbed.stack.citrus.registry.shards[self.shard_id].connection_string = url
+
+
+class World:
+    """Everything that runs, and what the nemeses do it to; up while it is entered."""
+
+    def __init__(self, history: History, chance: random.Random, *, planted: str | None = None) -> None:
+        self.history = history
+        self.chance = chance
+        self.testbed = Testbed(
+            shards=SHARDS, stream_shards=STREAM_SHARDS, tenants_per_shard=TENANTS_PER_SHARD, replicas=0
+        )
+        self.moving = asyncio.Lock()  # one move at a time, and no commits that get lost beside its end
+        self.read = chance.choice(("polling", "fan-out"))
+        self.is_clock_stepped = bool(LIBRARIES) and chance.random() < 0.25
+        self.unmoved: dict[str, tuple[Any, int]] = {}
+        self._planted = planted
+        self._asked: list[dict[str, Any]] = []
+        self._in_use = [asyncio.Lock() for _ in range(WORKERS)]
+        self._resharding, self._is_split = asyncio.Lock(), False
+        self._exit = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self.testbed)
+            self.stack = self.testbed.stack
+            for tenant_id, home in self.testbed.homes.items():
+                self.history.note("placed", tenant=tenant_id, shard=self.shard_of(home))
+            self.shards = [FaultyShard(self.testbed, number) for number in range(SHARDS)]
+            env = self.stack.env
+            self.doors = {
+                "kinesis": FaultProxy(env["AWS_ENDPOINT_URL_KINESIS"]),
+                "sqs": FaultProxy(self.testbed._sqs_url),
+                "dynamodb": FaultProxy(env["DYNAMODB_ENDPOINT"]),
+                "citrus": FaultProxy(env["CITRUS_SERVER_URL"]),
+            }
+            for door in (*self.doors.values(), *(shard.door for shard in self.shards)):
+                await entered.enter_async_context(door)
+            env |= {
+                "AWS_ENDPOINT_URL_KINESIS": self.doors["kinesis"].url,
+                "AWS_ENDPOINT_URL": self.doors["dynamodb"].url,
+                "DYNAMODB_ENDPOINT": self.doors["dynamodb"].url,
+                "CITRUS_SERVER_URL": self.doors["citrus"].url,
+            }
+            for shard in self.shards:
+                await shard.prepare()
+            self.receiver = Webhook(self.testbed, "receiver", "--seed", str(self.chance.getrandbits(16)))
+            feed = await self._feed_file()
+            for number in range(WORKERS):
+                await self.testbed.start_worker(self._worker_env(number) | feed)
+            await self.testbed.register(self.testbed.tenants_of())
+            self._exit = entered.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for shard in self.shards:
+            shard.primary.resume()
+        for worker in self.workers:
+            worker.send_signal(signal.SIGCONT)
+        await self._exit.aclose()
+
+    @property
+    def workers(self) -> list[WorkerProcess]:
+        """The replicas."""
+        return self.testbed.workers
+
+    @property
+    def directory(self) -> Path:
+        """The folder of everything, which goes in the end."""
+        return self.stack.group.directory
+
+    def shard_of(self, url: str) -> str:
+        """Return the id of the shard at *url*."""
+        return next(shard_id for shard_id, server in self.stack.servers.items() if server.url == url)
+
+    def clock_file(self, number: int) -> Path:
+        """Return the file with what is added to the clock of a worker."""
+        return self.directory / f"clock-{number}"
+
+    def _worker_env(self, number: int) -> dict[str, str]:
+        env = {
+            "AWS_ENDPOINT_URL_SQS": self.doors["sqs"].url,
+            "KINESIS_LEASE_DURATION_SECONDS": "5",
+            "KINESIS_READ": self.read,
+            "FEED_ALLOWED_HOSTS": "127.0.0.1",
+        }
+        if self._planted is not None:
+            env |= {"PLANTED": self._planted, "PYTHONPATH": str(PLANTED)}
+        if self.is_clock_stepped:
+            self.clock_file(number).write_text("+0")
+            env |= {"LD_PRELOAD": str(LIBRARIES[-1]), "FAKETIME_TIMESTAMP_FILE": str(self.clock_file(number))}
+            env |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
+        return env
+
+    async def _feed_file(self) -> dict[str, str]:
+        secret, path = self.directory / "secret", self.directory / "feed.json"
+        secret.write_text(SECRET)
+        secret.chmod(0o600)
+        destination = {"name": "all", "kind": "webhook", "target": await self.receiver.url(), "allTenants": True}
+        destination |= {"secretFiles": [str(secret)], "begin": "oldest"}
+        path.write_bytes(msgspec.json.encode({"destinations": [destination]}))
+        return {"FEED_FILE": str(path)}
+
+    # What nemeses use
+
+    @asynccontextmanager
+    async def one_shard(self) -> AsyncIterator[FaultyShard]:
+        """Yield a shard to whose servers nothing else is done meanwhile."""
+        shard = self.chance.choice(self.shards)
+        async with shard.in_use:
+            yield shard
+
+    @asynccontextmanager
+    async def one_worker(self) -> AsyncIterator[WorkerProcess]:
+        """Yield a worker to which nothing else is done meanwhile."""
+        number = self.chance.randrange(WORKERS)
+        async with self._in_use[number]:
+            yield self.workers[number]
+
+    async def reshard(self) -> None:
+        """Split the stream shards, or merge them again."""
+        async with self._resharding:
+            self._is_split = not self._is_split
+            await self.testbed.reshard(STREAM_SHARDS * (2 if self._is_split else 1))
+
+    async def promote(self, shard: FaultyShard, *, lacking_s: float) -> None:
+        """Let the standby take the primary's place, without the commits of the last *lacking_s*; 0: it has all."""
+        if lacking_s:
+            await shard.standby.fall_behind()
+            await asyncio.sleep(lacking_s)
+        else:
+            await shard.standby.catch_up()
+        began_at = time.time()
+        await shard.primary.kill()
+        await shard.standby.fall_behind()
+        kept = await request_ids(shard.standby.url)
+        earlier, _ = await shard.promote()
+        until = time.time()
+        lost = sorted(await left_by(earlier) - kept)
+        self.history.note("promoted", at=began_at, until=until, shard=shard.shard_id, lost=lost)
+        await shard.renew(earlier)
+
+    async def move(self, tenant: Any, number: int, *, killed_after_s: float | None = None) -> bool:
+        """Run one mover; return whether the tenant has moved. Otherwise it is moved in the end."""
+        shard_id = self.shards[number].shard_id
+        command = ("tenants", "move", tenant.business_id, tenant.location_id, "--to", shard_id, "--apply", "--json")
+        process = await start_command(self.testbed, *command)
+        try:
+            async with asyncio.timeout(killed_after_s or MOVE_WITHIN_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            output = b""
+        has_moved = process.returncode == 0 and b'"moved"' in output
+        self.history.note("mover", tenant=tenant.tenant_id, shard=shard_id, status=process.returncode)
+        if has_moved:
+            self.unmoved.pop(tenant.tenant_id, None)
+            self.testbed.homes[tenant.tenant_id] = self.shards[number].primary.url
+            self.history.note("moved", tenant=tenant.tenant_id, shard=shard_id)
+        else:
+            self.unmoved[tenant.tenant_id] = (tenant, number)
+        return has_moved
+
+    def next_move(self) -> tuple[Any, int]:
+        """Return a tenant and the number of another shard; first one whose mover has not come to its end."""
+        for tenant, number in self.unmoved.values():
+            return tenant, number
+        tenant = self.chance.choice(self.testbed.tenants_of())
+        home = self.testbed.homes[tenant.tenant_id]
+        return tenant, next(number for number, one in enumerate(self.shards) if one.primary.url != home)
+
+    # The end
+
+    async def heal(self) -> None:
+        """End all faults, and finish the moves."""
+        self.stack.citrus.faults = CitrusFaults()
+        for url in (self.stack.kinesis_url, self.stack.sqs_url):
+            await send_commands(url, ClearFaults())
+        for number, worker in enumerate(self.workers):
+            if self.is_clock_stepped:
+                self.clock_file(number).write_text("+0")
+            worker.check_running()
+        for worker in self.workers:
+            await worker.wait_ready()
+
+        async def all_moved() -> bool:
+            for tenant, number in list(self.unmoved.values()):
+                await self.move(tenant, number)
+            return not self.unmoved
+
+        if not await poll_until(all_moved, within_s=MOVE_WITHIN_S):
+            raise StackError(f"moves do not come to their end: {list(self.unmoved)}")
+
+    async def ask(self) -> None:
+        """Ask for outcomes of operations over HTTP, all the time, and note the answers."""
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
+            for worker in self.workers:
+                tasks.create_task(self._ask_one(session, worker))
+
+    async def _ask_one(self, session: aiohttp.ClientSession, worker: WorkerProcess) -> None:
+        asked = self._asked
+        chance = random.Random(self.chance.getrandbits(64))
+        while True:
+            await asyncio.sleep(ASK_EVERY_S)
+            puts = [line for line in self.history.lines if line["what"] == "put"]
+            if not puts:
+                continue
+            # Half of the time one that was asked for before.
+            put = chance.choice(asked if asked and chance.random() < 0.5 else puts[-ASKED_RECENT:])
+            asked.append(put)
+            del asked[:-60]
+            await self._ask_for(session, worker, put)
+
+    async def _ask_for(self, session: aiohttp.ClientSession, worker: WorkerProcess, put: dict[str, Any]) -> None:
+        tenant = next(one for one in self.testbed.tenants_of() if one.tenant_id == put["tenant"])
+        parameters = {"businessId": tenant.business_id, "locationId": tenant.location_id}
+        url, at = f"{worker.url}/operations/{put['request']}", time.time()
+        try:
+            async with session.get(url, params=parameters, headers=worker.operator) as answer:
+                body = await answer.json()
+        except (aiohttp.ClientError, TimeoutError):
+            return
+        if "status" in body and not body.get("shardsWithoutAnswer"):
+            members = {name: body.get(name) for name in ("status", "error", "reason", "readUpTo", "shardId")}
+            members |= {"tenant": put["tenant"], "request": put["request"], "port": worker.port}
+            self.history.note("answer", at=at, until=time.time(), **members)
+
+
+async def lock_rows(url: str, query: str, *arguments: object) -> asyncpg.Connection[Any]:
+    """Return a connection whose open transaction holds what *query* locks."""
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=10)
+    await connection.execute("BEGIN")
+    await connection.fetch(query, *arguments)
+    return connection
