@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import logging
 import random
 import shutil
@@ -68,16 +69,17 @@ def main() -> None:
 async def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run histories until the time is over; return the exit status."""
     arguments.keep.mkdir(parents=True, exist_ok=True)
-    begun_at, count, wrong, seed = time.monotonic(), 0, [], arguments.seed
-    while not count or time.monotonic() - begun_at < arguments.minutes * 60:
-        violations = await run_history(arguments, console, seed)
-        if violations:
+    begun_at, count, wrong, found = time.monotonic(), 0, [], set[Promise]()
+    for seed in itertools.count(arguments.seed):
+        count += 1
+        if violations := await run_history(arguments, console, seed):
             wrong.append(seed)
-        count, seed = count + 1, seed + 1
-        if violations and arguments.planted:
+            found |= {one.promise for one in violations}
+        is_found = arguments.planted is not None and found - {Promise.END}
+        if is_found or time.monotonic() - begun_at >= arguments.minutes * 60:
             break
     console.print(f"{count} histories, of which {len(wrong)} break a promise{f': seeds {wrong}' if wrong else ''}")
-    return int(bool(wrong) == (arguments.planted is None))
+    return int(bool(wrong) if arguments.planted is None else not is_found)
 
 
 async def run_history(arguments: argparse.Namespace, console: Console, seed: int) -> Sequence[Violation]:
@@ -85,20 +87,20 @@ async def run_history(arguments: argparse.Namespace, console: Console, seed: int
     begun_at = time.monotonic()
     history = History(arguments.keep / f"{seed}.jsonl")
     ending: list[dict[str, Any]] = []
+    violations: list[Violation] = []
     world = World(history, random.Random(seed), planted=arguments.planted)
-    async with world:
-        violations: list[Violation] = []
-        try:
-            await disturb(world, arguments, seed)
-            violations, ending = await judged(world, arguments.within)
-        except* (WorkerEndedError, StackError, OSError, asyncpg.PostgresError) as errors:
-            violations = [Violation(Promise.END, str(error)) for error in leaves(errors)]
-        finally:
-            history.close(ending)
-            is_clean = bool(ending) and not violations
-            for worker in world.workers:
-                if not is_clean:
-                    shutil.copy(worker.log_path, arguments.keep / f"{seed}-{worker.log_path.name}")
+    try:
+        async with world:
+            try:
+                await disturb(world, arguments, seed)
+                violations, ending = await judged(world, arguments.within)
+            finally:
+                if violations or not ending:
+                    for worker in world.workers:
+                        shutil.copy(worker.log_path, arguments.keep / f"{seed}-{worker.log_path.name}")
+    except* (WorkerEndedError, StackError, OSError, asyncpg.PostgresError) as errors:
+        violations = [Violation(Promise.END, str(error)) for error in leaves(errors)]
+    history.close(ending)
     console.print(describe(seed, history.lines, ending, time.monotonic() - begun_at))
     print_violations(console, violations)
     return violations
@@ -106,9 +108,8 @@ async def run_history(arguments: argparse.Namespace, console: Console, seed: int
 
 async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> None:
     """Have the load, with one episode after the other beside it, and end all faults."""
-    names = (
-        arguments.nemeses.split(",") if arguments.nemeses else [*(WITH_CLOCKS if world.is_clock_stepped else NEMESES)]
-    )
+    everything = WITH_CLOCKS if world.is_clock_stepped else NEMESES
+    names = arguments.nemeses.split(",") if arguments.nemeses else [*everything]
     next_episode = plan(random.Random(seed), names)
     tenants = world.testbed.tenants_of()
     load = Load(

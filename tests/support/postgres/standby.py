@@ -15,7 +15,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 
 COPY_PROGRAM = "pg_basebackup"
 COPY_OPTIONS = ("--wal-method=stream", "--checkpoint=fast", "--no-sync")
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 PROMOTION_S = 60
 STATE_SQL = "SELECT state FROM pg_stat_replication WHERE application_name = $1"
 SYNC_STATE_SQL = "SELECT sync_state FROM pg_stat_replication WHERE application_name = $1"
