@@ -31,7 +31,7 @@ import asyncpg
 from faults.history import History, read_events, read_rows
 from faults.judge import Promise, Violation, judge, read_history
 from faults.load import Load
-from faults.nemeses import NEMESES, WITH_CLOCKS, plan, run_episode
+from faults.nemeses import NEMESES, OFTEN, WITH_CLOCKS, plan, run_episode
 from faults.world import World
 from rich.console import Console
 from support.load.console import open_console
@@ -109,7 +109,7 @@ async def run_history(arguments: argparse.Namespace, console: Console, seed: int
 async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> None:
     """Have the load, with one episode after the other beside it, and end all faults."""
     everything = WITH_CLOCKS if world.is_clock_stepped else NEMESES
-    names = arguments.nemeses.split(",") if arguments.nemeses else [*everything]
+    names = arguments.nemeses.split(",") if arguments.nemeses else [*everything, *OFTEN]
     next_episode = plan(random.Random(seed), names)
     tenants = world.testbed.tenants_of()
     load = Load(

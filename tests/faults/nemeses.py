@@ -410,6 +410,8 @@ NEMESES: Final[Mapping[str, Nemesis]] = {
     **PLAIN,
     **{f"{kind} {door}": partial(nemesis, name=door) for kind, nemesis in OF_DOORS.items() for door in DOORS},
 }
+# What takes longest to go wrong comes more often.
+OFTEN: Final = ("move", "move", "move", "promote stale", "move and promote", "kill", "lying sqs")
 WITH_CLOCKS: Final[Mapping[str, Nemesis]] = {**NEMESES, "clock": clock_stepped}
 
 

@@ -221,6 +221,6 @@ def test_make_lists_its_targets() -> None:
     names = [line.split()[1] for line in done.stdout.splitlines()]
     expected = (
         "help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing"
-        " mutants fuzz setup tools site peers clients audit lock clean"
+        " mutants fuzz faults setup tools site peers clients audit lock clean"
     )
     assert names == expected.split()
