@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -65,9 +66,8 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
     tenant_numbers = [numbers[operation.tenant_id] for operation in operations]
     types = [operation.resource_type for operation in operations]
     origins = [operation.origin for operation in operations]
-    sources = list(zip([one.source for one in origins], [one.stream_shard_id for one in origins], strict=True))
+    sources = [one.stream_shard_id or one.source for one in origins]
     type_places, source_places = _places_of(types), _places_of(sources)
-    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in {one.arrived_at for one in origins}}
     return LogColumns(
         tenant_numbers,
         keys_of_ids([operation.request_id for operation in operations]),
@@ -76,11 +76,25 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
         keys_of_ids([operation.resource_id or "" for operation in operations]),
         [source_places[one] for one in sources],
         [operation.requested_at for operation in operations],
-        [arrivals[one.arrived_at] for one in origins],
+        _microseconds_of([one.arrived_at for one in origins]),
         [operation.digest for operation in operations],
         list(type_places),
-        [source if shard is None else f"{source}/{shard}" for source, shard in source_places],
+        [
+            one.source if one.stream_shard_id is None else f"{one.source}/{one.stream_shard_id}"
+            for one in dict(zip(sources, origins, strict=True)).values()
+        ],
     )
+
+
+def _microseconds_of(times: Iterable[datetime]) -> list[str]:
+    """Return *times* as microseconds since 1970: both ends take less than half the time that ISO 8601 takes them."""
+    texts: list[str] = []
+    last, text = None, ""
+    for time in times:
+        if time is not last:  # a reader has one object for all records of an instant
+            last, text = time, str(round(time.timestamp() * 1e6))
+        texts.append(text)
+    return texts
 
 
 def _places_of(values: Iterable[Any]) -> dict[Any, str]:

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -33,7 +33,7 @@ from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
-from simplu_worker.vocabulary import Failure
+from simplu_worker.vocabulary import Failure, Source
 
 NAMES = {text: name for name, text in QUERIES.items()}
 NOT_FOUND = failed(Failure.NOT_FOUND)
@@ -113,17 +113,28 @@ async def test_writer_applies_a_usual_batch_in_one_statement(case: TenantCase, w
 
 
 async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
-    """Column by column, but for the transaction and the times."""
+    """Column by column, but for the transaction and its time: also of several sources, to the microsecond."""
+
+    def at(microseconds: int) -> datetime:
+        return ARRIVED_AT + timedelta(microseconds=microseconds)
+
     other = writer_of(case.pool, careful_least=16)  # expects duplicates, and so goes step by step
     for number, one in enumerate((writer, other)):
         batch = [
-            case.operation("create", f"c{number}", {"v": 1}, sequence_number="17", request_id=f"a{number}"),
-            case.operation("delete", f"none{number}", sequence_number="18", request_id=f"b{number}"),
+            case.operation("create", f"c{number}", {"v": 1}, request_id=f"a{number}", arrived_at=at(1)),
+            case.operation("delete", f"none{number}", request_id=f"b{number}", arrived_at=at(999_999)),
+            case.operation("create", f"d{number}", {}, request_id=f"c{number}", source=Source.SQS, arrived_at=at(2)),
         ]
-        assert await one.apply(batch) == [SUCCEEDED, NOT_FOUND]
+        assert await one.apply(batch) == [SUCCEEDED, NOT_FOUND, SUCCEEDED]
     columns = "operation, resource_type, status, error, result, source, stream_shard_id, sequence_number, requested_at"
     query = f"SELECT {columns}, received_at FROM operations WHERE request_id = ANY($1) ORDER BY request_id"
-    assert await fetch(case.pool, query, ["a0", "b0"]) == await fetch(case.pool, query, ["a1", "b1"])
+    rows = await fetch(case.pool, query, ["a0", "b0", "c0"])
+    assert rows == await fetch(case.pool, query, ["a1", "b1", "c1"])
+    assert [(row["source"], row["received_at"]) for row in rows] == [
+        ("kinesis", at(1)),
+        ("kinesis", at(999_999)),
+        ("sqs", at(2)),
+    ]
 
 
 async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase, writer: ShardWriter) -> None:

@@ -64,7 +64,9 @@ def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
 async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: TenantCase, kind: str) -> None:
     """A new operation has its effect, and leaves one row of the log with all its facts; its position is no such."""
     await prepare(tenant, kind)
-    fresh = of_kind(tenant, kind, sequence_number="49590338271490256608559692538361571095921575989136588898")
+    arrived_at = ARRIVED_AT + timedelta(microseconds=1)
+    number = "49590338271490256608559692538361571095921575989136588898"
+    fresh = of_kind(tenant, kind, sequence_number=number, arrived_at=arrived_at)
 
     assert await tenant.apply(fresh) == [SUCCEEDED]
 
@@ -86,7 +88,7 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
         "stream_shard_id": STREAM_SHARD_ID,
         "sequence_number": None,
         "requested_at": datetime(2026, 3, 1, 12, 0, 5, 500_000, tzinfo=UTC),
-        "received_at": ARRIVED_AT,
+        "received_at": arrived_at,
         "request_key": bytes.fromhex(key_of_id(fresh.request_id)),
         "position": 0,
         "xact": "committed",

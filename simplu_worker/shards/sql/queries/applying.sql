@@ -152,11 +152,12 @@ INSERT INTO public.log_rows (
 )
 
 -- fragment: log_columns
--- The columns of rows of the log, as `log_rows` has them; $11 are the digests, of 8 bytes each. In key order, against
--- deadlocks.
+-- The columns of rows of the log, as `log_rows` has them; $10 are microseconds since 1970, $11 the digests, of 8 bytes
+-- each. In key order, against deadlocks.
     place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'), kind::pg_catalog."char", type_at::smallint,
     pg_catalog.decode(nullif(resource, ''), 'hex'), origin_at::smallint, requested_at::pg_catalog.timestamptz,
-    received_at::pg_catalog.timestamptz, substring($11::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
+    pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000),
+    substring($11::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
 FROM (
     SELECT
         pg_catalog.generate_subscripts(pg_catalog.string_to_array($2, $1), 1) AS number,
@@ -806,7 +807,8 @@ batch AS (
     SELECT
         (SELECT batch_id FROM batch), place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'),
         pg_catalog."left"(operation, 1)::pg_catalog."char", type_at::smallint, pg_catalog.decode(resource, 'hex'),
-        origin_at::smallint, requested_at::pg_catalog.timestamptz, received_at::pg_catalog.timestamptz,
+        origin_at::smallint, requested_at::pg_catalog.timestamptz,
+        pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000),
         substring($10::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
     FROM sent
     WHERE (SELECT pg_catalog.count(*) FROM batch) > 0
