@@ -15,8 +15,8 @@ from simplu_worker.shards.listing.request import INSTANT, OLDEST, ListRequest, S
 class SearchLimits(msgspec.Struct, frozen=True):
     """The bounds of the work for a page.
 
-    A search reads chunks of *chunk_rows* batches and rows of the log, at most *rows*, and begins none after *seconds*.
-    A tenant with at most *few* operations has all of them read instead.
+    A search reads chunks of at most *chunk_rows* batches of the log and as many rows, *rows* of both in all, and begins
+    none after *seconds*. A tenant with at most *few* operations has all of them read instead.
     """
 
     chunk_rows: int = 10_000

@@ -249,11 +249,11 @@ async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: Ro
     assert len(pages) <= 6
 
 
-@pytest.mark.parametrize(("rows_a_batch", "least_pages", "most_pages"), [(1, 6, 9), (3, 10, 15), (100, 40, 41)])
+@pytest.mark.parametrize(("rows_a_batch", "least_pages", "most_pages"), [(1, 4, 5), (3, 6, 7), (100, 40, 41)])
 async def test_chunk_ends_after_batches_and_rows(
     routed: RoutedShards, rows_a_batch: int, least_pages: int, most_pages: int
 ) -> None:
-    """A batch of others takes as much as one row; of the tenant's batches all rows count, also those of others."""
+    """After so many batches, those of others too, or so many rows of the tenant's batches, those of others too."""
     rows = [
         LogRow(TENANT_ID if number == 0 else OTHERS[0], f"{batch}-{number}", -batch, batch="b")
         for batch in range(40)
@@ -271,7 +271,7 @@ async def test_chunk_ends_after_batches_and_rows(
 
 
 async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(routed: RoutedShards) -> None:
-    """Whatever the statistics are: so the bound on rows is one on the work."""
+    """Whatever the statistics are: so the bound on rows is one on the work. It stops once the page is full."""
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 3000)
     await fetch(pool, "ANALYZE log_batches, log_rows")
@@ -286,6 +286,7 @@ async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(r
     assert "Seq Scan on log_batches" in usual
     assert "Index Scan Backward using log_batches_completed_at" in searched
     assert "Index Scan using log_rows_batch" in searched
+    assert "Presorted Key: taken.completed_at" in searched
     for plan in (few, counted):
         assert "Index Only Scan using log_rows_pkey" in plan
         assert "log_batches_completed_at" not in plan

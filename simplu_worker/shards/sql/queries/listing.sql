@@ -34,9 +34,8 @@ AND ($6::pg_catalog.text IS NULL OR resource_id = $6)
 AND ($7::pg_catalog.text IS NULL OR status = $7)
 AND ($8::pg_catalog.text IS NULL OR error = $8)
 
--- fragment: operations_of_batches
+-- fragment: own_operations
 -- The operations of the tenant in the batches of `searched`. OFFSET 0: batch by batch, by the index of batches.
-FROM searched
 CROSS JOIN LATERAL (
     SELECT :listed_operation
     FROM public.operations
@@ -48,43 +47,53 @@ CROSS JOIN LATERAL (
 -- The operations of the tenant in the newest batches of all tenants that are not newer than $2: $10 batches at most, and
 -- of those with the tenant as many as have $10 rows together. With the number of these rows and batches, the time of the
 -- oldest, and whether there are no more. The chunk may end between batches of one time, so that these are not returned
--- unless it is the last chunk. There is one row without an operation if there is none.
+-- unless it is the last chunk. There is one row without an operation if there is none. A batch has one time, so that the
+-- batches are read one by one, newest first, until there are $9 operations.
 WITH scanned AS MATERIALIZED (
-    SELECT
-        log_batches.batch_id, log_batches.completed_at,
-        tenants.number IS NOT NULL AS has_tenant,
-        CASE WHEN tenants.number IS NULL THEN 1 ELSE log_batches.row_count + 1 END AS cost
+    SELECT batch_id, completed_at, row_count, :number_of_tenant = ANY(tenants) AS has_tenant
     FROM public.log_batches
-    LEFT JOIN public.tenants ON tenants.id = $1 AND tenants.number = ANY(log_batches.tenants)
-    WHERE log_batches.completed_at <= $2 AND log_batches.completed_at >= $4
-    ORDER BY log_batches.completed_at DESC
+    WHERE completed_at <= $2 AND completed_at >= $4
+    ORDER BY completed_at DESC
     LIMIT $10
-), summed AS (
+), own_batches AS (
     SELECT
-        batch_id, completed_at, has_tenant, cost,
-        pg_catalog.sum(cost) OVER (ORDER BY completed_at DESC, batch_id) - cost AS cost_before
+        batch_id, completed_at, row_count,
+        pg_catalog.sum(row_count) OVER (ORDER BY completed_at DESC ROWS UNBOUNDED PRECEDING) - row_count
+            AS row_count_before
     FROM scanned
+    WHERE has_tenant
 ), taken AS MATERIALIZED (
-    SELECT batch_id, completed_at, has_tenant, cost FROM summed WHERE cost_before < $10
+    SELECT batch_id, completed_at, row_count FROM own_batches WHERE row_count_before < $10
 ), chunk AS MATERIALIZED (
     SELECT
-        coalesce(pg_catalog.sum(cost), 0)::bigint AS row_count, pg_catalog.min(completed_at) AS oldest,
-        pg_catalog.count(*) < $10
-            AND pg_catalog.count(*) = (SELECT pg_catalog.count(*) FROM scanned) AS is_last
-    FROM taken
-), searched AS (
-    SELECT taken.batch_id
-    FROM taken
-    CROSS JOIN chunk
-    WHERE taken.has_tenant AND (chunk.is_last OR taken.completed_at > chunk.oldest)
+        CASE WHEN is_whole THEN batch_count + row_count ELSE row_count END AS row_count,
+        CASE WHEN is_whole THEN oldest ELSE oldest_taken END AS oldest,
+        is_whole AND batch_count < $10 AS is_last
+    FROM (
+        SELECT
+            pg_catalog.count(*) AS batch_count, pg_catalog.min(completed_at) AS oldest,
+            pg_catalog.count(*) FILTER (WHERE has_tenant) = (SELECT pg_catalog.count(*) FROM taken) AS is_whole
+        FROM scanned
+    ) AS of_scanned
+    CROSS JOIN (
+        SELECT
+            coalesce(pg_catalog.sum(row_count), 0)::bigint AS row_count, pg_catalog.min(completed_at) AS oldest_taken
+        FROM taken
+    ) AS of_taken
 )
 SELECT chunk.row_count, chunk.oldest, chunk.is_last, found.*
 FROM chunk
 LEFT JOIN LATERAL (
     SELECT own.*
-    :operations_of_batches
+    FROM (
+        SELECT taken.batch_id, taken.completed_at AS batch_at
+        FROM taken
+        WHERE chunk.is_last OR taken.completed_at > chunk.oldest
+        ORDER BY taken.completed_at DESC
+    ) AS searched
+    :own_operations
     WHERE :is_listed
-    ORDER BY completed_at DESC, request_id DESC
+    ORDER BY searched.batch_at DESC, request_id DESC
     LIMIT $9
 ) AS found ON true
 ORDER BY found.completed_at DESC, found.request_id DESC;
@@ -98,7 +107,8 @@ WITH searched AS (
     WHERE log_batches.completed_at = $2
 )
 SELECT own.*
-:operations_of_batches
+FROM searched
+:own_operations
 WHERE :is_listed
 ORDER BY request_id DESC
 LIMIT $9;
