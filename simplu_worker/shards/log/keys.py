@@ -29,12 +29,12 @@ def keys_of_ids(texts: Sequence[str]) -> list[str]:
         keys_in_turn = iter(keys_of_ids([text for text in texts if text]))
         return [next(keys_in_turn) if text else "" for text in texts]
     lines = "\n".join(texts) + "\n"
-    if _are_uuids(lines.encode(), len(texts)):
+    if are_uuids(lines.encode(), len(texts)):
         return ("01" + lines[:-1].replace("-", "").replace("\n", "\n01")).split("\n")
     return [key_of_id(text) for text in texts]
 
 
-def _are_uuids(lines: bytes, count: int) -> bool:
+def are_uuids(lines: bytes, count: int) -> bool:
     """Return whether *lines* are *count* UUIDs: by few searches, where a regular expression reads each character."""
     return (
         len(lines) == _LINE_LENGTH * count

@@ -36,6 +36,11 @@ NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}
         ({"properties": {"a": {"$ref": "#/$defs/n"}}, **NUMBER}, {"a": 7}, "$defs/n/maximum: at most 5 at /a"),
         ({"required": ["a"]}, {SECRET: 1}, 'required: the member "a"'),
         ({"additionalProperties": False}, {SECRET: 1}, "additionalProperties: no other members than those named"),
+        (
+            {"properties": {"a": {"additionalProperties": False}}},
+            {"a": {SECRET: 1}},
+            "properties/a/additionalProperties: no other members than those named at /a",
+        ),
         ({"additionalProperties": {"type": "string"}}, {SECRET: 1}, "additionalProperties/type: string"),
         (
             {"properties": {"a": {"additionalProperties": {"type": "number"}}}},
@@ -148,6 +153,12 @@ def test_document_that_fits_has_no_finding(document: Any) -> None:
         ),
         ({"properties": {"a": {"pattern": "(?=a)"}}}, "#/properties/a/pattern: expected a pattern without look-around"),
         ({"properties": {"a": {"pattern": "(.{1000}){1000}"}}}, "#/properties/a/pattern: expected a pattern"),
+        (
+            {"pattern": ".{800}"},
+            "#/pattern: expected a pattern without look-around and back-references that is not too",
+        ),
+        ({"minLength": -1}, "#/minLength: -1 is less than the minimum of 0"),
+        ({"$id": "::::"}, "#: Invalid URI reference '::::'"),
         ({"properties": {"a": {"type": "text"}}}, "#/properties/a/type: "),
         ({"properties": 3}, "#/properties: "),
         ({"minimum": "a"}, "#/minimum: "),
@@ -160,6 +171,12 @@ def test_problem_of_a_schema_begins_with_its_place(schema: dict[str, Any], probl
 
     assert (found is None) == (problem is None)
     assert (found or "").startswith(problem or "")
+
+
+def test_error_of_our_own_is_not_one_of_the_document() -> None:
+    """It would be stored as a finding, and nobody would see it."""
+    with pytest.raises(TypeError):
+        Schema({}).judge([])  # type: ignore[arg-type]
 
 
 def test_findings_are_counted_by_their_place() -> None:

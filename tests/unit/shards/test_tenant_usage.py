@@ -95,6 +95,15 @@ def test_window_has_what_came_in_it(after_s: int, windows: tuple[bool, bool], in
     assert ("a" in usage.last_minute(now).by_tenant, "a" in usage.last_hour(now).by_tenant) == windows
 
 
+def test_window_keeps_no_slot_that_is_over() -> None:
+    """However many there were."""
+    usage = TenantUsage()
+    for number in range(2 * SLOT_COUNT):
+        usage.note(took(a=1.0), NOW + number * HOUR_SLOT_S)
+    kept = f"{[1] * SLOT_COUNT} tenants"
+    assert repr(usage) == f"TenantUsage({kept}, {kept})"
+
+
 def test_ten_are_shown_and_none_that_only_waited() -> None:
     """The first one took most; of equal ones the order does not change."""
     usage = TenantUsage()

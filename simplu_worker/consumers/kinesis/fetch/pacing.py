@@ -184,9 +184,7 @@ class Pacing:
     def next_start(self, now: float) -> float:
         """Return when the next read may start; the time may be past."""
         budget = self._budget
-        paid_at = budget.paid_at
-        if budget.catch_ups:
-            paid_at = min(paid_at, max(self._paid_at, paid_at - AHEAD_S))
+        paid_at = min(budget.paid_at, max(self._paid_at, budget.paid_at - AHEAD_S))
         if not self.is_busy(now):
             wanted = aligned_time(self._started_at, IDLE_INTERVAL_S)
         elif budget.catch_ups:

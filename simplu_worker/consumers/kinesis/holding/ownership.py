@@ -179,10 +179,9 @@ class Ownership:
     def join(self, hold: Hold, catch_up: CatchUp) -> bool:
         """Have a running catch-up take a hold along; return whether it still comes to all of it.
 
-        A catch-up without holds (all were lowered) is about to end, and takes none.
+        A catch-up without holds (all were lowered) is about to end, and takes none; nor does one at the parents.
         """
-        has_parents = bool(catch_up.parents or hold.unread.parents)
-        if not catch_up.holds or has_parents or not catch_up.unread.includes(hold.unread):
+        if not catch_up.holds or catch_up.parents or not catch_up.unread.includes(hold.unread):
             return False
         hold.enter(HoldState.CATCHING_UP, catch_up)
         return True

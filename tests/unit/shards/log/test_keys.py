@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.log.keys import KIND_CODES, key_of_id, keys_of_ids
+from simplu_worker.shards.log.keys import KIND_CODES, are_uuids, key_of_id, keys_of_ids
 from simplu_worker.vocabulary import OperationKind
 
 ID = "0123abcd-89ab-cdef-0123-456789abcdef"
@@ -73,6 +73,18 @@ def test_key_is_that_of_one_id_alone(text: str) -> None:
 def test_keys_of_a_batch_are_those_of_each_id(texts: list[str]) -> None:
     """An empty text, as an operation without a resource has, has none."""
     assert keys_of_ids(texts) == [key_of_id(text) if text else "" for text in texts]
+
+
+def test_batch_of_uuids_alone_is_recognised() -> None:
+    """Else its keys would be made one by one; a hyphen at another place makes another id of the same digits."""
+    assert are_uuids(f"{ID}\n".encode() * 3, 3)
+    for place in (8, 13, 18, 23):
+        for moved in (
+            ID[:place] + ID[place + 1] + "-" + ID[place + 2 :],
+            ID[: place - 1] + "-" + ID[place - 1] + ID[place + 1 :],
+        ):
+            assert not are_uuids(f"{ID}\n{moved}\n".encode(), 2)
+            assert keys_of_ids([moved]) == [key_of_id(moved)]
 
 
 def test_kinds_have_codes_of_one_letter() -> None:

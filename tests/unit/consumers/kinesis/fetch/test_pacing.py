@@ -47,6 +47,19 @@ def after_reply(
     return pacing
 
 
+def test_records_that_were_pushed_make_a_reader_busy() -> None:
+    """For a minute, as those that it polls, or while it is behind."""
+    pacing = after_reply()
+    pacing.note_pushed(100.1, record_count=0, millis_behind=0)
+    assert not pacing.is_busy(100.1)
+    pacing.note_pushed(100.1, record_count=1, millis_behind=0)
+    assert (pacing.is_at_tip_in_use(160.1), pacing.is_busy(160.2)) == (True, False)
+    pacing.note_pushed(200.0, record_count=0, millis_behind=5)
+    assert (pacing.is_busy(300.0), pacing.is_at_tip_in_use(300.0)) == (True, False)
+    pacing.is_pushed = True
+    assert not pacing.is_busy(300.0)  # it does not poll
+
+
 def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
     """The first read does not wait."""
     assert Pacing(ReadBudget()).delay_s(100.0) == 0.0

@@ -140,6 +140,22 @@ def test_record_that_is_finished_twice_is_named() -> None:
         tracker.finish([tickets[2]])
 
 
+def test_position_before_a_pending_record_is_that_of_the_record_before_it() -> None:
+    """A skipped one too; none is known of a record that is not pending, nor are its neighbours, or not yet read."""
+    tracker: CheckpointTracker[str] = CheckpointTracker("start")
+    tracker.start_all(["a", "b"])
+    tracker.skip("c")
+    tracker.start_all(["d", "e"])
+    assert [tracker.position_before(ticket) for ticket in range(4)] == ["start", "a", "c", "d"]
+    tracker.finish([1])
+    tracker.finish([0])
+    for absent in (0, 1, 4):
+        with pytest.raises(KeyError, match=str(absent)):
+            tracker.position_before(absent)
+    tracker.finish([2])
+    assert (tracker.first_pending_ticket, tracker.position_before(3)) == (3, "d")
+
+
 def test_work_before_the_next_record_has_the_next_ticket() -> None:
     """At the position of the last one, which stays pending until it is done."""
     tracker: CheckpointTracker[str] = CheckpointTracker()

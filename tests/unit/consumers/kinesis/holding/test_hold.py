@@ -83,6 +83,13 @@ def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: s
             assert one is None or (hold in one.holds) is (hold.catch_up is one)
 
 
+def test_hold_has_a_title_without_a_name_too() -> None:
+    """As that of the parents, of which there is one."""
+    hold = make_hold(5)
+    hold.name = "shard-1"
+    assert (hold.title, make_hold(5, target=HeldTarget.PARENTS).title) == ("shard shard-1", "parents")
+
+
 def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
     """Not for another reason, nor for another target."""
     found = set()

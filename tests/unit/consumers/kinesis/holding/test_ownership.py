@@ -238,6 +238,26 @@ def test_floor_is_the_lowest_of_main_reader_holds_and_catch_ups() -> None:
     assert ownership.floor(mark(9)) == mark(6)
 
 
+def test_catch_up_counts_until_it_has_ended_and_its_operations_are_settled() -> None:
+    """A reader asks again and again while it runs, also while nothing of it is pending."""
+    for is_settled_first in (False, True):
+        ownership = new()
+        assert ownership.is_settled()
+        hold = hold_tenant(ownership, "a-x", 5)
+        assert not ownership.is_settled()
+        catch_up = start(ownership, hold)
+        assert (ownership.is_settled(), ownership.floor(mark(9))) == (False, mark(5))
+        ticket = catch_up.tracker.start(RecordPosition("6", 0, START))
+        read_on(catch_up, to=9)
+        assert ownership.floor(mark(9)) == mark(5)
+        ownership.meet(catch_up)
+        assert (ownership.is_settled(), ownership.floor(mark(9))) == (False, mark(5))
+        catch_up.tracker.finish([ticket])
+        if is_settled_first:
+            assert ownership.is_settled()
+        assert ownership.floor(mark(12)) == mark(12)
+
+
 def test_parents_are_pending_until_the_last_operation_of_them_is_settled() -> None:
     """Unread, read and not settled, or dropped for a hold that reads them again."""
     ownership = new()
@@ -280,6 +300,15 @@ def test_parents_release_nobody_who_has_another_hold() -> None:
     own = hold_tenant(ownership, "a-x", 3)
     assert (own.unread, ownership.release_from_parents(TenantSet(["c-y"]), now=1.0)) == (unread(0), True)
     assert list(owners(ownership))[:3] == ["a-x", "1", ""]
+
+
+def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
+    """Since now, with operations since they arrived."""
+    ownership = new()
+    ownership.hold_predecessors(TenantSet(["a-x"]), unread(5), START, now=3.0)
+    (hold,) = ownership.holds()
+    assert (hold.title, hold.reason, hold.state) == ("predecessor", HoldReason.TAKEN_OVER, HoldState.READY)
+    assert (hold.arrived_at, hold.since, hold.unread) == (START, 3.0, unread(5))
 
 
 def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -> None:
@@ -342,8 +371,22 @@ def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: py
     hold_tenant(ownership, "d-p", 5)
     assert list(owners(ownership))[:4] == ["a-x", "0", "0", "1"]
     assert [ownership.needs_lookup(tenant) for tenant in TENANTS] == [True, *[False] * 5]
+    overflow = ownership.owner_of("d-p")
+    assert overflow is not None
+    start(ownership, holds[0], overflow)
+    assert not ownership.needs_lookup("a-x")
+    assert hold_tenant(ownership, "f-t", 5).name == "2"
     ownership.remove(holds[0])
     assert hold_tenant(ownership, "e-u", 5).target is HeldTarget.TENANT
+
+
+def test_one_hold_of_a_tenant_over_its_share_is_paced() -> None:
+    """Others beside it are not."""
+    ownership = new()
+    hold_tenant(ownership, "a-x", 5)
+    assert not ownership.has_paced_hold
+    ownership.hold_tenant("b-w", HoldReason.OVER_SHARE, [unread(5)], START, now=0.0)
+    assert ownership.has_paced_hold
 
 
 def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_fails() -> None:
