@@ -16,7 +16,7 @@ from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
 from simplu_worker.feed.filters import lets_through
-from simplu_worker.feed.memory import DeliveredEvents
+from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import (
@@ -73,7 +73,7 @@ class DestinationFeed:
         shard_id: str,
         terms: DestinationTerms,
         destination: OpenDestination,
-        memory: DeliveredEvents,
+        memory: SentEvents,
         row: CursorRow,
         incarnation: Incarnation,
         *,
@@ -83,6 +83,7 @@ class DestinationFeed:
         self.incarnation = incarnation
         self.memory = memory
         self.window = Window(row.place)
+        self._begun_at = row.place
         self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
         self.released: list[HeldTenant] = []
         self.catch_up: CatchUp | None = None
@@ -285,6 +286,11 @@ class DestinationFeed:
                 self._paused_until = loop_time() + troubles.next_delay_s(random.random())
 
     async def _deliver(self, window: Window, due: Sequence[WindowEvent], keep_refusal: KeepRefusal) -> None:
+        # Before they are sent: a request that is broken off, or gets no answer, may have delivered them.
+        for one in due:
+            if one.ref is not None and not one.is_sent:
+                self.memory.note(one.ref, one.place, one.event, now=loop_time())
+            one.is_sent = True
         deliveries = await self._destination.publish([one.event for one in due])
         now = loop_time()
         counts = Counter(OUTCOMES[type(one)] for one in deliveries)
@@ -296,7 +302,6 @@ class DestinationFeed:
             window,
             window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=random.random()),
             keep_refusal,
-            now,
         )
         if self._undone_due and not self._has_undone:
             self._end_undone()
@@ -305,16 +310,12 @@ class DestinationFeed:
             self.is_awaited = False
             self._changed.set()
 
-    async def _note_finished(
-        self, window: Window, all_finished: Sequence[Finished], keep_refusal: KeepRefusal, now: float
-    ) -> None:
+    async def _note_finished(self, window: Window, all_finished: Sequence[Finished], keep_refusal: KeepRefusal) -> None:
         refused: list[RefusedForGood] = []
         for finished in all_finished:
             match finished:
                 case WindowEvent():
                     self._note_passed(finished.event)
-                    if finished.ref is not None:
-                        self.memory.note(finished.ref, finished.place, finished.event, now=now)
                 case RefusedForGood():
                     refused.append(finished)
                 case Disabled():
@@ -328,8 +329,17 @@ class DestinationFeed:
 
     def _end_undone(self) -> None:
         self._undone_due = False
-        self.memory.known_from = self.window.cursor if self.memory.known_from is None else self.memory.known_from
         self._changed.set()
+
+    def note_memory(self, newest: int) -> None:
+        """Note that the memory is whole, once everything that an earlier publisher may have delivered has come again.
+
+        *newest* is the newest batch when this publisher began, beyond which no earlier one has read.
+        """
+        if self.memory.known_from is not None or self._undone_due or self.held:
+            return
+        if self.window.cursor.batch_id > newest or (self.is_at_end and not len(self.window)):
+            self.memory.note_whole(self._begun_at)
 
     def _note_availability(self, error: str | None, now: float, *, is_down: bool) -> None:
         if is_down:

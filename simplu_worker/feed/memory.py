@@ -1,4 +1,4 @@
-"""The events that were delivered lately, in case that the shard has lost their commits. Pure."""
+"""The events that were sent lately, in case that the shard has lost their commits. Pure."""
 
 from __future__ import annotations
 
@@ -16,31 +16,38 @@ EVENTS_MAX: Final = 10_000
 KEPT_S: Final = 600.0  # a standby that lags further is no standby to promote
 
 
-class DeliveredEvents:
-    """The delivered events of one destination and shard, of the last KEPT_S, and at most EVENTS_MAX.
+class SentEvents:
+    """The events of one shard that one destination may have, of the last KEPT_S, and at most EVENTS_MAX.
 
-    `known_from` is the place behind which none is missing, None before the first.
+    `known_from` is the place behind which none is missing, None while another publisher may have sent events that are
+    not here.
     """
 
     def __init__(self) -> None:
         self._events: deque[tuple[float, BatchRef, Place, FeedEvent]] = deque()
         self._undone: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._forgotten_through = Place(0, 0)
         self.known_from: Place | None = None
 
     def __repr__(self) -> str:
-        return f"DeliveredEvents({len(self._events)}, known_from={self.known_from}, undone={len(self._undone)})"
+        return f"SentEvents({len(self._events)}, known_from={self.known_from}, undone={len(self._undone)})"
 
     def note(self, ref: BatchRef, place: Place, event: FeedEvent, *, now: float) -> None:
-        """Remember an event that the destination has."""
+        """Remember an event that the destination may have."""
         self._events.append(
             (now, ref, place, event if event.data is None else msgspec.structs.replace(event, data=None))
         )
         while len(self._events) > EVENTS_MAX or (self._events and now - self._events[0][0] > KEPT_S):
             _, _, gone, _ = self._events.popleft()
-            self.known_from = gone if self.known_from is None else max(gone, self.known_from)
+            self._forgotten_through = max(gone, self._forgotten_through)
+            self.known_from = None if self.known_from is None else max(gone, self.known_from)
+
+    def note_whole(self, behind: Place) -> None:
+        """Note that every event that anybody has sent from behind *behind* was noted here."""
+        self.known_from = max(behind, self._forgotten_through)
 
     def is_complete_behind(self, cursor: Place) -> bool:
-        """Return whether every event that was delivered behind *cursor* is remembered."""
+        """Return whether every event that was sent from behind *cursor* is remembered."""
         return self.known_from is not None and self.known_from <= cursor
 
     def refs_behind(self, cursor: Place) -> list[BatchRef]:

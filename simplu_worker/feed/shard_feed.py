@@ -28,7 +28,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
 from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s, incarnation_id
-from simplu_worker.feed.memory import DeliveredEvents
+from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
 from simplu_worker.feed.rows import (
@@ -97,10 +97,11 @@ class ShardFeed:
         self._draw = draw
         self._token: str | None = None
         self._lease_until = 0.0
-        self._memories: defaultdict[str, DeliveredEvents] = defaultdict(DeliveredEvents)
+        self._memories: defaultdict[str, SentEvents] = defaultdict(SentEvents)
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
         self._state: FeedState | None = None
+        self._newest_before = 0  # the newest batch when this replica began to publish
         self._renewed_at = 0.0
         self._written_at = 0.0
         self._held_asked_at, self._held_pause_s = 0.0, HELD_MIN_S
@@ -236,6 +237,7 @@ class ShardFeed:
 
     def _begin(self, loaded: LoadedFeed, destinations: Destinations) -> None:
         self._feeds = {}
+        self._newest_before = loaded.state.newest
         self._changed.clear()
         for name, (terms, destination) in destinations.items():
             row, memory = loaded.cursors[name], self._memories[name]
@@ -250,8 +252,6 @@ class ShardFeed:
             )
             if row.undone_due:
                 feed.begin_undone(loaded.there, loaded.state.read_at)
-            elif memory.known_from is None:
-                memory.known_from = row.place
             self._feeds[name] = feed
 
     @property
@@ -273,6 +273,8 @@ class ShardFeed:
             count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
             self._start_asking(tasks)
             await self._catch_up()
+            for feed in self._feeds.values():
+                feed.note_memory(self._newest_before)
             await self._write_cursors()
             if count >= READ_MAX:
                 await asyncio.sleep(0)

@@ -34,6 +34,7 @@ class WindowEvent(msgspec.Struct, eq=False):
     event: FeedEvent
     place: Place
     ref: BatchRef | None = None
+    is_sent: bool = False  # at least once: the destination may have it
     is_done: bool = False
     due_at: float = 0.0
     retry_count: int = 0

@@ -9,6 +9,10 @@ The receiver keeps to what events say: an event of an earlier incarnation of its
 behind a bound of a later one, unless it comes again. With *lagging* no standby is awaited, so that events of lost
 commits were published; without it none ever is. Then the source of a move may also go back behind a departure that the
 target has passed, so that events come again behind those of the target; without it they never do.
+
+With *remembers* a publisher lives through a promotion, and no incarnation begins where it knows that nothing is undone:
+it remembers every event that came from behind the cursor, and the server has all of them. After a kill the next
+publisher knows that once it has published everything again that was there when it began.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ class Rules:
     trusts_unsafe_cursor: bool = False  # the target goes on before the cursor of the source is safe
     incarnation_behind_newest: bool = False  # behind the newest batch of the log, not behind the cursor
     same_incarnation: bool = False  # as long as the row is there
+    knows_at_once: bool = False  # a publisher takes what it remembers for all that came, when it begins
 
 
 AGREED = Rules()
@@ -65,6 +70,20 @@ class Received(StatePart, frozen=True):
     is_undone: bool = False
 
 
+class Remembered(StatePart, frozen=True):
+    """The batches that a publisher has published behind *begun*: all that came from there if *is_whole*."""
+
+    begun: int
+    is_whole: bool
+    batches: tuple[tuple[int, str], ...] = ()
+
+    def holds(self, cursor: int, log: Sequence[Batch]) -> bool:
+        """Return whether nothing that came from behind *cursor* is missing in *log*."""
+        there = {one.token for one in log}
+        is_undone = any(number > cursor and token not in there for number, token in self.batches)
+        return self.is_whole and self.begun <= cursor and not is_undone
+
+
 class FeedState(State, frozen=True):
     """All of it, with what publishers and receivers have. *heads* are where the logs are read, NOBODY without one."""
 
@@ -72,6 +91,7 @@ class FeedState(State, frozen=True):
     runs: tuple[int, int] = (0, 0)
     unsent: tuple[int, int] = (0, 0)  # the batch that is read, and not published
     received: tuple[tuple[Received, ...], tuple[Received, ...]] = ((), ())
+    memories: tuple[Remembered | None, Remembered | None] = (None, None)
 
 
 class FeedRow(StatePart, frozen=True):
@@ -95,11 +115,13 @@ class FeedModel(LogOrderModel):
         moves: int = 0,
         kills: int = 0,
         lagging: bool = False,
+        remembers: bool = False,
         feed: Rules = AGREED,
     ) -> None:
         super().__init__(counts, idle=idle, promotions=promotions, moves=moves)
         self._kills = kills
         self._lagging = lagging
+        self._remembers = remembers
         self._feed = feed
 
     def first(self) -> FeedState:
@@ -115,7 +137,7 @@ class FeedModel(LogOrderModel):
         if state.left[KILLS]:
             for place in SHARDS:
                 if state.heads[place] != NOBODY:
-                    killed = _without_publisher(state, place)
+                    killed = _with_memory(_without_publisher(state, place), place, None)
                     yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
 
     def unsettled(self, state: State) -> str:
@@ -157,21 +179,38 @@ class FeedModel(LogOrderModel):
                 yield f"{one.token} is published on {place}", self._publish(following, place, one.number, row)
 
     def _take_row(self, state: FeedState, place: int, row: FeedRow | None) -> FeedState:
-        run = state.runs[place]
+        run, log = state.runs[place], state.shards[place].log
+        memory = state.memories[place]
         if row is None:
             made = FeedRow(0, f"i{state.tokens}", f"i{state.tokens}:0", run)  # an earlier row may be lost
             told = _judged(_with_row(replace(state, tokens=state.tokens + 1), place, made), place, made)
-            return _with_head(told, place, 0)
+            return self._begin(told, place, 0)
+        if memory is not None and memory.holds(row.cursor, log) and row.run != run:
+            return _with_head(_with_row(state, place, replace(row, run=run)), place, row.cursor)
         if row.run == run or self._feed.same_incarnation:
-            return _with_head(state, place, row.cursor)
+            return self._begin(state, place, row.cursor)
         behind = row.cursor
         if self._feed.incarnation_behind_newest:
-            behind = max((one.number for one in state.shards[place].log), default=0)
+            behind = max((one.number for one in log), default=0)
         incarnation = f"i{state.tokens}"
         bounds = bounds_with(row.bounds, incarnation, Place(behind, POSITION_MAX))
         begun = FeedRow(row.cursor, incarnation, bounds, run)
         told = _judged(_with_row(replace(state, tokens=state.tokens + 1), place, begun), place, begun)
-        return _with_head(told, place, row.cursor)
+        return self._begin(told, place, row.cursor)
+
+    def _begin(self, state: FeedState, place: int, cursor: int) -> FeedState:
+        """Publish from behind *cursor* on, and remember that."""
+        begun = _with_head(state, place, cursor)
+        if not self._remembers:
+            return begun
+        return self._note_whole(_with_memory(begun, place, Remembered(cursor, self._feed.knows_at_once)), place)
+
+    def _note_whole(self, state: FeedState, place: int) -> FeedState:
+        """Note whether everything is published that an earlier publisher may have published."""
+        memory = state.memories[place]
+        if memory is None or memory.is_whole or self._next(state, place, state.heads[place]) is not None:
+            return state
+        return _with_memory(state, place, replace(memory, is_whole=True))
 
     def _next(self, state: FeedState, place: int, head: int) -> Batch | None:
         """Return the next batch that may be published."""
@@ -221,7 +260,12 @@ class FeedModel(LogOrderModel):
                 promise = f"order: {batch.tenant}{batch.value} came behind {values}"
             received = (*(one for one in received if one.token != batch.token), event)
         first, second = put_at(_judged(state, place, row).received, index, received)
-        return replace(state, received=(first, second), promise=promise)
+        after = replace(state, received=(first, second), promise=promise)
+        memory = state.memories[place]
+        if memory is None:
+            return after
+        published = replace(memory, batches=(*memory.batches, (number, batch.token)))
+        return self._note_whole(_with_memory(after, place, published), place)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: where standbys are awaited, no event of a lost commit is published."""
@@ -255,6 +299,11 @@ def _with_row(state: FeedState, place: int, row: FeedRow) -> FeedState:
 def _with_head(state: FeedState, place: int, head: int) -> FeedState:
     first, second = put_at(state.heads, place, head)
     return replace(state, heads=(first, second))
+
+
+def _with_memory(state: FeedState, place: int, memory: Remembered | None) -> FeedState:
+    first, second = put_at(state.memories, place, memory)
+    return replace(state, memories=(first, second))
 
 
 def _without_publisher(state: FeedState, place: int) -> FeedState:

@@ -209,6 +209,10 @@ SAFE = {
     "feed: an idle transaction, a kill": (FeedModel((1, 1), idle=1, kills=1), 25_543),
     "feed: a move, a kill": (FeedModel((2, 0), moves=1, kills=1), 27_639),
     "feed: two promotions of what is not awaited": (FeedModel((1, 0), promotions=2, lagging=True), 23_164),
+    "feed: a promotion that a publisher lives through, a kill": (
+        FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True),
+        7_698,
+    ),
     "log order: there and back": (LogOrderModel((3, 1), moves=2), 17_404),
     "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
     "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
@@ -350,6 +354,11 @@ WRONG = {
         FeedModel((2, 0), promotions=1, lagging=True, feed=FeedRules(same_incarnation=True)),
         "twice",
         10,
+    ),
+    "feed: a publisher knows at once what the one before it published": (
+        FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True, feed=FeedRules(knows_at_once=True)),
+        "twice",
+        12,
     ),
     "log order: beyond the horizon": (LogOrderModel(rules=LogRules(reads_beyond_horizon=True)), "missed", 8),
     "log order: by number alone": (LogOrderModel(promotions=1, rules=LogRules(number_alone=True)), "twice", 9),

@@ -384,3 +384,69 @@ async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_bac
     assert back.id > first.incarnation.id
     assert back.bounds.startswith(f"{back.id}:")
     assert dropped.of_bounds[-1].incarnation == back
+
+
+@pytest.mark.slow(2)
+async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """That one delivered events behind its cursor: whether the shard has lost them, its successor cannot know."""
+    receiver = Receiver()
+    receiver.answer = lambda event: RetryLater("waits") if event.resource_id == "r1" else Delivered()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in (1, 2)))
+        await receiver.until_count(1)
+    receiver.answer = lambda _: RetryLater("down")
+    feed = feed_of(pools, [address], [receiver.configured()], "two")
+    async with running(feed):
+        await publishing(feed)
+        # As at a failover that the publisher lives through.
+        for table in ("feed_shards", "feed_cursors"):
+            await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
+        feed.replace([receiver.configured()])
+        async with asyncio.timeout(10):
+            while await fetch(case.pool, "SELECT FROM feed_shards WHERE server_run = 'before'"):  # noqa: ASYNC110  # a row
+                await asyncio.sleep(0.05)
+        receiver.answer = lambda _: Delivered()
+        await receiver.until_count(2)
+        await receiver.until(lambda events: len(events) == 3)
+    before, *after = receiver.events
+    assert before.resource_id == "r2"
+    assert {one.resource_id for one in after} == {"r1", "r2"}
+    assert {one.incarnation for one in after} == {receiver.of_bounds[-1].incarnation}
+    assert after[0].incarnation.id > before.incarnation.id
+
+
+@pytest.mark.slow(4)
+async def test_publisher_remembers_an_event_that_it_has_sent_when_no_answer_came(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """The receiver may have it: if its commit is lost then, an incarnation begins."""
+    receiver = Receiver()
+    feed = feed_of(pools, [address], [receiver.configured()])
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await receiver.until_count(1)
+        receiver.hangs, count = True, receiver.call_count
+        await case.apply(case.operation("create", "r2", {}))
+        async with asyncio.timeout(10):
+            while receiver.call_count == count:  # noqa: ASYNC110  # nothing there is to be awaited
+                await asyncio.sleep(0.02)
+        receiver.hangs = False
+        # As at a failover that loses the last batch, and that the publisher lives through.
+        await fetch(case.pool, "DELETE FROM log_rows WHERE batch_id = (SELECT max(batch_id) FROM log_batches)")
+        await fetch(case.pool, "DELETE FROM log_batches WHERE batch_id = (SELECT max(batch_id) FROM log_batches)")
+        for table in ("feed_shards", "feed_cursors"):
+            await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
+        feed.replace([receiver.configured()])
+        async with asyncio.timeout(10):
+            while await fetch(case.pool, "SELECT FROM feed_shards WHERE server_run = 'before'"):  # noqa: ASYNC110  # a row
+                await asyncio.sleep(0.05)
+        await case.apply(case.operation("create", "r3", {}))
+        await receiver.until(lambda events: any(one.resource_id == "r3" for one in events))
+    first, *undone, last = receiver.events
+    assert [one.kind for one in undone] == [FeedKind.UNDONE]
+    assert last.incarnation.id > first.incarnation.id

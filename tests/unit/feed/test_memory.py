@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from simplu_worker.feed.events import undone_event
-from simplu_worker.feed.memory import EVENTS_MAX, KEPT_S, DeliveredEvents
+from simplu_worker.feed.memory import EVENTS_MAX, KEPT_S, SentEvents
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.types import FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.log.reading_order import BatchRef
@@ -33,7 +33,7 @@ def event(number: int, name: str = "") -> FeedEvent:
 
 def test_events_of_lost_batches_are_taken_back_newest_first() -> None:
     """Those behind the cursor whose batch is not there; a change that comes again names the old event."""
-    memory = DeliveredEvents()
+    memory = SentEvents()
     memory.known_from = Place(0, 0)
     for number in range(1, 5):
         memory.note(BatchRef(number, f"t{number}"), Place(number, 0), event(number), now=0)
@@ -51,7 +51,7 @@ def test_events_of_lost_batches_are_taken_back_newest_first() -> None:
 
 def test_change_that_comes_again_is_that_of_its_tenant_and_request() -> None:
     """No event without both comes again; the oldest of too many are forgotten."""
-    memory, of_shard = DeliveredEvents(), msgspec.structs.replace(event(1), tenant=None)
+    memory, of_shard = SentEvents(), msgspec.structs.replace(event(1), tenant=None)
     without_request = msgspec.structs.replace(event(1), request_id=None)
     for one in (of_shard, without_request):
         assert memory.reapplied(one) is None
@@ -67,22 +67,24 @@ def test_change_that_comes_again_is_that_of_its_tenant_and_request() -> None:
 
 
 def test_events_are_remembered_as_long_as_a_standby_may_lag() -> None:
-    """To the second; what is forgotten is known to be missing, also before the memory was complete, and stays so."""
-    memory = DeliveredEvents()
+    """To the second; what is forgotten is known to be missing, also if it was before the memory was complete."""
+    memory = SentEvents()
     assert not memory.is_complete_behind(Place(9, 9))
     memory.note(BatchRef(1, "t1"), Place(1, 0), event(1), now=0)
     memory.note(BatchRef(2, "t2"), Place(2, 0), event(2), now=KEPT_S)
     assert (len(memory.refs_behind(Place(0, 0))), memory.known_from) == (2, None)
     memory.note(BatchRef(3, "t3"), Place(3, 0), event(3), now=KEPT_S + 1)
+    assert not memory.is_complete_behind(Place(9, 9))
+    memory.note_whole(Place(0, 5))
     assert memory.known_from == Place(1, 0)
-    memory.known_from = Place(2, 5)
+    memory.note_whole(Place(2, 5))
     memory.note(BatchRef(4, "t4"), Place(4, 0), event(4), now=2 * KEPT_S + 1)
     assert (len(memory.refs_behind(Place(0, 0))), memory.known_from) == (2, Place(2, 5))
 
 
 def test_memory_is_not_complete_behind_what_it_has_forgotten() -> None:
     """By their number, and by their age."""
-    memory = DeliveredEvents()
+    memory = SentEvents()
     memory.known_from = Place(0, 0)
     for number in range(EVENTS_MAX + 1):
         memory.note(BatchRef(number, f"t{number}"), Place(number, 1), event(number), now=0)
