@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from random import Random
 
 import pytest
@@ -11,7 +12,11 @@ from simplu_local.workload.packing import PACK_MAX_COUNT, PackedItems, as_record
 from simplu_local.workload.reference_model import Effect, Verdict
 from simplu_local.workload.workload import Item, Workload, make_tenants
 
-ITEMS = list(Workload(5, make_tenants(4, run="r")).items(2000))
+
+@cache
+def made_items() -> list[Item]:
+    """Return items of a workload."""
+    return list(Workload(5, make_tenants(4, run="r")).items(2000))
 
 
 def parts_of(pack: PackedItems) -> list[bytes]:
@@ -28,10 +33,11 @@ def parts_of(pack: PackedItems) -> list[bytes]:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_items_are_packed_in_the_order_of_their_keys(share: float) -> None:
     """None is lost, and none gets other bytes than the spaces around it."""
-    packs = pack_some(ITEMS, Random(1), share)
-    for key in {item.partition_key for item in ITEMS}:
+    items = made_items()
+    packs = pack_some(items, Random(1), share)
+    for key in {item.partition_key for item in items}:
         records = [part.strip() for pack in packs if pack.partition_key == key for part in parts_of(pack)]
-        assert records == [item.record.strip() for item in ITEMS if item.partition_key == key]
+        assert records == [item.record.strip() for item in items if item.partition_key == key]
     forms = {pack.record[:1] == b"[" for pack in packs if pack.is_packed}
     assert forms == (set() if share == 0 else {False, True})
     assert max(len(pack.items) for pack in packs) == (1 if share == 0 else PACK_MAX_COUNT)
