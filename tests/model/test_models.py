@@ -42,7 +42,7 @@ from model.reshard_failover_model import Rules as ChildRules
 from model.reshard_model import ReshardModel
 from model.search import Model, search
 from model.violations import assert_is_violated
-from support.slow import slow_ones
+from support.slow import nightly_ones, slow_ones
 
 # Tenant a, and tenant b whose Postgres shard is in trouble, whose row is not active, or whose shard is a's as well.
 SHARD_DOWN = {"shards": "AB", "trouble": "B"}
@@ -657,6 +657,13 @@ WRONG = {
 }
 
 
+# Of the same rules and troubles as a smaller one.
+NIGHTLY = {
+    "feed: a promotion of what is awaited, a move",
+    "log order: a promotion beside an idle transaction",
+    "letters: crash and zombie, clocks ahead",
+    "gap: two records",
+}
 # What takes more than half a second of processor time.
 SAFE_BUT_SLOW = {
     "hold: lost acknowledgement",
@@ -704,7 +711,7 @@ def test_search_finds_that_a_group_is_tried_again_for_ever() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "state_count"), SAFE_AND_LARGE.values(), ids=SAFE_AND_LARGE)
+@pytest.mark.parametrize(("model", "state_count"), nightly_ones(NIGHTLY, SAFE_AND_LARGE))
 def test_every_state_keeps_the_promises_in_a_larger_model(model: Model[Any], state_count: int) -> None:
     """The agreed way breaks no promise with more operations and more trouble either."""
     assert state_count == search(model)

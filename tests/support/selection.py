@@ -44,6 +44,7 @@ MARKED_FOLDERS = {
 }
 # What a run leaves out unless it is named, by mark, and how the summary says so.
 LEFT_TO_CI = {"slow": "slow tests", "peers": "beside the real KCL, KPL and AWS SDKs"}
+NIGHTLY = "nightly"  # CI leaves these out too; .ci/nightly names the mark
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -79,8 +80,12 @@ class Selection:
         self._notes: list[str] = []
 
     def _is_left_to_ci(self, item: pytest.Item) -> bool:
-        """Return whether a test is slow, or beside real peers, and neither CI runs nor is it named."""
-        if os.environ.get("REQUIRE_ALL") == "1" or any("::" in argument for argument in self._config.args):
+        """Return whether a test is slow, beside real peers or for the night, and nothing that runs it does now."""
+        if any("::" in argument for argument in self._config.args):
+            return False
+        if item.get_closest_marker(NIGHTLY) is not None:
+            return NIGHTLY not in self._config.option.markexpr
+        if os.environ.get("REQUIRE_ALL") == "1":
             return False
         for mark in LEFT_TO_CI:
             if item.get_closest_marker(mark) is not None and mark not in self._config.option.markexpr:

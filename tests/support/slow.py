@@ -17,6 +17,15 @@ def slow_after(count: int, values: Iterable[Any]) -> list[Any]:
 
 def slow_ones(names: AbstractSet[str], cases: Mapping[str, tuple[Any, ...]]) -> list[Any]:
     """Return *cases* for `parametrize`, with their names as ids, those of *names* marked as slow."""
+    return _marked(pytest.mark.slow(1), names, cases)
+
+
+def nightly_ones(names: AbstractSet[str], cases: Mapping[str, tuple[Any, ...]]) -> list[Any]:
+    """Return *cases* for `parametrize`, with their names as ids, those of *names* left to `.ci/nightly`."""
+    return _marked(pytest.mark.nightly, names, cases)
+
+
+def _marked(mark: pytest.MarkDecorator, names: AbstractSet[str], cases: Mapping[str, tuple[Any, ...]]) -> list[Any]:
     assert names <= cases.keys(), f"expected names of cases, got {sorted(names - cases.keys())}"
-    marks: list[list[pytest.MarkDecorator]] = [[], [pytest.mark.slow(1)]]
+    marks: list[list[pytest.MarkDecorator]] = [[], [mark]]
     return [pytest.param(*values, id=name, marks=marks[name in names]) for name, values in cases.items()]

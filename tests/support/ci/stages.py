@@ -60,6 +60,8 @@ STAGES: Final = (
         is_apart=True,
     ),
     Stage("models", ("tests/model/test_*.py",), is_apart=True, processes=2),
+    # Of which a smaller one is a test of the stage above.
+    Stage("large-models", nightly=("test -n 2 -m nightly tests/model",), also=("tests/model/*",), is_apart=True),
     Stage(
         "fuzz",
         commands=("fuzz --seconds 60",),
