@@ -40,6 +40,7 @@ def catch_up_of(*holds: Hold) -> CatchUp:
 def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
     """It waits for the parents only where it is theirs. When it is lowered, it waits again."""
     hold = make_hold(5, target=target)
+    assert (hold.sample_tenant, hold.is_backfill, hold.attempt_count, hold.passed_count) == ("", False, 0, 0)
     states = []
     for state in (HoldState.HELD, HoldState.READY):
         hold.enter(state)
@@ -179,7 +180,9 @@ def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> N
         pending.append(catch_up.has_pending_parents)
     assert pending == [True, True, False, False]
     assert catch_up_of(make_hold(5, *PARENTS)).has_pending_parents
-    assert not catch_up_of(make_hold(5)).has_pending_parents
+    without_parents = catch_up_of(make_hold(5))
+    without_parents.tracker.start(mark(6))
+    assert not without_parents.has_pending_parents
 
 
 @pytest.mark.parametrize(("start", "expected"), [(3, 3), (7, 5), (None, None)])

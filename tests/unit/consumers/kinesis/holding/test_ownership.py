@@ -286,6 +286,7 @@ def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot
     assert ownership.are_waiting_for_parents({"a-x", "d-p"})
     assert not ownership.are_waiting_for_parents({"a-x", "f-t"})
     assert [ownership.release_from_parents(pending, now=7.0) for _ in range(2)] == [True, False]
+    assert {(hold.reason, hold.arrived_at) for hold in ownership.holds()} == {(HoldReason.RESHARD, START)}
     found = [(hold.name, hold.unread, hold.since, hold.state) for hold in ownership.holds()]
     assert found == [("1", unread(3), 7.0, HoldState.READY), ("", unread(3), 1.0, HoldState.HELD)]
     assert (ownership.are_waiting_for_parents({"d-p"}), ownership.are_waiting_for_parents({"a-x"})) == (True, False)
@@ -300,6 +301,14 @@ def test_parents_release_nobody_who_has_another_hold() -> None:
     own = hold_tenant(ownership, "a-x", 3)
     assert (own.unread, ownership.release_from_parents(TenantSet(["c-y"]), now=1.0)) == (unread(0), True)
     assert list(owners(ownership))[:3] == ["a-x", "1", ""]
+    ownership = new()
+    ownership.hold_parents(TenantSet.decode(TenantSet(["a-x", "b-w"]).encode(limit=0)), unread(0), START, now=0.0)
+    assert {hold.reason for hold in ownership.holds()} == {HoldReason.RESHARD}
+    own = hold_tenant(ownership, "a-x", 3)
+    assert ownership.release_from_parents(TenantSet(["a-x"]), now=1.0)
+    assert (ownership.owner_of("a-x"), ownership.parents_hold) == (own, None)
+    assert not ownership.are_waiting_for_parents({"a-x"})
+    assert not ownership.release_from_parents(TenantSet(), now=1.0)
 
 
 def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
@@ -378,6 +387,31 @@ def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: py
     assert hold_tenant(ownership, "f-t", 5).name == "2"
     ownership.remove(holds[0])
     assert hold_tenant(ownership, "e-u", 5).target is HeldTarget.TENANT
+
+
+def test_hold_knows_why_and_since_when_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And when its first operation arrived, at another hold too. One that is opened again waits again."""
+    monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
+    ownership, later = new(), START + timedelta(seconds=9)
+    shard = ownership.open_shard_hold("shard-1", START, now=1.0)
+    ownership.open_backfill("shard-2", unread(5), START, now=2.0)
+    own = ownership.hold_tenant("a-x", HoldReason.OVER_SHARE, [], START, now=3.0)
+    ownership.hold_tenant("b-w", HoldReason.FAILING, [unread(5)], later, now=4.0)
+    assert [(hold.title, hold.reason, hold.since) for hold in ownership.holds()] == [
+        ("shard shard-1", HoldReason.SHARD_UNAVAILABLE, 1.0),
+        ("shard shard-2", HoldReason.BACKFILL, 2.0),
+        ("tenant a-x", HoldReason.OVER_SHARE, 3.0),
+        ("overflow 0", HoldReason.FAILING, 4.0),
+    ]
+    assert [ownership.has_own_hold(tenant) for tenant in ("a-x", "b-w")] == [True, False]
+    assert ownership.hold_tenant("a-x", HoldReason.FAILING, [], later, now=5.0) is own
+    assert (own.reason, own.since) == (HoldReason.FAILING, 3.0)
+    late = ownership.open_shard_hold("shard-3", later, now=6.0)
+    ownership.split("a-x", late, [], later)
+    assert late.arrived_at == START
+    shard.enter(HoldState.READY)
+    assert ownership.open_shard_hold("shard-1", later, now=7.0) is shard
+    assert (shard.is_waiting, shard.since) == (True, 1.0)
 
 
 def test_one_hold_of_a_tenant_over_its_share_is_paced() -> None:
