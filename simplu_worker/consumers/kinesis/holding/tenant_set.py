@@ -183,7 +183,7 @@ def _parse_bitmap(text: str) -> tuple[int, int]:
     except zlib.error as exc:
         raise ValueError(f"expected a bitmap packed with zlib: {exc}") from exc
     size = len(bitmap) << 3
-    if not unpack.eof or unpack.unused_data or size.bit_count() != 1 or size > SLOT_COUNT:
+    if not unpack.eof or unpack.unused_data or size.bit_count() != 1:
         raise ValueError(f"expected a bitmap of 8 to {SLOT_COUNT} slots, a power of two, came {len(bitmap)} bytes")
     return int.from_bytes(bitmap, "little"), size
 

@@ -38,13 +38,13 @@ class Unread(msgspec.Struct, frozen=True):
 
     def includes(self, other: Unread) -> bool:
         """Return whether it includes all records of *other*."""
-        if self.after is not None and (other.after is None or is_after(self.after, other.after)):
+        if self.after is not None and is_after(self.after, other.after):
             return False
         return self.includes_parents_of(other)
 
     def includes_parents_of(self, other: Unread) -> bool:
         """Return whether it includes all records of parents that *other* includes."""
-        return not other.parents or set(merge(self.parents, other.parents)) == set(self.parents)
+        return set(merge(self.parents, other.parents)) == set(self.parents)
 
 
 def union(parts: Iterable[Unread]) -> Unread:
@@ -52,7 +52,7 @@ def union(parts: Iterable[Unread]) -> Unread:
     found = list(parts)
     parents: tuple[ParentRecords, ...] = ()
     for part in found:
-        if part.parents and part.parents != parents:
+        if part.parents != parents:
             parents = merge(parents, part.parents)
     return Unread(lowest_position([part.after for part in found]), parents)
 

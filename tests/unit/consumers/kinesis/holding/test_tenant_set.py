@@ -301,6 +301,8 @@ def packed(data: bytes) -> str:
         "Tenant:b-l",
         "slots:",
         "slots:%%%",
+        pytest.param(packed(bytes(4096)).replace(":", ":!"), id="a character of no base64"),
+        pytest.param(packed(bytes(4096)).removeprefix("slots:"), id="a bitmap without its prefix"),
         "slots:é",
         "slots:" + b64encode(b"no zlib").decode(),
         "slots:" + b64encode(zlib.compress(bytes(4096))[:-1]).decode(),
@@ -328,6 +330,22 @@ def test_set_shows_how_much_it_has(tenants: TenantSet, expected: str) -> None:
     """Its debugging view, which names no tenant."""
     assert repr(tenants) == expected
     assert tenants != expected
+
+
+def test_names_beside_a_bitmap_of_a_row_keep_their_many_slots() -> None:
+    """In the few slots of a row they would keep 32 times as many other tenants waiting."""
+    entries = [*TenantSet(["a-x"]).encode(limit=0), "tenant:b-l"]
+    for one in (entries, entries[::-1]):
+        assert repr(TenantSet.decode(one)) == f"TenantSet({SLOT_COUNT // ROW_SLOT_COUNT + 1} of {SLOT_COUNT} slots)"
+
+
+def test_first_slot_of_either_half_is_kept_when_a_bitmap_is_folded() -> None:
+    """As all others."""
+    for slot in (0, ROW_SLOT_COUNT, ROW_SLOT_COUNT - 1, 2 * ROW_SLOT_COUNT - 1):
+        tenants = TenantSet.decode([bitmap_of([slot], 2 * ROW_SLOT_COUNT)])
+        assert TenantSet.decode(tenants.encode()) == TenantSet.decode(
+            [bitmap_of([slot % ROW_SLOT_COUNT], ROW_SLOT_COUNT)]
+        )
 
 
 def test_sets_are_equal_by_names_and_slots() -> None:

@@ -67,6 +67,14 @@ def test_union_has_the_lower_start_of_each_parent_in_the_order_of_their_ids() ->
     assert union(parts) == union(parts[::-1])
     assert union(parts) == Unread(mark(9), (parent("a", 3), parent("b", 1), parent("c", 0)))
     assert union([*parts, Unread(None)]).after is None
+    unknown = ParentRecords("a", AtTimestamp(START), None, None)
+    for one, other, expected in (
+        (unknown, unknown, unknown),  # the same start
+        (unknown, parent("a", 3), parent("a", 0)),
+        (parent("a", 3), unknown, parent("a", 0)),
+    ):
+        found = union([Unread(None, (one, parent("b", 2))), Unread(None, (other, parent("c", 2)))])
+        assert found.parents == (expected, parent("b", 2), parent("c", 2))
 
 
 @given(unreads, unreads)
