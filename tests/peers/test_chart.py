@@ -192,6 +192,18 @@ def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> No
         assert [path for path in files if not any(path.startswith(mount) for mount in mounts)] == []
 
 
+def test_feed_file_is_in_the_secret_that_the_pod_mounts(tmp_path: Path) -> None:
+    """With the secrets of its webhooks, which only the worker's group may read; without a Secret there is none."""
+    manifests = render(MINIMAL | {"feed": {"secret": "destinations", "key": "all.json"}}, tmp_path)
+    pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+    (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "feed"]
+    (volume,) = [one for one in pod["volumes"] if one["name"] == "feed"]
+    assert of_kind(manifests, "ConfigMap")["data"]["FEED_FILE"] == f"{mount['mountPath']}/all.json"
+    assert (mount["readOnly"], volume["secret"]["secretName"]) == (True, "destinations")
+    assert volume["secret"]["defaultMode"] & 0o007 == 0
+    assert "FEED_FILE" not in of_kind(render(MINIMAL, tmp_path), "ConfigMap")["data"]
+
+
 def test_identity_of_irsa_is_an_annotation_and_that_of_pods_is_none(rendered: list[list[Manifest]]) -> None:
     """An association names the account of Pod Identity; a role there as well would be another one's."""
     seen: Counter[str] = Counter()
