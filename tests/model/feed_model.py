@@ -10,6 +10,7 @@ behind a bound of a later one, unless it comes again. With *lagging* no standby 
 commits were published; without it none ever is. Then the source of a move may also go back behind a departure that the
 target has passed, so that events come again behind those of the target; without it they never do.
 
+A destination that *leaves* the file comes back, and its row keeps the run of the server in which it was judged last.
 With *remembers* a publisher lives through a promotion, and no incarnation begins where it knows that nothing is undone:
 it remembers every event that came from behind the cursor, and the server has all of them. After a kill the next
 publisher knows that once it has published everything again that was there when it began.
@@ -38,8 +39,8 @@ from simplu_worker.feed.places import POSITION_MAX, Place
 from simplu_worker.shards.log.reading_order import readable_below
 
 ROW = "row"
-PROMOTIONS, KILLS = 2, 4
-NOBODY = -1
+PROMOTIONS, KILLS, LEAVES = 2, 4, 5
+NOBODY, OUT_OF_FILE = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Rules:
     trusts_unsafe_cursor: bool = False  # the target goes on before the cursor of the source is safe
     incarnation_behind_newest: bool = False  # behind the newest batch of the log, not behind the cursor
     same_incarnation: bool = False  # as long as the row is there
+    one_run_for_all: bool = False  # a publisher notes its run for a destination that is not in its file, too
     knows_at_once: bool = False  # a publisher takes what it remembers for all that came, when it begins
 
 
@@ -116,27 +118,34 @@ class FeedModel(LogOrderModel):
         kills: int = 0,
         lagging: bool = False,
         remembers: bool = False,
+        leaves: int = 0,
         feed: Rules = AGREED,
     ) -> None:
         super().__init__(counts, idle=idle, promotions=promotions, moves=moves)
         self._kills = kills
         self._lagging = lagging
         self._remembers = remembers
+        self._leaves = leaves
         self._feed = feed
 
     def first(self) -> FeedState:
         """Return two empty logs."""
         begin = super().first()
         parts = {name: getattr(begin, name) for name in State.__struct_fields__}
-        return FeedState(**parts | {"left": (*begin.left, self._kills)})
+        return FeedState(**parts | {"left": (*begin.left, self._kills, self._leaves)})
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return the faults of shards, and kills of publishers."""
         assert isinstance(state, FeedState)
         yield from super().faults(state)
+        if state.left[LEAVES]:
+            for place in SHARDS:
+                if state.heads[place] >= 0:
+                    out = _with_head(replace(state, left=one_less(state.left, LEAVES)), place, OUT_OF_FILE)
+                    yield f"the destination leaves the file of the publisher of {place}", out
         if state.left[KILLS]:
             for place in SHARDS:
-                if state.heads[place] != NOBODY:
+                if state.heads[place] >= 0:
                     killed = _with_memory(_without_publisher(state, place), place, None)
                     yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
 
@@ -159,6 +168,12 @@ class FeedModel(LogOrderModel):
         """Take the row, publish the next batch, or move the cursor."""
         assert isinstance(state, FeedState)
         row, head = _row_of(state.shards[place].log), state.heads[place]
+        if head == OUT_OF_FILE:
+            yield f"the destination is back in the file at {place}", _with_head(state, place, NOBODY)
+            if self._feed.one_run_for_all and row is not None and row.run != state.runs[place]:
+                noted = _with_row(state, place, replace(row, run=state.runs[place]))
+                yield f"the publisher of {place} notes its run", noted
+            return
         if head == NOBODY:
             yield f"{place} gets a publisher", self._take_row(state, place, row)
             return
@@ -187,6 +202,8 @@ class FeedModel(LogOrderModel):
             return self._begin(told, place, 0)
         if memory is not None and memory.holds(row.cursor, log) and row.run != run:
             return _with_head(_with_row(state, place, replace(row, run=run)), place, row.cursor)
+        if memory is not None and row.run == run:
+            return _with_head(state, place, row.cursor)  # the destination was out of the file
         if row.run == run or self._feed.same_incarnation:
             return self._begin(state, place, row.cursor)
         behind = row.cursor
@@ -307,6 +324,8 @@ def _with_memory(state: FeedState, place: int, memory: Remembered | None) -> Fee
 
 
 def _without_publisher(state: FeedState, place: int) -> FeedState:
+    if state.heads[place] == OUT_OF_FILE:
+        return state
     unsent = put_at(state.unsent, place, 0)
     return replace(_with_head(state, place, NOBODY), unsent=(unsent[0], unsent[1]))
 

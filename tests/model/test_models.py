@@ -213,6 +213,10 @@ SAFE = {
         FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True),
         7_698,
     ),
+    "feed: a promotion while the destination is out of the file": (
+        FeedModel((1, 0), promotions=1, lagging=True, remembers=True, leaves=1),
+        10_087,
+    ),
     "log order: there and back": (LogOrderModel((3, 1), moves=2), 17_404),
     "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
     "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
@@ -359,6 +363,11 @@ WRONG = {
         FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True, feed=FeedRules(knows_at_once=True)),
         "twice",
         12,
+    ),
+    "feed: the run of the server is noted for a destination that is out of the file": (
+        FeedModel((1, 0), promotions=1, lagging=True, leaves=1, feed=FeedRules(one_run_for_all=True)),
+        "twice",
+        13,
     ),
     "log order: beyond the horizon": (LogOrderModel(rules=LogRules(reads_beyond_horizon=True)), "missed", 8),
     "log order: by number alone": (LogOrderModel(promotions=1, rules=LogRules(number_alone=True)), "twice", 9),
