@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import product
 
 import pytest
 
@@ -294,6 +295,26 @@ def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot
     assert (ownership.parents_hold, [hold.name for hold in ownership.holds()]) == (None, ["1", "2"])
 
 
+def test_parents_wait_no_more_when_they_are_ready() -> None:
+    """Then nothing of them is pending."""
+    ownership = new()
+    ownership.hold_parents(TenantSet(["a-x"]), unread(3), START, now=0.0)
+    (hold,) = ownership.holds()
+    found = [ownership.parents_hold]
+    hold.enter(HoldState.READY)
+    found.append(ownership.parents_hold)
+    assert (found, ownership.are_waiting_for_parents({"a-x"})) == ([hold, None], False)
+
+
+def test_backfill_that_waits_leaves_a_tenant_with_earlier_operations_in_memory_apart() -> None:
+    """They do not come to the parents' records, and it does not come to them."""
+    ownership = new()
+    hold = ownership.open_backfill("shard-1", unread(6, *PARENTS), START, now=0.0)
+    ownership.split("a-x", hold, [], START)
+    assert ownership.meet_resident("a-x", hold, [unread(4)]) is Meeting.APART
+    assert ownership.meet_resident("a-x", hold, [unread(7)]) is Meeting.TAKEN
+
+
 def test_parents_release_nobody_who_has_another_hold() -> None:
     """That hold reads all of the tenant."""
     ownership = new()
@@ -322,9 +343,12 @@ def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
 
 def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -> None:
     """By name and by slot. The predecessors' hold is ready at once."""
-    for limit in (200, 0):
+    for limits in product((200, 0), repeat=2):
         ownership = new()
-        lists = (TenantSet.decode(TenantSet(one).encode(limit=limit)) for one in (["a-x", "d-p"], ["a-x"]))
+        lists = (
+            TenantSet.decode(TenantSet(one).encode(limit=limit))
+            for one, limit in zip((["a-x", "d-p"], ["a-x"]), limits, strict=True)
+        )
         ownership.hold_predecessors(next(lists), unread(3), START, now=7.0)
         ownership.hold_parents(next(lists), unread(3), START, now=7.0)
         found = [ownership.owner_of(tenant) for tenant in ("a-x", "d-p")]
@@ -332,20 +356,24 @@ def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -
         assert found[1] is not None
         assert (found[1].state, found[1].reason) == (HoldState.READY, HoldReason.TAKEN_OVER)
         assert found[1].unread == unread(3)
+        assert found[1].tenants.names <= {"d-p"}
 
 
 @pytest.mark.usefixtures("_small_sets")
 def test_slot_belongs_to_its_oldest_hold_and_a_name_goes_before_it() -> None:
     """A tenant of that slot that comes to another hold is there by name, also where that one has slots."""
     ownership = new()
-    hold_shard(ownership, "shard-1", ["a-x", "d-p"], 3)
+    hold_shard(ownership, "shard-1", ["a-x", "d-p", "c-y"], 3)
     assert list(owners(ownership)) == [*["shard-1"] * 5, "-"]  # with those that share the two slots
     hold_shard(ownership, "shard-2", ["b-w", "f-t", "e-u"], 3)
     assert list(owners(ownership)) == ["shard-1", "shard-2", "shard-1", "shard-1", "shard-2", "shard-2"]
+    names = {hold.name: set(hold.more_names) for hold in ownership.holds()}
+    assert names == {"shard-1": set(), "shard-2": {"b-w", "e-u"}}  # by name where need be alone
     assert all(tenant in ownership.held_tenants() for tenant in TENANTS)
     hold_tenant(ownership, "f-t", 3)
     hold_tenant(ownership, "e-u", 3)
     assert list(owners(ownership))[4:] == ["e-u", "f-t"]
+    assert [hold.more_names for hold in ownership.holds()][:2] == [set(), {"b-w"}]
 
 
 @pytest.mark.usefixtures("_small_sets")
