@@ -40,7 +40,7 @@ from benchmarks.throughput.low_load import measure_low_load
 from benchmarks.throughput.measures import measure_latency, measure_orders, measure_pair
 from benchmarks.throughput.mixes import MIXES, QUICK_MIXES, REALISTIC, mix_of
 from benchmarks.throughput.page import MIX_HEAD, RATES_HEAD, write_page
-from benchmarks.throughput.peers import PEERS_HEAD, measure_peers, peer_lines
+from benchmarks.throughput.peers import PEER_RECORDS, PEERS_HEAD, measure_peers, peer_lines
 from benchmarks.throughput.results import BARE, BOUND_CELLS, WORKER, Machine, ThroughputResults
 from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Run, Runner, StalledError
 from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
@@ -152,7 +152,8 @@ async def measure(arguments: argparse.Namespace, results: ThroughputResults, con
         if "low" in arguments.only:
             await measure_low_loads(servers, arguments, results, console, seconds=more_s)
         if "peers" in arguments.only:
-            await measure_peers(servers, results, console, who=arguments.who, latency_s=more_s)
+            records = arguments.records if arguments.quick else PEER_RECORDS
+            await measure_peers(servers, results, console, who=arguments.who, records=records, latency_s=more_s)
         if "more" in arguments.only and not arguments.quick:
             await measure_replicas(servers, arguments, results, console)
     if "orders" in arguments.only:

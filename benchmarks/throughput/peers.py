@@ -31,6 +31,7 @@ GUARANTEES: Final = MappingProxyType(
         Contender.LANES: "once, in order, one process; starts at the oldest record",
     }
 )
+PEER_RECORDS = 700_000  # enough for the warm-up of a JVM
 LATENCY_RATE = 1000
 
 
@@ -40,6 +41,7 @@ async def measure_peers(
     console: Console,
     *,
     who: Collection[Contender],
+    records: int,
     latency_s: float,
 ) -> None:
     """Measure each contender once a round, in turns; then its latency."""
@@ -50,7 +52,7 @@ async def measure_peers(
     cells = [cell for cell in cells if not is_missing(cell.contender)]
     async with servers.as_for(REALISTIC) as own, AsyncExitStack() as streams:
         kinesis = {
-            count: await streams.enter_async_context(own.run_kinesis(results.records, count, "--mix", REALISTIC.name))
+            count: await streams.enter_async_context(own.run_kinesis(records, count, "--mix", REALISTIC.name))
             for count in sorted({cell.stream_shards for cell in cells})
         }
         for number_of_round in range(1, results.rounds + 1):
@@ -58,7 +60,7 @@ async def measure_peers(
                 runner = Runner(
                     own,
                     kinesis[cell.stream_shards],
-                    records=results.records,
+                    records=records,
                     seconds=results.seconds,
                     round_number=number_of_round,
                     mix=REALISTIC,

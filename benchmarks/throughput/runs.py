@@ -29,7 +29,7 @@ from simplu_local.processes.worker_process import log_tail
 from simplu_local.stack.aws import CREDENTIALS, STREAM_NAME
 
 WARM_UP_S = 0.7  # after the first commit
-JIT_WARM_UP_S = 8.0  # of a JVM, which compiles while it runs
+JIT_WARM_UP_S = 20.0  # of a JVM: until then its compiler takes more than half of its processor time
 FIRST_WITHIN_S = 150.0  # the KCL waits up to half a minute before it creates its leases
 SAMPLE_S = 0.2
 POLL_S = 0.02
@@ -87,7 +87,7 @@ WITHIN_QUOTAS = OURS | {Contender.KCL, Contender.PGX}  # the others exceed Kines
 PEERS: Final = MappingProxyType[Contender, JavaProgram | GoProgram](
     {Contender.KCL: JDBC_CONSUMER, Contender.PGX: PGX_CONSUMER}
 )  # that `python3 run.py peers` builds
-# The JVM's own choice on two processors is G1. The local Kinesis is slow with the SDK's CBOR.
+# ParallelGC is the JVM's collector for throughput, G1 its default. The local Kinesis is slow with the SDK's CBOR.
 JVM_OPTIONS = ("-Xmx1g", "-XX:+UseParallelGC", "-Daws.cborEnabled=false")
 REPLY_RECORDS = 2000  # of the peers, as of the bare loop
 KCL_CONNECTIONS = 5  # HikariCP, "About Pool Sizing": twice the cores, and one
