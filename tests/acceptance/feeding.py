@@ -143,6 +143,8 @@ class StreamReader:
         """Make the stream."""
         await self._kinesis.create_stream(StreamName=STREAM, ShardCount=STREAM_SHARDS)
         await wait_for_stream(self._kinesis, STREAM)
+
+    async def _begin_reading(self) -> None:
         for shard in (await self._kinesis.list_shards(StreamName=STREAM))["Shards"]:
             answer = await self._kinesis.get_shard_iterator(
                 StreamName=STREAM, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
@@ -156,6 +158,8 @@ class StreamReader:
 
     async def follower(self) -> Follower:
         """Return what a receiver holds that reads one stream shard after the other."""
+        if not self._iterators:  # not before: an iterator that is not used expires within five minutes
+            await self._begin_reading()
         for shard in self._iterators:
             records: Sequence[Any] = ["first"]
             while records:
