@@ -352,7 +352,7 @@ async def moved_and_promoted(world: World) -> AsyncIterator[None]:
     async with world.moving, world.one_shard() as shard, asyncio.TaskGroup() as tasks:
         tenant, number = world.next_move()
         tasks.create_task(world.move(tenant, number, killed_after_s=15.0))
-        await asyncio.sleep(world.chance.uniform(0.5, 2.0))
+        await asyncio.sleep(world.chance.uniform(0.2, 1.5))
         await world.promote(shard, lacking_s=BRIEFLY_S)
     yield
 

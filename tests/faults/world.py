@@ -36,6 +36,7 @@ TENANTS_PER_SHARD: Final = 3
 WORKERS: Final = 2
 STOP_WITHIN_S: Final = 60.0
 MOVE_WITHIN_S: Final = 120.0
+SAID_LENGTH: Final = 1000
 ASK_EVERY_S: Final = 0.1
 ASKED_RECENT: Final = 150
 LIBRARIES: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -208,7 +209,8 @@ class World:
             await process.wait()
             output = b""
         has_moved = process.returncode == 0 and b'"moved"' in output
-        self.history.note("mover", tenant=tenant.tenant_id, shard=shard_id, status=process.returncode)
+        said = output.decode()[-SAID_LENGTH:]
+        self.history.note("mover", tenant=tenant.tenant_id, shard=shard_id, status=process.returncode, said=said)
         if has_moved:
             self.unmoved.pop(tenant.tenant_id, None)
             self.testbed.homes[tenant.tenant_id] = self.shards[number].primary.url

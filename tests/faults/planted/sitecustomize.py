@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-EVERY: Final = 40  # batches, events or answers with an opportunity
+EVERY: Final = 10  # batches, events or answers with an opportunity
 STRAY_SQL: Final = (
     'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
     " VALUES ($1, 'dental', 'note', 'stray', '{}', now(), now()) ON CONFLICT DO NOTHING"

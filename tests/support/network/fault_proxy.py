@@ -93,9 +93,9 @@ class FaultProxy(TcpProxy):
         self._connections.add(to_client)
         to_server: asyncio.StreamWriter | None = None
         try:
-            if self._answer is not None:
+            if (answer := self._answer) is not None:
                 await _skip_request(client)
-                to_client.write(self._answer)
+                to_client.write(answer)
                 await to_client.drain()
                 to_client.close()
                 return
