@@ -173,12 +173,16 @@ class DestinationFeed:
         self._wake.set()
 
     def add(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
-        """Add what was read behind the head. Tenants that have come here are held until their source is passed."""
+        """Add what was read behind the head. Tenants that have come here are held until their source is passed.
+
+        Not what is before their arrival, which an earlier publisher may have read and not delivered.
+        """
         events: list[WindowEvent] = []
         for row in rows:
             if (arrival := row.arrival) is not None and arrival.tenant_no not in self.held and self._wants(arrival):
                 self.held[arrival.tenant_no] = arrival
-            if row.tenant_no not in self.held:
+            held = None if row.tenant_no is None else self.held.get(row.tenant_no)
+            if held is None or row.place <= held.place:
                 events += self._wanted(row, data)
         self.window.add(events, rows[-1].place)
         self._wake.set()

@@ -156,6 +156,10 @@ class StreamReader:
         """From the first arrival to the last one."""
         return max(self._times, default=0.0) - min(self._times, default=0.0)
 
+    def events(self) -> Iterator[Event]:
+        """Iterate over all that arrived, one stream shard after the other."""
+        return itertools.chain(*self._events.values())
+
     async def follower(self) -> Follower:
         """Return what a receiver holds that reads one stream shard after the other."""
         if not self._iterators:  # not before: an iterator that is not used expires within five minutes
@@ -169,7 +173,7 @@ class StreamReader:
                 self._times += [record["ApproximateArrivalTimestamp"].timestamp() for record in records]
                 await asyncio.sleep(0.25)  # a stream shard allows five reads a second
         follower = Follower()
-        for event in itertools.chain(*self._events.values()):
+        for event in self.events():
             follower.take(event)
         return follower
 
@@ -190,13 +194,14 @@ class Trial:
         self._one = Webhook(testbed, "one", *options)
         self._plan = ChainPlan("chain", testbed.tenants_of(), types=4, resources=2)
         self._gone_back: set[str] = set()
+        self._stream: StreamReader | None = None
         self._moves = self._fail_overs = self._kills = 0
 
     async def run(self) -> int:
         """Go through moves and fail-overs under load; return the exit status."""
         testbed = self._testbed
         async with testbed.stack.aws_client("kinesis") as kinesis:
-            stream = StreamReader(kinesis)
+            self._stream = stream = StreamReader(kinesis)
             await stream.begin()
             env = {"FEED_FILE": await self._feed_file(), "FEED_ALLOWED_HOSTS": "127.0.0.1"}
             for shard in self._struck:
@@ -377,6 +382,8 @@ class Trial:
             folder.mkdir(parents=True, exist_ok=True)
             for path in (self._all.journal, self._one.journal, *(one.log_path for one in self._testbed.workers)):
                 (folder / path.name).write_bytes(path.read_bytes())
+            arrived = () if self._stream is None else self._stream.events()
+            (folder / "stream.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(arrived))
 
 
 def describe(name: str, follower: Follower) -> str:

@@ -14,6 +14,7 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.standby_pair import require_postgres, start_pair
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
+from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.feed.types import Delivered, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
@@ -137,6 +138,33 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
         FeedKind.RESOURCE_CREATED,
         FeedKind.RESOURCE_UPDATED,
     ]
+
+
+@pytest.mark.slow(12)
+async def test_events_before_a_return_come_when_the_publisher_is_killed_behind_it(world: World) -> None:
+    """It had read the arrival, for which the tenant is held, and not delivered what was before it."""
+
+    async def is_held() -> bool:
+        return await fetch(world.shard_pools["a"], "SELECT FROM feed_cursors WHERE held <> '[]'") != []
+
+    addresses = [pool.address for pool in world.shard_pools.values()]
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda _: RetryLater("down", 0.2) if is_down else Delivered()
+    source = world.case("a")
+    feed = feed_of(world.pools, addresses, [receiver.configured()])
+    async with running(feed) as publisher:
+        await publishing(feed, 2)
+        await source.apply(source.operation("create", "r1", {}))
+        await world.move("a", "b")
+        await world.move("b", "a")
+        assert await poll_until(is_held, within_s=20)
+        publisher.cancel()
+    is_down = False
+    async with running(feed_of(world.pools, addresses, [receiver.configured()], "two")):
+        await receiver.until(lambda events: sum(one.kind is FeedKind.TENANT_MOVED for one in events) == 2, 30)
+    told = [(one.shard_id, one.kind) for one in receiver.events if one.tenant is not None]
+    assert told == [("a", FeedKind.RESOURCE_CREATED), ("b", FeedKind.TENANT_MOVED), ("a", FeedKind.TENANT_MOVED)]
 
 
 @pytest.mark.slow(3)
