@@ -236,7 +236,7 @@ async def test_command_goes_on_where_a_page_ends_at_a_bound(world: World, capsys
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
-        "searched back to 2026-03-01T11:59:57+00:00; narrow the time with --since and --until, or",
+        "searched back to 2026-03-01T11:59:54+00:00; narrow the time with --since and --until, or",
         f"go on with --after {hurried.next}",
     ]
 

@@ -156,7 +156,7 @@ INSERT INTO public.log_rows (
 -- each. In key order, against deadlocks.
     place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'), kind::pg_catalog."char", type_at::smallint,
     pg_catalog.decode(nullif(resource, ''), 'hex'), origin_at::smallint, requested_at::pg_catalog.timestamptz,
-    pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000),
+    pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000::pg_catalog.float8),
     substring($11::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
 FROM (
     SELECT
@@ -808,7 +808,7 @@ batch AS (
         (SELECT batch_id FROM batch), place::smallint, tenant_no::integer, pg_catalog.decode(request, 'hex'),
         pg_catalog."left"(operation, 1)::pg_catalog."char", type_at::smallint, pg_catalog.decode(resource, 'hex'),
         origin_at::smallint, requested_at::pg_catalog.timestamptz,
-        pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000),
+        pg_catalog.to_timestamp(received_at::pg_catalog.float8 / 1000000::pg_catalog.float8),
         substring($10::pg_catalog.bytea FROM 8 * number - 7 FOR 8)
     FROM sent
     WHERE (SELECT pg_catalog.count(*) FROM batch) > 0
