@@ -691,7 +691,7 @@ WRONG_DESIGNS = {
     ),
     "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=94),
     "the parents are noted as done when re-reading them starts": WrongDesign(
-        _with_reader(positions_class=_RashPositions), seed=495
+        _with_reader(positions_class=_RashPositions), seed=1349
     ),
     "lost operations of a moved tenant are looked for on its old shard": WrongDesign(
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=59
