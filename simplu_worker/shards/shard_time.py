@@ -33,7 +33,7 @@ TURN_S: Final = 0.1  # of a transaction, while a tenant floods the shard
 TURN_MIN_S: Final = 0.025  # the same for one of many batches that wait for it
 FIXED_RATIO: Final = 2.0  # of a transaction's operations to its fixed cost, at least: most of a shard's time is work
 FLOOD_S: Final = 2.0  # so long a shard counts as flooded after a sign of it
-CALM_BATCH_S: Final = 0.5  # of a batch of one lane otherwise
+CALM_BATCH_S: Final = 0.5  # of a batch of a lane with one tenant otherwise
 CALM_TURN_S: Final = 0.75  # of a transaction otherwise: readers treat a shard as late after a second
 
 TenantKind: TypeAlias = tuple[str, OperationKind]
@@ -94,18 +94,14 @@ class ShardTime:
         """Note that a tenant sends more than the shard takes, and others are not to wait for it."""
         self._flooded_until = now + FLOOD_S
 
-    def batch_s(self, now: float) -> float:
-        """Return how long the next batch of a lane may take."""
-        if now >= self._flooded_until:
+    def batch_s(self, now: float, *, is_shared: bool) -> float:
+        """Return how long the next batch of a lane may take, *is_shared* by several tenants."""
+        is_flooded = now < self._flooded_until
+        if not (is_flooded or is_shared):
             return CALM_BATCH_S
-        if self.waiting_count:
+        if is_flooded and self.waiting_count:
             return max(TURN_MIN_S, TURN_S / (1 + self.waiting_count))  # they share a transaction
-        return min(CALM_BATCH_S, self.turn_of_tenant_s)
-
-    @property
-    def turn_of_tenant_s(self) -> float:
-        """How long one tenant's part of a batch may take, where the lane has others."""
-        return max(TURN_S, FIXED_RATIO * self._fixed_s)
+        return min(CALM_BATCH_S, max(TURN_S, FIXED_RATIO * self._fixed_s))
 
     def turn_s(self, now: float) -> float:
         """Return how long the next transaction may take, where batches share it."""

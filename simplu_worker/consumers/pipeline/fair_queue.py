@@ -8,7 +8,6 @@ now, so that nobody saves up time while it sends nothing.
 from __future__ import annotations
 
 import heapq
-import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,12 +25,11 @@ HURRIED_WEIGHT: Final = 1000.0
 
 
 class BatchBounds(msgspec.Struct, frozen=True):
-    """What a batch may have at most, and each tenant's part of it. First entries may exceed the bytes and the times."""
+    """What a batch may have at most; its first entry may exceed the bytes and the cost."""
 
     count: int
     size_bytes: int
     cost_s: float
-    tenant_s: float = math.inf
 
 
 class FairQueue(Generic[EntryT]):
@@ -140,15 +138,15 @@ class FairQueue(Generic[EntryT]):
         if self._count <= bounds.count - returned_count:
             entries = [entry for own in self._by_tenant.values() for entry in own]
             demand = Demand.of([entry.operation for entry in entries])
-            if size_bytes + demand.size_bytes <= bounds.size_bytes and cost_s + self._time.batch_cost_s(demand) <= min(
-                bounds.cost_s, bounds.tenant_s
+            if (
+                size_bytes + demand.size_bytes <= bounds.size_bytes
+                and cost_s + self._time.batch_cost_s(demand) <= bounds.cost_s
             ):
                 self._by_tenant, self._count = {}, 0
                 self._forget_served()
                 return batch + entries
         turns = [(self._served.get(one, self._now), one) for one in self._by_tenant]
         heapq.heapify(turns)
-        left_s = dict.fromkeys(self._by_tenant, bounds.tenant_s)
         is_full = False
         while turns and not is_full:
             time, tenant_id = heapq.heappop(turns)
@@ -156,8 +154,7 @@ class FairQueue(Generic[EntryT]):
             until = turns[0][0] + QUANTUM_S if turns else float("inf")
             own = self._by_tenant[tenant_id]
             weight = HURRIED_WEIGHT if tenant_id in self.hurried else self._time.weights.get(tenant_id, 1.0)
-            is_over = False
-            while own and time < until and not is_over:
+            while own and time < until:
                 operation = own[0].operation
                 size_bytes += operation.size_bytes
                 one_s = self._time.cost_s(operation)
@@ -169,13 +166,11 @@ class FairQueue(Generic[EntryT]):
                     break
                 batch.append(own.popleft())
                 time += one_s / weight
-                left_s[tenant_id] -= one_s
-                is_over = left_s[tenant_id] <= 0 and tenant_id not in self.hurried
             self._served[tenant_id] = time
-            if not own:
-                del self._by_tenant[tenant_id]
-            elif not is_over:
+            if own:
                 heapq.heappush(turns, (time, tenant_id))
+            else:
+                del self._by_tenant[tenant_id]
         self._count -= len(batch) - returned_count
         self._forget_served()
         return batch

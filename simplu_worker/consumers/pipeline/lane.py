@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -278,8 +277,8 @@ class Lane(Generic[EntryT]):
     def _next_batch(self) -> None:
         max_count, now = 1 if self._single_count else BATCH_MAX_COUNT, loop_time()
         self._time.usage.note_waits(self._queue.count_waits(now), now)
-        tenant_s = self._time.turn_of_tenant_s if len(self._tenants()) > 1 else math.inf
-        self._batch = self._queue.take(BatchBounds(max_count, BATCH_MAX_BYTES, self._time.batch_s(now), tenant_s))
+        most_s = self._time.batch_s(now, is_shared=len(self._tenants()) > 1)
+        self._batch = self._queue.take(BatchBounds(max_count, BATCH_MAX_BYTES, most_s))
         self._dropped, self._is_turn_requested = set(), False
         self._single_count = max(0, self._single_count - 1)
 

@@ -155,25 +155,27 @@ def test_seconds_of_a_transaction_are_divided_among_its_tenants() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "now", "batch_s", "turn_s"),
+    ("waiting", "now", "is_shared", "batch_s", "turn_s"),
     [
-        (0, 9.9, CALM_BATCH_S, CALM_TURN_S),
-        (0, 10.0, TURN_S, TURN_S),
-        (1, 10.0, TURN_S / 2, TURN_S),
-        (15, 10.0, TURN_MIN_S, TURN_S),
-        (15, 10.0 + FLOOD_S, CALM_BATCH_S, CALM_TURN_S),
+        (0, 9.9, False, CALM_BATCH_S, CALM_TURN_S),
+        (15, 9.9, True, TURN_S, CALM_TURN_S),
+        (0, 10.0, False, TURN_S, TURN_S),
+        (0, 10.0, True, TURN_S, TURN_S),
+        (1, 10.0, False, TURN_S / 2, TURN_S),
+        (15, 10.0, True, TURN_MIN_S, TURN_S),
+        (15, 10.0 + FLOOD_S, False, CALM_BATCH_S, CALM_TURN_S),
     ],
-    ids=["before", "flooded", "one waits", "many wait", "after"],
+    ids=["before", "several tenants", "flooded", "flooded, several", "one waits", "many wait", "after"],
 )
-def test_turns_are_short_while_a_tenant_floods_the_shard(
-    waiting: int, now: float, batch_s: float, turn_s: float
+def test_turns_are_short_while_a_tenant_may_flood_the_shard(
+    waiting: int, now: float, batch_s: float, turn_s: float, *, is_shared: bool
 ) -> None:
-    """Batches that wait share a transaction."""
+    """Batches that wait share a transaction. Of several tenants one may have begun to flood the shard just now."""
     time = ShardTime()
     time.waiting_count = waiting
     if now >= 10.0:
         time.note_flood(10.0)
-    assert (time.batch_s(now), time.turn_s(now)) == (batch_s, turn_s)
+    assert (time.batch_s(now, is_shared=is_shared), time.turn_s(now)) == (batch_s, turn_s)
 
 
 def test_batch_takes_several_times_as_long_as_a_transaction_without_operations() -> None:
@@ -182,11 +184,11 @@ def test_batch_takes_several_times_as_long_as_a_transaction_without_operations()
     time.note_flood(0.0)
     for _ in range(100):
         time.note([Demand.of([operation("a")])], 0.08)
-    assert 2 * TURN_S > time.batch_s(0.0) > TURN_S
+    assert 2 * TURN_S > time.batch_s(0.0, is_shared=False) > TURN_S
 
     for _ in range(100):
         time.note([Demand.of([operation("a")])], 5.0)
-    assert time.batch_s(0.0) == CALM_BATCH_S
+    assert time.batch_s(0.0, is_shared=True) == CALM_BATCH_S
 
 
 @given(

@@ -113,24 +113,6 @@ def test_tenant_that_comes_later_is_in_the_next_batch_and_saves_up_nothing() -> 
     assert set(batch) == {"a", "b", "new"}
 
 
-@pytest.mark.parametrize(
-    ("runs", "hurried", "taken"),
-    [
-        pytest.param([("loud", 300), ("a", 5)], set(), {"loud": 100, "a": 5}, id="what takes longer waits"),
-        pytest.param([("loud", 300)], set(), {"loud": 100}, id="also where no other waits now"),
-        pytest.param([("heavy", 9), ("a", 300), ("b", 5)], set(), {"heavy": 5, "a": 100, "b": 5}, id="of each"),
-        pytest.param([("loud", 300), ("a", 5)], {"loud"}, {"loud": 300, "a": 5}, id="but not what may be lost"),
-    ],
-)
-def test_batch_has_a_turn_of_each_tenant(runs: list[tuple[str, int]], hurried: set[str], taken: dict[str, int]) -> None:
-    """A flood that nobody has noticed yet does not take the shard for as long as a calm batch may."""
-    queue = queue_of(*runs)
-    queue.hurried = hurried
-
-    assert counts(queue.take(BatchBounds(2000, 10**9, 1e9, 0.0995))) == taken
-    assert len(queue) == sum(count for _, count in runs) - sum(taken.values())
-
-
 def test_tenant_that_had_its_turn_does_not_get_the_next_one_by_leaving_for_a_moment() -> None:
     """What it was served counts until the others had as much."""
     queue = queue_of(("heavy", 1), ("a", 100), ("b", 100))
