@@ -24,7 +24,7 @@ from simplu_worker.consumers.pipeline.results import (
     LaneResult,
     LaneStopError,
 )
-from simplu_worker.consumers.pipeline.share import SHARE_S, find_over_share
+from simplu_worker.consumers.pipeline.share import SHARE_S, find_over_share, turns_of
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Disposition, Outcome
@@ -220,7 +220,7 @@ class Lane(Generic[EntryT]):
         if tenant_id is None:
             return []
         self.note_flood()
-        return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / (1 + waiting_count))
+        return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / turns_of(waiting_count))
 
     def _tenants(self) -> AbstractSet[str]:
         """Return the tenants that have sent to the lane lately."""

@@ -17,6 +17,7 @@ from simplu_worker.consumers.pipeline.share import OVER_SHARE_S, find_over_share
         pytest.param({"a": OVER_SHARE_S - 0.01, "b": 0.0}, 2, 0, None, id="the shard takes it soon"),
         pytest.param({"a": OVER_SHARE_S, "b": 0.0}, 2, 0, "a", id="it takes just so long"),
         pytest.param({"a": OVER_SHARE_S - 0.01, "b": 0.0}, 2, 1, "a", id="not where another lane comes between"),
+        pytest.param({"a": OVER_SHARE_S / 5, "b": 0.0}, 2, 31, None, id="a few lists, where many lanes are full"),
         pytest.param({"a": 1.0, "b": 0.6}, 2, 0, None, id="the other has about as much"),
         pytest.param({"a": 1.0, "b": 0.6}, 4, 0, "a", id="two more have nothing"),
     ],
@@ -24,7 +25,7 @@ from simplu_worker.consumers.pipeline.share import OVER_SHARE_S, find_over_share
 def test_tenant_over_its_share(
     costs_s: dict[str, float], active_count: int, waiting_count: int, expected: str | None
 ) -> None:
-    """It has twice what the others have on average, and they would wait half a second for it."""
+    """It has twice what the others have on average, and they would wait OVER_SHARE_S for it."""
     found = find_over_share(costs_s, {}, active_count=active_count, waiting_count=waiting_count)
     assert found == expected
 
