@@ -16,7 +16,7 @@ import pytest
 from _pytest.mark import ParameterSet
 from hypothesis import is_hypothesis_test
 
-FOLDERS = ("tests/unit/", "tests/repository/")
+FOLDERS = {"unit", "repository"}  # of tests/
 # Fixtures that a test has without asking for them, and which allow for many rows.
 HARMLESS = {"_module_leaves_nothing", "_test_leaves_nothing", "event_loop_policy", "request"}
 
@@ -41,7 +41,7 @@ class Tables:
         self, collector: pytest.Module | pytest.Class, name: str, obj: object
     ) -> list[pytest.Item] | None:
         """Make one test of a table."""
-        if not (self._is_on and collector.nodeid.startswith(FOLDERS) and inspect.isfunction(obj)):
+        if not (self._is_on and FOLDERS & {*collector.nodeid.split("/")[1:2]} and inspect.isfunction(obj)):
             return None
         if not collector.funcnamefilter(name) or (rows := rows_of(obj)) is None:
             return None
