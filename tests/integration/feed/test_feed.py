@@ -12,6 +12,8 @@ from support.feed.running import feed_of, publishing, running
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
+from simplu_local.processes.loopback import poll_until
+from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.types import Delivered, DestinationTerms, FeedFilter, Refused, RetryLater
 from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -386,6 +388,18 @@ async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_bac
     assert dropped.of_bounds[-1].incarnation == back
 
 
+async def live_through_failover(feed: Feed, receiver: Receiver, case: TenantCase) -> None:
+    """Have the publisher find another run of the server, as at a failover that it lives through."""
+
+    async def is_judged() -> bool:
+        return not await fetch(case.pool, "SELECT FROM feed_shards WHERE server_run = 'before'")
+
+    for table in ("feed_shards", "feed_cursors"):
+        await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
+    feed.replace([receiver.configured()])
+    assert await poll_until(is_judged, within_s=10)
+
+
 @pytest.mark.slow(2)
 async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had(
     pools: Pools, address: ShardAddress, case: TenantCase
@@ -402,13 +416,7 @@ async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_t
     feed = feed_of(pools, [address], [receiver.configured()], "two")
     async with running(feed):
         await publishing(feed)
-        # As at a failover that the publisher lives through.
-        for table in ("feed_shards", "feed_cursors"):
-            await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
-        feed.replace([receiver.configured()])
-        async with asyncio.timeout(10):
-            while await fetch(case.pool, "SELECT FROM feed_shards WHERE server_run = 'before'"):  # noqa: ASYNC110  # a row
-                await asyncio.sleep(0.05)
+        await live_through_failover(feed, receiver, case)
         receiver.answer = lambda _: Delivered()
         await receiver.until_count(2)
         await receiver.until(lambda events: len(events) == 3)
@@ -425,6 +433,10 @@ async def test_publisher_remembers_an_event_that_it_has_sent_when_no_answer_came
 ) -> None:
     """The receiver may have it: if its commit is lost then, an incarnation begins."""
     receiver = Receiver()
+
+    async def is_called_again() -> bool:
+        return receiver.call_count > count
+
     feed = feed_of(pools, [address], [receiver.configured()])
     async with running(feed):
         await publishing(feed)
@@ -432,19 +444,12 @@ async def test_publisher_remembers_an_event_that_it_has_sent_when_no_answer_came
         await receiver.until_count(1)
         receiver.hangs, count = True, receiver.call_count
         await case.apply(case.operation("create", "r2", {}))
-        async with asyncio.timeout(10):
-            while receiver.call_count == count:  # noqa: ASYNC110  # nothing there is to be awaited
-                await asyncio.sleep(0.02)
+        assert await poll_until(is_called_again, within_s=10)
         receiver.hangs = False
-        # As at a failover that loses the last batch, and that the publisher lives through.
+        # The last batch is lost.
         await fetch(case.pool, "DELETE FROM log_rows WHERE batch_id = (SELECT max(batch_id) FROM log_batches)")
         await fetch(case.pool, "DELETE FROM log_batches WHERE batch_id = (SELECT max(batch_id) FROM log_batches)")
-        for table in ("feed_shards", "feed_cursors"):
-            await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
-        feed.replace([receiver.configured()])
-        async with asyncio.timeout(10):
-            while await fetch(case.pool, "SELECT FROM feed_shards WHERE server_run = 'before'"):  # noqa: ASYNC110  # a row
-                await asyncio.sleep(0.05)
+        await live_through_failover(feed, receiver, case)
         await case.apply(case.operation("create", "r3", {}))
         await receiver.until(lambda events: any(one.resource_id == "r3" for one in events))
     first, *undone, last = receiver.events

@@ -172,6 +172,10 @@ async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads nothing now, and is told of what was deleted once it is back."""
+
+    async def has_left() -> bool:
+        return await fetch(world.shard_pools["a"], "SELECT FROM feed_cursors WHERE NOT is_in_file") != []
+
     monkeypatch.setattr("simplu_worker.transfers.moving.undoing.UNREAD_S", 3600.0)
     receiver, other = Receiver(), Receiver("other")
     source = world.case("a")
@@ -179,8 +183,7 @@ async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
     async with running(feed), asyncio.timeout(60):
         await publishing(feed, 2)
         feed.replace([other.configured()])
-        while not await fetch(source.pool, "SELECT FROM feed_cursors WHERE NOT is_in_file"):  # noqa: ASYNC110  # a row
-            await asyncio.sleep(0.05)
+        assert await poll_until(has_left, within_s=30)
         await source.apply(source.operation("create", "r1", {}))
         await world.move()
         await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
