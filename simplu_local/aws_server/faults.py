@@ -6,6 +6,7 @@ own. Its other members are those of the class.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
@@ -64,6 +65,7 @@ class FaultQueue(Generic[FaultT]):
 
     def __init__(self) -> None:
         self._pending: list[FaultT] = []
+        self.struck: Counter[str] = Counter()  # calls, by kind and action
 
     def __repr__(self) -> str:
         return f"FaultQueue({self._pending})"
@@ -86,6 +88,7 @@ class FaultQueue(Generic[FaultT]):
         for fault in self._pending:
             if fault.action == action and fault.target in {None, target}:
                 fault.count -= 1
+                self.struck[f"{fault.kind} {action}"] += 1
                 if not fault.count:
                     self._pending.remove(fault)
                 return fault

@@ -129,6 +129,7 @@ class AwsServer(ABC, Generic[FaultT]):
             "options": msgspec.to_builtins(self._options),
             "calls": dict(self._calls),
             "faults": msgspec.to_builtins(self._faults.pending),
+            "struck": dict(self._faults.struck),
         }
 
     async def _inject(self, fault: FaultT, http_request: web.Request) -> None:

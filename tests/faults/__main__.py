@@ -5,8 +5,9 @@
 A history is a stack of its own: two workers with a feed, two Postgres shards with standbys, AWS, Citrus, a receiver.
 While operations and order events come, nemeses (`nemeses.py`) strike alone, in pairs and in mixtures, by a plan that
 the seed gives. Then all faults end, and what the shards and the receiver have, and what the HTTP API has answered
-meanwhile, is judged (`judge.py`). The history is kept as JSON lines, and with a violation the logs of the workers
-beside it. Exit status 0 only without violations. The next history has the next seed, until the minutes are over.
+meanwhile, is judged (`judge.py`). The history is kept as JSON lines, the last one with the verdict, and with a
+violation the logs of the workers beside it. Exit status 0 only without violations. The next history has the next seed,
+until the minutes are over. `campaign.py` counts the histories of a folder.
 
 `--nemeses` names those that strike. `--planted` has the workers break a promise (`planted/`), which must be found: then
 exit status 0 only with a violation. `--judge` judges a history that was kept.
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from faults.history import History, read_events, read_rows
+from faults.history import History, read_events, read_log, read_rows
 from faults.judge import Promise, Violation, judge, read_history
 from faults.load import Load
 from faults.nemeses import NEMESES, OFTEN, WITH_CLOCKS, plan, run_episode
@@ -41,6 +42,7 @@ from simplu_local.processes.worker_process import WorkerEndedError
 
 KEPT: Final = Path(".faults")
 SETTLED_S: Final = 2.0
+UNMENDED: Final = frozenset({Promise.ANSWERS, Promise.FORESEEN})  # what stays broken, however long one waits
 JUDGED_EVERY_S: Final = 1.0
 
 
@@ -75,7 +77,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         if violations := await run_history(arguments, console, seed):
             wrong.append(seed)
             found |= {one.promise for one in violations}
-        is_found = arguments.planted is not None and found - {Promise.END}
+        is_found = arguments.planted is not None and found - {Promise.END, Promise.FORESEEN}
         if is_found or time.monotonic() - begun_at >= arguments.minutes * 60:
             break
     console.print(f"{count} histories, of which {len(wrong)} break a promise{f': seeds {wrong}' if wrong else ''}")
@@ -86,22 +88,27 @@ async def run_history(arguments: argparse.Namespace, console: Console, seed: int
     """Run one history, and judge it."""
     begun_at = time.monotonic()
     history = History(arguments.keep / f"{seed}.jsonl")
+    history.note("phase", name="begins")
     ending: list[dict[str, Any]] = []
     violations: list[Violation] = []
     world = World(history, random.Random(seed), planted=arguments.planted)
     try:
         async with world:
+            history.note("phase", name="begun")
             try:
                 await disturb(world, arguments, seed)
                 violations, ending = await judged(world, arguments.within)
+                history.note("phase", name="settled")
             finally:
                 if violations or not ending:
                     for worker in world.workers:
                         shutil.copy(worker.log_path, arguments.keep / f"{seed}-{worker.log_path.name}")
     except* (WorkerEndedError, StackError, OSError, asyncpg.PostgresError) as errors:
         violations = [Violation(Promise.END, str(error)) for error in leaves(errors)]
-    history.close(ending)
-    console.print(describe(seed, history.lines, ending, time.monotonic() - begun_at))
+    seconds = time.monotonic() - begun_at
+    verdict = {"what": "verdict", "seconds": round(seconds, 1), "violations": [list(one) for one in violations]}
+    history.close([*ending, verdict])
+    console.print(describe(seed, history.lines, ending, seconds))
     print_violations(console, violations)
     return violations
 
@@ -128,7 +135,9 @@ async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> Non
             await run_episode(world, episode)
             unseen -= {name for name, _, _ in episode.parts}
         await sending
+        world.history.note("phase", name="sent")
         await world.heal()
+        world.history.note("phase", name="healed")
     finally:
         for task in (asking, sending):
             task.cancel()
@@ -144,8 +153,10 @@ async def judged(world: World, within_s: float) -> tuple[list[Violation], list[d
         ending = await read_rows(world.stack.servers)
         ending += read_events(world.receiver.journal)
         ending += [{"what": "dead letter", "text": repr(letter)} for letter in world.testbed.dead_letters]
+        ending += [line for worker in world.workers for line in read_log(worker.log_path)]
         violations = judge([*world.history.lines, *ending])
-        is_over = {one.promise for one in violations} == {Promise.ANSWERS} or time.monotonic() > deadline
+        is_unmended = bool(violations) and {one.promise for one in violations} <= UNMENDED
+        is_over = is_unmended or time.monotonic() > deadline
         if is_over or (is_second and not violations):
             return violations, ending
         is_second = not violations
@@ -166,9 +177,12 @@ def describe(seed: int, lines: Sequence[dict[str, Any]], ending: Sequence[dict[s
     counts = Counter(line["what"] for line in (*lines, *ending))
     begun = Counter(line["name"] for line in lines if line["what"] == "nemesis" and line["phase"] == "begins")
     lost = sum(len(line["lost"]) for line in lines if line["what"] == "promoted")
+    times = [line["at"] for line in lines if line["what"] == "phase"]
+    parts = " + ".join(f"{until - since:.0f}" for since, until in itertools.pairwise(times))
     return (
-        f"seed {seed}, {seconds:.0f} s: {counts['put']} put, {begun.total()} nemeses, {counts['moved']} moves,"
-        f" {counts['promoted']} promotions that lost {lost}, {counts['answer']} answers, {counts['event']} events"
+        f"seed {seed}, {seconds:.0f} s ({parts}): {counts['put']} put, {begun.total()} nemeses,"
+        f" {counts['moved']} moves, {counts['promoted']} promotions that lost {lost}, {counts['answer']} answers,"
+        f" {counts['event']} events"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,8 @@ SELECT id AS tenant, "resourceName" AS type, "resourceId" AS id, data FROM resou
 """
 ROWS: Final = {"tenant": TENANTS_SQL, "operation": OPERATIONS_SQL, "resource": RESOURCES_SQL}
 JSON_COLUMNS: Final = ("result", "data")
+LOGGED: Final = ("warning", "error", "critical")
+TRACEBACK: Final = "Traceback (most recent call last)"
 
 
 class History:
@@ -76,3 +79,28 @@ def read_events(journal: Path) -> Iterator[dict[str, Any]]:
         if line.endswith(b"\n"):
             moment, _, event = line.partition(b" ")
             yield {"what": "event", "at": float(moment), "event": json.loads(event)}
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the warnings and errors of a worker as lines, by event: how many there were, and the first of them."""
+    counts: Counter[tuple[str, str]] = Counter()
+    firsts: dict[tuple[str, str], Any] = {}
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        facts = _facts_of(text)
+        if facts["level"] in LOGGED:
+            kind = facts["level"], facts["event"]
+            counts[kind] += facts.get("repeated", 1)
+            firsts.setdefault(kind, facts)
+    for (level, event), count in counts.items():
+        yield {"what": "logged", "log": path.name, "level": level, "event": event, "count": count} | {
+            "first": firsts[level, event]
+        }
+
+
+def _facts_of(text: str) -> dict[str, Any]:
+    """Return a line of a log; one that is none of ours, such as that of a worker killed meanwhile, has little in it."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        return {"level": "critical" if TRACEBACK in text else "", "event": text}
+    return {"level": "", "event": ""} | facts if isinstance(facts, dict) else {"level": "", "event": text}

@@ -11,6 +11,8 @@ A history is a sequence of JSON objects. `what` tells what each is about, `at` w
 | `event` | what a receiver of the feed accepted: `event` |
 | `tenant`, `operation`, `resource` | a row in the end: `shard`, `tenant`, and its columns |
 | `dead letter` | `text` |
+| `logged` | warnings and errors of a worker: `log`, `level`, `event`, `count`, and the `first` one with its members |
+| `mover` | one has ended: `tenant`, `shard`, `status`, and what it wrote: `said`, `errors` |
 
 The order of the lines is that of `put` and `event`.
 """
@@ -37,6 +39,19 @@ LIVE: Final = frozenset({"active", "fenced"})
 GONE_BACK: Final = frozenset({"pending", "unknown", "rejected"})  # not `held`, which tells nothing of the operation
 CHANGES: Final = {"create": "created", "update": "updated", "patch": "patched", "delete": "deleted"}
 REPLACED: Final = "simplu.tenant.replaced"
+# Events with which programs log their own defects, by docs/events.md; others tell of the faults.
+DEFECTS: Final = frozenset(
+    {
+        "command.crashed",
+        "control.failed",
+        "http.failed",
+        "loop.failed",
+        "move.crashed",
+        "order.failed",
+        "worker.crashed",
+    }
+)
+CRASHES: Final = ("Traceback (most recent call last)", "command.crashed", "move.crashed")
 
 
 class Promise(StrEnum):
@@ -47,6 +62,7 @@ class Promise(StrEnum):
     SHARD = "right shard"
     ANSWERS = "answers never go back"
     FEED = "feed complete and in order"
+    FORESEEN = "no error that nobody foresaw"
     END = "comes to its end"  # not judged here: workers stop and start, movers finish
 
 
@@ -90,6 +106,7 @@ def judge(history: Iterable[Line]) -> list[Violation]:
         _judge_answers(plan, lines["answer"], lines["promoted"]),
         _judge_feed(plan, lines),
         ((Promise.ONCE, "dead letters", line["text"]) for line in lines["dead letter"]),
+        _judge_logs(lines["logged"], lines["mover"]),
     )
     for part in parts:
         for promise, kind, example in part:
@@ -218,6 +235,16 @@ def _judge_answers(plan: _Plan, answers: Iterable[Line], promotions: Iterable[Li
         error = plan.operations[request].error
         if (answer["status"], answer.get("error")) != ("failed" if error else "succeeded", error):
             yield Promise.ANSWERS, "answers with another outcome than in the order put", answer
+
+
+def _judge_logs(logged: Iterable[Line], movers: Iterable[Line]) -> Iterator[_Finding]:
+    for line in logged:
+        is_crash = line["level"] == "critical" or "exception" in line["first"] or "traceback" in line["first"]
+        if is_crash or line["event"] in DEFECTS:
+            yield Promise.FORESEEN, "kinds of crashes in the workers' logs", line
+    for line in movers:
+        if any(one in line["said"] + line.get("errors", "") for one in CRASHES):
+            yield Promise.FORESEEN, "movers that crashed", line
 
 
 def _judge_feed(plan: _Plan, lines: Mapping[str, list[Line]]) -> Iterator[_Finding]:

@@ -1,26 +1,43 @@
-"""The nemeses: each is there while it is entered. A seeded plan has them alone, in pairs and in mixtures."""
+"""The nemeses: each is there while it is entered. A seeded plan has them alone, in pairs and in mixtures.
+
+A nemesis yields its `Effect`: how often it hit something, such as a connection, a call or a process. Beside others of
+the same kind it may count what these hit.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import aiohttp
 import msgspec
-from faults.world import STOP_WITHIN_S, World, lock_rows
+from faults.world import STOP_WITHIN_S, FaultyShard, MoverEnd, World, lock_rows
 from support.network.fault_proxy import FaultProxy, http_answer
 from support.postgres import faults as postgres
 
-from simplu_local.aws_server.faults import ClearFaults
+from simplu_local.aws_server.faults import ClearFaults, Fault
 from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import ExpireIterators, KinesisFault
 from simplu_local.sqs.faults import ExpireReceipts, SqsFault
 
-Nemesis = Callable[[World], AbstractAsyncContextManager[None]]
+
+@dataclass
+class Effect:
+    """How often a nemesis hit something, so far."""
+
+    count: int = 0
+
+
+Nemesis = Callable[[World], AbstractAsyncContextManager[Effect]]
 
 MANY: Final = 100_000  # calls: all until the faults are cleared
 LATENCY_S: Final = (0.02, 0.3)
@@ -34,40 +51,55 @@ THROTTLED: Final = http_answer(
 EXPIRED: Final = http_answer(400, b'{"__type":"ExpiredTokenException","message":"The security token has expired"}')
 LOCKED_SQL: Final = "SELECT id FROM tenants WHERE id = ANY($1) FOR UPDATE"
 LOCKED_RESOURCES_SQL: Final = "SELECT id FROM resources WHERE id = ANY($1) FOR UPDATE"
+WAITERS_SQL: Final = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+WAITERS_EVERY_S: Final = 0.2
+STEP_LEAST_S: Final = 2.0
+
+
+@contextmanager
+def _counted(count: Callable[[], int]) -> Iterator[Effect]:
+    """Yield an effect that has grown by as much as *count* in the end."""
+    effect, before = Effect(), count()
+    try:
+        yield effect
+    finally:
+        effect.count += count() - before
 
 
 # Workers
 
 
 @asynccontextmanager
-async def killed(world: World) -> AsyncIterator[None]:
+async def killed(world: World) -> AsyncIterator[Effect]:
     """End a worker with SIGKILL; another one takes its place."""
     async with world.one_worker() as worker:
+        effect = Effect(int(worker.pid is not None))
         worker.kill()
         try:
-            yield
+            yield effect
         finally:
             worker.start()
 
 
 @asynccontextmanager
-async def paused(world: World) -> AsyncIterator[None]:
+async def paused(world: World) -> AsyncIterator[Effect]:
     """Stop a worker for longer than its leases, or shorter, and let it go on."""
     async with world.one_worker() as worker:
         worker.send_signal(signal.SIGSTOP)
         try:
-            yield
+            yield Effect(int(worker.pid is not None))
         finally:
             worker.send_signal(signal.SIGCONT)
 
 
 @asynccontextmanager
-async def terminated(world: World) -> AsyncIterator[None]:
+async def terminated(world: World) -> AsyncIterator[Effect]:
     """End a worker with SIGTERM, which has to end with status 0."""
     async with world.one_worker() as worker:
+        effect = Effect(int(worker.pid is not None))
         await worker.stop(within_s=STOP_WITHIN_S)
         try:
-            yield
+            yield effect
         finally:
             worker.start()
 
@@ -80,7 +112,7 @@ def _door(world: World, name: str) -> FaultProxy:
 
 
 @asynccontextmanager
-async def cut(world: World, name: str) -> AsyncIterator[None]:
+async def cut(world: World, name: str) -> AsyncIterator[Effect]:
     """Cut all connections again and again."""
     door = _door(world, name)
 
@@ -89,136 +121,159 @@ async def cut(world: World, name: str) -> AsyncIterator[None]:
             door.cut()
             await asyncio.sleep(CUT_EVERY_S)
 
-    cutting = asyncio.create_task(keep_cutting())
-    try:
-        yield
-    finally:
-        cutting.cancel()
+    with _counted(lambda: door.struck) as effect:
+        cutting = asyncio.create_task(keep_cutting())
+        try:
+            yield effect
+        finally:
+            cutting.cancel()
 
 
 @asynccontextmanager
-async def refused(world: World, name: str) -> AsyncIterator[None]:
+async def refused(world: World, name: str) -> AsyncIterator[Effect]:
     """Refuse all connections."""
-    async with _door(world, name).refuse_connections():
-        yield
+    door = _door(world, name)
+    with _counted(lambda: door.struck) as effect:
+        async with door.refuse_connections():
+            yield effect
 
 
 @asynccontextmanager
-async def slow(world: World, name: str) -> AsyncIterator[None]:
+async def slow(world: World, name: str) -> AsyncIterator[Effect]:
     """Delay all requests."""
-    with _door(world, name).add_latency(world.chance.uniform(*LATENCY_S)):
-        yield
+    door = _door(world, name)
+    with _counted(lambda: door.struck) as effect, door.add_latency(world.chance.uniform(*LATENCY_S)):
+        yield effect
 
 
 @asynccontextmanager
-async def one_way(world: World, name: str) -> AsyncIterator[None]:
+async def one_way(world: World, name: str) -> AsyncIterator[Effect]:
     """Hold back all answers; in the end they come, or never."""
     door = _door(world, name)
-    with door.hold_answers():
-        yield
+    with _counted(lambda: door.struck) as effect, door.hold_answers():
+        yield effect
         if world.chance.random() < 0.5:
             door.cut()
 
 
 @asynccontextmanager
-async def half_answered(world: World, name: str) -> AsyncIterator[None]:
+async def half_answered(world: World, name: str) -> AsyncIterator[Effect]:
     """Cut connections in the middle of answers."""
-    with _door(world, name).break_answers(BROKEN_SHARE, world.chance):
-        yield
+    door = _door(world, name)
+    with _counted(lambda: door.struck) as effect, door.break_answers(BROKEN_SHARE, world.chance):
+        yield effect
 
 
 # Postgres
 
 
 @asynccontextmanager
-async def frozen(world: World) -> AsyncIterator[None]:
-    """Let a server hang."""
-    async with world.one_shard() as shard, postgres.frozen(shard.primary):
-        yield
-
-
-@asynccontextmanager
-async def crashed(world: World) -> AsyncIterator[None]:
-    """End a server as a crash does, and start it again."""
-    async with world.one_shard() as shard, postgres.killed(shard.primary):
-        yield
-
-
-@asynccontextmanager
-async def restarted(world: World) -> AsyncIterator[None]:
-    """Stop a server in order, and start it again."""
+async def _struck_shard(world: World) -> AsyncIterator[tuple[FaultyShard, Effect]]:
+    """Yield a shard, and how often somebody asked its server for something meanwhile."""
     async with world.one_shard() as shard:
+        with _counted(lambda: shard.door.asked) as effect:
+            yield shard, effect
+
+
+@asynccontextmanager
+async def frozen(world: World) -> AsyncIterator[Effect]:
+    """Let a server hang."""
+    async with _struck_shard(world) as (shard, effect), postgres.frozen(shard.primary):
+        yield effect
+
+
+@asynccontextmanager
+async def crashed(world: World) -> AsyncIterator[Effect]:
+    """End a server as a crash does, and start it again."""
+    async with _struck_shard(world) as (shard, effect), postgres.killed(shard.primary):
+        yield effect
+
+
+@asynccontextmanager
+async def restarted(world: World) -> AsyncIterator[Effect]:
+    """Stop a server in order, and start it again."""
+    async with _struck_shard(world) as (shard, effect):
         await shard.primary.stop()
         try:
-            yield
+            yield effect
         finally:
             await shard.primary.start()
 
 
 @asynccontextmanager
-async def read_only(world: World) -> AsyncIterator[None]:
+async def read_only(world: World) -> AsyncIterator[Effect]:
     """Let a server take no writes."""
-    async with world.one_shard() as shard, postgres.read_only(shard.primary):
-        yield
+    async with _struck_shard(world) as (shard, effect), postgres.read_only(shard.primary):
+        yield effect
 
 
 @asynccontextmanager
-async def full(world: World) -> AsyncIterator[None]:
+async def full(world: World) -> AsyncIterator[Effect]:
     """Take all connections of a server."""
-    async with world.one_shard() as shard, postgres.without_connections(shard.primary):
-        yield
+    async with _struck_shard(world) as (shard, effect), postgres.without_connections(shard.primary):
+        yield effect
 
 
 @asynccontextmanager
-async def locked(world: World) -> AsyncIterator[None]:
+async def locked(world: World) -> AsyncIterator[Effect]:
     """Lock the rows of two tenants, or of their resources."""
     async with world.one_shard() as shard:
         tenants = [one.tenant_id for one in world.chance.sample(world.testbed.tenants_of(), 2)]
         query = world.chance.choice((LOCKED_SQL, LOCKED_RESOURCES_SQL))
-        connection = await lock_rows(shard.primary.url, query, tenants)
+        connection, effect = await lock_rows(shard.primary.url, query, tenants), Effect()
+
+        async def watch() -> None:
+            while True:
+                effect.count += await connection.fetchval(WAITERS_SQL)
+                await asyncio.sleep(WAITERS_EVERY_S)
+
+        watching = asyncio.create_task(watch())
         try:
-            yield
+            yield effect
         finally:
+            watching.cancel()
+            await asyncio.wait([watching])
             connection.terminate()
 
 
 @asynccontextmanager
-async def promoted_stale(world: World) -> AsyncIterator[None]:
+async def promoted_stale(world: World) -> AsyncIterator[Effect]:
     """Promote a standby that lacks commits; sometimes the workers are killed with the primary."""
     # Without a move: where the standby lacks the end of a move, and nobody knew of it, two shards have the tenant.
     async with world.moving, world.one_shard() as shard, AsyncExitStack() as workers:
         if world.chance.random() < 0.3:
             await workers.enter_async_context(killed(world))
-        await world.promote(shard, lacking_s=world.chance.uniform(*LACKING_S))
-    yield
+        lost_count = await world.promote(shard, lacking_s=world.chance.uniform(*LACKING_S))
+    yield Effect(lost_count)
 
 
 @asynccontextmanager
-async def promoted(world: World) -> AsyncIterator[None]:
+async def promoted(world: World) -> AsyncIterator[Effect]:
     """Promote a standby that has everything."""
     async with world.moving, world.one_shard() as shard:
         await world.promote(shard, lacking_s=0.0)
-    yield
+    yield Effect(1)
 
 
 # Citrus
 
 
 @asynccontextmanager
-async def citrus_wrong(world: World) -> AsyncIterator[None]:
+async def citrus_wrong(world: World) -> AsyncIterator[Effect]:
     """Let Citrus name another shard for some tenants, or none."""
     faults = world.stack.citrus.faults
     ids = [shard.shard_id for shard in world.shards]
     for tenant in world.chance.sample(world.testbed.tenants_of(), 3):
         faults.wrong_shards[tenant.tenant_id] = world.chance.choice((*ids, None))
-    try:
-        yield
-    finally:
-        faults.wrong_shards.clear()
+    with _counted(lambda: faults.struck) as effect:
+        try:
+            yield effect
+        finally:
+            faults.wrong_shards.clear()
 
 
 @asynccontextmanager
-async def citrus_failing(world: World) -> AsyncIterator[None]:
+async def citrus_failing(world: World) -> AsyncIterator[Effect]:
     """Let Citrus answer with an error, late, or not."""
     faults = world.stack.citrus.faults
     match world.chance.randrange(3):
@@ -228,14 +283,15 @@ async def citrus_failing(world: World) -> AsyncIterator[None]:
             faults.latency_s = 3.0
         case _:
             faults.is_unreachable = True
-    try:
-        yield
-    finally:
-        faults.status, faults.latency_s, faults.is_unreachable = None, 0.0, False
+    with _counted(lambda: faults.struck) as effect:
+        try:
+            yield effect
+        finally:
+            faults.status, faults.latency_s, faults.is_unreachable = None, 0.0, False
 
 
 @asynccontextmanager
-async def citrus_flapping(world: World) -> AsyncIterator[None]:
+async def citrus_flapping(world: World) -> AsyncIterator[Effect]:
     """Let Citrus fail and answer by turns."""
     faults = world.stack.citrus.faults
 
@@ -245,36 +301,42 @@ async def citrus_flapping(world: World) -> AsyncIterator[None]:
             await asyncio.sleep(0.3)
 
     flapping = asyncio.create_task(flap())
-    try:
-        yield
-    finally:
-        flapping.cancel()
-        faults.status = None
+    with _counted(lambda: faults.struck) as effect:
+        try:
+            yield effect
+        finally:
+            flapping.cancel()
+            faults.status = None
 
 
 # AWS
 
 
 @asynccontextmanager
-async def _commanded(url: str, *commands: msgspec.Struct) -> AsyncIterator[None]:
-    await send_commands(url, *commands)
+async def _commanded(url: str, *commands: msgspec.Struct) -> AsyncIterator[Effect]:
+    kinds = {f"{one.kind} {one.action}" for one in commands if isinstance(one, Fault)}
+    effect = Effect(-_count(await send_commands(url, *commands), kinds))
     try:
-        yield
+        yield effect
     finally:
-        await send_commands(url, ClearFaults())
+        effect.count += _count(await send_commands(url, ClearFaults()), kinds)
+
+
+def _count(state: Mapping[str, Any], kinds: AbstractSet[str]) -> int:
+    return sum(count for kind, count in state["struck"].items() if kind in kinds)
 
 
 @asynccontextmanager
-async def kinesis_throttled(world: World) -> AsyncIterator[None]:
+async def kinesis_throttled(world: World) -> AsyncIterator[Effect]:
     """Throttle all reads, and what describes the stream."""
     actions = ("GetRecords", "GetShardIterator", "SubscribeToShard", "ListShards")
     faults = [KinesisFault(action=action, kind="throttle", count=MANY) for action in actions]
-    async with _commanded(world.stack.kinesis_url, *faults):
-        yield
+    async with _commanded(world.stack.kinesis_url, *faults) as effect:
+        yield effect
 
 
 @asynccontextmanager
-async def kinesis_lying(world: World) -> AsyncIterator[None]:
+async def kinesis_lying(world: World) -> AsyncIterator[Effect]:
     """Let iterators expire; then reads fail, hang, are late or empty, and pushed events come twice or never."""
     reads: Final = ("fail", "empty", "hang", "cut", "delay")
     pushes: Final = ("end", "repeat", "silent", "cut")
@@ -282,100 +344,116 @@ async def kinesis_lying(world: World) -> AsyncIterator[None]:
         KinesisFault(action="GetRecords", kind=world.chance.choice(reads), count=3, delay_ms=900) for _ in range(4)
     ]
     faults += [KinesisFault(action="SubscribeToShard", kind=world.chance.choice(pushes)) for _ in range(4)]
-    async with _commanded(world.stack.kinesis_url, ExpireIterators(), *faults):
-        yield
+    async with _commanded(world.stack.kinesis_url, ExpireIterators(), *faults) as effect:
+        yield effect
 
 
 @asynccontextmanager
-async def sqs_throttled(world: World) -> AsyncIterator[None]:
+async def sqs_throttled(world: World) -> AsyncIterator[Effect]:
     """Throttle all calls of a queue's consumer."""
     actions = ("ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch")
     faults = [SqsFault(action=action, kind="throttle", count=MANY) for action in actions]
-    async with _commanded(world.stack.sqs_url, *faults):
-        yield
+    async with _commanded(world.stack.sqs_url, *faults) as effect:
+        yield effect
 
 
 @asynccontextmanager
-async def sqs_lying(world: World) -> AsyncIterator[None]:
+async def sqs_lying(world: World) -> AsyncIterator[Effect]:
     """Let messages in flight come again, and deletions fail that were done, or were not."""
     expire = ExpireReceipts(queue="order-events.fifo")
     faults = [
         SqsFault(action="DeleteMessageBatch", kind=kind, count=4, entries=3, applied=world.chance.random() < 0.5)
         for kind in ("entries", "cut", "fail")
     ]
-    async with _commanded(world.stack.sqs_url, expire, *faults):
-        yield
+    async with _commanded(world.stack.sqs_url, expire, *faults) as effect:
+        yield effect
 
 
 @asynccontextmanager
-async def dynamodb_throttled(world: World) -> AsyncIterator[None]:
+async def dynamodb_throttled(world: World) -> AsyncIterator[Effect]:
     """Throttle the lease table."""
-    with world.doors["dynamodb"].answer_all(THROTTLED):
-        yield
+    door = world.doors["dynamodb"]
+    with _counted(lambda: door.struck) as effect, door.answer_all(THROTTLED):
+        yield effect
 
 
 @asynccontextmanager
-async def expired(world: World) -> AsyncIterator[None]:
+async def expired(world: World) -> AsyncIterator[Effect]:
     """Let the credentials be expired, for one service."""
-    with world.doors[world.chance.choice(("kinesis", "sqs", "dynamodb"))].answer_all(EXPIRED):
-        yield
+    door = world.doors[world.chance.choice(("kinesis", "sqs", "dynamodb"))]
+    with _counted(lambda: door.struck) as effect, door.answer_all(EXPIRED):
+        yield effect
 
 
 @asynccontextmanager
-async def resharded(world: World) -> AsyncIterator[None]:
+async def resharded(world: World) -> AsyncIterator[Effect]:
     """Split the stream's shards, or merge them."""
     await world.reshard()
-    yield
+    yield Effect(1)
 
 
 # Tenants, the feed, the clock
 
 
 @asynccontextmanager
-async def moved(world: World) -> AsyncIterator[None]:
+async def moved(world: World) -> AsyncIterator[Effect]:
     """Move a tenant; often its mover is killed."""
+    effect = Effect()
 
     async def move() -> None:
         async with world.moving:
             tenant, number = world.next_move()
             killed_after_s = world.chance.uniform(0.7, 3.0) if world.chance.random() < 0.4 else None
-            await world.move(tenant, number, killed_after_s=killed_after_s)
+            end = await world.move(tenant, number, killed_after_s=killed_after_s)
+            effect.count = int(end is not MoverEnd.FAILED)
 
     moving = asyncio.create_task(move())
-    yield
+    yield effect
     await moving
 
 
 @asynccontextmanager
-async def moved_and_promoted(world: World) -> AsyncIterator[None]:
+async def moved_and_promoted(world: World) -> AsyncIterator[Effect]:
     """Move a tenant, while a standby that lacks the last commits takes its primary's place."""
     async with world.moving, world.one_shard() as shard, asyncio.TaskGroup() as tasks:
         tenant, number = world.next_move()
         tasks.create_task(world.move(tenant, number, killed_after_s=15.0))
         await asyncio.sleep(world.chance.uniform(0.2, 1.5))
         await world.promote(shard, lacking_s=BRIEFLY_S)
-    yield
+    yield Effect(1)
 
 
 @asynccontextmanager
-async def receiver_down(world: World) -> AsyncIterator[None]:
+async def receiver_down(world: World) -> AsyncIterator[Effect]:
     """Let the feed's receiver have an outage."""
     world.receiver.toggle_outage()
-    try:
-        yield
-    finally:
-        world.receiver.toggle_outage()
+    with _counted(lambda: world.doors["receiver"].asked) as effect:
+        try:
+            yield effect
+        finally:
+            world.receiver.toggle_outage()
 
 
 @asynccontextmanager
-async def clock_stepped(world: World) -> AsyncIterator[None]:
+async def clock_stepped(world: World) -> AsyncIterator[Effect]:
     """Step the clock of a worker, to and fro."""
-    file = world.clock_file(world.chance.randrange(len(world.workers)))
+    number, effect = world.chance.randrange(len(world.workers)), Effect()
+    file = world.clock_file(number)
     file.write_text(world.chance.choice(("+30", "-30", "+3", "-3")))
     try:
-        yield
+        yield effect
     finally:
+        effect.count = int(abs(await _clock_error_s(world.workers[number].url)) >= STEP_LEAST_S)
         file.write_text("+0")
+
+
+async def _clock_error_s(url: str) -> float:
+    """Return by how much a worker's clock is ahead, as its answers tell; 0 without an answer."""
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http, http.get(url) as answer:
+            return parsedate_to_datetime(answer.headers["Date"]).timestamp() - time.time()
+    except (aiohttp.ClientError, TimeoutError):
+        return 0.0
 
 
 PLAIN: Final[Mapping[str, Nemesis]] = {
@@ -405,7 +483,7 @@ PLAIN: Final[Mapping[str, Nemesis]] = {
     "receiver down": receiver_down,
 }
 OF_DOORS: Final = {"cut": cut, "refuse": refused, "slow": slow, "one-way": one_way, "half-answered": half_answered}
-DOORS: Final = ("postgres", "kinesis", "sqs", "dynamodb", "citrus")
+DOORS: Final = ("postgres", "kinesis", "sqs", "dynamodb", "citrus", "receiver")
 NEMESES: Final[Mapping[str, Nemesis]] = {
     **PLAIN,
     **{f"{kind} {door}": partial(nemesis, name=door) for kind, nemesis in OF_DOORS.items() for door in DOORS},
@@ -443,9 +521,9 @@ async def run_episode(world: World, episode: Episode) -> None:
     async def have(name: str, after_s: float, for_s: float) -> None:
         await asyncio.sleep(after_s)
         world.history.note("nemesis", name=name, phase="begins")
-        async with WITH_CLOCKS[name](world):
+        async with WITH_CLOCKS[name](world) as effect:
             await asyncio.sleep(for_s)
-        world.history.note("nemesis", name=name, phase="ended")
+        world.history.note("nemesis", name=name, phase="ended", struck=effect.count)
 
     await asyncio.sleep(episode.pause_s)
     async with asyncio.TaskGroup() as tasks:

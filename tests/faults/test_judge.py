@@ -81,6 +81,8 @@ RIGHT: Lines = [
     answer(1, 2.5, "succeeded"),
     answer(1, 2.7, "held", reason="moving"),
     answer(3, 4.5, "failed", error="already_exists"),
+    {"what": "mover", "at": 1.6, "tenant": TENANT, "shard": HOME, "status": 1, "said": "", "errors": "a fault"},
+    {"what": "logged", "log": "worker-0.log", "level": "error", "event": "stream.unavailable", "count": 2, "first": {}},
     {"what": "tenant", "shard": HOME, "tenant": TENANT, "state": "active"},
     {"what": "tenant", "shard": OTHER, "tenant": TENANT, "state": "moved"},
     row(0, "create"),
@@ -145,6 +147,9 @@ BROKEN: dict[str, tuple[Promise, Callable[[Lines], None]]] = {
         lambda lines: lines.append(lines.pop(lines.index(event(0, "created", simplushard=OTHER)))),
     ),
     "gaps": (Promise.FEED, added(event(5, "created", type="simplu.gap"))),
+    "kinds of crashes in the workers' logs": (Promise.FORESEEN, changed("logged", 0, event="loop.failed")),
+    "kinds of crashes": (Promise.FORESEEN, changed("logged", 0, level="warning", first={"exception": {}})),
+    "movers that crashed": (Promise.FORESEEN, changed("mover", 0, errors="Traceback (most recent call last):\n")),
 }
 
 

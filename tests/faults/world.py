@@ -11,8 +11,10 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
@@ -41,6 +43,14 @@ ASK_EVERY_S: Final = 0.1
 ASKED_RECENT: Final = 150
 LIBRARIES: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 PLANTED: Final = Path(__file__).with_name("planted")
+
+
+class MoverEnd(Enum):
+    """How a mover ended."""
+
+    MOVED = auto()
+    KILLED = auto()
+    FAILED = auto()
 
 
 class FaultyShard(Struck):
@@ -90,6 +100,9 @@ class World:
                 "dynamodb": FaultProxy(env["DYNAMODB_ENDPOINT"]),
                 "citrus": FaultProxy(env["CITRUS_SERVER_URL"]),
             }
+            self.receiver = Webhook(self.testbed, "receiver", "--seed", str(self.chance.getrandbits(16)))
+            receiver_url = await self.receiver.url()
+            self.doors["receiver"] = FaultProxy(receiver_url)
             for door in (*self.doors.values(), *(shard.door for shard in self.shards)):
                 await entered.enter_async_context(door)
             env |= {
@@ -100,8 +113,7 @@ class World:
             }
             for shard in self.shards:
                 await shard.prepare()
-            self.receiver = Webhook(self.testbed, "receiver", "--seed", str(self.chance.getrandbits(16)))
-            feed = await self._feed_file()
+            feed = self._feed_file(self.doors["receiver"].url + urlsplit(receiver_url).path)
             for number in range(WORKERS):
                 await self.testbed.start_worker(self._worker_env(number) | feed)
             await self.testbed.register(self.testbed.tenants_of())
@@ -148,11 +160,11 @@ class World:
             env |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
         return env
 
-    async def _feed_file(self) -> dict[str, str]:
+    def _feed_file(self, receiver_url: str) -> dict[str, str]:
         secret, path = self.directory / "secret", self.directory / "feed.json"
         secret.write_text(SECRET)
         secret.chmod(0o600)
-        destination = {"name": "all", "kind": "webhook", "target": await self.receiver.url(), "allTenants": True}
+        destination = {"name": "all", "kind": "webhook", "target": receiver_url, "allTenants": True}
         destination |= {"secretFiles": [str(secret)], "begin": "oldest"}
         path.write_bytes(msgspec.json.encode({"destinations": [destination]}))
         return {"FEED_FILE": str(path)}
@@ -179,8 +191,11 @@ class World:
             self._is_split = not self._is_split
             await self.testbed.reshard(STREAM_SHARDS * (2 if self._is_split else 1))
 
-    async def promote(self, shard: FaultyShard, *, lacking_s: float) -> None:
-        """Let the standby take the primary's place, without the commits of the last *lacking_s*; 0: it has all."""
+    async def promote(self, shard: FaultyShard, *, lacking_s: float) -> int:
+        """Let the standby take the primary's place, without the commits of the last *lacking_s*; 0: it has all.
+
+        Return how many operations it lacks.
+        """
         if lacking_s:
             await shard.standby.fall_behind()
             await asyncio.sleep(lacking_s)
@@ -195,29 +210,31 @@ class World:
         lost = sorted(await left_by(earlier) - kept)
         self.history.note("promoted", at=began_at, until=until, shard=shard.shard_id, lost=lost)
         await shard.renew(earlier)
+        return len(lost)
 
-    async def move(self, tenant: Any, number: int, *, killed_after_s: float | None = None) -> bool:
-        """Run one mover; return whether the tenant has moved. Otherwise it is moved in the end."""
+    async def move(self, tenant: Any, number: int, *, killed_after_s: float | None = None) -> MoverEnd:
+        """Run one mover; return how it ended. Unless the tenant has moved, it is moved in the end."""
         shard_id = self.shards[number].shard_id
         command = ("tenants", "move", tenant.business_id, tenant.location_id, "--to", shard_id, "--apply", "--json")
         process = await start_command(self.testbed, *command)
         try:
             async with asyncio.timeout(killed_after_s or MOVE_WITHIN_S):
-                output, _ = await process.communicate()
+                output, errors = await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()
-            output = b""
-        has_moved = process.returncode == 0 and b'"moved"' in output
-        said = output.decode()[-SAID_LENGTH:]
-        self.history.note("mover", tenant=tenant.tenant_id, shard=shard_id, status=process.returncode, said=said)
-        if has_moved:
+            output = errors = b""
+        said, wrote = output.decode()[-SAID_LENGTH:], errors.decode()[-SAID_LENGTH:]
+        self.history.note(
+            "mover", tenant=tenant.tenant_id, shard=shard_id, status=process.returncode, said=said, errors=wrote
+        )
+        if process.returncode == 0 and b'"moved"' in output:
             self.unmoved.pop(tenant.tenant_id, None)
             self.testbed.homes[tenant.tenant_id] = self.shards[number].primary.url
             self.history.note("moved", tenant=tenant.tenant_id, shard=shard_id)
-        else:
-            self.unmoved[tenant.tenant_id] = (tenant, number)
-        return has_moved
+            return MoverEnd.MOVED
+        self.unmoved[tenant.tenant_id] = (tenant, number)
+        return MoverEnd.KILLED if process.returncode == -signal.SIGKILL else MoverEnd.FAILED
 
     def next_move(self) -> tuple[Any, int]:
         """Return a tenant and the number of another shard; first one whose mover has not come to its end."""

@@ -91,9 +91,11 @@ class FaultProxy(TcpProxy):
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self._connections.add(to_client)
+        self.asked += 1
         to_server: asyncio.StreamWriter | None = None
         try:
             if (answer := self._answer) is not None:
+                self.struck += 1
                 await _skip_request(client)
                 to_client.write(answer)
                 await to_client.drain()
@@ -116,17 +118,22 @@ class FaultProxy(TcpProxy):
 
     async def _forward_requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while chunk := await _read(source):
+            self.asked += 1
             while self._swallowed is not None and self._swallowed in chunk:
+                self.struck += 1
                 await self._changed.wait()
             if self._latency_s:
+                self.struck += 1
                 await asyncio.sleep(self._latency_s)
             target.write(chunk)
 
     async def _forward_answers(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while chunk := await _read(source):
             while self._is_one_way:
+                self.struck += 1
                 await self._changed.wait()
             is_broken = self._chance.random() < self._broken_share
+            self.struck += is_broken
             target.write(chunk[: len(chunk) // 2] if is_broken else chunk)
             with contextlib.suppress(OSError):
                 await target.drain()
