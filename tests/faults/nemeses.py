@@ -121,7 +121,7 @@ async def cut(world: World, name: str) -> AsyncIterator[Effect]:
             door.cut()
             await asyncio.sleep(CUT_EVERY_S)
 
-    with _counted(lambda: door.struck) as effect:
+    with _counted(lambda: door.struck_count) as effect:
         cutting = asyncio.create_task(keep_cutting())
         try:
             yield effect
@@ -133,7 +133,7 @@ async def cut(world: World, name: str) -> AsyncIterator[Effect]:
 async def refused(world: World, name: str) -> AsyncIterator[Effect]:
     """Refuse all connections."""
     door = _door(world, name)
-    with _counted(lambda: door.struck) as effect:
+    with _counted(lambda: door.struck_count) as effect:
         async with door.refuse_connections():
             yield effect
 
@@ -142,7 +142,7 @@ async def refused(world: World, name: str) -> AsyncIterator[Effect]:
 async def slow(world: World, name: str) -> AsyncIterator[Effect]:
     """Delay all requests."""
     door = _door(world, name)
-    with _counted(lambda: door.struck) as effect, door.add_latency(world.chance.uniform(*LATENCY_S)):
+    with _counted(lambda: door.struck_count) as effect, door.add_latency(world.chance.uniform(*LATENCY_S)):
         yield effect
 
 
@@ -150,7 +150,7 @@ async def slow(world: World, name: str) -> AsyncIterator[Effect]:
 async def one_way(world: World, name: str) -> AsyncIterator[Effect]:
     """Hold back all answers; in the end they come, or never."""
     door = _door(world, name)
-    with _counted(lambda: door.struck) as effect, door.hold_answers():
+    with _counted(lambda: door.struck_count) as effect, door.hold_answers():
         yield effect
         if world.chance.random() < 0.5:
             door.cut()
@@ -160,7 +160,7 @@ async def one_way(world: World, name: str) -> AsyncIterator[Effect]:
 async def half_answered(world: World, name: str) -> AsyncIterator[Effect]:
     """Cut connections in the middle of answers."""
     door = _door(world, name)
-    with _counted(lambda: door.struck) as effect, door.break_answers(BROKEN_SHARE, world.chance):
+    with _counted(lambda: door.struck_count) as effect, door.break_answers(BROKEN_SHARE, world.chance):
         yield effect
 
 
@@ -171,7 +171,7 @@ async def half_answered(world: World, name: str) -> AsyncIterator[Effect]:
 async def _struck_shard(world: World) -> AsyncIterator[tuple[FaultyShard, Effect]]:
     """Yield a shard, and how often somebody asked its server for something meanwhile."""
     async with world.one_shard() as shard:
-        with _counted(lambda: shard.door.asked) as effect:
+        with _counted(lambda: shard.door.asked_count) as effect:
             yield shard, effect
 
 
@@ -373,7 +373,7 @@ async def sqs_lying(world: World) -> AsyncIterator[Effect]:
 async def dynamodb_throttled(world: World) -> AsyncIterator[Effect]:
     """Throttle the lease table."""
     door = world.doors["dynamodb"]
-    with _counted(lambda: door.struck) as effect, door.answer_all(THROTTLED):
+    with _counted(lambda: door.struck_count) as effect, door.answer_all(THROTTLED):
         yield effect
 
 
@@ -381,7 +381,7 @@ async def dynamodb_throttled(world: World) -> AsyncIterator[Effect]:
 async def expired(world: World) -> AsyncIterator[Effect]:
     """Let the credentials be expired, for one service."""
     door = world.doors[world.chance.choice(("kinesis", "sqs", "dynamodb"))]
-    with _counted(lambda: door.struck) as effect, door.answer_all(EXPIRED):
+    with _counted(lambda: door.struck_count) as effect, door.answer_all(EXPIRED):
         yield effect
 
 
@@ -427,7 +427,7 @@ async def moved_and_promoted(world: World) -> AsyncIterator[Effect]:
 async def receiver_down(world: World) -> AsyncIterator[Effect]:
     """Let the feed's receiver have an outage."""
     world.receiver.toggle_outage()
-    with _counted(lambda: world.doors["receiver"].asked) as effect:
+    with _counted(lambda: world.doors["receiver"].asked_count) as effect:
         try:
             yield effect
         finally:

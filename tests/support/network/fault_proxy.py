@@ -34,6 +34,7 @@ class FaultProxy(TcpProxy):
         self._swallowed: bytes | None = None  # requests that contain this are not forwarded now; b"": all
         self._changed = asyncio.Event()
         self._answer: bytes | None = None
+        self.asked_count = 0  # connections, and chunks that clients have sent
 
     def __repr__(self) -> str:
         return f"FaultProxy(port={self.port}, target={self._target}, connections={len(self._connections)})"
@@ -91,11 +92,11 @@ class FaultProxy(TcpProxy):
 
     async def _serve(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self._connections.add(to_client)
-        self.asked += 1
+        self.asked_count += 1
         to_server: asyncio.StreamWriter | None = None
         try:
             if (answer := self._answer) is not None:
-                self.struck += 1
+                self.struck_count += 1
                 await _skip_request(client)
                 to_client.write(answer)
                 await to_client.drain()
@@ -118,22 +119,22 @@ class FaultProxy(TcpProxy):
 
     async def _forward_requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while chunk := await _read(source):
-            self.asked += 1
+            self.asked_count += 1
             while self._swallowed is not None and self._swallowed in chunk:
-                self.struck += 1
+                self.struck_count += 1
                 await self._changed.wait()
             if self._latency_s:
-                self.struck += 1
+                self.struck_count += 1
                 await asyncio.sleep(self._latency_s)
             target.write(chunk)
 
     async def _forward_answers(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         while chunk := await _read(source):
             while self._is_one_way:
-                self.struck += 1
+                self.struck_count += 1
                 await self._changed.wait()
             is_broken = self._chance.random() < self._broken_share
-            self.struck += is_broken
+            self.struck_count += is_broken
             target.write(chunk[: len(chunk) // 2] if is_broken else chunk)
             with contextlib.suppress(OSError):
                 await target.drain()

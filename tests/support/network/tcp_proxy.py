@@ -20,8 +20,7 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
         self._latency_s = 0.0
-        self.asked = 0  # connections and chunks that clients have sent
-        self.struck = 0  # connections and chunks that a fault has hit
+        self.struck_count = 0  # connections and chunks that a fault has hit
 
     async def __aenter__(self) -> Self:
         await self._listen()
@@ -32,7 +31,7 @@ class TcpProxy:
 
     def cut(self) -> None:
         """Cut every open connection; new ones work."""
-        self.struck += len(self._connections)
+        self.struck_count += len(self._connections)
         for writer in self._connections:
             writer.transport.abort()
         self._connections.clear()
