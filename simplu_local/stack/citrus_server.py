@@ -96,7 +96,7 @@ class CitrusFaults:
     )  # by shard key: the shard id named; None: unregistered
     drops_registrations: bool = False  # a registration, as soon as it was answered
     rotates_shards: bool = False  # it names the next shard with every answer, full or not
-    struck: int = 0  # requests that a fault has hit; not of the last two
+    struck_count: int = 0  # requests that one of the faults above has hit, but for the last two
 
 
 def registration_problem(body: object) -> str | None:
@@ -175,7 +175,7 @@ class CitrusServer:
     @web.middleware
     async def _inject_faults(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         faults = self.faults
-        faults.struck += bool(faults.latency_s or faults.is_unreachable or faults.status)
+        faults.struck_count += bool(faults.latency_s or faults.is_unreachable or faults.status)
         if faults.latency_s:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), faults.latency_s)
@@ -200,7 +200,7 @@ class CitrusServer:
             shard = self._next_shard(shard)
             self.registry.place(shard_key, shard)
         if shard_key in self.faults.wrong_shards:
-            self.faults.struck += 1
+            self.faults.struck_count += 1
             shard = self.registry.shards.get(self.faults.wrong_shards[shard_key] or "")
         return (
             web.json_response(_describe(shard)) if shard else _error_response(404, "this shard key is not registered")

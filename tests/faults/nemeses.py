@@ -265,7 +265,7 @@ async def citrus_wrong(world: World) -> AsyncIterator[Effect]:
     ids = [shard.shard_id for shard in world.shards]
     for tenant in world.chance.sample(world.testbed.tenants_of(), 3):
         faults.wrong_shards[tenant.tenant_id] = world.chance.choice((*ids, None))
-    with _counted(lambda: faults.struck) as effect:
+    with _counted(lambda: faults.struck_count) as effect:
         try:
             yield effect
         finally:
@@ -283,7 +283,7 @@ async def citrus_failing(world: World) -> AsyncIterator[Effect]:
             faults.latency_s = 3.0
         case _:
             faults.is_unreachable = True
-    with _counted(lambda: faults.struck) as effect:
+    with _counted(lambda: faults.struck_count) as effect:
         try:
             yield effect
         finally:
@@ -301,7 +301,7 @@ async def citrus_flapping(world: World) -> AsyncIterator[Effect]:
             await asyncio.sleep(0.3)
 
     flapping = asyncio.create_task(flap())
-    with _counted(lambda: faults.struck) as effect:
+    with _counted(lambda: faults.struck_count) as effect:
         try:
             yield effect
         finally:
