@@ -2,12 +2,13 @@
 
     python -m faults [--seed 1] [--minutes 5] [--operations 2000]
 
-A history is a stack of its own: two workers with a feed, two Postgres shards with standbys, AWS, Citrus, a receiver.
-While operations and order events come, nemeses (`nemeses.py`) strike alone, in pairs and in mixtures, by a plan that
-the seed gives. Then all faults end, and what the shards and the receiver have, and what the HTTP API has answered
-meanwhile, is judged (`judge.py`). The history is kept as JSON lines, the last one with the verdict, and with a
-violation the logs of the workers beside it. Exit status 0 only without violations. The next history has the next seed,
-until the minutes are over. `campaign.py` counts the histories of a folder.
+A world is two workers with a feed, two Postgres shards with standbys, AWS, Citrus and a receiver. It is there for a few
+histories, one after the other, each with tenants of its own; after a violation comes a new world. While operations and
+order events come, nemeses (`nemeses.py`) strike alone, in pairs and in mixtures, by a plan that the seed gives. Then
+all faults end, and what the shards and the receiver have, and what the HTTP API has answered meanwhile, is judged
+(`judge.py`). The history is kept as JSON lines, the last one with the verdict, and with a violation the logs of the
+workers beside it. Exit status 0 only without violations. The next history has the next seed, until the minutes are
+over. `campaign.py` counts the histories of a folder.
 
 `--nemeses` names those that strike. `--planted` has the workers break a promise (`planted/`), which must be found: then
 exit status 0 only with a violation. `--judge` judges a history that was kept.
@@ -24,12 +25,12 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
-from faults.history import History, read_events, read_log, read_rows
+from faults.history import History
 from faults.judge import Promise, Violation, judge, read_history
 from faults.load import Load
 from faults.nemeses import NEMESES, OFTEN, WITH_CLOCKS, plan, run_episode
@@ -42,6 +43,7 @@ from simplu_local.processes.worker_process import WorkerEndedError
 
 KEPT: Final = Path(".faults")
 SETTLED_S: Final = 2.0
+ERRORS: Final = (WorkerEndedError, StackError, OSError, asyncpg.PostgresError, SystemExit)
 UNMENDED: Final = frozenset({Promise.ANSWERS, Promise.FORESEEN})  # what stays broken, however long one waits
 JUDGED_EVERY_S: Final = 1.0
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0, help="begin no history after that")
     parser.add_argument("--operations", type=int, default=2000)
+    parser.add_argument("--of-a-world", type=int, default=5, metavar="COUNT", help="histories in the same processes")
     parser.add_argument("--rate", type=float, default=50.0, help="operations/s")
     parser.add_argument("--nemeses", help=f"comma-separated: {', '.join(WITH_CLOCKS)}")
     parser.add_argument("--within", type=float, default=120.0, help="seconds until everything must be applied")
@@ -71,40 +74,56 @@ def main() -> None:
 async def run(arguments: argparse.Namespace, console: Console) -> int:
     """Run histories until the time is over; return the exit status."""
     arguments.keep.mkdir(parents=True, exist_ok=True)
-    begun_at, count, wrong, found = time.monotonic(), 0, [], set[Promise]()
-    for seed in itertools.count(arguments.seed):
-        count += 1
-        if violations := await run_history(arguments, console, seed):
-            wrong.append(seed)
-            found |= {one.promise for one in violations}
-        is_found = arguments.planted is not None and found - {Promise.END, Promise.FORESEEN}
-        if is_found or time.monotonic() - begun_at >= arguments.minutes * 60:
-            break
-    console.print(f"{count} histories, of which {len(wrong)} break a promise{f': seeds {wrong}' if wrong else ''}")
+    until = time.monotonic() + arguments.minutes * 60
+    judged: dict[int, Sequence[Violation]] = {}
+    is_found = False
+    while not judged or not (is_found or time.monotonic() >= until):
+        judged |= await run_world(arguments, console, arguments.seed + len(judged), lambda: time.monotonic() >= until)
+        found = {one.promise for violations in judged.values() for one in violations}
+        is_found = arguments.planted is not None and bool(found - {Promise.END, Promise.FORESEEN})
+    wrong = [seed for seed, violations in judged.items() if violations]
+    seeds = f": seeds {wrong}" if wrong else ""
+    console.print(f"{len(judged)} histories, of which {len(wrong)} break a promise{seeds}")
     return int(bool(wrong) if arguments.planted is None else not is_found)
 
 
-async def run_history(arguments: argparse.Namespace, console: Console, seed: int) -> Sequence[Violation]:
+async def run_world(
+    arguments: argparse.Namespace, console: Console, first: int, is_over: Callable[[], bool]
+) -> dict[int, Sequence[Violation]]:
+    """Run histories from the seed *first* on in one world, until one breaks a promise; return what each breaks."""
+    judged: dict[int, Sequence[Violation]] = {}
+    try:
+        async with World(random.Random(first), planted=arguments.planted) as world:
+            for seed in range(first, first + arguments.of_a_world):
+                judged[seed] = await run_history(world, arguments, console, seed)
+                if judged[seed] or is_over():
+                    break
+    except* ERRORS as errors:
+        last = max(judged, default=first)
+        judged[last] = [*judged.get(last, []), *violations_of(errors)]
+        console.print(f"seed {last}: the world does not start or end")
+        print_violations(console, judged[last])
+    return judged
+
+
+async def run_history(world: World, arguments: argparse.Namespace, console: Console, seed: int) -> Sequence[Violation]:
     """Run one history, and judge it."""
     begun_at = time.monotonic()
     history = History(arguments.keep / f"{seed}.jsonl")
     history.note("phase", name="begins")
     ending: list[dict[str, Any]] = []
     violations: list[Violation] = []
-    world = World(history, random.Random(seed), planted=arguments.planted)
     try:
-        async with world:
-            history.note("phase", name="begun")
-            try:
-                await disturb(world, arguments, seed)
-                violations, ending = await judged(world, arguments.within)
-                history.note("phase", name="settled")
-            finally:
-                if violations or not ending:
-                    for worker in world.workers:
-                        shutil.copy(worker.log_path, arguments.keep / f"{seed}-{worker.log_path.name}")
-    except* (WorkerEndedError, StackError, OSError, asyncpg.PostgresError) as errors:
-        violations = [Violation(Promise.END, str(error)) for error in leaves(errors)]
+        await world.begin(history, random.Random(seed), f"h{seed}")
+        history.note("phase", name="begun")
+        await disturb(world, arguments, seed)
+        violations, ending = await judge_end(world, arguments.within)
+        history.note("phase", name="settled")
+    except* ERRORS as errors:
+        violations = violations_of(errors)
+    if violations:
+        for worker in world.workers:
+            shutil.copy(worker.log_path, arguments.keep / f"{seed}-{worker.log_path.name}")
     seconds = time.monotonic() - begun_at
     verdict = {"what": "verdict", "seconds": round(seconds, 1), "violations": [list(one) for one in violations]}
     history.close([*ending, verdict])
@@ -123,6 +142,7 @@ async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> Non
         world.stack,
         tenants,
         random.Random(seed),
+        name=str(seed),
         count=arguments.operations,
         rate=arguments.rate,
         note=world.history.note,
@@ -146,14 +166,11 @@ async def disturb(world: World, arguments: argparse.Namespace, seed: int) -> Non
         asking.result()
 
 
-async def judged(world: World, within_s: float) -> tuple[list[Violation], list[dict[str, Any]]]:
+async def judge_end(world: World, within_s: float) -> tuple[list[Violation], list[dict[str, Any]]]:
     """Return the violations once there are none, twice with a pause between, or the time is over."""
     deadline, is_second = time.monotonic() + within_s, False
     while True:
-        ending = await read_rows(world.stack.servers)
-        ending += read_events(world.receiver.journal)
-        ending += [{"what": "dead letter", "text": repr(letter)} for letter in world.testbed.dead_letters]
-        ending += [line for worker in world.workers for line in read_log(worker.log_path)]
+        ending = await world.ending()
         violations = judge([*world.history.lines, *ending])
         is_unmended = bool(violations) and {one.promise for one in violations} <= UNMENDED
         is_over = is_unmended or time.monotonic() > deadline
@@ -161,6 +178,11 @@ async def judged(world: World, within_s: float) -> tuple[list[Violation], list[d
             return violations, ending
         is_second = not violations
         await asyncio.sleep(SETTLED_S if is_second else JUDGED_EVERY_S)
+
+
+def violations_of(errors: BaseException) -> list[Violation]:
+    """Return what errors of the programs break."""
+    return [Violation(Promise.END, str(error)) for error in leaves(errors)]
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:

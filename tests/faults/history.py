@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +13,15 @@ import asyncpg
 
 from simplu_local.postgres.server import PostgresServer
 
-TENANTS_SQL: Final = "SELECT id AS tenant, state FROM tenants"
+TENANTS_SQL: Final = "SELECT id AS tenant, state FROM tenants WHERE id = ANY($1)"
 OPERATIONS_SQL: Final = """
 SELECT tenant_id AS tenant, request_id AS request, operation, resource_type AS type, resource_id AS id, status, error,
     result, (extract(epoch FROM completed_at) * 1e6)::bigint AS completed_at, position
-FROM operations
+FROM operations WHERE tenant_id = ANY($1)
 """
 RESOURCES_SQL: Final = """
-SELECT id AS tenant, "resourceName" AS type, "resourceId" AS id, data FROM resources WHERE "resourceName" <> 'settings'
+SELECT id AS tenant, "resourceName" AS type, "resourceId" AS id, data FROM resources
+WHERE id = ANY($1) AND "resourceName" <> 'settings'
 """
 ROWS: Final = {"tenant": TENANTS_SQL, "operation": OPERATIONS_SQL, "resource": RESOURCES_SQL}
 JSON_COLUMNS: Final = ("result", "data")
@@ -52,14 +53,15 @@ class History:
         self._file.write(json.dumps(line) + "\n")
 
 
-async def read_rows(servers: Mapping[str, PostgresServer]) -> list[dict[str, Any]]:
-    """Return the rows of all shards as lines."""
+async def read_rows(servers: Mapping[str, PostgresServer], tenant_ids: Collection[str]) -> list[dict[str, Any]]:
+    """Return the rows of some tenants on all shards as lines."""
     lines = []
     for shard, server in servers.items():
         connection = await asyncpg.connect(server.url, timeout=10, command_timeout=60)
         try:
             for what, query in ROWS.items():
-                lines += [{"what": what, "shard": shard} | _members(row) for row in await connection.fetch(query)]
+                rows = await connection.fetch(query, list(tenant_ids))
+                lines += [{"what": what, "shard": shard} | _members(row) for row in rows]
         finally:
             await connection.close()
     return lines
@@ -71,21 +73,26 @@ def _members(row: asyncpg.Record) -> dict[str, Any]:
     }
 
 
-def read_events(journal: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a receiver of the feed has accepted, as lines; a line that is being written is left out."""
+def read_events(journal: Path, tenant_ids: Collection[str], *, since: float) -> Iterator[dict[str, Any]]:
+    """Yield what a receiver of the feed has accepted about some tenants, and since then about none, as lines.
+
+    A line that is being written is left out.
+    """
     if not journal.exists():
         return
     for line in journal.read_bytes().splitlines(keepends=True):
         if line.endswith(b"\n"):
-            moment, _, event = line.partition(b" ")
-            yield {"what": "event", "at": float(moment), "event": json.loads(event)}
+            moment, _, text = line.partition(b" ")
+            event, at = json.loads(text), float(moment)
+            if event["simplutenant"] in tenant_ids if event.get("simplutenant") else at >= since:
+                yield {"what": "event", "at": at, "event": event}
 
 
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the warnings and errors of a worker as lines, by event: how many there were, and the first of them."""
+def read_log(path: Path, *, offset: int) -> Iterator[dict[str, Any]]:
+    """Yield a worker's warnings and errors from a place on as lines, by event: how many, and the first of them."""
     counts: Counter[tuple[str, str]] = Counter()
     firsts: dict[tuple[str, str], Any] = {}
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_bytes()[offset:].decode(errors="replace").splitlines():
         facts = _facts_of(text)
         if facts["level"] in LOGGED:
             kind = facts["level"], facts["event"]

@@ -27,14 +27,26 @@ NotePut = Callable[..., None]
 
 
 class Load:
-    """*count* operations for *tenants*, *rate* a second; *note* is called for each that was accepted."""
+    """*count* operations for *tenants*, *rate* a second; *note* is called for each that was accepted.
+
+    Their ids begin with *name*.
+    """
 
     def __init__(
-        self, stack: Stack, tenants: Sequence[Tenant], chance: random.Random, *, count: int, rate: float, note: NotePut
+        self,
+        stack: Stack,
+        tenants: Sequence[Tenant],
+        chance: random.Random,
+        *,
+        name: str,
+        count: int,
+        rate: float,
+        note: NotePut,
     ) -> None:
         self._stack = stack
         self._tenants = tenants
         self._chance = chance
+        self._name = name
         self._order_count = int(count * ORDERS)
         self._count = count - self._order_count
         self._seconds = count / rate
@@ -80,7 +92,7 @@ class Load:
                 "locationId": tenant.location_id,
                 "resourceType": resource_type,
                 "resourceId": f"r-{chance.randrange(RESOURCES)}",
-                "requestId": f"s-{number}",
+                "requestId": f"{self._name}-s-{number}",
                 "timestamp": datetime.now(UTC).isoformat(),
             }
             if kind in {"create", "update", "patch"}:
@@ -97,7 +109,7 @@ class Load:
             for number in range(self._order_count):
                 await asyncio.sleep(begun_at + number * pause_s - loop.time())
                 tenant, kind = chance.choice(self._tenants), _draw(OPERATIONS, chance, ORDER_EVENTS)
-                order, request = f"o-{chance.randrange(RESOURCES)}", f"q-{number}"
+                order, request = f"o-{chance.randrange(RESOURCES)}", f"{self._name}-q-{number}"
                 data = None if kind == "delete" else {"n": number}
                 body = {"type": ORDER_EVENTS[kind], "orderId": order, "deduplicationId": request}
                 body |= {"businessId": tenant.business_id, "locationId": tenant.location_id}

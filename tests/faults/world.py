@@ -22,7 +22,7 @@ import msgspec
 from acceptance.feeding import SECRET, Webhook
 from acceptance.moving import start_command
 from acceptance.struck_shard import How, Struck, left_by, request_ids
-from faults.history import History
+from faults.history import History, read_events, read_log, read_rows
 from support.load.testbed import Testbed
 from support.network.fault_proxy import FaultProxy
 
@@ -31,6 +31,7 @@ from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import StackError, poll_until
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.stack.citrus_server import CitrusFaults
+from simplu_local.workload.workload import Tenant
 
 SHARDS: Final = 2
 STREAM_SHARDS: Final = 2
@@ -38,6 +39,8 @@ TENANTS_PER_SHARD: Final = 3
 WORKERS: Final = 2
 STOP_WITHIN_S: Final = 60.0
 MOVE_WITHIN_S: Final = 120.0
+ALL_MOVED_WITHIN_S: Final = 300.0
+MAX_PAUSE_S: Final = "10"  # of a move: a machine that has other work takes more than half a second
 SAID_LENGTH: Final = 1000
 ASK_EVERY_S: Final = 0.1
 ASKED_RECENT: Final = 150
@@ -68,20 +71,26 @@ class FaultyShard(Struck):
 
 
 class World:
-    """Everything that runs, and what the nemeses do it to; up while it is entered."""
+    """Everything that runs, and what the nemeses do it to; up while it is entered.
 
-    def __init__(self, history: History, chance: random.Random, *, planted: str | None = None) -> None:
-        self.history = history
-        self.chance = chance
-        self.testbed = Testbed(
-            shards=SHARDS, stream_shards=STREAM_SHARDS, tenants_per_shard=TENANTS_PER_SHARD, replicas=0
-        )
+    It is there for one history after the other, each with tenants of its own.
+    """
+
+    history: History
+    chance: random.Random
+
+    def __init__(self, chance: random.Random, *, planted: str | None = None) -> None:
+        self.testbed = Testbed(shards=SHARDS, stream_shards=STREAM_SHARDS, tenants_per_shard=0, replicas=0)
         self.moving = asyncio.Lock()  # one move at a time, and no commits that get lost beside its end
         self.read = chance.choice(("polling", "fan-out"))
         self.is_clock_stepped = bool(LIBRARIES) and chance.random() < 0.25
         self.unmoved: dict[str, tuple[Any, int]] = {}
         self._planted = planted
+        self._receiver_seed = chance.getrandbits(16)
         self._asked: list[dict[str, Any]] = []
+        self._begun_at = 0.0
+        self._letter_count = 0
+        self._log_sizes: list[int] = []
         self._in_use = [asyncio.Lock() for _ in range(WORKERS)]
         self._resharding, self._is_split = asyncio.Lock(), False
         self._exit = AsyncExitStack()
@@ -90,8 +99,6 @@ class World:
         async with AsyncExitStack() as entered:
             await entered.enter_async_context(self.testbed)
             self.stack = self.testbed.stack
-            for tenant_id, home in self.testbed.homes.items():
-                self.history.note("placed", tenant=tenant_id, shard=self.shard_of(home))
             self.shards = [FaultyShard(self.testbed, number) for number in range(SHARDS)]
             env = self.stack.env
             self.doors = {
@@ -100,7 +107,7 @@ class World:
                 "dynamodb": FaultProxy(env["DYNAMODB_ENDPOINT"]),
                 "citrus": FaultProxy(env["CITRUS_SERVER_URL"]),
             }
-            self.receiver = Webhook(self.testbed, "receiver", "--seed", str(self.chance.getrandbits(16)))
+            self.receiver = Webhook(self.testbed, "receiver", "--seed", str(self._receiver_seed))
             receiver_url = await self.receiver.url()
             self.doors["receiver"] = FaultProxy(receiver_url)
             for door in (*self.doors.values(), *(shard.door for shard in self.shards)):
@@ -116,9 +123,37 @@ class World:
             feed = self._feed_file(self.doors["receiver"].url + urlsplit(receiver_url).path)
             for number in range(WORKERS):
                 await self.testbed.start_worker(self._worker_env(number) | feed)
-            await self.testbed.register(self.testbed.tenants_of())
             self._exit = entered.pop_all()
         return self
+
+    async def begin(self, history: History, chance: random.Random, name: str) -> None:
+        """Begin a history with tenants whose ids begin with *name*."""
+        self.history, self.chance = history, chance
+        self.unmoved.clear()
+        self._asked.clear()
+        self._begun_at, self._letter_count = time.time(), len(self.testbed.dead_letters)
+        self._log_sizes = [worker.log_path.stat().st_size for worker in self.workers]
+        registry, homes = self.stack.citrus.registry, self.testbed.homes
+        homes.clear()
+        for shard_id, server in self.stack.servers.items():
+            tenants = [Tenant(f"{name}-{shard_id}-{one}", "main", "dental") for one in range(TENANTS_PER_SHARD)]
+            self.testbed.tenants[shard_id] = tenants
+            for tenant in tenants:
+                registry.place(tenant.tenant_id, registry.shards[shard_id])
+                homes[tenant.tenant_id] = server.url
+                history.note("placed", tenant=tenant.tenant_id, shard=shard_id)
+        await self.testbed.register(self.testbed.tenants_of())
+
+    async def ending(self) -> list[dict[str, Any]]:
+        """Return what there is of the history now, in rows, events, dead letters and logs, as lines."""
+        tenant_ids = self.testbed.homes.keys()
+        lines = await read_rows(self.stack.servers, tenant_ids)
+        lines += read_events(self.receiver.journal, tenant_ids, since=self._begun_at)
+        letters = self.testbed.dead_letters[self._letter_count :]
+        lines += [{"what": "dead letter", "text": repr(letter)} for letter in letters]
+        for worker, offset in zip(self.workers, self._log_sizes, strict=True):
+            lines += read_log(worker.log_path, offset=offset)
+        return lines
 
     async def __aexit__(self, *_: object) -> None:
         for shard in self.shards:
@@ -136,10 +171,6 @@ class World:
     def directory(self) -> Path:
         """The folder of everything, which goes in the end."""
         return self.stack.group.directory
-
-    def shard_of(self, url: str) -> str:
-        """Return the id of the shard at *url*."""
-        return next(shard_id for shard_id, server in self.stack.servers.items() if server.url == url)
 
     def clock_file(self, number: int) -> Path:
         """Return the file with what is added to the clock of a worker."""
@@ -215,8 +246,8 @@ class World:
     async def move(self, tenant: Any, number: int, *, killed_after_s: float | None = None) -> MoverEnd:
         """Run one mover; return how it ended. Unless the tenant has moved, it is moved in the end."""
         shard_id = self.shards[number].shard_id
-        command = ("tenants", "move", tenant.business_id, tenant.location_id, "--to", shard_id, "--apply", "--json")
-        process = await start_command(self.testbed, *command)
+        command = ("tenants", "move", tenant.business_id, tenant.location_id, "--to", shard_id)
+        process = await start_command(self.testbed, *command, "--max-pause", MAX_PAUSE_S, "--apply", "--json")
         try:
             async with asyncio.timeout(killed_after_s or MOVE_WITHIN_S):
                 output, errors = await process.communicate()
@@ -263,7 +294,7 @@ class World:
                 await self.move(tenant, number)
             return not self.unmoved
 
-        if not await poll_until(all_moved, within_s=MOVE_WITHIN_S):
+        if not await poll_until(all_moved, within_s=ALL_MOVED_WITHIN_S):
             raise StackError(f"moves do not come to their end: {list(self.unmoved)}")
 
     async def ask(self) -> None:
