@@ -78,6 +78,7 @@ class DestinationFeed:
         incarnation: Incarnation,
         *,
         changed: asyncio.Event,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self.terms = terms
         self.incarnation = incarnation
@@ -99,6 +100,7 @@ class DestinationFeed:
         self._shard_id = shard_id
         self._destination = destination
         self._changed = changed
+        self._draw = draw
         self._wake = asyncio.Event()
         self._has_no_filter = terms.filter == FeedFilter()
         self._failure_count = 0
@@ -287,7 +289,7 @@ class DestinationFeed:
                 if isinstance(exc, NotPublisherError):
                     raise
                 note_trouble(TargetKind.FEED, self.terms.name, "feed", exc)
-                self._paused_until = loop_time() + troubles.next_delay_s(random.random())
+                self._paused_until = loop_time() + troubles.next_delay_s(self._draw())
 
     async def _deliver(self, window: Window, due: Sequence[WindowEvent], keep_refusal: KeepRefusal) -> None:
         # Before they are sent: a request that is broken off, or gets no answer, may have delivered them.
@@ -304,7 +306,7 @@ class DestinationFeed:
         self._note_availability(errors[-1] if errors else None, now, is_down=counts[FeedDelivery.RETRIED] == len(due))
         await self._note_finished(
             window,
-            window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=random.random()),
+            window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=self._draw()),
             keep_refusal,
         )
         if self._undone_due and not self._has_undone:
@@ -349,7 +351,7 @@ class DestinationFeed:
         if is_down:
             self._failure_count += 1
             self._paused_until = now + backoff_s(
-                self._failure_count, draw=random.random(), base_s=PAUSE_BASE_S, max_s=PAUSE_MAX_S
+                self._failure_count, draw=self._draw(), base_s=PAUSE_BASE_S, max_s=PAUSE_MAX_S
             )
             if self.error is None:
                 log.warning("feed.unavailable", shard_id=self._shard_id, destination=self.terms.name, error=error)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from datetime import datetime
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -20,7 +20,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import TargetKind
 
@@ -48,13 +48,15 @@ class Feed:
         *,
         name: str,
         destinations: Sequence[ConfiguredDestination],
-        utc: Callable[[], datetime] = utc_now,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
     ) -> None:
         self._locator = locator
         self._pools = pools
         self._commits = commits
         self._name = name
         self._destinations = destinations
+        self._draw = draw
         self._utc = utc
         self._shards: dict[str, ShardFeed] = {}
         self._reloading = asyncio.Event()
@@ -111,7 +113,9 @@ class Feed:
                                 one = self._shards.setdefault(shard_id, self._shard_feed(shard_id))
                                 work = partial(one.run, opened, ending)
                                 running[shard_id] = tasks.create_task(
-                                    keep_running(TargetKind.SHARD, shard_id, "feed", work, stopping=ending),
+                                    keep_running(
+                                        TargetKind.SHARD, shard_id, "feed", work, stopping=ending, draw=self._draw
+                                    ),
                                     name=f"feed:{shard_id}",
                                 )
                     self._measure()
@@ -126,6 +130,8 @@ class Feed:
             self._commits,
             publisher=self._name,
             published_count=lambda: self.published_count,
+            draw=self._draw,
+            utc=self._utc,
         )
 
     async def _list_shards(self) -> list[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import secrets
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -53,7 +52,7 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.backoff import backoff_s, jittered
-from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import FeedData, FeedKind
 
@@ -88,6 +87,7 @@ class ShardFeed:
         publisher: str,
         published_count: Callable[[], int],
         draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
     ) -> None:
         self._shard_id = shard_id
         self._pools = pools
@@ -95,6 +95,7 @@ class ShardFeed:
         self._publisher = publisher
         self._published_count = published_count
         self._draw = draw
+        self._utc = utc
         self._token: str | None = None
         self._lease_until = 0.0
         self._memories: defaultdict[str, SentEvents] = defaultdict(SentEvents)
@@ -174,7 +175,7 @@ class ShardFeed:
         if await self._waited_for_others(ending):
             return False
         token, asked_at = str(uuid4()), loop_time()
-        if not await claim(self._pool, token=token, publisher=self._publisher, incarnation=_new_incarnation()):
+        if not await claim(self._pool, token=token, publisher=self._publisher, incarnation=self._new_incarnation()):
             return False
         self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
         log.info("feed.claimed", shard_id=self._shard_id)
@@ -199,7 +200,7 @@ class ShardFeed:
             [terms for terms, _ in destinations.values()],
             remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
             complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
-            new_incarnation=_new_incarnation(),
+            new_incarnation=self._new_incarnation(),
         )
         if loaded.is_new:
             await self._commits.wait_for_transaction(self._shard_id, loaded.state.server)
@@ -235,6 +236,9 @@ class ShardFeed:
         if failure is not None:
             raise failure
 
+    def _new_incarnation(self) -> str:
+        return incarnation_id(self._utc(), f"{int(self._draw() * 0x10000):04x}")
+
     def _begin(self, loaded: LoadedFeed, destinations: Destinations) -> None:
         self._feeds = {}
         self._newest_before = loaded.state.newest
@@ -249,6 +253,7 @@ class ShardFeed:
                 row,
                 incarnation_of(loaded.state, row),
                 changed=self._changed,
+                draw=self._draw,
             )
             if row.undone_due:
                 feed.begin_undone(loaded.there, loaded.state.read_at)
@@ -321,7 +326,7 @@ class ShardFeed:
         head = feed.window.head
         if forgotten is None or forgotten <= head.batch_id:
             return
-        feed.add_events([gap_event(self._shard_id, head, forgotten, forgotten_at, feed.incarnation, utc_now())])
+        feed.add_events([gap_event(self._shard_id, head, forgotten, forgotten_at, feed.incarnation, self._utc())])
         feed.window.head = Place(forgotten, POSITION_MAX)
         log.error(
             "feed.gap",
@@ -421,7 +426,9 @@ class ShardFeed:
         tenant = await find_tenant(self._pool, catch_up.held.tenant_id) if through > head.batch_id else None
         if tenant is None:
             return
-        gap = gap_event(self._shard_id, head, through, latest.forgotten_at, feed.incarnation, utc_now(), tenant=tenant)
+        gap = gap_event(
+            self._shard_id, head, through, latest.forgotten_at, feed.incarnation, self._utc(), tenant=tenant
+        )
         feed.add_gap_of_catch_up(gap, Place(through, POSITION_MAX))
         log.error(
             "feed.tenant_gap",
@@ -504,7 +511,3 @@ def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:
     for one in group.exceptions:
         leaves += [_first_of(one)] if isinstance(one, BaseExceptionGroup) else [one]
     return min(leaves, key=lambda one: not isinstance(one, NotPublisherError | TimeoutError))
-
-
-def _new_incarnation() -> str:
-    return incarnation_id(utc_now(), secrets.token_hex(2))
