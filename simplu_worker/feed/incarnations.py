@@ -12,6 +12,7 @@ is has not, but another start.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -25,6 +26,7 @@ MARGIN_S: Final = 0.5  # before the end of the lease nothing is published any mo
 CLAIM_DELAY_MAX_S: Final = 2.0  # so that a killed publisher is replaced within LEASE_S + this
 EVEN_SHARDS: Final = 8  # with so many shards a replica waits for half of that
 BOUNDS_MAX: Final = 16  # incarnations that an event names
+TIME_DIGITS: Final = 12  # of an incarnation's id: milliseconds, as `claim_feed` writes them
 
 
 def claim_delay_s(published_count: int, draw: float) -> float:
@@ -36,12 +38,19 @@ def claim_delay_s(published_count: int, draw: float) -> float:
     return jittered(0.85 * CLAIM_DELAY_MAX_S * share + 0.05, ratio=0.1, draw=draw)
 
 
-def incarnation_id(at: datetime, noise: str) -> str:
+def incarnation_id(at: datetime, noise: str, known: Iterable[str] = ()) -> str:
     """Return the id of an incarnation that begins at the time *at*: greater, as text, than those of earlier times.
 
-    Receivers compare ids so (docs/feed.md): an incarnation may not name the one before, where that was lost as well.
+    Greater than all that are *known*, too. Receivers compare ids so (docs/feed.md): an incarnation may not name the one
+    before, where that was lost as well. *at* is by the clock of the shard, as those of two replicas may differ.
     """
-    return f"{(at - EPOCH) // timedelta(milliseconds=1):012x}{noise}"
+    latest = max((int(one[:TIME_DIGITS], 16) for one in known), default=-1)
+    return f"{max((at - EPOCH) // timedelta(milliseconds=1), latest + 1):0{TIME_DIGITS}x}{noise}"
+
+
+def incarnations_in(bounds: str) -> list[str]:
+    """Return the incarnations that *bounds* name."""
+    return [one.rpartition(":")[0] for one in bounds.split(",") if one]
 
 
 def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.feed.events import LogRow
-from simplu_worker.feed.incarnations import LEASE_S, bounds_with, run_of_server
+from simplu_worker.feed.incarnations import LEASE_S, bounds_with, incarnation_id, incarnations_in, run_of_server
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import HeldTenant, Place, decode_held
 from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
@@ -87,10 +87,10 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
     return OtherPublisher(row["expires_in_s"], tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
 
 
-async def claim(pool: ShardPool, *, token: str, publisher: str, incarnation: str) -> bool:
-    """Take the row of the publisher, if it is free; return whether that succeeded."""
+async def claim(pool: ShardPool, *, token: str, publisher: str, noise: str) -> bool:
+    """Take the row of the publisher, if it is free; return whether that succeeded. *noise* ends the first incarnation."""
     async with pool.transaction() as connection:
-        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, incarnation, LEASE_S)) is not None
+        return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, noise, LEASE_S)) is not None
 
 
 async def renew(pool: ShardPool, token: str) -> FeedState:
@@ -112,11 +112,12 @@ async def load(
     *,
     remembered: Mapping[str, Sequence[BatchRef]],
     complete_from: Mapping[str, Place],
-    new_incarnation: str,
+    noise: str,
 ) -> LoadedFeed:
     """Return the state and the cursors; make those of new destinations. Raises `NotPublisherError`.
 
-    Where the server has another run since the incarnation was last found to hold, a new one begins behind the cursors.
+    Where the server has another run since the incarnation was last found to hold, a new one, which ends with *noise*,
+    begins behind the cursors.
     Not if the publisher knows that nothing is undone: by destination, *remembered* are all batches that were published
     behind *complete_from*, and all of them are there. A destination that is not in *terms* begins no incarnation: its
     cursor stays, with the run in which it was judged last, until a replica has the destination in its file again.
@@ -145,7 +146,8 @@ async def load(
             )
             and all(ref.token in there for ref in refs)
         )
-        incarnation = state.incarnation if holds else new_incarnation
+        known = [state.incarnation, *(one for cursor in cursors.values() for one in incarnations_in(cursor.bounds))]
+        incarnation = state.incarnation if holds else incarnation_id(state.read_at, noise, known)
         await connection.execute(QUERIES["begin_incarnation"], token, incarnation, state.run)
         if not holds:
             for name, cursor in cursors.items():

@@ -26,7 +26,7 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
 from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
-from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s, incarnation_id
+from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s
 from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
@@ -175,7 +175,7 @@ class ShardFeed:
         if await self._waited_for_others(ending):
             return False
         token, asked_at = str(uuid4()), loop_time()
-        if not await claim(self._pool, token=token, publisher=self._publisher, incarnation=self._new_incarnation()):
+        if not await claim(self._pool, token=token, publisher=self._publisher, noise=self._noise):
             return False
         self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
         log.info("feed.claimed", shard_id=self._shard_id)
@@ -200,7 +200,7 @@ class ShardFeed:
             [terms for terms, _ in destinations.values()],
             remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
             complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
-            new_incarnation=self._new_incarnation(),
+            noise=self._noise,
         )
         if loaded.is_new:
             await self._commits.wait_for_transaction(self._shard_id, loaded.state.server)
@@ -236,8 +236,9 @@ class ShardFeed:
         if failure is not None:
             raise failure
 
-    def _new_incarnation(self) -> str:
-        return incarnation_id(self._utc(), f"{int(self._draw() * 0x10000):04x}")
+    @property
+    def _noise(self) -> str:
+        return f"{int(self._draw() * 0x10000):04x}"
 
     def _begin(self, loaded: LoadedFeed, destinations: Destinations) -> None:
         self._feeds = {}

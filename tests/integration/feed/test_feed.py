@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import Feed
+from simplu_worker.feed.places import Place
+from simplu_worker.feed.rows import claim, read_log
+from simplu_worker.feed.shard_feed import END
 from simplu_worker.feed.types import Delivered, DestinationTerms, FeedFilter, Refused, RetryLater
 from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -150,6 +154,28 @@ async def test_feed_sends_the_rest_of_a_batch_when_its_window_was_full_for_long(
         await asyncio.sleep(5)  # it reads less and less often, then not at all
         is_down = False
         await receiver.until_count(2100, 15)
+
+
+@pytest.mark.parametrize("is_of_tenant", [False, True])
+async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_a_read(
+    address: ShardAddress, case: TenantCase, *, is_of_tenant: bool
+) -> None:
+    """Though nothing is left of that batch: its rows were dropped by a move, or are those of other tenants."""
+    async with Pools(size=2) as pools:
+        pool, other = pools.ensure_pool(address), ("other", "main")
+        await add_tenant(pool, other)
+        token = str(uuid4())
+        assert await claim(pool, token=token, publisher="one", noise="0000")
+        own, last = case.operation("create", "own", {}), case.operation("create", "last", {})
+        rest = [operation("create", f"r{number}", {}, tenant=other) for number in range(9)]
+        await case.apply(own, *rest)
+        await case.apply(last)
+        first, *_ = await read_log(pool, token, Place(0, 0), 1, END)
+        if not is_of_tenant:
+            await fetch(pool, "DELETE FROM log_rows WHERE tenant_no <> $1 RETURNING position", first.tenant_no)
+        tenant_no = first.tenant_no if is_of_tenant else None
+        found = await read_log(pool, token, Place(first.batch_id, first.position), 3, END, tenant_no=tenant_no)
+    assert (first.resource_id, [one.resource_id for one in found]) == ("own", ["last"])
 
 
 @pytest.mark.slow(14)

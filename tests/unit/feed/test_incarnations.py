@@ -15,6 +15,7 @@ from simplu_worker.feed.incarnations import (
     bounds_with,
     claim_delay_s,
     incarnation_id,
+    incarnations_in,
     run_of_server,
 )
 from simplu_worker.feed.places import Place
@@ -25,6 +26,17 @@ def test_id_of_a_newer_incarnation_is_greater(first: datetime, later_ms: int) ->
     """By a millisecond or by decades, whatever the noise: receivers compare ids as texts."""
     at = first.replace(tzinfo=UTC)
     assert incarnation_id(at, "ffff") < incarnation_id(at + timedelta(milliseconds=later_ms), "0000")
+
+
+def test_id_of_an_incarnation_is_greater_than_all_that_are_known() -> None:
+    """A server that was promoted may have a clock that is behind."""
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    before = [incarnation_id(at + timedelta(seconds=later_s), "ffff") for later_s in (5, 60, 0)]
+    bounds = bounds_with(bounds_with("", before[0], Place(1, 0)), before[1], Place(2, 0))
+    assert incarnations_in(bounds) == before[1::-1]
+    new = incarnation_id(at, "0000", [before[2], *incarnations_in(bounds)])
+    assert new > max(before)
+    assert new == incarnation_id(at + timedelta(seconds=60, milliseconds=1), "0000")
 
 
 @pytest.mark.parametrize(

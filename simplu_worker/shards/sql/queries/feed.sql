@@ -41,10 +41,15 @@ SELECT
 FROM public.feed_shards;
 
 -- name: claim_feed
--- Take the row for the replica $2 with the token $1 for $4 seconds, if it is free. $3 is the first incarnation.
+-- Take the row for the replica $2 with the token $1 for $4 seconds, if it is free. The first incarnation has the time by
+-- the clock of the shard, in milliseconds, and ends with $3.
 INSERT INTO public.feed_shards AS known (token, publisher, incarnation, expires_at)
 VALUES (
-    $1::pg_catalog.uuid, $2, $3, pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
+    $1::pg_catalog.uuid, $2,
+    pg_catalog.lpad(
+        pg_catalog.to_hex((extract(EPOCH FROM pg_catalog.clock_timestamp()) * 1000::numeric)::bigint), 12, '0'
+    ) || $3::pg_catalog.text,
+    pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
 )
 ON CONFLICT (only_row) DO UPDATE
 SET token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at
@@ -169,8 +174,9 @@ RETURNING feed_cursors.destination;
 -- name: read_feed
 -- The rows of the log behind the row $3 of the batch $2, up to the row $6 of the batch $5, about $4 of them at most, in
 -- their order; of the tenant number $7 alone if that is no null. With the run of the server that answers, and what the
--- retention has deleted by then. A batch without
--- rows is one row. Of a batch that was read in part the rest counts. None if the token is not $1 any more.
+-- retention has deleted by then. A batch without rows is one row. None if the token is not $1 any more.
+-- The batch $2 costs nothing: its rest may be rows of other tenants, or rows that a move has dropped, and whoever gets no
+-- row takes that for the end.
 WITH mine AS MATERIALIZED (
     SELECT :server_run, :forgotten_columns FROM public.feed_shards WHERE token = $1::pg_catalog.uuid
 ), horizon AS MATERIALIZED (
@@ -178,7 +184,7 @@ WITH mine AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT
         batch_id, completed_at, kind, token, tenants, types, origins, epoch,
-        1 + CASE batch_id WHEN $2 THEN greatest(row_count - $3::integer, 0) ELSE row_count END AS cost
+        CASE batch_id WHEN $2 THEN 0 ELSE 1 + row_count END AS cost
     FROM public.log_batches
     WHERE
         batch_id >= $2::bigint AND batch_id <= $5::bigint AND batch_id < (SELECT horizon.batch_id FROM horizon)
