@@ -88,7 +88,10 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
 
 
 async def claim(pool: ShardPool, *, token: str, publisher: str, noise: str) -> bool:
-    """Take the row of the publisher, if it is free; return whether that succeeded. *noise* ends the first incarnation."""
+    """Take the row of the publisher, if it is free; return whether that succeeded.
+
+    The shard's first incarnation ends with *noise*.
+    """
     async with pool.transaction() as connection:
         return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, noise, LEASE_S)) is not None
 

@@ -15,9 +15,12 @@ from simulation.simulated_shards import PostgresShards, RecordKey, record_key
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, is_lease, lease_of
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
+
+ORDER_RULES = OrderRules(1_000_000)
 
 
 class Put(msgspec.Struct, frozen=True):
@@ -49,8 +52,9 @@ class Ledger:
         self.by_stream_shard: dict[str, list[Put]] = {}
         self.violations: list[str] = []
         self.excused: set[int] = set()  # the indexes of records that another reader took care of
+        self._orders: list[Put] = []
         self._by_key: dict[RecordKey, Put] = {}
-        self._last_applied: dict[str, Put] = {}  # by partition key
+        self._last_applied: dict[tuple[Source, str], Put] = {}  # by partition key, or by group of the queue
         self._applied: dict[tuple[str, str], int] = {}  # by tenant and request id: the index of the record
         self._settled: dict[str, int] = {}  # by stream shard: how many of its first records are known to be settled
         self.lost: set[int] = set()  # the indexes of records that a shard has lost, and not got again
@@ -87,6 +91,16 @@ class Ledger:
             self.by_stream_shard.setdefault(stream_shard_id, []).append(put)
             self._by_key[record_key(origin)] = put
 
+    def note_order(self, body: str, group_id: str, sequence_number: str, arrived_at: datetime) -> None:
+        """Note an order event that the queue took."""
+        origin = Origin(Source.SQS, "orders", arrived_at, sequence_number=sequence_number, group_id=group_id)
+        decoded = decode_order(body, {}, origin, ORDER_RULES, deduplication_id=None)
+        operation = decoded if isinstance(decoded, Operation) else None
+        put = Put(len(self.puts), Position(int(sequence_number), 0, 0), origin, operation)
+        self.puts.append(put)
+        self._orders.append(put)
+        self._by_key[record_key(origin)] = put
+
     def is_settled(self, put: Put) -> bool:
         """Whether a record was applied, or dropped for an earlier one of the same request, or is a dead letter."""
         if put.index in self.excused or record_key(put.origin) in self._shards.letters:
@@ -116,7 +130,8 @@ class Ledger:
 
     def unsettled(self) -> list[str]:
         """Return the stream shards with an unsettled record."""
-        return [stream_shard_id for stream_shard_id in self.by_stream_shard if self.first_unsettled(stream_shard_id)]
+        orders = [f"order event {put.index}" for put in self._orders if not self.is_settled(put)]
+        return orders + [one for one in self.by_stream_shard if self.first_unsettled(one)]
 
     def check_fates(self) -> None:
         """Check that every record had the one end that it should have."""
@@ -178,11 +193,11 @@ class Ledger:
             for put in self.puts
             if put.operation is not None and (put.operation.tenant_id, put.operation.request_id) in set(keys)
         }
-        for partition_key in {self.puts[index].origin.partition_key or "" for index in gone}:
-            left = [index for index in self._applied.values() if self.puts[index].origin.partition_key == partition_key]
-            self._last_applied.pop(partition_key, None)
+        for line in {_line(self.puts[index].origin) for index in gone}:
+            left = [index for index in self._applied.values() if _line(self.puts[index].origin) == line]
+            self._last_applied.pop(line, None)
             if left:
-                self._last_applied[partition_key] = self.puts[max(left)]
+                self._last_applied[line] = self.puts[max(left)]
 
     def _note_applied(self, operation: Operation) -> None:
         origin = operation.origin
@@ -195,23 +210,30 @@ class Ledger:
         if key in self._applied:
             self.violate(f"record {put.index} took effect twice")
         self._applied[key] = put.index
-        last = self._last_applied.get(origin.partition_key or "")
+        line = _line(origin)
+        last = self._last_applied.get(line)
         if last is not None and last.index > put.index:
-            self.violate(f"record {put.index} of {origin.stream_shard_id} took effect after {last.index} of its key")
-        self._last_applied[origin.partition_key or ""] = put
+            self.violate(f"record {put.index} of {origin.stream_shard_id} took effect after {last.index} of {line}")
+        self._last_applied[line] = put
 
     def _expected_letter(self, put: Put) -> DeadLetterReason | None:
         operation = put.operation
         if operation is None:
             return DeadLetterReason.INVALID_JSON
         created_at = self._shards.tenants[operation.tenant_id].created_at
-        if created_at is None or operation.origin.arrived_at + self._tenant_wait <= created_at:
+        is_of_stream = operation.origin.source is Source.KINESIS  # for an order event it is never too late
+        if created_at is None or (is_of_stream and operation.origin.arrived_at + self._tenant_wait <= created_at):
             return DeadLetterReason.UNKNOWN_TENANT
         if operation.request_id in self._shards.poison:
             return DeadLetterReason.RETRIES_EXHAUSTED
         if self._shards.log.get((operation.tenant_id, operation.request_id)) != operation.digest:
             return DeadLetterReason.REQUEST_ID_REUSED
         return None
+
+
+def _line(origin: Origin) -> tuple[Source, str]:
+    """Return what operations keep their order within."""
+    return origin.source, origin.partition_key or origin.group_id or ""
 
 
 def _identity(operation: Operation | None) -> tuple[str, str, bytes] | None:

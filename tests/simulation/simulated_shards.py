@@ -7,21 +7,28 @@ drops operations that were applied before, and effects happen in the order of th
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from itertools import count
+from random import Random
+from typing import Any, TypeAlias
 from uuid import uuid4
 
 import msgspec
+from simulation.simulated_log import ARRIVED, COPIED, LEFT, STANDBY_LAG_S, Batch, FeedTables, Server, ShardLog
 from simulation.simulated_network import Network
 
 from simplu_worker.dead_letters.letter import DeadLetter, origin_of_part
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, admit
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome, PartNumber
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway, of_shard, of_tenant
+from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log.marks import BulkOrigin
 from simplu_worker.shards.positions.claims import attempt_claim
 from simplu_worker.shards.shard_time import Demand, ShardTime
 from simplu_worker.shards.types import (
@@ -35,6 +42,7 @@ from simplu_worker.shards.types import (
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.transfers.moving.undoing import UNREAD_POLL_S, UNREAD_S
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure, TenantState
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
@@ -67,15 +75,23 @@ class Tenant(msgspec.Struct):
     fenced_rows: dict[str, StreamPosition] | None = None
     came_with: tuple[str, dict[str, StreamPosition]] | None = None
     is_ready: bool = False
+    epoch: int = 0
 
 
 class Transaction(msgspec.Struct):
-    """What one transaction on a shard wrote: rows of the log, positions in place of others, a fence, an activation."""
+    """What one transaction on a shard wrote: rows of the log, positions in place of others, a fence, an activation.
+
+    Where the order of the log counts also its *batch*, and in place of which *tables* it wrote those of the feed.
+    """
 
     applied: list[LogKey]
     before: dict[tuple[str, str], StreamPosition | None] = {}  # by shard and stream shard
     fenced: Tenant | None = None
     activated: Tenant | None = None
+    operations: list[tuple[Operation, bool]] = []  # with whether they have failed
+    batch: Batch | None = None
+    tables: FeedTables | None = None
+    at: float = 0.0
 
 
 class Backup(msgspec.Struct, frozen=True):
@@ -99,6 +115,12 @@ class PostgresShards:
         self.positions: dict[tuple[str, str], StreamPosition] = {}  # by shard and stream shard
         self.merges: dict[tuple[str, str], list[PositionMerge]] = {}  # by shard and stream shard
         self._history: dict[str, list[Transaction]] = {shard_id: [] for shard_id in SHARD_IDS}
+        self._positions: Counter[str] = Counter()  # in the write-ahead log, by shard
+        self.is_replicated = False  # whether commits are awaited on the standbys
+        self.logs: dict[str, ShardLog] = {}
+        self.servers: dict[str, Server] = {}
+        self._waiting_since: dict[tuple[str, int], float] = {}  # by tenant and epoch: to come back
+        self.message_failures: Counter[str] = Counter()
         self.on_lost: Callable[[Sequence[LogKey]], None] = lambda _keys: None
         self.letters: dict[RecordKey, DeadLetterReason] = {}
         self.poison: set[str] = set()  # request ids of operations that fail by themselves
@@ -106,6 +128,46 @@ class PostgresShards:
         self.held_back: set[str] = set()  # shards with a gap that nobody has accepted: nothing may be applied there
         self.is_deduplicating = True  # False only in worlds that are meant to break
         self._tenant_wait = tenant_wait
+
+    def keep_logs(self, draws: Random, *, is_replicated: bool) -> None:
+        """Keep the order of the logs as well, for what reads them."""
+        self.is_replicated = is_replicated
+        commits = count()
+        for shard_id in SHARD_IDS:
+
+            def commit(tables: FeedTables, shard_id: str = shard_id) -> None:
+                self._append(shard_id, Transaction([], tables=tables))
+
+            def facts(shard_id: str = shard_id) -> dict[str, Any]:
+                return self._replication_of(shard_id)
+
+            self.logs[shard_id] = ShardLog(shard_id, self.network, draws, commits, commit)
+            self.servers[shard_id] = Server(self.logs[shard_id], list(self.tenants), facts, self._is_unlogged)
+
+    def _replication_of(self, shard_id: str) -> dict[str, Any]:
+        """Return what a server says of its standby, which is never far behind."""
+        history, now = self._history[shard_id], self.network.loop.time()
+        if self.is_replicated:
+            history[:] = [one for one in history if one.at > now - STANDBY_LAG_S]
+        flushed = self._positions[shard_id] - len(history)
+        standbys = [{"name": "standby", "state": "streaming", "flushed": flushed}] if self.is_replicated else []
+        names = {"synchronous_commit": "on", "synchronous_standby_names": "", "fsync": True}
+        return {"position": self._positions[shard_id], **names, "standbys": json.dumps(standbys)}
+
+    def _is_unlogged(self, tenant_id: str, key: str) -> bool:
+        return not any(one == tenant_id and key_of_id(request_id) == key for one, request_id in self.log)
+
+    def _append(self, shard_id: str, transaction: Transaction) -> None:
+        """Commit a transaction."""
+        transaction.at = self.network.loop.time()
+        self._positions[shard_id] += 1
+        self._history[shard_id].append(transaction)
+
+    def _end(self, shard_id: str) -> None:
+        """End the last transaction, with its batch in the log."""
+        transaction = self._history[shard_id][-1]
+        if self.logs and transaction.operations:
+            transaction.batch = self.logs[shard_id].add(transaction.operations)
 
     def locate(self, tenant_id: str) -> str | Absence:
         """Return the shard that confirms a tenant, or why there is none."""
@@ -135,6 +197,7 @@ class PostgresShards:
             if outcome is FAILED_BY_ITSELF:
                 failing.add(operation.tenant_id)
             outcomes.append(outcome)
+        self._end(shard_id)
         return outcomes
 
     def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
@@ -157,7 +220,7 @@ class PostgresShards:
         """Return what a shard knows, and leave another token in the row of the claim."""
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
-        self._history[shard_id].append(Transaction([], {place: before}))
+        self._append(shard_id, Transaction([], {place: before}))
         if before is None:
             self.positions[place] = StreamPosition("TRIM_HORIZON", None, parents_done=False, fencing_token=token)
         else:
@@ -182,8 +245,12 @@ class PostgresShards:
         """Go on with the replica, which lacks the last *lost_count* transactions."""
         history = self._history[shard_id]
         lost: list[LogKey] = []
+        batches: list[Batch] = []
+        tables: FeedTables | None = None
         for transaction in reversed(history[max(0, len(history) - lost_count) :]):
             lost += transaction.applied
+            batches += [] if transaction.batch is None else [transaction.batch]
+            tables = transaction.tables or tables
             for place, before in transaction.before.items():
                 if before is None:
                     self.positions.pop(place, None)
@@ -197,6 +264,9 @@ class PostgresShards:
         for key in lost:
             del self.log[key]
         history.clear()  # the replica it has now starts with all there is
+        if self.logs:
+            log = self.logs[shard_id]
+            log.fail_over(batches, tables or log.tables)
         self.on_lost(lost)
 
     def fence(self, tenant: Tenant) -> None:
@@ -205,13 +275,16 @@ class PostgresShards:
             return
         tenant.is_active = False
         tenant.fenced_rows = {key: row for (at, key), row in self.positions.items() if at == tenant.shard_id}
-        self._history[tenant.shard_id].append(Transaction([], fenced=tenant))
+        self._append(tenant.shard_id, Transaction([], fenced=tenant))
 
     def move(self, tenant: Tenant, shard_id: str) -> None:
         """Let a fenced tenant go on, on another shard with its rows as of the fence, or on the same.
 
         It is on the replicas of both that it has left; that it is active may be lost.
         """
+        if self.logs and tenant.fenced_rows is not None and not self._is_free(tenant, shard_id):
+            self.network.loop.call_later(UNREAD_POLL_S, self.move, tenant, shard_id, context=self.network.nobody)
+            return
         source, rows, tenant.fenced_rows = tenant.shard_id, tenant.fenced_rows, None
         if rows is None:
             return  # the fence was lost
@@ -219,8 +292,29 @@ class PostgresShards:
             tenant.is_active = True
             return
         self._history[source].clear()
+        tenant.epoch += 1
+        self._mark(source, LEFT, tenant)
         tenant.shard_id, tenant.came_with, tenant.is_ready = shard_id, (source, rows), True
         self._activate(tenant)
+
+    def _mark(self, shard_id: str, kind: str, tenant: Tenant, *, origin: str | None = None) -> Batch | None:
+        if not self.logs:
+            return None
+        return self.logs[shard_id].mark(kind, tenant.tenant_id, origin=origin, epoch=tenant.epoch)
+
+    def _is_free(self, tenant: Tenant, shard_id: str) -> bool:
+        """Return whether nothing is left of a tenant that comes back to a shard: the feed has some time to read it."""
+        log, now = self.logs[shard_id], self.network.loop.time()
+        if shard_id == tenant.shard_id or not log.has_rows(tenant.tenant_id):
+            return True
+        waiting_since = self._waiting_since.setdefault((tenant.tenant_id, tenant.epoch), now)
+        if not log.is_read(tenant.tenant_id, is_in_file=True) and now < waiting_since + UNREAD_S:
+            return False
+        self._history[shard_id].clear()
+        if not all(log.is_read(tenant.tenant_id, is_in_file=is_in_file) for is_in_file in (True, False)):
+            log.mark(COPIED, tenant.tenant_id, origin=BulkOrigin.UNREAD)
+        log.drop(tenant.tenant_id)
+        return True
 
     def let_go_on(self, tenant: Tenant) -> None:
         """End what keeps a tenant from going on."""
@@ -236,7 +330,8 @@ class PostgresShards:
         tenant.moved_at = self.network.loop.time()
         own = {key for at, key in self.positions if at == shard_id}
         before = {(shard_id, key): self.positions[shard_id, key] for key in own}
-        self._history[shard_id].append(Transaction([], dict(before), activated=tenant))
+        arrived = self._mark(shard_id, ARRIVED, tenant, origin=source)
+        self._append(shard_id, Transaction([], dict(before), activated=tenant, batch=arrived))
         for key in sorted(own):
             here, there = rows.get(key), self.positions.pop((shard_id, key), None)
             if here is not None and there is not None:  # without a row nobody knows: that is lower still
@@ -253,7 +348,7 @@ class PostgresShards:
     def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
         """Begin a transaction with the write of its claim, which has the new token as its last one."""
         if claim is None:
-            self._history[shard_id].append(Transaction([]))
+            self._append(shard_id, Transaction([]))
             return
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
@@ -262,7 +357,7 @@ class PostgresShards:
             raise PositionChangedError("it is another's")
         if not seen and claim.move_token is not None and claim.move_token != self._move_token(shard_id):
             raise PositionChangedError("a tenant was moved here since")
-        self._history[shard_id].append(Transaction([], {place: before}))
+        self._append(shard_id, Transaction([], {place: before}))
         gap = (None, False) if before is None else (before.gap_from, before.is_gap_accepted)
         self.positions[place] = msgspec.structs.replace(
             claim.position, fencing_token=token, gap_from=gap[0], is_gap_accepted=gap[1]
@@ -316,8 +411,15 @@ class PostgresShards:
         key = (operation.tenant_id, operation.request_id)
         if key in self.log:
             return DUPLICATE
-        self._note(shard_id, operation)
+        self._note(shard_id, operation, is_failed=True)
+        self._end(shard_id)
         return GIVEN_UP
+
+    def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Count failures of messages, by tenant and message; None of a tenant that is elsewhere."""
+        here = self.find_resident_tenants(shard_id, [tenant_id for tenant_id, _ in failed])
+        self.message_failures.update(message_id for tenant_id, message_id in failed if tenant_id in here)
+        return [self.message_failures[message_id] if tenant_id in here else None for tenant_id, message_id in failed]
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
         """Keep dead letters; one of several bad parts of a record is that of each."""
@@ -339,10 +441,11 @@ class PostgresShards:
         self._note(shard_id, operation)
         return APPLIED
 
-    def _note(self, shard_id: str, operation: Operation) -> None:
+    def _note(self, shard_id: str, operation: Operation, *, is_failed: bool = False) -> None:
         key = (operation.tenant_id, operation.request_id)
         self.log[key] = operation.digest
         self._history[shard_id][-1].applied.append(key)
+        self._history[shard_id][-1].operations.append((operation, is_failed))
         self.on_applied(operation)
 
     def _row(self, shard_id: str, operation: Operation) -> TenantRow | None:
@@ -382,9 +485,10 @@ class KnownTime(ShardTime):
 class SimulatedGateway(ShardGateway):
     """One replica's way to the shards; it remembers where it found a tenant."""
 
-    def __init__(self, shards: PostgresShards, *, cost_s: float) -> None:
-        """*cost_s* is what each operation is expected to take: it bounds the batches."""
+    def __init__(self, shards: PostgresShards, *, cost_s: float, commits: ReplicationWaiter | None = None) -> None:
+        """*cost_s* is what each operation is expected to take: it bounds the batches. Orders need *commits*."""
         self._shards = shards
+        self._safety = commits
         self._times = defaultdict(lambda: KnownTime(cost_s))
         self._remembered: dict[str, str] = {}
         self._last_applied_at: dict[str, float] = {}
@@ -451,6 +555,30 @@ class SimulatedGateway(ShardGateway):
             return await self._shards.network.ask(
                 shard_id, lambda: self._shards.give_up(shard_id, operation, said), lost=_lost
             )
+
+    def paused_s(self, tenant_id: str) -> float:
+        """Return for how long a tenant is still paused."""
+        return max(0.0, self._shards.tenants[tenant_id].paused_until - self._shards.network.loop.time())
+
+    @of_shard
+    async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        """Wait until operations are safe, as the worker does."""
+        assert self._safety is not None
+        await self._safety.wait_for_operations(shard_id, operations)
+
+    @of_shard
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Count failures of messages."""
+        return await self._shards.network.ask(
+            shard_id, lambda: self._shards.count_failures(shard_id, failed), lost=_lost
+        )
+
+    @of_shard
+    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        """Forget the failures of a message."""
+        await self._shards.network.ask(
+            shard_id, lambda: self._shards.message_failures.pop(message_id, None), lost=_lost
+        )
 
     async def list_shard_ids(self) -> list[str]:
         """Return all shards."""

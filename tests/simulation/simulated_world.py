@@ -15,8 +15,11 @@ from typing import Any, TypeAlias, cast
 import msgspec
 from simulation.ledger import Ledger, Put, PutPart
 from simulation.simulated_dynamodb import DynamoDb, Row
+from simulation.simulated_feed import LOCATOR, SimulatedReceiver, feed_problems, pools_of
 from simulation.simulated_kinesis import STREAM, KinesisClient, KinesisService
+from simulation.simulated_log import RECEIVERS
 from simulation.simulated_network import Network
+from simulation.simulated_queue import QueueService, consume_orders
 from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedGateway, Tenant
 from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
@@ -39,9 +42,12 @@ from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
+from simplu_worker.feed.feed import ConfiguredDestination, Feed
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.types import ShardPositionRows
-from simplu_worker.vocabulary import TargetKind
+from simplu_worker.vocabulary import Source, TargetKind
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25
@@ -61,6 +67,7 @@ class Weather(StrEnum):
     GREAT_STORM = "great storm"  # and all the rest, in a world with more of everything
     DEFECTS = "defects"  # what was drawn, and exceptions that nobody foresaw: by the doors to services, and in our code
     MOVES = "moves"  # little of the rest: tenants move, and shards lose commits around that
+    WHOLE = "whole"  # all that the product does: order events beside the stream, the feed, moves, clocks that are wrong
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -93,6 +100,15 @@ class Plan(msgspec.Struct, frozen=True):
     options: KinesisOptions = msgspec.field(default_factory=lambda: KinesisOptions(scaling_limits=False))
 
 
+class WholePlan(Plan, frozen=True):
+    """The decisions about what only some worlds have."""
+
+    order_count: int = 0  # of order events, from a queue
+    has_feed: bool = False
+    is_replicated: bool = True  # whether the shards' standbys are awaited, by orders and the feed
+    drift_max: float = 0.0  # of the monotonic clocks of replicas
+
+
 class Replica:
     """One process of the worker: its fleet, on the services of a world."""
 
@@ -102,13 +118,19 @@ class Replica:
         self.process = Process(self.me)
         self.stopping = asyncio.Event()
         skew = timedelta(seconds=world.draws.uniform(-plan.skew_max_s, plan.skew_max_s))
+        if drift_max := world.parts.drift_max:
+            self.process.rate = 1.0 + world.draws.uniform(-drift_max, drift_max)
+        pools = pools_of(world.shards) if world.shards.logs else None
+        commits = None if pools is None else ReplicationWaiter(cast("Pools", pools))
+        gateway = SimulatedGateway(world.shards, cost_s=plan.operation_cost_s, commits=commits)
+        letters = SimulatedDeadLetters(world.shards)
         table = LeaseTable(world.dynamodb, APPLICATION)
         services = FleetServices(
             Stream(KinesisClient(world.kinesis), STREAM),
             table,
             KclLeaderWatch(world.dynamodb, table, KclTables.of(APPLICATION), follows=plan.follows_kcl),
-            cast("ShardGateway", SimulatedGateway(world.shards, cost_s=plan.operation_cost_s)),
-            SimulatedDeadLetters(world.shards),
+            cast("ShardGateway", gateway),
+            letters,
             PrefetchMemory(plan.prefetch_max_bytes),
             _subscriptions(world) if world.is_pushed else None,
             _cpu(world) if plan.cpu_share else None,
@@ -125,13 +147,31 @@ class Replica:
                 ahead_from_s=plan.ahead_from_s,
             ),
         )
-        self.fleet = world.make_fleet(
-            services, settings, me=self.me, draw=world.draws.random, utc=lambda: world.loop.utc() + skew
-        )
+        draw = world.draws.random
+
+        def utc() -> datetime:
+            return world.loop.utc() + skew
+
+        self.fleet = world.make_fleet(services, settings, me=self.me, draw=draw, utc=utc)
         # As the daemon runs it.
-        run, draw = partial(self.fleet.run, self.stopping), world.draws.random
-        running = keep_running(TargetKind.LEASES, "fleet", "fleet", run, stopping=self.stopping, draw=draw)
-        self.task = world.start(self.process, running)
+        run = partial(self.fleet.run, self.stopping)
+        parts = [keep_running(TargetKind.LEASES, "fleet", "fleet", run, stopping=self.stopping, draw=draw)]
+        if world.queue is not None:
+            tenant_wait = timedelta(seconds=plan.tenant_wait_s)
+            parts.append(
+                consume_orders(
+                    world.queue, gateway, letters, self.stopping, tenant_wait=tenant_wait, draws=world.draws, utc=utc
+                )
+            )
+        self.feed: Feed | None = None
+        if pools is not None and commits is not None and world.receivers:
+            destinations = world.destinations()
+            self.feed = Feed(
+                LOCATOR, cast("Pools", pools), commits, name=self.me, destinations=destinations, draw=draw, utc=utc
+            )
+            feeding = partial(self.feed.run, self.stopping)
+            parts.append(keep_running(TargetKind.FEED, "feed", "feed", feeding, stopping=self.stopping, draw=draw))
+        self.task = world.start(self.process, parts[0] if len(parts) == 1 else _run_all(parts))
 
     def __repr__(self) -> str:
         return f"Replica({self.process!r}, {self.fleet!r})"
@@ -165,6 +205,7 @@ class World:
         self.draws = draws
         self._form_draws = Random(f"forms {plan}")  # its own: histories stay what they are
         self.plan = plan
+        self.parts = parts = plan if isinstance(plan, WholePlan) else WholePlan()
         self.make_fleet = make_fleet
         self.network = Network(loop, draws)
         self.kinesis = KinesisService(self.network, plan.options)
@@ -175,12 +216,21 @@ class World:
         self.table = self.dynamodb.table(APPLICATION)
         self.table.watch = self._watch_lease
         self.is_pushed = False  # whether replicas read by push
+        self.queue: QueueService | None = None
+        self.receivers: list[SimulatedReceiver] = []
+        self.left_out: set[str] = set()  # receivers that are not in the file of the feed
         self.read_up_to: ReadUpTo = lambda status, rows: status.up_to([rows])  # what a replica answers
         self.replicas: list[Replica] = []
         self._processes: list[Process] = []
         for number in range(plan.tenant_count):
             tenant_id = f"b{number}-l"
             self.shards.tenants[tenant_id] = Tenant(tenant_id, draws.choice(SHARD_IDS))
+        if parts.has_feed or parts.order_count:
+            self.shards.keep_logs(draws, is_replicated=parts.is_replicated)
+        if parts.order_count:
+            self.queue = QueueService(self.network, visibility_s=draws.choice([5, 10, 30]))
+        if parts.has_feed:
+            self.receivers = [SimulatedReceiver(name, self.network, draws) for name in RECEIVERS]
 
     def __repr__(self) -> str:
         return f"World(at {self.loop.time():.3f} s, {self.plan}, {self.kinesis.stream}, {self.replicas})"
@@ -231,6 +281,17 @@ class World:
         answer = self.kinesis.do("PutRecord", StreamName=STREAM, PartitionKey=key, Data=data)
         self.ledger.note_put(parts, key, answer, arrived_at)
 
+    def put_order(self, body: str, group_id: str, deduplication_id: str) -> None:
+        """Put an order event into the queue."""
+        assert self.queue is not None
+        arrived_at = datetime.fromtimestamp(self.queue.now_ms / 1000, UTC)
+        sequence_number = self.queue.send(body, group_id, deduplication_id)
+        self.ledger.note_order(body, group_id, sequence_number, arrived_at)
+
+    def destinations(self) -> list[ConfiguredDestination]:
+        """Return the destinations in the file of the feed."""
+        return [one.configured() for one in self.receivers if one.name not in self.left_out]
+
     def tenant_of(self, key: str) -> str:
         """Return the tenant of a partition key."""
         tenants = list(self.shards.tenants)
@@ -271,6 +332,8 @@ class World:
         first_open: dict[str, Put] = {}  # by tenant
         for put in reversed(self.ledger.open_operations()):
             assert put.operation is not None
+            if put.origin.source is Source.SQS:
+                continue
             first_open[put.operation.tenant_id] = put
         for replica in self.alive() if first_open else []:
             leases = replica.fleet.leases()
@@ -311,6 +374,10 @@ class World:
         by_replica = {me: [loads[key] for key, one in unfinished.items() if one.owner == me] for me in alive}
         if not are_even(by_replica.values()):
             problems.append(f"the leases are not even, nor their loads: {by_replica}")
+        if self.queue is not None and (left_count := self.queue.message_count):
+            problems.append(f"the queue has {left_count} messages")
+        if not problems:
+            problems = [one for receiver in self.receivers for one in feed_problems(receiver, self.shards)]
         return problems
 
     def _is_passed(self, replica: Replica, lease: Lease) -> bool:
@@ -340,6 +407,12 @@ def are_even(loads: Collection[Sequence[float]]) -> bool:
     heaviest, lightest = max(loads, key=sum), min(loads, key=sum)
     gap, mean = sum(heaviest) - sum(lightest), sum(map(sum, loads)) / len(loads)
     return gap <= (HEAVY - LIGHT) * mean or min(heaviest) > gap - GAIN * mean
+
+
+async def _run_all(parts: Sequence[Coroutine[Any, Any, None]]) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for part in parts:
+            tasks.create_task(part)
 
 
 def _cpu(world: World) -> CpuShare:

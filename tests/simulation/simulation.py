@@ -18,6 +18,7 @@ from simulation.moves import keep_moving, with_room_for_moves
 from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
+from simulation.whole import bounded_reads, end_faults_of_feed, live, whole_plan
 
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import FAILING_TENANTS_MAX
@@ -33,6 +34,7 @@ BACKFILLED_AFTER_S = {
     Weather.GREAT_STORM: 400.0,
     Weather.MOVES: 60.0,
     Weather.DEFECTS: 240.0,
+    Weather.WHOLE: 240.0,
 }
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
@@ -65,7 +67,9 @@ def simulate(
         plan = enlarged(plan, draws)
     if weather is Weather.MOVES:
         plan = with_room_for_moves(plan)
-    with a_world(draws, plan, make_fleet=make_fleet) as world:
+    if weather is Weather.WHOLE:
+        plan = whole_plan(plan, draws)
+    with bounded_reads(draws, plan), a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
         with a_defect(Random(f"defect {seed}")) if weather is Weather.DEFECTS else nullcontext():
@@ -132,6 +136,8 @@ async def _run(world: World) -> None:
         tasks.create_task(produce(world))
         if world.plan.weather is Weather.MOVES:
             tasks.create_task(keep_moving(world))
+        elif world.plan.weather is Weather.WHOLE:
+            tasks.create_task(live(world))
         elif world.plan.weather in STORMS:
             tasks.create_task(storm(world))
         if world.plan.has_pauses:
@@ -240,5 +246,6 @@ def _repair(world: World) -> None:
             tenant.created_at = world.loop.utc()
     for replica in world.replicas:
         world.loop.resume(replica.process)
+    end_faults_of_feed(world)
     while len(world.alive()) < min(2, world.plan.replica_count):
         world.start_replica()

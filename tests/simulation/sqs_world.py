@@ -79,10 +79,7 @@ class World:
 
     def do(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Do one call at once."""
-        asked = self.actions.decode(action, json.dumps(arguments).encode())
-        answer = self.actions.answer(action, asked, self.now_ms()) or {}
-        builtin: dict[str, Any] = json.loads(json.dumps(answer, default=_plain))
-        return builtin
+        return do(self.actions, action, arguments, self.now_ms())
 
     def wake(self) -> None:
         """Let parked polls look again."""
@@ -289,6 +286,13 @@ class ModelClient:
             case _:
                 raise NotImplementedError(fault.kind)
         return arguments
+
+
+def do(actions: SqsActions, action: str, arguments: dict[str, Any], now_ms: int) -> dict[str, Any]:
+    """Do one call at once. Raises `SqsError`."""
+    answer = actions.answer(action, actions.decode(action, json.dumps(arguments).encode()), now_ms) or {}
+    builtin: dict[str, Any] = json.loads(json.dumps(answer, default=_plain))
+    return builtin
 
 
 def client_error(code: str, status: int, action: str) -> ClientError:

@@ -11,13 +11,14 @@ import contextvars
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+ROUNDING_S = 1e-9
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
 
@@ -33,6 +34,7 @@ class Process:
         self.name = name
         self.is_stopped = False
         self.is_dead = False
+        self.rate = 1.0  # of its monotonic clock
         self.put_by: list[asyncio.Handle] = []  # what would have run while it was stopped, in order
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)
@@ -64,8 +66,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.set_exception_handler(self._note_failure)
 
     def time(self) -> float:
-        """Return the virtual time in seconds."""
-        return self._now
+        """Return the virtual time in seconds, by the clock of the process that runs now."""
+        process = _process.get()
+        return self._now if process is None else self._now * process.rate
+
+    def call_at(  # type: ignore[override]  # with any arguments
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call *callback* at a time by the clock of the process that runs now, never before."""
+        process = _process.get()
+        if process is not None and process.rate != 1.0:
+            when = when / process.rate + ROUNDING_S
+        return super().call_at(when, callback, *args, context=context)
 
     def utc(self) -> datetime:
         """Return the virtual instant."""

@@ -78,10 +78,11 @@ class ShardLogs:
         for row in rows:
             if row["batch_kind"] == "a":
                 self._arrivals[shard, row["tenant_id"]].add((row["batch_id"], row["epoch"]))
-        return {one for row in rows for one in _changes_of(shard, row)}
+        return {one for row in rows for one in changes_of(shard, row)}
 
 
-def _changes_of(shard: str, row: Any) -> Iterator[Change]:
+def changes_of(shard: str, row: Any) -> Iterator[Change]:
+    """Return the changes of a row of `LOG_SQL`."""
     kind, tenant = row["kind"], row["tenant_id"]
 
     def change(name: str, key: str = f"{tenant}/{row['type']}/{row['resource_id']}") -> Change:
