@@ -1,6 +1,6 @@
--- The tables of contract §10, with their policies, functions and triggers. Made on an empty shard only, in one
--- transaction, under an advisory lock. Until the first release this file is edited in place; afterwards it never
--- changes, and the next file is `0002_….sql` (CONTRIBUTING.md, "A migration").
+-- The tables of a shard, with their policies, functions and triggers. Made on an empty shard only, in one transaction,
+-- under an advisory lock. From 1.0 on this file never changes, and the next one is `0002_….sql` (CONTRIBUTING.md, "A
+-- migration").
 --
 -- Names are looked up in no search path: what another role makes in a schema of it is run by nobody else. Ids collate
 -- "C": byte order, the same on every shard and in Python, and no library upgrade can corrupt an index.
