@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from simulation.left_out_rules import BY_DESIGN, DESIGNS, ELSEWHERE
 from support.correctness_page import PAGE, SAFE, SUBJECTS, WRONG, render
+from support.requires import ROOT
 
 
 def test_figures_of_the_page_are_those_of_the_runs() -> None:
@@ -15,3 +17,13 @@ def test_figures_of_the_page_are_those_of_the_runs() -> None:
 def test_every_model_is_in_the_table() -> None:
     """Its subject is the beginning of its name."""
     assert {name.partition(":")[0] for name in (*SAFE, *WRONG)} == SUBJECTS.keys()
+
+
+def test_every_left_out_rule_is_left_out_in_code_or_has_a_reason() -> None:
+    """Once; the designs and tests that are named exist."""
+    elsewhere = [rule for one in ELSEWHERE for rule in one.tests]
+    assert sorted(WRONG) == sorted([*BY_DESIGN, *elsewhere])
+    assert set(BY_DESIGN.values()) - DESIGNS == set()
+    for test in {test for one in ELSEWHERE for test in one.tests.values() if test}:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), test

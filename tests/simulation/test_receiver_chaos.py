@@ -2,136 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from random import Random
-
 import pytest
-from simulation.sqs_world import Letters, World, virtually
+from simulation.queue_histories import WRONG_ABOUT_QUEUES, are_queues_wrong, check_queues
+from simulation.sqs_world import World, virtually
 from support.slow import slow_after
 
-from simplu_local.sqs.faults import SqsFault
-from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
-from simplu_worker.metrics.instruments import message_outcomes
-from simplu_worker.vocabulary import DeadLetterReason
-
-GROUP_COUNT, MESSAGE_COUNT, REPLICA_COUNT = 12, 240, 3
-CALM_AFTER_S = 60.0
-BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "poison")
-ACTIONS = ("ReceiveMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch", "GetQueueAttributes")
-
-
-class Ledger:
-    """What all handlers together have applied, in order; what was applied before is a duplicate, as in the log."""
-
-    def __init__(self, draws: Random) -> None:
-        self.applied: dict[str, None] = {}
-        self.calls: list[set[str]] = []
-        self.draws = draws
-
-    def poisoned(self, body: str) -> bool:
-        """Tell whether a message can never be handled."""
-        return int(body.partition("-")[2]) % 40 == 7
-
-
-class Shop:
-    """The handler of one replica."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._busy: set[str | None] = set()
-
-    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        """Apply one after the other; from the first of a group that is not applied, put those behind it off."""
-        groups = {message.group_id for message in messages}
-        assert not groups & self._busy, "a group is in two calls"
-        self._busy |= groups
-        verdicts: list[Verdict] = []
-        behind: set[str | None] = set()
-        try:
-            for message in messages:
-                await asyncio.sleep(self._ledger.draws.expovariate(20))
-                verdict = ReturnToQueue(0) if message.group_id in behind else self._verdict(message)
-                if isinstance(verdict, ReturnToQueue | RetryHeld):
-                    behind.add(message.group_id)
-                elif isinstance(verdict, Done):
-                    self._ledger.applied.setdefault(message.body)
-                verdicts.append(verdict)
-        finally:
-            self._busy -= groups
-        return verdicts
-
-    def _verdict(self, message: Message) -> Verdict:
-        draw = self._ledger.draws.random()
-        if self._ledger.poisoned(message.body):
-            return BURY
-        return (
-            ReturnToQueue(self._ledger.draws.randrange(3))
-            if draw < 0.03
-            else RetryHeld(draw)
-            if draw < 0.08
-            else Done()
-        )
-
-
-async def disturb(world: World, queue: Queue, letters: Letters) -> None:
-    """Make calls go wrong, leases end and the dead-letter queue fail, until it is time for calm."""
-    draws = world.draws
-    while world.loop.time() < CALM_AFTER_S:
-        await asyncio.sleep(draws.uniform(0.2, 3))
-        match draws.randrange(8):
-            case 0:
-                world.account.find(queue.name).expire_receipts(world.now_ms())
-                world.wake()
-            case 1:
-                letters.works.clear()
-                await asyncio.sleep(draws.uniform(0, 5))
-                letters.works.set()
-            case 2:
-                world.faults.add(SqsFault(action=draws.choice(ACTIONS[:3]), kind="hang", applied=draws.random() < 0.5))
-            case 3:
-                entries = SqsFault(
-                    action=draws.choice(ACTIONS[1:3]),
-                    kind="entries",
-                    entries=draws.randrange(1, 5),
-                    sender_fault=draws.random() < 0.3,
-                )
-                world.faults.add(entries)
-            case 4:
-                late = SqsFault(
-                    action=draws.choice(ACTIONS), kind="delay", delay_ms=draws.randrange(4000), applied=True
-                )
-                world.faults.add(late)
-            case _:
-                cut = SqsFault(
-                    action=draws.choice(ACTIONS),
-                    kind=draws.choice(["cut", "throttle", "fail"]),
-                    applied=draws.random() < 0.5,
-                    count=draws.randrange(1, 6),
-                )
-                world.faults.add(cut)
-    letters.works.set()
-    world.faults.clear()
-
-
-async def replica(world: World, queue: Queue, ledger: Ledger, letters: Letters) -> None:
-    """Run one receiver after another: stopped well, or killed at any moment."""
-    limits = SchedulerLimits(message_count=40, batch_count=6, call_count=3, poll_count=2)
-    while world.counts(queue) != (0, 0) or world.loop.time() < CALM_AFTER_S:
-        stopping = asyncio.Event()
-        receiver = world.receiver(queue, Shop(ledger), letters, limits=limits, poll_wait_s=2, stop_wait_s=3, drain_s=4)
-        running = asyncio.ensure_future(receiver.run(stopping))
-        await asyncio.sleep(world.draws.uniform(2, 30))
-        if world.draws.random() < 0.4:
-            running.cancel()
-            await asyncio.wait([running])
-        else:
-            stopping.set()
-            await running
-            stats = receiver.stats()
-            assert (stats["inHand"], stats["queued"], stats["handling"], stats["deleting"]) == (0, 0, 0, 0)
+SEEDS_UNTIL_FOUND = 20
 
 
 @pytest.mark.parametrize("seed", slow_after(4, range(16)))
@@ -139,27 +15,14 @@ def test_order_holds_and_nothing_is_lost_whatever_happens(seed: int) -> None:
     """Every message is applied or buried, in the order of its group, whatever fails and whoever is killed."""
 
     async def test(world: World) -> None:
-        world.draws.seed(seed)
-        queue = world.queue(is_fifo=True, VisibilityTimeout=str(world.draws.choice([5, 8, 20])))
-        ledger, letters = Ledger(world.draws), Letters()
-        sent = [f"{number % GROUP_COUNT}-{number:04}" for number in range(MESSAGE_COUNT)]
-
-        async def produce() -> None:
-            for body in sent:
-                await world.send(queue, body, group=body.partition("-")[0])
-                await asyncio.sleep(world.draws.expovariate(5))
-
-        async with asyncio.timeout(3600), asyncio.TaskGroup() as tasks:
-            tasks.create_task(produce())
-            tasks.create_task(disturb(world, queue, letters))
-            for _ in range(REPLICA_COUNT):
-                tasks.create_task(replica(world, queue, ledger, letters))
-        poison = [body for body in sent if ledger.poisoned(body)]
-        assert sorted(ledger.applied) == sorted(body for body in sent if not ledger.poisoned(body))
-        assert {letter.record.decode() for letter in letters.stored} == set(poison)
-        for group in range(GROUP_COUNT):
-            mine = [body for body in ledger.applied if body.startswith(f"{group}-")]
-            assert mine == sorted(mine)
-        assert message_outcomes(queue.name)["deleted"] >= 0.9 * (len(sent) - len(poison))
+        await check_queues(world, seed)
 
     virtually(test)()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("design", WRONG_ABOUT_QUEUES)
+def test_histories_of_queues_notice_when_a_design_is_wrong(design: str) -> None:
+    """Each rule that is left out breaks the order, or loses or doubles a message."""
+    wrong = WRONG_ABOUT_QUEUES[design]
+    assert any(are_queues_wrong(seed, wrong) for seed in range(wrong.seed, wrong.seed + SEEDS_UNTIL_FOUND))

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,54 @@ import msgspec
 from msgspec.structs import replace
 from simulation.disasters import split
 from simulation.kcl_leader import hand_leases_over
-from simulation.simulated_shards import SHARD_IDS, PostgresShards
+from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedGateway
 from simulation.simulated_world import FleetMaker, Weather, World
+from simulation.wrong_holding import (
+    AmnesicOwnership,
+    BelievingTable,
+    ConfidentOwnership,
+    DoneOwnership,
+    EarlyReader,
+    FreeingTable,
+    HalfTakingTable,
+    JoiningOwnership,
+    KeepingDispatcher,
+    LanelessDispatcher,
+    LateOwnership,
+    LetterLastDispatcher,
+    ModestOwnership,
+    NarrowDispatcher,
+    PipeliningBatches,
+    PoliteOwnership,
+    PresumptuousTable,
+    PromptLookup,
+    RowlessBatches,
+    StartingOwnership,
+)
+from simulation.wrong_positions import (
+    AcquaintedPositions,
+    AnyTokenPositions,
+    BlindShards,
+    ClaimingPositions,
+    CountingShards,
+    FindingPositions,
+    GlancingGateway,
+    GrandparentlessAncestry,
+    HoardingGateway,
+    KeepingShards,
+    MixedPositions,
+    NeverPositions,
+    RoutedPositions,
+    RowlessPositions,
+    SelfTrustingPositions,
+    StubbornPositions,
+    TornShards,
+    UncarryingShards,
+    WelcomingPositions,
+)
 from typing_extensions import override
 
+from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
@@ -46,8 +90,10 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, Repl
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
 from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.unknown_tenants import UNKNOWN_TENANT_MARGIN
 from simplu_worker.shards.types import (
     PositionClaim,
     PositionMerge,
@@ -425,7 +471,7 @@ class _SlackOwnership(Ownership):
         return hold if hold is None or hold.is_waiting else None
 
 
-class _LateOwnership(Ownership):
+class _TardyOwnership(Ownership):
     @override
     def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
         if hold.tenants:
@@ -505,9 +551,20 @@ class _NamelessTable(LeaseTable):
         return await super().renew(lease, lease.owner or me, *arguments, **more)
 
 
-def _without_names(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
-    services.table.__class__ = _NamelessTable
-    return Fleet(services, settings, **more)
+def _with_table(table_class: type[LeaseTable]) -> FleetMaker:
+    def make_fleet(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
+        services.table.__class__ = table_class
+        return Fleet(services, settings, **more)
+
+    return make_fleet
+
+
+def _with_gateway(gateway_class: type[SimulatedGateway]) -> FleetMaker:
+    def make_fleet(services: FleetServices, settings: FleetSettings, **more: Any) -> Fleet:
+        services.gateway.__class__ = gateway_class
+        return Fleet(services, settings, **more)
+
+    return make_fleet
 
 
 def _with_ancestry(ancestry_class: type[LeaseAncestry]) -> FleetMaker:
@@ -532,6 +589,8 @@ def _with_reader(
     catch_ups_class: type[CatchUps] = CatchUps,
     catch_up_class: type[CatchUpReader] = CatchUpReader,
     positions_class: type[ShardPositions] | None = ShardPositions,
+    batches_class: type[ClaimedBatches] = ClaimedBatches,
+    lookup_class: type[HomeLookup[QueuedOperation]] = HomeLookup,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
@@ -542,6 +601,8 @@ def _with_reader(
             reader.__class__ = reader_class
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.ownership.__class__ = ownership_class
+            reader._dispatcher._batches.__class__ = batches_class
+            reader._dispatcher.pipeline.lookup.__class__ = lookup_class
             reader._catch_ups.__class__ = catch_ups_class
             reader._catch_ups._create_reader = partial(_create_as, catch_up_class, reader._create_catch_up_reader)
             if positions_class is None:
@@ -582,6 +643,22 @@ def _log_nothing(world: World) -> None:
 
 def _lose_nothing(world: World) -> None:
     world.shards.__class__ = _SafeShards
+
+
+def _admit_late(world: World) -> None:
+    world.shards._tenant_wait = timedelta(days=1)
+
+
+def _set_clocks_apart(world: World) -> None:
+    if world.plan.initial_position != "LATEST":  # by which records are skipped that came before a clock
+        world.plan = replace(world.plan, skew_max_s=2 * UNKNOWN_TENANT_MARGIN.total_seconds())
+
+
+def _with_shards(shards_class: type[PostgresShards]) -> Callable[[World], None]:
+    def twist(world: World) -> None:
+        world.shards.__class__ = shards_class
+
+    return twist
 
 
 def _lose_all_behind_splits(world: World) -> None:
@@ -640,7 +717,7 @@ WRONG_DESIGNS = {
         _with_reader(dispatcher_class=_LooseDispatcher), seed=1368
     ),
     "a hold is not sticky": WrongDesign(_with_reader(ownership_class=_SlackOwnership), seed=1),
-    "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_LateOwnership), seed=7),
+    "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_TardyOwnership), seed=7),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
         _with_reader(catch_ups_class=_LaggardCatchUps), seed=150
     ),
@@ -661,7 +738,7 @@ WRONG_DESIGNS = {
     "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=162),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
     "a renewal expects the counter alone, and knows itself by the owner in the row": WrongDesign(
-        _without_names, hand_leases_over, seed=4
+        _with_table(_NamelessTable), hand_leases_over, seed=4
     ),
     "the log does not drop operations that were applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=8),
@@ -733,6 +810,88 @@ WRONG_DESIGNS = {
         _with_reader(catch_up_class=_TwiceReadingCatchUp), seed=392
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
+    # Lanes and dead letters
+    "two batches of a lane are in flight": WrongDesign(
+        _with_reader(positions_class=None, batches_class=PipeliningBatches), _lose_nothing
+    ),
+    "an operation that is given up leaves no row": WrongDesign(_with_reader(batches_class=RowlessBatches)),
+    "the row of an operation that is given up comes before its dead letter": WrongDesign(
+        _with_reader(dispatcher_class=LetterLastDispatcher)
+    ),
+    "an operation that may be a dead letter is applied once its tenant is registered": WrongDesign(twist=_admit_late),
+    "a dead letter of an unknown tenant has no margin": WrongDesign(_with_reader(lookup_class=PromptLookup)),
+    "clocks are further apart than the margin of a dead letter": WrongDesign(twist=_set_clocks_apart),
+    # Holds and catch-ups
+    "a hold forgets what its catch-up has sent": WrongDesign(_with_reader(ownership_class=AmnesicOwnership)),
+    "a hold begins at the main reader": WrongDesign(_with_reader(ownership_class=StartingOwnership)),
+    "a hold joins a catch-up that has passed it": WrongDesign(_with_reader(ownership_class=JoiningOwnership)),
+    "a backfill takes no tenant from another hold": WrongDesign(_with_reader(ownership_class=ModestOwnership)),
+    "a backfill takes tenants of which it has passed operations": WrongDesign(
+        _with_reader(ownership_class=LateOwnership)
+    ),
+    "a tenant of which neither hold comes to all is left as it is": WrongDesign(
+        _with_reader(ownership_class=PoliteOwnership)
+    ),
+    "a tenant of which neither hold comes to all is read again from its own operations on": WrongDesign(
+        _with_reader(dispatcher_class=NarrowDispatcher)
+    ),
+    "operations of a tenant stay in their lane when a catch-up comes to them": WrongDesign(
+        _with_reader(dispatcher_class=KeepingDispatcher)
+    ),
+    # Reshards
+    "the list of pending tenants leaves out those in lanes": WrongDesign(
+        _with_reader(dispatcher_class=LanelessDispatcher, positions_class=None), _lose_nothing
+    ),
+    "the list of pending tenants is made before the end of reading": WrongDesign(
+        _with_reader(EarlyReader, positions_class=None), _lose_nothing
+    ),
+    "children leave to their parents what is listed there": WrongDesign(
+        _with_reader(ownership_class=ConfidentOwnership), _lose_all_behind_splits
+    ),
+    "the parents are noted as done at their end": WrongDesign(
+        _with_reader(ownership_class=DoneOwnership), _lose_all_behind_splits
+    ),
+    "children do not read their grandparents' records again": WrongDesign(
+        _with_ancestry(GrandparentlessAncestry), _lose_all_behind_splits
+    ),
+    "children read the rows of their parents and do not write their own": WrongDesign(
+        _with_gateway(GlancingGateway), _lose_all_behind_splits
+    ),
+    # Leases
+    "a worker takes the owner in its copy of a lease for itself": WrongDesign(
+        _with_table(PresumptuousTable), hand_leases_over
+    ),
+    "a lease whose counter is one higher is the own write": WrongDesign(_with_table(BelievingTable), hand_leases_over),
+    "a hand-over frees the lease": WrongDesign(_with_table(FreeingTable), hand_leases_over),
+    "a take leaves the checkpoint owner": WrongDesign(_with_table(HalfTakingTable), hand_leases_over),
+    # Positions
+    "what a shard has lost is not read again": WrongDesign(_with_reader(positions_class=NeverPositions)),
+    "a reader trusts the row that it finds first": WrongDesign(_with_reader(positions_class=WelcomingPositions)),
+    "a shard without a row lacks nothing": WrongDesign(_with_reader(positions_class=RowlessPositions)),
+    "a row leaves out tenants without a shard": WrongDesign(_with_reader(positions_class=RoutedPositions)),
+    "a row has what is read": WrongDesign(_with_reader(positions_class=ClaimingPositions)),
+    "a row keeps its content when another row is adopted": WrongDesign(_with_reader(positions_class=StubbornPositions)),
+    "the held tenants of a row are those of a second ago": WrongDesign(_with_reader(positions_class=MixedPositions)),
+    "a row names only the held tenants that the reader has seen": WrongDesign(
+        _with_reader(positions_class=AcquaintedPositions)
+    ),
+    "a batch is applied whatever token its row has": WrongDesign(twist=_with_shards(BlindShards)),
+    "the token of a row is a counter": WrongDesign(twist=_with_shards(CountingShards)),
+    "tokens of unknown outcomes are kept for ever": WrongDesign(_with_gateway(HoardingGateway)),
+    "a row is written in a transaction before that of its batch": WrongDesign(twist=_with_shards(TornShards)),
+    # Moves
+    "positions stay behind when a tenant moves": WrongDesign(
+        twist=_with_shards(UncarryingShards), weather=Weather.MOVES
+    ),
+    "a row stays when a tenant comes from a shard without one": WrongDesign(
+        twist=_with_shards(KeepingShards), weather=Weather.MOVES
+    ),
+    "a reader follows a move from any row of the target": WrongDesign(
+        _with_reader(positions_class=AnyTokenPositions), weather=Weather.MOVES
+    ),
+    "a reader follows a move from a token that it has found": WrongDesign(
+        _with_reader(positions_class=FindingPositions), weather=Weather.MOVES
+    ),
 }
 
 # A simulation has records that expire only where it is about that (`test_gaps.py`).
@@ -741,5 +900,8 @@ WRONG_ABOUT_GAPS = {
     "a gap is known to the reader alone that found it": _with_reader(positions_class=_ForgetfulPositions),
     "a row that has left the stream is a gap, however new it is": _with_reader(positions_class=_AgelessPositions),
     "a fleet that was stopped has gaps": _with_reader(positions_class=_AloofPositions),
+    "what a reader has read itself proves that its fleet was not stopped": _with_reader(
+        positions_class=SelfTrustingPositions
+    ),
 }
 ENDLESS_PAUSES = _with_reader(dispatcher_class=_PatientDispatcher)

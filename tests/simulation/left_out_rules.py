@@ -1,0 +1,425 @@
+"""The rules that the models leave out, and what leaves each out in code: wrong designs, or why none can.
+
+A design that is named here is one of `wrong_designs`, or of `queue_histories`. Where the simulation does not have the
+code, the test is named that is about the rule.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from simulation.queue_histories import WRONG_ABOUT_QUEUES
+from simulation.wrong_designs import WRONG_ABOUT_GAPS, WRONG_DESIGNS
+
+LOSSES: Final = "what a shard has lost is not read again"
+AT_APPLIED: Final = "a catch-up ends where all is applied, not dispatched"
+NO_PARENTS: Final = "children do not read their parents' records again"
+GLANCE: Final = "children read the rows of their parents and do not write their own"
+LISTED: Final = "children leave to their parents what is listed there"
+AT_MAIN: Final = "a hold for a share begins at the main reader"
+NOT_STICKY: Final = "a hold is not sticky"
+IGNORED: Final = "the checkpoint ignores holds"
+TOKEN_BEFORE_LOSS: Final = "a reader follows a move from a token that is older than a loss"
+
+BY_DESIGN: Final[dict[str, str]] = {
+    "hold: pipelined": "two batches of a lane are in flight",
+    "hold: merge at applied": AT_APPLIED,
+    "hold: merge at applied, last of its tenant": AT_APPLIED,
+    "hold: not sticky": NOT_STICKY,
+    "hold: ignored by the checkpoint": IGNORED,
+    "hold: forgets what its catch-up sent": "a hold forgets what its catch-up has sent",
+    "hold: no log": "the log does not drop operations that were applied",
+    "letters: by the clock": "an operation that may be a dead letter is applied once its tenant is registered",
+    "letters: no margin": "a dead letter of an unknown tenant has no margin",
+    "letters: clocks further apart than the margin allows": "clocks are further apart than the margin of a dead letter",
+    "reshard: SHARD_END at the end of reading": "SHARD_END is written at the end of reading",
+    "reshard: child at the end of reading": "children do not hold the tenants pending at their parents",
+    "reshard: list without the unregistered": "the list of pending tenants leaves out the unregistered",
+    "reshard: list without what is in lanes": "the list of pending tenants leaves out those in lanes",
+    "reshard: list before the end of reading": "the list of pending tenants is made before the end of reading",
+    "lease: renewed by the counter, under the name in the row": (
+        "a renewal expects the counter alone, and knows itself by the owner in the row"
+    ),
+    "lease: held under the name in the row": "a worker takes the owner in its copy of a lease for itself",
+    "lease: any row one higher is the own write": "a lease whose counter is one higher is the own write",
+    "lease: hand-over frees the lease": "a hand-over frees the lease",
+    "lease: take keeps the checkpoint owner": "a take leaves the checkpoint owner",
+    "group: applies without a token": "a batch is applied whatever token its row has",
+    "group: positions first": "a row is written in a transaction before that of its batch",
+    "giving up: no row": "an operation that is given up leaves no row",
+    "giving up: row before the letter": "the row of an operation that is given up comes before its dead letter",
+    "failover: no backfill": LOSSES,
+    "failover: batches do not compare": "a batch is applied whatever token its row has",
+    "failover: compared only when there is a batch": "the rows of idle shards are not kept fresh",
+    "failover: noticed only by a running reader": "a reader trusts the row that it finds first",
+    "failover: no row is the reader's own position": "a shard without a row lacks nothing",
+    "failover: from the highest in the log": "a backfill starts at the reader's checkpoint",
+    "failover: backfill of tenants seen": "a backfill reads only for tenants known by name",
+    "failover: rewinds below the lowest pending only": "a row is compared with the reader's checkpoint",
+    "failover: row by route": "a row leaves out tenants without a shard",
+    "failover: claims what its batch did not apply": "a row has what is read",
+    "failover: token is a counter": "the token of a row is a counter",
+    "failover: keeps tokens of unknown outcomes": "tokens of unknown outcomes are kept for ever",
+    "failover: claim kept over an adoption": "a row keeps its content when another row is adopted",
+    "failover: held and read to of two times": "the held tenants of a row are those of a second ago",
+    "failover: names tenants seen only": "a row names only the held tenants that the reader has seen",
+    "failover: child backfills without its parent": NO_PARENTS,
+    "failover: waiting child backfills without its parent": NO_PARENTS,
+    "failover: child backfills without its grandparent": "children do not read their grandparents' records again",
+    "failover: child adopts without writing": GLANCE,
+    "failover: waiting child adopts without writing": GLANCE,
+    "failover: child leaves what is listed to its parent": LISTED,
+    "failover: child leaves what is listed while it reads that again": LISTED,
+    "failover: child sends what is free without adopting again": (
+        "rows are not read again when tenants are released from the parents"
+    ),
+    "failover: parents done at SHARD_END": "the parents are noted as done at their end",
+    "failover: parents done early": "the parents are noted as done when re-reading them starts",
+    "gap: never holds": "a shard goes on over a gap",
+    "gap: whatever the age of the row": "a row that has left the stream is a gap, however new it is",
+    "gap: whether the fleet was stopped or not": "a fleet that was stopped has gaps",
+    "gap: its own reads prove that it was not": "what a reader has read itself proves that its fleet was not stopped",
+    "gap: a hold in memory alone": "a gap is known to the reader alone that found it",
+    "ownership: a hold is lifted when its target answers": NOT_STICKY,
+    "ownership: checkpoint and rows ignore holds": IGNORED,
+    "ownership: a split hold begins at the main reader": "a hold begins at the main reader",
+    "ownership: a hold joins a catch-up that has passed it": "a hold joins a catch-up that has passed it",
+    "ownership: sent without a look at the backfill of the shard": "other operations overtake re-read ones",
+    "ownership: a backfill goes by remembered routes": "a backfill goes by remembered routes",
+    "ownership: a backfill takes no tenant from another catch-up": "a backfill takes no tenant from another hold",
+    "ownership: a backfill takes from an owner that is behind it": (
+        "a backfill takes tenants from an owner that is behind it"
+    ),
+    "ownership: given to a backfill that has passed the operation": (
+        "a backfill takes tenants of which it has passed operations"
+    ),
+    "ownership: a backfill goes on though its shard loses again": "a backfill that loses again goes on where it is",
+    "ownership: operations of a given tenant stay in their lane": (
+        "operations of a tenant stay in their lane when a catch-up comes to them"
+    ),
+    "ownership: a backfill goes on while it asks": "a backfill goes on while it asks",
+    "ownership: two pipelines hand a tenant to each other": (
+        "a tenant of which neither hold comes to all is read again from its own operations on"
+    ),
+    "ownership: two pipelines leave a tenant to each other": (
+        "a tenant of which neither hold comes to all is left as it is"
+    ),
+    "ownership: a backfill forgets the parents": NO_PARENTS,
+    "ownership: a child adopts without writing": GLANCE,
+    "ownership: parents done early": "the parents are noted as done when re-reading them starts",
+    "ownership: a backfill owns its shard, no tenant individually": "a backfill goes by remembered routes",
+    "ownership: the oldest are shed in place of the newest": (
+        "the oldest operations of a tenant over its share leave memory"
+    ),
+    "ownership: a hold for a share begins at the main reader": AT_MAIN,
+    "ownership: a hold for a share forgets what is still to be read": AT_MAIN,
+    "ownership: a share of nothing": "a tenant over its share is never read again",
+    "move and failover: positions are not carried": "positions stay behind when a tenant moves",
+    "move and failover: the target's row stays though the source has none": (
+        "a row stays when a tenant comes from a shard without one"
+    ),
+    "move and failover: a reader makes a row beside the move": (
+        "a reader makes its row though a tenant was moved in since it found none"
+    ),
+    "move and failover: a reader follows a move from any token": "a reader follows a move from any row of the target",
+    "move and failover: a reader follows without the carried token": (
+        "a reader follows a move from any token of the source"
+    ),
+    "move and failover: a reader follows without a look at the source": (
+        "a reader follows a move without a look at the source"
+    ),
+    "move and failover: a reader follows from a token that it has found": (
+        "a reader follows a move from a token that it has found"
+    ),
+    "move and failover: a reader follows from a token that is older than a loss of the source": TOKEN_BEFORE_LOSS,
+    "move and failover: a reader follows from a token that is older than a loss of the target": TOKEN_BEFORE_LOSS,
+    "put back: the message at fault alone": "a message returns to its queue, and those behind it go on",
+    "put back: goes on before the dead letter": "a message is deleted before its dead letter is stored",
+    "put back: no log": "the log does not drop messages that were applied",
+}
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """Why the simulation cannot leave rules out, and the test about each; empty where there is none."""
+
+    why: str
+    tests: dict[str, str]
+
+
+MOVER: Final = "integration/moving/test_mover.py::"
+UNNAMED: Final = "integration/moving/test_unnamed_changes.py::"
+FAILPOINTS: Final = "integration/moving/test_failpoints.py::test_same_command_ends_a_move_whose_mover_was_killed"
+LOST_TARGET: Final = "integration/moving/test_lost_target.py::test_rows_that_a_promoted_standby_lacks_are_copied_again"
+END_OF_FENCE: Final = f"{MOVER}test_worker_ends_a_fence_after_its_deadline_only"
+TWO_MOVERS: Final = f"{MOVER}test_two_movers_exclude_each_other"
+UNDONE: Final = f"{MOVER}test_move_is_undone_before_its_commit"
+LOST_TENANT: Final = f"{MOVER}test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_the_fence"
+CLEANED: Final = f"{MOVER}test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything"
+RESTORER: Final = "integration/restoring/test_restorer.py::"
+CATCHES_UP: Final = f"{RESTORER}test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup"
+UNDONE_SINCE: Final = f"{RESTORER}test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone"
+FENCED: Final = f"{RESTORER}test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced"
+FEED: Final = "integration/feed/test_feed.py::"
+LOST_COMMITS: Final = (
+    "integration/feed/test_lost_commits.py::test_events_of_lost_commits_are_undone_when_a_stale_standby_is_promoted"
+)
+MOVED: Final = "integration/feed/test_moved_tenants.py::"
+IN_TURN: Final = f"{MOVED}test_events_of_the_target_wait_for_the_source_when_a_tenant_moves"
+ORDERS: Final = "integration/sqs/test_order_handler.py::"
+SAFETY: Final = "integration/sqs/test_commit_safety.py::"
+CHAIN: Final = "unit/consumers/sqs/orders/test_chain.py::"
+GROUPS: Final = "integration/apply/test_group_commit.py::"
+POSITIONS: Final = "integration/apply/test_writer_positions.py::"
+LATER_PLACE: Final = (
+    "unit/shards/apply/test_redelivery.py::"
+    "test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_place"
+)
+SLOW_REGISTRATION: Final = (
+    "integration/tenants/test_provisioning.py::test_provision_is_undone_when_its_transaction_took_too_long"
+)
+ASKED: Final = "integration/kinesis/test_lease_table.py::test_lease_is_released_once_when_its_owner_is_asked"
+FOLLOWER: Final = "simulation/test_kcl_follower.py::"
+
+ELSEWHERE: Final = (
+    Elsewhere(
+        "the mover is a command, which the simulation does not have",
+        {
+            "move: an expired fence is read as active": END_OF_FENCE,
+            "move: a commit by the token alone": END_OF_FENCE,
+            "move: no token": TWO_MOVERS,
+            "move: the token is taken at the fence": TWO_MOVERS,
+            "move: writes to the target do not check the token": UNDONE,
+            "move: the end of a fence keeps the token": END_OF_FENCE,
+            "move: the fence does not wait for batches": (
+                "integration/moving/test_isolation.py::"
+                "test_move_keeps_every_operation_whatever_isolation_is_the_default"
+            ),
+            "move: the delta misses batches in flight": (
+                "integration/moving/test_changes.py::test_log_of_a_tenant_is_read_completely_and_once_however_it_is_cut"
+            ),
+            "move: the log stays": f"{MOVER}test_tenant_moves_with_all_of_its_rows",
+            "move: renames are not in the delta": (
+                f"{UNNAMED}test_move_takes_along_what_the_log_does_not_name_when_it_changes_after_the_copy"
+            ),
+            "move: the delta has of an id the newest row alone": (
+                f"{MOVER}test_notes_beside_the_log_are_moved_though_they_come_after_the_copy"
+            ),
+            "move: a repair goes by the newest row of an id": (
+                f"{UNNAMED}test_repair_refuses_rows_that_were_written_since_the_fence"
+            ),
+            "move: activated without the last delta": FAILPOINTS,
+            "move: activated by the present token of the source": FAILPOINTS,
+            "move: a rollback drops rows without a token": UNDONE,
+            "move: a rollback after the commit makes the source active": (
+                f"{MOVER}test_tenant_is_written_to_while_it_moves_there_and_back"
+            ),
+            "move: the delta to an earlier copy begins with the mover": (
+                f"{UNNAMED}test_next_mover_takes_along_what_the_log_does_not_name_when_the_first_one_is_killed"
+            ),
+            "move: the delta of the way back begins with it": (
+                f"{UNNAMED}test_warm_way_back_takes_along_what_the_log_does_not_name"
+            ),
+            "move: the way back trusts cleaned rows": CLEANED,
+            "move: a cleanup deletes what has come back": CLEANED,
+            "move and failover: any incoming row is activated": LOST_TARGET,
+            "move and failover: ready without a token": (
+                "integration/moving/test_failpoints.py::test_worker_ends_the_pause_of_a_move_whose_mover_was_killed"
+            ),
+            "move and failover: no wait for the source's replica": (
+                "integration/moving/test_refused_moves.py::test_standbys_are_looked_at_before_a_move_begins"
+            ),
+            "move and failover: no second copy": LOST_TENANT,
+            "move and failover: positions are merged before the commit": LOST_TENANT,
+            "move and failover: positions are merged before the commit, and a ready tenant is read again": LOST_TENANT,
+            "move and failover: the mover trusts its memory of the copy": LOST_TARGET,
+        },
+    ),
+    Elsewhere(
+        "the restorer is a command, which the simulation does not have",
+        {
+            "restore: the live log is kept to catch up": CATCHES_UP,
+            "restore: the log of all tenants becomes the backup's": UNDONE_SINCE,
+            "restore: the position stays": CATCHES_UP,
+            "restore: the lower position keeps its token": CATCHES_UP,
+            "restore: the position is lowered after the release": CATCHES_UP,
+            "restore: the log is the backup's as of the backup": UNDONE_SINCE,
+            "restore: the log is emptied as of the backup": UNDONE_SINCE,
+            "restore: the log lacks what only the backup has": (f"{RESTORER}test_log_gets_what_only_the_backup_has"),
+            "restore: no fence": FENCED,
+            "restore: the fence does not wait for batches": (
+                "integration/restoring/test_catch_up.py::"
+                "test_restored_tenant_and_its_neighbour_have_each_operation_once"
+            ),
+            "restore: a worker ends the fence while rows are replaced": FENCED,
+            "restore: writes do not check the token": f"{RESTORER}test_restorer_that_wakes_up_late_writes_nothing",
+            "restore: runs differ by the token alone": f"{RESTORER}test_two_restorers_exclude_each_other",
+            "restore: a restorer trusts its memory of the copy": (
+                f"{RESTORER}test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commits"
+            ),
+            "restore: what is half replaced is exported again": (
+                f"{RESTORER}test_restorer_that_is_killed_is_continued_by_the_next_one"
+            ),
+            "restore: the end is reported before the replica has it": (
+                f"{RESTORER}test_end_without_an_answer_is_no_new_beginning"
+            ),
+        },
+    ),
+    Elsewhere(
+        "the simulation has no feed, and its shards have no log that others follow",
+        {
+            "feed: beyond the horizon": (
+                f"{FEED}test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed"
+            ),
+            "feed: cursor before the publish": (
+                f"{FEED}test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_killed"
+            ),
+            "feed: publish before the commit is safe": LOST_COMMITS,
+            "feed: target before the source": IN_TURN,
+            "feed: the target trusts a cursor that may go back": (
+                f"{MOVED}test_target_waits_until_the_cursor_of_the_source_is_safe"
+            ),
+            "feed: incarnation behind the newest batch": (
+                "integration/feed/test_feed_page.py::"
+                "test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before"
+            ),
+            "feed: no new incarnation": LOST_COMMITS,
+            "feed: a publisher knows at once what the one before it published": (
+                f"{FEED}test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had"
+            ),
+            "feed: the run of the server is noted for a destination that is out of the file": (
+                f"{FEED}test_destination_out_of_the_file_begins_no_incarnation_until_it_is_back"
+            ),
+            "log order: beyond the horizon": (
+                f"{FEED}test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed"
+            ),
+            "log order: by number alone": LOST_COMMITS,
+            "log order: only what is behind the newest is undone": LOST_COMMITS,
+            "log order: forgets what is not safe yet": (
+                "unit/feed/test_memory.py::test_events_are_remembered_as_long_as_a_standby_may_lag"
+            ),
+            "log order: target before the source": IN_TURN,
+            "log order: marker before the fence": IN_TURN,
+        },
+    ),
+    Elsewhere(
+        "it is in SQL, or in the transaction of the writer, in place of which the simulation has a model",
+        {
+            "group: locks as they come": (
+                f"{POSITIONS}test_rows_are_written_in_one_order_whether_they_are_known_or_new"
+            ),
+            "group: new rows last": f"{POSITIONS}test_rows_are_written_in_one_order_whether_they_are_known_or_new",
+            "group: an error for all": f"{GROUPS}test_reader_whose_position_was_changed_fails_alone",
+            "group: drops the others": f"{GROUPS}test_reader_whose_position_was_changed_fails_alone",
+            "group: writes one row of many": f"{GROUPS}test_readers_move_their_positions_together_again_and_again",
+            "giving up: plain failed row": (
+                "integration/apply/test_giving_up.py::test_replay_takes_the_place_of_what_was_given_up"
+            ),
+            "giving up: another stream shard replaces": LATER_PLACE,
+            "giving up: any other position replaces": LATER_PLACE,
+            "letters: created_at before a slow commit": SLOW_REGISTRATION,
+            "letters: margin, slow registration": SLOW_REGISTRATION,
+            "letters: cached answer": (
+                "unit/consumers/pipeline/test_home_lookup.py::"
+                "test_tenant_is_asked_for_anew_when_something_is_to_be_given_up"
+            ),
+            "orders: by the clock": f"{ORDERS}test_id_of_an_order_event_names_another_one_after_the_window",
+            "orders: replay with its own time": (
+                f"{ORDERS}test_replay_is_a_repetition_when_the_first_event_had_a_time_that_counts_for_nothing"
+            ),
+            "orders: earlier ones are other events": (
+                "unit/shards/apply/test_redelivery.py::test_id_of_an_order_event_names_one_event_for_the_window"
+            ),
+            "orders: the first row stays": (
+                f"{ORDERS}test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batch"
+            ),
+            "orders: effect before its row": f"{ORDERS}test_order_is_applied_once_when_it_is_received_again",
+        },
+    ),
+    Elsewhere(
+        "the simulated queues have no lanes of shards: a stand-in for the handler of orders decides",
+        {
+            "put back: the run of one tenant, the next goes on": (
+                f"{CHAIN}test_messages_behind_one_that_stops_the_chain_are_put_back"
+            ),
+            "put back: stays in its lane too": f"{CHAIN}test_messages_behind_one_that_stops_the_chain_are_put_back",
+            "put back: those behind are visible before it": (
+                f"{ORDERS}test_groups_keep_their_order_whatever_happens_to_them"
+            ),
+            "put back: visible at once, its shard still down": (
+                f"{ORDERS}test_orders_are_applied_when_their_shard_is_back"
+            ),
+            "put back: deleted before it is safe": (
+                f"{SAFETY}test_orders_are_done_once_they_are_safe_and_applied_meanwhile"
+            ),
+            "move and failover: messages are deleted early": (
+                f"{SAFETY}test_orders_are_done_once_they_are_safe_and_applied_meanwhile"
+            ),
+            "put back: next transaction to the shard before it is safe": (
+                f"{ORDERS}test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is_safe"
+            ),
+            "put back: next run to another shard before it is safe": (
+                f"{ORDERS}test_group_of_several_tenants_is_applied_in_its_order"
+            ),
+            "put back: two tenants in one transaction": (
+                f"{CHAIN}test_runs_are_of_one_tenant_each_behind_the_one_before"
+            ),
+            "put back: a dead letter without a mark": (
+                f"{ORDERS}test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind_the_letter"
+            ),
+            "put back: a mark that is not safe": f"{SAFETY}test_order_is_given_up_once_its_mark_is_safe",
+            "put back: deletes what it lost, and leaves the mark to others": (
+                "simulation/test_receiver.py::test_operation_is_given_up_after_its_dead_letter_and_before_the_delete"
+            ),
+            "put back: overdue, lost, applied after all": (
+                f"{ORDERS}test_unregistered_tenant_is_waited_for_and_given_up_when_overdue"
+            ),
+            "put back: overdue, and a worker takes a lost message for its own": (
+                f"{ORDERS}test_unregistered_tenant_is_waited_for_and_given_up_when_overdue"
+            ),
+        },
+    ),
+    Elsewhere(
+        "it would be another structure: here each source has one lane for a shard, with one batch in flight",
+        {
+            "hold: separate lanes, not drained": "",
+            "ownership: lanes of each owner": "",
+            "shared lane: the lease cannot be confirmed": "",
+            "shared lane: the standby is behind": "",
+            "shared lane: a row behind takes out all": "",
+            "shared lane: a put-back takes out all": "",
+            "shared lane: one batch in flight": "",
+            "shared lane: one transaction": "",
+        },
+    ),
+    Elsewhere(
+        "it needs followers of a KCL, or people, that no weather has",
+        {
+            "lease: assigned lease taken by the counter alone": (
+                f"{FOLLOWER}test_follower_reads_what_the_leader_assigns_and_nothing_else"
+            ),
+            "lease: hand-over of a lost lease left to a leader that died": (
+                f"{FOLLOWER}test_follower_ends_the_hand_over_of_a_lease_that_it_has_lost"
+            ),
+            "lease: request to release is for any owner": ASKED,
+            "lease: take leaves the request to release": ASKED,
+        },
+    ),
+    Elsewhere(
+        "in the end of each history all is repaired, so that nothing waits for ever",
+        {
+            "ownership: the bound on pipelines counts the held": (
+                "unit/consumers/kinesis/reader/test_catch_up.py::test_oldest_hold_is_caught_up_however_many_short_ones_come"
+            ),
+        },
+    ),
+    Elsewhere(
+        "it takes a restore beyond the retention while a reader begins below the row, which no scene of gaps has",
+        {
+            "gap: compared with the reader": (
+                "unit/consumers/kinesis/recovery/test_gap.py::test_shard_went_back_only_behind_the_checkpoint"
+            )
+        },
+    ),
+)
+DESIGNS: Final = frozenset({*WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES})

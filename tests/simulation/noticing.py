@@ -1,0 +1,146 @@
+"""Count how many histories each wrong design takes until the simulation notices it, and write that down.
+
+    python -m simulation.noticing --seconds 3000
+
+The seeds of a design begin at 1, in the weather that it names; with `--all-weathers` in the others too. All designs get
+a few histories first, then more, up to `--histories`. The counts so far are in `noticed.json`: another call goes on
+there, `--again` begins anew. `--only TEXT` takes the designs with that text in their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+from simulation.queue_histories import WRONG_ABOUT_QUEUES, are_queues_wrong
+from simulation.simulated_world import ViolationError, Weather
+from simulation.simulation import simulate
+from simulation.virtual_time import QuietError
+from simulation.wrong_designs import WRONG_DESIGNS
+
+NOTICED = Path(__file__).with_name("noticed.json")
+QUEUES = "queues"
+HISTORIES = 5000
+ROUNDS = (20, 100, 500, HISTORIES)  # histories that all designs get before any gets more
+JOB_S = 60.0  # of processor time, after which a design waits for its next turn
+HISTORY_S = 60.0  # a history that takes longer goes round in a circle
+
+_endless: list[bool] = []  # in this process: whether the history has taken too long
+
+Counts = dict[str, dict[str, dict[str, Any]]]  # by design and weather
+
+
+def own_weather(design: str) -> str:
+    """Return the weather that a design names."""
+    return QUEUES if design in WRONG_ABOUT_QUEUES else WRONG_DESIGNS[design].weather.value
+
+
+def is_noticed(design: str, weather: str, seed: int) -> bool:
+    """Return whether the history of *seed* breaks a rule, or does not end."""
+    signal.signal(signal.SIGVTALRM, _give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, HISTORY_S)
+    _endless.clear()
+    try:
+        if weather == QUEUES:
+            return are_queues_wrong(seed, WRONG_ABOUT_QUEUES[design])
+        wrong = WRONG_DESIGNS[design]
+        simulate(seed, weather=Weather(weather), make_fleet=wrong.make_fleet, twist=wrong.twist)
+    except (ViolationError, QuietError):
+        return True
+    except KeyboardInterrupt:
+        if not _endless:
+            raise
+        return True
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+    return False
+
+
+def run_job(job: tuple[str, str, int, int]) -> tuple[str, str, int, bool]:
+    """Simulate a design in a weather from one seed to another; return how many there were in all, and the outcome."""
+    design, weather, first, last = job
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    ends_at = time.process_time() + JOB_S
+    for seed in range(first, last + 1):
+        if is_noticed(design, weather, seed):
+            return design, weather, seed, True
+        if time.process_time() > ends_at:
+            return design, weather, seed, False
+    return design, weather, last, False
+
+
+def jobs(counts: Counts, designs: list[str], most: int, *, in_all: bool) -> Iterator[list[tuple[str, str, int, int]]]:
+    """Return rounds of jobs, by what *counts* has when a round begins; each design has one in a round."""
+    own = [(design, own_weather(design)) for design in designs]
+    others = [
+        (design, weather.value)
+        for design in designs
+        for weather in Weather
+        if own_weather(design) not in (weather.value, QUEUES)
+    ]
+    for places in (own, others) if in_all else (own,):
+        for bound in [one for one in ROUNDS if one < most] + [most]:
+            while found := [
+                (design, weather, known["histories"] + 1, bound)
+                for design, weather in places
+                if not (known := count_of(counts, design, weather))["isNoticed"] and known["histories"] < bound
+            ]:
+                yield found
+
+
+def count_of(counts: Counts, design: str, weather: str) -> dict[str, Any]:
+    """Return how many histories a design has had in a weather, and whether the last one noticed it."""
+    return counts.get(design, {}).get(weather, {"histories": 0, "isNoticed": False})
+
+
+def read_counts() -> Counts:
+    """Return what was written down, without the designs that are no more."""
+    known: Counts = json.loads(NOTICED.read_text(encoding="utf-8")) if NOTICED.exists() else {}
+    return {design: one for design, one in known.items() if design in WRONG_DESIGNS or design in WRONG_ABOUT_QUEUES}
+
+
+def main() -> int:
+    """Count; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--histories", type=int, default=HISTORIES, help=f"at most, of a design ({HISTORIES})")
+    parser.add_argument("--seconds", type=float, default=600.0, help="after which no job begins (600)")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", default="", metavar="TEXT")
+    parser.add_argument("--all-weathers", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    given = parser.parse_args()
+    designs = [one for one in (*WRONG_DESIGNS, *WRONG_ABOUT_QUEUES) if given.only in one]
+    counts = {design: one for design, one in read_counts().items() if not (given.again and design in designs)}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    ends_at = time.monotonic() + given.seconds
+    with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
+        for round_of_jobs in jobs(counts, designs, given.histories, in_all=given.all_weathers):
+            for design, weather, count, is_found in pool.imap_unordered(run_job, round_of_jobs):
+                known = {"histories": count, "isNoticed": is_found, "commit": commit.stdout.strip()}
+                counts.setdefault(design, {})[weather] = known
+                NOTICED.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+                print(f"{count:5} {'noticed' if is_found else '      -'} {weather}: {design}", flush=True)  # noqa: T201 - a command
+                if time.monotonic() > ends_at:
+                    return 0
+    return 0
+
+
+def _give_up(_number: int, _frame: FrameType | None) -> None:
+    """End the history by the one exception that no bulkhead of the worker, nor the event loop, keeps to itself."""
+    _endless.append(True)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

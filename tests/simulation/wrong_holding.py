@@ -1,0 +1,190 @@
+"""More designs that must not be: of lanes, holds, catch-ups, dead letters and leases. See `wrong_designs`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from msgspec.structs import replace
+from typing_extensions import override
+
+from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher, StreamLane
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
+from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.holding.unread import Unread, union
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.table_requests import ConditionFailedError
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
+from simplu_worker.consumers.pipeline.results import Overdue
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.unknown_tenants import UNKNOWN_TENANT_MARGIN
+from simplu_worker.vocabulary import Failure, HoldState
+
+# Lanes and dead letters
+
+
+class PipeliningBatches(ClaimedBatches):
+    @override
+    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
+        middle = len(entries) // 2
+        if not middle:
+            return await super().send(shard_id, entries)
+        halves = [super().send(shard_id, half) for half in (entries[:middle], entries[middle:])]
+        first, second = await asyncio.gather(*halves)
+        return [*first, *second]
+
+
+class RowlessBatches(ClaimedBatches):
+    @override
+    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
+        return Outcome(Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
+
+
+class LetterLastDispatcher(Dispatcher):
+    @override
+    async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
+        with suppress(RetryableError):
+            await self._batches.write_failure(lane.shard_id, entry.operation)
+        await super()._give_up(lane, entry, attempts, error, hold)
+
+
+class PromptLookup(HomeLookup[QueuedOperation]):
+    @override
+    def _find_overdue(
+        self, tenant_id: str, tenant: WaitingTenant[QueuedOperation], asked_at: datetime
+    ) -> Overdue[QueuedOperation] | None:
+        return super()._find_overdue(tenant_id, tenant, asked_at + UNKNOWN_TENANT_MARGIN)
+
+
+# Holds and catch-ups
+
+
+class AmnesicOwnership(Ownership):
+    @override
+    def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
+        owner = self.owner_of(tenant_id)
+        is_caught_up = owner is not None and owner.catch_up is not None
+        super().split(tenant_id, hold, () if is_caught_up else in_memory, arrived_at)
+
+
+class StartingOwnership(Ownership):
+    @override
+    def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
+        super().split(tenant_id, hold, () if self.owner_of(tenant_id) is None else in_memory, arrived_at)
+
+
+class JoiningOwnership(Ownership):
+    @override
+    def join(self, hold: Hold, catch_up: CatchUp) -> bool:
+        if not catch_up.holds or catch_up.parents:
+            return False
+        hold.enter(HoldState.CATCHING_UP, catch_up)
+        return True
+
+
+class ModestOwnership(Ownership):
+    @override
+    def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
+        if self.owner_of(tenant_id) not in (None, backfill):
+            return Meeting.LEFT
+        return super().meet_resident(tenant_id, backfill, in_memory)
+
+
+class LateOwnership(Ownership):
+    @override
+    def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
+        if self.owner_of(tenant_id) not in (None, backfill):
+            return super().meet_resident(tenant_id, backfill, in_memory)
+        self._assign(tenant_id, backfill)
+        return Meeting.TAKEN
+
+
+class PoliteOwnership(Ownership):
+    @override
+    def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
+        meeting = super().meet_resident(tenant_id, backfill, in_memory)
+        return Meeting.LEFT if meeting is Meeting.APART else meeting
+
+
+class ConfidentOwnership(Ownership):
+    @override
+    def are_waiting_for_parents(self, tenant_ids: Any) -> bool:
+        return True
+
+
+class DoneOwnership(Ownership):
+    @override
+    @property
+    def has_pending_parents(self) -> bool:
+        return False
+
+
+class KeepingDispatcher(Dispatcher):
+    @override
+    def make_way(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
+        return True
+
+
+class NarrowDispatcher(Dispatcher):
+    @override
+    def _set_apart(self, tenant_id: str, unread: Unread, in_memory: Sequence[QueuedOperation]) -> None:
+        own = [entry.unread for entry in in_memory]
+        super()._set_apart(tenant_id, union(own) if own else unread, in_memory)
+
+
+# The list of pending tenants
+
+
+class LanelessDispatcher(Dispatcher):
+    @override
+    def pending_tenants(self) -> TenantSet:
+        return self.ownership.held_tenants()
+
+
+class EarlyReader(StreamShardReader):
+    @override
+    def pending_tenants(self) -> TenantSet | None:
+        return self._dispatcher.pending_tenants() if self.holds() else None
+
+
+# Leases
+
+
+class PresumptuousTable(LeaseTable):
+    @override
+    async def renew(self, lease: Lease, me: str, *arguments: Any, **more: Any) -> Lease | None:
+        return await super().renew(lease, lease.owner or me, *arguments, **more)
+
+
+class BelievingTable(LeaseTable):
+    @override
+    async def _find_instead(self, lease: Lease, failed: ConditionFailedError) -> Lease | None:
+        row = await super()._find_instead(lease, failed)
+        if row is None or row.counter != lease.counter + 1:
+            return row
+        return replace(row, owner=lease.owner, checkpoint_owner=lease.checkpoint_owner)
+
+
+class FreeingTable(LeaseTable):
+    @override
+    async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
+        if ":one" in values:  # a release
+            update = update.replace("checkpointOwner", "leaseOwner, checkpointOwner")
+        return await super()._update(lease, update, condition, values)
+
+
+class HalfTakingTable(LeaseTable):
+    @override
+    async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
+        if ":switch" in values:  # a take
+            update = update.replace("REMOVE checkpointOwner, ", "REMOVE ")
+        return await super()._update(lease, update, condition, values)
