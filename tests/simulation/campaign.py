@@ -4,7 +4,8 @@
 
 On all processors; each draws the seeds of its own range, from a number that is new for each campaign. The first history
 that breaks a rule ends it with exit status 1 and the command that shows the history again. A campaign that ends well is
-added to `campaigns.json`, for docs/correctness.md.
+added to `campaigns.json`, for docs/correctness.md, with how often each fault struck in each weather, and how often the
+worker noticed (`simulated_faults.py`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
+from simulation.simulated_faults import Fault, FaultCounts
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 
 CAMPAIGNS = Path(__file__).with_name("campaigns.json")
 RANGE = 1_000_000  # seeds of a process
+OF_DEFECTS = (Fault.FOREIGN, Fault.DEFECT)
 VARIABLES = {
     Weather.FAIR: "SIMULATION_SEED",
     Weather.STORM: "SIMULATION_STORM_SEED",
@@ -37,20 +41,36 @@ VARIABLES = {
 }
 
 
-def run_lane(first_seed: int, seconds: float) -> tuple[Counter[str], float, str]:
-    """Simulate a history of each weather in turn; return the counts, the processor seconds, and what broke a rule."""
+class LaneResult(NamedTuple):
+    """What a process has simulated, with the faults by weather; *broken* is what broke a rule, empty without."""
+
+    histories: Counter[str]
+    faults: dict[str, FaultCounts]
+    spent_s: float
+    broken: str = ""
+
+
+def run_lane(first_seed: int, seconds: float) -> LaneResult:
+    """Simulate a history of each weather in turn, for so many seconds of processor time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     counts: Counter[str] = Counter()
+    faults = {weather.value: FaultCounts() for weather in Weather}
     while time.process_time() < seconds:
         for weather in Weather:
             seed = first_seed + counts[weather.value]
             try:
-                simulate(seed, weather=weather)
+                world = simulate(seed, weather=weather)
             except ViolationError as exc:
                 text = f"{exc}\n{VARIABLES[weather]}={seed} pytest tests/simulation/test_simulation.py"
-                return counts, time.process_time(), text
+                return LaneResult(counts, faults, time.process_time(), text)
             counts[weather.value] += 1
-    return counts, time.process_time(), ""
+            faults[weather.value].add(world.network.faults)
+    return LaneResult(counts, faults, time.process_time())
+
+
+def expected_faults(weather: str) -> list[Fault]:
+    """Return the faults that a weather has."""
+    return [one for one in Fault if one not in OF_DEFECTS or weather == Weather.DEFECTS]
 
 
 def main() -> int:
@@ -62,16 +82,26 @@ def main() -> int:
     start = secrets.randbelow(10**6) * lanes * RANGE
     with multiprocessing.get_context("spawn").Pool(lanes, maxtasksperchild=1) as pool:
         results = pool.starmap(run_lane, [(start + lane * RANGE, seconds) for lane in range(lanes)])
-    counts = sum((one[0] for one in results), Counter[str]())
-    if broken := [text for _, _, text in results if text]:
+    counts = sum((one.histories for one in results), Counter[str]())
+    if broken := [one.broken for one in results if one.broken]:
         print("\n".join(broken))  # noqa: T201 - a command
         return 1
     campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
     day = datetime.now(UTC).date().isoformat()
-    spent_s = round(sum(one[1] for one in results))
-    campaigns.append({"day": day, "firstSeed": start, "processorSeconds": spent_s, "histories": dict(counts)})
+    spent_s = round(sum(one.spent_s for one in results))
+    faults: dict[str, dict[str, list[int]]] = {}
+    for weather in counts:
+        total = FaultCounts()
+        for one in results:
+            total.add(one.faults[weather])
+        faults[weather] = {fault.value: [total.fired[fault], total.felt[fault]] for fault in expected_faults(weather)}
+    facts = {"day": day, "firstSeed": start, "processorSeconds": spent_s, "histories": dict(counts), "faults": faults}
+    campaigns.append(facts)
     CAMPAIGNS.write_text(json.dumps(campaigns, indent=1) + "\n", encoding="utf-8")
     print(f"{counts.total()} histories in {spent_s} s of processor time, no rule broken: {dict(counts)}")  # noqa: T201 - a command
+    for weather, by_fault in faults.items():
+        never = [fault for fault, (_, felt) in by_fault.items() if not felt]
+        print(f"{weather}: never noticed: {', '.join(never) or 'nothing'}")  # noqa: T201 - a command
     return 0
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import structlog
 from botocore.exceptions import ClientError
+from simulation.simulated_faults import Fault
 from simulation.simulated_kinesis import STREAM
 from simulation.simulated_network import Trouble
 from simulation.simulated_shards import CITRUS, LETTERS, SHARD_IDS
 from simulation.simulated_world import Weather, World
 
 REPLICAS_MAX = 4
+RESHARDS = {"SplitShard": Fault.SPLIT, "MergeShards": Fault.MERGED, "UpdateShardCount": Fault.SCALED}
 SERVICES = (*SHARD_IDS, *SHARD_IDS, CITRUS, LETTERS, "dynamodb", "kinesis")
 
 log = structlog.get_logger(__name__)
@@ -56,8 +58,11 @@ def draw_trouble(world: World) -> Trouble:
 
 def reshard(world: World, action: str, **arguments: Any) -> None:
     """Begin a reshard, unless one is under way."""
+    fault = RESHARDS[action]
+    world.network.faults.fired[fault] += 1
     with suppress(ClientError):
         world.kinesis.do(action, StreamName=STREAM, **arguments)
+        world.network.faults.felt[fault] += 1
 
 
 def split(world: World) -> None:
@@ -88,7 +93,9 @@ def _scale(world: World) -> None:
 def kill(world: World) -> None:
     """Kill a replica."""
     if alive := world.alive():
-        world.draws.choice(alive).kill()
+        replica = world.draws.choice(alive)
+        world.network.faults.note(Fault.KILLED, is_felt=bool(replica.running()))
+        replica.kill()
 
 
 def _suspend(world: World) -> None:
@@ -98,22 +105,32 @@ def _suspend(world: World) -> None:
         process = world.draws.choice(running).process
         process.is_stopped = True
         delay_s = world.plan.lease_duration_s * world.draws.uniform(0.3, 2.5)
-        world.loop.call_later(delay_s, world.loop.resume, process)
+
+        def resume() -> None:
+            world.network.faults.note(Fault.SUSPENDED, is_felt=bool(process.put_by))
+            world.loop.resume(process)
+
+        world.loop.call_later(delay_s, resume)
 
 
 def _retire(world: World) -> None:
     if alive := world.alive():
-        world.draws.choice(alive).stopping.set()
+        replica = world.draws.choice(alive)
+        world.network.faults.note(Fault.RETIRED, is_felt=bool(replica.running()))
+        replica.stopping.set()
 
 
 def _start(world: World) -> None:
-    if len(world.alive()) < REPLICAS_MAX:
+    has_room = len(world.alive()) < REPLICAS_MAX
+    world.network.faults.note(Fault.STARTED, is_felt=has_room)
+    if has_room:
         world.start_replica()
 
 
 def _take_away(world: World) -> None:
     """Let a service answer nobody for a while."""
     service = world.draws.choice(SERVICES)
+    world.network.faults.fired[Fault.AWAY] += 1
     world.network.down.add(service)
     world.loop.call_later(world.draws.uniform(0.2, 6.0), world.network.down.discard, service)
 
@@ -122,6 +139,7 @@ def _flap(world: World) -> None:
     """Let a Postgres shard go and come back a few times, so that it fails while it is being caught up."""
     shard_id = world.draws.choice(SHARD_IDS)
     at_s = 0.0
+    world.network.faults.fired[Fault.AWAY] += 1
     for _ in range(world.draws.randint(2, 4)):
         world.loop.call_later(at_s, world.network.down.add, shard_id)
         at_s += world.draws.uniform(0.5, 3.0)
@@ -132,6 +150,7 @@ def _flap(world: World) -> None:
 def _slow(world: World) -> None:
     """Let a Postgres shard take seconds for an answer, for a while."""
     shard_id = world.draws.choice(SHARD_IDS)
+    world.network.faults.fired[Fault.SLOW] += 1
     world.network.slow[shard_id] = world.draws.uniform(0.5, 4.0)
     world.loop.call_later(world.draws.uniform(1.0, 6.0), world.network.slow.pop, shard_id, None)
 
@@ -154,7 +173,9 @@ def fail_over(world: World) -> None:
 
 def _register(world: World) -> None:
     tenants = list(world.shards.tenants.values())[1 if world.plan.has_strangers else 0 :]
-    if unregistered := [tenant for tenant in tenants if tenant.created_at is None]:
+    unregistered = [tenant for tenant in tenants if tenant.created_at is None]
+    world.network.faults.note(Fault.REGISTERED_LATE, is_felt=bool(unregistered))
+    if unregistered:
         world.draws.choice(unregistered).created_at = world.loop.utc()
 
 
@@ -173,6 +194,7 @@ def _change_trouble(world: World) -> None:
 
 
 def _expire_iterators(world: World) -> None:
+    world.network.faults.fired[Fault.ITERATORS_EXPIRED] += 1
     world.kinesis.account.expire_iterators()
 
 

@@ -27,7 +27,7 @@ from simulation.queue_histories import WRONG_ABOUT_QUEUES, are_queues_wrong
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 from simulation.virtual_time import QuietError
-from simulation.wrong_designs import WRONG_DESIGNS
+from simulation.wrong_designs import WRONG_ABOUT_GAPS, WRONG_DESIGNS
 
 NOTICED = Path(__file__).with_name("noticed.json")
 QUEUES = "queues"
@@ -108,6 +108,17 @@ def read_counts() -> Counts:
     """Return what was written down, without the designs that are no more."""
     known: Counts = json.loads(NOTICED.read_text(encoding="utf-8")) if NOTICED.exists() else {}
     return {design: one for design, one in known.items() if design in WRONG_DESIGNS or design in WRONG_ABOUT_QUEUES}
+
+
+def histories_until_noticed(design: str) -> int | None:
+    """Return how many histories a design took in its best weather; None where none has noticed it.
+
+    What is about gaps has one history, which a test plays.
+    """
+    if design in WRONG_ABOUT_GAPS:
+        return 1
+    counts = read_counts().get(design, {}).values()
+    return min((one["histories"] for one in counts if one["isNoticed"]), default=None)
 
 
 def main() -> int:

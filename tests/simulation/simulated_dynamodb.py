@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import Any, NoReturn, TypeAlias
 
 from botocore.exceptions import ClientError, ReadTimeoutError
+from simulation.simulated_faults import Fault
 from simulation.simulated_network import Network
 from simulation.virtual_time import current_process
 
@@ -111,6 +112,7 @@ class DynamoDb:
         self, operation: str, serve: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]
     ) -> dict[str, Any]:
         if self._network.draws.random() < self._network.trouble.throttled:
+            self._network.faults.note(Fault.THROTTLED, is_felt=True)
             return await self._network.ask(SERVICE, partial(_refuse, operation, THROUGHPUT), lost=_lost)
         process = current_process()
         sender = None if process is None else process.name
@@ -157,7 +159,9 @@ class DynamoDb:
     def _seen(self, table: Table, key: str, now: float, *, is_stale: bool) -> Row | None:
         draw = self._network.draws.random
         if is_stale and draw() < self._network.trouble.stale:
-            return table.row_at(key, now - draw() * STALE_FOR_S)
+            row = table.row_at(key, now - draw() * STALE_FOR_S)
+            self._network.faults.note(Fault.STALE_SCAN, is_felt=row != table.rows.get(key))
+            return row
         return table.rows.get(key)
 
     def _get_item(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 from botocore.exceptions import ClientError, ReadTimeoutError
+from simulation.simulated_faults import Fault
 from simulation.simulated_network import Network
 from simulation.simulated_push import PushedBody, PushFaults
 from simulation.virtual_time import EPOCH
@@ -61,6 +62,7 @@ class KinesisService:
             request = self._actions.decode(action, msgspec.json.encode(arguments))
             answer = self._actions.answer(action, request, self.now_ms)
         except KinesisError as exc:
+            self.network.faults.felt[Fault.ITERATORS_EXPIRED] += exc.code == "ExpiredIteratorException"
             raise ClientError({"Error": {"Code": exc.code, "Message": exc.message}}, action) from exc
         reply: dict[str, Any] = msgspec.json.decode(answer) if answer else {}
         return reply
@@ -109,6 +111,8 @@ class KinesisClient:
         """API_GetRecords."""
         reply = decode_get_records(msgspec.json.encode(await self._ask("GetRecords", arguments)))
         if self._service.is_false_end():
+            had_next = reply.get("NextShardIterator") is not None
+            self._service.network.faults.note(Fault.FALSE_END, is_felt=had_next)
             reply |= {"NextShardIterator": None, "ChildShards": []}
         return reply
 
@@ -131,6 +135,7 @@ class KinesisClient:
     async def _ask(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
         network = self._service.network
         if network.draws.random() < network.trouble.throttled:
+            network.faults.note(Fault.THROTTLED, is_felt=True)
             return await network.ask(SERVICE, functools.partial(_throttle, action), lost=_lost)
         return await network.ask(SERVICE, functools.partial(self._service.do, action, **arguments), lost=_lost)
 

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 import msgspec
+from simulation.simulated_faults import Fault
 from simulation.simulated_log import ARRIVED, COPIED, LEFT, STANDBY_LAG_S, Batch, FeedTables, Server, ShardLog
 from simulation.simulated_network import Network
 
@@ -244,6 +245,7 @@ class PostgresShards:
     def fail_over(self, shard_id: str, lost_count: int) -> None:
         """Go on with the replica, which lacks the last *lost_count* transactions."""
         history = self._history[shard_id]
+        self.network.faults.note(Fault.FAILOVER, is_felt=bool(history and lost_count))
         lost: list[LogKey] = []
         batches: list[Batch] = []
         tables: FeedTables | None = None
@@ -273,6 +275,7 @@ class PostgresShards:
         """Stop the operations of a tenant that does not move yet; a failover that loses the fence ends it."""
         if not tenant.is_active:
             return
+        self.network.faults.fired[Fault.MOVED] += 1
         tenant.is_active = False
         tenant.fenced_rows = {key: row for (at, key), row in self.positions.items() if at == tenant.shard_id}
         self._append(tenant.shard_id, Transaction([], fenced=tenant))
@@ -294,6 +297,7 @@ class PostgresShards:
         self._history[source].clear()
         tenant.epoch += 1
         self._mark(source, LEFT, tenant)
+        self.network.faults.felt[Fault.MOVED] += 1
         tenant.shard_id, tenant.came_with, tenant.is_ready = shard_id, (source, rows), True
         self._activate(tenant)
 
@@ -437,6 +441,7 @@ class PostgresShards:
         if logged is not None and self.is_deduplicating:
             return DUPLICATE if logged == operation.digest else REUSED
         if operation.request_id in self.poison:
+            self.network.faults.felt[Fault.FAILS_BY_ITSELF] += 1
             return FAILED_BY_ITSELF
         self._note(shard_id, operation)
         return APPLIED
@@ -518,6 +523,7 @@ class SimulatedGateway(ShardGateway):
         found = await self.find(tenant_id)
         if not isinstance(found, Absence) and self._shards.is_paused(tenant_id):
             self._remembered.pop(tenant_id, None)
+            self._shards.network.faults.felt[Fault.PAUSED] += 1
             raise TenantPausedError("paused")
         return found
 

@@ -7,21 +7,23 @@ replicas stop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from random import Random
 
 from msgspec.structs import replace
 from simulation.defects import a_defect
 from simulation.disasters import STORMS, draw_trouble, storm, strike
 from simulation.moves import keep_moving, with_room_for_moves
+from simulation.simulated_faults import Fault
 from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 from simulation.whole import bounded_reads, end_faults_of_feed, live, whole_plan
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import FAILING_TENANTS_MAX
+from simplu_worker.consumers.kinesis.dispatch import dispatcher
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import FAILING_RETRIES_S, FAILING_TENANTS_MAX
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
@@ -36,6 +38,7 @@ BACKFILLED_AFTER_S = {
     Weather.DEFECTS: 240.0,
     Weather.WHOLE: 240.0,
 }
+QUICK_RETRIES_S = (0.1, 0.2, 0.3)
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 STATUS_PAUSE_S = 0.5
@@ -69,12 +72,24 @@ def simulate(
         plan = with_room_for_moves(plan)
     if weather is Weather.WHOLE:
         plan = whole_plan(plan, draws)
-    with bounded_reads(draws, plan), a_world(draws, plan, make_fleet=make_fleet) as world:
+    with _retrying(seed), bounded_reads(draws, plan), a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
-        with a_defect(Random(f"defect {seed}")) if weather is Weather.DEFECTS else nullcontext():
+        with a_defect(Random(f"defect {seed}")) if weather is Weather.DEFECTS else nullcontext([]) as places:
             world.loop.run_until_complete(_run(world))
+        if weather is Weather.DEFECTS:
+            world.network.faults.note(Fault.DEFECT, is_felt=bool(places))
     return world
+
+
+@contextmanager
+def _retrying(seed: int) -> Iterator[None]:
+    """Draw how long an operation that fails by itself is retried: as ever, or until amid the trouble."""
+    dispatcher.FAILING_RETRIES_S = Random(f"retries {seed}").choice([FAILING_RETRIES_S, QUICK_RETRIES_S])  # type: ignore[misc]  # Final elsewhere
+    try:
+        yield
+    finally:
+        dispatcher.FAILING_RETRIES_S = FAILING_RETRIES_S  # type: ignore[misc]
 
 
 def draw_plan(draws: Random) -> Plan:
@@ -177,6 +192,7 @@ async def produce(world: World) -> None:
         if plan.has_poison and draws.random() < POISONED and world.tenant_of(key) not in spared:
             request_id = f"r-{number}.poison"
             world.shards.poison.add(request_id)
+            world.network.faults.fired[Fault.FAILS_BY_ITSELF] += 1
             records = [world.operation(key, request_id, str(number))]
         else:
             put_before.append((key, records))
@@ -189,7 +205,9 @@ async def pause_tenants(world: World) -> None:
     for _ in range(PAUSES):
         await asyncio.sleep(draws.uniform(0, world.plan.trouble_s / PAUSES))
         tenant = draws.choice(list(world.shards.tenants.values()))
-        tenant.paused_until = world.loop.time() + draws.choice([0.0, 1.0, 5.0, 20.0])
+        for_s = draws.choice([0.0, 1.0, 5.0, 20.0])
+        tenant.paused_until = world.loop.time() + for_s
+        world.network.faults.fired[Fault.PAUSED] += bool(for_s)
 
 
 async def settle_down(world: World) -> None:
