@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 from simulation.queue_histories import WRONG_ABOUT_QUEUES
-from simulation.wrong_designs import WRONG_ABOUT_GAPS, WRONG_DESIGNS
+from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_ABOUT_GAPS, WRONG_DESIGNS
 
 LOSSES: Final = "what a shard has lost is not read again"
 AT_APPLIED: Final = "a catch-up ends where all is applied, not dispatched"
@@ -422,4 +422,4 @@ ELSEWHERE: Final = (
         },
     ),
 )
-DESIGNS: Final = frozenset({*WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES})
+DESIGNS: Final = frozenset({*WRONG_DESIGNS, *MORE_WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES})

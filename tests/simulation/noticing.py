@@ -27,8 +27,9 @@ from simulation.queue_histories import WRONG_ABOUT_QUEUES, are_queues_wrong
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 from simulation.virtual_time import QuietError
-from simulation.wrong_designs import WRONG_ABOUT_GAPS, WRONG_DESIGNS
+from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_ABOUT_GAPS, WRONG_DESIGNS
 
+DESIGNS = {**MORE_WRONG_DESIGNS, **WRONG_DESIGNS}
 NOTICED = Path(__file__).with_name("noticed.json")
 QUEUES = "queues"
 HISTORIES = 5000
@@ -43,7 +44,7 @@ Counts = dict[str, dict[str, dict[str, Any]]]  # by design and weather
 
 def own_weather(design: str) -> str:
     """Return the weather that a design names."""
-    return QUEUES if design in WRONG_ABOUT_QUEUES else WRONG_DESIGNS[design].weather.value
+    return QUEUES if design in WRONG_ABOUT_QUEUES else DESIGNS[design].weather.value
 
 
 def is_noticed(design: str, weather: str, seed: int) -> bool:
@@ -54,7 +55,7 @@ def is_noticed(design: str, weather: str, seed: int) -> bool:
     try:
         if weather == QUEUES:
             return are_queues_wrong(seed, WRONG_ABOUT_QUEUES[design])
-        wrong = WRONG_DESIGNS[design]
+        wrong = DESIGNS[design]
         simulate(seed, weather=Weather(weather), make_fleet=wrong.make_fleet, twist=wrong.twist)
     except (ViolationError, QuietError):
         return True
@@ -107,18 +108,26 @@ def count_of(counts: Counts, design: str, weather: str) -> dict[str, Any]:
 def read_counts() -> Counts:
     """Return what was written down, without the designs that are no more."""
     known: Counts = json.loads(NOTICED.read_text(encoding="utf-8")) if NOTICED.exists() else {}
-    return {design: one for design, one in known.items() if design in WRONG_DESIGNS or design in WRONG_ABOUT_QUEUES}
+    return {design: one for design, one in known.items() if design in DESIGNS or design in WRONG_ABOUT_QUEUES}
 
 
 def histories_until_noticed(design: str) -> int | None:
-    """Return how many histories a design took in its best weather; None where none has noticed it.
+    """Return how many histories a design took at most, in its best weather; None where none has noticed it.
 
-    What is about gaps has one history, which a test plays.
+    What is about gaps has one history, which a test plays. The seed that a design names is a bound.
     """
     if design in WRONG_ABOUT_GAPS:
         return 1
-    counts = read_counts().get(design, {}).values()
-    return min((one["histories"] for one in counts if one["isNoticed"]), default=None)
+    counts = [one["histories"] for one in read_counts().get(design, {}).values() if one["isNoticed"]]
+    if design in WRONG_DESIGNS:
+        counts.append(max(WRONG_DESIGNS[design].seed, 1))
+    return min(counts, default=None)
+
+
+def seed_of(design: str) -> tuple[Weather, int] | None:
+    """Return the weather and the seed that show a design; None where none has."""
+    found = [(one["histories"], weather) for weather, one in read_counts().get(design, {}).items() if one["isNoticed"]]
+    return (Weather(min(found)[1]), min(found)[0]) if found else None
 
 
 def main() -> int:
@@ -131,7 +140,7 @@ def main() -> int:
     parser.add_argument("--all-weathers", action="store_true")
     parser.add_argument("--again", action="store_true")
     given = parser.parse_args()
-    designs = [one for one in (*WRONG_DESIGNS, *WRONG_ABOUT_QUEUES) if given.only in one]
+    designs = [one for one in (*WRONG_ABOUT_QUEUES, *DESIGNS) if given.only in one]
     counts = {design: one for design, one in read_counts().items() if not (given.again and design in designs)}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     ends_at = time.monotonic() + given.seconds

@@ -68,9 +68,9 @@ class Network:
         else:
             is_lost = fate < trouble.request_lost + trouble.answer_lost
             slow_s = self.slow.get(service, 0.0)
-            fault = Fault.ANSWER_LOST if is_lost else Fault.SLOW if slow_s else None
             self.faults.fired[Fault.ANSWER_LOST] += is_lost
-            self._later(self._land, serve, answer, lost if is_lost else None, fault, longer_s=slow_s)
+            felt = Fault.ANSWER_LOST if is_lost else Fault.SLOW if slow_s else None
+            self._later(self._land, serve, answer, lost if is_lost else None, felt, longer_s=slow_s)
         return await answer
 
     def _land(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from random import Random
 
 from msgspec.structs import replace
@@ -75,10 +75,12 @@ def simulate(
     with _retrying(seed), bounded_reads(draws, plan), a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
-        with a_defect(Random(f"defect {seed}")) if weather is Weather.DEFECTS else nullcontext([]) as places:
+        is_defect_drawn = weather is Weather.DEFECTS
+        defect: AbstractContextManager[list[str]] = nullcontext([])
+        with a_defect(Random(f"defect {seed}")) if is_defect_drawn else defect as places:
             world.loop.run_until_complete(_run(world))
-        if weather is Weather.DEFECTS:
-            world.network.faults.note(Fault.DEFECT, is_felt=bool(places))
+        world.network.faults.fired[Fault.DEFECT] += is_defect_drawn
+        world.network.faults.felt[Fault.DEFECT] += len(places)
     return world
 
 

@@ -810,6 +810,10 @@ WRONG_DESIGNS = {
         _with_reader(catch_up_class=_TwiceReadingCatchUp), seed=392
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
+}
+
+# Of these `noticed.json` has the seeds (`noticing.py`), and `.ci/nightly` runs them.
+MORE_WRONG_DESIGNS = {
     # Lanes and dead letters
     "two batches of a lane are in flight": WrongDesign(
         _with_reader(positions_class=None, batches_class=PipeliningBatches), _lose_nothing
