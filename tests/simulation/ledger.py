@@ -170,7 +170,9 @@ class Ledger:
             self._check_checkpoint(new)
 
     def _check_writer(self, old: Lease, new: Lease, replica: str) -> None:
-        """Check that the lease of another worker was taken whole, or not written."""
+        """Check that the lease of another worker was taken whole, or not written, and that a next owner stays."""
+        if old.checkpoint_owner == replica and new.checkpoint_owner is None and new.owner not in (old.owner, replica):
+            self.violate(f"{replica} hands lease {old.lease_key} over to {new.owner}, and not to {old.owner}")
         is_taken = new.actual_owner == replica and new.counter == old.counter + 1
         is_own = old.actual_owner in (None, replica)
         if not is_own and not is_taken and replace(new, hash_range=old.hash_range) != old:

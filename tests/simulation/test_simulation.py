@@ -17,13 +17,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 import structlog
 from simulation.campaign import VARIABLES
 from simulation.kcl_leader import hand_leases_over
+from simulation.noticing import seed_of
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
-from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
+from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 from support.slow import slow_after
 
@@ -178,6 +180,17 @@ def test_simulation_notices_when_a_design_is_wrong(design: str, record_property:
     assert found is not None, f"no violation with the seeds {seeds}"
     if found != wrong.seed:
         record_property("note", f"{design}: the design names seed {wrong.seed}, and seed {found} shows it")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("design", [one for one in MORE_WRONG_DESIGNS if seed_of(one) is not None])
+def test_simulation_notices_when_a_further_design_is_wrong(design: str) -> None:
+    """Each that a history has noticed shows with that seed, or soon after it."""
+    found = seed_of(design)
+    assert found is not None
+    weather, first = found
+    wrong = msgspec.structs.replace(MORE_WRONG_DESIGNS[design], weather=weather)
+    assert any(is_noticed(seed, wrong) for seed in range(first, first + SEEDS_UNTIL_FOUND))
 
 
 def is_noticed(seed: int, wrong: WrongDesign) -> bool:

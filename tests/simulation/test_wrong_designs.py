@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 
-from simulation import wrong_designs
+from simulation import wrong_designs, wrong_holding, wrong_positions
 
 DESIGNS = [
     one
-    for one in vars(wrong_designs).values()
-    if inspect.isclass(one) and one.__module__ == wrong_designs.__name__ and one is not wrong_designs.WrongDesign
+    for module in (wrong_designs, wrong_holding, wrong_positions)
+    for one in vars(module).values()
+    if inspect.isclass(one) and one.__module__ == module.__name__ and one is not wrong_designs.WrongDesign
 ]
 
 

@@ -70,6 +70,10 @@ STAGES: Final = (
         is_apart=True,
     ),
     Stage("simulation", ("tests/simulation/test_*.py",), also=("tests/simulation/*",)),
+    # Beside those that the stage above notices.
+    Stage(
+        "wrong-designs", nightly=("test -n 2 -m nightly tests/simulation",), also=("tests/simulation/*",), is_apart=True
+    ),
     Stage("local", ("tests/integration/local/test_*.py",)),
     Stage("queues", ("tests/integration/sqs/test_*.py",)),
     Stage("stream", ("tests/integration/kinesis/test_*.py",)),
