@@ -266,7 +266,7 @@ ELSEWHERE: Final = (
         },
     ),
     Elsewhere(
-        "the simulation has no feed, and its shards have no log that others follow",
+        "no design of the feed, or of those who follow a log, leaves it out so far",
         {
             "feed: beyond the horizon": (
                 f"{FEED}test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed"

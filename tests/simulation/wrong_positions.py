@@ -175,7 +175,8 @@ class TornShards(PostgresShards):
     ) -> list[Outcome]:
         outcomes = super().transact(shard_id, operations, claim)
         whole = self._history[shard_id].pop()
-        self._history[shard_id] += [Transaction([], whole.before), Transaction(whole.applied)]
+        self._append(shard_id, Transaction([], whole.before))
+        self._history[shard_id].append(replace(whole, before={}))
         return outcomes
 
 
