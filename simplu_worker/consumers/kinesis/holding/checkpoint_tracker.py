@@ -15,44 +15,29 @@ P = TypeVar("P")
 
 
 class _Run(Generic[P]):
-    """Records that were read together, some of them pending. Nearly always they also finish together."""
+    """Records that were read together, some of them pending."""
 
-    __slots__ = ("before", "finished_flags", "first_ticket", "pending_count", "positions")
+    __slots__ = ("before", "pending", "positions", "tickets")
 
-    def __init__(self, first_ticket: int, before: P | None, positions: Sequence[P | None]) -> None:
-        """*first_ticket* is that of the first record, *before* the last position before it."""
-        self.first_ticket = first_ticket
+    def __init__(self, tickets: range, before: P | None, positions: Sequence[P | None]) -> None:
+        """*before* is the last position before the first record."""
+        self.tickets = tickets
         self.before = before
         self.positions = positions
-        self.pending_count = len(positions)
-        self.finished_flags: bytearray | None = None  # by index in the run; None while no record is finished
+        self.pending = set(tickets)
 
     def __repr__(self) -> str:
-        return f"_Run({self.first_ticket}, {self.pending_count} of {len(self.positions)})"
+        return f"_Run({self.tickets}, {len(self.pending)} pending)"
 
     @property
     def first_pending(self) -> int:
-        """The index of the first pending record."""
-        return 0 if self.finished_flags is None else self.finished_flags.index(0)
+        """The ticket of the first pending record."""
+        return min(self.pending)
 
-    def is_all_pending(self, tickets: Sequence[int]) -> bool:
-        """Return whether *tickets*, all of pending records, are all the pending records of this run."""
-        if len(tickets) != self.pending_count:
-            return False
-        return self.first_ticket <= min(tickets) and max(tickets) < self.first_ticket + len(self.positions)
-
-    def position_before(self, index: int) -> P | None:
+    def position_before(self, ticket: int) -> P | None:
         """Return the last position before a record."""
+        index = ticket - self.tickets.start
         return self.positions[index - 1] if index else self.before
-
-    def finish(self, index: int) -> None:
-        """Mark a record as finished. Raises KeyError if it already is."""
-        if self.finished_flags is None:
-            self.finished_flags = bytearray(len(self.positions))
-        if self.finished_flags[index]:
-            raise KeyError(self.first_ticket + index)
-        self.finished_flags[index] = 1
-        self.pending_count -= 1
 
 
 class CheckpointTracker(Generic[P]):
@@ -67,14 +52,13 @@ class CheckpointTracker(Generic[P]):
         self._first_tickets: list[int] = []  # of the runs, for bisection
         self._last_read = last
         self._next_ticket = 0
-        self._pending_count = 0
 
     def __repr__(self) -> str:
         return f"CheckpointTracker({self.checkpoint}, pending={len(self)}, read={self._next_ticket})"
 
     def __len__(self) -> int:
         """Return the number of pending records."""
-        return self._pending_count
+        return sum(len(run.pending) for run in self._runs)
 
     @property
     def checkpoint(self) -> P | None:
@@ -87,14 +71,14 @@ class CheckpointTracker(Generic[P]):
     def first_pending(self) -> P | None:
         """The position of the first pending record; None without one."""
         for run in self._runs:
-            return run.positions[run.first_pending]
+            return run.positions[run.first_pending - run.tickets.start]
         return None
 
     @property
     def first_pending_ticket(self) -> int | None:
         """The ticket of the first pending record; None without one."""
         for run in self._runs:
-            return run.first_ticket + run.first_pending
+            return run.first_pending
         return None
 
     @property
@@ -112,11 +96,7 @@ class CheckpointTracker(Generic[P]):
 
         Raises KeyError where no record of the ticket's run is pending.
         """
-        run_index = self._run_index(ticket)
-        run = self._runs[run_index] if run_index >= 0 else None
-        if run is None or ticket - run.first_ticket >= len(run.positions):
-            raise KeyError(ticket)
-        return run.position_before(ticket - run.first_ticket)
+        return self._runs[self._run_index(ticket)].position_before(ticket)
 
     def skip(self, position: P) -> None:
         """Record that the record at *position* was read and is not pending here."""
@@ -148,33 +128,30 @@ class CheckpointTracker(Generic[P]):
         return self._add_run([self._last_read]).start
 
     def finish(self, tickets: Iterable[int]) -> None:
-        """Mark the records of *tickets* as finished; each ticket once."""
-        own = list(tickets)
-        if not own:
-            return
-        run_index = self._run_index(own[0])
-        if self._runs[run_index].is_all_pending(own):
-            self._remove_run(run_index)
-        else:
-            for ticket in own:
-                run_index = self._run_index(ticket)
-                run = self._runs[run_index]
-                run.finish(ticket - run.first_ticket)
-                if not run.pending_count:
-                    self._remove_run(run_index)
-        self._pending_count -= len(own)
+        """Mark the records of *tickets* as finished. Raises KeyError if one of them is already."""
+        left = set(tickets)
+        while left:
+            ticket = next(iter(left))
+            run_index = self._run_index(ticket)
+            pending = self._runs[run_index].pending
+            own = pending & left
+            if not own:
+                raise KeyError(ticket)
+            pending -= own
+            left -= own
+            if not pending:
+                del self._runs[run_index], self._first_tickets[run_index]
 
     def _add_run(self, positions: Sequence[P | None]) -> range:
         tickets = range(self._next_ticket, self._next_ticket + len(positions))
-        self._runs.append(_Run(tickets.start, self._last_read, positions))
+        self._runs.append(_Run(tickets, self._last_read, positions))
         self._first_tickets.append(tickets.start)
         self._next_ticket = tickets.stop
-        self._pending_count += len(positions)
         return tickets
 
     def _run_index(self, ticket: int) -> int:
-        """Return the index of the run that contains a pending record."""
-        return bisect_right(self._first_tickets, ticket) - 1
-
-    def _remove_run(self, run_index: int) -> None:
-        del self._runs[run_index], self._first_tickets[run_index]
+        """Return the index of the run that contains a record. Raises KeyError where no record of it is pending."""
+        run_index = bisect_right(self._first_tickets, ticket) - 1
+        if run_index < 0 or ticket not in self._runs[run_index].tickets:
+            raise KeyError(ticket)
+        return run_index

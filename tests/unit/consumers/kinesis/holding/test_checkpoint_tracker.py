@@ -118,26 +118,35 @@ def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
     assert tracker.checkpoint == "position 9"
 
 
-def test_record_is_done_once() -> None:
-    """Twice would take another's place among those that are left."""
+@pytest.mark.parametrize(
+    ("finished", "again"),
+    [
+        pytest.param([3], 3, id="others of its reply are pending"),
+        pytest.param([0, 1], 1, id="nothing of its reply is pending, and nothing before"),
+        pytest.param([2, 3, 4], 3, id="nothing of its reply is pending"),
+        pytest.param([], 7, id="not yet read"),
+    ],
+)
+def test_record_is_finished_once(finished: list[int], again: int) -> None:
+    """Twice would take the place of a pending record, so that the checkpoint would pass that one."""
     tracker: CheckpointTracker[int] = CheckpointTracker()
-    first, second, _ = tracker.start_all([1, 2, 3])
-    tracker.finish([second])
+    for positions in ([0, 1], [2, 3, 4], [5, 6]):
+        tracker.start_all(positions)
+    tracker.finish(finished)
+    left = [ticket for ticket in range(7) if ticket not in {*finished, again}]
 
-    with pytest.raises(KeyError):
-        tracker.finish([second])
-    tracker.finish([first])
-    assert (tracker.checkpoint, tracker.first_pending, len(tracker)) == (2, 3, 1)
+    with pytest.raises(KeyError, match=str(again)):
+        tracker.finish([again])
+    tracker.finish(left)
+    assert (tracker.checkpoint, len(tracker)) == (6, 0)
 
 
-def test_record_that_is_finished_twice_is_named() -> None:
-    """By its ticket."""
-    tracker: CheckpointTracker[str] = CheckpointTracker()
-    tracker.start("first")
-    tickets = tracker.start_all(["a", "b", "c"])
-    tracker.finish([tickets[2]])
-    with pytest.raises(KeyError, match="3"):
-        tracker.finish([tickets[2]])
+def test_record_that_is_named_twice_in_a_call_is_one() -> None:
+    """Also where the call has as many tickets as records are pending."""
+    tracker: CheckpointTracker[int] = CheckpointTracker()
+    tickets = tracker.start_all([0, 1])
+    tracker.finish([tickets[0]] * 2)
+    assert (tracker.checkpoint, len(tracker)) == (0, 1)
 
 
 def test_position_before_a_pending_record_is_that_of_the_record_before_it() -> None:
