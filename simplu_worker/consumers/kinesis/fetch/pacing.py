@@ -8,7 +8,8 @@ this one to the catch-ups. Why no reader starves, as long as reads do not overla
   is busy or behind, nearly all while it is idle. Of the catch-ups the one that has waited longest goes first;
 - bytes: while both want to read, the catch-ups together get half and the main reader the other half, which is as much
   as can be written (1 MiB/s). Each may use the bytes that the other leaves: catch-ups while the main reader is idle,
-  the main reader whenever all bytes read are paid for.
+  the main reader whenever all bytes read are paid for. Within its half the main reader may start AHEAD_S before that,
+  also after the last catch-up has ended.
 
 A waiting reader must not keep the others from reading: it waits for `delay_s` before it takes the lock, and reads only
 if `delay_s` is 0 then.

@@ -448,6 +448,21 @@ def test_main_reader_may_start_early_when_it_had_no_more_than_its_half(second_st
         catch_up.note_start(second_start + 0.3)
         catch_up.note_reply(second_start + 0.3, record_count=1, size_bytes=2 * MIB)
         assert main.next_start(second_start + 0.3) == pytest.approx(expected)
+    assert main.next_start(second_start + 0.3) == pytest.approx(expected)  # the end of a catch-up changes nothing
+
+
+def test_main_reader_is_not_throttled_after_a_large_reply_to_a_catch_up_that_has_ended() -> None:
+    """Kinesis counted the bytes as late as a reply may come, and so has been paid for as few of them as can be."""
+    budget, quota = ReadBudget(), ReadQuota()
+    main = Pacing(budget)
+    main.note_start(100.0)
+    main.note_reply(100.0, record_count=1, size_bytes=0, millis_behind=1)
+    with budget.open_catch_up(100.0) as catch_up:
+        catch_up.note_start(101.0)
+        quota.count_read(8 * MIB, 101_400, was_full=not quota.acquire(101_400))
+        catch_up.note_reply(101.4, record_count=1, size_bytes=8 * MIB)
+    early = main.next_start(101.4)
+    assert (early, quota.acquire(int(early * 1000))) == (104.5, True)
 
 
 def test_reader_is_busy_while_behind_and_a_minute_after_a_record() -> None:
