@@ -124,6 +124,7 @@ def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
         pytest.param([3], 3, id="others of its reply are pending"),
         pytest.param([0, 1], 1, id="nothing of its reply is pending, and nothing before"),
         pytest.param([2, 3, 4], 3, id="nothing of its reply is pending"),
+        pytest.param([*range(7)], 0, id="nothing is pending"),
         pytest.param([], 7, id="not yet read"),
     ],
 )
@@ -170,3 +171,14 @@ def test_work_before_the_next_record_has_the_next_ticket() -> None:
     tracker: CheckpointTracker[str] = CheckpointTracker()
     tracker.start("first")
     assert (tracker.start_at_last(), tracker.last_read, len(tracker)) == (1, "first", 2)
+
+
+def test_pending_records_of_parents_go_back_with_the_start_of_the_cursor() -> None:
+    """They are at the position where its own records begin."""
+    tracker: CheckpointTracker[str] = CheckpointTracker("start")
+    tickets = [tracker.start_at_last() for _ in range(2)]
+    tracker.rewind("before")
+    assert (tracker.checkpoint, tracker.first_pending, tracker.last_read) == ("before", "before", "before")
+    assert [tracker.position_before(ticket) for ticket in tickets] == ["before", "before"]
+    tracker.finish(tickets)
+    assert tracker.checkpoint == "before"
