@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import logging
 import statistics
 import sys
 import time
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="between moves, and samples")
     parser.add_argument("--rate", type=float, help="operations/s, instead of half of the full rate")
     parser.add_argument("--keep", type=Path, help="write the samples there as JSON")
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # of the dead letters' queue, whose clients time out
     sys.exit(asyncio.run(run(parser.parse_args(), open_console(piped_width=160))))
 
 

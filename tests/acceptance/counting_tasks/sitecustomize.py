@@ -36,14 +36,16 @@ async def counted(main: Coroutine[Any, Any, Any], path: Path) -> Any:
 
 
 def install(path: Path) -> None:
-    """Have `asyncio.run` count."""
-    run = asyncio.run
+    """Have the worker's loop count."""
+    import uvloop
+
+    run = uvloop.run
 
     @functools.wraps(run)
     def run_counted(main: Coroutine[Any, Any, Any], **options: Any) -> Any:
         return run(counted(main, path), **options)
 
-    asyncio.run = run_counted
+    uvloop.run = run_counted
 
 
 if "TASKS_FILE" in os.environ:
