@@ -44,6 +44,7 @@ from simplu_local.processes.worker_process import WorkerEndedError
 KEPT: Final = Path(".faults")
 SETTLED_S: Final = 2.0
 ERRORS: Final = (WorkerEndedError, StackError, OSError, asyncpg.PostgresError, SystemExit)
+WORLD_TRIES: Final = 3
 UNMENDED: Final = frozenset({Promise.ANSWERS, Promise.FORESEEN})  # what stays broken, however long one waits
 JUDGED_EVERY_S: Final = 1.0
 
@@ -76,9 +77,13 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     arguments.keep.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + arguments.minutes * 60
     judged: dict[int, Sequence[Violation]] = {}
-    is_found = False
+    is_found, worlds_failed = False, 0
     while not judged or not (is_found or time.monotonic() >= until):
-        judged |= await run_world(arguments, console, arguments.seed + len(judged), lambda: time.monotonic() >= until)
+        more = await run_world(arguments, console, arguments.seed + len(judged), lambda: time.monotonic() >= until)
+        judged |= more
+        worlds_failed = 0 if more else worlds_failed + 1
+        if worlds_failed == WORLD_TRIES:
+            return 1
         found = {one.promise for violations in judged.values() for one in violations}
         is_found = arguments.planted is not None and bool(found - {Promise.END, Promise.FORESEEN})
     wrong = [seed for seed, violations in judged.items() if violations]
@@ -90,7 +95,10 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
 async def run_world(
     arguments: argparse.Namespace, console: Console, first: int, is_over: Callable[[], bool]
 ) -> dict[int, Sequence[Violation]]:
-    """Run histories from the seed *first* on in one world, until one breaks a promise; return what each breaks."""
+    """Run histories from the seed *first* on in one world, until one breaks a promise; return what each breaks.
+
+    Without any, the world did not start, which tells of the machine.
+    """
     judged: dict[int, Sequence[Violation]] = {}
     try:
         async with World(random.Random(first), planted=arguments.planted) as world:
@@ -99,10 +107,12 @@ async def run_world(
                 if judged[seed] or is_over():
                     break
     except* ERRORS as errors:
-        last = max(judged, default=first)
-        judged[last] = [*judged.get(last, []), *violations_of(errors)]
-        console.print(f"seed {last}: the world does not start or end")
-        print_violations(console, judged[last])
+        found = violations_of(errors)
+        console.print(f"the world of seed {first} does not {'end' if judged else 'start'}")
+        print_violations(console, found)
+        if judged:
+            last = max(judged)
+            judged[last] = [*judged[last], *found]
     return judged
 
 
