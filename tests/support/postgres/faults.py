@@ -21,7 +21,7 @@ from simplu_local.processes.loopback import StackError, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 
 CONNECT_TIMEOUT_S = 10.0
-TAKES_HOLD_WITHIN_S = 60.0
+TAKES_HOLD_WITHIN_S = 180.0  # on a machine that has much other work
 TABLESPACE = "small_disk"
 OTHERS_END = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
