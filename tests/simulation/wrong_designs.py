@@ -829,18 +829,20 @@ MORE_WRONG_DESIGNS = {
     "a hold forgets what its catch-up has sent": WrongDesign(_with_reader(ownership_class=AmnesicOwnership)),
     "a hold begins at the main reader": WrongDesign(_with_reader(ownership_class=StartingOwnership)),
     "a hold joins a catch-up that has passed it": WrongDesign(_with_reader(ownership_class=JoiningOwnership)),
-    "a backfill takes no tenant from another hold": WrongDesign(_with_reader(ownership_class=ModestOwnership)),
+    "a backfill takes no tenant from another hold": WrongDesign(
+        _with_reader(ownership_class=ModestOwnership), weather=Weather.STORM
+    ),
     "a backfill takes tenants of which it has passed operations": WrongDesign(
-        _with_reader(ownership_class=LateOwnership)
+        _with_reader(ownership_class=LateOwnership), weather=Weather.STORM
     ),
     "a tenant of which neither hold comes to all is left as it is": WrongDesign(
-        _with_reader(ownership_class=PoliteOwnership)
+        _with_reader(ownership_class=PoliteOwnership), weather=Weather.STORM
     ),
     "a tenant of which neither hold comes to all is read again from its own operations on": WrongDesign(
-        _with_reader(dispatcher_class=NarrowDispatcher)
+        _with_reader(dispatcher_class=NarrowDispatcher), weather=Weather.STORM
     ),
     "operations of a tenant stay in their lane when a catch-up comes to them": WrongDesign(
-        _with_reader(dispatcher_class=KeepingDispatcher)
+        _with_reader(dispatcher_class=KeepingDispatcher), weather=Weather.STORM
     ),
     # Reshards
     "the list of pending tenants leaves out those in lanes": WrongDesign(
@@ -869,20 +871,36 @@ MORE_WRONG_DESIGNS = {
     "a hand-over frees the lease": WrongDesign(_with_table(FreeingTable), hand_leases_over),
     "a take leaves the checkpoint owner": WrongDesign(_with_table(HalfTakingTable), hand_leases_over),
     # Positions
-    "what a shard has lost is not read again": WrongDesign(_with_reader(positions_class=NeverPositions)),
-    "a reader trusts the row that it finds first": WrongDesign(_with_reader(positions_class=WelcomingPositions)),
-    "a shard without a row lacks nothing": WrongDesign(_with_reader(positions_class=RowlessPositions)),
-    "a row leaves out tenants without a shard": WrongDesign(_with_reader(positions_class=RoutedPositions)),
-    "a row has what is read": WrongDesign(_with_reader(positions_class=ClaimingPositions)),
-    "a row keeps its content when another row is adopted": WrongDesign(_with_reader(positions_class=StubbornPositions)),
-    "the held tenants of a row are those of a second ago": WrongDesign(_with_reader(positions_class=MixedPositions)),
-    "a row names only the held tenants that the reader has seen": WrongDesign(
-        _with_reader(positions_class=AcquaintedPositions)
+    "what a shard has lost is not read again": WrongDesign(
+        _with_reader(positions_class=NeverPositions), weather=Weather.STORM
     ),
-    "a batch is applied whatever token its row has": WrongDesign(twist=_with_shards(BlindShards)),
-    "the token of a row is a counter": WrongDesign(twist=_with_shards(CountingShards)),
-    "tokens of unknown outcomes are kept for ever": WrongDesign(_with_gateway(HoardingGateway)),
-    "a row is written in a transaction before that of its batch": WrongDesign(twist=_with_shards(TornShards)),
+    "a reader trusts the row that it finds first": WrongDesign(
+        _with_reader(positions_class=WelcomingPositions), weather=Weather.STORM
+    ),
+    "a shard without a row lacks nothing": WrongDesign(
+        _with_reader(positions_class=RowlessPositions), weather=Weather.STORM
+    ),
+    "a row leaves out tenants without a shard": WrongDesign(
+        _with_reader(positions_class=RoutedPositions), weather=Weather.STORM
+    ),
+    "a row has what is read": WrongDesign(_with_reader(positions_class=ClaimingPositions), weather=Weather.STORM),
+    "a row keeps its content when another row is adopted": WrongDesign(
+        _with_reader(positions_class=StubbornPositions), weather=Weather.STORM
+    ),
+    "the held tenants of a row are those of a second ago": WrongDesign(
+        _with_reader(positions_class=MixedPositions), weather=Weather.STORM
+    ),
+    "a row names only the held tenants that the reader has seen": WrongDesign(
+        _with_reader(positions_class=AcquaintedPositions), weather=Weather.STORM
+    ),
+    "a batch is applied whatever token its row has": WrongDesign(
+        twist=_with_shards(BlindShards), weather=Weather.STORM
+    ),
+    "the token of a row is a counter": WrongDesign(twist=_with_shards(CountingShards), weather=Weather.STORM),
+    "tokens of unknown outcomes are kept for ever": WrongDesign(_with_gateway(HoardingGateway), weather=Weather.STORM),
+    "a row is written in a transaction before that of its batch": WrongDesign(
+        twist=_with_shards(TornShards), weather=Weather.STORM
+    ),
     # Moves
     "positions stay behind when a tenant moves": WrongDesign(
         twist=_with_shards(UncarryingShards), weather=Weather.MOVES
