@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from simulation.campaign import CAMPAIGNS, expected_faults
 from simulation.left_out_rules import BY_DESIGN, DESIGNS, ELSEWHERE
 from support.correctness_page import PAGE, SAFE, SUBJECTS, WRONG, render
 from support.requires import ROOT
@@ -27,3 +30,15 @@ def test_every_left_out_rule_is_left_out_in_code_or_has_a_reason() -> None:
     for test in {test for one in ELSEWHERE for test in one.tests.values() if test}:
         path, _, name = test.partition("::")
         assert f"def {name}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), test
+
+
+def test_every_fault_of_a_weather_has_changed_the_course_of_histories() -> None:
+    """In the last campaign; a weather with a fault that changes nothing is milder than it looks."""
+    faults = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))[-1]["faults"]
+    without = [
+        (weather, fault.value)
+        for weather, by_fault in faults.items()
+        for fault in expected_faults(weather)
+        if not by_fault[fault][1]
+    ]
+    assert without == []

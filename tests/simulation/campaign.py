@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -76,6 +77,12 @@ def expected_faults(weather: str) -> list[Fault]:
     return [one for one in Fault if one not in OF_DEFECTS or weather == Weather.DEFECTS]
 
 
+def current_commit() -> str:
+    """Return the commit that runs."""
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    return asked.stdout.strip()
+
+
 def main() -> int:
     """Run a campaign; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -98,9 +105,9 @@ def main() -> int:
         for one in results:
             total.add(one.faults[weather])
         faults[weather] = {fault.value: [total.fired[fault], total.felt[fault]] for fault in expected_faults(weather)}
-    facts = {"day": day, "firstSeed": start, "processorSeconds": spent_s, "histories": dict(counts), "faults": faults}
-    campaigns.append(facts)
-    CAMPAIGNS.write_text(json.dumps(campaigns, indent=1) + "\n", encoding="utf-8")
+    facts = {"day": day, "commit": current_commit(), "firstSeed": start, "processorSeconds": spent_s}
+    campaigns.append(facts | {"histories": dict(counts), "faults": faults})
+    CAMPAIGNS.write_text("[\n" + ",\n".join(map(json.dumps, campaigns)) + "\n]\n", encoding="utf-8")
     print(f"{counts.total()} histories in {spent_s} s of processor time, no rule broken: {dict(counts)}")  # noqa: T201 - a command
     for weather, by_fault in faults.items():
         never = [fault for fault, (_, felt) in by_fault.items() if not felt]

@@ -14,7 +14,6 @@ import json
 import logging
 import multiprocessing
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 import structlog
+from simulation.campaign import current_commit
 from simulation.queue_histories import WRONG_ABOUT_QUEUES, are_queues_wrong
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
@@ -146,12 +146,12 @@ def main() -> int:
     given = parser.parse_args()
     designs = [one for one in (*WRONG_ABOUT_QUEUES, *DESIGNS) if given.only in one]
     counts = {design: one for design, one in read_counts().items() if not (given.again and design in designs)}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    commit = current_commit()
     ends_at = time.monotonic() + given.seconds
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for round_of_jobs in jobs(counts, designs, given.histories, in_all=given.all_weathers):
             for design, weather, count, is_found in pool.imap_unordered(run_job, round_of_jobs):
-                known = {"histories": count, "isNoticed": is_found, "commit": commit.stdout.strip()}
+                known = {"histories": count, "isNoticed": is_found, "commit": commit}
                 counts.setdefault(design, {})[weather] = known
                 NOTICED.write_text(json.dumps(counts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
                 print(f"{count:5} {'noticed' if is_found else '      -'} {weather}: {design}", flush=True)  # noqa: T201 - a command

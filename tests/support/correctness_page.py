@@ -84,11 +84,16 @@ def simulation() -> str:
     campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
     drawn = sum((Counter(one["histories"]) for one in campaigns), Counter[str]())
     rows = [(weather.value, FLOOR[weather], drawn[weather.value]) for weather in FLOOR]
+    by_weather = campaigns[-1]["faults"].values()
+    kind_count = len({kind for one in by_weather for kind in one})
+    rarest = min(felt for one in by_weather for _, felt in one.values())
     hours = sum(one["processorSeconds"] for one in campaigns) / 3600
     return (
         _table(("weather", "in each CI run, at least", "in campaigns"), rows)
         + f"\nBeside them CI runs {KCL_SEEDS} histories with a leader of the KCL 3.x. Campaigns"
-        f" (`python -m simulation.campaign`) took {hours:.1f} hours of processor time so far.\n"
+        f" (`python -m simulation.campaign`) took {hours:.1f} hours of processor time so far. In the last one each of"
+        f" {kind_count} kinds of faults changed what the worker did, {rarest} times at least in each weather that has"
+        " it.\n"
     )
 
 
