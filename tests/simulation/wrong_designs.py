@@ -777,7 +777,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=2626
     ),
     "a reader follows a move though the source has lost operations": WrongDesign(
-        _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES, seed=71
+        _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES, seed=81
     ),
     "a reader follows a move without a look at the source": WrongDesign(
         _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES, seed=85
