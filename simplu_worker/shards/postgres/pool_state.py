@@ -118,6 +118,11 @@ class ShardAvailability:
             if isinstance(exc.__context__, asyncpg.PostgresWarning):
                 self._raise(exc.__context__, asked_at, is_probe=is_probe)
             raise
+        except AttributeError as exc:
+            if not is_of_ended_connection(exc):
+                raise
+            ended = asyncpg.ConnectionDoesNotExistError("ended between two steps of a call")
+            raise self._record_unavailable(ShardErrorKind.CONNECTION, ended, asked_at=asked_at) from exc
         except asyncpg.OutdatedSchemaCacheError as exc:
             raise self._record_lost_race(error_words(exc)) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
@@ -253,6 +258,17 @@ class ShardAvailability:
         self._has_reported = True
         self.is_healthy = healthy
         instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
+
+
+def is_of_ended_connection(exc: AttributeError) -> bool:
+    """Return whether asyncpg has raised *exc* as its connection was ended, such as by the circuit breaker.
+
+    Between preparing a statement and running it, asyncpg does not look whether the connection still has a protocol.
+    """
+    place = exc.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return exc.obj is None and place is not None and place.tb_frame.f_globals["__name__"].startswith("asyncpg.")
 
 
 def is_of_statement(exc: ServerError) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import select
 import traceback
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from simplu_worker.telemetry.log import MASK, scrub_text
 
 PASSWORD = "swordfish-7/@:x"
 ENCODED_PASSWORD = "swordfish-7%2F%40%3Ax"
+ANSWERED_WITHIN_S = 30.0
 
 
 async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
@@ -51,6 +54,38 @@ async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: 
     assert (pool.counts(), await backends(address)) == ({"open": 2, "idle": 2, "waiting": 0}, 2)
     await pool.close()
     assert await nobody_is_left(address)
+
+
+async def ask_and_end(pool: ShardPool) -> None:
+    """Ask a shard, and end the connection once the statement is prepared, before it runs."""
+    async with pool.connection() as connection:
+        asking = asyncio.create_task(connection.fetchval("SELECT 1"))
+        await asyncio.sleep(0)
+        # The loop takes the answer to the preparing, then the timer, and in its next turn the statement.
+        answering = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        select.select([answering], [], [], ANSWERED_WITHIN_S)
+        asyncio.get_running_loop().call_later(0, connection.terminate)
+        await asking
+
+
+async def test_pool_is_unavailable_when_a_connection_is_ended_between_preparing_and_running(
+    make_shard: ShardMaker,
+) -> None:
+    """As the circuit breaker may end it; asyncpg has an AttributeError for that."""
+    pool = ShardPool(await make_shard(), size=1)
+    with pytest.raises(ShardUnavailableError, match=re.escape(state_words("08003"))) as raised:
+        await ask_and_end(pool)
+    assert isinstance(raised.value.__cause__, AttributeError)
+    await pool.close()
+
+
+async def test_pool_raises_other_attribute_errors(make_shard: ShardMaker) -> None:
+    """They are defects of ours."""
+    pool = ShardPool(await make_shard(), size=1)
+    with pytest.raises(AttributeError, match="nothing"):
+        async with pool.connection():
+            _ = None.nothing  # type: ignore[attr-defined]
+    await pool.close()
 
 
 async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
