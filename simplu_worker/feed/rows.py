@@ -171,8 +171,11 @@ async def _find_batches(connection: Connection, refs: Sequence[BatchRef]) -> fro
     return frozenset(row["token"] for row in found)
 
 
-async def write_cursors(pool: ShardPool, token: str, rows: Sequence[CursorRow]) -> None:
-    """Write the rows of destinations. Raises `NotPublisherError`."""
+async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Sequence[CursorRow]) -> bool:
+    """Write the rows of destinations; return whether the row of the publisher, and the server, are those known.
+
+    Another server may lack what was delivered. Behind a cursor from before, nobody would notice.
+    """
     async with pool.connection() as connection:
         written = await connection.fetch(
             QUERIES["write_feed_cursors"],
@@ -187,9 +190,10 @@ async def write_cursors(pool: ShardPool, token: str, rows: Sequence[CursorRow]) 
             [one.refused_event or "" for one in rows],
             ["" if one.again_through is None else str(one.again_through) for one in rows],
             ["" if one.behind_since is None else one.behind_since.isoformat() for one in rows],
+            server.timeline,
+            server.started_at,
         )
-    if len(written) != len(rows):
-        raise NotPublisherError
+    return len(written) == len(rows)
 
 
 async def read_log(

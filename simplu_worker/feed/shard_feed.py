@@ -72,7 +72,7 @@ log = structlog.get_logger(__name__)
 
 
 class RunChangedError(Exception):
-    """Another run of the server answers: the incarnation has to be judged anew."""
+    """Another run of the server answers, or the row is another's: the incarnation has to be judged anew."""
 
 
 class ShardFeed:
@@ -498,10 +498,11 @@ class ShardFeed:
         if not is_due and now < self._written_at + CURSOR_INTERVAL_S:
             return
         due = [(feed, row) for feed in self._feeds.values() if (row := feed.row()) != feed.written]
-        if not due:
+        if not due or self._state is None:
             return
         self._written_at = now
-        await write_cursors(self._pool, self._required_token, [row for _, row in due])
+        if not await write_cursors(self._pool, self._required_token, self._state.server, [row for _, row in due]):
+            raise RunChangedError
         for feed, row in due:
             feed.written = row
 

@@ -53,6 +53,7 @@ class Rules:
     target_before_source: bool = False
     trusts_unsafe_cursor: bool = False  # the target goes on before the cursor of the source is safe
     incarnation_behind_newest: bool = False  # behind the newest batch of the log, not behind the cursor
+    late_cursor: bool = False  # a publisher writes its cursor on the server that was promoted meanwhile
     same_incarnation: bool = False  # as long as the row is there
     one_run_for_all: bool = False  # a publisher notes its run for a destination that is not in its file, too
     knows_at_once: bool = False  # a publisher takes what it remembers for all that came, when it begins
@@ -137,7 +138,10 @@ class FeedModel(LogOrderModel):
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return the faults of shards, and kills of publishers."""
         assert isinstance(state, FeedState)
-        yield from super().faults(state)
+        for label, after in super().faults(state):
+            yield label, after
+            if self._feed.late_cursor:
+                yield from self._write_late(state, after)
         if state.left[LEAVES]:
             for place in SHARDS:
                 if state.heads[place] >= 0:
@@ -148,6 +152,15 @@ class FeedModel(LogOrderModel):
                 if state.heads[place] >= 0:
                     killed = _with_memory(_without_publisher(state, place), place, None)
                     yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
+
+    def _write_late(self, state: FeedState, after: State) -> Iterator[tuple[str, State]]:
+        """Write the cursors that publishers had when a standby was promoted."""
+        assert isinstance(after, FeedState)
+        for place in SHARDS:
+            row, head = _row_of(after.shards[place].log), state.heads[place]
+            if after.runs[place] != state.runs[place] and row is not None and head > row.cursor:
+                late = _with_row(after, place, replace(row, cursor=head))
+                yield f"standby {place} is promoted, and the cursor {head} is written there", late
 
     def unsettled(self, state: State) -> str:
         """Return what the receiver lacks at the end."""

@@ -354,6 +354,11 @@ WRONG = {
         "twice",
         10,
     ),
+    "feed: a cursor that is written on the promoted server": (
+        FeedModel((1, 1), promotions=1, lagging=True, feed=FeedRules(late_cursor=True)),
+        "twice",
+        12,
+    ),
     "feed: no new incarnation": (
         FeedModel((2, 0), promotions=1, lagging=True, feed=FeedRules(same_incarnation=True)),
         "twice",

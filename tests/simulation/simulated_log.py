@@ -25,7 +25,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 
 NAMES = {text: name for name, text in QUERIES.items()}
 RECEIVERS = ("receiver-1", "receiver-2")  # of the feed
-RUNNING = 0.15  # how likely a number is taken by a transaction that commits later, or not at all
+RUNNING = 0.3  # how likely a number is taken by a transaction that commits later, or not at all
 RUNNING_S = 1.5
 LOCKED_S = 2.0  # then the server has ended the transaction of a client that is gone
 STANDBY_LAG_S = 0.2  # of a standby that is awaited
@@ -189,14 +189,16 @@ class ShardLog:
 
     def _number(self, tenant_ids: Sequence[str]) -> int:
         """Return the number of a transaction: a new one, or that of one that began before, with other tenants."""
-        horizon, now = self.horizon, self.network.loop.time()
+        now = self.network.loop.time()
+        self._running = {number: until for number, until in self._running.items() if until > now}
         if self._draws.random() < RUNNING:
             self._running[self._next_number] = now + self._draws.uniform(0, RUNNING_S)
             self._next_number += 1
         above = max(self._last_numbers.get(tenant_id, 0) for tenant_id in tenant_ids)
         number = self._next_number
-        if horizon in self._running and horizon > above and self._draws.random() < 0.5:
-            number = horizon
+        begun_before = [number for number in self._running if number > above]
+        if begun_before and self._draws.random() < 0.5:
+            number = begun_before[0]
             del self._running[number]
         else:
             self._next_number += 1
@@ -407,8 +409,10 @@ class Server:
         ]
         return _with_cursors(tables, changed) if changed else tables, []
 
-    def _write_feed_cursors(self, tables: FeedTables, token: str, *columns: Sequence[str]) -> tuple[FeedTables, Answer]:
-        if tables.publisher is None or tables.publisher.token != token:
+    def _write_feed_cursors(self, tables: FeedTables, token: str, *arguments: Any) -> tuple[FeedTables, Answer]:
+        *columns, timeline, started_at = arguments
+        is_mine = tables.publisher is not None and tables.publisher.token == token
+        if not is_mine or self._run != {"timeline": timeline, "started_at": started_at}:
             return tables, []
         written = [
             replace(

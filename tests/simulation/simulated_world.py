@@ -121,7 +121,7 @@ class Replica:
         if drift_max := world.parts.drift_max:
             self.process.rate = 1.0 + world.draws.uniform(-drift_max, drift_max)
         pools = pools_of(world.shards) if world.shards.logs else None
-        commits = None if pools is None else ReplicationWaiter(cast("Pools", pools))
+        commits = None if pools is None else world.make_commits(cast("Pools", pools))
         gateway = SimulatedGateway(world.shards, cost_s=plan.operation_cost_s, commits=commits)
         letters = SimulatedDeadLetters(world.shards)
         table = LeaseTable(world.dynamodb, APPLICATION)
@@ -166,7 +166,7 @@ class Replica:
         self.feed: Feed | None = None
         if pools is not None and commits is not None and world.receivers:
             destinations = world.destinations()
-            self.feed = Feed(
+            self.feed = world.make_feed(
                 LOCATOR, cast("Pools", pools), commits, name=self.me, destinations=destinations, draw=draw, utc=utc
             )
             feeding = partial(self.feed.run, self.stopping)
@@ -218,6 +218,8 @@ class World:
         self.is_pushed = False  # whether replicas read by push
         self.queue: QueueService | None = None
         self.receivers: list[SimulatedReceiver] = []
+        self.make_feed: Callable[..., Feed] = Feed
+        self.make_commits: Callable[..., ReplicationWaiter] = ReplicationWaiter
         self.left_out: set[str] = set()  # receivers that are not in the file of the feed
         self.read_up_to: ReadUpTo = lambda status, rows: status.up_to([rows])  # what a replica answers
         self.replicas: list[Replica] = []

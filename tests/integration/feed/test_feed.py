@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.postgres.databases import ShardMaker
@@ -16,7 +17,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.places import Place
-from simplu_worker.feed.rows import claim, read_log
+from simplu_worker.feed.rows import claim, load, read_log, write_cursors
 from simplu_worker.feed.shard_feed import END
 from simplu_worker.feed.types import Delivered, DestinationTerms, FeedFilter, Refused, RetryLater
 from simplu_worker.shards.log.marks import mark_changes
@@ -176,6 +177,23 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
         tenant_no = first.tenant_no if is_of_tenant else None
         found = await read_log(pool, token, Place(first.batch_id, first.position), 3, END, tenant_no=tenant_no)
     assert (first.resource_id, [one.resource_id for one in found]) == ("own", ["last"])
+
+
+async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_were_read(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """A promoted server has other batches under the numbers of those that it lacks: they would be passed unread."""
+    pool, token = pools.pool_of(address.shard_id), str(uuid4())
+    await case.apply(case.operation("create", "r1", {}))
+    assert await claim(pool, token=token, publisher="one", noise="0000")
+    loaded = await load(pool, token, [DestinationTerms("crm")], remembered={}, complete_from={}, noise="0000")
+    row, server = loaded.cursors["crm"], loaded.state.server
+    restarted = replace(server, started_at=server.started_at - timedelta(seconds=1))
+    for other in (restarted, replace(server, timeline="00000009")):
+        assert not await write_cursors(pool, token, other, [replace(row, place=Place(7, 0))])
+    assert await write_cursors(pool, token, server, [replace(row, place=Place(8, 0))])
+    assert not await write_cursors(pool, str(uuid4()), server, [replace(row, place=Place(9, 0))])
+    assert await fetch(pool, "SELECT batch_id FROM feed_cursors") == [{"batch_id": 8}]
 
 
 @pytest.mark.slow(14)

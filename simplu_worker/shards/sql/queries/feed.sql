@@ -152,9 +152,18 @@ SET is_in_file = NOT is_in_file
 WHERE is_in_file <> (destination = ANY($1::pg_catalog.text[]));
 
 -- name: write_feed_cursors
--- Of the destinations $2, while the token of the publisher is $1. A claim waits for the end of it.
-WITH mine AS (
-    SELECT :without_disk_wait FROM public.feed_shards WHERE token = $1::pg_catalog.uuid FOR SHARE
+-- Of the destinations $2, while the token of the publisher is $1 and the server is in the run with the timeline $12 and
+-- the start $13. A claim waits for the end of it.
+WITH run AS (
+    SELECT :server_run
+), mine AS (
+    SELECT :without_disk_wait
+    FROM public.feed_shards
+    CROSS JOIN run
+    WHERE
+        feed_shards.token = $1::pg_catalog.uuid
+        AND run.timeline = $12::pg_catalog.text AND run.started_at = $13::pg_catalog.timestamptz
+    FOR SHARE OF feed_shards
 )
 UPDATE public.feed_cursors
 SET

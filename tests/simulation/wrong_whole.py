@@ -1,0 +1,166 @@
+"""Designs of order events and of the feed that must not be: the weather with all that the product does notices each.
+
+As in `wrong_designs`, each overrides what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec.structs import replace
+from simulation.simulated_log import Answer, FeedTables, Server, ShardLog
+from simulation.simulated_world import Weather, World
+from simulation.wrong_designs import WrongDesign
+from typing_extensions import override
+
+from simplu_worker.feed.destination_feed import DestinationFeed
+from simplu_worker.feed.events import LogRow
+from simplu_worker.feed.feed import Feed
+from simplu_worker.feed.places import HeldTenant
+from simplu_worker.feed.rows import CursorRow, LoadedFeed, find_passed
+from simplu_worker.feed.shard_feed import Destinations, RunChangedError, ShardFeed
+from simplu_worker.feed.window import Window, WindowEvent
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+
+Twist = Callable[[World], None]
+
+
+class _HastyCommits(ReplicationWaiter):
+    @override
+    async def wait_for_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        return
+
+
+class _HorizonlessLog(ShardLog):
+    @override
+    @property
+    def horizon(self) -> int:
+        return self._next_number
+
+
+class _OneRunServer(Server):
+    @override
+    @property
+    def _run(self) -> dict[str, Any]:
+        return {"timeline": "1", "started_at": datetime(2026, 1, 1, tzinfo=UTC)}
+
+
+class _NotingServer(Server):
+    @override
+    def _note_feed_run(self, tables: FeedTables, names: Sequence[str], run: str) -> tuple[FeedTables, Answer]:
+        return super()._note_feed_run(tables, [*tables.cursors], run)
+
+
+class _CarelessServer(Server):
+    @override
+    def _write_feed_cursors(self, tables: FeedTables, token: str, *arguments: Any) -> tuple[FeedTables, Answer]:
+        return super()._write_feed_cursors(tables, token, *arguments[:-2], *self._run.values())
+
+
+class _EagerFeed(DestinationFeed):
+    @override
+    def row(self) -> CursorRow:
+        return replace(super().row(), place=self.window.head)
+
+
+class _SureFeed(DestinationFeed):
+    @override
+    def note_memory(self, newest: int) -> None:
+        if self.memory.known_from is None and not self._undone_due and not self.held:
+            self.memory.note_whole(self._begun_at)
+
+
+class _LooseWindow(Window):
+    @override
+    def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
+        return [one for one in self._events if not one.is_done and one.due_at <= now][:max_events]
+
+
+class _LooseFeed(DestinationFeed):
+    @override
+    @property
+    def is_reading(self) -> bool:
+        self.window.__class__ = _LooseWindow
+        return super().is_reading
+
+
+class _UnsafeShardFeed(ShardFeed):
+    @override
+    async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
+        if self._state is None or {row.server for row in rows} != {self._state.server}:
+            raise RunChangedError
+
+
+class _ImpatientShardFeed(ShardFeed):
+    @override
+    async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
+        return list(held)
+
+
+class _CredulousShardFeed(ShardFeed):
+    @override
+    async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
+        passed, _ = await find_passed(self._pools.pool_of(source), name, held)
+        return passed
+
+
+def _with_feed(
+    shard_feed_class: type[ShardFeed] = ShardFeed, destination_feed_class: type[DestinationFeed] = DestinationFeed
+) -> Twist:
+    class WrongShardFeed(shard_feed_class):  # type: ignore[valid-type, misc]  # a class of this call
+        @override
+        def _begin(self, loaded: LoadedFeed, destinations: Destinations) -> None:
+            super()._begin(loaded, destinations)
+            for feed in self._feeds.values():
+                feed.__class__ = destination_feed_class
+
+    class WrongFeed(Feed):
+        @override
+        def _shard_feed(self, shard_id: str) -> ShardFeed:
+            feed = super()._shard_feed(shard_id)
+            feed.__class__ = WrongShardFeed
+            return feed
+
+    def twist(world: World) -> None:
+        world.make_feed = WrongFeed
+
+    return twist
+
+
+def _with_server(server_class: type[Server]) -> Twist:
+    def twist(world: World) -> None:
+        for server in world.shards.servers.values():
+            server.__class__ = server_class
+
+    return twist
+
+
+def _read_beyond_horizon(world: World) -> None:
+    for one in world.shards.logs.values():
+        one.__class__ = _HorizonlessLog
+
+
+def _trust_commits(world: World) -> None:
+    world.make_commits = _HastyCommits
+
+
+def _design(twist: Twist, *, seed: int = 0) -> WrongDesign:
+    return WrongDesign(twist=twist, weather=Weather.WHOLE, seed=seed)
+
+
+WRONG_IN_WHOLE = {
+    "an order event is deleted before its commit is safe": _design(_trust_commits),
+    "the feed reads beyond the oldest running transaction": _design(_read_beyond_horizon),
+    "the feed writes its cursor before the delivery": _design(_with_feed(destination_feed_class=_EagerFeed)),
+    "the feed publishes commits that may be lost": _design(_with_feed(_UnsafeShardFeed)),
+    "the feed of a target does not wait for the source": _design(_with_feed(_ImpatientShardFeed)),
+    "the feed of a target trusts a cursor that may go back": _design(_with_feed(_CredulousShardFeed)),
+    "no incarnation begins with a promotion": _design(_with_server(_OneRunServer)),
+    "a cursor is written on a server that was promoted since": _design(_with_server(_CarelessServer)),
+    "a run is noted for destinations that are out of the file": _design(_with_server(_NotingServer)),
+    "a publisher takes what it remembers for all that came": _design(_with_feed(destination_feed_class=_SureFeed)),
+    "an event overtakes one of its resource that was put off": _design(_with_feed(destination_feed_class=_LooseFeed)),
+}
