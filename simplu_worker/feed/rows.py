@@ -115,6 +115,7 @@ async def load(
     *,
     remembered: Mapping[str, Sequence[BatchRef]],
     complete_from: Mapping[str, Place],
+    last_incarnation: str,
     noise: str,
 ) -> LoadedFeed:
     """Return the state and the cursors; make those of new destinations. Raises `NotPublisherError`.
@@ -122,8 +123,10 @@ async def load(
     Where the server has another run since the incarnation was last found to hold, a new one, which ends with *noise*,
     begins behind the cursors.
     Not if the publisher knows that nothing is undone: by destination, *remembered* are all batches that were published
-    behind *complete_from*, and all of them are there. A destination that is not in *terms* begins no incarnation: its
-    cursor stays, with the run in which it was judged last, until a replica has the destination in its file again.
+    behind *complete_from*, all of them are there, and so is *last_incarnation*, its own, of which receivers know.
+
+    A destination that is not in *terms* begins no incarnation: its cursor stays, with the run in which it was judged
+    last, until a replica has the destination in its file again.
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
@@ -142,14 +145,18 @@ async def load(
         there = await _find_batches(connection, refs)
         if {state.noted_run, *(noted_runs[name] for name in mine)} == {state.run}:
             return LoadedFeed(state, mine, there, is_new=False)
-        holds = state.noted_run is None or (
-            all(
-                name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None
-                for name, cursor in mine.items()
+        holds = last_incarnation <= state.incarnation and (
+            state.noted_run is None
+            or (
+                all(
+                    name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None
+                    for name, cursor in mine.items()
+                )
+                and all(ref.token in there for ref in refs)
             )
-            and all(ref.token in there for ref in refs)
         )
         known = [state.incarnation, *(one for cursor in cursors.values() for one in incarnations_in(cursor.bounds))]
+        known += [last_incarnation] if last_incarnation else []
         incarnation = state.incarnation if holds else incarnation_id(state.read_at, noise, known)
         await connection.execute(QUERIES["begin_incarnation"], token, incarnation, state.run)
         if not holds:

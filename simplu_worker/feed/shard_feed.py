@@ -200,6 +200,7 @@ class ShardFeed:
             [terms for terms, _ in destinations.values()],
             remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
             complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
+            last_incarnation="" if self._state is None else self._state.incarnation,
             noise=self._noise,
         )
         if loaded.is_new:

@@ -283,6 +283,9 @@ ELSEWHERE: Final = (
                 "integration/feed/test_feed_page.py::"
                 "test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before"
             ),
+            "feed: a cursor that is written on the promoted server": (
+                f"{FEED}test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_were_read"
+            ),
             "feed: no new incarnation": LOST_COMMITS,
             "feed: a publisher knows at once what the one before it published": (
                 f"{FEED}test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had"

@@ -338,7 +338,8 @@ class Server:
         if known is None:
             known = Publisher(token, publisher, incarnation_id(self._now, noise), until)
         elif known.expires_at < self._now:
-            known = replace(known, token=token, publisher=publisher, expires_at=until)
+            incarnation = incarnation_id(self._now, noise) if known.server_run is None else known.incarnation
+            known = replace(known, token=token, publisher=publisher, expires_at=until, incarnation=incarnation)
         else:
             return tables, []
         return replace(tables, publisher=known), [Record(incarnation=known.incarnation)]

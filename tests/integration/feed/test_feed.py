@@ -17,12 +17,12 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.places import Place
-from simplu_worker.feed.rows import claim, load, read_log, write_cursors
+from simplu_worker.feed.rows import LoadedFeed, claim, load, read_log, write_cursors
 from simplu_worker.feed.shard_feed import END
 from simplu_worker.feed.types import Delivered, DestinationTerms, FeedFilter, Refused, RetryLater
 from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
 
@@ -179,6 +179,36 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
     assert (first.resource_id, [one.resource_id for one in found]) == ("own", ["last"])
 
 
+async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") -> LoadedFeed:
+    """Begin to publish, with a destination, behind whose cursor nothing was published."""
+    terms, complete_from = [DestinationTerms("crm")], {"crm": Place(0, 0)}
+    return await load(
+        pool,
+        token,
+        terms,
+        remembered={},
+        complete_from=complete_from,
+        last_incarnation=last_incarnation,
+        noise="0000",
+    )
+
+
+async def test_incarnation_begins_when_the_one_of_the_publisher_is_lost(pools: Pools, address: ShardAddress) -> None:
+    """Receivers know it, and would take events of an earlier one for undone ones; so do those of a row that is lost."""
+    pool, token = pools.pool_of(address.shard_id), str(uuid4())
+    assert await claim(pool, token=token, publisher="one", noise="0000")
+    first = await load_feed(pool, token)
+    await fetch(pool, "UPDATE feed_shards SET server_run = 'before'")
+    assert not (await load_feed(pool, token, last_incarnation=first.state.incarnation)).is_new
+    await fetch(pool, "UPDATE feed_shards SET server_run = 'before'")
+    lost = f"{int(first.state.incarnation, 16) + 0x1000000:x}"
+    later = await load_feed(pool, token, last_incarnation=lost.zfill(16))
+    assert (later.is_new, later.state.incarnation > lost.zfill(16)) == (True, True)
+    await fetch(pool, "UPDATE feed_shards SET server_run = NULL, expires_at = now() - interval '1 s'")
+    assert await claim(pool, token=token, publisher="one", noise="ffff")
+    assert [row["incarnation"][-4:] for row in await fetch(pool, "SELECT incarnation FROM feed_shards")] == ["ffff"]
+
+
 async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_were_read(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -186,7 +216,7 @@ async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_we
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
     await case.apply(case.operation("create", "r1", {}))
     assert await claim(pool, token=token, publisher="one", noise="0000")
-    loaded = await load(pool, token, [DestinationTerms("crm")], remembered={}, complete_from={}, noise="0000")
+    loaded = await load_feed(pool, token)
     row, server = loaded.cursors["crm"], loaded.state.server
     restarted = replace(server, started_at=server.started_at - timedelta(seconds=1))
     for other in (restarted, replace(server, timeline="00000009")):

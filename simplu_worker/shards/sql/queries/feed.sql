@@ -42,7 +42,8 @@ FROM public.feed_shards;
 
 -- name: claim_feed
 -- Take the row for the replica $2 with the token $1 for $4 seconds, if it is free. The first incarnation has the time by
--- the clock of the shard, in milliseconds, and ends with $3.
+-- the clock of the shard, in milliseconds, and ends with $3. It is another one while none was found to hold: the shard may
+-- have lost that, and later ones, of which receivers know.
 INSERT INTO public.feed_shards AS known (token, publisher, incarnation, expires_at)
 VALUES (
     $1::pg_catalog.uuid, $2,
@@ -52,7 +53,9 @@ VALUES (
     pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
 )
 ON CONFLICT (only_row) DO UPDATE
-SET token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at
+SET
+    token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at,
+    incarnation = CASE WHEN known.server_run IS NULL THEN excluded.incarnation ELSE known.incarnation END
 WHERE known.expires_at < pg_catalog.clock_timestamp()
 RETURNING incarnation;
 
