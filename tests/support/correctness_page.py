@@ -37,6 +37,7 @@ WRONG = {
     **test_restores.WRONG,
     **test_put_back.WRONG,
 }
+REAL_CAMPAIGNS = ROOT / "tests" / "faults" / "campaigns.json"
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
@@ -97,6 +98,18 @@ def simulation() -> str:
     )
 
 
+def faults() -> str:
+    """Return the table of histories of real processes."""
+    campaigns = json.loads(REAL_CAMPAIGNS.read_text(encoding="utf-8"))
+    columns = ("histories", "operations", "moves", "promotions", "operationsLostByPromotions")
+    histories, operations, *others = (sum(one[column] for one in campaigns) for column in columns)
+    kinds = {kind for one in campaigns for kind, (begun, _) in one["nemeses"].items() if begun}
+    begun, struck = (sum(counts[at] for one in campaigns for counts in one["nemeses"].values()) for at in (0, 1))
+    counted = ("histories", "operations", "kinds of faults", "faults", "that hit something")
+    head = (*counted, "moves", "fail-overs", "operations that these lost")
+    return _table(head, [(histories, operations, len(kinds), begun, struck, *others)])
+
+
 def _of(found: Sequence[int], count: int) -> str:
     return f"{len(found)} of {count}" if count else ""
 
@@ -115,7 +128,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str | int, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-FIGURES = {"models": models, "simulation": simulation}
+FIGURES = {"models": models, "simulation": simulation, "faults": faults}
 
 
 def render(page: str) -> str:

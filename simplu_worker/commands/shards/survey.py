@@ -129,7 +129,10 @@ async def survey_shards(shards: Shards, query: str, *arguments: object, limits: 
     """Return the rows of a query on all shards. Raises `RetryableError` if one does not answer."""
     rows = await fetch_from_all_shards(shards.locator, shards.pools, query, *arguments, limits=limits)
     if rows.silent_shard_ids:
-        raise RetryableError(f"expected an answer of every shard, got none of {', '.join(rows.silent_shard_ids)}")
+        raise RetryableError(
+            f"expected an answer of every shard, got none of {', '.join(rows.silent_shard_ids)}; "
+            "see whether they run, and run the same command again"
+        )
     return rows
 
 

@@ -50,7 +50,8 @@ class TenantPlaces:
             )
         if self.silent:
             raise RetryableError(
-                f"{self.tenant_id}: expected an answer of every shard, got none of {', '.join(sorted(self.silent))}"
+                f"{self.tenant_id}: expected an answer of every shard, got none of {', '.join(sorted(self.silent))}; "
+                "nothing was done; see whether they run, and run the same command again"
             )
         if not self._departures():
             raise PermanentError(f"{self.tenant_id}: expected a tenant of some shard, got none; run: tenants provision")
