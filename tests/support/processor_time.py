@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-LEAST_S = 0.05  # some systems count processor time in ticks of 4 to 10 ms, so that a short run takes 0
+LEAST_S = 0.02  # some systems count processor time in ticks of 4 to 10 ms, so that a short run takes 0
 
 
 def cpu_s(work: Callable[[], object]) -> float:

@@ -483,7 +483,7 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
 DEEP = [
     pytest.param(opening, closing, depth, id=f"{depth} of {opening}")
     for opening, closing in (("[", "]"), ('{"a":', "}"), ('[[],"]",', "]"))
-    for depth in (513, 600, 10_000, 100_000)
+    for depth in ((513, 600, 10_000, 100_000) if opening == "[" else (513, 10_000))
 ]
 
 

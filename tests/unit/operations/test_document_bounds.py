@@ -118,7 +118,9 @@ def test_number_is_found_wherever_it_may_be(before: str, behind: str, form: str,
 
 @given(
     st.recursive(
-        st.integers() | st.text() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.integers() | st.text() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=12,
     )
 )
 def test_usual_documents_do_not_exceed_the_bounds(value: Any) -> None:

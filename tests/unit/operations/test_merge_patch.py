@@ -19,7 +19,9 @@ from simplu_worker.operations.merge_patch import (
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4)
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4),
+    max_leaves=12,
 )
 OBJECTS = st.dictionaries(st.text("ab", max_size=2), JSON, max_size=5)
 LONG = "x" * SMALL_PATCH_MAX_CHARS

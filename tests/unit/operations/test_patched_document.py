@@ -22,7 +22,9 @@ from simplu_worker.operations.patched_document import PatchedDocument, Unmeasure
 
 SCALARS = st.none() | st.booleans() | st.integers(-20, 20) | st.sampled_from(["", "é", 'a "b"', "\\", "[,]", 1e300])
 JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4)
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4),
+    max_leaves=12,
 )
 OBJECTS = st.dictionaries(st.text('aé"', max_size=2), JSON, max_size=5)
 

@@ -131,6 +131,7 @@ def test_large_document_is_not_explained_behind_alternatives() -> None:
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("ab"),
         lambda inner: st.lists(inner) | st.dictionaries(st.text("ab", max_size=1), inner),
+        max_leaves=12,
     )
 )
 def test_document_that_fits_has_no_finding(document: Any) -> None:

@@ -214,8 +214,8 @@ def test_examples_of_the_pages_are_valid() -> None:
 def test_workload_is_judged_alike() -> None:
     """Valid and bad records and events of the load, with all that is strange in them."""
     workload = Workload(7, make_tenants(4, run="t"))
-    records = [item.record.decode("utf-8", "replace") for item in workload.items(2000)]
-    events = [item.event.body for item in OrderWorkload(7, workload.tenants, workload.model).items(1000)]
+    records = [item.record.decode("utf-8", "replace") for item in workload.items(500)]
+    events = [item.event.body for item in OrderWorkload(7, workload.tenants, workload.model).items(250)]
     verdicts = set()
     for name, texts in (("operation", records), ("order-event", events)):
         for text in texts:

@@ -147,6 +147,7 @@ def test_all_parts_of_an_aggregate_are_counted() -> None:
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
 )
 
 
