@@ -196,6 +196,7 @@ async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Sha
         await pair.configure("wal_writer_delay", None)
 
 
+@pytest.mark.slow(0.4)
 async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard) -> None:
     """Aurora answers such a question with an error, and keeps its commits otherwise."""
     url = shard.pool.address.connection_string
@@ -345,6 +346,7 @@ async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, p
         await execute(pair.primary.url, "SELECT pg_drop_replication_slot('follower')")
 
 
+@pytest.mark.slow(0.4)
 async def test_receivers_that_cannot_be_promoted_are_not_waited_for(shard: Shard, pair: Pair) -> None:
     """A logical subscriber, and a program that keeps the log, do not count for a failover, and are often far behind."""
     copies = pair.primary._folder / "copies"

@@ -396,6 +396,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow(0.6)
 @settings(max_examples=30, suppress_health_check=NO_CHECKS)
 @given(steps=STEPS)
 async def test_log_lets_each_operation_take_effect_once_whatever_is_given_up_and_replayed(

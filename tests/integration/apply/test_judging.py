@@ -297,6 +297,7 @@ json_values = st.recursive(
 documents = st.dictionaries(st.sampled_from("abcv"), json_values, max_size=4)
 
 
+@pytest.mark.slow(0.4)
 @settings(max_examples=25, deadline=None, suppress_health_check=NO_CHECKS)
 @given(documents, st.lists(documents, min_size=1, max_size=4))
 async def test_judged_merge_is_that_of_the_shard(

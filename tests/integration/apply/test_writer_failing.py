@@ -154,6 +154,7 @@ async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_sha
     await pool.close()
 
 
+@pytest.mark.slow(0.4)
 @settings(max_examples=20, suppress_health_check=NO_CHECKS)
 @given(faults=st.lists(st.sampled_from(["", "", "", "bad", "unstorable"]), min_size=1, max_size=24), data=st.data())
 async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(

@@ -231,6 +231,7 @@ async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, ter
     assert marks == [{"id": PERSON, "origins": ["erasure"], "row_count": 1}]
 
 
+@pytest.mark.slow(0.4)
 async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
@@ -388,6 +389,7 @@ async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMa
         assert await planted(pool.address) == before
 
 
+@pytest.mark.slow(0.4)
 async def test_batch_in_flight_leaves_no_result(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     """It has read the resource before it was deleted, and commits afterwards: the erasure waits for it."""
     address = await make_shard("a")

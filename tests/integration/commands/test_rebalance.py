@@ -403,6 +403,7 @@ async def test_drain_is_undone(make_shard: ShardMaker, tmp_path: Path, capsys: p
     assert printed(capsys)[0]["plan"] == []
 
 
+@pytest.mark.slow(0.4)
 async def test_drain_that_was_stopped_is_undone(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

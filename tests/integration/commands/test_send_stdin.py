@@ -68,6 +68,7 @@ def assert_read(done: subprocess.CompletedProcess[str]) -> None:
     assert "nothing was sent" in done.stderr
 
 
+@pytest.mark.slow(0.5)
 def test_send_reads_a_pipe(piped: IO[bytes]) -> None:
     """As `cat FILE | simplu-worker operations send -` does."""
     assert_read(send(piped))

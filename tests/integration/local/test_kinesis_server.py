@@ -241,6 +241,7 @@ async def test_control_refuses_what_it_does_not_know(url: str, body: bytes) -> N
         assert (reply.status, list(await reply.json())) == (400, ["error"])
 
 
+@pytest.mark.slow(0.4)
 async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
     """20,000 records by four writers are stored once each, in every writer's order."""
 
@@ -265,6 +266,7 @@ async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
     assert by_writer == [[f"{writer}-{number}" for number in range(5000)] for writer in range(4)]
 
 
+@pytest.mark.slow(0.4)
 async def test_program_serves_until_it_is_told_to_stop() -> None:
     """As a child process it answers on its port, and SIGTERM ends it with status 0."""
     port = free_port()

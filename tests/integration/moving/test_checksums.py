@@ -51,6 +51,7 @@ def differing(comparison: Comparison) -> list[str]:
     return [name for name in names if comparison.source.get(name) != comparison.target.get(name)]
 
 
+@pytest.mark.slow(0.6)
 async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
     assert [tuple(row.values()) for row in await fetch(source, query, TENANT_ID)] == [(None, 4.0)]
 
 
+@pytest.mark.slow(3)
 async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) -> None:
     """No operation is lost, applied twice or out of order; the way back is warm."""
     stopping = asyncio.Event()
@@ -93,7 +94,7 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
     assert certificates[1].rows_copied < 3000  # warm
 
 
-@pytest.mark.parametrize("statement", slow_after(2, [*range(2, 40, 12), *range(1, 40, 5)]))
+@pytest.mark.parametrize("statement", slow_after(1, [*range(2, 40, 12), *range(1, 40, 5)]))
 async def test_mover_that_is_killed_is_continued_by_the_next_one(
     world: World, statement: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") is None  # it is at home there
 
 
+@pytest.mark.slow(0.4)
 async def test_move_is_undone_before_its_commit(world: World) -> None:
     """The copy goes, and the mover that made it can do nothing any more."""
     is_copied = asyncio.Event()
@@ -328,6 +330,7 @@ async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World
     assert json.loads(row["detail"]) == {"positions": [position]}
 
 
+@pytest.mark.slow(0.4)
 async def test_difference_is_found_and_repaired_when_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed, a lost and a strange resource; not one that was written since."""
     pool, case = world.shard_pools["b"], world.case("b")

@@ -100,6 +100,7 @@ async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(wor
     assert certificate.pause_s < certificate.phases_s["rehearse"]
 
 
+@pytest.mark.slow(0.4)
 async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None:
     """One that is cut off during the copy is awaited then: promoted later, it would be a second home."""
     seen: list[tuple[str, int]] = []

@@ -153,6 +153,7 @@ async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant
             assert [shard_id for shard_id, _ in survey.rows] == ["shard-2"]
 
 
+@pytest.mark.slow(0.4)
 async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(tenant: MovedTenant) -> None:
     """Notes and tries of messages are rows of the home alone: rows on a former one would refuse the way back."""
     await tenant.move()

@@ -270,6 +270,7 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
         assert part in error
 
 
+@pytest.mark.slow(0.4)
 async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_tenants(
     make_shard: ShardMaker,
 ) -> None:

@@ -156,6 +156,7 @@ async def test_value_is_null_when_it_is_not_of_the_type(tenant: TenantCase, docu
     assert list(row or ()) == expected
 
 
+@pytest.mark.slow(0.4)
 @settings(max_examples=30, suppress_health_check=NO_CHECKS)
 @given(values=st.lists(JSON_VALUES, min_size=1, max_size=40))
 async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, values: list[Any]) -> None:

@@ -113,6 +113,7 @@ async def test_shard_on_a_server_with_lower_numbers_is_held_until_its_numbers_ar
         await moved.close()
 
 
+@pytest.mark.slow(0.4)
 async def test_number_that_the_log_has_is_taken_for_no_fresh_one(make_shard: object) -> None:
     """Where the log is ahead of its server only in part, the batch's own row shows it: nothing is applied."""
     assert callable(make_shard)

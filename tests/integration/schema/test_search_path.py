@@ -165,6 +165,7 @@ async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
     assert [item["data"] for item in results["list"]["items"]] == [expected]
 
 
+@pytest.mark.slow(0.4)
 async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
     """Neither their statements nor the functions that these call."""
     await apply_all_kinds(trapped)

@@ -147,6 +147,7 @@ async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_
         assert all(row["is_confirmed"] for row in rows)
 
 
+@pytest.mark.slow(0.4)
 async def test_provision_all_puts_single_calls_into_few_transactions(make_shard: ShardMaker) -> None:
     """Tenants that come one by one, at the same time, are made and confirmed together, and see to the schema once."""
     address = await make_shard("shard-1", is_empty=True)
