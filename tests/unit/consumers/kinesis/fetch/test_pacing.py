@@ -347,14 +347,26 @@ def test_catch_up_yields_to_the_main_reader_for_two_seconds(start: float, expect
         assert budget.start_beside_main(start, 2.0) == pytest.approx(expected)
 
 
-def test_catch_up_does_not_wait_for_a_main_reader_that_has_ended() -> None:
+@pytest.mark.parametrize("reads", ["no more", "by push"])
+def test_catch_up_does_not_wait_for_a_main_reader_that_does_not_poll(reads: str) -> None:
     """No start is kept for it."""
     budget = ReadBudget()
     main = busy_main(budget, [(100.0, True), *((100.0 + at / 10, False) for at in range(1, 5))])
     with budget.open_catch_up(100.0):
         before = budget.start_beside_main(101.03, 100.5)
-        main.note_end()
+        if reads == "by push":
+            main.is_pushed = True
+        else:
+            main.note_end()
         assert (before > 101.03, budget.start_beside_main(101.03, 100.5)) == (True, 101.03)
+
+
+def test_catch_up_has_all_bytes_before_there_is_a_main_reader() -> None:
+    """Two MiB take a second."""
+    with ReadBudget().open_catch_up(100.0) as catch_up:
+        catch_up.note_start(100.0)
+        catch_up.note_reply(100.0, record_count=1, size_bytes=2 * MIB)
+        assert catch_up.delay_s(100.0) == pytest.approx(1.0)
 
 
 def test_catch_up_that_is_opened_starts_at_once_and_an_interval_after_the_others() -> None:
