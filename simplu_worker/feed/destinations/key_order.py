@@ -20,15 +20,14 @@ class KeyOrder:
         self._waiting: dict[str, list[int]] = {}
         for index in reversed(range(len(events))):
             self._waiting.setdefault(self._keys[index], []).append(index)  # the next one is the last
-        self._deliveries: list[Delivery | None] = [None] * len(events)
+        self._deliveries: list[Delivery] = [RetryLater(BEHIND)] * len(events)
 
     def __repr__(self) -> str:
         return f"KeyOrder({len(self._waiting)} keys with events to send)"
 
     def lanes(self) -> list[list[int]]:
         """Return the events that were not sent yet, those of each key in order; the key of the first event first."""
-        lanes = [waiting[::-1] for waiting in self._waiting.values()]
-        return sorted(lanes, key=lambda lane: lane[0])
+        return sorted([waiting[::-1] for waiting in self._waiting.values()])
 
     def next_round(self) -> list[int]:
         """Return in their order the next event of each key whose events so far were delivered; none at the end."""
@@ -56,7 +55,7 @@ class KeyOrder:
 
     def deliveries(self) -> list[Delivery]:
         """Return what became of each event, in their order."""
-        return [RetryLater(BEHIND) if delivery is None else delivery for delivery in self._deliveries]
+        return [*self._deliveries]
 
 
 def requests_of(items: Iterable[tuple[T, int]], *, max_count: int, max_bytes: int) -> list[list[T]]:

@@ -146,7 +146,8 @@ def test_notification_is_about_resources_alone(kind: FeedKind) -> None:
         assert encode_notification(feed_event(kind=kind, **missing), ENOUGH) is None
 
 
+@pytest.mark.usefixtures("far_from_utc")
 def test_time_without_fractions_has_milliseconds_in_a_notification() -> None:
-    """As `toISOString` writes it."""
+    """As `toISOString` writes it, in UTC wherever the worker runs."""
     encoded = encode_notification(feed_event(time=datetime(2026, 3, 1, tzinfo=UTC)), ENOUGH)
     assert b'"timestamp":"2026-03-01T00:00:00.000Z"' in (encoded or b"")

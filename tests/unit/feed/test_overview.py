@@ -16,11 +16,12 @@ def test_views_add_up_the_shards_of_each_destination_of_the_file() -> None:
         ShardView("a", "crm", NOW - timedelta(seconds=90), 1, None, "busy"),
         ShardView("a", "bus", None),
         ShardView("a", "gone", NOW - timedelta(days=1)),
+        ShardView("b", "early", stopped="refused"),
         ShardView("c", "early", NOW + timedelta(seconds=1), error="busy"),
     ]
     assert destination_views(["crm", "bus", "new", "early"], shards, NOW) == [
         DestinationView("crm", 90.0, 2, 3, ("b",), "400"),
         DestinationView("bus", 0.0, 1),
         DestinationView("new"),
-        DestinationView("early", 0.0, 1, error="busy"),
+        DestinationView("early", 0.0, 2, 0, ("b",), "busy"),
     ]

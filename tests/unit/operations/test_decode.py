@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -642,16 +640,6 @@ def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
 def test_letters_after_an_escaped_backslash_are_no_surrogate(text: str, expected: str) -> None:
     """The text of a record may look like an escape; the search goes on behind it."""
     assert replace_lone_surrogates(text.encode()).decode() == expected
-
-
-@pytest.fixture
-def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run the process in a time zone 9 hours ahead of UTC."""
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "XXX-9")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 @pytest.mark.usefixtures("far_from_utc")

@@ -59,6 +59,13 @@ def test_giving_up_leaves_what_was_sent() -> None:
     assert (order.next_round(), order.deliveries()) == ([], [Delivered(), LATER, LATER])
 
 
+def test_event_that_was_not_sent_is_tried_later() -> None:
+    """As when all senders have ended before its turn."""
+    order = order_of("aab")
+    order.note(0, Delivered())
+    assert order.deliveries() == [Delivered(), RetryLater(BEHIND), RetryLater(BEHIND)]
+
+
 def test_noting_another_event_than_the_next_of_its_key_is_a_defect() -> None:
     """The order would be lost."""
     with pytest.raises(AssertionError):
