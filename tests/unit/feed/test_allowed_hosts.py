@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
@@ -92,6 +92,36 @@ def test_address_within_ipv6_is_judged_as_the_one_of_ipv4(address: IPv4Address) 
         str(IPv6Address(0x2002 << 112 | number << 80)),
     ):
         assert is_public(embedded(ip_address(text))) == is_public(address)
+
+
+def test_list_has_names_in_small_letters_without_a_dot_at_the_end_and_networks_apart() -> None:
+    """As DNS has them: a dot at the end is the root."""
+    assert AllowedHosts.parse(("Hooks.Example.", "10.0.0.0/8", "*.test")) == AllowedHosts(
+        ("hooks.example", "*.test"), (ip_network("10.0.0.0/8"),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "inner"),
+    [
+        ("::", "::"),
+        ("::1", "::1"),
+        ("::2", "0.0.0.2"),
+        ("::a9fe:a9fe", "169.254.169.254"),
+        ("fe80::1%eth0", "fe80::1"),
+    ],
+)
+def test_address_leads_to_another_or_is_itself(text: str, inner: str) -> None:
+    """A list with `::1` opens the loopback, one with `::/0` no metadata service in an obsolete form."""
+    address = ip_address(text)
+    assert embedded(address) == ip_address(inner)
+    problem = AllowedHosts.parse(("::/0",)).address_problem("hooks.example", address)
+    assert (problem is not None) == (":" not in inner)
+
+
+def test_problem_names_the_address_that_a_destination_has() -> None:
+    """There is no name to show."""
+    assert (AllowedHosts().host_problem("127.0.0.1") or "").endswith("got another for 127.0.0.1")
 
 
 def test_names_that_look_like_numbers_are_names() -> None:

@@ -69,6 +69,12 @@ def test_event_without_data_has_no_member_about_data() -> None:
     assert decoded(feed_event(kind=FeedKind.UNDONE, undoes="token-7-1"))["simpluundoes"] == "token-7-1"
 
 
+def test_event_of_a_tenant_is_about_it() -> None:
+    """It has no resource."""
+    found = decoded(feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None))
+    assert (found["subject"], found["partitionkey"]) == ("smile-berlin", "smile-berlin")
+
+
 def test_event_of_a_whole_shard_has_its_bounds_as_data() -> None:
     """And no tenant."""
     bounds = EventBounds(behind=3, through=9, from_time=AT, to_time=AT + timedelta(hours=1))

@@ -78,13 +78,11 @@ def test_keys_of_a_batch_are_those_of_each_id(texts: list[str]) -> None:
 def test_batch_of_uuids_alone_is_recognised() -> None:
     """Else its keys would be made one by one; a hyphen at another place makes another id of the same digits."""
     assert are_uuids(f"{ID}\n".encode() * 3, 3)
-    for place in (8, 13, 18, 23):
-        for moved in (
-            ID[:place] + ID[place + 1] + "-" + ID[place + 2 :],
-            ID[: place - 1] + "-" + ID[place - 1] + ID[place + 1 :],
-        ):
-            assert not are_uuids(f"{ID}\n{moved}\n".encode(), 2)
-            assert keys_of_ids([moved]) == [key_of_id(moved)]
+    moved = [[ID[:place] + ID[place + 1] + "-" + ID[place + 2 :]] for place in (8, 13, 18, 23)]
+    moved += [[ID[: place - 1] + "-" + ID[place - 1] + ID[place + 1 :]] for place in (8, 13, 18, 23)]
+    for others in [*moved, [ID.replace("0", "g", 1)], [ID.replace("0", "X", 1)], [ID[:30], ID[30:] + ID], [ID, "0"]]:
+        assert not are_uuids("".join(f"{text}\n" for text in [ID, *others]).encode(), 1 + len(others))
+        assert keys_of_ids(others) == [key_of_id(text) for text in others]
 
 
 def test_kinds_have_codes_of_one_letter() -> None:
