@@ -228,15 +228,18 @@ def test_only_the_last_tenants_are_remembered(monkeypatch: pytest.MonkeyPatch) -
     assert time.cost_s(operation("c")) > 2 * FIRST_COST_S
 
 
-def test_tenant_that_was_measured_again_is_one_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was measured longest ago is forgotten for a further one."""
+@pytest.mark.parametrize(("measured", "remembered"), [("abac", [True, False, True]), ("abb", [True, True, False])])
+def test_tenant_that_was_measured_again_is_one_of_the_last(
+    monkeypatch: pytest.MonkeyPatch, measured: str, remembered: list[bool]
+) -> None:
+    """The one that was measured longest ago is forgotten for a further one, and for no other."""
     monkeypatch.setattr(shard_time, "TENANT_KINDS_MAX", 2)
     time = ShardTime()
-    for tenant_id in ("a", "b", "a", "c"):
+    for tenant_id in measured:
         time.note([Demand.of([operation(tenant_id)] * 100)], 1.0)
     new_s = time.cost_s(operation("new"))
 
-    assert [time.cost_s(operation(tenant_id)) > new_s for tenant_id in "abc"] == [True, False, True]
+    assert [time.cost_s(operation(tenant_id)) > new_s for tenant_id in "abc"] == remembered
 
 
 def _keys(count: int) -> list[tuple[str, OperationKind]]:
