@@ -31,7 +31,7 @@ from typing import Any, Final
 
 import asyncpg
 from faults.history import History
-from faults.judge import Promise, Violation, judge, read_history
+from faults.judge import Promise, Violation, is_of_an_end_before_its_time, judge, read_history
 from faults.load import Load
 from faults.nemeses import NEMESES, OFTEN, WITH_CLOCKS, plan, run_episode
 from faults.world import World
@@ -184,6 +184,9 @@ async def judge_end(world: World, within_s: float) -> tuple[list[Violation], lis
         violations = judge([*world.history.lines, *ending])
         is_unmended = bool(violations) and {one.promise for one in violations} <= UNMENDED
         is_over = is_unmended or time.monotonic() > deadline
+        if violations and is_over and (left := await world.left_in_sources()):
+            late = Violation(Promise.END, f"after {within_s:g} s the sources still have {left}")
+            return [late, *(one for one in violations if not is_of_an_end_before_its_time(one))], ending
         if is_over or (is_second and not violations):
             return violations, ending
         is_second = not violations

@@ -39,6 +39,13 @@ LIVE: Final = frozenset({"active", "fenced"})
 GONE_BACK: Final = frozenset({"pending", "unknown", "rejected"})  # not `held`, which tells nothing of the operation
 CHANGES: Final = {"create": "created", "update": "updated", "patch": "patched", "delete": "deleted"}
 REPLACED: Final = "simplu.tenant.replaced"
+UNFINISHED: Final = (
+    "operations lost",
+    "resources lost",
+    "resources with other content",
+    "resources that should not be there",
+    "events missing",
+)
 # Events with which programs log their own defects, by docs/events.md; others tell of the faults.
 DEFECTS: Final = frozenset(
     {
@@ -298,6 +305,11 @@ def _judge_held(
 
 def _tenant_of(event: Event) -> str:
     return event.key.split("/")[0]
+
+
+def is_of_an_end_before_its_time(violation: Violation) -> bool:
+    """Return whether a history breaks the promise while sources still have what was put, and no more later."""
+    return any(f" {kind}, such as " in violation.text for kind in UNFINISHED)
 
 
 def read_history(text: str) -> list[Line]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from faults.judge import Promise, judge
+from faults.judge import Promise, is_of_an_end_before_its_time, judge
 
 TENANT, HOME, OTHER = "smile-berlin", "shard-1", "shard-2"
 Lines = list[dict[str, Any]]
@@ -186,6 +186,14 @@ def test_events_that_a_promotion_took_back_are_not_held() -> None:
     assert judge(follow) == []
     undoing["event"]["simplurequest"] = "r-9"
     assert {one.promise for one in judge(follow)} == {Promise.FEED}
+
+
+def test_what_is_late_is_told_from_what_is_wrong() -> None:
+    """Where operations are missing, so are their resources and events; an operation applied twice is no delay."""
+    late = [line for line in RIGHT if line not in (row(1, "patch"), event(1, "patched"))]
+    assert judge(late)
+    assert all(map(is_of_an_end_before_its_time, judge(late)))
+    assert not any(map(is_of_an_end_before_its_time, judge([*RIGHT, row(1, "patch")])))
 
 
 def test_judge_shares_no_code_with_the_product() -> None:

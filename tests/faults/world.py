@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -42,6 +43,11 @@ MOVE_WITHIN_S: Final = 120.0
 ALL_MOVED_WITHIN_S: Final = 300.0
 MAX_PAUSE_S: Final = "10"  # of a move: a machine that has other work takes more than half a second
 SAID_LENGTH: Final = 1000
+MESSAGES: Final = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+AGES: Final = re.compile(
+    r"^simplu_(?:kinesis_lag|held_age|catch_up_lag|feed_lag)_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE
+)
+AGE_S: Final = 1.0
 ASK_EVERY_S: Final = 0.1
 ASKED_RECENT: Final = 150
 LIBRARIES: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -171,6 +177,15 @@ class World:
     def directory(self) -> Path:
         """The folder of everything, which goes in the end."""
         return self.stack.group.directory
+
+    async def left_in_sources(self) -> str:
+        """Return what was put and not read or not decided yet, for people; empty if nothing is left."""
+        url = self.stack.env["SQS_ORDER_EVENTS_QUEUE_URL"]
+        async with self.stack.aws_client("sqs") as sqs:
+            attributes = (await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(MESSAGES)))["Attributes"]
+        age_s = max([await _age_s(worker) for worker in self.workers])
+        count = sum(map(int, attributes.values()))
+        return f"{count} messages, and records or events of {age_s:.0f} s" if count or age_s >= AGE_S else ""
 
     def clock_file(self, number: int) -> Path:
         """Return the file with what is added to the clock of a worker."""
@@ -333,6 +348,18 @@ class World:
             members = {name: body.get(name) for name in ("status", "error", "reason", "readUpTo", "shardId")}
             members |= {"tenant": put["tenant"], "request": put["request"], "port": worker.port}
             self.history.note("answer", at=at, until=time.time(), **members)
+
+
+async def _age_s(worker: WorkerProcess) -> float:
+    """Return the age of the oldest record or event that a worker has not finished; infinite without an answer."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(f"{worker.url}/metrics") as answer,
+        ):
+            return max(map(float, AGES.findall(await answer.text())), default=0.0)
+    except (aiohttp.ClientError, TimeoutError):
+        return float("inf")
 
 
 async def lock_rows(url: str, query: str, *arguments: object) -> asyncpg.Connection[Any]:
