@@ -243,12 +243,13 @@ class LocalQueue:
             message.ticket = 0
         self._messages.clear()
 
-    def expire_receipts(self, now_ms: int) -> None:
-        """Let the visibility timeout of every message in flight end now."""
+    def expire_receipts(self, now_ms: int) -> int:
+        """Let the visibility timeout of every message in flight end now; return their number."""
         self.apply_due(now_ms)
-        for message in self._messages.values():
-            if message.state is MessageState.IN_FLIGHT:
-                self._make_visible(message)
+        in_flight = [message for message in self._messages.values() if message.state is MessageState.IN_FLIGHT]
+        for message in in_flight:
+            self._make_visible(message)
+        return len(in_flight)
 
     def make_visible(self, handle: str) -> None:
         """Make a message visible at once that was just received: its receiver does not notice."""

@@ -34,6 +34,8 @@ from simplu_local.sqs.model import SqsAccount, SqsOptions
 from simplu_local.sqs.queue import LocalQueue
 from simplu_local.sqs.requests import BatchRequest, ReceiveMessage, queue_name_of
 
+EXPIRED_RECEIPTS = "expire_receipts"  # in the state, beside the calls that faults have struck
+
 log = structlog.get_logger(__name__)
 
 
@@ -97,7 +99,7 @@ class SqsServer(AwsServer[SqsFault]):
         """Do one command of the control path. Raises SqsError for a queue that does not exist."""
         match command:
             case ExpireReceipts(queue):
-                self.account.find(queue).expire_receipts(self.now_ms())
+                self._faults.struck[EXPIRED_RECEIPTS] += self.account.find(queue).expire_receipts(self.now_ms())
             case SqsFault() | ClearFaults() | AdvanceClock() | SetOptions():
                 self._run_common_command(command)
             case _:

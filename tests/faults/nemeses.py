@@ -28,6 +28,7 @@ from simplu_local.aws_server.faults import ClearFaults, Fault
 from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import ExpireIterators, KinesisFault
 from simplu_local.sqs.faults import ExpireReceipts, SqsFault
+from simplu_local.sqs.server import EXPIRED_RECEIPTS
 
 
 @dataclass
@@ -314,8 +315,9 @@ async def citrus_flapping(world: World) -> AsyncIterator[Effect]:
 
 @asynccontextmanager
 async def _commanded(url: str, *commands: msgspec.Struct) -> AsyncIterator[Effect]:
-    kinds = {f"{one.kind} {one.action}" for one in commands if isinstance(one, Fault)}
-    effect = Effect(-_count(await send_commands(url, *commands), kinds))
+    kinds = {EXPIRED_RECEIPTS} | {f"{one.kind} {one.action}" for one in commands if isinstance(one, Fault)}
+    effect = Effect(-_count(await send_commands(url), kinds))
+    await send_commands(url, *commands)
     try:
         yield effect
     finally:
