@@ -99,8 +99,10 @@ def simulation() -> str:
 
 
 def faults() -> str:
-    """Return the table of histories of real processes."""
+    """Return the table of histories of real processes; empty before the first campaign."""
     campaigns = json.loads(REAL_CAMPAIGNS.read_text(encoding="utf-8"))
+    if not campaigns:
+        return ""
     columns = ("histories", "operations", "moves", "promotions", "operationsLostByPromotions")
     histories, operations, *others = (sum(one[column] for one in campaigns) for column in columns)
     kinds = {kind for one in campaigns for kind, (begun, _) in one["nemeses"].items() if begun}
