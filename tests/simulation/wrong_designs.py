@@ -830,19 +830,19 @@ MORE_WRONG_DESIGNS = {
     "a hold begins at the main reader": WrongDesign(_with_reader(ownership_class=StartingOwnership)),
     "a hold joins a catch-up that has passed it": WrongDesign(_with_reader(ownership_class=JoiningOwnership)),
     "a backfill takes no tenant from another hold": WrongDesign(
-        _with_reader(ownership_class=ModestOwnership), weather=Weather.STORM
+        _with_reader(ownership_class=ModestOwnership), weather=Weather.MOVES
     ),
     "a backfill takes tenants of which it has passed operations": WrongDesign(
-        _with_reader(ownership_class=LateOwnership), weather=Weather.STORM
+        _with_reader(ownership_class=LateOwnership), weather=Weather.MOVES
     ),
     "a tenant of which neither hold comes to all is left as it is": WrongDesign(
-        _with_reader(ownership_class=PoliteOwnership), weather=Weather.STORM
+        _with_reader(ownership_class=PoliteOwnership), weather=Weather.MOVES
     ),
     "a tenant of which neither hold comes to all is read again from its own operations on": WrongDesign(
-        _with_reader(dispatcher_class=NarrowDispatcher), weather=Weather.STORM
+        _with_reader(dispatcher_class=NarrowDispatcher), weather=Weather.MOVES
     ),
     "operations of a tenant stay in their lane when a catch-up comes to them": WrongDesign(
-        _with_reader(dispatcher_class=KeepingDispatcher), weather=Weather.STORM
+        _with_reader(dispatcher_class=KeepingDispatcher), weather=Weather.MOVES
     ),
     # Reshards
     "the list of pending tenants leaves out those in lanes": WrongDesign(
@@ -872,34 +872,34 @@ MORE_WRONG_DESIGNS = {
     "a take leaves the checkpoint owner": WrongDesign(_with_table(HalfTakingTable), hand_leases_over),
     # Positions
     "what a shard has lost is not read again": WrongDesign(
-        _with_reader(positions_class=NeverPositions), weather=Weather.STORM
+        _with_reader(positions_class=NeverPositions), weather=Weather.MOVES
     ),
     "a reader trusts the row that it finds first": WrongDesign(
         _with_reader(positions_class=WelcomingPositions), weather=Weather.STORM
     ),
     "a shard without a row lacks nothing": WrongDesign(
-        _with_reader(positions_class=RowlessPositions), weather=Weather.STORM
+        _with_reader(positions_class=RowlessPositions), weather=Weather.MOVES
     ),
     "a row leaves out tenants without a shard": WrongDesign(
-        _with_reader(positions_class=RoutedPositions), weather=Weather.STORM
+        _with_reader(positions_class=RoutedPositions), weather=Weather.MOVES
     ),
-    "a row has what is read": WrongDesign(_with_reader(positions_class=ClaimingPositions), weather=Weather.STORM),
+    "a row has what is read": WrongDesign(_with_reader(positions_class=ClaimingPositions), weather=Weather.MOVES),
     "a row keeps its content when another row is adopted": WrongDesign(
-        _with_reader(positions_class=StubbornPositions), weather=Weather.STORM
+        _with_reader(positions_class=StubbornPositions), weather=Weather.MOVES
     ),
     "the held tenants of a row are those of a second ago": WrongDesign(
-        _with_reader(positions_class=MixedPositions), weather=Weather.STORM
+        _with_reader(positions_class=MixedPositions), weather=Weather.MOVES
     ),
     "a row names only the held tenants that the reader has seen": WrongDesign(
         _with_reader(positions_class=AcquaintedPositions), weather=Weather.STORM
     ),
     "a batch is applied whatever token its row has": WrongDesign(
-        twist=_with_shards(BlindShards), weather=Weather.STORM
+        twist=_with_shards(BlindShards), weather=Weather.MOVES
     ),
-    "the token of a row is a counter": WrongDesign(twist=_with_shards(CountingShards), weather=Weather.STORM),
-    "tokens of unknown outcomes are kept for ever": WrongDesign(_with_gateway(HoardingGateway), weather=Weather.STORM),
+    "the token of a row is a counter": WrongDesign(twist=_with_shards(CountingShards), weather=Weather.MOVES),
+    "tokens of unknown outcomes are kept for ever": WrongDesign(_with_gateway(HoardingGateway), weather=Weather.MOVES),
     "a row is written in a transaction before that of its batch": WrongDesign(
-        twist=_with_shards(TornShards), weather=Weather.STORM
+        twist=_with_shards(TornShards), weather=Weather.MOVES
     ),
     # Moves
     "positions stay behind when a tenant moves": WrongDesign(
