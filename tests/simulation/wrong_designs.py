@@ -783,7 +783,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES, seed=85
     ),
     "a reader follows a move from any token of the source": WrongDesign(
-        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=1005
+        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=1209
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=293
