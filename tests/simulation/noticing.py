@@ -33,7 +33,7 @@ DESIGNS = {**MORE_WRONG_DESIGNS, **WRONG_DESIGNS}
 NOTICED = Path(__file__).with_name("noticed.json")
 QUEUES = "queues"
 HISTORIES = 5000
-ROUNDS = (20, 100, 500, HISTORIES)  # histories that all designs get before any gets more
+ROUNDS = (5, 20, 100, 500, HISTORIES)  # histories that all designs get before any gets more
 JOB_S = 60.0  # of processor time, after which a design waits for its next turn
 HISTORY_S = 60.0  # a history that takes longer goes round in a circle
 
