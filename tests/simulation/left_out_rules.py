@@ -1,7 +1,7 @@
 """The rules that the models leave out, and what leaves each out in code: wrong designs, or why none can.
 
-A design that is named here is one of `wrong_designs`, or of `queue_histories`. Where the simulation does not have the
-code, the test is named that is about the rule.
+A design that is named here is one of `wrong_designs`, `wrong_whole` or `queue_histories`. Where the simulation does not
+have the code, the test is named that is about the rule.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from simulation.queue_histories import WRONG_ABOUT_QUEUES
 from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_ABOUT_GAPS, WRONG_DESIGNS
+from simulation.wrong_whole import WRONG_IN_WHOLE
 
 LOSSES: Final = "what a shard has lost is not read again"
 AT_APPLIED: Final = "a catch-up ends where all is applied, not dispatched"
@@ -137,6 +138,23 @@ BY_DESIGN: Final[dict[str, str]] = {
     "put back: the message at fault alone": "a message returns to its queue, and those behind it go on",
     "put back: goes on before the dead letter": "a message is deleted before its dead letter is stored",
     "put back: no log": "the log does not drop messages that were applied",
+    "feed: beyond the horizon": "the feed reads beyond the oldest running transaction",
+    "log order: beyond the horizon": "the feed reads beyond the oldest running transaction",
+    "feed: cursor before the publish": "the feed writes its cursor before the delivery",
+    "feed: publish before the commit is safe": "the feed publishes commits that may be lost",
+    "feed: target before the source": "the feed of a target does not wait for the source",
+    "log order: target before the source": "the feed of a target does not wait for the source",
+    "feed: the target trusts a cursor that may go back": "the feed of a target trusts a cursor that may go back",
+    "feed: no new incarnation": "no incarnation begins with a promotion",
+    "feed: a cursor that is written on the promoted server": "a cursor is written on a server that was promoted since",
+    "feed: the run of the server is noted for a destination that is out of the file": (
+        "a run is noted for destinations that are out of the file"
+    ),
+    "feed: a publisher knows at once what the one before it published": (
+        "a publisher takes what it remembers for all that came"
+    ),
+    "put back: deleted before it is safe": "an order event is deleted before its commit is safe",
+    "move and failover: messages are deleted early": "an order event is deleted before its commit is safe",
 }
 
 
@@ -266,42 +284,17 @@ ELSEWHERE: Final = (
         },
     ),
     Elsewhere(
-        "no design of the feed, or of those who follow a log, leaves it out so far",
+        "no design of the feed, or of a follower of the log, leaves it out so far",
         {
-            "feed: beyond the horizon": (
-                f"{FEED}test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed"
-            ),
-            "feed: cursor before the publish": (
-                f"{FEED}test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_killed"
-            ),
-            "feed: publish before the commit is safe": LOST_COMMITS,
-            "feed: target before the source": IN_TURN,
-            "feed: the target trusts a cursor that may go back": (
-                f"{MOVED}test_target_waits_until_the_cursor_of_the_source_is_safe"
-            ),
             "feed: incarnation behind the newest batch": (
                 "integration/feed/test_feed_page.py::"
                 "test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before"
-            ),
-            "feed: a cursor that is written on the promoted server": (
-                f"{FEED}test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_were_read"
-            ),
-            "feed: no new incarnation": LOST_COMMITS,
-            "feed: a publisher knows at once what the one before it published": (
-                f"{FEED}test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had"
-            ),
-            "feed: the run of the server is noted for a destination that is out of the file": (
-                f"{FEED}test_destination_out_of_the_file_begins_no_incarnation_until_it_is_back"
-            ),
-            "log order: beyond the horizon": (
-                f"{FEED}test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed"
             ),
             "log order: by number alone": LOST_COMMITS,
             "log order: only what is behind the newest is undone": LOST_COMMITS,
             "log order: forgets what is not safe yet": (
                 "unit/feed/test_memory.py::test_events_are_remembered_as_long_as_a_standby_may_lag"
             ),
-            "log order: target before the source": IN_TURN,
             "log order: marker before the fence": IN_TURN,
         },
     ),
@@ -340,7 +333,7 @@ ELSEWHERE: Final = (
         },
     ),
     Elsewhere(
-        "the simulated queues have no lanes of shards: a stand-in for the handler of orders decides",
+        "no design of the handler of order events leaves it out so far",
         {
             "put back: the run of one tenant, the next goes on": (
                 f"{CHAIN}test_messages_behind_one_that_stops_the_chain_are_put_back"
@@ -351,12 +344,6 @@ ELSEWHERE: Final = (
             ),
             "put back: visible at once, its shard still down": (
                 f"{ORDERS}test_orders_are_applied_when_their_shard_is_back"
-            ),
-            "put back: deleted before it is safe": (
-                f"{SAFETY}test_orders_are_done_once_they_are_safe_and_applied_meanwhile"
-            ),
-            "move and failover: messages are deleted early": (
-                f"{SAFETY}test_orders_are_done_once_they_are_safe_and_applied_meanwhile"
             ),
             "put back: next transaction to the shard before it is safe": (
                 f"{ORDERS}test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is_safe"
@@ -425,4 +412,6 @@ ELSEWHERE: Final = (
         },
     ),
 )
-DESIGNS: Final = frozenset({*WRONG_DESIGNS, *MORE_WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES})
+DESIGNS: Final = frozenset(
+    {*WRONG_DESIGNS, *MORE_WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES, *WRONG_IN_WHOLE}
+)
