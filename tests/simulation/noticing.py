@@ -129,6 +129,11 @@ def histories_until_noticed(design: str) -> int | None:
     return min(counts, default=None)
 
 
+def histories_of(design: str) -> int:
+    """Return how many histories a design has had in all weathers."""
+    return sum(one["histories"] for one in read_counts().get(design, {}).values())
+
+
 def seed_of(design: str) -> tuple[Weather, int] | None:
     """Return the weather and the seed that show a design; None where none has."""
     found = [(one["histories"], weather) for weather, one in read_counts().get(design, {}).items() if one["isNoticed"]]

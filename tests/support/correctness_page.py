@@ -14,7 +14,7 @@ from statistics import median_high
 from model import test_models, test_moves, test_ownership, test_put_back, test_restores
 from simulation.campaign import CAMPAIGNS
 from simulation.left_out_rules import BY_DESIGN
-from simulation.noticing import histories_until_noticed
+from simulation.noticing import histories_of, histories_until_noticed
 from simulation.test_simulation import FLOOR, KCL_SEEDS
 from support.requires import ROOT
 
@@ -77,7 +77,13 @@ def models() -> str:
     counts = [count for one in taken.values() for count in one]
     rows.append(("all", states.total(), wrong.total(), _of(counts, in_code.total()), _middle_and_most(counts)))
     head = ("model", "states", "left-out rules that break a promise", "left out in code: noticed", "median, most")
-    return _table(head, rows)
+    unnoticed = [one for one in {*BY_DESIGN.values()} if histories_until_noticed(one) is None]
+    tried = [histories_of(one) for one in unnoticed]
+    return _table(head, rows) + (
+        f"\nThe {len(tried)} designs that were not noticed had from {min(tried)} to {max(tried)} histories so far.\n"
+        if tried
+        else ""
+    )
 
 
 def simulation() -> str:
