@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -39,16 +39,16 @@ def modules() -> list[Path]:
 
 def events_in(tree: ast.AST) -> Iterator[LoggedEvent]:
     """Yield each event that *tree* logs; event, level and keys may go through a name of the same function."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     returned = {
-        node.name: [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None]
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        one.name: [node.value for node in ast.walk(one) if isinstance(node, ast.Return) and node.value is not None]
+        for one in functions
     }
     seen: set[int] = set()
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for scope in [*reversed(functions), tree]:  # the innermost first: its names are meant
-        assigned = assignments_in(scope)
-        for node in ast.walk(scope):
+        nodes = [*ast.walk(scope)]
+        assigned = assignments_in(nodes)
+        for node in nodes:
             if isinstance(node, ast.Call) and id(node) not in seen and (levels := levels_of(node, assigned)):
                 seen.add(id(node))
                 keys = keys_of(node, assigned, returned)
@@ -56,10 +56,10 @@ def events_in(tree: ast.AST) -> Iterator[LoggedEvent]:
                     yield LoggedEvent(event, frozenset(levels), frozenset(keys))
 
 
-def assignments_in(scope: ast.AST) -> dict[str, list[ast.expr]]:
-    """Return what is assigned to each name in *scope*."""
+def assignments_in(nodes: Iterable[ast.AST]) -> dict[str, list[ast.expr]]:
+    """Return what is assigned to each name in the *nodes* of a scope."""
     assigned: defaultdict[str, list[ast.expr]] = defaultdict(list)
-    for node in ast.walk(scope):
+    for node in nodes:
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 if isinstance(target, ast.Name):
