@@ -2,8 +2,8 @@
 
 A reply that is no JSON of AWS, as a proxy may send, is an error: botocore takes it for a reply without members. The
 records of a stream are decoded here, in place of botocore, to which a reply without members is left: its parser takes
-longer for them than all the rest of the worker. An event stream is left unread: its reader decides when to receive how
-much.
+longer for them than all the rest of the worker. So are the rows of the tables that an idle worker reads all the time.
+An event stream is left unread: its reader decides when to receive how much.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from botocore.parsers import ResponseParserError
 
 Decode: TypeAlias = Callable[[bytes], dict[str, Any]]
 
-# The operations whose replies are decoded here, each with its decoder, which raises msgspec.DecodeError. That of
-# GetRecords is in the door to Kinesis.
+# The operations whose replies are decoded here, each with its decoder, which raises msgspec.DecodeError; the doors to
+# Kinesis and to the lease table have them.
 DECODERS: dict[str, Decode] = {}
 NO_MEMBERS: Final = b"{}"
 # What botocore raises where JSON is not that of the service's model.

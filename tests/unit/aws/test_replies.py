@@ -11,10 +11,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 from aiohttp import web
+from botocore.parsers import create_parser
+from botocore.session import get_session
 
 from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.aws.put_records import decode_put_records
 from simplu_worker.aws.replies import DECODERS
+from simplu_worker.consumers.kinesis.leases.table_requests import decode_rows
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
 from simplu_worker.errors import PermanentError, RetryableError
 
@@ -71,9 +74,32 @@ class Recorder:
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
-def test_records_alone_are_decoded_by_us() -> None:
+def test_records_and_rows_alone_are_decoded_by_us() -> None:
     """Botocore parses all other replies."""
-    assert {"GetRecords": decode_get_records, "PutRecords": decode_put_records} == DECODERS
+    records = {"GetRecords": decode_get_records, "PutRecords": decode_put_records}
+    assert records | {"Scan": decode_rows, "UpdateItem": decode_rows} == DECODERS
+
+
+ROW = {"leaseKey": {"S": "one"}, "leaseCounter": {"N": "1"}, "parentShardId": {"SS": ["a"]}, "other": {"NULL": True}}
+
+
+@pytest.mark.parametrize(
+    ("operation", "reply"),
+    [
+        ("Scan", {"Items": [ROW, {"deep": {"M": {"list": {"L": [{"BOOL": False}]}}}}], "LastEvaluatedKey": ROW}),
+        ("Scan", {"Items": [], "LastEvaluatedKey": None, "ConsumedCapacity": {"CapacityUnits": 2.5}}),
+        ("UpdateItem", {"Attributes": ROW}),
+        ("UpdateItem", {}),
+    ],
+    ids=str,
+)
+def test_rows_are_decoded_as_by_botocore(operation: str, reply: dict[str, Any]) -> None:
+    """But for binary values, which the worker writes into no row. A member that is null is left out."""
+    body = json.dumps(reply).encode()
+    shape = get_session().get_service_model("dynamodb").operation_model(operation).output_shape
+    parsed = create_parser("json").parse({"body": body, "headers": {}, "status_code": 200}, shape)
+    del parsed["ResponseMetadata"]
+    assert parsed == decode_rows(body)
 
 
 OUTAGE: Answer = (500, {"__type": "InternalServerError"}, {})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from itertools import product
-from typing import Any
+from typing import Any, TypedDict
+
+import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.aws.replies import DECODERS
 from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
@@ -64,3 +67,24 @@ class TableRequests:
         finally:
             DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
         return reply
+
+
+class _Reply(TypedDict, total=False):
+    """The members of a reply that are read; others are left out."""
+
+    Attributes: dict[str, dict[str, Any]] | None
+    ConsumedCapacity: dict[str, Any] | None
+    Items: list[dict[str, dict[str, Any]]] | None
+    LastEvaluatedKey: dict[str, dict[str, Any]] | None
+
+
+_reply_decoder = msgspec.json.Decoder(_Reply)
+
+
+def decode_rows(body: bytes) -> dict[str, Any]:
+    """Return a reply with rows as botocore would, but with binary values as text. Raises msgspec.DecodeError."""
+    return {name: value for name, value in _reply_decoder.decode(body).items() if value is not None}
+
+
+# Of rows botocore parses each value by the service's model: a renewal takes a fifth longer, a scan twice as long.
+DECODERS |= dict.fromkeys(("Scan", "UpdateItem"), decode_rows)
