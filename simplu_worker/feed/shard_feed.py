@@ -366,10 +366,10 @@ class ShardFeed:
         return max(len(rows) for _, rows in found)
 
     async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
-        """Read on for *feeds* from *place*, and note whether that is all."""
+        """Read on for *feeds* from *place*, and note whether there is more: only a read that finds nothing tells."""
         rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
         for feed in feeds:
-            feed.is_at_end = through == END and len(rows) < READ_MAX
+            feed.is_at_end = through == END and not rows
         return rows
 
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:

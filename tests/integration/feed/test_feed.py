@@ -474,6 +474,33 @@ async def live_through_failover(feed: Feed, receiver: Receiver, case: TenantCase
     assert await poll_until(is_judged, within_s=10)
 
 
+async def test_publisher_does_not_know_all_that_came_before_it_has_read_to_the_end(
+    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read may find fewer rows than it asks for, though there are more: here none of them is for the destination."""
+    monkeypatch.setattr("simplu_worker.feed.shard_feed.READ_MAX", 2)
+    await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
+    await case.apply(operation("create", "wanted", {}, resource_type="invoice"))
+    receiver = Receiver()
+    receiver.answer = lambda _: RetryLater("waits")
+    wanted = FeedFilter(resource_types=frozenset({"invoice"}))
+    terms = DestinationTerms("receiver", begin=FeedBeginning.OLDEST, filter=wanted)
+    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
+
+    async def is_asked() -> bool:
+        return receiver.call_count > 2
+
+    async def is_known() -> bool:
+        return feed._shards["a"]._memories["receiver"].known_from is not None
+
+    async with running(feed):
+        await publishing(feed)
+        assert await poll_until(is_asked, within_s=10)
+        assert not await is_known()
+        receiver.answer = lambda _: Delivered()
+        assert await poll_until(is_known, within_s=10)
+
+
 @pytest.mark.slow(2)
 async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had(
     pools: Pools, address: ShardAddress, case: TenantCase
