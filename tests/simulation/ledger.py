@@ -110,6 +110,15 @@ class Ledger:
             return False
         return self._shards.log.get((operation.tenant_id, operation.request_id)) == operation.digest
 
+    def excuse_orders(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Expect no more of the order events of *keys*, by tenant and request: a backup lacks them."""
+        gone = set(keys)
+        self.excused |= {
+            put.index
+            for put in self._orders
+            if put.operation is not None and (put.operation.tenant_id, put.operation.request_id) in gone
+        }
+
     def first_unsettled(self, stream_shard_id: str) -> Put | None:
         """Return the first record of a stream shard that is not settled."""
         puts = self.by_stream_shard.get(stream_shard_id, [])

@@ -101,6 +101,7 @@ class Backup(msgspec.Struct, frozen=True):
     shard_id: str
     log: frozenset[LogKey]
     positions: dict[str, StreamPosition]
+    epochs: dict[str, int]  # of all tenants
 
 
 class PostgresShards:
@@ -386,7 +387,8 @@ class PostgresShards:
         """Return what a shard has now."""
         here = {one.tenant_id for one in self.tenants.values() if one.shard_id == shard_id}
         log = frozenset(key for key in self.log if key[0] in here)
-        return Backup(shard_id, log, {key: row for (at, key), row in self.positions.items() if at == shard_id})
+        epochs = {one.tenant_id: one.epoch for one in self.tenants.values()}
+        return Backup(shard_id, log, {key: row for (at, key), row in self.positions.items() if at == shard_id}, epochs)
 
     def restore(self, backup: Backup, *, is_held_back: bool) -> None:
         """Put a shard back; with *is_held_back* nothing may be applied there until its gaps are accepted."""
@@ -401,6 +403,34 @@ class PostgresShards:
         if is_held_back:
             self.held_back.add(shard_id)
         self.on_lost(lost)
+
+    def restore_tenant(self, tenant: Tenant, backup: Backup) -> list[LogKey] | None:
+        """Put a tenant back to a backup of its shard, to catch up; return what is gone. None if it has moved since.
+
+        As the restorer's end does: the log is the backup's, and all rows are lower, with tokens that nobody knows.
+        """
+        shard_id = tenant.shard_id
+        if not tenant.is_active or shard_id != backup.shard_id or tenant.epoch != backup.epochs[tenant.tenant_id]:
+            return None
+        gone = [key for key in self.log if key[0] == tenant.tenant_id and key not in backup.log]
+        for key in gone:
+            del self.log[key]
+        for place in [place for place in self.positions if place[0] == shard_id]:
+            here, there = self.positions.pop(place), backup.positions.get(place[1])
+            if there is not None:
+                lower = min((here, there), key=lambda row: _order(row.pending_from))
+                done = here.parents_done and there.parents_done
+                self.positions[place] = StreamPosition(
+                    lower.pending_from, lower.pending_since, parents_done=done, fencing_token=str(uuid4())
+                )
+        self._history[shard_id].clear()
+        tenant.epoch += 1
+        tenant.moved_at = self.network.loop.time()
+        if self.logs:
+            self.logs[shard_id].drop(tenant.tenant_id)
+            self.logs[shard_id].mark(COPIED, tenant.tenant_id, origin=BulkOrigin.RESTORE)
+        self.on_lost(gone)
+        return gone
 
     def _move_token(self, shard_id: str) -> str:
         """Return a text that changes with each tenant moved to a shard."""

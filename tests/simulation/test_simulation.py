@@ -26,6 +26,7 @@ from simulation.noticing import seed_of
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_DESIGNS, WrongDesign
+from simulation.wrong_whole import WRONG_IN_WHOLE
 from structlog.types import EventDict, WrappedLogger
 from support.slow import slow_after
 
@@ -49,6 +50,7 @@ BLOCK = QUICK  # seeds of a test
 KCL_SEEDS = 10  # with a leader of the KCL 3.x beside the replicas
 KCL_BLOCK = 5  # seeds of a test
 SEEDS_UNTIL_FOUND = 600
+DESIGNS = {**WRONG_DESIGNS, **WRONG_IN_WHOLE}
 
 
 def blocks_of(weather: Weather) -> list[Any]:
@@ -66,8 +68,8 @@ def blocks_of(weather: Weather) -> list[Any]:
 
 def designs() -> list[Any]:
     """Return the names of the wrong designs; in a great storm they take their time."""
-    slow = [[pytest.mark.slow] if wrong.weather is Weather.GREAT_STORM else [] for wrong in WRONG_DESIGNS.values()]
-    return [pytest.param(name, marks=marks) for name, marks in zip(WRONG_DESIGNS, slow, strict=True)]
+    slow = [[pytest.mark.slow] if wrong.weather is Weather.GREAT_STORM else [] for wrong in DESIGNS.values()]
+    return [pytest.param(name, marks=marks) for name, marks in zip(DESIGNS, slow, strict=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +176,7 @@ def test_simulation_notices_when_a_design_is_wrong(design: str, record_property:
 
     A change of what a simulation draws moves the seed: the summary of the run says which one to write into the design.
     """
-    wrong = WRONG_DESIGNS[design]
+    wrong = DESIGNS[design]
     seeds = range(wrong.seed, wrong.seed + SEEDS_UNTIL_FOUND)
     found = next((seed for seed in seeds if is_noticed(seed, wrong)), None)
     assert found is not None, f"no violation with the seeds {seeds}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 
-from simulation import wrong_designs, wrong_holding, wrong_positions
+from simulation import wrong_designs, wrong_holding, wrong_positions, wrong_whole
 
 DESIGNS = [
     one
-    for module in (wrong_designs, wrong_holding, wrong_positions)
+    for module in (wrong_designs, wrong_holding, wrong_positions, wrong_whole)
     for one in vars(module).values()
     if inspect.isclass(one) and one.__module__ == module.__name__ and one is not wrong_designs.WrongDesign
 ]

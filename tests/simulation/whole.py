@@ -19,6 +19,9 @@ from simplu_worker.feed import shard_feed
 READS = (2, 5, 500)  # rows of a read of the feed
 MOVE_EVERY_S = (1.0, 6.0)
 FENCED_S = (0.02, 1.0)
+BALANCED = 0.3
+RESTORED = 0.3  # of histories
+BACKUP_AGE_S = 5.0
 ORDER_AGAIN = 0.05
 BAD_ORDERS = 0.03
 OF_OTHER_TENANT = 0.2
@@ -69,6 +72,8 @@ async def live(world: World) -> None:
             tasks.create_task(_produce_orders(world))
         tasks.create_task(_move_tenants(world))
         tasks.create_task(_lose_commits(world))
+        if draws.random() < RESTORED:
+            tasks.create_task(_restore_tenants(world))
         if world.receivers:
             tasks.create_task(_change_file(world))
 
@@ -95,15 +100,31 @@ async def _produce_orders(world: World) -> None:
 
 
 async def _move_tenants(world: World) -> None:
-    """Move tenants from shard to shard."""
+    """Move tenants from shard to shard; sometimes half of those of a shard."""
     draws, loop = world.draws, world.loop
     ends_at = loop.time() + world.plan.trouble_s
     while loop.time() < ends_at:
         await asyncio.sleep(draws.uniform(*MOVE_EVERY_S))
-        tenant = draws.choice(list(world.shards.tenants.values()))
-        target = next(shard_id for shard_id in SHARD_IDS if shard_id != tenant.shard_id)
-        world.shards.fence(tenant)
-        loop.call_later(draws.uniform(*FENCED_S), world.shards.move, tenant, target)
+        tenants = list(world.shards.tenants.values())
+        source = draws.choice(tenants).shard_id
+        target = next(shard_id for shard_id in SHARD_IDS if shard_id != source)
+        there = [tenant for tenant in tenants if tenant.shard_id == source]
+        is_balanced = draws.random() < BALANCED
+        for tenant in there[::2] if is_balanced else [draws.choice(there)]:  # one after the other
+            world.shards.fence(tenant)
+            loop.call_later(draws.uniform(*FENCED_S), world.shards.move, tenant, target)
+            await asyncio.sleep(draws.uniform(*FENCED_S))
+
+
+async def _restore_tenants(world: World) -> None:
+    """Put tenants back to a backup of seconds ago, where they still are."""
+    draws, shards = world.draws, world.shards
+    for _ in range(draws.randint(1, 3)):
+        await asyncio.sleep(draws.uniform(0, world.plan.trouble_s / 3))
+        tenant = draws.choice(list(shards.tenants.values()))
+        backup = shards.back_up(tenant.shard_id)
+        await asyncio.sleep(draws.uniform(0, BACKUP_AGE_S))
+        world.ledger.excuse_orders(shards.restore_tenant(tenant, backup) or [])
 
 
 async def _lose_commits(world: World) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 from simulation.simulated_log import Answer, FeedTables, Server, ShardLog
+from simulation.simulated_shards import Backup, LogKey, PostgresShards, Tenant
 from simulation.simulated_world import Weather, World
 from simulation.wrong_designs import WrongDesign
 from typing_extensions import override
@@ -107,6 +108,25 @@ class _CredulousShardFeed(ShardFeed):
         return passed
 
 
+class _HighShards(PostgresShards):
+    @override
+    def restore_tenant(self, tenant: Tenant, backup: Backup) -> list[LogKey] | None:
+        before = dict(self.positions)
+        gone = super().restore_tenant(tenant, backup)
+        self.positions = before
+        return gone
+
+
+class _KnownShards(PostgresShards):
+    @override
+    def restore_tenant(self, tenant: Tenant, backup: Backup) -> list[LogKey] | None:
+        before = dict(self.positions)
+        gone = super().restore_tenant(tenant, backup)
+        for place, row in self.positions.items():
+            self.positions[place] = replace(row, fencing_token=before[place].fencing_token)
+        return gone
+
+
 def _with_feed(
     shard_feed_class: type[ShardFeed] = ShardFeed, destination_feed_class: type[DestinationFeed] = DestinationFeed
 ) -> Twist:
@@ -143,6 +163,13 @@ def _read_beyond_horizon(world: World) -> None:
         one.__class__ = _HorizonlessLog
 
 
+def _with_shards(shards_class: type[PostgresShards]) -> Twist:
+    def twist(world: World) -> None:
+        world.shards.__class__ = shards_class
+
+    return twist
+
+
 def _trust_commits(world: World) -> None:
     world.make_commits = _HastyCommits
 
@@ -160,6 +187,8 @@ WRONG_IN_WHOLE = {
     "the feed of a target trusts a cursor that may go back": _design(_with_feed(_CredulousShardFeed)),
     "no incarnation begins with a promotion": _design(_with_server(_OneRunServer)),
     "a cursor is written on a server that was promoted since": _design(_with_server(_CarelessServer)),
+    "a restore does not lower the rows of its shard": _design(_with_shards(_HighShards)),
+    "a restore leaves the tokens of the rows that it lowers": _design(_with_shards(_KnownShards)),
     "a run is noted for destinations that are out of the file": _design(_with_server(_NotingServer)),
     "a publisher takes what it remembers for all that came": _design(_with_feed(destination_feed_class=_SureFeed)),
     "an event overtakes one of its resource that was put off": _design(_with_feed(destination_feed_class=_LooseFeed)),

@@ -88,7 +88,7 @@ def changes_of(shard: str, row: Any) -> Iterator[Change]:
     def change(name: str, key: str = f"{tenant}/{row['type']}/{row['resource_id']}") -> Change:
         return Change(shard, row["batch_id"], row["position"], f"simplu.{name}", tenant, key, row["request"])
 
-    if row["batch_kind"] == "r" and row["batch_origin"] == "unread":
+    if row["batch_kind"] == "r" and row["batch_origin"] in {"unread", "restore"}:
         yield change(REPLACED, tenant)
     elif row["batch_kind"] == "a":
         yield change("tenant.moved", tenant)
