@@ -220,6 +220,7 @@ class World:
         self.receivers: list[SimulatedReceiver] = []
         self.make_feed: Callable[..., Feed] = Feed
         self.make_commits: Callable[..., ReplicationWaiter] = ReplicationWaiter
+        self._judged: tuple[object, list[str]] | None = None  # what the feed was judged by, and the problems
         self.left_out: set[str] = set()  # receivers that are not in the file of the feed
         self.read_up_to: ReadUpTo = lambda status, rows: status.up_to([rows])  # what a replica answers
         self.replicas: list[Replica] = []
@@ -378,9 +379,15 @@ class World:
             problems.append(f"the leases are not even, nor their loads: {by_replica}")
         if self.queue is not None and (left_count := self.queue.message_count):
             problems.append(f"the queue has {left_count} messages")
-        if not problems:
-            problems = [one for receiver in self.receivers for one in feed_problems(receiver, self.shards)]
-        return problems
+        return problems or self._feed_problems()
+
+    def _feed_problems(self) -> list[str]:
+        """Return what the receivers hold, or lack, as of the last time at which something came or was committed."""
+        logs = self.shards.logs.values()
+        seen = (*(len(one.came) for one in self.receivers), *((len(one.batches), one.timeline) for one in logs))
+        if self._judged is None or self._judged[0] != seen:
+            self._judged = seen, [text for one in self.receivers for text in feed_problems(one, self.shards)]
+        return self._judged[1]
 
     def _is_passed(self, replica: Replica, lease: Lease) -> bool:
         """Return whether no record put so far is pending, as far as a replica knows."""
