@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from simulation.queue_histories import WRONG_ABOUT_QUEUES
 from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_ABOUT_GAPS, WRONG_DESIGNS
-from simulation.wrong_whole import WRONG_IN_WHOLE
+from simulation.wrong_whole import MORE_WRONG_IN_WHOLE, WRONG_IN_WHOLE
 
 LOSSES: Final = "what a shard has lost is not read again"
 AT_APPLIED: Final = "a catch-up ends where all is applied, not dispatched"
@@ -413,5 +413,12 @@ ELSEWHERE: Final = (
     ),
 )
 DESIGNS: Final = frozenset(
-    {*WRONG_DESIGNS, *MORE_WRONG_DESIGNS, *WRONG_ABOUT_GAPS, *WRONG_ABOUT_QUEUES, *WRONG_IN_WHOLE}
+    {
+        *WRONG_DESIGNS,
+        *MORE_WRONG_DESIGNS,
+        *WRONG_ABOUT_GAPS,
+        *WRONG_ABOUT_QUEUES,
+        *WRONG_IN_WHOLE,
+        *MORE_WRONG_IN_WHOLE,
+    }
 )

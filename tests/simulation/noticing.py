@@ -28,9 +28,9 @@ from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 from simulation.virtual_time import QuietError
 from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_ABOUT_GAPS, WRONG_DESIGNS
-from simulation.wrong_whole import WRONG_IN_WHOLE
+from simulation.wrong_whole import MORE_WRONG_IN_WHOLE, WRONG_IN_WHOLE
 
-DESIGNS = {**WRONG_IN_WHOLE, **MORE_WRONG_DESIGNS, **WRONG_DESIGNS}
+DESIGNS = {**WRONG_IN_WHOLE, **MORE_WRONG_IN_WHOLE, **MORE_WRONG_DESIGNS, **WRONG_DESIGNS}
 NOTICED = Path(__file__).with_name("noticed.json")
 QUEUES = "queues"
 HISTORIES = 5000

@@ -189,13 +189,13 @@ WRONG_IN_WHOLE = {
     "a restore does not lower the rows of its shard": _design(_with_shards(_HighShards), seed=14),
 }
 
-# No history has been found yet that notices these.
+# Not in each run: they take too many histories, or none that notices them is known.
 MORE_WRONG_IN_WHOLE = {
     "the feed publishes commits that may be lost": _design(_with_feed(_UnsafeShardFeed)),
     "the feed of a target trusts a cursor that may go back": _design(_with_feed(_CredulousShardFeed)),
-    "no incarnation begins with a promotion": _design(_with_server(_OneRunServer)),
+    "no incarnation begins with a promotion": _design(_with_server(_OneRunServer), seed=23),
     "a cursor is written on a server that was promoted since": _design(_with_server(_CarelessServer)),
-    "a restore leaves the tokens of the rows that it lowers": _design(_with_shards(_KnownShards)),
+    "a restore leaves the tokens of the rows that it lowers": _design(_with_shards(_KnownShards), seed=38),
     "a run is noted for destinations that are out of the file": _design(_with_server(_NotingServer)),
     "a publisher takes what it remembers for all that came": _design(_with_feed(destination_feed_class=_SureFeed)),
 }
