@@ -1,4 +1,4 @@
-"""Waits that an event ends early."""
+"""Waits that an event ends early, and deadlines that move."""
 
 from __future__ import annotations
 
@@ -39,3 +39,9 @@ async def wait_any(*events: asyncio.Event, within_s: float | None = None) -> Non
             timer.cancel()
         for wait in waits:
             wait.close()
+
+
+def put_off(deadline: asyncio.Timeout, when: float) -> None:
+    """Put a deadline off, unless it has passed: then the block that it bounds is being cancelled, and so it stays."""
+    if not deadline.expired():
+        deadline.reschedule(when)
