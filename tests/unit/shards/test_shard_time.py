@@ -152,6 +152,8 @@ def test_seconds_of_a_transaction_are_divided_among_its_tenants() -> None:
     assert uses["loud"].took_s + uses["quiet"].took_s == pytest.approx(0.4)
     assert uses["quiet"].took_s < 0.01
     assert time.note([Demand.of([])], 0.1) == {}
+    time.usage.note(uses, 0.0)
+    assert time.usage.last_minute(0.0).largest() == ["loud", "quiet"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_turns_are_short_while_a_tenant_may_flood_the_shard(
 ) -> None:
     """Batches that wait share a transaction. Of several tenants one may have begun to flood the shard just now."""
     time = ShardTime()
-    time.waiting_count = waiting
+    time.waiting_count += waiting
     if now >= 10.0:
         time.note_flood(10.0)
     assert (time.batch_s(now, is_shared=is_shared), time.turn_s(now)) == (batch_s, turn_s)
