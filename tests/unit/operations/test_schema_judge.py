@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from simplu_worker.operations.schema_judge import (
     UNREADABLE,
     Finding,
     Schema,
+    _expected_by,
+    _is_of_library,
+    _problem_of,
     count_findings,
     find_schema_problem,
     judges_of,
@@ -178,6 +182,38 @@ def test_error_of_our_own_is_not_one_of_the_document() -> None:
     """It would be stored as a finding, and nobody would see it."""
     with pytest.raises(TypeError):
         Schema({}).judge([])  # type: ignore[arg-type]
+
+
+class PanicException(BaseException):
+    """A panic of the library, whose class it does not export."""
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_library"),
+    [
+        (ValueError(), True),
+        (RecursionError(), True),
+        (PanicException(), True),
+        (TypeError(), False),
+        (OSError(), False),
+    ],
+    ids=repr,
+)
+def test_panic_of_the_library_is_an_error_of_a_schema_or_document(error: BaseException, *, is_of_library: bool) -> None:
+    """It is no `Exception`, so that it would end the worker."""
+    assert _is_of_library(error) == is_of_library
+
+
+def test_error_without_a_place_is_told_at_the_root() -> None:
+    """With its text."""
+    assert _problem_of(PanicException("no more memory")) == "#: no more memory"
+
+
+@pytest.mark.parametrize("path", [["properties", "a", "type"], ["unknown"], []], ids=str)
+def test_place_that_tells_nothing_is_a_document_that_does_not_fit(path: list[str]) -> None:
+    """One that the schema does not have, or at which stands a keyword that we do not know."""
+    error: Any = SimpleNamespace(kind=None, schema_path=path)
+    assert _expected_by(error, {"unknown": 1}) == UNFIT.expected
 
 
 def test_findings_are_counted_by_their_place() -> None:
