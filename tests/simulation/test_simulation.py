@@ -22,10 +22,10 @@ import pytest
 import structlog
 from simulation.campaign import VARIABLES
 from simulation.kcl_leader import hand_leases_over
-from simulation.noticing import seed_of
+from simulation.noticing import FURTHER, seed_of
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
-from simulation.wrong_designs import MORE_WRONG_DESIGNS, WRONG_DESIGNS, WrongDesign
+from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from simulation.wrong_whole import WRONG_IN_WHOLE
 from structlog.types import EventDict, WrappedLogger
 from support.slow import slow_after
@@ -185,13 +185,13 @@ def test_simulation_notices_when_a_design_is_wrong(design: str, record_property:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("design", [one for one in MORE_WRONG_DESIGNS if seed_of(one) is not None])
+@pytest.mark.parametrize("design", [one for one in FURTHER if seed_of(one) is not None])
 def test_simulation_notices_when_a_further_design_is_wrong(design: str) -> None:
     """Each that a history has noticed shows with that seed, or soon after it."""
     found = seed_of(design)
     assert found is not None
     weather, first = found
-    wrong = msgspec.structs.replace(MORE_WRONG_DESIGNS[design], weather=weather)
+    wrong = msgspec.structs.replace(FURTHER[design], weather=weather)
     assert any(is_noticed(seed, wrong) for seed in range(first, first + SEEDS_UNTIL_FOUND))
 
 
