@@ -196,24 +196,31 @@ def test_dependencies_that_fail_together_are_told_first() -> None:
         ("Kinesis or DynamoDB", "Redis"),
     )
     assert ProblemCause.OUTAGE not in dict(causes_of({"citrus": "no answer", "shards": shards}))
+    nothing: dict[str, Any] = {"citrus": "no answer", "queues": [], "streamShards": [], "shards": []}
+    assert ProblemCause.OUTAGE not in dict(causes_of(nothing))
+    some = [*unread["streamShards"], {"streamShard": "t"}]
+    assert ProblemCause.OUTAGE not in dict(causes_of({"citrus": "no answer", "streamShards": some}))
 
 
 def test_stream_that_is_not_answered_is_not_read_late() -> None:
     """More replicas would not help; another replica that reads nothing fails likewise, one that reads is late."""
-    own = [{"streamShard": name, "trouble": "no answer"} for name in ("a", "b", "new")] + [{"streamShard": "mine"}]
+    own = [{"streamShard": name, "trouble": "no answer"} for name in ("a", "b", "new", "old")] + [
+        {"streamShard": "mine"}
+    ]
     rows = [
         stream_shard("a", lagSeconds=75.0),
         stream_shard("b", lagSeconds=9.0),  # reads failed for a moment
         stream_shard("new", lagSeconds=None),
+        stream_shard("old", lagSeconds=10.0),
         stream_shard("mine", lagSeconds=80.0, recordsPerSecond=5.0),
         stream_shard("c", owner="b", lagSeconds=75.0, recordsPerSecond=0.0),
         stream_shard("d", owner="b", lagSeconds=75.0, recordsPerSecond=9.0),
     ]
     assert causes_of({"streamShards": own}, fleet(*rows)) == [
-        (ProblemCause.STREAM_FAILING, ("stream shard a", "stream shard new", "stream shard c")),
+        (ProblemCause.STREAM_FAILING, ("stream shard a", "stream shard new", "stream shard old", "stream shard c")),
         (ProblemCause.STREAM_LAG, ("stream shard mine", "stream shard d")),
     ]
-    assert causes_of({}, fleet(rows[4])) == [(ProblemCause.STREAM_LAG, ("stream shard c",))]
+    assert causes_of({}, fleet(rows[5])) == [(ProblemCause.STREAM_LAG, ("stream shard c",))]
 
 
 def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
