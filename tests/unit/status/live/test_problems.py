@@ -260,6 +260,9 @@ def test_feed_that_has_stopped_is_not_behind_as_well() -> None:
         (ProblemCause.FEED_BEHIND, ("destination b",)),
     ]
     assert causes_of({"feed": {"destinations": feed[2:3]}}) == []
+    late = [destination("b", 301.0), destination("e", 400.0)]
+    (problem,) = find_problems(QUIET | {"feed": {"destinations": late}}, fleet(), NOW)
+    assert problem.since == NOW - timedelta(seconds=400)
 
 
 def test_problem_keeps_its_first_time_and_is_shown_for_an_hour_when_it_is_over() -> None:
