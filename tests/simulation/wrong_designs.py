@@ -806,9 +806,6 @@ WRONG_DESIGNS = {
     "a tenant over its share is never read again": WrongDesign(
         _with_reader(dispatcher_class=_ShareOfNothingDispatcher), seed=28
     ),
-    "two catch-ups read for a tenant over its share": WrongDesign(
-        _with_reader(catch_up_class=_TwiceReadingCatchUp), seed=392
-    ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
 }
 
@@ -844,6 +841,7 @@ MORE_WRONG_DESIGNS = {
     "operations of a tenant stay in their lane when a catch-up comes to them": WrongDesign(
         _with_reader(dispatcher_class=KeepingDispatcher), weather=Weather.MOVES
     ),
+    "two catch-ups read for a tenant over its share": WrongDesign(_with_reader(catch_up_class=_TwiceReadingCatchUp)),
     # Reshards
     "the list of pending tenants leaves out those in lanes": WrongDesign(
         _with_reader(dispatcher_class=LanelessDispatcher, positions_class=None), _lose_nothing
