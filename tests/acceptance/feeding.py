@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--outage", type=float, default=OUTAGE_S, metavar="SECONDS")
     parser.add_argument("--within", type=float, default=180.0, help="seconds until everything must have arrived")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="copy the workers' logs and what arrived into this folder")
+    parser.add_argument("--keep", type=Path, help="a folder for the workers' logs, what arrived and what was expected")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
@@ -194,6 +194,7 @@ class Trial:
         self._one = Webhook(testbed, "one", *options)
         self._plan = ChainPlan("chain", testbed.tenants_of(), types=4, resources=2)
         self._gone_back: set[str] = set()
+        self._changes: Sequence[Change] = ()
         self._stream: StreamReader | None = None
         self._moves = self._fail_overs = self._kills = 0
 
@@ -221,11 +222,11 @@ class Trial:
                 await asyncio.gather(killing, return_exceptions=True)
             duration_s = time.monotonic() - begun_at
             stopped_at = time.monotonic()
-            differences, followers, changes = await self._compared(stream)
+            differences, followers = await self._compared(stream)
         settled_s = time.monotonic() - stopped_at
         self._console.print(
             f"{self._moves} moves, {self._fail_overs} fail-overs, {self._kills} kills of a replica in {duration_s:.0f}"
-            f" s; {len(changes)} events; all had arrived {settled_s:.0f} s after the load"
+            f" s; {len(self._changes)} events; all had arrived {settled_s:.0f} s after the load"
         )
         for name, one in followers.items():
             self._console.print(describe(name, one))
@@ -336,18 +337,18 @@ class Trial:
             worker.start()
             self._kills += 1
 
-    async def _compared(self, stream: StreamReader) -> tuple[list[str], Mapping[str, Follower], Sequence[Change]]:
+    async def _compared(self, stream: StreamReader) -> tuple[list[str], Mapping[str, Follower]]:
         """Return the differences once there are none, or the time is over, with what was compared."""
         differences: list[str] = []
         followers: dict[str, Follower] = {}
-        changes: list[Change] = []
         if not await poll_until(self._is_applied, within_s=APPLIED_WITHIN_S):
             differences.append("not all operations were applied in the end")
         urls = {one.shard_id: one.primary.url for one in self._struck}
 
         async def are_equal() -> bool:
-            nonlocal differences, changes
-            before, changes = len(changes), await self._logs.changes(urls)
+            nonlocal differences
+            before = len(self._changes)
+            self._changes = changes = await self._logs.changes(urls)
             followers.update(all=self._all.follower(), one=self._one.follower(), stream=await stream.follower())
             found = []
             for name, follower in followers.items():
@@ -360,7 +361,7 @@ class Trial:
         await poll_until(are_equal, within_s=self._arguments.within)
         if self._testbed.dead_letters:
             differences.append(f"{len(self._testbed.dead_letters)} dead letters")
-        return differences, followers, changes
+        return differences, followers
 
     async def _is_applied(self) -> bool:
         """Return whether the shards have all operations of the chains."""
@@ -384,6 +385,7 @@ class Trial:
                 (folder / path.name).write_bytes(path.read_bytes())
             arrived = () if self._stream is None else self._stream.events()
             (folder / "stream.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(arrived))
+            (folder / "changes.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(self._changes))
 
 
 def describe(name: str, follower: Follower) -> str:
@@ -392,7 +394,7 @@ def describe(name: str, follower: Follower) -> str:
     again = [event for event in follower.holding.values() if event.request in requests]
     named = sum(event.reapplies is not None for event in again)
     return (
-        f"{name}: {follower.arrived} arrived, {follower.repeated} repeated, {follower.late} late,"
+        f"{name}: {follower.arrived} arrived, {follower.repeated} repeated, {len(follower.late)} late,"
         f" {len(follower.taken_back)} taken back; {named} of {len(again)} applied again name the event before"
     )
 

@@ -113,12 +113,14 @@ def find_differences(
     A change before `tenant.replaced` may be missing: it was deleted before it was read. *number_of* is the number of an
     operation in the order in which its producer put those of a resource. On the shards *gone_back* a standby was
     promoted that nothing waited for: events that it took back may come again behind those of a shard to which the
-    tenant has moved meanwhile, in an order of their own.
+    tenant has moved meanwhile, in an order of their own. A receiver that had read of the promotion first, in another
+    stream shard, dropped such an event as late when it came the first time.
     """
     wanted = {one.identity: rank for rank, one in enumerate(changes)}
     ranks: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     numbers: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     held: set[tuple[str, str, str, str, str | None]] = set()
+    undone_once = follower.taken_back.keys() | follower.late.keys()
     found: defaultdict[str, list[Any]] = defaultdict(list)
     for event in follower.holding.values():
         identity = (event.shard, event.position, event.type, event.key, event.request)
@@ -128,8 +130,7 @@ def find_differences(
         if identity not in wanted:
             found["in no log"].append(event)
             continue
-        comes_again = event.shard in gone_back and event.id in follower.taken_back
-        line = event.key, event.shard if comes_again else ""
+        line = event.key, event.shard if event.shard in gone_back and event.id in undone_once else ""
         if event.type != f"simplu.{REPLACED}":  # whoever is told reads again, as late as a clean-up comes
             _note_order(ranks[line], wanted[identity], event, found["out of order"])
         if event.request is not None and (number := number_of(event.request)) is not None:

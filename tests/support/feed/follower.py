@@ -58,7 +58,8 @@ class Follower:
         self.holding: dict[str, Event] = {}
         self.taken_back: dict[str, Event] = {}
         self.gaps: list[Event] = []
-        self.arrived = self.repeated = self.late = 0
+        self.late: dict[str, Event] = {}  # came of an earlier incarnation, when a later one had taken them back
+        self.arrived = self.repeated = 0
         self._newest: dict[str, Event] = {}
         self._by_shard: defaultdict[str, dict[str, Event]] = defaultdict(dict)
 
@@ -67,7 +68,7 @@ class Follower:
         self.arrived += 1
         newest = self._newest.setdefault(event.shard, event)
         if event.incarnation < newest.incarnation and event.is_undone_by(newest):
-            self.late += 1
+            self.late[event.id] = event
             return
         if event.incarnation > newest.incarnation:
             self._newest[event.shard] = event
