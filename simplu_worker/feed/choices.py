@@ -7,14 +7,40 @@ from collections.abc import Sequence
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
+from simplu_worker.feed.places import POSITION_MAX, HeldTenant, LeftOut, Place
 from simplu_worker.vocabulary import FeedStop
 
 
-def replay_place(cursor: Place, from_batch_id: int | None) -> Place | None:
-    """Return where the cursor is put to replay what lies behind a batch; None where nothing of that was sent yet."""
-    place = None if from_batch_id is None else Place(from_batch_id, POSITION_MAX)
-    return place if place is not None and place < cursor else None
+class Replay(msgspec.Struct, frozen=True):
+    """A cursor goes back behind the batch *behind*; what is behind the batch *through* was not sent, or is left out."""
+
+    behind: int
+    through: int
+    left_out: LeftOut | None = None
+
+
+def choose_replay(
+    cursor: Place, left_out: LeftOut | None, held: Sequence[HeldTenant], behind: int | None, until: int | None
+) -> Replay | None:
+    """Return how to replay what lies behind a batch, up to the batch *until* if given; None where there is nothing.
+
+    Nothing is left out behind the place of a held tenant: its events were not sent. *left_out* is that of an earlier
+    replay: as long as that one is under way, what either asks for is sent, and what is between.
+    """
+    if left_out is not None and left_out.through <= cursor.batch_id:
+        left_out = None
+    if left_out is None:
+        sent, through = cursor, min([cursor.batch_id, *(one.batch_id for one in held)]) - 1
+    else:
+        sent, through = Place(left_out.through, POSITION_MAX), left_out.through
+    if behind is None or Place(behind, POSITION_MAX) >= sent or (until is not None and until <= behind):
+        return None
+    if left_out is not None:
+        behind = min(behind, cursor.batch_id - 1)
+        until = None if until is None else max(until, left_out.behind)
+    if until is None or until >= through:
+        return Replay(behind, sent.batch_id)
+    return Replay(behind, until, LeftOut(until, through))
 
 
 class Resume(msgspec.Struct, frozen=True):

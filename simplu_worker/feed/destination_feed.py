@@ -17,7 +17,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
 from simplu_worker.feed.filters import lets_through
 from simplu_worker.feed.memory import SentEvents
-from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.feed.places import END, POSITION_MAX, HeldTenant, Place
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import (
     Delivered,
@@ -91,6 +91,7 @@ class DestinationFeed:
         self.stopped, self.error = row.stopped, row.error
         self._refused_event = row.refused_event  # at which it stopped, or that it is to pass
         self._again_through = row.again_through
+        self._left_out = row.left_out
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
         self.is_at_end = False  # the last read found all that the log had
         self.is_awaited = False  # by the reader of the log, which found no room
@@ -115,6 +116,17 @@ class DestinationFeed:
         return self.stopped is None and self.catch_up is None and not self.released and self.window.has_room
 
     @property
+    def reads_through(self) -> Place:
+        """The place up to which its log is read: a replay may leave out what comes then."""
+        left_out = self._left_out
+        return END if left_out is None or self.window.head.batch_id >= left_out.through else left_out.begin
+
+    def leave_out(self) -> None:
+        """Go on behind what a replay leaves out, as if the feed had begun there: what was sent before is not known."""
+        if self._left_out is not None:
+            self.window.head = self._begun_at = Place(self._left_out.through, POSITION_MAX)
+
+    @property
     def behind_since(self) -> datetime | None:
         """The time of the oldest event that is not delivered."""
         return self.window.behind_since or self.waits_since
@@ -135,6 +147,7 @@ class DestinationFeed:
             error=self.error,
             refused_event=self._refused_event,
             again_through=self._again_left,
+            left_out=self._left_out,
             behind_since=self.behind_since,
         )
 

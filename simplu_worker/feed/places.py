@@ -26,6 +26,21 @@ class Place(NamedTuple):
         return f"{self.batch_id}-{max(self.position, 0)}"
 
 
+END: Final = Place(2**63 - 1, POSITION_MAX)
+
+
+class LeftOut(NamedTuple):
+    """Delivered batches that a replay does not send again: those behind the batch *behind*, up to *through*."""
+
+    behind: int
+    through: int
+
+    @property
+    def begin(self) -> Place:
+        """The place behind which it begins."""
+        return Place(self.behind, POSITION_MAX)
+
+
 class HeldTenant(msgspec.Struct, frozen=True):
     """A tenant that came to the shard in *epoch*, and whose events behind a place wait for the feed of *source*."""
 

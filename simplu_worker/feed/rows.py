@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.feed.events import LogRow
 from simplu_worker.feed.incarnations import LEASE_S, bounds_with, incarnation_id, incarnations_in, run_of_server
 from simplu_worker.feed.overview import ShardView
-from simplu_worker.feed.places import HeldTenant, Place, decode_held
+from simplu_worker.feed.places import HeldTenant, LeftOut, Place, decode_held
 from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.commit_safety import server_of
 from simplu_worker.shards.apply.durability import Server
@@ -55,6 +55,7 @@ class CursorRow(msgspec.Struct, frozen=True):
     error: str | None = None
     refused_event: str | None = None  # at which it stopped; which it is to pass where it has not stopped
     again_through: int | None = None  # events of batches up to this one may have been sent before a replay
+    left_out: LeftOut | None = None  # by that replay; a person writes it, and a new incarnation deletes it
     behind_since: datetime | None = None
 
 
@@ -163,7 +164,7 @@ async def load(
             for name, cursor in cursors.items():
                 bounds = bounds_with(cursor.bounds, incarnation, cursor.place)
                 await connection.execute(QUERIES["bound_feed_cursor"], name, bounds)
-                cursors[name] = msgspec.structs.replace(cursor, bounds=bounds, undone_due=True)
+                cursors[name] = msgspec.structs.replace(cursor, bounds=bounds, undone_due=True, left_out=None)
         await connection.execute(QUERIES["note_feed_run"], [*(mine if holds else cursors)], state.run)
         state = msgspec.structs.replace(state, incarnation=incarnation, noted_run=state.run)
         return LoadedFeed(state, {name: cursors[name] for name in mine}, there, is_new=not holds)
@@ -264,6 +265,12 @@ def incarnation_of(state: FeedState, cursor: CursorRow) -> Incarnation:
     return Incarnation(state.incarnation, cursor.bounds)
 
 
+def left_out_of(row: Any) -> LeftOut | None:
+    """Return what a replay leaves out, by the row of a cursor."""
+    behind, through = row["left_out_behind"], row["left_out_through"]
+    return None if behind is None else LeftOut(behind, through)
+
+
 def _state(row: Any) -> FeedState:
     if row is None:
         raise NotPublisherError
@@ -289,5 +296,6 @@ def _cursor(row: Any) -> CursorRow:
         stopped=row["stopped"],
         refused_event=row["refused_event"],
         again_through=row["again_through"],
+        left_out=left_out_of(row),
         error=row["error"],
     )

@@ -29,7 +29,7 @@ from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s
 from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.overview import ShardView
-from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
+from simplu_worker.feed.places import END, POSITION_MAX, HeldTenant, Place
 from simplu_worker.feed.rows import (
     FeedState,
     LoadedFeed,
@@ -64,7 +64,6 @@ HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of he
 SOURCE_S: Final = 3.0  # for the answer of one
 EMPTY_S: Final = 30.0  # between two looks at a shard without tables
 DRAIN_S: Final = 2.0  # for requests under way, at the end
-END: Final = Place(2**63 - 1, POSITION_MAX)
 
 Destinations: TypeAlias = Mapping[str, tuple[DestinationTerms, Destination]]
 
@@ -348,7 +347,8 @@ class ShardFeed:
                 feed.is_awaited = True
         found: list[tuple[list[DestinationFeed], list[LogRow]]] = []
         places = sorted(heads)
-        for place, through in zip(places, [*places[1:], END], strict=False):  # up to the place of the next, to join it
+        for place, following in zip(places, [*places[1:], END], strict=False):
+            through = min(following, *(feed.reads_through for feed in heads[place]))  # up to the next, to join it
             if rows := await self._read_from(place, through, heads[place]):
                 found.append((heads[place], rows))
         if not found:
@@ -370,6 +370,8 @@ class ShardFeed:
         rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
         for feed in feeds:
             feed.is_at_end = through == END and not rows
+            if not rows and through == feed.reads_through != END:
+                feed.leave_out()
         return rows
 
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:

@@ -8,13 +8,14 @@ before. It stops at its next renewal; whoever takes the row once its time is ove
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import PassSource, Resume, choose_skip, replay_place
+from simplu_worker.feed.choices import PassSource, Replay, Resume, choose_replay, choose_skip
 from simplu_worker.feed.places import HeldTenant, Place, decode_held
+from simplu_worker.feed.rows import left_out_of
 from simplu_worker.feed.types import FeedEvent
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -86,21 +87,31 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
     ]
 
 
-async def replay(pool: ShardPool, destination: str, since: datetime, *, apply: bool) -> ReplayPlan | None:
-    """Return what a replay since a time sends again; with *apply* begin it. None if the destination has no cursor."""
+async def replay(
+    pool: ShardPool, destination: str, since: datetime, until: datetime | None, *, apply: bool
+) -> ReplayPlan | None:
+    """Return what a replay of the changes since a time, and before *until*, sends again; with *apply* begin it.
+
+    None if the destination has no cursor.
+    """
     async with pool.transaction() as connection:
         if not await has_schema(connection, pool):
             return None
-        row = await connection.fetchrow(QUERIES["plan_feed_replay"], destination, since)
+        row, chosen = await _find_replay(connection, destination, since, until)
+        if chosen is not None and apply:
+            await connection.execute(QUERIES["take_feed"])
+            row, chosen = await _find_replay(connection, destination, since, until)
         if row is None:
             return None
         forgotten_at: datetime | None = row["forgotten_at"]
         begins_at = forgotten_at if forgotten_at is not None and forgotten_at > since else None
-        place = replay_place(Place(row["batch_id"], row["position"]), row["from_batch_id"])
-        if place is not None and apply:
-            await connection.execute(QUERIES["take_feed"])  # from here on the cursor can only have gone on
-            await connection.execute(QUERIES["put_feed_cursor_back"], destination, place.batch_id)
-        return ReplayPlan(None if place is None else row["change_count"], begins_at, _stop(row["stopped"]))
+        change_count = None
+        if chosen is not None:
+            change_count = await connection.fetchval(QUERIES["count_feed_changes"], chosen.behind, chosen.through)
+            if apply:
+                left_out = chosen.left_out or (None, None)
+                await connection.execute(QUERIES["put_feed_cursor_back"], destination, chosen.behind, *left_out)
+        return ReplayPlan(change_count, begins_at, _stop(row["stopped"]))
 
 
 async def skip(pool: ShardPool, destination: str, tenant_id: str | None, *, apply: bool) -> Resume | PassSource:
@@ -135,6 +146,16 @@ async def forget(pool: ShardPool, destination: str, *, apply: bool) -> ForgetPla
         if apply and plan.user is None:
             await connection.execute(QUERIES["forget_feed_destination"], destination)
         return plan
+
+
+async def _find_replay(
+    connection: Connection, destination: str, since: datetime, until: datetime | None
+) -> tuple[Any, Replay | None]:
+    row = await connection.fetchrow(QUERIES["plan_feed_replay"], destination, since, until)
+    if row is None:
+        return None, None
+    cursor, held = Place(row["batch_id"], row["position"]), decode_held(row["held"])
+    return row, choose_replay(cursor, left_out_of(row), held, row["behind"], row["until"])
 
 
 async def _choose(connection: Connection, destination: str, tenant_id: str | None) -> Resume | PassSource:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, UsageError, parse_time
 
 feed = App(name="feed")
 
@@ -31,11 +31,12 @@ def replay_feed(
     /,
     *,
     since: str,
+    until: str | None = None,
     shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Send a destination all events again from a time on, under the ids that they had.
+    """Send a destination events again from a time on, under the ids that they had.
 
     Parameters
     ----------
@@ -43,14 +44,19 @@ def replay_feed(
         Its name in FEED_FILE.
     since
         The time from which on changes are sent again, as ISO 8601; no offset means UTC.
+    until
+        Changes of this time and later are not sent again; on a shard where a tenant waits for its source, they may be.
     shard
         Of this shard only; may be given several times.
     """
     from simplu_worker.commands.feed.replay import replay_feed
 
-    time = parse_time("--since", since)
+    begin = parse_time("--since", since)
+    end = None if until is None else parse_time("--until", until)
+    if end is not None and end <= begin:
+        raise UsageError(f"--until: expected a time after {since}, got {until}")
     return common.run(
-        lambda settings: replay_feed(settings, destination, time, shard, apply=apply, as_json=common.as_json)
+        lambda settings: replay_feed(settings, destination, begin, end, shard, apply=apply, as_json=common.as_json)
     )
 
 

@@ -17,7 +17,14 @@ COLUMNS: Final = ("shard", "changes to send again", "begins at", "stopped")
 
 
 async def replay_feed(
-    settings: Settings, destination: str, since: datetime, shard_ids: Sequence[str], *, apply: bool, as_json: bool
+    settings: Settings,
+    destination: str,
+    since: datetime,
+    until: datetime | None,
+    shard_ids: Sequence[str],
+    *,
+    apply: bool,
+    as_json: bool,
 ) -> int:
     """Print what each shard sends again, or the shards that are named; with *apply* begin it.
 
@@ -28,7 +35,7 @@ async def replay_feed(
         known = await shards.locator.list_shards()
         chosen = [known_shard(known, shard_id) for shard_id in dict.fromkeys(shard_ids)] or list(known)
         answers = await query_all_shards(
-            chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, apply=apply)
+            chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, until, apply=apply)
         )
     silent = sorted({address.shard_id for address in chosen} - answers.keys())
     plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
@@ -60,7 +67,7 @@ def _print(destination: str, plans: Mapping[str, ReplayPlan], *, apply: bool) ->
     print_note(
         "begun: the events come within ten seconds, and the lag of the destination grows until they are sent"
         if apply
-        else "nothing was changed; with --apply these events and all later ones are sent again, under the same ids"
+        else "nothing was changed; with --apply these events are sent again, under the same ids"
     )
 
 

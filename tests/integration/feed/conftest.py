@@ -1,14 +1,18 @@
-"""The servers of our Kinesis and SQS, and commands for them."""
+"""The servers of our Kinesis and SQS, and two shards."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from support.moves.world import OTHER, World
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import add_tenant
 
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_kinesis, start_sqs
+from simplu_worker.shards.postgres.pool import Pools
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +32,14 @@ def kinesis_url(group: ProcessGroup) -> str:
 def sqs_url(group: ProcessGroup) -> str:
     """Start our SQS."""
     return asyncio.run(start_sqs(group))
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give two shards with a tenant on each, of which that on the first one can move."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    async with Pools(size=6) as pools:
+        world = World(pools, addresses)
+        await add_tenant(world.shard_pools["a"])
+        await add_tenant(world.shard_pools["b"], OTHER)
+        yield world

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from support.citrus.cases import silent
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.moves.world import TENANT_ID, World
-from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.postgres.tenant_cases import TENANT, fetch
 
 from simplu_worker.commands.feed.forget import forget_destination
 from simplu_worker.commands.feed.replay import replay_feed
@@ -30,16 +28,6 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.vocabulary import FeedData, OnRefusal
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give two shards, and a tenant on the first one."""
-    addresses = [await make_shard("a"), await make_shard("b")]
-    async with Pools(size=6) as pools:
-        world = World(pools, addresses)
-        await add_tenant(world.shard_pools["a"])
-        yield world
 
 
 @pytest.fixture
@@ -93,11 +81,11 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         await other.until_count(4)
         await until(world, "a", "SELECT FROM feed_cursors WHERE batch_id < (SELECT max(batch_id) FROM log_batches)", 0)
         before = [one.id for one in receiver.events]
-        assert await replay_feed(settings, "receiver", since, (), apply=False, as_json=True) == 0
+        assert await replay_feed(settings, "receiver", since, None, (), apply=False, as_json=True) == 0
         planned = output.json()
         assert [(one["shardId"], one["changeCount"]) for one in planned["shards"]] == [("a", 3), ("b", 0)]
         token = await fetch(case.pool, "SELECT token FROM feed_shards")
-        assert await replay_feed(settings, "receiver", since, ("a",), apply=True, as_json=True) == 0
+        assert await replay_feed(settings, "receiver", since, None, ("a",), apply=True, as_json=True) == 0
         assert output.json() == planned | {"applied": True, "shards": planned["shards"][:1]}
         assert await fetch(case.pool, "SELECT token FROM feed_shards") != token
         await until(world, "a", "SELECT FROM feed_cursors WHERE again_through > batch_id", 1)
@@ -108,11 +96,11 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
         assert [one.resource_id for one in receiver.events] == ["old", "r0", "r1", "r2", "r0", "r1", "r2", "new"]
         assert len({one.id for one in other.events}) == 5
         await until(world, "a", "SELECT FROM feed_cursors WHERE again_through IS NOT NULL", 0)
-    assert await replay_feed(settings, "receiver", datetime.now(UTC), (), apply=True, as_json=True) == 0
+    assert await replay_feed(settings, "receiver", datetime.now(UTC), None, (), apply=True, as_json=True) == 0
     assert [one["changeCount"] for one in output.json()["shards"]] == [0, 0]
-    assert await replay_feed(settings, "nobody", since, (), apply=True, as_json=True) == 1
+    assert await replay_feed(settings, "nobody", since, None, (), apply=True, as_json=True) == 1
     with pytest.raises(PermanentError, match="expected a shard out of a, b; got c"):
-        await replay_feed(settings, "receiver", since, ("c",), apply=True, as_json=True)
+        await replay_feed(settings, "receiver", since, None, ("c",), apply=True, as_json=True)
 
 
 @pytest.mark.slow(10)
@@ -318,7 +306,7 @@ async def test_commands_print_tables_for_people(
     await fetch(world.shard_pools["a"], "UPDATE feed_cursors SET stopped = 'disabled', error = 'gone: 410'")
     assert await show_feed(settings, "receiver", as_json=False) == 0
     assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out
-    assert await replay_feed(settings, "receiver", SINCE, (), apply=False, as_json=False) == 0
+    assert await replay_feed(settings, "receiver", SINCE, None, (), apply=False, as_json=False) == 0
     told = capfd.readouterr()
     assert "goes on after `simplu-worker feed skip`" in told.err
     assert await skip_feed(settings, "receiver", "a", None, apply=True, as_json=False) == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
-from support.moves.world import TENANT_ID, World
+from support.moves.world import OTHER, TENANT_ID, World
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.standby_pair import require_postgres, start_pair
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
@@ -22,19 +21,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedKind
 
-OTHER = ("other", "main")
 NOT_PASSED_SQL = "SELECT batch_id FROM log_batches WHERE kind = 'l' AND batch_id > (SELECT batch_id FROM feed_cursors)"
-
-
-@pytest.fixture
-async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give two shards, and a tenant on the first one."""
-    addresses = [await make_shard("a"), await make_shard("b")]
-    async with Pools(size=6) as pools:
-        world = World(pools, addresses)
-        await add_tenant(world.shard_pools["a"])
-        await add_tenant(world.shard_pools["b"], OTHER)
-        yield world
 
 
 @pytest.mark.slow(4)

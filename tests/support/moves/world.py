@@ -34,6 +34,7 @@ from simplu_worker.transfers.moving.types import (
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1), max_pause_s=10)  # no test of pauses fails on a busy machine
 TENANT_ID = "clinic-main"
+OTHER = ("other", "main")
 ROWS = """
 INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('n', number, 'text', repeat('x', number % 50)),

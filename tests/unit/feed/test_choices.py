@@ -5,29 +5,68 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import PassSource, Resume, choose_skip, replay_place
-from simplu_worker.feed.places import POSITION_MAX, HeldTenant, Place
+from simplu_worker.feed.choices import PassSource, Replay, Resume, choose_replay, choose_skip
+from simplu_worker.feed.places import POSITION_MAX, HeldTenant, LeftOut, Place
 from simplu_worker.vocabulary import FeedStop
 
 
 @pytest.mark.parametrize(
-    ("cursor", "from_batch_id", "expected"),
+    ("cursor", "behind", "expected"),
     [
-        (Place(90, 3), 50, Place(50, POSITION_MAX)),
+        (Place(90, 3), 50, Replay(50, 90)),
         (Place(50, POSITION_MAX), 50, None),
         (Place(50, 3), 50, None),
         (Place(40, 3), 50, None),
         (Place(90, 3), None, None),
     ],
 )
-def test_replay_puts_a_cursor_back_only(cursor: Place, from_batch_id: int | None, expected: Place | None) -> None:
+def test_replay_puts_a_cursor_back_only(cursor: Place, behind: int | None, expected: Replay | None) -> None:
     """What the destination did not get yet comes anyway, and is not passed by a replay."""
-    assert replay_place(cursor, from_batch_id) == expected
+    assert choose_replay(cursor, None, (), behind, None) == expected
 
 
-def held(tenant_id: str, *, is_passed: bool = False) -> HeldTenant:
+def held(tenant_id: str, batch_id: int = 5, *, is_passed: bool = False) -> HeldTenant:
     """Return a tenant that waits for the source `a`."""
-    return HeldTenant(1, tenant_id, 2, "a", 5, 0, is_passed)
+    return HeldTenant(1, tenant_id, 2, "a", batch_id, 0, is_passed)
+
+
+@pytest.mark.parametrize(
+    ("until", "tenants", "expected"),
+    [
+        (60, (), Replay(50, 60, LeftOut(60, 89))),
+        (88, (), Replay(50, 88, LeftOut(88, 89))),
+        (89, (), Replay(50, 90)),
+        (95, (), Replay(50, 90)),
+        (50, (), None),
+        (0, (), None),
+        (60, (held("x", 95), held("y", 80), held("z", 85)), Replay(50, 60, LeftOut(60, 79))),
+        (60, (held("x", 55),), Replay(50, 90)),
+    ],
+)
+def test_replay_leaves_out_what_was_delivered_behind_its_end(
+    until: int, tenants: tuple[HeldTenant, ...], expected: Replay | None
+) -> None:
+    """And nothing of a tenant that waits for its source: its events were not sent."""
+    assert choose_replay(Place(90, 3), None, tenants, 50, until) == expected
+
+
+@pytest.mark.parametrize(
+    ("cursor", "behind", "until", "expected"),
+    [
+        (55, 40, 45, Replay(40, 60, LeftOut(60, 89))),
+        (55, 40, None, Replay(40, 89)),
+        (55, 57, 70, Replay(54, 70, LeftOut(70, 89))),
+        (55, 70, 75, Replay(54, 75, LeftOut(75, 89))),
+        (55, 70, None, Replay(54, 89)),
+        (55, 89, None, None),
+        (89, 40, 45, Replay(40, 45, LeftOut(45, 49))),
+    ],
+)
+def test_replay_during_another_one_sends_what_either_asks_for(
+    cursor: int, behind: int, until: int | None, expected: Replay | None
+) -> None:
+    """The earlier one leaves out the batches 61 to 89, which were delivered."""
+    assert choose_replay(Place(cursor, 3), LeftOut(60, 89), (held("x", 50),), behind, until) == expected
 
 
 @pytest.mark.parametrize(

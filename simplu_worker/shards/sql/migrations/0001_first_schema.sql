@@ -398,6 +398,8 @@ CREATE TABLE public.feed_cursors (
     error pg_catalog.text,
     refused_event pg_catalog.text, -- the id of the event that it stopped at; or that it is to pass, once it goes on
     again_through bigint, -- a replay has put the cursor back: events of batches up to this one may have been sent
+    left_out_behind bigint, -- the replay ends with this batch,
+    left_out_through bigint, -- and the feed goes on behind this one
     behind_since pg_catalog.timestamptz, -- the time of the oldest event that is not delivered; null: of none
     is_in_file boolean NOT NULL DEFAULT true, -- of the replica that publishes the shard, or that did so last
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()

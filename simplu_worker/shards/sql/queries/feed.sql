@@ -78,7 +78,10 @@ UPDATE public.feed_shards SET incarnation = $2, server_run = $3 WHERE token = $1
 
 -- name: bound_feed_cursor
 -- What the incarnation $2 begins with for the destination $1: its bounds, and that the destination is to be told.
-UPDATE public.feed_cursors SET bounds = $2, undone_due = true WHERE destination = $1;
+-- A replay leaves nothing out any more: what is behind the cursor has to come again.
+UPDATE public.feed_cursors
+SET bounds = $2, undone_due = true, left_out_behind = NULL, left_out_through = NULL
+WHERE destination = $1;
 
 -- name: note_feed_run
 -- For the destinations $1 the incarnation holds in the run $2 of the server.
@@ -140,12 +143,12 @@ WITH wanted AS (
 )
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    again_through, server_run
+    again_through, left_out_behind, left_out_through, server_run
 FROM public.feed_cursors
 UNION ALL
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    again_through, server_run
+    again_through, left_out_behind, left_out_through, server_run
 FROM begun;
 
 -- name: note_feed_file
@@ -362,52 +365,62 @@ ORDER BY feed_cursors.destination;
 UPDATE public.feed_shards SET token = pg_catalog.gen_random_uuid();
 
 -- name: plan_feed_replay
--- Where the destination $1 is, and the batch behind which everything begins that was committed at $2 or later: none of
--- the log's, if it keeps nothing so old. With the changes from there to where the destination is, of 100,000 batches.
-WITH begun AS (
-    SELECT
-        greatest(
-            coalesce((SELECT log_forgotten.batch_id FROM public.log_forgotten), 0),
-            (
-                SELECT pg_catalog.min(later.batch_id) - 1
-                FROM (
-                    SELECT log_batches.batch_id
-                    FROM public.log_batches
-                    WHERE log_batches.completed_at >= $2::pg_catalog.timestamptz AND log_batches.batch_id > 0::bigint
-                    ORDER BY log_batches.completed_at
-                    LIMIT 10000
-                ) AS later
-            )
-        ) AS batch_id,
-        EXISTS (
-            SELECT FROM public.log_batches WHERE log_batches.completed_at >= $2 AND log_batches.batch_id > 0::bigint
-        ) AS has_later
-)
+-- Where the destination $1 is; `behind`, the batch behind which everything is that was committed at $2 or later, null if
+-- that is nothing; and `until`, the last batch with what was committed before $3, if that is no null.
 SELECT
     feed_cursors.batch_id, feed_cursors.position, feed_cursors.held::pg_catalog.text AS held, feed_cursors.stopped,
-    CASE WHEN begun.has_later THEN begun.batch_id END AS from_batch_id,
+    feed_cursors.left_out_behind, feed_cursors.left_out_through,
     (SELECT log_forgotten.completed_at FROM public.log_forgotten) AS forgotten_at,
     (
-        SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint
+        SELECT
+            greatest(
+                pg_catalog.min(later.batch_id) - 1,
+                (SELECT log_forgotten.batch_id FROM public.log_forgotten)
+            )
         FROM (
-            SELECT log_batches.row_count
+            SELECT log_batches.batch_id
             FROM public.log_batches
-            WHERE log_batches.batch_id > begun.batch_id AND log_batches.batch_id <= feed_cursors.batch_id
-            ORDER BY log_batches.batch_id
-            LIMIT 100000
-        ) AS again
-    ) AS change_count
+            WHERE log_batches.completed_at >= $2::pg_catalog.timestamptz AND log_batches.batch_id > 0::bigint
+            ORDER BY log_batches.completed_at
+            LIMIT 10000
+        ) AS later
+        HAVING pg_catalog.count(*) > 0::bigint
+    ) AS behind,
+    CASE WHEN $3::pg_catalog.timestamptz IS NOT NULL THEN
+        (
+            SELECT coalesce(pg_catalog.max(earlier.batch_id), 0::bigint)
+            FROM (
+                SELECT log_batches.batch_id
+                FROM public.log_batches
+                WHERE log_batches.completed_at < $3 AND log_batches.batch_id > 0::bigint
+                ORDER BY log_batches.completed_at DESC
+                LIMIT 10000
+            ) AS earlier
+        )
+    END AS until
 FROM public.feed_cursors
-CROSS JOIN begun
 WHERE feed_cursors.destination = $1;
 
+-- name: count_feed_changes
+-- How many changes the log has behind the batch $1 up to the batch $2, of 100,000 batches.
+SELECT coalesce(pg_catalog.sum(again.row_count), 0::bigint)::bigint AS change_count
+FROM (
+    SELECT log_batches.row_count
+    FROM public.log_batches
+    WHERE log_batches.batch_id > $1 AND log_batches.batch_id <= $2
+    ORDER BY log_batches.batch_id
+    LIMIT 100000
+) AS again;
+
 -- name: put_feed_cursor_back
--- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row. A tenant that came
--- behind there is not held any more: its arrival is read again. Whatever was published by now has numbers below that of
--- this transaction.
+-- Put the cursor of the destination $1 behind the batch $2, in a transaction that has taken the row, to leave out what is
+-- behind the batch $3 up to the batch $4, if these are no nulls. A tenant that came behind $2 is not held any more: its
+-- arrival is read again; but one that is held behind $4 is. Whatever was published by now has numbers below that of this
+-- transaction.
 UPDATE public.feed_cursors
 SET
-    batch_id = $2, position = 32767, updated_at = pg_catalog.clock_timestamp(),
+    batch_id = $2, position = 32767, left_out_behind = $3, left_out_through = $4,
+    updated_at = pg_catalog.clock_timestamp(),
     again_through = (
         SELECT pg_catalog.pg_current_xact_id()::pg_catalog.text::bigint + shard_meta.batch_offset
         FROM public.shard_meta
@@ -416,19 +429,25 @@ SET
         (
             SELECT pg_catalog.jsonb_agg(
                 CASE
-                    WHEN pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint <= $2 THEN held.one
+                    WHEN
+                        pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint <= $2
+                        OR pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint > $4
+                        THEN held.one
                     ELSE held.one || pg_catalog.jsonb_build_object('batch_id', $2::bigint, 'position', 32767)
                 END
             )
             FROM pg_catalog.jsonb_array_elements(feed_cursors.held) AS held (one)
-            WHERE NOT EXISTS (
-                SELECT
-                FROM public.log_batches
-                WHERE
-                    log_batches.kind = 'a' AND log_batches.batch_id > $2
-                    AND log_batches.epoch = pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint
-                    AND log_batches.tenants[1] = pg_catalog.jsonb_extract_path_text(held.one, 'tenant_no')::integer
-            )
+            WHERE
+                pg_catalog.jsonb_extract_path_text(held.one, 'batch_id')::bigint > $4
+                OR NOT EXISTS (
+                    SELECT
+                    FROM public.log_batches
+                    WHERE
+                        log_batches.kind = 'a' AND log_batches.batch_id > $2
+                        AND log_batches.epoch = pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint
+                        AND log_batches.tenants[1]
+                        = pg_catalog.jsonb_extract_path_text(held.one, 'tenant_no')::integer
+                )
         ),
         '[]'
     )
