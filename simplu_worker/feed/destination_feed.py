@@ -84,7 +84,6 @@ class DestinationFeed:
         self.incarnation = incarnation
         self.memory = memory
         self.window = Window(row.place)
-        self._begun_at = row.place
         self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
         self.released: list[HeldTenant] = []
         self.catch_up: CatchUp | None = None
@@ -122,9 +121,9 @@ class DestinationFeed:
         return END if left_out is None or self.window.head.batch_id >= left_out.through else left_out.begin
 
     def leave_out(self) -> None:
-        """Go on behind what a replay leaves out, as if the feed had begun there: what was sent before is not known."""
+        """Go on behind what a replay leaves out."""
         if self._left_out is not None:
-            self.window.head = self._begun_at = Place(self._left_out.through, POSITION_MAX)
+            self.window.head = Place(self._left_out.through, POSITION_MAX)
 
     @property
     def behind_since(self) -> datetime | None:
@@ -353,12 +352,13 @@ class DestinationFeed:
     def note_memory(self, newest: int) -> None:
         """Note that the memory is whole, once everything that an earlier publisher may have delivered has come again.
 
-        *newest* is the newest batch when this publisher began, beyond which no earlier one has read.
+        From there on only: that publisher may have delivered what this one's filter leaves out. *newest* is the newest
+        batch when this publisher began, beyond which no earlier one has read.
         """
         if self.memory.known_from is not None or self._undone_due or self.held:
             return
         if self.window.cursor.batch_id > newest or (self.is_at_end and not len(self.window)):
-            self.memory.note_whole(self._begun_at)
+            self.memory.note_whole(min(self.window.cursor, Place(newest, POSITION_MAX)))
 
     def _note_availability(self, error: str | None, now: float, *, is_down: bool) -> None:
         if is_down:

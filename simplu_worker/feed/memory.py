@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.feed.places import Place
-from simplu_worker.feed.types import FeedEvent
+from simplu_worker.feed.types import FeedEvent, FeedFilter
 from simplu_worker.shards.log.reading_order import BatchRef
 
 EVENTS_MAX: Final = 10_000
@@ -28,6 +28,7 @@ class SentEvents:
         self._undone: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._forgotten_through = Place(0, 0)
         self.known_from: Place | None = None
+        self._filter = FeedFilter()
 
     def __repr__(self) -> str:
         return f"SentEvents({len(self._events)}, known_from={self.known_from}, undone={len(self._undone)})"
@@ -41,6 +42,11 @@ class SentEvents:
             _, _, gone, _ = self._events.popleft()
             self._forgotten_through = max(gone, self._forgotten_through)
             self.known_from = None if self.known_from is None else max(gone, self.known_from)
+
+    def note_filter(self, chosen: FeedFilter) -> None:
+        """Note which events are sent from now on. What an earlier filter left out is not known to be remembered."""
+        if chosen != self._filter:
+            self._filter, self.known_from = chosen, None
 
     def note_whole(self, behind: Place) -> None:
         """Note that every event that anybody has sent from behind *behind* was noted here."""

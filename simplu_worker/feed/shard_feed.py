@@ -192,6 +192,8 @@ class ShardFeed:
 
     async def _publish(self, destinations: Destinations, ending: asyncio.Event) -> None:
         token = self._required_token
+        for name, (terms, _) in destinations.items():
+            self._memories[name].note_filter(terms.filter)
         known = {name: memory for name, memory in self._memories.items() if name in destinations}
         loaded = await load(
             self._pool,

@@ -13,7 +13,8 @@ target has passed, so that events come again behind those of the target; without
 A destination that *leaves* the file comes back, and its row keeps the run of the server in which it was judged last.
 With *remembers* a publisher lives through a promotion, and no incarnation begins where it knows that nothing is undone:
 it remembers every event that came from behind the cursor, and the server has all of them. After a kill the next
-publisher knows that once it has published everything again that was there when it began.
+publisher knows that once it has published everything again that was there when it began, of what comes from there on.
+Where its file *narrows*, the filter of the destination leaves tenant a out for a while.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from simplu_worker.feed.places import POSITION_MAX, Place
 from simplu_worker.shards.log.reading_order import readable_below
 
 ROW = "row"
-PROMOTIONS, KILLS, LEAVES = 2, 4, 5
+PROMOTIONS, KILLS, LEAVES, NARROWS = 2, 4, 5, 6
 NOBODY, OUT_OF_FILE = -1, -2
 
 
@@ -57,6 +58,8 @@ class Rules:
     same_incarnation: bool = False  # as long as the row is there
     one_run_for_all: bool = False  # a publisher notes its run for a destination that is not in its file, too
     knows_at_once: bool = False  # a publisher takes what it remembers for all that came, when it begins
+    knows_from_begin: bool = False  # and, once it knows, for all from where it began, whatever its filter left out
+    knows_whatever_filter: bool = False  # and goes on to do so under another filter
 
 
 AGREED = Rules()
@@ -95,6 +98,7 @@ class FeedState(State, frozen=True):
     unsent: tuple[int, int] = (0, 0)  # the batch that is read, and not published
     received: tuple[tuple[Received, ...], tuple[Received, ...]] = ((), ())
     memories: tuple[Remembered | None, Remembered | None] = (None, None)
+    narrow: tuple[bool, bool] = (False, False)  # the file of the publisher leaves tenant a out
 
 
 class FeedRow(StatePart, frozen=True):
@@ -120,6 +124,7 @@ class FeedModel(LogOrderModel):
         lagging: bool = False,
         remembers: bool = False,
         leaves: int = 0,
+        narrows: int = 0,
         feed: Rules = AGREED,
     ) -> None:
         super().__init__(counts, idle=idle, promotions=promotions, moves=moves)
@@ -127,13 +132,14 @@ class FeedModel(LogOrderModel):
         self._lagging = lagging
         self._remembers = remembers
         self._leaves = leaves
+        self._narrows = narrows
         self._feed = feed
 
     def first(self) -> FeedState:
         """Return two empty logs."""
         begin = super().first()
         parts = {name: getattr(begin, name) for name in State.__struct_fields__}
-        return FeedState(**parts | {"left": (*begin.left, self._kills, self._leaves)})
+        return FeedState(**parts | {"left": (*begin.left, self._kills, self._leaves, self._narrows)})
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return the faults of shards, and kills of publishers."""
@@ -147,6 +153,14 @@ class FeedModel(LogOrderModel):
                 if state.heads[place] >= 0:
                     out = _with_head(replace(state, left=one_less(state.left, LEAVES)), place, OUT_OF_FILE)
                     yield f"the destination leaves the file of the publisher of {place}", out
+        if state.left[NARROWS]:
+            for place in SHARDS:
+                if state.heads[place] >= 0:
+                    narrowed = replace(state, left=one_less(state.left, NARROWS))
+                    yield (
+                        f"the file of the publisher of {place} leaves out a",
+                        self._with_filter(narrowed, place, is_narrow=True),
+                    )
         if state.left[KILLS]:
             for place in SHARDS:
                 if state.heads[place] >= 0:
@@ -167,6 +181,8 @@ class FeedModel(LogOrderModel):
         assert isinstance(state, FeedState)
         for tenant, received, count in zip(TENANTS, state.received, self._counts, strict=True):
             values = [one.value for one in received if not one.is_undone]
+            if tenant == "a" and self._narrows > state.left[NARROWS]:
+                continue  # what was read meanwhile was left out
             if values != list(range(count)):
                 return f"missed: of {tenant} {values} of {count} changes came"
         return ""
@@ -191,6 +207,8 @@ class FeedModel(LogOrderModel):
             yield f"{place} gets a publisher", self._take_row(state, place, row)
             return
         assert row is not None
+        if state.narrow[place]:
+            yield f"the file of the publisher of {place} has a again", self._with_filter(state, place, is_narrow=False)
         if state.unsent[place]:
             unsent = put_at(state.unsent, place, 0)
             after = self._publish(replace(state, unsent=(unsent[0], unsent[1])), place, state.unsent[place], row)
@@ -216,7 +234,8 @@ class FeedModel(LogOrderModel):
         if memory is not None and memory.holds(row.cursor, log) and row.run != run:
             return _with_head(_with_row(state, place, replace(row, run=run)), place, row.cursor)
         if memory is not None and row.run == run:
-            return _with_head(state, place, row.cursor)  # the destination was out of the file
+            # The destination was out of the file, or has another filter.
+            return self._note_whole(_with_head(state, place, row.cursor), place)
         if row.run == run or self._feed.same_incarnation:
             return self._begin(state, place, row.cursor)
         behind = row.cursor
@@ -235,12 +254,22 @@ class FeedModel(LogOrderModel):
             return begun
         return self._note_whole(_with_memory(begun, place, Remembered(cursor, self._feed.knows_at_once)), place)
 
+    def _with_filter(self, state: FeedState, place: int, *, is_narrow: bool) -> FeedState:
+        """Let the publisher read another file, and begin anew where its cursor is."""
+        first, second = put_at(state.narrow, place, is_narrow)
+        after = _with_head(replace(state, narrow=(first, second)), place, NOBODY)
+        memory = state.memories[place]
+        if memory is None or self._feed.knows_whatever_filter:
+            return after
+        return _with_memory(after, place, replace(memory, is_whole=False))
+
     def _note_whole(self, state: FeedState, place: int) -> FeedState:
         """Note whether everything is published that an earlier publisher may have published."""
         memory = state.memories[place]
         if memory is None or memory.is_whole or self._next(state, place, state.heads[place]) is not None:
             return state
-        return _with_memory(state, place, replace(memory, is_whole=True))
+        begun = memory.begun if self._feed.knows_from_begin else state.heads[place]
+        return _with_memory(state, place, replace(memory, is_whole=True, begun=begun))
 
     def _next(self, state: FeedState, place: int, head: int) -> Batch | None:
         """Return the next batch that may be published."""
@@ -274,6 +303,8 @@ class FeedModel(LogOrderModel):
         batch = next((one for one in state.shards[place].log if one.number == number and one.kind != ROW), None)
         if batch is None or batch.kind != CHANGE:
             return state
+        if batch.tenant == "a" and state.narrow[place]:
+            return self._note_whole(state, place)
         index = TENANTS.index(batch.tenant)
         received = _judged(state, place, row).received[index]
         event = Received(batch.value, batch.token, place, number, row.incarnation)

@@ -24,6 +24,8 @@ from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
 from model.feed_model import FeedModel
 from model.feed_model import Rules as FeedRules
+from model.feed_retention_model import FeedRetentionModel
+from model.feed_retention_model import Rules as FeedRetentionRules
 from model.gap_model import GapModel
 from model.giving_up_model import GivingUpModel
 from model.group_commit_model import GroupCommitModel
@@ -217,6 +219,10 @@ SAFE = {
         FeedModel((1, 0), promotions=1, lagging=True, remembers=True, leaves=1),
         10_087,
     ),
+    "feed: a filter that leaves a tenant out for a while": (
+        FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True, narrows=1),
+        81_090,
+    ),
     "log order: there and back": (LogOrderModel((3, 1), moves=2), 17_404),
     "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
     "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
@@ -225,6 +231,7 @@ SAFE = {
 
 SAFE_AND_LARGE = {
     "feed: there and back": (FeedModel((2, 0), moves=2), 88_897),
+    "feed: the retention deletes what waits for the source of a move": (FeedRetentionModel(), 163_903),
     "feed: a promotion, a kill": (FeedModel((2, 0), promotions=1, kills=1), 54_076),
     "feed: a promotion of what is not awaited, a kill": (
         FeedModel((2, 0), promotions=1, lagging=True, kills=1),
@@ -368,6 +375,41 @@ WRONG = {
         FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True, feed=FeedRules(knows_at_once=True)),
         "twice",
         12,
+    ),
+    "feed: what was deleted of a tenant that waits is not told": (
+        FeedRetentionModel(rules=FeedRetentionRules(gap_of_shard_alone=True)),
+        "missed",
+        15,
+    ),
+    "feed: what was deleted is asked for before the read": (
+        FeedRetentionModel(rules=FeedRetentionRules(catches_up_before_gap=True)),
+        "missed",
+        15,
+    ),
+    "feed: a tenant that waits has no place of its own": (
+        FeedRetentionModel(rules=FeedRetentionRules(place_with_cursor=True)),
+        "missed",
+        17,
+    ),
+    "feed: what a publisher knows begins where it began": (
+        FeedModel(
+            (1, 0),
+            promotions=1,
+            kills=1,
+            lagging=True,
+            remembers=True,
+            narrows=1,
+            feed=FeedRules(knows_from_begin=True),
+        ),
+        "twice",
+        17,
+    ),
+    "feed: a publisher knows the same under another filter": (
+        FeedModel(
+            (2, 0), promotions=1, lagging=True, remembers=True, narrows=1, feed=FeedRules(knows_whatever_filter=True)
+        ),
+        "order",
+        18,
     ),
     "feed: the run of the server is noted for a destination that is out of the file": (
         FeedModel((1, 0), promotions=1, lagging=True, leaves=1, feed=FeedRules(one_run_for_all=True)),

@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
-from support.postgres.databases import copy_shard, database_of
+from support.postgres.databases import ShardMaker, copy_shard, database_of
 from support.postgres.standby_pair import Pair, require_postgres, start_pair
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
+from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.feed.types import FeedEvent
+from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedFilter
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.vocabulary import FeedKind
+
+AT_END_SQL = "SELECT FROM feed_cursors WHERE NOT undone_due AND batch_id = (SELECT max(batch_id) FROM log_batches)"
+JUDGED_SQL = "SELECT FROM feed_shards JOIN shard_meta ON server_run LIKE '%/' || batch_offset"
 
 
 def undone_by_bounds(events: Sequence[FeedEvent]) -> set[str]:
@@ -105,6 +109,59 @@ async def test_events_of_lost_commits_are_undone_when_a_stale_standby_is_promote
     else:
         assert receiver.events[-1].incarnation.id in told_before
         assert not told
+
+
+@pytest.mark.slow(15)
+async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_through(make_shard: ShardMaker) -> None:
+    """A publisher does not know what the one before it sent under another filter, or what it left out itself."""
+    wide, narrow = (
+        Receiver().configured(terms=DestinationTerms("receiver", FeedFilter(resource_types=chosen)))
+        for chosen in (None, frozenset({"other"}))
+    )
+    address = await make_shard("s")
+    async with Pools(size=6) as pools:
+        pool = pools.ensure_pool(address)
+        await add_tenant(pool)
+        case = TenantCase(pool, TENANT)
+
+        async def cursor_at_end() -> int:
+            """Return the batch of the cursor, once all is read."""
+            assert await poll_until(lambda: has_row(pool, AT_END_SQL), within_s=10)
+            return int((await fetch(pool, "SELECT batch_id FROM feed_cursors"))[0]["batch_id"])
+
+        async def begins_anew(batch_id: int) -> bool:
+            """Return whether an incarnation begins when the cursor has gone back, in another run of the server."""
+            incarnation = await fetch(pool, "SELECT incarnation FROM feed_shards")
+            await fetch(pool, "UPDATE feed_cursors SET batch_id = $1, position = 32767", batch_id)
+            await fetch(pool, "UPDATE shard_meta SET batch_offset = batch_offset + 1")
+            assert await poll_until(lambda: has_row(pool, JUDGED_SQL), within_s=10)
+            return await fetch(pool, "SELECT incarnation FROM feed_shards") != incarnation
+
+        feed = feed_of(pools, [address], [wide])
+        async with running(feed):
+            await publishing(feed)
+            await case.apply(case.operation("create", "r1", {}))
+            begin = await cursor_at_end()
+            assert not await begins_anew(begin)
+        await fetch(pool, "UPDATE feed_cursors SET batch_id = 0")  # a killed publisher does not write what it sent last
+        feed = feed_of(pools, [address], [narrow], "two")
+        async with running(feed):
+            await publishing(feed)
+            await cursor_at_end()
+            assert await begins_anew(0)
+            begin = await cursor_at_end()
+            assert not await begins_anew(begin)
+            await case.apply(case.operation("update", "r1", {}))
+            await cursor_at_end()
+            feed.replace([wide])
+            await case.apply(case.operation("update", "r1", {"n": 1}))
+            await cursor_at_end()
+            assert await begins_anew(begin)
+
+
+async def has_row(pool: ShardPool, query: str) -> bool:
+    """Return whether *query* gives a row."""
+    return await fetch(pool, query) != []
 
 
 def reapplied(events: Sequence[FeedEvent]) -> set[str]:

@@ -9,7 +9,7 @@ import msgspec
 from simplu_worker.feed.events import undone_event
 from simplu_worker.feed.memory import EVENTS_MAX, KEPT_S, SentEvents
 from simplu_worker.feed.places import Place
-from simplu_worker.feed.types import FeedEvent, FeedTenant, Incarnation
+from simplu_worker.feed.types import FeedEvent, FeedFilter, FeedTenant, Incarnation
 from simplu_worker.shards.log.reading_order import BatchRef
 from simplu_worker.vocabulary import FeedKind
 
@@ -93,3 +93,16 @@ def test_memory_is_not_complete_behind_what_it_has_forgotten() -> None:
     memory.note(BatchRef(20_000, "t"), Place(20_000, 0), event(1), now=KEPT_S + 1)
     assert not memory.is_complete_behind(Place(EVENTS_MAX, 0))
     assert memory.is_complete_behind(Place(EVENTS_MAX, 1))
+
+
+def test_memory_is_whole_under_one_filter() -> None:
+    """Another one lets events through that this one has left out; the same one changes nothing."""
+    memory = SentEvents()
+    memory.note_whole(Place(1, 0))
+    memory.note_filter(FeedFilter())
+    assert memory.is_complete_behind(Place(1, 0))
+    memory.note_filter(FeedFilter(tenants=frozenset({"t-1"})))
+    assert not memory.is_complete_behind(Place(9, 0))
+    memory.note_whole(Place(2, 0))
+    memory.note_filter(FeedFilter(tenants=frozenset({"t-1"})))
+    assert memory.is_complete_behind(Place(2, 0))
