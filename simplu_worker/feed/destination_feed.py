@@ -93,7 +93,7 @@ class DestinationFeed:
         self._left_out = row.left_out
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
         self.is_at_end = False  # the last read found all that the log had
-        self.is_awaited = False  # by the reader of the log, which found no room
+        self.is_awaited = False  # by the reader of the log, which found no room, or is at rest
         self._is_ending = False
         self.written = row
         self._undone_due = row.undone_due

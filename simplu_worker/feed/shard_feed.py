@@ -290,8 +290,10 @@ class ShardFeed:
             pause_s = READ_PAUSE_S if count else min(2 * max(pause_s, IDLE_MIN_S / 2), IDLE_MAX_S)
             if any(feed.held for feed in self._feeds.values()) or self._has_unwritten:
                 pause_s = min(pause_s, CURSOR_INTERVAL_S)
-            # At rest the renewals of the row tell whether there is more.
-            await wait_any(ending, self._changed, within_s=None if pause_s >= IDLE_MAX_S else pause_s)
+            is_at_rest = pause_s >= IDLE_MAX_S  # the renewals of the row tell whether there is more
+            for feed in self._feeds.values():
+                feed.is_awaited = feed.is_awaited or is_at_rest  # a destination that is back moves its cursor
+            await wait_any(ending, self._changed, within_s=None if is_at_rest else pause_s)
 
     async def _keep_row(self) -> None:
         """Renew the row until cancelled, however long the reader waits for a standby."""

@@ -126,6 +126,29 @@ async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused
     ]
 
 
+@pytest.mark.slow(8)
+async def test_cursor_moves_on_when_a_destination_is_back_on_a_shard_at_rest(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """Without another change: the target of a move may wait for it."""
+    receiver = Receiver()
+    is_down = True
+    receiver.answer = lambda _: RetryLater("down") if is_down else Delivered()
+    feed = feed_of(pools, [address], [receiver.configured()])
+
+    async def has_moved_on() -> bool:
+        query = "SELECT FROM feed_cursors JOIN log_batches USING (batch_id) WHERE position >= 0"
+        return await fetch(case.pool, query) != []
+
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await asyncio.sleep(5)
+        is_down = False
+        await receiver.until_count(1, 30)
+        assert await poll_until(has_moved_on, within_s=5)
+
+
 async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:

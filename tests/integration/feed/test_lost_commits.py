@@ -19,7 +19,9 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.vocabulary import FeedKind
 
-AT_END_SQL = "SELECT FROM feed_cursors WHERE NOT undone_due AND batch_id = (SELECT max(batch_id) FROM log_batches)"
+AT_END_SQL = """
+SELECT FROM feed_cursors WHERE NOT undone_due AND position >= 0 AND batch_id = (SELECT max(batch_id) FROM log_batches)
+"""
 JUDGED_SQL = "SELECT FROM feed_shards JOIN shard_meta ON server_run LIKE '%/' || batch_offset"
 
 
