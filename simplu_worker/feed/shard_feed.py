@@ -235,6 +235,8 @@ class ShardFeed:
         finally:
             self.is_publishing = False
             self._lease = None
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # which a group that has errors as well does not raise
         if failure is not None:
             raise failure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -16,10 +16,17 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import Feed
-from simplu_worker.feed.places import Place
+from simplu_worker.feed.places import END, Place
 from simplu_worker.feed.rows import LoadedFeed, claim, load, read_log, write_cursors
-from simplu_worker.feed.shard_feed import END
-from simplu_worker.feed.types import Delivered, DestinationTerms, FeedFilter, Refused, RetryLater
+from simplu_worker.feed.types import (
+    Delivered,
+    Delivery,
+    DestinationTerms,
+    FeedEvent,
+    FeedFilter,
+    Refused,
+    RetryLater,
+)
 from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -124,6 +131,40 @@ async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused
         FeedKind.RESOURCE_CREATED,
         FeedKind.RESOURCE_UPDATED,
     ]
+
+
+@pytest.mark.slow(4)
+async def test_feed_ends_when_it_is_cancelled_while_it_loses_the_row(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """The loss of the row ends what it does; then it does not begin again, but ends."""
+    is_called, is_cancelled = asyncio.Event(), asyncio.Event()
+
+    def answer(_: FeedEvent) -> Delivery:
+        is_called.set()
+        return RetryLater("later")
+
+    class SlowToEnd(Receiver):
+        async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
+            await super().publish(events)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                is_cancelled.set()
+                await asyncio.sleep(0.5)
+
+    receiver = SlowToEnd()
+    receiver.answer = answer
+    feed = feed_of(pools, [address], [receiver.configured()])
+    task = asyncio.create_task(feed.run(asyncio.Event()))
+    async with asyncio.timeout(20):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await is_called.wait()
+        await fetch(case.pool, QUERIES["take_feed"])
+        await is_cancelled.wait()
+    task.cancel()
+    assert await asyncio.wait([task], timeout=10) == ({task}, set())
 
 
 @pytest.mark.slow(8)

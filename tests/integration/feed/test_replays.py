@@ -108,7 +108,7 @@ async def test_replay_with_an_end_keeps_a_tenant_that_waits_for_its_source(world
         await receiver.until(lambda events: sum(one.resource_id == "o2" for one in events) == 2, 20)
         assert not [one for one in receiver.events if one.subject.startswith(TENANT_ID)]
         is_down = False
-        await receiver.until_count(6)
+        await receiver.until_count(6, 60)
         await target.apply(target.operation("update", "r1", {"n": 2}))
         await receiver.until_count(7)
     assert [one.resource_id for one in receiver.events if one.subject.startswith("other")] == [
