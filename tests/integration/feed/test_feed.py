@@ -146,9 +146,9 @@ async def test_feed_ends_when_it_is_cancelled_while_it_loses_the_row(
 
     class SlowToEnd(Receiver):
         async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
-            await super().publish(events)
             try:
-                await asyncio.Event().wait()
+                await super().publish(events)
+                return await asyncio.Future()
             finally:
                 is_cancelled.set()
                 await asyncio.sleep(0.5)
