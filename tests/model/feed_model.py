@@ -148,24 +148,20 @@ class FeedModel(LogOrderModel):
             yield label, after
             if self._feed.late_cursor:
                 yield from self._write_late(state, after)
+        for place in SHARDS:
+            if state.heads[place] >= 0:
+                yield from self._faults_of_publisher(state, place)
+
+    def _faults_of_publisher(self, state: FeedState, place: int) -> Iterator[tuple[str, FeedState]]:
         if state.left[LEAVES]:
-            for place in SHARDS:
-                if state.heads[place] >= 0:
-                    out = _with_head(replace(state, left=one_less(state.left, LEAVES)), place, OUT_OF_FILE)
-                    yield f"the destination leaves the file of the publisher of {place}", out
+            out = _with_head(replace(state, left=one_less(state.left, LEAVES)), place, OUT_OF_FILE)
+            yield f"the destination leaves the file of the publisher of {place}", out
         if state.left[NARROWS]:
-            for place in SHARDS:
-                if state.heads[place] >= 0:
-                    narrowed = replace(state, left=one_less(state.left, NARROWS))
-                    yield (
-                        f"the file of the publisher of {place} leaves out a",
-                        self._with_filter(narrowed, place, is_narrow=True),
-                    )
+            narrowed = self._with_filter(replace(state, left=one_less(state.left, NARROWS)), place, is_narrow=True)
+            yield f"the file of the publisher of {place} leaves out a", narrowed
         if state.left[KILLS]:
-            for place in SHARDS:
-                if state.heads[place] >= 0:
-                    killed = _with_memory(_without_publisher(state, place), place, None)
-                    yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
+            killed = _with_memory(_without_publisher(state, place), place, None)
+            yield f"the publisher of {place} is killed", replace(killed, left=one_less(state.left, KILLS))
 
     def _write_late(self, state: FeedState, after: State) -> Iterator[tuple[str, State]]:
         """Write the cursors that publishers had when a standby was promoted."""
