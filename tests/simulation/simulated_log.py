@@ -92,6 +92,8 @@ class Cursor(msgspec.Struct, frozen=True):
     error: str | None = None
     refused_event: str | None = None
     again_through: int | None = None
+    left_out_behind: int | None = None  # there are no replays
+    left_out_through: int | None = None
     server_run: str | None = None
     is_in_file: bool = True
 

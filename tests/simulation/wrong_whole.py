@@ -71,7 +71,7 @@ class _SureFeed(DestinationFeed):
     @override
     def note_memory(self, newest: int) -> None:
         if self.memory.known_from is None and not self._undone_due and not self.held:
-            self.memory.note_whole(self._begun_at)
+            self.memory.note_whole(Place(0, 0))
 
 
 class _LooseWindow(Window):
