@@ -29,6 +29,7 @@ CHANGE_MAX: Final = 8.0  # of a cost, by one transaction
 TENANT_KINDS_MAX: Final = 10_000  # with a cost of their own, the last ones
 NOTED_SHARE: Final = 0.02  # of a transaction, from which on it says something about a tenant
 
+SHORTEST_GROWTH: Final = 1.05  # of the shortest transaction lately, with each that is longer
 TURN_S: Final = 0.1  # of a transaction, while a tenant floods the shard
 TURN_MIN_S: Final = 0.025  # the same for one of many batches that wait for it
 FIXED_RATIO: Final = 2.0  # of a transaction's operations to its fixed cost, at least: most of a shard's time is work
@@ -61,9 +62,11 @@ class ShardTime:
 
     def __init__(self) -> None:
         self.waiting_count = 0  # batches that wait for a connection
+        self.together_count = 0  # batches in the last transaction
         self.usage = TenantUsage()
         self._flooded_until = float("-inf")
         self._fixed_s = FIRST_FIXED_S
+        self._shortest_s = math.inf
         self._byte_s = FIRST_BYTE_S
         self._by_kind: dict[OperationKind, float] = dict.fromkeys(OperationKind, FIRST_COST_S)
         self._by_kind[OperationKind.LIST] = FIRST_LIST_S
@@ -100,12 +103,26 @@ class ShardTime:
         if not (is_flooded or is_shared):
             return CALM_BATCH_S
         if is_flooded and self.waiting_count:
-            return max(TURN_MIN_S, TURN_S / (1 + self.waiting_count))  # they share a transaction
-        return min(CALM_BATCH_S, max(TURN_S, FIXED_RATIO * self._fixed_s))
+            return max(TURN_MIN_S, self._short_turn_s / (1 + self.waiting_count))  # they share a transaction
+        return self._short_turn_s
 
     def turn_s(self, now: float) -> float:
         """Return how long the next transaction may take, where batches share it."""
-        return CALM_TURN_S if now >= self._flooded_until else TURN_S
+        return CALM_TURN_S if now >= self._flooded_until else self._short_turn_s
+
+    @property
+    def _short_turn_s(self) -> float:
+        """The seconds of a turn while others wait for it.
+
+        Longer than TURN_S only on a shard where each transaction takes long. By the learned cost alone, transactions
+        that are long because they are large, or stood still together, would be allowed to become larger.
+        """
+        return min(CALM_BATCH_S, max(TURN_S, FIXED_RATIO * min(self._fixed_s, self._shortest_s)))
+
+    @property
+    def batches_between(self) -> int:
+        """The batches of other lanes between two of one lane, by what waits and by the last transaction."""
+        return max(self.waiting_count, self.together_count - 1, 0)
 
     def note(self, demands: Iterable[Demand], took_s: float) -> dict[str, TenantUse]:
         """Learn from a transaction of these batches that took so long; return what each tenant took of it.
@@ -134,6 +151,7 @@ class ShardTime:
             self._by_kind[kind] = _corrected(self._by_kind[kind], change, part_s / expected_s)
         self._byte_s = _corrected(self._byte_s, change, bytes_s / expected_s)
         self._fixed_s = _corrected(self._fixed_s, change, self._fixed_s / expected_s)
+        self._shortest_s = min(took_s, SHORTEST_GROWTH * self._shortest_s)
         return uses
 
     def _uses(

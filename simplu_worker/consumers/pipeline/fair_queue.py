@@ -97,6 +97,10 @@ class FairQueue(Generic[EntryT]):
             if not is_left_out(tenant_id)
         }
 
+    def cost_s(self, tenant_id: str) -> float:
+        """Return the seconds that the entries of a tenant are expected to take, but for those that were put back."""
+        return self._costs_of(self._by_tenant.get(tenant_id, ()))
+
     def count_waits(self, now: float) -> dict[str, float]:
         """Return the seconds for which each tenant has had entries without a break, since they were counted last."""
         waits_s = {tenant_id: now - self._waiting_since[tenant_id] for tenant_id in self._by_tenant}

@@ -214,13 +214,12 @@ class Lane(Generic[EntryT]):
 
         They stay in the lane. Tenants that are *is_paced* do not count: whoever sends for them waits.
         """
-        costs_s, waiting_count = self._queue.costs_s(is_paced), self._time.waiting_count
-        active_count = len(self._tenants())
-        tenant_id = find_over_share(costs_s, self._time.weights, active_count=active_count, waiting_count=waiting_count)
+        costs_s, turns = self._queue.costs_s(is_paced), turns_of(self._time.batches_between)
+        tenant_id = find_over_share(costs_s, self._time.weights, active_count=len(self._tenants()), turns=turns)
         if tenant_id is None:
             return []
         self.note_flood()
-        return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / turns_of(waiting_count))
+        return self._queue.newest_of(tenant_id, beyond_s=SHARE_S / turns)
 
     def _tenants(self) -> AbstractSet[str]:
         """Return the tenants that have sent to the lane lately."""
@@ -233,6 +232,10 @@ class Lane(Generic[EntryT]):
     def waiting_s(self, is_paced: Callable[[str], bool]) -> float:
         """Return the seconds that the queued entries are expected to take, but for those of tenants that are paced."""
         return sum(self._queue.costs_s(is_paced).values())
+
+    def queued_s(self, tenant_id: str) -> float:
+        """Return the seconds that the queued entries of a tenant are expected to take."""
+        return self._queue.cost_s(tenant_id)
 
     async def next_result(self, stopping: asyncio.Event) -> LaneResult[EntryT] | None:
         """Send the next batch and return the result; None once *stopping* is set, when the queue stays pending.

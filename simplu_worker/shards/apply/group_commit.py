@@ -158,6 +158,7 @@ class GroupCommit:
                 break
             parts.append(self._waiting.popleft())
         self._count_waiting()
+        self._time.together_count = len(parts)
         self._forming = None
         self._start_group()
         return parts

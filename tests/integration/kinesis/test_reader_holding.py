@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 import asyncpg
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 from support.aws.kpl_aggregates import aggregate
 from support.postgres import wraparound
 from support.postgres.databases import copy_shard, make_template
+from support.postgres.faults import SLOW_FUNCTION, SLOW_TRIGGER
 from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
@@ -33,12 +35,14 @@ from support.reader_world import (
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.consumers.kinesis.dispatch import dispatcher
+from simplu_worker.consumers.kinesis.fetch import pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
+from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, HashRange, Position, TrimHorizon
-from simplu_worker.consumers.pipeline import home_lookup
+from simplu_worker.consumers.pipeline import home_lookup, lane, share
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
@@ -528,3 +532,33 @@ async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
         await reaches(reader, numbers[-1])
 
     assert await outcomes(frozen, "b-x") == ["succeeded"] * 24
+
+
+async def test_tenant_over_its_share_is_read_again_until_its_lane_keeps_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for its lane at the position of the main reader too, which goes on; nothing that it has read is lost."""
+    for place, name, seconds in ((share, "OVER_SHARE_S", 0.02), (lane, "SHARE_S", 0.01)):
+        monkeypatch.setattr(place, name, seconds)
+    monkeypatch.setattr(pacing, "SHARED_REPLY_BYTES", 20_000)  # of the main reader: it is behind the catch-up
+    for name, seconds in (("KEPT_UP_S", 0.001), ("CHECK_INTERVAL_S", 0.01)):
+        monkeypatch.setattr(catch_up, name, seconds)
+    for tenant in ("a-x", "b-x"):
+        await world.provision(tenant, "shard-1")
+    shard = await world.shard("shard-1")
+    await fetch(shard, SLOW_FUNCTION.format(seconds=0.1))
+    await fetch(shard, SLOW_TRIGGER.format(table="log_rows"))
+    await world.put(*chain("b-x", 3))
+
+    with capture_logs() as events:
+        async with world.reading() as reader:
+            await logs(shard, "b-x", 3)
+            for first in range(0, 6000, 300):
+                numbers = await world.put(*chain("a-x", 300, first=first))
+            await reaches(reader, numbers[-1])
+            assert reader.view.held_status() == []
+
+    assert {"tenant.over_share", "catch_up.ended"} <= {one["event"] for one in events}
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 6000
+    assert await outcomes(shard, "b-x") == ["succeeded"] * 3
+    assert await world.letters() == []

@@ -187,10 +187,34 @@ def test_batch_takes_several_times_as_long_as_a_transaction_without_operations()
     for _ in range(100):
         time.note([Demand.of([operation("a")])], 0.08)
     assert 2 * TURN_S > time.batch_s(0.0, is_shared=False) > TURN_S
+    assert time.turn_s(0.0) == time.batch_s(0.0, is_shared=True)
+    time.waiting_count = 1
+    assert time.batch_s(0.0, is_shared=True) == time.turn_s(0.0) / 2
 
-    for _ in range(100):
+    time.waiting_count = 0
+    for _ in range(200):
         time.note([Demand.of([operation("a")])], 5.0)
     assert time.batch_s(0.0, is_shared=True) == CALM_BATCH_S
+
+
+def test_transactions_that_stand_still_do_not_become_larger() -> None:
+    """Twenty of them take three times as long as expected: a quick one was seen a moment ago."""
+    time = ShardTime()
+    time.note_flood(0.0)
+    time.note([Demand.of([operation("a")])], 0.004)
+    for _ in range(20):
+        time.note([Demand.of([operation("loud", LIST)] * 20)], 0.3)
+    assert time.turn_s(0.0) == TURN_S
+
+
+def test_batches_between_two_of_a_lane_wait_or_were_in_its_transaction() -> None:
+    """Whichever is more."""
+    time = ShardTime()
+    assert time.batches_between == 0
+    time.together_count = 3
+    assert time.batches_between == 2
+    time.waiting_count = 5
+    assert time.batches_between == 5
 
 
 @given(

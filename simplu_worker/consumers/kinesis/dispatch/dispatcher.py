@@ -540,6 +540,11 @@ class Dispatcher:
             if self.ownership.has_room and (newest := lane.over_share(self.ownership.has_own_hold)):
                 self._hold_newest(lane, newest)
 
+    def paced_s(self, holds: Iterable[Hold]) -> float:
+        """Return the seconds that the queued operations of a tenant over its share take, of the one with most."""
+        lanes = [(self.pipeline.lane_of(hold.name), hold.name) for hold in holds if hold.is_paced]
+        return max([lane.queued_s(tenant_id) for lane, tenant_id in lanes if lane is not None], default=0.0)
+
     def look_after_paced(self) -> None:
         """Have the lanes of tenants that are over their share take short turns.
 

@@ -28,6 +28,7 @@ from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COU
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.shard_time import TURN_S
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
@@ -39,6 +40,8 @@ PACED_MAX: Final = 2  # besides these, of tenants that are over their share
 GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
+PACED_S: Final = 2 * TURN_S  # of work, queued of a tenant over its share: a batch is ready when the one before ends
+KEPT_UP_S: Final = PACED_S / 8  # queued, from which on its lane keeps up: it would not be over its share again at once
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then other tasks run
@@ -122,7 +125,10 @@ class CatchUpReader:
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
                 if self._has_caught_up() or is_at_end:
-                    self._meet()
+                    if self._keeps_up():
+                        self._meet()
+                    else:
+                        await self._wait_for_settled(ending)
                 elif (reply := await self._read(cursor, self._access, ending)) is not None:
                     await self._send_reply(self._decoder.decode(reply.records, after=after), ending)
                     after = None if reply.records else after
@@ -154,14 +160,21 @@ class CatchUpReader:
         has_sent_enough = count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
         if has_sent_enough or access.memory.is_short:
             self._dispatcher.hold_over_share()
-            self._dispatcher.has_settled.clear()
-            await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
+            await self._wait_for_settled(ending)
             return None
         return await cursor.read(ending)
+
+    async def _wait_for_settled(self, ending: asyncio.Event) -> None:
+        self._dispatcher.has_settled.clear()
+        await wait_any(self._dispatcher.has_settled, ending, within_s=CHECK_INTERVAL_S)
 
     def _has_caught_up(self) -> bool:
         main = self._main_position()
         return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
+
+    def _keeps_up(self) -> bool:
+        """Return whether no tenant would be over its share again at once, without its hold."""
+        return self._dispatcher.paced_s(self.catch_up.holds) < KEPT_UP_S
 
     def _meet(self) -> None:
         """End the holds. Must run in the same step as the check of the main reader's position: no await in between."""
@@ -185,7 +198,10 @@ class CatchUpReader:
                 decoded.extend(islice(arrivals, DECODED_AT_ONCE))
             if not decoded:
                 return
-            if await self._ask_for_residents(decoded, ending):
+            # What is decoded beyond the main reader's position is kept: it may go on before the lane keeps up.
+            if self._has_caught_up() or self._dispatcher.paced_s(self.catch_up.holds) >= PACED_S:
+                await self._wait_for_settled(ending)
+            elif await self._ask_for_residents(decoded, ending):
                 self._send_decoded(decoded)
             await asyncio.sleep(0)
             lookup = self._dispatcher.pipeline.lookup
@@ -193,7 +209,7 @@ class CatchUpReader:
                 await sleep_or_event(LOOKUP_WAIT_S, until=ending)
 
     def _is_over(self, ending: asyncio.Event) -> bool:
-        return self._has_caught_up() or not self.catch_up.holds or ending.is_set()
+        return (self._has_caught_up() and self._keeps_up()) or not self.catch_up.holds or ending.is_set()
 
     def _send_decoded(self, decoded: deque[DecodedRecord]) -> None:
         """Send and remove the records, until a lookup has to be waited for. No await in between: all were asked for."""
