@@ -47,9 +47,12 @@ FROM public.feed_shards;
 INSERT INTO public.feed_shards AS known (token, publisher, incarnation, expires_at)
 VALUES (
     $1::pg_catalog.uuid, $2,
-    pg_catalog.lpad(
-        pg_catalog.to_hex((extract(EPOCH FROM pg_catalog.clock_timestamp()) * 1000::numeric)::bigint), 12, '0'
-    ) || $3::pg_catalog.text,
+    pg_catalog.concat(
+        pg_catalog.lpad(
+            pg_catalog.to_hex((extract(EPOCH FROM pg_catalog.clock_timestamp()) * 1000::numeric)::bigint), 12, '0'
+        ),
+        $3::pg_catalog.text
+    ),
     pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $4)
 )
 ON CONFLICT (only_row) DO UPDATE
