@@ -791,9 +791,6 @@ WRONG_DESIGNS = {
     "a lane skips its operations after an error that nobody foresaw": WrongDesign(
         _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=263
     ),
-    "a reader that failed by a defect writes its checkpoint": WrongDesign(
-        _TrustingFleet, weather=Weather.DEFECTS, seed=820
-    ),
     "the oldest operations of a tenant over its share leave memory": WrongDesign(
         _with_reader(dispatcher_class=_OldestHeldDispatcher), seed=132
     ),
@@ -801,7 +798,7 @@ WRONG_DESIGNS = {
         _with_reader(dispatcher_class=_HeldAtMainDispatcher), seed=28
     ),
     "a hold for a share forgets what is in flight": WrongDesign(
-        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=28
+        _with_reader(dispatcher_class=_InFlightDroppedDispatcher), seed=24
     ),
     "a tenant over its share is never read again": WrongDesign(
         _with_reader(dispatcher_class=_ShareOfNothingDispatcher), seed=28
@@ -811,6 +808,8 @@ WRONG_DESIGNS = {
 
 # Of these `noticed.json` has the seeds (`noticing.py`), and `.ci/nightly` runs them.
 MORE_WRONG_DESIGNS = {
+    # Of seed 820 before the tracker kept sets; no other one has shown it since
+    "a reader that failed by a defect writes its checkpoint": WrongDesign(_TrustingFleet, weather=Weather.DEFECTS),
     # Lanes and dead letters
     "two batches of a lane are in flight": WrongDesign(
         _with_reader(positions_class=None, batches_class=PipeliningBatches), _lose_nothing
