@@ -76,7 +76,7 @@ def test_signature_is_that_of_botocore(
         {"url": "https://proxy/kinesis/?stage=a b"},
         {"url": "https://proxy/a%20path/../b"},
         {"method": "GET", "data": None},
-        {"data": io.BytesIO(b"many records")},
+        pytest.param({"data": io.BytesIO(b"many records")}, id="data of a file"),
         {"data": "text"},
     ],
     ids=str,
