@@ -53,7 +53,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.backoff import backoff_s, jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import put_off, wait_any
+from simplu_worker.timing.waits import move_deadline, wait_any
 from simplu_worker.vocabulary import FeedData, FeedKind
 
 READ_MAX: Final = 500  # rows of a read, of which there are two in a window
@@ -308,7 +308,7 @@ class ShardFeed:
         state = await renew(self._pool, self._required_token)
         self._renewed_at, self._lease_until = asked_at, asked_at + LEASE_S - MARGIN_S
         if self._lease is not None:
-            put_off(self._lease, self._lease_until)
+            move_deadline(self._lease, self._lease_until)
         if self._state is None or state.run != self._state.run:
             raise RunChangedError
         self._state = state

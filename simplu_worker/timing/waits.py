@@ -41,7 +41,7 @@ async def wait_any(*events: asyncio.Event, within_s: float | None = None) -> Non
             wait.close()
 
 
-def put_off(deadline: asyncio.Timeout, when: float) -> None:
-    """Put a deadline off, unless it has passed: then the block that it bounds is being cancelled, and so it stays."""
+def move_deadline(deadline: asyncio.Timeout, when: float) -> None:
+    """Move a deadline, unless it has passed: then the block that it bounds is being cancelled, and so it stays."""
     if not deadline.expired():
         deadline.reschedule(when)

@@ -32,7 +32,7 @@ from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.timing.waits import move_deadline, sleep_or_event, wait_any
 from simplu_worker.vocabulary import QueueRetry, Source, StreamRetry, TargetKind
 
 BATCH_MAX_COUNT: Final = 2000
@@ -202,8 +202,8 @@ class Lane(Generic[EntryT]):
 
     def give_up_batch(self) -> None:
         """Stop waiting for the batch in flight: whether it was committed is unknown then."""
-        if self.state is LaneState.IN_FLIGHT and not self._flight_timeout.expired():
-            self._flight_timeout.reschedule(loop_time())
+        if self.state is LaneState.IN_FLIGHT:
+            move_deadline(self._flight_timeout, loop_time())
 
     def hurry(self, tenants: AbstractSet[str]) -> None:
         """Have *tenants*, and no others, not wait for their turn."""

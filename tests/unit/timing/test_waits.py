@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from simplu_worker.timing.waits import put_off, sleep_or_event, wait_any
+from simplu_worker.timing.waits import move_deadline, sleep_or_event, wait_any
 
 LONG_S = 60.0
 
@@ -81,26 +81,26 @@ async def test_sleep_returns_whether_its_event_is_set(is_set: bool) -> None:  # 
     assert ended.result() is is_set
 
 
-async def test_deadline_is_put_off() -> None:
+async def test_deadline_is_moved() -> None:
     """The block goes on beyond its first deadline."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout_at(loop.time()) as deadline:
-        put_off(deadline, loop.time() + LONG_S)
+        move_deadline(deadline, loop.time() + LONG_S)
         for _ in range(3):
             await asyncio.sleep(0)
 
 
-async def wait_and_put_off() -> None:
+async def wait_and_move_deadline() -> None:
     """Wait beyond a deadline, and put it off then."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout_at(loop.time()) as deadline:
         try:
             await asyncio.sleep(LONG_S)
         finally:
-            put_off(deadline, loop.time() + LONG_S)
+            move_deadline(deadline, loop.time() + LONG_S)
 
 
-async def test_deadline_that_has_passed_is_not_put_off() -> None:
+async def test_deadline_that_has_passed_is_not_moved() -> None:
     """A renewal may come while the block is being cancelled; it ends with the timeout, and no other error."""
     with pytest.raises(TimeoutError):
-        await wait_and_put_off()
+        await wait_and_move_deadline()

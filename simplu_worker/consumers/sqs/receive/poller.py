@@ -18,7 +18,7 @@ from simplu_worker.consumers.sqs.receive.poll_count import PollCount, PollReserv
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
 from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import move_deadline, sleep_or_event
 from simplu_worker.vocabulary import QueueRetry, Source
 
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
@@ -215,7 +215,7 @@ class Poller:
         self.wake()
         ends_at = asyncio.get_running_loop().time() + self._times.stop_wait_s
         for deadline in self._under_way.values():
-            deadline.reschedule(min(deadline.when() or ends_at, ends_at))
+            move_deadline(deadline, min(deadline.when() or ends_at, ends_at))
 
     async def _back_off(self, exc: Exception, failure_count: int, stopping: asyncio.Event) -> None:
         """Wait after a failed poll."""
