@@ -27,7 +27,6 @@ from simplu_worker.aws.clock_skew import clock_problem
 from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time
 from simplu_worker.aws.http_session import BoundedSession
 from simplu_worker.aws.replies import watch_replies
-from simplu_worker.aws.signing import sign_quickly
 from simplu_worker.aws.unanswered import unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 
@@ -159,7 +158,6 @@ async def open_client(
                 f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
             ) from exc
         watch_replies(client)
-        sign_quickly(client)
         log_calls(client)
         client.meta.events.register("after-call", _forget_refused_credentials)
         yield client
