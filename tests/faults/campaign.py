@@ -37,7 +37,7 @@ def main() -> int:
             print(seed, *violation)  # noqa: T201 - a command
             status = 1
     counted = count(ended.values())
-    print(json.dumps(counted, indent=1))  # noqa: T201
+    print(json.dumps(counted, indent=1))  # noqa: T201 - a command
     if status == 0:
         day = datetime.now(UTC).date().isoformat()
         campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from random import Random
 from typing import Any, cast
@@ -16,7 +15,7 @@ import msgspec
 from botocore.exceptions import ConnectionClosedError
 from simulation.simulated_network import Network
 from simulation.simulated_shards import SimulatedDeadLetters, SimulatedGateway
-from simulation.sqs_world import client_error, do
+from simulation.sqs_world import NamedCalls, client_error, do
 from support.aws.receiver_settings import receiver_settings
 
 from simplu_local.sqs.actions import SqsActions
@@ -77,19 +76,11 @@ class QueueService:
         return str(answer["SequenceNumber"])
 
 
-class QueueClient:
+class QueueClient(NamedCalls):
     """The calls of a client of SQS, over the network."""
 
     def __init__(self, service: QueueService) -> None:
         self._service = service
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[dict[str, Any]]]:
-        action = "".join(word.capitalize() for word in name.split("_"))
-
-        async def call(**arguments: Any) -> dict[str, Any]:
-            return await self._call(action, arguments)
-
-        return call
 
     async def _call(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if action.endswith("Batch") and not arguments["Entries"]:

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -207,11 +208,8 @@ class Letters:
         self.stored += letters
 
 
-class ModelClient:
-    """The calls of an SQS client, answered by the model after a little while."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
+class NamedCalls(ABC):
+    """The methods of a client of AWS, each of them one call."""
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[dict[str, Any]]]:
         action = "".join(word.capitalize() for word in name.split("_"))
@@ -220,6 +218,16 @@ class ModelClient:
             return await self._call(action, arguments)
 
         return call
+
+    @abstractmethod
+    async def _call(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]: ...
+
+
+class ModelClient(NamedCalls):
+    """The calls of an SQS client, answered by the model after a little while."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
 
     async def _call(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
         world = self._world

@@ -9,7 +9,7 @@ from typing import Final
 OVER_SHARE_S: Final = 0.2  # that queued entries of loud tenants keep the shard busy, from which on others wait for them
 SHARE_S: Final = 0.1  # of these, what stays in the lane: it is never idle before the others are read again
 WAITS_MAX: Final = 3  # batches before it that count: of many full lanes a single list would be over its share
-LOUD_MAX: Final = 4  # tenants: where more have much, many have
+LOUD_MAX: Final = 4  # loud tenants; where there are more, it is a backlog of many
 OVER_SHARE_RATIO: Final = 2.0  # of a loud tenant, to what those with less have queued on average
 LOUD_PART: Final = 0.8  # of what is queued, from which on the others gain by a hold; in a plain backlog nobody does
 

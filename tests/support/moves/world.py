@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from support.postgres.tenant_cases import TENANT, TenantCase, fetch
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -154,3 +157,13 @@ class LateCommits(ReplicationWaiter):
         if self._late_count >= 0:
             await asyncio.sleep(0.15)
         await super().wait_for_transaction(shard_id, server)
+
+
+@asynccontextmanager
+async def open_world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Make two shards, and the tenant on the first one, for as long as the context."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    async with Pools(size=6) as pools:
+        world = World(pools, addresses)
+        await add_tenant(world.shard_pools["a"])
+        yield world

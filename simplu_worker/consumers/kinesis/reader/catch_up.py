@@ -25,6 +25,7 @@ from simplu_worker.consumers.kinesis.holding.unread import ParentRecords
 from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
+from simplu_worker.consumers.pipeline.share import SHARE_S, WAITS_MAX, turns_of
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
@@ -41,7 +42,7 @@ GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 PACED_S: Final = 2 * TURN_S  # of work, queued of a tenant over its share: a batch is ready when the one before ends
-KEPT_UP_S: Final = PACED_S / 8  # queued, from which on its lane keeps up: it would not be over its share again at once
+KEPT_UP_S: Final = SHARE_S / turns_of(WAITS_MAX)  # with less queued its lane keeps up: it is not held again at once
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then other tasks run
