@@ -51,6 +51,7 @@ from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import server_context
 from simplu_worker.telemetry.systemd import SystemdNotifier
+from simplu_worker.timing.aligned_times import shared_pause_s
 from simplu_worker.timing.periodic import repeat_every
 from simplu_worker.vocabulary import TargetKind
 
@@ -255,8 +256,9 @@ async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) ->
     was_ready = False
     watchdog_at = 0.0
     while True:
-        wanted = time.monotonic() + HEARTBEAT_S
-        await asyncio.sleep(HEARTBEAT_S)
+        pause_s = shared_pause_s(time.monotonic(), HEARTBEAT_S)
+        wanted = time.monotonic() + pause_s
+        await asyncio.sleep(pause_s)
         instruments.EVENT_LOOP_LAG.set(max(0.0, time.monotonic() - wanted))
         if not was_ready and replica.readiness_problem() is None:
             was_ready = True

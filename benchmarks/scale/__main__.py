@@ -25,8 +25,7 @@ from rich.markdown import Markdown
 from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of, simulate
 from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S
-from simplu_worker.consumers.kinesis.fetch.read_schedule import TIP_INTERVAL_S
+from simplu_worker.consumers.kinesis.fetch.read_schedule import IDLE_INTERVAL_S, TIP_INTERVAL_S
 from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S

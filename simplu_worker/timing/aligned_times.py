@@ -13,6 +13,15 @@ EARLY_S: Final = 0.01  # work that began so little before a grid time counts as 
 INTERVAL_MIN_S: Final = 10 * GRID_S  # a shorter one is not aligned: the grid shortens it by nearly GRID_S
 
 
+def shared_pause_s(now: float, interval_s: float) -> float:
+    """Return the time until the next multiple of *interval_s*, at which all that repeats at this interval wakes up.
+
+    For work that takes next to no time itself: to wake the process takes longer. Up to EARLY_S before a multiple, the
+    one after it counts.
+    """
+    return interval_s + EARLY_S - (now + EARLY_S) % interval_s
+
+
 def aligned_time(since: float, interval_s: float) -> float:
     """Return when to repeat work that began at *since*: the last grid time within *interval_s* + EARLY_S after it.
 

@@ -22,6 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.aligned_times import shared_pause_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import ConnectionState, TargetKind
 
@@ -69,7 +70,8 @@ class Prober:
                 self._notice_changes()
                 for shard_id in self._schedule.take_due(self._clock()):
                     probes.create_task(self._probe(shard_id), name=f"probe:{shard_id}")
-                await asyncio.sleep(self._schedule.wait_s(self._clock(), at_most=CHECK_INTERVAL_S))
+                now = self._clock()
+                await asyncio.sleep(self._schedule.wait_s(now, at_most=shared_pause_s(now, CHECK_INTERVAL_S)))
 
     def _notice_changes(self) -> None:
         """Follow the pools: new ones, removed ones, and those with a failed last use."""

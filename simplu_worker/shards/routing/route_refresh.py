@@ -20,6 +20,7 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.timing.aligned_times import shared_pause_s
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import TargetKind
@@ -84,7 +85,7 @@ class RouteRefresh:
             for shard_id in self._directory.address_changer.due_shard_ids():
                 if shard_id not in self._trials and len(self._trials) < TRIALS_AT_ONCE:
                     self._trials[shard_id] = tasks.create_task(self._try_candidate(shard_id), name=f"follow:{shard_id}")
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
 
     def tick(self) -> None:
         """Set the routes' time, and wake the refreshers if a route is due."""
@@ -145,7 +146,7 @@ class RouteRefresh:
     async def _locate_forever(self) -> None:
         while True:
             await self.locate_unhealthy_shards()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(shared_pause_s(self._clock(), TICK_S))
 
     async def locate_unhealthy_shards(self) -> None:
         """Ask the locator for the addresses of the unhealthy shards that are due after their back-off."""
@@ -155,6 +156,8 @@ class RouteRefresh:
             shard_id: self._unhealthy.get(shard_id) or _UnhealthyShard(due_at=now) for shard_id in unhealthy
         }
         due = {shard_id: shard for shard_id, shard in self._unhealthy.items() if shard.due_at <= now}
+        if not due:
+            return
         tenant_ids = set()
         for shard_id, shard in due.items():
             sample = self._directory.routes.sample_tenant_id(shard_id)

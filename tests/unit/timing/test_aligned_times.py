@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_MIN_S, aligned_time
+from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_MIN_S, aligned_time, shared_pause_s
 
 MILLISECOND_S = 0.001
 
@@ -40,3 +40,20 @@ def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float) 
 def test_short_interval_and_no_beginning_are_left_as_they_are(since: float, interval_s: float) -> None:
     """A tenth of a second counts there."""
     assert aligned_time(since, interval_s) == since + interval_s
+
+
+@given(
+    start=st.floats(0.0, 1e6),
+    interval_s=st.sampled_from([0.25, 0.5]),
+    lateness_s=st.lists(st.floats(-5 * MILLISECOND_S, 5 * MILLISECOND_S), min_size=5, max_size=5),
+)
+def test_short_pauses_end_together(start: float, interval_s: float, lateness_s: list[float]) -> None:
+    """From any start, and each once an interval, although the process wakes a little early or late."""
+    pause_s = shared_pause_s(start, interval_s)
+    assert EARLY_S <= pause_s <= interval_s + EARLY_S
+    wanted = start + pause_s
+    assert wanted == pytest.approx(round(wanted / interval_s) * interval_s, abs=MILLISECOND_S)
+    for late_s in lateness_s:
+        now = wanted + late_s
+        wanted += interval_s
+        assert now + shared_pause_s(now, interval_s) == pytest.approx(wanted, abs=MILLISECOND_S)

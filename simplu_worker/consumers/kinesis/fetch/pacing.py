@@ -23,14 +23,12 @@ from contextlib import contextmanager
 from typing import Final
 
 from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
-from simplu_worker.timing.aligned_times import aligned_time
 
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of a second, so that
 # no second, wherever it begins, contains six starts, even if they arrive with some delay.
 READS_IN_WINDOW: Final = 5
 WINDOW_S: Final = 1.025
 READ_INTERVAL_S: Final = 0.205  # of a reader that is behind
-IDLE_INTERVAL_S: Final = 1.0  # a record on an idle stream shard is seen within 1.1 s
 BUSY_FOR_S: Final = 60.0  # a stream shard that had a record in this time is in use
 SHARED_INTERVAL_S: Final = 0.26  # while catch-ups run: they get every fifth start of READ_INTERVAL_S
 
@@ -187,7 +185,7 @@ class Pacing:
         budget = self._budget
         paid_at = min(budget.paid_at, max(self._paid_at, budget.paid_at - AHEAD_S))
         if not self.is_busy(now):
-            wanted = aligned_time(self._started_at, IDLE_INTERVAL_S)
+            wanted = self._slot.next_idle_start(self._started_at)
         elif budget.catch_ups:
             wanted = self._started_at + SHARED_INTERVAL_S
         elif self._is_behind:

@@ -22,7 +22,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import StoredPositions
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import sleep_or_event, wait_any
 from simplu_worker.vocabulary import TargetKind
 
 INTERVAL_S: Final = 10.0
@@ -59,14 +59,14 @@ class PositionSync:
         self._draw = draw
         self._slots = asyncio.Semaphore(CONCURRENT_SHARDS)
         self._to_remove: set[str] = set()
-        self._is_requested = False
+        self._is_requested = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"PositionSync({self._stream_name}, to_remove={sorted(self._to_remove)})"
 
     def request(self) -> None:
         """Have the next round begin soon: there is a new reader."""
-        self._is_requested = True
+        self._is_requested.set()
 
     def remove_rows(self, stream_shard_id: str) -> None:
         """Have the rows of a stream shard past its retention removed, on the shards that answer in the next round."""
@@ -75,7 +75,7 @@ class PositionSync:
     async def run(self, stopping: asyncio.Event) -> None:
         """Visit all shards again and again until *stopping*."""
         while not stopping.is_set():
-            self._is_requested = False
+            self._is_requested.clear()
             to_remove, self._to_remove = sorted(self._to_remove), set()
             async with asyncio.TaskGroup() as tasks:
                 for shard_id in await self._gateway.list_shard_ids():
@@ -84,9 +84,8 @@ class PositionSync:
                     if await sleep_or_event(1 / SHARDS_PER_S, until=stopping):
                         break
             ends_at = loop_time() + jittered(INTERVAL_S, ratio=0.2, draw=self._draw())
-            while loop_time() < ends_at and not await sleep_or_event(min(MIN_PAUSE_S, INTERVAL_S), until=stopping):
-                if self._is_requested:
-                    break
+            if not await sleep_or_event(min(MIN_PAUSE_S, INTERVAL_S), until=stopping):
+                await wait_any(self._is_requested, stopping, within_s=max(0.0, ends_at - loop_time()))
 
     async def _visit(self, shard_id: str, to_remove: Sequence[str]) -> None:
         try:

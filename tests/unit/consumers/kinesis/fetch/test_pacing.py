@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import count, pairwise
+from itertools import count, groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +28,13 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     Pacing,
     ReadBudget,
 )
-from simplu_worker.consumers.kinesis.fetch.read_schedule import EARLY_S, STEP_S, TIP_INTERVAL_S, ReadSchedule
+from simplu_worker.consumers.kinesis.fetch.read_schedule import (
+    EARLY_S,
+    IDLE_TOGETHER,
+    STEP_S,
+    TIP_INTERVAL_S,
+    ReadSchedule,
+)
 
 MIB = 1024 * 1024
 SLACK_S = 1e-6  # of floating point
@@ -108,17 +114,25 @@ def test_busy_replica_reads_more_rarely_at_the_tip(millis_behind: int, least: fl
 
 def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:
     """A read right after another one costs less; no read is much later than a second after the one before."""
+    schedule = ReadSchedule(0.3)
     starts = []
-    for first in (100.0, 100.02, 100.04, 100.06):
-        pacing, now = Pacing(ReadBudget()), first
-        for _ in range(3):
+    for first in (100.0, 100.27, 100.3, 100.99):
+        pacing, now = Pacing(ReadBudget(), schedule), first
+        for turn in range(3):
             pacing.note_start(now)
             pacing.note_reply(now + 0.01, record_count=0, size_bytes=0, millis_behind=0)
-            assert 0.9 < pacing.delay_s(now) <= 1.01
+            assert (0.0 if turn == 0 else 0.98) < pacing.delay_s(now) < 1.02
             now += pacing.delay_s(now)
-        starts.append(now)
+        starts.append(now % 1)
+    assert starts == pytest.approx([0.3] * 4, abs=1e-6)
 
-    assert starts == pytest.approx([starts[0]] * 4, abs=1e-6)
+
+def test_idle_stream_shards_of_a_large_replica_are_read_in_groups() -> None:
+    """So many reads at once would keep the event loop from other work."""
+    schedule = ReadSchedule()
+    moments = [schedule.open_slot().next_idle_start(100.0) for _ in range(5 * IDLE_TOGETHER)]
+    assert [len(list(same)) for _, same in groupby(moments)] == [IDLE_TOGETHER] * 5
+    assert len(set(moments)) == 5
 
 
 def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
