@@ -549,12 +549,11 @@ async def test_tenant_over_its_share_is_read_again_until_its_lane_keeps_up(
     await fetch(shard, SLOW_FUNCTION.format(seconds=0.1))
     await fetch(shard, SLOW_TRIGGER.format(table="log_rows"))
     await world.put(*chain("b-x", 3))
+    for first in range(0, 6000, 300):
+        numbers = await world.put(*chain("a-x", 300, first=first))
 
     with capture_logs() as events:
         async with world.reading() as reader:
-            await logs(shard, "b-x", 3)
-            for first in range(0, 6000, 300):
-                numbers = await world.put(*chain("a-x", 300, first=first))
             await reaches(reader, numbers[-1])
             assert reader.view.held_status() == []
 
