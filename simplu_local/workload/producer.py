@@ -33,10 +33,11 @@ class OrderLostError(Exception):
 
 
 @asynccontextmanager
-async def open_client(service: str, env: Mapping[str, str]) -> AsyncIterator[Any]:
+async def open_client(service: str, env: Mapping[str, str], *, attempts: int = 1) -> AsyncIterator[Any]:
     """Open a client for *service* with the region, endpoint and keys in *env*, a worker's environment.
 
-    The client never retries: a put that was done but not answered would be done twice.
+    With one of the *attempts* it never retries: a put that was done but not answered would be done twice. More are for
+    requests whose repetition changes nothing, such as a message to a FIFO queue.
     """
     client = get_session().create_client(
         service,
@@ -45,7 +46,7 @@ async def open_client(service: str, env: Mapping[str, str]) -> AsyncIterator[Any
         aws_access_key_id=env.get("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=env.get("AWS_SECRET_ACCESS_KEY"),
         aws_session_token=env.get("AWS_SESSION_TOKEN"),
-        config=AioConfig(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60),
+        config=AioConfig(retries={"total_max_attempts": attempts}, connect_timeout=5, read_timeout=60),
     )
     async with client as opened:
         yield opened

@@ -20,6 +20,7 @@ from simplu_local.workload.workload import Tenant
 
 EVENTS_MAX: Final = 20_000
 GROUPS: Final = 20
+ATTEMPTS: Final = 10  # of a request: FIFO queues know a message again, and to rename what is renamed changes nothing
 CHANGE_EVERY_S: Final = 0.5
 ADMIN_EVERY: Final = 4  # changes: the others are renames
 RESOURCE_TYPES: Final = ("order", "role", "medic")  # made by them, beside what is renamed
@@ -45,7 +46,7 @@ class TenantMessages:
     @asynccontextmanager
     async def sent(self) -> AsyncIterator[None]:
         """Send them while the context is entered; `stop` ends it earlier."""
-        async with open_client("sqs", self._env) as sqs, asyncio.TaskGroup() as tasks:
+        async with open_client("sqs", self._env, attempts=ATTEMPTS) as sqs, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._send_events(sqs))
             tasks.create_task(self._send_changes(sqs))
             try:
