@@ -454,6 +454,7 @@ def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
     assert status == 78
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["nonsense"], ["run", "--nonsense"], ["stack"], ["demo", "--operations", "many"]]
 )

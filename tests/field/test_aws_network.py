@@ -58,6 +58,7 @@ async def call_all(url: str) -> None:
             await CredentialSource(clients._new_chain).get_frozen_credentials()
 
 
+@pytest.mark.slow
 async def test_authorities_of_ca_bundle_are_trusted_and_no_others(
     identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ async def test_authorities_of_ca_bundle_are_trusted_and_no_others(
     assert len(identities.accepted) == len(CALLS)
 
 
+@pytest.mark.slow
 async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
     identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +94,7 @@ async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
         assert len(proxy.asked) == 2 * count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["InvalidSignatureException", "RequestTimeTooSkewed", "SignatureDoesNotMatch"])
 @pytest.mark.parametrize(("skew", "side"), [(timedelta(minutes=10), "behind"), (timedelta(minutes=-10), "ahead of")])
 async def test_wrong_clock_is_named_and_tried_again(

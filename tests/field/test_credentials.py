@@ -71,6 +71,7 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
     assert all("refused" in error for error in refused)  # ended on the way: the next call has new ones
 
 
+@pytest.mark.slow
 async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time that it is asked for: botocore would wait for ever."""
     number_path = tmp_path / "number"

@@ -24,6 +24,9 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
+pytestmark = pytest.mark.slow
+
+
 SECRETS = {"AKIAFIRST": "first/secret", "AKIASECOND": "second+secret"}
 
 

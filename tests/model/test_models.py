@@ -738,6 +738,18 @@ SAFE_BUT_SLOW = {
     "failover: one reader",
     "lease: a person asks for its release",
     "failover: zombie, row names the held",
+    "feed: a filter that leaves a tenant out for a while",
+    "log order: there and back",
+    "feed: a move, a kill",
+    "log order: an idle transaction, a rollback",
+    "feed: two promotions of what is not awaited",
+    "group: failover, lost answer",
+    "lease: hand-over is loss",
+    "feed: a promotion that a publisher lives through, a kill",
+    "feed: a promotion while the destination is out of the file",
+    "log order: two promotions",
+    "feed: an idle transaction, a kill",
+    "failover: zombie",
 }
 
 

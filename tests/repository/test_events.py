@@ -141,6 +141,7 @@ def catalogued_keys() -> list[tuple[str, list[str]]]:
     return [(event, re.findall(r"`(\w+)`", names)) for event, names in KEYS_ROW.findall(keys)]
 
 
+@pytest.mark.slow
 def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
     """docs/events.md has one row for each event of the package."""
     assert sorted({one.event for one in logged_events()}) == sorted(event for event, _ in catalogued_events())

@@ -55,6 +55,7 @@ def command_lines(names: set[str]) -> set[str]:
     return {name for name in names if name.startswith("simplu_worker.commands.") and name.endswith(".cli")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["tenants", "move", "--help"]])
 def test_help_imports_the_command_lines_alone(arguments: list[str]) -> None:
     """No settings, no log, no event loop, no client of anything."""
@@ -73,6 +74,7 @@ def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> N
     assert command.__doc__.splitlines()[0] == summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     slow_after(1, [["operations", "show", "some-id"], ["tenants", "show", "business", "location"], ["shards", "list"]]),

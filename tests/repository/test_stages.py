@@ -157,6 +157,7 @@ def places_imported(path: str) -> set[str]:
     return {f"{top}{place}{end}" for top in ("", "tests/") for place in places for end in (".py", "/__init__.py")}
 
 
+@pytest.mark.slow
 def test_site_covers_the_files_that_its_pages_show() -> None:
     """Pages link to files of the repository, which become pages too."""
     site = next(stage for stage in STAGES if stage.name == "site")

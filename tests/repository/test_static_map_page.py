@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.page_examples import page_examples
@@ -52,6 +53,7 @@ def test_vectors_of_the_page_are_the_workers() -> None:
         assert places == [vector["place"]] * 2, vector
 
 
+@pytest.mark.slow
 @given(IDS, st.integers(1, 200), st.sets(st.integers(0, 199)))
 def test_code_of_the_page_finds_the_workers_shard(key: str, count: int, retired: set[int]) -> None:
     """For every key, number of shards and choice of retired ones, as long as one is left."""

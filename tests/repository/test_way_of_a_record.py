@@ -59,6 +59,7 @@ def first_shared() -> int:
     return [station[1:4] for station in STATIONS].index(met[1:4])
 
 
+@pytest.mark.slow
 @both
 def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
     """By a call in its own source, or in that of the function to which control returns."""

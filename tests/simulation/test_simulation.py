@@ -31,12 +31,12 @@ from structlog.types import EventDict, WrappedLogger
 from support.slow import slow_after
 
 QUICK = {
-    Weather.FAIR: 10,
-    Weather.STORM: 3,
-    Weather.GREAT_STORM: 1,
-    Weather.DEFECTS: 3,
-    Weather.MOVES: 2,
-    Weather.WHOLE: 2,
+    Weather.FAIR: 5,
+    Weather.STORM: 1,
+    Weather.GREAT_STORM: 0,
+    Weather.DEFECTS: 2,
+    Weather.MOVES: 1,
+    Weather.WHOLE: 1,
 }
 FLOOR = {
     Weather.FAIR: 30,
@@ -46,9 +46,9 @@ FLOOR = {
     Weather.MOVES: 10,
     Weather.WHOLE: 6,
 }
-BLOCK = QUICK  # seeds of a test
+BLOCK = {weather: max(count, 1) for weather, count in QUICK.items()}  # seeds of a test
 KCL_SEEDS = 10  # with a leader of the KCL 3.x beside the replicas
-KCL_BLOCK = 5  # seeds of a test
+KCL_BLOCK = 2  # seeds of a test
 SEEDS_UNTIL_FOUND = 600
 DESIGNS = {**WRONG_DESIGNS, **WRONG_IN_WHOLE}
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import botocore.session
+import pytest
 from support.aws.command_line import parse_arguments
 from support.aws_access.template_values import Template
 from support.aws_access.templates import TEMPLATES
@@ -56,6 +57,7 @@ def commands_in(text: str, prefix: str) -> Iterator[list[str]]:
         yield shlex.split(found[0])
 
 
+@pytest.mark.slow
 def test_queues_that_pages_create_are_those_of_the_template() -> None:
     """With every attribute but the redrive policy, which is optional."""
     expected = template_queues()

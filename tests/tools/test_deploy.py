@@ -173,6 +173,7 @@ def test_units_leave_more_time_than_a_drain_takes() -> None:
     assert (values["WatchdogSec"], values["RestartPreventExitStatus"]) == ("30", "78")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("check", "rules", ALERTS.name), ("test", "rules", ALERTS_TEST.name)])
 def test_alerts_pass_promtool(command: tuple[str, ...]) -> None:
     """The rules are valid, fire when they must, and are silent when all is well."""

@@ -146,6 +146,7 @@ def test_page_names_the_pythons_and_the_extras_of_the_project() -> None:
     assert {*NEEDS, "local"} == PROJECT["optional-dependencies"].keys()
 
 
+@pytest.mark.slow
 def test_sources_of_the_dockerfile_are_in_the_context() -> None:
     """Each source of a COPY is there and not left out by .dockerignore; one that is left out is found."""
     instructions = parse_dockerfile(DOCKERFILE.read_text(encoding="utf-8"))

@@ -156,6 +156,7 @@ def test_uv_installs_with_hashes_and_the_certificates_of_the_system(shell: Shell
     assert shell.run("demo")[2] == []
 
 
+@pytest.mark.slow
 def test_environment_follows_its_pins(shell: Shell, project: Path) -> None:
     """What changed is installed, and nothing taken away: `dev` has all of `local`, and the demo keeps it."""
     shell.run("demo")
@@ -215,6 +216,7 @@ def test_script_has_the_syntax_of_python_3_6() -> None:
     ast.parse((ROOT / "run.py").read_text(), feature_version=(3, 6))
 
 
+@pytest.mark.slow
 def test_make_lists_its_targets() -> None:
     """`make` alone lists every command of run.py."""
     done = subprocess.run(["make", "-s", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=False)

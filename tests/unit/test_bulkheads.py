@@ -131,6 +131,7 @@ def failing(times: int, calls: list[float], *, then: Callable[[], None]) -> Call
     return work  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 async def test_loop_runs_again_after_what_it_raises() -> None:
     """With a back-off of about a second at first."""
     calls: list[float] = []

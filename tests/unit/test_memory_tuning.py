@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 
+import pytest
 from support.requires import require
 
 FAULTS = """
@@ -28,6 +29,7 @@ print(faults() - before, gc.get_freeze_count())
 """
 
 
+@pytest.mark.slow
 def test_settled_process_reuses_the_memory_of_blocks_that_are_let_go_of() -> None:
     """Without that the kernel is asked for each page again, 20 MB ten times. Another C library goes its own way."""
     require("glibc", found=platform.libc_ver()[0] == "glibc", how="run this on a Linux that has it")

@@ -34,6 +34,9 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.vocabulary import CommitSafety
 
+pytestmark = pytest.mark.slow
+
+
 SHARD_ID = "shard-1"
 
 _numbers = itertools.count(1)

@@ -60,6 +60,7 @@ def nested(depth: int) -> str:
     return '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["create", "update", "patch"])
 @pytest.mark.parametrize("depth", [513, 100_000])
 async def test_deep_data_is_invalid_data_and_its_neighbours_are_applied(

@@ -35,6 +35,9 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import DeadLetterReason, Failure, Source
 
+pytestmark = pytest.mark.slow
+
+
 NOT_FOUND = failed(Failure.NOT_FOUND)
 R1 = ("patient", "r1")
 REPLACED = made_up_rows(tenant_id="$2", request_id="$1", digest="$3")

@@ -95,6 +95,7 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
     ]
 
 
+@pytest.mark.slow
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
     """A batch that does not fit joins the next transaction; one batch always fits."""
     sizes = [5, 1, 1, GROUP_MAX_COUNT + 1, 2]

@@ -18,6 +18,9 @@ from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.vocabulary import Failure
 
+pytestmark = pytest.mark.slow
+
+
 SMALL, LARGE = 2_500, 10_000
 ROUNDS_MAX = 6
 RATIO_MAX = 9  # for four times the members: 4 in linear time, 16 in quadratic time

@@ -48,7 +48,7 @@ OUTCOMES_OF_NONE = """
 SELECT count(*) FROM log_outcomes WHERE (batch_id, position) NOT IN (SELECT batch_id, position FROM log_rows)
 """
 
-pytestmark = pytest.mark.usefixtures("aws_credentials")
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow]
 
 
 @pytest.fixture

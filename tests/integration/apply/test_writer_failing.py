@@ -108,6 +108,7 @@ async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_
     assert await case.apply(bad, *batch[5:7]) == [SUCCEEDED] * 3
 
 
+@pytest.mark.slow
 async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(touchy: ShardPool) -> None:
     """Refused data fail alone and hold no tenant; only a tenant's first operation that fails otherwise is blamed."""
     case, other, slow = await case_on(touchy), await case_on(touchy, "other"), await case_on(touchy, "slow")
@@ -185,6 +186,7 @@ async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
     assert await cases[0].apply(*batch) == again
 
 
+@pytest.mark.slow
 async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(touchy: ShardPool) -> None:
     """The batch waits for the deadline once and the culprit alone once more, not once for each halving."""
     case, other = await case_on(touchy), await case_on(touchy, "other")
@@ -199,6 +201,7 @@ async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(touchy:
     assert len(await other.resources()) == 59
 
 
+@pytest.mark.slow
 async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(touchy: ShardPool) -> None:
     """It is remembered: its next tries cost its neighbours the time of a part, not that of a batch."""
     touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=1.5, part_s=0.4))
@@ -216,6 +219,7 @@ async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(touchy:
     await touchy.close()
 
 
+@pytest.mark.slow
 async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(touchy: ShardPool) -> None:
     """It is the shard that is slow: the batch is tried again, and no operation is given up for that."""
     touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=0.5))
@@ -233,6 +237,7 @@ async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(
     await touchy.close()
 
 
+@pytest.mark.slow
 async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(touchy: ShardPool) -> None:
     """With all other operations of the batch in the log, no search is needed."""
     case, other = await case_on(touchy), await case_on(touchy, "other")
@@ -245,6 +250,7 @@ async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(
     assert time.monotonic() - started < 0.9
 
 
+@pytest.mark.slow
 async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: ShardPool) -> None:
     """A batch with operations that exceed the timeout together, but not alone, is applied one by one."""
     case = await case_on(touchy)

@@ -91,6 +91,7 @@ def batch_of(case: TenantCase, other: TenantCase) -> list[Operation]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
 @pytest.mark.parametrize("is_claimed", [True, False], ids=["with a position", "without"])
 @pytest.mark.parametrize("careful_least", [0, 9], ids=["plain", "careful"])
@@ -172,6 +173,7 @@ async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: Shard
     assert writer._locked == {}
 
 
+@pytest.mark.slow
 async def test_writer_waits_no_more_than_a_second_when_many_tenants_are_locked(pool: ShardPool, rival: Rival) -> None:
     """Beyond a number of waits the rest of the batch is held as well, and is found unlocked by a next try."""
     writer = writer_of(pool)

@@ -38,6 +38,9 @@ from simplu_worker.shards.types import (
 )
 from simplu_worker.vocabulary import DeadLetterReason, Failure
 
+pytestmark = pytest.mark.slow
+
+
 PARENT = "shardId-000000000001"
 UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("P0001"))
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)

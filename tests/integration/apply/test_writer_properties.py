@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
@@ -195,6 +196,7 @@ async def test_writer_equals_one_by_one_application_whatever_the_batches(
     await example.compare()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=NO_CHECKS)
 @given(drawn=DRAWN, sizes=SIZES, others=SIZES, careful=CAREFUL)
 async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(

@@ -26,6 +26,9 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import Failure
 
+pytestmark = pytest.mark.slow
+
+
 INVALID_DATA = failed(Failure.INVALID_DATA)
 REFUSED = Outcome(disposition=Disposition.UNEXPECTED, error=state_words("22000"))
 R1 = ("patient", "r1")

@@ -64,6 +64,7 @@ async def make_table(dynamodb: Client) -> str:
     return name
 
 
+@pytest.mark.slow
 async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
     """Type and locations of a business that is there; None of one that is not; the whole table in pages."""
     table = await make_table(dynamodb)

@@ -175,6 +175,7 @@ async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> 
         assert cache.summary()["invalidations"] == {"done": 2, "failed": 0, "retried": 0, "dropped": 0}
 
 
+@pytest.mark.slow
 async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: RedisServer) -> None:
     """The one before it may have been killed between a commit and its invalidation, with notes nobody else has."""
     entries = [key(number) for number in range(50)]
@@ -192,6 +193,7 @@ async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: Red
     assert (moved["reason"], moved["epoch"], moved["redis"]) == ("started", 8, redis.address)
 
 
+@pytest.mark.slow
 async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis: RedisServer) -> None:
     """A sweep goes step by step through all keys of the server, and invalidations go on between its steps."""
     await fill(redis, 30_000)
@@ -206,6 +208,7 @@ async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis:
 # Trouble
 
 
+@pytest.mark.slow
 async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: RedisServer) -> None:
     """The epoch is moved when it is back, what waits is told, and the outage is told of once."""
     with capture_logs() as logs:
@@ -281,6 +284,7 @@ async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
     assert events(logs) == ["cache.unreachable", "cache.epoch_moved", "cache.recovered"]
 
 
+@pytest.mark.slow
 async def test_cache_makes_up_for_what_it_had_no_room_for(redis: RedisServer) -> None:
     """Memory is bounded while Redis is away: then all is in doubt, lists and entries; said once an outage."""
     with capture_logs() as logs:
@@ -387,6 +391,7 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
     assert (entry["event"], entry["resource_count"]) == ("cache.not_flushed", 1)
 
 
+@pytest.mark.slow
 async def test_stop_is_not_lost_in_a_call(redis: RedisServer) -> None:
     """Wherever the cancellation comes: one that is lost holds up the stop of the worker."""
     for count in range(60):
@@ -493,6 +498,7 @@ async def _is_applied(gateway: ShardGateway, operations: list[Any]) -> bool:
         return False
 
 
+@pytest.mark.slow
 async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, redis: RedisServer) -> None:
     """It is not on the way of a commit: neither frozen nor gone."""
 
@@ -543,6 +549,7 @@ async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, r
         assert cache.summary()["waiting"] == 0
 
 
+@pytest.mark.slow
 async def test_deletion_of_a_tenant_tells_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
     """Of every row that it deletes, of whatever type."""
     case = TenantCase(pool_of(routed), TENANT)

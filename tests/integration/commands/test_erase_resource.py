@@ -193,6 +193,7 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
     assert event["outcome"] == {"resources": 1, "results": 4, "letters": 0, "shardsWithoutAnswer": 0}
 
 
+@pytest.mark.slow
 async def test_people_read_what_was_found_and_what_stays(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

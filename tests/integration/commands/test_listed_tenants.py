@@ -129,6 +129,7 @@ async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int
     return status, set(found), printed
 
 
+@pytest.mark.slow
 async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Status 0, and the number of compared tenants."""
     await world.enlist("good", "dental", "main", "side")

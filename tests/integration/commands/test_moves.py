@@ -315,6 +315,7 @@ async def test_role_that_may_not_copy_is_refused(shards: list[ShardAddress]) -> 
         await execute(shards[1].connection_string, "DROP OWNED BY mover_guest; DROP ROLE mover_guest")
 
 
+@pytest.mark.slow
 async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]) -> None:
     """By PUT, the last step."""
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:

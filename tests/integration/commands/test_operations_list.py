@@ -32,6 +32,9 @@ from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.vocabulary import Failure, OperationStatus
 
+pytestmark = pytest.mark.slow
+
+
 TENANT_ID = "-".join(TENANT)
 ROWS = [
     LogRow(TENANT_ID, "r1"),

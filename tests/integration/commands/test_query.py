@@ -38,6 +38,9 @@ from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.questions.asking import QuestionFailedError, ShardQuestion, ask_shard
 from simplu_worker.shards.routing.locator import read_shard_map
 
+pytestmark = pytest.mark.slow
+
+
 PASSWORD = "wholly/secret@word"  # the server asks for none
 GRANTS = "GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
 FOR_ALL = "CREATE POLICY {role} ON {table} FOR SELECT TO {role} USING (true)"

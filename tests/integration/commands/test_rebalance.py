@@ -143,6 +143,7 @@ async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
     assert "1 tenants have left it, and are still looked for there" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A plan first; then all tenants have left, the map names their new shard, and it can be removed."""
     addresses = await make_shards(make_shard, "ab")
@@ -253,6 +254,7 @@ async def test_shard_that_takes_no_tenants_is_no_target(make_shard: ShardMaker, 
         await rebalance(settings, Balance(to=("b", "z")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", Weight)
 async def test_shards_are_balanced_by_a_measure(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: Weight
@@ -355,6 +357,7 @@ async def test_drain_gives_a_shard_no_more_than_citrus_allows(
         assert len(citrus.server.registry.shards["b"].tenants) == 2
 
 
+@pytest.mark.slow
 async def test_capacities_are_asked_for_all_shards_at_once(make_shard: ShardMaker) -> None:
     """Each answer takes a while; together they take no longer. The others count where one does not answer."""
     addresses = await make_shards(make_shard, "abcd")

@@ -41,6 +41,9 @@ from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.replica import ReplicaStatus, http_views
 
+pytestmark = pytest.mark.slow
+
+
 SEEN_AT = datetime(2026, 11, 1, tzinfo=UTC)
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 

@@ -90,6 +90,7 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
     assert first.data is None
 
 
+@pytest.mark.slow
 async def test_feed_goes_on_where_it_was_when_it_is_restarted(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -108,6 +109,7 @@ async def test_feed_goes_on_where_it_was_when_it_is_restarted(
     assert [one.resource_id for one in second.events] == [f"s{number}" for number in range(20)]
 
 
+@pytest.mark.slow
 async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused_for_a_while(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -321,6 +323,7 @@ async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_kille
                 assert [event.resource_id for event in second.events] == ["last"]
 
 
+@pytest.mark.slow
 async def test_publisher_writes_nothing_when_another_one_has_the_row(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -344,6 +347,7 @@ async def test_publisher_writes_nothing_when_another_one_has_the_row(
         await receiver.until_count(2)
 
 
+@pytest.mark.slow
 async def test_refused_event_is_kept_and_the_feed_goes_on_when_its_tries_are_over(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -372,6 +376,7 @@ async def test_refused_event_is_kept_and_the_feed_goes_on_when_its_tries_are_ove
     assert receiver.told() == [("resource.updated", f"{case.tenant_id}/patient/r1")]
 
 
+@pytest.mark.slow
 async def test_feed_stops_on_the_shard_when_an_event_is_refused_and_the_terms_say_so(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -452,6 +457,7 @@ async def test_new_destination_begins_where_its_terms_say(
     assert [one.resource_id for one in oldest.events] == ["old", "new", "newest"]
 
 
+@pytest.mark.slow
 async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -493,6 +499,7 @@ async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_w
     ]
 
 
+@pytest.mark.slow
 async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_back(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -538,6 +545,7 @@ async def live_through_failover(feed: Feed, receiver: Receiver, case: TenantCase
     assert await poll_until(is_judged, within_s=10)
 
 
+@pytest.mark.slow
 async def test_publisher_does_not_know_all_that_came_before_it_has_read_to_the_end(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,6 +293,7 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
     assert (found["shardsBehind"], found["shardsWithoutPublisher"]) == (["a"], ["a"])
 
 
+@pytest.mark.slow
 async def test_commands_print_tables_for_people(
     world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,7 @@ async def test_each_try_is_signed_with_its_own_time(receiver: Receiver) -> None:
     assert first_body == second_body
 
 
+@pytest.mark.slow
 async def test_events_of_a_resource_arrive_in_order_from_a_receiver_that_fails_now_and_then(
     receiver: Receiver, webhook: HttpDestination
 ) -> None:

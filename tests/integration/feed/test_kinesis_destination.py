@@ -79,6 +79,7 @@ async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_e
     assert first_by_key(found) == expected_by_key(events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [{"kind": "throttle"}, {"kind": "fail"}, {"kind": "cut"}, {"kind": "cut", "applied": True}, {"kind": "hang"}],

@@ -67,6 +67,7 @@ async def test_events_of_a_group_arrive_in_order_when_the_queue_takes_a_part_of_
     assert first_by_key(found) == expected_by_key(events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [{"kind": "throttle"}, {"kind": "fail"}, {"kind": "cut"}, {"kind": "cut", "applied": True}, {"kind": "hang"}],

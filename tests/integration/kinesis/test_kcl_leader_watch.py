@@ -15,6 +15,9 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWat
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.errors import RetryableError
 
+pytestmark = pytest.mark.slow
+
+
 LEADING = "CLIENT_VERSION_3X"
 
 

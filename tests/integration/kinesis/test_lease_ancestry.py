@@ -14,6 +14,9 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 
+pytestmark = pytest.mark.slow
+
+
 GRANDPARENT = Lease("shardId-1", SHARD_END)
 PARENT = Lease("shardId-2", SHARD_END, parents=frozenset({"shardId-1"}))
 CHILD = Lease("shardId-3", TRIM_HORIZON, parents=frozenset({"shardId-2"}))

@@ -75,6 +75,7 @@ async def read(stream: Stream, start: Start, *, limit: int = 100) -> Reply:
     return await stream.get_records(await stream.get_iterator(shard.stream_shard_id, start), limit=limit)
 
 
+@pytest.mark.slow
 async def test_stream_is_created_once_when_many_replicas_start_together(kinesis: Client) -> None:
     """The others find it."""
     stream = Stream(kinesis, f"stream-{uuid4()}")
@@ -94,6 +95,7 @@ async def test_stream_is_gone_when_it_is_missing_and_must_not_be_created(kinesis
         await Stream(kinesis, "absent").ensure(create=False, stream_shard_count=1)
 
 
+@pytest.mark.slow
 async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: ScriptedAws) -> None:
     """Another replica creates it at the same time, and it is not active at once."""
     aws.refuse("ResourceNotFoundException")

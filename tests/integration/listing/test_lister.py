@@ -138,6 +138,7 @@ def random_rows(seed: int, count: int = 60) -> list[LogRow]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", slow_after(2, range(6)))
 async def test_pages_have_each_operation_once_newest_first(routed: RoutedShards, seed: int) -> None:
     """Whatever the filters, and the sizes of pages and chunks; at equal times too. None is of another tenant."""
@@ -249,6 +250,7 @@ async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: Ro
     assert len(pages) <= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows_a_batch", "least_pages", "most_pages"), [(1, 4, 5), (3, 6, 7), (100, 40, 41)])
 async def test_chunk_ends_after_batches_and_rows(
     routed: RoutedShards, rows_a_batch: int, least_pages: int, most_pages: int

@@ -100,6 +100,7 @@ async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer
         assert await poll_until(lambda: _works(old), within_s=SOON_S)
 
 
+@pytest.mark.slow
 async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer) -> None:
     """The server reports that it is a standby; once promoted, it has its earlier rows."""
     await _execute(server, WRITE)
@@ -152,6 +153,7 @@ async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: Post
         assert await _value(server, "SELECT count(*) FROM notes") == 1
 
 
+@pytest.mark.slow
 async def test_disk_goes_when_the_process_group_ends(tmp_path: Path) -> None:
     """However its program ends: the group ends the process that keeps the disk mounted."""
     with ProcessGroup() as group:

@@ -123,6 +123,7 @@ async def test_move_ends_without_citrus_and_the_same_command_publishes_it(
     assert await world.case("b").resources() == before
 
 
+@pytest.mark.slow
 async def test_full_target_is_refused_before_anything_is_written(
     world: CitrusWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +143,7 @@ async def test_full_target_is_refused_before_anything_is_written(
     assert (await world.move(capsys))["outcome"] == "moved"
 
 
+@pytest.mark.slow
 async def test_target_without_the_business_type_is_refused_before_anything_is_written(
     world: CitrusWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:

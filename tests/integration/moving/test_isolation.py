@@ -65,6 +65,7 @@ FROM tenants WHERE id = 'clinic-main'
 """
 
 
+@pytest.mark.slow
 async def test_repair_keeps_what_a_batch_wrote_that_it_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

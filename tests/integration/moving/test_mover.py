@@ -42,6 +42,7 @@ from simplu_worker.transfers.moving.undoing import clean_up, list_left_behind, u
 from simplu_worker.transfers.sql_files import QUERIES
 
 
+@pytest.mark.slow
 async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
     """Its home is the target, the source has what it had, and the certificate names both."""
     before = await world.case("a").resources(), await world.case("a").log()
@@ -94,6 +95,7 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
     assert certificates[1].rows_copied < 3000  # warm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", slow_after(1, [*range(2, 40, 12), *range(1, 40, 5)]))
 async def test_mover_that_is_killed_is_continued_by_the_next_one(
     world: World, statement: int, monkeypatch: pytest.MonkeyPatch
@@ -121,6 +123,7 @@ async def test_mover_that_is_killed_is_continued_by_the_next_one(
     assert await world.case("b").resources() == before
 
 
+@pytest.mark.slow
 async def test_two_movers_exclude_each_other(world: World) -> None:
     """One of them moves the tenant; the other ends with an error, or finds the tenant there."""
     results = await asyncio.gather(world.move(), world.move(), return_exceptions=True)

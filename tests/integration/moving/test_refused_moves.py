@@ -143,6 +143,7 @@ async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refu
     ]
 
 
+@pytest.mark.slow
 async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is_too_long(world: World) -> None:
     """As the move would be; nothing is written."""
     move = Move(TENANT_ID, "a", "b")

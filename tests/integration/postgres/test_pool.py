@@ -146,6 +146,7 @@ async def test_transaction_can_be_used_again_when_its_opening_failed(shard: Shar
     await broken.close()
 
 
+@pytest.mark.slow
 async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: ShardMaker) -> None:
     """Wherever a transaction is cancelled, no connection goes back in the middle of it, and all or nothing is there."""
     address = await make_shard()
@@ -196,6 +197,7 @@ async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker
         assert f":{line.port}/" in repr(pool)
 
 
+@pytest.mark.slow
 async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: ShardMaker) -> None:
     """A server that does not answer in time is given up, at the new place as at the old one."""
     timeouts = ShardTimeouts(reply_s=0.3)

@@ -28,6 +28,7 @@ async def pooled(make_shard: ShardMaker, postgres_server: PostgresServer) -> Asy
         yield ShardAddress(address.shard_id, f"postgresql://guest@{HOST}:{port}/{database_of(address)}")
 
 
+@pytest.mark.slow
 async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddress) -> None:
     """Several workers share its few connections to the server: every transaction may meet another one."""
     async with Pools(size=4) as one, Pools(size=4) as other:

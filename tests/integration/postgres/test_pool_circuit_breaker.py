@@ -39,6 +39,7 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: Sha
     assert (await ask(pool), pool.is_healthy, pool.last_error) == (1, True, None)
 
 
+@pytest.mark.slow
 async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, pool: ShardPool) -> None:
     """Within two seconds, also without a prober: one of the callers probes."""
     async with line.refuse_connections():

@@ -21,6 +21,9 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.types import ShardUnavailableError
 
+pytestmark = pytest.mark.slow
+
+
 HURRIED = msgspec.structs.replace(QUICK, connect_s=1.0, probe_s=1.0)
 DEAF_S = 0.5  # the share of one of two hosts
 

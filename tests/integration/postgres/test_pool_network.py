@@ -32,6 +32,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
 
+@pytest.mark.slow
 async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything(
     line: ShardLine, pool: ShardPool
 ) -> None:
@@ -45,6 +46,7 @@ async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything
     assert await ask(pool) == 1
 
 
+@pytest.mark.slow
 async def test_pool_gives_a_connect_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
     """Where there is no connection yet, by the deadline for connecting."""
     pool = ShardPool(line.address, size=1, timeouts=HURRIED)
@@ -98,6 +100,7 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
     assert await poll_until(partial(nothing_is_open, pool), within_s=PATIENT_S)
 
 
+@pytest.mark.slow
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
     """A statement without a waiting caller is stopped on the server."""
     address = await make_shard()
@@ -110,6 +113,7 @@ async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: S
     await pool.close()
 
 
+@pytest.mark.slow
 async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine, pool: ShardPool) -> None:
     """Those that are idle at once, those in use after a while, in a blackhole as well."""
 
@@ -137,6 +141,7 @@ async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMa
     assert asking.result() == "slept"
 
 
+@pytest.mark.slow
 async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(make_shard: ShardMaker) -> None:
     """A deadlock of many such callers ends by the timeout for waiting, and is not reported as the server's fault."""
     pool = ShardPool(await make_shard("shard-nested"), size=2, timeouts=HURRIED)
@@ -247,6 +252,7 @@ async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: 
     assert "Breaker(closed, failures=0)" in repr(pool)
 
 
+@pytest.mark.slow
 async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: ShardMaker) -> None:
     """Surplus connections are closed after a while; the ones used last are lent first."""
     address = await make_shard()

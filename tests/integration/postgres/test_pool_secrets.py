@@ -22,6 +22,9 @@ from simplu_worker.shards.postgres.error_words import NO_TLS, state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
+pytestmark = pytest.mark.slow
+
+
 GUEST = "visitor"
 PASSWORD = "swordfish:7"
 SLEEPING = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"

@@ -30,6 +30,9 @@ from simplu_worker.transfers.restoring import restorer as module
 from simplu_worker.transfers.restoring.journal import RestoreMode, RestoreTakenError
 from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
 
+pytestmark = pytest.mark.slow
+
+
 TENANT_ID = "clinic-main"
 OTHER = ("clinic", "north")
 KEPT = timedelta(days=15)
@@ -189,7 +192,6 @@ async def test_what_is_overwritten_is_in_the_file(world: World, mode: RestoreMod
     assert (world.folder / "export.jsonl").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "killed_at"), [(mode, n + 1) for mode, count in TRANSACTIONS.items() for n in range(count)]
 )

@@ -123,6 +123,7 @@ async def test_answers_come_from_the_home_when_a_replica_has_the_route_from_befo
         assert (replayed["status"], replayed["shardId"]) == ("succeeded", "shard-2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", slow_after(1, ["tenant", "list", "rejection", "survey"]))
 async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant: MovedTenant, question: str) -> None:
     """Whichever comes first."""

@@ -29,6 +29,9 @@ from simplu_worker.shards.gateway import RejectedRequest
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
+pytestmark = pytest.mark.slow
+
+
 TENANT_ID = "-".join(TENANT)
 WITHIN_S = 20.0
 

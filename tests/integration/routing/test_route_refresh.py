@@ -155,6 +155,7 @@ async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) 
         assert requests_to("get_shard") == before
 
 
+@pytest.mark.slow
 async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away(world: World) -> None:
     """It was held for a moment, as in a move: its shard says that it is still there, or where it went."""
     world.routed.citrus.faults.is_unreachable = True
@@ -362,6 +363,7 @@ async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_d
     assert await world.routed.gateway.find("none-1") == "shard-1"
 
 
+@pytest.mark.slow
 async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_not(make_shard: ShardMaker) -> None:
     """Tried while the shard does not answer, used once it takes writes; the first start finds it, too."""
     replica, old = await make_shard("shard-1"), silent("shard-1")
@@ -390,6 +392,7 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
         assert await gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
 
+@pytest.mark.slow
 async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
     make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:

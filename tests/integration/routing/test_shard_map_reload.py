@@ -24,6 +24,8 @@ from simplu_worker.shards.routing.shard_map_reload import log_unused_reloads
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, ShardUnavailableError
 from simplu_worker.vocabulary import Absence
 
+pytestmark = pytest.mark.slow
+
 
 def reload_count(outcome: str) -> float:
     """Return how often a map came to *outcome*."""

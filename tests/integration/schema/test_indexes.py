@@ -25,6 +25,9 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 
+pytestmark = pytest.mark.slow
+
+
 VIEWS = {name: views_of(file) for name, file in BUSINESS_TYPES.items()}
 VIEW_CASES = [pytest.param(view[0], id=view[0]) for views in VIEWS.values() for view in views]
 

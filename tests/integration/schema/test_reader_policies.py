@@ -20,6 +20,9 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Failure
 
+pytestmark = pytest.mark.slow
+
+
 PAGE = ROOT / "docs" / "reading.md"
 TENANTS = (("clinic", "main"), ("smile", "center"))
 DATA = {

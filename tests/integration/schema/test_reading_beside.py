@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import asyncpg
+import pytest
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, writer_of
 
@@ -20,6 +21,7 @@ FROM operations GROUP BY completed_at
 """
 
 
+@pytest.mark.slow
 async def test_reader_sees_whole_transactions_of_its_tenant(make_shard: ShardMaker) -> None:
     """However often it reads, while both tenants' operations come in the same transactions."""
     address = await make_shard()

@@ -22,6 +22,9 @@ from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
+pytestmark = pytest.mark.slow
+
+
 STRANGER = "schema_stranger"
 
 

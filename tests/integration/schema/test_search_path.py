@@ -118,6 +118,7 @@ async def test_decoys_are_what_unqualified_statements_use(trapped: ShardAddress)
             await trees.strangers("SELECT $1::pg_catalog.uuid[]")
 
 
+@pytest.mark.slow
 async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddress) -> None:
     """By the server's parse trees; of the types of arguments and columns there is none that asyncpg would ask for."""
     assert await strangers(trapped, of_adoption=False) == {}
@@ -216,6 +217,7 @@ async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddr
     assert ATTACKER not in found
 
 
+@pytest.mark.slow
 async def test_shard_may_be_in_any_schema_of_the_search_path(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:

@@ -162,6 +162,7 @@ async def test_packaged_type_of_the_same_file_is_taken_over(pool: ShardPool) -> 
     assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.CURRENT}
 
 
+@pytest.mark.slow
 async def test_apply_gives_up_when_a_reader_keeps_the_view_and_works_behind_one_that_does_not(
     pool: ShardPool,
 ) -> None:

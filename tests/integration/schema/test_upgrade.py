@@ -114,6 +114,7 @@ async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: Sha
     assert (await versions(pool))[-1] == (NEXT, None)
 
 
+@pytest.mark.slow
 async def test_upgrade_runs_once_when_two_are_started_at_once(make_shard: ShardMaker) -> None:
     """The second one waits for the first, and finds nothing left to do."""
     address = await make_shard()

@@ -35,6 +35,7 @@ async def stranger(pool: ShardPool) -> AsyncIterator[asyncpg.Connection[Any]]:
     connection.terminate()
 
 
+@pytest.mark.slow
 async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
@@ -56,6 +57,7 @@ async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
     assert (await versions(pool))[-1] == (NEXT, SCHEMA_VERSION)
 
 
+@pytest.mark.slow
 async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
@@ -72,6 +74,7 @@ async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
     assert len(await versions(pool)) == SCHEMA_VERSION
 
 
+@pytest.mark.slow
 async def test_upgrade_builds_an_index_whatever_the_defaults_of_the_database(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
@@ -116,6 +119,7 @@ async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: Sh
     assert built["oid"] != left["oid"]
 
 
+@pytest.mark.slow
 async def test_upgrade_waits_for_a_build_that_a_killed_one_has_left_to_the_server(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
@@ -150,6 +154,7 @@ async def until_built(pool: ShardPool) -> None:
     assert await poll_until(is_built, within_s=WITHIN_S)
 
 
+@pytest.mark.slow
 async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger: asyncpg.Connection[Any]) -> None:
     """Ctrl-C ends the statement on the server too, and its lock blocks no session afterwards."""
     watcher = Watcher(lambda doing: bool(doing.waits_for))

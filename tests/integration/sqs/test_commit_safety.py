@@ -40,6 +40,9 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import AdminAccount, ProvisionRequest, ResourceRename
 
+pytestmark = pytest.mark.slow
+
+
 SHARD_ID = "shard-1"
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 

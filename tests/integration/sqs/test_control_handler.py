@@ -534,6 +534,7 @@ async def test_empty_call_is_no_trouble() -> None:
 # Real shards
 
 
+@pytest.mark.slow
 async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard: ShardMaker) -> None:
     """One batch in order, redelivered whole: the newest message decides the state, and nothing happens twice."""
     address = await make_shard("shard-1", is_empty=True)

@@ -230,6 +230,7 @@ async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -
     assert shards.failures == Counter()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("control_type", "members"),
     [
@@ -256,6 +257,7 @@ async def test_message_becomes_a_dead_letter_when_its_tenant_does_not_come(desk:
     assert (letter["reason"], json.loads(letter["record"])["action"]) == ("unknown_tenant", "destroy")
 
 
+@pytest.mark.slow
 async def test_message_waits_while_the_dead_letter_queue_refuses(desk: Desk) -> None:
     """A message is not deleted before its dead letter is stored; at a stop it is given back."""
     await desk.client.delete_queue(QueueUrl=desk.letters.url)

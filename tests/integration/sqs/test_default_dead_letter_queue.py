@@ -35,6 +35,7 @@ async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_week
     assert again["MessageRetentionPeriod"] == "3600"
 
 
+@pytest.mark.slow
 async def test_default_queue_of_another_account_is_a_problem_of_the_configuration(client: Client) -> None:
     """Its letters would go to a queue that nobody reads."""
     with pytest.raises(ConfigurationError, match=r"SQS_DEAD_LETTER_QUEUE_URL: .* of another account"):
@@ -63,6 +64,7 @@ async def test_default_queue_is_created_unencrypted_where_sqs_knows_no_encryptio
     assert asked == [("GetQueueUrl", False), ("CreateQueue", True), ("CreateQueue", False)]
 
 
+@pytest.mark.slow
 async def test_default_queue_is_waited_for_while_sqs_does_not_answer() -> None:
     """An outage ends no worker; a stop does."""
     aws, stopping = ScriptedAws(), asyncio.Event()

@@ -438,6 +438,7 @@ async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_appl
     assert await desk.orders("ann") == {"o1": {"n": 3}}
 
 
+@pytest.mark.slow
 async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> None:
     """While an earlier tenant's shard has not taken its operation, no later one of the group is applied anywhere."""
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
@@ -460,6 +461,7 @@ async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> N
     assert await desk.handle(*map(received_again, mixed[1:])) == [Done()] * 3
 
 
+@pytest.mark.slow
 async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk: Desk) -> None:
     """There a group id is for fairness: a held message delays no other."""
     desk = standard_desk
@@ -648,6 +650,7 @@ async def test_orders_are_applied_when_their_shard_is_back(
         assert await desk.orders("bob") == {"first": {}, "o1": {"n": 2}}
 
 
+@pytest.mark.slow
 async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gone(
     make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
@@ -757,6 +760,7 @@ TENANTS = st.lists(st.sampled_from(sorted(HOMES)), min_size=6, max_size=6)
 POISON = st.lists(st.booleans(), min_size=6, max_size=6)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(TENANTS, POISON), min_size=1, max_size=3),
     st.lists(

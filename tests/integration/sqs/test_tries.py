@@ -209,6 +209,7 @@ async def test_failure_is_no_failure_when_the_tenant_has_moved_before_it_is_coun
     assert await desk.counts() == {}
 
 
+@pytest.mark.slow
 async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded(desk: Desk) -> None:
     """Nor before the failure is collected: a call that ended before submits the group again with the next one."""
 

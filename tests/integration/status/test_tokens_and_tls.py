@@ -185,6 +185,7 @@ async def test_answer_to_a_token_that_is_taken_away_meanwhile_is_not_given(tmp_p
         assert (await asking)[0] == 401
 
 
+@pytest.mark.slow
 async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None:
     """Before its next event, while those of others go on."""
     number = 0

@@ -349,6 +349,7 @@ async def test_deletion_forgets_failed_messages_and_rejected_records_of_the_tena
         assert rows == [{"tenant_id": "another-one"}]
 
 
+@pytest.mark.slow
 async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed: RoutedShards) -> None:
     """A turn that has no time left stops; what was begun is never taken back, and the next turn goes on."""
     await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
@@ -365,6 +366,7 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
     assert await routed.provisioner.provision(again) is ProvisionResult.PROVISIONED
 
 
+@pytest.mark.slow
 async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_shard: ShardMaker) -> None:
     """Rows may be large: a statement that meets its deadline is tried with a tenth of the rows."""
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(statement_s=0.3)) as routed:

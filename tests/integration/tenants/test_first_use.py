@@ -223,6 +223,7 @@ async def test_name_that_business_info_knows_is_made_when_two_give_one_id(world:
     assert [row["business_id"] for row in await world.tenants("shard-1")] == ["a-b"]
 
 
+@pytest.mark.slow
 async def test_tenants_that_come_together_are_made_together(world: World) -> None:
     """A burst takes a few looks at the shards, and each tenant is made once, however many ask for it."""
     names = [(f"b-{number}", "main") for number in range(40)]

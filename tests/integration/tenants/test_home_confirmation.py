@@ -30,6 +30,9 @@ from simplu_worker.shards.tenants.home_confirmation import (
 )
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 
+pytestmark = pytest.mark.slow
+
+
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
 

@@ -417,6 +417,7 @@ async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make
         assert answers[1] is ProvisionResult.PROVISIONED
 
 
+@pytest.mark.slow
 async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: ShardMaker) -> None:
     """Tenants of one batch are made together on each shard; a second time finds all of them."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]

@@ -34,6 +34,9 @@ from simplu_worker.shards.types import (
     UnknownBusinessTypeError,
 )
 
+pytestmark = pytest.mark.slow
+
+
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
 

@@ -31,6 +31,9 @@ from simplu_worker.shards.types import (
 )
 from simplu_worker.vocabulary import Failure
 
+pytestmark = pytest.mark.slow
+
+
 REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 

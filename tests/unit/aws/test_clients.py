@@ -97,6 +97,7 @@ async def test_answer_is_read_up_to_a_limit(service: str) -> None:
             await getattr(client, calls[service])()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "error"),
     [

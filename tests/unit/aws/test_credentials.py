@@ -68,6 +68,7 @@ async def test_source_is_asked_once_for_all_who_wait() -> None:
     assert (source.method, source.problem) == ("scripted", None)
 
 
+@pytest.mark.slow
 async def test_source_that_fails_is_asked_once_for_all_who_wait() -> None:
     """They all get the error, and the next one after that a new answer."""
     provider = ScriptedProvider(nothing, keys("one"))

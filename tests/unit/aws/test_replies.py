@@ -105,6 +105,7 @@ def test_rows_are_decoded_as_by_botocore(operation: str, reply: dict[str, Any]) 
 OUTAGE: Answer = (500, {"__type": "InternalServerError"}, {})
 
 
+@pytest.mark.slow
 async def test_call_is_tried_again_as_often_as_the_client_was_opened_for() -> None:
     """With the same id, and the number of the try; a refusal that is final is not tried again."""
     recorder = Recorder(OUTAGE, (200, {"Items": [], "LastEvaluatedKey": None}, {}), OUTAGE)

@@ -50,6 +50,7 @@ class Stream:
         return Answer(f"s{ord(record.key) % 2}") if kind == "accepted" else Answer(None, kind.startswith("unknown"))
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_stream_has_each_key_in_its_order_and_nothing_is_lost(data: st.DataObject) -> None:
     """Of what comes twice the first one counts, as for the worker. What is given up is the end of its key's queue."""

@@ -76,6 +76,7 @@ def test_client_and_schemas_agree_on_messages(case: dict[str, Any]) -> None:
     assert Draft202012Validator(SCHEMAS[name]).is_valid(message) == ("problem" not in case)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))
 def test_data_of_the_client_is_what_the_worker_reads(data: dict[str, Any]) -> None:
     """Or the client refuses it: a lone surrogate."""

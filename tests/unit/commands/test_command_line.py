@@ -167,6 +167,7 @@ def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
     assert problems[1:] == [f"CITRUS_API_KYE: {expected}"]
 
 
+@pytest.mark.slow
 def test_address_of_a_service_is_a_warning(tmp_path: Path) -> None:
     """The port is that of the env file, and the command says why it does not take the one of the environment."""
     (path := tmp_path / "map.json").write_text(
@@ -189,6 +190,7 @@ def test_address_of_a_service_is_a_warning(tmp_path: Path) -> None:
     assert "enableServiceLinks: false" in line["advice"]
 
 
+@pytest.mark.slow
 def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
     """It may be of another program, so the command runs; its stdout has nothing of the warning."""
     (path := tmp_path / "map.json").write_text(

@@ -139,6 +139,7 @@ def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
     )
 
 
+@pytest.mark.slow
 def test_letter_cuts_text_between_characters_when_truncated() -> None:
     """The excerpt of a text is text: a character that it cuts is dropped."""
     noise = random.Random(2)  # text that does not compress
@@ -156,6 +157,7 @@ def test_letter_takes_base64_when_the_escapes_of_the_excerpt_do_not_fit() -> Non
     assert record[:65_536] == base64.b64decode(members["recordBase64"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [b'{"name":"anna"}' * 200, b"anna" * 1000, random.Random(4).randbytes(5000)])
 def test_letter_takes_the_best_form_that_fits(record: bytes) -> None:
     """Each form is taken when the queue accepts exactly its size, and a smaller one when it does not."""
@@ -190,6 +192,7 @@ def test_letter_has_neither_attributes_nor_error_nor_record_when_they_do_not_fit
     assert (record, members) == ("", small | {"error": ""} | facts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "x", "xx"])
 def test_letter_cuts_no_character(prefix: str) -> None:
     """An error and an excerpt end with a whole character, wherever their bytes end."""

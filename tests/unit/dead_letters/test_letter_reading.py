@@ -159,6 +159,7 @@ def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None
     assert "private" not in str(caught.value)
 
 
+@pytest.mark.slow
 @given(body=st.text(max_size=200) | st.recursive(st.none() | st.text(max_size=5), st.lists).map(json.dumps))
 def test_reading_raises_nothing_else_whatever_the_text(body: str) -> None:
     """No foreign message raises another error."""

@@ -111,6 +111,7 @@ def test_names_of_members_are_those_that_cloud_events_allows() -> None:
     assert [name for name in CloudEventMembers.__struct_fields__ if not re.fullmatch("[a-z0-9]{1,20}", name)] == []
 
 
+@pytest.mark.slow
 @given(
     data=st.recursive(
         st.none() | st.booleans() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)

@@ -252,6 +252,7 @@ VALUES = (
 )
 
 
+@pytest.mark.slow
 @given(changes=st.dictionaries(st.sampled_from([*WEBHOOK, "begin", "kinds", "data"]) | st.text(), VALUES))
 def test_file_is_read_or_refused_whatever_its_members_are(changes: dict[str, Any]) -> None:
     """With no other error, and every problem on one line."""

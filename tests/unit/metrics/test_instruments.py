@@ -136,6 +136,7 @@ def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
     assert defined == CONTRACT | BEYOND_THE_CONTRACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("series", "names", "values"),
     [

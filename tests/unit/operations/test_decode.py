@@ -552,6 +552,7 @@ def test_data_is_an_object_however_deep_it_is() -> None:
     assert (refusal.reason, refusal.error) == (DeadLetterReason.INVALID_MESSAGE, "data: expected an object, got a list")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
 def test_last_of_two_deep_members_counts(opening: str, closing: str, depth: int) -> None:
     """As of two flat ones."""
@@ -575,6 +576,7 @@ BREAKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["data", "filters", "noise"])
 @pytest.mark.parametrize(("old", "new"), BREAKS)
 def test_deep_text_is_invalid_json_when_it_is_broken_at_any_depth(name: str, old: str, new: str) -> None:
@@ -668,6 +670,7 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -940,6 +943,7 @@ MEMBER_VALUES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from(list(OperationKind)), MEMBER_VALUES)
 def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, Any]) -> None:
     """What is accepted keeps the contract's bounds, and *data* is what the record says."""
@@ -958,6 +962,7 @@ def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, 
         assert (result.text or "").encode() == replace_lone_surrogates(expected)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(TEXTS, JSON_VALUES, max_size=4), st.sampled_from([None, 0, 3]), st.booleans())
 def test_data_is_kept_as_the_bytes_it_came_as(data: dict[str, Any], indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001
     """With its spaces, escapes and order."""

@@ -66,6 +66,7 @@ def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
     assert exceeds_bounds(document.encode()) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -92,6 +93,7 @@ def test_large_document_exceeds_the_bounds(make: Callable[[], str], *, expected:
     assert exceeds_bounds(make().encode()) is expected
 
 
+@pytest.mark.slow
 @given(st.from_regex(r"-?(0|[1-9][0-9]{0,5})(\.[0-9]{1,5})?[eE][+-]?0{0,2}([0-9]|9[89][0-9]|100[0-9])", fullmatch=True))
 def test_number_has_the_digits_that_postgres_writes(literal: str) -> None:
     """Of a zero only the places behind the point count."""
@@ -116,6 +118,7 @@ def test_number_is_found_wherever_it_may_be(before: str, behind: str, form: str,
     assert not exceeds_bounds((form.format(f"{before}-1.5E+10{behind}")[:-1] + ids).encode())
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.integers() | st.text() | st.none(),
@@ -128,6 +131,7 @@ def test_usual_documents_do_not_exceed_the_bounds(value: Any) -> None:
     assert not exceeds_bounds(json.dumps({"a": value, "b": 1e99}).encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["1e5", '"\\""', "7" * 499, "[]", '", 1e77"', '{"1e55":[]}'])
 def test_bounds_take_linear_time(text: str) -> None:
     """For four times the text about four times as long, whatever it is; a number with an exponent needs all passes."""

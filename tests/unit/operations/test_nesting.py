@@ -85,6 +85,7 @@ def test_cut_text_is_flat_and_has_the_values_of_the_record(record: bytes) -> Non
     assert all(depth_of(json.loads(value)) >= nesting.LEVELS for value in cut.values.values())
 
 
+@pytest.mark.slow
 @given(deep_texts(), st.data())
 def test_cut_text_is_json_exactly_where_the_record_is(record: bytes, data: st.DataObject) -> None:
     """A fault at any depth is found."""
@@ -127,6 +128,7 @@ def test_search_for_depth_takes_no_memory_for_what_is_in_strings() -> None:
     assert peak_bytes < 4 * len(record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

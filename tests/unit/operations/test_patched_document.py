@@ -34,6 +34,7 @@ def compact(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
+@pytest.mark.slow
 @given(document=OBJECTS, patches=st.lists(OBJECTS, max_size=4))
 def test_document_and_its_size_are_those_after_each_patch(document: Any, patches: list[Any]) -> None:
     """By the reference model, and measured as a whole."""
@@ -49,6 +50,7 @@ def test_document_and_its_size_are_those_after_each_patch(document: Any, patches
         document = json.loads(patched.text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "count"),
     [

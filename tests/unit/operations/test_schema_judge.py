@@ -131,6 +131,7 @@ def test_large_document_is_not_explained_behind_alternatives() -> None:
     assert plain.judge(large) == Finding("#/properties/a/items/type", "null", "/a/0")
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text("ab"),
@@ -266,6 +267,7 @@ made_up = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYWORDS), made_up, max_size=5), made_up)
 def test_schema_of_any_form_has_a_problem_or_judges(schema: dict[str, Any], document: Any) -> None:

@@ -217,6 +217,7 @@ def test_batches_between_two_of_a_lane_wait_or_were_in_its_transaction() -> None
     assert time.batches_between == 5
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(

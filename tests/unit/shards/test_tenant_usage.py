@@ -138,6 +138,7 @@ notes = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(notes)
 def test_seconds_lack_a_known_part_of_all_at_most(transactions: list[tuple[float, dict[str, float]]]) -> None:
     """So a tenant that takes more is never missing; and memory has a bound, whatever the number of tenants."""

@@ -70,6 +70,7 @@ def requests_of(lines: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
         yield f"{service} {operation}", parameters
 
 
+@pytest.mark.slow
 def test_plan_creates_each_resource_that_is_missing() -> None:
     """Stream, tables and queues, in this order, with commands whose options are those of the API."""
     steps = plan(NOTHING, settings_with())

@@ -120,6 +120,7 @@ def packed(flags: list[bool]) -> bytes:
     return packer.seal()
 
 
+@pytest.mark.slow
 @given(flags=st.lists(st.booleans(), min_size=1, max_size=8), is_bad=st.booleans(), has_numbers=st.booleans())
 def test_aggregate_keeps_the_records_of_others(flags: list[bool], *, is_bad: bool, has_numbers: bool) -> None:
     """With their keys, numbers and request ids; without any others it is deleted."""

@@ -545,6 +545,7 @@ def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count
     return Resend(source=source, name="n", group=group, records=[NewRecord(group, b"x" * size)] * count)
 
 
+@pytest.mark.slow
 @given(
     items=st.lists(
         st.tuples(

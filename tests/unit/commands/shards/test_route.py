@@ -111,6 +111,7 @@ async def test_route_estimates_by_sample_keys_where_none_are_given(
     }
 
 
+@pytest.mark.slow
 async def test_route_prints_a_table_and_a_sentence_for_people(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

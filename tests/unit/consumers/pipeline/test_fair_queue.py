@@ -267,6 +267,7 @@ def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
     assert queue.costs_s(lambda tenant_id: tenant_id == "b") == pytest.approx({"a": 0.005})
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_order_of_a_tenant_is_kept_and_nothing_is_lost(data: st.DataObject) -> None:
     """Whatever comes, is taken, put back, or removed."""

@@ -211,6 +211,7 @@ async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> 
     assert (maker.names, maker.applied) == ([[("b", "l")]], [("b-l", "shard-1")])
 
 
+@pytest.mark.slow
 async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
     """It stays `not_here`, the log has the reason, and the lookups go on with the names seen."""
     maker = Maker(set())
@@ -231,6 +232,7 @@ async def eventually(is_so: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> None:
     """An empty lookup has no periodic check: each added tenant wakes it."""
     maker = Maker({("b", "l")})

@@ -154,6 +154,7 @@ async def test_what_was_taken_in_flight_does_not_leave_with_the_others() -> None
     assert (await flight, len(lane)) == (LaneEmptied(entries[1:], DOWN), 0)
 
 
+@pytest.mark.slow
 async def test_shard_that_fails_is_tried_for_a_while_before_its_lane_is_emptied() -> None:
     """A short failure costs nobody a hold; a held shard is not tried again."""
     source = Answering(*[DOWN] * 20)

@@ -47,6 +47,7 @@ def test_what_is_no_item_is_refused(encoded: str) -> None:
     assert refused.value.code == "SerializationException"
 
 
+@pytest.mark.slow
 @given(JSON)
 def test_answer_is_read_again_as_it_was(value: Any) -> None:
     """Whatever its sizes; members that are blobs or times have tests of their own."""

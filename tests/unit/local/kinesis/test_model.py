@@ -240,6 +240,7 @@ def test_request_is_refused_as_the_api_reference_says(code: str, action: str, re
     assert refusal(Kinesis(), action, **request_) == code
 
 
+@pytest.mark.slow
 def test_reading_goes_by_number_and_by_size() -> None:
     """API_GetRecords: at most Limit records and 10 MiB, and at least one record if any is stored."""
     kinesis = Kinesis()

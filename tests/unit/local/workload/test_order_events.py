@@ -130,6 +130,7 @@ def _items(count: int = 3000) -> tuple[ReferenceModel, list[OrderItem]]:
     return model, list(OrderWorkload(7, TENANTS, model).items(count))
 
 
+@pytest.mark.slow
 def test_order_workload_agrees_with_the_decoder() -> None:
     """The decoder rejects the events for which the model expects a dead letter, and accepts all others."""
     _, items = _items()
@@ -142,6 +143,7 @@ def test_order_workload_agrees_with_the_decoder() -> None:
             assert item.verdict.reasons == REUSED
 
 
+@pytest.mark.slow
 def test_order_workload_is_kept_in_order_by_its_groups() -> None:
     """All events of an order, and all with one id, are in one group; and SQS accepts every character."""
     _, items = _items()

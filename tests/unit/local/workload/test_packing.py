@@ -30,6 +30,7 @@ def parts_of(pack: PackedItems) -> list[bytes]:
     return [line for line in map(bytes.strip, pack.record.split(b"\n")) if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_items_are_packed_in_the_order_of_their_keys(share: float) -> None:
     """None is lost, and none gets other bytes than the spaces around it."""

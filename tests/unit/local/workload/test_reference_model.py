@@ -156,6 +156,7 @@ def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValu
     assert expected is passes_filters(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(json_values)
 def test_canonical_is_the_same_when_json_is_written_and_read(value: JsonValue) -> None:
@@ -171,6 +172,7 @@ def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: in
     assert (canonical_text(padded) == canonical_text(Decimal(number))) == (padded == number)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(json_values, json_values)
 def test_merge_patch_leaves_no_null_and_is_idempotent_when_applied_again(target: JsonValue, patch: JsonValue) -> None:
@@ -240,6 +242,7 @@ def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
     """All shares are present: retries, conflicts, every outcome and every reason."""
     workload = _workload()
@@ -325,6 +328,7 @@ def _lose_default_row(shards: list[ShardContent]) -> None:
     shards[0].rows = [row for row in shards[0].rows if row.resource_type != "settings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [

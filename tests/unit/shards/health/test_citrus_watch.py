@@ -81,6 +81,7 @@ def fill(registry: CitrusServer, name: str, count: int) -> None:
         registry.registry.place(f"clinic-{name}-{number}", registry.registry.shards[name])
 
 
+@pytest.mark.slow
 async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: LyingCitrus) -> None:
     """As a metric and a problem from over 80 % on, until there is more room; an inactive shard is one too."""
     async with client_of(lying.url) as citrus, watching(citrus) as book:
@@ -103,6 +104,7 @@ async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: Ly
         await comes_to(book, {"watched-2": Usage(0, 10, is_active=False, accepts_new=False)})
 
 
+@pytest.mark.slow
 async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_question(
     registry: CitrusServer, lying: LyingCitrus
 ) -> None:
@@ -127,6 +129,7 @@ async def has_asked(lying: LyingCitrus, text: str, count: int) -> bool:
     return len(lying.asked_at(text)) >= count
 
 
+@pytest.mark.slow
 async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
     """A Citrus without the list is asked again after an hour."""
     citrus = ScriptedCitrus(reply({"error": "no such path"}, status=404))
@@ -137,6 +140,7 @@ async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
     assert citrus.requests == [("GET", "/api/shards/health")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -168,6 +172,7 @@ async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) 
         assert (client.last_error, client.is_denied) == (None, False)
 
 
+@pytest.mark.slow
 async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> None:
     """Time-outs of requests without a waiting caller do not open the breaker."""
     located = {**SHARD, "shardId": "shard-a"}
@@ -214,6 +219,7 @@ async def test_watch_notices_that_a_key_is_good_again(registry: CitrusServer, ly
             assert await poll_until(is_welcome, within_s=SOON_S)
 
 
+@pytest.mark.slow
 async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
     """Its id goes percent-encoded into the path; another shard's answer is none."""
     answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}

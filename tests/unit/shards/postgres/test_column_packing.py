@@ -20,6 +20,7 @@ def columns_of(column_texts: st.SearchStrategy[str], size: int) -> st.SearchStra
     return st.lists(st.lists(column_texts, min_size=size, max_size=size), min_size=1)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6).flatmap(lambda size: st.tuples(columns_of(texts, size), columns_of(plain_texts, size))))
 def test_packed_columns_are_taken_apart_into_what_they_were(columns: tuple[list[list[str]], list[list[str]]]) -> None:
     """As `string_to_array` does it: at every separator, from the left."""

@@ -135,6 +135,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "error"), NO_ANSWERS.values(), ids=NO_ANSWERS)
 async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, error: str) -> None:
     """What cannot be understood is trouble, to be asked again; the error says what came without its content."""
@@ -146,6 +147,7 @@ async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, er
         assert "secret-word" not in str(caught.value)
 
 
+@pytest.mark.slow
 async def test_citrus_is_asked_again_when_it_had_no_answer() -> None:
     """Trouble is retried as often as configured, nonsense too; the first good answer counts and ends the trouble."""
     citrus = ScriptedCitrus(reply({}, status=500), reply(HTML), half_a_reply(b"{"), reply(SHARD), reply({}, status=502))
@@ -236,6 +238,7 @@ async def test_citrus_that_sets_cookies_does_not_get_them_back() -> None:
     assert citrus.cookies == {None}
 
 
+@pytest.mark.slow
 async def test_citrus_is_given_the_time_it_asks_for() -> None:
     """A short `Retry-After` is waited for; a longer one is told to all callers at once; a date is not understood."""
     citrus = ScriptedCitrus(
@@ -283,6 +286,7 @@ async def test_citrus_has_no_answer_when_it_is_not_there(url: str, cause: str) -
             await client.list_shards()
 
 
+@pytest.mark.slow
 async def test_packed_answer_takes_little_memory() -> None:
     """What is decompressed is counted while it is decompressed: a thousandth of it may come over the network."""
     packed = gzip.compress(b"x" * 32 * REPLY_MAX_BYTES)

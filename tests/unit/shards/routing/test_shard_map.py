@@ -117,12 +117,14 @@ def test_jump_hash_is_the_papers(key: int, count: int) -> None:
     assert jump_hash(key, count) == paper_hash(key, count)
 
 
+@pytest.mark.slow
 @given(KEYS, st.integers(1, 2000))
 def test_buckets_are_those_of_every_smaller_number(key: int, count: int) -> None:
     """In the order in which the key had them while the number grew."""
     assert buckets_of(key, count) == sorted({paper_hash(key, fewer) for fewer in range(1, count + 1)})
 
 
+@pytest.mark.slow
 @given(st.integers(1, 60), st.integers(0, 10**6))
 def test_jump_hash_moves_no_more_keys_than_the_new_bucket_takes(count: int, seed: int) -> None:
     """Of many keys 1 in count + 1 moves when one bucket is added: five deviations are met by no run."""
@@ -165,6 +167,7 @@ def test_jump_is_frozen() -> None:
     assert {key: [bucket_of(key, count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
 
 
+@pytest.mark.slow
 @given(st.text(max_size=20), st.integers(1, 20), st.sets(st.integers(0, 19)))
 def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set[int]) -> None:
     """As long as there is one; and it is where the key falls when nothing is retired on its way."""
@@ -344,6 +347,7 @@ def test_first_problems_are_all_unless_there_are_more(count: int, expected: list
     assert first_problems(problems, count) == [*expected[:count], *more.get(count, [])]
 
 
+@pytest.mark.slow
 @given(TEXTS)
 def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None:
     """A map from a file has one that is not; every shard may be a home of the key."""

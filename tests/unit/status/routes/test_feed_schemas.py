@@ -98,6 +98,7 @@ def judge(entry: dict[str, Any]) -> None:
         assert VALIDATORS["feed-file"].is_valid({"destinations": [entry]}) == (not problems), problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOUND)
 @pytest.mark.parametrize("member", [*MEMBERS, "unknown"])
 def test_schema_and_decoder_agree_about_each_member(kind: str, member: str) -> None:

@@ -211,6 +211,7 @@ def test_examples_of_the_pages_are_valid() -> None:
     VALIDATORS["dead-letter"].validate(json.loads(letter[1]))
 
 
+@pytest.mark.slow
 def test_workload_is_judged_alike() -> None:
     """Valid and bad records and events of the load, with all that is strange in them."""
     workload = Workload(7, make_tenants(4, run="t"))
@@ -275,6 +276,7 @@ VARIANTS: Final[list[tuple[str, dict[str, Any]]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_schema_and_decoder_agree_about_each_member(name: str, variant: dict[str, Any]) -> None:
     """Absent, and with every value at a bound or of another kind."""

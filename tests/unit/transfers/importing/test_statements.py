@@ -51,6 +51,7 @@ def statements_of(table: ReadTable, columns: int = 2) -> list[SourceStatement]:
     ]
 
 
+@pytest.mark.slow
 @given(names=st.lists(NAMES, min_size=7, max_size=7, unique=True), kind=st.sampled_from(["boolean", "timestamp"]))
 def test_names_and_values_of_a_mapping_are_never_sql(names: list[str], kind: str) -> None:
     """Without quoted names and our own texts, the statement is the same for every mapping."""

@@ -45,6 +45,7 @@ def catch_up_s(written_mib_s: float, *, is_pushed: bool) -> float:
     return now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written_mib_s", "polled_of_hold", "pushed_of_hold"),
     [(0.1, 7 / 60, 3 / 60), (0.25, 20 / 60, 9 / 60), (0.5, 1.0, 20 / 60), (0.75, 3.0, 36 / 60), (1.0, None, 1.0)],

@@ -55,6 +55,7 @@ class Kinesis:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("replies", "are_ends"),
     [
@@ -79,6 +80,7 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
     assert found == are_ends
 
 
+@pytest.mark.slow
 async def test_records_of_a_stream_shard_are_counted_once_each() -> None:
     """By the main reader alone: a catch-up reads records again. So their rate is that at which they are written."""
     memory = PrefetchMemory(1024 * 1024).open_quota()
@@ -196,6 +198,7 @@ async def test_expired_records_are_reported_once() -> None:
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answers", "trouble", "refusal", "is_gone"),
     [

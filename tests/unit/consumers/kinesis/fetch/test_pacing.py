@@ -664,6 +664,7 @@ def test_both_go_on_when_the_main_reader_is_behind() -> None:
     assert main_bytes + catch_up_bytes >= 210 * MIB
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
+import pytest
 from support.aws.kpl_aggregates import aggregate, sealed
 from support.processor_time import least_cpu_s
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
@@ -142,6 +143,7 @@ def test_bound_on_parts_is_above_what_valid_operations_fill() -> None:
     assert 10 * 1024 * 1024 / (len(packed) / 1000) < PARTS_MAX
 
 
+@pytest.mark.slow
 def test_letter_of_very_many_bad_parts_is_small() -> None:
     """It fits into a message of any queue, and has its counts and numbers."""
     (letter,) = letters_of(with_many(40_000))
@@ -155,6 +157,7 @@ def test_letter_of_very_many_bad_parts_is_small() -> None:
     assert "recordGzip" in members
 
 
+@pytest.mark.slow
 def test_letter_of_bad_parts_takes_time_in_proportion_to_them() -> None:
     """Four times the parts take no more than about four times as long."""
     few, many = (least_cpu_s(partial(encode_letter_of, with_many(count))) for count in (5_000, 20_000))

@@ -88,6 +88,7 @@ def test_set_has_everybody_who_was_added_and_exactly_those_while_it_knows_names(
         assert 0 < len(tenants) <= len(added)
 
 
+@pytest.mark.slow
 @given(tenant_sets(), tenant_sets())
 def test_update_has_whoever_was_in_either(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
@@ -104,6 +105,7 @@ def test_update_has_whoever_was_in_either(
     assert members(others) == added
 
 
+@pytest.mark.slow
 @given(tenant_sets(), tenant_sets())
 def test_minus_keeps_whoever_is_not_in_the_other(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
@@ -120,6 +122,7 @@ def test_minus_keeps_whoever_is_not_in_the_other(
     assert (members(tenants), members(others)) == (before, added)
 
 
+@pytest.mark.slow
 @given(tenant_sets(), tenant_sets())
 def test_narrowing_keeps_exactly_who_is_in_both(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
@@ -134,6 +137,7 @@ def test_narrowing_keeps_exactly_who_is_in_both(
     assert narrowed.has_names or not (tenants.has_names or others.has_names)
 
 
+@pytest.mark.slow
 @given(tenant_sets(), st.sampled_from([0, 3, ENCODED_NAMES_MAX]))
 def test_targets_name_everybody_when_they_are_read_back(
     given_set: tuple[TenantSet, frozenset[str]], limit: int
@@ -151,6 +155,7 @@ def test_targets_name_everybody_when_they_are_read_back(
         assert read == tenants
 
 
+@pytest.mark.slow
 @given(tenant_sets(), tenant_sets())
 def test_targets_of_several_parents_are_read_together(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]

@@ -147,6 +147,7 @@ owners_of_leases = st.lists(st.sampled_from([None, "gone", "a", "b", "c", "d"]),
 draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=50)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(owners=owners_of_leases, replicas=st.permutations("abcd"), count=st.integers(1, 4), chance=draws)
 def test_counts_become_even_with_few_moves_and_stay_so(
@@ -173,6 +174,7 @@ def test_counts_become_even_with_few_moves_and_stay_so(
     assert max(counts[me] for me in alive) - min(counts[me] for me in alive) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(lease_count=st.integers(0, 60), count=st.integers(1, 6), chance=draws)
 def test_moves_are_those_needed_when_one_replica_joins(lease_count: int, count: int, chance: list[float]) -> None:

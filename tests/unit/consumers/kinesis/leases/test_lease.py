@@ -266,6 +266,7 @@ def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
     assert [lease.lease_key for lease in taken] == ["free", "old", "young"]
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.0, 5.0), st.dictionaries(keys, leases)), max_size=8))
 def test_lease_is_never_taken_from_an_owner_whose_counter_was_seen_to_move_within_the_duration(

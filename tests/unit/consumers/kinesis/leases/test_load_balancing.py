@@ -144,6 +144,7 @@ def test_free_leases_are_taken_up_to_an_even_share_of_the_load() -> None:
 throughputs = st.one_of(st.just(0.0), st.floats(0, 2000, allow_nan=False))
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     loads=st.lists(throughputs, max_size=40), replicas=st.integers(1, 6), draws=st.lists(st.floats(0, 0.99), min_size=1)

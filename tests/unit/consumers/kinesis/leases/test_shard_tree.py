@@ -197,6 +197,7 @@ def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
         assert not lease.parents & set(created[place:])
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
 def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard], initial: str, leased: Random) -> None:

@@ -219,11 +219,13 @@ async def looked() -> AsyncIterator[Looked]:
         ending.set()
 
 
+@pytest.mark.slow
 async def test_nothing_is_looked_at_by_the_clock_while_at_rest(looked: Looked) -> None:
     """A stream shard without records takes no processor time; its end is noticed all the same."""
     assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
 
 
+@pytest.mark.slow
 async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(looked: Looked) -> None:
     """It may get stuck, or be held, without an event. Also the second time."""
     for _ in range(2):

@@ -465,6 +465,7 @@ some_records = st.lists(
 ).map(tuple)
 
 
+@pytest.mark.slow
 @given(some_records, some_records)
 def test_what_two_lack_together_leaves_out_nothing_of_either(
     one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]

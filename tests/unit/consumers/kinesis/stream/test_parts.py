@@ -151,6 +151,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(found=st.lists(values, min_size=1), indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
 def test_array_has_the_parts_that_a_json_parser_finds(
     *, found: list[object], indent: int | None, ascii_only: bool

@@ -501,6 +501,7 @@ def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
     return draw(st.lists(st.tuples(steps, st.integers(0, 10_000)), max_size=60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_fifo", [True, False])
 @given(script=scripts())
 def test_t31_permits_all_come_back_and_order_holds_whatever_happens(
