@@ -241,6 +241,7 @@ def _config(read_timeout_s: float, connect_timeout_s: float, max_attempts: int, 
         max_pool_connections=pool_size,
         retries={"total_max_attempts": max_attempts, "mode": "standard"},
         http_session_cls=BoundedSession,
+        parameter_validation=False,  # ours are of the right types; values are checked by the service
         user_agent=_session().user_agent(),  # else botocore puts a longer one together twice a request
     )
 

@@ -292,9 +292,3 @@ async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Str
     """Past its retention, or never there."""
     with pytest.raises(StreamGoneError):
         await stream.get_iterator("shardId-000000000099", TrimHorizon())
-
-
-async def test_wrong_calls_are_bugs_and_are_not_translated(stream: Stream) -> None:
-    """Requests that the service's model does not allow never reach Kinesis."""
-    with pytest.raises(Exception, match="Parameter validation failed"):
-        await stream.get_iterator("", TrimHorizon())
