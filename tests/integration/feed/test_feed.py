@@ -33,6 +33,12 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
 
+PASSED_SQL = """
+SELECT batch_id = (SELECT max(batch_id) FROM log_batches) AS passed
+FROM feed_cursors
+WHERE destination = 'both'
+"""
+
 
 @pytest.fixture
 async def address(make_shard: ShardMaker) -> ShardAddress:
@@ -321,6 +327,51 @@ async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_kille
                 await second.until_count(1)
                 assert asyncio.get_running_loop().time() - began_at < 10
                 assert [event.resource_id for event in second.events] == ["last"]
+
+
+@pytest.mark.slow
+async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_different_files(
+    pools: Pools, address: ShardAddress, case: TenantCase
+) -> None:
+    """As while the files are changed one after the other: a destination that its publisher does not have waits.
+
+    A filter leaves out what its publisher reads, nothing else.
+    """
+    both, own = Receiver("both"), Receiver("own")
+    created = DestinationTerms("both", filter=FeedFilter(kinds=frozenset({FeedKind.RESOURCE_CREATED})))
+    own_file, other_file = [both.configured(), own.configured()], [both.configured(terms=created)]
+    one, two, three = (
+        feed_of(pools, [address], file, name)
+        for file, name in ((own_file, "one"), (other_file, "two"), (own_file, "three"))
+    )
+
+    async def change(resource: str) -> None:
+        await case.apply_each(case.operation("create", resource, {}), case.operation("update", resource, {"n": 1}))
+
+    async def is_passed() -> bool:
+        """Return whether the cursor has come to the newest batch, that of one operation."""
+        return await fetch(case.pool, PASSED_SQL) == [{"passed": True}]
+
+    async with running(one) as publisher:
+        await publishing(one)
+        async with running(two):
+            await change("r1")
+            await asyncio.gather(both.until_count(2), own.until_count(2))
+            assert two.published_count == 0
+            publisher.cancel()
+            await publishing(two)
+            await change("r2")
+            await both.until_count(3)
+            assert await poll_until(is_passed, within_s=10)
+    async with running(three):
+        await change("r3")
+        await asyncio.gather(both.until_count(5), own.until_count(6))
+
+    kinds = ("resource.created", "resource.updated")
+    everything = [(kind, f"{case.tenant_id}/patient/r{number}") for number in range(1, 4) for kind in kinds]
+    assert own.told() == everything
+    everything.remove(("resource.updated", f"{case.tenant_id}/patient/r2"))
+    assert both.told() == everything
 
 
 @pytest.mark.slow
