@@ -122,19 +122,26 @@ class Window:
     ) -> list[Finished]:
         """Note what became of *sent*; return those that are finished, in order.
 
-        Whoever gets a `RefusedForGood` says by `finish` when it is kept: until then its key waits.
+        An event behind one of its key that failed was not tried: its own pauses begin with its first try. Whoever gets
+        a `RefusedForGood` says by `finish` when it is kept: until then its key waits.
         """
         finished: list[Finished] = []
+        failed: set[str] = set()
         for one, delivery in zip(sent, deliveries, strict=True):
+            key = one.event.partition_key
             match delivery:
                 case Delivered():
                     one.is_done = True
                     finished.append(one)
+                case RetryLater() | Refused() if key in failed:
+                    pass
                 case RetryLater(_, after_s):
+                    failed.add(key)
                     one.retry_count += 1
                     wait_s = backoff_s(one.retry_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
                     one.due_at = now + (wait_s if after_s is None else min(max(after_s, wait_s), RETRY_AFTER_MAX_S))
                 case Refused(error):
+                    failed.add(key)
                     one.refusal_count += 1
                     wait_s = backoff_s(one.refusal_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
                     one.due_at = now + wait_s

@@ -65,6 +65,18 @@ def test_next_event_is_due_when_the_first_of_a_key_is() -> None:
     assert (window.due(10, now=4.9), window.next_due_at()) == ([], 5)
 
 
+def test_event_behind_one_that_fails_is_due_as_soon_as_that_one_is_delivered() -> None:
+    """However long the first one failed: else a key with many events would get on by one of them a pause."""
+    window, events = Window(Place(0, 0)), [event(number) for number in range(1, 4)]
+    window.add(events, Place(3, 0))
+    for failure in (RetryLater("500"), Refused("400")):
+        for attempt in range(1, 9):
+            window.settle(events, [failure, RetryLater("behind"), RetryLater("behind")], tries=9, now=attempt, draw=0)
+    window.settle(events, [Delivered(), RetryLater("500"), RetryLater("behind")], tries=9, now=100, draw=0)
+    assert window.next_due_at() == 100.1
+    assert window.due(10, now=100.1) == events[1:]
+
+
 def test_window_has_room_until_it_is_half_full() -> None:
     """So that a read finds enough room for what it brings."""
     window = Window(Place(0, 0))
