@@ -36,7 +36,7 @@ class OrderLostError(Exception):
 async def open_client(service: str, env: Mapping[str, str], *, attempts: int = 1) -> AsyncIterator[Any]:
     """Open a client for *service* with the region, endpoint and keys in *env*, a worker's environment.
 
-    With one of the *attempts* it never retries: a put that was done but not answered would be done twice. More are for
+    By default it never retries: a put that was done but not answered would be done twice. More *attempts* are for
     requests whose repetition changes nothing, such as a message to a FIFO queue.
     """
     client = get_session().create_client(

@@ -10,7 +10,6 @@ from typing import Final
 
 import pytest
 from support.requires import ROOT
-from support.slow import slow_after
 
 from simplu_worker.cli import COMMANDS
 
@@ -77,7 +76,7 @@ def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
-    slow_after(1, [["operations", "show", "some-id"], ["tenants", "show", "business", "location"], ["shards", "list"]]),
+    [["operations", "show", "some-id"], ["tenants", "show", "business", "location"], ["shards", "list"]],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_command_that_asks_one_shard_imports_no_client_of_aws(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
-Each seed is a history. Some of each weather run in every test run (QUICK), more in CI (FLOOR); `simulation.campaign`
-runs as many as there is time for. The summary of the run says how many there were.
+Each seed is a history. Some of each weather but the great storm run in every test run (QUICK), more in CI (FLOOR);
+`simulation.campaign` runs as many as there is time for. The summary of the run says how many there were.
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
 SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED, SIMULATION_MOVES_SEED and

@@ -12,7 +12,6 @@ import asyncpg
 import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 from support.postgres.trouble import waiters
-from support.slow import slow_after
 
 from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
@@ -65,7 +64,7 @@ PATCHES: dict[str, Callable[[int], tuple[Any, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("shape", slow_after(1, PATCHES))
+@pytest.mark.parametrize("shape", PATCHES)
 async def test_patch_takes_linear_time_whatever_its_shape(tenant: TenantCase, shape: str) -> None:
     """60,000 nulls onto 60,000 other members took longer than any statement may."""
     acts = []
@@ -207,7 +206,7 @@ async def test_patches_of_one_large_resource_share_its_reading_and_its_writing(t
     ],
     ids=["flat", "nested", "deep", "laborious", "together"],
 )
-@pytest.mark.parametrize("size", slow_after(1, [1, 40_000]), ids=["small", "large"])
+@pytest.mark.parametrize("size", [1, 40_000], ids=["small", "large"])
 async def test_patch_that_waits_for_a_row_keeps_what_was_written_meanwhile(
     tenant: TenantCase, patches: Sequence[dict[str, Any]], size: int
 ) -> None:

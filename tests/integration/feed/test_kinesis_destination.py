@@ -177,7 +177,7 @@ async def test_records_are_those_that_botocore_would_send() -> None:
     async with aws.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
         plain = [{"Data": record.data, "PartitionKey": record.partition_key} for record in records]
         await client.put_records(StreamName="s", Records=plain)
-        with pytest.raises(AttributeError):
+        with pytest.raises(AttributeError, match="has no attribute 'items'"):
             await put_records(client, {"StreamName": "s"}, records)
         speed_up_put_records(client)
         await put_records(client, {"StreamName": "s"}, records)

@@ -292,3 +292,9 @@ async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Str
     """Past its retention, or never there."""
     with pytest.raises(StreamGoneError):
         await stream.get_iterator("shardId-000000000099", TrimHorizon())
+
+
+async def test_wrong_call_is_refused_by_the_service(stream: Stream) -> None:
+    """A request that the service's model does not allow: botocore sends it, as it does not validate parameters."""
+    with pytest.raises(PermanentError, match="expected it, or its stream shard, to exist"):
+        await stream.get_iterator("", TrimHorizon())

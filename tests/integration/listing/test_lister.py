@@ -17,7 +17,6 @@ from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log
 from support.postgres.plans import plan_of
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
-from support.slow import slow_after
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
@@ -139,7 +138,7 @@ def random_rows(seed: int, count: int = 60) -> list[LogRow]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", slow_after(2, range(6)))
+@pytest.mark.parametrize("seed", range(6))
 async def test_pages_have_each_operation_once_newest_first(routed: RoutedShards, seed: int) -> None:
     """Whatever the filters, and the sizes of pages and chunks; at equal times too. None is of another tenant."""
     rows = random_rows(seed)

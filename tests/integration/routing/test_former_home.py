@@ -16,7 +16,6 @@ from support.full_stack import poll_until_true
 from support.moves.world import OPTIONS
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch
-from support.slow import slow_after
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
@@ -124,7 +123,7 @@ async def test_answers_come_from_the_home_when_a_replica_has_the_route_from_befo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("question", slow_after(1, ["tenant", "list", "rejection", "survey"]))
+@pytest.mark.parametrize("question", ["tenant", "list", "rejection", "survey"])
 async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant: MovedTenant, question: str) -> None:
     """Whichever comes first."""
     await tenant.routed.gateway.note_rejections("shard-1", "letters", [REJECTION])

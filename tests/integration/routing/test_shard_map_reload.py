@@ -15,7 +15,6 @@ from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
-from support.slow import slow_after
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -197,7 +196,7 @@ def histories(seed: int, count: int) -> Iterator[tuple[int, tuple[str, ...], dic
         yield size, retired if len(retired) < size else (), pins
 
 
-@pytest.mark.parametrize("seed", slow_after(1, range(2)))
+@pytest.mark.parametrize("seed", range(2))
 async def test_no_tenant_is_split_whatever_maps_follow_each_other(shards: Shards, tmp_path: Path, seed: int) -> None:
     """Added, retired, taken back, pinned and not: each tenant is made once, by whichever worker, and found there."""
     tenants = [("clinic", f"{number}") for number in range(40)]

@@ -15,7 +15,6 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.standby_pair import Pair, eventually, restored, running_pair
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch, operation, writer_of
 from support.postgres.trouble import make_touchy
-from support.slow import slow_after
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Message, Queue
@@ -188,7 +187,7 @@ async def test_order_is_given_up_once_its_mark_is_safe(make_shard: ShardMaker) -
 CONTROLS = ["create", "create again", "rename", "admin", "destroy", "destroy all"]
 
 
-@pytest.mark.parametrize("what", slow_after(1, CONTROLS))
+@pytest.mark.parametrize("what", CONTROLS)
 async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: str) -> None:
     """Each of them waits for the standby, also when all it finds is that it was done before."""
     address = await copy_shard(pair.primary)

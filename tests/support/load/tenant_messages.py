@@ -20,7 +20,7 @@ from simplu_local.workload.workload import Tenant
 
 EVENTS_MAX: Final = 20_000
 GROUPS: Final = 20
-ATTEMPTS: Final = 10  # of a request: FIFO queues know a message again, and to rename what is renamed changes nothing
+ATTEMPTS: Final = 10  # of a request: a FIFO queue drops the repetition, a control message done twice changes nothing
 CHANGE_EVERY_S: Final = 0.5
 ADMIN_EVERY: Final = 4  # changes: the others are renames
 RESOURCE_TYPES: Final = ("order", "role", "medic")  # made by them, beside what is renamed
