@@ -112,7 +112,7 @@ def log_row(number: int) -> LogRow:
     batch_id, position = divmod(number, BATCH_ROWS)
     return LogRow(
         *("1", at, None, None, batch_id + 1, position, at, f"8a2c1f30-1d3b-4c5f-9a77-{batch_id:012}", "o", 1),
-        *(None, "p", "patient", f"p-{number % 5000}", f"request-{number}", False, 7, "smile-berlin"),
+        *(None, "p", "patient", b"\x02p-%d" % (number % 5000), b"\x02request-%d" % number, False, 7, "smile-berlin"),
         *("smile", "berlin", "dental"),
     )
 

@@ -16,6 +16,7 @@ import msgspec
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.keys import id_of_key
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
 from simplu_worker.vocabulary import FeedKind
 
@@ -46,8 +47,8 @@ class LogRow(NamedTuple):
     origin: str | None
     kind: str | None
     resource_type: str | None
-    resource_id: str | None
-    request_id: str | None
+    resource_key: bytes | None
+    request_key: bytes | None
     is_failed: bool | None
     tenant_no: int | None
     tenant_id: str | None
@@ -120,8 +121,8 @@ def _event(row: LogRow, shard_id: str, kind: FeedKind, *, suffix: str = "") -> F
         incarnation=NO_INCARNATION,
         tenant=FeedTenant(row.tenant_id or "", row.business_id, row.location_id, row.business_type),
         resource_type=row.resource_type if is_of_resource else None,
-        resource_id=row.resource_id if is_of_resource else None,
-        request_id=row.request_id,
+        resource_id=id_of_key(row.resource_key) if is_of_resource and row.resource_key is not None else None,
+        request_id=None if row.request_key is None else id_of_key(row.request_key),
     )
 
 

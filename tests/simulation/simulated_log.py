@@ -21,6 +21,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.feed.incarnations import incarnation_id
 from simplu_worker.feed.places import POSITION_MAX
 from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.postgres.queries import QUERIES
 
 NAMES = {text: name for name, text in QUERIES.items()}
@@ -496,8 +497,8 @@ class Server:
             origin=batch.origin,
             kind=None if row is None else row.kind,
             resource_type=None if row is None else row.resource_type,
-            resource_id=None if row is None else row.resource_id,
-            request_id=None if row is None else row.request_id,
+            resource_key=None if row is None else bytes.fromhex(key_of_id(row.resource_id)),
+            request_key=None if row is None else bytes.fromhex(key_of_id(row.request_id)),
             is_failed=None if row is None else row.is_failed,
             tenant_no=self._tenants.index(tenant_id) + 1,
             tenant_id=tenant_id,

@@ -16,6 +16,7 @@ from simplu_worker.vocabulary import OperationKind
 KIND_CODES: Final[Mapping[str, str]] = {kind: kind[0] for kind in OperationKind}
 _is_uuid: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _LINE_LENGTH: Final = 37
+_KEPT: Final = 3  # the first byte of a key whose place another operation took: then the key, and 10 bytes of its own
 
 
 def key_of_id(text: str) -> str:
@@ -41,3 +42,13 @@ def are_uuids(lines: bytes, count: int) -> bool:
         and all(lines[place::_LINE_LENGTH] == b"-" * count for place in (8, 13, 18, 23))
         and lines.translate(None, b"0123456789abcdef") == b"----\n" * count
     )
+
+
+def id_of_key(key: bytes) -> str:
+    """Return the id of a key of the log, as `simplu_id` does."""
+    if key[0] == _KEPT:
+        key = key[1:-10]
+    if key[0] == 1:
+        digits = key[1:].hex()
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    return key[1:].decode()

@@ -17,7 +17,7 @@ from support.requires import ROOT
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log.keys import id_of_key, key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -84,13 +84,14 @@ def ids() -> list[str]:
 
 
 async def test_keys_are_the_same_in_sql_and_come_back_as_ids(shard: ShardPool) -> None:
-    """`simplu_key` is `key_of_id`, and `simplu_id` the way back; also of a key that a row has kept."""
+    """`simplu_key` is `key_of_id`, and `simplu_id` is `id_of_key`; also of a key that a row has kept."""
     texts = ids()
     keys = [key_of_id(text) for text in texts]
     rows = await fetch(
         shard,
         "SELECT encode(simplu_key(text), 'hex') AS key, simplu_id(decode(key, 'hex')) AS id,"
-        " simplu_id('\\x03'::bytea || decode(key, 'hex') || int8send(-7) || int2send(3::smallint)) AS kept_id"
+        " simplu_id('\\x03'::bytea || decode(key, 'hex') || int8send(-7) || int2send(3::smallint)) AS kept_id,"
+        " '\\x03'::bytea || decode(key, 'hex') || int8send(-7) || int2send(3::smallint) AS kept_key"
         " FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (text, key, number) ORDER BY number",
         texts,
         keys,
@@ -99,6 +100,7 @@ async def test_keys_are_the_same_in_sql_and_come_back_as_ids(shard: ShardPool) -
     assert [row["key"] for row in rows] == keys
     assert [row["id"] for row in rows] == texts
     assert [row["kept_id"] for row in rows] == texts
+    assert [id_of_key(row["kept_key"]) for row in rows] == texts
     nothing = "SELECT simplu_key(NULL) AS key, simplu_id(NULL) AS id, simplu_id('\\x04ff') AS other"
     assert await fetch(shard, nothing) == [{"key": None, "id": None, "other": None}]
 

@@ -26,7 +26,13 @@ from simplu_worker.vocabulary import FeedKind
 NEWER = Incarnation("two", "two:5")
 LATER = AT + timedelta(hours=1)
 # Of a batch without rows: its tenant, and no resource.
-BULK: dict[str, Any] = {"kind": None, "is_failed": None, "resource_type": None, "resource_id": None, "request_id": None}
+BULK: dict[str, Any] = {
+    "kind": None,
+    "is_failed": None,
+    "resource_type": None,
+    "resource_key": None,
+    "request_key": None,
+}
 
 
 def log_row(**columns: Any) -> LogRow:
@@ -45,8 +51,8 @@ def log_row(**columns: Any) -> LogRow:
         "origin": None,
         "kind": "p",
         "resource_type": "patient",
-        "resource_id": "p-1",
-        "request_id": "request-3",
+        "resource_key": b"\x02p-1",
+        "request_key": b"\x02request-3",
         "is_failed": False,
         "tenant_no": 4,
         "tenant_id": "smile-berlin",

@@ -1,8 +1,9 @@
 """How much a replica may have read and not yet applied: one bound for all its stream shards. Pure.
 
-Half of it goes to the first readers that ask. The other half is set aside for all readers in equal parts, so that a
-reader with waiting operations leaves each of the others a part. A reader that holds no memory may always read, unless
-a record was larger than expected.
+Half of it goes to the first readers that ask. The other half is set aside for all readers in equal parts: a reader may
+take its part whatever the others hold, so that none waits for the operations of another one. The total passes the bound
+by the parts of readers that begin while others hold all of it, at worst twice the bound with eleven stream shards, and
+by records that are larger than expected.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ class PrefetchMemory:
     def room_bytes_of(self, quota: MemoryQuota) -> int:
         """Return how many more bytes *quota* may reserve now.
 
-        All bytes that are not set aside for other readers; from half of the total on, at most a fair share.
+        All bytes that are not set aside for other readers; from half of the total on, at most a fair share. What is
+        left of its own part at least.
         """
-        of_others = self._unclaimed_bytes - self._unclaimed_by(quota)
+        own = self._unclaimed_by(quota)
+        of_others = self._unclaimed_bytes - own
         room_bytes = self.max_bytes - self.used_bytes - of_others
         if 2 * self.used_bytes >= self.max_bytes:
             fair_bytes = self.max_bytes // len(self._quotas)
             room_bytes = min(room_bytes, fair_bytes - quota.held_bytes)
-        return max(0, room_bytes)
+        return max(own, room_bytes)
 
     def change(self, quota: MemoryQuota, by_bytes: int) -> None:
         """Let *quota* hold *by_bytes* more, or less."""
@@ -94,7 +97,7 @@ class MemoryQuota:
     def is_short(self) -> bool:
         """Whether a read has to wait for more room, because a small read costs as much as a large one.
 
-        False while the reader holds no memory and some is free: its own operations could not free more.
+        False while the reader holds no memory: its own operations could not free more.
         """
         room_bytes = self.room_bytes
         return not room_bytes or (bool(self.held_bytes) and room_bytes < self._prefetch.read_room_bytes)

@@ -8,10 +8,11 @@ Readers of idle stream shards have larger groups: a read right after another one
 
 from __future__ import annotations
 
-from math import ceil, floor, isinf
+from math import ceil, isinf
 from typing import Final
 
 from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
+from simplu_worker.timing.aligned_times import shared_pause_s
 
 READERS_TOGETHER: Final = 8
 IDLE_TOGETHER: Final = 64  # these take about 40 ms
@@ -84,13 +85,11 @@ class ReadSlot:
     def next_idle_start(self, since: float) -> float:
         """Return when a reader of an idle stream shard that started a read at *since* should start the next one.
 
-        At the next time of its group, an interval later at most, or EARLY_S more: up to that much early counts as in
-        time.
+        At the next time of its group.
         """
         if isinf(since):
             return since
-        count = floor((since + EARLY_S) / IDLE_INTERVAL_S - self.idle_shift) + 1
-        return (count + self.idle_shift) * IDLE_INTERVAL_S
+        return since + shared_pause_s(since - self.idle_shift * IDLE_INTERVAL_S, IDLE_INTERVAL_S)
 
     def close(self) -> None:
         """Leave the group; idempotent."""

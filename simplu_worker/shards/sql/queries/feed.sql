@@ -217,22 +217,21 @@ SELECT
     batches.batch_id, coalesce(logged.position::integer, 0) AS position, batches.completed_at,
     batches.token::pg_catalog.text AS token, batches.kind::pg_catalog.text AS batch_kind, batches.epoch,
     batches.origins[coalesce(logged.origin_at, 1)] AS origin, logged.kind::pg_catalog.text AS kind,
-    batches.types[logged.type_at] AS resource_type, public.simplu_id(logged.resource) AS resource_id,
-    CASE WHEN logged.kind <> 'm' THEN public.simplu_id(logged.request) END AS request_id,
+    batches.types[logged.type_at] AS resource_type, logged.resource AS resource_key,
+    CASE WHEN logged.kind <> 'm' THEN logged.request END AS request_key,
     logged.is_failed, tenants.number AS tenant_no, tenants.id AS tenant_id, tenants.business_id, tenants.location_id,
     tenants.business_type
 FROM (SELECT * FROM summed WHERE cost_before < $4) AS batches
 CROSS JOIN mine
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.array_agg(log_outcomes.position) AS positions
+    FROM public.log_outcomes
+    WHERE log_outcomes.batch_id = batches.batch_id AND log_outcomes.error IS NOT NULL
+) AS failed
 LEFT JOIN LATERAL (
     SELECT
         log_rows.*,
-        EXISTS (
-            SELECT
-            FROM public.log_outcomes
-            WHERE
-                log_outcomes.batch_id = log_rows.batch_id AND log_outcomes.position = log_rows.position
-                AND log_outcomes.error IS NOT NULL
-        ) AS is_failed
+        coalesce(log_rows.position = ANY(failed.positions), false) AS is_failed
     FROM public.log_rows
     WHERE
         log_rows.batch_id = batches.batch_id AND ($7 IS NULL OR log_rows.tenant_no = $7)
