@@ -35,7 +35,7 @@ from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.destinations.http import open_webhook
 from simplu_worker.feed.destinations.kinesis import open_kinesis
 from simplu_worker.feed.destinations.sqs import open_sqs
-from simplu_worker.feed.events import LogRow, read_row
+from simplu_worker.feed.events import LogBatch, read_row
 from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.rows import CursorRow
@@ -106,22 +106,24 @@ async def publish(destination: Destination, events: Sequence[FeedEvent]) -> int:
     return lost
 
 
-def log_row(number: int) -> LogRow:
-    """Return a row of the log, a patch, in a batch of BATCH_ROWS."""
+def log_batch(number: int) -> LogBatch:
+    """Return a batch of the log with BATCH_ROWS patches."""
     at = datetime(2026, 3, 1, 9, 0, 0, 250_000, tzinfo=UTC)
-    batch_id, position = divmod(number, BATCH_ROWS)
-    return LogRow(
-        *("1", at, None, None, batch_id + 1, position, at, f"8a2c1f30-1d3b-4c5f-9a77-{batch_id:012}", "o", 1),
-        *(None, "p", "patient", b"\x02p-%d" % (number % 5000), b"\x02request-%d" % number, False, 7, "smile-berlin"),
-        *("smile", "berlin", "dental"),
+    token, first = f"8a2c1f30-1d3b-4c5f-9a77-{number:012}", number * BATCH_ROWS
+    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], [1] * BATCH_ROWS
+    return LogBatch(
+        *("1", at, None, None, number + 1, at, token, "o", None, [7], ["patient"], ["changes"], [tenant], []),
+        *([*range(BATCH_ROWS)], [7] * BATCH_ROWS, "p" * BATCH_ROWS, ones, ones),
+        [b"\x02p-%d" % ((first + position) % 5000) for position in range(BATCH_ROWS)],
+        [b"\x02request-%d" % (first + position) for position in range(BATCH_ROWS)],
     )
 
 
-async def feed(rows: Sequence[LogRow]) -> int:
-    """Take *rows* through the feed of a destination, as `ShardFeed` does; return how many were not delivered."""
+async def feed(batches: Sequence[LogBatch]) -> int:
+    """Take *batches* through the feed of a destination, as `ShardFeed` does; return how many were not delivered."""
     changed, incarnation = asyncio.Event(), Incarnation("20260301T090000.000Z-ab12")
     row = CursorRow("sink", Place(0, 0), "", undone_due=False, held=())
-    sink, memory = Sink(len(rows)), SentEvents()
+    sink, memory = Sink(len(batches) * BATCH_ROWS), SentEvents()
     one = DestinationFeed("s", DestinationTerms("sink"), sink, memory, row, incarnation, changed=changed)
 
     async def keep_refusal(_: str, __: FeedEvent, ___: str) -> None:
@@ -129,8 +131,9 @@ async def feed(rows: Sequence[LogRow]) -> int:
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(one.run(is_publisher=lambda: True, keep_refusal=keep_refusal))
-        for start in range(0, len(rows), READ_MAX):
-            one.add([read_row(found, "shard-1") for found in rows[start : start + READ_MAX]], {})
+        step = READ_MAX // BATCH_ROWS
+        for start in range(0, len(batches), step):
+            one.add([read_row(row, "shard-1") for batch in batches[start : start + step] for row in batch.rows()], {})
             one.row()
             while not one.is_reading:
                 one.is_awaited = True
@@ -138,20 +141,20 @@ async def feed(rows: Sequence[LogRow]) -> int:
                 changed.clear()
         await sink.has_all.wait()
         one.end()
-    return 0 if one.window.cursor == rows[-1][4:6] else 1
+    return 0 if one.window.cursor == (len(batches), BATCH_ROWS - 1) else 1
 
 
 async def measure(count: int, data_bytes: int, rounds: int) -> tuple[dict[str, list[float]], int]:
     """Return by what was done the microseconds an event of each round, and the number of events not delivered."""
     data = b'"' + b"x" * (data_bytes - 2) + b'"' if data_bytes else None
     found: dict[str, list[float]] = {"feed": [], "encode": []}
-    rows = [log_row(number) for number in range(count)]
+    batches = [log_batch(number) for number in range(count // BATCH_ROWS)]
     lost = 0
     async with destinations() as opened:
         tune_allocator()  # as the daemon does
         for number in range(rounds):
             started_s = time.process_time()
-            lost += await feed(rows)
+            lost += await feed(batches)
             found["feed"].append((time.process_time() - started_s) / count * 1e6)
             events = [
                 feed_event(place, f"p-{place % 5000}", id=f"{number}-{place}", data=data) for place in range(count)

@@ -195,7 +195,7 @@ class DestinationFeed:
         for row in rows:
             if (arrival := row.arrival) is not None and arrival.tenant_no not in self.held and self._wants(arrival):
                 self.held[arrival.tenant_no] = arrival
-            held = None if row.tenant_no is None else self.held.get(row.tenant_no)
+            held = self.held.get(row.tenant_no)
             if held is None or row.place <= held.place:
                 events += self._wanted(row, data)
         self.window.add(events, rows[-1].place)

@@ -7,7 +7,7 @@ of its default row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -31,35 +31,89 @@ OPERATIONS: Final = {
 NO_INCARNATION: Final = Incarnation("")
 
 
-class LogRow(NamedTuple):
-    """A row of `read_feed`. Columns are null of a batch without rows, and of a tenant that is not there any more."""
+class LogBatch(NamedTuple):
+    """A row of `read_feed`: a batch, with its tenants that are there, and some of its rows by column, if it has any."""
 
     timeline: str
     started_at: datetime
     forgotten: int | None
     forgotten_at: datetime | None
     batch_id: int
-    position: int
     completed_at: datetime
     token: str
-    batch_kind: str
+    kind: str
     epoch: int | None
-    origin: str | None
-    kind: str | None
-    resource_type: str | None
-    resource_key: bytes | None
-    request_key: bytes | None
-    is_failed: bool | None
-    tenant_no: int | None
-    tenant_id: str | None
-    business_id: str
-    location_id: str
-    business_type: str
+    tenant_nos: Sequence[int]
+    types: Sequence[str]
+    origins: Sequence[str]
+    tenants: Sequence[Sequence[str]]  # of each its number, and what a `FeedTenant` has
+    failed: Sequence[int]  # positions
+    positions: Sequence[int] | None
+    row_tenant_nos: Sequence[int] | None
+    kinds: str | None  # a letter for each row
+    types_at: Sequence[int] | None
+    origins_at: Sequence[int] | None
+    resources: Sequence[bytes | None] | None
+    requests: Sequence[bytes] | None
 
     @property
     def server(self) -> Server:
-        """The run of the server that the row was read from."""
+        """The run of the server that the batch was read from."""
         return Server(self.timeline, self.started_at)
+
+    def rows(self) -> list[LogRow]:
+        """Return the rows, one that has no kind if there are none."""
+        tenants = {int(number): FeedTenant(*names) for number, *names in self.tenants}
+        if self.positions is None:
+            tenant_no = self.tenant_nos[0]
+            return [
+                LogRow(self, 0, tenant_no, tenants.get(tenant_no), origin=self.origins[0] if self.origins else None)
+            ]
+        failed = frozenset(self.failed)
+        return [
+            LogRow(
+                self,
+                position,
+                tenant_no,
+                tenants.get(tenant_no),
+                kind,
+                self.types[type_at - 1],
+                self.origins[origin_at - 1],
+                resource,
+                request,
+                position in failed,
+            )
+            for position, tenant_no, kind, type_at, origin_at, resource, request in zip(
+                self.positions,
+                self.row_tenant_nos or (),
+                self.kinds or "",
+                self.types_at or (),
+                self.origins_at or (),
+                self.resources or (),
+                self.requests or (),
+                strict=True,
+            )
+        ]
+
+
+class LogRow(NamedTuple):
+    """A row of the log, or what stands for a batch without rows."""
+
+    batch: LogBatch
+    position: int
+    tenant_no: int
+    tenant: FeedTenant | None  # none: it was made here by mistake, and unmade
+    kind: str | None = None
+    resource_type: str | None = None
+    origin: str | None = None
+    resource: bytes | None = None  # the key of its id
+    request: bytes | None = None  # the key of its id; of a mark of something else
+    is_failed: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Its place in the log."""
+        return Place(self.batch.batch_id, self.position)
 
 
 class ReadRow(msgspec.Struct, frozen=True):
@@ -67,36 +121,35 @@ class ReadRow(msgspec.Struct, frozen=True):
 
     place: Place
     token: str
-    tenant_no: int | None
+    tenant_no: int
     events: tuple[FeedEvent, ...] = ()
     arrival: HeldTenant | None = None  # the tenant came here with this row
 
 
 def read_row(row: LogRow, shard_id: str) -> ReadRow:
     """Return what a row of the log tells."""
-    place = Place(row.batch_id, row.position)
-    if row.tenant_id is None:  # it was made here by mistake, and unmade
-        return ReadRow(place, row.token, row.tenant_no)
+    place, batch, tenant = row.place, row.batch, row.tenant
+    if tenant is None:
+        return ReadRow(place, batch.token, row.tenant_no)
     arrival = None
-    if row.batch_kind == ARRIVAL and row.origin is not None and row.tenant_no is not None and row.epoch is not None:
-        before = place.before
-        arrival = HeldTenant(row.tenant_no, row.tenant_id, row.epoch, row.origin, before.batch_id, before.position)
-    return ReadRow(place, row.token, row.tenant_no, tuple(_events_of(row, shard_id)), arrival)
+    if batch.kind == ARRIVAL and row.origin is not None and batch.epoch is not None:
+        arrival = HeldTenant(row.tenant_no, tenant.tenant_id, batch.epoch, row.origin, *place.before)
+    return ReadRow(place, batch.token, row.tenant_no, tuple(_events_of(row, tenant, shard_id)), arrival)
 
 
-def _events_of(row: LogRow, shard_id: str) -> Iterator[FeedEvent]:
+def _events_of(row: LogRow, tenant: FeedTenant, shard_id: str) -> Iterator[FeedEvent]:
     if row.kind is None:
-        kind = _kind_of_batch(row.batch_kind, row.origin)
+        kind = _kind_of_batch(row.batch.kind, row.origin)
         if kind is not None:
-            yield _event(row, shard_id, kind)
+            yield _event(row, tenant, shard_id, kind)
     elif row.kind == MARK:
         if row.origin == MarkOrigin.CREATION:
-            yield _event(row, shard_id, FeedKind.TENANT_CREATED, suffix="-tenant")
-            yield _event(row, shard_id, FeedKind.RESOURCE_CREATED)
+            yield _event(row, tenant, shard_id, FeedKind.TENANT_CREATED, suffix="-tenant")
+            yield _event(row, tenant, shard_id, FeedKind.RESOURCE_CREATED)
         else:
-            yield _event(row, shard_id, FeedKind.RESOURCE_CHANGED)
+            yield _event(row, tenant, shard_id, FeedKind.RESOURCE_CHANGED)
     elif not row.is_failed and (kind := OPERATIONS.get(row.kind.lower())) is not None:  # in capitals: see the table
-        yield _event(row, shard_id, kind)
+        yield _event(row, tenant, shard_id, kind)
 
 
 def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
@@ -110,19 +163,19 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
     return None
 
 
-def _event(row: LogRow, shard_id: str, kind: FeedKind, *, suffix: str = "") -> FeedEvent:
-    is_of_resource = kind in RESOURCE_KINDS
+def _event(row: LogRow, tenant: FeedTenant, shard_id: str, kind: FeedKind, *, suffix: str = "") -> FeedEvent:
+    batch, is_of_resource = row.batch, kind in RESOURCE_KINDS
     return FeedEvent(
-        id=f"{row.token}-{row.position}{suffix}",
+        id=f"{batch.token}-{row.position}{suffix}",
         kind=kind,
         shard_id=shard_id,
-        time=row.completed_at,
-        position=f"{row.batch_id}-{row.position}",
+        time=batch.completed_at,
+        position=f"{batch.batch_id}-{row.position}",
         incarnation=NO_INCARNATION,
-        tenant=FeedTenant(row.tenant_id or "", row.business_id, row.location_id, row.business_type),
+        tenant=tenant,
         resource_type=row.resource_type if is_of_resource else None,
-        resource_id=id_of_key(row.resource_key) if is_of_resource and row.resource_key is not None else None,
-        request_id=None if row.request_key is None else id_of_key(row.request_key),
+        resource_id=id_of_key(row.resource) if is_of_resource and row.resource is not None else None,
+        request_id=id_of_key(row.request) if row.request is not None and row.kind != MARK else None,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.feed.events import LogRow
+from simplu_worker.feed.events import LogBatch, LogRow
 from simplu_worker.feed.incarnations import LEASE_S, bounds_with, incarnation_id, incarnations_in, run_of_server
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import HeldTenant, LeftOut, Place, decode_held
@@ -209,8 +209,9 @@ async def read_log(
 ) -> list[LogRow]:
     """Return the rows of the log behind *behind* up to *through*, at most *limit*; those of a tenant alone if given."""
     async with pool.connection() as connection:
-        rows = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, *through, tenant_no)
-    return [LogRow(*row) for row in rows]
+        batches = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, through.batch_id, tenant_no)
+    rows = (row for batch in batches for row in LogBatch(*batch).rows())
+    return [row for row in rows if behind < row.place <= through][:limit]
 
 
 async def read_data(pool: ShardPool, events: Sequence[FeedEvent]) -> dict[int, bytes]:

@@ -361,9 +361,10 @@ class ShardFeed:
             return 0
         await self._wait_until_safe([rows[0] for _, rows in found])
         for feeds, rows in found:
+            latest = rows[0].batch
             for feed in feeds:
-                self._note_gap(feed, rows[0].forgotten, rows[0].forgotten_at)
-            read = [read_row(row, self._shard_id) for row in rows if row.batch_id > (row.forgotten or 0)]
+                self._note_gap(feed, latest.forgotten, latest.forgotten_at)
+            read = [read_row(row, self._shard_id) for row in rows if row.batch.batch_id > (latest.forgotten or 0)]
             if not read:
                 continue
             data = await self._data_of(read, feeds)
@@ -382,7 +383,7 @@ class ShardFeed:
 
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
         """Wait until everything is safe that was committed before *rows* were read, one of each answer."""
-        if self._state is None or {row.server for row in rows} != {self._state.server}:
+        if self._state is None or {row.batch.server for row in rows} != {self._state.server}:
             raise RunChangedError
         await self._commits.wait_for_transaction(self._shard_id, self._state.server)
 
@@ -428,7 +429,7 @@ class ShardFeed:
 
     async def _note_gap_of_catch_up(self, feed: DestinationFeed, catch_up: CatchUp, rows: Sequence[LogRow]) -> None:
         """Tell of batches that the retention has deleted while the tenant was held, and go on behind them."""
-        latest = rows[0] if rows else self._state
+        latest = rows[0].batch if rows else self._state
         head = catch_up.window.head
         if latest is None or latest.forgotten is None or latest.forgotten <= head.batch_id:
             return

@@ -454,7 +454,6 @@ class Server:
         position: int,
         limit: int,
         last_batch_id: int,
-        last_position: int,
         tenant_no: int | None,
     ) -> tuple[FeedTables, Answer]:
         if tables.publisher is None or tables.publisher.token != token:
@@ -469,42 +468,40 @@ class Server:
             if tenant_id is not None and tenant_id not in batch.tenant_ids:
                 continue
             behind = position if batch.number == batch_id else -1
-            cost += 0 if batch.number == batch_id else 1 + len(batch.rows)
-            rows: list[LogRow | None] = [
+            rows = [
                 row
                 for row in batch.rows
                 if not row.is_dropped and row.position > behind and tenant_id in {None, row.tenant_id}
             ]
-            for row in rows or [None]:
-                place = (batch.number, 0 if row is None else row.position)
-                if (batch_id, position) < place <= (last_batch_id, last_position):
-                    answer.append(self._row(batch, row))
-        return tables, answer[:limit]
+            answer.append(self._batch(batch, rows[: limit - cost]))
+            cost += 0 if batch.number == batch_id else 1 + len(batch.rows)
+        return tables, answer
 
-    def _row(self, batch: Batch, row: LogRow | None) -> Record:
-        tenant_id = batch.tenant_ids[0] if row is None else row.tenant_id
-        business_id, _, location_id = tenant_id.partition("-")
+    def _batch(self, batch: Batch, rows: Sequence[LogRow]) -> Record:
+        numbers = {tenant_id: self._tenants.index(tenant_id) + 1 for tenant_id in batch.tenant_ids}
+        tenants = [[str(no), tenant_id, *tenant_id.split("-", 1), "gym"] for tenant_id, no in numbers.items()]
+        types = sorted({row.resource_type for row in rows})
         return Record(
             **self._run,
             forgotten=None,
             forgotten_at=None,
             batch_id=batch.number,
-            position=0 if row is None else row.position,
             completed_at=batch.completed_at,
             token=batch.token,
-            batch_kind=batch.kind,
+            kind=batch.kind,
             epoch=batch.epoch,
-            origin=batch.origin,
-            kind=None if row is None else row.kind,
-            resource_type=None if row is None else row.resource_type,
-            resource_key=None if row is None else bytes.fromhex(key_of_id(row.resource_id)),
-            request_key=None if row is None else bytes.fromhex(key_of_id(row.request_id)),
-            is_failed=None if row is None else row.is_failed,
-            tenant_no=self._tenants.index(tenant_id) + 1,
-            tenant_id=tenant_id,
-            business_id=business_id,
-            location_id=location_id,
-            business_type="gym",
+            tenant_nos=[*numbers.values()],
+            types=types,
+            origins=[] if batch.origin is None and not rows else [batch.origin],
+            tenants=tenants,
+            failed=[row.position for row in rows if row.is_failed],
+            positions=[row.position for row in rows] or None,
+            row_tenant_nos=[numbers[row.tenant_id] for row in rows] or None,
+            kinds="".join(row.kind for row in rows) or None,
+            types_at=[types.index(row.resource_type) + 1 for row in rows] or None,
+            origins_at=[1 for _ in rows] or None,
+            resources=[bytes.fromhex(key_of_id(row.resource_id)) for row in rows] or None,
+            requests=[bytes.fromhex(key_of_id(row.request_id)) for row in rows] or None,
         )
 
     def _find_feed_batches(

@@ -91,7 +91,7 @@ class _LooseFeed(DestinationFeed):
 class _UnsafeShardFeed(ShardFeed):
     @override
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
-        if self._state is None or {row.server for row in rows} != {self._state.server}:
+        if self._state is None or {row.batch.server for row in rows} != {self._state.server}:
             raise RunChangedError
 
 

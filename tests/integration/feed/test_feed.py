@@ -247,8 +247,8 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
         if not is_of_tenant:
             await fetch(pool, "DELETE FROM log_rows WHERE tenant_no <> $1 RETURNING position", first.tenant_no)
         tenant_no = first.tenant_no if is_of_tenant else None
-        found = await read_log(pool, token, Place(first.batch_id, first.position), 3, END, tenant_no=tenant_no)
-    assert (first.resource_key, [one.resource_key for one in found]) == (b"\x02own", [b"\x02last"])
+        found = await read_log(pool, token, first.place, 3, END, tenant_no=tenant_no)
+    assert (first.resource, [one.resource for one in found]) == (b"\x02own", [b"\x02last"])
 
 
 async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") -> LoadedFeed:

@@ -71,7 +71,7 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(), other.configured()])
     case = world.case("a")
     async with running(feed):
-        await publishing(feed)
+        await publishing(feed, 2)
         await case.apply(case.operation("create", "old", {}))
         await receiver.until_count(1)
         await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '2 hours'")
@@ -120,7 +120,7 @@ async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(terms=terms)])
     case = world.case("a")
     async with running(feed):
-        await publishing(feed)
+        await publishing(feed, 2)
         await case.apply(case.operation("create", "bad", {}))
         await until_stop(world, "refused")
         await case.apply(case.operation("create", "good", {}))
@@ -154,7 +154,7 @@ async def test_skip_lets_a_disabled_destination_go_on_where_it_was(
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
     case = world.case("a")
     async with running(feed):
-        await publishing(feed)
+        await publishing(feed, 2)
         await case.apply(case.operation("create", "r1", {}))
         await until_stop(world, "disabled")
         receiver.answer = lambda _: Delivered()
@@ -208,7 +208,7 @@ async def test_show_lists_what_a_destination_refused_last(
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(terms=terms)])
     case = world.case("a")
     async with running(feed):
-        await publishing(feed)
+        await publishing(feed, 2)
         await case.apply_each(*(case.operation("create", f"r{number}", {"name": "Ana"}) for number in range(6)))
         await until(world, "a", "SELECT FROM feed_refusals", 6)
     found = await shown(settings, Output(capfd))
@@ -280,7 +280,7 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
     address = world.shard_pools["a"].address
     feed = feed_of(world.pools, [address], [receiver.configured()])
     async with running(feed):
-        await publishing(feed)
+        await publishing(feed, 2)
     case = world.case("a")
     await case.apply(case.operation("create", "r1", {}))
     await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '1 hour'")
@@ -303,7 +303,7 @@ async def test_commands_print_tables_for_people(
     receiver = Receiver()
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
     async with running(feed):
-        await publishing(feed)
+        await publishing(feed, 2)
     await fetch(world.shard_pools["a"], "UPDATE feed_cursors SET stopped = 'disabled', error = 'gone: 410'")
     assert await show_feed(settings, "receiver", as_json=False) == 0
     assert "receiver, a: stopped (disabled): gone: 410" in capfd.readouterr().out

@@ -10,6 +10,7 @@ from support.feed.events import AT, TENANT, feed_event
 
 from simplu_worker.feed.events import (
     NO_INCARNATION,
+    LogBatch,
     LogRow,
     ReadRow,
     gap_event,
@@ -18,49 +19,58 @@ from simplu_worker.feed.events import (
     undone_event,
 )
 from simplu_worker.feed.places import HeldTenant, Place
-from simplu_worker.feed.types import EventBounds, FeedEvent, Incarnation
+from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
 from simplu_worker.vocabulary import FeedKind
 
 NEWER = Incarnation("two", "two:5")
 LATER = AT + timedelta(hours=1)
-# Of a batch without rows: its tenant, and no resource.
+# Of a batch without rows.
 BULK: dict[str, Any] = {
-    "kind": None,
-    "is_failed": None,
-    "resource_type": None,
-    "resource_key": None,
-    "request_key": None,
+    "types": [],
+    "positions": None,
+    "row_tenant_nos": None,
+    "kinds": None,
+    "types_at": None,
+    "origins_at": None,
+    "resources": None,
+    "requests": None,
 }
 
 
-def log_row(**columns: Any) -> LogRow:
-    """Return the row of a patch of a patient, but for *columns*."""
+def log_batch(**columns: Any) -> LogBatch:
+    """Return a batch with the patch of a patient, but for *columns*."""
     usual: dict[str, Any] = {
         "timeline": "1",
         "started_at": AT,
         "forgotten": None,
         "forgotten_at": None,
         "batch_id": 7,
-        "position": 3,
         "completed_at": AT,
         "token": "token",
-        "batch_kind": "o",
+        "kind": "o",
         "epoch": 2,
-        "origin": None,
-        "kind": "p",
-        "resource_type": "patient",
-        "resource_key": b"\x02p-1",
-        "request_key": b"\x02request-3",
-        "is_failed": False,
-        "tenant_no": 4,
-        "tenant_id": "smile-berlin",
-        "business_id": "smile",
-        "location_id": "berlin",
-        "business_type": "dental",
+        "tenant_nos": [4],
+        "types": ["patient"],
+        "origins": ["simplu-changes"],
+        "tenants": [["4", "smile-berlin", "smile", "berlin", "dental"]],
+        "failed": [],
+        "positions": [3],
+        "row_tenant_nos": [4],
+        "kinds": "p",
+        "types_at": [1],
+        "origins_at": [1],
+        "resources": [b"\x02p-1"],
+        "requests": [b"\x02request-3"],
     }
-    return LogRow(**(usual | columns))
+    return LogBatch(**(usual | columns))
+
+
+def log_row(**columns: Any) -> LogRow:
+    """Return the row of such a batch."""
+    (row,) = log_batch(**columns).rows()
+    return row
 
 
 def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
@@ -78,30 +88,30 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
         request_id="request-3",
     )
     assert read_row(log_row(), "shard-1") == ReadRow(Place(7, 3), "token", 4, (event,))
-    assert read_row(log_row(tenant_id=None), "shard-1") == ReadRow(Place(7, 3), "token", 4)  # unmade
-    assert log_row().server == Server("1", AT)
+    assert read_row(log_row(tenants=[]), "shard-1") == ReadRow(Place(7, 3), "token", 4)  # unmade
+    assert log_batch().server == Server("1", AT)
 
 
 CREATED = [("token-3-tenant", FeedKind.TENANT_CREATED), ("token-3", FeedKind.RESOURCE_CREATED)]
 ROWS: list[tuple[dict[str, Any], list[tuple[str, FeedKind]]]] = [
-    ({"kind": "c"}, [("token-3", FeedKind.RESOURCE_CREATED)]),
-    ({"kind": "u"}, [("token-3", FeedKind.RESOURCE_UPDATED)]),
-    ({"kind": "d"}, [("token-3", FeedKind.RESOURCE_DELETED)]),
-    ({"kind": "C"}, [("token-3", FeedKind.RESOURCE_CREATED)]),  # another operation took its key
-    ({"kind": "r"}, []),
-    ({"is_failed": True}, []),
-    ({"kind": "m", "origin": MarkOrigin.CREATION}, CREATED),
-    ({"kind": "m", "origin": MarkOrigin.CONTROL}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
-    ({"kind": "m", "origin": MarkOrigin.RENAME}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
-    ({"kind": "m", "origin": MarkOrigin.ERASURE}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
-    (BULK | {"batch_kind": BulkChange.COPIED}, []),  # by a move
-    (BULK | {"batch_kind": BulkChange.COPIED, "origin": BulkOrigin.RESTORE}, [("token-3", FeedKind.TENANT_REPLACED)]),
-    (BULK | {"batch_kind": BulkChange.COPIED, "origin": BulkOrigin.UNREAD}, [("token-3", FeedKind.TENANT_REPLACED)]),
-    (BULK | {"batch_kind": BulkChange.IMPORTED}, [("token-3", FeedKind.TENANT_REPLACED)]),
-    (BULK | {"batch_kind": BulkChange.DESTROYED}, []),
-    (BULK | {"batch_kind": BulkChange.DESTROYED, "origin": BulkOrigin.END}, [("token-3", FeedKind.TENANT_DESTROYED)]),
-    (BULK | {"batch_kind": "a", "origin": "shard-2"}, [("token-3", FeedKind.TENANT_MOVED)]),
-    (BULK | {"batch_kind": "l"}, []),  # a departure
+    ({"kinds": "c"}, [("token-3", FeedKind.RESOURCE_CREATED)]),
+    ({"kinds": "u"}, [("token-3", FeedKind.RESOURCE_UPDATED)]),
+    ({"kinds": "d"}, [("token-3", FeedKind.RESOURCE_DELETED)]),
+    ({"kinds": "C"}, [("token-3", FeedKind.RESOURCE_CREATED)]),  # another operation took its key
+    ({"kinds": "r"}, []),
+    ({"failed": [2, 3]}, []),
+    ({"kinds": "m", "origins": [MarkOrigin.CREATION]}, CREATED),
+    ({"kinds": "m", "origins": [MarkOrigin.CONTROL]}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
+    ({"kinds": "m", "origins": [MarkOrigin.RENAME]}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
+    ({"kinds": "m", "origins": [MarkOrigin.ERASURE]}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
+    (BULK | {"kind": BulkChange.COPIED}, []),  # by a move
+    (BULK | {"kind": BulkChange.COPIED, "origins": [BulkOrigin.RESTORE]}, [("token-0", FeedKind.TENANT_REPLACED)]),
+    (BULK | {"kind": BulkChange.COPIED, "origins": [BulkOrigin.UNREAD]}, [("token-0", FeedKind.TENANT_REPLACED)]),
+    (BULK | {"kind": BulkChange.IMPORTED}, [("token-0", FeedKind.TENANT_REPLACED)]),
+    (BULK | {"kind": BulkChange.DESTROYED}, []),
+    (BULK | {"kind": BulkChange.DESTROYED, "origins": [BulkOrigin.END]}, [("token-0", FeedKind.TENANT_DESTROYED)]),
+    (BULK | {"kind": "a", "origins": ["shard-2"]}, [("token-0", FeedKind.TENANT_MOVED)]),
+    (BULK | {"kind": "l"}, []),  # a departure
 ]
 
 
@@ -115,11 +125,37 @@ def test_row_gives_the_events_of_its_kind() -> None:
             assert (one.resource_type is None) == (one.resource_id is None) == one.kind.value.startswith("tenant.")
 
 
+def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
+    """A batch tells of each once; of a tenant that is not there any more, nothing."""
+    batch = log_batch(
+        tenant_nos=[4, 5, 6],
+        types=["patient", "invoice"],
+        origins=["queue", "stream/shard-7"],
+        tenants=[["5", "gym-main", "gym", "main", "sports"], ["4", "smile-berlin", "smile", "berlin", "dental"]],
+        failed=[2],
+        positions=[0, 2, 9],
+        row_tenant_nos=[5, 6, 4],
+        kinds="cdr",
+        types_at=[2, 1, 1],
+        origins_at=[1, 2, 2],
+        resources=[b"\x02i", b"\x02p", None],
+        requests=[b"\x02r0", b"\x02r2", b"\x02r9"],
+    )
+    gym = FeedTenant("gym-main", "gym", "main", "sports")
+    assert batch.rows() == [
+        LogRow(batch, 0, 5, gym, "c", "invoice", "queue", b"\x02i", b"\x02r0", is_failed=False),
+        LogRow(batch, 2, 6, None, "d", "patient", "stream/shard-7", b"\x02p", b"\x02r2", is_failed=True),
+        LogRow(batch, 9, 4, TENANT, "r", "patient", "stream/shard-7", None, b"\x02r9", is_failed=False),
+    ]
+    assert [row.place for row in batch.rows()] == [Place(7, 0), Place(7, 2), Place(7, 9)]
+
+
 def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:
     """Until the feed of its source has passed its departure; a batch that lacks one of these is no arrival."""
-    arrival = {"batch_kind": "a", "origin": "shard-2", "position": 0} | BULK
+    arrival = BULK | {"kind": "a", "origins": ["shard-2"]}
     assert read_row(log_row(**arrival), "shard-1").arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
-    for missing in ({"batch_kind": "r"}, {"origin": None}, {"tenant_no": None}, {"epoch": None}):
+    without: list[dict[str, Any]] = [{"kind": "r"}, {"origins": []}, {"tenants": []}, {"epoch": None}]
+    for missing in without:
         assert read_row(log_row(**arrival | missing), "shard-1").arrival is None
 
 

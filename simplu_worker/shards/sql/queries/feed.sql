@@ -190,9 +190,9 @@ WHERE feed_cursors.destination = sent.destination
 RETURNING feed_cursors.destination;
 
 -- name: read_feed
--- The rows of the log behind the row $3 of the batch $2, up to the row $6 of the batch $5, about $4 of them at most, in
--- their order; of the tenant number $7 alone if that is no null. With the run of the server that answers, and what the
--- retention has deleted by then. A batch without rows is one row. None if the token is not $1 any more.
+-- The batches of the log from $2 to $5, with about $4 rows at most: those behind the row $3 of the batch $2, in their
+-- order, by column; of the tenant number $6 alone if that is no null. With the run of the server that answers, and what
+-- the retention has deleted by then. None if the token is not $1 any more.
 -- The batch $2 costs nothing: its rest may be rows of other tenants, or rows that a move has dropped, and whoever gets no
 -- row takes that for the end.
 WITH mine AS MATERIALIZED (
@@ -201,12 +201,12 @@ WITH mine AS MATERIALIZED (
     SELECT :feed_horizon AS batch_id
 ), found AS MATERIALIZED (
     SELECT
-        batch_id, completed_at, kind, token, tenants, types, origins, epoch,
+        batch_id, completed_at, token, kind, epoch, tenants, types, origins,
         CASE batch_id WHEN $2 THEN 0 ELSE 1 + row_count END AS cost
     FROM public.log_batches
     WHERE
         batch_id >= $2::bigint AND batch_id <= $5::bigint AND batch_id < (SELECT horizon.batch_id FROM horizon)
-        AND ($7::integer IS NULL OR $7 = ANY(tenants))
+        AND ($6::integer IS NULL OR $6 = ANY(tenants))
     ORDER BY batch_id
     LIMIT $4::integer + 1
 ), summed AS (
@@ -214,37 +214,41 @@ WITH mine AS MATERIALIZED (
 )
 SELECT
     mine.timeline, mine.started_at, mine.forgotten, mine.forgotten_at,
-    batches.batch_id, coalesce(logged.position::integer, 0) AS position, batches.completed_at,
-    batches.token::pg_catalog.text AS token, batches.kind::pg_catalog.text AS batch_kind, batches.epoch,
-    batches.origins[coalesce(logged.origin_at, 1)] AS origin, logged.kind::pg_catalog.text AS kind,
-    batches.types[logged.type_at] AS resource_type, logged.resource AS resource_key,
-    CASE WHEN logged.kind <> 'm' THEN logged.request END AS request_key,
-    logged.is_failed, tenants.number AS tenant_no, tenants.id AS tenant_id, tenants.business_id, tenants.location_id,
-    tenants.business_type
+    batches.batch_id, batches.completed_at, batches.token::pg_catalog.text AS token,
+    batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants AS tenant_nos, batches.types, batches.origins,
+    ARRAY(
+        SELECT ARRAY[tenants.number::pg_catalog.text, tenants.id, business_id, location_id, business_type]
+        FROM public.tenants
+        WHERE tenants.number = ANY(batches.tenants)
+    ) AS tenants,
+    ARRAY(
+        SELECT log_outcomes.position
+        FROM public.log_outcomes
+        WHERE log_outcomes.batch_id = batches.batch_id AND log_outcomes.error IS NOT NULL
+    ) AS failed,
+    logged.*
 FROM (SELECT * FROM summed WHERE cost_before < $4) AS batches
 CROSS JOIN mine
 CROSS JOIN LATERAL (
-    SELECT pg_catalog.array_agg(log_outcomes.position) AS positions
-    FROM public.log_outcomes
-    WHERE log_outcomes.batch_id = batches.batch_id AND log_outcomes.error IS NOT NULL
-) AS failed
-LEFT JOIN LATERAL (
     SELECT
-        log_rows.*,
-        coalesce(log_rows.position = ANY(failed.positions), false) AS is_failed
-    FROM public.log_rows
-    WHERE
-        log_rows.batch_id = batches.batch_id AND ($7 IS NULL OR log_rows.tenant_no = $7)
-        AND (batches.batch_id > $2 OR log_rows.position > $3)
-    ORDER BY log_rows.position
-    LIMIT $4
-) AS logged ON true
-LEFT JOIN public.tenants ON tenants.number = coalesce(logged.tenant_no, batches.tenants[1])
-WHERE
-    (batches.batch_id > $2 OR coalesce(logged.position::integer, 0) > $3)
-    AND (batches.batch_id < $5 OR coalesce(logged.position::integer, 0) <= $6::integer)
-ORDER BY batches.batch_id, logged.position
-LIMIT $4;
+        pg_catalog.array_agg(position) AS positions,
+        pg_catalog.array_agg(tenant_no) AS row_tenant_nos,
+        pg_catalog.string_agg(kind::pg_catalog.text, '') AS kinds,
+        pg_catalog.array_agg(type_at) AS types_at,
+        pg_catalog.array_agg(origin_at) AS origins_at,
+        pg_catalog.array_agg(resource) AS resources,
+        pg_catalog.array_agg(request) AS requests
+    FROM (
+        SELECT *
+        FROM public.log_rows
+        WHERE
+            log_rows.batch_id = batches.batch_id AND ($6 IS NULL OR log_rows.tenant_no = $6)
+            AND (batches.batch_id > $2 OR log_rows.position > $3::integer)
+        ORDER BY log_rows.position
+        LIMIT $4 - batches.cost_before
+    ) AS ordered
+) AS logged
+ORDER BY batches.batch_id;
 
 -- name: read_feed_data
 -- The rows of the resources $2, $3 of the tenants $1 that live here, as they are now.
