@@ -3,4 +3,4 @@
 It imports nothing of the worker, which it starts as a program.
 """
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
