@@ -42,6 +42,7 @@ from simplu_worker.feed.rows import CursorRow
 from simplu_worker.feed.shard_feed import READ_MAX
 from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Incarnation
 from simplu_worker.memory_tuning import tune_allocator
+from simplu_worker.shards.log.keys import key_of_id
 
 BUDGET_US: Final = 20.0  # of the publisher, by Kinesis
 SHARES: Final = {"kinesis": 1, "sqs": 10, "webhook": 10}  # a destination gets the events divided by this
@@ -110,12 +111,12 @@ def log_batch(number: int) -> LogBatch:
     """Return a batch of the log with BATCH_ROWS patches."""
     at = datetime(2026, 3, 1, 9, 0, 0, 250_000, tzinfo=UTC)
     token, first = f"8a2c1f30-1d3b-4c5f-9a77-{number:012}", number * BATCH_ROWS
-    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], [1] * BATCH_ROWS
+    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], ["1"] * BATCH_ROWS
     return LogBatch(
-        *("1", at, None, None, number + 1, at, token, "o", None, [7], ["patient"], ["changes"], [tenant], []),
-        *([*range(BATCH_ROWS)], [7] * BATCH_ROWS, "p" * BATCH_ROWS, ones, ones),
-        [b"\x02p-%d" % ((first + position) % 5000) for position in range(BATCH_ROWS)],
-        [b"\x02request-%d" % (first + position) for position in range(BATCH_ROWS)],
+        *("1", at, None, None, number + 1, at, token, "o", None, ["7"], ["patient"], ["changes"], [tenant], []),
+        *([*map(str, range(BATCH_ROWS))], ["7"] * BATCH_ROWS, "p" * BATCH_ROWS, ones, ones),
+        [key_of_id(f"p-{(first + position) % 5000}") for position in range(BATCH_ROWS)],
+        [key_of_id(f"request-{first + position}") for position in range(BATCH_ROWS)],
     )
 
 

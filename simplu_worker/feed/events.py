@@ -32,7 +32,10 @@ NO_INCARNATION: Final = Incarnation("")
 
 
 class LogBatch(NamedTuple):
-    """A row of `read_feed`: a batch, with its tenants that are there, and some of its rows by column, if it has any."""
+    """A row of `read_feed`: a batch, with its tenants that are there, and some of its rows by column, if it has any.
+
+    Numbers in arrays are texts: of other types asyncpg asks the server first.
+    """
 
     timeline: str
     started_at: datetime
@@ -43,18 +46,18 @@ class LogBatch(NamedTuple):
     token: str
     kind: str
     epoch: int | None
-    tenant_nos: Sequence[int]
+    tenant_nos: Sequence[str]
     types: Sequence[str]
     origins: Sequence[str]
     tenants: Sequence[Sequence[str]]  # of each its number, and what a `FeedTenant` has
-    failed: Sequence[int]  # positions
-    positions: Sequence[int] | None
-    row_tenant_nos: Sequence[int] | None
+    failed: Sequence[str]  # positions
+    positions: Sequence[str] | None
+    row_tenant_nos: Sequence[str] | None
     kinds: str | None  # a letter for each row
-    types_at: Sequence[int] | None
-    origins_at: Sequence[int] | None
-    resources: Sequence[bytes | None] | None
-    requests: Sequence[bytes] | None
+    types_at: Sequence[str] | None
+    origins_at: Sequence[str] | None
+    resources: Sequence[str | None] | None  # keys, in hexadecimal
+    requests: Sequence[str] | None
 
     @property
     def server(self) -> Server:
@@ -63,27 +66,26 @@ class LogBatch(NamedTuple):
 
     def rows(self) -> list[LogRow]:
         """Return the rows, one that has no kind if there are none."""
-        tenants = {int(number): FeedTenant(*names) for number, *names in self.tenants}
+        tenants = {number: FeedTenant(*names) for number, *names in self.tenants}
         if self.positions is None:
-            tenant_no = self.tenant_nos[0]
-            return [
-                LogRow(self, 0, tenant_no, tenants.get(tenant_no), origin=self.origins[0] if self.origins else None)
-            ]
+            number = self.tenant_nos[0]
+            origin = self.origins[0] if self.origins else None
+            return [LogRow(self, 0, int(number), tenants.get(number), origin=origin)]
         failed = frozenset(self.failed)
         return [
             LogRow(
                 self,
-                position,
-                tenant_no,
-                tenants.get(tenant_no),
+                int(position),
+                int(number),
+                tenants.get(number),
                 kind,
-                self.types[type_at - 1],
-                self.origins[origin_at - 1],
+                self.types[int(type_at) - 1],
+                self.origins[int(origin_at) - 1],
                 resource,
                 request,
                 position in failed,
             )
-            for position, tenant_no, kind, type_at, origin_at, resource, request in zip(
+            for position, number, kind, type_at, origin_at, resource, request in zip(
                 self.positions,
                 self.row_tenant_nos or (),
                 self.kinds or "",
@@ -106,8 +108,8 @@ class LogRow(NamedTuple):
     kind: str | None = None
     resource_type: str | None = None
     origin: str | None = None
-    resource: bytes | None = None  # the key of its id
-    request: bytes | None = None  # the key of its id; of a mark of something else
+    resource: str | None = None  # the key of its id
+    request: str | None = None  # the key of its id; of a mark, of something else
     is_failed: bool = False
 
     @property

@@ -478,8 +478,8 @@ class Server:
         return tables, answer
 
     def _batch(self, batch: Batch, rows: Sequence[LogRow]) -> Record:
-        numbers = {tenant_id: self._tenants.index(tenant_id) + 1 for tenant_id in batch.tenant_ids}
-        tenants = [[str(no), tenant_id, *tenant_id.split("-", 1), "gym"] for tenant_id, no in numbers.items()]
+        numbers = {tenant_id: str(self._tenants.index(tenant_id) + 1) for tenant_id in batch.tenant_ids}
+        tenants = [[number, tenant_id, *tenant_id.split("-", 1), "gym"] for tenant_id, number in numbers.items()]
         types = sorted({row.resource_type for row in rows})
         return Record(
             **self._run,
@@ -494,14 +494,14 @@ class Server:
             types=types,
             origins=[] if batch.origin is None and not rows else [batch.origin],
             tenants=tenants,
-            failed=[row.position for row in rows if row.is_failed],
-            positions=[row.position for row in rows] or None,
+            failed=[str(row.position) for row in rows if row.is_failed],
+            positions=[str(row.position) for row in rows] or None,
             row_tenant_nos=[numbers[row.tenant_id] for row in rows] or None,
             kinds="".join(row.kind for row in rows) or None,
-            types_at=[types.index(row.resource_type) + 1 for row in rows] or None,
-            origins_at=[1 for _ in rows] or None,
-            resources=[bytes.fromhex(key_of_id(row.resource_id)) for row in rows] or None,
-            requests=[bytes.fromhex(key_of_id(row.request_id)) for row in rows] or None,
+            types_at=[str(types.index(row.resource_type) + 1) for row in rows] or None,
+            origins_at=["1" for _ in rows] or None,
+            resources=[key_of_id(row.resource_id) for row in rows] or None,
+            requests=[key_of_id(row.request_id) for row in rows] or None,
         )
 
     def _find_feed_batches(

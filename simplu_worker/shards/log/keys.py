@@ -16,7 +16,7 @@ from simplu_worker.vocabulary import OperationKind
 KIND_CODES: Final[Mapping[str, str]] = {kind: kind[0] for kind in OperationKind}
 _is_uuid: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 _LINE_LENGTH: Final = 37
-_KEPT: Final = 3  # the first byte of a key whose place another operation took: then the key, and 10 bytes of its own
+_KEPT: Final = "03"  # of a key whose place another operation took: then the key, and 10 bytes of its own
 
 
 def key_of_id(text: str) -> str:
@@ -44,11 +44,10 @@ def are_uuids(lines: bytes, count: int) -> bool:
     )
 
 
-def id_of_key(key: bytes) -> str:
-    """Return the id of a key of the log, as `simplu_id` does."""
-    if key[0] == _KEPT:
-        key = key[1:-10]
-    if key[0] == 1:
-        digits = key[1:].hex()
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-    return key[1:].decode()
+def id_of_key(key: str) -> str:
+    """Return the id of a key of the log, in hexadecimal, as `simplu_id` does."""
+    if key.startswith(_KEPT):
+        key = key[2:-20]
+    if key.startswith("01"):
+        return f"{key[2:10]}-{key[10:14]}-{key[14:18]}-{key[18:22]}-{key[22:]}"
+    return bytes.fromhex(key[2:]).decode()

@@ -27,6 +27,7 @@ from simplu_worker.feed.types import (
     Refused,
     RetryLater,
 )
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -248,7 +249,7 @@ async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_
             await fetch(pool, "DELETE FROM log_rows WHERE tenant_no <> $1 RETURNING position", first.tenant_no)
         tenant_no = first.tenant_no if is_of_tenant else None
         found = await read_log(pool, token, first.place, 3, END, tenant_no=tenant_no)
-    assert (first.resource, [one.resource for one in found]) == (b"\x02own", [b"\x02last"])
+    assert (first.resource, [one.resource for one in found]) == (key_of_id("own"), [key_of_id("last")])
 
 
 async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") -> LoadedFeed:

@@ -91,7 +91,7 @@ async def test_keys_are_the_same_in_sql_and_come_back_as_ids(shard: ShardPool) -
         shard,
         "SELECT encode(simplu_key(text), 'hex') AS key, simplu_id(decode(key, 'hex')) AS id,"
         " simplu_id('\\x03'::bytea || decode(key, 'hex') || int8send(-7) || int2send(3::smallint)) AS kept_id,"
-        " '\\x03'::bytea || decode(key, 'hex') || int8send(-7) || int2send(3::smallint) AS kept_key"
+        " encode('\\x03'::bytea || decode(key, 'hex') || int8send(-7) || int2send(3::smallint), 'hex') AS kept_key"
         " FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (text, key, number) ORDER BY number",
         texts,
         keys,

@@ -21,6 +21,7 @@ from simplu_worker.feed.events import (
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
 from simplu_worker.vocabulary import FeedKind
 
@@ -51,18 +52,18 @@ def log_batch(**columns: Any) -> LogBatch:
         "token": "token",
         "kind": "o",
         "epoch": 2,
-        "tenant_nos": [4],
+        "tenant_nos": ["4"],
         "types": ["patient"],
         "origins": ["simplu-changes"],
         "tenants": [["4", "smile-berlin", "smile", "berlin", "dental"]],
         "failed": [],
-        "positions": [3],
-        "row_tenant_nos": [4],
+        "positions": ["3"],
+        "row_tenant_nos": ["4"],
         "kinds": "p",
-        "types_at": [1],
-        "origins_at": [1],
-        "resources": [b"\x02p-1"],
-        "requests": [b"\x02request-3"],
+        "types_at": ["1"],
+        "origins_at": ["1"],
+        "resources": [key_of_id("p-1")],
+        "requests": [key_of_id("request-3")],
     }
     return LogBatch(**(usual | columns))
 
@@ -99,7 +100,7 @@ ROWS: list[tuple[dict[str, Any], list[tuple[str, FeedKind]]]] = [
     ({"kinds": "d"}, [("token-3", FeedKind.RESOURCE_DELETED)]),
     ({"kinds": "C"}, [("token-3", FeedKind.RESOURCE_CREATED)]),  # another operation took its key
     ({"kinds": "r"}, []),
-    ({"failed": [2, 3]}, []),
+    ({"failed": ["2", "3"]}, []),
     ({"kinds": "m", "origins": [MarkOrigin.CREATION]}, CREATED),
     ({"kinds": "m", "origins": [MarkOrigin.CONTROL]}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
     ({"kinds": "m", "origins": [MarkOrigin.RENAME]}, [("token-3", FeedKind.RESOURCE_CHANGED)]),
@@ -128,24 +129,24 @@ def test_row_gives_the_events_of_its_kind() -> None:
 def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
     """A batch tells of each once; of a tenant that is not there any more, nothing."""
     batch = log_batch(
-        tenant_nos=[4, 5, 6],
+        tenant_nos=["4", "5", "6"],
         types=["patient", "invoice"],
         origins=["queue", "stream/shard-7"],
         tenants=[["5", "gym-main", "gym", "main", "sports"], ["4", "smile-berlin", "smile", "berlin", "dental"]],
-        failed=[2],
-        positions=[0, 2, 9],
-        row_tenant_nos=[5, 6, 4],
+        failed=["2"],
+        positions=["0", "2", "9"],
+        row_tenant_nos=["5", "6", "4"],
         kinds="cdr",
-        types_at=[2, 1, 1],
-        origins_at=[1, 2, 2],
-        resources=[b"\x02i", b"\x02p", None],
-        requests=[b"\x02r0", b"\x02r2", b"\x02r9"],
+        types_at=["2", "1", "1"],
+        origins_at=["1", "2", "2"],
+        resources=[key_of_id("i"), key_of_id("p"), None],
+        requests=[key_of_id("r0"), key_of_id("r2"), key_of_id("r9")],
     )
     gym = FeedTenant("gym-main", "gym", "main", "sports")
     assert batch.rows() == [
-        LogRow(batch, 0, 5, gym, "c", "invoice", "queue", b"\x02i", b"\x02r0", is_failed=False),
-        LogRow(batch, 2, 6, None, "d", "patient", "stream/shard-7", b"\x02p", b"\x02r2", is_failed=True),
-        LogRow(batch, 9, 4, TENANT, "r", "patient", "stream/shard-7", None, b"\x02r9", is_failed=False),
+        LogRow(batch, 0, 5, gym, "c", "invoice", "queue", key_of_id("i"), key_of_id("r0"), is_failed=False),
+        LogRow(batch, 2, 6, None, "d", "patient", "stream/shard-7", key_of_id("p"), key_of_id("r2"), is_failed=True),
+        LogRow(batch, 9, 4, TENANT, "r", "patient", "stream/shard-7", None, key_of_id("r9"), is_failed=False),
     ]
     assert [row.place for row in batch.rows()] == [Place(7, 0), Place(7, 2), Place(7, 9)]
 

@@ -215,14 +215,15 @@ WITH mine AS MATERIALIZED (
 SELECT
     mine.timeline, mine.started_at, mine.forgotten, mine.forgotten_at,
     batches.batch_id, batches.completed_at, batches.token::pg_catalog.text AS token,
-    batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants AS tenant_nos, batches.types, batches.origins,
+    batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants::pg_catalog.text[] AS tenant_nos,
+    batches.types, batches.origins,
     ARRAY(
         SELECT ARRAY[tenants.number::pg_catalog.text, tenants.id, business_id, location_id, business_type]
         FROM public.tenants
         WHERE tenants.number = ANY(batches.tenants)
     ) AS tenants,
     ARRAY(
-        SELECT log_outcomes.position
+        SELECT log_outcomes.position::pg_catalog.text
         FROM public.log_outcomes
         WHERE log_outcomes.batch_id = batches.batch_id AND log_outcomes.error IS NOT NULL
     ) AS failed,
@@ -231,13 +232,13 @@ FROM (SELECT * FROM summed WHERE cost_before < $4) AS batches
 CROSS JOIN mine
 CROSS JOIN LATERAL (
     SELECT
-        pg_catalog.array_agg(position) AS positions,
-        pg_catalog.array_agg(tenant_no) AS row_tenant_nos,
+        pg_catalog.array_agg(position)::pg_catalog.text[] AS positions,
+        pg_catalog.array_agg(tenant_no)::pg_catalog.text[] AS row_tenant_nos,
         pg_catalog.string_agg(kind::pg_catalog.text, '') AS kinds,
-        pg_catalog.array_agg(type_at) AS types_at,
-        pg_catalog.array_agg(origin_at) AS origins_at,
-        pg_catalog.array_agg(resource) AS resources,
-        pg_catalog.array_agg(request) AS requests
+        pg_catalog.array_agg(type_at)::pg_catalog.text[] AS types_at,
+        pg_catalog.array_agg(origin_at)::pg_catalog.text[] AS origins_at,
+        pg_catalog.array_agg(pg_catalog.encode(resource, 'hex')) AS resources,
+        pg_catalog.array_agg(pg_catalog.encode(request, 'hex')) AS requests
     FROM (
         SELECT *
         FROM public.log_rows
