@@ -204,6 +204,19 @@ def test_feed_file_is_in_the_secret_that_the_pod_mounts(tmp_path: Path) -> None:
     assert "FEED_FILE" not in of_kind(render(MINIMAL, tmp_path), "ConfigMap")["data"]
 
 
+def test_volumes_of_a_person_are_mounted_beside_the_chart_s_own(tmp_path: Path) -> None:
+    """The worker's group may read them, also where the chart has none itself."""
+    mine = {"name": "authorities", "configMap": {"name": "rds"}}
+    mount = {"name": "authorities", "mountPath": "/etc/ssl/shards", "readOnly": True}
+    for others in ({}, {"shardMap": {"secret": "map"}}):
+        manifests = render(MINIMAL | others | {"volumes": [mine], "volumeMounts": [mount]}, tmp_path)
+        pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+        assert [one["name"] for one in pod["volumes"]] == [*(["shard-map"] if others else []), "authorities"]
+        assert pod["volumes"][-1] == mine
+        assert pod["containers"][0]["volumeMounts"][-1] == mount
+        assert pod["securityContext"]["fsGroup"] == 65532
+
+
 def test_identity_of_irsa_is_an_annotation_and_that_of_pods_is_none(rendered: list[list[Manifest]]) -> None:
     """An association names the account of Pod Identity; a role there as well would be another one's."""
     seen: Counter[str] = Counter()

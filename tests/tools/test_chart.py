@@ -21,12 +21,13 @@ NAMES: dict[str, Any] = yaml.safe_load((CHART / "names.yaml").read_text(encoding
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 TEXTS = [*(CHART / "templates").iterdir(), CHART / "values.yaml", HELM / "prometheus-adapter.values.yaml"]
 HAS_ITS_OWN_VALUE = {"FEED_FILE", "SHARD_MAP_FILE"}
+OF_AWS_CLIENTS = {"AWS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
 
 
 def test_names_are_the_variables_of_the_worker() -> None:
     """Those that are not secret as settings, the secrets as files: so Helm refuses a misspelt one."""
     files = {f"{name}_FILE" for name in SECRETS}
-    assert set(NAMES["settings"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE
+    assert set(NAMES["settings"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE | OF_AWS_CLIENTS
     assert set(NAMES["secrets"]) == {*SECRETS}
 
 
