@@ -32,6 +32,7 @@ from support.load.targets import MISSING, PerformanceTarget, format_number
 from support.load.testbed import Testbed
 
 from simplu_local.processes.loopback import poll_until
+from simplu_local.verify.comparison import percentile
 from simplu_worker.feed.incarnations import RENEW_S
 
 WARM_UP_S: Final = 10.0
@@ -142,10 +143,10 @@ class Trial:
         arrivals = [(written_at(event), arrived) for arrived, event in feed.webhook.accepted() if is_load(event)]
         begun_at, first_at = min(arrivals)
         # Until then a feed at rest may not have looked.
-        delays = [arrived - written for written, arrived in arrivals if written - begun_at >= RENEW_S]
+        delays = sorted(arrived - written for written, arrived in arrivals if written - begun_at >= RENEW_S)
         self.found[FIRST].append(first_at - begun_at)
-        self.found[MEDIAN].append(statistics.median(delays))
-        self.found[P99].append(statistics.quantiles(delays, n=100)[98])
+        self.found[MEDIAN].append(percentile(delays, 0.5) or float("inf"))
+        self.found[P99].append(percentile(delays, 0.99) or float("inf"))
         await feed.write(has_stream=True)
         testbed.worker.send_signal(signal.SIGHUP)
 
@@ -153,7 +154,7 @@ class Trial:
             return len((await stream.follower()).holding) >= len(changes)
 
         await poll_until(has_come, within_s=ARRIVED_WITHIN_S)
-        self.found[RATE].append(len(changes) / stream.seconds)
+        self.found[RATE].append(len(changes) / stream.seconds if stream.seconds else 0.0)
         for name, follower in {"webhook": feed.webhook.follower(), "stream": await stream.follower()}.items():
             self.differences += find_differences(name, follower, changes, plan.number_of)
 

@@ -113,7 +113,7 @@ def log_batch(number: int) -> LogBatch:
     token, first = f"8a2c1f30-1d3b-4c5f-9a77-{number:012}", number * BATCH_ROWS
     tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], ["1"] * BATCH_ROWS
     return LogBatch(
-        *("1", at, None, None, number + 1, at, token, "o", None, ["7"], ["patient"], ["changes"], [tenant], []),
+        *("1", at, None, None, number + 1, at, token, "o", None, 7, ["patient"], ["changes"], [tenant], []),
         *([*map(str, range(BATCH_ROWS))], ["7"] * BATCH_ROWS, "p" * BATCH_ROWS, ones, ones),
         [key_of_id(f"p-{(first + position) % 5000}") for position in range(BATCH_ROWS)],
         [key_of_id(f"request-{first + position}") for position in range(BATCH_ROWS)],

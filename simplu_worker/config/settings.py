@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     (`{businessId}-{locationId}`) or `any`. An operation with another one is applied, counted and warned of; see
     [sending.md](sending.md#order)."""
     prefetch_max_bytes: Annotated[int, Field(ge=1_048_576, le=68_719_476_736)] = 67_108_864
-    """Bytes read ahead and not yet applied, per replica; up to twice as many where stream shards begin late."""
+    """Bytes read ahead and not yet applied, per replica; see [holding.md](holding.md#memory)."""
 
     sqs_shard_creation_queue_url: values.QueueUrl | None = None
     """The control queue; unset: off."""

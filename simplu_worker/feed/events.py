@@ -46,7 +46,7 @@ class LogBatch(NamedTuple):
     token: str
     kind: str
     epoch: int | None
-    tenant_nos: Sequence[str]
+    tenant_no: int  # of the first of its tenants, and of a batch without rows the only one
     types: Sequence[str]
     origins: Sequence[str]
     tenants: Sequence[Sequence[str]]  # of each its number, and what a `FeedTenant` has
@@ -68,14 +68,13 @@ class LogBatch(NamedTuple):
         """Return the rows, one that has no kind if there are none."""
         tenants = {number: FeedTenant(*names) for number, *names in self.tenants}
         if self.positions is None:
-            number = self.tenant_nos[0]
-            origin = self.origins[0] if self.origins else None
-            return [LogRow(self, 0, int(number), tenants.get(number), origin=origin)]
+            place, tenant = Place(self.batch_id, 0), tenants.get(str(self.tenant_no))
+            return [LogRow(self, place, self.tenant_no, tenant, origin=self.origins[0] if self.origins else None)]
         failed = frozenset(self.failed)
         return [
             LogRow(
                 self,
-                int(position),
+                Place(self.batch_id, int(position)),
                 int(number),
                 tenants.get(number),
                 kind,
@@ -102,7 +101,7 @@ class LogRow(NamedTuple):
     """A row of the log, or what stands for a batch without rows."""
 
     batch: LogBatch
-    position: int
+    place: Place
     tenant_no: int
     tenant: FeedTenant | None  # none: it was made here by mistake, and unmade
     kind: str | None = None
@@ -111,11 +110,6 @@ class LogRow(NamedTuple):
     resource: str | None = None  # the key of its id
     request: str | None = None  # the key of its id; of a mark, of something else
     is_failed: bool = False
-
-    @property
-    def place(self) -> Place:
-        """Its place in the log."""
-        return Place(self.batch.batch_id, self.position)
 
 
 class ReadRow(msgspec.Struct, frozen=True):
@@ -166,13 +160,13 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
 
 
 def _event(row: LogRow, tenant: FeedTenant, shard_id: str, kind: FeedKind, *, suffix: str = "") -> FeedEvent:
-    batch, is_of_resource = row.batch, kind in RESOURCE_KINDS
+    is_of_resource = kind in RESOURCE_KINDS
     return FeedEvent(
-        id=f"{batch.token}-{row.position}{suffix}",
+        id=f"{row.batch.token}-{row.place.position}{suffix}",
         kind=kind,
         shard_id=shard_id,
-        time=batch.completed_at,
-        position=f"{batch.batch_id}-{row.position}",
+        time=row.batch.completed_at,
+        position=row.place.label,
         incarnation=NO_INCARNATION,
         tenant=tenant,
         resource_type=row.resource_type if is_of_resource else None,

@@ -490,7 +490,7 @@ class Server:
             token=batch.token,
             kind=batch.kind,
             epoch=batch.epoch,
-            tenant_nos=[*numbers.values()],
+            tenant_no=int(numbers[batch.tenant_ids[0]]),
             types=types,
             origins=[] if batch.origin is None and not rows else [batch.origin],
             tenants=tenants,

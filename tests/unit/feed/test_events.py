@@ -52,7 +52,7 @@ def log_batch(**columns: Any) -> LogBatch:
         "token": "token",
         "kind": "o",
         "epoch": 2,
-        "tenant_nos": ["4"],
+        "tenant_no": 4,
         "types": ["patient"],
         "origins": ["simplu-changes"],
         "tenants": [["4", "smile-berlin", "smile", "berlin", "dental"]],
@@ -129,7 +129,6 @@ def test_row_gives_the_events_of_its_kind() -> None:
 def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
     """A batch tells of each once; of a tenant that is not there any more, nothing."""
     batch = log_batch(
-        tenant_nos=["4", "5", "6"],
         types=["patient", "invoice"],
         origins=["queue", "stream/shard-7"],
         tenants=[["5", "gym-main", "gym", "main", "sports"], ["4", "smile-berlin", "smile", "berlin", "dental"]],
@@ -144,11 +143,21 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
     )
     gym = FeedTenant("gym-main", "gym", "main", "sports")
     assert batch.rows() == [
-        LogRow(batch, 0, 5, gym, "c", "invoice", "queue", key_of_id("i"), key_of_id("r0"), is_failed=False),
-        LogRow(batch, 2, 6, None, "d", "patient", "stream/shard-7", key_of_id("p"), key_of_id("r2"), is_failed=True),
-        LogRow(batch, 9, 4, TENANT, "r", "patient", "stream/shard-7", None, key_of_id("r9"), is_failed=False),
+        LogRow(batch, Place(7, 0), 5, gym, "c", "invoice", "queue", key_of_id("i"), key_of_id("r0"), is_failed=False),
+        LogRow(
+            batch,
+            Place(7, 2),
+            6,
+            None,
+            "d",
+            "patient",
+            "stream/shard-7",
+            key_of_id("p"),
+            key_of_id("r2"),
+            is_failed=True,
+        ),
+        LogRow(batch, Place(7, 9), 4, TENANT, "r", "patient", "stream/shard-7", None, key_of_id("r9"), is_failed=False),
     ]
-    assert [row.place for row in batch.rows()] == [Place(7, 0), Place(7, 2), Place(7, 9)]
 
 
 def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:

@@ -97,7 +97,7 @@ class MemoryQuota:
     def is_short(self) -> bool:
         """Whether a read has to wait for more room, because a small read costs as much as a large one.
 
-        False while the reader holds no memory: its own operations could not free more.
+        False while the reader holds no memory, as its own operations could not free more; true once it is closed.
         """
         room_bytes = self.room_bytes
         return not room_bytes or (bool(self.held_bytes) and room_bytes < self._prefetch.read_room_bytes)

@@ -215,8 +215,8 @@ WITH mine AS MATERIALIZED (
 SELECT
     mine.timeline, mine.started_at, mine.forgotten, mine.forgotten_at,
     batches.batch_id, batches.completed_at, batches.token::pg_catalog.text AS token,
-    batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants::pg_catalog.text[] AS tenant_nos,
-    batches.types, batches.origins,
+    batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants[1] AS tenant_no, batches.types,
+    batches.origins,
     ARRAY(
         SELECT ARRAY[tenants.number::pg_catalog.text, tenants.id, business_id, location_id, business_type]
         FROM public.tenants

@@ -96,6 +96,7 @@ def test_quota_gives_everything_back_when_it_is_closed() -> None:
     first.reserve(7)
     first.release(9)
     assert (prefetch.used_bytes, first.room_bytes, second.room_bytes) == (100, 0, 900)
+    assert first.is_short  # its reader has ended
     assert (repr(prefetch), repr(first)) == ("<PrefetchMemory 100 of 1000 bytes, 1 quotas>", "<MemoryQuota closed>")
     assert repr(second) == "<MemoryQuota 100 bytes, room for 900>"
 
