@@ -67,30 +67,36 @@ async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: S
     require_postgres()
     receiver = Receiver()
     is_down = True
-    receiver.answer = lambda event: RetryLater("down", 0.2) if is_down and event.shard_id == "a" else Delivered()
+    receiver.answer = lambda event: (
+        RetryLater("down", 0.2) if is_down and (event.shard_id, event.resource_id) == ("a", "r1") else Delivered()
+    )
     with ProcessGroup() as group:
         pair = await start_pair(group)
         addresses = [await copy_shard(pair.primary, "a"), await make_shard("b")]
         async with Pools(size=6) as pools:
             world = World(pools, addresses)
             await add_tenant(world.shard_pools["a"])
+            await add_tenant(world.shard_pools["a"], OTHER)
             source, target = world.case("a"), world.case("b")
+            other = TenantCase(world.shard_pools["a"], OTHER)
             feed = feed_of(pools, addresses, [receiver.configured()])
             async with running(feed):
                 await publishing(feed, 2)
                 await source.apply(source.operation("create", "r1", {}))
                 await world.move()
                 await target.apply(target.operation("update", "r1", {"n": 1}))
-                await asyncio.sleep(1)  # the source's events are read, and its departure is
+                await other.apply(other.operation("create", "behind", {}))
+                await receiver.until_count(1)  # so the departure before it is read, too
                 pair.standby.suspend()
                 is_down = False
-                await receiver.until_count(1)
+                await receiver.until_count(2)
                 await asyncio.sleep(1.5)
                 assert await fetch(world.shard_pools["a"], NOT_PASSED_SQL) == []
-                assert [one.shard_id for one in receiver.events] == ["a"]
+                assert [one.shard_id for one in receiver.events] == ["a", "a"]
                 pair.standby.resume()
-                await receiver.until_count(3)
-    assert [one.shard_id for one in receiver.events] == ["a", "b", "b"]
+                await receiver.until_count(4)
+    assert [one.resource_id for one in receiver.events[:2]] == ["behind", "r1"]
+    assert [one.shard_id for one in receiver.events] == ["a", "a", "b", "b"]
 
 
 @pytest.mark.slow(5)
