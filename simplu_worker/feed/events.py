@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from simplu_worker.feed.places import HeldTenant, Place
-from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
+from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation, subject_of
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.keys import id_of_key
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
@@ -160,17 +160,20 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
 
 
 def _event(row: LogRow, tenant: FeedTenant, shard_id: str, kind: FeedKind, *, suffix: str = "") -> FeedEvent:
-    is_of_resource = kind in RESOURCE_KINDS
+    resource_type = resource_id = None
+    if kind in RESOURCE_KINDS:
+        resource_type, resource_id = row.resource_type, None if row.resource is None else id_of_key(row.resource)
     return FeedEvent(
         id=f"{row.batch.token}-{row.place.position}{suffix}",
         kind=kind,
+        subject=subject_of(shard_id, tenant, resource_type, resource_id),
         shard_id=shard_id,
         time=row.batch.completed_at,
         position=row.place.label,
         incarnation=NO_INCARNATION,
         tenant=tenant,
-        resource_type=row.resource_type if is_of_resource else None,
-        resource_id=id_of_key(row.resource) if is_of_resource and row.resource is not None else None,
+        resource_type=resource_type,
+        resource_id=resource_id,
         request_id=id_of_key(row.request) if row.request is not None and row.kind != MARK else None,
     )
 
@@ -197,6 +200,7 @@ def undone_bounds_event(shard_id: str, behind: Place, incarnation: Incarnation, 
     return FeedEvent(
         id=f"{shard_id}-undone-{incarnation.id}",
         kind=FeedKind.UNDONE,
+        subject=subject_of(shard_id, None),
         shard_id=shard_id,
         time=at,
         position=behind.label,
@@ -223,6 +227,7 @@ def gap_event(
     return FeedEvent(
         id=f"{shard_id}-gap-{of_tenant}{behind.batch_id}-{through}",
         kind=FeedKind.GAP,
+        subject=subject_of(shard_id, tenant),
         shard_id=shard_id,
         time=at,
         position=behind.label,

@@ -95,7 +95,7 @@ class Window:
         for one in self._events:
             if one.is_done:
                 continue
-            key = one.event.partition_key
+            key = one.event.subject
             if key in blocked:
                 continue
             if one.due_at > now:
@@ -114,7 +114,7 @@ class Window:
         due_at_by_key: dict[str, float] = {}
         for one in self._events:
             if not one.is_done:
-                due_at_by_key.setdefault(one.event.partition_key, one.due_at)
+                due_at_by_key.setdefault(one.event.subject, one.due_at)
         return min(due_at_by_key.values(), default=None)
 
     def settle(
@@ -128,7 +128,7 @@ class Window:
         finished: list[Finished] = []
         failed: set[str] = set()
         for one, delivery in zip(sent, deliveries, strict=True):
-            key = one.event.partition_key
+            key = one.event.subject
             match delivery:
                 case Delivered():
                     one.is_done = True

@@ -16,7 +16,7 @@ class KeyOrder:
     """The events of one call of `publish`, by their indexes, and what became of each so far."""
 
     def __init__(self, events: Sequence[FeedEvent]) -> None:
-        self._keys = [event.partition_key for event in events]
+        self._keys = [event.subject for event in events]
         self._waiting: dict[str, list[int]] = {}
         for index in reversed(range(len(events))):
             self._waiting.setdefault(self._keys[index], []).append(index)  # the next one is the last

@@ -51,7 +51,7 @@ class KinesisDestination:
     def pack(self, event: FeedEvent) -> PutRecord | None:
         """Return the record of *event*; None if it is too large."""
         data = encode_event(event, EVENT_MAX_BYTES)
-        return None if data is None else PutRecord(data, partition_key_of(event.partition_key))
+        return None if data is None else PutRecord(data, partition_key_of(event.subject))
 
     async def send(self, entries: Sequence[PutRecord]) -> list[Delivery]:
         """Put the records with one request."""

@@ -63,7 +63,7 @@ class SqsDestination:
         if not body.isascii():
             body = body.translate(_REFUSED)
             size_bytes = len(body.encode())
-        ids = FifoIds(fifo_id(event.partition_key), fifo_id(event.id))
+        ids = FifoIds(fifo_id(event.subject), fifo_id(event.id))
         return QueuedEvent(body, size_bytes, ids) if size_bytes <= EVENT_MAX_BYTES else None
 
     async def send(self, entries: Sequence[QueuedEvent]) -> list[Delivery]:

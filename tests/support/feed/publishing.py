@@ -47,7 +47,7 @@ def first_by_key(received: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 def expected_by_key(events: Iterable[FeedEvent]) -> dict[str, list[str]]:
     """Return by key the ids of *events*, in their order."""
-    return first_by_key((event.partition_key, event.id) for event in events)
+    return first_by_key((event.subject, event.id) for event in events)
 
 
 async def command_server(url: str, **command: Any) -> None:

@@ -37,14 +37,14 @@ class Receiver:
         blocked: set[str] = set()
         async with self._came:
             for event in events:
-                answer = RetryLater("waits") if event.partition_key in blocked else self.answer(event)
+                answer = RetryLater("waits") if event.subject in blocked else self.answer(event)
                 if event.kind is FeedKind.UNDONE and event.undoes is None:
                     answer = Delivered()
                     self.of_bounds.append(event)
                 elif isinstance(answer, Delivered):
                     self.events.append(event)
                 else:
-                    blocked.add(event.partition_key)
+                    blocked.add(event.subject)
                 answers.append(answer)
             self._came.notify_all()
         return answers
@@ -75,7 +75,7 @@ class Receiver:
             if one.id not in seen:
                 seen.add(one.id)
                 batch_id, position = one.position.split("-")
-                found[one.partition_key].append((int(batch_id), int(position)))
+                found[one.subject].append((int(batch_id), int(position)))
         return dict(found)
 
     def configured(

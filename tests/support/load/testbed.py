@@ -267,12 +267,11 @@ class Testbed:
         self.check_running()
         end, after = datetime.now(UTC), self._processor_seconds()
         seconds = (end - begin).total_seconds()
-        # Negative when a backend has ended.
-        shares = {one: max(0.0, used - before[one]) / seconds for one, used in after.most_common()}
+        shares = {one: (used - before[one]) / seconds for one, used in after.most_common()}
         self.phases.append(Phase(name, begin, end, shares))
 
     def _processor_seconds(self) -> Counter[str]:
-        return cpu_seconds({*self.stack.group.pids, os.getpid()}, process_name)
+        return cpu_seconds({*self.stack.group.pids, os.getpid()}, process_name, with_ended=True)
 
     async def measure_phase(self, phase: Phase, plan: ChainPlan, urls: Sequence[str]) -> PhaseResult:
         """Measure the plan's operations of *phase* on the shards at *urls*, once they are applied."""
