@@ -23,10 +23,12 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+import asyncpg
 import msgspec
 from acceptance.feeding import SECRET, STREAM, StreamReader, Webhook
 from acceptance.moving import run_command
 from support.feed.expected_events import ShardLogs, find_differences
+from support.feed.follower import Follower
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import MISSING, PerformanceTarget, format_number
@@ -44,6 +46,7 @@ RATE_LEAST: Final = 5000.0
 PUBLISHER_MOST_US: Final = 20.0
 IDLE_TESTED, IDLE_SHARDS = 10, 500
 IDLE_MOST: Final = 0.03  # of a core, for so many shards
+PUBLISHED_SQL: Final = "SELECT EXISTS (SELECT FROM feed_cursors WHERE destination = $1 AND batch_id >= $2)"
 STREAM_NAME, WEBHOOK = "stream", "webhook"
 FIRST: Final = "commit to arrival, first event after a rest, webhook"
 MEDIAN: Final = "commit to arrival, median, webhook"
@@ -139,22 +142,23 @@ class Trial:
 
     async def _verify(self, testbed: Testbed, feed: Feed, stream: StreamReader, *, has_webhook: bool) -> None:
         changes = await ShardLogs().changes(dict(zip(testbed.stack.servers, testbed.urls, strict=True)))
+        followers: dict[str, Follower] = {}
         if has_webhook:
             await self._note_arrivals(feed, len(changes))
+            followers[WEBHOOK] = feed.webhook.follower()
+            await feed.write(WEBHOOK, STREAM_NAME)
+            async with testbed.phase("publish"):
+                testbed.worker.send_signal(signal.SIGHUP)
+                await wait_until_published(testbed.urls[0], max(change.batch for change in changes))
+            self.found[PUBLISHER].append(cost_of(testbed.phases[-1], "worker", len(changes)) * 1e6)
 
         async def has_come() -> bool:
             return len((await stream.follower()).holding) >= len(changes)
 
-        async with testbed.phase("publish"):
-            if has_webhook:
-                await feed.write(WEBHOOK, STREAM_NAME)
-                testbed.worker.send_signal(signal.SIGHUP)
-            await poll_until(has_come, within_s=ARRIVED_WITHIN_S)
-        followers = {STREAM_NAME: await stream.follower()}
+        await poll_until(has_come, within_s=ARRIVED_WITHIN_S)
+        followers[STREAM_NAME] = await stream.follower()
         if has_webhook:
             self.found[RATE].append(len(changes) / stream.seconds if stream.seconds else 0.0)
-            self.found[PUBLISHER].append(cost_of(testbed.phases[-1], "worker", len(changes)) * 1e6)
-            followers[WEBHOOK] = feed.webhook.follower()
         for name, follower in followers.items():
             self.differences += find_differences(name, follower, changes, testbed.flows[0].plan.number_of)
 
@@ -175,6 +179,19 @@ class Trial:
 def cost_of(phase: Phase, process: str, count: int) -> float:
     """Return the processor seconds of *process* for each of *count* in *phase*."""
     return phase.processors.get(process, 0.0) * phase.seconds / count
+
+
+async def wait_until_published(url: str, batch_id: int) -> None:
+    """Wait until the stream has the events of the shard at *url* up to the batch *batch_id*."""
+    connection = await asyncpg.connect(url)
+
+    async def is_published() -> bool:
+        return bool(await connection.fetchval(PUBLISHED_SQL, STREAM_NAME, batch_id))
+
+    try:
+        await poll_until(is_published, within_s=ARRIVED_WITHIN_S)
+    finally:
+        await connection.close()
 
 
 def written_at(event: Mapping[str, Any]) -> float:

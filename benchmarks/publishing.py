@@ -134,7 +134,8 @@ async def feed(batches: Sequence[LogBatch]) -> int:
         tasks.create_task(one.run(is_publisher=lambda: True, keep_refusal=keep_refusal))
         step = READ_MAX // BATCH_ROWS
         for start in range(0, len(batches), step):
-            one.add([read_row(row, "shard-1") for batch in batches[start : start + step] for row in batch.rows()], {})
+            rows = [row for batch in batches[start : start + step] for row in batch.rows()]
+            one.add([read_row(row, "shard-1", incarnation) for row in rows], {})
             one.row()
             while not one.is_reading:
                 one.is_awaited = True

@@ -254,19 +254,16 @@ class DestinationFeed:
     def _wanted(self, row: ReadRow, data: dict[str, bytes]) -> list[WindowEvent]:
         ref = BatchRef(row.place.batch_id, row.token)
         return [
-            self._window_event(
-                msgspec.structs.replace(
-                    event,
-                    incarnation=self.incarnation,
-                    data=data.get(event.id),
-                    reapplies=self.memory.reapplied(event),
-                ),
-                row.place,
-                ref,
-            )
+            self._window_event(self._with_additions(event, data), row.place, ref)
             for event in row.events
             if self._has_no_filter or lets_through(self.terms.filter, event)
         ]
+
+    def _with_additions(self, event: FeedEvent, data: dict[str, bytes]) -> FeedEvent:
+        document, reapplies = data.get(event.id), self.memory.reapplied(event)
+        if document is None and reapplies is None:
+            return event
+        return msgspec.structs.replace(event, data=document, reapplies=reapplies)
 
     def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
         """Return *event* on its way; one at which the feed had stopped is tried once more."""
@@ -305,9 +302,10 @@ class DestinationFeed:
 
     async def _deliver(self, window: Window, due: Sequence[WindowEvent], keep_refusal: KeepRefusal) -> None:
         # Before they are sent: a request that is broken off, or gets no answer, may have delivered them.
+        now = loop_time()
         for one in due:
             if one.ref is not None and not one.is_sent:
-                self.memory.note(one.ref, one.place, one.event, now=loop_time())
+                self.memory.note(one.ref, one.place, one.event, now=now)
             one.is_sent = True
         deliveries = await self._destination.publish([one.event for one in due])
         now = loop_time()

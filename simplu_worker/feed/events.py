@@ -28,7 +28,6 @@ OPERATIONS: Final = {
     "p": FeedKind.RESOURCE_PATCHED,
     "d": FeedKind.RESOURCE_DELETED,
 }
-NO_INCARNATION: Final = Incarnation("")
 
 
 class LogBatch(NamedTuple):
@@ -122,30 +121,30 @@ class ReadRow(msgspec.Struct, frozen=True):
     arrival: HeldTenant | None = None  # the tenant came here with this row
 
 
-def read_row(row: LogRow, shard_id: str) -> ReadRow:
-    """Return what a row of the log tells."""
+def read_row(row: LogRow, shard_id: str, incarnation: Incarnation) -> ReadRow:
+    """Return what a row of the log tells a destination whose events are part of *incarnation*."""
     place, batch, tenant = row.place, row.batch, row.tenant
     if tenant is None:
         return ReadRow(place, batch.token, row.tenant_no)
     arrival = None
     if batch.kind == ARRIVAL and row.origin is not None and batch.epoch is not None:
         arrival = HeldTenant(row.tenant_no, tenant.tenant_id, batch.epoch, row.origin, *place.before)
-    return ReadRow(place, batch.token, row.tenant_no, tuple(_events_of(row, tenant, shard_id)), arrival)
+    return ReadRow(place, batch.token, row.tenant_no, tuple(_events_of(row, tenant, shard_id, incarnation)), arrival)
 
 
-def _events_of(row: LogRow, tenant: FeedTenant, shard_id: str) -> Iterator[FeedEvent]:
+def _events_of(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation) -> Iterator[FeedEvent]:
     if row.kind is None:
         kind = _kind_of_batch(row.batch.kind, row.origin)
         if kind is not None:
-            yield _event(row, tenant, shard_id, kind)
+            yield _event(row, tenant, shard_id, incarnation, kind)
     elif row.kind == MARK:
         if row.origin == MarkOrigin.CREATION:
-            yield _event(row, tenant, shard_id, FeedKind.TENANT_CREATED, suffix="-tenant")
-            yield _event(row, tenant, shard_id, FeedKind.RESOURCE_CREATED)
+            yield _event(row, tenant, shard_id, incarnation, FeedKind.TENANT_CREATED, suffix="-tenant")
+            yield _event(row, tenant, shard_id, incarnation, FeedKind.RESOURCE_CREATED)
         else:
-            yield _event(row, tenant, shard_id, FeedKind.RESOURCE_CHANGED)
+            yield _event(row, tenant, shard_id, incarnation, FeedKind.RESOURCE_CHANGED)
     elif not row.is_failed and (kind := OPERATIONS.get(row.kind.lower())) is not None:  # in capitals: see the table
-        yield _event(row, tenant, shard_id, kind)
+        yield _event(row, tenant, shard_id, incarnation, kind)
 
 
 def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
@@ -159,7 +158,9 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
     return None
 
 
-def _event(row: LogRow, tenant: FeedTenant, shard_id: str, kind: FeedKind, *, suffix: str = "") -> FeedEvent:
+def _event(
+    row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation, kind: FeedKind, *, suffix: str = ""
+) -> FeedEvent:
     resource_type = resource_id = None
     if kind in RESOURCE_KINDS:
         resource_type, resource_id = row.resource_type, None if row.resource is None else id_of_key(row.resource)
@@ -170,7 +171,7 @@ def _event(row: LogRow, tenant: FeedTenant, shard_id: str, kind: FeedKind, *, su
         shard_id=shard_id,
         time=row.batch.completed_at,
         position=row.place.label,
-        incarnation=NO_INCARNATION,
+        incarnation=incarnation,
         tenant=tenant,
         resource_type=resource_type,
         resource_id=resource_id,

@@ -364,12 +364,14 @@ class ShardFeed:
             latest = rows[0].batch
             for feed in feeds:
                 self._note_gap(feed, latest.forgotten, latest.forgotten_at)
-            read = [read_row(row, self._shard_id) for row in rows if row.batch.batch_id > (latest.forgotten or 0)]
-            if not read:
+            kept = [row for row in rows if row.batch.batch_id > (latest.forgotten or 0)]
+            if not kept:
                 continue
-            data = await self._data_of(read, feeds)
+            incarnations = {feed.incarnation for feed in feeds}  # one, but for destinations that began at other times
+            read = {one: [read_row(row, self._shard_id, one) for row in kept] for one in incarnations}
+            data = await self._data_of(read[feeds[0].incarnation], feeds)
             for feed in feeds:
-                feed.add(read, data if feed.terms.data is FeedData.CURRENT else {})
+                feed.add(read[feed.incarnation], data if feed.terms.data is FeedData.CURRENT else {})
         return max(len(rows) for _, rows in found)
 
     async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
@@ -421,7 +423,7 @@ class ShardFeed:
             else:
                 await self._renew()  # which tells what had been deleted by the time of the read
             await self._note_gap_of_catch_up(feed, catch_up, rows)
-            read = [one for row in rows if (one := read_row(row, self._shard_id)).place > catch_up.window.head]
+            read = [read_row(row, self._shard_id, feed.incarnation) for row in rows if row.place > catch_up.window.head]
             if rows and not read:
                 continue
             feed.add_to_catch_up(read, await self._data_of(read, [feed]))

@@ -9,7 +9,6 @@ import msgspec
 from support.feed.events import AT, TENANT, feed_event
 
 from simplu_worker.feed.events import (
-    NO_INCARNATION,
     LogBatch,
     LogRow,
     ReadRow,
@@ -25,7 +24,7 @@ from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
 from simplu_worker.vocabulary import FeedKind
 
-NEWER = Incarnation("two", "two:5")
+OLDER, NEWER = Incarnation("one"), Incarnation("two", "two:5")
 LATER = AT + timedelta(hours=1)
 # Of a batch without rows.
 BULK: dict[str, Any] = {
@@ -83,14 +82,14 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
         shard_id="shard-1",
         time=AT,
         position="7-3",
-        incarnation=NO_INCARNATION,
+        incarnation=OLDER,
         tenant=TENANT,
         resource_type="patient",
         resource_id="p-1",
         request_id="request-3",
     )
-    assert read_row(log_row(), "shard-1") == ReadRow(Place(7, 3), "token", 4, (event,))
-    assert read_row(log_row(tenants=[]), "shard-1") == ReadRow(Place(7, 3), "token", 4)  # unmade
+    assert read_row(log_row(), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4, (event,))
+    assert read_row(log_row(tenants=[]), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4)  # unmade
     assert log_batch().server == Server("1", AT)
 
 
@@ -120,7 +119,7 @@ ROWS: list[tuple[dict[str, Any], list[tuple[str, FeedKind]]]] = [
 def test_row_gives_the_events_of_its_kind() -> None:
     """Nothing of what only reads, has failed, or is the copy of a move; resources in those of a resource alone."""
     for columns, expected in ROWS:
-        events = read_row(log_row(**columns), "shard-1").events
+        events = read_row(log_row(**columns), "shard-1", OLDER).events
         assert [(one.id, one.kind) for one in events] == expected, columns
         for one in events:
             assert one.shard_id == "shard-1"
@@ -164,10 +163,10 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
 def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:
     """Until the feed of its source has passed its departure; a batch that lacks one of these is no arrival."""
     arrival = BULK | {"kind": "a", "origins": ["shard-2"]}
-    assert read_row(log_row(**arrival), "shard-1").arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
+    assert read_row(log_row(**arrival), "shard-1", OLDER).arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
     without: list[dict[str, Any]] = [{"kind": "r"}, {"origins": []}, {"tenants": []}, {"epoch": None}]
     for missing in without:
-        assert read_row(log_row(**arrival | missing), "shard-1").arrival is None
+        assert read_row(log_row(**arrival | missing), "shard-1", OLDER).arrival is None
 
 
 def test_undone_event_is_that_of_its_change_but_for_what_it_takes_back() -> None:
