@@ -101,6 +101,14 @@ async def test_locate_says_not_registered_only_when_citrus_does() -> None:
         assert client.last_error
 
 
+async def test_media_type_that_no_proxy_sends_is_not_quoted() -> None:
+    """It may be a part of the body, as the fuzzer found, with a shard's password."""
+    citrus = ScriptedCitrus(reply(HTML, status=404, content_type='onString": "postgresql://user:secret@a/one"'))
+    async with citrus.opened() as client:
+        with pytest.raises(CitrusUnavailableError, match="expected JSON, got 404 with another type$"):
+            await client.locate("a-b")
+
+
 async def packed_without_end(request: web.Request) -> web.StreamResponse:
     """Answer with what is far too long once it is unpacked; it is packed here and not for each process that imports."""
     packed = gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"', 1)
