@@ -105,7 +105,7 @@ async def test_media_type_that_no_proxy_sends_is_not_quoted() -> None:
     """It may be a part of the body, as the fuzzer found, with a shard's password."""
     citrus = ScriptedCitrus(reply(HTML, status=404, content_type='onString": "postgresql://user:secret@a/one"'))
     async with citrus.opened() as client:
-        with pytest.raises(CitrusUnavailableError, match="expected JSON, got 404 with another type$"):
+        with pytest.raises(CitrusUnavailableError, match=r"got 404 with another type$"):
             await client.locate("a-b")
 
 
