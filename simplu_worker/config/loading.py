@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import register_secret, scrub_text
 
 SHOWN_VALUE_MAX_LENGTH: Final = 100
+BLANKS_MAX: Final = 1000  # in a row: python-dotenv takes time by their square
 AWS_SECRETS: Final = tuple(name for name in SECRETS if name.startswith("AWS_"))
 
 
@@ -29,10 +31,16 @@ def load_env_file(path: Path) -> None:
     Raises ConfigurationError if the file cannot be read, and for lines that are not `NAME=value`, without their text.
     """
     try:
-        bindings = list(parse_stream(io.StringIO(path.read_text("utf-8"))))
+        content = path.read_text("utf-8")
     except (OSError, ValueError) as exc:
         got = f"{str(path)!r} ({_reason(exc)})"
         raise ConfigurationError(f"--env-file: expected a readable UTF-8 file, got {got}") from None
+    for blanks in re.finditer(r"[^\S\r\n]+", content):
+        if (count := len(blanks.group())) > BLANKS_MAX:
+            line = 1 + content.count("\n", 0, blanks.start())
+            expected = f"expected at most {BLANKS_MAX} blanks in a row in {path}"
+            raise ConfigurationError(f"--env-file: {expected}, got {count} in line {line}")
+    bindings = parse_stream(io.StringIO(content))
     variables = {}
     problems = []
     for name, value, (text, line), is_invalid in bindings:
