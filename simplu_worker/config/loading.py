@@ -28,7 +28,8 @@ AWS_SECRETS: Final = tuple(name for name in SECRETS if name.startswith("AWS_"))
 def load_env_file(path: Path) -> None:
     """Set the variables of the file at *path* that the environment lacks, has empty, or has as a service link.
 
-    Raises ConfigurationError if the file cannot be read, and for lines that are not `NAME=value`, without their text.
+    Raises ConfigurationError if the file cannot be read or has too many blanks in a row, and for lines that are not
+    `NAME=value`, without their text.
     """
     try:
         content = path.read_text("utf-8")
@@ -40,10 +41,9 @@ def load_env_file(path: Path) -> None:
             line = 1 + content.count("\n", 0, blanks.start())
             expected = f"expected at most {BLANKS_MAX} blanks in a row in {path}"
             raise ConfigurationError(f"--env-file: {expected}, got {count} in line {line}")
-    bindings = parse_stream(io.StringIO(content))
     variables = {}
     problems = []
-    for name, value, (text, line), is_invalid in bindings:
+    for name, value, (text, line), is_invalid in parse_stream(io.StringIO(content)):
         if is_invalid or "\0" in text or (name is not None and (value is None or "=" in name)):
             line_end = line + text.rstrip().count("\n")  # python-dotenv counts blank lines before a statement to it
             advice = "quote the value or comment it out"

@@ -28,6 +28,7 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.retrying import attempts
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
+MEDIA_TYPE_MAX_LENGTH: Final = 100
 PROXY_MEDIA_TYPES: Final = frozenset({"text/html", "text/plain", "text/xml", "application/xml"})
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
@@ -349,7 +350,8 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
         case 404 if endpoint == "get_shard":
             # A proxy's 404 is a page; only a 404 of Citrus itself means that the tenant is not registered.
             # Not `response.content_type`: its parser recurses with the text of the header.
-            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            content_type = response.headers.get("Content-Type", "")
+            media_type = content_type.partition(";")[0].strip()[:MEDIA_TYPE_MAX_LENGTH].lower()
             if "json" in media_type:
                 return "not_found"
             # Others are not quoted: a broken header may contain a part of the body, with a password.

@@ -267,7 +267,8 @@ class Testbed:
         self.check_running()
         end, after = datetime.now(UTC), self._processor_seconds()
         seconds = (end - begin).total_seconds()
-        shares = {one: (used - before[one]) / seconds for one, used in after.most_common()}
+        # Negative when a process has ended: its time is its parent's then.
+        shares = {one: max(0.0, used - before[one]) / seconds for one, used in after.most_common()}
         self.phases.append(Phase(name, begin, end, shares))
 
     def _processor_seconds(self) -> Counter[str]:
