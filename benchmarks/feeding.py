@@ -18,16 +18,15 @@ import signal
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-import asyncpg
 import msgspec
 from acceptance.feeding import SECRET, STREAM, StreamReader, Webhook
-from acceptance.moving import run_command
-from support.feed.expected_events import ShardLogs, find_differences
+from acceptance.moving import ask, run_command
+from support.feed.expected_events import Change, ShardLogs, find_differences
 from support.feed.follower import Follower
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
@@ -45,8 +44,8 @@ P99_MOST_S: Final = 0.2
 RATE_LEAST: Final = 5000.0
 IDLE_TESTED, IDLE_SHARDS = 40, 500
 IDLE_MOST: Final = 0.03  # of a core, for so many shards
-PUBLISHED_SQL: Final = "SELECT EXISTS (SELECT FROM feed_cursors WHERE destination = $1 AND batch_id >= $2)"
-STREAM_NAME, WEBHOOK = "stream", "webhook"
+PUBLISHED_SQL: Final = "SELECT batch_id >= $2 FROM feed_cursors WHERE destination = $1"
+TO_STREAM, TO_WEBHOOK = "stream", "webhook"  # names of destinations
 FIRST: Final = "commit to arrival, first event after a rest, webhook"
 MEDIAN: Final = "commit to arrival, median, webhook"
 P99: Final = "commit to arrival, p99, webhook"
@@ -77,8 +76,8 @@ class Feed:
     async def write(self, *names: str) -> str:
         """Write the file with the destinations *names*; return its path."""
         targets: dict[str, dict[str, object]] = {
-            STREAM_NAME: {"kind": "kinesis", "target": STREAM},
-            WEBHOOK: {"kind": "webhook", "target": await self.webhook.url(), "secretFiles": [str(self._secret)]},
+            TO_STREAM: {"kind": "kinesis", "target": STREAM},
+            TO_WEBHOOK: {"kind": "webhook", "target": await self.webhook.url(), "secretFiles": [str(self._secret)]},
         }
         usual = {"allTenants": True, "begin": "oldest"}
         path = self._directory / "feed.json"
@@ -111,7 +110,7 @@ class Trial:
         async with self._started(testbed, *destinations) as (feed, stream):
             cost = await self._measure(testbed)
             if destinations:
-                await self._verify(testbed, feed, stream, has_webhook=WEBHOOK in destinations)
+                await self._verify(testbed, feed, stream, has_webhook=TO_WEBHOOK in destinations)
             await testbed.stop_workers()
         return cost
 
@@ -144,22 +143,30 @@ class Trial:
         followers: dict[str, Follower] = {}
         if has_webhook:
             await self._note_arrivals(feed, len(changes))
-            followers[WEBHOOK] = feed.webhook.follower()
-            await feed.write(WEBHOOK, STREAM_NAME)
-            async with testbed.phase("publish"):
-                testbed.worker.send_signal(signal.SIGHUP)
-                await wait_until_published(testbed.urls[0], max(change.batch for change in changes))
-            self.found[PUBLISHER].append(cost_of(testbed.phases[-1], "worker", len(changes)) * 1e6)
+            followers[TO_WEBHOOK] = feed.webhook.follower()
+            await self._publish_to_stream(testbed, feed, changes)
 
         async def has_come() -> bool:
             return len((await stream.follower()).holding) >= len(changes)
 
         await poll_until(has_come, within_s=ARRIVED_WITHIN_S)
-        followers[STREAM_NAME] = await stream.follower()
+        followers[TO_STREAM] = await stream.follower()
         if has_webhook:
             self.found[RATE].append(len(changes) / stream.seconds if stream.seconds else 0.0)
         for name, follower in followers.items():
             self.differences += find_differences(name, follower, changes, testbed.flows[0].plan.number_of)
+
+    async def _publish_to_stream(self, testbed: Testbed, feed: Feed, changes: Sequence[Change]) -> None:
+        newest = max(change.batch for change in changes)
+
+        async def is_published() -> bool:
+            return bool(await ask(testbed.server(0), PUBLISHED_SQL, TO_STREAM, newest))
+
+        await feed.write(TO_WEBHOOK, TO_STREAM)
+        async with testbed.phase("publish"):
+            testbed.worker.send_signal(signal.SIGHUP)
+            await poll_until(is_published, within_s=ARRIVED_WITHIN_S)
+        self.found[PUBLISHER].append(cost_of(testbed.phases[-1], "worker", len(changes)) * 1e6)
 
     async def _note_arrivals(self, feed: Feed, count: int) -> None:
         async def has_arrived() -> bool:
@@ -180,19 +187,6 @@ def cost_of(phase: Phase, process: str, count: int) -> float:
     return phase.processors.get(process, 0.0) * phase.seconds / count
 
 
-async def wait_until_published(url: str, batch_id: int) -> None:
-    """Wait until the stream has the events of the shard at *url* up to the batch *batch_id*."""
-    connection = await asyncpg.connect(url)
-
-    async def is_published() -> bool:
-        return bool(await connection.fetchval(PUBLISHED_SQL, STREAM_NAME, batch_id))
-
-    try:
-        await poll_until(is_published, within_s=ARRIVED_WITHIN_S)
-    finally:
-        await connection.close()
-
-
 def written_at(event: Mapping[str, Any]) -> float:
     """Return when the change was written."""
     return datetime.fromisoformat(event["time"]).timestamp()
@@ -207,11 +201,11 @@ async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
     console, trial = open_console(piped_width=120), Trial(arguments)
     for _ in range(arguments.rounds):
-        before, after = await trial.run(), await trial.run(STREAM_NAME)
-        await trial.run(WEBHOOK)
+        before, after = await trial.run(), await trial.run(TO_STREAM)
+        await trial.run(TO_WEBHOOK)
         trial.found[WORKER].append((after.worker_s - before.worker_s) * 1e6)
         trial.found[POSTGRES].append(after.postgres_s / before.postgres_s)
-    trial.found[IDLE].append((await trial.rest(WEBHOOK) - await trial.rest()) * IDLE_SHARDS / IDLE_TESTED)
+    trial.found[IDLE].append((await trial.rest(TO_WEBHOOK) - await trial.rest()) * IDLE_SHARDS / IDLE_TESTED)
     medians = {what: statistics.median(values) for what, values in trial.found.items()}
     targets = [
         PerformanceTarget(FIRST, medians[FIRST], unit="s"),

@@ -301,11 +301,11 @@ class DestinationFeed:
                 self._paused_until = loop_time() + troubles.next_delay_s(self._draw())
 
     async def _deliver(self, window: Window, due: Sequence[WindowEvent], keep_refusal: KeepRefusal) -> None:
+        sent_at = loop_time()
         # Before they are sent: a request that is broken off, or gets no answer, may have delivered them.
-        now = loop_time()
         for one in due:
             if one.ref is not None and not one.is_sent:
-                self.memory.note(one.ref, one.place, one.event, now=now)
+                self.memory.note(one.ref, one.place, one.event, now=sent_at)
             one.is_sent = True
         deliveries = await self._destination.publish([one.event for one in due])
         now = loop_time()

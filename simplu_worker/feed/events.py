@@ -7,14 +7,14 @@ of its default row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
 import msgspec
 
 from simplu_worker.feed.places import HeldTenant, Place
-from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation, subject_of
+from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.keys import id_of_key
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
@@ -129,22 +129,20 @@ def read_row(row: LogRow, shard_id: str, incarnation: Incarnation) -> ReadRow:
     arrival = None
     if batch.kind == ARRIVAL and row.origin is not None and batch.epoch is not None:
         arrival = HeldTenant(row.tenant_no, tenant.tenant_id, batch.epoch, row.origin, *place.before)
-    return ReadRow(place, batch.token, row.tenant_no, tuple(_events_of(row, tenant, shard_id, incarnation)), arrival)
+    events = tuple([_event(row, tenant, shard_id, incarnation, kind) for kind in _kinds_of(row)])
+    return ReadRow(place, batch.token, row.tenant_no, events, arrival)
 
 
-def _events_of(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation) -> Iterator[FeedEvent]:
+def _kinds_of(row: LogRow) -> tuple[FeedKind, ...]:
     if row.kind is None:
         kind = _kind_of_batch(row.batch.kind, row.origin)
-        if kind is not None:
-            yield _event(row, tenant, shard_id, incarnation, kind)
     elif row.kind == MARK:
         if row.origin == MarkOrigin.CREATION:
-            yield _event(row, tenant, shard_id, incarnation, FeedKind.TENANT_CREATED, suffix="-tenant")
-            yield _event(row, tenant, shard_id, incarnation, FeedKind.RESOURCE_CREATED)
-        else:
-            yield _event(row, tenant, shard_id, incarnation, FeedKind.RESOURCE_CHANGED)
-    elif not row.is_failed and (kind := OPERATIONS.get(row.kind.lower())) is not None:  # in capitals: see the table
-        yield _event(row, tenant, shard_id, incarnation, kind)
+            return FeedKind.TENANT_CREATED, FeedKind.RESOURCE_CREATED
+        kind = FeedKind.RESOURCE_CHANGED
+    else:
+        kind = None if row.is_failed else OPERATIONS.get(row.kind.lower())  # in capitals: see the table
+    return () if kind is None else (kind,)
 
 
 def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
@@ -158,16 +156,14 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
     return None
 
 
-def _event(
-    row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation, kind: FeedKind, *, suffix: str = ""
-) -> FeedEvent:
+def _event(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation, kind: FeedKind) -> FeedEvent:
+    suffix = "-tenant" if kind is FeedKind.TENANT_CREATED else ""  # its row has another event
     resource_type = resource_id = None
     if kind in RESOURCE_KINDS:
         resource_type, resource_id = row.resource_type, None if row.resource is None else id_of_key(row.resource)
     return FeedEvent(
         id=f"{row.batch.token}-{row.place.position}{suffix}",
         kind=kind,
-        subject=subject_of(shard_id, tenant, resource_type, resource_id),
         shard_id=shard_id,
         time=row.batch.completed_at,
         position=row.place.label,
@@ -201,7 +197,6 @@ def undone_bounds_event(shard_id: str, behind: Place, incarnation: Incarnation, 
     return FeedEvent(
         id=f"{shard_id}-undone-{incarnation.id}",
         kind=FeedKind.UNDONE,
-        subject=subject_of(shard_id, None),
         shard_id=shard_id,
         time=at,
         position=behind.label,
@@ -228,7 +223,6 @@ def gap_event(
     return FeedEvent(
         id=f"{shard_id}-gap-{of_tenant}{behind.batch_id}-{through}",
         kind=FeedKind.GAP,
-        subject=subject_of(shard_id, tenant),
         shard_id=shard_id,
         time=at,
         position=behind.label,

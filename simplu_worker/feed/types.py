@@ -49,16 +49,14 @@ class EventBounds(msgspec.Struct, frozen=True):
 class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A change on a shard, or what became of events sent before.
 
-    *id* stays the same when the event is sent again. *subject* is also the partition key: events of one keep their
-    order. *position* is `<batch id>-<place in the batch>`. *reapplies* is the id of the undone event of the same
-    change, *undoes* that of the event that an `undone` event takes back; without it an `undone` event is about
-    *bounds*. *data* is the row as JSON, as read when the event was published: it may be newer than the change; None
-    where it is not wanted, or there is no row any more.
+    *id* stays the same when the event is sent again. *position* is `<batch id>-<place in the batch>`. *reapplies* is
+    the id of the undone event of the same change, *undoes* that of the event that an `undone` event takes back; without
+    it an `undone` event is about *bounds*. *data* is the row as JSON, as read when the event was published: it may be
+    newer than the change; None where it is not wanted, or there is no row any more.
     """
 
     id: str
     kind: FeedKind
-    subject: str
     shard_id: str
     time: datetime
     position: str
@@ -72,14 +70,14 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     bounds: EventBounds | None = None
     data: bytes | None = None
 
-
-def subject_of(
-    shard_id: str, tenant: FeedTenant | None, resource_type: str | None = None, resource_id: str | None = None
-) -> str:
-    """Return what an event is about: `tenant/type/id`, the tenant alone, or the shard."""
-    if tenant is None:
-        return shard_id
-    return tenant.tenant_id if resource_type is None else f"{tenant.tenant_id}/{resource_type}/{resource_id}"
+    @property
+    def subject(self) -> str:
+        """What the event is about: `tenant/type/id`, the tenant alone, or the shard. Also the partition key."""
+        if self.tenant is None:
+            return self.shard_id
+        if self.resource_type is None:
+            return self.tenant.tenant_id
+        return f"{self.tenant.tenant_id}/{self.resource_type}/{self.resource_id}"
 
 
 class Delivered(msgspec.Struct, frozen=True):

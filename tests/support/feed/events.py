@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from simplu_worker.feed.types import FeedEvent, FeedTenant, Incarnation, subject_of
+from simplu_worker.feed.types import FeedEvent, FeedTenant, Incarnation
 from simplu_worker.vocabulary import FeedKind
 
 TENANT: Final = FeedTenant("smile-berlin", "smile", "berlin", "dental")
@@ -26,6 +26,4 @@ def feed_event(number: int = 0, resource_id: str | None = "p-1", **members: Any)
         "resource_id": resource_id,
         "request_id": f"request-{number}",
     }
-    made = usual | members
-    of = made["shard_id"], made["tenant"], made["resource_type"], made["resource_id"]
-    return FeedEvent(subject=subject_of(*of), **made)
+    return FeedEvent(**(usual | members))

@@ -21,7 +21,6 @@ def event(number: int, name: str = "") -> FeedEvent:
     return FeedEvent(
         id=name or f"e{number}",
         kind=FeedKind.RESOURCE_UPDATED,
-        subject="t-1",
         shard_id="s",
         time=AT,
         position=f"{number}-0",

@@ -20,7 +20,6 @@ def event(number: int, key: str = "r") -> WindowEvent:
     made = FeedEvent(
         id=f"e{number}",
         kind=FeedKind.RESOURCE_UPDATED,
-        subject=f"t-1/patient/{key}",
         shard_id="s",
         time=datetime(2026, 3, 1, tzinfo=UTC),
         position=f"{number}-0",
