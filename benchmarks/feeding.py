@@ -1,13 +1,13 @@
 """Measure what the feed costs, how late its events arrive, and how many a replica publishes.
 
-    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--idle 40] [--rounds 3]
+    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--rounds 3] [--idle 40] [--turns 7]
 
-Puts the same load on one shard and one replica, by turns without a destination, with a stream, and with a webhook. The
-processor time is that with the stream: a webhook's request for each event takes a third of a core from what is
-measured. The time from the commit to the arrival is that with the webhook. Behind it the file gets the stream as a
-second destination, which begins with the oldest event, so that all of them are published at once, as fast as one
-replica can. Without load, forty shards are published. Prints medians of the rounds, and each. Exit status 1 when a
-target is missed, or the receivers do not hold what the log has.
+Puts a load on one shard and one replica, with a webhook, and measures the time from the commit to the arrival. Then the
+file gets a stream as a second destination, which begins with the oldest event, so that all of them are published at
+once, as fast as one replica can. The processor time is compared under one steady load, by turns of a worker without a
+destination and one with the stream: a webhook's request for each event takes a third of a core from what is measured.
+Without load, forty shards are published. Prints medians, and each value. Exit status 1 when a target is missed, or the
+receivers do not hold what the log has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from acceptance.feeding import SECRET, STREAM, StreamReader, Webhook
@@ -31,13 +31,15 @@ from support.feed.follower import Follower
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import MISSING, PerformanceTarget, format_number
-from support.load.testbed import Phase, Testbed
+from support.load.testbed import Flow, Testbed
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.verify.comparison import percentile
 from simplu_worker.feed.incarnations import RENEW_S
 
 WARM_UP_S: Final = 10.0
+TURN_S: Final = 10.0
+WORKER_ENV: Final = {"KINESIS_READ": "fan-out"}
 ARRIVED_WITHIN_S: Final = 120.0
 POSTGRES_MOST: Final = 1.15
 P99_MOST_S: Final = 0.2
@@ -56,13 +58,6 @@ POSTGRES: Final = "Postgres, of an operation without, stream"
 IDLE: Final = f"of a core, {IDLE_SHARDS} idle shards"
 
 
-class Cost(NamedTuple):
-    """Processor seconds of worker and Postgres for an operation."""
-
-    worker_s: float
-    postgres_s: float
-
-
 class Feed:
     """The file with the destinations, and their receivers."""
 
@@ -73,8 +68,8 @@ class Feed:
         self._secret.write_text(SECRET)
         self._secret.chmod(0o600)
 
-    async def write(self, *names: str) -> str:
-        """Write the file with the destinations *names*; return its path."""
+    async def env(self, *names: str) -> dict[str, str]:
+        """Write the file with the destinations *names*; return what tells a worker of it."""
         targets: dict[str, dict[str, object]] = {
             TO_STREAM: {"kind": "kinesis", "target": STREAM},
             TO_WEBHOOK: {"kind": "webhook", "target": await self.webhook.url(), "secretFiles": [str(self._secret)]},
@@ -84,7 +79,7 @@ class Feed:
         path.write_bytes(
             msgspec.json.encode({"destinations": [usual | targets[name] | {"name": name} for name in names]})
         )
-        return str(path)
+        return {"FEED_FILE": str(path), "FEED_ALLOWED_HOSTS": "127.0.0.1"}
 
 
 class Trial:
@@ -99,62 +94,75 @@ class Trial:
         """Return the processor seconds of an idle worker, a second."""
         testbed = Testbed(shards=IDLE_TESTED, stream_shards=2, tenants_per_shard=1, replicas=0)
         async with self._started(testbed, *destinations):
+            await asyncio.sleep(WARM_UP_S)
             async with testbed.phase("idle"):
                 await asyncio.sleep(self._arguments.idle)
             await testbed.stop_workers()
         return testbed.phases[0].processors.get("worker", 0.0)
 
-    async def run(self, *destinations: str) -> Cost:
-        """Return what it cost; verify what arrived, with the webhook also when."""
+    async def publish(self) -> None:
+        """Measure when events arrive at the webhook, and how fast they are published to the stream."""
         testbed = Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0)
-        async with self._started(testbed, *destinations) as (feed, stream):
-            cost = await self._measure(testbed)
-            if destinations:
-                await self._verify(testbed, feed, stream, has_webhook=TO_WEBHOOK in destinations)
+        async with self._started(testbed, TO_WEBHOOK) as (feed, stream):
+            await asyncio.sleep(WARM_UP_S)
+            flow = self._start_flow(testbed)
+            await asyncio.sleep(self._arguments.seconds)
+            changes = await self._changes(testbed, flow)
+            await self._note_arrivals(feed, len(changes))
+            self._compare_with(changes, TO_WEBHOOK, feed.webhook.follower(), flow)
+            await self._publish_to_stream(testbed, feed, changes)
+            self._compare_with(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
+            self.found[RATE].append(len(changes) / stream.seconds if stream.seconds else 0.0)
             await testbed.stop_workers()
-        return cost
+
+    async def compare(self) -> None:
+        """Measure what a worker with the stream takes beside one without, by turns under the same load."""
+        testbed = Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0)
+        async with self._started(testbed) as (feed, stream):
+            flow = self._start_flow(testbed)
+            for _ in range(self._arguments.turns):
+                for name, env in (("without", {}), ("with", await feed.env(TO_STREAM))):
+                    await testbed.replace_worker(WORKER_ENV | env)
+                    await asyncio.sleep(WARM_UP_S)  # in which it catches up
+                    async with testbed.phase(name):
+                        await asyncio.sleep(TURN_S)
+            changes = await self._changes(testbed, flow)
+            self._compare_with(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
+            await testbed.stop_workers()
+        shares = [phase.processors for phase in testbed.phases]
+        for before, after in zip(shares[::2], shares[1::2], strict=True):
+            self.found[WORKER].append((after["worker"] - before["worker"]) / self._arguments.rate * 1e6)
+            self.found[POSTGRES].append(after["Postgres"] / before["Postgres"])
 
     @asynccontextmanager
     async def _started(self, testbed: Testbed, *destinations: str) -> AsyncIterator[tuple[Feed, StreamReader]]:
         async with testbed, testbed.stack.aws_client("kinesis") as kinesis:
-            stream, feed, env = StreamReader(kinesis), Feed(testbed), dict[str, str]()
+            stream, feed = StreamReader(kinesis), Feed(testbed)
             await stream.begin()
-            if destinations:
-                env = {"FEED_FILE": await feed.write(*destinations), "FEED_ALLOWED_HOSTS": "127.0.0.1"}
             await run_command(testbed, "shards", "upgrade", *testbed.stack.servers, "--apply", "--json")
-            await testbed.start_worker(env | {"KINESIS_READ": "fan-out"})
+            await testbed.start_worker(WORKER_ENV | (await feed.env(*destinations) if destinations else {}))
             await testbed.register(testbed.tenants_of())
-            await asyncio.sleep(WARM_UP_S)
             yield feed, stream
 
-    async def _measure(self, testbed: Testbed) -> Cost:
-        arguments = self._arguments
+    def _start_flow(self, testbed: Testbed) -> Flow:
         plan = ChainPlan("load", testbed.tenants_of(), types=16, resources=32)
-        async with testbed.phase("load"):
-            flow = testbed.start_flow(plan, rate=arguments.rate, interval_s=0.05)
-            await asyncio.sleep(arguments.seconds)
-            count = await flow.producer.stop()
-            await testbed.wait_until_applied(testbed.urls, within_s=ARRIVED_WITHIN_S)
-        (load,) = testbed.phases
-        return Cost(cost_of(load, "worker", count), cost_of(load, "Postgres", count))
+        return testbed.start_flow(plan, rate=self._arguments.rate, interval_s=0.05)
 
-    async def _verify(self, testbed: Testbed, feed: Feed, stream: StreamReader, *, has_webhook: bool) -> None:
-        changes = await ShardLogs().changes(dict(zip(testbed.stack.servers, testbed.urls, strict=True)))
-        followers: dict[str, Follower] = {}
-        if has_webhook:
-            await self._note_arrivals(feed, len(changes))
-            followers[TO_WEBHOOK] = feed.webhook.follower()
-            await self._publish_to_stream(testbed, feed, changes)
+    async def _changes(self, testbed: Testbed, flow: Flow) -> Sequence[Change]:
+        """End the load, and return what the log has once all of it is applied."""
+        await flow.producer.stop()
+        await testbed.wait_until_applied(testbed.urls, within_s=ARRIVED_WITHIN_S)
+        return await ShardLogs().changes(dict(zip(testbed.stack.servers, testbed.urls, strict=True)))
 
+    def _compare_with(self, changes: Sequence[Change], name: str, follower: Follower, flow: Flow) -> None:
+        self.differences += find_differences(name, follower, changes, flow.plan.number_of)
+
+    async def _stream_follower(self, stream: StreamReader, count: int) -> Follower:
         async def has_come() -> bool:
-            return len((await stream.follower()).holding) >= len(changes)
+            return len((await stream.follower()).holding) >= count
 
         await poll_until(has_come, within_s=ARRIVED_WITHIN_S)
-        followers[TO_STREAM] = await stream.follower()
-        if has_webhook:
-            self.found[RATE].append(len(changes) / stream.seconds if stream.seconds else 0.0)
-        for name, follower in followers.items():
-            self.differences += find_differences(name, follower, changes, testbed.flows[0].plan.number_of)
+        return await stream.follower()
 
     async def _publish_to_stream(self, testbed: Testbed, feed: Feed, changes: Sequence[Change]) -> None:
         newest = max(change.batch for change in changes)
@@ -162,11 +170,12 @@ class Trial:
         async def is_published() -> bool:
             return bool(await ask(testbed.server(0), PUBLISHED_SQL, TO_STREAM, newest))
 
-        await feed.write(TO_WEBHOOK, TO_STREAM)
+        await feed.env(TO_WEBHOOK, TO_STREAM)
         async with testbed.phase("publish"):
             testbed.worker.send_signal(signal.SIGHUP)
             await poll_until(is_published, within_s=ARRIVED_WITHIN_S)
-        self.found[PUBLISHER].append(cost_of(testbed.phases[-1], "worker", len(changes)) * 1e6)
+        phase = testbed.phases[-1]
+        self.found[PUBLISHER].append(phase.processors["worker"] * phase.seconds / len(changes) * 1e6)
 
     async def _note_arrivals(self, feed: Feed, count: int) -> None:
         async def has_arrived() -> bool:
@@ -180,11 +189,6 @@ class Trial:
         self.found[FIRST].append(first_at - begun_at)
         self.found[MEDIAN].append(percentile(delays, 0.5) or float("inf"))
         self.found[P99].append(percentile(delays, 0.99) or float("inf"))
-
-
-def cost_of(phase: Phase, process: str, count: int) -> float:
-    """Return the processor seconds of *process* for each of *count* in *phase*."""
-    return phase.processors.get(process, 0.0) * phase.seconds / count
 
 
 def written_at(event: Mapping[str, Any]) -> float:
@@ -201,10 +205,8 @@ async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
     console, trial = open_console(piped_width=120), Trial(arguments)
     for _ in range(arguments.rounds):
-        before, after = await trial.run(), await trial.run(TO_STREAM)
-        await trial.run(TO_WEBHOOK)
-        trial.found[WORKER].append((after.worker_s - before.worker_s) * 1e6)
-        trial.found[POSTGRES].append(after.postgres_s / before.postgres_s)
+        await trial.publish()
+    await trial.compare()
     trial.found[IDLE].append((await trial.rest(TO_WEBHOOK) - await trial.rest()) * IDLE_SHARDS / IDLE_TESTED)
     medians = {what: statistics.median(values) for what, values in trial.found.items()}
     targets = [
@@ -232,8 +234,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=1000.0)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--idle", type=float, default=40.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--idle", type=float, default=40.0)
+    parser.add_argument("--turns", type=int, default=7)
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 

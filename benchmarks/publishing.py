@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from struct import pack
 from typing import Final
 
 import uvloop
@@ -111,10 +112,11 @@ def log_batch(number: int) -> LogBatch:
     """Return a batch of the log with BATCH_ROWS patches."""
     at = datetime(2026, 3, 1, 9, 0, 0, 250_000, tzinfo=UTC)
     token, first = f"8a2c1f30-1d3b-4c5f-9a77-{number:012}", number * BATCH_ROWS
-    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], ["1"] * BATCH_ROWS
+    tenant, ones = ["7", "smile-berlin", "smile", "berlin", "dental"], b"\0\1" * BATCH_ROWS
     return LogBatch(
-        *("1", at, None, None, number + 1, at, token, "o", None, 7, ["patient"], ["changes"], [tenant], []),
-        *([*map(str, range(BATCH_ROWS))], ["7"] * BATCH_ROWS, "p" * BATCH_ROWS, ones, ones),
+        *("1", at, 0, "on", "", True, "[]", None, None, number + 1, at, token, "o"),
+        *(None, 7, ["patient"], ["changes"], [tenant], []),
+        *(pack(f">{BATCH_ROWS}h", *range(BATCH_ROWS)), b"\0\0\0\7" * BATCH_ROWS, "p" * BATCH_ROWS, ones, ones),
         [key_of_id(f"p-{(first + position) % 5000}") for position in range(BATCH_ROWS)],
         [key_of_id(f"request-{first + position}") for position in range(BATCH_ROWS)],
     )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from struct import unpack
 from typing import Final, NamedTuple
 
 import msgspec
 
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
-from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.apply.durability import ReplicationFacts, facts_of
 from simplu_worker.shards.log.keys import id_of_key
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
 from simplu_worker.vocabulary import FeedKind
@@ -33,11 +34,17 @@ OPERATIONS: Final = {
 class LogBatch(NamedTuple):
     """A row of `read_feed`: a batch, with its tenants that are there, and some of its rows by column, if it has any.
 
-    Numbers in arrays are texts: of other types asyncpg asks the server first.
+    Numbers of rows are in binary, which is soon made and read; in arrays they are texts: of other types asyncpg would
+    ask the server first.
     """
 
     timeline: str
     started_at: datetime
+    log_position: int
+    synchronous_commit: str
+    synchronous_standby_names: str
+    fsync: bool
+    standbys: str
     forgotten: int | None
     forgotten_at: datetime | None
     batch_id: int
@@ -50,45 +57,46 @@ class LogBatch(NamedTuple):
     origins: Sequence[str]
     tenants: Sequence[Sequence[str]]  # of each its number, and what a `FeedTenant` has
     failed: Sequence[str]  # positions
-    positions: Sequence[str] | None
-    row_tenant_nos: Sequence[str] | None
-    kinds: str | None  # a letter for each row
-    types_at: Sequence[str] | None
-    origins_at: Sequence[str] | None
+    positions: bytes | None  # 2 bytes for each row
+    row_tenant_nos: bytes | None  # 4 bytes
+    kinds: str | None  # a letter
+    types_at: bytes | None  # 2 bytes, and so on
+    origins_at: bytes | None
     resources: Sequence[str | None] | None  # keys, in hexadecimal
     requests: Sequence[str] | None
 
     @property
-    def server(self) -> Server:
-        """The run of the server that the batch was read from."""
-        return Server(self.timeline, self.started_at)
+    def facts(self) -> ReplicationFacts:
+        """The facts of the answer."""
+        return facts_of(self[:7])
 
     def rows(self) -> list[LogRow]:
         """Return the rows, one that has no kind if there are none."""
-        tenants = {number: FeedTenant(*names) for number, *names in self.tenants}
-        if self.positions is None:
-            place, tenant = Place(self.batch_id, 0), tenants.get(str(self.tenant_no))
+        tenants = {int(number): FeedTenant(*names) for number, *names in self.tenants}
+        if self.kinds is None:
+            place, tenant = Place(self.batch_id, 0), tenants.get(self.tenant_no)
             return [LogRow(self, place, self.tenant_no, tenant, origin=self.origins[0] if self.origins else None)]
-        failed = frozenset(self.failed)
+        failed = frozenset(map(int, self.failed))
+        small, large = f">{len(self.kinds)}h", f">{len(self.kinds)}i"
         return [
             LogRow(
                 self,
-                Place(self.batch_id, int(position)),
-                int(number),
+                Place(self.batch_id, position),
+                number,
                 tenants.get(number),
                 kind,
-                self.types[int(type_at) - 1],
-                self.origins[int(origin_at) - 1],
+                self.types[type_at - 1],
+                self.origins[origin_at - 1],
                 resource,
                 request,
                 position in failed,
             )
             for position, number, kind, type_at, origin_at, resource, request in zip(
-                self.positions,
-                self.row_tenant_nos or (),
-                self.kinds or "",
-                self.types_at or (),
-                self.origins_at or (),
+                unpack(small, self.positions or b""),
+                unpack(large, self.row_tenant_nos or b""),
+                self.kinds,
+                unpack(small, self.types_at or b""),
+                unpack(small, self.origins_at or b""),
                 self.resources or (),
                 self.requests or (),
                 strict=True,

@@ -5,9 +5,8 @@ time from before the renewal was sent, and is cancelled MARGIN_S before its end.
 after its end by the clock of the shard. A request that has left already may arrive later; the next publisher sends its
 events again, under the same ids.
 
-Why nothing is published that is not safe: what a statement has read is handed over only after the shard has confirmed
-that everything committed before is as safe as it can make it, by the same run of the same server. The shard is asked
-once for everything that was read together.
+Why nothing is published that is not safe: what a statement has read is handed over only if its answer, or a later one
+of the same run of the same server, shows that everything committed before is as safe as the shard can make it.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ from simplu_worker.vocabulary import FeedData, FeedKind
 READ_MAX: Final = 500  # rows of a read, of which there are two in a window
 READ_PAUSE_S: Final = 0.12  # under load, so that many changes share a read, a check and a request
 IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
-CURSOR_INTERVAL_S: Final = 0.2
+CURSOR_INTERVAL_S: Final = 0.5
 HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
 SOURCE_S: Final = 3.0  # for the answer of one
 EMPTY_S: Final = 30.0  # between two looks at a shard without tables
@@ -384,10 +383,11 @@ class ShardFeed:
         return rows
 
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
-        """Wait until everything is safe that was committed before *rows* were read, one of each answer."""
-        if self._state is None or {row.batch.server for row in rows} != {self._state.server}:
+        """Wait until everything is safe that was committed before *rows* were read, one of each answer in turn."""
+        facts = [row.batch.facts for row in rows]
+        if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
-        await self._commits.wait_for_transaction(self._shard_id, self._state.server)
+        await self._commits.wait_for_read(self._shard_id, facts[-1])
 
     async def _data_of(self, rows: Sequence[ReadRow], feeds: Sequence[DestinationFeed]) -> dict[str, bytes]:
         """Return the rows of the resources as they are now, by the id of the event, if a destination wants them."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from random import Random
+from struct import pack
 from typing import Any, NoReturn, TypeAlias
 
 import msgspec
@@ -483,6 +484,7 @@ class Server:
         types = sorted({row.resource_type for row in rows})
         return Record(
             **self._run,
+            **self._facts(),
             forgotten=None,
             forgotten_at=None,
             batch_id=batch.number,
@@ -495,11 +497,11 @@ class Server:
             origins=[] if batch.origin is None and not rows else [batch.origin],
             tenants=tenants,
             failed=[str(row.position) for row in rows if row.is_failed],
-            positions=[str(row.position) for row in rows] or None,
-            row_tenant_nos=[numbers[row.tenant_id] for row in rows] or None,
+            positions=pack(f">{len(rows)}h", *(row.position for row in rows)) or None,
+            row_tenant_nos=pack(f">{len(rows)}i", *(int(numbers[row.tenant_id]) for row in rows)) or None,
             kinds="".join(row.kind for row in rows) or None,
-            types_at=[str(types.index(row.resource_type) + 1) for row in rows] or None,
-            origins_at=["1" for _ in rows] or None,
+            types_at=pack(f">{len(rows)}h", *(types.index(row.resource_type) + 1 for row in rows)) or None,
+            origins_at=pack(f">{len(rows)}h", *(1 for _ in rows)) or None,
             resources=[key_of_id(row.resource_id) for row in rows] or None,
             requests=[key_of_id(row.request_id) for row in rows] or None,
         )

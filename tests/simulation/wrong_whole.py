@@ -91,7 +91,7 @@ class _LooseFeed(DestinationFeed):
 class _UnsafeShardFeed(ShardFeed):
     @override
     async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
-        if self._state is None or {row.batch.server for row in rows} != {self._state.server}:
+        if self._state is None or {row.batch.facts.server for row in rows} != {self._state.server}:
             raise RunChangedError
 
 
@@ -180,7 +180,7 @@ def _design(twist: Twist, *, seed: int = 0) -> WrongDesign:
 
 WRONG_IN_WHOLE = {
     "an order event is deleted before its commit is safe": _design(_trust_commits, seed=4),
-    "the feed reads beyond the oldest running transaction": _design(_read_beyond_horizon, seed=65),
+    "the feed reads beyond the oldest running transaction": _design(_read_beyond_horizon, seed=69),
     "the feed writes its cursor before the delivery": _design(_with_feed(destination_feed_class=_EagerFeed), seed=1),
     "the feed of a target does not wait for the source": _design(_with_feed(_ImpatientShardFeed), seed=0),
     "an event overtakes one of its resource that was put off": _design(

@@ -22,7 +22,7 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.durability import ReplicationFacts, Server, Standby, StandbyWatch
+from simplu_worker.shards.apply.durability import ReplicationFacts, Server, StandbyWatch, facts_of
 from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -38,7 +38,6 @@ WARNED: Final = frozenset({CommitSafety.LAGGING, CommitSafety.UNKNOWN})
 Key: TypeAlias = tuple[str, str]  # tenant id and request id
 
 log = structlog.get_logger(__name__)
-_standbys = msgspec.json.Decoder(tuple[Standby, ...])
 
 
 class _CommitWait(msgspec.Struct, eq=False):
@@ -83,12 +82,23 @@ class ReplicationWaiter:
         """
         await self._wait(shard_id, _CommitWait(server=server))
 
-    async def _wait(self, shard_id: str, wait: _CommitWait) -> None:
+    async def wait_for_read(self, shard_id: str, facts: ReplicationFacts) -> None:
+        """Wait until everything is safe that an answer has shown; *facts* are of that answer.
+
+        Raises as `wait_for_operations`. Where no standby is awaited, the facts tell enough.
+        """
+        if not self._shard(shard_id).is_safe(facts):
+            await self.wait_for_transaction(shard_id, facts.server)
+
+    def _shard(self, shard_id: str) -> _ShardReplication:
         shard = self._shards.get(shard_id)
         if shard is None:
             shard = self._shards[shard_id] = _ShardReplication(shard_id, self._pools, self._write_s, self._clock)
+        return shard
+
+    async def _wait(self, shard_id: str, wait: _CommitWait) -> None:
         started = self._clock()
-        await shard.wait(wait)
+        await self._shard(shard_id).wait(wait)
         instruments.SHARD_COMMIT_WAIT.labels(shard_id).observe(self._clock() - started)
 
 
@@ -124,6 +134,11 @@ class _ShardReplication:
         if wait.error is not None:
             raise wait.error
 
+    def is_safe(self, facts: ReplicationFacts) -> bool:
+        """Return whether everything is safe that was committed before *facts* were read; note them."""
+        self._note(facts)
+        return not facts.needs_write and not self._watch.standbys_behind(facts.position)
+
     async def _check_all(self) -> None:
         waits = self._waits.copy()  # a wait that starts during the check is not part of it
         try:
@@ -138,8 +153,7 @@ class _ShardReplication:
         new = [wait for wait in waits if wait.position is None]
         async with self._pools.pool_of(self._shard_id).connection() as connection:
             facts, unlogged = await _read_replication(connection, new)
-            self._watch.note(facts, now=self._clock())
-            self._report()
+            self._note(facts)
             servers = {facts.server}
             if facts.needs_write and (new or facts.is_synchronous):
                 server, unlogged_since = await self._write_marker(connection, new)
@@ -176,6 +190,10 @@ class _ShardReplication:
             raise self._error("did not wait for its standbys: the wait was cancelled")
         return server_of(row), _unlogged(row, new)
 
+    def _note(self, facts: ReplicationFacts) -> None:
+        self._watch.note(facts, now=self._clock())
+        self._report()
+
     def _error(self, what: str) -> RetryableError:
         return RetryableError(f"shard {self._shard_id} {what}")
 
@@ -203,15 +221,8 @@ def server_of(row: Any) -> Server:
 
 async def _read_replication(connection: Connection, new: Sequence[_CommitWait]) -> tuple[ReplicationFacts, set[int]]:
     row: Any = await connection.fetchrow(QUERIES["read_replication"], *_keys(new))
-    facts = ReplicationFacts(
-        server=server_of(row),
-        position=row["position"],
-        synchronous_commit=row["synchronous_commit"],
-        synchronous_standby_names=row["synchronous_standby_names"],
-        fsync=row["fsync"],
-        standbys=_standbys.decode(row["standbys"]),
-    )
-    return facts, _unlogged(row, new)
+    *columns, _ = row
+    return facts_of(columns), _unlogged(row, new)
 
 
 def _keys(waits: Sequence[_CommitWait]) -> tuple[list[str], list[str]]:

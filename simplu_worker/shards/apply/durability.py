@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -49,6 +49,9 @@ class Standby(msgspec.Struct, frozen=True):
         return self.state is None and self.flushed is None
 
 
+_standbys: Final = msgspec.json.Decoder(tuple[Standby, ...])
+
+
 class ReplicationFacts(msgspec.Struct, frozen=True):
     """The facts of one answer of a server; *position* is behind every commit that was visible then."""
 
@@ -72,6 +75,12 @@ class ReplicationFacts(msgspec.Struct, frozen=True):
         client may never have waited. With `synchronous_commit` off, commits do not wait for the disk either.
         """
         return self.is_synchronous or self.synchronous_commit == "off"
+
+
+def facts_of(columns: Sequence[Any]) -> ReplicationFacts:
+    """Return the facts of the columns `replication_facts` (durability.sql), in their order."""
+    timeline, started_at, position, commit, names, fsync, standbys = columns
+    return ReplicationFacts(Server(timeline, started_at), position, commit, names, fsync, _standbys.decode(standbys))
 
 
 class StandbyWatch:

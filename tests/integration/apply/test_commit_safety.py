@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.postgres.databases import ShardMaker, copy_shard, database_of, execute
@@ -29,9 +30,17 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, Server
+from simplu_worker.shards.apply.durability import (
+    GRACE_S,
+    KEEPS_UP_S,
+    ReplicationFacts,
+    Server,
+    Standby,
+    facts_of,
+)
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import CommitSafety
 
 pytestmark = pytest.mark.slow
@@ -102,6 +111,16 @@ class Shard:
         async with self.pool.transaction() as connection:
             return await note_server(connection)
 
+    async def facts(self) -> ReplicationFacts:
+        """Return the facts of an answer of now."""
+        async with self.pool.connection() as connection:
+            *columns, _ = await connection.fetchrow(QUERIES["read_replication"], [], [])
+        return facts_of(columns)
+
+    def wait_for_read(self, facts: ReplicationFacts) -> asyncio.Task[None]:
+        """Wait during the block for what an answer with *facts* has shown."""
+        return self._tasks.create_task(self.commits.wait_for_read(SHARD_ID, facts))
+
     @property
     def safety(self) -> list[str]:
         """The value of the metric."""
@@ -148,6 +167,29 @@ async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: 
         await shard.are_safe(await shard.applied(3))
         await shard.commits.wait_for_transaction(SHARD_ID, await shard.note_server())
         assert (shard.pools.look_count, shard.safety) == (2, ["volatile"])
+        await shard.wait_for_read(await shard.facts())  # which tell enough
+        assert shard.pools.look_count == 2
+
+
+@pytest.mark.parametrize("setting", [{"synchronous_standby_names": "none"}, {"synchronous_commit": "off"}])
+async def test_facts_are_not_enough_where_only_another_commit_tells(
+    make_shard: ShardMaker, setting: dict[str, str]
+) -> None:
+    """Then the shard is asked."""
+    async with open_shard(await make_shard()) as shard:
+        await shard.wait_for_read(replace(await shard.facts(), **setting))
+        assert shard.pools.look_count == 1
+
+
+async def test_what_another_run_has_shown_is_not_safe_once_a_standby_is_awaited(make_shard: ShardMaker) -> None:
+    """It may be lost."""
+    async with open_shard(await make_shard()) as shard:
+        facts = await shard.facts()
+        run = Server("00000009", facts.server.started_at)
+        with pytest.raises(RetryableError, match="has another server now"):
+            await shard.commits.wait_for_read(
+                SHARD_ID, replace(facts, server=run, standbys=(Standby("s", "streaming", 0),))
+            )
 
 
 async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
@@ -228,6 +270,21 @@ async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) 
     pair.standby.resume()
     await asyncio.gather(*tasks)
     assert shard.safety == ["replicated"]
+
+
+async def test_what_is_read_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) -> None:
+    """The answer itself tells so if the standby has all of it by then."""
+    await pair.standby.catch_up()
+    await shard.applied()
+    await pair.standby.catch_up()
+    await shard.wait_for_read(await shard.facts())
+    assert shard.safety == ["replicated"]
+    pair.standby.suspend()
+    await shard.applied()
+    task = shard.wait_for_read(await shard.facts())
+    await shard.looks_in_vain(task)
+    pair.standby.resume()
+    await task
 
 
 async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:

@@ -153,6 +153,11 @@ class Testbed:
         await worker.wait_ready()
         self.workers.append(worker)
 
+    async def replace_worker(self, env: Mapping[str, str] | None = None) -> None:
+        """End the first replica with SIGTERM, and start another one with *env*."""
+        await self.workers.pop(0).stop(within_s=STOP_WITHIN_S)
+        await self.start_worker(env)
+
     async def replace_killed(self) -> None:
         """End the first replica with SIGKILL, and start another one."""
         self.workers.pop(0).kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from struct import pack
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from simplu_worker.feed.events import (
 )
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
-from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.apply.durability import ReplicationFacts, Server
 from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
 from simplu_worker.vocabulary import FeedKind
@@ -44,6 +45,11 @@ def log_batch(**columns: Any) -> LogBatch:
     usual: dict[str, Any] = {
         "timeline": "1",
         "started_at": AT,
+        "log_position": 10,
+        "synchronous_commit": "on",
+        "synchronous_standby_names": "",
+        "fsync": True,
+        "standbys": "[]",
         "forgotten": None,
         "forgotten_at": None,
         "batch_id": 7,
@@ -56,11 +62,11 @@ def log_batch(**columns: Any) -> LogBatch:
         "origins": ["simplu-changes"],
         "tenants": [["4", "smile-berlin", "smile", "berlin", "dental"]],
         "failed": [],
-        "positions": ["3"],
-        "row_tenant_nos": ["4"],
+        "positions": pack(">h", 3),
+        "row_tenant_nos": pack(">i", 4),
         "kinds": "p",
-        "types_at": ["1"],
-        "origins_at": ["1"],
+        "types_at": pack(">h", 1),
+        "origins_at": pack(">h", 1),
         "resources": [key_of_id("p-1")],
         "requests": [key_of_id("request-3")],
     }
@@ -89,7 +95,7 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
     )
     assert read_row(log_row(), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4, (event,))
     assert read_row(log_row(tenants=[]), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4)  # unmade
-    assert log_batch().server == Server("1", AT)
+    assert log_batch().facts == ReplicationFacts(Server("1", AT), 10, "on", "", fsync=True)
 
 
 CREATED = [("token-3-tenant", FeedKind.TENANT_CREATED), ("token-3", FeedKind.RESOURCE_CREATED)]
@@ -132,11 +138,11 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
         origins=["queue", "stream/shard-7"],
         tenants=[["5", "gym-main", "gym", "main", "sports"], ["4", "smile-berlin", "smile", "berlin", "dental"]],
         failed=["2"],
-        positions=["0", "2", "9"],
-        row_tenant_nos=["5", "6", "4"],
+        positions=pack(">3h", 0, 2, 9),
+        row_tenant_nos=pack(">3i", 5, 6, 4),
         kinds="cdr",
-        types_at=["2", "1", "1"],
-        origins_at=["1", "2", "2"],
+        types_at=pack(">3h", 2, 1, 1),
+        origins_at=pack(">3h", 1, 2, 2),
         resources=[key_of_id("i"), key_of_id("p"), None],
         requests=[key_of_id("r0"), key_of_id("r2"), key_of_id("r9")],
     )

@@ -12,6 +12,40 @@ CASE
 END AS timeline,
 pg_catalog.pg_postmaster_start_time() AS started_at
 
+-- fragment: replication_facts
+-- What decides how safe a commit is that the answer shows. The statement's snapshot is taken before it reads `position`, and
+-- a commit is visible only after its record is in the write-ahead log: `position` is behind all that it shows. A slot's
+-- restart_lsn is the position that its standby has flushed, and every role may see it; pg_stat_replication shows more only
+-- to a member of pg_read_all_stats. Logical subscribers and programs that copy the log cannot take the server's place, and
+-- are left out.
+:server_run,
+CASE
+    WHEN pg_catalog.to_regproc('pg_catalog.aurora_version') IS NULL
+    THEN (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_catalog.pg_lsn)::bigint
+    ELSE 0
+END AS position,
+pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
+CASE
+    WHEN pg_catalog.current_setting('max_wal_senders')::integer > 0
+    THEN pg_catalog.current_setting('synchronous_standby_names')
+    ELSE ''
+END AS synchronous_standby_names,
+pg_catalog.current_setting('fsync')::boolean AS fsync,
+(
+    SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
+        'name', pg_catalog.concat_ws(
+            ' ', coalesce(slot.slot_name, sender.application_name), pg_catalog.host(sender.client_addr)
+        ),
+        'state', sender.state,
+        'flushed', (coalesce(sender.flush_lsn, slot.restart_lsn) - '0/0'::pg_catalog.pg_lsn)::bigint
+    )), '[]')::pg_catalog.text
+    FROM pg_catalog.pg_stat_replication AS sender
+    LEFT JOIN pg_catalog.pg_replication_slots AS slot ON slot.active_pid = sender.pid
+    WHERE slot.slot_type IS DISTINCT FROM 'logical'
+        AND sender.state IS DISTINCT FROM 'backup'
+        AND coalesce(sender.application_name, '') NOT IN ('pg_basebackup', 'pg_receivewal')
+) AS standbys
+
 -- fragment: unlogged
 -- The indexes of the operations that are not in the log; $1 are their tenants, $2 the keys of their requests.
 ARRAY(
@@ -26,41 +60,9 @@ ARRAY(
 ) AS unlogged
 
 -- name: read_replication
--- The facts that decide how safe a commit is, and the operations that are not in the log.
--- One statement, so that one server answers, with any pooler in front. The statement's snapshot is taken before it
--- reads `position`, and a commit is visible only after its record is in the write-ahead log: `position` is behind the
--- commit of every operation found. A slot's restart_lsn is the position that its standby has flushed, and every role
--- may see it; pg_stat_replication shows more only to a member of pg_read_all_stats. Logical subscribers and programs
--- that copy the log cannot take the server's place, and are left out.
-SELECT
-    :server_run,
-    CASE
-        WHEN pg_catalog.to_regproc('pg_catalog.aurora_version') IS NULL
-        THEN (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_catalog.pg_lsn)::bigint
-        ELSE 0
-    END AS position,
-    pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
-    CASE
-        WHEN pg_catalog.current_setting('max_wal_senders')::integer > 0
-        THEN pg_catalog.current_setting('synchronous_standby_names')
-        ELSE ''
-    END AS synchronous_standby_names,
-    pg_catalog.current_setting('fsync')::boolean AS fsync,
-    (
-        SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
-            'name', pg_catalog.concat_ws(
-                ' ', coalesce(slot.slot_name, sender.application_name), pg_catalog.host(sender.client_addr)
-            ),
-            'state', sender.state,
-            'flushed', (coalesce(sender.flush_lsn, slot.restart_lsn) - '0/0'::pg_catalog.pg_lsn)::bigint
-        )), '[]')::pg_catalog.text
-        FROM pg_catalog.pg_stat_replication AS sender
-        LEFT JOIN pg_catalog.pg_replication_slots AS slot ON slot.active_pid = sender.pid
-        WHERE slot.slot_type IS DISTINCT FROM 'logical'
-            AND sender.state IS DISTINCT FROM 'backup'
-            AND coalesce(sender.application_name, '') NOT IN ('pg_basebackup', 'pg_receivewal')
-    ) AS standbys,
-    :unlogged;
+-- How safe commits are, and the operations that are not in the log. One statement, so that one server answers, with any
+-- pooler in front.
+SELECT :replication_facts, :unlogged;
 
 -- name: write_marker
 -- Write a message into the write-ahead log, to no table, and commit it once it is on disk here and, if the server

@@ -191,12 +191,12 @@ RETURNING feed_cursors.destination;
 
 -- name: read_feed
 -- The batches of the log from $2 to $5, with about $4 rows at most: those behind the row $3 of the batch $2, in their
--- order, by column; of the tenant number $6 alone if that is no null. With the run of the server that answers, and what
--- the retention has deleted by then. None if the token is not $1 any more.
+-- order, by column; of the tenant number $6 alone if that is no null. With what tells how safe they are, and what the
+-- retention has deleted by then. None if the token is not $1 any more.
 -- The batch $2 costs nothing: its rest may be rows of other tenants, or rows that a move has dropped, and whoever gets no
 -- row takes that for the end.
 WITH mine AS MATERIALIZED (
-    SELECT :server_run, :forgotten_columns FROM public.feed_shards WHERE token = $1::pg_catalog.uuid
+    SELECT :replication_facts, :forgotten_columns FROM public.feed_shards WHERE token = $1::pg_catalog.uuid
 ), horizon AS MATERIALIZED (
     SELECT :feed_horizon AS batch_id
 ), found AS MATERIALIZED (
@@ -213,7 +213,7 @@ WITH mine AS MATERIALIZED (
     SELECT *, pg_catalog.sum(cost) OVER (ORDER BY batch_id) - cost AS cost_before FROM found
 )
 SELECT
-    mine.timeline, mine.started_at, mine.forgotten, mine.forgotten_at,
+    mine.*,
     batches.batch_id, batches.completed_at, batches.token::pg_catalog.text AS token,
     batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants[1] AS tenant_no, batches.types,
     batches.origins,
@@ -232,11 +232,11 @@ FROM (SELECT * FROM summed WHERE cost_before < $4) AS batches
 CROSS JOIN mine
 CROSS JOIN LATERAL (
     SELECT
-        pg_catalog.array_agg(position)::pg_catalog.text[] AS positions,
-        pg_catalog.array_agg(tenant_no)::pg_catalog.text[] AS row_tenant_nos,
+        pg_catalog.string_agg(pg_catalog.int2send(position), '\x'::pg_catalog.bytea) AS positions,
+        pg_catalog.string_agg(pg_catalog.int4send(tenant_no), '\x'::pg_catalog.bytea) AS row_tenant_nos,
         pg_catalog.string_agg(kind::pg_catalog.text, '') AS kinds,
-        pg_catalog.array_agg(type_at)::pg_catalog.text[] AS types_at,
-        pg_catalog.array_agg(origin_at)::pg_catalog.text[] AS origins_at,
+        pg_catalog.string_agg(pg_catalog.int2send(type_at), '\x'::pg_catalog.bytea) AS types_at,
+        pg_catalog.string_agg(pg_catalog.int2send(origin_at), '\x'::pg_catalog.bytea) AS origins_at,
         pg_catalog.array_agg(pg_catalog.encode(resource, 'hex')) AS resources,
         pg_catalog.array_agg(pg_catalog.encode(request, 'hex')) AS requests
     FROM (
