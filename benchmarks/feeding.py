@@ -1,13 +1,13 @@
 """Measure what the feed costs, how late its events arrive, and how many a replica publishes.
 
-    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--rounds 3] [--idle 40] [--turns 7]
+    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--rounds 3] [--idle 40] [--turns 5]
 
 Puts a load on one shard and one replica, with a webhook, and measures the time from the commit to the arrival. Then the
 file gets a stream as a second destination, which begins with the oldest event, so that all of them are published at
-once, as fast as one replica can. The processor time is compared under one steady load, by turns of a worker without a
-destination and one with the stream: a webhook's request for each event takes a third of a core from what is measured.
-Without load, forty shards are published. Prints medians, and each value. Exit status 1 when a target is missed, or the
-receivers do not hold what the log has.
+once, as fast as one replica can. The processor time is compared between two stacks with the same load at the same time,
+which take turns: in one the worker has the stream as its destination, in the other none. (A webhook's request for each
+event takes a third of a core from what is measured.) Without load, forty shards are published. Prints medians, and each
+value. Exit status 1 when a target is missed, or the receivers do not hold what the log has.
 """
 
 from __future__ import annotations
@@ -116,23 +116,31 @@ class Trial:
             await testbed.stop_workers()
 
     async def compare(self) -> None:
-        """Measure what a worker with the stream takes beside one without, by turns under the same load."""
-        testbed = Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0)
-        async with self._started(testbed) as (feed, stream):
-            flow = self._start_flow(testbed)
-            for _ in range(self._arguments.turns):
-                for name, env in (("without", {}), ("with", await feed.env(TO_STREAM))):
-                    await testbed.replace_worker(WORKER_ENV | env)
-                    await asyncio.sleep(WARM_UP_S)  # in which it catches up
-                    async with testbed.phase(name):
-                        await asyncio.sleep(TURN_S)
-            changes = await self._changes(testbed, flow)
-            self._compare_with(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
-            await testbed.stop_workers()
-        shares = [phase.processors for phase in testbed.phases]
-        for before, after in zip(shares[::2], shares[1::2], strict=True):
-            self.found[WORKER].append((after["worker"] - before["worker"]) / self._arguments.rate * 1e6)
-            self.found[POSTGRES].append(after["Postgres"] / before["Postgres"])
+        """Measure what a worker with the stream takes beside one without, at once: in two stacks, which take turns."""
+        stacks = [Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0) for _ in range(2)]
+        costs: list[list[Mapping[str, float]]] = []
+        async with self._started(stacks[0]) as one, self._started(stacks[1]) as other:
+            flows = [self._start_flow(testbed) for testbed in stacks]
+            feeds = [await feed.env(TO_STREAM) for feed, _ in (one, other)]
+            for number in [0, 1] * self._arguments.turns:
+                chosen, beside = stacks[number], stacks[1 - number]
+                await asyncio.gather(
+                    chosen.replace_worker(WORKER_ENV | feeds[number]), beside.replace_worker(WORKER_ENV)
+                )
+                await asyncio.sleep(WARM_UP_S)  # in which they catch up
+                async with chosen.phase("with"), beside.phase("without"):
+                    await asyncio.sleep(TURN_S)
+                costs.append([testbed.phases[-1].processors for testbed in (chosen, beside)])
+            await stacks[0].replace_worker(WORKER_ENV | feeds[0])
+            for testbed, (_, stream), flow in zip(stacks, (one, other), flows, strict=True):
+                changes = await self._changes(testbed, flow)
+                self._compare_with(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
+                await testbed.stop_workers()
+        for turns in zip(costs[::2], costs[1::2], strict=True):
+            more = [with_feed["worker"] - without["worker"] for with_feed, without in turns]
+            ratios = [with_feed["Postgres"] / without["Postgres"] for with_feed, without in turns]
+            self.found[WORKER].append(statistics.mean(more) / self._arguments.rate * 1e6)
+            self.found[POSTGRES].append(statistics.geometric_mean(ratios))
 
     @asynccontextmanager
     async def _started(self, testbed: Testbed, *destinations: str) -> AsyncIterator[tuple[Feed, StreamReader]]:
@@ -236,7 +244,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--idle", type=float, default=40.0)
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--turns", type=int, default=5)
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
