@@ -114,13 +114,13 @@ class Trial:
             await asyncio.sleep(self._arguments.seconds)
             changes = await self._changes(testbed, flow)
             await self._note_arrivals(feed, len(changes))
-            self._compare_with(changes, TO_WEBHOOK, feed.webhook.follower(), flow)
+            self._note_differences(changes, TO_WEBHOOK, feed.webhook.follower(), flow)
             await self._publish_to_stream(testbed, feed, changes)
-            self._compare_with(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
+            self._note_differences(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
             self.found[RATE].append(len(changes) / stream.seconds if stream.seconds else 0.0)
             await testbed.stop_workers()
 
-    async def compare(self) -> None:
+    async def measure_cost(self) -> None:
         """Measure what a worker with the stream takes beside one without, at once: in two stacks, which take turns."""
         stacks = [Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0) for _ in range(2)]
         costs: list[list[Mapping[str, float]]] = []
@@ -142,7 +142,7 @@ class Trial:
             await stacks[0].replace_worker(WORKER_ENV | feeds[0])
             for testbed, (_, stream), flow in zip(stacks, (one, other), flows, strict=True):
                 changes = await self._changes(testbed, flow)
-                self._compare_with(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
+                self._note_differences(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
                 await testbed.stop_workers()
         for turns in zip(costs[::2], costs[1::2], strict=True):
             more = [with_feed["worker"] - without["worker"] for with_feed, without in turns]
@@ -170,7 +170,7 @@ class Trial:
         await testbed.wait_until_applied(testbed.urls, within_s=ARRIVED_WITHIN_S)
         return await ShardLogs().changes(dict(zip(testbed.stack.servers, testbed.urls, strict=True)))
 
-    def _compare_with(self, changes: Sequence[Change], name: str, follower: Follower, flow: Flow) -> None:
+    def _note_differences(self, changes: Sequence[Change], name: str, follower: Follower, flow: Flow) -> None:
         self.differences += find_differences(name, follower, changes, flow.plan.number_of)
 
     async def _stream_follower(self, stream: StreamReader, count: int) -> Follower:
@@ -222,7 +222,7 @@ async def run(arguments: argparse.Namespace) -> int:
     console, trial = open_console(piped_width=120), Trial(arguments)
     for _ in range(arguments.rounds):
         await trial.publish()
-    await trial.compare()
+    await trial.measure_cost()
     await trial.rest()
     medians = {what: statistics.median(values) for what, values in trial.found.items()}
     targets = [

@@ -34,8 +34,8 @@ OPERATIONS: Final = {
 class LogBatch(NamedTuple):
     """A row of `read_feed`: a batch, with its tenants that are there, and some of its rows by column, if it has any.
 
-    Numbers of rows are in binary, which is soon made and read; in arrays they are texts: of other types asyncpg would
-    ask the server first.
+    Numbers of rows are in binary, which is quick to make and to read. Those in arrays are texts: for arrays of other
+    types asyncpg would ask the server first.
     """
 
     timeline: str

@@ -85,7 +85,7 @@ class ReplicationWaiter:
     async def wait_for_read(self, shard_id: str, facts: ReplicationFacts) -> None:
         """Wait until everything is safe that an answer has shown; *facts* are of that answer.
 
-        Raises as `wait_for_operations`. Where no standby is awaited, the facts tell enough.
+        Raises as `wait_for_operations`. Mostly the facts tell enough: no standby is awaited, or each has all of it.
         """
         if not self._shard(shard_id).is_safe(facts):
             await self.wait_for_transaction(shard_id, facts.server)
@@ -135,7 +135,13 @@ class _ShardReplication:
             raise wait.error
 
     def is_safe(self, facts: ReplicationFacts) -> bool:
-        """Return whether everything is safe that was committed before *facts* were read; note them."""
+        """Return whether *facts* alone show that everything is safe that was committed before they were read.
+
+        An answer may be late, and its server gone: facts of another server than the last known one show nothing, and do
+        not take the place of its facts.
+        """
+        if self._watch.server not in (None, facts.server):
+            return False
         self._note(facts)
         return not facts.needs_write and not self._watch.standbys_behind(facts.position)
 

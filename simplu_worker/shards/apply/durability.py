@@ -109,6 +109,11 @@ class StandbyWatch:
         self._kept_up_at = {name: at for name, at in self._kept_up_at.items() if now - at <= GRACE_S}
 
     @property
+    def server(self) -> Server | None:
+        """The server of the newest facts."""
+        return None if self._facts is None else self._facts.server
+
+    @property
     def awaited(self) -> list[str]:
         """The names of the standbys that are awaited."""
         return sorted(self._kept_up_at)

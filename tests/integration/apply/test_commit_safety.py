@@ -192,6 +192,17 @@ async def test_what_another_run_has_shown_is_not_safe_once_a_standby_is_awaited(
             )
 
 
+async def test_late_answer_of_another_run_shows_nothing(make_shard: ShardMaker) -> None:
+    """Its server is gone: what it has shown may be lost, whatever it said of standbys."""
+    async with open_shard(await make_shard()) as shard:
+        await shard.wait_for_read(facts := await shard.facts())
+        late = replace(facts, server=Server("00000009", facts.server.started_at))
+        with pytest.raises(RetryableError, match="has another server now"):
+            await shard.commits.wait_for_read(SHARD_ID, late)
+        await shard.wait_for_read(facts)
+        assert shard.pools.look_count == 1
+
+
 async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
     """The server lost it, or is another one: the waiting caller must apply it again; others are not affected."""
     async with open_shard(await make_shard()) as shard:
