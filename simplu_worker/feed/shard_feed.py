@@ -25,7 +25,7 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
 from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
-from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_S, claim_delay_s
+from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_GRID_S, RENEW_S, claim_delay_s
 from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import END, POSITION_MAX, HeldTenant, Place
@@ -300,7 +300,7 @@ class ShardFeed:
         """Renew the row until cancelled, however long the reader waits for a standby."""
         while True:
             await self._renew()
-            await asyncio.sleep(max(aligned_time(self._renewed_at, RENEW_S) - loop_time(), 0.1))
+            await asyncio.sleep(max(aligned_time(self._renewed_at, RENEW_S, RENEW_GRID_S) - loop_time(), 0.1))
 
     async def _renew(self) -> None:
         asked_at = loop_time()

@@ -22,10 +22,10 @@ def shared_pause_s(now: float, interval_s: float) -> float:
     return interval_s + EARLY_S - (now + EARLY_S) % interval_s
 
 
-def aligned_time(since: float, interval_s: float) -> float:
+def aligned_time(since: float, interval_s: float, grid_s: float = GRID_S) -> float:
     """Return when to repeat work that began at *since*: the last grid time within *interval_s* + EARLY_S after it.
 
     Work that began at a grid time, up to EARLY_S early or a little late, gets the grid time *interval_s* later.
     """
     at = since + interval_s
-    return at if interval_s < INTERVAL_MIN_S or isinf(at) else floor((at + EARLY_S) / GRID_S) * GRID_S
+    return at if interval_s < INTERVAL_MIN_S or isinf(at) else floor((at + EARLY_S) / grid_s) * grid_s

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from simplu_worker.timing.aligned_times import EARLY_S, GRID_S, INTERVAL_MIN_S, aligned_time, shared_pause_s
 
 MILLISECOND_S = 0.001
+GRIDS = st.sampled_from([GRID_S, 5 * GRID_S])
 
 
-@given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_MIN_S, 60.0))
-def test_moment_is_in_time_and_little_early(since: float, interval_s: float) -> None:
-    """It may be a hundredth of a second late, or a tenth early."""
-    off_s = aligned_time(since, interval_s) - (since + interval_s)
-    assert EARLY_S - GRID_S - MILLISECOND_S < off_s < EARLY_S + MILLISECOND_S
+@given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_MIN_S, 60.0), grid_s=GRIDS)
+def test_moment_is_in_time_and_little_early(since: float, interval_s: float, grid_s: float) -> None:
+    """It may be a hundredth of a second late, or as early as the grid is wide."""
+    off_s = aligned_time(since, interval_s, grid_s) - (since + interval_s)
+    assert EARLY_S - grid_s - MILLISECOND_S < off_s < EARLY_S + MILLISECOND_S
 
 
 @given(
@@ -29,11 +30,11 @@ def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: fl
         assert aligned_time(wanted + turn - 1 + late_s, 1.0) == pytest.approx(wanted + turn, abs=2 * MILLISECOND_S)
 
 
-@given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_MIN_S, 60.0))
-def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float) -> None:
+@given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_MIN_S, 60.0), grid_s=GRIDS)
+def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float, grid_s: float) -> None:
     """All lie on the grid, from any start."""
-    moment = aligned_time(since, interval_s)
-    assert moment == pytest.approx(round(moment / GRID_S) * GRID_S, abs=MILLISECOND_S)
+    moment = aligned_time(since, interval_s, grid_s)
+    assert moment == pytest.approx(round(moment / grid_s) * grid_s, abs=MILLISECOND_S)
 
 
 @pytest.mark.parametrize(("since", "interval_s"), [(100.03, 0.205), (100.03, 0.0), (float("-inf"), 1.0)])
