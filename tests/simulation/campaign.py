@@ -33,12 +33,14 @@ CAMPAIGNS = Path(__file__).with_name("campaigns.json")
 RANGE = 1_000_000  # seeds of a process
 OF_DEFECTS = (Fault.FOREIGN, Fault.DEFECT)
 OF_MOVES = (Fault.MOVED, Fault.FAILOVER, Fault.STALE_SCAN, Fault.FALSE_END, Fault.PAUSED)  # the rest comes seldom
+OF_RESHARDS = (Fault.SPLIT, Fault.MERGED, Fault.KILLED, *OF_MOVES[1:])
 VARIABLES = {
     Weather.FAIR: "SIMULATION_SEED",
     Weather.STORM: "SIMULATION_STORM_SEED",
     Weather.GREAT_STORM: "SIMULATION_GREAT_STORM_SEED",
     Weather.DEFECTS: "SIMULATION_DEFECTS_SEED",
     Weather.MOVES: "SIMULATION_MOVES_SEED",
+    Weather.RESHARDS: "SIMULATION_RESHARDS_SEED",
     Weather.WHOLE: "SIMULATION_WHOLE_SEED",
 }
 
@@ -74,6 +76,8 @@ def expected_faults(weather: str) -> list[Fault]:
     """Return the faults that a weather has: in a campaign, none of them may change nothing."""
     if weather == Weather.MOVES:
         return list(OF_MOVES)
+    if weather == Weather.RESHARDS:
+        return list(OF_RESHARDS)
     return [one for one in Fault if one not in OF_DEFECTS or weather == Weather.DEFECTS]
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from simulation.defects import a_defect
 from simulation.disasters import STORMS, draw_trouble, storm, strike
 from simulation.moves import keep_moving, with_room_for_moves
+from simulation.reshards import keep_resharding, with_room_for_reshards
 from simulation.simulated_faults import Fault
 from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
@@ -35,6 +36,7 @@ BACKFILLED_AFTER_S = {
     Weather.STORM: 60.0,
     Weather.GREAT_STORM: 400.0,
     Weather.MOVES: 60.0,
+    Weather.RESHARDS: 240.0,
     Weather.DEFECTS: 240.0,
     Weather.WHOLE: 240.0,
 }
@@ -70,6 +72,8 @@ def simulate(
         plan = enlarged(plan, draws)
     if weather is Weather.MOVES:
         plan = with_room_for_moves(plan)
+    if weather is Weather.RESHARDS:
+        plan = with_room_for_reshards(plan)
     if weather is Weather.WHOLE:
         plan = whole_plan(plan, draws)
     with _retrying(seed), bounded_reads(draws, plan), a_world(draws, plan, make_fleet=make_fleet) as world:
@@ -153,6 +157,8 @@ async def _run(world: World) -> None:
         tasks.create_task(produce(world))
         if world.plan.weather is Weather.MOVES:
             tasks.create_task(keep_moving(world))
+        elif world.plan.weather is Weather.RESHARDS:
+            tasks.create_task(keep_resharding(world))
         elif world.plan.weather is Weather.WHOLE:
             tasks.create_task(live(world))
         elif world.plan.weather in STORMS:

@@ -4,9 +4,9 @@ Each seed is a history. Some of each weather but the great storm run in every te
 `simulation.campaign` runs as many as there is time for. The summary of the run says how many there were.
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
-SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED, SIMULATION_MOVES_SEED and
-SIMULATION_WHOLE_SEED do the same for histories in a storm, in a great one, with exceptions that nobody foresaw, of
-tenants that move, and of all that the product does.
+SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED, SIMULATION_MOVES_SEED,
+SIMULATION_RESHARDS_SEED and SIMULATION_WHOLE_SEED do the same for histories in a storm, in a great one, with exceptions
+that nobody foresaw, of tenants that move, of reshards, and of all that the product does.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ QUICK = {
     Weather.GREAT_STORM: 0,
     Weather.DEFECTS: 2,
     Weather.MOVES: 1,
+    Weather.RESHARDS: 1,
     Weather.WHOLE: 1,
 }
 FLOOR = {
@@ -44,6 +45,7 @@ FLOOR = {
     Weather.GREAT_STORM: 2,
     Weather.DEFECTS: 12,
     Weather.MOVES: 10,
+    Weather.RESHARDS: 10,
     Weather.WHOLE: 6,
 }
 BLOCK = {weather: max(count, 1) for weather, count in QUICK.items()}  # seeds of a test
@@ -125,6 +127,14 @@ def test_nothing_is_lost_doubled_or_out_of_order_when_anything_raises_anything(
 def test_nothing_is_lost_doubled_or_out_of_order_while_tenants_move(seeds: range, record_property: Note) -> None:
     """The same where tenants move all the time, and the shards that they leave and come to lose commits."""
     check(seeds, Weather.MOVES, record_property)
+
+
+@pytest.mark.parametrize("seeds", blocks_of(Weather.RESHARDS))
+def test_nothing_is_lost_doubled_or_out_of_order_while_stream_shards_are_split(
+    seeds: range, record_property: Note
+) -> None:
+    """The same where stream shards are split and merged all the time, and shards lose commits around that."""
+    check(seeds, Weather.RESHARDS, record_property)
 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.WHOLE))

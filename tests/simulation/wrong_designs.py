@@ -840,25 +840,27 @@ MORE_WRONG_DESIGNS = {
     "operations of a tenant stay in their lane when a catch-up comes to them": WrongDesign(
         _with_reader(dispatcher_class=KeepingDispatcher), weather=Weather.MOVES
     ),
-    "two catch-ups read for a tenant over its share": WrongDesign(_with_reader(catch_up_class=_TwiceReadingCatchUp)),
+    "two catch-ups read for a tenant over its share": WrongDesign(
+        _with_reader(catch_up_class=_TwiceReadingCatchUp), weather=Weather.RESHARDS
+    ),
     # Reshards
     "the list of pending tenants leaves out those in lanes": WrongDesign(
-        _with_reader(dispatcher_class=LanelessDispatcher, positions_class=None), _lose_nothing
+        _with_reader(dispatcher_class=LanelessDispatcher), weather=Weather.RESHARDS
     ),
     "the list of pending tenants is made before the end of reading": WrongDesign(
-        _with_reader(EarlyReader, positions_class=None), _lose_nothing
+        _with_reader(EarlyReader), weather=Weather.RESHARDS
     ),
     "children leave to their parents what is listed there": WrongDesign(
-        _with_reader(ownership_class=ConfidentOwnership), _lose_all_behind_splits
+        _with_reader(ownership_class=ConfidentOwnership), weather=Weather.RESHARDS
     ),
     "the parents are noted as done at their end": WrongDesign(
-        _with_reader(ownership_class=DoneOwnership), _lose_all_behind_splits
+        _with_reader(ownership_class=DoneOwnership), weather=Weather.RESHARDS
     ),
     "children do not read their grandparents' records again": WrongDesign(
-        _with_ancestry(GrandparentlessAncestry), _lose_all_behind_splits
+        _with_ancestry(GrandparentlessAncestry), weather=Weather.RESHARDS
     ),
     "children read the rows of their parents and do not write their own": WrongDesign(
-        _with_gateway(GlancingGateway), _lose_all_behind_splits
+        _with_gateway(GlancingGateway), weather=Weather.RESHARDS
     ),
     # Leases
     "a worker takes the owner in its copy of a lease for itself": WrongDesign(
@@ -875,7 +877,7 @@ MORE_WRONG_DESIGNS = {
         _with_reader(positions_class=WelcomingPositions), weather=Weather.STORM
     ),
     "a shard without a row lacks nothing": WrongDesign(
-        _with_reader(positions_class=RowlessPositions), weather=Weather.MOVES
+        _with_reader(positions_class=RowlessPositions), weather=Weather.RESHARDS
     ),
     "a row leaves out tenants without a shard": WrongDesign(
         _with_reader(positions_class=RoutedPositions), weather=Weather.MOVES
@@ -888,7 +890,7 @@ MORE_WRONG_DESIGNS = {
         _with_reader(positions_class=MixedPositions), weather=Weather.MOVES
     ),
     "a row names only the held tenants that the reader has seen": WrongDesign(
-        _with_reader(positions_class=AcquaintedPositions), weather=Weather.STORM
+        _with_reader(positions_class=AcquaintedPositions), weather=Weather.RESHARDS
     ),
     "a batch is applied whatever token its row has": WrongDesign(
         twist=_with_shards(BlindShards), weather=Weather.MOVES

@@ -1,0 +1,53 @@
+"""A simulated fleet whose stream shards are split and merged, while the Postgres shards lose commits."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from msgspec.structs import replace
+from simulation.disasters import kill, merge, split
+from simulation.moves import LOSSES, with_room_for_moves
+from simulation.simulated_network import Trouble
+from simulation.simulated_shards import SHARD_IDS
+from simulation.simulated_world import Plan, World
+
+EVERY_S = (0.3, 2.5)  # a reshard, a loss, or the death of a replica
+AGAIN_S = (0.1, 1.5)  # after which what happened may happen once more: to the children, or in the midst of a recovery
+AGAIN = 0.4
+LASTS_S = 12.0
+OPEN_MAX = 4
+
+
+def with_room_for_reshards(plan: Plan) -> Plan:
+    """Return a plan with more records, and fewer other things to happen; small pages let a parent's records last."""
+    return replace(
+        with_room_for_moves(plan), record_count=120, trouble_s=LASTS_S, stream_shard_count=plan.stream_shard_count
+    )
+
+
+async def keep_resharding(world: World) -> None:
+    """Split or merge stream shards, let a Postgres shard lose commits, or a replica die, every moment."""
+    world.network.trouble = Trouble(longest_s=0.05)
+    for tenant in world.shards.tenants.values():
+        tenant.created_at = world.loop.utc()
+    ends_at = world.loop.time() + LASTS_S
+    while world.loop.time() < ends_at:
+        await asyncio.sleep(world.draws.uniform(*EVERY_S))
+        happen = world.draws.choice([_reshard, _reshard, _lose, _lose, _replace])
+        happen(world)
+        if world.draws.random() < AGAIN:
+            world.loop.call_later(world.draws.uniform(*AGAIN_S), partial(happen, world))
+
+
+def _reshard(world: World) -> None:
+    (split if len(world.kinesis.stream.open_stream_shards) < OPEN_MAX else merge)(world)
+
+
+def _lose(world: World) -> None:
+    world.shards.fail_over(world.draws.choice(SHARD_IDS), world.draws.choice(LOSSES))
+
+
+def _replace(world: World) -> None:
+    kill(world)
+    world.start_replica()
