@@ -96,10 +96,14 @@ class StandbyWatch:
         return f"StandbyWatch(kept_up_at={self._kept_up_at}, flushed={self._flushed})"
 
     def note(self, facts: ReplicationFacts, *, now: float) -> None:
-        """Note the newest facts; those of another server, or another run of it, replace all earlier ones."""
+        """Note the newest facts; those of another server replace all earlier ones.
+
+        After a restart, standbys connect again within seconds. Until then one of them may become the primary.
+        """
         if self._facts is not None and facts.server != self._facts.server:
-            self._kept_up_at.clear()
             self._positions.clear()
+            if facts.server.timeline != self._facts.server.timeline:  # a promoted standby does not come back as one
+                self._kept_up_at.clear()
         self._facts = facts
         self._flushed = _flushed_by_name(facts.standbys)
         due = self._required_position(facts.position, now=now)
