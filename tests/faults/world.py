@@ -48,6 +48,7 @@ AGES: Final = re.compile(
     r"^simplu_(?:kinesis_lag|held_age|catch_up_lag|feed_lag)_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE
 )
 AGE_S: Final = 1.0
+SEEN_S: Final = 1.0  # a new standby that no worker has seen keep up is not awaited, and may lack what was acknowledged
 ASK_EVERY_S: Final = 0.1
 ASKED_RECENT: Final = 150
 LIBRARIES: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -256,6 +257,7 @@ class World:
         lost = sorted(await left_by(earlier) - kept)
         self.history.note("promoted", at=began_at, until=until, shard=shard.shard_id, lost=lost)
         await shard.renew(earlier)
+        await asyncio.sleep(SEEN_S)
         return len(lost)
 
     async def move(self, tenant: Any, number: int, *, killed_after_s: float | None = None) -> MoverEnd:
