@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import aiohttp
@@ -27,6 +28,8 @@ from support.postgres import faults as postgres
 from simplu_local.aws_server.faults import ClearFaults, Fault
 from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import ExpireIterators, KinesisFault
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.sqs.faults import ExpireReceipts, SqsFault
 from simplu_local.sqs.server import EXPIRED_RECEIPTS
 
@@ -98,11 +101,19 @@ async def terminated(world: World) -> AsyncIterator[Effect]:
     """End a worker with SIGTERM, which has to end with status 0."""
     async with world.one_worker() as worker:
         effect = Effect(int(worker.pid is not None))
+        await poll_until(partial(_heeds_sigterm, worker), within_s=STOP_WITHIN_S)
         await worker.stop(within_s=STOP_WITHIN_S)
         try:
             yield effect
         finally:
             worker.start()
+
+
+async def _heeds_sigterm(worker: WorkerProcess) -> bool:
+    """Return whether the process has handlers already: until then any program ends by the signal."""
+    status = Path(f"/proc/{worker.pid}/status").read_text(encoding="ascii")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 # The network
