@@ -111,7 +111,7 @@ async def terminated(world: World) -> AsyncIterator[Effect]:
 
 async def _heeds_sigterm(worker: WorkerProcess) -> bool:
     """Return whether the process has handlers already: until then any program ends by the signal."""
-    status = Path(f"/proc/{worker.pid}/status").read_text(encoding="ascii")
+    status = await asyncio.to_thread(Path(f"/proc/{worker.pid}/status").read_text)
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
