@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from msgspec.structs import replace
 from simulation.simulated_network import Trouble
@@ -34,13 +35,19 @@ def with_room_for_moves(plan: Plan) -> Plan:
 
 async def keep_moving(world: World) -> None:
     """Move a tenant every moment; around some of the moves a shard loses commits."""
+    async for _ in moments(world, EVERY_S, LASTS_S):
+        _move(world, world.draws.choice(list(world.shards.tenants.values())))
+
+
+async def moments(world: World, every_s: tuple[float, float], lasts_s: float) -> AsyncIterator[None]:
+    """Register all tenants and let the network be good; then yield every moment, for *lasts_s*."""
     world.network.trouble = Trouble(longest_s=0.05)
     for tenant in world.shards.tenants.values():
         tenant.created_at = world.loop.utc()
-    ends_at = world.loop.time() + LASTS_S
+    ends_at = world.loop.time() + lasts_s
     while world.loop.time() < ends_at:
-        await asyncio.sleep(world.draws.uniform(*EVERY_S))
-        _move(world, world.draws.choice(list(world.shards.tenants.values())))
+        await asyncio.sleep(world.draws.uniform(*every_s))
+        yield
 
 
 def _move(world: World, tenant: Tenant) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from msgspec.structs import replace
 from simulation.disasters import kill, merge, split
-from simulation.moves import LOSSES, with_room_for_moves
-from simulation.simulated_network import Trouble
+from simulation.moves import LOSSES, moments, with_room_for_moves
 from simulation.simulated_shards import SHARD_IDS
 from simulation.simulated_world import Plan, World
 
@@ -28,12 +26,7 @@ def with_room_for_reshards(plan: Plan) -> Plan:
 
 async def keep_resharding(world: World) -> None:
     """Split or merge stream shards, let a Postgres shard lose commits, or a replica die, every moment."""
-    world.network.trouble = Trouble(longest_s=0.05)
-    for tenant in world.shards.tenants.values():
-        tenant.created_at = world.loop.utc()
-    ends_at = world.loop.time() + LASTS_S
-    while world.loop.time() < ends_at:
-        await asyncio.sleep(world.draws.uniform(*EVERY_S))
+    async for _ in moments(world, EVERY_S, LASTS_S):
         happen = world.draws.choice([_reshard, _reshard, _lose, _lose, _replace])
         happen(world)
         if world.draws.random() < AGAIN:
@@ -41,7 +34,8 @@ async def keep_resharding(world: World) -> None:
 
 
 def _reshard(world: World) -> None:
-    (split if len(world.kinesis.stream.open_stream_shards) < OPEN_MAX else merge)(world)
+    has_room = len(world.kinesis.stream.open_stream_shards) < OPEN_MAX
+    (split if has_room else merge)(world)
 
 
 def _lose(world: World) -> None:
