@@ -89,8 +89,10 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
         runbook_url=settings.runbook_url,
     )
     async with AsyncExitStack() as stack:
-        port = await _serve_http(stack, settings, replica, letters)
+        serving = await stack.enter_async_context(AsyncExitStack())
+        port = await _serve_http(serving, settings, replica, letters)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
+        stack.push_async_callback(serving.aclose)  # before the parts that its answers are made of
         health = HealthRegistry()
         await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping)
         _show_parts(parts, health, replica)
@@ -219,7 +221,7 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
         tasks["citrus"] = watch.run
     elif isinstance(shards.locator, StaticMap):
         known = shards.locator.known_shards
-    tasks["prober"] = Prober(shards.pools, health, known=known).run
+    tasks["prober"] = Prober(shards.pools, health, shards.commits, known=known).run
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
     if parts.cache_admin is not None:

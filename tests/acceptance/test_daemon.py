@@ -217,6 +217,31 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
 
 @pytest.mark.slow(4)
 @in_stacks_loop
+async def test_no_answer_fails_while_the_worker_ends(stack: Stack) -> None:
+    """The server of the answers ends before what they are made of, such as the session to Citrus."""
+    statuses: set[int] = set()
+    numbers = itertools.count()
+
+    async def ask_on(worker: WorkerProcess) -> None:
+        while True:
+            path = f"/operations/late?businessId=nobody-{next(numbers)}&locationId=main"
+            try:
+                statuses.add((await get(worker, path, token=stack.env["API_TOKEN"]))[0])
+            except aiohttp.ClientError:
+                return
+
+    async with running_worker(stack) as worker, asyncio.TaskGroup() as askers:
+        for _ in range(8):
+            askers.create_task(ask_on(worker))
+        await asyncio.sleep(0.5)
+        worker.send_signal(signal.SIGTERM)
+        assert await ended(worker, within_s=GRACE_S) == 0, log_tail(worker.log_path)
+    assert statuses <= {200, 429, 503}
+    assert "http.failed" not in worker.log_path.read_text()
+
+
+@pytest.mark.slow(4)
+@in_stacks_loop
 async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) -> None:
     """Whatever it still waits for; SIGINT counts like SIGTERM."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="60") as worker:

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 import msgspec
-from faults.world import STOP_WITHIN_S, FaultyShard, MoverEnd, World, lock_rows
+from faults.world import STOP_WITHIN_S, FaultyShard, MoverEnd, UnseenError, World, lock_rows
 from support.network.fault_proxy import FaultProxy, http_answer
 from support.postgres import faults as postgres
 
@@ -82,7 +82,7 @@ async def killed(world: World) -> AsyncIterator[Effect]:
         try:
             yield effect
         finally:
-            worker.start()
+            await world.start_again(worker)
 
 
 @asynccontextmanager
@@ -106,7 +106,7 @@ async def terminated(world: World) -> AsyncIterator[Effect]:
         try:
             yield effect
         finally:
-            worker.start()
+            await world.start_again(worker)
 
 
 async def _heeds_sigterm(worker: WorkerProcess) -> bool:
@@ -188,6 +188,14 @@ async def _struck_shard(world: World) -> AsyncIterator[tuple[FaultyShard, Effect
 
 
 @asynccontextmanager
+async def _ended_server(world: World) -> AsyncIterator[tuple[FaultyShard, Effect]]:
+    """Yield as `_struck_shard` does: the standby connects again some time after the primary's start."""
+    async with world.shard_losing_standby() as shard:
+        with _counted(lambda: shard.door.asked_count) as effect:
+            yield shard, effect
+
+
+@asynccontextmanager
 async def frozen(world: World) -> AsyncIterator[Effect]:
     """Let a server hang."""
     async with _struck_shard(world) as (shard, effect), postgres.frozen(shard.primary):
@@ -197,14 +205,14 @@ async def frozen(world: World) -> AsyncIterator[Effect]:
 @asynccontextmanager
 async def crashed(world: World) -> AsyncIterator[Effect]:
     """End a server as a crash does, and start it again."""
-    async with _struck_shard(world) as (shard, effect), postgres.killed(shard.primary):
+    async with _ended_server(world) as (shard, effect), postgres.killed(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def restarted(world: World) -> AsyncIterator[Effect]:
     """Stop a server in order, and start it again."""
-    async with _struck_shard(world) as (shard, effect):
+    async with _ended_server(world) as (shard, effect):
         await shard.primary.stop()
         try:
             yield effect
@@ -252,17 +260,21 @@ async def locked(world: World) -> AsyncIterator[Effect]:
 async def promoted_stale(world: World) -> AsyncIterator[Effect]:
     """Promote a standby that lacks commits; sometimes the workers are killed with the primary."""
     # Without a move: where the standby lacks the end of a move, and nobody knew of it, two shards have the tenant.
-    async with world.moving, world.one_shard() as shard, AsyncExitStack() as workers:
-        if world.chance.random() < 0.3:
-            await workers.enter_async_context(killed(world))
-        lost_count = await world.promote(shard, lacking_s=world.chance.uniform(*LACKING_S))
+    async with world.moving, AsyncExitStack() as exit_stack:
+        struck = [await exit_stack.enter_async_context(world.one_worker())] if world.chance.random() < 0.3 else []
+        async with world.shard_losing_standby() as shard:
+            for worker in struck:
+                worker.kill()
+            lost_count = await world.promote(shard, lacking_s=world.chance.uniform(*LACKING_S))
+        for worker in struck:
+            await world.start_again(worker)
     yield Effect(lost_count)
 
 
 @asynccontextmanager
 async def promoted(world: World) -> AsyncIterator[Effect]:
     """Promote a standby that has everything."""
-    async with world.moving, world.one_shard() as shard:
+    async with world.moving, world.shard_losing_standby() as shard:
         await world.promote(shard, lacking_s=0.0)
     yield Effect(1)
 
@@ -428,7 +440,7 @@ async def moved(world: World) -> AsyncIterator[Effect]:
 @asynccontextmanager
 async def moved_and_promoted(world: World) -> AsyncIterator[Effect]:
     """Move a tenant, while a standby that lacks the last commits takes its primary's place."""
-    async with world.moving, world.one_shard() as shard, asyncio.TaskGroup() as tasks:
+    async with world.moving, world.shard_losing_standby() as shard, asyncio.TaskGroup() as tasks:
         tenant, number = world.next_move()
         tasks.create_task(world.move(tenant, number, killed_after_s=15.0))
         await asyncio.sleep(world.chance.uniform(0.2, 1.5))
@@ -534,8 +546,10 @@ async def run_episode(world: World, episode: Episode) -> None:
     async def have(name: str, after_s: float, for_s: float) -> None:
         await asyncio.sleep(after_s)
         world.history.note("nemesis", name=name, phase="begins")
-        async with WITH_CLOCKS[name](world) as effect:
-            await asyncio.sleep(for_s)
+        effect = Effect()
+        with suppress(UnseenError):
+            async with WITH_CLOCKS[name](world) as effect:
+                await asyncio.sleep(for_s)
         world.history.note("nemesis", name=name, phase="ended", struck=effect.count)
 
     await asyncio.sleep(episode.pause_s)

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -48,7 +49,8 @@ AGES: Final = re.compile(
     r"^simplu_(?:kinesis_lag|held_age|catch_up_lag|feed_lag)_seconds(?:\{[^}]*\})? (\S+)", re.MULTILINE
 )
 AGE_S: Final = 1.0
-SEEN_S: Final = 1.0  # a new standby that no worker has seen keep up is not awaited, and may lack what was acknowledged
+SAFETY_EVENT: Final = b"commit_safety.changed"
+SEEN_WITHIN_S: Final = 20.0  # by the prober or by a commit that waits; a worker that starts sees nothing for seconds
 ASK_EVERY_S: Final = 0.1
 ASKED_RECENT: Final = 150
 LIBRARIES: Final = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -63,6 +65,10 @@ class MoverEnd(Enum):
     FAILED = auto()
 
 
+class UnseenError(Exception):
+    """A worker has not seen the standby of a shard: the standby may lack what that worker acknowledges."""
+
+
 class FaultyShard(Struck):
     """A shard that Citrus names by its door, which leads to whatever server is the primary."""
 
@@ -70,6 +76,14 @@ class FaultyShard(Struck):
         super().__init__(testbed, How.CITRUS, number=number)
         self.door = FaultProxy(self.primary.url)
         self.in_use = asyncio.Lock()  # by what is done to its servers
+        self.is_whole = asyncio.Event()  # its standby is there: a worker that starts now sees it
+        self.is_whole.set()
+
+    def is_seen_in(self, log: bytes) -> bool:
+        """Return whether by its log a worker awaits the standby."""
+        lines = [line for line in log.splitlines() if SAFETY_EVENT in line and self.shard_id.encode() in line]
+        name = self.standby._cluster_name
+        return bool(lines) and any(name in standby for standby in msgspec.json.decode(lines[-1])["standbys"])
 
     def _name_address(self) -> None:
         self.door.lead_to(self.primary.url)
@@ -98,6 +112,7 @@ class World:
         self._begun_at = 0.0
         self._letter_count = 0
         self._log_sizes: list[int] = []
+        self._begin_of_run = [0] * WORKERS  # in the worker's log
         self._in_use = [asyncio.Lock() for _ in range(WORKERS)]
         self._resharding, self._is_split = asyncio.Lock(), False
         self._exit = AsyncExitStack()
@@ -232,6 +247,35 @@ class World:
         async with self._in_use[number]:
             yield self.workers[number]
 
+    @asynccontextmanager
+    async def shard_losing_standby(self) -> AsyncIterator[FaultyShard]:
+        """Yield a shard whose standby may be away meanwhile, when every worker awaits it; it is there in the end.
+
+        No worker starts meanwhile: it would not know of the standby. Raises `UnseenError`.
+        """
+        async with self.one_shard() as shard:
+            if not await poll_until(partial(self._is_seen, shard), within_s=SEEN_WITHIN_S):
+                raise UnseenError
+            shard.is_whole.clear()
+            try:
+                yield shard
+            finally:
+                await shard.standby.wait_streaming()
+                shard.is_whole.set()
+
+    async def _is_seen(self, shard: FaultyShard) -> bool:
+        for worker, begin in zip(self.workers, self._begin_of_run, strict=True):
+            if not shard.is_seen_in(await asyncio.to_thread(_read_from, worker.log_path, begin)):
+                return False
+        return True
+
+    async def start_again(self, worker: WorkerProcess) -> None:
+        """Start a worker that has ended, once every shard has its standby."""
+        while away := [shard for shard in self.shards if not shard.is_whole.is_set()]:
+            await away[0].is_whole.wait()
+        self._begin_of_run[self.workers.index(worker)] = worker.log_path.stat().st_size
+        worker.start()
+
     async def reshard(self) -> None:
         """Split the stream shards, or merge them again."""
         async with self._resharding:
@@ -257,7 +301,6 @@ class World:
         lost = sorted(await left_by(earlier) - kept)
         self.history.note("promoted", at=began_at, until=until, shard=shard.shard_id, lost=lost)
         await shard.renew(earlier)
-        await asyncio.sleep(SEEN_S)
         return len(lost)
 
     async def move(self, tenant: Any, number: int, *, killed_after_s: float | None = None) -> MoverEnd:
@@ -350,6 +393,12 @@ class World:
             members = {name: body.get(name) for name in ("status", "error", "reason", "readUpTo", "shardId")}
             members |= {"tenant": put["tenant"], "request": put["request"], "port": worker.port}
             self.history.note("answer", at=at, until=time.time(), **members)
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read()
 
 
 async def _age_s(worker: WorkerProcess) -> float:

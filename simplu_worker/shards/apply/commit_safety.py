@@ -6,7 +6,8 @@ replica without them, or a crash before they reached the disk, is noticed, and t
 positions of the write-ahead log are compared, and only while the server stays the same.
 
 All waiting commits share one statement, repeated after a growing pause while a standby is behind, and not sent while no
-commit waits. No fact about a server is kept that could be out of date.
+commit waits. No fact about a server is kept that could be out of date. Which standbys keep up is noted between commits
+too, from what others read: one that is away when the next commit waits is awaited.
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ class ReplicationWaiter:
         if not self._shard(shard_id).is_safe(facts):
             await self.wait_for_transaction(shard_id, facts.server)
 
+    def note(self, shard_id: str, facts: ReplicationFacts) -> None:
+        """Note the facts of an answer that no commit waited for."""
+        self._shard(shard_id).note_between(facts)
+
     def _shard(self, shard_id: str) -> _ShardReplication:
         shard = self._shards.get(shard_id)
         if shard is None:
@@ -144,6 +149,17 @@ class _ShardReplication:
             return False
         self._note(facts)
         return not facts.needs_write and not self._watch.standbys_behind(facts.position)
+
+    def note_between(self, facts: ReplicationFacts) -> None:
+        """Note *facts* unless they are of an earlier run: the answer may be late, and its server gone.
+
+        They are reported only where commits are waited for.
+        """
+        if self._watch.server is not None and facts.server < self._watch.server:
+            return
+        self._watch.note(facts, now=self._clock())
+        if self._reported is not None:
+            self._report()
 
     async def _check_all(self) -> None:
         waits = self._waits.copy()  # a wait that starts during the check is not part of it

@@ -26,8 +26,11 @@ GRACE_S: Final = 60.0  # how long such a standby is still awaited
 SPACING_S: Final = 1.0  # between the remembered positions
 
 
-class Server(msgspec.Struct, frozen=True):
-    """One run of one server on one timeline: positions in its log compare only with each other."""
+class Server(msgspec.Struct, frozen=True, order=True):
+    """One run of one server on one timeline: positions in its log compare only with each other.
+
+    Of two runs of one shard the earlier is less: a promotion begins a higher timeline.
+    """
 
     timeline: str
     started_at: datetime

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
@@ -66,7 +67,8 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     which the shard lacks records that the stream no longer has, and no person has accepted that. *moves* are those from
     this shard that have not ended or have just ended; None if they were not read. *awaited_types* are those without
     which tenants cannot be made here.
-    *is_upgrading* is whether `shards upgrade` runs there.
+    *is_upgrading* is whether `shards upgrade` runs there. *replication* is what decides how safe commits are; None on a
+    standby.
     """
 
     server_version: str
@@ -91,6 +93,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     moves: Sequence[MoveEntry] | None = None
     awaited_types: Sequence[AwaitedType] = ()
     is_upgrading: bool = False
+    replication: ReplicationFacts | None = None
 
 
 class ShardSilence(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 
 from simplu_worker.errors import WorkerError
+from simplu_worker.shards.apply.durability import facts_of
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator, ShardProbe
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.server_costs import ServerFacts, TableRows
@@ -98,6 +99,8 @@ async def _add_details(
     connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
 ) -> None:
     """Add to *facts* those that are not needed for using the shard, the most important first."""
+    if not facts["is_standby"] and (row := await _read_row(connection, "probe_replication")) is not None:
+        facts["replication"] = facts_of(list(row))
     try:
         schema = await check_schema(connection, address.shard_id)
     except ShardUnavailableError as exc:
@@ -140,14 +143,17 @@ async def _read_creators(connection: Connection) -> list[SchemaCreator]:
 
 
 async def _add_columns(connection: Connection, query: str, names: dict[str, str], facts: dict[str, Any]) -> None:
+    if (row := await _read_row(connection, query)) is not None:
+        facts |= {name: row[column] for column, name in names.items()}
+
+
+async def _read_row(connection: Connection, query: str) -> Any:
     try:
-        row = await connection.fetchrow(QUERIES[query])
+        return await connection.fetchrow(QUERIES[query])
     except asyncpg.PostgresError:
         if connection.is_closed():
             raise
-        return  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
-    if row is not None:
-        facts |= {name: row[column] for column, name in names.items()}
+        return None  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
 
 
 async def read_server_facts(pool: ShardPool, version_number: int) -> ServerFacts | None:

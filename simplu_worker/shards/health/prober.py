@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from simplu_worker.bulkheads import contain, note_trouble
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.metrics import instruments
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
@@ -36,13 +37,15 @@ Draw = Callable[[], float]
 class Prober:
     """The prober of all shards with a pool, and of those in *known*, which writes its observations into *registry*.
 
-    The pool also learns whether its shard answers. *known* lists the shards that may not have been used yet.
+    The pool also learns whether its shard answers, and *commits* which standbys keep up. *known* lists the shards that
+    may not have been used yet.
     """
 
     def __init__(
         self,
         pools: Pools,
         registry: HealthRegistry,
+        commits: ReplicationWaiter,
         *,
         known: Callable[[], Iterable[ShardAddress]] = tuple,
         healthy_pace: Pace = HEALTHY_PACE,
@@ -52,6 +55,7 @@ class Prober:
     ) -> None:
         self._pools = pools
         self._registry = registry
+        self._commits = commits
         self._known = known
         self._known_at = float("-inf")
         self._refused: set[str] = set()
@@ -131,8 +135,11 @@ class Prober:
         if pool is not None:
             counts_tenants = self._clock() - self._counted_at.get(shard_id, float("-inf")) > COUNT_TENANTS_S
             result = await inspect_shard(pool, counts_tenants=counts_tenants)
-            if isinstance(result, ShardProbe) and result.tenant_count is not None:
-                self._counted_at[shard_id] = self._clock()
+            if isinstance(result, ShardProbe):
+                if result.tenant_count is not None:
+                    self._counted_at[shard_id] = self._clock()
+                if result.replication is not None:
+                    self._commits.note(shard_id, result.replication)
             self._registry.note_probe(shard_id, result)
             fails = isinstance(result, ShardSilence) or not pool.is_healthy
         return fails

@@ -38,6 +38,8 @@ from simplu_worker.shards.apply.durability import (
     Standby,
     facts_of,
 )
+from simplu_worker.shards.health.prober import Prober
+from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -203,6 +205,18 @@ async def test_late_answer_of_another_run_shows_nothing(make_shard: ShardMaker) 
         assert shard.pools.look_count == 1
 
 
+async def test_standbys_are_noted_between_commits_unless_the_answer_is_of_an_earlier_run(
+    make_shard: ShardMaker,
+) -> None:
+    """Of a server that is gone by then; the standbys of a later run replace all others."""
+    async with open_shard(await make_shard()) as shard:
+        await shard.wait_for_read(facts := await shard.facts())
+        seen = replace(facts, standbys=(Standby("s", "streaming", 0),))
+        for timeline, safety in (("00000000", "volatile"), ("00000009", "replicated")):
+            shard.commits.note(SHARD_ID, replace(seen, server=Server(timeline, facts.server.started_at)))
+            assert shard.safety == [safety]
+
+
 async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
     """The server lost it, or is another one: the waiting caller must apply it again; others are not affected."""
     async with open_shard(await make_shard()) as shard:
@@ -295,6 +309,24 @@ async def test_what_is_read_is_safe_once_the_standby_has_it(shard: Shard, pair: 
     task = shard.wait_for_read(await shard.facts())
     await shard.looks_in_vain(task)
     pair.standby.resume()
+    await task
+
+
+async def test_standby_that_the_prober_has_seen_is_awaited_when_it_is_away(shard: Shard, pair: Pair) -> None:
+    """Else a worker whose first message for a shard comes while a standby is away would not know of it."""
+    registry = HealthRegistry()
+    prober = asyncio.create_task(Prober(shard.pools, registry, shard.commits).run())
+    await eventually(lambda: any(health.observation.probe for health in registry.by_shard_id.values()))
+    prober.cancel()
+    registry.end(SHARD_ID)
+    await pair.standby.stop()
+    try:
+        operations = await shard.applied()
+        task = shard.wait_for(operations)
+        await shard.looks_in_vain(task)
+        await ReplicationWaiter(shard.pools).wait_for_operations(SHARD_ID, operations)  # which has seen nothing
+    finally:
+        await pair.standby.start()
     await task
 
 

@@ -25,6 +25,7 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.network_errors import NO_SERVER
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.health.assessment import (
     Health,
     ShardObservation,
@@ -65,7 +66,7 @@ async def looking(pools: Pools) -> AsyncIterator[HealthRegistry]:
     """Let a prober run, and give its registry."""
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
-        prober = tasks.create_task(Prober(pools, book).run())
+        prober = tasks.create_task(Prober(pools, book, ReplicationWaiter(pools)).run())
         yield book
         prober.cancel()
     for shard_id in list(book.by_shard_id):
@@ -246,7 +247,7 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
         probe = await well(pools, theirs)
     finally:
         await execute(address.connection_string, "GRANT SELECT ON pg_stat_replication, pg_stat_activity TO public")
-    assert (probe.connections_max, probe.standby_count, probe.lag_s) == (None, None, None)
+    assert (probe.connections_max, probe.standby_count, probe.lag_s, probe.replication) == (None, None, None, None)
     assert assess(ShardObservation(probe=probe)).state is ShardState.HEALTHY
     assert pools.ensure_pool(theirs).is_healthy
 
@@ -344,6 +345,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
                 roles.append(role_of(probe))
                 assert (probe.lag_bytes or 0) < 10_000_000
                 assert probe.standby_count == (1 if server is primary else 0)
+                assert (probe.replication is None) == (server is standby)
             assert roles == ["primary", "standby"]
             await standby.fall_behind()
             await execute(primary.url, "CREATE TABLE missed AS SELECT generate_series(1, 1000) AS number")
@@ -386,7 +388,7 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
     now = 0.0
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
-        prober = Prober(pools, book, known=lambda: known, clock=lambda: now)
+        prober = Prober(pools, book, ReplicationWaiter(pools), known=lambda: known, clock=lambda: now)
         running = tasks.create_task(prober.run())
         await comes_to(book, "refused-1", is_(ShardState.LOST))
         assert book.by_shard_id["refused-1"].problems == {ShardProblem.REFUSED}
@@ -410,7 +412,7 @@ async def test_prober_leaves_the_address_of_a_pool_alone(pools: Pools, make_shar
     former = ShardAddress("used-1", "postgresql://u@127.0.0.1:1/former")
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(Prober(pools, book, known=lambda: [former]).run())
+        running = tasks.create_task(Prober(pools, book, ReplicationWaiter(pools), known=lambda: [former]).run())
         await comes_to(book, "used-1", is_(ShardState.HEALTHY))
         running.cancel()
     assert used.address.connection_string != former.connection_string
