@@ -33,6 +33,7 @@ CAMPAIGNS = Path(__file__).with_name("campaigns.json")
 RANGE = 1_000_000  # seeds of a process
 OF_DEFECTS = (Fault.FOREIGN, Fault.DEFECT)
 OF_MOVES = (Fault.MOVED, Fault.FAILOVER, Fault.STALE_SCAN, Fault.FALSE_END, Fault.PAUSED)  # the rest comes seldom
+OF_FEEDS = (Fault.KILLED, *OF_MOVES)
 OF_RESHARDS = (Fault.SPLIT, Fault.MERGED, Fault.KILLED, *OF_MOVES[1:])
 VARIABLES = {
     Weather.FAIR: "SIMULATION_SEED",
@@ -41,6 +42,7 @@ VARIABLES = {
     Weather.DEFECTS: "SIMULATION_DEFECTS_SEED",
     Weather.MOVES: "SIMULATION_MOVES_SEED",
     Weather.RESHARDS: "SIMULATION_RESHARDS_SEED",
+    Weather.FEEDS: "SIMULATION_FEEDS_SEED",
     Weather.WHOLE: "SIMULATION_WHOLE_SEED",
 }
 
@@ -78,6 +80,8 @@ def expected_faults(weather: str) -> list[Fault]:
         return list(OF_MOVES)
     if weather == Weather.RESHARDS:
         return list(OF_RESHARDS)
+    if weather == Weather.FEEDS:
+        return list(OF_FEEDS)
     return [one for one in Fault if one not in OF_DEFECTS or weather == Weather.DEFECTS]
 
 

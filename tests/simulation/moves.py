@@ -36,7 +36,7 @@ def with_room_for_moves(plan: Plan) -> Plan:
 async def keep_moving(world: World) -> None:
     """Move a tenant every moment; around some of the moves a shard loses commits."""
     async for _ in moments(world, EVERY_S, LASTS_S):
-        _move(world, world.draws.choice(list(world.shards.tenants.values())))
+        move(world, world.draws.choice(list(world.shards.tenants.values())))
 
 
 async def moments(world: World, every_s: tuple[float, float], lasts_s: float) -> AsyncIterator[None]:
@@ -50,7 +50,7 @@ async def moments(world: World, every_s: tuple[float, float], lasts_s: float) ->
         yield
 
 
-def _move(world: World, tenant: Tenant) -> None:
+def move(world: World, tenant: Tenant) -> None:
     """Move a tenant to the other shard, and perhaps let one of the two lose commits around that."""
     draws, loop, source = world.draws, world.loop, tenant.shard_id
     target = next(shard_id for shard_id in SHARD_IDS if shard_id != source)

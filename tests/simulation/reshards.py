@@ -27,7 +27,7 @@ def with_room_for_reshards(plan: Plan) -> Plan:
 async def keep_resharding(world: World) -> None:
     """Split or merge stream shards, let a Postgres shard lose commits, or a replica die, every moment."""
     async for _ in moments(world, EVERY_S, LASTS_S):
-        happen = world.draws.choice([_reshard, _reshard, _lose, _lose, _replace])
+        happen = world.draws.choice([_reshard, _reshard, lose, lose, replace_replica])
         happen(world)
         if world.draws.random() < AGAIN:
             world.loop.call_later(world.draws.uniform(*AGAIN_S), partial(happen, world))
@@ -38,10 +38,12 @@ def _reshard(world: World) -> None:
     (split if has_room else merge)(world)
 
 
-def _lose(world: World) -> None:
+def lose(world: World) -> None:
+    """Let a Postgres shard lose its last commits."""
     world.shards.fail_over(world.draws.choice(SHARD_IDS), world.draws.choice(LOSSES))
 
 
-def _replace(world: World) -> None:
+def replace_replica(world: World) -> None:
+    """Kill a replica, and start another."""
     kill(world)
     world.start_replica()

@@ -68,6 +68,7 @@ class Weather(StrEnum):
     DEFECTS = "defects"  # what was drawn, and exceptions that nobody foresaw: by the doors to services, and in our code
     MOVES = "moves"  # little of the rest: tenants move, and shards lose commits around that
     RESHARDS = "reshards"  # little of the rest: stream shards are split and merged, and shards lose commits around that
+    FEEDS = "feeds"  # little of the rest: tenants move, publishers die, the feed's file changes, shards lose commits
     WHOLE = "whole"  # all that the product does: order events beside the stream, the feed, moves, clocks that are wrong
 
 

@@ -14,6 +14,7 @@ from random import Random
 from msgspec.structs import replace
 from simulation.defects import a_defect
 from simulation.disasters import STORMS, draw_trouble, storm, strike
+from simulation.feeds import keep_publishing, with_room_for_feeds
 from simulation.moves import keep_moving, with_room_for_moves
 from simulation.reshards import keep_resharding, with_room_for_reshards
 from simulation.simulated_faults import Fault
@@ -37,6 +38,7 @@ BACKFILLED_AFTER_S = {
     Weather.GREAT_STORM: 400.0,
     Weather.MOVES: 60.0,
     Weather.RESHARDS: 240.0,
+    Weather.FEEDS: 240.0,
     Weather.DEFECTS: 240.0,
     Weather.WHOLE: 240.0,
 }
@@ -74,6 +76,8 @@ def simulate(
         plan = with_room_for_moves(plan)
     if weather is Weather.RESHARDS:
         plan = with_room_for_reshards(plan)
+    if weather is Weather.FEEDS:
+        plan = with_room_for_feeds(plan, draws)
     if weather is Weather.WHOLE:
         plan = whole_plan(plan, draws)
     with _retrying(seed), bounded_reads(draws, plan), a_world(draws, plan, make_fleet=make_fleet) as world:
@@ -159,6 +163,8 @@ async def _run(world: World) -> None:
             tasks.create_task(keep_moving(world))
         elif world.plan.weather is Weather.RESHARDS:
             tasks.create_task(keep_resharding(world))
+        elif world.plan.weather is Weather.FEEDS:
+            tasks.create_task(keep_publishing(world))
         elif world.plan.weather is Weather.WHOLE:
             tasks.create_task(live(world))
         elif world.plan.weather in STORMS:

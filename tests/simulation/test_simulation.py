@@ -5,8 +5,9 @@ Each seed is a history. Some of each weather but the great storm run in every te
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
 SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED, SIMULATION_MOVES_SEED,
-SIMULATION_RESHARDS_SEED and SIMULATION_WHOLE_SEED do the same for histories in a storm, in a great one, with exceptions
-that nobody foresaw, of tenants that move, of reshards, and of all that the product does.
+SIMULATION_RESHARDS_SEED, SIMULATION_FEEDS_SEED and SIMULATION_WHOLE_SEED do the same for histories in a storm, in a great
+one, with exceptions that nobody foresaw, of tenants that move, of reshards, of the feed, and of all that the product
+does.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ QUICK = {
     Weather.DEFECTS: 2,
     Weather.MOVES: 1,
     Weather.RESHARDS: 1,
+    Weather.FEEDS: 1,
     Weather.WHOLE: 1,
 }
 FLOOR = {
@@ -46,6 +48,7 @@ FLOOR = {
     Weather.DEFECTS: 12,
     Weather.MOVES: 10,
     Weather.RESHARDS: 10,
+    Weather.FEEDS: 10,
     Weather.WHOLE: 6,
 }
 BLOCK = {weather: max(count, 1) for weather, count in QUICK.items()}  # seeds of a test
@@ -135,6 +138,12 @@ def test_nothing_is_lost_doubled_or_out_of_order_while_stream_shards_are_split(
 ) -> None:
     """The same where stream shards are split and merged all the time, and shards lose commits around that."""
     check(seeds, Weather.RESHARDS, record_property)
+
+
+@pytest.mark.parametrize("seeds", blocks_of(Weather.FEEDS))
+def test_feed_tells_all_in_order_while_it_changes_hands(seeds: range, record_property: Note) -> None:
+    """As below, where tenants move, publishers die, the file changes and shards lose commits all the time."""
+    check(seeds, Weather.FEEDS, record_property)
 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.WHOLE))

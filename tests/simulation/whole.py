@@ -137,8 +137,13 @@ async def _change_file(world: World) -> None:
     """Take a receiver out of the file of all replicas, and put it back."""
     for _ in range(world.draws.randint(0, 3)):
         await asyncio.sleep(world.draws.uniform(0, world.plan.trouble_s / 2))
-        world.left_out ^= {world.draws.choice(world.receivers).name}
-        use_file(world)
+        change_file(world)
+
+
+def change_file(world: World) -> None:
+    """Take a receiver out of the file of all replicas, or put it back."""
+    world.left_out ^= {world.draws.choice(world.receivers).name}
+    use_file(world)
 
 
 def end_faults_of_feed(world: World) -> None:

@@ -174,8 +174,8 @@ def _trust_commits(world: World) -> None:
     world.make_commits = _HastyCommits
 
 
-def _design(twist: Twist, *, seed: int = 0) -> WrongDesign:
-    return WrongDesign(twist=twist, weather=Weather.WHOLE, seed=seed)
+def _design(twist: Twist, *, weather: Weather = Weather.WHOLE, seed: int = 0) -> WrongDesign:
+    return WrongDesign(twist=twist, weather=weather, seed=seed)
 
 
 WRONG_IN_WHOLE = {
@@ -192,10 +192,16 @@ WRONG_IN_WHOLE = {
 # Not in each run: they take too many histories, or none that notices them is known.
 MORE_WRONG_IN_WHOLE = {
     "the feed publishes commits that may be lost": _design(_with_feed(_UnsafeShardFeed)),
-    "the feed of a target trusts a cursor that may go back": _design(_with_feed(_CredulousShardFeed)),
+    "the feed of a target trusts a cursor that may go back": _design(
+        _with_feed(_CredulousShardFeed), weather=Weather.FEEDS
+    ),
     "no incarnation begins with a promotion": _design(_with_server(_OneRunServer), seed=23),
     "a cursor is written on a server that was promoted since": _design(_with_server(_CarelessServer)),
     "a restore leaves the tokens of the rows that it lowers": _design(_with_shards(_KnownShards), seed=38),
-    "a run is noted for destinations that are out of the file": _design(_with_server(_NotingServer)),
-    "a publisher takes what it remembers for all that came": _design(_with_feed(destination_feed_class=_SureFeed)),
+    "a run is noted for destinations that are out of the file": _design(
+        _with_server(_NotingServer), weather=Weather.FEEDS
+    ),
+    "a publisher takes what it remembers for all that came": _design(
+        _with_feed(destination_feed_class=_SureFeed), weather=Weather.FEEDS
+    ),
 }
