@@ -20,11 +20,11 @@ from simplu_worker.feed.places import Place
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.uuid7 import EPOCH
 
-LEASE_S: Final = 7.0  # without a renewal another replica may publish
-RENEW_S: Final = 3.0  # an idle shard costs this statement alone, which tells whether there is more to read
+LEASE_S: Final = 8.0  # without a renewal another replica may publish
+RENEW_S: Final = 4.0  # an idle shard costs this statement alone, which tells whether there is more to read
 RENEW_GRID_S: Final = 0.5  # those of many shards are sent together: by 0.1 s, eighty shards took a third more
 MARGIN_S: Final = 0.5  # before the end of the lease nothing is published any more
-CLAIM_DELAY_MAX_S: Final = 2.0  # so that a killed publisher is replaced within LEASE_S + this
+CLAIM_DELAY_MAX_S: Final = 1.2  # so that a killed publisher is replaced within LEASE_S + this
 EVEN_SHARDS: Final = 8  # with so many shards a replica waits for half of that
 BOUNDS_MAX: Final = 16  # incarnations that an event names
 TIME_DIGITS: Final = 12  # of an incarnation's id: milliseconds, as `claim_feed` writes them

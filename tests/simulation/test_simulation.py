@@ -5,9 +5,9 @@ Each seed is a history. Some of each weather but the great storm run in every te
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
 SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED, SIMULATION_MOVES_SEED,
-SIMULATION_RESHARDS_SEED, SIMULATION_FEEDS_SEED and SIMULATION_WHOLE_SEED do the same for histories in a storm, in a great
-one, with exceptions that nobody foresaw, of tenants that move, of reshards, of the feed, and of all that the product
-does.
+SIMULATION_RESHARDS_SEED, SIMULATION_FEEDS_SEED and SIMULATION_WHOLE_SEED do the same for histories in a storm, in a
+great one, with exceptions that nobody foresaw, of tenants that move, of reshards, of the feed, and of all that the
+product does.
 """
 
 from __future__ import annotations

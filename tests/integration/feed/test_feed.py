@@ -16,6 +16,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import Feed
+from simplu_worker.feed.incarnations import RENEW_S
 from simplu_worker.feed.places import END, Place
 from simplu_worker.feed.rows import LoadedFeed, claim, load, read_log, write_cursors
 from simplu_worker.feed.types import (
@@ -390,10 +391,11 @@ async def test_publisher_writes_nothing_when_another_one_has_the_row(
         before = await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors")
         await fetch(
             case.pool,
-            "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + interval '4 s'",
+            "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
+            timedelta(seconds=RENEW_S + 1.5),
         )
         await case.apply(case.operation("create", "r2", {}))
-        await asyncio.sleep(3)
+        await asyncio.sleep(RENEW_S + 0.5)
         assert await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors") == before
         assert feed.published_count == 0
         await receiver.until_count(2)
