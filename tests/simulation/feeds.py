@@ -12,22 +12,27 @@ from simulation.reshards import lose, replace_replica
 from simulation.simulated_world import Plan, WholePlan, World
 from simulation.whole import change_file, whole_plan
 
-EVERY_S = (0.2, 2.0)  # a move, a loss, the death of a publisher, or another file
+EVERY_S = (0.3, 3.0)  # a move, a loss, the death of a publisher, another file, a silent receiver
 AGAIN_S = (0.05, 1.5)  # after which what happened may happen once more: while the last one is being made good
 AGAIN = 0.4
-LASTS_S = 20.0  # a dead publisher is replaced after seconds
+LASTS_S = 30.0  # a dead publisher is replaced after nine
+SILENT_S = (0.5, 8.0)
+UNREPLICATED = 0.5  # of the histories: what was published may be lost
 
 
 def with_room_for_feeds(plan: Plan, draws: Random) -> WholePlan:
     """Return a plan with the feed, without order events, and with fewer other things to happen."""
     whole = whole_plan(with_room_for_moves(plan), draws)
-    return replace(whole, order_count=0, has_feed=True, record_count=120, trouble_s=LASTS_S)
+    is_replicated = draws.random() >= UNREPLICATED
+    return replace(
+        whole, order_count=0, has_feed=True, is_replicated=is_replicated, record_count=120, trouble_s=LASTS_S
+    )
 
 
 async def keep_publishing(world: World) -> None:
-    """Move a tenant, let a shard lose commits, a replica die, or a receiver leave the file, every moment."""
+    """Move a tenant, let a shard lose commits, a replica die, a receiver leave the file or be silent, every moment."""
     async for _ in moments(world, EVERY_S, LASTS_S):
-        happen = world.draws.choice([_move, _move, lose, lose, replace_replica, change_file])
+        happen = world.draws.choice([_move, _move, lose, lose, replace_replica, change_file, _silence])
         happen(world)
         if world.draws.random() < AGAIN:
             world.loop.call_later(world.draws.uniform(*AGAIN_S), partial(happen, world))
@@ -36,3 +41,10 @@ async def keep_publishing(world: World) -> None:
 
 def _move(world: World) -> None:
     move(world, world.draws.choice(list(world.shards.tenants.values())))
+
+
+def _silence(world: World) -> None:
+    """Let a receiver answer nobody for a while, so that it has less than the other."""
+    name = world.draws.choice(world.receivers).name
+    world.network.down.add(name)
+    world.loop.call_later(world.draws.uniform(*SILENT_S), world.network.down.discard, name)
