@@ -113,7 +113,8 @@ def _suspend(world: World) -> None:
         world.loop.call_later(delay_s, resume)
 
 
-def _retire(world: World) -> None:
+def retire(world: World) -> None:
+    """Stop a replica in order."""
     if alive := world.alive():
         replica = world.draws.choice(alive)
         world.network.faults.note(Fault.RETIRED, is_felt=bool(replica.running()))
@@ -202,7 +203,7 @@ EVENTS: tuple[Callable[[World], None], ...] = (
     kill,
     _suspend,
     _suspend,
-    _retire,
+    retire,
     _start,
     _start,
     split,
@@ -244,7 +245,7 @@ EVENTS_OF_GREAT_STORM: tuple[Callable[[World], None], ...] = (
     _flap,
     _suspend,
     _take_away,
-    _retire,
+    retire,
     _slow,
     _register,
 )

@@ -7,6 +7,7 @@ from functools import partial
 from random import Random
 
 from msgspec.structs import replace
+from simulation.disasters import retire
 from simulation.moves import moments, move, with_room_for_moves
 from simulation.reshards import lose, replace_replica
 from simulation.simulated_world import Plan, WholePlan, World
@@ -16,6 +17,7 @@ EVERY_S = (0.3, 3.0)  # a move, a loss, the death of a publisher, another file, 
 AGAIN_S = (0.05, 1.5)  # after which what happened may happen once more: while the last one is being made good
 AGAIN = 0.4
 LASTS_S = 30.0  # a dead publisher is replaced after nine
+LOST = 0.5  # of the hand-overs
 SILENT_S = (0.5, 8.0)
 UNREPLICATED = 0.5  # of the histories: what was published may be lost
 
@@ -30,9 +32,9 @@ def with_room_for_feeds(plan: Plan, draws: Random) -> WholePlan:
 
 
 async def keep_publishing(world: World) -> None:
-    """Move a tenant, let a shard lose commits, a replica die, a receiver leave the file or be silent, every moment."""
+    """Move a tenant, let a shard lose commits, a replica die or end, a receiver be silent or leave the file."""
     async for _ in moments(world, EVERY_S, LASTS_S):
-        happen = world.draws.choice([_move, _move, lose, lose, replace_replica, change_file, _silence])
+        happen = world.draws.choice([_move, _move, lose, lose, replace_replica, _hand_over, change_file, _silence])
         happen(world)
         if world.draws.random() < AGAIN:
             world.loop.call_later(world.draws.uniform(*AGAIN_S), partial(happen, world))
@@ -41,6 +43,14 @@ async def keep_publishing(world: World) -> None:
 
 def _move(world: World) -> None:
     move(world, world.draws.choice(list(world.shards.tenants.values())))
+
+
+def _hand_over(world: World) -> None:
+    """Let a replica end and another begin; often a shard loses commits before its next publisher has sent any."""
+    retire(world)
+    world.start_replica()
+    if world.draws.random() < LOST:
+        world.loop.call_later(world.draws.uniform(*AGAIN_S), lose, world)
 
 
 def _silence(world: World) -> None:
