@@ -74,6 +74,12 @@ class _SureFeed(DestinationFeed):
             self.memory.note_whole(Place(0, 0))
 
 
+class _SureShardFeed(ShardFeed):
+    @override
+    def _lose_row(self) -> None:
+        self._token = None
+
+
 class _LooseWindow(Window):
     @override
     def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
@@ -202,6 +208,6 @@ MORE_WRONG_IN_WHOLE = {
         _with_server(_NotingServer), weather=Weather.FEEDS
     ),
     "a publisher takes what it remembers for all that came": _design(
-        _with_feed(destination_feed_class=_SureFeed), weather=Weather.FEEDS
+        _with_feed(_SureShardFeed, _SureFeed), weather=Weather.FEEDS
     ),
 }
