@@ -42,7 +42,7 @@ def main() -> int:
         day = datetime.now(UTC).date().isoformat()
         campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
         campaigns.append({"day": day, "commit": arguments.commit, "seeds": list(ended)} | counted)
-        CAMPAIGNS.write_text(json.dumps(campaigns, indent=1) + "\n", encoding="utf-8")
+        CAMPAIGNS.write_text("[\n" + ",\n".join(map(json.dumps, campaigns)) + "\n]\n", encoding="utf-8")
     return status
 
 
