@@ -56,7 +56,7 @@ from simplu_worker.timing.waits import move_deadline, wait_any
 from simplu_worker.vocabulary import FeedData, FeedKind
 
 READ_MAX: Final = 500  # rows of a read, of which there are two in a window
-READ_PAUSE_S: Final = 0.12  # under load, so that many changes share a read, a check and a request
+READ_PAUSE_S: Final = 0.15  # under load, so that many changes share a read, a check and a request
 IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
 CURSOR_INTERVAL_S: Final = 0.5
 HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
