@@ -80,7 +80,8 @@ def models() -> str:
     unnoticed = [one for one in {*BY_DESIGN.values()} if histories_until_noticed(one) is None]
     tried = [histories_of(one) for one in unnoticed]
     return _table(head, rows) + (
-        f"\nThe {len(tried)} designs that were not noticed had from {min(tried):,} to {max(tried):,} histories so far.\n"
+        f"\nThe {len(tried)} designs that were not noticed had"
+        f" from {min(tried):,} to {max(tried):,} histories so far.\n"
         if tried
         else ""
     )
