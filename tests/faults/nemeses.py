@@ -180,17 +180,9 @@ async def half_answered(world: World, name: str) -> AsyncIterator[Effect]:
 
 
 @asynccontextmanager
-async def _struck_shard(world: World) -> AsyncIterator[tuple[FaultyShard, Effect]]:
+async def _struck(opening: AbstractAsyncContextManager[FaultyShard]) -> AsyncIterator[tuple[FaultyShard, Effect]]:
     """Yield a shard, and how often somebody asked its server for something meanwhile."""
-    async with world.one_shard() as shard:
-        with _counted(lambda: shard.door.asked_count) as effect:
-            yield shard, effect
-
-
-@asynccontextmanager
-async def _ended_server(world: World) -> AsyncIterator[tuple[FaultyShard, Effect]]:
-    """Yield as `_struck_shard` does: the standby connects again some time after the primary's start."""
-    async with world.shard_losing_standby() as shard:
+    async with opening as shard:
         with _counted(lambda: shard.door.asked_count) as effect:
             yield shard, effect
 
@@ -198,21 +190,21 @@ async def _ended_server(world: World) -> AsyncIterator[tuple[FaultyShard, Effect
 @asynccontextmanager
 async def frozen(world: World) -> AsyncIterator[Effect]:
     """Let a server hang."""
-    async with _struck_shard(world) as (shard, effect), postgres.frozen(shard.primary):
+    async with _struck(world.one_shard()) as (shard, effect), postgres.frozen(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def crashed(world: World) -> AsyncIterator[Effect]:
     """End a server as a crash does, and start it again."""
-    async with _ended_server(world) as (shard, effect), postgres.killed(shard.primary):
+    async with _struck(world.shard_losing_standby()) as (shard, effect), postgres.killed(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def restarted(world: World) -> AsyncIterator[Effect]:
     """Stop a server in order, and start it again."""
-    async with _ended_server(world) as (shard, effect):
+    async with _struck(world.shard_losing_standby()) as (shard, effect):
         await shard.primary.stop()
         try:
             yield effect
@@ -223,14 +215,14 @@ async def restarted(world: World) -> AsyncIterator[Effect]:
 @asynccontextmanager
 async def read_only(world: World) -> AsyncIterator[Effect]:
     """Let a server take no writes."""
-    async with _struck_shard(world) as (shard, effect), postgres.read_only(shard.primary):
+    async with _struck(world.one_shard()) as (shard, effect), postgres.read_only(shard.primary):
         yield effect
 
 
 @asynccontextmanager
 async def full(world: World) -> AsyncIterator[Effect]:
     """Take all connections of a server."""
-    async with _struck_shard(world) as (shard, effect), postgres.without_connections(shard.primary):
+    async with _struck(world.one_shard()) as (shard, effect), postgres.without_connections(shard.primary):
         yield effect
 
 

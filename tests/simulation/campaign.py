@@ -76,12 +76,9 @@ def run_lane(first_seed: int, seconds: float) -> LaneResult:
 
 def expected_faults(weather: str) -> list[Fault]:
     """Return the faults that a weather has: in a campaign, none of them may change nothing."""
-    if weather == Weather.MOVES:
-        return list(OF_MOVES)
-    if weather == Weather.RESHARDS:
-        return list(OF_RESHARDS)
-    if weather == Weather.FEEDS:
-        return list(OF_FEEDS)
+    narrow = {Weather.MOVES: OF_MOVES, Weather.RESHARDS: OF_RESHARDS, Weather.FEEDS: OF_FEEDS}
+    if weather in narrow:
+        return list(narrow[Weather(weather)])
     return [one for one in Fault if one not in OF_DEFECTS or weather == Weather.DEFECTS]
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from random import Random
 
 from msgspec.structs import replace
 from simulation.disasters import retire
-from simulation.moves import moments, move, with_room_for_moves
+from simulation.moves import happen_again, moments, move, with_room_for_moves
 from simulation.reshards import lose, replace_replica
 from simulation.simulated_world import Plan, WholePlan, World
 from simulation.whole import change_file, whole_plan
 
 EVERY_S = (0.3, 3.0)  # a move, a loss, the death of a publisher, another file, a silent receiver
 AGAIN_S = (0.05, 1.5)  # after which what happened may happen once more: while the last one is being made good
-AGAIN = 0.4
 LASTS_S = 30.0  # a dead publisher is replaced after nine
 LOST = 0.5  # of the hand-overs
 SILENT_S = (0.5, 8.0)
@@ -34,10 +32,7 @@ def with_room_for_feeds(plan: Plan, draws: Random) -> WholePlan:
 async def keep_publishing(world: World) -> None:
     """Move a tenant, let a shard lose commits, a replica die or end, a receiver be silent or leave the file."""
     async for _ in moments(world, EVERY_S, LASTS_S):
-        happen = world.draws.choice([_move, _move, lose, lose, replace_replica, _hand_over, change_file, _silence])
-        happen(world)
-        if world.draws.random() < AGAIN:
-            world.loop.call_later(world.draws.uniform(*AGAIN_S), partial(happen, world))
+        happen_again(world, [_move, _move, lose, lose, replace_replica, _hand_over, change_file, _silence], AGAIN_S)
     await asyncio.sleep(AGAIN_S[1])  # or the file would change after the repair
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from msgspec.structs import replace
 from simulation.simulated_network import Trouble
@@ -15,6 +15,7 @@ FENCED_S = (0.02, 0.3)
 LOSS = 0.3  # how likely a shard loses commits around a move
 LOSSES = (0, 1, 1, 2, 5, 1000)
 LASTS_S = 15.0
+AGAIN = 0.4
 
 
 def with_room_for_moves(plan: Plan) -> Plan:
@@ -48,6 +49,14 @@ async def moments(world: World, every_s: tuple[float, float], lasts_s: float) ->
     while world.loop.time() < ends_at:
         await asyncio.sleep(world.draws.uniform(*every_s))
         yield
+
+
+def happen_again(world: World, events: Sequence[Callable[[World], None]], again_s: tuple[float, float]) -> None:
+    """Let one of *events* happen, and often once more after *again_s*."""
+    happen = world.draws.choice(events)
+    happen(world)
+    if world.draws.random() < AGAIN:
+        world.loop.call_later(world.draws.uniform(*again_s), happen, world)
 
 
 def move(world: World, tenant: Tenant) -> None:

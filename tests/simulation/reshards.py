@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from msgspec.structs import replace
 from simulation.disasters import kill, merge, split
-from simulation.moves import LOSSES, moments, with_room_for_moves
+from simulation.moves import LOSSES, happen_again, moments, with_room_for_moves
 from simulation.simulated_shards import SHARD_IDS
 from simulation.simulated_world import Plan, World
 
 EVERY_S = (0.3, 2.5)  # a reshard, a loss, or the death of a replica
 AGAIN_S = (0.1, 1.5)  # after which what happened may happen once more: to the children, or in the midst of a recovery
-AGAIN = 0.4
 LASTS_S = 12.0
 OPEN_MAX = 4
 
@@ -27,10 +24,7 @@ def with_room_for_reshards(plan: Plan) -> Plan:
 async def keep_resharding(world: World) -> None:
     """Split or merge stream shards, let a Postgres shard lose commits, or a replica die, every moment."""
     async for _ in moments(world, EVERY_S, LASTS_S):
-        happen = world.draws.choice([_reshard, _reshard, lose, lose, replace_replica])
-        happen(world)
-        if world.draws.random() < AGAIN:
-            world.loop.call_later(world.draws.uniform(*AGAIN_S), partial(happen, world))
+        happen_again(world, [_reshard, _reshard, lose, lose, replace_replica], AGAIN_S)
 
 
 def _reshard(world: World) -> None:

@@ -99,8 +99,9 @@ async def _add_details(
     connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
 ) -> None:
     """Add to *facts* those that are not needed for using the shard, the most important first."""
-    if not facts["is_standby"] and (row := await _read_row(connection, "probe_replication")) is not None:
-        facts["replication"] = facts_of(list(row))
+    if (row := await _read_row(connection, "probe_standby" if facts["is_standby"] else "probe_primary")) is not None:
+        facts["lag_s"], facts["lag_bytes"], facts["standby_count"], *replication = row
+        facts["replication"] = facts_of(replication) if replication else None
     try:
         schema = await check_schema(connection, address.shard_id)
     except ShardUnavailableError as exc:
@@ -109,8 +110,6 @@ async def _add_details(
         facts["schema_version"] = None if schema is None else schema.version
     await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, facts)
     await _add_columns(connection, "probe_upgrade", {"is_upgrading": "is_upgrading"}, facts)
-    lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
-    await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
     version: int | None = facts.get("schema_version")
     if version is not None:
         facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
@@ -147,9 +146,9 @@ async def _add_columns(connection: Connection, query: str, names: dict[str, str]
         facts |= {name: row[column] for column, name in names.items()}
 
 
-async def _read_row(connection: Connection, query: str) -> Any:
+async def _read_row(connection: Connection, query: str, *arguments: object) -> Any:
     try:
-        return await connection.fetchrow(QUERIES[query])
+        return await connection.fetchrow(QUERIES[query], *arguments)
     except asyncpg.PostgresError:
         if connection.is_closed():
             raise
@@ -166,13 +165,8 @@ async def read_server_facts(pool: ShardPool, version_number: int) -> ServerFacts
 
 async def _read_facts(connection: Connection, version_number: int) -> ServerFacts | None:
     checkpoints = "count_checkpoints" if version_number >= OWN_CHECKPOINTER_SINCE else "count_checkpoints_before_17"
-    try:
-        counted = await connection.fetchrow(QUERIES[checkpoints])
-        row = await connection.fetchrow(QUERIES["probe_server_costs"], BUSY_TABLES)
-    except asyncpg.PostgresError:
-        if connection.is_closed():
-            raise
-        return None  # as above
+    counted = await _read_row(connection, checkpoints)
+    row = await _read_row(connection, "probe_server_costs", BUSY_TABLES)
     if row is None or counted is None or counted["timed"] is None:
         return None
     facts = dict(row) | {"tables": _tables.decode(row["tables"])}

@@ -64,10 +64,6 @@ ARRAY(
 -- pooler in front.
 SELECT :replication_facts, :unlogged;
 
--- name: probe_replication
--- How safe commits are, while none waits.
-SELECT :replication_facts;
-
 -- name: write_marker
 -- Write a message into the write-ahead log, to no table, and commit it once it is on disk here and, if the server
 -- names standbys, confirmed by them. All earlier commits are then as safe, such as those of the operations found in

@@ -86,11 +86,12 @@ SELECT
     0::bigint AS standby_count;
 
 -- name: probe_primary
--- How far the slowest standby is behind; null if there is none, or this role may not see it.
+-- How far the slowest standby is behind; null if there is none, or this role may not see it. With how safe commits are.
 SELECT
     extract(EPOCH FROM pg_catalog.max(replay_lag))::pg_catalog.float8 AS lag_s,
     pg_catalog.max(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), replay_lsn))::bigint AS lag_bytes,
-    pg_catalog.count(*) AS standby_count
+    pg_catalog.count(*) AS standby_count,
+    :replication_facts
 FROM pg_catalog.pg_stat_replication
 WHERE state IS DISTINCT FROM 'backup';
 
