@@ -1,13 +1,13 @@
 """Measure what the feed costs, how late its events arrive, and how many a replica publishes.
 
-    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--rounds 3] [--idle 40] [--turns 5]
+    python -m benchmarks.feeding [--rate 1000] [--seconds 30] [--rounds 3] [--turns 5]
 
 Puts a load on one shard and one replica, with a webhook, and measures the time from the commit to the arrival. Then the
 file gets a stream as a second destination, which begins with the oldest event, so that all of them are published at
 once, as fast as one replica can. The processor time is compared between two stacks at the same time, which take turns:
-in one the worker has a destination, in the other none. Under load that is the stream, as a webhook's request for each
-event takes a third of a core from what is measured; without load each stack has forty shards. Prints medians, and each
-value. Exit status 1 when a target is missed, or the receivers do not hold what the log has.
+in one the worker has the stream as its destination, in the other none: a webhook's request for each event would take a
+third of a core from what is measured. What an idle worker takes more is measured by `bench idling`. Prints medians, and
+each value. Exit status 1 when a target is missed, or the receivers do not hold what the log has.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ ARRIVED_WITHIN_S: Final = 120.0
 POSTGRES_MOST: Final = 1.15
 P99_MOST_S: Final = 0.2
 RATE_LEAST: Final = 5000.0
-IDLE_SHARDS: Final = 40
 PUBLISHED_SQL: Final = "SELECT batch_id >= $2 FROM feed_cursors WHERE destination = $1"
 TO_STREAM, TO_WEBHOOK = "stream", "webhook"  # names of destinations
 Env: TypeAlias = dict[str, str]
@@ -58,7 +57,6 @@ PUBLISHER: Final = "worker, an event at that rate, with all else that it does"
 RATE: Final = "events/s of one replica, stream"
 WORKER: Final = "worker, an operation more, stream"
 POSTGRES: Final = "Postgres, of an operation without, stream"
-IDLE: Final = f"worker, of a core more, {IDLE_SHARDS} idle shards"
 
 
 class Feed:
@@ -93,16 +91,6 @@ class Trial:
         self.found: defaultdict[str, list[float]] = defaultdict(list)  # by what was measured, of each round
         self.differences: list[str] = []
 
-    async def rest(self) -> None:
-        """Measure what an idle worker with the webhook takes more than one without."""
-        stacks = [Testbed(shards=IDLE_SHARDS, stream_shards=2, tenants_per_shard=1, replicas=0) for _ in range(2)]
-        async with self._started(stacks[0]) as (one, _), self._started(stacks[1]) as (other, _):
-            feeds = [await feed.env(TO_WEBHOOK) for feed in (one, other)]
-            for turns in await self._take_turns(stacks, feeds, self._arguments.idle):
-                self.found[IDLE].append(_mean_more(turns))
-            for testbed in stacks:
-                await testbed.stop_workers()
-
     async def publish(self) -> None:
         """Measure when events arrive at the webhook, and how fast they are published to the stream."""
         testbed = Testbed(shards=1, stream_shards=2, tenants_per_shard=4, replicas=0)
@@ -127,7 +115,7 @@ class Trial:
                 await execute(testbed.server().url, "SELECT pg_reload_conf()")
             flows = [self._start_flow(testbed) for testbed in stacks]
             feeds = [await feed.env(TO_STREAM) for feed, _ in (one, other)]
-            for turns in await self._take_turns(stacks, feeds, TURN_S):
+            for turns in await self._take_turns(stacks, feeds):
                 self.found[WORKER].append(_mean_more(turns) / self._arguments.rate * 1e6)
                 ratios = [with_feed["Postgres"] / without["Postgres"] for with_feed, without in turns]
                 self.found[POSTGRES].append(statistics.geometric_mean(ratios))
@@ -137,7 +125,7 @@ class Trial:
                 self._note_differences(changes, TO_STREAM, await self._stream_follower(stream, len(changes)), flow)
                 await testbed.stop_workers()
 
-    async def _take_turns(self, stacks: Sequence[Testbed], feeds: Sequence[Env], seconds: float) -> Sequence[Turns]:
+    async def _take_turns(self, stacks: Sequence[Testbed], feeds: Sequence[Env]) -> Sequence[Turns]:
         """Run a worker with the feed in one stack beside one without in the other, and then the other way round.
 
         Returns the shares of a processor, with and without, of each pair of turns.
@@ -148,7 +136,7 @@ class Trial:
             await asyncio.gather(chosen.replace_worker(WORKER_ENV | feeds[number]), beside.replace_worker(WORKER_ENV))
             await asyncio.sleep(WARM_UP_S)  # in which they catch up
             async with chosen.phase("with"), beside.phase("without"):
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(TURN_S)
             costs.append((chosen.phases[-1].processors, beside.phases[-1].processors))
         return [*zip(costs[::2], costs[1::2], strict=True)]
 
@@ -229,7 +217,6 @@ async def run(arguments: argparse.Namespace) -> int:
     for _ in range(arguments.rounds):
         await trial.publish()
     await trial.measure_cost()
-    await trial.rest()
     medians = {what: statistics.median(values) for what, values in trial.found.items()}
     targets = [
         PerformanceTarget(FIRST, medians[FIRST], unit="s"),
@@ -239,7 +226,6 @@ async def run(arguments: argparse.Namespace) -> int:
         PerformanceTarget(PUBLISHER, medians[PUBLISHER], unit="µs"),
         PerformanceTarget(WORKER, medians[WORKER], unit="µs"),
         PerformanceTarget(POSTGRES, medians[POSTGRES], most=POSTGRES_MOST),
-        PerformanceTarget(IDLE, medians[IDLE]),
     ]
     for target in targets:
         rounds = ", ".join(format_number(value, target.unit) for value in trial.found[target.what])
@@ -257,7 +243,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1000.0)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--idle", type=float, default=40.0)
     parser.add_argument("--turns", type=int, default=5)
     sys.exit(asyncio.run(run(parser.parse_args())))
 

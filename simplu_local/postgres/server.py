@@ -44,6 +44,7 @@ INITIAL_DATA_VARIABLE = "STACK_INITIAL_DATA"  # for tests, which start hundreds 
 COPY = "/bin/cp"
 SETTINGS = {
     "fsync": "off",  # the folder is removed with the process
+    "wal_init_zero": "off",  # or each new WAL file is written twice
     "shared_buffers": "16MB",
     "max_connections": "100",
     "listen_addresses": HOST,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import Final, NamedTuple
@@ -25,6 +25,7 @@ from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import TargetKind
 
 LIST_S: Final = 60.0  # between two looks for new shards
+FIRST_PAUSE_S: Final = 0.02  # between the first connections to shards: 500 at once were all too late
 MEASURE_S: Final = 2.0
 
 log = structlog.get_logger(__name__)
@@ -105,23 +106,38 @@ class Feed:
             running: dict[str, asyncio.Task[None]] = {}
             async with asyncio.TaskGroup() as tasks:
                 listed_at = float("-inf")
-                while not (stopping.is_set() or self._reloading.is_set()):
+                while not self._is_ending(stopping):
                     if loop_time() >= listed_at + LIST_S:
                         listed_at = loop_time()
-                        for shard_id in await self._list_shards():
-                            if shard_id not in running or running[shard_id].done():
-                                one = self._shards.setdefault(shard_id, self._shard_feed(shard_id))
-                                work = partial(one.run, opened, ending)
-                                running[shard_id] = tasks.create_task(
-                                    keep_running(
-                                        TargetKind.SHARD, shard_id, "feed", work, stopping=ending, draw=self._draw
-                                    ),
-                                    name=f"feed:{shard_id}",
-                                )
+                        async for shard in self._missing_shards(running, stopping):
+                            work = partial(shard.run, opened, ending)
+                            running[shard.shard_id] = tasks.create_task(
+                                keep_running(
+                                    TargetKind.SHARD, shard.shard_id, "feed", work, stopping=ending, draw=self._draw
+                                ),
+                                name=f"feed:{shard.shard_id}",
+                            )
                     self._measure()
                     await wait_any(stopping, self._reloading, within_s=MEASURE_S)
                 ending.set()
             instruments.end_feed_gauges(opened.keys() - {terms.name for terms, _ in self._destinations})
+
+    def _is_ending(self, stopping: asyncio.Event) -> bool:
+        return stopping.is_set() or self._reloading.is_set()
+
+    async def _missing_shards(
+        self, running: Mapping[str, asyncio.Task[None]], stopping: asyncio.Event
+    ) -> AsyncIterator[ShardFeed]:
+        """Yield the shards that are not *running*, at a pace where each needs its first connection."""
+        for shard_id in await self._list_shards():
+            if shard_id in running and not running[shard_id].done():
+                continue
+            if shard_id not in self._shards:
+                await wait_any(stopping, self._reloading, within_s=FIRST_PAUSE_S)
+                if self._is_ending(stopping):
+                    return
+                self._shards[shard_id] = self._shard_feed(shard_id)
+            yield self._shards[shard_id]
 
     def _shard_feed(self, shard_id: str) -> ShardFeed:
         return ShardFeed(

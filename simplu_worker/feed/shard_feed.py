@@ -87,7 +87,7 @@ class ShardFeed:
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        self._shard_id = shard_id
+        self.shard_id = shard_id
         self._pools = pools
         self._commits = commits
         self._publisher = publisher
@@ -110,14 +110,14 @@ class ShardFeed:
         self.is_publishing = False
 
     def __repr__(self) -> str:
-        return f"ShardFeed({self._shard_id}, is_publishing={self.is_publishing}, {list(self._feeds.values())})"
+        return f"ShardFeed({self.shard_id}, is_publishing={self.is_publishing}, {list(self._feeds.values())})"
 
     def views(self) -> Sequence[ShardView]:
         """Return how the destinations are on the shard, whichever replica publishes it."""
         if not self.is_publishing:
             return self._others
         return [
-            ShardView(self._shard_id, name, feed.behind_since, len(feed.held), feed.stopped, feed.error)
+            ShardView(self.shard_id, name, feed.behind_since, len(feed.held), feed.stopped, feed.error)
             for name, feed in self._feeds.items()
         ]
 
@@ -131,12 +131,12 @@ class ShardFeed:
                 failure_count = 0
             except (NotPublisherError, TimeoutError):
                 self._lose_row()
-                log.info("feed.lost", shard_id=self._shard_id)
+                log.info("feed.lost", shard_id=self.shard_id)
             except RunChangedError:
-                log.info("feed.server_changed", shard_id=self._shard_id)
+                log.info("feed.server_changed", shard_id=self.shard_id)
             except RetryableError as exc:
                 failure_count += 1
-                log.debug("feed.deferred", shard_id=self._shard_id, error=str(exc))
+                log.debug("feed.deferred", shard_id=self.shard_id, error=str(exc))
                 pause_s = backoff_s(failure_count, draw=self._draw(), base_s=0.5, max_s=IDLE_MAX_S)
                 await wait_any(ending, within_s=pause_s)
 
@@ -150,7 +150,7 @@ class ShardFeed:
 
     @property
     def _pool(self) -> ShardPool:
-        return self._pools.pool_of(self._shard_id)
+        return self._pools.pool_of(self.shard_id)
 
     def _lose_row(self) -> None:
         self._token = None
@@ -176,7 +176,7 @@ class ShardFeed:
         if not await claim(self._pool, token=token, publisher=self._publisher, noise=self._noise):
             return False
         self._token, self._lease_until = token, asked_at + LEASE_S - MARGIN_S
-        log.info("feed.claimed", shard_id=self._shard_id)
+        log.info("feed.claimed", shard_id=self.shard_id)
         return True
 
     async def _seconds_until_free(self) -> float | None:
@@ -204,8 +204,8 @@ class ShardFeed:
             noise=self._noise,
         )
         if loaded.is_new:
-            await self._commits.wait_for_transaction(self._shard_id, loaded.state.server)
-            log.warning("feed.incarnation_began", shard_id=self._shard_id, incarnation=loaded.state.incarnation)
+            await self._commits.wait_for_transaction(self.shard_id, loaded.state.server)
+            log.warning("feed.incarnation_began", shard_id=self.shard_id, incarnation=loaded.state.incarnation)
         self._begin(loaded, destinations)
         self._state = loaded.state
         failure: Exception | None = None
@@ -215,11 +215,11 @@ class ShardFeed:
                 running = [
                     tasks.create_task(
                         feed.run(is_publisher=self._is_publisher, keep_refusal=self._keep_refusal),
-                        name=f"feed:{self._shard_id}:{name}",
+                        name=f"feed:{self.shard_id}:{name}",
                     )
                     for name, feed in self._feeds.items()
                 ]
-                renewing = tasks.create_task(self._keep_row(), name=f"feed:{self._shard_id}:row")
+                renewing = tasks.create_task(self._keep_row(), name=f"feed:{self.shard_id}:row")
                 await self._read_until(ending, tasks)
                 for feed in self._feeds.values():
                     feed.end()
@@ -250,7 +250,7 @@ class ShardFeed:
         for name, (terms, destination) in destinations.items():
             row, memory = loaded.cursors[name], self._memories[name]
             feed = DestinationFeed(
-                self._shard_id,
+                self.shard_id,
                 terms,
                 destination,
                 memory,
@@ -332,11 +332,11 @@ class ShardFeed:
         head = feed.window.head
         if forgotten is None or forgotten <= head.batch_id:
             return
-        feed.add_events([gap_event(self._shard_id, head, forgotten, forgotten_at, feed.incarnation, self._utc())])
+        feed.add_events([gap_event(self.shard_id, head, forgotten, forgotten_at, feed.incarnation, self._utc())])
         feed.window.head = Place(forgotten, POSITION_MAX)
         log.error(
             "feed.gap",
-            shard_id=self._shard_id,
+            shard_id=self.shard_id,
             destination=feed.terms.name,
             behind=head.batch_id,
             through=forgotten,
@@ -367,7 +367,7 @@ class ShardFeed:
             if not kept:
                 continue
             incarnations = {feed.incarnation for feed in feeds}  # one, but for destinations that began at other times
-            read = {one: [read_row(row, self._shard_id, one) for row in kept] for one in incarnations}
+            read = {one: [read_row(row, self.shard_id, one) for row in kept] for one in incarnations}
             data = await self._data_of(read[feeds[0].incarnation], feeds)
             for feed in feeds:
                 feed.add(read[feed.incarnation], data if feed.terms.data is FeedData.CURRENT else {})
@@ -387,7 +387,7 @@ class ShardFeed:
         facts = [row.batch.facts for row in rows]
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
-        await self._commits.wait_for_read(self._shard_id, facts[-1])
+        await self._commits.wait_for_read(self.shard_id, facts[-1])
 
     async def _data_of(self, rows: Sequence[ReadRow], feeds: Sequence[DestinationFeed]) -> dict[str, bytes]:
         """Return the rows of the resources as they are now, by the id of the event, if a destination wants them."""
@@ -423,7 +423,7 @@ class ShardFeed:
             else:
                 await self._renew()  # which tells what had been deleted by the time of the read
             await self._note_gap_of_catch_up(feed, catch_up, rows)
-            read = [read_row(row, self._shard_id, feed.incarnation) for row in rows if row.place > catch_up.window.head]
+            read = [read_row(row, self.shard_id, feed.incarnation) for row in rows if row.place > catch_up.window.head]
             if rows and not read:
                 continue
             feed.add_to_catch_up(read, await self._data_of(read, [feed]))
@@ -439,13 +439,11 @@ class ShardFeed:
         tenant = await find_tenant(self._pool, catch_up.held.tenant_id) if through > head.batch_id else None
         if tenant is None:
             return
-        gap = gap_event(
-            self._shard_id, head, through, latest.forgotten_at, feed.incarnation, self._utc(), tenant=tenant
-        )
+        gap = gap_event(self.shard_id, head, through, latest.forgotten_at, feed.incarnation, self._utc(), tenant=tenant)
         feed.add_gap_of_catch_up(gap, Place(through, POSITION_MAX))
         log.error(
             "feed.tenant_gap",
-            shard_id=self._shard_id,
+            shard_id=self.shard_id,
             destination=feed.terms.name,
             tenant_id=tenant.tenant_id,
             behind=head.batch_id,
@@ -458,7 +456,7 @@ class ShardFeed:
         if is_asking or loop_time() < self._held_asked_at + self._held_pause_s:
             return
         if any(feed.held for feed in self._feeds.values()):
-            self._asking = tasks.create_task(self._release_held(), name=f"feed:{self._shard_id}:sources")
+            self._asking = tasks.create_task(self._release_held(), name=f"feed:{self.shard_id}:sources")
         else:
             self._held_pause_s = HELD_MIN_S
 
@@ -488,7 +486,7 @@ class ShardFeed:
         The cursor of the source has to be safe: one that goes back has the events before the departure sent again.
         """
         pool = self._pools.by_shard_id().get(source)
-        if pool is None or source == self._shard_id:
+        if pool is None or source == self.shard_id:
             return []
         try:
             async with asyncio.timeout(SOURCE_S):
@@ -497,7 +495,7 @@ class ShardFeed:
                     await self._commits.wait_for_transaction(source, server)
                 return passed
         except (RetryableError, TimeoutError) as exc:
-            log.debug("feed.source_unknown", shard_id=self._shard_id, source_shard_id=source, error=repr(exc))
+            log.debug("feed.source_unknown", shard_id=self.shard_id, source_shard_id=source, error=repr(exc))
             return []
 
     @property

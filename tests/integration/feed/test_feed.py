@@ -14,8 +14,8 @@ from support.feed.running import feed_of, publishing, running
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation
 
-from simplu_local.processes.loopback import poll_until
-from simplu_worker.feed.feed import Feed
+from simplu_local.processes.loopback import HOST, poll_until
+from simplu_worker.feed.feed import FIRST_PAUSE_S, Feed
 from simplu_worker.feed.incarnations import RENEW_S
 from simplu_worker.feed.places import END, Place
 from simplu_worker.feed.rows import LoadedFeed, claim, load, read_log, write_cursors
@@ -33,6 +33,7 @@ from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
 
 PASSED_SQL = """
@@ -96,6 +97,30 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
     assert (first.tenant.business_id, first.tenant.location_id) == TENANT
     assert first.request_id is not None
     assert first.data is None
+
+
+async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:
+    """Those to hundreds of shards at once would all be too late, and each shard would seem to be away."""
+    opened: list[asyncio.StreamWriter] = []
+    ending = asyncio.Event()
+
+    async def stay_silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        await ending.wait()
+        writer.close()
+
+    async def some_are_open() -> bool:
+        return len(opened) >= 5
+
+    server = await asyncio.start_server(stay_silent, HOST, 0)
+    url = f"postgresql://worker@{HOST}:{server.sockets[0].getsockname()[1]}/shard"
+    addresses = [ShardAddress(f"shard-{number}", url) for number in range(100)]
+    began_at = loop_time()
+    async with server, Pools(size=1) as pools, running(feed_of(pools, addresses, [Receiver().configured()])):
+        assert await poll_until(some_are_open, within_s=10)
+        count, most = len(opened), (loop_time() - began_at) / FIRST_PAUSE_S
+        ending.set()
+    assert count <= most
 
 
 @pytest.mark.slow
