@@ -13,12 +13,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from faults.judge import judge, read_history
 from faults.nemeses import WITH_CLOCKS
+from support.campaigns import add_campaign
 
 CAMPAIGNS: Final = Path(__file__).with_name("campaigns.json")
 
@@ -39,10 +39,7 @@ def main() -> int:
     counted = count(ended.values())
     print(json.dumps(counted, indent=1))  # noqa: T201 - a command
     if status == 0:
-        day = datetime.now(UTC).date().isoformat()
-        campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
-        campaigns.append({"day": day, "commit": arguments.commit, "seeds": list(ended)} | counted)
-        CAMPAIGNS.write_text("[\n" + ",\n".join(map(json.dumps, campaigns)) + "\n]\n", encoding="utf-8")
+        add_campaign(CAMPAIGNS, {"commit": arguments.commit, "seeds": list(ended)} | counted)
     return status
 
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 import structlog
-from simulation.campaign import VARIABLES
+from simulation.campaign import FLOOR, VARIABLES
 from simulation.kcl_leader import hand_leases_over
 from simulation.noticing import FURTHER, seed_of
 from simulation.simulated_world import ViolationError, Weather
@@ -40,16 +40,6 @@ QUICK = {
     Weather.RESHARDS: 1,
     Weather.FEEDS: 1,
     Weather.WHOLE: 1,
-}
-FLOOR = {
-    Weather.FAIR: 30,
-    Weather.STORM: 15,
-    Weather.GREAT_STORM: 2,
-    Weather.DEFECTS: 12,
-    Weather.MOVES: 10,
-    Weather.RESHARDS: 10,
-    Weather.FEEDS: 10,
-    Weather.WHOLE: 6,
 }
 BLOCK = {weather: max(count, 1) for weather, count in QUICK.items()}  # seeds of a test
 KCL_SEEDS = 10  # with a leader of the KCL 3.x beside the replicas

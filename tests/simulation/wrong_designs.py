@@ -6,6 +6,7 @@ With `@override`, mypy notices when a method of the worker gets another name: a 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
@@ -17,11 +18,11 @@ import msgspec
 from msgspec.structs import replace
 from simulation.disasters import split
 from simulation.kcl_leader import hand_leases_over
+from simulation.reshards import replace_replica
 from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedGateway
 from simulation.simulated_world import FleetMaker, Weather, World
 from simulation.wrong_holding import (
     AmnesicOwnership,
-    BelievingTable,
     ConfidentOwnership,
     DoneOwnership,
     EarlyReader,
@@ -93,6 +94,7 @@ from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
 from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.operations.unknown_tenants import UNKNOWN_TENANT_MARGIN
 from simplu_worker.shards.types import (
     PositionClaim,
@@ -654,6 +656,20 @@ def _set_clocks_apart(world: World) -> None:
         world.plan = replace(world.plan, skew_max_s=2 * UNKNOWN_TENANT_MARGIN.total_seconds())
 
 
+def _kill_after_giving_up(world: World) -> None:
+    """Let operations fail by themselves, and a replica die within moments of the row of one that is given up."""
+    world.plan = replace(world.plan, has_poison=True)
+    give_up = world.shards.give_up
+
+    def fatal(shard_id: str, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
+        outcome = give_up(shard_id, operation, claim)
+        after_s = world.draws.uniform(0.0, 0.05)
+        world.loop.call_later(after_s, replace_replica, world, context=contextvars.Context())
+        return outcome
+
+    world.shards.give_up = fatal  # type: ignore[method-assign]
+
+
 def _with_shards(shards_class: type[PostgresShards]) -> Callable[[World], None]:
     def twist(world: World) -> None:
         world.shards.__class__ = shards_class
@@ -816,7 +832,7 @@ MORE_WRONG_DESIGNS = {
     ),
     "an operation that is given up leaves no row": WrongDesign(_with_reader(batches_class=RowlessBatches)),
     "the row of an operation that is given up comes before its dead letter": WrongDesign(
-        _with_reader(dispatcher_class=LetterLastDispatcher)
+        _with_reader(dispatcher_class=LetterLastDispatcher), _kill_after_giving_up
     ),
     "an operation that may be a dead letter is applied once its tenant is registered": WrongDesign(twist=_admit_late),
     "a dead letter of an unknown tenant has no margin": WrongDesign(_with_reader(lookup_class=PromptLookup)),
@@ -866,7 +882,6 @@ MORE_WRONG_DESIGNS = {
     "a worker takes the owner in its copy of a lease for itself": WrongDesign(
         _with_table(PresumptuousTable), hand_leases_over
     ),
-    "a lease whose counter is one higher is the own write": WrongDesign(_with_table(BelievingTable), hand_leases_over),
     "a hand-over frees the lease": WrongDesign(_with_table(FreeingTable), hand_leases_over),
     "a take leaves the checkpoint owner": WrongDesign(_with_table(HalfTakingTable), hand_leases_over),
     # Positions

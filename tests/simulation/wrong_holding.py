@@ -8,7 +8,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from msgspec.structs import replace
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
@@ -20,7 +19,6 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread, union
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.table_requests import ConditionFailedError
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
 from simplu_worker.consumers.pipeline.results import Overdue
@@ -163,15 +161,6 @@ class PresumptuousTable(LeaseTable):
     @override
     async def renew(self, lease: Lease, me: str, *arguments: Any, **more: Any) -> Lease | None:
         return await super().renew(lease, lease.owner or me, *arguments, **more)
-
-
-class BelievingTable(LeaseTable):
-    @override
-    async def _find_instead(self, lease: Lease, failed: ConditionFailedError) -> Lease | None:
-        row = await super()._find_instead(lease, failed)
-        if row is None or row.counter != lease.counter + 1:
-            return row
-        return replace(row, owner=lease.owner, checkpoint_owner=lease.checkpoint_owner)
 
 
 class FreeingTable(LeaseTable):

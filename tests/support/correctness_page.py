@@ -5,17 +5,17 @@ python -m support.correctness_page
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import median_high
 
 from model import test_models, test_moves, test_ownership, test_put_back, test_restores
-from simulation.campaign import CAMPAIGNS
+from simulation.campaign import CAMPAIGNS, FLOOR
 from simulation.left_out_rules import BY_DESIGN
 from simulation.noticing import histories_of, histories_until_noticed
-from simulation.test_simulation import FLOOR, KCL_SEEDS
+from simulation.test_simulation import KCL_SEEDS
+from support.campaigns import read_campaigns
 from support.requires import ROOT
 
 SAFE = {
@@ -89,7 +89,7 @@ def models() -> str:
 
 def simulation() -> str:
     """Return the table of simulated histories."""
-    campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
+    campaigns = read_campaigns(CAMPAIGNS)
     drawn = sum((Counter(one["histories"]) for one in campaigns), Counter[str]())
     rows = [(weather.value, FLOOR[weather], drawn[weather.value]) for weather in FLOOR]
     by_weather = campaigns[-1]["faults"].values()
@@ -107,7 +107,7 @@ def simulation() -> str:
 
 def faults() -> str:
     """Return the table of histories of real processes; empty before the first campaign."""
-    campaigns = json.loads(REAL_CAMPAIGNS.read_text(encoding="utf-8"))
+    campaigns = read_campaigns(REAL_CAMPAIGNS)
     if not campaigns:
         return ""
     columns = ("histories", "operations", "moves", "promotions", "operationsLostByPromotions")
