@@ -18,6 +18,7 @@ from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_cha
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import MovingTenant, read_arrival, read_departure, read_tenant, take_token
@@ -56,7 +57,7 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
         is_done = False
         while not is_done:
             try:
-                async with shard.transaction() as connection:
+                async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
                     if not await connection.fetchval(QUERIES[lock], tenant_id, token):
                         return None
                     deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, limit))

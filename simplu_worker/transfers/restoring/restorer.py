@@ -306,7 +306,7 @@ class Restorer:
         deleted, limit, count = -1, DROP_ROWS, 0
         while deleted < 0 or deleted == limit:
             try:
-                async with self._writing(RestoreStep.REPLACING) as connection:
+                async with self._writing(RestoreStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
                     status = await connection.execute(QUERIES[name], self._restore.tenant_id, limit)
                     if name == "drop_resources":
                         await mark_bulk_change(

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 from msgspec import structs
 from support.clocks import APART, CLOCKS_APART
@@ -19,6 +20,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import waiters
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.log.message_failures import count_failures
@@ -39,6 +41,13 @@ from simplu_worker.transfers.moving.types import (
 )
 from simplu_worker.transfers.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.transfers.sql_files import QUERIES
+
+OTHERS_SQL = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+END_OTHERS_SQL = OTHERS_SQL.replace("count(*)", "pg_terminate_backend(pid)")
+SCANS_SQL = "SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('resources', 'log_rows', 'log_outcomes')"
 
 
 @pytest.mark.slow
@@ -272,6 +281,30 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert (certificate.rows_copied, certificate.verdict) == (3500, "equal")
     assert await world.case("a").resources() == before
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") is None  # it is at home there
+
+
+@pytest.mark.slow(1)
+async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
+    """Each scan of a table would pass over all that those before it have deleted."""
+    await world.move()
+    observer = await asyncpg.connect(world.shard_pools["a"].address.connection_string)
+
+    async def are_alone() -> bool:
+        return await observer.fetchval(OTHERS_SQL) == 0
+
+    async def scan_count() -> int:
+        """Return how often tables were scanned by connections that have ended."""
+        await observer.execute(END_OTHERS_SQL)
+        assert await poll_until(are_alone, within_s=10)
+        return int(await observer.fetchval(SCANS_SQL))
+
+    before = await scan_count()
+    async with Pools(size=2) as pools:
+        for pool in world.shard_pools.values():
+            pools.ensure_pool(pool.address)
+        assert await clean_up(pools, world.commits, TENANT_ID, "a", "b") == 3500
+    assert await scan_count() == before
+    await observer.close()
 
 
 @pytest.mark.slow(0.4)

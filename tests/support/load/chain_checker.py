@@ -23,8 +23,8 @@ FROM resources WHERE "resourceName" <> 'settings' AND "resourceName" <> ALL($2::
 """
 LATENCIES_SQL = """
 SELECT extract(epoch FROM completed_at - received_at)::float8 FROM operations
-WHERE received_at >= $1 AND received_at < $2 AND starts_with(request_id, $3 || '-')
-"""
+WHERE completed_at >= $1 AND received_at >= $1 AND received_at < $2 AND starts_with(request_id, $3 || '-')
+"""  # by the index of completed_at
 COMPLETED_SQL = """
 SELECT count(*) FROM operations
 WHERE completed_at >= $1 AND completed_at < $2 AND starts_with(request_id, $3 || '-')

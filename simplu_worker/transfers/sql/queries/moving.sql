@@ -221,7 +221,9 @@ SELECT EXISTS (
 );
 
 -- name: drop_resources
--- At most $2 of a tenant's resources, while its home is elsewhere.
+-- At most $2 of a tenant's resources, while its home is elsewhere. This one and those behind it in a transaction with
+-- `StatementBudget.KEY_RANGE`: to find rows of a large tenant a sequential scan seems quick, but each one passes over
+-- all that earlier ones have deleted.
 DELETE FROM public.resources
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2));
 
