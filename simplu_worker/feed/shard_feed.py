@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Final, TypeAlias
 from uuid import uuid4
 
+import msgspec
 import structlog
 
 from simplu_worker.errors import RetryableError
@@ -53,7 +54,7 @@ from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.backoff import backoff_s, jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import move_deadline, wait_any
-from simplu_worker.vocabulary import FeedData, FeedKind
+from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
 
 READ_MAX: Final = 500  # rows of a read, of which there are two in a window
 READ_PAUSE_S: Final = 0.15  # under load, so that many changes share a read, a check and a request
@@ -61,7 +62,7 @@ IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
 CURSOR_INTERVAL_S: Final = 0.5
 HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
 SOURCE_S: Final = 3.0  # for the answer of one
-EMPTY_S: Final = 30.0  # between two looks at a shard without tables
+EMPTY_S: Final = 5.0  # between two looks at a shard without tables
 DRAIN_S: Final = 2.0  # for requests under way, at the end
 
 Destinations: TypeAlias = Mapping[str, tuple[DestinationTerms, Destination]]
@@ -100,6 +101,7 @@ class ShardFeed:
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
         self._state: FeedState | None = None
+        self._was_empty = False  # all that its log has came while this replica had its destinations
         self._newest_before = 0  # the newest batch when this replica began to publish
         self._renewed_at = 0.0
         self._written_at = 0.0
@@ -165,6 +167,7 @@ class ShardFeed:
             self._lose_row()
         free_in_s = await self._seconds_until_free()
         if free_in_s is None:
+            self._was_empty = True
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
             return False
         if free_in_s > 0:
@@ -197,12 +200,13 @@ class ShardFeed:
         loaded = await load(
             self._pool,
             token,
-            [terms for terms, _ in destinations.values()],
+            [begun_on_empty(terms) if self._was_empty else terms for terms, _ in destinations.values()],
             remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
             complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
             last_incarnation="" if self._state is None else self._state.incarnation,
             noise=self._noise,
         )
+        self._was_empty = False
         if loaded.is_new:
             await self._commits.wait_for_transaction(self.shard_id, loaded.state.server)
             log.warning("feed.incarnation_began", shard_id=self.shard_id, incarnation=loaded.state.incarnation)
@@ -515,6 +519,11 @@ class ShardFeed:
             raise RunChangedError
         for feed, row in due:
             feed.written = row
+
+
+def begun_on_empty(terms: DestinationTerms) -> DestinationTerms:
+    """Return the terms on a shard that had no log yet when the destination began: what is there came behind that."""
+    return msgspec.structs.replace(terms, begin=FeedBeginning.OLDEST) if terms.begin is FeedBeginning.NOW else terms
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:

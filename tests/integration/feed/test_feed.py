@@ -33,6 +33,7 @@ from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
 
@@ -121,6 +122,22 @@ async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:
         count, most = len(opened), (loop_time() - began_at) / FIRST_PAUSE_S
         ending.set()
     assert count <= most
+
+
+@pytest.mark.slow(6)
+async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(make_shard: ShardMaker) -> None:
+    """They came after the destination had begun, though the feed sees the shard later."""
+    receiver = Receiver()
+    async with Pools(size=6) as pools:
+        pool = pools.ensure_pool(await make_shard("new", is_empty=True))
+        feed = feed_of(pools, [pool.address], [receiver.configured(begin=FeedBeginning.NOW)])
+        async with running(feed):
+            await asyncio.sleep(1)  # by then it has looked
+            await ensure_schema(pool)
+            await add_tenant(pool)
+            case = TenantCase(pool, TENANT)
+            await case.apply(case.operation("create", "r1", {}))
+            await receiver.until(lambda events: any(one.resource_id == "r1" for one in events), within_s=20)
 
 
 @pytest.mark.slow

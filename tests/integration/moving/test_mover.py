@@ -290,7 +290,7 @@ async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
     observer = await asyncpg.connect(world.shard_pools["a"].address.connection_string)
 
     async def are_alone() -> bool:
-        return await observer.fetchval(OTHERS_SQL) == 0
+        return bool(await observer.fetchval(OTHERS_SQL) == 0)
 
     async def scan_count() -> int:
         """Return how often tables were scanned by connections that have ended."""
