@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from simulation.campaign import CAMPAIGNS, expected_faults
 from simulation.left_out_rules import BY_DESIGN, DESIGNS, ELSEWHERE
+from support.campaigns import read_campaigns
 from support.correctness_page import PAGE, SAFE, SUBJECTS, WRONG, render
 from support.requires import ROOT
 
@@ -43,7 +43,7 @@ def test_every_fault_that_was_found_is_noticed_today() -> None:
 
 def test_every_fault_of_a_weather_has_changed_the_course_of_histories() -> None:
     """In the last campaign; a weather with a fault that changes nothing is milder than it looks."""
-    faults = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))[-1]["faults"]
+    faults = read_campaigns(CAMPAIGNS)[-1]["faults"]
     without = [
         (weather, fault.value)
         for weather, by_fault in faults.items()
