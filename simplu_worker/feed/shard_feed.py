@@ -171,6 +171,7 @@ class ShardFeed:
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
             return False
         if free_in_s > 0:
+            self._was_empty = False  # the other replica has begun the destinations
             await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
             return False
         if await self._waited_for_others(ending):

@@ -140,6 +140,32 @@ async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(make_shard: 
             await receiver.until(lambda events: any(one.resource_id == "r1" for one in events), within_s=20)
 
 
+@pytest.mark.slow(12)
+async def test_new_destination_begins_now_on_a_shard_that_was_empty_before_another_published_it(
+    make_shard: ShardMaker,
+) -> None:
+    """That this replica has seen it empty counts only until another one has begun there."""
+    first, second, later = Receiver(), Receiver(), Receiver("later")
+    async with Pools(size=6) as pools:
+        pool = pools.ensure_pool(await make_shard("new", is_empty=True))
+        seen_empty = feed_of(pools, [pool.address], [first.configured()])
+        async with running(seen_empty):
+            await asyncio.sleep(1)  # by then it has looked
+            await ensure_schema(pool)
+            await add_tenant(pool)
+            async with running(feed_of(pools, [pool.address], [second.configured()], "two")) as other:
+                case = TenantCase(pool, TENANT)
+                await case.apply(case.operation("create", "r1", {}))
+                await asyncio.sleep(7)  # by then the first one has looked again
+                assert not seen_empty.published_count
+                seen_empty.replace([first.configured(), later.configured()])
+                assert not other.done()
+            await publishing(seen_empty)
+            await case.apply(case.operation("create", "r2", {}))
+            await later.until(lambda events: any(one.resource_id == "r2" for one in events))
+    assert "r1" not in {one.resource_id for one in later.events}
+
+
 @pytest.mark.slow
 async def test_feed_goes_on_where_it_was_when_it_is_restarted(
     pools: Pools, address: ShardAddress, case: TenantCase
