@@ -32,7 +32,7 @@ USER 65532:65532
 EXPOSE 8080
 # For Docker; Kubernetes has probes of its own. The worker is live, or a restart helps.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as http; from simplu_worker.status.own_url import own_url; http.urlopen(own_url(os.environ.get('HTTP_HOST'), os.environ.get('HTTP_PORT') or 8080) + '/livez', timeout=4)"]
+    CMD ["python", "-m", "simplu_worker.status.healthcheck"]
 # Exec form: the worker is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["simplu-worker"]
 CMD ["run"]

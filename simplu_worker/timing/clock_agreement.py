@@ -38,6 +38,6 @@ def parse_http_date(text: str) -> datetime | None:
     """Return the instant of an HTTP `Date` header; None if it is invalid."""
     try:
         written = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # a year of many digits
         return None
     return written.replace(tzinfo=written.tzinfo or UTC)

@@ -11,8 +11,9 @@ small load of their own.
 
 A series is flat if it would grow by no more than its bound in the time of all samples: by the median of the slopes
 between all pairs of them (Theil and Sen), which a few peaks do not change. The first fifth is left out, in which pools,
-caches and tables get their size. The log grows, as it keeps its rows for days, and is vacuumed by a share of them: of
-its tables the bytes a row and the dead rows' share count.
+caches and tables get their size: the pools of connections to AWS, all of which are used in turn and so kept, by a
+silence of AWS at the beginning. The log grows, as it keeps its rows for days, and is vacuumed by a share of them: its
+bytes a row and its share of dead rows count.
 
 Exit status 0 only if all series are flat, the rows are those of the operations put, and the webhook has all events.
 """
@@ -24,6 +25,8 @@ import asyncio
 import itertools
 import json
 import logging
+import re
+import signal
 import statistics
 import sys
 import time
@@ -47,6 +50,7 @@ from support.processes.resource_usage import PROC, rss_bytes
 from simplu_local.aws_server.faults import SetOptions
 from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import send_signal
 from simplu_local.verify.comparison import percentile
 from simplu_local.workload.producer import wait_for_stream
 from simplu_local.workload.workload import Tenant
@@ -64,6 +68,8 @@ SMALL_RATE: Final = 20.0  # operations/s of the tenant that moves, and of those 
 APPLIED_WITHIN_S: Final = 300.0
 ARRIVED_WITHIN_S: Final = 60.0
 SETTLED_S: Final = 5.0  # after its arrival an operation is committed, or late
+SILENT_S: Final = 3.0  # of AWS: less than a lease lasts
+AWS_SERVERS: Final = re.compile(r"moto_server|(kinesis|sqs)\.server")  # in their command lines
 COUNTING: Final = Path(__file__).with_name("counting_tasks")
 CONNECTIONS_SQL: Final = """
 SELECT count(*) FROM pg_stat_activity
@@ -183,6 +189,7 @@ class Soak:
             self._start_flow("moving", (self._moving,), rate=SMALL_RATE),
             self._start_flow("probe", self._probed, rate=SMALL_RATE),
         ]
+        await self._fill_pools()
         every_s = self._arguments.every
         begun_at = self._begun_at = time.monotonic()
         for number in itertools.count(1):
@@ -215,6 +222,16 @@ class Soak:
         if not await poll_until(has_all, within_s=ARRIVED_WITHIN_S):
             differences.append(f"{len(missing)} of {len(wanted)} events missing, such as {sorted(missing)[:3]}")
         return differences
+
+    async def _fill_pools(self) -> None:
+        """Let AWS be silent for a moment, so that each loop of the workers waits on a connection of its own."""
+        pids = self._testbed.stack.group.pids
+        servers = [pid for pid in pids if AWS_SERVERS.search((PROC / str(pid) / "cmdline").read_text())]
+        send_signal(servers, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(SILENT_S)
+        finally:
+            send_signal(servers, signal.SIGCONT)
 
     def _start_flow(
         self, name: str, tenants: Sequence[Tenant], *, rate: float | None, count: int | None = None

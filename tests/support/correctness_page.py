@@ -14,6 +14,7 @@ from model import test_models, test_moves, test_ownership, test_put_back, test_r
 from simulation.campaign import CAMPAIGNS, FLOOR
 from simulation.left_out_rules import BY_DESIGN
 from simulation.noticing import histories_of, histories_until_noticed
+from simulation.simulated_faults import Fault
 from simulation.test_simulation import KCL_SEEDS
 from support.campaigns import read_campaigns
 from support.requires import ROOT
@@ -92,16 +93,20 @@ def simulation() -> str:
     campaigns = read_campaigns(CAMPAIGNS)
     drawn = sum((Counter(one["histories"]) for one in campaigns), Counter[str]())
     rows = [(weather.value, FLOOR[weather], drawn[weather.value]) for weather in FLOOR]
-    by_weather = campaigns[-1]["faults"].values()
-    kind_count = len({kind for one in by_weather for kind in one})
-    rarest = min(felt for one in by_weather for _, felt in one.values())
+    fired, felt, felt_in = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+    for weather, by_kind in (item for one in campaigns for item in one["faults"].items()):
+        for kind, (fired_count, felt_count) in by_kind.items():
+            fired[kind] += fired_count
+            felt[kind] += felt_count
+            felt_in[weather, kind] += felt_count
+    kinds = [(one.value, fired[one.value], felt[one.value]) for one in Fault]
     hours = sum(one["processorSeconds"] for one in campaigns) / 3600
     return (
         _table(("weather", "in each CI run, at least", "in campaigns"), rows)
         + f"\nBeside them CI runs {KCL_SEEDS} histories with a leader of the KCL 3.x. Campaigns"
-        f" (`python -m simulation.campaign`) took {hours:.1f} hours of processor time so far. In the last one each of"
-        f" {kind_count} kinds of faults changed what the worker did, {rarest} times at least in each weather that has"
-        " it.\n"
+        f" (`python -m simulation.campaign`) took {hours:.1f} hours of processor time so far. Each fault changed the"
+        f" course of histories, {min(felt_in.values()):,} times at least in each weather that has it:\n\n"
+        + _table(("fault", "struck", "changed the course"), kinds)
     )
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from support.checkout import checkout_files, copy_files, newcomer_environment, run_lines
 from support.image_build import ImageBuild, context_of, missing_sources, parse_dockerfile
 from support.imported_modules import IMPORT_ALL, NEEDS
+from support.network.tls_front import make_certificate
 from support.page_examples import page_examples
 from support.requires import ROOT
 
@@ -78,7 +80,9 @@ def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> 
     assert json.loads(refused) == []
     assert [path for name in ("pip", "simplu_local", "moto") for path in (image.root / "opt").rglob(name)] == []
     before = files_of(image.root)
-    check_health(image)
+    certificate, key = make_certificate(tmp_path)
+    check_health(image, {})
+    check_health(image, {"HTTP_TLS_CERT_FILE": str(certificate), "HTTP_TLS_KEY_FILE": str(key)})
     assert files_of(image.root) == before  # its root file system may be read-only
     check_bill_of_materials(image)
     image.run("python -m compileall -q -j 2 /opt/simplu-worker/lib")  # as pip does in a build
@@ -91,9 +95,10 @@ def files_of(root: Path) -> dict[str, tuple[int, int]]:
     return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}
 
 
-def check_health(image: ImageBuild) -> None:
+def check_health(image: ImageBuild, tls: Mapping[str, str]) -> None:
     """Check that HEALTHCHECK fails before the worker is there and after it has ended, and not while it runs."""
     settings = {
+        **tls,
         "HTTP_PORT": str(free_port()),
         "AWS_REGION": "eu-central-1",
         "AWS_ENDPOINT_URL": "http://127.0.0.1:1",

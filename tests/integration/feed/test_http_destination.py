@@ -35,7 +35,7 @@ from simplu_worker.vocabulary import FeedKind
 
 SECRETS = tuple("whsec_" + base64.b64encode(bytes([number]) * 32).decode() for number in range(3))
 LOOPBACK = AllowedHosts.parse(("127.0.0.1",))
-TIMEOUT_S = 0.4
+TIMEOUT_S = 1.0  # of a request to a receiver that hangs
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -92,7 +92,14 @@ async def receiver() -> AsyncIterator[Receiver]:
 @pytest.fixture
 async def webhook(receiver: Receiver) -> AsyncIterator[HttpDestination]:
     """Open the receiver as a webhook."""
-    async with open_webhook(f"{receiver.url}/hooks?v=1", SECRETS[:1], LOOPBACK, timeout_s=TIMEOUT_S) as destination:
+    async with open_webhook(f"{receiver.url}/hooks?v=1", SECRETS[:1], LOOPBACK) as destination:
+        yield destination
+
+
+@pytest.fixture
+async def impatient(receiver: Receiver) -> AsyncIterator[HttpDestination]:
+    """Open the receiver as a webhook that has little time for an answer."""
+    async with open_webhook(receiver.url, SECRETS[:1], LOOPBACK, timeout_s=TIMEOUT_S) as destination:
         yield destination
 
 
@@ -188,7 +195,7 @@ async def test_event_that_is_refused_holds_its_resource_alone(receiver: Receiver
 
 
 async def test_receiver_that_hangs_is_left_after_the_time_of_one_request(
-    receiver: Receiver, webhook: HttpDestination
+    receiver: Receiver, impatient: HttpDestination
 ) -> None:
     """Not of one for each resource; and the call ends by itself."""
 
@@ -198,7 +205,7 @@ async def test_receiver_that_hangs_is_left_after_the_time_of_one_request(
 
     receiver.respond = respond
     started = asyncio.get_running_loop().time()
-    deliveries = await webhook.publish(resources(150, 150))
+    deliveries = await impatient.publish(resources(150, 150))
     assert {type(delivery) for delivery in deliveries} == {RetryLater}
     assert asyncio.get_running_loop().time() - started < 2 * TIMEOUT_S
     assert len(receiver.requests) <= CONNECTIONS
@@ -214,7 +221,9 @@ async def test_receiver_that_answers_500_is_left_after_some_failures(
     assert len(receiver.requests) == CONNECTIONS
 
 
-async def test_events_that_a_receiver_fails_on_do_not_hold_others(receiver: Receiver, webhook: HttpDestination) -> None:
+async def test_events_that_a_receiver_fails_on_do_not_hold_others(
+    receiver: Receiver, impatient: HttpDestination
+) -> None:
     """Even where they come first, and hang."""
 
     async def respond(request: web.Request) -> web.StreamResponse:
@@ -224,7 +233,7 @@ async def test_events_that_a_receiver_fails_on_do_not_hold_others(receiver: Rece
 
     receiver.respond = respond
     bad = [feed_event(number, f"bad-{number}") for number in range(CONNECTIONS - 1)]
-    deliveries = await webhook.publish([*bad, *resources(100, 100)])
+    deliveries = await impatient.publish([*bad, *resources(100, 100)])
     assert [type(delivery) for delivery in deliveries] == [RetryLater] * len(bad) + [Delivered] * 100
 
 
@@ -256,7 +265,7 @@ async def test_redirect_is_not_followed(receiver: Receiver, webhook: HttpDestina
 
 @pytest.mark.parametrize("how", ["long", "slow", "cut", "compressed"])
 async def test_body_of_an_answer_neither_matters_nor_costs(
-    receiver: Receiver, webhook: HttpDestination, how: str
+    receiver: Receiver, impatient: HttpDestination, how: str
 ) -> None:
     """Its status came before; it is read to a bound, and not unpacked."""
     sent = 0
@@ -275,10 +284,10 @@ async def test_body_of_an_answer_neither_matters_nor_costs(
         return answer
 
     receiver.respond = respond
-    assert await webhook.publish([feed_event()]) == [Delivered()]
+    assert await impatient.publish([feed_event()]) == [Delivered()]
     assert sent < 400
     receiver.respond = receiver.accept
-    assert await webhook.publish([feed_event(1, "p-2")]) == [Delivered()]
+    assert await impatient.publish([feed_event(1, "p-2")]) == [Delivered()]
 
 
 async def test_event_leaves_its_data_out_where_they_are_too_large(receiver: Receiver, webhook: HttpDestination) -> None:

@@ -90,7 +90,7 @@ async def test_pool_raises_other_attribute_errors(make_shard: ShardMaker) -> Non
 
 async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
     """Waiting for a connection is bounded."""
-    pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(acquire_s=0.1))
+    pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(acquire_s=0.5))
     async with pool.connection():
         with pytest.raises(ShardUnavailableError, match=ALL_IN_USE):
             await ask(pool)

@@ -48,6 +48,7 @@ def test_problem_names_the_clock_and_what_waits(problem: str | None, expected: s
         ("Sun, 01 Mar 2026 12:00:31 GMT", datetime(2026, 3, 1, 12, 0, 31, tzinfo=UTC)),
         ("Sun, 01 Mar 2026 11:00:00 -0000", datetime(2026, 3, 1, 11, tzinfo=UTC)),
         ("yesterday", None),
+        ("Mon, 01 Jan 99999999999 00:00:00 GMT", None),
         ("", None),
     ],
 )
