@@ -22,7 +22,8 @@ from simulation.wrong_designs import WRONG_DESIGNS
 
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
+from simplu_worker.consumers.kinesis.leases.lease import RELEASE
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
@@ -810,3 +811,20 @@ def test_request_to_retry_names_the_replicas_that_could_not_be_asked() -> None:
         assert asked == {replica.me: False for replica in others}
 
     play(replace(CALM, stream_shard_count=8, tenant_wait_s=300.0), work, tenants_wait=True)
+
+
+def test_request_to_release_is_withdrawn_after_errors_too() -> None:
+    """Of a replica that is alone: otherwise the lease would be taken from it by one that starts days later."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        (replica,) = world.alive()
+        asked = asyncio.ensure_future(replica.fleet.release_lease("shardId-000000000000"))
+        await asyncio.sleep(0.3)
+        world.network.trouble = Trouble(throttled=1.0)
+        await asyncio.sleep(0.5)
+        world.network.trouble = Trouble()
+        assert await asked is LeaseRelease.ALONE
+        assert [key for key, row in world.table.rows.items() if RELEASE in row] == []
+
+    play(replace(CALM, replica_count=1), work)

@@ -101,6 +101,16 @@ async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> Non
         await LeaseTable(dynamodb, name).ensure()
 
 
+@pytest.mark.parametrize("state", ["INACCESSIBLE_ENCRYPTION_CREDENTIALS", "ARCHIVED"])
+async def test_table_that_nobody_can_use_is_an_error_and_not_waited_for(dynamodb: Client, state: str) -> None:
+    """It lasts until a person acts, who needs to know."""
+    aws = ScriptedAws()
+    aws.answer({"Table": {"TableStatus": state}})
+    async with aws.running() as url, client_of("dynamodb", url) as client:
+        with pytest.raises(RetryableError, match=state):
+            await LeaseTable(client, "leases").ensure()
+
+
 async def test_lease_is_created_once_with_the_attributes_of_the_kcl(dynamodb: Client, table: LeaseTable) -> None:
     """A second creation changes nothing."""
     created = [await table.create(NEW), await table.create(replace(NEW, checkpoint=SHARD_END))]

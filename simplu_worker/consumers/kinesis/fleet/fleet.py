@@ -256,7 +256,7 @@ class Fleet:
         if not await table.ask_to_release(lease):
             return LeaseRelease.UNOWNED
         ends_at = loop_time() + RELEASE_SCANS * self._scan_pause_s()
-        while (row := await table.find(lease_key)) is not None and row.actual_owner in {None, lease.actual_owner}:
+        while await self._is_kept(lease):
             await asyncio.sleep(RELEASE_POLL_S)
             if loop_time() >= ends_at:
                 if await table.withdraw_release(lease):
@@ -265,6 +265,14 @@ class Fleet:
         self._coordinator.check(lease_key)
         log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=lease.actual_owner)
         return LeaseRelease.HANDED_OVER
+
+    async def _is_kept(self, lease: Lease) -> bool:
+        """Return whether nobody else has taken *lease*; also without an answer: what was asked has to be withdrawn."""
+        try:
+            row = await self._services.table.find(lease.lease_key)
+        except RetryableError:
+            return True
+        return row is not None and row.actual_owner in {None, lease.actual_owner}
 
     @property
     def retention(self) -> timedelta | None:

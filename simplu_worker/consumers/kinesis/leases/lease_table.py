@@ -70,6 +70,7 @@ TABLE_DEFINITION: Final[Mapping[str, Any]] = {
     ],
 }
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
+PASSING_STATES = frozenset({"CREATING", "DELETING"})  # the others last until a person acts
 STATE_POLL_INTERVAL_S = 0.5
 UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # compared by identity: leave the attributes of the row
 
@@ -98,16 +99,20 @@ class LeaseTable:
     async def ensure(self) -> None:
         """Create the table unless it exists, and wait until it is ready; idempotent, also among replicas.
 
-        Raises PermanentError when a table of that name is not a lease table.
+        Raises PermanentError when a table of that name is not a lease table, RetryableError while it cannot be used.
         """
         while True:
             table = await self._describe()
             if table is None:
                 await self._create_table()
-            elif table["TableStatus"] in READY_STATES:
+            elif (state := table["TableStatus"]) in READY_STATES:
                 return self._check_key(table)
-            else:
+            elif state in PASSING_STATES:
                 await asyncio.sleep(STATE_POLL_INTERVAL_S)
+            else:
+                raise RetryableError(
+                    f"table {self.name}: expected one that can be used, got {state}; enable its KMS key, or restore it"
+                )
 
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
         """Return all leases, without rows of other kinds (`other_rows`) and unreadable rows (logged once).
