@@ -109,7 +109,12 @@ class Feed:
                 while not self._is_ending(stopping):
                     if loop_time() >= listed_at + LIST_S:
                         listed_at = loop_time()
-                        async for shard in self._missing_shards(running, stopping):
+                        shard_ids = await self._list_shards()
+                        for shard_id in self._shards.keys() - set(shard_ids):  # out of the map: it has no pool any more
+                            del self._shards[shard_id]
+                            if (task := running.pop(shard_id, None)) is not None:
+                                task.cancel()
+                        async for shard in self._missing_shards(shard_ids, running, stopping):
                             work = partial(shard.run, opened, ending)
                             running[shard.shard_id] = tasks.create_task(
                                 keep_running(
@@ -126,10 +131,10 @@ class Feed:
         return stopping.is_set() or self._reloading.is_set()
 
     async def _missing_shards(
-        self, running: Mapping[str, asyncio.Task[None]], stopping: asyncio.Event
+        self, shard_ids: Iterable[str], running: Mapping[str, asyncio.Task[None]], stopping: asyncio.Event
     ) -> AsyncIterator[ShardFeed]:
         """Yield the shards that are not *running*, at a pace where each needs its first connection."""
-        for shard_id in await self._list_shards():
+        for shard_id in shard_ids:
             if shard_id in running and not running[shard_id].done():
                 continue
             if shard_id not in self._shards:

@@ -124,6 +124,32 @@ async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:
     assert count <= most
 
 
+async def test_shard_that_is_out_of_the_map_is_forgotten(
+    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its publisher said of it would be shown for ever. Once it is back it is there again."""
+    monkeypatch.setattr("simplu_worker.feed.feed.LIST_S", 0.1)
+    receiver = Receiver()
+    publisher = feed_of(pools, [address], [receiver.configured()], "publisher")
+
+    async def until_shown(feed: Feed, count: int) -> None:
+        async def are_shown() -> bool:
+            return [one.shard_count for one in feed.views()] == [count]
+
+        assert await poll_until(are_shown, within_s=20)
+
+    async with Pools(size=2) as own, running(publisher):
+        await publishing(publisher)
+        other = feed_of(own, [address], [receiver.configured()], "other")
+        async with running(other):
+            await until_shown(other, 1)
+            for pool in own.retire([address.shard_id]):
+                await pool.drain()
+            await until_shown(other, 0)
+            own.restore([address.shard_id])
+            await until_shown(other, 1)
+
+
 @pytest.mark.slow(6)
 async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(make_shard: ShardMaker) -> None:
     """They came after the destination had begun, though the feed sees the shard later."""
