@@ -144,7 +144,8 @@ class ShardFeed:
 
     async def give_back(self) -> None:
         """Give the row back, at the end of the replica."""
-        token, self._token = self._token, None
+        token = self._token
+        self._lose_row()
         if token is not None:
             with contextlib.suppress(RetryableError, TimeoutError):
                 async with asyncio.timeout(DRAIN_S):

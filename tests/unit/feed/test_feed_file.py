@@ -195,6 +195,8 @@ def test_file_is_refused_with_every_problem_at_once() -> None:
 TARGETS: list[tuple[dict[str, Any], str, bool]] = [
     (KINESIS, "arn:aws:kinesis:eu-central-1:123456789012:stream/changes", True),
     (KINESIS, "changes one", False),
+    (KINESIS, "arn:aws:kinesis:eu_central_1:123456789012:stream/changes", False),
+    (KINESIS, "arn:aws:kinesis:-eu-central:123456789012:stream/changes", False),
     (KINESIS, "arn:aws:sqs:eu-central-1:123456789012:changes", False),
     (SQS, "http://127.0.0.1:4566/000000000000/changes.fifo", True),
     (SQS, "https://user@sqs/1/changes.fifo", False),
