@@ -109,12 +109,8 @@ class Feed:
                 while not self._is_ending(stopping):
                     if loop_time() >= listed_at + LIST_S:
                         listed_at = loop_time()
-                        shard_ids = await self._list_shards()
-                        for shard_id in self._shards.keys() - set(shard_ids):  # out of the map: it has no pool any more
-                            del self._shards[shard_id]
-                            if (task := running.pop(shard_id, None)) is not None:
-                                task.cancel()
-                        async for shard in self._missing_shards(shard_ids, running, stopping):
+                        self._forget_retired_shards(running)
+                        async for shard in self._missing_shards(running, stopping):
                             work = partial(shard.run, opened, ending)
                             running[shard.shard_id] = tasks.create_task(
                                 keep_running(
@@ -130,11 +126,18 @@ class Feed:
     def _is_ending(self, stopping: asyncio.Event) -> bool:
         return stopping.is_set() or self._reloading.is_set()
 
+    def _forget_retired_shards(self, running: dict[str, asyncio.Task[None]]) -> None:
+        """Forget the shards that are out of the map, which have no pool any more, and end those that are *running*."""
+        for shard_id in self._shards.keys() - self._pools.by_shard_id().keys():
+            del self._shards[shard_id]
+            if (task := running.pop(shard_id, None)) is not None:
+                task.cancel()
+
     async def _missing_shards(
-        self, shard_ids: Iterable[str], running: Mapping[str, asyncio.Task[None]], stopping: asyncio.Event
+        self, running: Mapping[str, asyncio.Task[None]], stopping: asyncio.Event
     ) -> AsyncIterator[ShardFeed]:
         """Yield the shards that are not *running*, at a pace where each needs its first connection."""
-        for shard_id in shard_ids:
+        for shard_id in await self._list_shards():
             if shard_id in running and not running[shard_id].done():
                 continue
             if shard_id not in self._shards:

@@ -9,18 +9,17 @@ import os
 import urllib.request
 from pathlib import Path
 
-from simplu_worker.status.own_url import own_url
-from simplu_worker.status.tls import own_client_context
+from simplu_worker.status.own_server import own_client_context, own_url
 
 ANSWER_WITHIN_S = 4.0
 
 
 def main() -> None:
-    """Ask. Raises OSError without an answer, or with another one."""
+    """Ask `/livez`. Raises OSError unless it answers 200."""
     certificate = os.environ.get("HTTP_TLS_CERT_FILE")
     url = own_url(os.environ.get("HTTP_HOST"), os.environ.get("HTTP_PORT") or 8080, is_https=bool(certificate))
     context = own_client_context(Path(certificate)) if certificate else None
-    urllib.request.urlopen(f"{url}/livez", timeout=ANSWER_WITHIN_S, context=context).close()  # noqa: S310 - http(s)
+    urllib.request.urlopen(f"{url}/livez", timeout=ANSWER_WITHIN_S, context=context).close()  # noqa: S310 - own_url
 
 
 if __name__ == "__main__":

@@ -26,14 +26,6 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-def own_client_context(certificate: Path) -> ssl.SSLContext:
-    """Return the context of a client on this machine: it trusts that very certificate, whatever name it has."""
-    context = ssl.create_default_context(cafile=certificate)
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-    context.check_hostname = False
-    return context
-
-
 @contextlib.asynccontextmanager
 async def accepting(
     listener: asyncio.Server,

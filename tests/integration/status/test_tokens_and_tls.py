@@ -27,9 +27,10 @@ from simplu_worker.status.access.guard import is_encrypted
 from simplu_worker.status.access.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.access.watched_files import WatchedFiles
 from simplu_worker.status.connections import ConnectionLimits
+from simplu_worker.status.own_server import own_client_context
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import own_client_context, server_context
+from simplu_worker.status.tls import server_context
 
 OWN = "businessId=shop-1&locationId=berlin"
 FOREIGN = "businessId=smile&locationId=berlin"
