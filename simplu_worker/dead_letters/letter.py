@@ -26,7 +26,7 @@ from simplu_worker.vocabulary import DeadLetterReason, Source
 ERROR_MAX_BYTES: Final = 2048
 EXCERPT_BYTES: Final = 64 * 1024  # docs/dead-letters.md
 UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times the largest record of any source: letters may be forged
-PARTS_COUNTED_MAX: Final = 131_072  # as many as an aggregate may have: letters may be forged
+PARTS_COUNTED_MAX: Final = 10_000_000  # a record has a byte at least for each of its parts
 REQUEST_ID_USUAL_BYTES: Final = 40  # more than that many ids fit in no letter
 PartCount = Annotated[int, msgspec.Meta(ge=1, le=PARTS_COUNTED_MAX)]
 TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/sending.md
