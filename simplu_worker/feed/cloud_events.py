@@ -90,7 +90,7 @@ def encode_event(event: FeedEvent, max_bytes: int) -> bytes | None:
 
     None if it is too large without them too.
     """
-    encoded = _encode(_members(event, is_whole=True))
+    encoded = _encode(_members(event, is_whole=event.data != b""))
     if len(encoded) > max_bytes:
         encoded = _encode(_members(event, is_whole=False))
     return encoded if len(encoded) <= max_bytes else None
@@ -158,7 +158,7 @@ def encode_notification(event: FeedEvent, max_bytes: int) -> bytes | None:
         location_id=tenant.location_id,
         resource_id=event.resource_id,
         shard_id=event.shard_id,
-        data=None if event.data is None else msgspec.Raw(event.data),
+        data=msgspec.Raw(event.data) if event.data else None,
         timestamp=f"{event.time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z",
     )
     encoded = _encode(members)

@@ -17,7 +17,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
 from simplu_worker.feed.filters import lets_through
 from simplu_worker.feed.memory import SentEvents
-from simplu_worker.feed.places import END, POSITION_MAX, HeldTenant, Place
+from simplu_worker.feed.places import END, POSITION_MAX, BatchRef, HeldTenant, Place
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import (
     Delivered,
@@ -32,7 +32,6 @@ from simplu_worker.feed.types import (
 from simplu_worker.feed.types import Destination as OpenDestination
 from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.log.reading_order import BatchRef
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any

@@ -8,9 +8,8 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.feed.places import Place
+from simplu_worker.feed.places import BatchRef, Place
 from simplu_worker.feed.types import FeedEvent, FeedFilter
-from simplu_worker.shards.log.reading_order import BatchRef
 
 EVENTS_MAX: Final = 10_000
 KEPT_S: Final = 600.0  # a standby that lags further is no standby to promote

@@ -1,4 +1,7 @@
-"""Places in a shard's log, and tenants that wait for their source. Pure."""
+"""Places in a shard's log, and tenants that wait for their source. Pure.
+
+tests/model/log_order_model.py searches what a reader of the log has to keep to.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,16 @@ class LeftOut(NamedTuple):
     def begin(self) -> Place:
         """The place behind which it begins."""
         return Place(self.behind, POSITION_MAX)
+
+
+class BatchRef(msgspec.Struct, frozen=True, order=True):
+    """A batch of a shard's log: the number of its transaction, and the token that no other batch has.
+
+    A standby that is promoted without the last commits uses their numbers again, for other batches.
+    """
+
+    batch_id: int
+    token: str
 
 
 class HeldTenant(msgspec.Struct, frozen=True):

@@ -11,17 +11,19 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.feed.documents import DOCUMENT_MAX_BYTES, READ_MAX_BYTES, Resource
 from simplu_worker.feed.events import LogBatch, LogRow
 from simplu_worker.feed.incarnations import LEASE_S, bounds_with, incarnation_id, incarnations_in, run_of_server
 from simplu_worker.feed.overview import ShardView
-from simplu_worker.feed.places import HeldTenant, LeftOut, Place, decode_held
+from simplu_worker.feed.places import BatchRef, HeldTenant, LeftOut, Place, decode_held
 from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
 from simplu_worker.shards.apply.commit_safety import server_of
-from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log.reading_order import BatchRef
+from simplu_worker.shards.apply.durability import ReplicationFacts, Server, facts_of
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema
+
+NEW_S: Final = 300.0  # a shard whose log began later is new; it takes a minute until the feed knows it
 
 _views: Final = msgspec.json.Decoder(tuple[ShardView, ...])
 
@@ -68,6 +70,17 @@ class LoadedFeed(msgspec.Struct, frozen=True):
     is_new: bool  # the incarnation
 
 
+class ReadDocuments(msgspec.Struct, frozen=True):
+    """Documents by the number of their resource, and the number of the first that is to be read again, if any.
+
+    Empty is one that no destination takes. *facts* are those of the answer.
+    """
+
+    facts: ReplicationFacts
+    by_number: Mapping[int, bytes]
+    left_at: int | None
+
+
 class OtherPublisher(msgspec.Struct, frozen=True):
     """For how long another replica publishes the shard yet, 0 or less if none does, and how the destinations are."""
 
@@ -84,8 +97,10 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
     if row is None:
         return OtherPublisher(0.0)
     views = _views.decode(row["destinations"] or "[]")
-    shard_id = pool.address.shard_id
-    return OtherPublisher(row["expires_in_s"], tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
+    shard_id, free_in_s = pool.address.shard_id, row["expires_in_s"]
+    if free_in_s > 2 * LEASE_S:  # as `claim_feed` has it
+        free_in_s = 0.0
+    return OtherPublisher(free_in_s, tuple(msgspec.structs.replace(one, shard_id=shard_id) for one in views))
 
 
 async def claim(pool: ShardPool, *, token: str, publisher: str, noise: str) -> bool:
@@ -132,7 +147,7 @@ async def load(
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
         begins = [one.begin.isoformat() if isinstance(one.begin, datetime) else one.begin.value for one in terms]
-        rows = await connection.fetch(QUERIES["read_feed_cursors"], [one.name for one in terms], begins)
+        rows = await connection.fetch(QUERIES["read_feed_cursors"], [one.name for one in terms], begins, NEW_S)
         await connection.execute(QUERIES["note_feed_file"], [one.name for one in terms])
         cursors = {row["destination"]: _cursor(row) for row in rows}
         noted_runs = {row["destination"]: row["server_run"] for row in rows}
@@ -214,18 +229,13 @@ async def read_log(
     return [row for row in rows if behind < row.place <= through][:limit]
 
 
-async def read_data(pool: ShardPool, events: Sequence[FeedEvent]) -> dict[int, bytes]:
-    """Return the rows of the resources of *events*, as JSON, by the index of the event."""
-    columns = zip(
-        *(
-            ("" if one.tenant is None else one.tenant.tenant_id, one.resource_type or "", one.resource_id or "")
-            for one in events
-        ),
-        strict=True,
-    )
+async def read_documents(pool: ShardPool, resources: Sequence[Resource]) -> ReadDocuments:
+    """Return the documents of *resources* as they are now, as many as READ_MAX_BYTES have room for."""
+    columns = [list(column) for column in zip(*resources, strict=True)]
     async with pool.connection() as connection:
-        rows = await connection.fetch(QUERIES["read_feed_data"], *map(list, columns))
-    return {row["index"]: row["data"].encode() for row in rows}
+        row = await connection.fetchrow(QUERIES["read_feed_data"], *columns, DOCUMENT_MAX_BYTES, READ_MAX_BYTES)
+    documents = zip(map(int, row["numbers"]), row["documents"], strict=True)
+    return ReadDocuments(facts_of(row[:7]), {number: text.encode() for number, text in documents}, row["left_at"])
 
 
 async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:

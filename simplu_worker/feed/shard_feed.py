@@ -25,7 +25,8 @@ import structlog
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
-from simplu_worker.feed.events import LogRow, ReadRow, gap_event, read_row
+from simplu_worker.feed.documents import WantedDocuments
+from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_GRID_S, RENEW_S, claim_delay_s
 from simplu_worker.feed.memory import SentEvents
 from simplu_worker.feed.overview import ShardView
@@ -41,20 +42,21 @@ from simplu_worker.feed.rows import (
     incarnation_of,
     load,
     note_refusal,
-    read_data,
+    read_documents,
     read_log,
     release,
     renew,
     write_cursors,
 )
-from simplu_worker.feed.types import Destination, DestinationTerms, FeedEvent
+from simplu_worker.feed.types import Destination, DestinationTerms, FeedEvent, Incarnation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.backoff import backoff_s, jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
-from simplu_worker.timing.waits import move_deadline, wait_any
-from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
+from simplu_worker.timing.waits import move_deadline, run_until, wait_any
+from simplu_worker.vocabulary import FeedData
 
 READ_MAX: Final = 500  # rows of a read, of which there are two in a window
 READ_PAUSE_S: Final = 0.15  # under load, so that many changes share a read, a check and a request
@@ -72,6 +74,20 @@ log = structlog.get_logger(__name__)
 
 class RunChangedError(Exception):
     """Another run of the server answers, or the row is another's: the incarnation has to be judged anew."""
+
+
+class ReadEvents(msgspec.Struct, frozen=True):
+    """What was read of the log for *feeds* together, with the answers' *facts*, which tell when it is safe."""
+
+    feeds: Sequence[DestinationFeed]
+    latest: LogBatch
+    facts: Sequence[ReplicationFacts]
+    rows: Mapping[Incarnation, Sequence[ReadRow]]  # of destinations that began at other times there are several
+    documents: dict[str, bytes]  # by the id of the event
+
+    def documents_for(self, feed: DestinationFeed) -> dict[str, bytes]:
+        """Return those that a destination gets."""
+        return self.documents if feed.terms.data is FeedData.CURRENT else {}
 
 
 class ShardFeed:
@@ -101,7 +117,6 @@ class ShardFeed:
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
         self._state: FeedState | None = None
-        self._was_empty = False  # all that its log has came while this replica had its destinations
         self._newest_before = 0  # the newest batch when this replica began to publish
         self._renewed_at = 0.0
         self._written_at = 0.0
@@ -168,11 +183,9 @@ class ShardFeed:
             self._lose_row()
         free_in_s = await self._seconds_until_free()
         if free_in_s is None:
-            self._was_empty = True
             await wait_any(ending, within_s=jittered(EMPTY_S, ratio=0.2, draw=self._draw()))
             return False
         if free_in_s > 0:
-            self._was_empty = False  # the other replica has begun the destinations
             await wait_any(ending, within_s=min(free_in_s, LEASE_S) + 0.05)
             return False
         if await self._waited_for_others(ending):
@@ -195,25 +208,8 @@ class ShardFeed:
         return ending.is_set()
 
     async def _publish(self, destinations: Destinations, ending: asyncio.Event) -> None:
-        token = self._required_token
-        for name, (terms, _) in destinations.items():
-            self._memories[name].note_filter(terms.filter)
-        known = {name: memory for name, memory in self._memories.items() if name in destinations}
-        loaded = await load(
-            self._pool,
-            token,
-            [begun_on_empty(terms) if self._was_empty else terms for terms, _ in destinations.values()],
-            remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
-            complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
-            last_incarnation="" if self._state is None else self._state.incarnation,
-            noise=self._noise,
-        )
-        self._was_empty = False
-        if loaded.is_new:
-            await self._commits.wait_for_transaction(self.shard_id, loaded.state.server)
-            log.warning("feed.incarnation_began", shard_id=self.shard_id, incarnation=loaded.state.incarnation)
-        self._begin(loaded, destinations)
-        self._state = loaded.state
+        if not await self._begin(destinations, ending):
+            return
         failure: Exception | None = None
         try:
             async with asyncio.timeout_at(self._lease_until) as self._lease, asyncio.TaskGroup() as tasks:
@@ -226,7 +222,7 @@ class ShardFeed:
                     for name, feed in self._feeds.items()
                 ]
                 renewing = tasks.create_task(self._keep_row(), name=f"feed:{self.shard_id}:row")
-                await self._read_until(ending, tasks)
+                await run_until(ending, self._keep_reading(tasks))
                 for feed in self._feeds.values():
                     feed.end()
                 if running:
@@ -249,10 +245,34 @@ class ShardFeed:
     def _noise(self) -> str:
         return f"{int(self._draw() * 0x10000):04x}"
 
-    def _begin(self, loaded: LoadedFeed, destinations: Destinations) -> None:
-        self._feeds = {}
+    async def _begin(self, destinations: Destinations, ending: asyncio.Event) -> bool:
+        """Load the cursors, and begin behind them once an incarnation that is new is safe; return False at *ending*."""
+        token = self._required_token
+        for name, (terms, _) in destinations.items():
+            self._memories[name].note_filter(terms.filter)
+        known = {name: memory for name, memory in self._memories.items() if name in destinations}
+        loaded = await load(
+            self._pool,
+            token,
+            [terms for terms, _ in destinations.values()],
+            remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
+            complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
+            last_incarnation="" if self._state is None else self._state.incarnation,
+            noise=self._noise,
+        )
+        if loaded.is_new:
+            safety = self._commits.wait_for_transaction(self.shard_id, loaded.state.server)
+            if not await run_until(ending, safety):
+                return False
+            log.warning("feed.incarnation_began", shard_id=self.shard_id, incarnation=loaded.state.incarnation)
+        self._feeds = self._feeds_behind(loaded, destinations)
+        self._state = loaded.state
         self._newest_before = loaded.state.newest
-        self._changed.clear()
+        return True
+
+    def _feeds_behind(self, loaded: LoadedFeed, destinations: Destinations) -> dict[str, DestinationFeed]:
+        """Return what each destination gets behind its cursor."""
+        feeds: dict[str, DestinationFeed] = {}
         for name, (terms, destination) in destinations.items():
             row, memory = loaded.cursors[name], self._memories[name]
             feed = DestinationFeed(
@@ -267,7 +287,8 @@ class ShardFeed:
             )
             if row.undone_due:
                 feed.begin_undone(loaded.there, loaded.state.read_at)
-            self._feeds[name] = feed
+            feeds[name] = feed
+        return feeds
 
     @property
     def _required_token(self) -> str:
@@ -281,9 +302,10 @@ class ShardFeed:
     async def _keep_refusal(self, name: str, event: FeedEvent, error: str) -> None:
         await note_refusal(self._pool, self._required_token, name, event, error)
 
-    async def _read_until(self, ending: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+    async def _keep_reading(self, tasks: asyncio.TaskGroup) -> None:
+        """Read on until cancelled: a standby that is silent must not hold up the end."""
         pause_s = IDLE_MIN_S
-        while not ending.is_set():
+        while True:
             self._changed.clear()
             count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
             self._start_asking(tasks)
@@ -300,7 +322,7 @@ class ShardFeed:
             is_at_rest = pause_s >= IDLE_MAX_S  # the renewals of the row tell whether there is more
             for feed in self._feeds.values():
                 feed.is_awaited = feed.is_awaited or is_at_rest  # a destination that is back moves its cursor
-            await wait_any(ending, self._changed, within_s=None if is_at_rest else pause_s)
+            await wait_any(self._changed, within_s=None if is_at_rest else pause_s)
 
     async def _keep_row(self) -> None:
         """Renew the row until cancelled, however long the reader waits for a standby."""
@@ -356,28 +378,23 @@ class ShardFeed:
                 heads[feed.window.head].append(feed)
             else:
                 feed.is_awaited = True
-        found: list[tuple[list[DestinationFeed], list[LogRow]]] = []
+        found: list[tuple[list[LogRow], ReadEvents]] = []
         places = sorted(heads)
         for place, following in zip(places, [*places[1:], END], strict=False):
             through = min(following, *(feed.reads_through for feed in heads[place]))  # up to the next, to join it
             if rows := await self._read_from(place, through, heads[place]):
-                found.append((heads[place], rows))
+                # Not of batches that the retention has deleted: of those some rows may be missing.
+                kept = [row for row in rows if row.batch.batch_id > (row.batch.forgotten or 0)]
+                found.append((rows, await self._events_of(rows[0].batch, kept, heads[place])))
         if not found:
             return 0
-        await self._wait_until_safe([rows[0] for _, rows in found])
-        for feeds, rows in found:
-            latest = rows[0].batch
-            for feed in feeds:
-                self._note_gap(feed, latest.forgotten, latest.forgotten_at)
-            kept = [row for row in rows if row.batch.batch_id > (latest.forgotten or 0)]
-            if not kept:
-                continue
-            incarnations = {feed.incarnation for feed in feeds}  # one, but for destinations that began at other times
-            read = {one: [read_row(row, self.shard_id, one) for row in kept] for one in incarnations}
-            data = await self._data_of(read[feeds[0].incarnation], feeds)
-            for feed in feeds:
-                feed.add(read[feed.incarnation], data if feed.terms.data is FeedData.CURRENT else {})
-        return max(len(rows) for _, rows in found)
+        await self._wait_until_safe([one for _, read in found for one in read.facts])
+        for _, read in found:
+            for feed in read.feeds:
+                self._note_gap(feed, read.latest.forgotten, read.latest.forgotten_at)
+                if rows_for_feed := read.rows[feed.incarnation]:
+                    feed.add(rows_for_feed, read.documents_for(feed))
+        return max(len(rows) for rows, _ in found)
 
     async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
         """Read on for *feeds* from *place*, and note whether there is more: only a read that finds nothing tells."""
@@ -388,27 +405,26 @@ class ShardFeed:
                 feed.leave_out()
         return rows
 
-    async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
-        """Wait until everything is safe that was committed before *rows* were read, one of each answer in turn."""
-        facts = [row.batch.facts for row in rows]
+    async def _wait_until_safe(self, facts: Sequence[ReplicationFacts]) -> None:
+        """Wait until everything is safe that was committed before the answers with *facts*, in their order."""
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
         await self._commits.wait_for_read(self.shard_id, facts[-1])
 
-    async def _data_of(self, rows: Sequence[ReadRow], feeds: Sequence[DestinationFeed]) -> dict[str, bytes]:
-        """Return the rows of the resources as they are now, by the id of the event, if a destination wants them."""
-        if all(feed.terms.data is not FeedData.CURRENT for feed in feeds):
-            return {}
-        events = [
-            event
-            for row in rows
-            for event in row.events
-            if event.resource_type is not None and event.kind is not FeedKind.RESOURCE_DELETED
-        ]
-        if not events:
-            return {}
-        found = await read_data(self._pool, events)
-        return {events[index].id: document for index, document in found.items()}
+    async def _events_of(
+        self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
+    ) -> ReadEvents:
+        """Return what *rows* tell *feeds*, with the documents that are wanted: as many rows as these have room for."""
+        read = {
+            one: [read_row(row, self.shard_id, one) for row in rows] for one in {feed.incarnation for feed in feeds}
+        }
+        wanted = WantedDocuments(read[feeds[0].incarnation], [feed.terms for feed in feeds])
+        if not wanted.resources:
+            return ReadEvents(feeds, latest, [latest.facts], read, {})
+        found = await read_documents(self._pool, wanted.resources)
+        if found.left_at is not None:
+            read = {one: of_one[: wanted.row_count(found.left_at)] for one, of_one in read.items()}
+        return ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
     async def _catch_up(self) -> None:
         """Read on for tenants whose source has passed their departure."""
@@ -424,20 +440,24 @@ class ShardFeed:
                 feed.window.head,
                 tenant_no=catch_up.held.tenant_no,
             )
-            if rows:
-                await self._wait_until_safe(rows[:1])
-            else:
+            if not rows:
                 await self._renew()  # which tells what had been deleted by the time of the read
-            await self._note_gap_of_catch_up(feed, catch_up, rows)
-            read = [read_row(row, self.shard_id, feed.incarnation) for row in rows if row.place > catch_up.window.head]
-            if rows and not read:
-                continue
-            feed.add_to_catch_up(read, await self._data_of(read, [feed]))
+                await self._note_gap_of_catch_up(feed, catch_up, self._state)
+                feed.add_to_catch_up([], {})
+            else:
+                read = await self._events_of(rows[0].batch, rows, [feed])
+                await self._wait_until_safe(read.facts)
+                await self._note_gap_of_catch_up(feed, catch_up, read.latest)
+                kept = [row for row in read.rows[feed.incarnation] if row.place > catch_up.window.head]
+                if not kept:
+                    continue
+                feed.add_to_catch_up(kept, read.documents_for(feed))
             feed.is_awaited = True
 
-    async def _note_gap_of_catch_up(self, feed: DestinationFeed, catch_up: CatchUp, rows: Sequence[LogRow]) -> None:
+    async def _note_gap_of_catch_up(
+        self, feed: DestinationFeed, catch_up: CatchUp, latest: LogBatch | FeedState | None
+    ) -> None:
         """Tell of batches that the retention has deleted while the tenant was held, and go on behind them."""
-        latest = rows[0].batch if rows else self._state
         head = catch_up.window.head
         if latest is None or latest.forgotten is None or latest.forgotten <= head.batch_id:
             return
@@ -521,11 +541,6 @@ class ShardFeed:
             raise RunChangedError
         for feed, row in due:
             feed.written = row
-
-
-def begun_on_empty(terms: DestinationTerms) -> DestinationTerms:
-    """Return the terms on a shard that had no log yet when the destination began: what is there came behind that."""
-    return msgspec.structs.replace(terms, begin=FeedBeginning.OLDEST) if terms.begin is FeedBeginning.NOW else terms
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:

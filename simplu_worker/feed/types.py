@@ -52,7 +52,8 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     *id* stays the same when the event is sent again. *position* is `<batch id>-<place in the batch>`. *reapplies* is
     the id of the undone event of the same change, *undoes* that of the event that an `undone` event takes back; without
     it an `undone` event is about *bounds*. *data* is the row as JSON, as read when the event was published: it may be
-    newer than the change; None where it is not wanted, or there is no row any more.
+    newer than the change; None where it is not wanted, or there is no row any more, empty where no destination takes
+    as much.
     """
 
     id: str

@@ -11,19 +11,19 @@ publisher, under the same ids. Delivered events beyond it stay here, so that thi
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, TypeAlias, assert_never
 
 import msgspec
 
-from simplu_worker.feed.places import Place
+from simplu_worker.feed.places import BatchRef, Place
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Refused, RetryLater
-from simplu_worker.shards.log.reading_order import BatchRef
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.vocabulary import FeedKind
 
 EVENTS_MAX: Final = 1000
+DOCUMENTS_MAX_BYTES: Final = 4 * 1024 * 1024
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 30.0
 RETRY_AFTER_MAX_S: Final = 3600.0
 
@@ -57,6 +57,7 @@ class Window:
     def __init__(self, head: Place) -> None:
         self.head = head
         self._events: deque[WindowEvent] = deque()
+        self._document_bytes = 0
 
     def __repr__(self) -> str:
         return f"Window({len(self._events)} events, cursor={self.cursor}, head={self.head})"
@@ -67,7 +68,7 @@ class Window:
     @property
     def has_room(self) -> bool:
         """Whether another read is worth its while."""
-        return len(self._events) <= EVENTS_MAX // 2
+        return len(self._events) <= EVENTS_MAX // 2 and self._document_bytes <= DOCUMENTS_MAX_BYTES // 2
 
     @property
     def cursor(self) -> Place:
@@ -83,9 +84,10 @@ class Window:
         """Return whether an event of *kind* is not done."""
         return any(one.event.kind is kind and not one.is_done for one in self._events)
 
-    def add(self, events: Iterable[WindowEvent], head: Place) -> None:
+    def add(self, events: Sequence[WindowEvent], head: Place) -> None:
         """Add what was read up to *head*."""
         self._events += events
+        self._document_bytes += sum(_document_bytes(one) for one in events)
         self.head = head
 
     def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
@@ -161,4 +163,8 @@ class Window:
 
     def _drop_done(self) -> None:
         while self._events and self._events[0].is_done:
-            self._events.popleft()
+            self._document_bytes -= _document_bytes(self._events.popleft())
+
+
+def _document_bytes(one: WindowEvent) -> int:
+    return 0 if one.event.data is None else len(one.event.data)

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+
+
+async def run_until(event: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Run *work* to its end, or until *event* is set, which cancels it; return whether it came to its end."""
+    running, ending = asyncio.create_task(work), asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait([running, ending], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        running.cancel()
+        ending.cancel()
+        await asyncio.wait([running])
+    if running.cancelled():
+        return False
+    running.result()  # raises what *work* has raised
+    return True
 
 
 async def sleep_or_event(seconds: float, *, until: asyncio.Event) -> bool:

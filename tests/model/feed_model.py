@@ -32,12 +32,12 @@ from model.log_order_model import (
     LogOrderModel,
     State,
 )
+from model.reading_order import readable_below
 from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
 from simplu_worker.feed.incarnations import bounds_with
 from simplu_worker.feed.places import POSITION_MAX, Place
-from simplu_worker.shards.log.reading_order import readable_below
 
 ROW = "row"
 PROMOTIONS, KILLS, LEAVES, NARROWS = 2, 4, 5, 6

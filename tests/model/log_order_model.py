@@ -3,7 +3,7 @@
 Tenant a moves between the shards 0 and 1; tenant b stays on shard 0, where its transactions run beside those of a. The
 changes of a tenant have numbers, and one begins when the one before has committed, as a stream shard is applied. The
 standby has a prefix of the commits; what a promotion loses is applied again from the stream. A commit that a mover
-makes is safe before it goes on. The reader uses the functions of the product.
+makes is safe before it goes on.
 """
 
 from __future__ import annotations
@@ -11,17 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from model.reading_order import ROWS_MAX, LogCursor, TenantEpochs, readable_below, resume
 from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
-from simplu_worker.shards.log.reading_order import (
-    ROWS_MAX,
-    BatchRef,
-    LogCursor,
-    TenantEpochs,
-    readable_below,
-    resume,
-)
+from simplu_worker.feed.places import BatchRef
 
 SHARDS = (0, 1)
 CHANGE, LEFT, CAME = "change", "left", "came"

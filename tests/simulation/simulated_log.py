@@ -341,7 +341,7 @@ class Server:
         known, until = tables.publisher, self._now + timedelta(seconds=lease_s)
         if known is None:
             known = Publisher(token, publisher, incarnation_id(self._now, noise), until)
-        elif known.expires_at < self._now:
+        elif not self._now <= known.expires_at <= self._now + timedelta(seconds=2 * lease_s):
             incarnation = incarnation_id(self._now, noise) if known.server_run is None else known.incarnation
             known = replace(known, token=token, publisher=publisher, expires_at=until, incarnation=incarnation)
         else:
@@ -377,20 +377,24 @@ class Server:
         return _with_cursors(tables, [replace(tables.cursors[name], server_run=run) for name in names]), []
 
     def _read_feed_cursors(
-        self, tables: FeedTables, names: Sequence[str], begins: Sequence[str]
+        self, tables: FeedTables, names: Sequence[str], begins: Sequence[str], new_s: float
     ) -> tuple[FeedTables, Answer]:
         new = [
-            self._new_cursor(tables, name, begin)
+            self._new_cursor(tables, name, begin, new_s)
             for name, begin in zip(names, begins, strict=True)
             if name not in tables.cursors
         ]
         tables = _with_cursors(tables, new) if new else tables
         return tables, [Record(msgspec.structs.asdict(one)) for one in tables.cursors.values()]
 
-    def _new_cursor(self, tables: FeedTables, name: str, begin: str) -> Cursor:
+    def _new_cursor(self, tables: FeedTables, name: str, begin: str, new_s: float) -> Cursor:
         assert tables.publisher is not None
         assert begin in {"now", "oldest"}
-        batch_id = 0 if begin == "oldest" else self._log.horizon - 1
+        new_from = self._now - timedelta(seconds=new_s)
+        is_new = tables.publisher.server_run is None and all(
+            batch.completed_at >= new_from for batch in self._log.batches
+        )
+        batch_id = 0 if begin == "oldest" or is_new else self._log.horizon - 1
         held = [
             {
                 "tenant_no": self._tenants.index(batch.tenant_ids[0]) + 1,

@@ -17,7 +17,6 @@ from simulation.wrong_designs import WrongDesign
 from typing_extensions import override
 
 from simplu_worker.feed.destination_feed import DestinationFeed
-from simplu_worker.feed.events import LogRow
 from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.rows import CursorRow, LoadedFeed, find_passed
@@ -25,6 +24,7 @@ from simplu_worker.feed.shard_feed import Destinations, RunChangedError, ShardFe
 from simplu_worker.feed.window import Window, WindowEvent
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import ReplicationFacts
 
 Twist = Callable[[World], None]
 
@@ -96,8 +96,8 @@ class _LooseFeed(DestinationFeed):
 
 class _UnsafeShardFeed(ShardFeed):
     @override
-    async def _wait_until_safe(self, rows: Sequence[LogRow]) -> None:
-        if self._state is None or {row.batch.facts.server for row in rows} != {self._state.server}:
+    async def _wait_until_safe(self, facts: Sequence[ReplicationFacts]) -> None:
+        if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
 
 

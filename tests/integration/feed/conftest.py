@@ -14,6 +14,12 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_kinesis, start_sqs
 
 
+@pytest.fixture(autouse=True)
+def _no_shard_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a destination that begins now have nothing of what a test has done before, as on shards in use."""
+    monkeypatch.setattr("simplu_worker.feed.rows.NEW_S", 0.0)
+
+
 @pytest.fixture(scope="module")
 def group() -> Iterator[ProcessGroup]:
     """Give the processes of the servers."""

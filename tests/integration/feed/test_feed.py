@@ -18,7 +18,7 @@ from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.feed.feed import FIRST_PAUSE_S, Feed
 from simplu_worker.feed.incarnations import RENEW_S
 from simplu_worker.feed.places import END, Place
-from simplu_worker.feed.rows import LoadedFeed, claim, load, read_log, write_cursors
+from simplu_worker.feed.rows import NEW_S, LoadedFeed, claim, load, read_log, write_cursors
 from simplu_worker.feed.types import (
     Delivered,
     Delivery,
@@ -151,45 +151,82 @@ async def test_shard_that_is_out_of_the_map_is_forgotten(
 
 
 @pytest.mark.slow(6)
-async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(make_shard: ShardMaker) -> None:
-    """They came after the destination had begun, though the feed sees the shard later."""
-    receiver = Receiver()
+async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(
+    make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They came after the destination had begun elsewhere, though the feed sees the shard later."""
+    monkeypatch.setattr("simplu_worker.feed.rows.NEW_S", NEW_S)
+    receiver, later = Receiver(), Receiver("later")
     async with Pools(size=6) as pools:
         pool = pools.ensure_pool(await make_shard("new", is_empty=True))
-        feed = feed_of(pools, [pool.address], [receiver.configured(begin=FeedBeginning.NOW)])
+        feed = feed_of(pools, [pool.address], [receiver.configured()])
         async with running(feed):
             await asyncio.sleep(1)  # by then it has looked
             await ensure_schema(pool)
             await add_tenant(pool)
             case = TenantCase(pool, TENANT)
             await case.apply(case.operation("create", "r1", {}))
-            await receiver.until(lambda events: any(one.resource_id == "r1" for one in events), within_s=20)
-
-
-@pytest.mark.slow(12)
-async def test_new_destination_begins_now_on_a_shard_that_was_empty_before_another_published_it(
-    make_shard: ShardMaker,
-) -> None:
-    """That this replica has seen it empty counts only until another one has begun there."""
-    first, second, later = Receiver(), Receiver(), Receiver("later")
-    async with Pools(size=6) as pools:
-        pool = pools.ensure_pool(await make_shard("new", is_empty=True))
-        seen_empty = feed_of(pools, [pool.address], [first.configured()])
-        async with running(seen_empty):
-            await asyncio.sleep(1)  # by then it has looked
-            await ensure_schema(pool)
-            await add_tenant(pool)
-            async with running(feed_of(pools, [pool.address], [second.configured()], "two")) as other:
-                case = TenantCase(pool, TENANT)
-                await case.apply(case.operation("create", "r1", {}))
-                await asyncio.sleep(7)  # by then the first one has looked again
-                assert not seen_empty.published_count
-                seen_empty.replace([first.configured(), later.configured()])
-                assert not other.done()
-            await publishing(seen_empty)
+            await receiver.until_count(1, within_s=20)
+            feed.replace([receiver.configured(), later.configured()])  # which begins now, as the shard is published
+            assert await poll_until(lambda: has_begun(pool, "later"), within_s=20)
             await case.apply(case.operation("create", "r2", {}))
-            await later.until(lambda events: any(one.resource_id == "r2" for one in events))
-    assert "r1" not in {one.resource_id for one in later.events}
+            await later.until_count(1)
+    assert [one.resource_id for one in receiver.events[:1]] == ["r1"]
+    assert [one.resource_id for one in later.events] == ["r2"]
+
+
+async def has_begun(pool: ShardPool, destination: str) -> bool:
+    """Return whether the shard has a cursor of *destination*."""
+    return await fetch(pool, "SELECT FROM feed_cursors WHERE destination = $1", destination) != []
+
+
+async def test_publisher_is_replaced_where_the_clock_of_the_shard_has_gone_back(
+    pools: Pools, address: ShardAddress
+) -> None:
+    """The row of one that is gone would be its own until that clock is where it was."""
+    pool = pools.pool_of(address.shard_id)
+    assert await claim(pool, token=str(uuid4()), publisher="gone", noise="0000")
+    assert not await claim(pool, token=str(uuid4()), publisher="two", noise="0000")
+    await fetch(pool, "UPDATE feed_shards SET expires_at = expires_at + interval '1 hour'")
+    feed = feed_of(pools, [address], [Receiver().configured()])
+    async with running(feed):
+        await publishing(feed)
+
+
+async def test_documents_are_read_by_bytes(
+    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event comes once, in order, with its document; one that no destination takes is empty."""
+    monkeypatch.setattr("simplu_worker.feed.rows.READ_MAX_BYTES", 3000)
+    monkeypatch.setattr("simplu_worker.feed.rows.DOCUMENT_MAX_BYTES", 5000)
+    receiver = Receiver()
+    terms = DestinationTerms("receiver", begin=FeedBeginning.OLDEST, data=FeedData.CURRENT)
+    sizes = [10, 2000, 2000, 6000, 10, 4000, 10, 4_000_000, 10]
+    for number, size in enumerate(sizes):
+        await case.apply(
+            case.operation("create", f"r{number}", {"text": "x" * size}),
+            case.operation("update", f"r{number}", {"text": "y" * size}),
+        )
+    await case.apply(case.operation("update", "r0", {"text": "z" * 5}), case.operation("delete", "r4"))
+    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
+    async with running(feed):
+        await receiver.until_count(2 * len(sizes) + 2)
+    assert [one.resource_id for one in receiver.events] == [
+        *(f"r{number}" for number in range(len(sizes)) for _ in range(2)),
+        "r0",
+        "r4",
+    ]
+    lengths = {one.resource_id: None if one.data is None else len(one.data) for one in receiver.events}
+    members = len('{"text": ""}')
+    assert lengths == {
+        "r0": members + 5,
+        "r4": None,
+        **{
+            f"r{number}": members + size if size < 5000 else 0
+            for number, size in enumerate(sizes)
+            if number not in (0, 4)
+        },
+    }
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -159,6 +160,34 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
             await case.apply(case.operation("update", "r1", {"n": 1}))
             await cursor_at_end()
             assert await begins_anew(begin)
+
+
+@pytest.mark.slow(8)
+async def test_feed_ends_while_a_standby_is_silent() -> None:
+    """What the standby lacks is not published, and is not waited for: the next publisher has it."""
+    require_postgres()
+    receiver = Receiver()
+    with ProcessGroup() as group:
+        pair = await start_pair(group)
+        address = await copy_shard(pair.primary, "s")
+        async with Pools(size=6) as pools:
+            pool = pools.ensure_pool(address)
+            await add_tenant(pool)
+            case = TenantCase(pool, TENANT)
+            feed = feed_of(pools, [address], [receiver.configured()])
+            async with running(feed):  # which gives it ten seconds to end
+                await publishing(feed)
+                await case.apply(case.operation("create", "r1", {}))
+                await receiver.until_count(1)
+                pair.standby.suspend()
+                await case.apply(case.operation("create", "r2", {}))
+                await asyncio.sleep(1)  # by then it has read that
+            assert len(receiver.events) == 1
+            pair.standby.resume()
+            feed = feed_of(pools, [address], [receiver.configured()], "two")
+            async with running(feed):
+                await receiver.until_count(2)
+    assert [one.resource_id for one in receiver.events] == ["r1", "r2"]
 
 
 async def has_row(pool: ShardPool, query: str) -> bool:

@@ -10,6 +10,7 @@ from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.moves.world import OTHER, TENANT_ID, World
 from support.postgres.databases import ShardMaker, copy_shard
+from support.postgres.plans import plan_of
 from support.postgres.standby_pair import require_postgres, start_pair
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
@@ -22,6 +23,12 @@ from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedKind
 
 NOT_PASSED_SQL = "SELECT batch_id FROM log_batches WHERE kind = 'l' AND batch_id > (SELECT batch_id FROM feed_cursors)"
+
+BATCHES_SQL = """
+INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
+SELECT number, now(), 1, 'o', '{1}', '{patient}', '{sqs}'
+FROM generate_series(1, 20000) AS made (number)
+"""
 
 
 @pytest.mark.slow(4)
@@ -280,3 +287,14 @@ async def test_new_destination_waits_for_the_source_when_a_tenant_has_just_moved
         await target.apply(target.operation("update", "r1", {"n": 2}))
         await receiver.until_count(3)
     assert receiver.told()[1:] == [("resource.updated", f"{TENANT_ID}/patient/r1")] * 2
+
+
+async def test_departures_are_found_without_a_look_at_the_rest_of_the_log(world: World) -> None:
+    """A destination that is down for a day has millions of batches before it, and the question comes each second."""
+    pool = world.shard_pools["a"]
+    await fetch(pool, BATCHES_SQL)
+    await fetch(pool, "ANALYZE log_batches, tenants")
+    async with pool.connection() as connection:
+        plan = await plan_of(connection, "find_passed_departures", "crm", [TENANT_ID], ["2"])
+    assert "log_batches_moves" in plan
+    assert "Seq Scan on log_batches" not in plan

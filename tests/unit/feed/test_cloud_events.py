@@ -104,6 +104,8 @@ def test_event_leaves_its_data_out_where_the_destination_would_not_take_them() -
     assert (omitted["simpludata"], omitted.keys() & {"data", "datacontenttype"}) == ("omitted", set())
     assert encode_event(event, bare) is not None
     assert encode_event(event, bare - 1) is None
+    too_large = decoded(feed_event(data=b""))
+    assert (too_large["simpludata"], too_large.keys() & {"data", "datacontenttype"}) == ("omitted", set())
 
 
 def test_names_of_members_are_those_that_cloud_events_allows() -> None:
@@ -141,6 +143,7 @@ def test_notification_is_that_of_the_typescript_worker() -> None:
     whole = encode_notification(event, ENOUGH) or b""
     assert encode_notification(event, len(whole)) == whole
     assert b'"data":null' in (encode_notification(event, len(whole) - 1) or b"")
+    assert b'"data":null' in (encode_notification(feed_event(data=b""), ENOUGH) or b"")
 
 
 @pytest.mark.parametrize("kind", FeedKind)

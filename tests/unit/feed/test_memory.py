@@ -8,9 +8,8 @@ import msgspec
 
 from simplu_worker.feed.events import undone_event
 from simplu_worker.feed.memory import EVENTS_MAX, KEPT_S, SentEvents
-from simplu_worker.feed.places import Place
+from simplu_worker.feed.places import BatchRef, Place
 from simplu_worker.feed.types import FeedEvent, FeedFilter, FeedTenant, Incarnation
-from simplu_worker.shards.log.reading_order import BatchRef
 from simplu_worker.vocabulary import FeedKind
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)

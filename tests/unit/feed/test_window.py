@@ -9,7 +9,15 @@ import pytest
 
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, FeedTenant, Incarnation, Refused, RetryLater
-from simplu_worker.feed.window import EVENTS_MAX, RETRY_AFTER_MAX_S, RETRY_MAX_S, RefusedForGood, Window, WindowEvent
+from simplu_worker.feed.window import (
+    DOCUMENTS_MAX_BYTES,
+    EVENTS_MAX,
+    RETRY_AFTER_MAX_S,
+    RETRY_MAX_S,
+    RefusedForGood,
+    Window,
+    WindowEvent,
+)
 from simplu_worker.vocabulary import FeedKind
 
 TENANT = FeedTenant("t-1", "t", "1", "gym")
@@ -130,3 +138,17 @@ def test_retries_come_after_growing_pauses_up_to_a_bound() -> None:
     for _ in range(50):
         window.settle([one], [RetryLater("x")], tries=2, now=0, draw=1)
     assert one.due_at == RETRY_MAX_S
+
+
+def test_window_is_full_when_its_documents_are() -> None:
+    """Whatever their number: a document may have a megabyte."""
+    window = Window(Place(0, 0))
+    large = [event(number) for number in (1, 2, 3)]
+    for one in large:
+        one.event = msgspec.structs.replace(one.event, data=b"x" * (DOCUMENTS_MAX_BYTES // 4))
+    window.add([*large[:2], event(9)], Place(9, 0))
+    had_room = [window.has_room]
+    window.add(large[2:], Place(10, 0))
+    had_room.append(window.has_room)
+    window.settle(large[:1], [Delivered()], tries=3, now=0, draw=0)
+    assert [*had_room, window.has_room] == [True, False, True]

@@ -139,6 +139,9 @@ CREATE TABLE public.log_batches (
 );
 -- For lists, the changes of a moving tenant, and the deletion of old batches.
 CREATE INDEX log_batches_completed_at ON public.log_batches (completed_at);
+-- For the feed, which asks whether a tenant's departure is passed, and for the deletion of what a move has copied.
+CREATE INDEX log_batches_moves ON public.log_batches ((tenants[1]), epoch)
+    WHERE epoch IS NOT NULL OR batch_id < 0::bigint;
 CREATE POLICY simplu_writer ON public.log_batches
     USING ((SELECT pg_catalog.has_table_privilege('public.log_batches'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.log_batches ENABLE ROW LEVEL SECURITY;

@@ -43,7 +43,8 @@ FROM public.feed_shards;
 -- name: claim_feed
 -- Take the row for the replica $2 with the token $1 for $4 seconds, if it is free. The first incarnation has the time by
 -- the clock of the shard, in milliseconds, and ends with $3. It is another one while none was found to hold: the shard may
--- have lost that, and later ones, of which receivers know.
+-- have lost that, and later ones, of which receivers know. A row whose time ends later than a publisher can have said is
+-- free too: that clock has gone back.
 INSERT INTO public.feed_shards AS known (token, publisher, incarnation, expires_at)
 VALUES (
     $1::pg_catalog.uuid, $2,
@@ -59,7 +60,9 @@ ON CONFLICT (only_row) DO UPDATE
 SET
     token = excluded.token, publisher = excluded.publisher, expires_at = excluded.expires_at,
     incarnation = CASE WHEN known.server_run IS NULL THEN excluded.incarnation ELSE known.incarnation END
-WHERE known.expires_at < pg_catalog.clock_timestamp()
+WHERE
+    known.expires_at NOT BETWEEN pg_catalog.clock_timestamp()
+    AND pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => 2 * $4)
 RETURNING incarnation;
 
 -- name: renew_feed
@@ -92,15 +95,29 @@ UPDATE public.feed_cursors SET server_run = $2 WHERE destination = ANY($1::pg_ca
 
 -- name: read_feed_cursors
 -- Those of all destinations, with those that were not there and begin now: $1 their names, $2 where each begins: `now`,
--- `oldest`, or a time. The destination is told what is undone from there on: nobody knows whether a promotion has taken back an
--- earlier cursor. In a
--- transaction that has locked the row of the publisher. A tenant that has arrived within the
--- last ten minutes is held until its source has passed its departure, whatever begins here.
+-- `oldest`, or a time. On a shard that had no publisher yet, and whose log began within $3 seconds, `now` is at the
+-- beginning: the shard is new, and what came meanwhile is behind the begin of the destination elsewhere.
+-- The destination is told what is undone from there on: nobody knows whether a promotion has taken back an earlier cursor.
+-- In a transaction that has locked the row of the publisher. A tenant that has arrived within the last ten minutes is held
+-- until its source has passed its departure, whatever begins here.
 WITH wanted AS (
     SELECT sent.destination, sent.begin,
-        CASE sent.begin
-            WHEN 'now' THEN :feed_horizon - 1
-            WHEN 'oldest' THEN coalesce((SELECT log_forgotten.batch_id FROM public.log_forgotten), 0)
+        CASE
+            WHEN
+                sent.begin = 'oldest'
+                OR sent.begin = 'now'
+                AND (SELECT feed_shards.server_run FROM public.feed_shards) IS NULL
+                AND NOT EXISTS (SELECT FROM public.log_forgotten)
+                AND NOT EXISTS (
+                    SELECT
+                    FROM public.log_batches
+                    WHERE
+                        log_batches.completed_at
+                        < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3)
+                        AND log_batches.batch_id > 0::bigint
+                )
+            THEN coalesce((SELECT log_forgotten.batch_id FROM public.log_forgotten), 0)
+            WHEN sent.begin = 'now' THEN :feed_horizon - 1
             ELSE coalesce(
                 (
                     SELECT pg_catalog.min(later.batch_id) - 1
@@ -135,7 +152,7 @@ WITH wanted AS (
                 FROM public.log_batches AS arrived
                 JOIN public.tenants ON tenants.number = arrived.tenants[1]
                 WHERE
-                    arrived.kind = 'a' AND arrived.batch_id <= wanted.batch_id
+                    arrived.kind = 'a' AND arrived.epoch IS NOT NULL AND arrived.batch_id <= wanted.batch_id
                     AND arrived.completed_at > pg_catalog.clock_timestamp() - interval '10 minutes'
                     AND pg_catalog.cardinality(arrived.origins) > 0
             ),
@@ -252,16 +269,48 @@ CROSS JOIN LATERAL (
 ORDER BY batches.batch_id;
 
 -- name: read_feed_data
--- The rows of the resources $2, $3 of the tenants $1 that live here, as they are now.
-SELECT (wanted.number - 1)::integer AS index, (resources.data || '{}'::pg_catalog.jsonb)::pg_catalog.text AS data
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
-    WITH ORDINALITY AS wanted (tenant_id, resource_type, resource_id, number)
-JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here
-JOIN public.resources
-    ON
-        resources.id = wanted.tenant_id
-        AND resources."resourceName" = wanted.resource_type
-        AND resources."resourceId" = wanted.resource_id;
+-- The resources $2, $3 of the tenants $1 that live here, as they are now, in their order: of each its number, from 0, and
+-- its document, empty if that has more than $4 bytes. As many as begin within $5 bytes, of what is stored and of texts;
+-- `left_at` is the number of the first that is left. With what tells how safe they are.
+WITH found AS MATERIALIZED (
+    SELECT
+        wanted.number, resources.data,
+        pg_catalog.sum(pg_catalog.pg_column_size(resources.data)) OVER (ORDER BY wanted.number)
+        - pg_catalog.pg_column_size(resources.data) AS bytes_before
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+        WITH ORDINALITY AS wanted (tenant_id, resource_type, resource_id, number)
+    JOIN public.tenants ON tenants.id = wanted.tenant_id AND :lives_here
+    JOIN public.resources
+        ON
+            resources.id = wanted.tenant_id
+            AND resources."resourceName" = wanted.resource_type
+            AND resources."resourceId" = wanted.resource_id
+), summed AS MATERIALIZED (
+    SELECT
+        found.number, fitting.text,
+        pg_catalog.sum(pg_catalog.octet_length(fitting.text)) OVER (ORDER BY found.number)
+        - pg_catalog.octet_length(fitting.text) AS bytes_before
+    FROM found
+    CROSS JOIN LATERAL (SELECT found.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN :has_bounded_text THEN checked.document::pg_catalog.text END AS text OFFSET 0
+    ) AS whole
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN pg_catalog.octet_length(whole.text) <= $4::integer THEN whole.text ELSE '' END AS text OFFSET 0
+    ) AS fitting
+    WHERE found.bytes_before < $5::bigint
+), given AS MATERIALIZED (
+    SELECT summed.number, summed.text FROM summed WHERE summed.bytes_before < $5
+)
+SELECT
+    :replication_facts,
+    ARRAY(SELECT (given.number - 1)::pg_catalog.text FROM given ORDER BY given.number) AS numbers,
+    ARRAY(SELECT given.text FROM given ORDER BY given.number) AS documents,
+    (
+        SELECT pg_catalog.min(found.number) - 1
+        FROM found
+        WHERE found.number > (SELECT pg_catalog.max(given.number) FROM given)
+    ) AS left_at;
 
 -- name: find_feed_tenant
 -- What events say of the tenant $1.
@@ -288,7 +337,8 @@ WHERE
         FROM public.log_batches
         JOIN public.tenants ON tenants.number = log_batches.tenants[1]
         WHERE
-            log_batches.kind = 'l' AND tenants.id = sent.tenant_id AND log_batches.epoch = sent.epoch::bigint
+            log_batches.kind = 'l' AND tenants.id = sent.tenant_id
+            AND log_batches.epoch = sent.epoch::bigint AND log_batches.epoch IS NOT NULL
             AND (
                 log_batches.batch_id > feed_cursors.batch_id
                 OR log_batches.batch_id = feed_cursors.batch_id AND feed_cursors.position < 0::integer
@@ -450,7 +500,7 @@ SET
                     SELECT
                     FROM public.log_batches
                     WHERE
-                        log_batches.kind = 'a' AND log_batches.batch_id > $2
+                        log_batches.kind = 'a' AND log_batches.batch_id > $2 AND log_batches.epoch IS NOT NULL
                         AND log_batches.epoch = pg_catalog.jsonb_extract_path_text(held.one, 'epoch')::bigint
                         AND log_batches.tenants[1]
                         = pg_catalog.jsonb_extract_path_text(held.one, 'tenant_no')::integer

@@ -16,7 +16,7 @@ of the tenant: so its number follows all of theirs. Whoever follows the tenant r
 that marker. The target's own marker, which comes before the tenant's first batch there, tells that there is one to wait
 for; it does not tell that the source has been read.
 
-tests/model/log_order_model.py searches all orders of these events, and what breaks where a rule is left out.
+`log_order_model.py` searches all orders of these events, and what breaks where a rule is left out.
 """
 
 from __future__ import annotations
@@ -26,14 +26,9 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.feed.places import BatchRef
+
 ROWS_MAX: Final = 32_767  # of a batch
-
-
-class BatchRef(msgspec.Struct, frozen=True, order=True):
-    """A batch of a shard's log: the number of its transaction, and the token that no other batch has."""
-
-    batch_id: int
-    token: str
 
 
 class LogCursor(msgspec.Struct, frozen=True):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from simplu_worker.shards.log.reading_order import (
+from model.reading_order import (
     ROWS_MAX,
-    BatchRef,
     LogCursor,
     Resumption,
     TenantEpochs,
     readable_below,
     resume,
 )
+
+from simplu_worker.feed.places import BatchRef
 
 A, B, C = (BatchRef(number, f"token-{number}") for number in (3, 5, 9))
 
