@@ -126,7 +126,8 @@ class MoveRunner:
             try:
                 ended = await self._move(request, self._watched(progress.watch(tenant_id)))
                 if isinstance(ended, FinishedMove):
-                    warning = await self._publish(request)  # the command before may not have come to that
+                    self._has_stale_cache = True  # the command before may have come neither to that nor to the home
+                    warning = await self._publish(request)
                     return MoveResult(tenant_id, MoveOutcome.MOVED, finished=ended, warning=warning)
                 certificate = ended
                 warning = await self._publish(request)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -47,6 +49,9 @@ from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 BACKUP_CONNECTIONS = 2
+NOT_COUNTED = "not counted, as that takes long"
+COUNT_S = 10.0  # for each count of a plan: a tenant may have millions of operations, and its restore must not wait
+IN_DOUBT = timedelta(minutes=1)  # a transaction that is not in the backup may have a time from before its last one
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class RestoreCommand:
 class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
     """What a restore would do. *since_backup* are the live operations that the backup lacks, by source.
 
-    *erased_since_backup* are the types and ids of resources that were erased, and come back.
+    None is what takes long to count. *erased_since_backup* are the types and ids of erased resources that come back.
     """
 
     tenant: str
@@ -71,9 +76,9 @@ class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
     mode: RestoreMode
     backup: str
     last_operation_in_backup: datetime | None
-    resources_in_backup: int
-    resources_now: int
-    since_backup: dict[str, int]
+    resources_in_backup: int | None
+    resources_now: int | None
+    since_backup: dict[str, int] | None
     erased_since_backup: list[str]
     read_again_seconds: float | None
     export: str
@@ -161,11 +166,15 @@ async def _plan(
         refusal = refusal or refusal_of_rows(in_backup, now, command.mode)
         if refusal is not None:
             raise PermanentError(f"{tenant_id}: {refusal}")
-        size_there = await there.fetchrow(QUERIES["describe_tenant_log"], tenant_id) or {}
-        size_here = await here.fetchrow(QUERIES["describe_tenant_log"], tenant_id) or {}
-        since = await here.fetch(QUERIES["count_logged_since"], tenant_id, size_there["last_applied_at"])
-        erased = await here.fetch(QUERIES["find_erased_since"], tenant_id, size_there["last_applied_at"])
         journal = await read_journal(here, tenant_id)
+    size_there = await _count(backup, "describe_tenant_log", tenant_id)
+    size_here = await _count(live, "describe_tenant_log", tenant_id)
+    last_at = content.last_applied_at and content.last_applied_at - IN_DOUBT
+    if size_there is not None:
+        last_at = size_there[0]["last_applied_at"]
+    since = await _count(live, "count_logged_since", tenant_id, last_at)
+    async with live.connection() as here:
+        erased = await here.fetch(QUERIES["find_erased_since"], tenant_id, last_at)
     has_begun = journal is not None and journal.step in {RestoreStep.REPLACING, RestoreStep.COPIED}
     goes_on = has_begun and now["state"] == TenantState.FENCED
     return RestorePlan(
@@ -173,15 +182,24 @@ async def _plan(
         shard=live.address.shard_id,
         mode=command.mode,
         backup=backup.address.place,
-        last_operation_in_backup=size_there["last_applied_at"],
-        resources_in_backup=size_there["resource_count"],
-        resources_now=size_here["resource_count"],
-        since_backup={row["source"]: row["operation_count"] for row in since},
+        last_operation_in_backup=None if size_there is None else size_there[0]["last_applied_at"],
+        resources_in_backup=None if size_there is None else size_there[0]["resource_count"],
+        resources_now=None if size_here is None else size_here[0]["resource_count"],
+        since_backup=None if since is None else {row["source"]: row["operation_count"] for row in since},
         erased_since_backup=[f"{row['resource_type']} {row['resource_id']}" for row in erased],
         read_again_seconds=await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
         export=str(_export_path(command.export, tenant_id, journal if goes_on else None)),
         goes_on=goes_on,
     )
+
+
+async def _count(pool: ShardPool, query: str, *arguments: object) -> list[Any] | None:
+    """Return the rows of a query that counts; None where it takes long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(COUNT_S), pool.connection() as connection:
+            rows: list[Any] = await connection.fetch(QUERIES[query], *arguments)
+            return rows
+    return None
 
 
 async def _judge_stream(
@@ -235,17 +253,18 @@ def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
     if as_json:
         print_json({"plan": plan})
         return
-    since = ", ".join(f"{count} from {source}" for source, count in plan.since_backup.items())
-    last = plan.last_operation_in_backup
+    since, last = NOT_COUNTED, plan.last_operation_in_backup
+    if plan.since_backup is not None:
+        since = ", ".join(f"{count} from {source}" for source, count in plan.since_backup.items()) or "none"
     facts: dict[str, object] = {
         "tenant": plan.tenant,
         "shard": plan.shard,
         "mode": plan.mode,
         "backup": plan.backup,
         "last operation in it": None if last is None else last.isoformat(timespec="seconds"),
-        "resources in it": plan.resources_in_backup,
-        "resources now": plan.resources_now,
-        "operations since": since or "none",
+        "resources in it": _counted(plan.resources_in_backup),
+        "resources now": _counted(plan.resources_now),
+        "operations since": since,
     }
     if plan.read_again_seconds is not None:
         facts["read again"] = f"{plan.read_again_seconds:.0f} s, for all tenants of the shard, which wait for it"
@@ -257,6 +276,10 @@ def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
         )
     if plan.goes_on:
         print_note("an earlier command has begun to overwrite the tenant's rows; the restore goes on")
+
+
+def _counted(count: int | None) -> object:
+    return NOT_COUNTED if count is None else count
 
 
 def _print_certificate(certificate: RestoreCertificate, warning: str | None, *, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.log.marks import mark_changes
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.settling.rows import Arrival, read_tenant
+from simplu_worker.shards.settling.rows import Arrival, MovingTenant, read_tenant
 from simplu_worker.transfers.moving.changes import (
     ResourceKey,
     find_written_since_ready,
@@ -52,13 +52,17 @@ async def repair_resources(
     home is not on *target*, or as `check_former_rows`.
     """
     async with target.transaction() as connection:
-        tenant = await read_tenant(connection, tenant_id, locked=True)
-        if tenant is None or tenant.state is not TenantState.ACTIVE:
-            raise PermanentError(f"{tenant_id}: expected its home on shard {target.address.shard_id}, got none there")
+        before = await _lock_home(connection, target, tenant_id)  # behind all batches in flight
+    # All of a shard's log since the move may be long: only the rest of it is read while batches wait.
+    async with target.connection() as connection:
+        changed, _ = await read_changed_keys(connection, tenant_id, arrival.ready_at or arrival.read_at)
+    async with target.transaction() as connection:
+        tenant = await _lock_home(connection, target, tenant_id)
         async with source.transaction() as former:
             await _lock_former_rows(former, tenant_id, arrival, tenant.epoch)
             wanted = await read_resources(former, tenant_id, keys)
-        changed, _ = await read_changed_keys(connection, tenant_id, arrival.ready_at or arrival.read_at)
+        lately, _ = await read_changed_keys(connection, tenant_id, before.read_at)
+        changed |= lately
         newer = await find_written_since_ready(connection, tenant_id, set(keys) - changed)
         changes = wanted.without(changed | newer)
         if not apply:
@@ -66,6 +70,14 @@ async def repair_resources(
         await write_changes(connection, tenant_id, changes)
         await mark_changes(connection, [(tenant_id, *key) for key in sorted(changes.keys)])
     return Repair(changes.count, newer)
+
+
+async def _lock_home(connection: Connection, target: ShardPool, tenant_id: str) -> MovingTenant:
+    """Return the tenant's row, locked, once no batch of it is in flight."""
+    tenant = await read_tenant(connection, tenant_id, locked=True)
+    if tenant is None or tenant.state is not TenantState.ACTIVE:
+        raise PermanentError(f"{tenant_id}: expected its home on shard {target.address.shard_id}, got none there")
+    return tenant
 
 
 async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Arrival, epoch: int | None) -> None:

@@ -107,6 +107,20 @@ async def test_plan_is_printed_and_then_carried_out(
 
 
 @pytest.mark.slow(0.3)
+async def test_restore_does_not_wait_for_what_takes_long_to_count(
+    shards: list[ShardAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenant may have millions of operations, and be fenced until the command has ended."""
+    monkeypatch.setattr("simplu_worker.commands.tenants.restore.COUNT_S", 0.0)
+    settings = settings_of(tmp_path, *shards)
+
+    assert await restore_tenant(settings, command(), as_json=False) == 0
+
+    assert capsys.readouterr().out.count("not counted") == 3
+    assert len(await ask(shards[0], "SELECT FROM resources")) == 2
+
+
+@pytest.mark.slow(0.3)
 async def test_plan_names_what_was_erased_since_the_backup(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from support.clocks import APART, CLOCKS_APART
 from support.moves.failpoints import set_failpoint
 from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
+from support.postgres.plans import plan_of
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import waiters
 
@@ -26,7 +27,7 @@ from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.log.message_failures import count_failures
 from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.settling.rows import MovingTenant, Progress, read_tenant
 from simplu_worker.shards.settling.settler import MoveSettler
 from simplu_worker.shards.types import ClocksApartError, Rejection
@@ -47,6 +48,11 @@ SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 END_OTHERS_SQL = OTHERS_SQL.replace("count(*)", "pg_terminate_backend(pid)")
+COPIED_SQL = """
+INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
+SELECT -number, now(), 1, 'c', ARRAY[100 + number % 100], '{patient}', '{sqs}'
+FROM generate_series(1, 20000) AS made (number)
+"""
 SCANS_SQL = "SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('resources', 'log_rows', 'log_outcomes')"
 
 
@@ -271,6 +277,8 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert await list_left_behind(world.shard_pools["b"], timedelta()) == []
     assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == []
     assert await list_left_behind(world.shard_pools["a"], timedelta()) == [(TENANT_ID, "b")]
+    await fetch(world.shard_pools["a"], "UPDATE moves SET step = 'cleaning'")  # as by a command that was killed
+    assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == [(TENANT_ID, "b")]
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
 
     assert await world.states() == {"a": "moved", "b": "active"}
@@ -305,6 +313,19 @@ async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
         assert await clean_up(pools, world.commits, TENANT_ID, "a", "b") == 3500
     assert await scan_count() == before
     await observer.close()
+
+
+async def test_copied_batches_of_a_tenant_are_found_among_those_of_others(world: World) -> None:
+    """A shard that was filled by moves has millions of them, and each move begins with this question."""
+    pool = world.shard_pools["b"]
+    await fetch(pool, COPIED_SQL)
+    await fetch(pool, "ANALYZE log_batches, tenants")
+    async with pool.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+        plan = await plan_of(connection, "drop_batches", TENANT_ID, 5000)
+    async with pool.connection() as connection:
+        counting = await plan_of(connection, "count_left_rows", TENANT_ID)
+    assert "log_batches_moves" in plan
+    assert "log_batches_moves" in counting
 
 
 @pytest.mark.slow(0.4)

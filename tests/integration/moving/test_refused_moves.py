@@ -106,9 +106,9 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
     seen: list[tuple[str, int]] = []
 
     class WatchedCommits(ReplicationWaiter):
-        async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+        async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
             seen.append((shard_id, len(await fetch(world.shard_pools["a"], "SELECT FROM moves"))))
-            await super().wait_for_transaction(shard_id, server)
+            await super().wait_for_transaction(shard_id, server, within_s=within_s)
 
     world.commits = WatchedCommits(world.pools)
     await world.move()

@@ -151,12 +151,12 @@ class LateCommits(ReplicationWaiter):
         super().__init__(pools)
         self._late_count = late_count
 
-    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+    async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
         """Wait."""
         self._late_count -= 1
         if self._late_count >= 0:
             await asyncio.sleep(0.15)
-        await super().wait_for_transaction(shard_id, server)
+        await super().wait_for_transaction(shard_id, server, within_s=within_s)
 
 
 @asynccontextmanager

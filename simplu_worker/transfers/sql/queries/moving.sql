@@ -176,10 +176,12 @@ SET move_token = $2, step = $3, updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1;
 
 -- name: find_left_behind
--- The tenants that have moved away from this shard at least $1 ago, and have left rows here.
+-- The tenants that have moved away from this shard at least $1 ago, and have left rows here; whose deletion has begun, all.
 SELECT tenant_id, target_shard_id
 FROM public.moves
-WHERE step IN ('done', 'cleaning') AND updated_at < pg_catalog.clock_timestamp() - $1::pg_catalog.interval
+WHERE
+    step = 'cleaning'
+    OR step = 'done' AND updated_at < pg_catalog.clock_timestamp() - $1::pg_catalog.interval
 ORDER BY updated_at, tenant_id;
 
 -- name: close_arrival
