@@ -76,12 +76,17 @@ class ReplicationWaiter:
             keys = [(operation.tenant_id, operation.request_id) for operation in operations]
             await self._wait(shard_id, _CommitWait(keys=keys))
 
-    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+    async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
         """Wait until a committed transaction is safe; *server* is the result of `note_server` in it.
 
-        Raises as `wait_for_operations`: then the caller must repeat the transaction.
+        Raises as `wait_for_operations`, and where that takes longer than *within_s*: then the caller must repeat the
+        transaction.
         """
-        await self._wait(shard_id, _CommitWait(server=server))
+        try:
+            async with asyncio.timeout(within_s):
+                await self._wait(shard_id, _CommitWait(server=server))
+        except TimeoutError:
+            raise RetryableError(f"shard {shard_id}: its commit is not known to be safe yet") from None
 
     async def wait_for_read(self, shard_id: str, facts: ReplicationFacts) -> None:
         """Wait until everything is safe that an answer has shown; *facts* are of that answer.

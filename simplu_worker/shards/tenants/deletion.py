@@ -96,9 +96,10 @@ class TenantDeleter:
         try:
             async with self._slots:
                 tenants = await self._begin_due(pool)
-            for tenant in tenants:
+            for number, tenant in enumerate(tenants):
+                left_s = max(end - time.monotonic(), 0.0)  # shared, as a large one would keep all others waiting
                 try:
-                    count += await self._delete(pool, tenant, end=end)
+                    count += await self._delete(pool, tenant, within_s=left_s / (len(tenants) - number))
                 except (LostRaceError, StatementFailedError) as exc:  # of this tenant; the others continue
                     log.warning(
                         "tenant.not_deleted",
@@ -127,8 +128,9 @@ class TenantDeleter:
                     await connection.execute(QUERIES["begin_deletion"], tenant["id"], grace_s)
         return tenants
 
-    async def _delete(self, pool: ShardPool, tenant: dict[str, Any], *, end: float) -> bool:
+    async def _delete(self, pool: ShardPool, tenant: dict[str, Any], *, within_s: float) -> bool:
         """Delete a tenant's resources; return whether all are deleted, and the tenant is destroyed, by this call."""
+        end = time.monotonic() + within_s
         row_count = 0
         limit = self._statement_max_rows
         while time.monotonic() < end:

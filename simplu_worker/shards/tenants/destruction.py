@@ -6,7 +6,7 @@ Citrus gets no message: the tenant's row stays on its shard, and decides the ope
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import fetch_from_shard
+from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
@@ -34,6 +34,7 @@ from simplu_worker.shards.tenants.control_rules import (
     timestamp_text,
     unforeseen_with_shard,
 )
+from simplu_worker.shards.tenants.shard_slots import AT_ONCE, SAFE_WITHIN_S, ShardSlots
 from simplu_worker.shards.types import DestructionResult, FailedOnShardError, ShardUnavailableError
 from simplu_worker.vocabulary import TenantState
 
@@ -56,6 +57,7 @@ class Destroyer:
         self._directory = directory
         self._pools = pools
         self._commits = commits or ReplicationWaiter(pools)
+        self._slots = ShardSlots()
 
     async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
         """Destroy one tenant on its present shard, and wait until that is as safe as the shard can make it; idempotent.
@@ -66,33 +68,66 @@ class Destroyer:
         home = await self._find_home(tenant_id_of(business_id, location_id))
         if home is None:
             return DestructionResult.UNKNOWN
-        return await self._destroy_on(home, business_id, location_id, requested_at)
+        with unforeseen_with_shard(home.shard_id, tenant_id_of(business_id, location_id)):
+            async with self._slots.take(home.shard_id):
+                result, server = await self._destroy_on(home, business_id, location_id, requested_at)
+            await self._commits.wait_for_transaction(home.shard_id, server, within_s=SAFE_WITHIN_S)
+        return result
 
     async def destroy_all(self, business_id: str, requested_at: datetime) -> dict[str, DestructionResult]:
         """Destroy every tenant of a business; return the results by location id.
 
         Begins only once every shard has answered. Raises the errors of `destroy`, once the other tenants are destroyed.
         """
-        by_location = await self._find_locations(business_id)
+        homes = group_by_shard(await self._find_locations(business_id))
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(
+                    self._destroy_all_on(shard, business_id, location_ids, requested_at),
+                    name=f"destroy:{shard.shard_id}",
+                )
+                for shard, location_ids in homes
+            ]
         results: dict[str, DestructionResult] = {}
-        errors: list[WorkerError | FailedOnShardError] = []
+        for done in running:
+            own, errors = done.result()
+            if errors:
+                raise errors[0]
+            for location_id, result in own.items():
+                is_better = result is DestructionResult.DESTROYING
+                results[location_id] = result if is_better else results.get(location_id, result)
+        return results
 
-        async def destroy(location_id: str, shards: Mapping[str, ShardAddress]) -> None:
-            for shard in shards.values():  # more than one only during a move, or after a destruction
+    async def _destroy_all_on(
+        self, shard: ShardAddress, business_id: str, location_ids: Sequence[str], requested_at: datetime
+    ) -> tuple[dict[str, DestructionResult], list[Exception]]:
+        """Destroy tenants on one shard, a few at a time; return the results by location, and what failed."""
+        results: dict[str, DestructionResult] = {}
+        servers: dict[Server, str] = {}  # each with the last location of which the commit is on it
+        errors: list[Exception] = []
+        left = iter(location_ids)
+
+        async def destroy_some() -> None:
+            for location_id in left:
                 try:
-                    result = await self._destroy_on(shard, business_id, location_id, requested_at)
+                    with unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
+                        found = await self._destroy_on(shard, business_id, location_id, requested_at)
                 except (WorkerError, FailedOnShardError) as exc:
                     errors.append(exc)
+                    if isinstance(exc, ShardUnavailableError):
+                        return  # nor does it answer for the others
                 else:
-                    is_better = result is DestructionResult.DESTROYING
-                    results[location_id] = result if is_better else results.get(location_id, result)
+                    results[location_id], server = found
+                    servers[server] = location_id
 
-        async with asyncio.TaskGroup() as tasks:
-            for location_id, shards in by_location.items():
-                tasks.create_task(destroy(location_id, shards), name=f"destroy:{location_id}")
-        if errors:
-            raise errors[0]
-        return results
+        await asyncio.gather(*(destroy_some() for _ in range(AT_ONCE)))
+        for server, location_id in servers.items():
+            try:
+                with unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
+                    await self._commits.wait_for_transaction(shard.shard_id, server, within_s=SAFE_WITHIN_S)
+            except (WorkerError, FailedOnShardError) as exc:
+                errors.append(exc)
+        return results, errors
 
     async def _find_home(self, tenant_id: str) -> ShardAddress | None:
         with refused_address_as_retryable():
@@ -107,8 +142,11 @@ class Destroyer:
         home = await self._directory.find_home(tenant_id, named)
         return None if home is None else home.address
 
-    async def _find_locations(self, business_id: str) -> dict[str, dict[str, ShardAddress]]:
-        """Return the homes of a business's tenants by location and shard id. Raises an error of any shard."""
+    async def _find_locations(self, business_id: str) -> list[tuple[ShardAddress, str]]:
+        """Return each home of each of a business's tenants, with its location. Raises an error of any shard.
+
+        A tenant has more than one only during a move, or after a destruction.
+        """
         answers: dict[str, list[dict[str, Any]]] = {}
         errors: list[WorkerError] = []
 
@@ -129,26 +167,22 @@ class Destroyer:
         for shard_id, rows in answers.items():
             for row in rows:
                 states.setdefault(row["location_id"], {})[shard_id] = TenantState(row["state"])
-        found = {
-            location_id: {shard_id: shards[shard_id] for shard_id in homes_to_destroy(by_shard)}
-            for location_id, by_shard in states.items()
-        }
+        found = {location_id: homes_to_destroy(by_shard) for location_id, by_shard in states.items()}
         homeless_count = sum(1 for homes in found.values() if not homes)
         if homeless_count:
             raise ShardUnavailableError(
                 f"{homeless_count} tenants of the business moved: expected their rows on the target shards, got none"
             )
-        return found
+        return [(shards[shard_id], location_id) for location_id, homes in found.items() for shard_id in homes]
 
     async def _destroy_on(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
-    ) -> DestructionResult:
-        with unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
-            step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
-            if step is ControlStep.DESTROY:
-                log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
-            await self._commits.wait_for_transaction(shard.shard_id, server)
-        return RESULTS[step]
+    ) -> tuple[DestructionResult, Server]:
+        """Destroy a tenant on a shard; return the server on which that was committed, too."""
+        step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
+        if step is ControlStep.DESTROY:
+            log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
+        return RESULTS[step], server
 
     async def _mark_destroying(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime

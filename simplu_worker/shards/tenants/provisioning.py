@@ -34,6 +34,7 @@ from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.type_files import is_type_name
 from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable, with_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
+from simplu_worker.shards.tenants.shard_slots import SAFE_WITHIN_S
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardUnavailableError
 from simplu_worker.vocabulary import ProvisioningOutcome
@@ -212,7 +213,7 @@ class Provisioner:
         """Return *made* once the commits are safe; otherwise an error each, after which the next try finds the rows."""
         try:
             for server in servers:
-                await self._commits.wait_for_transaction(shard_id, server)
+                await self._commits.wait_for_transaction(shard_id, server, within_s=SAFE_WITHIN_S)
         except RetryableError as exc:
             return {tenant_id: answer if isinstance(answer, Exception) else exc for tenant_id, answer in made.items()}
         return made

@@ -32,6 +32,7 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
 )
 from simplu_worker.shards.tenants.provisioning import check_business_type
+from simplu_worker.shards.tenants.shard_slots import SAFE_WITHIN_S, ShardSlots
 from simplu_worker.shards.tenants.tenant_rows import find_missing_types
 from simplu_worker.shards.types import (
     AdminAccount,
@@ -64,6 +65,7 @@ class ResourceChanges:
         self._pools = pools
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
+        self._slots = ShardSlots()
 
     async def rename(self, rename: ResourceRename) -> ChangeResult:
         """Give a resource another id, and merge `additional_data` into it.
@@ -150,14 +152,15 @@ class ResourceChanges:
     async def _change_on(
         self, pool: ShardPool, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
-        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
+        slot = self._slots.take(pool.address.shard_id)
+        async with slot, pool.transaction(budget=StatementBudget.PAUSE) as connection:
             if not await has_schema(connection, pool):
                 raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
             result = await self._change_if_active(connection, business_id, location_id, change, pool.address.shard_id)
             server = await note_server(connection)
         if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
             self._on_change(keys)
-        await self._commits.wait_for_transaction(pool.address.shard_id, server)
+        await self._commits.wait_for_transaction(pool.address.shard_id, server, within_s=SAFE_WITHIN_S)
         return result
 
     async def _change_if_active(

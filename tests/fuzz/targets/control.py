@@ -20,10 +20,8 @@ from simplu_worker.consumers.sqs.control.decode import (
     tenant_id_of_control,
     with_timestamp,
 )
-from simplu_worker.errors import PermanentError
 from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.operation import RejectedRecord, is_id, is_storable
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.types import ResourceRename
 
@@ -69,17 +67,7 @@ def check(data: bytes) -> None:
         check_secrets(repr(decoded))
     if isinstance(decoded, ResourceRename) and decoded.additional_data is not None:
         exceeds_bounds(decoded.additional_data.encode())
-    if isinstance(decoded, ShardCreation) and decoded.shard_id and decoded.connection_string:
-        check_address(ShardAddress(decoded.shard_id, decoded.connection_string))
     check_faults()
-
-
-def check_address(address: ShardAddress) -> None:
-    """Check that the address is refused with its own error, or not at all."""
-    try:
-        address.validate(("*.internal",))
-    except PermanentError as exc:
-        check_secrets(str(exc))
 
 
 SEEDS: Final = (

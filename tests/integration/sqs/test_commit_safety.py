@@ -243,6 +243,6 @@ async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be
 class UnknowingCommits(ReplicationWaiter):
     """Never knows that a commit is safe."""
 
-    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+    async def wait_for_transaction(self, shard_id: str, server: Server, *, within_s: float | None = None) -> None:
         """Raise."""
         raise RetryableError("unknown")

@@ -57,18 +57,12 @@ class DestructionAction(StrEnum):
 
 
 class ShardCreation(msgspec.Struct, frozen=True):
-    """Provision a tenant, on the shard that *shard_id* and *connection_string* name; `None`: the sender names none."""
+    """Provision a tenant, on the shard that the map or Citrus gives it."""
 
     business_id: str
     location_id: str
     business_type: str
     requested_at: datetime
-    shard_id: str | None = None
-    connection_string: str | None = None
-
-    def __repr__(self) -> str:
-        """Return the fields without the connection string, which contains a password."""
-        return f"ShardCreation({self.business_id!r}, {self.location_id!r}, {self.business_type!r})"
 
 
 class ShardDestruction(msgspec.Struct, frozen=True):
@@ -212,8 +206,6 @@ def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
         business_type=body.business_type,
         # The references' own messages have none. Every receive of a message has the same sent time.
         requested_at=origin.arrived_at if body.timestamp is None else _parse_time(body.timestamp),
-        shard_id=body.shard_id or None,
-        connection_string=body.connection_string or None,
     )
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final, Protocol, TypeAlias, assert_never
+from typing import Protocol, TypeAlias, assert_never
 
 import msgspec
 import structlog
@@ -67,8 +67,6 @@ from simplu_worker.shards.types import (
 )
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 from simplu_worker.vocabulary import DeadLetterReason, QueueRetry, Source
-
-CHANGES_AT_ONCE: Final = 16  # messages that are not creations
 
 log = structlog.get_logger(__name__)
 
@@ -144,7 +142,6 @@ class ControlHandler:
         self._retries = retries
         self._draw = draw
         self._clock = clock
-        self._slots = asyncio.Semaphore(CHANGES_AT_ONCE)
 
     def __repr__(self) -> str:
         return f"ControlHandler({self._queue.name!r}, retry_delays_s={tuple(self._retries.delays_s)})"
@@ -207,11 +204,10 @@ class ControlHandler:
                 results[item.message.message_id] = answer
 
         async def change(item: _Item) -> None:
-            async with self._slots:
-                try:
-                    results[item.message.message_id] = await self._change(item.control)
-                except Exception as exc:  # noqa: BLE001  # as above
-                    results[item.message.message_id] = exc
+            try:
+                results[item.message.message_id] = await self._change(item.control)
+            except Exception as exc:  # noqa: BLE001  # as above
+                results[item.message.message_id] = exc
 
         async with asyncio.TaskGroup() as tasks:
             if creations:
