@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from sys import intern
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -40,6 +39,7 @@ from simplu_worker.operations.nesting import is_nested_deeper
 from simplu_worker.operations.operation import ListQuery, Operation, Origin, RejectedRecord, tenant_id_of
 from simplu_worker.operations.readable_members import readable_members
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX, derived_request_id, is_replayed
+from simplu_worker.operations.shared_texts import shared
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 # Decodes to an operation wherever the decoder works: it shows whether a record that does not is at fault.
@@ -194,7 +194,7 @@ class _Columns:
             return decode_list_query(filters, self.paginations[index], list_limit) if forms[index].is_list else None
 
         self._amend(self.queries, apart, query_of)
-        resource_types = [intern(message.resource_type) for message in messages]
+        resource_types = shared(message.resource_type for message in messages)
         business_ids, location_ids, tenant_ids = self._tenants()
         decoded: list[Any] = list(
             map(
@@ -272,7 +272,7 @@ class _Columns:
         """Return the columns of the ids of businesses, locations and tenants."""
         business_ids = [message.business_id for message in self.messages]
         location_ids = [message.location_id for message in self.messages]
-        return zip(*map(_interned_ids, business_ids, location_ids), strict=True)
+        return zip(*map(_shared_ids, business_ids, location_ids), strict=True)
 
 
 def _known_form(kind: str) -> _Form:
@@ -301,12 +301,13 @@ def _ids_of(message: RecordMembers) -> dict[str, str | None]:
 
 
 @lru_cache(16_384)  # with fewer than a replica has tenants, most of these are made again for each operation
-def _interned_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
+def _shared_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
     """Return the ids of a business, a location and their tenant.
 
     All operations of a tenant share these objects: less memory, and lookups and comparisons by identity.
     """
-    return intern(business_id), intern(location_id), intern(tenant_id_of(business_id, location_id))
+    business_id, location_id, tenant_id = shared((business_id, location_id, tenant_id_of(business_id, location_id)))
+    return business_id, location_id, tenant_id
 
 
 class _Ids(msgspec.Struct, rename="camel"):

@@ -346,8 +346,10 @@ class ShardGateway:
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on a shard, and drop their cached routes.
 
-        Raises `RetryableError` when the shard does not answer.
+        A retired shard has none. Raises `RetryableError` when the shard does not answer.
         """
+        if self._pools.is_retired(shard_id):
+            return set()
         here = await self._ensure_writer(shard_id).find_resident_tenants(tenant_ids)
         for tenant_id in here:
             self._directory.forget(tenant_id)

@@ -98,6 +98,7 @@ class Pipeline(Generic[EntryT]):
         self._utc = utc
         self._lanes: dict[str, Lane[EntryT]] = {}
         self._lane_by_tenant: dict[str, Lane[EntryT]] = {}  # the lane of its queued entries, or of its last ones
+        self._remembered_max = TENANTS_REMEMBERED
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
 
@@ -204,10 +205,19 @@ class Pipeline(Generic[EntryT]):
     def remember_home(self, tenant_id: str, shard_id: str) -> Lane[EntryT]:
         """Send later entries of a tenant into the lane of a shard; return the lane."""
         lane = self._open_lane(shard_id)
-        if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # tenants without queued entries can be looked up again
-            self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
+        if len(self._lane_by_tenant) >= self._remembered_max:
+            self._forget_idle_tenants()
         self._lane_by_tenant[tenant_id] = lane
         return lane
+
+    def _forget_idle_tenants(self) -> None:
+        """Forget where the tenants without entries in memory live, who can be looked up again.
+
+        So seldom that it costs each tenant little, however many are left.
+        """
+        busy = {entry.operation.tenant_id for lane in self._lanes.values() for entry in lane.entries()}
+        self._lane_by_tenant = {tenant: lane for tenant, lane in self._lane_by_tenant.items() if tenant in busy}
+        self._remembered_max = max(TENANTS_REMEMBERED, 2 * len(self._lane_by_tenant))
 
     def forget_homes(self, tenant_ids: Iterable[str]) -> None:
         """Look up the homes of tenants again, for their next entries; none of theirs may be in memory."""

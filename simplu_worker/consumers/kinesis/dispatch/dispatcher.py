@@ -410,6 +410,15 @@ class Dispatcher:
         if self.is_lane_idle(shard_id):
             self.pipeline.forget_homes({entry.operation.tenant_id for entry in entries})
 
+    def set_backfill_apart(self, hold: Hold) -> None:
+        """Have a backfill wait for its shard again, which does not answer, apart from the others of its catch-up.
+
+        Where operations of the shard are queued, these fail, and do the same.
+        """
+        lane = self.pipeline.lane_to(hold.name)
+        if lane is None or not len(lane):
+            self.ownership.open_shard_hold(hold.name, hold.first_arrival, now=loop_time())
+
     async def is_held_for_gap(self, hold: Hold) -> bool:
         """Return whether a Postgres shard that answers lacks records that the stream no longer has.
 

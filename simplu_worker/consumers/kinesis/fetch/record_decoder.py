@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import dropwhile, repeat
-from sys import intern
 from typing import Final, TypeAlias
 
 from msgspec.structs import replace
@@ -26,6 +25,7 @@ from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosit
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.defects import decode_or_reject, defect_text, try_twice
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.operations.shared_texts import shared
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
@@ -109,7 +109,7 @@ class RecordDecoder:
             arrivals.append(arrived_at)
         self._arrived_at = arrived_at
         numbers = [record.sequence_number for record in run]
-        keys = [intern(record.partition_key) for record in run]
+        keys = shared(record.partition_key for record in run)
         origins = self._origins(arrivals, numbers, repeat(0), keys)
         data = [record.data for record in run]
         results = self._decode_operations(data, origins)
@@ -159,7 +159,7 @@ class RecordDecoder:
                 repeat(record.arrived_at),
                 repeat(record.sequence_number),
                 [part.sub_sequence_number for part in run],
-                [intern(part.partition_key) for part in run],
+                shared(part.partition_key for part in run),
                 [part.index for part in run],
                 [part.parts_behind for part in run],
             )

@@ -45,6 +45,7 @@ PACED_S: Final = 2 * TURN_S  # of work, queued of a tenant over its share: a bat
 KEPT_UP_S: Final = SHARE_S / turns_of(WAITS_MAX)  # with less queued its lane keeps up: it is not held again at once
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
+SILENT_S: Final = 1.0  # of a shard that is backfilled, before the others go on without it
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then other tasks run
 TENANTS_ASKED_MAX: Final = 100_000  # answers of a shard that are remembered; then it is asked again
 PROBE_INTERVAL_S: Final = 0.1  # between two checks for due probes, while a Postgres shard is held
@@ -91,6 +92,7 @@ class CatchUpReader:
         self._started_at = loop_time()
         self._record_count = 0
         self._residents: dict[str, dict[str, bool]] = {}  # by Postgres shard: the tenants asked for, and its answers
+        self._silent_since: float | None = None  # a shard that is backfilled, when asked for residents
         self.is_oldest = False  # began with the oldest hold that was ready
         self.is_paced = False  # for tenants that are over their share
 
@@ -102,6 +104,11 @@ class CatchUpReader:
         """How far it is behind the main reader, by the arrival times of the last records that both have read."""
         main, own = self._main_position(), self.catch_up.tracker.last_read
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
+
+    def is_near(self, hold: Hold) -> bool:
+        """Return whether it comes to the start of *hold* soon, by the arrival times of the records in between."""
+        reached = self.catch_up.tracker.last_read
+        return reached is not None and hold.arrived_at - reached.arrived_at <= GROUP_WITHIN
 
     def status(self) -> dict[str, Any]:
         """Return the progress, for the status."""
@@ -266,10 +273,20 @@ class CatchUpReader:
             try:
                 residents = await self._gateway.find_resident_tenants(hold.name, sorted(unknown))
             except (RetryableError, PermanentError):
+                self._note_silence(hold)
                 await sleep_or_event(CHECK_INTERVAL_S, until=ending)
                 return False
+            self._silent_since = None
             answers |= {tenant_id: tenant_id in residents for tenant_id in unknown}
         return all(_tenants_of(decoded) <= self._residents.get(hold.name, {}).keys() for hold in self._backfills())
+
+    def _note_silence(self, hold: Hold) -> None:
+        """Go on without the hold of a shard that is silent for a while: the others of the catch-up wait for it."""
+        now = loop_time()
+        self._silent_since = self._silent_since or now
+        if now - self._silent_since >= SILENT_S and len(self.catch_up.holds) > 1:
+            self._silent_since = None
+            self._dispatcher.set_backfill_apart(hold)
 
 
 def _tenants_of(decoded: Iterable[DecodedRecord]) -> set[str]:
@@ -406,9 +423,9 @@ class CatchUps:
             self._dispatcher.on_tenant_moved(hold, tenant_id)
 
     def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up the ready holds: by a running catch-up that has not reached their start, else by one of their own.
+        """Catch up the ready holds: by a running catch-up that is near before their start, else by one of their own.
 
-        So many holds do not each read the same records again.
+        So many holds do not each read the same records again, and none waits for a long catch-up of others.
         """
         ready = [hold for hold in self._dispatcher.ownership.holds() if hold.state is HoldState.READY]
         self._start_groups([hold for hold in ready if not hold.is_paced], tasks, ending)
@@ -430,7 +447,7 @@ class CatchUps:
         groups: list[list[Hold]] = []
         running = [one for one in self.running if not one.is_paced]
         for hold in sorted(ready, key=lambda one: one.arrived_at):
-            if any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running):
+            if self._join_any(hold, [one for one in running if one.is_near(hold)]):
                 continue
             is_alone = hold.unread.parents or (groups and groups[-1][0].unread.parents)
             if groups and not is_alone and hold.arrived_at - groups[-1][0].arrived_at <= GROUP_WITHIN:
@@ -438,8 +455,17 @@ class CatchUps:
             else:
                 groups.append([hold])
         oldest = groups[0] if groups else None
-        for group in next_to_catch_up(groups, [one.is_oldest for one in running]):
+        chosen = next_to_catch_up(groups, [one.is_oldest for one in running])
+        for group in chosen:
             self._start(group, tasks, ending, is_oldest=group is oldest)
+        # Without a free catch-up they join the nearest, however far: short ones could delay them without end.
+        by_lag = sorted((one for one in self.running if not one.is_paced), key=lambda one: one.lag_s)
+        for hold in (hold for group in groups if group not in chosen for hold in group):
+            self._join_any(hold, by_lag)
+
+    def _join_any(self, hold: Hold, running: Iterable[CatchUpReader]) -> bool:
+        """Have one of *running*, the first that still comes to all of *hold*, catch it up; return whether one does."""
+        return any(self._dispatcher.ownership.join(hold, one.catch_up) for one in running)
 
     def _start(
         self,

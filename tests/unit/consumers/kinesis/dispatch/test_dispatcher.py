@@ -19,6 +19,7 @@ from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.positions import AtTimestamp, RecordPosition
+from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.shard_time import Demand, ShardTime
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -291,3 +292,47 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
         ending.set()
 
     assert hurried == ({"b-l"} if is_first else set())
+
+
+async def test_lanes_of_tenants_are_remembered_while_they_have_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later ones go behind them. Those of others are forgotten so seldom that it costs little, however many come."""
+    monkeypatch.setattr("simplu_worker.consumers.pipeline.pipeline.TENANTS_REMEMBERED", 10)
+    forgotten_count, forget = 0, Pipeline._forget_idle_tenants
+
+    def counted(pipeline: Pipeline[Any]) -> None:
+        nonlocal forgotten_count
+        forgotten_count += 1
+        forget(pipeline)
+
+    monkeypatch.setattr(Pipeline, "_forget_idle_tenants", counted)
+    main = CheckpointTracker(mark(0))
+    dispatcher = make_dispatcher(main, Taking())
+    names = [f"t{number}" for number in range(1000)]
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher.pipeline.start(tasks, ending := asyncio.Event())
+        dispatcher.send([queued_operation(name, tracker=main, number=number) for number, name in enumerate(names, 1)])
+        known = [dispatcher.pipeline.lane_of(name) for name in names]
+        dispatcher.pipeline.remove(dispatcher.pipeline.entries())
+        dispatcher.pipeline._forget_idle_tenants()
+        left = [name for name in names if dispatcher.pipeline.lane_of(name) is not None]
+        ending.set()
+
+    assert None not in known
+    assert left == []
+    assert forgotten_count <= 9
+
+
+async def test_backfill_of_a_silent_shard_waits_apart() -> None:
+    """The others of its catch-up go on; it is caught up later, as far as it was."""
+    dispatcher = make_dispatcher(CheckpointTracker(mark(9)))
+    unread = Unread(mark(5))
+    silent = dispatcher.ownership.open_backfill("shard-a", unread, NOW, now=0.0)
+    other = dispatcher.ownership.open_backfill("shard-b", unread, NOW, now=0.0)
+    for hold in (silent, other):
+        hold.enter(HoldState.READY)
+    catch_up = dispatcher.ownership.start_catch_up([silent, other])
+
+    dispatcher.set_backfill_apart(silent)
+
+    assert (catch_up.holds, other.state) == ([other], HoldState.CATCHING_UP)
+    assert (silent.is_waiting, silent.is_backfill, silent.unread) == (True, True, unread)

@@ -23,6 +23,7 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
     PROBE_BASE_S,
     PROBE_MAX_S,
     RELAPSE_S,
+    CatchUpReader,
     CatchUps,
     next_to_catch_up,
 )
@@ -30,6 +31,11 @@ from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def mark(number: int) -> RecordPosition:
+    """Return the position before a record."""
+    return RecordPosition.before_record(str(number), NOW)
 
 
 class Way:
@@ -301,3 +307,27 @@ async def test_tenants_over_their_share_are_caught_up_apart_and_each_alone_while
     assert states[0] != states[1] == states[2]
     assert [names for is_paced, names in running if is_paced] == [["t1-l"], ["t2-l", "t3-l"]]
     assert sum(not is_paced for is_paced, _ in running) == len(held) == CATCH_UPS_MAX
+
+
+async def test_hold_joins_a_catch_up_that_is_near() -> None:
+    """From far behind it would wait for all that others have to read."""
+    nothing = cast("Any", None)
+    long = Hold(HeldTarget.SHARD, "a", HoldReason.SHARD_UNAVAILABLE, unread=Unread(mark(1)), arrived_at=NOW, now=0.0)
+    long.enter(HoldState.READY)
+    reader = CatchUpReader(
+        CatchUp([long]),
+        nothing,
+        nothing,
+        nothing,
+        gateway=nothing,
+        main_position=lambda: None,
+        beginning=nothing,
+        open_parent=nothing,
+        retention=None,
+    )
+
+    def hold_after(seconds: float) -> Hold:
+        arrived_at = NOW + timedelta(seconds=seconds)
+        return Hold(HeldTarget.TENANT, "t", HoldReason.NOT_HERE, unread=Unread(mark(2)), arrived_at=arrived_at, now=0.0)
+
+    assert [reader.is_near(hold_after(seconds)) for seconds in (0, 60, 61, 3600)] == [True, True, False, False]
