@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
@@ -32,12 +33,7 @@ class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has n
             OWN_CLOCK.compare(date)
         response.raw = BoundedReply(response.raw)
         if not is_streamed:
-            try:
-                await response.content  # which keeps it
-            except aiohttp.ServerTimeoutError as exc:
-                raise botocore_errors.ReadTimeoutError(endpoint_url=request.url, error=exc) from exc
-            except (aiohttp.ClientError, OSError) as exc:
-                raise botocore_errors.ConnectionClosedError(endpoint_url=request.url, error=exc) from exc
+            await response.content  # which keeps it
         return response
 
 
@@ -48,25 +44,34 @@ class BoundedReply:
         self._reply = reply
 
     async def read(self) -> bytes:
-        """Return the body; close its connection if that fails. Raises ResponseParserError if it is too long."""
+        """Return the body; close its connection if that fails. Raises ResponseParserError if it is too long.
+
+        Raises errors of botocore: aiobotocore reads the body of an error itself, also in place of an event stream.
+        """
         try:
-            return b"".join([part async for part in self._read_parts()])
+            with self._errors_of_botocore():
+                return b"".join([part async for part in self._read_parts()])
         except BaseException:
             self._reply.close()
             raise
 
     async def read_any(self) -> bytes:
         """Return the bytes of an event stream that are there, at least one; none at its end. Raises AWS_ERRORS."""
-        try:
+        with self._errors_of_botocore():
             return await self._reply.content.readany()
-        except aiohttp.ServerTimeoutError as exc:
-            raise botocore_errors.ReadTimeoutError(endpoint_url=str(self._reply.url), error=exc) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            raise botocore_errors.ConnectionClosedError(endpoint_url=str(self._reply.url), error=exc) from exc
 
     def close(self) -> None:
         """Close the connection."""
         self._reply.close()
+
+    @contextmanager
+    def _errors_of_botocore(self) -> Iterator[None]:
+        try:
+            yield
+        except aiohttp.ServerTimeoutError as exc:
+            raise botocore_errors.ReadTimeoutError(endpoint_url=str(self._reply.url), error=exc) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise botocore_errors.ConnectionClosedError(endpoint_url=str(self._reply.url), error=exc) from exc
 
     async def _read_parts(self) -> AsyncIterator[bytes]:
         left_bytes = REPLY_MAX_BYTES

@@ -13,7 +13,6 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import Annotated, Any, Final, assert_never
 
 import msgspec
@@ -189,15 +188,17 @@ def format_ranges(numbers: Sequence[PartNumber]) -> str:
 def parse_ranges(text: str, count: int) -> tuple[PartNumber, ...]:
     """Return the *count* numbers of the output of `format_ranges`. Raises ValueError for another text or count."""
     numbers: list[PartNumber] = []
+    latest = (-1, -1)
     for part in text.split(",", count):
         sub, _, own = part.rpartition(":")
         first, _, last = own.partition("-")
         start, end = int(first), int(last or first) + 1
-        if not 0 <= start < end <= start + count - len(numbers) or int(sub or 0) < 0:
+        begin = (int(sub), start) if sub else (start, -1)
+        if not 0 <= start < end <= start + count - len(numbers) or begin <= latest or begin[0] < 0:
             raise ValueError("expected rising numbers, as many as there are bad parts")
         numbers += [(int(sub), index) for index in range(start, end)] if sub else range(start, end)
-    order = [number if isinstance(number, tuple) else (number, -1) for number in numbers]
-    if len(numbers) != count or any(one >= other for one, other in pairwise(order)):
+        latest = (int(sub), end - 1) if sub else (end - 1, -1)
+    if len(numbers) != count:
         raise ValueError("expected rising numbers, as many as there are bad parts")
     return tuple(numbers)
 

@@ -67,6 +67,7 @@ class DeadLetterBrowser:
         self._in_flight: dict[str, Message] = {}  # by message id; without their bodies
         self._renew_at: dict[str, float] = {}  # the due time of each visibility timeout's renewal, the earliest first
         self.read_count = 0
+        self.was_cut = False  # as many letters were in flight as can be, so that not all of the queue's were read
 
     def __repr__(self) -> str:
         return f"DeadLetterBrowser({self._queue.name!r}, {len(self._in_flight)} in flight)"
@@ -89,11 +90,6 @@ class DeadLetterBrowser:
         """Whether the queue is FIFO: it shows the letters of a group that one poll returns, until these are gone."""
         return self._queue.is_fifo
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more letters can be in flight."""
-        return len(self._in_flight) >= IN_FLIGHT_MAX
-
     async def read_attributes(self) -> QueueAttributes:
         """Return the queue's attributes."""
         return await self._queue.read_attributes()
@@ -101,7 +97,10 @@ class DeadLetterBrowser:
     async def read_messages(self) -> AsyncGenerator[Message, None]:
         """Yield the messages of the queue that were not yielded before, each once, until no new one arrives."""
         without_new = 0
-        while without_new < LAST_POLLS and not self.is_full:
+        while without_new < LAST_POLLS:
+            if len(self._in_flight) >= IN_FLIGHT_MAX:
+                self.was_cut = True
+                return
             await self.keep_hidden()
             seconds = visibility_timeout_s(len(self._in_flight) + BATCH_MAX_COUNT)
             received = await self._queue.receive(wait_s=POLL_WAIT_S, max_messages=BATCH_MAX_COUNT, visibility_s=seconds)

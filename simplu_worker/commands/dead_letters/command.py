@@ -60,7 +60,7 @@ async def replay_dead_letters(
         print_json(answer)
     else:
         _print_outcomes(result, options)
-    return 0 if result.is_whole else 1
+    return 0 if result.is_whole and not (options.apply and result.behind) else 1
 
 
 async def discard_dead_letters(
@@ -81,7 +81,7 @@ async def discard_dead_letters(
             print_note(f"{answer['discarded']} dead letters were deleted, with their records")
         else:
             print_note("nothing was deleted; --apply deletes these letters, and their records are then nowhere else")
-    return 0 if not answer["left"] and not answer["hidden"] else 1
+    return 0 if not (answer["left"] or answer["hidden"] or (options.apply and answer["behind"])) else 1
 
 
 def _logged(

@@ -212,11 +212,9 @@ async def replay_letters(
         resender = await _open_resender(stack, settings, client, options)
         depth = await read_depth(browser)
         outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count)
-        if browser.is_full:
-            narration.note("the queue has more dead letters than one run can process; run it again for the rest")
         is_complete = filters.is_complete(len(outcomes))
         hidden = 0 if is_complete else warn_of_hidden(depth, browser)
-        behind = 0 if options.apply or is_complete else await count_behind(browser)
+        behind = 0 if is_complete else await count_behind(browser, applied=options.apply)
     return ReplayResult(outcomes, hidden, behind)
 
 
@@ -269,7 +267,7 @@ async def discard_letters(
                 break
         is_complete = filters.is_complete(len(discard.found))
         hidden = 0 if is_complete else warn_of_hidden(depth, browser)
-        behind = 0 if options.apply or is_complete else await count_behind(browser)
+        behind = 0 if is_complete else await count_behind(browser, applied=options.apply)
     count = len(discard.found)
     return {
         "applied": options.apply,
@@ -439,11 +437,17 @@ def warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
     return count
 
 
-async def count_behind(browser: DeadLetterBrowser) -> int:
-    """Return how many letters a FIFO queue withholds behind those that were read."""
-    if not browser.is_fifo:
+async def count_behind(browser: DeadLetterBrowser, *, applied: bool = False) -> int:
+    """Return how many letters are behind those that were read: too many for one run, or withheld by a FIFO queue.
+
+    Once a command is *applied* a FIFO queue withholds none of those that it was to read.
+    """
+    if not browser.was_cut and (applied or not browser.is_fifo):
         return 0
     behind = (await browser.read_attributes()).visible_count
+    if browser.was_cut:
+        browser.narration.note("the queue has more dead letters than one run can process; run it again for the rest")
+        return max(behind, 1)  # the count of the queue is an estimate
     if behind:
         browser.narration.note(
             f"{behind} dead letters are behind these in their groups: a FIFO queue shows at most ten of a group"

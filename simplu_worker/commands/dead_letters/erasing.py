@@ -77,9 +77,6 @@ async def erase_letters(
                 break
         erased.hidden = warn_of_hidden(depth, browser)
         erased.behind = await count_behind(browser)
-        if browser.is_full:
-            narration.note("the queue has more dead letters than one run can process; run it again for the rest")
-            erased.behind += 1
     return erased
 
 

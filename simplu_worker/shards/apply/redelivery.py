@@ -22,6 +22,7 @@ from simplu_worker.vocabulary import Failure, Source
 
 # SQS's own window. A repetition within it is a producer that tries again.
 LATE_AFTER: Final = timedelta(minutes=5)
+SENT_AT_DIGITS: Final = 14  # of a time in milliseconds at most; the numbers of a FIFO queue have about 20
 
 
 class LogMatch(StrEnum):
@@ -74,9 +75,12 @@ def _is_resent(origin: Origin, row: LoggedRow) -> bool:
     """Return whether *origin* is in another source than the row's, or later in the same one.
 
     An earlier position is that of a replay which was given up as well. This holds across stream shards too: a replay
-    after a reshard is in a child, and a child's sequence numbers are higher than its parents'.
+    after a reshard is in a child, and a child's sequence numbers are higher than its parents'. A FIFO queue is another
+    source than a standard one, whose messages have times for numbers.
     """
-    return origin.source != row.source or _order_of(origin.sequence_number) > _order_of(row.sequence_number)
+    own, before = _order_of(origin.sequence_number), _order_of(row.sequence_number)
+    is_of_fifo = [origin.source is Source.SQS and digit_count > SENT_AT_DIGITS for digit_count, _ in (own, before)]
+    return origin.source != row.source or is_of_fifo[0] is not is_of_fifo[1] or own > before
 
 
 def _order_of(sequence_number: str | None) -> tuple[int, str]:

@@ -322,6 +322,7 @@ class Pools:
         self._budget = SharedBudget(max_connections, idle_s=timeouts.idle_s)
         self._pools: dict[str, ShardPool] = {}
         self._retired: set[str] = set()
+        self._left: dict[str, str] = {}  # by shard: the connection string before its last switch
 
     async def __aenter__(self) -> Self:
         return self
@@ -335,7 +336,8 @@ class Pools:
     def ensure_pool(self, address: ShardAddress) -> ShardPool:
         """Return the pool of a shard; create it, or give it the new address, if needed. Opens no connection.
 
-        Raises `ShardUnavailableError` for an address that may not be used, and for a retired shard.
+        An address that `switch_pool` has left is not used again: the caller may have it from before a wait. Raises
+        `ShardUnavailableError` for an address that may not be used, and for a retired shard.
         """
         if address.refusal is not None:
             raise ShardUnavailableError(address.refusal)
@@ -347,11 +349,18 @@ class Pools:
             pool = self._pools[address.shard_id] = ShardPool(
                 address, size=self._size, timeouts=self._timeouts, budget=self._budget, clock=self._clock
             )
-        elif pool.address.connection_string != address.connection_string:
+        elif address.connection_string not in (pool.address.connection_string, self._left.get(address.shard_id)):
             register_secret_of(address)
             log.info("shard.repointed", shard_id=address.shard_id, place=address.place)
             pool.address = address
         return pool
+
+    def switch_pool(self, address: ShardAddress) -> ShardPool:
+        """Return the pool of a shard that was found at *address*, which it has from now on. Raises as `ensure_pool`."""
+        pool = self._pools.get(address.shard_id)
+        if pool is not None and pool.address.connection_string != address.connection_string:
+            self._left[address.shard_id] = pool.address.connection_string
+        return self.ensure_pool(address)
 
     def by_shard_id(self) -> Mapping[str, ShardPool]:
         """Return the pools that exist, by shard id."""
@@ -372,6 +381,8 @@ class Pools:
         """Stop the use of shards by any caller until `restore`; return their pools, to be drained."""
         retired = set(shard_ids)
         self._retired |= retired
+        for shard_id in retired:
+            self._left.pop(shard_id, None)
         pools = [pool for pool in (self._pools.pop(shard_id, None) for shard_id in retired) if pool is not None]
         for pool in pools:
             pool.retire()

@@ -81,7 +81,7 @@ class AddressChanger:
             if self._book.known_address(shard_id) is None:
                 return  # as above
             self._book.switch_to(address, self._clock())
-            pool = self._pools.ensure_pool(address)
+            pool = self._pools.switch_pool(address)
         with contextlib.suppress(RetryableError):  # the pool's health shows the result
             await pool.probe()
 

@@ -110,7 +110,7 @@ class ShardMapReloader:
         for shard in change.readdressed:
             address = self._static_map.address_book.known_address(shard.shard_id)
             if address is not None and shard.shard_id in self._pools.by_shard_id():
-                self._pools.ensure_pool(address)  # the new address, unless it is a candidate that has to be tried first
+                self._pools.switch_pool(address)  # the new address, unless it is a candidate that has to be tried first
         instruments.SHARD_MAP_RELOADS.labels(ShardMapOutcome.APPLIED).inc()
         log.info(
             "shard_map.reloaded",

@@ -650,6 +650,24 @@ async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: B
     assert len(shown.json["notLetters"]) == 1
 
 
+async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue lets only so many be in flight; the next run has the rest."""
+    monkeypatch.setattr("simplu_worker.commands.dead_letters.browse.IN_FLIGHT_MAX", 10)
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("crowded")
+    url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"]
+    valid = record("create", "late-x", 1)
+    await bench.store(*(letter(bench, valid, str(number), partition_key=str(number)) for number in range(25)), url=url)
+
+    planned = await bench.discard(ALL, apply=False)
+    assert (planned.status, planned.json["wouldDiscard"] + planned.json["behind"]) == (0, 25)
+    sent = await bench.replay()
+    assert (sent.status, sent.json["sent"] + sent.json["behind"]) == (1, 25)
+    discarded = await bench.discard(ALL, apply=True)
+    assert (discarded.status, discarded.json["discarded"] + discarded.json["behind"]) == (1, sent.json["behind"])
+    last = await bench.discard(ALL, apply=True)
+    assert (last.status, last.json["discarded"], last.json["behind"]) == (0, discarded.json["behind"], 0)
+
+
 @pytest.mark.parametrize("name", ["many", "many.fifo"])
 async def test_named_letters_are_acted_on_without_reading_the_whole_queue(bench: Bench, name: str) -> None:
     """A queue may have many thousands; those that were not read are not hidden from other readers, nor counted."""

@@ -15,6 +15,7 @@ from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.errors import StatementFailedError
@@ -141,6 +142,18 @@ async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard
             await unavailable(pool)
 
         assert await ask(pools.ensure_pool(await make_shard())) == 1
+
+
+async def test_pool_does_not_go_back_to_an_address_that_a_caller_has_from_before_a_switch() -> None:
+    """It waited for something else meanwhile. Another switch goes back."""
+    old, new, third = (ShardAddress("s", f"postgresql://u@{name}.example/d") for name in ("old", "new", "third"))
+    async with Pools(size=1) as pools:
+        pool = pools.ensure_pool(old)
+        assert pools.switch_pool(new).address is new
+        assert pools.ensure_pool(old).address is new
+        assert pools.ensure_pool(third).address is third
+        assert pools.switch_pool(old) is pool
+        assert pool.address is old
 
 
 @pytest.mark.slow(1)

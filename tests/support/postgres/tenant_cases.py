@@ -79,7 +79,7 @@ def operation(
         name=STREAM,
         arrived_at=arrived_at,
         stream_shard_id=STREAM_SHARD_ID if source is Source.KINESIS else None,
-        sequence_number=(sequence_number or str(number)) if source is Source.KINESIS else None,
+        sequence_number=sequence_number or (str(number) if source is Source.KINESIS else None),
     )
     record = f"{{{', '.join(members)}}}".encode()
     decoded = decode_operation(record, origin, max_bytes=2**24, list_limit=list_limit)

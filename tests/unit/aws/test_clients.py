@@ -81,6 +81,16 @@ async def broken_off(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def failing_broken_off(request: web.Request) -> web.StreamResponse:
+    """Answer with half of an error."""
+    response = web.StreamResponse(status=400, headers={"Content-Length": "100"})
+    await response.prepare(request)
+    await response.write(b"secret")
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
 async def never(_: web.Request) -> web.StreamResponse:
     """Answer too late."""
     await asyncio.sleep(5)
@@ -115,3 +125,11 @@ async def test_error_names_address_and_cause(answer: Handler | None, error: str)
             with pytest.raises(RetryableError, match=error.replace("URL", url)) as caught, translate_errors():
                 await client.list_tables()
     assert "secret" not in str(caught.value)
+
+
+async def test_error_in_place_of_an_event_stream_may_break_off() -> None:
+    """Its body is not read by our session, but later, by aiobotocore."""
+    consumer = f"arn:aws:kinesis:{REGION}:123456789012:stream/s/consumer/c:1"
+    async with serving(failing_broken_off) as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
+        with pytest.raises(RetryableError, match=BROKEN_OFF), translate_errors():
+            await client.subscribe_to_shard(ConsumerARN=consumer, ShardId="s-0", StartingPosition={"Type": "LATEST"})

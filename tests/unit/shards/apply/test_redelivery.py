@@ -28,6 +28,7 @@ def row(
     return LoggedRow(digest, error, source, sequence_number, requested_at)
 
 
+OF_FIFO, SENT_AT = "18849496460467696128", "1767225600000"
 FROM_SQS = row(source=Source.SQS, sequence_number=None)
 
 
@@ -40,6 +41,10 @@ FROM_SQS = row(source=Source.SQS, sequence_number=None)
         (row(), Source.KINESIS, "0098", LogMatch.REDELIVERY),
         (row(), Source.KINESIS, "0100", LogMatch.REPLAY),
         (row(source=Source.SQS, sequence_number="1"), Source.SQS, None, LogMatch.REDELIVERY),
+        (row(source=Source.SQS, sequence_number=OF_FIFO), Source.SQS, OF_FIFO, LogMatch.REDELIVERY),
+        (row(source=Source.SQS, sequence_number=OF_FIFO), Source.SQS, SENT_AT, LogMatch.REPLAY),  # a standard queue
+        (row(source=Source.SQS, sequence_number=SENT_AT), Source.SQS, OF_FIFO, LogMatch.REPLAY),
+        (row(source=Source.SQS, sequence_number=SENT_AT), Source.SQS, SENT_AT, LogMatch.REDELIVERY),
         (row(), Source.KINESIS, "98", LogMatch.REDELIVERY),  # given up before its replay was
         (row(), Source.SQS, None, LogMatch.REPLAY),
         (FROM_SQS, Source.KINESIS, "1", LogMatch.REPLAY),
