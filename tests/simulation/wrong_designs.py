@@ -724,7 +724,7 @@ WRONG_DESIGNS = {
     ),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader), seed=1),
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
-    "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader), seed=5),
+    "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader), seed=7),
     "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=139),
     "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=1
@@ -749,7 +749,7 @@ WRONG_DESIGNS = {
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(_GullibleReader), _lose_all_behind_splits, seed=86
     ),
-    "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=980),
+    "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2099),
     "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=14),
     "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=162),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=3),
@@ -768,7 +768,7 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_GreedyOwnership), seed=18
     ),
     "a backfill that loses again goes on where it is": WrongDesign(
-        _with_reader(ownership_class=_SteadyOwnership), seed=1891
+        _with_reader(ownership_class=_SteadyOwnership), seed=2901
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
         _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=11
@@ -805,7 +805,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=647
     ),
     "a lane skips its operations after an error that nobody foresaw": WrongDesign(
-        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=20
+        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=28
     ),
     "the oldest operations of a tenant over its share leave memory": WrongDesign(
         _with_reader(dispatcher_class=_OldestHeldDispatcher), seed=153
