@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,12 +106,15 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     lanes = os.cpu_count() or 1
     start = secrets.randbelow(10**6) * lanes * RANGE
+    results = []
     with multiprocessing.get_context("spawn").Pool(lanes, maxtasksperchild=1) as pool:
-        results = pool.starmap(run_lane, [(start + lane * RANGE, seconds) for lane in range(lanes)])
+        first_seeds = [start + lane * RANGE for lane in range(lanes)]
+        for result in pool.imap_unordered(partial(run_lane, seconds=seconds), first_seeds):
+            if result.broken:
+                print(result.broken)  # noqa: T201 - a command
+                return 1
+            results.append(result)
     counts = sum((one.histories for one in results), Counter[str]())
-    if broken := [one.broken for one in results if one.broken]:
-        print("\n".join(broken))  # noqa: T201 - a command
-        return 1
     spent_s = round(sum(one.spent_s for one in results))
     faults: dict[str, dict[str, list[int]]] = {}
     for weather in counts:

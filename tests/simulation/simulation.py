@@ -229,9 +229,7 @@ async def settle_down(world: World) -> None:
     plan = world.plan
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
-    has_moved = any(tenant.moved_at is not None for tenant in world.shards.tenants.values())
-    is_read_again = world.ledger.has_lost or has_moved or plan.weather is not Weather.FAIR
-    within_s += BACKFILLED_AFTER_S[plan.weather] if is_read_again else 0.0
+    within_s += BACKFILLED_AFTER_S[plan.weather]
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

@@ -62,7 +62,7 @@ SET
     incarnation = CASE WHEN known.server_run IS NULL THEN excluded.incarnation ELSE known.incarnation END
 WHERE
     known.expires_at NOT BETWEEN pg_catalog.clock_timestamp()
-    AND pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => 2 * $4)
+    AND pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => 2::pg_catalog.float8 * $4)
 RETURNING incarnation;
 
 -- name: renew_feed
