@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import structlog
 from simulation.simulated_faults import Fault, FaultCounts
-from simulation.simulated_world import ViolationError, Weather
+from simulation.simulated_world import Weather
 from simulation.simulation import simulate
 from support.campaigns import add_campaign
 
@@ -77,8 +77,8 @@ def run_lane(first_seed: int, seconds: float) -> LaneResult:
             seed = first_seed + counts[weather.value]
             try:
                 world = simulate(seed, weather=weather)
-            except ViolationError as exc:
-                text = f"{exc}\n{VARIABLES[weather]}={seed} pytest tests/simulation/test_simulation.py"
+            except Exception as exc:  # noqa: BLE001 - an error of the product or of the simulation, too
+                text = f"{exc!r}\n{VARIABLES[weather]}={seed} pytest tests/simulation/test_simulation.py"
                 return LaneResult(counts, faults, time.process_time(), text)
             counts[weather.value] += 1
             faults[weather.value].add(world.network.faults)

@@ -128,19 +128,23 @@ class CheckpointTracker(Generic[P]):
         return self._add_run([self._last_read]).start
 
     def finish(self, tickets: Iterable[int]) -> None:
-        """Mark the records of *tickets* as finished. Raises KeyError if one of them is already."""
+        """Mark the records of *tickets* as finished. Raises KeyError if one of them is already.
+
+        Never leaves a run without a pending record, not even where an exception comes in between: others look then.
+        """
         left = set(tickets)
         while left:
             ticket = next(iter(left))
             run_index = self._run_index(ticket)
-            pending = self._runs[run_index].pending
-            own = pending & left
+            run = self._runs[run_index]
+            own = run.pending & left
             if not own:
                 raise KeyError(ticket)
-            pending -= own
-            left -= own
-            if not pending:
+            if own == run.pending:
                 del self._runs[run_index], self._first_tickets[run_index]
+            else:
+                run.pending -= own
+            left -= own
 
     def _add_run(self, positions: Sequence[P | None]) -> range:
         tickets = range(self._next_ticket, self._next_ticket + len(positions))
