@@ -243,9 +243,10 @@ class Ledger:
         is_of_stream = operation.origin.source is Source.KINESIS  # for an order event it is never too late
         if created_at is None or (is_of_stream and operation.origin.arrived_at + self._tenant_wait <= created_at):
             return DeadLetterReason.UNKNOWN_TENANT
-        if operation.request_id in self._shards.poison:
+        logged = self._shards.log.get((operation.tenant_id, operation.request_id))
+        if operation.request_id in self._shards.poison and logged in {None, operation.digest}:
             return DeadLetterReason.RETRIES_EXHAUSTED
-        if self._shards.log.get((operation.tenant_id, operation.request_id)) != operation.digest:
+        if logged != operation.digest:  # of two, the other one may have been given up first
             return DeadLetterReason.REQUEST_ID_REUSED
         return None
 
