@@ -116,6 +116,7 @@ class ShardFeed:
         self._memories: defaultdict[str, SentEvents] = defaultdict(SentEvents)
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
+        self._ending = asyncio.Event()
         self._state: FeedState | None = None
         self._newest_before = 0  # the newest batch when this replica began to publish
         self._renewed_at = 0.0
@@ -222,7 +223,7 @@ class ShardFeed:
                     for name, feed in self._feeds.items()
                 ]
                 renewing = tasks.create_task(self._keep_row(), name=f"feed:{self.shard_id}:row")
-                await run_until(ending, self._keep_reading(tasks))
+                await self._read_until(ending, tasks)
                 for feed in self._feeds.values():
                     feed.end()
                 if running:
@@ -302,10 +303,10 @@ class ShardFeed:
     async def _keep_refusal(self, name: str, event: FeedEvent, error: str) -> None:
         await note_refusal(self._pool, self._required_token, name, event, error)
 
-    async def _keep_reading(self, tasks: asyncio.TaskGroup) -> None:
-        """Read on until cancelled: a standby that is silent must not hold up the end."""
-        pause_s = IDLE_MIN_S
-        while True:
+    async def _read_until(self, ending: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+        """Read on until *ending*, which breaks off waits for standbys alone: a cursor written late would go back."""
+        self._ending, pause_s = ending, IDLE_MIN_S
+        while not ending.is_set():
             self._changed.clear()
             count = await self._read_round() if pause_s < IDLE_MAX_S or self._has_more else 0
             self._start_asking(tasks)
@@ -322,7 +323,7 @@ class ShardFeed:
             is_at_rest = pause_s >= IDLE_MAX_S  # the renewals of the row tell whether there is more
             for feed in self._feeds.values():
                 feed.is_awaited = feed.is_awaited or is_at_rest  # a destination that is back moves its cursor
-            await wait_any(self._changed, within_s=None if is_at_rest else pause_s)
+            await wait_any(ending, self._changed, within_s=None if is_at_rest else pause_s)
 
     async def _keep_row(self) -> None:
         """Renew the row until cancelled, however long the reader waits for a standby."""
@@ -388,7 +389,8 @@ class ShardFeed:
                 found.append((rows, await self._events_of(rows[0].batch, kept, heads[place])))
         if not found:
             return 0
-        await self._wait_until_safe([one for _, read in found for one in read.facts])
+        if not await self._is_safe([one for _, read in found for one in read.facts]):
+            return 0
         for _, read in found:
             for feed in read.feeds:
                 self._note_gap(feed, read.latest.forgotten, read.latest.forgotten_at)
@@ -405,11 +407,11 @@ class ShardFeed:
                 feed.leave_out()
         return rows
 
-    async def _wait_until_safe(self, facts: Sequence[ReplicationFacts]) -> None:
-        """Wait until everything is safe that was committed before the answers with *facts*, in their order."""
+    async def _is_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
+        """Wait until all is safe that was committed before the answers with *facts*, in order; False at the end."""
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
-        await self._commits.wait_for_read(self.shard_id, facts[-1])
+        return await run_until(self._ending, self._commits.wait_for_read(self.shard_id, facts[-1]))
 
     async def _events_of(
         self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
@@ -446,7 +448,8 @@ class ShardFeed:
                 feed.add_to_catch_up([], {})
             else:
                 read = await self._events_of(rows[0].batch, rows, [feed])
-                await self._wait_until_safe(read.facts)
+                if not await self._is_safe(read.facts):
+                    return
                 await self._note_gap_of_catch_up(feed, catch_up, read.latest)
                 kept = [row for row in read.rows[feed.incarnation] if row.place > catch_up.window.head]
                 if not kept:

@@ -96,9 +96,10 @@ class _LooseFeed(DestinationFeed):
 
 class _UnsafeShardFeed(ShardFeed):
     @override
-    async def _wait_until_safe(self, facts: Sequence[ReplicationFacts]) -> None:
+    async def _is_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
+        return True
 
 
 class _ImpatientShardFeed(ShardFeed):
