@@ -389,7 +389,7 @@ class ShardFeed:
                 found.append((rows, await self._events_of(rows[0].batch, kept, heads[place])))
         if not found:
             return 0
-        if not await self._is_safe([one for _, read in found for one in read.facts]):
+        if not await self._becomes_safe([one for _, read in found for one in read.facts]):
             return 0
         for _, read in found:
             for feed in read.feeds:
@@ -407,10 +407,12 @@ class ShardFeed:
                 feed.leave_out()
         return rows
 
-    async def _is_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
+    async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
         """Wait until all is safe that was committed before the answers with *facts*, in order; False at the end."""
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
+        if self._commits.is_read_safe(self.shard_id, facts[-1]):
+            return True
         return await run_until(self._ending, self._commits.wait_for_read(self.shard_id, facts[-1]))
 
     async def _events_of(
@@ -448,7 +450,7 @@ class ShardFeed:
                 feed.add_to_catch_up([], {})
             else:
                 read = await self._events_of(rows[0].batch, rows, [feed])
-                if not await self._is_safe(read.facts):
+                if not await self._becomes_safe(read.facts):
                     return
                 await self._note_gap_of_catch_up(feed, catch_up, read.latest)
                 kept = [row for row in read.rows[feed.incarnation] if row.place > catch_up.window.head]

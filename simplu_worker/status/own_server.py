@@ -9,7 +9,7 @@ from pathlib import Path
 def own_url(http_host: str | None, http_port: int | str, *, is_https: bool = False) -> str:
     """Return the URL at which a server listens that got `HTTP_HOST`, if any, and `HTTP_PORT`."""
     scheme = "https" if is_https else "http"
-    host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(http_host, http_host)  # noqa: S104
+    host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(http_host, http_host)  # noqa: S104 - it is asked
     return f"{scheme}://[{host}]:{http_port}" if ":" in str(host) else f"{scheme}://{host}:{http_port}"
 
 

@@ -96,7 +96,7 @@ class _LooseFeed(DestinationFeed):
 
 class _UnsafeShardFeed(ShardFeed):
     @override
-    async def _is_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
+    async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
         return True

@@ -126,7 +126,7 @@ class MoveRunner:
             try:
                 ended = await self._move(request, self._watched(progress.watch(tenant_id)))
                 if isinstance(ended, FinishedMove):
-                    self._has_stale_cache = True  # the command before may have come neither to that nor to the home
+                    self._has_stale_cache = True  # an earlier command may have ended before the cache and the home
                     warning = await self._publish(request)
                     return MoveResult(tenant_id, MoveOutcome.MOVED, finished=ended, warning=warning)
                 certificate = ended

@@ -91,10 +91,14 @@ class ReplicationWaiter:
     async def wait_for_read(self, shard_id: str, facts: ReplicationFacts) -> None:
         """Wait until everything is safe that an answer has shown; *facts* are of that answer.
 
-        Raises as `wait_for_operations`. Mostly the facts tell enough: no standby is awaited, or each has all of it.
+        Raises as `wait_for_operations`.
         """
-        if not self._shard(shard_id).is_safe(facts):
+        if not self.is_read_safe(shard_id, facts):
             await self.wait_for_transaction(shard_id, facts.server)
+
+    def is_read_safe(self, shard_id: str, facts: ReplicationFacts) -> bool:
+        """Return whether *facts* tell enough, as mostly: no standby is awaited, or each has all that they show."""
+        return self._shard(shard_id).is_safe(facts)
 
     def note(self, shard_id: str, facts: ReplicationFacts) -> None:
         """Note the facts of an answer that no commit waited for."""
