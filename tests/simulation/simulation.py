@@ -31,17 +31,9 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
-# Where several shards and stream shards are read again, in little memory.
-BACKFILLED_AFTER_S = {
-    Weather.FAIR: 60.0,
-    Weather.STORM: 60.0,
-    Weather.GREAT_STORM: 400.0,
-    Weather.MOVES: 60.0,
-    Weather.RESHARDS: 240.0,
-    Weather.FEEDS: 240.0,
-    Weather.DEFECTS: 240.0,
-    Weather.WHOLE: 240.0,
-}
+# Where children of stream shards read their parents again, five reads a second in all, in little memory.
+BACKFILLED_AFTER_S = 240.0
+BACKFILLED_IN_GREAT_STORM_S = 400.0
 QUICK_RETRIES_S = (0.1, 0.2, 0.3)
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
@@ -229,7 +221,7 @@ async def settle_down(world: World) -> None:
     plan = world.plan
     within_s = WELL_WITHIN_S + (UNKNOWN_AFTER_S + plan.tenant_wait_s if plan.has_strangers else 0.0)
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
-    within_s += BACKFILLED_AFTER_S[plan.weather]
+    within_s += BACKFILLED_IN_GREAT_STORM_S if plan.weather is Weather.GREAT_STORM else BACKFILLED_AFTER_S
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())
