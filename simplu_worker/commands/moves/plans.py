@@ -12,7 +12,7 @@ import msgspec
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.finding import FinishedMove, FoundMove, find_move
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
-from simplu_worker.commands.output.display import print_json, print_note, print_table
+from simplu_worker.commands.output.display import print_json, print_note, print_table, show_count
 from simplu_worker.errors import WorkerError
 from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
 from simplu_worker.transfers.moving.planning.readiness import MovePlan, plan_move
@@ -117,11 +117,11 @@ def plan_row(plan: MovePlan) -> tuple[object, ...]:
         plan.tenant,
         plan.source_shard,
         plan.target_shard,
-        plan.resources,
-        f"{plan.byte_count / 2**20:.1f}",
-        plan.operations,
-        f"{plan.disk_bytes / 2**20:.1f}",
-        f"{plan.duration_s:.1f}",
+        show_count(plan.resources),
+        show_count(plan.byte_count, decimals=1, unit=2**20),
+        show_count(plan.operations),
+        show_count(plan.disk_bytes, decimals=1, unit=2**20),
+        show_count(plan.duration_s, decimals=1),
         f"{plan.pause_s * 1000:.0f}",
         f"{plan.standby_s * 1000:.0f}",
     )

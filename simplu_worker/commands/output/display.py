@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 NO_CAUSES: Final[Mapping[str, str]] = {}
+NOT_COUNTED: Final = "not counted"  # as that takes long
 NOT_A_TERMINAL_WIDTH = 1000  # so that no table is folded for a file or a pipe
 
 
@@ -70,6 +71,11 @@ def escape_unprintable(value: object) -> str:
 def shorten(text: str, length: int) -> str:
     """Return *text* with at most *length* characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:
+    """Return *count* in *unit* as text, with so many *decimals*."""
+    return NOT_COUNTED if count is None else f"{count / unit:.{decimals}f}"
 
 
 def _console() -> Console:

@@ -10,7 +10,7 @@ import msgspec
 
 from simplu_worker.commands.moves.plans import MovePlans
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
-from simplu_worker.commands.output.display import print_line, print_note, print_table
+from simplu_worker.commands.output.display import print_line, print_note, print_table, show_count
 from simplu_worker.commands.shards.removal import print_removal
 from simplu_worker.commands.shards.survey import Survey
 from simplu_worker.shards.health.moves import RUNNING_S
@@ -134,8 +134,12 @@ def _size_cells(sizes: Mapping[str, MovePlan], one: PlannedTransfer) -> tuple[ob
     if not sizes:
         return ()
     size = sizes.get(one.tenant.tenant_id)
+    if size is None:
+        return ("", "", "")
     return (
-        ("", "", "") if size is None else (size.resources, f"{size.byte_count / 2**20:.1f}", f"{size.duration_s:.1f}")
+        show_count(size.resources),
+        show_count(size.byte_count, decimals=1, unit=2**20),
+        show_count(size.duration_s, decimals=1),
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Callable
@@ -19,7 +17,14 @@ from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.backups.position_rules import longest_gap
 from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
 from simplu_worker.commands.moves.cache_clearing import clear_cache
-from simplu_worker.commands.output.display import print_json, print_line, print_members, print_note
+from simplu_worker.commands.output.display import (
+    NOT_COUNTED,
+    print_json,
+    print_line,
+    print_members,
+    print_note,
+    show_count,
+)
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.restore_rules import (
@@ -49,8 +54,6 @@ from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
 BACKUP_CONNECTIONS = 2
-NOT_COUNTED = "not counted, as that takes long"
-COUNT_S = 10.0  # for each count of a plan: a tenant may have millions of operations, and its restore must not wait
 IN_DOUBT = timedelta(minutes=1)  # a transaction that is not in the backup may have a time from before its last one
 
 
@@ -167,12 +170,12 @@ async def _plan(
         if refusal is not None:
             raise PermanentError(f"{tenant_id}: {refusal}")
         journal = await read_journal(here, tenant_id)
-    size_there = await _count(backup, "describe_tenant_log", tenant_id)
-    size_here = await _count(live, "describe_tenant_log", tenant_id)
+    size_there = await backup.count(QUERIES["describe_tenant_log"], tenant_id)
+    size_here = await live.count(QUERIES["describe_tenant_log"], tenant_id)
     last_at = content.last_applied_at and content.last_applied_at - IN_DOUBT
     if size_there is not None:
         last_at = size_there[0]["last_applied_at"]
-    since = await _count(live, "count_logged_since", tenant_id, last_at)
+    since = await live.count(QUERIES["count_logged_since"], tenant_id, last_at)
     async with live.connection() as here:
         erased = await here.fetch(QUERIES["find_erased_since"], tenant_id, last_at)
     has_begun = journal is not None and journal.step in {RestoreStep.REPLACING, RestoreStep.COPIED}
@@ -191,15 +194,6 @@ async def _plan(
         export=str(_export_path(command.export, tenant_id, journal if goes_on else None)),
         goes_on=goes_on,
     )
-
-
-async def _count(pool: ShardPool, query: str, *arguments: object) -> list[Any] | None:
-    """Return the rows of a query that counts; None where it takes long."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(COUNT_S), pool.connection() as connection:
-            rows: list[Any] = await connection.fetch(QUERIES[query], *arguments)
-            return rows
-    return None
 
 
 async def _judge_stream(
@@ -262,8 +256,8 @@ def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
         "mode": plan.mode,
         "backup": plan.backup,
         "last operation in it": None if last is None else last.isoformat(timespec="seconds"),
-        "resources in it": _counted(plan.resources_in_backup),
-        "resources now": _counted(plan.resources_now),
+        "resources in it": show_count(plan.resources_in_backup),
+        "resources now": show_count(plan.resources_now),
         "operations since": since,
     }
     if plan.read_again_seconds is not None:
@@ -276,10 +270,6 @@ def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
         )
     if plan.goes_on:
         print_note("an earlier command has begun to overwrite the tenant's rows; the restore goes on")
-
-
-def _counted(count: int | None) -> object:
-    return NOT_COUNTED if count is None else count
 
 
 def _print_certificate(certificate: RestoreCertificate, warning: str | None, *, as_json: bool) -> None:

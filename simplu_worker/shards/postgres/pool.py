@@ -37,6 +37,7 @@ from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import OWN_CLOCK, OwnClock, loop_time
 
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
+COUNT_S = 10.0  # a tenant may have millions of operations, and may wait while they are counted
 
 log = structlog.get_logger(__name__)
 
@@ -179,6 +180,14 @@ class ShardPool:
             await connection.send("COMMIT")
         self._availability.record_commit()
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
+
+    async def count(self, query: str, *arguments: object) -> list[asyncpg.Record] | None:
+        """Return the rows of a query that counts for people; None where that takes longer than COUNT_S."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COUNT_S), self.connection() as connection:
+                rows: list[asyncpg.Record] = await connection.fetch(query, *arguments)
+                return rows
+        return None
 
     @contextlib.asynccontextmanager
     async def fresh_connection(self) -> AsyncIterator[ShardConnection]:

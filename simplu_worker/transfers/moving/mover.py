@@ -76,7 +76,6 @@ REHEARSALS_MAX: Final = 3
 NOTE_INTERVAL_S: Final = 2.0
 NO_TOKEN: Final = -1  # a statement with it finds no row
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
-COUNT_S: Final = 5.0
 PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
 CLEANUP_STEPS: Final = frozenset({MoveStep.CLEANING, MoveStep.CLEANED})  # rows of the tenant are deleted
@@ -346,11 +345,8 @@ class Mover:
 
     async def _count_rows(self) -> int:
         """Return the number of rows to copy, which people are shown; 0 if the source takes long to count them."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(COUNT_S), self._source.connection() as connection:
-                (counts,) = await connection.fetch(QUERIES["count_tenant_rows"], self._move.tenant_id)
-            return int(sum(counts))
-        return 0
+        counts = await self._source.count(QUERIES["count_tenant_rows"], self._move.tenant_id)
+        return 0 if counts is None else int(sum(counts[0]))
 
     async def _catch_up(self, progress: Progress) -> Progress:
         """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""

@@ -111,7 +111,7 @@ async def test_restore_does_not_wait_for_what_takes_long_to_count(
     shards: list[ShardAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tenant may have millions of operations, and be fenced until the command has ended."""
-    monkeypatch.setattr("simplu_worker.commands.tenants.restore.COUNT_S", 0.0)
+    monkeypatch.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
     settings = settings_of(tmp_path, *shards)
 
     assert await restore_tenant(settings, command(), as_json=False) == 0

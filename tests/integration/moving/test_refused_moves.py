@@ -12,6 +12,7 @@ from support.moves.world import OPTIONS, TENANT_ID, LateCommits, World
 from support.postgres.databases import execute
 from support.postgres.tenant_cases import fetch
 
+from simplu_worker.commands.moves.plans import MovePlans, print_plans
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
@@ -153,6 +154,18 @@ async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is
 
     plan = await plan_move(world.pools, LateCommits(world.pools, late_count=2), move, max_pause_s=0.25)
     assert 0 <= plan.standby_s < plan.pause_s < 0.25
-    assert plan.disk_bytes > plan.byte_count
+    assert (plan.disk_bytes or 0) > (plan.byte_count or 0) > 0
     assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []
     assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []
+
+
+@pytest.mark.slow
+async def test_plan_of_a_tenant_that_takes_long_to_count_has_its_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is not refused for it: the move itself counts nothing."""
+    monkeypatch.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
+    plan = await plan_move(world.pools, LateCommits(world.pools, late_count=0), Move(TENANT_ID, "a", "b"))
+    assert plan.pause_s > 0
+    assert print_plans(MovePlans([plan], [], {}), as_json=False) == 0
+    assert capsys.readouterr().out.count("not counted") == 5

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -32,20 +33,21 @@ class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
     """What a move would take; times in seconds, estimated from a sample of the rows and from commits on both shards.
 
     *byte_count* is of the documents, *disk_bytes* of all rows on the target, with their indexes. *standby_s* is the
-    part of the pause until the standbys follow. *goes_on*: a command has begun the move before, and not ended it.
+    part of the pause until the standbys follow. *goes_on*: a command has begun the move before, and not ended it. What
+    is of the tenant's size is None where the source takes long to count its rows.
     """
 
     tenant: str
     source_shard: str
     target_shard: str
-    resources: int
-    byte_count: int
-    operations: int
-    disk_bytes: int
-    duration_s: float
     pause_s: float
     standby_s: float
     goes_on: bool = False
+    resources: int | None = None
+    byte_count: int | None = None
+    operations: int | None = None
+    disk_bytes: int | None = None
+    duration_s: float | None = None
 
 
 async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id: str, target_id: str) -> None:
@@ -106,15 +108,11 @@ async def plan_move(
     """Return what *move* would take. Raises `PauseTooLongError` if the pause would be longer than *max_pause_s*."""
     source = pools.pool_of(move.source_id)
     async with source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-        size = await connection.fetchrow(QUERIES["describe_tenant_size"], move.tenant_id)
         began_at = loop_time()
         end = await find_end(connection, RESOURCES, move.tenant_id, FIRST, SAMPLE_ROWS)
         await connection.fetch(QUERIES["copy_resources"], move.tenant_id, *FIRST, *(end or (None, None)))
         sample_s = loop_time() - began_at
-    if size is None:
-        raise RetryableError("the tenant's row has gone from its shard")
-    row_count = size["resource_count"] + size["operation_count"]
-    sampled = min(SAMPLE_ROWS, max(1, size["resource_count"]))
+    sizes = await source.count(QUERIES["describe_tenant_size"], move.tenant_id)
     for _ in range(PREDICTIONS_MAX):
         pause = await predict_pause(pools, commits, move)
         if max_pause_s is None or pause.total_s <= max_pause_s:
@@ -125,20 +123,19 @@ async def plan_move(
             f"written, and the tenant stays on shard {move.source_id}; try again with less load, or give a longer "
             "--max-pause"
         )
-    return MovePlan(
-        move.tenant_id,
-        move.source_id,
-        move.target_id,
-        size["resource_count"],
-        size["byte_count"],
-        size["operation_count"],
+    plan = MovePlan(move.tenant_id, move.source_id, move.target_id, pause.total_s, pause.standby_s)
+    if sizes is None:
+        return plan
+    (size,) = sizes
+    resources, operations = size["resource_count"], size["operation_count"]
+    row_s = sample_s / min(SAMPLE_ROWS, max(1, resources)) * WRITING_TAKES
+    return replace(
+        plan,
+        resources=resources,
+        byte_count=size["byte_count"],
+        operations=operations,
         disk_bytes=(
-            size["byte_count"]
-            + size["resource_count"] * RESOURCE_BYTES
-            + size["result_byte_count"]
-            + size["operation_count"] * OPERATION_BYTES
+            size["byte_count"] + resources * RESOURCE_BYTES + size["result_byte_count"] + operations * OPERATION_BYTES
         ),
-        duration_s=row_count / sampled * sample_s * WRITING_TAKES + pause.total_s,
-        pause_s=pause.total_s,
-        standby_s=pause.standby_s,
+        duration_s=(resources + operations) * row_s + pause.total_s,
     )
