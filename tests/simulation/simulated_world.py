@@ -223,6 +223,7 @@ class World:
         self.make_feed: Callable[..., Feed] = Feed
         self.make_commits: Callable[..., ReplicationWaiter] = ReplicationWaiter
         self._judged: tuple[object, list[str]] | None = None  # what the feed was judged by, and the problems
+        self.defects: list[str] = []  # the places of the exceptions that nobody foresaw
         self.left_out: set[str] = set()  # receivers that are not in the file of the feed
         self.read_up_to: ReadUpTo = lambda status, rows: status.up_to([rows])  # what a replica answers
         self.replicas: list[Replica] = []

@@ -77,10 +77,10 @@ def simulate(
             twist(world)
         is_defect_drawn = weather is Weather.DEFECTS
         defect: AbstractContextManager[list[str]] = nullcontext([])
-        with a_defect(Random(f"defect {seed}")) if is_defect_drawn else defect as places:
+        with a_defect(Random(f"defect {seed}")) if is_defect_drawn else defect as world.defects:
             world.loop.run_until_complete(_run(world))
         world.network.faults.fired[Fault.DEFECT] += is_defect_drawn
-        world.network.faults.felt[Fault.DEFECT] += len(places)
+        world.network.faults.felt[Fault.DEFECT] += len(world.defects)
     return world
 
 
@@ -232,11 +232,17 @@ async def settle_down(world: World) -> None:
 
 
 async def stop_all(world: World) -> None:
-    """Stop all replicas: then no lease has an owner, and every checkpoint is at the last record."""
+    """Stop all replicas: then no lease has an owner, and every checkpoint is at the last record.
+
+    After a defect in the middle of that, a lease may have to expire, and records to be read again, as after a kill.
+    """
+    defect_count = len(world.defects)
     left = [replica.task for replica in world.replicas if not replica.process.is_dead]
     for replica in world.alive():
         replica.stopping.set()
     await world.until(lambda: all(task.done() for task in left), within_s=STOPPED_WITHIN_S)
+    if len(world.defects) > defect_count:
+        return
     for key, lease in world.leases().items():
         if lease.checkpoint == SHARD_END:
             continue
