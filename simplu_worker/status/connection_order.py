@@ -1,9 +1,11 @@
 """The order in which connections are closed for new ones, and the number of requests at one time. Pure.
 
 A connection waits for a complete request, then for the view that makes its answer, then until its peer has taken the
-answer. At the limit a new connection takes the place of the one that has waited longest for a request, or else of the
-one that has waited longest for its peer to take the answer. While an answer is made its connection stays open: `Places`
-allows fewer of these than connections, so there is always another one to close.
+answer; or its answer lasts, as that of a request that waits for an operation, and a stream of events. At the limit a
+new connection takes the place of the one that has waited longest for a request, or else of the one that has waited
+longest for its peer to take the answer, or else of the answer that has lasted longest: its peer asks again. While
+another answer is made its connection stays open: `Places` allows fewer of these than connections, so there is always
+another one to close, and a probe is answered.
 """
 
 from __future__ import annotations
@@ -18,26 +20,27 @@ Connection = TypeVar("Connection", bound=Hashable)
 
 
 class ConnectionOrder(Generic[Connection]):
-    """The open connections, at most *limit*, each in one of three states and there the oldest first."""
+    """The open connections, at most *limit*, each in one of four states and there the oldest first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._receiving: dict[Connection, None] = {}
         self._viewing: dict[Connection, None] = {}
         self._sending: dict[Connection, None] = {}
+        self._lasting: dict[Connection, None] = {}
 
     def __repr__(self) -> str:
         states = f"{len(self._receiving)} receiving, {len(self._viewing)} viewing, {len(self._sending)} sending"
-        return f"ConnectionOrder({states}, at most {self.limit})"
+        return f"ConnectionOrder({states}, {len(self._lasting)} lasting, at most {self.limit})"
 
     def __len__(self) -> int:
-        return len(self._receiving) + len(self._viewing) + len(self._sending)
+        return len(self._receiving) + len(self._viewing) + len(self._sending) + len(self._lasting)
 
     def add(self, connection: Connection) -> Connection | None:
         """Add a new connection; return the one to close, which is removed: *connection* itself if no other may be."""
         closed: Connection | None = None
         if len(self) >= self.limit:
-            closed = next(iter(self._receiving or self._sending), connection)
+            closed = next(iter(self._receiving or self._sending or self._lasting), connection)
             self.remove(closed)
         if closed is not connection:
             self._receiving[connection] = None
@@ -55,9 +58,13 @@ class ConnectionOrder(Generic[Connection]):
         """Note that the answer of *connection* is made, and has to be taken."""
         self._move(connection, self._sending)
 
+    def last(self, connection: Connection) -> None:
+        """Note that the answer of *connection* lasts: it may end at any time."""
+        self._move(connection, self._lasting)
+
     def remove(self, connection: Connection) -> None:
         """Remove a closed connection. Idempotent."""
-        for state in (self._receiving, self._viewing, self._sending):
+        for state in (self._receiving, self._viewing, self._sending, self._lasting):
             state.pop(connection, None)
 
     def _move(self, connection: Connection, state: dict[Connection, None]) -> None:

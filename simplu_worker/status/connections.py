@@ -126,6 +126,10 @@ class BoundedConnection(web.RequestHandler):
         self._limit_step(None)
         self._gate.order.view(self)
 
+    def begin_lasting(self) -> None:
+        """Note that the answer lasts, until the next `begin_view`."""
+        self._gate.order.last(self)
+
     def call_when_sent(self, callback: Callable[[], object]) -> None:
         """Call *callback* at the end of the present answer, sent or not."""
         self._on_sent.append(callback)

@@ -14,7 +14,7 @@ from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import TargetKind
 
 WAIT_MAX_S: Final = 20.0
-WAITS_MAX: Final = 80  # of one replica; fewer than the connections that it takes
+WAITS_MAX: Final = 80  # of one replica
 LOOK_EVERY_S: Final = 0.2
 
 

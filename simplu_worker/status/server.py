@@ -312,11 +312,14 @@ class _Handlers:
         if self._is_closing:
             end.set()
         self._lasting.add(end)
-        connection_of(request).call_when_lost(end.set)
+        connection = connection_of(request)
+        connection.call_when_lost(end.set)
+        connection.begin_lasting()
         try:
             yield end
         finally:
             self._lasting.remove(end)
+            connection.begin_view()
 
     def _stream(self, route: Route, view: EventView, role: Role | None) -> Handler:
         """Return the handler of a stream of events, for a bounded number of listeners."""

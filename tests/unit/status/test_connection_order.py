@@ -12,7 +12,7 @@ def test_nothing_is_closed_below_the_limit() -> None:
     """As many as allowed stay open."""
     order = ConnectionOrder[str](2)
     assert [order.add("a"), order.add("b")] == [None, None]
-    assert repr(order) == "ConnectionOrder(2 receiving, 0 viewing, 0 sending, at most 2)"
+    assert repr(order) == "ConnectionOrder(2 receiving, 0 viewing, 0 sending, 0 lasting, at most 2)"
 
 
 def test_the_one_that_waits_longest_for_a_request_is_closed_first() -> None:
@@ -27,7 +27,7 @@ def test_the_one_that_waits_longest_for_a_request_is_closed_first() -> None:
     order.send("c")
     order.receive("c")
     assert [order.add(name) for name in "xy"] == ["d", "c"]
-    assert repr(order) == "ConnectionOrder(2 receiving, 1 viewing, 1 sending, at most 4)"
+    assert repr(order) == "ConnectionOrder(2 receiving, 1 viewing, 1 sending, 0 lasting, at most 4)"
 
 
 def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_request() -> None:
@@ -43,6 +43,20 @@ def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_
     assert len(order) == 2
 
 
+def test_the_answer_that_has_lasted_longest_gives_way_in_place_of_the_new_connection() -> None:
+    """A probe is answered, however many wait for an operation or listen to events."""
+    order = ConnectionOrder[str](3)
+    for name in "abc":
+        order.add(name)
+        order.view(name)
+    order.last("b")
+    order.last("a")
+    assert order.add("x") == "b"
+    order.view("x")
+    order.view("a")  # it lasts no longer
+    assert order.add("y") == "y"
+
+
 def test_a_closed_connection_stays_removed() -> None:
     """Its last steps come after it was closed for another one."""
     order = ConnectionOrder[str](1)
@@ -53,10 +67,10 @@ def test_a_closed_connection_stays_removed() -> None:
     order.receive("a")
     order.remove("a")
     order.remove("a")
-    assert repr(order) == "ConnectionOrder(1 receiving, 0 viewing, 0 sending, at most 1)"
+    assert repr(order) == "ConnectionOrder(1 receiving, 0 viewing, 0 sending, 0 lasting, at most 1)"
 
 
-@given(st.lists(st.tuples(st.sampled_from(["add", "view", "send", "receive", "remove"]), st.integers(0, 6))))
+@given(st.lists(st.tuples(st.sampled_from(["add", "view", "send", "last", "receive", "remove"]), st.integers(0, 6))))
 def test_there_are_never_more_than_allowed(steps: list[tuple[str, int]]) -> None:
     """Whatever the order of steps, and each connection is in one state."""
     order = ConnectionOrder[int](3)

@@ -573,6 +573,23 @@ async def test_waits_beyond_the_bound_are_refused(site: Site, daemon: Daemon) ->
     assert (404, False) in answers
 
 
+async def test_probe_is_answered_while_answers_that_last_have_all_connections(daemon: Daemon) -> None:
+    """The one that has lasted longest gives way."""
+    limits = ConnectionLimits(count=4)
+    http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), limits=limits)
+    async with http as port, ClientSession() as session:
+        site = Site(session, port)
+        waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)) for _ in range(3)]
+        waiting.append(asyncio.create_task(site.ask("/events", **AUTHORIZED)))
+        await eventually(lambda: daemon.waiting == 3)
+        for _ in range(3):
+            assert (await site.ask("/livez"))[0] == 200
+        assert await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED) != (set(), set(waiting))
+        for one in waiting:
+            one.cancel()
+        await asyncio.wait(waiting)
+
+
 @pytest.mark.parametrize(
     "query",
     ["wait=x", "wait=-1", "wait=20.1", "wait=nan", "wait=inf", "wait=1&wait=2", "wait=1", "wait=1&businessId=b"],
