@@ -344,27 +344,39 @@ class Restorer:
         tenant_id, count = self._restore.tenant_id, 0
         async with self._live.connection() as connection:
             now: datetime = await connection.fetchval(QUERIES["read_clock"])
-        after, ids = "", [""]
-        while ids:
-            async with self._backup.connection() as connection:
-                rows = await connection.fetch(
-                    QUERIES["list_logged_requests"], tenant_id, after, now - self._restore.log_kept, COMPARED_ROWS
-                )
-            ids = [row["key"] for row in rows]
-            async with self._live.connection() as connection:
-                found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, ids)
-            missing = sorted({*ids}.difference(row["key"] for row in found))
-            for first in range(0, len(missing), PAGE_ROWS):
-                await self._add_logged(missing[first : first + PAGE_ROWS])
-            after, count = max(ids, default=after), count + len(ids)
+        limit, key = COMPARED_ROWS, ""
+        while True:
+            try:
+                async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                    page = await connection.fetch(
+                        QUERIES["list_logged_requests"], tenant_id, key, now - self._restore.log_kept, limit
+                    )
+                keys = [row["key"] for row in page if row["is_kept"]]
+                async with self._live.connection() as connection:
+                    found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, keys)
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
+            if not page:
+                return
+            await self._add_logged(sorted({*keys}.difference(row["key"] for row in found)))
+            key, count = max(row["key"] for row in page), count + len(page)
             self._show(RestoreStatus("compare the logs", count))
 
-    async def _add_logged(self, request_ids: Sequence[str]) -> None:
-        tenant_id = self._restore.tenant_id
-        async with self._backup.connection() as connection:
-            rows = await connection.fetch(QUERIES["read_logged_requests"], tenant_id, request_ids)
-        async with self._writing(RestoreStep.REPLACING) as connection:
-            await write_changes(connection, tenant_id, Changes(rows))
+    async def _add_logged(self, keys: Sequence[str]) -> None:
+        """Add the rows of the log with *keys*: at most PAGE_ROWS at once, and fewer where these take too long."""
+        tenant_id, limit, first = self._restore.tenant_id, PAGE_ROWS, 0
+        while first < len(keys):
+            page = keys[first : first + limit]
+            try:
+                async with self._backup.connection() as connection:
+                    rows = await connection.fetch(QUERIES["read_logged_requests"], tenant_id, page)
+                async with self._writing(RestoreStep.REPLACING) as connection:
+                    await write_changes(connection, tenant_id, Changes(rows))
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
+            first += len(page)
 
     # Release
 

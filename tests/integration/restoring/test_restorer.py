@@ -159,6 +159,36 @@ async def test_log_gets_what_only_the_backup_has(world: World) -> None:
     assert (await world.case.log()).items() >= before.items()
 
 
+@pytest.mark.slow(3)
+async def test_log_that_is_older_than_its_retention_is_passed_page_by_page(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup may have millions of such rows: no statement may read them all, the tenant is fenced meanwhile."""
+    before = await TenantCase(world.backup, TENANT).log()
+    await world.ask("DELETE FROM log_rows WHERE request IN (simplu_key($1), simplu_key($2), simplu_key($3))", *before)
+    batch = """
+        INSERT INTO log_batches
+        SELECT -5, now() - interval '99 days', 3000, kind, gen_random_uuid(), tenants, types, origins
+        FROM log_batches ORDER BY batch_id LIMIT 1
+    """
+    old = """
+        INSERT INTO log_rows
+        SELECT
+            -5, requested_at, received_at, tenant_no, n, type_at, origin_at, kind, digest, simplu_key(n::text), resource
+        FROM (SELECT * FROM log_rows ORDER BY batch_id, position LIMIT 1) AS one, generate_series(1, 3000) AS n
+    """
+    await fetch(world.backup, batch)
+    await fetch(world.backup, old)
+    monkeypatch.setattr(module, "COMPARED_ROWS", 500)
+
+    await world.restore(RestoreMode.AS_OF_BACKUP)
+
+    assert len(world.statuses) > 6
+    log = await world.case.log()
+    assert log.items() >= before.items()
+    assert len(log) < 100
+
+
 async def test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup(world: World) -> None:
     """Its log forgets what came since; positions are lowered, with new tokens, or gone where it has none."""
     backup = TenantCase(world.backup, TENANT)

@@ -62,15 +62,22 @@ SET
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: list_logged_requests
--- At most $4 keys behind $2 that the log has of the tenant $1, of operations from $3 on. In the order of the primary key.
-SELECT pg_catalog.encode(log_rows.request, 'hex') AS key
-FROM public.log_rows
-JOIN public.log_batches ON log_batches.batch_id = log_rows.batch_id
-WHERE
-    log_rows.tenant_no = :number_of_tenant AND log_rows.request < '\x03'
-    AND log_rows.request > pg_catalog.decode($2, 'hex') AND log_batches.completed_at >= $3
-ORDER BY log_rows.request
-LIMIT $4;
+-- The next $4 keys behind $2 that the log has of the tenant $1, in the order of the primary key, each with whether it is
+-- of an operation from $3 on. Those before count too: a log may have millions of them, one after the other.
+WITH page AS MATERIALIZED (
+    SELECT log_rows.request, log_rows.batch_id
+    FROM public.log_rows
+    WHERE
+        log_rows.tenant_no = :number_of_tenant AND log_rows.request < '\x03'
+        AND log_rows.request > pg_catalog.decode($2, 'hex')
+    ORDER BY log_rows.request
+    LIMIT $4
+)
+
+SELECT
+    pg_catalog.encode(page.request, 'hex') AS key, coalesce(log_batches.completed_at >= $3, false) AS is_kept
+FROM page
+LEFT JOIN public.log_batches ON log_batches.batch_id = page.batch_id;
 
 -- fragment: has_named_key
 log_rows.tenant_no = :number_of_tenant
