@@ -100,22 +100,14 @@ RETURNING id;
 
 -- name: find_home_candidates
 -- The rows of the tenants $1 here: whether they are confirmed, and whether they have other writes than those of
--- provisioning since they were made. Control messages and operations write resources; operations also write the log.
+-- provisioning since they were made. Control messages and operations write resources; operations also write the log. One
+-- that was just made may have been destroyed before, with a log of millions of rows: it is looked for in the batches
+-- since then. Later these are more than a tenant's own rows. Both in the order of an index: a search for the first of many
+-- would read the whole table.
 SELECT
     id, state, epoch, moved_to, created_at,
     NOT :is_unconfirmed AS is_confirmed,
     EXISTS (
-        SELECT
-        FROM (
-            SELECT log_rows.batch_id
-            FROM public.log_rows
-            WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
-            ORDER BY log_rows.request -- by the primary key: a search for the first of many would read the whole table
-        ) AS own
-        JOIN public.log_batches USING (batch_id)
-        WHERE log_batches.completed_at >= tenants.created_at
-    )
-    OR EXISTS (
         SELECT FROM public.resources
         LEFT JOIN public.business_types ON business_types.name = tenants.business_type
         WHERE
@@ -125,7 +117,32 @@ SELECT
                 OR resources.data IS DISTINCT FROM business_types.default_settings
                 OR resources.date <> resources."lastUpdated"
             )
-    ) AS is_touched
+    )
+    OR CASE
+        WHEN tenants.created_at > pg_catalog.now() - interval '1 hour' THEN EXISTS (
+            SELECT
+            FROM (
+                SELECT log_batches.batch_id
+                FROM public.log_batches
+                WHERE
+                    log_batches.completed_at >= tenants.created_at AND tenants.number = ANY(log_batches.tenants)
+                ORDER BY log_batches.completed_at
+            ) AS recent
+            JOIN public.log_rows USING (batch_id)
+            WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
+        )
+        ELSE EXISTS (
+            SELECT
+            FROM (
+                SELECT log_rows.batch_id
+                FROM public.log_rows
+                WHERE log_rows.tenant_no = tenants.number AND log_rows.kind <> 'm'
+                ORDER BY log_rows.request
+            ) AS own
+            JOIN public.log_batches USING (batch_id)
+            WHERE log_batches.completed_at >= tenants.created_at
+        )
+    END AS is_touched
 FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[]);
 
