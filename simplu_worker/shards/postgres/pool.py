@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
-from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_statement
+from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
@@ -117,7 +117,7 @@ class ShardPool:
 
     def has_idle_beside_full_server(self, exc: ShardUnavailableError) -> bool:
         """Return whether *exc* is due to a server without room for another connection, and the pool has an idle one."""
-        return isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) and self.counts()["idle"] > 0
+        return is_of_full_server(exc.__cause__) and self.counts()["idle"] > 0
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[ShardConnection]:

@@ -39,6 +39,7 @@ from simplu_worker.vocabulary import ShardErrorKind
 
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
 NUMBERS_OF_SHARD: Final = frozenset({"log_batches_pkey", "tenants_number_key"})  # which the shard gives, each once
+FULL_POOLER: Final = "no more connections allowed"
 OF_STATEMENT: Final = frozenset({ErrorMeaning.DATA, ErrorMeaning.STATEMENT})
 
 # The second one for an error with the code of a warning, which only a function can raise.
@@ -147,15 +148,11 @@ class ShardAvailability:
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)
             raise self._record_unavailable(ShardErrorKind.UNAVAILABLE, exc) from exc
-        except asyncpg.TooManyConnectionsError as exc:
-            if not self._lender.has_connections:
-                raise self._record_unavailable(
-                    ShardErrorKind.UNAVAILABLE, exc, asked_at=self._record_answer(exc, asked_at)
-                ) from exc
-            # The server has no room for another connection, and works on the existing ones.
-            self._breaker.record_answer(loop_time())
-            raise self._record_full(exc) from exc
         except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
+            if is_of_full_server(exc) and self._lender.has_connections:
+                # The server has no room for another connection, and works on the existing ones.
+                self._breaker.record_answer(loop_time())
+                raise self._record_full(exc) from exc
             kind = (
                 ShardErrorKind.BROKEN
                 if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
@@ -212,9 +209,9 @@ class ShardAvailability:
         self._refused_at = loop_time()
         self._is_refused_as_read_only = is_read_only
 
-    def _record_full(self, exc: asyncpg.TooManyConnectionsError) -> ShardUnavailableError:
+    def _record_full(self, exc: ServerError) -> ShardUnavailableError:
         self._count(ShardErrorKind.UNAVAILABLE)
-        message = self._message(state_words(exc.sqlstate))
+        message = self._message(state_words(exc.sqlstate or ""))
         return ShardUnavailableError(message, shard_id=self._address.shard_id)
 
     def _record_lost_race(self, error: str) -> LostRaceError:
@@ -274,6 +271,16 @@ def is_of_ended_connection(exc: AttributeError) -> bool:
 def is_of_statement(exc: ServerError) -> bool:
     """Return whether only the statement failed, on a healthy server."""
     return _meaning_of(exc) in OF_STATEMENT
+
+
+def is_of_full_server(exc: BaseException | None) -> bool:
+    """Return whether *exc* is that of a server, or of a pooler before it, that takes no further connection.
+
+    PgBouncer has no code of its own for that, at `max_client_conn`, but the one of a broken protocol.
+    """
+    if isinstance(exc, asyncpg.ProtocolViolationError):
+        return str(exc).startswith(FULL_POOLER)
+    return isinstance(exc, asyncpg.TooManyConnectionsError)
 
 
 def _meaning_of(exc: ServerError) -> ErrorMeaning:

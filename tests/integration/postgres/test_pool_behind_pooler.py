@@ -53,6 +53,31 @@ async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddr
             assert (pool._connector.has_pooler, pool.is_healthy) == (True, True)
 
 
+@pytest.mark.slow
+async def test_pooler_that_is_full_cuts_off_no_shard_with_connections_of_its_own(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """PgBouncer refuses the third client with the code of a broken connection; the first two go on."""
+    address = await make_shard()
+    async with running_pooler(postgres_server, SETTINGS | {"max_client_conn": 2}) as port, Pools(size=6) as pools:
+        pool = pools.ensure_pool(
+            ShardAddress(address.shard_id, f"postgresql://guest@{HOST}:{port}/{database_of(address)}")
+        )
+        async with pool.connection(), pool.connection():
+            pass
+        for _ in range(4):
+            await pool.probe()
+
+        async def use() -> None:
+            async with pool.connection() as connection:
+                await connection.execute("SELECT pg_sleep(0.1)")
+
+        for _ in range(3):
+            await asyncio.gather(*(use() for _ in range(2)))
+        assert pool.is_healthy
+        assert pool.counts()["open"] == 2
+
+
 async def test_pool_takes_no_server_for_a_pooler(shard: ShardPool) -> None:
     """There statements stay prepared."""
     async with shard.connection() as connection:

@@ -18,10 +18,10 @@ from simplu_worker.shards.postgres.files.connection_files import NamedFile
 
 FILE_MAX_BYTES: Final = 1_048_576
 READ_S: Final = 3.0
-UNENDED_MAX: Final = 8
+UNENDED_MAX: Final = 2  # of the same files
 _CHUNK_BYTES: Final = 65_536
 
-_unended: set[threading.Thread] = set()  # reads that were given up
+_unended: dict[threading.Thread, frozenset[str]] = {}  # reads that were given up, and their files
 
 
 class FileRefusedError(OSError):
@@ -34,10 +34,11 @@ async def require_readable(files: Iterable[NamedFile], *, within_s: float = READ
     A missing file that is not required is fine.
     """
     checked = list(files)
-    named = ", ".join(file.path for file in checked)
-    _unended.difference_update([thread for thread in _unended if not thread.is_alive()])
-    if len(_unended) >= UNENDED_MAX:
-        raise FileRefusedError(f"expected to read {named}, but {UNENDED_MAX} earlier reads of files do not end")
+    named, paths = ", ".join(file.path for file in checked), frozenset(file.path for file in checked)
+    for thread in [one for one in _unended if not one.is_alive()]:
+        del _unended[thread]
+    if list(_unended.values()).count(paths) >= UNENDED_MAX:
+        raise FileRefusedError(f"expected to read {named}, but {UNENDED_MAX} earlier reads of them do not end")
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[FileRefusedError | None] = loop.create_future()
 
@@ -59,7 +60,7 @@ async def require_readable(files: Iterable[NamedFile], *, within_s: float = READ
         raise FileRefusedError(f"expected to read {named} within {within_s:g} s, got no end of it") from None
     finally:
         if not answer.done() or answer.cancelled():
-            _unended.add(thread)
+            _unended[thread] = paths
     if problem is not None:
         raise problem
 

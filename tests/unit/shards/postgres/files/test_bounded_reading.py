@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from simplu_worker.shards.postgres.files import bounded_reading
 from simplu_worker.shards.postgres.files.bounded_reading import FILE_MAX_BYTES, FileRefusedError, require_readable
 from simplu_worker.shards.postgres.files.connection_files import NamedFile
 
@@ -51,6 +53,30 @@ async def test_file_is_refused_when_it_is_outside_of_the_folders(tmp_path: Path)
         assert await refusal(file_at(path, folder)) == (
             f"option sslrootcert: expected a file below {folder}, got {path}; see DATABASE_FILE_FOLDERS"
         )
+
+
+async def test_file_that_does_not_answer_refuses_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network that hangs: two threads wait for it at most, and connections without it are opened."""
+    hung, other, answered = made(tmp_path / "hung.pem"), made(tmp_path / "other.pem"), threading.Event()
+    size_of = bounded_reading._size_of
+
+    def wait(path: str) -> int | None:
+        if path == str(hung):
+            answered.wait()
+        return size_of(path)
+
+    monkeypatch.setattr(bounded_reading, "_size_of", wait)
+    try:
+        for _ in range(3):
+            with pytest.raises(FileRefusedError, match=r"got no end of it|earlier reads of them do not end"):
+                await require_readable([file_at(hung)], within_s=0.05)
+        assert [one.name for one in threading.enumerate()].count("files") == 2
+        await require_readable([file_at(other)])
+    finally:
+        answered.set()
+        for one in threading.enumerate():
+            if one.name == "files":
+                one.join()
 
 
 async def test_folder_may_be_a_symlink(tmp_path: Path) -> None:
