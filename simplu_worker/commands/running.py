@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.exit_status import EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.loading import draft_settings, load_env_file, prepare_aws_environment
 from simplu_worker.config.misspellings import find_misspellings
@@ -49,7 +50,7 @@ def run_command(
         log_misspellings()
     try:
         return run_until_interrupted(command(settings))
-    except ConfigurationError:
+    except (ConfigurationError, UsageError):
         raise
     except WorkerError as exc:
         complain(str(exc))

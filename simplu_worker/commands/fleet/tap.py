@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
+import msgspec
+
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.display import print_json_line, print_line, print_note
 from simplu_worker.config.settings import Settings
 
 
@@ -25,9 +27,16 @@ async def tap_operations(settings: Settings, url: str | None, query: Mapping[str
                 dropped = event["dropped"]
                 print_note(f"{dropped} operations came faster than they were taken, and are not shown")
             else:
-                print_line(text if as_json else _describe(event))
+                _print(text, event, as_json=as_json)
     print_note("the replica has ended the tap: it does so after 15 minutes, and when it stops")
     return 0
+
+
+def _print(text: str, event: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json_line(msgspec.Raw(text.encode()))
+    else:
+        print_line(_describe(event))
 
 
 def _describe(event: Mapping[str, Any]) -> str:

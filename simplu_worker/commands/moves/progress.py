@@ -11,7 +11,7 @@ from typing import Final, Self
 import msgspec
 from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
-from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.display import print_json_line, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
@@ -123,7 +123,7 @@ class MoveProgress:
             return
         self._shown_at[key] = now
         if self._as_json:
-            print_line(msgspec.json.encode(_line_of(tenant_id, status.phase, figures)).decode())
+            print_json_line(_line_of(tenant_id, status.phase, figures))
         else:
             print_note(f"{self.describe_all()}; {tenant_id}: {text}")
 

@@ -17,7 +17,7 @@ from simplu_worker.commands.moves.cache_clearing import clear_cache
 from simplu_worker.commands.moves.finding import FinishedMove, find_move
 from simplu_worker.commands.moves.progress import MoveProgress
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.output.display import print_line, print_note, print_table
+from simplu_worker.commands.output.display import print_json_line, print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
@@ -188,7 +188,7 @@ class MoveRunner:
 def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) -> None:
     """Print what became of one move; of an only one, and where rows differ, also the rows of each type."""
     if as_json:
-        print_line(msgspec.json.encode(result).decode())
+        print_json_line(result)
         return
     if result.certificate is not None:
         print_line(describe(result.certificate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -60,6 +61,12 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def print_json_line(value: Any) -> None:
+    """Print *value*, as of `print_json`, as one line of JSON on stdout, whose texts have no control characters."""
+    text = msgspec.json.encode(value).decode()
+    print_line("".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text))
 
 
 def escape_unprintable(value: object) -> str:

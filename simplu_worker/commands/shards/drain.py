@@ -9,7 +9,7 @@ import msgspec
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves.plans import MovePlans, check_moves, plan_moves
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.display import print_json_line, print_note
 from simplu_worker.commands.requirements import known_shard, require_settings
 from simplu_worker.commands.shards.carrying_out import carry_out
 from simplu_worker.commands.shards.removal import find_removal, print_removal
@@ -100,6 +100,6 @@ async def _judge(shards: Shards, plan: Sequence[PlannedTransfer], *, apply: bool
 
 def _print_verdict(removal: Removal, *, as_json: bool) -> None:
     if as_json:
-        print_line(msgspec.json.encode({"shard": removal.shard_id, **removal.members}).decode())
+        print_json_line({"shard": removal.shard_id, **removal.members})
     else:
         print_removal(removal)

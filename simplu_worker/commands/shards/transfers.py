@@ -10,7 +10,7 @@ import msgspec
 
 from simplu_worker.commands.moves.plans import MovePlans
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
-from simplu_worker.commands.output.display import print_line, print_note, print_table, show_count
+from simplu_worker.commands.output.display import print_json_line, print_line, print_note, print_table, show_count
 from simplu_worker.commands.shards.removal import print_removal
 from simplu_worker.commands.shards.survey import Survey
 from simplu_worker.shards.health.moves import RUNNING_S
@@ -56,7 +56,7 @@ class ShownPlan(msgspec.Struct, frozen=True):
 def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     """Print the moves, and the weights before and after; as far as they were measured also what each move takes."""
     if as_json:
-        print_line(msgspec.json.encode(_plan_members(shown)).decode())
+        print_json_line(_plan_members(shown))
         return
     sizes = _sizes(shown)
     columns = ("resources", "MiB", "about s") if sizes else ()

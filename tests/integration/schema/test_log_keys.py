@@ -250,7 +250,10 @@ async def test_tenant_that_was_made_again_is_confirmed_without_a_look_at_its_for
         ((text,),) = await connection.fetch(explain)
         scans = log_scans(text)
         assert scans
-        return sum((one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans)
+        looked_at: float = sum(
+            (one["Actual Rows"] + one.get("Rows Removed by Filter", 0)) * one["Actual Loops"] for one in scans
+        )
+        return looked_at
 
     try:
         await connection.execute(f"BEGIN; UPDATE tenants SET created_at = now() WHERE id = '{TENANT_ID}'")

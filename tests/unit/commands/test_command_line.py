@@ -228,3 +228,18 @@ def test_pace_of_a_move_is_a_number(value: str) -> None:
     command = ["tenants", "move", "clinic", "main", "--to", "b", "--max-rows-per-second", value]
     with pytest.raises(CycloptsError):
         app.parse_args(command, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["tenants cleanup --older-than 7", "dead-letters list --since 7", "operations list b l --since 7"],
+)
+def test_malformed_time_is_an_error_of_usage(tmp_path: Path, command: str) -> None:
+    """Also where the command reads it when it runs: no crash of the worker, and the status of a wrong command line."""
+    (tmp_path / "map.json").write_text('{"shards": [{"shardId": "a", "connectionString": "postgresql://h/d"}]}')
+    environ = {"SHARD_MAP_FILE": str(tmp_path / "map.json"), "SQS_DEAD_LETTER_QUEUE_URL": "http://127.0.0.1:1/0/q"}
+    environ |= {"AWS_REGION": "eu-central-1", "PATH": os.defpath}
+    program = [sys.executable, "-m", "simplu_worker", *command.split()]
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert ": expected " in done.stderr

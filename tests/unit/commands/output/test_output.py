@@ -15,7 +15,7 @@ from simplu_worker.aws.clients import address_of
 from simplu_worker.commands.check.check import CheckReport, scrub_report
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
-from simplu_worker.commands.output.display import escape_unprintable, print_json, print_table
+from simplu_worker.commands.output.display import escape_unprintable, print_json, print_json_line, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.wait_outcomes import send_outcomes
@@ -65,6 +65,16 @@ def test_print_table_takes_no_markup_and_folds_nothing_for_a_pipe(capsys: pytest
     """A cell in brackets is text, and a long one stays on one line where stdout is no terminal."""
     print_table(("id",), [["[red]" + "x" * 300]])
     assert "[red]" + "x" * 300 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["12\u00a0€", "\u00ad", "\u0085", "\U000e0067", "\x1b[2J\n", 'ü"\\'])
+def test_line_of_json_is_json_whatever_the_text(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """No-break spaces are usual; what the terminal would obey is escaped as in JSON. Numbers keep their text."""
+    print_json_line({"text": text, "n": msgspec.Raw(b"1.10000000000000000000000001")})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["text"] == text
+    assert line.isprintable()
+    assert "1.10000000000000000000000001" in line
 
 
 def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]) -> None:
