@@ -40,6 +40,10 @@ class ConfigurationError(WorkerError):
         self.problems = problems
 
 
+class UsageError(Exception):
+    """The command line is wrong; the text is for people."""
+
+
 def place_of(exc: Exception) -> str:
     """Return the type of an exception and the last line of this package that it went through; never its message."""
     frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if "simplu_worker" in frame.filename]

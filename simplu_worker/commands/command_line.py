@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
+from simplu_worker.errors import UsageError
+
 if TYPE_CHECKING:
     from simplu_worker.commands.running import Command
 
@@ -21,10 +23,6 @@ EnvFile = Annotated[
 OneWord = Parameter(name_transform=str.lower)  # a word of the vocabulary, as it is written everywhere: with underscores
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on stdout, and nothing else.")]
 Apply = Annotated[bool, Parameter(negative="", help="Carry out the plan; without this option it is only printed.")]
-
-
-class UsageError(Exception):
-    """The command line is wrong; the text is for people."""
 
 
 @Parameter(name="*")

@@ -15,13 +15,12 @@ from typing import Any, Final
 
 import structlog
 
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.exit_status import EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.loading import draft_settings, load_env_file, prepare_aws_environment
 from simplu_worker.config.misspellings import find_misspellings
 from simplu_worker.config.settings import VARIABLES, Settings
 from simplu_worker.config.values import is_service_link
-from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.errors import ConfigurationError, UsageError, WorkerError
 from simplu_worker.memory_tuning import end_start
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 

@@ -14,9 +14,9 @@ from simplu_worker.commands.command_line import (
     Flag,
     OneTenant,
     OneWord,
-    UsageError,
     parse_time,
 )
+from simplu_worker.errors import UsageError
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, UsageError, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, parse_time
+from simplu_worker.errors import UsageError
 
 feed = App(name="feed")
 

@@ -11,13 +11,12 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.bulkheads import translate
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.exit_status import EXIT_DONE, EXIT_FAILED
 from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.requirements import known_shard, parse_tenant_id, require_settings
 from simplu_worker.commands.shards.query_output import RowFormat, RowPrinter, open_printer
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
+from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
 from simplu_worker.shards.questions.asking import BYTES_MAX, ShardAnswer, ShardQuestion, ask_shard

@@ -15,9 +15,9 @@ from simplu_worker.commands.command_line import (
     Flag,
     OneTenant,
     OneWord,
-    UsageError,
     parse_time,
 )
+from simplu_worker.errors import UsageError
 from simplu_worker.vocabulary import Failure, OperationStatus
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from simplu_worker.commands.command_line import (
     Apply,
     CommonOptions,
     Flag,
-    UsageError,
     parse_duration,
 )
 from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, DEFAULT_TERMS, MoveBounds, MoveTerms
+from simplu_worker.errors import UsageError
 
 tenants = App(name="tenants")
 # By its name, as all commands are: it is above those of tenants and of dead letters.

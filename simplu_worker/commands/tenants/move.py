@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.plans import plan_moves, print_plans
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
+from simplu_worker.errors import UsageError
 from simplu_worker.operations.operation import is_id
 
 SHOWN_LENGTH: Final = 200  # of a line that is refused

@@ -34,7 +34,6 @@ from support.redis.server import RedisServer
 
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
 from simplu_worker.commands.tenants.cleanup import clean_up_tenants
@@ -42,7 +41,7 @@ from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.rollback import rollback_tenant
 from simplu_worker.commands.tenants.verify import verify_tenant
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
+from simplu_worker.errors import PermanentError, UsageError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.transfers.moving.planning.readiness import check_shards

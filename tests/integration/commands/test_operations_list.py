@@ -17,12 +17,11 @@ from support.postgres.log_rows import LogRow, crowd_log, write_log_rows
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_in
 
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.stream.cli import OperationListOptions
 from simplu_worker.commands.stream.list_operations import list_operations, print_page, search
 from simplu_worker.commands.stream.preview import preview_operations
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, UsageError
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits
 from simplu_worker.shards.listing.request import LIMIT_MAX, ListRequest

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.cli import app
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
 from simplu_worker.commands.shards.cli import rebalance_shards
+from simplu_worker.errors import UsageError
 
 
 @pytest.mark.parametrize(

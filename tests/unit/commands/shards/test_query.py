@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.cli import app
-from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.shards.query import read_statement
 from simplu_worker.commands.shards.query_output import csv_line
+from simplu_worker.errors import UsageError
 
 EXPECTED = "expected a statement that begins with SELECT, VALUES, TABLE or WITH"
 
