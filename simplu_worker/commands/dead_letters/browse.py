@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from datetime import datetime
 from tempfile import SpooledTemporaryFile
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -89,6 +90,10 @@ class DeadLetterBrowser:
     def is_fifo(self) -> bool:
         """Whether the queue is FIFO: it shows the letters of a group that one poll returns, until these are gone."""
         return self._queue.is_fifo
+
+    def has_in_flight(self, *, sent_until: datetime) -> bool:
+        """Return whether a message that was sent until then was read and not deleted."""
+        return any(message.sent_at <= sent_until for message in self._in_flight.values())
 
     async def read_attributes(self) -> QueueAttributes:
         """Return the queue's attributes."""

@@ -211,10 +211,12 @@ async def replay_letters(
         await stack.enter_async_context(browser)
         resender = await _open_resender(stack, settings, client, options)
         depth = await read_depth(browser)
-        outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count)
+        started_at = datetime.now(UTC)
+        outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count, started_at)
         is_complete = filters.is_complete(len(outcomes))
         hidden = 0 if is_complete else warn_of_hidden(depth, browser)
-        behind = 0 if is_complete else await count_behind(browser, applied=options.apply)
+        may_withhold = _may_withhold(browser, options, _letter_count(outcomes), started_at)
+        behind = 0 if is_complete else await count_behind(browser, may_withhold=may_withhold)
     return ReplayResult(outcomes, hidden, behind)
 
 
@@ -224,16 +226,16 @@ async def _replay_in_passes(
     filters: DeadLetterFilter,
     options: ReplayOptions,
     expected: int,
+    started_at: datetime,
 ) -> list[ReplayOutcome]:
     """Replay until a pass sends nothing. A FIFO queue shows more letters of a group once the first are deleted.
 
     Letters that arrive after the start stay in the queue.
     """
     outcomes: list[ReplayOutcome] = []
-    started_at = datetime.now(UTC)
     newest: datetime | None = None
     while True:
-        limit = None if options.limit is None else options.limit - sum(map(_is_dead_letter, outcomes))
+        limit = None if options.limit is None else options.limit - _letter_count(outcomes)
         with closing(DeadLetterReplay(browser, resender, options)) as replay:
             await replay.read(filters, expected, newest=newest)
             found = await replay.run(limit)
@@ -265,10 +267,11 @@ async def discard_letters(
                 discard.kept_count += len(await browser.delete(new[at : at + DISCARDED_AT_ONCE]))
             if not (browser.is_fifo and new) or len(discard.found) == options.limit:
                 break
-        is_complete = filters.is_complete(len(discard.found))
+        count = len(discard.found)
+        is_complete = filters.is_complete(count)
         hidden = 0 if is_complete else warn_of_hidden(depth, browser)
-        behind = 0 if is_complete else await count_behind(browser, applied=options.apply)
-    count = len(discard.found)
+        may_withhold = _may_withhold(browser, options, count, started_at)
+        behind = 0 if is_complete else await count_behind(browser, may_withhold=may_withhold)
     return {
         "applied": options.apply,
         "discarded": count - discard.kept_count if options.apply else 0,
@@ -370,8 +373,8 @@ class QueueDepth(NamedTuple):
         return min(self.in_flight_count, max(0, self.visible_count + self.in_flight_count - read_count))
 
 
-def _is_dead_letter(outcome: ReplayOutcome) -> bool:
-    return outcome.why is not LeftReason.NOT_A_LETTER
+def _letter_count(outcomes: list[ReplayOutcome]) -> int:
+    return sum(outcome.why is not LeftReason.NOT_A_LETTER for outcome in outcomes)
 
 
 def _queue_url(settings: Settings) -> str:
@@ -437,12 +440,26 @@ def warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
     return count
 
 
-async def count_behind(browser: DeadLetterBrowser, *, applied: bool = False) -> int:
+def _may_withhold(
+    browser: DeadLetterBrowser, options: ReplayOptions | DiscardOptions, letter_count: int, started_at: datetime
+) -> bool:
+    """Return whether a FIFO queue may withhold letters that the command was to read.
+
+    A plan leaves all letters in front of them. An applied command leaves those that the filter does not match or that
+    it could not send or delete; those that came after its start have only later ones behind them.
+    """
+    if not options.apply:
+        return True
+    return letter_count != options.limit and browser.has_in_flight(sent_until=started_at)
+
+
+async def count_behind(browser: DeadLetterBrowser, *, may_withhold: bool = True) -> int:
     """Return how many letters are behind those that were read: too many for one run, or withheld by a FIFO queue.
 
-    Once a command is *applied* a FIFO queue withholds none of those that it was to read.
+    *may_withhold*: whether a FIFO queue may withhold any. Their number is SQS's estimate for all groups, whatever the
+    letters are about.
     """
-    if not browser.was_cut and (applied or not browser.is_fifo):
+    if not browser.was_cut and not (browser.is_fifo and may_withhold):
         return 0
     behind = (await browser.read_attributes()).visible_count
     if browser.was_cut:
@@ -450,7 +467,8 @@ async def count_behind(browser: DeadLetterBrowser, *, applied: bool = False) -> 
         return max(behind, 1)  # the count of the queue is an estimate
     if behind:
         browser.narration.note(
-            f"{behind} dead letters are behind these in their groups: a FIFO queue shows at most ten of a group"
+            f"{behind} dead letters may be behind those that stay in their groups: a FIFO queue shows at most ten of a "
+            "group until these are deleted"
         )
     return behind
 

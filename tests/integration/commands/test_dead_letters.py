@@ -650,6 +650,36 @@ async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: B
     assert len(shown.json["notLetters"]) == 1
 
 
+@pytest.mark.parametrize("command", ["replay", "discard"])
+async def test_letters_that_stay_may_have_others_behind_them_in_a_fifo_queue(bench: Bench, command: str) -> None:
+    """Those that a filter does not match keep the rest of their group from being shown, and no other group's."""
+    chosen = DeadLetterFilter(reasons=frozenset({INVALID}))
+
+    async def run(*, apply: bool, limit: int | None = None) -> Ended:
+        if command == "replay":
+            return await bench.replay(ReplayOptions(apply=apply, force=True, limit=limit), chosen)
+        return await bench.discard(chosen, apply=apply, limit=limit)
+
+    def letters(numbers: range, reason: DeadLetterReason, key: str) -> list[DeadLetter]:
+        return [letter(bench, b"{", str(number), reason=reason, partition_key=key) for number in numbers]
+
+    done_word = {"replay": "sent", "discard": "discarded"}[command]
+    url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("apart.fifo", FifoQueue="true")
+    await bench.store(*letters(range(3), GIVEN_UP, "other"), *letters(range(3, 28), INVALID, "key"), url=url)
+    few = await run(apply=True, limit=4)
+    assert (few.status, few.json[done_word], few.json["behind"]) == (0, 4, 0)
+    done = await run(apply=True)
+    assert (done.status, done.json[done_word], done.json["behind"]) == (0, 21, 0)
+
+    url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("mixed.fifo", FifoQueue="true")
+    await bench.store(*letters(range(15), GIVEN_UP, "mixed"), *letters(range(15, 20), INVALID, "mixed"), url=url)
+    planned = await run(apply=False)
+    assert (planned.status, planned.json["behind"]) == (0, 10)
+    blocked = await run(apply=True)
+    assert (blocked.status, blocked.json[done_word], blocked.json["behind"] > 0) == (1, 0, True)
+    assert await bench.count(url) == (20, 0)
+
+
 async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue lets only so many be in flight; the next run has the rest."""
     monkeypatch.setattr("simplu_worker.commands.dead_letters.browse.IN_FLIGHT_MAX", 10)
