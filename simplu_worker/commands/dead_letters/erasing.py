@@ -64,16 +64,17 @@ async def erase_letters(
         depth = await read_depth(browser)
         max_bytes = (await browser.read_attributes()).max_message_bytes or MAX_MESSAGE_DEFAULT_BYTES
         while True:
-            found, rewritten = await _find(browser, target, erased, depth.visible_count, started_at)
+            found, rewritten = await _find(browser, target, erased.mentioning, depth.visible_count, started_at)
             if not apply:
+                erased.deleted, erased.rewritten = len(found), len(rewritten)
                 break
             replaced = [one for one, letter in rewritten if await _replace(browser, letter, max_bytes)]
-            erased.left += len(rewritten) - len(replaced)
-            ids = found + replaced
-            for at in range(0, len(ids), DISCARDED_AT_ONCE):
-                await browser.keep_hidden()
-                erased.left += len(await browser.delete(ids[at : at + DISCARDED_AT_ONCE]))
-            if not (browser.is_fifo and ids):  # a FIFO queue shows more of a group once the first are deleted
+            left = await _delete(browser, found + replaced)
+            erased.deleted += len(found) - len(left.intersection(found))
+            erased.rewritten += len(replaced) - len(left.intersection(replaced))
+            erased.left += len(left) + len(rewritten) - len(replaced)
+            # A FIFO queue shows more of a group once the first are deleted.
+            if not (browser.is_fifo and found + replaced):
                 break
         erased.hidden = warn_of_hidden(depth, browser)
         erased.behind = await count_behind(browser)
@@ -81,9 +82,9 @@ async def erase_letters(
 
 
 async def _find(
-    browser: DeadLetterBrowser, target: LetterTarget, erased: ErasedLetters, expected: int, newest: datetime
+    browser: DeadLetterBrowser, target: LetterTarget, mentioning: list[str], expected: int, newest: datetime
 ) -> tuple[list[str], list[tuple[str, DeadLetter]]]:
-    """Return the messages to delete, and those whose letters get another one; count them in *erased*."""
+    """Return the messages to delete, and those whose letters get another one; *mentioning* gets those that stay."""
     found: list[str] = []
     rewritten: list[tuple[str, DeadLetter]] = []
     async with aclosing(read_with_progress(browser, expected)) as messages:
@@ -100,12 +101,19 @@ async def _find(
                 case Relation.ABOUT:
                     found.append(message.message_id)
                 case Relation.MENTIONS:
-                    erased.mentioning.append(message.message_id)
+                    mentioning.append(message.message_id)
                 case Relation.NONE:
                     pass
-    erased.deleted += len(found)
-    erased.rewritten += len(rewritten)
     return found, rewritten
+
+
+async def _delete(browser: DeadLetterBrowser, ids: list[str]) -> set[str]:
+    """Delete messages; return those that could not be deleted."""
+    left = set[str]()
+    for at in range(0, len(ids), DISCARDED_AT_ONCE):
+        await browser.keep_hidden()
+        left |= await browser.delete(ids[at : at + DISCARDED_AT_ONCE])
+    return left
 
 
 async def _replace(browser: DeadLetterBrowser, letter: DeadLetter, max_bytes: int) -> bool:

@@ -76,7 +76,8 @@ class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
     def is_empty(self) -> bool:
         """Whether nothing of the resource was found."""
         letters = self.letters or ErasedLetters()
-        return not any(one.resources or one.results for one in self.shards) and not letters.deleted + letters.rewritten
+        has_letters = letters.deleted or letters.rewritten or letters.left
+        return not has_letters and not any(one.resources or one.results for one in self.shards)
 
 
 async def erase_resource(settings: Settings, erasure: Erasure, *, apply: bool, as_json: bool) -> int:
@@ -193,15 +194,8 @@ def _print(report: ErasureReport, *, as_json: bool) -> None:
     elif (letters := report.letters) is None:
         print_note("dead letters: expected SQS_DEAD_LETTER_QUEUE_URL, got nothing; none was looked at")
     else:
-        print_line(f"dead letters: {letters.deleted} about it, {letters.rewritten} with it beside others")
-        _print_letters(letters)
-    if report.is_empty:
-        print_line("nothing of the resource was found")
-    elif report.applied:
-        print_line("erased")
-    else:
-        print_note("nothing was erased; --apply erases it. Stop its producers first: what they have put on the stream")
-        print_note("and the queues and no worker has applied yet makes the resource again")
+        _print_letters(letters, applied=report.applied)
+    _print_outcome(report)
     for one in report.other_ids:
         print_note(f"it was renamed: results may have it as {one} too; run the command with this id as well")
     for line in report.remains.lines():
@@ -213,7 +207,21 @@ def _print(report: ErasureReport, *, as_json: bool) -> None:
         print_note("this was not all: run the command again once the cause is gone")
 
 
-def _print_letters(letters: ErasedLetters) -> None:
+def _print_outcome(report: ErasureReport) -> None:
+    if report.is_empty:
+        print_line("nothing of the resource was found")
+    elif not report.applied:
+        print_note("nothing was erased; --apply erases it. Stop its producers first: what they have put on the stream")
+        print_note("and the queues and no worker has applied yet makes the resource again")
+    elif report.is_whole:
+        print_line("erased")
+
+
+def _print_letters(letters: ErasedLetters, *, applied: bool) -> None:
+    if applied:
+        print_line(f"dead letters: {letters.deleted} deleted, {letters.rewritten} stored again without it")
+    else:
+        print_line(f"dead letters: {letters.deleted} about it, {letters.rewritten} with it beside others")
     if letters.left:
         print_note(f"{letters.left} dead letters with it could not be deleted, or have no room without it")
     if letters.mentioning:

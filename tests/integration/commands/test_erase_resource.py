@@ -24,8 +24,12 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 from support.redis.server import RedisServer
 from support.settings import settings_in
 
+from simplu_local.aws_server.faults import ClearFaults
+from simplu_local.aws_server.server import send_commands
 from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.sqs.faults import SqsFault
+from simplu_local.sqs.server import serve_sqs
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.dead_letters import browse
 from simplu_worker.commands.erasure.command import erase_resource
@@ -601,6 +605,61 @@ async def test_dead_letters_with_it_are_deleted_or_rewritten(
     assert left[4].record == visit
     for one in (plan, done, again):
         assert (MARKER in one.text, PERSON in one.text) == (False, False)
+
+
+@pytest.mark.slow(1)
+@pytest.mark.parametrize(("refused", "counts"), [(10, (0, 0, 4)), (2, (1, 1, 2)), (3, (0, 1, 3))])
+async def test_dead_letters_that_sqs_does_not_delete_are_not_reported_as_erased(
+    make_shard: ShardMaker,
+    tmp_path: Path,
+    terminal: Terminal,
+    capfd: pytest.CaptureFixture[str],
+    aws_credentials: None,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    refused: int,
+    counts: tuple[int, int, int],
+) -> None:
+    """Neither in the report nor in the log; of three to delete and one to rewrite SQS refuses the first *refused*."""
+    address = await make_shard("a")
+    await fill(address)
+    monkeypatch.setattr(browse, "POLL_WAIT_S", 0)
+    packer = AggregatePacker()
+    packer.add("one", record(resourceType="patient", resourceId=PERSON))
+    packer.add("two", record(resourceType="patient", resourceId="other"))
+    about = record(resourceType="patient", resourceId=PERSON)
+    async with serve_sqs() as server, client_of("sqs", server) as sqs:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        url = (await sqs.create_queue(QueueName="letters"))["QueueUrl"]
+        await DeadLetterQueue(sqs, url).store(
+            [*(letter(number, about) for number in range(3)), letter(3, packer.seal())], stopping=asyncio.Event()
+        )
+        settings = with_letters(settings_of(tmp_path, address), url)
+        plan = await terminal.erase(settings, apply=False)
+        assert (plan.json["letters"]["deleted"], plan.json["letters"]["rewritten"]) == (3, 1)
+
+        await send_commands(
+            server, SqsFault(action="DeleteMessageBatch", kind="entries", entries=refused, sender_fault=True, count=9)
+        )
+        ended = await terminal.erase(settings)
+        deleted, rewritten, left = counts
+        assert ended.json["letters"] == {
+            "deleted": deleted,
+            "rewritten": rewritten,
+            "mentioning": [],
+            "left": left,
+            "hidden": 0,
+            "behind": 0,
+        }
+        assert (ended.status, ended.json["whole"], ended.json["found"]) == (1, False, True)
+        assert [one["outcome"]["letters"] for one in ended.events] == [deleted + rewritten]
+        assert await erase_resource(settings, ERASURE, apply=True, as_json=False) == 1
+        text = "".join(capfd.readouterr())
+        assert ("\nerased\n" in text, "this was not all" in text) == (False, True)
+
+        await send_commands(server, ClearFaults())
+        assert await erase_resource(settings, ERASURE, apply=True, as_json=False) == 0
+        assert "\nerased\n" in capfd.readouterr().out
 
 
 @pytest.mark.slow(0.3)
