@@ -26,6 +26,7 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.shards.postgres.files.bounded_reading import READ_S, require_readable
 from simplu_worker.shards.postgres.files.connection_files import files_of
+from simplu_worker.shards.postgres.host_lookup import look_up_host
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
@@ -236,6 +237,7 @@ class Connector:
         return connection
 
     async def _open(self, place: HostPort) -> ShardConnection:
+        await look_up_host(place.host)  # asyncpg gets the name all the same, as TLS compares it with the certificate
         connection: ShardConnection = await asyncpg.connect(
             **connect_options(self._address, place),
             target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query

@@ -1,0 +1,117 @@
+"""The name of a host without an answer takes one thread of its own, and none of those that the process shares."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import pytest
+from support.postgres.databases import QUICK
+
+from simplu_local.processes.loopback import poll_until
+from simplu_worker.network_errors import UNKNOWN_HOST
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.host_lookup import look_up_host
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import ShardUnavailableError
+
+HURRIED = msgspec.structs.replace(QUICK, probe_s=0.05)
+SOON_S = 10.0  # on a busy machine
+
+
+class Resolver:
+    """A resolver that gives `dead.example` no answer until `answers`, and then *error*, if any."""
+
+    def __init__(self) -> None:
+        self.answers = threading.Event()
+        self.error: Exception | None = None
+        self.asked: Counter[str] = Counter()
+        self.waiting: Counter[str] = Counter()
+
+    def getaddrinfo(self, host: str, port: Any, *_: Any, **__: Any) -> list[Any]:
+        """Stand in for the function of `socket`."""
+        self.asked[host] += 1
+        self.waiting[host] += 1
+        if host.startswith("dead"):
+            self.answers.wait()
+        self.waiting[host] -= 1
+        if self.error is not None:
+            raise self.error
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port or 0))]
+
+    async def is_idle(self) -> bool:
+        """Return whether no thread waits."""
+        return not self.waiting.total()
+
+
+@pytest.fixture
+async def resolver(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Resolver]:
+    """Resolve all names, and leave no thread behind."""
+    resolver = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", resolver.getaddrinfo)
+    yield resolver
+    resolver.answers.set()
+    assert await poll_until(resolver.is_idle, within_s=SOON_S)
+
+
+def pool_at(host: str) -> ShardPool:
+    """Return the pool of a shard at a port where nobody listens."""
+    return ShardPool(ShardAddress("shard-1", f"postgresql://u:p@{host}:1/d"), size=1, timeouts=HURRIED)
+
+
+async def test_name_without_an_answer_leaves_the_shared_threads_alone(resolver: Resolver) -> None:
+    """However often shards with that name are probed, one thread waits for it."""
+    shared = ThreadPoolExecutor(2)
+    asyncio.get_running_loop().set_default_executor(shared)
+    for _ in range(20):
+        with pytest.raises(ShardUnavailableError):
+            await pool_at("dead.example").probe()
+    assert resolver.waiting == {"dead.example": 1}
+    await asyncio.wait_for(asyncio.to_thread(int), SOON_S)
+
+
+async def test_each_host_of_an_address_is_looked_up_by_itself(resolver: Resolver) -> None:
+    """The name of one without an answer does not keep the pool from the next."""
+    with pytest.raises(ShardUnavailableError):
+        await pool_at("dead.example:1,live.example").probe()
+    assert resolver.waiting["dead.example"] == 1
+    assert resolver.asked["live.example"] >= 1
+
+
+async def test_lookup_goes_on_for_others_when_a_caller_is_cancelled(resolver: Resolver) -> None:
+    """All share one; a later call asks again, as the answer may be another by then."""
+    callers = [asyncio.ensure_future(look_up_host("dead.example")) for _ in range(3)]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await callers[0]
+    resolver.answers.set()
+    await asyncio.gather(*callers[1:])
+    assert resolver.asked == {"dead.example": 1}
+    await look_up_host("dead.example")
+    assert resolver.asked == {"dead.example": 2}
+
+
+async def test_error_of_the_lookup_is_the_error_of_the_shard(resolver: Resolver) -> None:
+    """As when asyncpg looks the name up; the next call asks again."""
+    resolver.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    with pytest.raises(ShardUnavailableError, match=UNKNOWN_HOST):
+        await pool_at("unknown.example").probe()
+    with pytest.raises(socket.gaierror):
+        await look_up_host("unknown.example")
+    resolver.error = None
+    await look_up_host("unknown.example")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "fe80::1%1", "/var/run/postgresql", ""])
+async def test_address_or_folder_needs_no_lookup(resolver: Resolver, host: str) -> None:
+    """Only names are looked up."""
+    await look_up_host(host)
+    assert not resolver.asked
