@@ -33,6 +33,7 @@ from simplu_worker.network_errors import listen_cause
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.health.unlisted_shards import UnlistedShards
 from simplu_worker.shards.log.retention import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -215,13 +216,14 @@ def _background_tasks(settings: Settings, parts: Parts, health: HealthRegistry, 
     if parts.feed is not None:
         tasks["feed-file"] = partial(parts.feed.reloader.run, signals.feed_hung_up)
     known: Callable[[], Iterable[ShardAddress]] = tuple
+    unlisted = None
     if isinstance(shards.locator, CitrusClient):
         watch = CitrusWatch(shards.locator, health)
-        known = watch.known_shards
+        known, unlisted = watch.known_shards, UnlistedShards(shards.pools, shards.directory)
         tasks["citrus"] = watch.run
     elif isinstance(shards.locator, StaticMap):
         known = shards.locator.known_shards
-    tasks["prober"] = Prober(shards.pools, health, shards.commits, known=known).run
+    tasks["prober"] = Prober(shards.pools, health, shards.commits, known=known, unlisted=unlisted).run
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
     if parts.cache_admin is not None:

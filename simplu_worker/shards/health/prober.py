@@ -19,6 +19,7 @@ from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.health.unlisted_shards import UnlistedShards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -38,7 +39,7 @@ class Prober:
     """The prober of all shards with a pool, and of those in *known*, which writes its observations into *registry*.
 
     The pool also learns whether its shard answers, and *commits* which standbys keep up. *known* lists the shards that
-    may not have been used yet.
+    may not have been used yet. Those that it has left out for long are dropped by *unlisted*; without it, none is.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Prober:
         commits: ReplicationWaiter,
         *,
         known: Callable[[], Iterable[ShardAddress]] = tuple,
+        unlisted: UnlistedShards | None = None,
         healthy_pace: Pace = HEALTHY_PACE,
         failing_pace: Pace = FAILING_PACE,
         clock: Callable[[], float] = loop_time,
@@ -57,6 +59,8 @@ class Prober:
         self._registry = registry
         self._commits = commits
         self._known = known
+        self._unlisted = unlisted
+        self._dropped: list[ShardPool] = []  # to be drained
         self._known_at = float("-inf")
         self._refused: set[str] = set()
         self._schedule = ProbeSchedule(healthy_pace=healthy_pace, failing_pace=failing_pace)
@@ -72,6 +76,9 @@ class Prober:
         async with asyncio.TaskGroup() as probes:
             while True:
                 self._notice_changes()
+                while self._dropped:
+                    pool = self._dropped.pop()
+                    probes.create_task(self._drain(pool), name=f"drain:{pool.address.shard_id}")
                 for shard_id in self._schedule.take_due(self._clock()):
                     probes.create_task(self._probe(shard_id), name=f"probe:{shard_id}")
                 now = self._clock()
@@ -110,6 +117,8 @@ class Prober:
         for shard_id in known.keys() - refused - pools.keys():
             with contextlib.suppress(ShardUnavailableError):  # retired since
                 self._pools.ensure_pool(known[shard_id])
+        if self._unlisted is not None:
+            self._dropped += self._unlisted.drop(known.keys(), now=self._known_at)
 
     def _show_connections(self, shard_id: str) -> None:
         """Count the connections of a pool when metrics are read, and at no other time."""
@@ -121,6 +130,10 @@ class Prober:
 
         for state in ConnectionState:
             instruments.SHARD_CONNECTIONS.labels(shard_id, state).set_function(partial(count, state))
+
+    async def _drain(self, pool: ShardPool) -> None:
+        with contain(TargetKind.SHARD, pool.address.shard_id, "drain"):
+            await pool.drain()
 
     async def _probe(self, shard_id: str) -> None:
         fails = True

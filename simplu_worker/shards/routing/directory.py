@@ -110,6 +110,16 @@ class Directory:
         self.routes.remove_shards(removed)
         self._absences.clear()
 
+    def forget_shard(self, shard_id: str) -> bool:
+        """Forget a shard that is gone, and return True; if routes lead there, mark them as due instead."""
+        tenant_ids = [tenant_id for tenant_id, found_on in self.routes.items() if found_on == shard_id]
+        for tenant_id in tenant_ids:
+            self.routes.mark_due(tenant_id)
+        if not tenant_ids:
+            self.routes.remove_shards({shard_id})
+            self._locator.address_book.remove(shard_id)
+        return not tenant_ids
+
     async def find(
         self, tenant_id: str, *, absence_max_age_s: float = 0.0, is_cached_enough: bool = True
     ) -> ShardAddress | Absence:
@@ -174,20 +184,31 @@ class Directory:
         """
         named = await self._locator.locate(tenant_id)
         is_same = named is not None and named.shard_id == shard_id
-        if (named is not None and not named.is_active) or not (is_same or await self._is_still_on(shard_id, tenant_id)):
+        if (named is not None and not named.is_active) or not (
+            is_same or await self._is_still_on(shard_id, tenant_id, named)
+        ):
             self.forget(tenant_id)
             return
         if not is_same:
             _log_conflict(named, shard_id)
         self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=self._draw())
 
-    async def _is_still_on(self, shard_id: str, tenant_id: str) -> bool:
-        """Return whether the shard's own row has the tenant living there. True while the shard does not answer."""
+    async def _is_still_on(self, shard_id: str, tenant_id: str, named: ShardAddress | None) -> bool:
+        """Return whether the shard's own row has the tenant living there.
+
+        While the shard does not answer, True unless the *named* shard has the tenant: it may never answer again.
+        """
         try:
             row = await self._homes.fetch_row(self._pools.pool_of(shard_id).address, tenant_id)
         except RetryableError:
-            return True
+            return named is None or not await self._is_active_on(named, tenant_id)
         return row is not None and row["state"] in SERVED_STATES
+
+    async def _is_active_on(self, named: ShardAddress, tenant_id: str) -> bool:
+        with contextlib.suppress(RetryableError):
+            row = await self._homes.fetch_row(named, tenant_id)
+            return row is not None and row["state"] == TenantState.ACTIVE
+        return False
 
     async def _look_up(self, tenant_id: str) -> ShardAddress | Absence | WorkerError:
         asked_at = self._clock()

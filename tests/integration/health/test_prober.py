@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
-from support.citrus.cases import silent
+from support.citrus.cases import requests_to, routed_shards, silent
 from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.faults import frozen, in_recovery, killed, read_only, without_connections
@@ -36,8 +36,9 @@ from simplu_worker.shards.health.assessment import (
     role_of,
 )
 from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.prober import KNOWN_INTERVAL_S, Prober, inspect_shard
+from simplu_worker.shards.health.prober import CHECK_INTERVAL_S, KNOWN_INTERVAL_S, Prober, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.health.unlisted_shards import DROPPED_AFTER_S, UnlistedShards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -404,6 +405,42 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
         running.cancel()
     assert list(pools.by_shard_id()) == ["idle-1"]
     book.end("idle-1")
+
+
+async def test_prober_forgets_a_dead_shard_that_is_not_listed_until_it_is_again(make_shard: ShardMaker) -> None:
+    """Its metrics end, nobody asks Citrus about it any more, and the others stay."""
+    kept, gone = await make_shard("kept-1"), silent("gone-1")
+    known, now, book = [kept, gone], 0.0, HealthRegistry()
+    labels = {"shard_id": "gone-1"}
+    async with routed_shards([kept], timeouts=HURRIED) as routed, asyncio.TaskGroup() as tasks:
+        unlisted = UnlistedShards(routed.pools, routed.directory)
+        commits = ReplicationWaiter(routed.pools)
+        prober = Prober(
+            routed.pools, book, commits, known=lambda: known, unlisted=unlisted, clock=lambda: now, draw=lambda: 0.0
+        )
+        running = tasks.create_task(prober.run())
+
+        async def is_forgotten() -> bool:
+            return "gone-1" not in book.by_shard_id
+
+        for _ in range(2):
+            await comes_to(book, "gone-1", is_(ShardState.LOST))
+            assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 0
+            known.remove(gone)
+            now += KNOWN_INTERVAL_S
+            await asyncio.sleep(CHECK_INTERVAL_S)  # the prober looks at the list
+            now += DROPPED_AFTER_S
+            assert await poll_until(is_forgotten, within_s=SOON_S)
+            assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) is None
+            asked = requests_to("shards_health")
+            await routed.refresh.locate_unhealthy_shards()
+            assert requests_to("shards_health") == asked
+            assert list(routed.pools.by_shard_id()) == ["kept-1"]
+            known.append(gone)
+            now += KNOWN_INTERVAL_S
+        running.cancel()
+    for shard_id in list(book.by_shard_id):
+        book.end(shard_id)
 
 
 async def test_prober_leaves_the_address_of_a_pool_alone(pools: Pools, make_shard: ShardMaker) -> None:

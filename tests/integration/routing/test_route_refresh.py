@@ -301,6 +301,18 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
             assert await routed.gateway.apply("shard-1", [create]) == [SUCCEEDED]
 
 
+async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(world: World) -> None:
+    """The dead one may be gone for ever; until the named one confirms the tenant, the route stays."""
+    world.routed.citrus.registry.place(TENANT_ID, world.routed.citrus.registry.shards["shard-2"])
+    world.pool("shard-1").address = silent("shard-1")
+    assert await world.later(LATE_S)
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
+    await add_tenant(world.pool("shard-2"))
+    assert await world.later(LATE_S)
+    assert world.routed.gateway.cached_shard_id(TENANT_ID) is None
+    assert await world.routed.gateway.find(TENANT_ID) == "shard-2"
+
+
 @pytest.mark.slow(0.3)
 async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -> None:
     """The list of all, not one for each."""
