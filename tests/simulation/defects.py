@@ -22,7 +22,7 @@ STEPS_MAX: Final = 60_000  # lines of our code that a usual history runs, and so
 WATCHED: Final = tuple(
     f"/simplu_worker/consumers/kinesis/{package}/" for package in ("fleet", "reader", "dispatch", "holding", "recovery")
 )
-LOOKS: Final = ("problems", "check_read_status", "check_fates", "start_replica")
+LOOKS: Final = ("problems", "check_read_status", "check_fates", "start_replica", "_let_happen")
 CALLED_BACK: Final = "_note_end_of_renewals"  # by asyncio, which has nobody to give an exception to
 
 
