@@ -92,7 +92,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     When a pool is closed, the requests to stop statements have *stop_s*.
     A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
     *search_s*. A batch waits for the rows of its tenants for *row_lock_s*, and each part of it for *part_lock_s*; a
-    step of a tenant's move, or a control message, waits for the tenant's row for *pause_lock_s*.
+    step of a tenant's move or deletion, or a control message, waits for the tenant's row for *pause_lock_s*.
     """
 
     connect_s: float = 5.0

@@ -2,6 +2,7 @@
 
 Safe because the shard's clock counts only while it agrees with ours, and because each step locks the tenant's row and
 checks its state: a tenant that was restored, or made again after another replica had ended its deletion, loses nothing.
+A step waits only shortly for a locked row, and leaves its tenant to the next turn: the other tenants keep their time.
 After the first deletion the tenant cannot be restored any more (`deletion_began_at`). The tenant's log is deleted by
 the log's own retention, and its row stays.
 """
@@ -26,6 +27,7 @@ from simplu_worker.shards.log.rejections import forget_rejections_of_tenant
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import has_schema
@@ -67,7 +69,10 @@ class TenantDeleter:
         await repeat_every(self._turn_s, self.delete_due)
 
     async def delete_due(self) -> int:
-        """Delete due resources for at most `turn_s`; return the number of tenants with a complete deletion."""
+        """Delete due resources; return the number of tenants with a complete deletion.
+
+        Each shard has `turn_s` to begin deletions, and then as long to delete.
+        """
         pools = await self._list_pools()
         async with asyncio.TaskGroup() as tasks:
             turns = [
@@ -91,11 +96,11 @@ class TenantDeleter:
         return [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
 
     async def _delete_on(self, pool: ShardPool) -> int:
-        end = time.monotonic() + self._turn_s
         count = 0
         try:
             async with self._slots:
                 tenants = await self._begin_due(pool)
+            end = time.monotonic() + self._turn_s  # only now: waits for a slot and for locked rows delete nothing
             for number, tenant in enumerate(tenants):
                 left_s = max(end - time.monotonic(), 0.0)  # shared, as a large one would keep all others waiting
                 try:
@@ -115,18 +120,25 @@ class TenantDeleter:
         return count
 
     async def _begin_due(self, pool: ShardPool) -> list[dict[str, Any]]:
-        """Return the tenants to delete from, each marked as begun unless its row is locked for long."""
+        """Return the tenants to delete from, all marked as begun; the next turn has those that could not be marked."""
         grace_s = self._grace.total_seconds()
         async with pool.transaction() as connection:
             if not await has_schema(connection, pool):
                 return []
             await check_clocks(connection, pool)
             tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]
+        begun = [tenant for tenant in tenants if tenant["is_begun"]]
+        end = time.monotonic() + self._turn_s
         for tenant in tenants:
-            with contextlib.suppress(LostRaceError):  # then `_delete` deletes nothing, and the next turn tries again
-                async with pool.transaction() as connection:
+            if tenant["is_begun"]:
+                continue
+            with contextlib.suppress(LostRaceError):
+                async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
                     await connection.execute(QUERIES["begin_deletion"], tenant["id"], grace_s)
-        return tenants
+                begun.append(tenant)
+            if time.monotonic() >= end:
+                break
+        return begun
 
     async def _delete(self, pool: ShardPool, tenant: dict[str, Any], *, within_s: float) -> bool:
         """Delete a tenant's resources; return whether all are deleted, and the tenant is destroyed, by this call."""
@@ -165,7 +177,7 @@ class TenantDeleter:
         """Delete up to *limit* rows, and return their number; None if the tenant's deletion is over or cancelled."""
         keys: list[ResourceKey] = []
         try:
-            async with pool.transaction() as connection:
+            async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
                 if await connection.fetchrow(QUERIES["lock_deletion"], tenant_id) is None:
                     return None
                 rows = await connection.fetch(QUERIES["delete_resources"], tenant_id, limit)
@@ -178,7 +190,7 @@ class TenantDeleter:
 
     async def _end(self, pool: ShardPool, tenant_id: str) -> bool:
         # In a transaction of its own: two replicas that share the lock of `lock_deletion` would block each other.
-        async with pool.transaction() as connection:
+        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
             if status == "UPDATE 1":
                 await mark_bulk_change(connection, BulkChange.DESTROYED, tenant_id, BulkOrigin.END)

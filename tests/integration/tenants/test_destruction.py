@@ -381,6 +381,33 @@ async def test_large_tenant_does_not_keep_a_small_one_from_its_end(routed: Route
     assert await states(routed) == {"clinic-main": "destroying", "small-main": "destroyed"}
 
 
+@pytest.mark.slow(2)
+@pytest.mark.parametrize("lock", ["SHARE", "UPDATE"])
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_locked_tenants_do_not_keep_the_others_from_their_end(
+    make_shard: ShardMaker, lock: str, *, is_begun: bool
+) -> None:
+    """A turn leaves them to the next one after a short wait, before their deletion has begun and after."""
+    locked = [f"clinic-{number}" for number in range(3)]
+    others = [f"clinic-{number}" for number in range(3, 10)]
+    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts()) as routed:
+        pool = pool_of(routed)
+        for tenant_id in (*locked, *others):
+            await add_tenant(pool, ("clinic", tenant_id.removeprefix("clinic-")), state="destroying")
+            await fetch(pool, ADD_RESOURCES, tenant_id, 3)
+        if is_begun:
+            await fetch(pool, "UPDATE tenants SET deletion_began_at = now()")
+        holder = await asyncpg.connect(pool.address.connection_string)
+        await holder.execute("BEGIN")
+        await holder.execute(f"SELECT FROM tenants WHERE id = ANY($1) FOR {lock}", locked)
+
+        assert await deletion(routed, turn_s=2.0).delete_due() == len(others)
+        assert await states(routed) == dict.fromkeys(locked, "destroying") | dict.fromkeys(others, "destroyed")
+
+        await holder.close()
+        assert await deletion(routed).delete_due() == len(locked)
+
+
 @pytest.mark.slow
 async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_shard: ShardMaker) -> None:
     """Rows may be large: a statement that meets its deadline is tried with a tenth of the rows."""

@@ -249,15 +249,16 @@ JOIN public.business_types ON business_types.name = tenants.business_type
 WHERE tenants.id = $1;
 
 -- name: find_deletions
--- The tenants after their grace time ($1 seconds), and those with a deletion that has begun.
-SELECT id, business_id, location_id FROM public.tenants
+-- The tenants after their grace time ($1 seconds), and those with a deletion that has begun. In a random order: were the
+-- same ones first each time, and their rows locked, the rest would never have a turn.
+SELECT id, business_id, location_id, deletion_began_at IS NOT NULL AS is_begun FROM public.tenants
 WHERE
     state = 'destroying'
     AND (
         deletion_began_at IS NOT NULL
         OR state_changed_at <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)
     )
-ORDER BY deletion_began_at, id;
+ORDER BY pg_catalog.random();
 
 -- name: begin_deletion
 -- Mark a tenant after its grace time ($2 seconds): a new `SHARD_CREATION` then waits for the end of the deletion, and
