@@ -1,10 +1,10 @@
 """What a schema may refer to, and how much work it may be: bounds that its text alone decides. Pure.
 
 A schema refers to itself alone, so nothing is ever fetched. Why the time for a document is bounded: each value in it is
-compared with at most VISITS_MAX subschemas. They are counted over all ways through the schema: a state has, for the
-values at one path of a document, how often each subschema is reached, and the next states are those of their members
-and elements. Without the bound, two alternatives that both lead back to the schema take time exponential in the depth
-of a document.
+compared with at most VISITS_MAX subschemas; a keyword that takes as long as several counts as several. They are counted
+over all ways through the schema: a state has, for the values at one path of a document, how often each subschema is
+reached, and the next states are those of their members and elements. Without the bound, two
+alternatives that both lead back to the schema take time exponential in the depth of a document.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SCHEMA_MAX_BYTES: Final = 256 * 1024  # of JSON text
 SCHEMA_MAX_DEPTH: Final = 100  # of JSON text
 PATTERNS_MAX: Final = 100  # a compiled pattern takes up to a megabyte
 VISITS_MAX: Final = 1000
+CONSTANT_VISITS: Final = 10  # an object or array of `enum` or `const` takes as long as ten subschemas
 STEPS_MAX: Final = 2_000_000  # of the count itself, about a second
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -64,6 +65,7 @@ class _Subschema:
 
     def __init__(self, pointer: str) -> None:
         self.pointer = pointer
+        self.visits = 1  # how many subschemas comparing a value with it counts as
         self.here: list[int] = []
         self.references: list[tuple[str, str]] = []  # keyword and target
         self.named: dict[Place, int] = {}
@@ -141,6 +143,7 @@ class _Survey:
             self._add_several(subschema, keyword, self._add_all(value, pointer))
         if keyword in _PATTERNS:
             self._count_patterns(pointer, value)
+        subschema.visits += _visits_of(keyword, value)
 
     def _add_several(self, subschema: _Subschema, keyword: str, numbers: Mapping[str | int, int]) -> None:
         if keyword in _HERE_ALL:
@@ -171,6 +174,23 @@ class _Survey:
                 subschema.here.append(target)
 
 
+def _visits_of(keyword: str, value: Any) -> int:
+    """Return how many subschemas a keyword counts as, beside those in it: all of it may be compared with a value."""
+    match keyword, value:
+        case "enum", list():
+            return sum(CONSTANT_VISITS if isinstance(one, dict | list) else _is_number(one) for one in value)
+        case "const", dict() | list():
+            return CONSTANT_VISITS
+        case "dependentRequired" | "dependencies", dict():
+            return sum(isinstance(names, list) for names in value.values())
+        case _:
+            return 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _items(value: Any) -> Iterator[tuple[str | int, Any]]:
     if isinstance(value, dict):
         yield from ((key, one) for key, one in value.items() if isinstance(one, dict | bool))
@@ -185,11 +205,13 @@ def _check_visits(subschemas: Sequence[_Subschema]) -> None:
     steps = 0
     while waiting:
         state = waiting.pop()
-        if sum(state.values()) > VISITS_MAX:
-            busiest = max(state, key=lambda number: state[number])
+        visits = {number: times * subschemas[number].visits for number, times in state.items()}
+        if (count := sum(visits.values())) > VISITS_MAX:
+            busiest = max(visits, key=lambda number: visits[number])
             raise InvalidSchemaError(
                 f"#{subschemas[busiest].pointer}: expected a value to be compared with at most {VISITS_MAX}"
-                " subschemas, got more; have fewer alternatives lead here"
+                f" subschemas, got {count}; have fewer alternatives lead here, and fewer objects and arrays in enum and"
+                f" const (each counts as {CONSTANT_VISITS}), numbers in enum, and names in dependentRequired (as 1)"
             )
         places = {(inside, None) for inside in Inside} | {place for one in state for place in subschemas[one].named}
         for place in places:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from simplu_worker.operations.schema_bounds import (
+    CONSTANT_VISITS,
     PATTERNS_MAX,
     SCHEMA_MAX_BYTES,
     VISITS_MAX,
@@ -15,6 +16,8 @@ from simplu_worker.operations.schema_bounds import (
 )
 
 ROOT = {"$ref": "#"}
+OBJECTS = [{"a": number} for number in range(VISITS_MAX // CONSTANT_VISITS)]
+NAMES = {f"n{number}": ["a"] for number in range(VISITS_MAX)}
 
 
 def chain(length: int) -> dict[str, Any]:
@@ -49,6 +52,12 @@ def deep(levels: int) -> dict[str, Any]:
         {"const": {"$ref": "http://simplu.example/x"}},  # a value
         {"properties": {"a": {"anyOf": [{} for _ in range(VISITS_MAX - 1)]}}},
         {"properties": {f"p{number}": {"pattern": "a"} for number in range(PATTERNS_MAX)}},
+        {"enum": OBJECTS[1:]},
+        {"enum": [*map(str, range(10_000)), None, True]},
+        {"properties": {f"p{number}": {"enum": OBJECTS[1:]} for number in range(10)}},  # each of another value
+        {"oneOf": [{"const": str(number)} for number in range(VISITS_MAX - 1)]},
+        {"dependentRequired": dict(list(NAMES.items())[1:])},
+        {"enum": "no array", "dependentRequired": []},  # the library refuses them
         deep(100),
         chain(7),
     ],
@@ -77,6 +86,13 @@ def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(sche
         ("#", {"items": ROOT, "contains": ROOT}),
         ("#/$defs/d25", chain(25)),
         ("#/properties/a", {"properties": {"a": {"anyOf": [{} for _ in range(VISITS_MAX)]}}}),
+        ("#/items", {"items": {"enum": OBJECTS}}),
+        ("#/items", {"items": {"enum": [[number] for number in range(VISITS_MAX // CONSTANT_VISITS)]}}),
+        ("#", {"enum": [number / 2 for number in range(VISITS_MAX)]}),
+        ("#/allOf/1", {"allOf": [{"enum": OBJECTS[:40]}, {"not": {}, "enum": OBJECTS[:60]}]}),
+        (f"#/oneOf/{len(OBJECTS) - 1}", {"oneOf": [{"const": one} for one in OBJECTS]}),
+        ("#/items", {"items": {"dependentRequired": NAMES}}),
+        ("#/items", {"items": {"dependencies": NAMES}}),
         ("#/patternProperties", {"patternProperties": {f"p{number}": {} for number in range(PATTERNS_MAX + 1)}}),
         ("#", {"enum": ["x" * SCHEMA_MAX_BYTES]}),
         ("#", deep(101)),
@@ -90,6 +106,12 @@ def test_schema_is_refused_with_its_place_when_it_refers_elsewhere_or_costs_too_
         check_bounds(schema)
 
     assert str(refused.value).startswith(f"{place}: expected ")
+
+
+def test_refusal_says_what_came_and_what_to_do() -> None:
+    """Also where one keyword is as much as many subschemas."""
+    with pytest.raises(InvalidSchemaError, match=r"at most 1000 subschemas, got 1001; have fewer .* in enum"):
+        check_bounds({"enum": OBJECTS})
 
 
 def test_names_are_those_of_properties_at_every_depth() -> None:
