@@ -2,7 +2,8 @@
 
 Messages arrive in any order and more than once. So the timestamp of each is compared with the newest that was applied,
 and of a creation and a destruction of the same instant the destruction is the newer one. A tenant therefore ends in the
-same state whatever the order of its messages.
+same state whatever the order of its messages. The exception: `destroy_all` ends the locations that exist when it is
+applied; a creation that is still on its way is made.
 """
 
 from __future__ import annotations

@@ -238,6 +238,16 @@ async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: Sha
         assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
 
 
+async def test_destroy_all_leaves_a_creation_alone_that_is_still_on_its_way(routed: RoutedShards) -> None:
+    """It ends the locations that exist: without a row nothing shows that an older creation comes too late."""
+    assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
+
+    late = ProvisionRequest("clinic", "second", "dental", DESTROYED_AT - timedelta(hours=1))
+    assert await routed.provisioner.provision(late) is ProvisionResult.PROVISIONED
+
+    assert await states(routed) == {"clinic-main": "destroying", "clinic-second": "active"}
+
+
 async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedShards) -> None:
     """The others are destroyed, and the message comes again for the one that is not at home anywhere yet."""
     await add_tenant(pool_of(routed), ("clinic", "second"), state="fenced")
