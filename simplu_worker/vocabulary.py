@@ -379,7 +379,7 @@ class LeaseState(StrEnum):
 
     OWNED = "owned"  # by this replica
     OTHER = "other"  # by another one
-    UNOWNED = "unowned"
+    UNOWNED = "unowned"  # read by nobody, whatever its row says
     ENDED = "ended"  # a parent read to its end
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 import structlog
+from botocore.exceptions import ClientError
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 from simulation.disasters import merge, scale, split
@@ -303,6 +305,38 @@ def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None
         assert (still_read, stopped) == (True, True)
 
     play(CALM, work)
+
+
+@pytest.mark.parametrize("refused", ["all", "writes"])
+def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
+    """Also while the rows name their last owners, and while none can be read: an alert goes by the gauge."""
+
+    def unowned() -> float | None:
+        return REGISTRY.get_sample_value("simplu_kinesis_leases", {"state": "unowned"})
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        await asyncio.sleep(5.0)
+        assert unowned() == 0
+        if refused == "all":
+            world.network.down.add("dynamodb")
+        else:
+            world.dynamodb._update_item = refuse  # type: ignore[method-assign,assignment]
+        await asyncio.sleep(20.0)
+        assert not any(replica.running() for replica in world.alive())
+        assert unowned() == 2
+        assert all(replica.fleet.outage for replica in world.alive())
+        world.network.down.clear()
+        vars(world.dynamodb).pop("_update_item", None)
+        await settle_down(world)
+        await asyncio.sleep(5.0)
+        assert unowned() == 0
+        assert not any(replica.fleet.outage for replica in world.alive())
+
+    def refuse(_: object) -> dict[str, Any]:
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "as simulated"}}, "UpdateItem")
+
+    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
 
 
 def test_lease_is_made_again_when_its_row_was_deleted_by_hand() -> None:

@@ -181,10 +181,11 @@ class Fleet:
 
     @property
     def outage(self) -> str | None:
-        """Why the lease table or the stream does not answer: that, after some time without any reply to a reader."""
+        """Why the lease table or the stream refuses this replica: that, after some time without a reply to a reader."""
         readers = self.readers()
         is_unread = bool(readers) and all(one.view.unread_for_s > UNREAD_S for one in readers)
-        return self.trouble or (readers[0].trouble if is_unread else None)
+        refused = None if self.is_led_by_kcl else self._coordinator.take_trouble
+        return self.trouble or refused or (readers[0].trouble if is_unread else None)
 
     @property
     def is_led_by_kcl(self) -> bool:
@@ -323,12 +324,12 @@ class Fleet:
                     await self._follower.leave()
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+        self._coordinator.update_gauges()  # before the scan: it may fail, and the leases expire
         leases = await self._scan()
         now = loop_time()
         self._view.update(leases, now=now)
         for chore in self._chores:
             await chore.run_if_due(now)
-        self._coordinator.update_gauges()
         await self._coordinator.release_from_parents()
         self._has_lost_race = False
         if not self.is_led_by_kcl:

@@ -25,6 +25,7 @@ from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import LeaseState, LeaseTake, StreamShardState, TargetKind
 
 CONCURRENT_TAKES: Final = 10  # connections of the client
+OVERDUE_DURATIONS: Final = 2.0  # of a lease, without a renewal: nobody took it either when it expired
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +66,7 @@ class LeaseCoordinator:
         self._holders: dict[str, LeaseHolder] = {}
         self._rest_until: dict[str, float] = {}  # of leases whose reader failed
         self._failures: dict[str, FailureCount] = {}  # of readers, by lease key
+        self._untaken: dict[str, str] = {}  # the errors of the last takes, by lease key
 
     def __repr__(self) -> str:
         return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
@@ -78,6 +80,11 @@ class LeaseCoordinator:
     def are_all_failing(self) -> bool:
         """Whether this replica reads nothing, since every reader that it had has failed, and waits for its next try."""
         return not self._holders and bool(self._rest_until)
+
+    @property
+    def take_trouble(self) -> str | None:
+        """Why this replica reads nothing, though it tries to take leases: the lease table refuses it."""
+        return None if self._holders else next(filter(None, self._untaken.values()), None)
 
     def reader(self, lease_key: str) -> StreamShardReader | None:
         """Return the reader of a lease; None when the lease is not held, or waits for its parents."""
@@ -176,6 +183,7 @@ class LeaseCoordinator:
         self, wanted: Sequence[Lease], take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event
     ) -> bool:
         has_lost_race = False
+        self._untaken = {lease.lease_key: self._untaken.get(lease.lease_key, "") for lease in wanted}
         for at in range(0, len(wanted), CONCURRENT_TAKES):
             async with asyncio.TaskGroup() as takes:
                 tries = [
@@ -192,7 +200,9 @@ class LeaseCoordinator:
                 taken = await take(lease, self._me, start_at=self._pin(lease))
         except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
+            self._untaken[lease.lease_key] = str(exc)
             return False
+        self._untaken.pop(lease.lease_key, None)
         if taken is None:
             return True
         how = LeaseTake.ASSIGNED if take == self._table.begin else self._how(lease)
@@ -243,4 +253,7 @@ class LeaseCoordinator:
             return LeaseState.ENDED
         if lease.lease_key in self._holders:
             return LeaseState.OWNED
-        return LeaseState.UNOWNED if lease.actual_owner is None else LeaseState.OTHER
+        is_overdue = self._view.unchanged_for_s(lease.lease_key) > OVERDUE_DURATIONS * self._lease_duration_s
+        if is_overdue or lease.actual_owner in {None, self._me}:
+            return LeaseState.UNOWNED  # nobody reads it, whatever its row says
+        return LeaseState.OTHER

@@ -13,6 +13,7 @@ class StreamView:
 
     def __init__(self) -> None:
         self.observations: dict[str, Observation] = {}  # by lease key
+        self._scanned_at = 0.0
         self.gone: frozenset[str] = frozenset()  # leased stream shards past their retention
         self.retention: timedelta | None = None  # of the stream; None before the first listing
 
@@ -22,6 +23,11 @@ class StreamView:
     def update(self, leases: Iterable[Lease], *, now: float) -> None:
         """Take over the *leases* of a scan; *now* is monotonic."""
         self.observations = observe(self.observations, leases, now=now)
+        self._scanned_at = now
+
+    def unchanged_for_s(self, lease_key: str) -> float:
+        """Return for how long nobody had renewed a lease, at the last scan, in seconds."""
+        return self._scanned_at - self.observations[lease_key].unchanged_since
 
     def leases(self) -> dict[str, Lease]:
         """Return the leases of the last scan by lease key."""
