@@ -207,6 +207,26 @@ def test_alerts_name_only_metrics_the_worker_has() -> None:
     assert set() == named - metric_names() - families
 
 
+def test_alerts_keep_fleets_apart() -> None:
+    """Every aggregation and every match of two sides has the job: two fleets have the same names of stream shards."""
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    found = [
+        (rule["alert"], labels)
+        for rule in group["rules"]
+        for labels in re.findall(r"\b(?:sum|min|max|avg|count|on)\b(?: by)?(.{6})", rule["expr"])
+    ]
+    assert len(found) > 40
+    assert [one for one in found if not one[1].startswith(" (job")] == []
+
+
+def test_alertmanager_example_keeps_fleets_apart() -> None:
+    """One fleet's alert is no part of another fleet's message, and silences none of its alerts."""
+    settings = yaml.safe_load(ALERTMANAGER.read_text())
+    routes = [settings["route"], *settings["route"]["routes"]]
+    assert [one for one in routes if "job" not in one["group_by"]] == []
+    assert [one for one in settings["inhibit_rules"] if "job" not in one["equal"]] == []
+
+
 def test_alertmanager_example_passes_amtool() -> None:
     """Alertmanager would take the example as it is."""
     done = judge(required_program("amtool", how=AMTOOL_HOW), "check-config", str(ALERTMANAGER))
