@@ -51,7 +51,7 @@ from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.status.tls import server_context
-from simplu_worker.telemetry.systemd import SystemdNotifier
+from simplu_worker.telemetry.systemd import START_EXTENSION_S, SystemdNotifier
 from simplu_worker.timing.aligned_times import shared_pause_s
 from simplu_worker.timing.periodic import repeat_every
 from simplu_worker.vocabulary import TargetKind
@@ -95,7 +95,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         stack.push_async_callback(serving.aclose)  # before the parts that its answers are made of
         health = HealthRegistry()
-        await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping)
+        await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping, notifier)
         _show_parts(parts, health, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
@@ -178,9 +178,12 @@ async def _serve_http(
         raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {listen_cause(exc)}") from exc
 
 
-async def _ensure_dead_letter_queue(settings: Settings, consumers: Consumers, stopping: asyncio.Event) -> None:
+async def _ensure_dead_letter_queue(
+    settings: Settings, consumers: Consumers, stopping: asyncio.Event, notifier: SystemdNotifier
+) -> None:
     if settings.sqs_dead_letter_queue_url is None and settings.dead_letter_queue_url is not None:
-        await ensure_default_queue(consumers.sqs, settings.dead_letter_queue_url, stopping)
+        url = settings.dead_letter_queue_url
+        await ensure_default_queue(consumers.sqs, url, stopping, on_failure=notifier.extend_start)
 
 
 def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:
@@ -258,7 +261,7 @@ async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event)
 async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:
     """Measure the event loop's lag, and notify systemd."""
     was_ready = False
-    watchdog_at = 0.0
+    extend_at = watchdog_at = 0.0
     while True:
         pause_s = shared_pause_s(time.monotonic(), HEARTBEAT_S)
         wanted = time.monotonic() + pause_s
@@ -268,6 +271,11 @@ async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) ->
             was_ready = True
             notifier.notify_ready()
             log.info("worker.ready", replica=replica.name)
+        is_starting = not was_ready and not replica.stopping.is_set()  # a drain has a time limit of its own
+        # What a live worker waits for comes back without a restart. A start that is stuck runs into systemd's limit.
+        if is_starting and time.monotonic() >= extend_at and replica.liveness_problem() is None:
+            notifier.extend_start()
+            extend_at = time.monotonic() + START_EXTENSION_S / 4
         interval_s = notifier.watchdog_interval_s
         if interval_s is not None and time.monotonic() >= watchdog_at and replica.liveness_problem() is None:
             notifier.notify_watchdog()

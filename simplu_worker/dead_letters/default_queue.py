@@ -23,11 +23,17 @@ log = structlog.get_logger(__name__)
 
 
 async def ensure_default_queue(
-    client: Client, url: str, stopping: asyncio.Event, *, draw: Callable[[], float] = random.random
+    client: Client,
+    url: str,
+    stopping: asyncio.Event,
+    *,
+    on_failure: Callable[[], None] = lambda: None,
+    draw: Callable[[], float] = random.random,
 ) -> None:
     """Create the queue at *url* unless it exists, and log its name; return early when *stopping* is set.
 
-    Tries again for as long as SQS does not answer. Raises `ConfigurationError` when the queue may not be created.
+    Tries again for as long as SQS does not answer, and calls *on_failure* after each such try. Raises
+    `ConfigurationError` when the queue may not be created.
     """
     failure_count = 0
     while not stopping.is_set():
@@ -39,6 +45,7 @@ async def ensure_default_queue(
                 failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
             )
             log.warning("dead_letter.queue_not_ensured", url=url, retry_in_s=round(delay_s, 1), error=str(exc))
+            on_failure()
             await sleep_or_event(delay_s, until=stopping)
         except PermanentError as exc:
             raise ConfigurationError(

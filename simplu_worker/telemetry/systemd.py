@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 WATCHDOG_MARGIN = 2  # sd_watchdog_enabled(3): notify every half of the time that systemd allows
+START_EXTENSION_S = 60  # longer than any pause between two tries of what a start waits for
 
 
 class SystemdNotifier:
@@ -30,6 +31,13 @@ class SystemdNotifier:
     def notify_ready(self) -> None:
         """Report the end of the start."""
         self._send("READY=1")
+
+    def extend_start(self) -> None:
+        """Give the start START_EXTENSION_S more from now on, where TimeoutStartSec= is over before.
+
+        Call this only while the start waits for something that a restart would not bring back.
+        """
+        self._send(f"EXTEND_TIMEOUT_USEC={START_EXTENSION_S * 1_000_000}")
 
     def notify_stopping(self) -> None:
         """Report the beginning of the drain."""

@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pytest
 import pytest_asyncio
 from support.stack_tenants import provision, put_creates
 
-from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.loopback import HOST, free_port, poll_until
 from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
 from simplu_local.stack.aws import STREAM_NAME
@@ -467,6 +468,48 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
     assert (result.returncode, missing) == (78, []), result.stderr
     assert secret not in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow(2)
+def test_worker_extends_its_start_while_its_queue_is_away(tmp_path: Path) -> None:
+    """It tells systemd to wait, and no longer once the worker drains: that has a time limit of its own."""
+    shards = {"shards": [{"shardId": "db-1", "connectionString": "postgresql://worker@127.0.0.1:1/shard"}]}
+    (tmp_path / "map.json").write_text(json.dumps(shards), encoding="utf-8")
+    settings = {
+        "AWS_REGION": "eu-central-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "unused-secret",
+        "AWS_ENDPOINT_URL": f"http://{HOST}:{free_port()}",
+        "HTTP_PORT": str(free_port()),
+        "SHARD_MAP_FILE": str(tmp_path / "map.json"),
+        "SQS_ORDER_EVENTS_QUEUE_URL": f"http://{HOST}/000000000000/orders",
+        "SQS_DEAD_LETTER_QUEUE_URL": f"http://{HOST}/000000000000/letters",
+    }
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="notify-") as folder,  # a Unix socket's path is short
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
+    ):
+        systemd.bind(f"{folder}/s")
+        systemd.settimeout(PATIENCE_S)
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "simplu_worker", "run"],
+            env=inherited | settings | {"NOTIFY_SOCKET": f"{folder}/s"},
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            assert systemd.recv(1000) == b"EXTEND_TIMEOUT_USEC=60000000"
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(PATIENCE_S) == 0
+        finally:
+            worker.kill()
+            worker.wait()
+        heard = []
+        systemd.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(systemd.recv(1000))
+    assert heard == [b"STOPPING=1"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")

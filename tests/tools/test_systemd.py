@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -45,7 +47,7 @@ class Machine:
     def configure(self, file: str = "worker.env", **settings: str) -> int:
         """Write the environment in *file*; return the port in it."""
         port = free_port()
-        whole = {"HTTP_PORT": str(port)} | settings | (self._settings if file == "worker.env" else {})
+        whole = {"HTTP_PORT": str(port)} | (self._settings if file == "worker.env" else {}) | settings
         self.write(file, "".join(f"{name}={value}\n" for name, value in whole.items()))
         return port
 
@@ -130,6 +132,17 @@ async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) ->
     return made
 
 
+@pytest.fixture
+def short_start(systemd: Systemd) -> Iterator[None]:
+    """End a start after a few seconds."""
+    drop_in = systemd.folder / "units" / f"{PLAIN}.d" / "start.conf"
+    drop_in.write_text("[Service]\nTimeoutStartSec=4\n", encoding="utf-8")
+    systemd.systemctl("daemon-reload")
+    yield
+    drop_in.unlink()
+    systemd.systemctl("daemon-reload")
+
+
 def status_of(port: int, token: str) -> int:
     """Return the HTTP status with which a worker answers for its protected page."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/status", headers={"Authorization": f"Bearer {token}"})
@@ -187,6 +200,29 @@ async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine) -> Non
     systemd.systemctl("kill", "--signal=SIGSTOP", PLAIN)
     systemd.wait_for(PLAIN, within_s=40, NRestarts="1", ActiveState="active")
     machine.end(PLAIN)
+
+
+@pytest.mark.parametrize("waits_for", ["its queue", "its dead-letter queue"])
+async def test_start_is_not_ended_while_a_dependency_is_away(
+    machine: Machine, short_start: None, waits_for: str
+) -> None:
+    """A restart would bring nothing back; a stop ends the start."""
+    systemd = machine.systemd
+    away = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
+    if waits_for == "its dead-letter queue":  # the one beside a control queue
+        control = "http://127.0.0.1/000000000000/control"
+        away |= {"SQS_SHARD_CREATION_QUEUE_URL": control, "SQS_DEAD_LETTER_QUEUE_URL": ""}
+    machine.configure(**away)
+    systemd.systemctl("start", "--no-block", PLAIN)
+    began_at = time.monotonic()
+    event = "queue.unreachable" if waits_for == "its queue" else "dead_letter.queue_not_ensured"
+    await machine.wait_for_event(PLAIN, event)
+    await asyncio.sleep(max(0.0, began_at + 8 - time.monotonic()))
+    waiting = {"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}
+    assert systemd.properties(PLAIN, *waiting) == waiting
+    systemd.systemctl("stop", PLAIN)
+    stopped = {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
+    assert systemd.properties(PLAIN, *stopped) == stopped
 
 
 async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:

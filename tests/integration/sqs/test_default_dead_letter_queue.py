@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
@@ -66,14 +67,16 @@ async def test_default_queue_is_created_unencrypted_where_sqs_knows_no_encryptio
 
 @pytest.mark.slow
 async def test_default_queue_is_waited_for_while_sqs_does_not_answer() -> None:
-    """An outage ends no worker; a stop does."""
-    aws, stopping = ScriptedAws(), asyncio.Event()
+    """An outage ends no worker; a stop does. Each failure is told."""
+    aws, stopping, failures = ScriptedAws(), asyncio.Event(), list[int]()
     for _ in range(2):
         aws.script.append((503, {"__type": "ServiceUnavailable", "message": "later"}))
     aws.answer({"QueueUrl": URL})
     async with aws.running() as url, client_of("sqs", url) as client:
-        await ensure_default_queue(client, URL, stopping, draw=lambda: 0.0)
+        tell = partial(failures.append, 1)
+        await ensure_default_queue(client, URL, stopping, on_failure=tell, draw=lambda: 0.0)
         assert len(aws.requests) == 3
         stopping.set()
         await ensure_default_queue(client, URL, stopping)
     assert len(aws.requests) == 3
+    assert len(failures) == 2

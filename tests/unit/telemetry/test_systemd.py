@@ -29,6 +29,7 @@ def systemd() -> Iterator[tuple[str, socket.socket]]:
     ("call", "expected"),
     [
         (SystemdNotifier.notify_ready, b"READY=1"),
+        (SystemdNotifier.extend_start, b"EXTEND_TIMEOUT_USEC=60000000"),
         (SystemdNotifier.notify_stopping, b"STOPPING=1"),
         (SystemdNotifier.notify_watchdog, b"WATCHDOG=1"),
     ],
