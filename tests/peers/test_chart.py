@@ -250,15 +250,16 @@ def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["annotations", "podMonitor", "serviceMonitor"])
 def test_probes_and_scrapers_use_https_where_it_is_served(kind: str, tmp_path: Path) -> None:
-    """With the files of the Secret, and not without it."""
-    for tls, scheme in (({}, None), ({"tls": {"secret": "certificate"}}, "HTTPS")):
-        manifests = render(MINIMAL | {"monitoring": {"kind": kind}} | tls, tmp_path)
+    """With the files of the Secret, or with a person's own that the settings name, and not without them."""
+    own = {"settings": {"HTTP_TLS_CERT_FILE": "/etc/tls/tls.crt", "HTTP_TLS_KEY_FILE": "/etc/tls/tls.key"}}
+    for tls, scheme in (({}, None), ({"tls": {"secret": "certificate"}}, "HTTPS"), (own, "HTTPS")):
+        manifests = render(merged(MINIMAL, {"monitoring": {"kind": kind}}, tls), tmp_path)
         template = of_kind(manifests, "Deployment")["spec"]["template"]
         (container,) = template["spec"]["containers"]
         probes = [container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")]
         assert [probe.get("scheme") for probe in probes] == [scheme] * 3
         names = [one["name"] for one in container.get("env", [])]
-        assert names == (["HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"] if tls else [])
+        assert names == (["HTTP_TLS_CERT_FILE", "HTTP_TLS_KEY_FILE"] if "tls" in tls else [])
         match kind:
             case "annotations":
                 scraped = template["metadata"]["annotations"].get("prometheus.io/scheme")

@@ -46,6 +46,11 @@ labels:
 {{- include "simplu-worker.text" (get .Values.settings "HTTP_PORT" | default 8080) -}}
 {{- end }}
 
+{{- /* By the Secret of the chart, or by files that a person mounts. */}}
+{{- define "simplu-worker.https" -}}
+{{- if or .Values.tls.secret (get .Values.settings "HTTP_TLS_CERT_FILE") }}true{{ end -}}
+{{- end }}
+
 {{- define "simplu-worker.readsStream" -}}
 {{- if get .Values.settings "KINESIS_STREAM_NAME" }}true{{ end -}}
 {{- end }}
