@@ -190,6 +190,19 @@ def test_service_runs_the_worker_and_scales(account: Account) -> None:
         assert alarm["AlarmActions"] == [policies["simplu-worker-lag"]["PolicyARN"]]
 
 
+@pytest.mark.parametrize("least", range(1, 9))
+def test_service_can_be_updated_with_any_number_of_tasks(least: int) -> None:
+    """ECS rounds the most that run down and the least up: there is room for another task between them."""
+    unused = dict.fromkeys(("ClusterName", "SecurityGroup", "SubnetIds", "Task"), "")
+    template = Template(TEMPLATES / "service.yaml", unused | {"MinTasks": least})
+    (service,) = template.resources("AWS::ECS::Service").values()
+    rules = service["DeploymentConfiguration"]
+    for count in range(least, 9):
+        most = count * rules["MaximumPercent"] // 100
+        fewest = -(-count * rules["MinimumHealthyPercent"] // 100)
+        assert most > fewest, count
+
+
 def _scale(scaling: Any, parameters: dict[str, str]) -> tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, str]]:
     """Make the target and the policies of service.yaml; return both, and the ARNs of the policies by logical id."""
     template = Template(
