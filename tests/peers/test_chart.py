@@ -380,6 +380,18 @@ def test_queries_count_late_stream_shards_messages_and_processor_time(tmp_path: 
     assert query_problems(queries, series, expected | {"processor-time": 0.5}, tmp_path) != ""
 
 
+@pytest.mark.parametrize("name", ["applier", "a" * 52])
+def test_queries_select_the_pods_of_this_release_alone(name: str, tmp_path: Path) -> None:
+    """Not those of one whose name goes on; also where Kubernetes shortens the name of a pod."""
+    values = {"nameOverride": name, "autoscaling": {"kind": "keda", "openStreamShards": 4}}
+    queries = queries_of(render(merged(MINIMAL, values), tmp_path)).values()
+    (matcher,) = {found for query in queries for found in re.findall(r'pod=~"(.*?)"', query)}
+    pods = [f"{f'{name}-{replica_set}-'[:58]}x2k4b" for replica_set in ("7d9f8b6c54", "5c4d")]
+    assert [pod for pod in pods if re.fullmatch(matcher, pod) is None] == []
+    others = ["applier-eu-7d9f8b6c54-x2k4b", "applier-eu-west-5c4d-x2k4b", "other-applier-5c4d-x2k4b", "applier"]
+    assert [pod for pod in others if re.fullmatch(matcher, pod)] == []
+
+
 @pytest.mark.parametrize(
     ("shards", "most", "bound"), [(4, 16, 4), (64, 16, 16), (1, 16, 2)], ids=["few", "many", "one"]
 )

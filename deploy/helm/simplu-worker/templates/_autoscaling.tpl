@@ -8,11 +8,12 @@
 {{- end -}}
 {{- end }}
 
+{{- /* Without the pods of a release NAME-eu. Behind a long NAME, Kubernetes cuts off the second dash of a pod's name. */}}
 {{- define "simplu-worker.matchers" -}}
 {{- with .Values.autoscaling.prometheus.matchers -}}
 {{- . -}}
 {{- else -}}
-namespace="{{ .Release.Namespace }}",pod=~"{{ include "simplu-worker.name" . }}-.+"
+namespace="{{ .Release.Namespace }}",pod=~"{{ include "simplu-worker.name" . }}-[a-z0-9]+(-[a-z0-9]+)?"
 {{- end -}}
 {{- end }}
 
