@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.chart.cluster import running_cluster
 from support.chart.pairwise import Row, pairwise_rows
 from support.chart.render import (
     CHART,
@@ -405,6 +406,15 @@ def test_replicas_are_bounded_by_open_stream_shards(
     specs = [one["spec"] for one in manifests if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
     assert [spec.get("maxReplicaCount", spec.get("maxReplicas")) for spec in specs] == [bound]
     assert "replicas" not in of_kind(manifests, "Deployment")["spec"]
+
+
+@pytest.mark.parametrize("running", [7, 0, None])
+def test_upgrade_with_autoscaling_leaves_the_replicas_that_run(running: int | None, tmp_path: Path) -> None:
+    """Without a number Kubernetes would set one replica; at the first install it may, as autoscaling follows."""
+    scaled = merged(MINIMAL, {"autoscaling": {"kind": "keda", "openStreamShards": 4}})
+    with running_cluster(running) as cluster:
+        deployments = [of_kind(render(values, tmp_path, cluster=cluster), "Deployment") for values in (scaled, MINIMAL)]
+    assert [one["spec"].get("replicas") for one in deployments] == [running, 2]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,10 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
-def render(values: Mapping[str, Any], folder: Path) -> list[Manifest]:
-    """Return the manifests for *values*, in Helm's order; *folder* takes a file."""
-    done = helm("template", *chart_arguments(values, folder))
+def render(values: Mapping[str, Any], folder: Path, *, cluster: str | None = None) -> list[Manifest]:
+    """Return the manifests for *values*, in Helm's order; *folder* takes a file. *cluster* is the URL of one to ask."""
+    asking = [] if cluster is None else ["--dry-run=server", "--kube-apiserver", cluster]
+    done = helm("template", *chart_arguments(values, folder), *asking)
     assert done.returncode == 0, f"{json.dumps(values)}\n{done.stderr}"
     return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
 
