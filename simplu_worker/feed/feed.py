@@ -14,7 +14,7 @@ import structlog
 from simplu_worker.bulkheads import keep_running
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.feed.overview import DestinationView, destination_views
-from simplu_worker.feed.shard_feed import DRAIN_S, ShardFeed
+from simplu_worker.feed.shard_feed import ShardFeed
 from simplu_worker.feed.types import Destination, DestinationTerms
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -90,8 +90,8 @@ class Feed:
                 self._reloading.clear()
                 await self._run_with_destinations(stopping)
         finally:
-            async with asyncio.timeout(DRAIN_S), asyncio.TaskGroup() as tasks:
-                for one in self._shards.values():
+            async with asyncio.TaskGroup() as tasks:
+                for one in self._shards.values():  # each bounds itself
                     tasks.create_task(one.give_back(), name="feed:give-back")
             self._measure()
 

@@ -308,6 +308,22 @@ async def test_feed_ends_when_it_is_cancelled_while_it_loses_the_row(
     assert await asyncio.wait([task], timeout=10) == ({task}, set())
 
 
+@pytest.mark.slow(5)
+async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: ShardMaker) -> None:
+    """That is no defect of the worker; the rows of all others are given back."""
+    async with Pools(size=6) as pools:
+        hanging, other = [pools.ensure_pool(await make_shard(name)) for name in ("hanging", "other")]
+        feed, stopping = feed_of(pools, [hanging.address, other.address], [Receiver().configured()]), asyncio.Event()
+        task = asyncio.create_task(feed.run(stopping))
+        await publishing(feed, 2)
+        async with hanging.transaction() as connection:
+            await connection.execute("SELECT FROM feed_shards FOR UPDATE")
+            stopping.set()
+            assert await asyncio.wait([task], timeout=10) == ({task}, set())
+        task.result()
+        assert await fetch(other, "SELECT FROM feed_shards WHERE expires_at <= clock_timestamp()") == [{}]
+
+
 @pytest.mark.slow(8)
 async def test_cursor_moves_on_when_a_destination_is_back_on_a_shard_at_rest(
     pools: Pools, address: ShardAddress, case: TenantCase
