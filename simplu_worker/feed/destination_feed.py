@@ -21,6 +21,7 @@ from simplu_worker.feed.places import END, POSITION_MAX, BatchRef, HeldTenant, P
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import (
     Delivered,
+    Delivery,
     DestinationTerms,
     Disabled,
     FeedEvent,
@@ -30,7 +31,7 @@ from simplu_worker.feed.types import (
     RetryLater,
 )
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent
+from simplu_worker.feed.window import RETRY_AFTER_MAX_S, Finished, RefusedForGood, Window, WindowEvent
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
@@ -313,6 +314,7 @@ class DestinationFeed:
             instruments.FEED_DELIVERIES.labels(self.terms.name, outcome).inc(count)
         errors = [one.error for one in deliveries if not isinstance(one, Delivered)]
         self._note_availability(errors[-1] if errors else None, now, is_down=counts[FeedDelivery.RETRIED] == len(due))
+        self._note_request_for_pause(deliveries, now)
         await self._note_finished(
             window,
             window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=self._draw()),
@@ -369,6 +371,12 @@ class DestinationFeed:
             self._failure_count = 0
             log.info("feed.recovered", shard_id=self._shard_id, destination=self.terms.name)
         self.error = error
+
+    def _note_request_for_pause(self, deliveries: Sequence[Delivery], now: float) -> None:
+        """Send nothing before the pause is over that the destination asks for, whatever is read meanwhile."""
+        asked_s = [one.after_s for one in deliveries if isinstance(one, RetryLater) and one.after_s is not None]
+        if asked_s:
+            self._paused_until = max(self._paused_until, now + min(max(asked_s), RETRY_AFTER_MAX_S))
 
     async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
         event = refused.one.event
