@@ -17,6 +17,7 @@ from typing import Any, Final
 import aiohttp
 
 from simplu_worker.feed.allowed_hosts import AllowedHosts, parse_address
+from simplu_worker.http_resolver import PatientResolver
 from simplu_worker.network_errors import network_cause
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -41,7 +42,7 @@ async def open_guarded_session(
         return socket.socket(family, kind, protocol)
 
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections, socket_factory=make_socket),
+        connector=aiohttp.TCPConnector(limit=connections, socket_factory=make_socket, resolver=PatientResolver()),
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "simplu-worker"},

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 import asyncpg
 
 from simplu_worker.errors import WorkerError
+from simplu_worker.network_lookup import look_up_host
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import (
     ENCODING,
@@ -26,7 +27,6 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.shards.postgres.files.bounded_reading import READ_S, require_readable
 from simplu_worker.shards.postgres.files.connection_files import files_of
-from simplu_worker.shards.postgres.host_lookup import look_up_host
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError

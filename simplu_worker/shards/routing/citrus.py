@@ -16,6 +16,7 @@ import structlog
 from yarl import URL
 
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.http_resolver import PatientResolver
 from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import network_cause
 from simplu_worker.operations.operation import tenant_id_of
@@ -310,6 +311,7 @@ async def open_citrus(
     async with aiohttp.ClientSession(
         base_url=base_url,
         headers=headers,
+        connector=aiohttp.TCPConnector(resolver=PatientResolver()),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:

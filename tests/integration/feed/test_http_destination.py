@@ -335,8 +335,8 @@ NOT_ALLOWED = "expected an address of the public internet, or one of FEED_ALLOWE
 async def test_name_that_leads_elsewhere_at_the_next_look_up_is_refused(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address of each connection is judged: DNS rebinding leads nowhere."""
-    monkeypatch.setattr(socket, "getaddrinfo", NameServer(("127.0.0.1",), ("127.0.0.2",)).getaddrinfo)
+    """The address of each connection is judged: DNS rebinding leads nowhere. Each connection takes two look-ups."""
+    monkeypatch.setattr(socket, "getaddrinfo", NameServer(("127.0.0.1",), ("127.0.0.1",), ("127.0.0.2",)).getaddrinfo)
     url = receiver.url.replace("127.0.0.1", "rebound.example")
     deliveries = []
     for number in range(2):

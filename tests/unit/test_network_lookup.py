@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
+from support.feed.events import feed_event
 from support.postgres.databases import QUICK
 
 from simplu_local.processes.loopback import poll_until
+from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.destinations.http import open_webhook
+from simplu_worker.feed.types import RetryLater
 from simplu_worker.network_errors import UNKNOWN_HOST
+from simplu_worker.network_lookup import look_up_host
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.host_lookup import look_up_host
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.citrus import CitrusUnavailableError, open_citrus
 from simplu_worker.shards.types import ShardUnavailableError
 
 HURRIED = msgspec.structs.replace(QUICK, probe_s=0.05)
+SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 SOON_S = 10.0  # on a busy machine
 
 
@@ -73,6 +80,33 @@ async def test_name_without_an_answer_leaves_the_shared_threads_alone(resolver: 
     for _ in range(20):
         with pytest.raises(ShardUnavailableError):
             await pool_at("dead.example").probe()
+    assert resolver.waiting == {"dead.example": 1}
+    await asyncio.wait_for(asyncio.to_thread(int), SOON_S)
+
+
+async def publish_to_dead_host() -> None:
+    """Send an event to a webhook whose name has no answer."""
+    async with open_webhook("https://dead.example/hooks", (SECRET,), AllowedHosts(), timeout_s=0.1) as webhook:
+        (delivery,) = await webhook.publish([feed_event()])
+    assert isinstance(delivery, RetryLater)
+
+
+async def ask_dead_citrus() -> None:
+    """Ask a Citrus whose name has no answer."""
+    citrus = open_citrus("https://dead.example", api_key=None, timeout_s=0.1, attempts=1, allowed_hosts=("*",))
+    async with citrus as client:
+        with pytest.raises(CitrusUnavailableError):
+            await client.locate("clinic-main")
+
+
+@pytest.mark.parametrize("ask", [publish_to_dead_host, ask_dead_citrus])
+async def test_server_without_an_answer_of_its_name_leaves_the_shared_threads_alone(
+    resolver: Resolver, ask: Callable[[], Awaitable[None]]
+) -> None:
+    """A webhook is named by others, and Citrus may be in a zone whose name servers are away."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    for _ in range(3):
+        await ask()
     assert resolver.waiting == {"dead.example": 1}
     await asyncio.wait_for(asyncio.to_thread(int), SOON_S)
 

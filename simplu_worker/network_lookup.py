@@ -1,8 +1,8 @@
-"""Look up the name of a shard's host in a thread of its own, before asyncpg looks it up.
+"""Look up the name of a host in a thread of its own, before asyncpg or aiohttp looks it up.
 
-asyncpg uses the threads of the event loop, which the whole process shares and which are few. A lookup that gets no
-answer keeps its thread for up to 40 s, also after its caller has given up. So each name has at most one thread at a
-time, and asyncpg asks only for a name that was answered just before.
+These use the threads of the event loop, which the whole process shares and which are few. A lookup that gets no answer
+keeps its thread for up to 40 s, also after its caller has given up. So each name has at most one thread at a time, and
+they ask only for a name that was answered just before.
 """
 
 from __future__ import annotations
