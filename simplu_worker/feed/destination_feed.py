@@ -14,6 +14,7 @@ import structlog
 
 from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
+from simplu_worker.feed.budget import Budget
 from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
 from simplu_worker.feed.filters import lets_through
 from simplu_worker.feed.memory import SentEvents
@@ -31,7 +32,7 @@ from simplu_worker.feed.types import (
     RetryLater,
 )
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import RETRY_AFTER_MAX_S, Finished, RefusedForGood, Window, WindowEvent
+from simplu_worker.feed.window import RETRY_AFTER_MAX_S, Finished, RefusedForGood, Window, WindowEvent, document_budget
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
@@ -78,12 +79,14 @@ class DestinationFeed:
         incarnation: Incarnation,
         *,
         changed: asyncio.Event,
+        documents: Budget[Window] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.terms = terms
         self.incarnation = incarnation
         self.memory = memory
-        self.window = Window(row.place)
+        self._documents = document_budget() if documents is None else documents
+        self.window = Window(row.place, self._documents)
         self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
         self.released: list[HeldTenant] = []
         self.catch_up: CatchUp | None = None
@@ -206,7 +209,7 @@ class DestinationFeed:
         if self.catch_up is None and self.released and not len(self.window) and self.stopped is None:
             one = self.released.pop()
             if self.held.get(one.tenant_no) == one:
-                self.catch_up = CatchUp(one, Window(one.place))
+                self.catch_up = CatchUp(one, Window(one.place, self._documents))
         return self.catch_up
 
     def add_to_catch_up(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:

@@ -14,7 +14,7 @@ import structlog
 from simplu_worker.bulkheads import keep_running
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.feed.overview import DestinationView, destination_views
-from simplu_worker.feed.shard_feed import ShardFeed
+from simplu_worker.feed.shard_feed import FeedBudgets, ShardFeed
 from simplu_worker.feed.types import Destination, DestinationTerms
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
@@ -60,10 +60,11 @@ class Feed:
         self._draw = draw
         self._utc = utc
         self._shards: dict[str, ShardFeed] = {}
+        self._budgets = FeedBudgets()
         self._reloading = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"Feed({self._name}, {self.published_count} of {len(self._shards)} shards)"
+        return f"Feed({self._name}, {self.published_count} of {len(self._shards)} shards, {self._budgets})"
 
     @property
     def published_count(self) -> int:
@@ -119,6 +120,8 @@ class Feed:
                                 name=f"feed:{shard.shard_id}",
                             )
                     self._measure()
+                    for one in self._shards.values():
+                        one.forget_old_events()
                     await wait_any(stopping, self._reloading, within_s=MEASURE_S)
                 ending.set()
             instruments.end_feed_gauges(opened.keys() - {terms.name for terms, _ in self._destinations})
@@ -154,6 +157,7 @@ class Feed:
             self._commits,
             publisher=self._name,
             published_count=lambda: self.published_count,
+            budgets=self._budgets,
             draw=self._draw,
             utc=self._utc,
         )

@@ -8,21 +8,25 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.feed.budget import Budget
 from simplu_worker.feed.places import BatchRef, Place
 from simplu_worker.feed.types import FeedEvent, FeedFilter
 
 EVENTS_MAX: Final = 10_000
+EVENTS_MIN: Final = 500  # a read of the log: with less, each restart of a busy server would begin an incarnation
+TOTAL_EVENTS: Final = 50_000  # of a process, with less than 1 KB each
 KEPT_S: Final = 600.0  # a standby that lags further is no standby to promote
 
 
 class SentEvents:
-    """The events of one shard that one destination may have, of the last KEPT_S, and at most EVENTS_MAX.
+    """The events of one shard that one destination may have, of the last KEPT_S, and at most its part of *budget*.
 
     `known_from` is the place behind which none is missing, None while another publisher may have sent events that are
     not here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget[SentEvents] | None = None) -> None:
+        self._budget = event_budget() if budget is None else budget
         self._events: deque[tuple[float, BatchRef, Place, FeedEvent]] = deque()
         self._undone: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._forgotten_through = Place(0, 0)
@@ -34,13 +38,34 @@ class SentEvents:
 
     def note(self, ref: BatchRef, place: Place, event: FeedEvent, *, now: float) -> None:
         """Remember an event that the destination may have."""
+        if not self._events:
+            self._take_part()
         self._events.append(
             (now, ref, place, event if event.data is None else msgspec.structs.replace(event, data=None))
         )
-        while len(self._events) > EVENTS_MAX or (self._events and now - self._events[0][0] > KEPT_S):
-            _, _, gone, _ = self._events.popleft()
-            self._forgotten_through = max(gone, self._forgotten_through)
-            self.known_from = None if self.known_from is None else max(gone, self.known_from)
+        self._keep_to_part()
+        self.forget_old(now)
+
+    def forget_old(self, now: float) -> None:
+        """Forget the events of more than KEPT_S ago."""
+        while self._events and now - self._events[0][0] > KEPT_S:
+            self._forget_oldest()
+            if not self._events:
+                self._budget.leave(self)
+
+    def _take_part(self) -> None:
+        self._budget.enter(self)
+        for one in self._budget.users:
+            one._keep_to_part()  # noqa: SLF001  # of its own class
+
+    def _keep_to_part(self) -> None:
+        while len(self._events) > self._budget.part:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        _, _, gone, _ = self._events.popleft()
+        self._forgotten_through = max(gone, self._forgotten_through)
+        self.known_from = None if self.known_from is None else max(gone, self.known_from)
 
     def note_filter(self, chosen: FeedFilter) -> None:
         """Note which events are sent from now on. What an earlier filter left out is not known to be remembered."""
@@ -76,13 +101,18 @@ class SentEvents:
         """Remember that the change of *event* may be applied again, under a new id."""
         if (change := _change_of(event)) is not None:
             self._undone[change] = event.id
-            if len(self._undone) > EVENTS_MAX:
+            if len(self._undone) > self._budget.part:
                 self._undone.popitem(last=False)
 
     def reapplied(self, event: FeedEvent) -> str | None:
         """Return the id of the undone event of the same change, if any."""
         change = _change_of(event) if self._undone else None
         return None if change is None else self._undone.get(change)
+
+
+def event_budget() -> Budget[SentEvents]:
+    """Return what the memories of a process have together."""
+    return Budget(TOTAL_EVENTS, least=EVENTS_MIN, most=EVENTS_MAX)
 
 
 def _change_of(event: FeedEvent) -> tuple[str, str] | None:

@@ -229,11 +229,12 @@ async def read_log(
     return [row for row in rows if behind < row.place <= through][:limit]
 
 
-async def read_documents(pool: ShardPool, resources: Sequence[Resource]) -> ReadDocuments:
-    """Return the documents of *resources* as they are now, as many as READ_MAX_BYTES have room for."""
+async def read_documents(pool: ShardPool, resources: Sequence[Resource], max_bytes: int) -> ReadDocuments:
+    """Return the documents of *resources* as they are now, as many as begin within *max_bytes* and READ_MAX_BYTES."""
     columns = [list(column) for column in zip(*resources, strict=True)]
     async with pool.connection() as connection:
-        row = await connection.fetchrow(QUERIES["read_feed_data"], *columns, DOCUMENT_MAX_BYTES, READ_MAX_BYTES)
+        limits = DOCUMENT_MAX_BYTES, min(max_bytes, READ_MAX_BYTES)
+        row = await connection.fetchrow(QUERIES["read_feed_data"], *columns, *limits)
     documents = zip(map(int, row["numbers"]), row["documents"], strict=True)
     return ReadDocuments(facts_of(row[:7]), {number: text.encode() for number, text in documents}, row["left_at"])
 

@@ -28,7 +28,7 @@ from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
 from simplu_worker.feed.documents import WantedDocuments
 from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_GRID_S, RENEW_S, claim_delay_s
-from simplu_worker.feed.memory import SentEvents
+from simplu_worker.feed.memory import SentEvents, event_budget
 from simplu_worker.feed.overview import ShardView
 from simplu_worker.feed.places import END, POSITION_MAX, HeldTenant, Place
 from simplu_worker.feed.rows import (
@@ -49,6 +49,7 @@ from simplu_worker.feed.rows import (
     write_cursors,
 )
 from simplu_worker.feed.types import Destination, DestinationTerms, FeedEvent, Incarnation
+from simplu_worker.feed.window import document_budget
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -70,6 +71,17 @@ DRAIN_S: Final = 2.0  # for requests under way, at the end
 Destinations: TypeAlias = Mapping[str, tuple[DestinationTerms, Destination]]
 
 log = structlog.get_logger(__name__)
+
+
+class FeedBudgets:
+    """The memory that the feeds of all shards by this replica share."""
+
+    def __init__(self) -> None:
+        self.events = event_budget()
+        self.documents = document_budget()
+
+    def __repr__(self) -> str:
+        return f"FeedBudgets({self.events}, {self.documents})"
 
 
 class RunChangedError(Exception):
@@ -101,6 +113,7 @@ class ShardFeed:
         *,
         publisher: str,
         published_count: Callable[[], int],
+        budgets: FeedBudgets | None = None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -113,7 +126,8 @@ class ShardFeed:
         self._utc = utc
         self._token: str | None = None
         self._lease_until = 0.0
-        self._memories: defaultdict[str, SentEvents] = defaultdict(SentEvents)
+        self._budgets = FeedBudgets() if budgets is None else budgets
+        self._memories: dict[str, SentEvents] = {}
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()
         self._ending = asyncio.Event()
@@ -139,8 +153,14 @@ class ShardFeed:
             for name, feed in self._feeds.items()
         ]
 
+    def forget_old_events(self) -> None:
+        """Forget the events that were sent too long ago to be undone, also while another replica publishes."""
+        for memory in self._memories.values():
+            memory.forget_old(loop_time())
+
     async def run(self, destinations: Destinations, ending: asyncio.Event) -> None:
         """Publish whenever the row is free, until *ending*; the row stays ours until `give_back`."""
+        self._remember_for(destinations)
         failure_count = 0
         while not ending.is_set():
             try:
@@ -157,6 +177,11 @@ class ShardFeed:
                 log.debug("feed.deferred", shard_id=self.shard_id, error=str(exc))
                 pause_s = backoff_s(failure_count, draw=self._draw(), base_s=0.5, max_s=IDLE_MAX_S)
                 await wait_any(ending, within_s=pause_s)
+
+    def _remember_for(self, destinations: Destinations) -> None:
+        """Begin the memories of new destinations, and drop those of destinations that have left the file."""
+        fresh = {name: SentEvents(self._budgets.events) for name in destinations if name not in self._memories}
+        self._memories = {name: memory for name, memory in self._memories.items() if name in destinations} | fresh
 
     async def give_back(self) -> None:
         """Give the row back, at the end of the replica."""
@@ -237,6 +262,7 @@ class ShardFeed:
         finally:
             self.is_publishing = False
             self._lease = None
+            self._feeds = {}  # with the documents in their windows
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise asyncio.CancelledError  # which a group that has errors as well does not raise
         if failure is not None:
@@ -251,13 +277,12 @@ class ShardFeed:
         token = self._required_token
         for name, (terms, _) in destinations.items():
             self._memories[name].note_filter(terms.filter)
-        known = {name: memory for name, memory in self._memories.items() if name in destinations}
         loaded = await load(
             self._pool,
             token,
             [terms for terms, _ in destinations.values()],
-            remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in known.items()},
-            complete_from={name: one.known_from for name, one in known.items() if one.known_from is not None},
+            remembered={name: memory.refs_behind(Place(0, 0)) for name, memory in self._memories.items()},
+            complete_from={name: one.known_from for name, one in self._memories.items() if one.known_from is not None},
             last_incarnation="" if self._state is None else self._state.incarnation,
             noise=self._noise,
         )
@@ -284,6 +309,7 @@ class ShardFeed:
                 row,
                 incarnation_of(loaded.state, row),
                 changed=self._changed,
+                documents=self._budgets.documents,
                 draw=self._draw,
             )
             if row.undone_due:
@@ -425,7 +451,7 @@ class ShardFeed:
         wanted = WantedDocuments(read[feeds[0].incarnation], [feed.terms for feed in feeds])
         if not wanted.resources:
             return ReadEvents(feeds, latest, [latest.facts], read, {})
-        found = await read_documents(self._pool, wanted.resources)
+        found = await read_documents(self._pool, wanted.resources, self._budgets.documents.part // 2)
         if found.left_at is not None:
             read = {one: of_one[: wanted.row_count(found.left_at)] for one, of_one in read.items()}
         return ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))

@@ -17,6 +17,7 @@ from typing import Final, TypeAlias, assert_never
 
 import msgspec
 
+from simplu_worker.feed.budget import Budget
 from simplu_worker.feed.places import BatchRef, Place
 from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.timing.backoff import backoff_s
@@ -24,6 +25,8 @@ from simplu_worker.vocabulary import FeedKind
 
 EVENTS_MAX: Final = 1000
 DOCUMENTS_MAX_BYTES: Final = 4 * 1024 * 1024
+DOCUMENTS_MIN_BYTES: Final = 128 * 1024  # with less, too many reads; each brings one document, however large
+TOTAL_DOCUMENT_BYTES: Final = 40 * 1024 * 1024  # of a process
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 30.0
 RETRY_AFTER_MAX_S: Final = 3600.0
 
@@ -52,10 +55,14 @@ Finished: TypeAlias = WindowEvent | RefusedForGood | Disabled
 
 
 class Window:
-    """The window of a destination: events up to *head*, where its log is read next."""
+    """The window of a destination: events up to *head*, where its log is read next.
 
-    def __init__(self, head: Place) -> None:
+    Their documents keep to its part of *budget*, as a read brings half of that part.
+    """
+
+    def __init__(self, head: Place, budget: Budget[Window] | None = None) -> None:
         self.head = head
+        self._budget = document_budget() if budget is None else budget
         self._events: deque[WindowEvent] = deque()
         self._document_bytes = 0
 
@@ -68,7 +75,7 @@ class Window:
     @property
     def has_room(self) -> bool:
         """Whether another read is worth its while."""
-        return len(self._events) <= EVENTS_MAX // 2 and self._document_bytes <= DOCUMENTS_MAX_BYTES // 2
+        return len(self._events) <= EVENTS_MAX // 2 and self._document_bytes <= self._budget.part // 2
 
     @property
     def cursor(self) -> Place:
@@ -87,7 +94,7 @@ class Window:
     def add(self, events: Sequence[WindowEvent], head: Place) -> None:
         """Add what was read up to *head*."""
         self._events += events
-        self._document_bytes += sum(_document_bytes(one) for one in events)
+        self._count_documents(sum(_document_bytes(one) for one in events))
         self.head = head
 
     def due(self, max_events: int, *, now: float) -> list[WindowEvent]:
@@ -163,7 +170,21 @@ class Window:
 
     def _drop_done(self) -> None:
         while self._events and self._events[0].is_done:
-            self._document_bytes -= _document_bytes(self._events.popleft())
+            self._count_documents(-_document_bytes(self._events.popleft()))
+
+    def _count_documents(self, added_bytes: int) -> None:
+        if not added_bytes:
+            return
+        self._document_bytes += added_bytes
+        if self._document_bytes:
+            self._budget.enter(self)
+        else:
+            self._budget.leave(self)
+
+
+def document_budget() -> Budget[Window]:
+    """Return what the documents in the windows of a process have together."""
+    return Budget(TOTAL_DOCUMENT_BYTES, least=DOCUMENTS_MIN_BYTES, most=DOCUMENTS_MAX_BYTES)
 
 
 def _document_bytes(one: WindowEvent) -> int:

@@ -16,7 +16,8 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.feed.feed import FIRST_PAUSE_S, Feed
-from simplu_worker.feed.incarnations import RENEW_S
+from simplu_worker.feed.incarnations import LEASE_S, RENEW_S
+from simplu_worker.feed.memory import TOTAL_EVENTS
 from simplu_worker.feed.places import END, Place
 from simplu_worker.feed.rows import NEW_S, LoadedFeed, claim, load, read_log, write_cursors
 from simplu_worker.feed.types import (
@@ -322,6 +323,39 @@ async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: S
             assert await asyncio.wait([task], timeout=10) == ({task}, set())
         task.result()
         assert await fetch(other, "SELECT FROM feed_shards WHERE expires_at <= clock_timestamp()") == [{}]
+
+
+@pytest.mark.slow(5)
+async def test_feed_drops_the_memories_that_nobody_needs(
+    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a destination which has left the file at once, those of a lost row as soon as they are old."""
+    monkeypatch.setattr("simplu_worker.feed.feed.MEASURE_S", 0.1)
+    one, two = Receiver("one"), Receiver("two")
+    feed = feed_of(pools, [address], [one.configured(), two.configured()])
+
+    async def until_users(count: int) -> None:
+        async def are_so_many() -> bool:
+            return f"Budget({TOTAL_EVENTS}, users={count})" in repr(feed)
+
+        assert await poll_until(are_so_many, within_s=20)
+
+    async with running(feed):
+        await publishing(feed)
+        await case.apply(case.operation("create", "r1", {}))
+        await asyncio.gather(one.until_count(1), two.until_count(1))
+        await until_users(2)
+        feed.replace([one.configured()])
+        await until_users(1)
+        await fetch(
+            case.pool,
+            "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
+            timedelta(seconds=LEASE_S),
+        )
+        await asyncio.sleep(RENEW_S)
+        monkeypatch.setattr("simplu_worker.feed.memory.KEPT_S", 0.1)
+        await until_users(0)
+        assert feed.published_count == 0
 
 
 @pytest.mark.slow(8)

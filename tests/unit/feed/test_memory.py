@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from simplu_worker.feed.events import undone_event
-from simplu_worker.feed.memory import EVENTS_MAX, KEPT_S, SentEvents
+from simplu_worker.feed.memory import EVENTS_MAX, EVENTS_MIN, KEPT_S, TOTAL_EVENTS, SentEvents, event_budget
 from simplu_worker.feed.places import BatchRef, Place
 from simplu_worker.feed.types import FeedEvent, FeedFilter, FeedTenant, Incarnation
 from simplu_worker.vocabulary import FeedKind
@@ -92,6 +92,32 @@ def test_memory_is_not_complete_behind_what_it_has_forgotten() -> None:
     memory.note(BatchRef(20_000, "t"), Place(20_000, 0), event(1), now=KEPT_S + 1)
     assert not memory.is_complete_behind(Place(EVENTS_MAX, 0))
     assert memory.is_complete_behind(Place(EVENTS_MAX, 1))
+
+
+def test_memories_of_a_process_share_one_budget() -> None:
+    """However many shards and destinations there are: the parts of those that fill up first shrink."""
+    budget = event_budget()
+    memories = [SentEvents(budget) for _ in range(50 * 2)]
+    noted = [(BatchRef(number, ""), Place(number, 1), event(number)) for number in range(4 * EVENTS_MIN)]
+    for memory in memories:
+        memory.known_from = Place(0, 0)
+        for ref, place, one in noted:
+            memory.note(ref, place, one, now=0)
+    kept = [len(memory.refs_behind(Place(0, 0))) for memory in memories]
+    assert (sum(kept), set(kept)) == (TOTAL_EVENTS, {EVENTS_MIN})
+    assert {memory.known_from for memory in memories} == {Place(3 * EVENTS_MIN - 1, 1)}
+
+
+def test_memory_without_new_events_is_empty_in_the_end() -> None:
+    """That of a lost row; its part goes to the others."""
+    budget = event_budget()
+    idle, busy = SentEvents(budget), SentEvents(budget)
+    for memory in (idle, busy):
+        memory.note(BatchRef(1, "t1"), Place(1, 0), event(1), now=0)
+    idle.forget_old(KEPT_S)
+    assert (len(idle.refs_behind(Place(0, 0))), set(budget.users)) == (1, {idle, busy})
+    idle.forget_old(KEPT_S + 1)
+    assert (idle.refs_behind(Place(0, 0)), set(budget.users)) == ([], {busy})
 
 
 def test_memory_is_whole_under_one_filter() -> None:

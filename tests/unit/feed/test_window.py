@@ -7,16 +7,20 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
+from simplu_worker.feed.documents import DOCUMENT_MAX_BYTES
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, FeedTenant, Incarnation, Refused, RetryLater
 from simplu_worker.feed.window import (
     DOCUMENTS_MAX_BYTES,
+    DOCUMENTS_MIN_BYTES,
     EVENTS_MAX,
     RETRY_AFTER_MAX_S,
     RETRY_MAX_S,
+    TOTAL_DOCUMENT_BYTES,
     RefusedForGood,
     Window,
     WindowEvent,
+    document_budget,
 )
 from simplu_worker.vocabulary import FeedKind
 
@@ -152,3 +156,34 @@ def test_window_is_full_when_its_documents_are() -> None:
     had_room.append(window.has_room)
     window.settle(large[:1], [Delivered()], tries=3, now=0, draw=0)
     assert [*had_room, window.has_room] == [True, False, True]
+
+
+def test_documents_in_the_windows_of_a_process_share_one_budget() -> None:
+    """However many shards and destinations there are; a window without documents always has room."""
+    budget = document_budget()
+    windows = [Window(Place(0, 0), budget) for _ in range(4 * TOTAL_DOCUMENT_BYTES // DOCUMENTS_MAX_BYTES)]
+    small = event(1)
+    small.event = msgspec.structs.replace(small.event, data=b"x" * (DOCUMENTS_MIN_BYTES // 2))
+    assert all(window.has_room for window in windows)
+    while with_room := [window for window in windows if window.has_room]:
+        for window in with_room:
+            window.add([msgspec.structs.replace(small)], Place(1, 0))
+    held = [len(window) * DOCUMENTS_MIN_BYTES // 2 for window in windows]
+    assert TOTAL_DOCUMENT_BYTES // 2 < sum(held) <= TOTAL_DOCUMENT_BYTES
+    for window in windows[1:]:
+        events = window.due(EVENTS_MAX, now=0)
+        window.settle(events, [Delivered()] * len(events), tries=3, now=0, draw=0)
+    assert windows[0].has_room
+    assert budget.part == DOCUMENTS_MAX_BYTES
+
+
+def test_window_has_room_for_one_document_at_least() -> None:
+    """Also where the windows of all others have more than the process is to have."""
+    budget = document_budget()
+    others = [Window(Place(0, 0), budget) for _ in range(2 * TOTAL_DOCUMENT_BYTES // DOCUMENTS_MIN_BYTES)]
+    large = event(1)
+    large.event = msgspec.structs.replace(large.event, data=b"x" * DOCUMENT_MAX_BYTES)
+    for window in others:
+        assert window.has_room
+        window.add([msgspec.structs.replace(large)], Place(1, 0))
+    assert not any(window.has_room for window in others)
