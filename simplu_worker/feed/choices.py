@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
@@ -58,14 +59,43 @@ class PassSource(msgspec.Struct, frozen=True):
     source: str
 
 
+class PassEvent(msgspec.Struct, frozen=True):
+    """Try an event once more that the destination cannot take, then keep it as refused, whatever the reason."""
+
+    event_id: str
+
+
+LAST_TRY_MARK: Final = (
+    "last-try:"  # before the id of such an event, in the column of the one at which a destination stopped
+)
+
+
+def marked_to_pass(event_id: str) -> str:
+    """Return what the cursor has of an event that is to be passed."""
+    return LAST_TRY_MARK + event_id
+
+
+def passed_event(refused_event: str | None) -> str | None:
+    """Return the event that is to be passed by what the cursor has, None if it has another one or none."""
+    if refused_event is None or not refused_event.startswith(LAST_TRY_MARK):
+        return None
+    return refused_event.removeprefix(LAST_TRY_MARK)
+
+
 def choose_skip(
     stopped: FeedStop | None,
     error: str | None,
     refused_event: str | None,
     held: Sequence[HeldTenant],
     tenant_id: str | None,
-) -> Resume | PassSource:
-    """Return what a skip passes, of *tenant_id* if given. Raises `PermanentError` where there is nothing to pass."""
+    event_id: str | None = None,
+) -> Resume | PassSource | PassEvent:
+    """Return what a skip passes, of *tenant_id* if given, or *event_id*.
+
+    Raises `PermanentError` where there is nothing to pass.
+    """
+    if event_id is not None:
+        return _choose_event(stopped, tenant_id, event_id)
     waiting = {one.tenant_id: one for one in held if not one.is_passed}
     if tenant_id is not None:
         if tenant_id not in waiting:
@@ -78,3 +108,11 @@ def choose_skip(
         names = ", ".join(sorted(waiting))
         raise PermanentError(f"expected --tenant, out of those that wait for their source: {names}; got none")
     raise PermanentError("expected a destination that has stopped, or a tenant that waits for its source; found none")
+
+
+def _choose_event(stopped: FeedStop | None, tenant_id: str | None, event_id: str) -> PassEvent:
+    if tenant_id is not None:
+        raise PermanentError("expected --tenant or --event, got both")
+    if stopped is not None:
+        raise PermanentError("expected no --event, as the destination has stopped; got one")
+    return PassEvent(event_id)

@@ -15,6 +15,7 @@ import structlog
 from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.budget import Budget
+from simplu_worker.feed.choices import marked_to_pass, passed_event
 from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
 from simplu_worker.feed.filters import lets_through
 from simplu_worker.feed.memory import SentEvents
@@ -91,7 +92,8 @@ class DestinationFeed:
         self.released: list[HeldTenant] = []
         self.catch_up: CatchUp | None = None
         self.stopped, self.error = row.stopped, row.error
-        self._refused_event = row.refused_event  # at which it stopped, or that it is to pass
+        self._passed_event = passed_event(row.refused_event)  # by a person's word
+        self._refused_event = row.refused_event if self._passed_event is None else None  # at which it stopped
         self._again_through = row.again_through
         self._left_out = row.left_out
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
@@ -147,11 +149,15 @@ class DestinationFeed:
             held=tuple(held.values()),
             stopped=self.stopped,
             error=self.error,
-            refused_event=self._refused_event,
+            refused_event=self._refused_event or self._pass_mark,
             again_through=self._again_left,
             left_out=self._left_out,
             behind_since=self.behind_since,
         )
+
+    @property
+    def _pass_mark(self) -> str | None:
+        return None if self._passed_event is None else marked_to_pass(self._passed_event)
 
     @property
     def _again_left(self) -> int | None:
@@ -269,9 +275,11 @@ class DestinationFeed:
         return msgspec.structs.replace(event, data=document, reapplies=reapplies)
 
     def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
-        """Return *event* on its way; one at which the feed had stopped is tried once more."""
-        is_last_try = event.id == self._refused_event
-        return WindowEvent(event, place, ref, refusal_count=self.terms.tries - 1 if is_last_try else 0)
+        """Return *event* on its way; one at which the feed had stopped, or that is passed, is tried once more."""
+        is_passed = event.id == self._passed_event
+        is_last_try = is_passed or event.id == self._refused_event
+        refusal_count = self.terms.tries - 1 if is_last_try else 0
+        return WindowEvent(event, place, ref, refusal_count=refusal_count, is_passed=is_passed)
 
     def end(self) -> None:
         """Let `run` end behind the request that is under way."""
@@ -383,7 +391,8 @@ class DestinationFeed:
 
     async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
         event = refused.one.event
-        if self.terms.on_refusal is OnRefusal.STOP and event.id != self._refused_event:
+        is_to_stop = self.terms.on_refusal is OnRefusal.STOP and not refused.one.is_passed
+        if is_to_stop and event.id != self._refused_event:
             if self.stopped is None:
                 self._refused_event = event.id
                 self._stop(FeedStop.REFUSED, refused.error)
@@ -403,6 +412,8 @@ class DestinationFeed:
     def _note_passed(self, event: FeedEvent) -> None:
         if event.id == self._refused_event:
             self._refused_event = None
+        if event.id == self._passed_event:
+            self._passed_event = None
 
     def _stop(self, why: FeedStop, error: str) -> None:
         if self.stopped is None:

@@ -55,7 +55,7 @@ class CursorRow(msgspec.Struct, frozen=True):
     held: tuple[HeldTenant, ...]
     stopped: str | None = None
     error: str | None = None
-    refused_event: str | None = None  # at which it stopped; which it is to pass where it has not stopped
+    refused_event: str | None = None  # at which it stopped; tried once more where it goes on, or is marked to be passed
     again_through: int | None = None  # events of batches up to this one may have been sent before a replay
     left_out: LeftOut | None = None  # by that replay; a person writes it, and a new incarnation deletes it
     behind_since: datetime | None = None

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import PassSource, Replay, Resume, choose_replay, choose_skip
+from simplu_worker.feed.choices import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip, marked_to_pass
 from simplu_worker.feed.places import HeldTenant, Place, decode_held
 from simplu_worker.feed.rows import left_out_of
 from simplu_worker.feed.types import FeedEvent
@@ -114,20 +114,24 @@ async def replay(
         return ReplayPlan(change_count, begins_at, _stop(row["stopped"]))
 
 
-async def skip(pool: ShardPool, destination: str, tenant_id: str | None, *, apply: bool) -> Resume | PassSource:
+async def skip(
+    pool: ShardPool, destination: str, tenant_id: str | None, event_id: str | None = None, *, apply: bool
+) -> Resume | PassSource | PassEvent:
     """Return what a skip passes on the shard; with *apply* pass it. Raises `PermanentError` where there is nothing."""
     async with pool.transaction() as connection:
         if not await has_schema(connection, pool):
             raise _no_cursor(destination)
-        choice = await _choose(connection, destination, tenant_id)
+        choice = await _choose(connection, destination, tenant_id, event_id)
         if apply:
             await connection.execute(QUERIES["take_feed"])
-            choice = await _choose(connection, destination, tenant_id)
+            choice = await _choose(connection, destination, tenant_id, event_id)
             match choice:
                 case Resume():
                     await connection.execute(QUERIES["resume_feed"], destination)
                 case PassSource(passed):
                     await connection.execute(QUERIES["pass_held_tenant"], destination, passed)
+                case PassEvent(passed):
+                    await connection.execute(QUERIES["pass_feed_event"], destination, marked_to_pass(passed))
         return choice
 
 
@@ -158,11 +162,14 @@ async def _find_replay(
     return row, choose_replay(cursor, left_out_of(row), held, row["behind"], row["until"])
 
 
-async def _choose(connection: Connection, destination: str, tenant_id: str | None) -> Resume | PassSource:
+async def _choose(
+    connection: Connection, destination: str, tenant_id: str | None, event_id: str | None
+) -> Resume | PassSource | PassEvent:
     row = await connection.fetchrow(QUERIES["read_feed_cursor"], destination)
     if row is None:
         raise _no_cursor(destination)
-    return choose_skip(_stop(row["stopped"]), row["error"], row["refused_event"], decode_held(row["held"]), tenant_id)
+    stopped, held = _stop(row["stopped"]), decode_held(row["held"])
+    return choose_skip(stopped, row["error"], row["refused_event"], held, tenant_id, event_id)
 
 
 _refusals: Final = msgspec.json.Decoder(tuple[RefusedEvent, ...])

@@ -42,10 +42,11 @@ class WindowEvent(msgspec.Struct, eq=False):
     due_at: float = 0.0
     retry_count: int = 0
     refusal_count: int = 0
+    is_passed: bool = False  # by a person's word: its next failure is its last one, whatever the reason
 
 
 class RefusedForGood(msgspec.Struct, frozen=True):
-    """An event that was refused as often as the terms allow."""
+    """An event that was refused as often as the terms allow, or that is passed."""
 
     one: WindowEvent
     error: str
@@ -144,11 +145,13 @@ class Window:
                     finished.append(one)
                 case RetryLater() | Refused() if key in failed:
                     pass
-                case RetryLater(_, after_s):
+                case RetryLater(error, after_s):
                     failed.add(key)
                     one.retry_count += 1
                     wait_s = backoff_s(one.retry_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
                     one.due_at = now + (wait_s if after_s is None else min(max(after_s, wait_s), RETRY_AFTER_MAX_S))
+                    if one.is_passed:
+                        finished.append(RefusedForGood(one, error))
                 case Refused(error):
                     failed.add(key)
                     one.refusal_count += 1

@@ -68,10 +68,11 @@ def skip_feed(
     *,
     shard: str,
     tenant: OneTenant = None,
+    event: str | None = None,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Let a destination go on that has stopped on a shard, or pass the lost source of a tenant that has moved.
+    """Let a destination go on that has stopped on a shard; or pass the lost source of a moved tenant, or an event.
 
     The event that it refused is tried once more, and is kept as refused if it is refused again.
 
@@ -83,11 +84,13 @@ def skip_feed(
         The shard id; of a tenant that has moved, its target.
     tenant
         Send the events of this business and location without those of the shard that it came from.
+    event
+        The id of an event that the destination cannot take; it is tried once more, and kept as refused if that fails.
     """
     from simplu_worker.commands.feed.skip import skip_feed
 
     return common.run(
-        lambda settings: skip_feed(settings, destination, shard, tenant, apply=apply, as_json=common.as_json)
+        lambda settings: skip_feed(settings, destination, shard, tenant, event, apply=apply, as_json=common.as_json)
     )
 
 

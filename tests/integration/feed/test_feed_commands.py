@@ -25,7 +25,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.vocabulary import FeedData, OnRefusal
+from simplu_worker.vocabulary import FeedData, FeedKind, OnRefusal
 
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -164,6 +164,45 @@ async def test_skip_lets_a_disabled_destination_go_on_where_it_was(
     for name, problem in {"receiver": "found none", "nobody": "has begun on this shard, got nobody"}.items():
         with pytest.raises(PermanentError, match=problem):
             await skip_feed(settings, name, "a", None, apply=True, as_json=True)
+
+
+@pytest.mark.slow(10)
+@pytest.mark.parametrize("on_refusal", OnRefusal)
+async def test_skip_passes_an_event_that_the_receiver_cannot_take(
+    world: World, settings: Settings, output: Output, on_refusal: OnRefusal
+) -> None:
+    """It is tried once more, kept as refused though it was not refused, and what waited behind it comes."""
+    receiver = Receiver()
+    failed: list[str] = []
+
+    def answer(event: FeedEvent) -> Delivery:
+        if event.resource_id != "bad" or event.kind is not FeedKind.RESOURCE_CREATED:
+            return Delivered()
+        failed.append(event.id)
+        return RetryLater("500")
+
+    receiver.answer = answer
+    terms = DestinationTerms("receiver", on_refusal=on_refusal)
+    feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(terms=terms)])
+    case = world.case("a")
+    async with running(feed):
+        await publishing(feed, 2)
+        await case.apply(case.operation("create", "bad", {}))
+        await case.apply(case.operation("update", "bad", {}), case.operation("create", "good", {}))
+        await receiver.until_count(1)
+        event_id, more = failed[0], ("receiver", "a", None)
+        assert await skip_feed(settings, *more, event_id, apply=False, as_json=True) == 0
+        planned = output.json()
+        assert (planned["eventId"], planned["applied"]) == (event_id, False)
+        assert await skip_feed(settings, *more, event_id, apply=True, as_json=True) == 0
+        assert output.json() == planned | {"applied": True}
+        await receiver.until_count(2, 20)
+        await until(world, "a", f"SELECT FROM feed_refusals WHERE event_id = '{event_id}' AND error = '500'", 1)
+        await until(world, "a", "SELECT FROM feed_cursors WHERE refused_event IS NULL", 1)
+    assert set(receiver.told()) == {
+        ("resource.created", f"{case.tenant_id}/patient/good"),
+        ("resource.updated", f"{case.tenant_id}/patient/bad"),
+    }
 
 
 @pytest.mark.slow(12)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import PassSource, Replay, Resume, choose_replay, choose_skip
+from simplu_worker.feed.choices import (
+    PassEvent,
+    PassSource,
+    Replay,
+    Resume,
+    choose_replay,
+    choose_skip,
+    marked_to_pass,
+    passed_event,
+)
 from simplu_worker.feed.places import POSITION_MAX, HeldTenant, LeftOut, Place
 from simplu_worker.vocabulary import FeedStop
 
@@ -92,3 +101,22 @@ def test_skip_passes_what_is_named_and_nothing_else(
             choose_skip(stopped, "why", "id-1", tenants, tenant_id)
     else:
         assert choose_skip(stopped, "why", "id-1", tenants, tenant_id) == expected
+
+
+def test_skip_passes_an_event_of_a_destination_that_goes_on() -> None:
+    """One that has stopped is resumed first, which passes the event at which it stopped."""
+    assert choose_skip(None, "503", None, (held("x"),), None, "id-2") == PassEvent("id-2")
+    with pytest.raises(PermanentError, match="expected no --event"):
+        choose_skip(FeedStop.REFUSED, "why", "id-1", (), None, "id-2")
+    with pytest.raises(PermanentError, match="expected --tenant or --event"):
+        choose_skip(None, None, None, (held("x"),), "x", "id-2")
+
+
+@pytest.mark.parametrize(
+    ("in_cursor", "expected"), [(marked_to_pass("id-2"), "id-2"), ("id-2", None), (None, None), ("", None)]
+)
+def test_event_to_pass_is_told_from_one_at_which_a_destination_stopped(
+    in_cursor: str | None, expected: str | None
+) -> None:
+    """A resumed destination may be busy for a moment, and is to get the event all the same."""
+    assert passed_event(in_cursor) == expected

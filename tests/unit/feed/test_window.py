@@ -122,6 +122,21 @@ def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> N
     assert window.cursor == Place(1, 0)
 
 
+@pytest.mark.parametrize("failure", [RetryLater("503"), RetryLater("429", 60.0)])
+def test_event_that_a_person_passes_is_finished_by_its_next_failure(failure: RetryLater) -> None:
+    """Whatever the reason; but not one that was not tried, as another of its key before it failed."""
+    window, events = Window(Place(0, 0)), [event(1), event(2)]
+    events[1].is_passed = True
+    window.add(events, Place(2, 0))
+    assert window.settle(events, [failure, RetryLater("behind")], tries=9, now=0, draw=0) == []
+    assert window.settle(events[:1], [Delivered()], tries=9, now=99, draw=0) == events[:1]
+    refused = RefusedForGood(events[1], failure.error)
+    assert window.settle(events[1:], [failure], tries=9, now=99, draw=0) == [refused]
+    assert window.due(1, now=99) == []  # until it is kept
+    window.finish(events[1])
+    assert window.cursor == Place(2, 0)
+
+
 def test_disabled_destination_is_reported_and_keeps_its_event() -> None:
     """A person lets it go on."""
     window, one = Window(Place(0, 0)), event(1)

@@ -519,6 +519,12 @@ UPDATE public.feed_cursors
 SET stopped = NULL, error = NULL, updated_at = pg_catalog.clock_timestamp()
 WHERE destination = $1;
 
+-- name: pass_feed_event
+-- Let the destination $1 try an event once more, by its mark $2, in a transaction that has taken the row.
+UPDATE public.feed_cursors
+SET refused_event = $2, updated_at = pg_catalog.clock_timestamp()
+WHERE destination = $1;
+
 -- name: pass_held_tenant
 -- Let the destination $1 pass the source of the tenant $2, in a transaction that has taken the row.
 UPDATE public.feed_cursors
