@@ -65,9 +65,8 @@ class PassEvent(msgspec.Struct, frozen=True):
     event_id: str
 
 
-LAST_TRY_MARK: Final = (
-    "last-try:"  # before the id of such an event, in the column of the one at which a destination stopped
-)
+# Before the id of such an event, in the column of the one at which a destination stopped.
+LAST_TRY_MARK: Final = "last-try:"
 
 
 def marked_to_pass(event_id: str) -> str:

@@ -3,8 +3,8 @@
 A schema refers to itself alone, so nothing is ever fetched. Why the time for a document is bounded: each value in it is
 compared with at most VISITS_MAX subschemas; a keyword that takes as long as several counts as several. They are counted
 over all ways through the schema: a state has, for the values at one path of a document, how often each subschema is
-reached, and the next states are those of their members and elements. Without the bound, two
-alternatives that both lead back to the schema take time exponential in the depth of a document.
+reached, and the next states are those of their members and elements. Without the bound, two alternatives that both lead
+back to the schema take time exponential in the depth of a document.
 """
 
 from __future__ import annotations
