@@ -161,8 +161,10 @@ async def load(
         there = await _find_batches(connection, refs)
         if {state.noted_run, *(noted_runs[name] for name in mine)} == {state.run}:
             return LoadedFeed(state, mine, there, is_new=False)
+        # Nobody has published in it; if this publisher has, the server has lost that, and rows of destinations with it.
+        is_first = state.noted_run is None and last_incarnation != state.incarnation
         holds = last_incarnation <= state.incarnation and (
-            state.noted_run is None
+            is_first
             or (
                 all(
                     name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None

@@ -448,6 +448,23 @@ async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") 
     )
 
 
+async def test_incarnation_begins_when_the_server_has_lost_that_the_first_one_was_published(
+    pools: Pools, address: ShardAddress
+) -> None:
+    """Also where nothing is known to be undone: a destination that has left the file may have got events in it."""
+    pool, token = pools.ensure_pool(address), str(uuid4())
+    await claim(pool, token=token, publisher="a", noise="0001")
+    first = await load_feed(pool, token)
+    assert not first.is_new
+    await fetch(pool, "UPDATE feed_shards SET server_run = NULL")
+    await fetch(pool, "DELETE FROM feed_cursors")
+
+    later = await load_feed(pool, token, last_incarnation=first.state.incarnation)
+
+    assert later.is_new
+    assert later.state.incarnation > first.state.incarnation
+
+
 async def test_incarnation_begins_when_the_one_of_the_publisher_is_lost(pools: Pools, address: ShardAddress) -> None:
     """Receivers know it, and would take events of an earlier one for undone ones; so do those of a row that is lost."""
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
