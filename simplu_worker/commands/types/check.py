@@ -117,8 +117,9 @@ async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[Sche
     for resource_type, schema in schemas:
         counts: Counter[str] = Counter()
         for tenant_id in tenants:
-            async for documents in _documents(pool, tenant_id, resource_type.names):
-                counts += count_findings(schema, documents)
+            for stored_name in resource_type.names:
+                async for documents in _documents(pool, tenant_id, stored_name):
+                    counts += count_findings(schema, documents)
         findings += [
             SchemaFinding(pool.address.shard_id, name, resource_type.name, count, path)
             for path, count in counts.most_common()
@@ -126,15 +127,15 @@ async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[Sche
     return findings
 
 
-async def _documents(pool: ShardPool, tenant_id: str, names: Sequence[str]) -> AsyncIterator[Iterable[bytes]]:
-    """Yield all documents with *names* of a tenant, page by page."""
-    last = ("", "")
+async def _documents(pool: ShardPool, tenant_id: str, name: str) -> AsyncIterator[Iterable[bytes]]:
+    """Yield all documents with *name* of a tenant, page by page."""
+    last = ""
     while True:
-        rows = await fetch_from_shard(pool, QUERIES["read_documents"], tenant_id, list(names), *last, PAGE_ROWS)
+        rows = await fetch_from_shard(pool, QUERIES["read_documents"], tenant_id, name, last, PAGE_ROWS)
         yield [row["data"].encode() for row in rows]
         if len(rows) < PAGE_ROWS:
             return
-        last = (rows[-1]["name"], rows[-1]["resource_id"])
+        last = rows[-1]["resource_id"]
 
 
 def _print(files: Mapping[str, TypeFile], unknown: Sequence[UnknownName], findings: Sequence[SchemaFinding]) -> None:

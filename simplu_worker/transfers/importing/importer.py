@@ -55,7 +55,7 @@ from simplu_worker.transfers.importing.rules import (
 )
 from simplu_worker.transfers.importing.source import ImportSource, SourceFacts, SourceReader, SourceSnapshot
 from simplu_worker.transfers.importing.statements import list_rows_without_tenant, list_tenants
-from simplu_worker.transfers.importing.target import CopyState, TargetTenant, read_open_imports
+from simplu_worker.transfers.importing.target import CopyState, TargetTenant, count_open_imports, read_open_imports
 
 log = structlog.get_logger(__name__)
 
@@ -196,16 +196,23 @@ class Importer:
 
         known = await self._shards.locator.list_shards()
         found = await query_all_shards(known, read)
-        for shard_id, row in ((shard_id, row) for shard_id, rows in sorted(found.items()) for row in rows):
-            state, detail = ImportState.DISCARDED if apply else ImportState.DISCARD, None
-            try:
-                if apply:
-                    await TargetTenant(self._shards.pools.pool_of(shard_id), row["id"], token=token).discard()
-            except WorkerError as exc:
-                state, detail = ImportState.FAILED, str(exc)
-            name = f"{row['business_id']} {row['location_id']}"
-            names = row["business_id"], row["location_id"], row["business_type"]
-            reports.append(TenantReport(state, name, *names, shard_id, rows=row["row_count"], detail=detail))
+        for shard_id, rows in sorted(found.items()):
+            pool = self._shards.pools.pool_of(shard_id)
+            counts = {} if apply or not rows else await count_open_imports(pool, facts.identity)
+            for row in rows:
+                state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, None, 0
+                try:
+                    if apply:
+                        count = await TargetTenant(pool, row["id"], token=token).discard()
+                    elif counts is None:
+                        detail = "its rows are not counted, as that takes long"
+                    else:
+                        count = counts.get(row["id"], 0)
+                except WorkerError as exc:
+                    state, detail = ImportState.FAILED, str(exc)
+                name = f"{row['business_id']} {row['location_id']}"
+                names = row["business_id"], row["location_id"], row["business_type"]
+                reports.append(TenantReport(state, name, *names, shard_id, rows=count, detail=detail))
         return DiscardResult(facts, reports, sorted({shard.shard_id for shard in known} - found.keys()))
 
     @contextlib.asynccontextmanager

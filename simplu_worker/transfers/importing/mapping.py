@@ -164,6 +164,8 @@ def _problems_of(mapping: SourceMapping) -> Iterable[str]:
         where = f"table {number}, {table.table}"
         for problem in (*_table_problems(table), *_tenant_problems(table, mapping.tenants)):
             yield f"{where}: {problem}"
+    if len({len(table.tenant) for table in mapping.tables}) > 1:
+        yield "tenant: expected one column in every table, or two in every table, got both; read a view"
 
 
 def _table_problems(table: TableMapping) -> Iterable[str]:

@@ -77,7 +77,7 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
 
 
 async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]]:
-    """Return the tenants of a shard that an import from *source* has not activated, with their numbers of resources.
+    """Return the tenants of a shard that an import from *source* has not activated.
 
     Raises `RetryableError` if it does not answer.
     """
@@ -85,6 +85,12 @@ async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, Any]
         if not await has_schema(connection, pool):
             return []
         return [dict(row) for row in await connection.fetch(QUERIES["find_open_imports"], source)]
+
+
+async def count_open_imports(pool: ShardPool, source: str) -> dict[str, int] | None:
+    """Return the numbers of resources of those tenants by id; None where it takes long to count them."""
+    counts = await pool.count(QUERIES["count_open_imports"], source)
+    return None if counts is None else {row["id"]: row["row_count"] for row in counts}
 
 
 async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> str | None:
@@ -139,14 +145,16 @@ class TargetTenant:
             raise self._taken()
         return CopyState(row["started_at"], row["step"], msgspec.json.decode(row["detail"]))
 
-    async def clear(self) -> None:
-        """Delete all rows of the tenant: those of an earlier run, of another snapshot."""
-        deleted = CLEAR_MAX_ROWS
+    async def clear(self) -> int:
+        """Delete all rows of the tenant: those of an earlier run, of another snapshot; return their number."""
+        deleted, count = CLEAR_MAX_ROWS, 0
         while deleted == CLEAR_MAX_ROWS:
             async with self._fenced() as connection:
                 deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, CLEAR_MAX_ROWS))
                 if deleted:
                     await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+            count += deleted
+        return count
 
     async def write(self, rows: Sequence[SourceRow]) -> None:
         """Write rows that may be taken."""
@@ -218,13 +226,14 @@ class TargetTenant:
             )
             self._check_server(await note_server(connection), verified_on)
 
-    async def discard(self) -> None:
-        """Delete the tenant's rows, its row and the import."""
+    async def discard(self) -> int:
+        """Delete the tenant's rows, its row and the import; return the number of its rows."""
         await self.take_over()
-        await self.clear()
+        count = await self.clear()
         async with self._fenced() as connection:
             await connection.execute(QUERIES["delete_incoming_tenant"], self._tenant_id)
             await connection.execute(QUERIES["delete_import"], self._tenant_id)
+        return count
 
     @contextlib.asynccontextmanager
     async def _fenced(self, budget: StatementBudget = StatementBudget.USUAL) -> AsyncIterator[Connection]:

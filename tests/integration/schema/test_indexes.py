@@ -198,6 +198,20 @@ async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPo
     assert (all_index.startswith("resources_"), all_rows <= 300) == (True, True)
 
 
+async def test_check_of_a_type_looks_at_no_rows_but_those_it_counts_and_judges(filled: ShardPool) -> None:
+    """A join would read all resources, and up to PostgreSQL 16 a search for several names those behind them."""
+    (known,) = await fetch(filled, 'SELECT array_agg(DISTINCT "resourceName") AS names FROM resources')
+    names = sorted(known["names"])
+    async with filled.connection() as connection:
+        none = await explained(connection, QUERIES["count_unknown_names"], "dental", names)
+        one = await explained(connection, QUERIES["count_unknown_names"], "dental", names[1:])
+        page = await explained(connection, QUERIES["read_documents"], SMALL, names[0], "r000290", 200)
+    assert {index for index, _ in scans(none)} == {"resources_pkey"}
+    assert sum(count for _, count in scans(none)) < 10
+    assert {index for index, _ in scans(one)} == {"resources_pkey"}
+    assert scans(page) == [("resources_pkey", 10)]
+
+
 async def test_locations_of_a_business_are_found_by_their_index(filled: ShardPool) -> None:
     """Not by a look at every tenant of the shard."""
     async with filled.connection() as connection:

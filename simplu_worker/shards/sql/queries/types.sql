@@ -95,8 +95,9 @@ LIMIT 10;
 
 -- name: count_unknown_names
 -- The resources of the tenants of the type $1 whose names are not among $2, by name, the most first. By the primary key:
--- it steps from name to name of each tenant, and counts the unknown ones alone.
-SELECT named.name, pg_catalog.count(*) AS row_count, pg_catalog.count(DISTINCT named.id) AS tenant_count
+-- it steps from name to name of each tenant, and counts the unknown ones alone. A plain join would let the planner read and
+-- sort all resources of the shard, also where none is unknown.
+SELECT named.name, pg_catalog.sum(own.row_count)::pg_catalog.int8 AS row_count, pg_catalog.count(*) AS tenant_count
 FROM (
     WITH RECURSIVE steps AS (
         SELECT tenants.id, (
@@ -116,7 +117,10 @@ FROM (
     )
     SELECT steps.id, steps.name FROM steps WHERE steps.name <> ALL($2::pg_catalog.text[])
 ) AS named
-JOIN public.resources ON resources.id = named.id AND resources."resourceName" = named.name
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.count(*) AS row_count FROM public.resources
+    WHERE resources.id = named.id AND resources."resourceName" = named.name
+) AS own
 GROUP BY named.name
 ORDER BY row_count DESC, named.name
 LIMIT 50;
@@ -128,12 +132,10 @@ WHERE tenants.business_type = $1 AND tenants.state NOT IN ('moved', 'destroyed')
 ORDER BY tenants.id;
 
 -- name: read_documents
--- The next $5 documents of the tenant $1 whose names are among $2, after the one with the name $3 and the id $4.
-SELECT
-    resources."resourceName" AS name, resources."resourceId" AS resource_id, resources.data::pg_catalog.text AS data
+-- The next $4 documents of the tenant $1 with the name $2, after the one with the id $3. Of one name: up to PostgreSQL 16 a
+-- search for several would read all that come after them.
+SELECT resources."resourceId" AS resource_id, resources.data::pg_catalog.text AS data
 FROM public.resources
-WHERE
-    resources.id = $1 AND resources."resourceName" = ANY($2::pg_catalog.text[])
-    AND (resources."resourceName", resources."resourceId") > ($3, $4)
-ORDER BY resources."resourceName", resources."resourceId"
-LIMIT $5;
+WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" > $3
+ORDER BY resources."resourceId"
+LIMIT $4;

@@ -156,15 +156,24 @@ SET
     )
 WHERE tenant_id = $1 AND token = $2::pg_catalog.text::pg_catalog.uuid;
 
--- name: find_open_imports
--- The tenants that an import from the source $1 has not activated, with the numbers of their resources.
-SELECT
-    tenants.id, tenants.business_id, tenants.location_id, tenants.business_type,
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS row_count
-FROM public.tenants
+-- fragment: open_imports
+-- The tenants that an import from the source $1 has not activated.
+public.tenants
 JOIN public.imports ON imports.tenant_id = tenants.id
 WHERE tenants.state = 'incoming' AND imports.step <> 'activated' AND imports.source = $1
+
+-- name: find_open_imports
+-- Those tenants, in order.
+SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
+FROM :open_imports
 ORDER BY tenants.id;
+
+-- name: count_open_imports
+-- The numbers of their resources: read from the table, as it was just written.
+SELECT
+    tenants.id,
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS row_count
+FROM :open_imports;
 
 -- name: delete_incoming_tenant
 -- Undo `make_incoming_tenants` for a tenant without resources. In a transaction that has locked the import.

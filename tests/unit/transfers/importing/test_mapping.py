@@ -86,6 +86,12 @@ def test_text_that_is_no_mapping_is_refused(text: bytes, is_json: bool) -> None:
         parse_mapping(text, is_json=is_json)
 
 
+def test_tables_with_one_and_with_two_tenant_columns_are_refused() -> None:
+    """One and the same tenant would be two."""
+    with pytest.raises(ConfigurationError, match="expected one column in every table, or two in every table, got both"):
+        parse(TABLE, TABLE | {"table": "orders", "tenant": ["b"]}, tenants={"location": "main"})
+
+
 def test_text_that_is_too_long_is_refused() -> None:
     """Before it is parsed."""
     with pytest.raises(ConfigurationError, match="expected at most 1048576 bytes, got 1048577"):
@@ -124,8 +130,7 @@ def test_bounds_of_a_mapping_may_be_reached() -> None:
     long = "x" * 63
     text = json.dumps({"tables": [TABLE | {"table": long}]}).encode()
     whole = parse_mapping(text + b" " * (FILE_MAX_BYTES - len(text)), is_json=True)
-    own = parse(TABLE | {"data_column": "x"}, TABLE | {"business_type_column": "kind", "tenant": ["b"]},
-                tenants={"location": "main"})  # fmt: skip
+    own = parse(TABLE | {"data_column": "x"}, TABLE | {"business_type_column": "kind"})
     joined = parse(TABLE | {"tenant": ["b"]}, tenants={"joined": True})
 
     assert whole.tables[0].table == long
