@@ -227,13 +227,14 @@ class Client:
     def send_order(self, event: OrderEvent, *, is_urgent: bool = False, group_id: str | None = None) -> Sent:
         """Send an order event, and return when its queue has it: events that need an order one after the other.
 
-        In a FIFO queue *group_id* names those, else each order is a group. Raises `InvalidOperationError`,
+        In a FIFO queue *group_id* names those, else each order of a tenant is a group. Raises `InvalidOperationError`,
         `NotSentError`.
         """
         request_id = event.get("deduplicationId") or _new_id()
         message = {**event, "deduplicationId": request_id}
         url = _required("priority_queue_url" if is_urgent else "order_queue_url", self._order_urls[is_urgent])
-        self._send_message(url, message, "type", group_id or event.get("orderId") or request_id)
+        order = f"{event.get('businessId')}-{event.get('locationId')}-{event.get('orderId') or request_id}"
+        self._send_message(url, message, "type", group_id or order)
         return Sent(request_id, event["businessId"], event["locationId"])
 
     def send_control(self, message: ControlMessage) -> None:
@@ -246,7 +247,9 @@ class Client:
         request = {"QueueUrl": queue_url, "MessageBody": _encode(message, kind_name).data.decode()}
         if queue_url.endswith(".fifo"):
             request["MessageGroupId"] = queue_id(group_id)
-            request["MessageDeduplicationId"] = queue_id(message.get("deduplicationId") or _new_id())
+            # SQS drops an id that the queue had in the last five minutes, of any tenant, and also if that event became
+            # a dead letter. So each call has its own: the SDK's tries share it, and the worker drops repetitions.
+            request["MessageDeduplicationId"] = _new_id()
         try:
             self._sqs.send_message(**request)  # which tries again
         except (BotoCoreError, ClientError) as exc:

@@ -220,7 +220,7 @@ def partition_key(message: Mapping[str, Any]) -> str:
 
 
 def queue_id(text: str) -> str:
-    """Return *text* as SQS allows the id of a group or for de-duplication, or a digest of it."""
+    """Return *text* as SQS allows the id of a group, or a digest of it."""
     return text if GROUP.fullmatch(text) else _digest(text)
 
 

@@ -214,13 +214,14 @@ export class Client {
 
   /**
    * Sends an order event; resolves when its queue has it. Await one before the next that has to follow it. In a FIFO
-   * queue `groupId` names those, else each order is a group. Rejects with `InvalidOperationError` or `NotSentError`.
+   * queue `groupId` names those, else each order of a tenant is a group. Rejects with `InvalidOperationError` or `NotSentError`.
    */
   async sendOrder(event: OrderEvent, options: { isUrgent?: boolean; groupId?: string } = {}): Promise<Sent> {
     const requestId = event.deduplicationId ?? newId();
     const message = { ...event, deduplicationId: requestId };
     const name = options.isUrgent ? "priorityQueueUrl" : "orderQueueUrl";
-    await this.#sendMessage(required(name, this.#options[name]), message, "type", options.groupId ?? event.orderId ?? requestId, requestId);
+    const order = `${event.businessId}-${event.locationId}-${event.orderId ?? requestId}`;
+    await this.#sendMessage(required(name, this.#options[name]), message, "type", options.groupId ?? order);
     return { requestId, businessId: event.businessId, locationId: event.locationId };
   }
 
@@ -229,7 +230,7 @@ export class Client {
     const groupId = `${message.businessId}-${message.locationId ?? ""}`;
     const sent = { timestamp: new Date().toISOString(), ...message };
     const queueUrl = required("controlQueueUrl", this.#options.controlQueueUrl);
-    await this.#sendMessage(queueUrl, sent, "messageType", groupId, newId());
+    await this.#sendMessage(queueUrl, sent, "messageType", groupId);
   }
 
   async #sendMessage(
@@ -237,10 +238,11 @@ export class Client {
     message: Readonly<Record<string, unknown>>,
     kindName: string,
     groupId: string,
-    id: string,
   ): Promise<void> {
     const MessageBody = encoded(message, kindName).data.toString();
-    const fifo = { MessageGroupId: queueId(groupId), MessageDeduplicationId: queueId(id) };
+    // SQS drops an id that the queue had in the last five minutes, of any tenant, and also if that event became a dead
+    // letter. So each call has its own: the SDK's tries share it, and the worker drops repetitions.
+    const fifo = { MessageGroupId: queueId(groupId), MessageDeduplicationId: newId() };
     const request = { QueueUrl, MessageBody, ...(QueueUrl.endsWith(".fifo") ? fifo : {}) };
     try {
       await this.#sqs.send(new SendMessageCommand(request)); // which tries again

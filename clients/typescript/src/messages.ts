@@ -166,7 +166,7 @@ export function partitionKey(message: Readonly<Record<string, unknown>>): string
   return [...key].length <= MAX_KEY_CHARS ? key : digest(key);
 }
 
-/** Returns the text as SQS allows the id of a group or for de-duplication, or a digest of it. */
+/** Returns the text as SQS allows the id of a group, or a digest of it. */
 export function queueId(text: string): string {
   return GROUP.test(text) ? text : digest(text);
 }

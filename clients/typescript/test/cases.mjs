@@ -4,6 +4,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { Batcher } from "../dist/batcher.js";
+import { Client } from "../dist/client.js";
 import { encode, partitionKey, queueId, uuid7 } from "../dist/messages.js";
 import { askAfterMs, judge } from "../dist/outcomes.js";
 
@@ -87,6 +88,27 @@ function runOutcome({ http, answer, sentAt, expect, word, result = null }) {
     assert.equal(error ?? reason ?? status, word);
   }
 }
+
+/** Returns what a client asks SQS for. */
+async function askedOf(use) {
+  const requests = [];
+  const sqs = { send: async ({ input }) => void requests.push(input) };
+  const queues = { orderQueueUrl: "https://sqs/orders.fifo", controlQueueUrl: "https://sqs/control.fifo" };
+  await use(new Client({ ...queues, sqs }));
+  return requests;
+}
+
+// A queue has the events of all tenants: only within one are an order and a deduplicationId unique.
+const event = { type: "CREATE", locationId: "l", orderId: "o", data: {}, deduplicationId: "d" };
+const ofOrders = await askedOf(async (client) => {
+  for (const businessId of ["a", "b", "a"]) {
+    await client.sendOrder({ ...event, businessId });
+  }
+  await client.sendOrder({ ...event, businessId: "a" }, { groupId: "own" });
+});
+assert.deepEqual(ofOrders.map((request) => request.MessageGroupId), ["a-l-o", "b-l-o", "a-l-o", "own"]);
+assert.equal(new Set(ofOrders.map((request) => request.MessageDeduplicationId)).size, 4);
+assert.ok(ofOrders.every((request) => JSON.parse(request.MessageBody).deduplicationId === "d"));
 
 check("batcher", `${folder}/batcher.json`, runBatcher);
 check("messages", `${folder}/messages.json`, runMessage);

@@ -80,14 +80,14 @@ def parse_lines(
 def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
     """Return the lines of *text* as order events; a missing `deduplicationId` is taken from *new_id*.
 
-    The group is the member `groupId`, else the order's id.
+    The group is the member `groupId`, else the order of its tenant.
     """
     origin = Origin(source=Source.SQS, name="", arrived_at=now)
 
     def parse(number: int, raw: bytes) -> Iterator[InputLine]:
         record = complete_record(raw, {"deduplicationId": new_id()})
         decoded = decode_order(record.decode("utf-8", "replace"), {}, origin, rules, deduplication_id=None)
-        yield InputLine(number, record, _group_of(record) or decoded.resource_id or f"line-{number}", decoded)
+        yield InputLine(number, record, _group_of(record) or _order_of(decoded) or f"line-{number}", decoded)
 
     return list(_reject_reused_ids(_parse_each(text, parse), "deduplicationId"))
 
@@ -117,11 +117,21 @@ def _group_of(record: bytes) -> str | None:
         return None
 
 
-def message_of(line: InputLine, *, is_fifo: bool) -> OutgoingMessage:
-    """Return the message of an order event. SQS has its own rules for ids: what breaks them is hashed."""
-    key = line.key
-    own_id = f"line-{line.number}" if key is None else key[1]
-    fifo = FifoIds(group_id=_sqs_id(line.partition_key), deduplication_id=_sqs_id(own_id))
+def _order_of(decoded: Operation | RejectedRecord) -> str | None:
+    """Return the order with its tenant, as tenants share a queue: in one group they would wait for each other."""
+    if decoded.resource_id is None:
+        return None
+    return f"{decoded.business_id or ''}-{decoded.location_id or ''}-{decoded.resource_id}"
+
+
+def message_of(line: InputLine, *, is_fifo: bool, run_id: str) -> OutgoingMessage:
+    """Return the message of an order event. SQS has its own rules for ids: a group that breaks them is hashed.
+
+    SQS would drop an event whose id another one of the queue had in the last five minutes: of another tenant, or sent
+    by an earlier run and a dead letter since. So an id is new in each run, *run_id*; the worker drops repetitions.
+    """
+    own_id = hashlib.sha256(run_id.encode() + b"\0" + line.record).hexdigest()
+    fifo = FifoIds(group_id=_sqs_id(line.partition_key), deduplication_id=own_id)
     return OutgoingMessage(body=line.record.decode("utf-8", "replace"), fifo=fifo if is_fifo else None)
 
 

@@ -163,7 +163,8 @@ async def _put_events(settings: Settings, lines: Sequence[InputLine], options: S
     """Do the same with order events and their queue."""
     url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
     async with open_queue_for_sends(settings, url or "") as queue:
-        messages = [message_of(line, is_fifo=queue.is_fifo) for line in lines]
+        run_id = _new_id()
+        messages = [message_of(line, is_fifo=queue.is_fifo, run_id=run_id) for line in lines]
         return await _put_into(queue_sink(queue), messages, queue.name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.commands.stream.input_lines import InputLine, complete_record, message_of, parse_events, parse_lines
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
@@ -167,27 +168,46 @@ def read_events(text: bytes) -> list[InputLine]:
     return parse_events(text, now=NOW, new_id=lambda: f"new-{next(numbers)}", rules=OrderRules(10_000, ("x", "y")))
 
 
+def fifo_of(line: InputLine, run_id: str = "run") -> FifoIds:
+    """Return what the message of *line* has in a FIFO queue."""
+    fifo = message_of(line, is_fifo=True, run_id=run_id).fifo
+    assert fifo is not None
+    return fifo
+
+
 def test_events_get_an_id_and_a_group() -> None:
-    """A whole event stays as it is; the order's id is the group of an event that names none."""
+    """A whole event stays as it is; the tenant's order is the group of an event that names none."""
     absent = {name: value for name, value in EVENT.items() if name != "deduplicationId"}
     nameless = {"type": "DELETE", "orderId": "o-2", "groupId": "all", "deduplicationId": None}
     whole, numbered, third = read_events(text_of(EVENT, b"", absent, nameless))
-    assert (whole.number, whole.record, whole.partition_key) == (1, json.dumps(EVENT).encode(), "o-1")
+    assert (whole.number, whole.record, whole.partition_key) == (1, json.dumps(EVENT).encode(), "b-l-o-1")
     assert (numbered.number, numbered.key) == (3, ("b-l", "new-2"))
     assert (third.partition_key, third.key) == ("all", ("x-y", "new-3"))
-    assert message_of(third, is_fifo=False).fifo is None
-    fifo = message_of(third, is_fifo=True).fifo
-    assert fifo is not None
-    assert (fifo.group_id, fifo.deduplication_id) == ("all", "new-3")
+    assert message_of(third, is_fifo=False, run_id="run").fifo is None
+    assert fifo_of(third).group_id == "all"
 
 
 def test_ids_that_sqs_refuses_are_hashed() -> None:
-    """The same one for the same id; the event keeps its own."""
+    """The same one for the same event of a run; the event keeps its own."""
     odd = EVENT | {"deduplicationId": "d 1", "groupId": "g" * 129}
-    first, again = (message_of(line, is_fifo=True).fifo for line in read_events(text_of(odd, odd)))
-    assert first is not None
+    first, again = map(fifo_of, read_events(text_of(odd, odd)))
     assert first == again
     assert {len(first.group_id), len(first.deduplication_id)} == {64}
+
+
+def test_events_of_two_tenants_share_neither_group_nor_id() -> None:
+    """A queue has the events of all tenants, and only within one are an order and a deduplicationId unique."""
+    tenants: list[dict[str, Any]] = [{"locationId": "l"}, {"locationId": "m"}, {"businessId": None, "locationId": None}]
+    ids = [fifo_of(line) for line in read_events(text_of(*(EVENT | tenant for tenant in tenants)))]
+    assert [one.group_id for one in ids] == ["b-l-o-1", "b-m-o-1", "x-y-o-1"]
+    assert len({one.deduplication_id for one in ids}) == 3
+
+
+def test_event_that_is_sent_again_by_a_later_run_has_another_id() -> None:
+    """Corrected or not: it may be a dead letter since, and SQS would confirm and drop it for five minutes."""
+    first, corrected = read_events(text_of(EVENT, EVENT | {"data": {"n": 1}}))
+    ids = {fifo_of(line, run_id).deduplication_id for line in (first, corrected) for run_id in ("1", "2")}
+    assert len(ids) == 4
 
 
 @pytest.mark.parametrize(
@@ -206,7 +226,7 @@ def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterRe
     assert isinstance(good.decoded, Operation)
     assert isinstance(rejected.decoded, RejectedRecord)
     assert rejected.decoded.reason is reason
-    assert message_of(rejected, is_fifo=True).fifo is not None
+    assert fifo_of(rejected).group_id
 
 
 def test_line_that_is_an_array_is_taken_apart_as_by_the_worker() -> None:
