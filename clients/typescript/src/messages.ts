@@ -148,12 +148,29 @@ export function encode(message: Readonly<Record<string, unknown>>, kindName: str
   } catch (error) {
     return { problem: `expected JSON: ${String(error)}` }; // a cycle, or a BigInt
   }
+  if (text.includes("null") && hasFalseNull(message)) {
+    return { problem: "expected JSON: got a number that is not finite, or an invalid date" };
+  }
   const data = Buffer.from(text);
   const sizeBytes = data.length + Buffer.byteLength(key);
   if (sizeBytes > MAX_RECORD_BYTES) {
     return { problem: `expected at most ${MAX_RECORD_BYTES} bytes with the partition key, got ${sizeBytes}` };
   }
   return { data, sizeBytes };
+}
+
+/**
+ * Returns whether JSON has null for a number that is not finite, or for an invalid date: in a patch it would remove the
+ * member.
+ */
+function hasFalseNull(message: Readonly<Record<string, unknown>>): boolean {
+  let isFound = false;
+  JSON.stringify(message, function (this: Record<string, unknown>, name: string, value: unknown) {
+    // In `this` a date still is one.
+    isFound ||= (typeof value === "number" && !Number.isFinite(value)) || (value === null && this[name] !== null);
+    return value;
+  });
+  return isFound;
 }
 
 function isText(value: unknown, maxChars: number): boolean {

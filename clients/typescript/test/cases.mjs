@@ -117,6 +117,13 @@ scripts.forEach((path) => check("scripts", path, runBatcher));
 
 assert.equal(uuid7(0x0190a1b2c3d4, Buffer.alloc(10, 0xff)), "0190a1b2-c3d4-7fff-bfff-ffffffffffff");
 assert.equal(uuid7(0, Buffer.alloc(10)), "00000000-0000-7000-8000-000000000000");
+const patch = { operation: "patch", businessId: "b", locationId: "l", resourceType: "t", resourceId: "1" };
+for (const value of [NaN, Infinity, -Infinity, new Date(NaN), [1, { deep: NaN }]]) {
+  assert.match(encode({ ...patch, data: { price: value } }, "operation").problem, /not finite/);
+}
+for (const data of [{ gone: null }, { text: "null", absent: undefined }, { at: new Date(0), list: [null, 1] }]) {
+  assert.equal(JSON.stringify(JSON.parse(encode({ ...patch, data }, "operation").data).data), JSON.stringify(data));
+}
 assert.equal(queueId("o-1"), "o-1");
 for (const text of ["o 1", "ö", "", "o\n", "x".repeat(129)]) {
   assert.match(queueId(text), /^[0-9a-f]{64}$/);
