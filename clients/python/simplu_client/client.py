@@ -136,6 +136,8 @@ class Client:
     def send(self, operation: Operation) -> Sent:
         """Queue an operation behind those of its partition key; blocks while the queue is full.
 
+        It does not block in a callback of `accepted`.
+
         Raises:
             InvalidOperationError: the worker would refuse it.
             ClosedError: the client is closed.
@@ -149,7 +151,8 @@ class Client:
         item = _Item(encoded.data)
         item.accepted.set_running_or_notify_cancel()  # nobody can cancel it
         with self._room:
-            self._room.wait_for(lambda: self._is_closed or self._batcher.has_room(encoded.size_bytes))
+            if not self._is_sender():  # a sender, in a callback, would wait for room that only senders make
+                self._room.wait_for(lambda: self._is_closed or self._batcher.has_room(encoded.size_bytes))
             if self._is_closed:
                 raise ClosedError("expected an open client")
             self._batcher.add(item, key, encoded.size_bytes)
@@ -165,9 +168,13 @@ class Client:
             left = self._batcher.drain()
             self._is_stopped = True
             self._work.notify_all()
-        for thread in self._threads if not left else ():
+        # A sender, in a callback, cannot wait for itself, nor for another one that closes too.
+        for thread in self._threads if not left and not self._is_sender() else ():
             thread.join()
         return self._give_up(left)
+
+    def _is_sender(self) -> bool:
+        return threading.current_thread() in self._threads
 
     def _run(self) -> None:
         while (batch := self._take_batch()) is not None:

@@ -1,0 +1,73 @@
+"""The client with Kinesis and SQS in memory: what its callers and their callbacks may do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from simplu_client import Client, Limits, NotSentError, Operation, Sent
+from simplu_client.client import Position
+
+WITHIN_S = 5.0
+
+
+class Memory:
+    """Accepts all records and messages, and keeps them."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"Memory({len(self.records)} records, {len(self.messages)} messages)"
+
+    def put_records(self, *, StreamName: str, Records: Sequence[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803 - boto3
+        """Accept them."""
+        self.records += Records
+        return {"Records": [{"ShardId": StreamName, "SequenceNumber": "1"} for _ in Records]}
+
+    def send_message(self, **request: Any) -> None:
+        """Accept it."""
+        self.messages.append(request)
+
+
+def operation_of(number: int) -> Operation:
+    """Return an operation of one of few keys."""
+    return {"operation": "list", "businessId": "b", "locationId": "l", "resourceType": f"t{number % 3}"}
+
+
+def accepted_of(sent: Sent) -> Future[Position]:
+    """Return what an operation, unlike a message, always has."""
+    assert sent.accepted is not None
+    return sent.accepted
+
+
+def test_callbacks_send_while_the_queue_is_full() -> None:
+    """They run in the threads that make room: each of these would wait for the others."""
+    kinesis, count, followed = Memory(), 200, threading.Semaphore(0)
+    client = Client(stream="s", kinesis=kinesis, limits=Limits(max_count=2))
+
+    def follow(_: Future[Position]) -> None:
+        accepted_of(client.send(operation_of(0))).add_done_callback(lambda _: followed.release())
+
+    def produce() -> None:
+        for number in range(count):
+            accepted_of(client.send(operation_of(number))).add_done_callback(follow)
+
+    producers = [threading.Thread(target=produce, daemon=True) for _ in range(4)]
+    for producer in producers:
+        producer.start()
+    assert all(followed.acquire(timeout=WITHIN_S) for _ in range(4 * count))
+    assert client.close(WITHIN_S) == []
+    assert len(kinesis.records) == 2 * 4 * count
+
+
+def test_callback_closes_the_client() -> None:
+    """The thread that it runs in is not waited for."""
+    client = Client(stream="s", kinesis=Memory())
+    left: Future[list[NotSentError]] = Future()
+    accepted_of(client.send(operation_of(0))).add_done_callback(lambda _: left.set_result(client.close(WITHIN_S)))
+    assert left.result(WITHIN_S) == []
+    assert client.close(WITHIN_S) == []
