@@ -144,7 +144,8 @@ class Client:
 
         """
         request_id = operation.get("requestId") or _new_id()
-        message = {"timestamp": _now_text(), **operation, "requestId": request_id}
+        timestamp = operation.get("timestamp") or _now_text()
+        message = {**operation, "requestId": request_id, "timestamp": timestamp}
         key = partition_key(message)
         encoded = _encode(message, "operation", key=key)
         _required("stream", self._stream)
@@ -246,9 +247,10 @@ class Client:
 
     def send_control(self, message: ControlMessage) -> None:
         """Send a control message, and return when its queue has it. Raises `InvalidOperationError`, `NotSentError`."""
-        group_id = f"{message['businessId']}-{message.get('locationId', '')}"
+        timestamp = message.get("timestamp") or _now_text()
+        group_id = f"{message.get('businessId')}-{message.get('locationId') or ''}"
         url = _required("control_queue_url", self._control_url)
-        self._send_message(url, {"timestamp": _now_text(), **message}, "messageType", group_id)
+        self._send_message(url, {**message, "timestamp": timestamp}, "messageType", group_id)
 
     def _send_message(self, queue_url: str, message: Mapping[str, Any], kind_name: str, group_id: str) -> None:
         request = {"QueueUrl": queue_url, "MessageBody": _encode(message, kind_name).data.decode()}

@@ -186,7 +186,8 @@ def encode(message: Mapping[str, Any], kind_name: str, *, key: str = "") -> Enco
     kind = message.get(kind_name)
     if kind not in _REQUIRED:
         return InvalidMessage(f"expected a known {kind_name}, got {kind!r}")
-    for name in _REQUIRED[kind]:
+    of_action = ("locationId",) if message.get("action") == "destroy" else ()
+    for name in (*_REQUIRED[kind], *of_action):
         if message.get(name) is None:
             return InvalidMessage(f"expected a member {name} of {kind}, got none")
     for name, value in message.items():

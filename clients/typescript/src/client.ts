@@ -101,7 +101,7 @@ export class Client {
    */
   async send(operation: Operation): Promise<Sent> {
     const requestId = operation.requestId ?? newId();
-    const message = { timestamp: new Date().toISOString(), ...operation, requestId };
+    const message = { ...operation, requestId, timestamp: operation.timestamp ?? new Date().toISOString() };
     const key = partitionKey(message);
     const { data, sizeBytes } = encoded(message, "operation", key);
     required("stream", this.#options.stream);
@@ -228,7 +228,7 @@ export class Client {
   /** Sends a control message; resolves when the queue has it. Rejects with `InvalidOperationError` or `NotSentError`. */
   async sendControl(message: ControlMessage): Promise<void> {
     const groupId = `${message.businessId}-${message.locationId ?? ""}`;
-    const sent = { timestamp: new Date().toISOString(), ...message };
+    const sent = { ...message, timestamp: message.timestamp ?? new Date().toISOString() };
     const queueUrl = required("controlQueueUrl", this.#options.controlQueueUrl);
     await this.#sendMessage(queueUrl, sent, "messageType", groupId);
   }

@@ -123,7 +123,8 @@ export function encode(message: Readonly<Record<string, unknown>>, kindName: str
   if (required === undefined) {
     return { problem: `expected a known ${kindName}, got ${String(kind)}` };
   }
-  const missing = required.find((name) => (message[name] ?? null) === null);
+  const ofAction = message["action"] === "destroy" ? ["locationId"] : [];
+  const missing = [...required, ...ofAction].find((name) => (message[name] ?? null) === null);
   if (missing !== undefined) {
     return { problem: `expected a member ${missing} of ${String(kind)}, got none` };
   }

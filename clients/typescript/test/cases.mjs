@@ -98,6 +98,22 @@ async function askedOf(use) {
   return requests;
 }
 
+// A timestamp that is null or undefined is none.
+for (const timestamp of [null, undefined]) {
+  const records = [];
+  const send = async ({ input: { Records } }) => {
+    records.push(...Records);
+    return { Records: Records.map(() => ({ ShardId: "s", SequenceNumber: "1" })) };
+  };
+  const client = new Client({ stream: "s", kinesis: { send } });
+  await client.send({ operation: "list", businessId: "b", locationId: "l", resourceType: "t", timestamp });
+  assert.deepEqual(await client.close(), []);
+  assert.match(JSON.parse(records[0].Data).timestamp, /^20.+Z$/);
+  const creation = { messageType: "SHARD_CREATION", businessId: "b", locationId: "l", businessType: "gym" };
+  const [request] = await askedOf((sender) => sender.sendControl({ ...creation, timestamp }));
+  assert.match(JSON.parse(request.MessageBody).timestamp, /^20.+Z$/);
+}
+
 // A queue has the events of all tenants: only within one are an order and a deduplicationId unique.
 const event = { type: "CREATE", locationId: "l", orderId: "o", data: {}, deduplicationId: "d" };
 const ofOrders = await askedOf(async (client) => {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from datetime import datetime
+from typing import Any, cast
 
-from simplu_client import Client, Limits, NotSentError, Operation, Sent
+import pytest
+from simplu_client import Client, ControlMessage, InvalidOperationError, Limits, NotSentError, Operation, Sent
 from simplu_client.client import Position
 
 WITHIN_S = 5.0
@@ -71,3 +74,30 @@ def test_callback_closes_the_client() -> None:
     accepted_of(client.send(operation_of(0))).add_done_callback(lambda _: left.set_result(client.close(WITHIN_S)))
     assert left.result(WITHIN_S) == []
     assert client.close(WITHIN_S) == []
+
+
+CREATION: ControlMessage = {
+    "messageType": "SHARD_CREATION",
+    "businessId": "b",
+    "locationId": "l",
+    "businessType": "gym",
+}
+
+
+def test_timestamp_that_is_none_is_the_time_of_sending() -> None:
+    """As null counts as absent, and the worker refuses what has no timestamp."""
+    memory = Memory()
+    with Client(stream="s", control_queue_url="q", kinesis=memory, sqs=memory) as client:
+        client.send(cast("Operation", {**operation_of(0), "timestamp": None}))
+        client.send_control(cast("ControlMessage", {**CREATION, "timestamp": None}))
+    sent = [json.loads(text) for text in (memory.records[0]["Data"], memory.messages[0]["MessageBody"])]
+    assert all(datetime.fromisoformat(message["timestamp"]).tzinfo for message in sent)
+
+
+@pytest.mark.parametrize("name", ["businessId", "locationId", "businessType"])
+def test_control_message_that_lacks_a_member_is_an_invalid_one(name: str) -> None:
+    """Whichever it is."""
+    message = {member: value for member, value in CREATION.items() if member != name}
+    client = Client(control_queue_url="q", sqs=Memory())
+    with pytest.raises(InvalidOperationError, match=name):
+        client.send_control(cast("ControlMessage", message))
