@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast, get_args
 from urllib.parse import quote, urlencode, urlsplit
 
 import boto3
@@ -36,6 +36,7 @@ from simplu_client.messages import (
     InvalidMessage,
     Operation,
     OrderEvent,
+    PartitionKeyRule,
     encode,
     partition_key,
     queue_id,
@@ -88,7 +89,8 @@ class Client:
     """Sends to simplu-worker. One serves all threads of a process; make it after a fork.
 
     What is not needed may be left out: *stream* for operations, the URLs of queues for messages, and *url* with *token*
-    for `wait`. *kinesis* and *sqs* are clients of boto3, made from the environment without them.
+    for `wait`. *kinesis* and *sqs* are clients of boto3, made from the environment without them. *partition_key* is the
+    worker's KINESIS_PARTITION_KEY.
     """
 
     def __init__(
@@ -103,8 +105,11 @@ class Client:
         kinesis: Any = None,
         sqs: Any = None,
         limits: Limits | None = None,
+        partition_key: PartitionKeyRule = "resource-type",
     ) -> None:
-        self._stream = stream
+        if partition_key not in get_args(PartitionKeyRule):
+            raise SimpluError(f"partition_key: expected one of {get_args(PartitionKeyRule)}, got {partition_key!r}")
+        self._stream, self._key_rule = stream, partition_key
         self._order_urls = {False: order_queue_url, True: priority_queue_url}
         self._control_url = control_queue_url
         self._url, self._token = url, token
@@ -146,7 +151,7 @@ class Client:
         request_id = operation.get("requestId") or _new_id()
         timestamp = operation.get("timestamp") or _now_text()
         message = {**operation, "requestId": request_id, "timestamp": timestamp}
-        key = partition_key(message)
+        key = partition_key(message, self._key_rule)
         encoded = _encode(message, "operation", key=key)
         _required("stream", self._stream)
         item = _Item(encoded.data)

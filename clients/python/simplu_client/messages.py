@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 Document: TypeAlias = Mapping[str, Any]
+PartitionKeyRule: TypeAlias = Literal["resource-type", "tenant"]
 MAX_RECORD_BYTES = 1024 * 1024  # data and partition key: the default of Kinesis, and the quota of SQS
 MAX_KEY_CHARS = 256  # API_PutRecordsRequestEntry
 GROUP = re.compile(r"[!-~]{1,128}")  # a MessageGroupId: API_SendMessage
@@ -214,9 +215,10 @@ def _text_problem(value: object, max_chars: int) -> str | None:
     return f"text of 1 to {max_chars} characters without U+0000 and lone surrogates"
 
 
-def partition_key(message: Mapping[str, Any]) -> str:
-    """Return the partition key of an operation: all operations of a resource share it."""
-    key = f"{message.get('businessId')}-{message.get('locationId')}-{message.get('resourceType')}"
+def partition_key(message: Mapping[str, Any], rule: PartitionKeyRule = "resource-type") -> str:
+    """Return the partition key of an operation by the *rule* of the worker: all operations of a resource share it."""
+    key = f"{message.get('businessId')}-{message.get('locationId')}"
+    key = key if rule == "tenant" else f"{key}-{message.get('resourceType')}"
     return key if len(key) <= MAX_KEY_CHARS else _digest(key)
 
 

@@ -11,6 +11,7 @@ import {
   encode,
   type Operation,
   type OrderEvent,
+  type PartitionKeyRule,
   partitionKey,
   queueId,
   uuid7,
@@ -38,6 +39,8 @@ export interface ClientOptions {
   kinesis?: KinesisClient;
   sqs?: SQSClient;
   limits?: Partial<Limits>;
+  /** The worker's `KINESIS_PARTITION_KEY`; by default `resource-type`. */
+  partitionKey?: PartitionKeyRule;
   /** Gets what was not accepted and is sent again, and what was given up; by default the console does. */
   warn?: (text: string) => void;
 }
@@ -87,6 +90,9 @@ export class Client {
   #isDrained = false;
 
   constructor(options: ClientOptions) {
+    if (!["resource-type", "tenant"].includes(options.partitionKey ?? "resource-type")) {
+      throw new SimpluError(`partitionKey: expected resource-type or tenant, got ${options.partitionKey}`);
+    }
     this.#options = options;
     // A request that is sent again may let others of its keys wait: the batcher tries again, not the SDK.
     this.#kinesis = options.kinesis ?? new KinesisClient({ maxAttempts: 1 });
@@ -102,7 +108,7 @@ export class Client {
   async send(operation: Operation): Promise<Sent> {
     const requestId = operation.requestId ?? newId();
     const message = { ...operation, requestId, timestamp: operation.timestamp ?? new Date().toISOString() };
-    const key = partitionKey(message);
+    const key = partitionKey(message, this.#options.partitionKey);
     const { data, sizeBytes } = encoded(message, "operation", key);
     required("stream", this.#options.stream);
     if (this.#isClosed) {

@@ -6,6 +6,8 @@ export const MAX_RECORD_BYTES = 1024 * 1024; // data and partition key: the defa
 const MAX_KEY_CHARS = 256; // API_PutRecordsRequestEntry
 const GROUP = /^[!-~]{1,128}$/; // a MessageGroupId: API_SendMessage
 
+export type PartitionKeyRule = "resource-type" | "tenant";
+
 export type Document = Readonly<Record<string, unknown>>;
 
 /** One location of one business. */
@@ -178,9 +180,13 @@ function isText(value: unknown, maxChars: number): boolean {
   return typeof value === "string" && value !== "" && [...value].length <= maxChars && !/[\0\p{Surrogate}]/u.test(value);
 }
 
-/** Returns the partition key of an operation: all operations of a resource share it. */
-export function partitionKey(message: Readonly<Record<string, unknown>>): string {
-  const key = `${message["businessId"]}-${message["locationId"]}-${message["resourceType"]}`;
+/** Returns the partition key of an operation by the worker's rule: all operations of a resource share it. */
+export function partitionKey(
+  message: Readonly<Record<string, unknown>>,
+  rule: PartitionKeyRule = "resource-type",
+): string {
+  const tenant = `${message["businessId"]}-${message["locationId"]}`;
+  const key = rule === "tenant" ? tenant : `${tenant}-${message["resourceType"]}`;
   return [...key].length <= MAX_KEY_CHARS ? key : digest(key);
 }
 

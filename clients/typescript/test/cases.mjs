@@ -60,23 +60,24 @@ function runBatcher({ steps }) {
   }
 }
 
-function runMessage({ kind, message, repeat, large, problem, key, keyLength, bytes }) {
+function runMessage({ kind, rule, message, repeat, large, problem, key, keyLength, bytes }) {
   if (repeat) {
     message[repeat[0]] = message[repeat[0]].repeat(repeat[1]);
   }
   if (large) {
     message.data = { a: "x".repeat(large) };
   }
-  const found = encode(message, kind, partitionKey(message));
+  const own = partitionKey(message, rule);
+  const found = encode(message, kind, own);
   if (problem) {
     assert.ok(found.problem?.includes(problem), JSON.stringify(found));
     return;
   }
   assert.deepEqual(JSON.parse(found.data), message);
   assert.equal(found.data.toString(), bytes ?? found.data.toString());
-  assert.equal(found.sizeBytes, found.data.length + Buffer.byteLength(partitionKey(message)));
-  assert.equal(partitionKey(message), key ?? partitionKey(message));
-  assert.equal(partitionKey(message).length, keyLength ?? partitionKey(message).length);
+  assert.equal(found.sizeBytes, found.data.length + Buffer.byteLength(own));
+  assert.equal(own, key ?? own);
+  assert.equal(own.length, keyLength ?? own.length);
 }
 
 function runOutcome({ http, answer, sentAt, expect, word, result = null }) {
@@ -97,6 +98,8 @@ async function askedOf(use) {
   await use(new Client({ ...queues, sqs }));
   return requests;
 }
+
+assert.throws(() => new Client({ partitionKey: "any" }), /resource-type or tenant/);
 
 // A timestamp that is null or undefined is none.
 for (const timestamp of [null, undefined]) {

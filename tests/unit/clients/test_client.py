@@ -10,7 +10,16 @@ from datetime import datetime
 from typing import Any, cast
 
 import pytest
-from simplu_client import Client, ControlMessage, InvalidOperationError, Limits, NotSentError, Operation, Sent
+from simplu_client import (
+    Client,
+    ControlMessage,
+    InvalidOperationError,
+    Limits,
+    NotSentError,
+    Operation,
+    Sent,
+    SimpluError,
+)
 from simplu_client.client import Position
 
 WITHIN_S = 5.0
@@ -101,3 +110,13 @@ def test_control_message_that_lacks_a_member_is_an_invalid_one(name: str) -> Non
     client = Client(control_queue_url="q", sqs=Memory())
     with pytest.raises(InvalidOperationError, match=name):
         client.send_control(cast("ControlMessage", message))
+
+
+def test_partition_key_is_by_the_rule_of_the_worker() -> None:
+    """And another rule than the packages know is refused."""
+    kinesis = Memory()
+    with Client(stream="s", kinesis=kinesis, partition_key="tenant") as client:
+        client.send(operation_of(0))
+    assert [record["PartitionKey"] for record in kinesis.records] == ["b-l"]
+    with pytest.raises(SimpluError, match="partition_key: expected one of"):
+        Client(partition_key=cast("Any", "any"))

@@ -14,10 +14,11 @@ from jsonschema import Draft202012Validator
 from simplu_client.messages import MAX_RECORD_BYTES, Encoded, InvalidMessage, encode, partition_key, queue_id, uuid7
 from support.clients.cases import read_cases
 
+from simplu_worker.commands.stream.input_lines import partition_key_of
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.status.routes.message_schemas import SCHEMAS
-from simplu_worker.vocabulary import Source
+from simplu_worker.vocabulary import PartitionKeyRule, Source
 
 CASES = read_cases("messages")
 ORIGIN = Origin(source=Source.KINESIS, name="stream", arrived_at=datetime(2026, 1, 31, 9, tzinfo=UTC))
@@ -43,7 +44,8 @@ def message_of(case: dict[str, Any]) -> dict[str, Any]:
 def test_message_is_what_the_case_says(case: dict[str, Any]) -> None:
     """The table that both clients share."""
     message = message_of(case)
-    found = encode(message, case["kind"], key=partition_key(message))
+    own = partition_key(message, case.get("rule", "resource-type"))
+    found = encode(message, case["kind"], key=own)
     if "problem" in case:
         assert isinstance(found, InvalidMessage)
         assert case["problem"] in found.text
@@ -51,9 +53,9 @@ def test_message_is_what_the_case_says(case: dict[str, Any]) -> None:
     assert isinstance(found, Encoded)
     assert json.loads(found.data) == message
     assert found.data == case.get("bytes", found.data.decode()).encode()
-    assert found.size_bytes == len(found.data) + len(partition_key(message).encode()) <= MAX_RECORD_BYTES
-    assert partition_key(message) == case.get("key", partition_key(message))
-    assert len(partition_key(message)) == case.get("keyLength", len(partition_key(message)))
+    assert found.size_bytes == len(found.data) + len(own.encode()) <= MAX_RECORD_BYTES
+    assert own == case.get("key", own)
+    assert len(own) == case.get("keyLength", len(own))
 
 
 @pytest.mark.parametrize(
@@ -62,10 +64,13 @@ def test_message_is_what_the_case_says(case: dict[str, Any]) -> None:
     ids=lambda case: case["name"],
 )
 def test_client_and_worker_agree_on_operations(case: dict[str, Any]) -> None:
-    """The worker decodes what the client sends, and rejects what it refuses."""
+    """The worker decodes what the client sends, with the partition key that it expects, and rejects what it refuses."""
     message = {"timestamp": "2026-01-31T09:00:00Z", "requestId": "r"} | message_of(case)
     decoded = decode_operation(json.dumps(message).encode(), ORIGIN, max_bytes=10 << 20, list_limit=1000)
     assert isinstance(decoded, Operation) == ("problem" not in case)
+    if isinstance(decoded, Operation):
+        rule = case.get("rule", "resource-type")
+        assert partition_key(message, rule) == partition_key_of(decoded, 1, PartitionKeyRule(rule))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["kind"] != "operation"], ids=lambda case: case["name"])
