@@ -39,6 +39,7 @@ from simplu_client.messages import (
     PartitionKeyRule,
     encode,
     partition_key,
+    plain,
     queue_id,
     uuid7,
 )
@@ -148,9 +149,9 @@ class Client:
             ClosedError: the client is closed.
 
         """
-        request_id = operation.get("requestId") or _new_id()
-        timestamp = operation.get("timestamp") or _now_text()
-        message = {**operation, "requestId": request_id, "timestamp": timestamp}
+        message = plain(operation)
+        request_id = message["requestId"] = message.get("requestId") or _new_id()
+        message["timestamp"] = message.get("timestamp") or _now_text()
         key = partition_key(message, self._key_rule)
         encoded = _encode(message, "operation", key=key)
         _required("stream", self._stream)
@@ -163,7 +164,7 @@ class Client:
                 raise ClosedError("expected an open client")
             self._batcher.add(item, key, encoded.size_bytes)
             self._work.notify()
-        return Sent(request_id, operation["businessId"], operation["locationId"], item.accepted)
+        return Sent(request_id, message["businessId"], message["locationId"], item.accepted)
 
     def close(self, timeout_s: float = 30.0) -> list[NotSentError]:
         """Take no more operations, send those that are queued, and return what was not sent in that time."""
@@ -243,19 +244,20 @@ class Client:
         In a FIFO queue *group_id* names those, else each order of a tenant is a group. Raises `InvalidOperationError`,
         `NotSentError`.
         """
-        request_id = event.get("deduplicationId") or _new_id()
-        message = {**event, "deduplicationId": request_id}
+        message = plain(event)
+        request_id = message["deduplicationId"] = message.get("deduplicationId") or _new_id()
         url = _required("priority_queue_url" if is_urgent else "order_queue_url", self._order_urls[is_urgent])
-        order = f"{event.get('businessId')}-{event.get('locationId')}-{event.get('orderId') or request_id}"
+        order = f"{message.get('businessId')}-{message.get('locationId')}-{message.get('orderId') or request_id}"
         self._send_message(url, message, "type", group_id or order)
-        return Sent(request_id, event["businessId"], event["locationId"])
+        return Sent(request_id, message["businessId"], message["locationId"])
 
     def send_control(self, message: ControlMessage) -> None:
         """Send a control message, and return when its queue has it. Raises `InvalidOperationError`, `NotSentError`."""
-        timestamp = message.get("timestamp") or _now_text()
-        group_id = f"{message.get('businessId')}-{message.get('locationId') or ''}"
+        sent = plain(message)
+        sent["timestamp"] = sent.get("timestamp") or _now_text()
+        group_id = f"{sent.get('businessId')}-{sent.get('locationId') or ''}"
         url = _required("control_queue_url", self._control_url)
-        self._send_message(url, {**message, "timestamp": timestamp}, "messageType", group_id)
+        self._send_message(url, sent, "messageType", group_id)
 
     def _send_message(self, queue_url: str, message: Mapping[str, Any], kind_name: str, group_id: str) -> None:
         request = {"QueueUrl": queue_url, "MessageBody": _encode(message, kind_name).data.decode()}

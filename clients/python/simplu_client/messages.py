@@ -215,6 +215,11 @@ def _text_problem(value: object, max_chars: int) -> str | None:
     return f"text of 1 to {max_chars} characters without U+0000 and lone surrogates"
 
 
+def plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *message* with its texts as such: of a `class Kind(str, Enum)` an f-string would have the name."""
+    return {name: str.__str__(value) if isinstance(value, str) else value for name, value in message.items()}
+
+
 def partition_key(message: Mapping[str, Any], rule: PartitionKeyRule = "resource-type") -> str:
     """Return the partition key of an operation by the *rule* of the worker: all operations of a resource share it."""
     key = f"{message.get('businessId')}-{message.get('locationId')}"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from datetime import datetime
+from enum import Enum
 from typing import Any, cast
 
 import pytest
@@ -120,3 +121,27 @@ def test_partition_key_is_by_the_rule_of_the_worker() -> None:
     assert [record["PartitionKey"] for record in kinesis.records] == ["b-l"]
     with pytest.raises(SimpluError, match="partition_key: expected one of"):
         Client(partition_key=cast("Any", "any"))
+
+
+class Name(str, Enum):  # noqa: UP042 - a StrEnum is its value everywhere, this one is not
+    """Texts as producers have them, whose names differ from their values."""
+
+    BUSINESS = "b"
+    LOCATION = "l"
+    TYPE = "t"
+    ORDER = "o"
+
+
+def test_texts_of_an_enum_are_their_values() -> None:
+    """In the partition key, the group, and what the outcome is asked for by; not the names, as in an f-string."""
+    memory = Memory()
+    tenant: dict[str, Any] = {"businessId": Name.BUSINESS, "locationId": Name.LOCATION}
+    listing: Any = {"operation": "list", **tenant, "resourceType": Name.TYPE}
+    queues: dict[str, Any] = {"order_queue_url": "orders.fifo", "control_queue_url": "control.fifo"}
+    with Client(stream="s", kinesis=memory, sqs=memory, **queues) as client:
+        sent = client.send(listing)
+        event = client.send_order(cast("Any", {"type": "DELETE", **tenant, "orderId": Name.ORDER}))
+        client.send_control(cast("Any", {**CREATION, **tenant}))
+    assert memory.records[0]["PartitionKey"] == "b-l-t"
+    assert [message["MessageGroupId"] for message in memory.messages] == ["b-l-o", "b-l"]
+    assert {f"{one.business_id} {one.location_id}" for one in (sent, event)} == {"b l"}
