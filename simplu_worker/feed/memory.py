@@ -36,6 +36,11 @@ class SentEvents:
     def __repr__(self) -> str:
         return f"SentEvents({len(self._events)}, known_from={self.known_from}, undone={len(self._undone)})"
 
+    @property
+    def has_events(self) -> bool:
+        """Whether there is any event."""
+        return bool(self._events)
+
     def note(self, ref: BatchRef, place: Place, event: FeedEvent, *, now: float) -> None:
         """Remember an event that the destination may have."""
         if not self._events:

@@ -161,18 +161,18 @@ async def load(
         there = await _find_batches(connection, refs)
         if {state.noted_run, *(noted_runs[name] for name in mine)} == {state.run}:
             return LoadedFeed(state, mine, there, is_new=False)
-        # Nobody has published in it; if this publisher has, the server has lost that, and rows of destinations with it.
-        is_first = state.noted_run is None and last_incarnation != state.incarnation
-        holds = last_incarnation <= state.incarnation and (
-            is_first
-            or (
-                all(
+        if state.noted_run is None:
+            # Nobody has published in it; if this publisher has, the server has lost that, with rows of destinations.
+            holds = last_incarnation < state.incarnation
+        else:
+            holds = (
+                last_incarnation <= state.incarnation
+                and all(
                     name in complete_from and complete_from[name] <= cursor.place and cursor.again_through is None
                     for name, cursor in mine.items()
                 )
                 and all(ref.token in there for ref in refs)
             )
-        )
         known = [state.incarnation, *(one for cursor in cursors.values() for one in incarnations_in(cursor.bounds))]
         known += [last_incarnation] if last_incarnation else []
         incarnation = state.incarnation if holds else incarnation_id(state.read_at, noise, known)

@@ -179,9 +179,13 @@ class ShardFeed:
                 await wait_any(ending, within_s=pause_s)
 
     def _remember_for(self, destinations: Destinations) -> None:
-        """Begin the memories of new destinations, and drop those of destinations that have left the file."""
+        """Begin the memories of new destinations, and drop those of destinations that have left the file for long.
+
+        One that comes back is still to be told what the shard has lost meanwhile, with its row perhaps.
+        """
         fresh = {name: SentEvents(self._budgets.events) for name in destinations if name not in self._memories}
-        self._memories = {name: memory for name, memory in self._memories.items() if name in destinations} | fresh
+        kept = {name: one for name, one in self._memories.items() if name in destinations or one.has_events}
+        self._memories = kept | fresh
 
     async def give_back(self) -> None:
         """Give the row back, at the end of the replica."""
