@@ -44,28 +44,29 @@ class SentEvents:
     def note(self, ref: BatchRef, place: Place, event: FeedEvent, *, now: float) -> None:
         """Remember an event that the destination may have."""
         if not self._events:
-            self._take_part()
+            self._budget.enter(self)
+            for one in self._budget.users:
+                one.keep_to_part()
         self._events.append(
             (now, ref, place, event if event.data is None else msgspec.structs.replace(event, data=None))
         )
-        self._keep_to_part()
+        self.keep_to_part()
         self.forget_old(now)
 
     def forget_old(self, now: float) -> None:
         """Forget the events of more than KEPT_S ago."""
         while self._events and now - self._events[0][0] > KEPT_S:
             self._forget_oldest()
-            if not self._events:
-                self._budget.leave(self)
+        self._leave_if_empty()
 
-    def _take_part(self) -> None:
-        self._budget.enter(self)
-        for one in self._budget.users:
-            one._keep_to_part()  # noqa: SLF001  # of its own class
-
-    def _keep_to_part(self) -> None:
+    def keep_to_part(self) -> None:
+        """Forget the oldest events beyond this memory's part of the budget."""
         while len(self._events) > self._budget.part:
             self._forget_oldest()
+
+    def _leave_if_empty(self) -> None:
+        if not self._events:
+            self._budget.leave(self)
 
     def _forget_oldest(self) -> None:
         _, _, gone, _ = self._events.popleft()
@@ -96,6 +97,7 @@ class SentEvents:
         """
         behind = [one for one in self._events if one[2] > cursor]
         self._events = deque(one for one in self._events if one[2] <= cursor)
+        self._leave_if_empty()
         gone: dict[str, FeedEvent] = {}
         for _, ref, _, event in behind:
             if ref.token not in there:

@@ -113,7 +113,7 @@ class ShardFeed:
         *,
         publisher: str,
         published_count: Callable[[], int],
-        budgets: FeedBudgets | None = None,
+        budgets: FeedBudgets,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
@@ -126,7 +126,7 @@ class ShardFeed:
         self._utc = utc
         self._token: str | None = None
         self._lease_until = 0.0
-        self._budgets = FeedBudgets() if budgets is None else budgets
+        self._budgets = budgets
         self._memories: dict[str, SentEvents] = {}
         self._feeds: dict[str, DestinationFeed] = {}
         self._changed = asyncio.Event()

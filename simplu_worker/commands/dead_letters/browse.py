@@ -7,7 +7,7 @@ runs, and are returned at the end. After a kill they are visible again when the 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from tempfile import SpooledTemporaryFile
@@ -21,6 +21,7 @@ from simplu_worker.commands.dead_letters.replay_plan import visibility_timeout_s
 from simplu_worker.commands.output.progress import Narration, StderrNarration
 from simplu_worker.errors import WorkerError
 
+DELETED_AT_ONCE: Final = 100
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
 LAST_POLLS: Final = 2  # polls in a row without a new letter that end the reading
 IN_FLIGHT_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: SQS developer guide
@@ -153,6 +154,14 @@ class DeadLetterBrowser:
                 del self._in_flight[message.message_id]
                 self._renew_at.pop(message.message_id, None)
         return left_ids
+
+    async def delete_all(self, message_ids: Sequence[str]) -> set[str]:
+        """Delete letters, however many; return the ids of those that could not be deleted. The others stay hidden."""
+        left = set[str]()
+        for at in range(0, len(message_ids), DELETED_AT_ONCE):
+            await self.keep_hidden()
+            left |= await self.delete(message_ids[at : at + DELETED_AT_ONCE])
+        return left
 
     def _record_hidden(self, messages: Iterable[Message], seconds: int) -> None:
         due = self._clock() + seconds / 2

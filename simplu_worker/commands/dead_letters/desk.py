@@ -37,7 +37,6 @@ from simplu_worker.vocabulary import PartitionKeyRule, Source
 
 SQS_ATTEMPTS: Final = 3
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
-DISCARDED_AT_ONCE: Final = 100
 QUEUES: Final = {  # by setting: whether the queue holds order events
     "sqs_shard_creation_queue_url": False,
     "sqs_order_events_queue_url": True,
@@ -262,9 +261,7 @@ async def discard_letters(
             new = discard.found[found_count:]
             if not options.apply:
                 break
-            for at in range(0, len(new), DISCARDED_AT_ONCE):
-                await browser.keep_hidden()
-                discard.kept_count += len(await browser.delete(new[at : at + DISCARDED_AT_ONCE]))
+            discard.kept_count += len(await browser.delete_all(new))
             if not (browser.is_fifo and new) or len(discard.found) == options.limit:
                 break
         count = len(discard.found)

@@ -11,7 +11,6 @@ import msgspec
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_with_progress
 from simplu_worker.commands.dead_letters.desk import (
-    DISCARDED_AT_ONCE,
     count_behind,
     open_browser,
     read_depth,
@@ -69,7 +68,7 @@ async def erase_letters(
                 erased.deleted, erased.rewritten = len(found), len(rewritten)
                 break
             replaced = [one for one, letter in rewritten if await _replace(browser, letter, max_bytes)]
-            left = await _delete(browser, found + replaced)
+            left = await browser.delete_all(found + replaced)
             erased.deleted += len(found) - len(left.intersection(found))
             erased.rewritten += len(replaced) - len(left.intersection(replaced))
             erased.left += len(left) + len(rewritten) - len(replaced)
@@ -105,15 +104,6 @@ async def _find(
                 case Relation.NONE:
                     pass
     return found, rewritten
-
-
-async def _delete(browser: DeadLetterBrowser, ids: list[str]) -> set[str]:
-    """Delete messages; return those that could not be deleted."""
-    left = set[str]()
-    for at in range(0, len(ids), DISCARDED_AT_ONCE):
-        await browser.keep_hidden()
-        left |= await browser.delete(ids[at : at + DISCARDED_AT_ONCE])
-    return left
 
 
 async def _replace(browser: DeadLetterBrowser, letter: DeadLetter, max_bytes: int) -> bool:

@@ -48,6 +48,18 @@ def test_events_of_lost_batches_are_taken_back_newest_first() -> None:
     assert memory.reapplied(event(2, "new")) is None
 
 
+def test_memory_whose_events_are_all_undone_leaves_its_part_to_others() -> None:
+    """Until it has an event again."""
+    budget = event_budget()
+    memory = SentEvents(budget)
+    memory.note(BatchRef(1, "t1"), Place(1, 0), event(1), now=0)
+    assert list(budget.users) == [memory]
+    memory.take_undone(Place(0, 0), ())
+    assert list(budget.users) == []
+    memory.note(BatchRef(1, "t2"), Place(1, 0), event(2), now=0)
+    assert list(budget.users) == [memory]
+
+
 def test_change_that_comes_again_is_that_of_its_tenant_and_request() -> None:
     """No event without both comes again; the oldest of too many are forgotten."""
     memory, of_shard = SentEvents(), msgspec.structs.replace(event(1), tenant=None)

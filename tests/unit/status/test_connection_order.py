@@ -8,6 +8,15 @@ from hypothesis import strategies as st
 from simplu_worker.status.connection_order import ConnectionOrder, Places
 
 
+def full_of_views(names: str) -> ConnectionOrder[str]:
+    """Return an order at its limit, whose connections have a complete request each."""
+    order = ConnectionOrder[str](len(names))
+    for name in names:
+        order.add(name)
+        order.view(name)
+    return order
+
+
 def test_nothing_is_closed_below_the_limit() -> None:
     """As many as allowed stay open."""
     order = ConnectionOrder[str](2)
@@ -32,10 +41,7 @@ def test_the_one_that_waits_longest_for_a_request_is_closed_first() -> None:
 
 def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_request() -> None:
     """A new connection is closed itself only if the answers of all others are still being made."""
-    order = ConnectionOrder[str](2)
-    for name in "ab":
-        order.add(name)
-        order.view(name)
+    order = full_of_views("ab")
     order.send("b")
     assert order.add("x") == "b"
     order.view("x")
@@ -45,10 +51,7 @@ def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_
 
 def test_the_answer_that_has_lasted_longest_gives_way_in_place_of_the_new_connection() -> None:
     """A probe is answered, however many wait for an operation or listen to events."""
-    order = ConnectionOrder[str](3)
-    for name in "abc":
-        order.add(name)
-        order.view(name)
+    order = full_of_views("abc")
     order.last("b")
     order.last("a")
     assert order.add("x") == "b"

@@ -84,7 +84,7 @@ class LeaseCoordinator:
     @property
     def take_trouble(self) -> str | None:
         """Why this replica reads nothing, though it tries to take leases: the lease table refuses it."""
-        return None if self._holders else next(filter(None, self._untaken.values()), None)
+        return None if self._holders else next(iter(self._untaken.values()), None)
 
     def reader(self, lease_key: str) -> StreamShardReader | None:
         """Return the reader of a lease; None when the lease is not held, or waits for its parents."""
@@ -183,7 +183,8 @@ class LeaseCoordinator:
         self, wanted: Sequence[Lease], take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event
     ) -> bool:
         has_lost_race = False
-        self._untaken = {lease.lease_key: self._untaken.get(lease.lease_key, "") for lease in wanted}
+        keys = {lease.lease_key for lease in wanted}
+        self._untaken = {key: error for key, error in self._untaken.items() if key in keys}
         for at in range(0, len(wanted), CONCURRENT_TAKES):
             async with asyncio.TaskGroup() as takes:
                 tries = [
