@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 
@@ -63,22 +62,6 @@ class PassEvent(msgspec.Struct, frozen=True):
     """Try an event once more that the destination cannot take, then keep it as refused, whatever the reason."""
 
     event_id: str
-
-
-# Before the id of such an event, in the column of the one at which a destination stopped.
-LAST_TRY_MARK: Final = "last-try:"
-
-
-def marked_to_pass(event_id: str) -> str:
-    """Return what the cursor has of an event that is to be passed."""
-    return LAST_TRY_MARK + event_id
-
-
-def passed_event(refused_event: str | None) -> str | None:
-    """Return the event that is to be passed by what the cursor has, None if it has another one or none."""
-    if refused_event is None or not refused_event.startswith(LAST_TRY_MARK):
-        return None
-    return refused_event.removeprefix(LAST_TRY_MARK)
 
 
 def choose_skip(

@@ -15,7 +15,6 @@ import structlog
 from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.budget import Budget
-from simplu_worker.feed.choices import marked_to_pass, passed_event
 from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
 from simplu_worker.feed.filters import lets_through
 from simplu_worker.feed.memory import SentEvents
@@ -33,7 +32,7 @@ from simplu_worker.feed.types import (
     RetryLater,
 )
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import RETRY_AFTER_MAX_S, Finished, RefusedForGood, Window, WindowEvent, document_budget
+from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent, document_budget
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
@@ -41,6 +40,7 @@ from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import FeedDelivery, FeedKind, FeedStop, OnRefusal, TargetKind
 
 PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing
+TRIES_NOTED: Final = 10  # of an event, which take about a minute
 
 OUTCOMES: Final = {
     Delivered: FeedDelivery.DELIVERED,
@@ -92,8 +92,7 @@ class DestinationFeed:
         self.released: list[HeldTenant] = []
         self.catch_up: CatchUp | None = None
         self.stopped, self.error = row.stopped, row.error
-        self._passed_event = passed_event(row.refused_event)  # by a person's word
-        self._refused_event = row.refused_event if self._passed_event is None else None  # at which it stopped
+        self._refused_event, self._passed_event = row.refused_event, row.passed_event
         self._again_through = row.again_through
         self._left_out = row.left_out
         self.waits_since: datetime | None = None  # the log has more, and it is not read yet
@@ -149,15 +148,12 @@ class DestinationFeed:
             held=tuple(held.values()),
             stopped=self.stopped,
             error=self.error,
-            refused_event=self._refused_event or self._pass_mark,
+            refused_event=self._refused_event,
+            passed_event=self._passed_event,
             again_through=self._again_left,
             left_out=self._left_out,
             behind_since=self.behind_since,
         )
-
-    @property
-    def _pass_mark(self) -> str | None:
-        return None if self._passed_event is None else marked_to_pass(self._passed_event)
 
     @property
     def _again_left(self) -> int | None:
@@ -331,12 +327,24 @@ class DestinationFeed:
             window.settle(due, deliveries, tries=self.terms.tries, now=now, draw=self._draw()),
             keep_refusal,
         )
+        self._note_tries(due[0], deliveries[0])
         if self._undone_due and not self._has_undone:
             self._end_undone()
         self._end_catch_up()
         if self.is_awaited and (self.is_reading or not len(window)):
             self.is_awaited = False
             self._changed.set()
+
+    def _note_tries(self, first: WindowEvent, delivery: Delivery) -> None:
+        """Name an event that is not taken again and again: it may be the one behind which the others wait."""
+        if isinstance(delivery, RetryLater) and first.retry_count == TRIES_NOTED:
+            log.warning(
+                "feed.event_retried",
+                shard_id=self._shard_id,
+                destination=self.terms.name,
+                event_id=first.event.id,
+                error=delivery.error,
+            )
 
     async def _note_finished(self, window: Window, all_finished: Sequence[Finished], keep_refusal: KeepRefusal) -> None:
         refused: list[RefusedForGood] = []
@@ -387,7 +395,7 @@ class DestinationFeed:
         """Send nothing before the pause is over that the destination asks for, whatever is read meanwhile."""
         asked_s = [one.after_s for one in deliveries if isinstance(one, RetryLater) and one.after_s is not None]
         if asked_s:
-            self._paused_until = max(self._paused_until, now + min(max(asked_s), RETRY_AFTER_MAX_S))
+            self._paused_until = max(self._paused_until, now + max(asked_s))
 
     async def _refuse(self, window: Window, refused: RefusedForGood, keep_refusal: KeepRefusal) -> None:
         event = refused.one.event

@@ -55,7 +55,8 @@ class CursorRow(msgspec.Struct, frozen=True):
     held: tuple[HeldTenant, ...]
     stopped: str | None = None
     error: str | None = None
-    refused_event: str | None = None  # at which it stopped; tried once more where it goes on, or is marked to be passed
+    refused_event: str | None = None  # at which it stopped; tried once more where it goes on
+    passed_event: str | None = None  # by a person's word; tried once more, whatever the answer
     again_through: int | None = None  # events of batches up to this one may have been sent before a replay
     left_out: LeftOut | None = None  # by that replay; a person writes it, and a new incarnation deletes it
     behind_since: datetime | None = None
@@ -213,6 +214,7 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
             [one.stopped or "" for one in rows],
             [one.error or "" for one in rows],
             [one.refused_event or "" for one in rows],
+            [one.passed_event or "" for one in rows],
             ["" if one.again_through is None else str(one.again_through) for one in rows],
             ["" if one.behind_since is None else one.behind_since.isoformat() for one in rows],
             server.timeline,
@@ -309,6 +311,7 @@ def _cursor(row: Any) -> CursorRow:
         held=decode_held(row["held"]),
         stopped=row["stopped"],
         refused_event=row["refused_event"],
+        passed_event=row["passed_event"],
         again_through=row["again_through"],
         left_out=left_out_of(row),
         error=row["error"],

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip, marked_to_pass
+from simplu_worker.feed.choices import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip
 from simplu_worker.feed.places import HeldTenant, Place, decode_held
 from simplu_worker.feed.rows import left_out_of
 from simplu_worker.feed.types import FeedEvent
@@ -131,7 +131,7 @@ async def skip(
                 case PassSource(passed):
                     await connection.execute(QUERIES["pass_held_tenant"], destination, passed)
                 case PassEvent(passed):
-                    await connection.execute(QUERIES["pass_feed_event"], destination, marked_to_pass(passed))
+                    await connection.execute(QUERIES["pass_feed_event"], destination, passed)
         return choice
 
 

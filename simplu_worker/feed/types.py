@@ -86,7 +86,10 @@ class Delivered(msgspec.Struct, frozen=True):
 
 
 class RetryLater(msgspec.Struct, frozen=True):
-    """The destination cannot take the event now. It is tried again without an end, after *after_s* if that is set."""
+    """The destination cannot take the event now. It is tried again without an end, after *after_s* if that is set.
+
+    *after_s* is an hour at most.
+    """
 
     error: str
     after_s: float | None = None

@@ -28,7 +28,6 @@ DOCUMENTS_MAX_BYTES: Final = 4 * 1024 * 1024
 DOCUMENTS_MIN_BYTES: Final = 128 * 1024  # with less, too many reads; each brings one document, however large
 TOTAL_DOCUMENT_BYTES: Final = 40 * 1024 * 1024  # of a process
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 30.0
-RETRY_AFTER_MAX_S: Final = 3600.0
 
 
 class WindowEvent(msgspec.Struct, eq=False):
@@ -149,7 +148,7 @@ class Window:
                     failed.add(key)
                     one.retry_count += 1
                     wait_s = backoff_s(one.retry_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-                    one.due_at = now + (wait_s if after_s is None else min(max(after_s, wait_s), RETRY_AFTER_MAX_S))
+                    one.due_at = now + max(wait_s, after_s or 0.0)
                     if one.is_passed:
                         finished.append(RefusedForGood(one, error))
                 case Refused(error):

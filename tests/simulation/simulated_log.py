@@ -93,6 +93,7 @@ class Cursor(msgspec.Struct, frozen=True):
     stopped: str | None = None
     error: str | None = None
     refused_event: str | None = None
+    passed_event: str | None = None  # nobody passes one
     again_through: int | None = None
     left_out_behind: int | None = None  # there are no replays
     left_out_through: int | None = None
@@ -433,6 +434,7 @@ class Server:
                 stopped=stopped or None,
                 error=error or None,
                 refused_event=refused_event or None,
+                passed_event=passed_event or None,
                 again_through=int(again_through) if again_through else None,
             )
             for (
@@ -444,6 +446,7 @@ class Server:
                 stopped,
                 error,
                 refused_event,
+                passed_event,
                 again_through,
                 _,
             ) in zip(*columns, strict=True)

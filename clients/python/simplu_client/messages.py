@@ -160,13 +160,15 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "UPDATE": (*_TENANT, "orderId", "data"),
     "DELETE": (*_TENANT, "orderId"),
     "SHARD_CREATION": (*_TENANT, "businessType"),
-    "SHARD_DESTRUCTION": ("businessId", "action"),
+    "SHARD_DESTRUCTION": ("businessId",),
     "UPDATE_RESOURCE_ID": (*_TENANT, "resourceType", "oldResourceId", "newResourceId"),
     "ADMIN_ACCOUNT_CREATION": (*_TENANT, "businessType", "adminEmail", "adminUserId"),
 }
 _OBJECTS = ("data", "filters", "pagination", "additionalData")
 _LONG = ("resourceId", "orderId", "oldResourceId", "newResourceId", "adminUserId")
 _TEXTS = dict.fromkeys((*_TENANT, "resourceType", "requestId", "deduplicationId"), 128) | dict.fromkeys(_LONG, 256)
+
+_ISO_DATE = re.compile(r"[0-9]{4}-?[Ww]?[0-9]{2}")  # how it begins
 
 
 class InvalidMessage(NamedTuple):
@@ -184,20 +186,9 @@ class Encoded(NamedTuple):
 
 def encode(message: Mapping[str, Any], kind_name: str, *, key: str = "") -> Encoded | InvalidMessage:
     """Return the bytes of *message*, whose kind is its member *kind_name*; its size includes *key*."""
-    kind = message.get(kind_name)
-    if kind not in _REQUIRED:
-        return InvalidMessage(f"expected a known {kind_name}, got {kind!r}")
-    of_action = ("locationId",) if message.get("action") == "destroy" else ()
-    for name in (*_REQUIRED[kind], *of_action):
-        if message.get(name) is None:
-            return InvalidMessage(f"expected a member {name} of {kind}, got none")
-    for name, value in message.items():
-        if name in _TEXTS and value is not None and (problem := _text_problem(value, _TEXTS[name])):
-            return InvalidMessage(f"{name}: expected {problem}")
-        if name in _OBJECTS and value is not None and not isinstance(value, Mapping):
-            return InvalidMessage(f"{name}: expected an object")
-    if str(message.get("requestId", message.get("deduplicationId", ""))).startswith("simplu:"):
-        return InvalidMessage("expected an id of your own, got one that begins with simplu:")
+    problem = _problem_of_kind(message, kind_name) or _problem_of_members(message)
+    if problem is not None:
+        return InvalidMessage(problem)
     try:
         text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         data = text.encode()
@@ -207,6 +198,31 @@ def encode(message: Mapping[str, Any], kind_name: str, *, key: str = "") -> Enco
     if size_bytes > MAX_RECORD_BYTES:
         return InvalidMessage(f"expected at most {MAX_RECORD_BYTES} bytes with the partition key, got {size_bytes}")
     return Encoded(data, size_bytes)
+
+
+def _problem_of_kind(message: Mapping[str, Any], kind_name: str) -> str | None:
+    kind, action = message.get(kind_name), message.get("action")
+    if not isinstance(kind, str) or kind not in _REQUIRED:
+        return f"expected a known {kind_name}, got {kind!r}"
+    if kind == "SHARD_DESTRUCTION" and action not in ("destroy", "destroy_all"):
+        return f"action: expected destroy or destroy_all, got {action!r}"
+    of_action = ("locationId",) if action == "destroy" else ()
+    missing = [name for name in (*_REQUIRED[kind], *of_action) if message.get(name) is None]
+    return f"expected a member {missing[0]} of {kind}, got none" if missing else None
+
+
+def _problem_of_members(message: Mapping[str, Any]) -> str | None:
+    for name, value in message.items():
+        if name in _TEXTS and value is not None and (problem := _text_problem(value, _TEXTS[name])):
+            return f"{name}: expected {problem}"
+        if name in _OBJECTS and value is not None and not isinstance(value, Mapping):
+            return f"{name}: expected an object"
+    timestamp = message.get("timestamp")
+    if timestamp is not None and not (isinstance(timestamp, str) and _ISO_DATE.match(timestamp)):
+        return "timestamp: expected text in ISO 8601"
+    if str(message.get("requestId", message.get("deduplicationId", ""))).startswith("simplu:"):
+        return "expected an id of your own, got one that begins with simplu:"
+    return None
 
 
 def _text_problem(value: object, max_chars: int) -> str | None:

@@ -107,12 +107,13 @@ const REQUIRED: Readonly<Record<string, readonly string[]>> = {
   UPDATE: [...TENANT, "orderId", "data"],
   DELETE: [...TENANT, "orderId"],
   SHARD_CREATION: [...TENANT, "businessType"],
-  SHARD_DESTRUCTION: ["businessId", "action"],
+  SHARD_DESTRUCTION: ["businessId"],
   UPDATE_RESOURCE_ID: [...TENANT, "resourceType", "oldResourceId", "newResourceId"],
   ADMIN_ACCOUNT_CREATION: [...TENANT, "businessType", "adminEmail", "adminUserId"],
 };
 const OBJECTS = ["data", "filters", "pagination", "additionalData"];
 const SHORT = [...TENANT, "resourceType", "requestId", "deduplicationId"];
+const ISO_DATE = /^[0-9]{4}-?[Ww]?[0-9]{2}/; // how it begins
 const LONG = ["resourceId", "orderId", "oldResourceId", "newResourceId", "adminUserId"];
 
 /** The bytes of a message, or why the worker would refuse it. */
@@ -125,7 +126,11 @@ export function encode(message: Readonly<Record<string, unknown>>, kindName: str
   if (required === undefined) {
     return { problem: `expected a known ${kindName}, got ${String(kind)}` };
   }
-  const ofAction = message["action"] === "destroy" ? ["locationId"] : [];
+  const action = message["action"];
+  if (kind === "SHARD_DESTRUCTION" && action !== "destroy" && action !== "destroy_all") {
+    return { problem: `action: expected destroy or destroy_all, got ${String(action)}` };
+  }
+  const ofAction = action === "destroy" ? ["locationId"] : [];
   const missing = [...required, ...ofAction].find((name) => (message[name] ?? null) === null);
   if (missing !== undefined) {
     return { problem: `expected a member ${missing} of ${String(kind)}, got none` };
@@ -141,6 +146,10 @@ export function encode(message: Readonly<Record<string, unknown>>, kindName: str
     if (OBJECTS.includes(name) && (typeof value !== "object" || Array.isArray(value))) {
       return { problem: `${name}: expected an object` };
     }
+  }
+  const timestamp = message["timestamp"];
+  if (typeof timestamp === "number" || (typeof timestamp === "string" && !ISO_DATE.test(timestamp))) {
+    return { problem: "timestamp: expected text in ISO 8601" };
   }
   if (String(message["requestId"] ?? message["deduplicationId"] ?? "").startsWith("simplu:")) {
     return { problem: "expected an id of your own, got one that begins with simplu:" };

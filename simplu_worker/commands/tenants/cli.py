@@ -298,7 +298,7 @@ def import_tenants(
     parallel
         Copy at most this many tenants at a time, each by a connection of its own.
     max_rows_per_second
-        Read at most this many rows a second, of all tenants together.
+        Read at most this many rows a second, of all tenants together; does not slow counts and comparisons.
     leave_refused
         Activate tenants with rows that cannot be taken; these rows stay in the source.
     refused_file

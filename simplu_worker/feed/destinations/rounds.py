@@ -98,7 +98,7 @@ async def _send(service: EntryService[Entry], entries: Sequence[Entry]) -> Seque
     try:
         return await service.send(entries)
     except RetryableError as exc:
-        return RetryLater(str(exc), exc.retry_after_s)
+        return RetryLater(str(exc))
     except PermanentError as exc:
         if not isinstance(exc.__cause__, Exception) or error_code(exc.__cause__) not in CONTENT_CODES:
             return RetryLater(str(exc))

@@ -119,10 +119,9 @@ def list_changed_tenants(table: ReadTable, since: datetime) -> SourceStatement:
     """
     arguments = _Arguments()
     names = [f"{_column(name)}::pg_catalog.text AS tenant_{number}" for number, name in enumerate(table.mapping.tenant)]
-    changed = f"{_column(table.mapping.changed or '')}::pg_catalog.timestamptz"
     return arguments.statement(
         f"SELECT DISTINCT {', '.join(names)} FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
-        f"WHERE {changed} >= {arguments.add(since.isoformat())}::pg_catalog.timestamptz"
+        f"WHERE {_changed_since(table, since, arguments)}"
     )
 
 
@@ -247,12 +246,20 @@ def _of_tenant(table: ReadTable, selection: RowSelection, arguments: _Arguments)
         pairs += zip(mapping.key, selection.key, strict=True)
     conditions = [_is(table, name, arguments.add(value)) for name, value in pairs]
     if selection.changed_since is not None and mapping.changed is not None:
-        since = arguments.add(selection.changed_since.isoformat())
-        changed = _column(mapping.changed)
-        conditions.append(
-            f"({changed} IS NULL OR {changed}::pg_catalog.timestamptz >= {since}::pg_catalog.timestamptz)"
-        )
+        is_newer = _changed_since(table, selection.changed_since, arguments)
+        conditions.append(f"({_column(mapping.changed)} IS NULL OR {is_newer})")
     return " AND ".join(conditions)
+
+
+def _changed_since(table: ReadTable, since: datetime, arguments: _Arguments) -> str:
+    """Return the condition that a row was changed *since*: by the column's own type if that is a time, for an index."""
+    changed = table.mapping.changed
+    if changed is None:
+        raise ValueError(f"expected a change column, got {table.mapping.name} without one")
+    value = f"{arguments.add(since.isoformat())}::pg_catalog.timestamptz"
+    if table.types[changed].endswith("without time zone"):  # times in UTC, as the session's zone is
+        return f"{_column(changed)} >= {value}::pg_catalog.timestamp"
+    return f"{_column(changed)}::pg_catalog.timestamptz >= {value}"
 
 
 def _is(table: ReadTable, name: str, value: str) -> str:

@@ -93,3 +93,22 @@ async def test_operations_without_a_tenant_are_left_until_they_are_dead_letters(
     assert dry.dead_letters == {"request_id_reused": 1, "unknown_tenant": 2}
     assert (dry.left, dry.left_count) == ({"tenant new-x": "unregistered"}, 2)
     assert await outcomes(await world.shard("one"), "a-x") == ["succeeded"]
+
+
+async def test_a_paused_tenant_is_left_in_a_dry_run_too(world: World) -> None:
+    """Also one that was paused after its route was found."""
+    for tenant in ("a-x", "b-x"):
+        await world.provision(tenant, "one")
+    one = await world.shard("one")
+    sink, totals = applying(world)
+    await sink.send(operations_of(chain("b-x", 1)))
+    await fetch(one, "UPDATE tenants SET paused_until = now() + interval '1 hour'")
+    await sink.send(operations_of(chain("a-x", 2) + chain("b-x", 3)))
+    dry = ReplayTotals()
+    await CountingSink(world.gateway, dry, ShardRoutes(world.gateway, dry, tenant_wait=WAIT)).send(
+        operations_of(chain("a-x", 2) + chain("b-x", 3))
+    )
+    assert totals.outcomes == {"succeeded": 1}
+    assert dry.outcomes == {"duplicate": 1}
+    for left, count in ((totals, 5), (dry, 4)):
+        assert (left.left, left.left_count) == ({"tenant a-x": "paused", "tenant b-x": "paused"}, count)

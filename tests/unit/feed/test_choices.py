@@ -12,8 +12,6 @@ from simplu_worker.feed.choices import (
     Resume,
     choose_replay,
     choose_skip,
-    marked_to_pass,
-    passed_event,
 )
 from simplu_worker.feed.places import POSITION_MAX, HeldTenant, LeftOut, Place
 from simplu_worker.vocabulary import FeedStop
@@ -110,13 +108,3 @@ def test_skip_passes_an_event_of_a_destination_that_goes_on() -> None:
         choose_skip(FeedStop.REFUSED, "why", "id-1", (), None, "id-2")
     with pytest.raises(PermanentError, match="expected --tenant or --event"):
         choose_skip(None, None, None, (held("x"),), "x", "id-2")
-
-
-@pytest.mark.parametrize(
-    ("in_cursor", "expected"), [(marked_to_pass("id-2"), "id-2"), ("id-2", None), (None, None), ("", None)]
-)
-def test_event_to_pass_is_told_from_one_at_which_a_destination_stopped(
-    in_cursor: str | None, expected: str | None
-) -> None:
-    """A resumed destination may be busy for a moment, and is to get the event all the same."""
-    assert passed_event(in_cursor) == expected

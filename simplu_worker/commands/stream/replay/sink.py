@@ -15,7 +15,7 @@ from simplu_worker.operations.operation import Disposition, Operation
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.retrying import retry
-from simplu_worker.vocabulary import Absence, DeadLetterReason
+from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason
 
 
 class ReplaySink(Protocol):
@@ -57,7 +57,10 @@ class ShardRoutes:
             self._totals.leave(operations, str(exc))
             return None
         if not isinstance(found, Absence):
-            return found
+            if not self._gateway.paused_s(tenant_id):
+                return found
+            self._totals.leave(operations, HoldReason.PAUSED)
+            return None
         now = utc_now()
         for operation in operations:
             arrived_at = operation.origin.arrived_at

@@ -399,9 +399,8 @@ CREATE TABLE public.feed_cursors (
     held pg_catalog.jsonb NOT NULL DEFAULT '[]', -- tenants that have arrived, and wait for the feed of their source
     stopped pg_catalog.text, -- why no event is sent any more: `refused` or `disabled`
     error pg_catalog.text,
-    -- The id of the event that it stopped at; that it is to pass if it is refused again, once it goes on; behind
-    -- `last-try:`, that it is to pass whatever the receiver answers.
-    refused_event pg_catalog.text,
+    refused_event pg_catalog.text, -- the id of that at which it stopped; once it goes on, it is tried once more
+    passed_event pg_catalog.text, -- the id of that which a person passes: tried once more, whatever the answer
     again_through bigint, -- a replay has put the cursor back: events of batches up to this one may have been sent
     left_out_behind bigint, -- the replay ends with this batch,
     left_out_through bigint, -- and the feed goes on behind this one

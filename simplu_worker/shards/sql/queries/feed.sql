@@ -163,12 +163,12 @@ WITH wanted AS (
 )
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    again_through, left_out_behind, left_out_through, server_run
+    passed_event, again_through, left_out_behind, left_out_through, server_run
 FROM public.feed_cursors
 UNION ALL
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    again_through, left_out_behind, left_out_through, server_run
+    passed_event, again_through, left_out_behind, left_out_through, server_run
 FROM begun;
 
 -- name: note_feed_file
@@ -178,8 +178,8 @@ SET is_in_file = NOT is_in_file
 WHERE is_in_file <> (destination = ANY($1::pg_catalog.text[]));
 
 -- name: write_feed_cursors
--- Of the destinations $2, while the token of the publisher is $1 and the server is in the run with the timeline $12 and
--- the start $13. A claim waits for the end of it.
+-- Of the destinations $2, while the token of the publisher is $1 and the server is in the run with the timeline $13 and
+-- the start $14. A claim waits for the end of it.
 WITH run AS (
     SELECT :server_run
 ), mine AS (
@@ -188,20 +188,23 @@ WITH run AS (
     CROSS JOIN run
     WHERE
         feed_shards.token = $1::pg_catalog.uuid
-        AND run.timeline = $12::pg_catalog.text AND run.started_at = $13::pg_catalog.timestamptz
+        AND run.timeline = $13::pg_catalog.text AND run.started_at = $14::pg_catalog.timestamptz
     FOR SHARE OF feed_shards
 )
 UPDATE public.feed_cursors
 SET
     batch_id = sent.batch_id::bigint, position = sent.position::integer, undone_due = sent.undone_due::boolean,
     held = sent.held::pg_catalog.jsonb, stopped = nullif(sent.stopped, ''), error = nullif(sent.error, ''),
-    refused_event = nullif(sent.refused_event, ''), again_through = nullif(sent.again_through, '')::bigint,
+    refused_event = nullif(sent.refused_event, ''), passed_event = nullif(sent.passed_event, ''),
+    again_through = nullif(sent.again_through, '')::bigint,
     behind_since = nullif(sent.behind_since, '')::pg_catalog.timestamptz, updated_at = pg_catalog.clock_timestamp()
 FROM mine, unnest(
     $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
-    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[]
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[],
+    $12::pg_catalog.text[]
 ) AS sent (
-    destination, batch_id, position, undone_due, held, stopped, error, refused_event, again_through, behind_since
+    destination, batch_id, position, undone_due, held, stopped, error, refused_event, passed_event, again_through,
+    behind_since
 )
 WHERE feed_cursors.destination = sent.destination
 RETURNING feed_cursors.destination;
@@ -520,9 +523,9 @@ SET stopped = NULL, error = NULL, updated_at = pg_catalog.clock_timestamp()
 WHERE destination = $1;
 
 -- name: pass_feed_event
--- Let the destination $1 try an event once more, by its mark $2, in a transaction that has taken the row.
+-- Let the destination $1 pass the event $2, in a transaction that has taken the row.
 UPDATE public.feed_cursors
-SET refused_event = $2, updated_at = pg_catalog.clock_timestamp()
+SET passed_event = $2, updated_at = pg_catalog.clock_timestamp()
 WHERE destination = $1;
 
 -- name: pass_held_tenant

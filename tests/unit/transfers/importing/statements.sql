@@ -53,9 +53,6 @@ SELECT resource_type, resource_id FROM (SELECT source."kind"::pg_catalog.text AS
 
 SELECT source."b"::pg_catalog.text AS tenant_0, pg_catalog.count(*) AS row_count, pg_catalog.count(*) AS left_count, NULL::pg_catalog.text[] AS business_types FROM "public"."t" AS source GROUP BY 1 ORDER BY 1
 
-SELECT DISTINCT source."b"::pg_catalog.text AS tenant_0 FROM "public"."t" AS source WHERE source.""::pg_catalog.timestamptz >= $1::pg_catalog.text::pg_catalog.timestamptz
--- 2026-01-02T00:00:00+00:00
-
 SELECT $1::pg_catalog.text AS resource_type, source."id"::pg_catalog.text AS resource_id FROM "public"."t" AS source WHERE (source."b" IS NULL) AND true
 -- r
 
