@@ -167,7 +167,6 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 _OBJECTS = ("data", "filters", "pagination", "additionalData")
 _LONG = ("resourceId", "orderId", "oldResourceId", "newResourceId", "adminUserId")
 _TEXTS = dict.fromkeys((*_TENANT, "resourceType", "requestId", "deduplicationId"), 128) | dict.fromkeys(_LONG, 256)
-
 _ISO_DATE = re.compile(r"[0-9]{4}-?[Ww]?[0-9]{2}")  # how it begins
 
 

@@ -113,8 +113,8 @@ const REQUIRED: Readonly<Record<string, readonly string[]>> = {
 };
 const OBJECTS = ["data", "filters", "pagination", "additionalData"];
 const SHORT = [...TENANT, "resourceType", "requestId", "deduplicationId"];
-const ISO_DATE = /^[0-9]{4}-?[Ww]?[0-9]{2}/; // how it begins
 const LONG = ["resourceId", "orderId", "oldResourceId", "newResourceId", "adminUserId"];
+const ISO_DATE = /^[0-9]{4}-?[Ww]?[0-9]{2}/; // how it begins
 
 /** The bytes of a message, or why the worker would refuse it. */
 export type Encoded = { readonly data: Buffer; readonly sizeBytes: number } | { readonly problem: string };
