@@ -40,8 +40,8 @@ def a_defect(draws: Random) -> Iterator[list[str]]:
         nonlocal left
         if event == "line":
             left -= 1
-            is_exit = left < 0 and frame.f_lasti in _exits_of(frame.f_code)
-            if left < 0 and not places and not is_exit and not _is_looked_at(frame):
+            is_spared = left < 0 and frame.f_lasti in _spared_offsets(frame.f_code)
+            if left < 0 and not places and not is_spared and not _is_looked_at(frame):
                 places.append(f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}")
                 raise DefectError
         return count
@@ -58,13 +58,15 @@ def a_defect(draws: Random) -> Iterator[list[str]]:
 
 
 @cache
-def _exits_of(code: CodeType) -> set[int]:
-    """Return the offsets at which the interpreter goes on with the exit of a `with` block.
+def _spared_offsets(code: CodeType) -> set[int]:
+    """Return the offsets at which nothing can be raised, and at which a `with` block would not be left by its exit.
 
-    Without an exception the exit begins with three loads of None, with one it begins with a handler.
+    The interpreter goes on with the exit: without an exception it begins with three loads of None, with one it begins
+    with a handler. Or it does nothing: that of a `try` is in no range of handlers, nor in that of a block around it.
     """
     steps = list(dis.get_instructions(code))
     found = {step.offset for step, after in pairwise(steps) if after.opname == "WITH_EXCEPT_START"}
+    found |= {step.offset for step in steps if step.opname == "NOP"}
     for at in range(len(steps) - 2):
         if all((step.opname, step.argval) == ("LOAD_CONST", None) for step in steps[at : at + 3]):
             found.add(steps[at].offset)

@@ -21,6 +21,10 @@ def leave(lock, how):
                 break
             if how == "raise":
                 raise KeyError(how)
+            try:
+                str(how)
+            except KeyError:
+                break
 
 async def leave_later(lock, how):
     for _ in range(2):
@@ -31,9 +35,13 @@ async def leave_later(lock, how):
                 break
             if how == "raise":
                 raise KeyError(how)
+            try:
+                str(how)
+            except KeyError:
+                break
 """
 ENTERED = ("        with lock:", "        async with lock:", '            if how == "return":')
-STEPS = 12  # more than any of these takes
+STEPS = 20  # more than any of these takes
 
 
 class _At(Random):
