@@ -192,9 +192,16 @@ class ReplicaStatus:
             return Unreadiness(UnreadyReason.SOURCE_FAILING, "; ".join(failing))
         if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready
             return self._stream_problem(self.fleet)
+        return self._queue_problem()
+
+    def _queue_problem(self) -> Unreadiness | None:
+        receivers = self.monitoring.receivers
+        if not receivers or any(one.is_reachable for one in receivers.values()):
+            return None
         problems = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
-        is_idle = bool(problems) and len(problems) == len(receivers)
-        return Unreadiness(UnreadyReason.QUEUES_UNREACHABLE, "; ".join(problems)) if is_idle else None
+        if not problems:
+            return Unreadiness(UnreadyReason.STARTING)
+        return Unreadiness(UnreadyReason.QUEUES_UNREACHABLE, "; ".join(problems))
 
     def _stream_problem(self, fleet: Fleet) -> Unreadiness | None:
         if (outage := fleet.outage) is not None:

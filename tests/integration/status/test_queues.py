@@ -17,6 +17,7 @@ from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
 from support.settings import settings_in
 
+from simplu_local.processes.loopback import poll_until
 from simplu_local.sqs.faults import SqsFault
 from simplu_local.sqs.server import SqsServer
 from simplu_worker.assembly.shards import open_shards
@@ -33,7 +34,9 @@ from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.status.shared_answer import FRESH_S
+from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.telemetry.log import register_secret
+from simplu_worker.vocabulary import UnreadyReason
 
 TOKEN = "token-of-the-monitoring-points"
 QUEUE_NUMBERS = itertools.count(1)
@@ -446,3 +449,22 @@ async def test_handler_status_is_starting_before_the_start() -> None:
     """An early request is answered that the worker is starting."""
     status = ReplicaStatus("replica-1", asyncio.Event()).handler_status()
     assert (status["running"], status["state"]) == (False, "starting")
+
+
+async def test_replica_without_a_stream_is_ready_once_a_queue_has_answered() -> None:
+    """Not before: whoever starts the next replica by that would go on without one that reads."""
+    server, desk = SqsServer(), Desk()
+    replica = ReplicaStatus("replica-1", asyncio.Event())
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(client_of("sqs", await stack.enter_async_context(server.serve())))
+        queue = await new_queue(client)
+        receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(poll_wait_s=1, stop_wait_s=2.0))
+        shards = await stack.enter_async_context(open_shards(settings_in(SHARD)))
+        replica.start(shards.gateway, shards.pools, shards.locator, monitoring=Monitoring({queue.name: receiver}, {}))
+        assert replica.readiness_problem() == Unreadiness(UnreadyReason.STARTING)
+        await stack.enter_async_context(consumed(receiver, desk))
+
+        async def is_ready() -> bool:
+            return replica.readiness_problem() is None
+
+        assert await poll_until(is_ready, within_s=10)

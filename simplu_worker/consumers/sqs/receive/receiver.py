@@ -197,6 +197,11 @@ class QueueReceiver:
         return self._internal_error or self._opening_error or self._poller.last_error
 
     @property
+    def is_reachable(self) -> bool:
+        """Whether the queue has answered, and did so at the last call."""
+        return self._attributes is not None and self.last_error is None
+
+    @property
     def internal_error(self) -> str | None:
         """The error that nobody foresaw, for which nothing is received now."""
         return self._internal_error
