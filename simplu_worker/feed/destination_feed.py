@@ -40,7 +40,7 @@ from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import FeedDelivery, FeedKind, FeedStop, OnRefusal, TargetKind
 
 PAUSE_BASE_S, PAUSE_MAX_S = 0.2, 30.0  # of a destination that takes nothing
-TRIES_NOTED: Final = 10  # of an event, which take about a minute
+TRIES_NOTED: Final = 10  # of an event; the first ten take about a minute, each further ten five
 
 OUTCOMES: Final = {
     Delivered: FeedDelivery.DELIVERED,
@@ -337,7 +337,7 @@ class DestinationFeed:
 
     def _note_tries(self, first: WindowEvent, delivery: Delivery) -> None:
         """Name an event that is not taken again and again: it may be the one behind which the others wait."""
-        if isinstance(delivery, RetryLater) and first.retry_count == TRIES_NOTED:
+        if isinstance(delivery, RetryLater) and first.retry_count % TRIES_NOTED == 0:
             log.warning(
                 "feed.event_retried",
                 shard_id=self._shard_id,

@@ -9,7 +9,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,8 +116,8 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
 
 
 @pytest.fixture
-async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) -> Machine:
-    """Give a machine whose worker has a queue to read, and a map that names a shard."""
+async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) -> AsyncIterator[Machine]:
+    """Give a machine whose worker has a queue to read, and a map that names a shard; no unit outlives its test."""
     async with client_of("sqs", endpoint_url) as client:
         urls = [(await client.create_queue(QueueName=name))["QueueUrl"] for name in ("orders", "letters")]
     settings = CREDENTIALS | {
@@ -129,7 +129,8 @@ async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) ->
     }
     made = Machine(systemd, systemd.folder, settings)
     made.write_map(MAP)
-    return made
+    yield made
+    made.end("simplu-worker*")
 
 
 @pytest.fixture
@@ -199,7 +200,6 @@ async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine) -> Non
     systemd.systemctl("start", PLAIN)
     systemd.systemctl("kill", "--signal=SIGSTOP", PLAIN)
     systemd.wait_for(PLAIN, within_s=40, NRestarts="1", ActiveState="active")
-    machine.end(PLAIN)
 
 
 @pytest.mark.parametrize("waits_for", ["its queue", "its dead-letter queue"])
@@ -232,7 +232,6 @@ async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
     systemd.systemctl("start", PLAIN, status=1)
     failed = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "78", "NRestarts": "0"}
     assert systemd.properties(PLAIN, *failed) == failed
-    systemd.systemctl("reset-failed", PLAIN)
 
 
 async def test_commands_of_the_page_run_a_worker_that_reads_its_own_files(machine: Machine) -> None:
@@ -255,5 +254,5 @@ async def test_commands_of_the_page_run_a_worker_that_reads_its_own_files(machin
     assert systemd.run("simplu-worker", "--version").strip() == __version__
     units = [PLAIN, *(f"simplu-worker@{name}.service" for name in ports)]
     systemd.systemctl("disable", *units)
-    machine.end(*units)
+    machine.end(*units)  # the user is theirs
     systemd.run("userdel", "simplu-worker")

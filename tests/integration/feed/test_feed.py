@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from msgspec.structs import replace
 from support.feed.receiver import Receiver
-from support.feed.running import feed_of, publishing, running
+from support.feed.running import feed_of, publishing, running, until_passed
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation
 
@@ -37,12 +37,6 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
-
-PASSED_SQL = """
-SELECT batch_id = (SELECT max(batch_id) FROM log_batches) AS passed
-FROM feed_cursors
-WHERE destination = 'both'
-"""
 
 
 @pytest.fixture
@@ -520,7 +514,7 @@ async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_kille
             async with running(two):
                 await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
                 await first.until_count(5)
-                await asyncio.sleep(0.5)
+                await until_passed(pool)
                 shard = one._shards["a"]
                 shard._token = None  # so that its end does not give the row back, as at a kill
                 killed.cancel()
@@ -550,10 +544,6 @@ async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_differ
     async def change(resource: str) -> None:
         await case.apply_each(case.operation("create", resource, {}), case.operation("update", resource, {"n": 1}))
 
-    async def is_passed() -> bool:
-        """Return whether the cursor has come to the newest batch, that of one operation."""
-        return await fetch(case.pool, PASSED_SQL) == [{"passed": True}]
-
     async with running(one) as publisher:
         await publishing(one)
         async with running(two):
@@ -564,7 +554,7 @@ async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_differ
             await publishing(two)
             await change("r2")
             await both.until_count(3)
-            assert await poll_until(is_passed, within_s=10)
+            await until_passed(case.pool, "both")
     async with running(three):
         await change("r3")
         await asyncio.gather(both.until_count(5), own.until_count(6))
@@ -583,22 +573,25 @@ async def test_publisher_writes_nothing_when_another_one_has_the_row(
     """The token in the row fences: a publisher that lost it moves no cursor, and claims the row anew."""
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
+
+    async def is_lost() -> bool:
+        return feed.published_count == 0
+
     async with running(feed):
         await publishing(feed)
         await case.apply(case.operation("create", "r1", {}))
         await receiver.until_count(1)
-        await asyncio.sleep(0.5)
+        await until_passed(case.pool)
         before = await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors")
         await fetch(
             case.pool,
             "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
-            timedelta(seconds=RENEW_S + 1.5),
+            timedelta(seconds=2 * RENEW_S),
         )
         await case.apply(case.operation("create", "r2", {}))
-        await asyncio.sleep(RENEW_S + 0.5)
+        assert await poll_until(is_lost, within_s=RENEW_S + 2)
         assert await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors") == before
-        assert feed.published_count == 0
-        await receiver.until_count(2)
+        await receiver.until_count(2, 20)
 
 
 @pytest.mark.slow

@@ -41,6 +41,11 @@ async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(worl
     source, target = world.case("a"), world.case("b")
     other = TenantCase(world.shard_pools["b"], OTHER)
     feed = feed_of(world.pools, addresses, [receiver.configured()])
+
+    async def is_held() -> bool:
+        held = await fetch(world.shard_pools["b"], "SELECT held->0->>'source' AS source FROM feed_cursors")
+        return held == [{"source": "a"}]
+
     async with running(feed):
         await publishing(feed, 2)
         await source.apply_each(*(source.operation("create", f"r{number}", {}) for number in range(10)))
@@ -48,10 +53,8 @@ async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(worl
         await target.apply_each(*(target.operation("update", f"r{number}", {"n": 1}) for number in range(10)))
         await other.apply(other.operation("create", "r1", {}))
         await receiver.until_count(1)
-        await asyncio.sleep(1)
+        assert await poll_until(is_held, within_s=10)
         assert [one.tenant.tenant_id for one in receiver.events if one.tenant is not None] == ["other-main"]
-        held = await fetch(world.shard_pools["b"], "SELECT held->0->>'source' AS source FROM feed_cursors")
-        assert held == [{"source": "a"}]
     feed = feed_of(world.pools, addresses, [receiver.configured()])
     async with running(feed):
         await publishing(feed, 2)

@@ -6,12 +6,21 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from support.postgres.tenant_cases import fetch
+
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.feed.feed import ConfiguredDestination, Feed
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+
+PASSED_SQL = """
+SELECT batch_id = (SELECT max(batch_id) FROM log_batches) AND position >= 0 AS passed
+FROM feed_cursors
+WHERE destination = $1
+"""
 
 
 def feed_of(
@@ -45,3 +54,12 @@ async def publishing(feed: Feed, count: int = 1) -> None:
     async with asyncio.timeout(20):
         while feed.published_count < count:  # noqa: ASYNC110  # nothing there is to be awaited
             await asyncio.sleep(0.02)
+
+
+async def until_passed(pool: ShardPool, destination: str = "receiver") -> None:
+    """Return once the cursor that is on the shard has come to the newest batch, which is to be of one operation."""
+
+    async def is_passed() -> bool:
+        return await fetch(pool, PASSED_SQL, destination) == [{"passed": True}]
+
+    assert await poll_until(is_passed, within_s=10)
