@@ -44,11 +44,20 @@ class CitrusUnavailableError(RetryableError):
     """Citrus did not answer, or its answer cannot be read.
 
     *is_outage* if no answer came at all, or a 429 or 5xx: these count as failures with the circuit breaker.
+    *may_be_of_one* if others may be answered nevertheless, as with a 500 for a tenant whose record is broken.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, is_outage: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        is_outage: bool = False,
+        may_be_of_one: bool = False,
+    ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.is_outage = is_outage
+        self.may_be_of_one = may_be_of_one
 
 
 _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -126,7 +135,8 @@ class CitrusClient:
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is registered on; None is a definite "not registered"."""
-        status, reply = await self._request("get_shard", "GET", f"api/shard/{quote(tenant_id, safe='')}", _ShardReply)
+        path = f"api/shard/{quote(tenant_id, safe='')}"
+        status, reply = await self._request("get_shard", "GET", path, _ShardReply, subject=tenant_id)
         return None if status == 404 else self._resolve(reply)
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
@@ -138,7 +148,7 @@ class CitrusClient:
             "businessType": business_type,
             "shardKey": tenant_id,
         }
-        status, reply = await self._request("register", "POST", "api/register", _ShardReply, message)
+        status, reply = await self._request("register", "POST", "api/register", _ShardReply, message, subject=tenant_id)
         if status != 409:
             return Registration(self._resolve(reply), is_new=True)
         address = await self.locate(tenant_id)
@@ -149,7 +159,8 @@ class CitrusClient:
     async def move(self, tenant_id: str, shard_id: str) -> bool:
         """Name another shard for a tenant; return False if this Citrus has no such request."""
         path = f"api/shard/{quote(tenant_id, safe='')}"
-        status, _ = await self._request("move", "PUT", path, _ShardReply, {"shardId": shard_id})
+        message = {"shardId": shard_id}
+        status, _ = await self._request("move", "PUT", path, _ShardReply, message, subject=tenant_id)
         return status not in NO_SUCH_REQUEST
 
     async def list_shards(self) -> list[ShardAddress]:
@@ -197,14 +208,16 @@ class CitrusClient:
         address = reply.at(reply.connection_string, self._file_folders)
         return self.address_book.resolve(address.validate(self._allowed_hosts))
 
-    async def _request(self, endpoint: str, method: str, path: str, type_: Any, message: Any = None) -> tuple[int, Any]:
-        """Return the status of the answer and, of a 200 or 201, the body as *type_*."""
+    async def _request(
+        self, endpoint: str, method: str, path: str, type_: Any, message: Any = None, *, subject: str | None = None
+    ) -> tuple[int, Any]:
+        """Return the status of the answer and, of a 200 or 201, the body as *type_*; *subject* is a tenant."""
         return await self._request_unless_open(
-            endpoint, lambda: self._request_with_retries(endpoint, method, path, type_, message)
+            endpoint, lambda: self._request_with_retries(endpoint, method, path, type_, message), subject
         )
 
     async def _request_unless_open(
-        self, endpoint: str, request: Callable[[], Awaitable[tuple[int, Any]]]
+        self, endpoint: str, request: Callable[[], Awaitable[tuple[int, Any]]], subject: str | None = None
     ) -> tuple[int, Any]:
         """Await *request*, unless the endpoint's breaker is open; a half-open one lets a single call through."""
         breaker = self._breakers[endpoint]
@@ -217,18 +230,27 @@ class CitrusClient:
             answer = await request()
         except (RetryableError, PermanentError) as exc:
             if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage):
-                self._record_outage(breaker, ticket, exc)
+                self._record_outage(breaker, ticket, exc, subject)
             else:  # an unreadable answer, or a refusal of this request: Citrus runs, and may answer others
-                breaker.record_success(ticket)
+                breaker.record_success(ticket, subject)
             raise
         except BaseException:
             breaker.cancel_call(ticket)
             raise
-        breaker.record_success(ticket)
+        breaker.record_success(ticket, subject)
         return answer
 
-    def _record_outage(self, breaker: CitrusBreaker, ticket: int, exc: RetryableError) -> None:
-        if breaker.record_failure(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
+    def _record_outage(
+        self, breaker: CitrusBreaker, ticket: int, exc: CitrusDeniedError | CitrusUnavailableError, subject: str | None
+    ) -> None:
+        may_be_of_one = isinstance(exc, CitrusUnavailableError) and exc.may_be_of_one
+        if breaker.record_failure(
+            ticket,
+            self._clock(),
+            draw=self._draw(),
+            at_least_s=exc.retry_after_s or 0.0,
+            subject=subject if may_be_of_one else None,
+        ):
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.open_for_s(self._clock()), 2))
 
     async def _request_for_people(self, endpoint: str, path: str, type_: Any) -> Any:
@@ -370,11 +392,13 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
         case 400 | 422:
             raise PermanentError(f"Citrus {endpoint}: expected 200, got {response.status}: Citrus refuses the request")
         case status:
-            retry_after = response.headers.get("Retry-After", "")
+            header = response.headers.get("Retry-After", "")
+            retry_after_s = min(float(header), RETRY_AFTER_MAX_S) if header.isdecimal() else None
             raise CitrusUnavailableError(
                 f"Citrus {endpoint}: expected 200, got {status}",
-                retry_after_s=min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdecimal() else None,
+                retry_after_s=retry_after_s,
                 is_outage=status == 429 or status >= 500,
+                may_be_of_one=status == 500 and retry_after_s is None,
             )
 
 

@@ -10,6 +10,7 @@ from simplu_worker.timing.backoff import backoff_s
 FAILURES_MAX: Final = 3  # calls in a row, each with several tries
 OPEN_BASE_S: Final = 0.5
 OPEN_MAX_S: Final = 5.0  # the longest that a recovered Citrus stays unnoticed
+SUBJECTS_MAX: Final = 1000  # of failures, the last ones
 
 
 class CitrusState(StrEnum):
@@ -25,6 +26,9 @@ class CitrusBreaker:
 
     A call takes a ticket before it begins, and returns the ticket with its result. Only calls begun in the present
     state count, so that many concurrent failures open the breaker once.
+
+    A failure that may be due to the *subject* of the call, as that of a tenant whose record Citrus cannot read, counts
+    once for each subject until that one has an answer: a few such tenants, asked for again and again, hold up no other.
     """
 
     def __init__(self) -> None:
@@ -33,6 +37,7 @@ class CitrusBreaker:
         self._opening_count = 0  # since the breaker was closed last
         self._open_until: float | None = None
         self._is_half_open = False
+        self._failed_subjects: dict[str, None] = {}
 
     def __repr__(self) -> str:
         return f"CitrusBreaker({self.state}, failures={self._failure_count}, openings={self._opening_count})"
@@ -56,8 +61,10 @@ class CitrusBreaker:
             self._generation += 1
         return self._generation
 
-    def record_success(self, ticket: int) -> None:
-        """Record that Citrus answered a call."""
+    def record_success(self, ticket: int, subject: str | None = None) -> None:
+        """Record that Citrus answered a call for *subject*."""
+        if subject is not None:
+            self._failed_subjects.pop(subject, None)
         if ticket != self._generation:
             return
         self._failure_count = self._opening_count = 0
@@ -65,14 +72,23 @@ class CitrusBreaker:
             self._open_until, self._is_half_open = None, False
             self._generation += 1
 
-    def record_failure(self, ticket: int, now: float, *, draw: float, at_least_s: float = 0.0) -> bool:
+    def record_failure(
+        self, ticket: int, now: float, *, draw: float, at_least_s: float = 0.0, subject: str | None = None
+    ) -> bool:
         """Record that Citrus did not answer a call; return whether this opened the breaker.
 
         *at_least_s* is Citrus's `Retry-After`, which opens the breaker at once. *draw* (0 ≤ draw < 1) spreads the
-        replicas that meet the same outage.
+        replicas that meet the same outage. *subject* may be the cause; without it the failure is that of all.
         """
         if ticket != self._generation:
             return False
+        if subject in self._failed_subjects:
+            self._is_half_open = False  # it tells nothing of others: the next call is the trial
+            return False
+        if subject is not None:
+            self._failed_subjects[subject] = None
+            if len(self._failed_subjects) > SUBJECTS_MAX:
+                del self._failed_subjects[next(iter(self._failed_subjects))]
         self._failure_count += 1
         if not self._is_half_open and self._failure_count < FAILURES_MAX and not at_least_s:
             return False

@@ -19,6 +19,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.feed.types import Delivered, RetryLater
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedKind
 
@@ -90,6 +91,10 @@ async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: S
             source, target = world.case("a"), world.case("b")
             other = TenantCase(world.shard_pools["a"], OTHER)
             feed = feed_of(pools, addresses, [receiver.configured()])
+
+            async def has_passed() -> bool:
+                return await fetch(world.shard_pools["a"], NOT_PASSED_SQL) == []
+
             async with running(feed):
                 await publishing(feed, 2)
                 await source.apply(source.operation("create", "r1", {}))
@@ -100,8 +105,8 @@ async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: S
                 pair.standby.suspend()
                 is_down = False
                 await receiver.until_count(2)
-                await asyncio.sleep(1.5)
-                assert await fetch(world.shard_pools["a"], NOT_PASSED_SQL) == []
+                assert await poll_until(has_passed, within_s=10)
+                await asyncio.sleep(1)  # by then it has asked the source
                 assert [one.shard_id for one in receiver.events] == ["a", "a"]
                 pair.standby.resume()
                 await receiver.until_count(4)
@@ -126,10 +131,9 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
         await world.move()
         await target.apply(target.operation("update", "r0", {"n": 1}))
         monkeypatch.setattr("simplu_worker.transfers.moving.undoing.UNREAD_S", 1.0)
-        cleaning = asyncio.create_task(clean_up(world.pools, world.commits, TENANT_ID, "a", "b"))
-        await asyncio.sleep(0.5)
-        assert not cleaning.done()
-        await cleaning
+        began_at = loop_time()
+        await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
+        assert loop_time() - began_at >= 1.0
         is_down = False
         await receiver.until(lambda events: any(one.kind is FeedKind.RESOURCE_UPDATED for one in events), 20)
     told = [one for one in receiver.events if one.tenant is not None]

@@ -192,6 +192,7 @@ async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) ->
     async with world.reading(queue_url=queue_url) as reader:
         await logs(shard, "a-x", 6)
         more = await world.put(*chain("a-x", 3, first=6))
+        await reaches(reader, numbers[2])
         await asyncio.sleep(0.5)
         assert reader.checkpoint == Position.from_sequence_number(numbers[2])
         assert len(await outcomes(shard, "a-x")) == 6

@@ -230,6 +230,22 @@ async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> N
         assert await client.locate("c-d") == ADDRESS
 
 
+async def test_tenants_whose_entries_citrus_cannot_read_keep_no_other_from_being_found() -> None:
+    """A 500 for each of them is theirs, until one that is not known for it gets one too; a 503 is for all."""
+    broken = [reply({}, status=500)] * 9
+    citrus = ScriptedCitrus(*broken, reply(SHARD), *[reply({}, status=503)] * 3)
+    async with citrus.opened() as client:
+        for number in range(9):
+            with pytest.raises(CitrusUnavailableError, match="got 500"):
+                await client.locate(f"broken-{number % 2}")
+        assert await client.locate("a-b") == ADDRESS
+        for _ in range(3):
+            with pytest.raises(CitrusUnavailableError, match="got 503"):
+                await client.locate("a-b")
+        with pytest.raises(CitrusUnavailableError, match="not asked again yet"):
+            await client.locate("a-b")
+
+
 async def test_citrus_gives_no_second_address_to_a_shard_that_it_lists_twice() -> None:
     """The first one counts."""
     citrus = ScriptedCitrus(reply([SHARD, SHARD | {"connectionString": "postgresql://u:secret-word@other/d"}]))

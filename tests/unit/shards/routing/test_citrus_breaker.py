@@ -10,6 +10,7 @@ from simplu_worker.shards.routing.citrus_breaker import (
     FAILURES_MAX,
     OPEN_BASE_S,
     OPEN_MAX_S,
+    SUBJECTS_MAX,
     CitrusBreaker,
     CitrusState,
 )
@@ -195,3 +196,41 @@ def test_no_two_states_have_the_same_ticket() -> None:
         else:
             breaker.record_failure(trial, now, draw=1.0)
     assert tickets == sorted(tickets)
+
+
+def failed(breaker: CitrusBreaker, subject: str, now: float = 0.0) -> bool:
+    """Return whether a failure that may be due to *subject* opens the breaker."""
+    return breaker.record_failure(begun(breaker, now), now, draw=1.0, subject=subject)
+
+
+def test_failures_of_one_subject_count_once_until_it_has_an_answer() -> None:
+    """It alone may be the cause, however often it is asked for."""
+    breaker = CitrusBreaker()
+    assert not any(failed(breaker, "a") for _ in range(10 * FAILURES_MAX))
+    assert not failed(breaker, "b")
+    breaker.record_success(begun(breaker, 0.0), "a")
+    assert [failed(breaker, subject) for subject in ("b", "a", "c", "a")] == [False] * 4
+    assert failed(breaker, "d")
+
+
+def test_failure_of_a_known_subject_leaves_the_trial_to_the_next_call() -> None:
+    """It makes the rest no longer; the failure of another one does."""
+    breaker = CitrusBreaker()
+    assert [failed(breaker, subject) for subject in "abc"] == [False, False, True]
+    assert not failed(breaker, "a", OPEN_BASE_S)
+    assert (breaker.state, breaker.open_for_s(OPEN_BASE_S)) == (CitrusState.OPEN, 0.0)
+    assert failed(breaker, "d", OPEN_BASE_S)
+    now = OPEN_BASE_S + breaker.open_for_s(OPEN_BASE_S)
+    assert not failed(breaker, "d", now)
+    breaker.record_success(begun(breaker, now), "e")
+    assert breaker.state is CitrusState.CLOSED
+
+
+def test_subjects_are_forgotten_when_there_are_too_many() -> None:
+    """The oldest one counts again."""
+    breaker = CitrusBreaker()
+    for number in range(SUBJECTS_MAX + 1):
+        failed(breaker, str(number))
+        breaker.record_success(begun(breaker, 10.0 * number), "another")
+    told = [failed(breaker, subject, 1e6) for subject in ("1", str(SUBJECTS_MAX), "0", "x", "y")]
+    assert told == [False] * 4 + [True]
