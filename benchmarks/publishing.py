@@ -37,11 +37,12 @@ from simplu_worker.feed.destinations.http import open_webhook
 from simplu_worker.feed.destinations.kinesis import open_kinesis
 from simplu_worker.feed.destinations.sqs import open_sqs
 from simplu_worker.feed.events import LogBatch, read_row
-from simplu_worker.feed.memory import SentEvents
+from simplu_worker.feed.memory import SentEvents, event_budget
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.rows import CursorRow
 from simplu_worker.feed.shard_feed import READ_MAX
 from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Incarnation
+from simplu_worker.feed.window import document_budget
 from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.shards.log.keys import key_of_id
 
@@ -126,8 +127,10 @@ async def feed(batches: Sequence[LogBatch]) -> int:
     """Take *batches* through the feed of a destination, as `ShardFeed` does; return how many were not delivered."""
     changed, incarnation = asyncio.Event(), Incarnation("20260301T090000.000Z-ab12")
     row = CursorRow("sink", Place(0, 0), "", undone_due=False, held=())
-    sink, memory = Sink(len(batches) * BATCH_ROWS), SentEvents()
-    one = DestinationFeed("s", DestinationTerms("sink"), sink, memory, row, incarnation, changed=changed)
+    sink, memory, documents = Sink(len(batches) * BATCH_ROWS), SentEvents(event_budget()), document_budget()
+    one = DestinationFeed(
+        "s", DestinationTerms("sink"), sink, memory, row, incarnation, changed=changed, documents=documents
+    )
 
     async def keep_refusal(_: str, __: FeedEvent, ___: str) -> None:
         raise AssertionError

@@ -32,7 +32,7 @@ from simplu_worker.feed.types import (
     RetryLater,
 )
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent, document_budget
+from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
@@ -80,13 +80,13 @@ class DestinationFeed:
         incarnation: Incarnation,
         *,
         changed: asyncio.Event,
-        documents: Budget[Window] | None = None,
+        documents: Budget[Window],
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.terms = terms
         self.incarnation = incarnation
         self.memory = memory
-        self._documents = document_budget() if documents is None else documents
+        self._documents = documents
         self.window = Window(row.place, self._documents)
         self.held: dict[int, HeldTenant] = {one.tenant_no: one for one in row.held}
         self.released: list[HeldTenant] = []

@@ -25,8 +25,8 @@ class SentEvents:
     not here.
     """
 
-    def __init__(self, budget: Budget[SentEvents] | None = None) -> None:
-        self._budget = event_budget() if budget is None else budget
+    def __init__(self, budget: Budget[SentEvents]) -> None:
+        self._budget = budget
         self._events: deque[tuple[float, BatchRef, Place, FeedEvent]] = deque()
         self._undone: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._forgotten_through = Place(0, 0)

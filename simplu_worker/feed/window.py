@@ -60,9 +60,9 @@ class Window:
     Their documents keep to its part of *budget*, as a read brings half of that part.
     """
 
-    def __init__(self, head: Place, budget: Budget[Window] | None = None) -> None:
+    def __init__(self, head: Place, budget: Budget[Window]) -> None:
         self.head = head
-        self._budget = document_budget() if budget is None else budget
+        self._budget = budget
         self._events: deque[WindowEvent] = deque()
         self._document_bytes = 0
 

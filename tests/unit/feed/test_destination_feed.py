@@ -12,10 +12,11 @@ from support.feed.events import feed_event
 from support.feed.receiver import Receiver
 
 from simplu_worker.feed.destination_feed import TRIES_NOTED, DestinationFeed
-from simplu_worker.feed.memory import SentEvents
+from simplu_worker.feed.memory import SentEvents, event_budget
 from simplu_worker.feed.places import Place
 from simplu_worker.feed.rows import CursorRow
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, Incarnation, RetryLater
+from simplu_worker.feed.window import document_budget
 
 ROW = CursorRow("receiver", Place(0, 0), "", undone_due=False, held=())
 
@@ -23,8 +24,10 @@ ROW = CursorRow("receiver", Place(0, 0), "", undone_due=False, held=())
 @asynccontextmanager
 async def running(receiver: Receiver) -> AsyncIterator[DestinationFeed]:
     """Run the feed to *receiver* for the length of the block."""
-    terms, changed = DestinationTerms("receiver"), asyncio.Event()
-    feed = DestinationFeed("s", terms, receiver, SentEvents(), ROW, Incarnation("one"), changed=changed)
+    terms, memory, changed = DestinationTerms("receiver"), SentEvents(event_budget()), asyncio.Event()
+    feed = DestinationFeed(
+        "s", terms, receiver, memory, ROW, Incarnation("one"), changed=changed, documents=document_budget()
+    )
 
     async def keep_refusal(_: str, __: FeedEvent, ___: str) -> None:
         raise AssertionError
