@@ -25,6 +25,7 @@ from simplu_worker.shards.schema.type_files import TypeFile
 # All documents of a large shard take minutes; each statement has the bounds of the pool.
 LIMITS: Final = QueryLimits(answer_s=3600.0, all_s=3600.0)
 PAGE_ROWS: Final = 200
+PAGE_BYTES: Final = 1024 * 1024  # as they are stored, compressed perhaps
 OWN_NAMES: Final = ("settings", "role")  # of resources that the worker makes for each tenant
 UNKNOWN_COLUMNS: Final = ("shard", "type", "unknown resource type", "resources", "tenants")
 FINDING_COLUMNS: Final = ("shard", "type", "resource type", "resources that do not fit", "place in the schema")
@@ -131,9 +132,9 @@ async def _documents(pool: ShardPool, tenant_id: str, name: str) -> AsyncIterato
     """Yield all documents with *name* of a tenant, page by page."""
     last = ""
     while True:
-        rows = await fetch_from_shard(pool, QUERIES["read_documents"], tenant_id, name, last, PAGE_ROWS)
+        rows = await fetch_from_shard(pool, QUERIES["read_documents"], tenant_id, name, last, PAGE_ROWS, PAGE_BYTES)
         yield [row["data"].encode() for row in rows]
-        if len(rows) < PAGE_ROWS:
+        if not rows or len(rows) == rows[0]["found_count"] < PAGE_ROWS:
             return
         last = rows[-1]["resource_id"]
 

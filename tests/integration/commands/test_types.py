@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from simplu_worker.commands.types.show import show_types
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.network_errors import NO_SERVER
+from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
@@ -192,11 +194,29 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
     ]
 
 
+@pytest.mark.parametrize(("page_rows", "page_bytes", "count"), [(2, 10_000, 2), (200, 10_000, 7), (200, 200, 4), (200, 1, 1)])
 async def test_types_check_counts_the_documents_that_do_not_fit(
-    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_shard: ShardMaker,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    page_rows: int,
+    page_bytes: int,
+    count: int,
 ) -> None:
-    """All pages of all tenants, under each name, by the place in the schema; whatever would follow from it."""
-    monkeypatch.setattr(check, "PAGE_ROWS", 2)
+    """All pages of all tenants, under each name, by the place in the schema; whatever would follow from it.
+
+    A page has few documents if they are large.
+    """
+    monkeypatch.setattr(check, "PAGE_ROWS", page_rows)
+    monkeypatch.setattr(check, "PAGE_BYTES", page_bytes)
+    pages: list[int] = []
+
+    def count_page(schema: Schema, documents: Sequence[bytes]) -> Counter[str]:
+        pages.append(len(documents))
+        return count_findings(schema, documents)
+
+    monkeypatch.setattr(check, "count_findings", count_page)
     address = await make_shard("a")
     terminal = Terminal(tmp_path, capfd, address)
     terminal.write("restaurant")
@@ -221,6 +241,7 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
         {**found, "resources": 6, "schemaPath": "#/required"},
         {**found, "resources": 2, "schemaPath": "#/properties/guests/minimum"},
     ]
+    assert max(pages) == count
 
 
 async def test_folder_is_refused_with_the_problems_of_all_files(

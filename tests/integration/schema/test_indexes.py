@@ -205,7 +205,7 @@ async def test_check_of_a_type_looks_at_no_rows_but_those_it_counts_and_judges(f
     async with filled.connection() as connection:
         none = await explained(connection, QUERIES["count_unknown_names"], "dental", names)
         one = await explained(connection, QUERIES["count_unknown_names"], "dental", names[1:])
-        page = await explained(connection, QUERIES["read_documents"], SMALL, names[0], "r000290", 200)
+        page = await explained(connection, QUERIES["read_documents"], SMALL, names[0], "r000290", 200, 2**20)
     assert {index for index, _ in scans(none)} == {"resources_pkey"}
     assert sum(count for _, count in scans(none)) < 10
     assert {index for index, _ in scans(one)} == {"resources_pkey"}

@@ -132,10 +132,22 @@ WHERE tenants.business_type = $1 AND tenants.state NOT IN ('moved', 'destroyed')
 ORDER BY tenants.id;
 
 -- name: read_documents
--- The next $4 documents of the tenant $1 with the name $2, after the one with the id $3. Of one name: up to PostgreSQL 16 a
--- search for several would read all that come after them.
-SELECT resources."resourceId" AS resource_id, resources.data::pg_catalog.text AS data
-FROM public.resources
-WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" > $3
-ORDER BY resources."resourceId"
-LIMIT $4;
+-- The next documents of the tenant $1 with the name $2, after the one with the id $3: at most $4, which begin within $5
+-- bytes as they are stored, of the `found_count` that there are up to $4. Of one name: up to PostgreSQL 16 a search for
+-- several would read all that come after them.
+SELECT page.resource_id, page.data::pg_catalog.text AS data, page.found_count
+FROM (
+    SELECT
+        found.*,
+        pg_catalog.count(*) OVER () AS found_count,
+        pg_catalog.sum(found.bytes) OVER (ORDER BY found.resource_id) - found.bytes AS bytes_before
+    FROM (
+        SELECT resources."resourceId" AS resource_id, resources.data, pg_catalog.pg_column_size(resources.data) AS bytes
+        FROM public.resources
+        WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" > $3
+        ORDER BY resources."resourceId"
+        LIMIT $4
+    ) AS found
+) AS page
+WHERE page.bytes_before < $5
+ORDER BY page.resource_id;
