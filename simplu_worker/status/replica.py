@@ -1,6 +1,7 @@
-"""The views of this replica: health, status, operations, tenants, shards. Read-only.
+"""The views of this replica: health, status, fleet. Read-only.
 
-The references' monitoring points, and the requests that empty a queue or the cache, are in `queues`.
+Those of operations, tenants and shards are in `lookups`; the references' monitoring points, and the requests that empty
+a queue or the cache, are in `queues`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any, Final, assert_never
+from typing import Any, Final, ParamSpec, assert_never
 
 import msgspec
 
@@ -21,31 +21,20 @@ from simplu_worker.aws.clients import credential_source
 from simplu_worker.bulkheads import current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
-from simplu_worker.consumers.kinesis.fleet.read_status import (
-    ReadStatus,
-    hold_reason,
-    read_status,
-)
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, ReplicaFigures
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.rejection_notes import KEPT_S
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.feed.feed import Feed
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.operations.request_ids import control_request_id
-from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.all_shards import ShardInspector
 from simplu_worker.shards.health.assessment import Health, health_view
 from simplu_worker.shards.health.moves import longest_standing_s, move_views
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.types import Lever, StreamShards
 from simplu_worker.status.live.fleet_history import FleetHistory, fleet_point
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
@@ -53,29 +42,19 @@ from simplu_worker.status.live.problems import Problems, find_problems
 from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.live.stream_history import StreamHistory
 from simplu_worker.status.live.top_tenants import TopTenants
-from simplu_worker.status.operation_list import list_operations
-from simplu_worker.status.operation_waits import OperationWaits
+from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.status.views import (
     feed_view,
-    levers_view,
-    not_steered_error,
-    refused_view,
-    resource_view,
-    shard_view,
-    tenant_view,
     trouble_view,
 )
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 from simplu_worker.vocabulary import (
-    OTHER_REPLICA,
-    Absence,
     DependencyState,
     HoldReason,
-    RequestStatus,
     ShardProblem,
     SourceState,
     TargetKind,
@@ -100,6 +79,8 @@ HEALTH_SUMMARY: Final = (
 FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
 DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, when the daemon ends the drain
 
+Asked = ParamSpec("Asked")
+
 
 @dataclass
 class ReplicaStatus:
@@ -119,13 +100,12 @@ class ReplicaStatus:
     fleet: Fleet | None = None
     feed: Feed | None = None
     health: HealthRegistry = field(default_factory=HealthRegistry)
-    inspector: ShardInspector | None = None
+    lookups: Lookups | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
     history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
     stream_history: StreamHistory = field(default_factory=StreamHistory)
     fleet_history: FleetHistory = field(default_factory=FleetHistory)
     problems: Problems = field(default_factory=Problems)
-    waits: OperationWaits | None = None  # from the first one on
     top_tenants: TopTenants = field(default_factory=TopTenants)
     _drain_seen_at: float | None = None
 
@@ -142,8 +122,15 @@ class ReplicaStatus:
     ) -> None:
         """Show these parts from now on."""
         self.gateway, self.pools, self.locator, self.fleet, self.feed = gateway, pools, locator, fleet, feed
-        self.inspector = ShardInspector(locator, pools)
         self.monitoring = monitoring or Monitoring()
+        self.lookups = Lookups(
+            gateway,
+            ShardInspector(locator, pools),
+            pools,
+            self.monitoring,
+            fleet=fleet,
+            runbook_url=self.runbook_url,
+        )
         self.health = health or HealthRegistry()
 
     def liveness_problem(self) -> str | None:
@@ -350,11 +337,8 @@ class ReplicaStatus:
     async def release_lease(self, stream_shard_id: str) -> HttpAnswer:
         """Answer `POST /leases/{streamShard}/release`."""
         if self.fleet is None or not self.fleet.is_set_up:
-            return 503, {"error": "starting" if self.gateway is None else "this replica reads no stream"}
-        try:
-            result = await self.fleet.release_lease(stream_shard_id)
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": scrub_text(str(exc))}
+            return 503, {"error": "this replica reads no stream"}
+        result = await self.fleet.release_lease(stream_shard_id)
         match result:
             case LeaseRelease.HANDED_OVER:
                 return 202, {"streamShard": stream_shard_id, "how": result}
@@ -371,8 +355,6 @@ class ReplicaStatus:
 
     async def retry_held(self, target: str | None) -> HttpAnswer:
         """Answer `POST /held/retry`."""
-        if self.gateway is None:
-            return 503, {"error": "starting"}
         if self.fleet is None:
             return 200, {"retried": 0, "asked": [], "notAsked": []}
         try:
@@ -434,10 +416,24 @@ class ReplicaStatus:
         pools, health = self.pools.by_shard_id() if self.pools else {}, self.health.by_shard_id
         return [
             {"shardId": shard_id}
-            | _pool_view(pools.get(shard_id))
+            | pool_view(pools.get(shard_id))
             | _health_summary(health_view(health.get(shard_id, Health())))
             for shard_id in sorted(pools.keys() | health.keys())
         ]
+
+    def _readers(self) -> Sequence[StreamShardReader]:
+        return self.fleet.readers() if self.fleet else []
+
+    async def wait_for_operation(
+        self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
+    ) -> bool:
+        """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait.
+
+        Also before this replica has started: the answer says so.
+        """
+        if self.lookups is None:
+            return True
+        return await self.lookups.wait_for_operation(request_id, business_id, location_id, within_s, end)
 
     def handler_status(self) -> dict[str, Any]:
         """Return the state of the worker (docs/outcomes.md, `GET /handler/status`)."""
@@ -453,167 +449,6 @@ class ReplicaStatus:
             "sources": self._sources(),
         }
 
-    async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
-        """Answer `GET /operations/{requestId}` (docs/outcomes.md)."""
-        if self.gateway is None:
-            return 503, {"error": "starting"}
-        tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
-        asked = {"requestId": request_id}
-        # Before the log is queried: an operation that is applied in between must not count as decided and absent.
-        status = self._read_status(tenant_id)
-        found: LoggedOperation | RejectedRequest | Absence | None
-        try:
-            names = None if business_id is None else (business_id, location_id or "")
-            answer = await self.gateway.find_operation(
-                request_id, tenant_id, names=names, stream=self._stream_shards(status)
-            )
-            found = answer.operation
-            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
-            if not isinstance(found, LoggedOperation) and not is_pending:
-                found = await self.gateway.find_rejection(request_id, tenant_id) or found
-        except (RetryableError, PermanentError) as exc:
-            held = None if tenant_id is None else self._own_hold(tenant_id)
-            return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": RequestStatus.HELD} | held)
-        silent = _silent_members(answer.silent_shard_ids)
-        # A shard without an answer, or a tenant without a home now, may have anything.
-        is_whole = not (silent or isinstance(found, Absence))
-        read_up_to = {} if status is None else {"readUpTo": status.up_to(answer.positions) if is_whole else None}
-        if isinstance(found, LoggedOperation | RejectedRequest):
-            members = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
-            return 200, members | read_up_to | silent
-        if is_pending:
-            return 200, asked | {"status": RequestStatus.PENDING} | silent
-        if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
-            return 200, asked | {"status": RequestStatus.HELD} | held
-        lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
-        lag_s = max((lag for lag in lags if lag is not None), default=None)
-        unknown = {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s, "answerUntil": _answer_until(lag_s)}
-        return 404, asked | unknown | read_up_to | silent
-
-    async def wait_for_operation(
-        self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
-    ) -> bool:
-        """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
-        if self.gateway is None:
-            return True
-        if self.waits is None:
-            self.waits = OperationWaits(self.gateway.is_decided, lambda one: self._tenant_hold(one) is not None)
-        return await self.waits.wait(tenant_id_of(business_id, location_id), request_id, within_s, end)
-
-    def _readers(self) -> Sequence[StreamShardReader]:
-        return self.fleet.readers() if self.fleet else []
-
-    def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
-        return None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
-
-    def _stream_shards(self, status: ReadStatus | None) -> StreamShards:
-        if self.fleet is None or status is None:
-            return NO_STREAM_SHARDS
-        return StreamShards(self.fleet.stream_name, status.stream_shard_ids)
-
-    def _find_held(self, tenant_id: str, absence: Absence | None, status: ReadStatus | None) -> dict[str, Any] | None:
-        """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
-        if (held := self._own_hold(tenant_id)) is not None:
-            return held
-        is_paused = self.gateway is not None and self.gateway.paused_s(tenant_id) > 0
-        reason = hold_reason(absence, status, is_paused=is_paused)
-        return None if reason is None else {"reason": reason}
-
-    def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
-        held = next(filter(None, (reader.view.hold_of(tenant_id) for reader in self._readers())), None)
-        if held is None:
-            return None
-        return {"reason": held.reason, "since": utc_now() - timedelta(seconds=loop_time() - held.since)}
-
-    def _tenant_hold(self, tenant_id: str) -> dict[str, Any] | None:
-        """Return why operations of a tenant are held, by any replica, and what to do; None if none are.
-
-        Asks no shard: that of the tenant may be the one that does not answer.
-        """
-        status = self._read_status(tenant_id)
-        held = self._own_hold(tenant_id)
-        if held is None and (status is None or not status.held_in):
-            return None
-        held = held or {"reason": OTHER_REPLICA}
-        return held | advice_members(held["reason"], self.runbook_url)
-
-    def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
-        handlers: list[ReaderView | OrderHandler] = [
-            *(reader.view for reader in self._readers()),
-            *self.monitoring.orders.values(),
-        ]
-        return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
-
-    async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:
-        """Answer `GET /tenants/{businessId}/{locationId}`."""
-        if self.gateway is None:
-            return 503, {"error": "starting"}
-        tenant_id = tenant_id_of(business_id, location_id)
-        held = {"held": self._tenant_hold(tenant_id)}
-        try:
-            found = await self.gateway.find_tenant(tenant_id)
-            refused = await self.gateway.find_rejection(control_request_id(business_id, location_id), tenant_id)
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)} | held
-        asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
-        if isinstance(found, Absence):
-            return 404, asked | {"state": found} | held
-        shard_id, row = found
-        if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
-            return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
-        return 200, tenant_view(shard_id, row) | {"refused": asked["refused"]} | held
-
-    async def find_tenant_by_id(self, tenant_id: str) -> HttpAnswer:
-        """Answer `GET /tenants/{tenantId}`: the id of a held target or of a move, which does not tell its two ids."""
-        if self.gateway is None:
-            return 503, {"error": "starting"}
-        held = {"tenant": tenant_id, "held": self._tenant_hold(tenant_id)}
-        try:
-            found = await self.gateway.find_tenant(tenant_id)
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)} | held
-        return (404, held | {"state": found}) if isinstance(found, Absence) else (200, tenant_view(*found) | held)
-
-    async def find_resource(
-        self, business_id: str, location_id: str, resource_type: str, resource_id: str
-    ) -> HttpAnswer:
-        """Answer `GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}`."""
-        if self.gateway is None:
-            return 503, {"error": "starting"}
-        try:
-            found = await self.gateway.find_resource(business_id, location_id, resource_type, resource_id)
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)}
-        asked = {"businessId": business_id, "locationId": location_id}
-        if isinstance(found, Absence):
-            return 404, asked | {"state": found}
-        return 200, asked | resource_view(resource_type, resource_id, *found)
-
-    async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
-        """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
-        if self.gateway is None:
-            return 503, {"error": "starting"}
-        try:
-            found = await self.gateway.steer_tenant(business_id, location_id, lever)
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)}
-        if isinstance(found, Absence):
-            return (409 if found is Absence.MOVING else 404), {"error": not_steered_error(found)}
-        return 200, levers_view(*found)
-
-    async def inspect_shards(self) -> HttpAnswer:
-        """Answer `GET /shards`: every known shard as it is now, inspected concurrently; names those without answer."""
-        if self.inspector is None:
-            return 503, {"error": "starting"}
-        try:
-            listed = await self.inspector()
-        except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)}
-        pools = self.pools.by_shard_id() if self.pools else {}
-        silent = [shard.address.shard_id for shard in listed if shard.is_silent]
-        views = [shard_view(shard) | _pool_view(pools.get(shard.address.shard_id)) for shard in listed]
-        return 200, {"shards": views} | _silent_members(silent)
-
 
 def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views:
     """Return the views of *replica* for the HTTP server; *letters* acts on dead letters."""
@@ -625,43 +460,41 @@ def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views
         status=replica.status,
         fleet=replica.fleet_status,
         fleet_history=replica.history_of_fleet,
-        operation=replica.find_operation,
+        operation=_once_started(replica, lambda lookups: lookups.find_operation),
         wait=replica.wait_for_operation,
-        operations=lambda query: list_operations(replica.gateway, query),
-        tenant=replica.find_tenant,
-        tenant_by_id=replica.find_tenant_by_id,
-        resource=replica.find_resource,
-        steer_tenant=replica.steer_tenant,
-        shards=replica.inspect_shards,
-        sqs_stats=_require_started(replica, Monitoring.sqs_stats),
+        operations=_once_started(replica, lambda lookups: lookups.list_operations),
+        tenant=_once_started(replica, lambda lookups: lookups.find_tenant),
+        tenant_by_id=_once_started(replica, lambda lookups: lookups.find_tenant_by_id),
+        resource=_once_started(replica, lambda lookups: lookups.find_resource),
+        steer_tenant=_once_started(replica, lambda lookups: lookups.steer_tenant),
+        shards=_once_started(replica, lambda lookups: lookups.inspect_shards),
+        sqs_stats=_once_started(replica, lambda lookups: lookups.monitoring.sqs_stats),
         handler_status=replica.handler_status,
-        handler_stats=_require_started(replica, Monitoring.handler_stats),
-        cache_stats=_require_started(replica, Monitoring.cache_stats),
-        cache_keys=_require_started(replica, Monitoring.cache_keys),
-        release_lease=replica.release_lease,
-        retry_held=replica.retry_held,
+        handler_stats=_once_started(replica, lambda lookups: lookups.monitoring.handler_stats),
+        cache_stats=_once_started(replica, lambda lookups: lookups.monitoring.cache_stats),
+        cache_keys=_once_started(replica, lambda lookups: lookups.monitoring.cache_keys),
+        release_lease=_once_started(replica, lambda _: replica.release_lease),
+        retry_held=_once_started(replica, lambda _: replica.retry_held),
         letters=letters,
-        purge=_require_started(replica, Monitoring.purge),
-        clear_cache=_require_started(replica, Monitoring.clear_cache),
+        purge=_once_started(replica, lambda lookups: lookups.monitoring.purge),
+        clear_cache=_once_started(replica, lambda lookups: lookups.monitoring.clear_cache),
     )
 
 
-def _require_started(
-    replica: ReplicaStatus, ask: Callable[..., Awaitable[HttpAnswer]]
-) -> Callable[..., Awaitable[HttpAnswer]]:
-    """Return a view that calls *ask* with the monitored parts; it answers 503 until *replica* has started."""
+def _once_started(
+    replica: ReplicaStatus, find: Callable[[Lookups], Callable[Asked, Awaitable[HttpAnswer]]]
+) -> Callable[Asked, Awaitable[HttpAnswer]]:
+    """Return a view that answers as the one that *find* returns: 503 if that fails, and until *replica* has started."""
 
-    async def answer(*args: str) -> HttpAnswer:
-        if replica.gateway is None:
+    async def answer(*args: Asked.args, **kwargs: Asked.kwargs) -> HttpAnswer:
+        if replica.lookups is None:
             return 503, {"error": "starting"}
-        return await ask(replica.monitoring, *args)
+        try:
+            return await find(replica.lookups)(*args, **kwargs)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": scrub_text(str(exc))}
 
     return answer
-
-
-def _answer_until(lag_s: float | None) -> datetime | None:
-    """Return until when an operation that is in the stream by now gets its answer: also a rejection, which is noted."""
-    return None if lag_s is None else utc_now() + timedelta(seconds=lag_s + KEPT_S)
 
 
 def _handler_state(unready: Unreadiness | None) -> str:
@@ -673,19 +506,3 @@ def _handler_state(unready: Unreadiness | None) -> str:
 def _health_summary(view: dict[str, Any]) -> dict[str, Any]:
     """Return the members of a shard's health for a row of the status page; `/shards` has all of them."""
     return {name: view[name] for name in HEALTH_SUMMARY if name in view}
-
-
-def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
-    if pool is None:
-        return {}
-    return {
-        "shardId": pool.address.shard_id,
-        "place": pool.address.place,
-        "healthy": pool.is_healthy,
-        "error": pool.last_error,
-        "connections": pool.counts(),
-    }
-
-
-def _silent_members(silent: Sequence[str]) -> dict[str, Any]:
-    return {"shardsWithoutAnswer": list(silent)} if silent else {}

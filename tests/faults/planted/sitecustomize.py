@@ -116,16 +116,16 @@ def skip_event() -> None:
 
 def forget_outcome() -> None:
     """Answer that a decided operation is unknown."""
-    from simplu_worker.status.replica import ReplicaStatus
+    from simplu_worker.status.lookups import Lookups
 
-    find_operation, is_due = ReplicaStatus.find_operation, strikes()
+    find_operation, is_due = Lookups.find_operation, strikes()
 
     @functools.wraps(find_operation)
     async def answered(self: Any, *args: Any, **kwargs: Any) -> Any:
         status, members = await find_operation(self, *args, **kwargs)
         return (404, {"status": "unknown"}) if is_due() else (status, members)
 
-    ReplicaStatus.find_operation = answered  # type: ignore[method-assign]
+    Lookups.find_operation = answered  # type: ignore[method-assign]
 
 
 BUGS: Final = {

@@ -36,6 +36,7 @@ from simplu_worker.shards.health.assessment import ShardObservation, ShardSilenc
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
@@ -142,8 +143,9 @@ async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() ->
             raise RetryableError("Citrus shards_health: no answer")
 
     replica = ReplicaStatus("replica-1", asyncio.Event())
-    replica.inspector = ShardInspector(Silent(), None)  # type: ignore[arg-type]  # all that is asked of them
-    assert await http_views(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
+    async with routed_shards([]) as routed:
+        replica.start(routed.gateway, routed.pools, cast(Locator, Silent()))
+        assert await http_views(replica).shards() == (503, {"error": "Citrus shards_health: no answer"})
 
 
 async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
@@ -220,7 +222,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
         replica = ReplicaStatus("replica-1", asyncio.Event())
         fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases, stream_name="s"))
         replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
-        status, answer = await replica.find_operation("never-seen", None, None)
+        status, answer = await http_views(replica).operation("never-seen", None, None)
 
     assert (status, answer["status"], answer["readUpTo"]) == (404, "unknown", SEEN_AT)
     assert order == ["leases", "log"]
@@ -229,7 +231,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
     """The answer of those that did is not withheld."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        status, answer = await replica_of(routed).find_operation("never-seen", None, None)
+        status, answer = await http_views(replica_of(routed)).operation("never-seen", None, None)
     assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
 
 

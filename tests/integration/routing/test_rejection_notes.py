@@ -26,7 +26,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
-from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 pytestmark = pytest.mark.slow
@@ -140,10 +140,10 @@ async def test_refused_control_message_is_told_with_its_tenant(make_shard: Shard
             await add_registered(routed, TENANT, "shard-1")
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(routed.gateway, routed.pools, routed.locator)
-        before = await replica.find_tenant(*TENANT)
+        before = await http_views(replica).tenant(*TENANT)
         await store(notes, msgspec.structs.replace(refused, error="first"), refused)
-        status, after = await replica.find_tenant(*TENANT)
-        _, of_other = await replica.find_tenant(TENANT[0] + "-" + TENANT[1][:1], TENANT[1][1:])
+        status, after = await http_views(replica).tenant(*TENANT)
+        _, of_other = await http_views(replica).tenant(TENANT[0] + "-" + TENANT[1][:1], TENANT[1][1:])
 
     assert status == (200 if is_registered else 404)
     assert before[1]["refused"] is None

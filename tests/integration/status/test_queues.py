@@ -354,8 +354,9 @@ async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
 async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) -> None:
     """An order event that is being applied is pending, like an operation from the stream."""
     site.monitor(orders={site.queue.name: cast(OrderHandler, OneOrder())})
+    assert site.replica.lookups
     asked = [("event-1", None), ("event-1", "a-b"), ("event-1", "a-c"), ("event-2", None)]
-    assert [site.replica._is_pending(*one) for one in asked] == [True, True, False, False]
+    assert [site.replica.lookups._is_pending(*one) for one in asked] == [True, True, False, False]
     assert (await site.row_of(site.queue, "/handler/stats", "handlers"))["onTheirWay"] == {"shard-1": 1}
 
 

@@ -1,0 +1,236 @@
+"""What a replica that has started answers about operations, tenants, resources and shards. Read-only but for levers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.rejection_notes import KEPT_S
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.operations.request_ids import control_request_id
+from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.health.all_shards import ShardInspector
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.types import Lever, StreamShards
+from simplu_worker.status.listing_request import OperationListQuery
+from simplu_worker.status.live.held_advice import advice_members
+from simplu_worker.status.operation_waits import OperationWaits
+from simplu_worker.status.queues import Monitoring
+from simplu_worker.status.server import HttpAnswer
+from simplu_worker.status.views import (
+    levers_view,
+    not_steered_error,
+    refused_view,
+    resource_view,
+    shard_view,
+    tenant_view,
+)
+from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus
+
+
+class Lookups:
+    """The answers of all shards; each may raise `RetryableError` or `PermanentError` in place of one.
+
+    The *fleet* of the replica is None without a stream. *runbook_url* is the address of the documentation site.
+    """
+
+    def __init__(
+        self,
+        gateway: ShardGateway,
+        inspector: ShardInspector,
+        pools: Pools,
+        monitoring: Monitoring,
+        *,
+        fleet: Fleet | None,
+        runbook_url: str | None,
+    ) -> None:
+        self._gateway = gateway
+        self._inspector = inspector
+        self._pools = pools
+        self.monitoring = monitoring
+        self._fleet = fleet
+        self._runbook_url = runbook_url
+        self._waits = OperationWaits(gateway.is_decided, lambda one: self._tenant_hold(one) is not None)
+
+    def __repr__(self) -> str:
+        return f"Lookups({self._gateway}, {self._fleet})"
+
+    async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
+        """Answer `GET /operations/{requestId}` (docs/outcomes.md)."""
+        tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
+        asked = {"requestId": request_id}
+        # Before the log is queried: an operation that is applied in between must not count as decided and absent.
+        status = self._read_status(tenant_id)
+        found: LoggedOperation | RejectedRequest | Absence | None
+        try:
+            names = None if business_id is None else (business_id, location_id or "")
+            answer = await self._gateway.find_operation(
+                request_id, tenant_id, names=names, stream=self._stream_shards(status)
+            )
+            found = answer.operation
+            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
+            if not isinstance(found, LoggedOperation) and not is_pending:
+                found = await self._gateway.find_rejection(request_id, tenant_id) or found
+        except (RetryableError, PermanentError):
+            held = None if tenant_id is None else self._own_hold(tenant_id)
+            if held is None:
+                raise
+            return 200, asked | {"status": RequestStatus.HELD} | held
+        silent = _silent_members(answer.silent_shard_ids)
+        # A shard without an answer, or a tenant without a home now, may have anything.
+        is_whole = not (silent or isinstance(found, Absence))
+        read_up_to = {} if status is None else {"readUpTo": status.up_to(answer.positions) if is_whole else None}
+        if isinstance(found, LoggedOperation | RejectedRequest):
+            members = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
+            return 200, members | read_up_to | silent
+        if is_pending:
+            return 200, asked | {"status": RequestStatus.PENDING} | silent
+        if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
+            return 200, asked | {"status": RequestStatus.HELD} | held
+        lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
+        lag_s = max((lag for lag in lags if lag is not None), default=None)
+        unknown = {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s, "answerUntil": _answer_until(lag_s)}
+        return 404, asked | unknown | read_up_to | silent
+
+    async def wait_for_operation(
+        self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
+    ) -> bool:
+        """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
+        return await self._waits.wait(tenant_id_of(business_id, location_id), request_id, within_s, end)
+
+    def _readers(self) -> Sequence[StreamShardReader]:
+        return self._fleet.readers() if self._fleet else []
+
+    def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
+        return None if self._fleet is None else read_status(self._fleet.leases(), tenant_id)
+
+    def _stream_shards(self, status: ReadStatus | None) -> StreamShards:
+        if self._fleet is None or status is None:
+            return NO_STREAM_SHARDS
+        return StreamShards(self._fleet.stream_name, status.stream_shard_ids)
+
+    def _find_held(self, tenant_id: str, absence: Absence | None, status: ReadStatus | None) -> dict[str, Any] | None:
+        """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
+        if (held := self._own_hold(tenant_id)) is not None:
+            return held
+        is_paused = self._gateway.paused_s(tenant_id) > 0
+        reason = hold_reason(absence, status, is_paused=is_paused)
+        return None if reason is None else {"reason": reason}
+
+    def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
+        held = next(filter(None, (reader.view.hold_of(tenant_id) for reader in self._readers())), None)
+        if held is None:
+            return None
+        return {"reason": held.reason, "since": utc_now() - timedelta(seconds=loop_time() - held.since)}
+
+    def _tenant_hold(self, tenant_id: str) -> dict[str, Any] | None:
+        """Return why operations of a tenant are held, by any replica, and what to do; None if none are.
+
+        Asks no shard: that of the tenant may be the one that does not answer.
+        """
+        status = self._read_status(tenant_id)
+        held = self._own_hold(tenant_id)
+        if held is None and (status is None or not status.held_in):
+            return None
+        held = held or {"reason": OTHER_REPLICA}
+        return held | advice_members(held["reason"], self._runbook_url)
+
+    def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+        handlers: list[ReaderView | OrderHandler] = [
+            *(reader.view for reader in self._readers()),
+            *self.monitoring.orders.values(),
+        ]
+        return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
+
+    async def list_operations(self, query: OperationListQuery) -> HttpAnswer:
+        """Answer `GET /operations`: those of one tenant, newest first (docs/outcomes.md)."""
+        business_id, location_id, request = query
+        page = await self._gateway.list_operations(business_id, location_id, request)
+        if isinstance(page, Absence):
+            return 404, {"businessId": business_id, "locationId": location_id, "state": page}
+        return 200, msgspec.to_builtins(page)
+
+    async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:
+        """Answer `GET /tenants/{businessId}/{locationId}`."""
+        tenant_id = tenant_id_of(business_id, location_id)
+        held = {"held": self._tenant_hold(tenant_id)}
+        try:
+            found = await self._gateway.find_tenant(tenant_id)
+            refused = await self._gateway.find_rejection(control_request_id(business_id, location_id), tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": scrub_text(str(exc))} | held
+        asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
+        if isinstance(found, Absence):
+            return 404, asked | {"state": found} | held
+        shard_id, row = found
+        if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
+            return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
+        return 200, tenant_view(shard_id, row) | {"refused": asked["refused"]} | held
+
+    async def find_tenant_by_id(self, tenant_id: str) -> HttpAnswer:
+        """Answer `GET /tenants/{tenantId}`: the id of a held target or of a move, which does not tell its two ids."""
+        held = {"tenant": tenant_id, "held": self._tenant_hold(tenant_id)}
+        try:
+            found = await self._gateway.find_tenant(tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": scrub_text(str(exc))} | held
+        return (404, held | {"state": found}) if isinstance(found, Absence) else (200, tenant_view(*found) | held)
+
+    async def find_resource(
+        self, business_id: str, location_id: str, resource_type: str, resource_id: str
+    ) -> HttpAnswer:
+        """Answer `GET /resources/{businessId}/{locationId}/{resourceType}/{resourceId}`."""
+        found = await self._gateway.find_resource(business_id, location_id, resource_type, resource_id)
+        asked = {"businessId": business_id, "locationId": location_id}
+        if isinstance(found, Absence):
+            return 404, asked | {"state": found}
+        return 200, asked | resource_view(resource_type, resource_id, *found)
+
+    async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
+        """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
+        found = await self._gateway.steer_tenant(business_id, location_id, lever)
+        if isinstance(found, Absence):
+            return (409 if found is Absence.MOVING else 404), {"error": not_steered_error(found)}
+        return 200, levers_view(*found)
+
+    async def inspect_shards(self) -> HttpAnswer:
+        """Answer `GET /shards`: every known shard as it is now, inspected concurrently; names those without answer."""
+        listed = await self._inspector()
+        pools = self._pools.by_shard_id()
+        silent = [shard.address.shard_id for shard in listed if shard.is_silent]
+        views = [shard_view(shard) | pool_view(pools.get(shard.address.shard_id)) for shard in listed]
+        return 200, {"shards": views} | _silent_members(silent)
+
+
+def pool_view(pool: ShardPool | None) -> dict[str, Any]:
+    """Return the members of a shard that its pool tells; none without one."""
+    if pool is None:
+        return {}
+    return {
+        "shardId": pool.address.shard_id,
+        "place": pool.address.place,
+        "healthy": pool.is_healthy,
+        "error": pool.last_error,
+        "connections": pool.counts(),
+    }
+
+
+def _answer_until(lag_s: float | None) -> datetime | None:
+    """Return until when an operation that is in the stream by now gets its answer: also a rejection, which is noted."""
+    return None if lag_s is None else utc_now() + timedelta(seconds=lag_s + KEPT_S)
+
+
+def _silent_members(silent: Sequence[str]) -> dict[str, Any]:
+    return {"shardsWithoutAnswer": list(silent)} if silent else {}
