@@ -194,7 +194,9 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
     ]
 
 
-@pytest.mark.parametrize(("page_rows", "page_bytes", "count"), [(2, 10_000, 2), (200, 10_000, 7), (200, 200, 4), (200, 1, 1)])
+@pytest.mark.parametrize(
+    ("page_rows", "page_bytes", "count"), [(2, 10_000, 2), (200, 10_000, 7), (200, 200, 4), (200, 1, 1)]
+)
 async def test_types_check_counts_the_documents_that_do_not_fit(
     make_shard: ShardMaker,
     tmp_path: Path,
