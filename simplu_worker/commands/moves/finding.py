@@ -26,7 +26,7 @@ class FoundMove(msgspec.Struct, frozen=True):
 class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
     """A move that an earlier command has finished, with its certificate as the journal has it.
 
-    *rows_kept*: no cleanup has deleted the former rows.
+    *rows_kept*: no cleanup has deleted the former rows. *is_equal*: both shards had the same ones.
     """
 
     tenant: str
@@ -34,11 +34,14 @@ class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
     target_shard: str
     finished_at: datetime
     rows_kept: bool
+    is_equal: bool
     certificate: dict[str, Any]
 
     def describe(self) -> str:
         """Return the move for people."""
         kept = "its former rows are still there" if self.rows_kept else "its former rows are cleaned up"
+        if not self.is_equal:
+            kept += "; those on its new shard were other ones when it arrived: compare them with a backup"
         return (
             f"{self.tenant}: {self.source_shard} → {self.target_shard}: finished at "
             f"{self.finished_at.isoformat(timespec='seconds')} by an earlier command; {kept}"
@@ -62,8 +65,8 @@ async def find_move(shards: Shards, tenant_id: str, target_id: str) -> FoundMove
         if departure is not None and departure.target_shard_id == target_id and _is_finished(departure):
             certificate = departure.detail["certificate"]
             at = datetime.fromisoformat(certificate["at"])
-            is_kept = departure.step == MoveStep.DONE
-            return FinishedMove(tenant_id, source_id, target_id, at, is_kept, certificate)
+            is_kept, is_equal = departure.step == MoveStep.DONE, departure.detail.get("verdict") == "equal"
+            return FinishedMove(tenant_id, source_id, target_id, at, is_kept, is_equal, certificate)
     return FoundMove(move, goes_on=True, has_left=True)
 
 

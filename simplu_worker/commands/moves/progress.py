@@ -11,7 +11,7 @@ from typing import Final, Self
 import msgspec
 from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
-from simplu_worker.commands.output.display import print_json_line, print_note
+from simplu_worker.commands.output.display import escape_unprintable, print_json_line, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
@@ -67,7 +67,9 @@ class MoveProgress:
             None
             if as_json
             else terminal_bars(
-                TextColumn("{task.description}"), TextColumn("{task.fields[status]}"), TimeElapsedColumn()
+                TextColumn("{task.description}", markup=False),
+                TextColumn("{task.fields[status]}", markup=False),
+                TimeElapsedColumn(),
             )
         )
         self._all = None if self._bars is None else self._bars.add_task("all", total=None, status="")
@@ -89,7 +91,7 @@ class MoveProgress:
         self._figures[tenant_id] = MoveFigures()
         self._shown_at.setdefault(tenant_id if self._as_json else "", now)
         if self._bars is not None:
-            self._tasks[tenant_id] = self._bars.add_task(tenant_id, total=None, status="")
+            self._tasks[tenant_id] = self._bars.add_task(escape_unprintable(tenant_id), total=None, status="")
         return partial(self._show, tenant_id, MoveRate(now))
 
     def finish(self, tenant_id: str) -> None:
@@ -108,7 +110,7 @@ class MoveProgress:
             left_s = (self._clock() - self._began_at) / self._done * (self._total - self._done)
         elif len(self._figures) == self._total:
             left_s = figures.left_s
-        return f"{self._done} of {self._total} moved, {figures.describe()}{describe_time_left(left_s)}"
+        return f"{self._done} of {self._total} ended, {figures.describe()}{describe_time_left(left_s)}"
 
     def _show(self, tenant_id: str, rate: MoveRate, status: MoveStatus) -> None:
         now = self._clock()

@@ -30,6 +30,10 @@ from simplu_worker.transfers.moving.planning.capacities import check_room, fetch
 from simplu_worker.transfers.moving.types import Certificate, MoveOptions, MoveStatus
 from simplu_worker.vocabulary import MoveOutcome, MovePhase
 
+DIFFERS: Final = (
+    "its rows differ from those on its former shard, which are kept; run: simplu-worker tenants verify --repair "
+    "--apply, then this move again"
+)
 TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
 MAY_HAVE_LEFT: Final = frozenset(
     {MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE, MovePhase.CERTIFY, MovePhase.PUBLISH}
@@ -128,7 +132,8 @@ class MoveRunner:
                 if isinstance(ended, FinishedMove):
                     self._has_stale_cache = True  # an earlier command may have ended before the cache and the home
                     warning = await self._publish(request)
-                    return MoveResult(tenant_id, MoveOutcome.MOVED, finished=ended, warning=warning)
+                    outcome = MoveOutcome.MOVED if ended.is_equal else MoveOutcome.DIFFERS
+                    return MoveResult(tenant_id, outcome, finished=ended, warning=warning)
                 certificate = ended
                 warning = await self._publish(request)
             except WorkerError as exc:
@@ -194,6 +199,8 @@ def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) ->
         print_line(describe(result.certificate))
         if is_only or result.outcome is MoveOutcome.DIFFERS:
             print_table(("resource type", "rows", "bytes", "checksum"), sum_rows(result.certificate))
+        if result.outcome is MoveOutcome.DIFFERS:
+            print_note(with_tenant(result.tenant, DIFFERS))
     if result.finished is not None:
         print_line(result.finished.describe())
     if result.rows_deleted is not None:

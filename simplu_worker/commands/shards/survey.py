@@ -139,8 +139,6 @@ async def survey_shards(shards: Shards, query: str, *arguments: object, limits: 
 async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
     """Return the shards that tenants may move to."""
     locator = shards.locator
-    retired = set[str]()
-    if isinstance(locator, StaticMap):
-        retired = {shard.shard_id for shard in locator.map.shards if shard.retired}
+    retired = locator.map.retired_ids if isinstance(locator, StaticMap) else frozenset[str]()
     known = await locator.list_shards()
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]

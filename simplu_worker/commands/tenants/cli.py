@@ -219,17 +219,25 @@ def rollback_tenant(
 
 
 @tenants.command(name="cleanup")
-def clean_up_tenants(*, older_than: str = "7d", apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+def clean_up_tenants(
+    *, older_than: str = "7d", differing: Flag = False, apply: Apply = False, common: CommonOptions = NO_OPTIONS
+) -> int:
     """Delete the rows that tenants have left on their former shards. A rollback then copies everything.
 
     Parameters
     ----------
     older_than
         The time since the move, such as 7d or 12h.
+    differing
+        Also rows of moves that ended with other rows on the new shard: nothing is left to repair these with.
     """
     from simplu_worker.commands.tenants.cleanup import clean_up_tenants
 
-    return common.run(lambda settings: clean_up_tenants(settings, older_than, apply=apply, as_json=common.as_json))
+    return common.run(
+        lambda settings: clean_up_tenants(
+            settings, older_than, differing=differing, apply=apply, as_json=common.as_json
+        )
+    )
 
 
 @tenants.command(name="restore")

@@ -67,6 +67,11 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the shard with an id, or None."""
         return next((shard for shard in self.shards if shard.shard_id == shard_id), None)
 
+    @property
+    def retired_ids(self) -> frozenset[str]:
+        """The shards that get no more tenants."""
+        return frozenset(shard.shard_id for shard in self.shards if shard.retired)
+
     def shard_of(self, key: str) -> MappedShard:
         """Return the shard that *key* is pinned to or hashed to."""
         return self.placement(key).shard

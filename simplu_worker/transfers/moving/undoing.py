@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal, TypeAlias
 
+import msgspec
 import structlog
 
 from simplu_worker.errors import PermanentError
@@ -149,8 +150,16 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
     return count
 
 
-async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[tuple[str, str]]:
-    """Return the tenants that left a shard so long ago and have rows there, each with the shard it went to.
+class LeftBehind(msgspec.Struct, frozen=True):
+    """A tenant with rows on a shard that it has left for *target_id*; *differs*, if it has other ones there."""
+
+    tenant_id: str
+    target_id: str
+    differs: bool
+
+
+async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[LeftBehind]:
+    """Return the tenants that left a shard so long ago and have rows there.
 
     Raises `ClocksApartError`, a `RetryableError`, if that cannot be told.
     """
@@ -159,12 +168,14 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
             return []
         await check_clocks(connection, shard)
         rows = await connection.fetch(QUERIES["find_left_behind"], older_than)
-    return [(row["tenant_id"], row["target_shard_id"]) for row in rows]
+    return [LeftBehind(row["tenant_id"], row["target_shard_id"], row["differs"]) for row in rows]
 
 
-async def count_left(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int | None:
+async def count_left(
+    pools: Pools, tenant_id: str, source_id: str, target_id: str, *, home_id: str | None = None
+) -> int | None:
     """Return how many rows `clean_up` would delete, or None as it does. Reads them all in the indexes."""
-    async with pools.pool_of(target_id).connection() as connection:
+    async with pools.pool_of(home_id or target_id).connection() as connection:
         home = await read_tenant(connection, tenant_id)
     async with pools.pool_of(source_id).connection() as connection:
         left = await read_tenant(connection, tenant_id)
@@ -183,19 +194,27 @@ def has_left_for(left: MovingTenant, home: MovingTenant, target_id: str) -> bool
 
 
 async def clean_up(
-    pools: Pools, commits: ReplicationWaiter, tenant_id: str, source_id: str, target_id: str
+    pools: Pools,
+    commits: ReplicationWaiter,
+    tenant_id: str,
+    source_id: str,
+    target_id: str,
+    *,
+    home_id: str | None = None,
 ) -> int | None:
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
-    None if the tenant has not arrived on *target_id*, or has come back. From the first statement on the move can
-    only be taken back by copying everything. Only once the standbys of the target have the tenant there: one that has
-    not would need these rows. Raises `RetryableError` if a shard does not answer.
+    Its home is asked on *home_id*, if it has gone on from *target_id*. None if the tenant has not arrived there, or has
+    come back. From the first statement on the move can only be taken back by copying everything. Only once the standbys
+    of its home have the tenant there: one that has not would need these rows. Raises `RetryableError` if a shard does
+    not answer.
     """
-    source, target = pools.pool_of(source_id), pools.pool_of(target_id)
+    home_id = home_id or target_id
+    source, target = pools.pool_of(source_id), pools.pool_of(home_id)
     async with target.transaction() as connection:
         home = await read_tenant(connection, tenant_id)
         server = await note_server(connection)
-    await commits.wait_for_transaction(target_id, server)
+    await commits.wait_for_transaction(home_id, server)
     async with source.transaction() as connection:
         left = await read_tenant(connection, tenant_id, locked=True)
         departure = await read_departure(connection, tenant_id)

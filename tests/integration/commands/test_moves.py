@@ -146,7 +146,7 @@ async def test_move_that_is_repeated_says_that_it_was_finished(
     await ask(shards[1], "DELETE FROM resources")  # what is compared again would differ
     move_members = {"tenant": TENANT_ID, "sourceShard": "a", "targetShard": "b", "finishedAt": certificate["at"]}
     for kept in (True, False):
-        expected = move_members | {"rowsKept": kept, "certificate": certificate}
+        expected = move_members | {"rowsKept": kept, "isEqual": True, "certificate": certificate}
         assert await move(settings, "b", apply=False) == 0
         assert answer_of(capsys) == {"plan": [], "finished": [expected], "refused": {}}
         assert await move(settings, "b") == 0
@@ -155,6 +155,89 @@ async def test_move_that_is_repeated_says_that_it_was_finished(
         capsys.readouterr()
     assert await move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False) == 0
     assert "clinic-main: a → b: finished at" in capsys.readouterr().out
+
+
+async def differing(shards: list[ShardAddress], settings: Settings) -> None:
+    """Move the tenant, and make its rows differ when the move ends."""
+    assert await move(settings, "b") == 0
+    await ask(shards[1], "DELETE FROM resources WHERE \"resourceId\" = '7'")
+    await ask(shards[0], 'UPDATE moves SET detail = detail || \'{"verdict": "differs"}\'')
+
+
+@pytest.mark.slow(0.3)
+async def test_rows_of_a_move_that_ended_with_others_stay_until_these_are_repaired(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The former shard may have the only good ones."""
+    settings = settings_of(tmp_path, *shards)
+    await differing(shards, settings)
+    assert await move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False) == 1
+    assert "tenants verify --repair --apply, then this move again" in capsys.readouterr().err
+    for apply in (False, True):
+        assert await clean_up_tenants(settings, "0s", apply=apply, as_json=True) == 1
+        (kept,) = answer_of(capsys)["tenants"]
+        assert "with --differing" in kept["error"]
+    assert len(await ask(shards[0], "SELECT FROM resources")) == 20
+
+    assert await verify_tenant(settings, TENANT, repair=True, apply=True, as_json=False) == 0
+    assert await move(settings, "b") == 0
+    assert await clean_up_tenants(settings, "0s", apply=True, as_json=False) == 0
+    assert await ask(shards[0], "SELECT FROM resources") == []
+    assert len(await ask(shards[1], "SELECT FROM resources")) == 20
+
+
+@pytest.mark.slow(0.3)
+async def test_move_whose_former_rows_differed_is_never_called_equal(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also once a cleanup was told to delete them."""
+    settings = settings_of(tmp_path, *shards)
+    await differing(shards, settings)
+    assert await clean_up_tenants(settings, "0s", differing=True, apply=True, as_json=False) == 0
+    assert await ask(shards[0], "SELECT FROM resources") == []
+    capsys.readouterr()
+    assert await move(settings, "b") == 1
+    answer = answer_of(capsys)
+    finished = answer["finished"]
+    assert (answer["outcome"], finished["isEqual"], finished["rowsKept"]) == ("differs", False, False)
+    assert await move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False) == 1
+    assert "compare them with a backup" in capsys.readouterr().out
+
+
+@pytest.mark.slow(0.5)
+@pytest.mark.parametrize("is_destroyed", [False, True])
+async def test_cleanup_finds_the_home_when_the_shard_in_between_has_left_the_map(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, is_destroyed: bool
+) -> None:
+    """What the tenant left before it went there could never be deleted otherwise."""
+    addresses = [await make_shard(name) for name in "abc"]
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    assert [await move(settings, shard_id) for shard_id in "bc"] == [0, 0]
+    if is_destroyed:
+        await ask(addresses[2], "UPDATE tenants SET state = 'destroyed'")
+    settings = settings_of(tmp_path, addresses[0], addresses[2], tenants={TENANT_ID: "c"})
+    capsys.readouterr()
+    for apply in (False, True):
+        assert await clean_up_tenants(settings, "0s", apply=apply, as_json=True) == 0
+        (left,) = answer_of(capsys)["tenants"]
+        assert (left["left"], left["home"], left["rows"]) == ("a", "c", 20)
+    assert await ask(addresses[0], "SELECT FROM resources") == []
+
+
+async def test_nothing_moves_to_a_shard_that_is_retired_in_the_map(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It gets no more tenants."""
+    settings = settings_of(tmp_path, *shards)
+    path = tmp_path / "map.json"
+    content = json.loads(path.read_text())
+    content["shards"][1]["retired"] = True
+    path.write_text(json.dumps(content))
+    for apply in (False, True):
+        assert await move(settings, "b", apply=apply) == 1
+        assert "got one that is retired in the map" in capsys.readouterr().out
+    assert await ask(shards[1], "SELECT FROM tenants") == []
 
 
 @pytest.mark.slow(0.3)

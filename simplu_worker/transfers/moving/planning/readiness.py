@@ -11,7 +11,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.locator import Locator, StaticMap
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import FIRST, read_tenant
 from simplu_worker.timing.clock import loop_time
@@ -61,6 +61,11 @@ async def check_shards(locator: Locator, pools: Pools, tenant_id: str, source_id
     target = known[target_id]
     if not target.is_active:
         raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
+    if isinstance(locator, StaticMap) and target_id in locator.map.retired_ids:
+        raise PermanentError(
+            f"shard {target_id}: expected one that takes tenants, got one that is retired in the map; "
+            "take that back first"
+        )
     await check_copy(pools.pool_of(target_id))
     await _check_type(pools, tenant_id, source_id, target_id)
 

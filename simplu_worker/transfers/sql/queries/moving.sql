@@ -177,7 +177,10 @@ WHERE tenant_id = $1;
 
 -- name: find_left_behind
 -- The tenants that have moved away from this shard at least $1 ago, and have left rows here; whose deletion has begun, all.
-SELECT tenant_id, target_shard_id
+-- `differs`: the rows on the target were other ones when the move ended.
+SELECT
+    tenant_id, target_shard_id,
+    step = 'done' AND pg_catalog.jsonb_extract_path_text(detail, 'verdict') IS DISTINCT FROM 'equal' AS differs
 FROM public.moves
 WHERE
     step = 'cleaning'

@@ -54,19 +54,19 @@ def test_all_moves_together_have_the_sums() -> None:
     clock = Clock()
     with MoveProgress(2, as_json=True, clock=clock) as progress:
         one, two = progress.watch("one"), progress.watch("two")
-        assert progress.describe_all() == "0 of 2 moved, 0 rows, 0.0 MiB, 0 rows/s"
+        assert progress.describe_all() == "0 of 2 ended, 0 rows, 0.0 MiB, 0 rows/s"
         clock.now += 1
         for show, total in ((one, 4096), (two, 10_240)):
             show(copied(1024, total))
         clock.now += 1
         one(copied(2048, 4096))
         two(copied(4096, 10_240))
-        assert progress.describe_all() == "0 of 2 moved, 6,144 rows, 6.0 MiB, 4,096 rows/s, about 2 s left"
+        assert progress.describe_all() == "0 of 2 ended, 6,144 rows, 6.0 MiB, 4,096 rows/s, about 2 s left"
         clock.now += 8
         progress.finish("one")
-        assert progress.describe_all() == "1 of 2 moved, 6,144 rows, 6.0 MiB, 3,072 rows/s, about 10 s left"
+        assert progress.describe_all() == "1 of 2 ended, 6,144 rows, 6.0 MiB, 3,072 rows/s, about 10 s left"
         progress.finish("two")
-        assert progress.describe_all() == "2 of 2 moved, 6,144 rows, 6.0 MiB, 0 rows/s, about 0 s left"
+        assert progress.describe_all() == "2 of 2 ended, 6,144 rows, 6.0 MiB, 0 rows/s, about 0 s left"
 
 
 def test_time_left_is_unknown_while_tenants_have_not_begun() -> None:
@@ -121,7 +121,7 @@ def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.Captu
     output = capsys.readouterr()
     assert output.out == ""
     figures = "1,024 rows, 1.0 MiB, 512 rows/s, about 4 s left"
-    assert output.err == f"0 of 2 moved, {figures}; one: copy: {figures}\n"
+    assert output.err == f"0 of 2 ended, {figures}; one: copy: {figures}\n"
 
 
 @pytest.mark.parametrize(
