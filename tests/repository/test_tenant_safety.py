@@ -90,7 +90,6 @@ NOT_OF_ONE_TENANT = {
     "weigh_bytes": "sizes alone, to balance shards",
     "weigh_load": "counts alone, to balance shards",
     "weigh_rows": "counts alone, to balance shards",
-    "weigh_tenants": "names alone, to balance shards",
 }
 # What is not a named query, by folder.
 SCRIPTS = {

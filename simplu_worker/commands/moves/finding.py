@@ -9,7 +9,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.shards.settling.rows import Departure, read_departure
-from simplu_worker.transfers.moving.planning.places import find_places
+from simplu_worker.transfers.moving.planning.places import TenantPlaces, find_places
 from simplu_worker.transfers.moving.planning.readiness import check_shards
 from simplu_worker.transfers.moving.types import Move
 from simplu_worker.vocabulary import MoveStep
@@ -48,12 +48,17 @@ class FinishedMove(msgspec.Struct, frozen=True, rename="camel"):
         )
 
 
-async def find_move(shards: Shards, tenant_id: str, target_id: str) -> FoundMove | FinishedMove:
+async def find_move(
+    shards: Shards, tenant_id: str, target_id: str, places: TenantPlaces | None = None
+) -> FoundMove | FinishedMove:
     """Return the move of a tenant to the shard *target_id*. Whether that shard has room is not asked.
+
+    Without *places* every shard is asked for the tenant.
 
     Raises `PermanentError` if it cannot be moved there, and `RetryableError` if a shard does not answer.
     """
-    places = await find_places(shards.locator, shards.pools, tenant_id)
+    if places is None:
+        places = await find_places(shards.locator, shards.pools, tenant_id)
     source_id, home = places.source_for(target_id), places.home()
     move = Move(tenant_id, source_id, target_id)
     if home == source_id:  # a tenant that has left its shard has to arrive, whatever the other one is like

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +15,9 @@ from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_json, print_note, print_table, show_count
 from simplu_worker.errors import WorkerError
 from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.moving.planning.places import TenantPlaces
 from simplu_worker.transfers.moving.planning.readiness import MovePlan, plan_move
+from simplu_worker.transfers.moving.types import PauseTooLongError
 
 PARALLEL: Final = 8  # tenants that are measured at once: each takes a read of all its rows
 COLUMNS: Final = (
@@ -25,24 +27,31 @@ COLUMNS: Final = (
 
 
 class MovePlans(msgspec.Struct, frozen=True):
-    """What requests come to, in their order; *refused* has the reasons by tenant."""
+    """What requests come to, in their order; by tenant, why some are *refused*, and whose pause would be *too_long*."""
 
-    plans: list[MovePlan]
-    finished: list[FinishedMove]
-    refused: dict[str, str]
+    plans: list[MovePlan] = []
+    finished: list[FinishedMove] = []
+    refused: dict[str, str] = {}
+    too_long: dict[str, str] = {}
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why tenants would not move."""
+        return self.refused | self.too_long
 
     @property
     def members(self) -> dict[str, Any]:
         """The members of JSON."""
-        return {"plan": self.plans, "finished": self.finished, "refused": self.refused}
+        return {"plan": self.plans, "finished": self.finished, "refused": self.problems}
 
 
 async def check_moves(
-    shards: Shards, requests: Sequence[MoveRequest]
+    shards: Shards, requests: Sequence[MoveRequest], places: Mapping[str, TenantPlaces] | None = None
 ) -> tuple[list[FoundMove | FinishedMove], dict[str, str]]:
     """Return the moves that are possible, in the order of *requests*, and by tenant why others are refused.
 
-    The capacities of all shards are asked for at once; the moves to one shard count one after the other.
+    *places* has the places of the tenants if they are known; else all shards are asked for each. The capacities of all
+    shards are asked for at once; the moves to one shard count one after the other.
     """
     slots = asyncio.Semaphore(PARALLEL)
     refused: dict[str, str] = {}
@@ -50,7 +59,8 @@ async def check_moves(
     async def find(request: MoveRequest) -> FoundMove | FinishedMove | None:
         async with slots:
             try:
-                return await find_move(shards, request.tenant_id, request.shard_id)
+                known = None if places is None else places.get(request.tenant_id)
+                return await find_move(shards, request.tenant_id, request.shard_id, known)
             except WorkerError as exc:
                 refused[request.tenant_id] = str(exc)
                 return None
@@ -72,16 +82,26 @@ async def check_moves(
     return possible, refused
 
 
-async def plan_moves(shards: Shards, requests: Sequence[MoveRequest], *, max_pause_s: float | None = None) -> MovePlans:
-    """Return what each move would take; one with a pause over *max_pause_s* is refused, too."""
+async def plan_moves(
+    shards: Shards,
+    requests: Sequence[MoveRequest],
+    *,
+    max_pause_s: float | None = None,
+    places: Mapping[str, TenantPlaces] | None = None,
+) -> MovePlans:
+    """Return what each move would take, and whose pause would be over *max_pause_s*; *places* as in `check_moves`."""
     slots = asyncio.Semaphore(PARALLEL)
-    possible, refused = await check_moves(shards, requests)
+    possible, refused = await check_moves(shards, requests, places)
+    too_long: dict[str, str] = {}
 
     async def measure(found: FoundMove) -> MovePlan | None:
         move, longest_s = found.move, None if found.has_left else max_pause_s  # who has left waits already
         async with slots:
             try:
                 plan = await plan_move(shards.pools, shards.commits, move, max_pause_s=longest_s)
+            except PauseTooLongError as exc:
+                too_long[move.tenant_id] = str(exc)
+                return None
             except WorkerError as exc:
                 refused[move.tenant_id] = str(exc)
                 return None
@@ -89,14 +109,14 @@ async def plan_moves(shards: Shards, requests: Sequence[MoveRequest], *, max_pau
 
     plans = await asyncio.gather(*(measure(one) for one in possible if isinstance(one, FoundMove)))
     finished = [one for one in possible if isinstance(one, FinishedMove)]
-    return MovePlans([one for one in plans if one is not None], finished, refused)
+    return MovePlans([one for one in plans if one is not None], finished, refused, too_long)
 
 
 def print_plans(planned: MovePlans, *, as_json: bool) -> int:
     """Print a plan. Return 1 if a move is refused."""
     if as_json:
         print_json(planned.members)
-        return 1 if planned.refused else 0
+        return 1 if planned.problems else 0
     if planned.plans:
         print_table(COLUMNS, map(plan_row, planned.plans))
     for one in planned.finished:
@@ -104,11 +124,11 @@ def print_plans(planned: MovePlans, *, as_json: bool) -> int:
     for plan in planned.plans:
         if plan.goes_on:
             print_note(f"{plan.tenant}: a command has begun this move, and not ended it: it goes on")
-    for tenant_id, problem in planned.refused.items():
+    for tenant_id, problem in planned.problems.items():
         print_note(with_tenant(tenant_id, problem))
     if planned.plans:
         print_note("nothing was moved; with --apply the tenants are")
-    return 1 if planned.refused else 0
+    return 1 if planned.problems else 0
 
 
 def plan_row(plan: MovePlan) -> tuple[object, ...]:

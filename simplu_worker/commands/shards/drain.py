@@ -41,13 +41,14 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
     async with open_shards(settings) as shards:
         known_shard(await shards.locator.list_shards(), drain.shard_id)
         survey, plan, homeless = await (_plan_undo if drain.undo else _plan)(shards, drain.shard_id)
-        planned = await _judge(shards, [one for one in plan if one.tenant.tenant_id not in survey.settled], apply=apply)
+        judged = [one for one in plan if one.tenant.tenant_id not in survey.settled]
+        planned = await _judge(shards, survey, judged, terms, apply=apply)
         planned = msgspec.structs.replace(planned, refused=homeless | planned.refused)
         removal = None if apply or drain.undo else await find_removal(settings, shards, drain.shard_id)
         is_blocked = bool(planned.refused) and not drain.partial
         print_plan(ShownPlan(survey, plan, planned, "tenants", removal, is_blocked), as_json=as_json, apply=apply)
         if not apply or is_blocked:
-            return 1 if planned.refused else 0
+            return 1 if planned.problems else 0
         possible = [one for one in plan if one.tenant.tenant_id not in planned.refused]
         is_drain = not drain.undo
         status = await carry_out(settings, shards, survey, possible, terms, as_json=as_json, is_drain=is_drain)
@@ -66,7 +67,7 @@ async def _plan(shards: Shards, shard_id: str) -> tuple[Survey, list[PlannedTran
     running = {one.tenant.tenant_id for one in survey.begun.running}
     tenants = [one for one in survey.homes_after if one.shard_id == shard_id and one.tenant_id not in running]
     rooms = {one.shard_id: one.room for one in survey.rooms(by_capacity=False)}
-    plan, homeless = plan_drain(tenants, rooms)
+    plan, homeless = plan_drain(tenants, rooms, survey.types)
     return survey, plan, {one.tenant_id: "expected a shard with room, got none; add a shard" for one in homeless}
 
 
@@ -90,12 +91,14 @@ async def _plan_undo(shards: Shards, shard_id: str) -> tuple[Survey, list[Planne
     return msgspec.structs.replace(survey, begun=undrained.begun), undrained.plan, {}
 
 
-async def _judge(shards: Shards, plan: Sequence[PlannedTransfer], *, apply: bool) -> MovePlans:
+async def _judge(
+    shards: Shards, survey: Survey, plan: Sequence[PlannedTransfer], terms: MoveTerms, *, apply: bool
+) -> MovePlans:
     """Return why moves would be refused, and without *apply* also what they would take."""
     if not apply:
-        return await plan_moves(shards, requests_of(plan))
-    _, refused = await check_moves(shards, requests_of(plan))
-    return MovePlans([], [], refused)
+        return await plan_moves(shards, requests_of(plan), max_pause_s=terms.max_pause, places=survey.places)
+    _, refused = await check_moves(shards, requests_of(plan), survey.places)
+    return MovePlans(refused=refused)
 
 
 def _print_verdict(removal: Removal, *, as_json: bool) -> None:

@@ -47,12 +47,15 @@ async def rebalance_shards(
             expected = ", ".join(sorted(survey.target_ids))
             raise PermanentError(f"--to: expected shards that take tenants, of {expected}, got {', '.join(unknown)}")
         plan = _plan_rebalance(survey, shards.locator, balance)
-        planned = MovePlans([], [], {}) if apply else await plan_moves(shards, requests_of(plan))
+        planned = MovePlans()
+        if not apply:
+            requests = requests_of(plan)
+            planned = await plan_moves(shards, requests, max_pause_s=terms.max_pause, places=survey.places)
         print_plan(ShownPlan(survey, plan, planned, balance.by or "tenants"), as_json=as_json, apply=apply)
         if balance.by is None and (pinned := _count_pinned(plan, shards.locator)):
             print_note(f"{pinned} of these tenants are pinned to the shards where they are; with --keep-pins they stay")
         if not apply:
-            return 1 if planned.refused else 0
+            return 1 if planned.problems else 0
         return await carry_out(settings, shards, survey, plan, terms, as_json=as_json)
 
 
@@ -66,7 +69,7 @@ def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Seque
         one if one.shard_id in target_ids else msgspec.structs.replace(one, room=0)
         for one in survey.rooms(by_capacity=balance.by is None)
     ]
-    return plan_balance(survey.homes_after, rooms, settled=survey.settled)
+    return plan_balance(survey.homes_after, rooms, settled=survey.settled, types=survey.types)
 
 
 def _count_pinned(plan: Sequence[PlannedTransfer], locator: Locator) -> int:

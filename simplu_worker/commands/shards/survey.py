@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -24,10 +25,12 @@ from simplu_worker.transfers.moving.planning.begun import (
     sort_begun_moves,
 )
 from simplu_worker.transfers.moving.planning.capacities import fetch_capacities
+from simplu_worker.transfers.moving.planning.places import TenantPlaces
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
-WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)  # some read all rows of a shard
+WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)
+WEIGHED_ROWS: Final = 500_000  # of a shard; more are weighed by a part of its pages
 
 
 class Weight(StrEnum):
@@ -41,13 +44,16 @@ class Weight(StrEnum):
 class Survey(msgspec.Struct, frozen=True):
     """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants.
 
-    *full* are the targets that take no more by the answer of Citrus. *drains* are the tenants of moves by drains that
+    *places* has the same by tenant, *types* the business types of each target. *full* are the targets that take no more
+    by the answer of Citrus. *drains* are the tenants of moves by drains that
     have not ended, each with the shard that it leaves.
     """
 
     targets: list[ShardAddress]
     full: frozenset[str]
     found: list[FoundTenant]
+    places: Mapping[str, TenantPlaces]
+    types: Mapping[str, frozenset[str]]
     begun: BegunMoves
     drains: frozenset[tuple[str, str]]
 
@@ -93,15 +99,24 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     Raises `RetryableError` if a shard does not answer.
     """
     targets = [shard for shard in await _list_usable_shards(shards) if shard.shard_id != without]
-    query = QUERIES["weigh_tenants" if by is None else f"weigh_{by}"]
-    rows = (await survey_shards(shards, query, limits=WEIGH_LIMITS)).rows
+    rows = (await survey_shards(shards, QUERIES["list_tenants"])).rows
+    weights = None if by is None else await _weigh(shards, by)
     found = [
         (
-            WeighedTenant(row["business_id"], row["location_id"], shard_id, row["weight"]),
+            WeighedTenant(
+                row["business_id"],
+                row["location_id"],
+                shard_id,
+                1 if weights is None else weights.get((shard_id, row["id"]), 0),
+                row["business_type"],
+            ),
             TenantState(row["state"]),
         )
         for shard_id, row in rows
     ]
+    types: defaultdict[str, set[str]] = defaultdict(set)
+    for shard_id, row in (await survey_shards(shards, QUERIES["read_types"])).rows:
+        types[shard_id].add(row["name"])
     journal = (await survey_shards(shards, QUERIES["list_begun_moves"], RUNNING_S)).rows
     moves = [
         BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"], row["is_running"])
@@ -113,7 +128,25 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
     begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
-    return Survey(targets, full, found, begun, drains)
+    known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
+    return Survey(targets, full, found, _places_of(rows), known_types, begun, drains)
+
+
+async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:
+    """Return the weights of tenants, by shard and tenant."""
+    arguments = () if by is Weight.LOAD else (WEIGHED_ROWS,)
+    weighed = await survey_shards(shards, QUERIES[f"weigh_{by}"], *arguments, limits=WEIGH_LIMITS)
+    return {(shard_id, row["id"]): row["weight"] for shard_id, row in weighed.rows}
+
+
+def _places_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, TenantPlaces]:
+    """Return where each tenant has a row, as `find_places` does for one."""
+    states: defaultdict[str, dict[str, TenantState]] = defaultdict(dict)
+    moved_to: defaultdict[str, dict[str, str | None]] = defaultdict(dict)
+    for shard_id, row in rows:
+        states[row["id"]][shard_id] = TenantState(row["state"])
+        moved_to[row["id"]][shard_id] = row["moved_to"]
+    return {tenant_id: TenantPlaces(tenant_id, of_one, moved_to[tenant_id]) for tenant_id, of_one in states.items()}
 
 
 def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:

@@ -47,7 +47,9 @@ class ShownPlan(msgspec.Struct, frozen=True):
     def after(self) -> Counter[str]:
         """The weight of each shard after all moves."""
         after = _loads(self.survey.homes_after)
-        for one in self.plan:
+        for one in () if self.is_blocked else self.plan:
+            if one.tenant.tenant_id in self.planned.problems:
+                continue
             after[one.tenant.shard_id] -= one.tenant.weight
             after[one.target_id] += one.tenant.weight
         return after
@@ -63,7 +65,7 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in shown.transfers)
     print_table(("tenant", "from", "to", shown.by, *columns), rows)
     _print_usage(shown)
-    for tenant_id, problem in shown.planned.refused.items():
+    for tenant_id, problem in shown.planned.problems.items():
         print_note(with_tenant(tenant_id, problem))
     begun = shown.survey.begun
     for one in begun.taken_back:
@@ -75,11 +77,12 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
         )
     if begun.going_on:
         print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
-    refused = shown.planned.refused.keys()
+    refused = shown.planned.problems.keys()
     moved = set() if shown.is_blocked else {one.tenant.tenant_id for one in shown.transfers} - refused
     print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
     if shown.is_blocked:
-        print_note(f"nothing is moved: {len(refused)} tenants have no place; with --partial --apply the others move")
+        count = len(shown.planned.refused)
+        print_note(f"nothing is moved: {count} tenants have no place; with --partial --apply the others move")
     elif (shown.transfers or begun.taken_back) and not apply:
         print_note("nothing was moved; with --apply the tenants are")
     if shown.removal is not None:
@@ -111,7 +114,7 @@ def _plan_members(shown: ShownPlan) -> dict[str, Any]:
         ],
         "takenBack": list(map(_members, begun.taken_back)),
         "running": list(map(_members, begun.running)),
-        "refused": shown.planned.refused,
+        "refused": shown.planned.problems,
         "before": shown.before,
         "after": shown.after,
         **({} if shown.removal is None else shown.removal.members),

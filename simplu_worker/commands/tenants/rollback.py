@@ -114,14 +114,14 @@ async def _plan(
     tenant_id = parse_tenant_id(*tenant)
     count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
     plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
-    moves = MovePlans([], [], {})
+    moves = MovePlans()
     if way.back_to is not None and not way.undone:  # beside another copy a move is refused, and that goes first
         moves = await plan_moves(shards, [MoveRequest(*tenant, way.back_to)], max_pause_s=bounds.max_pause)
     if as_json:
         print_json({"rollback": plan} | moves.members)
     else:
         _print_plan(plan, moves)
-    return 1 if moves.refused else 0
+    return 1 if moves.problems else 0
 
 
 def _print_plan(plan: RollbackPlan, moves: MovePlans) -> None:
@@ -135,7 +135,7 @@ def _print_plan(plan: RollbackPlan, moves: MovePlans) -> None:
         print_line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
     if moves.plans:
         print_table(COLUMNS, map(plan_row, moves.plans))
-    for tenant_id, problem in moves.refused.items():
+    for tenant_id, problem in moves.problems.items():
         print_note(with_tenant(tenant_id, problem))
     print_note("nothing was changed; with --apply this is done")
 

@@ -48,6 +48,7 @@ from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.transfers.moving import running_note
 from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.sql_files import QUERIES
 
 OPERATIONS = made_up_rows(
     "generate_series(1, $2::int) AS number", tenant_id="$1", request_id="number::text", resource_id="number::text"
@@ -338,6 +339,68 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
         plan, *results, verdict = printed(capsys)
         assert {one["tenant"] for one in results if one["outcome"] == "moved"} == {one[0] for one in moves_of(plan)}
         assert verdict["keptBy"] == ["1 tenants are still there, such as clinic-2: keep it"]
+
+
+@pytest.mark.slow(0.5)
+async def test_tenants_go_to_shards_with_their_business_type(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if an emptier one lacks it. Where no shard has it, the plan says what is missing, and counts nobody as moved."""
+    addresses = await make_shards(make_shard, "abc")
+    tenants = {"a": [("t", str(number)) for number in range(3)], "b": [("u", "0")]}
+    for address, there in zip(addresses, tenants.values(), strict=False):
+        await fill(address, *there, rows=1)
+    homes = {"-".join(tenant): shard_id for shard_id, there in tenants.items() for tenant in there}
+    settings = settings_of(tmp_path, *addresses, tenants=homes)
+    types = await ask(addresses[2], "DELETE FROM business_types RETURNING name")
+    assert types
+
+    assert await drain(settings, "a") == 0
+    (plan,) = printed(capsys)
+    assert {target for _, _, target in moves_of(plan)} == {"b"}
+    assert (plan["refused"], plan["after"]) == ({}, {"a": 0, "b": 4})
+    assert await rebalance(settings, Balance(Weight.ROWS)) == 0
+    (plan,) = printed(capsys)
+    assert {target for _, _, target in moves_of(plan)} == {"b"}
+
+    await ask(addresses[1], "DELETE FROM business_types")
+    assert await drain(settings, "a") == 1
+    (plan,) = printed(capsys)
+    assert len(plan["refused"]) == 3
+    assert all("simplu-worker types apply" in problem for problem in plan["refused"].values())
+    assert plan["after"] == plan["before"]
+
+
+@pytest.mark.slow(0.3)
+async def test_plan_says_whose_pause_would_be_too_long(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the moves would, one by one: that keeps no other tenant of a drain from moving."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
+    terms = MoveTerms(max_pause=1e-7)
+    assert await rebalance_shards(settings, Balance(), terms, apply=False, as_json=True) == 1
+    (plan,) = printed(capsys)
+    assert "--max-pause" in plan["refused"][TENANT_ID]
+    assert await drain_shard(settings, Drain("a"), terms, apply=False, as_json=False) == 1
+    said = capsys.readouterr().err
+    assert "--max-pause" in said
+    assert "have no place" not in said
+
+
+@pytest.mark.slow(0.3)
+@pytest.mark.parametrize("by", [Weight.ROWS, Weight.BYTES])
+async def test_weights_of_a_large_shard_are_those_of_a_part_of_its_pages(make_shard: ShardMaker, by: Weight) -> None:
+    """About the same, by a quarter of the pages; reading all of them may take an hour."""
+    address = await make_shard("a")
+    await fill(address, ("clinic", "large"), ("clinic", "small"), rows=5000)
+    await ask(address, "ANALYZE resources")
+    query = QUERIES[f"weigh_{by}"]
+    whole = {row["id"]: row["weight"] for row in await ask(address, query, 10**6)}
+    part = {row["id"]: row["weight"] for row in await ask(address, query, 2500)}
+    assert whole.keys() == {"clinic-large", "clinic-small"}
+    assert sum(part.values()) == pytest.approx(sum(whole.values()), rel=0.9)
 
 
 @pytest.mark.slow(0.3)

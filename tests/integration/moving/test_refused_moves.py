@@ -167,5 +167,5 @@ async def test_plan_of_a_tenant_that_takes_long_to_count_has_its_pause(
     monkeypatch.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
     plan = await plan_move(world.pools, LateCommits(world.pools, late_count=0), Move(TENANT_ID, "a", "b"))
     assert plan.pause_s > 0
-    assert print_plans(MovePlans([plan], [], {}), as_json=False) == 0
+    assert print_plans(MovePlans([plan]), as_json=False) == 0
     assert capsys.readouterr().out.count("not counted") == 5

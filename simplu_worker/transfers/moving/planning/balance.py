@@ -17,12 +17,13 @@ NO_LIMIT: Final = 10**9  # tenants of a shard
 
 
 class WeighedTenant(msgspec.Struct, frozen=True, order=True):
-    """A tenant, the shard with its home, and its weight: rows, bytes or operations."""
+    """A tenant of a type, the shard with its home, and its weight: rows, bytes or operations."""
 
     business_id: str
     location_id: str
     shard_id: str
     weight: int = 1
+    business_type: str = ""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -70,13 +71,17 @@ def rooms_of(
 
 
 def plan_balance(
-    tenants: Iterable[WeighedTenant], shards: Sequence[ShardRoom], *, settled: Collection[str] = ()
+    tenants: Iterable[WeighedTenant],
+    shards: Sequence[ShardRoom],
+    *,
+    settled: Collection[str] = (),
+    types: Mapping[str, Collection[str]] | None = None,
 ) -> list[PlannedTransfer]:
     """Return the moves that make the shards about equally full; few moves, of large tenants first.
 
     The usage of a shard is its weight by its capacity. Each move is from the fullest shard that has a fitting tenant to
     the emptiest with room for it: the largest tenant that makes the other no fuller than the one. The *settled*
-    tenants stay.
+    tenants stay. *types* are the business types that each shard has; without them every shard takes every tenant.
     """
     movable: defaultdict[str, list[WeighedTenant]] = defaultdict(list)
     loads = {shard.shard_id: 0 for shard in shards}
@@ -107,7 +112,7 @@ def plan_balance(
                 for target in by_usage
                 if rooms[target.shard_id] > 0 and target.capacity > 0
                 for tenant in movable[source.shard_id]
-                if evens_out(tenant.weight, source, target)
+                if evens_out(tenant.weight, source, target) and _has_type(tenant, target.shard_id, types)
             ),
             None,
         )
@@ -120,24 +125,37 @@ def plan_balance(
         plan.append(chosen)
 
 
+def _has_type(tenant: WeighedTenant, shard_id: str, types: Mapping[str, Collection[str]] | None) -> bool:
+    return types is None or tenant.business_type in types.get(shard_id, ())
+
+
 def plan_drain(
-    tenants: Iterable[WeighedTenant], rooms: Mapping[str, int]
+    tenants: Iterable[WeighedTenant], rooms: Mapping[str, int], types: Mapping[str, Collection[str]] | None = None
 ) -> tuple[list[PlannedTransfer], list[WeighedTenant]]:
     """Return where the tenants of a shard are to go, and those for which there is no room.
 
-    *rooms* are the other shards, each with the number of tenants that it has room for. The shard with the most room is
-    next, so that they fill evenly.
+    *rooms* are the other shards, each with the number of tenants that it has room for; *types* as in `plan_balance`.
+    The shard with the most room that has the type is next, so that they fill evenly. Tenants whose type no shard has
+    come last, to any shard: its check tells what it lacks.
     """
     heap = [(-room, shard_id) for shard_id, room in rooms.items() if room > 0]
     heapq.heapify(heap)
     plan: list[PlannedTransfer] = []
-    homeless: list[WeighedTenant] = []
-    for tenant in sorted(tenants, key=lambda one: (-one.weight, one)):
-        if not heap:
-            homeless.append(tenant)
-            continue
-        negative, shard_id = heapq.heappop(heap)
-        plan.append(PlannedTransfer(tenant, shard_id))
-        if negative < -1:
-            heapq.heappush(heap, (negative + 1, shard_id))
-    return plan, homeless
+
+    def place(tenant: WeighedTenant, *, any_type: bool) -> bool:
+        passed: list[tuple[int, str]] = []
+        while heap and not any_type and not _has_type(tenant, heap[0][1], types):
+            passed.append(heapq.heappop(heap))
+        is_placed = bool(heap)
+        if is_placed:
+            negative, shard_id = heapq.heappop(heap)
+            plan.append(PlannedTransfer(tenant, shard_id))
+            if negative < -1:
+                heapq.heappush(heap, (negative + 1, shard_id))
+        for one in passed:
+            heapq.heappush(heap, one)
+        return is_placed
+
+    largest_first = sorted(tenants, key=lambda one: (-one.weight, one))
+    left = [one for one in largest_first if not place(one, any_type=False)]
+    return plan, [one for one in left if not place(one, any_type=True)]

@@ -853,37 +853,32 @@ SELECT
         WHERE log_rows.tenant_no = :number_of_tenant
     ) AS result_byte_count;
 
--- name: weigh_tenants
--- All tenants of the shard, each with the same weight.
-SELECT business_id, location_id, state, 1::pg_catalog.int8 AS weight FROM public.tenants;
+-- fragment: percent_to_read
+-- How many of the pages of the resources have about $1 rows: reading all of a large shard may take an hour.
+least(100.0, 100.0 * $1::integer / greatest(pg_class.reltuples, 1)) FROM pg_catalog.pg_class
+WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass
 
 -- name: weigh_rows
--- All tenants of the shard, with their numbers of resources. Reads the index of all resources.
-SELECT
-    business_id, location_id, state,
-    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS weight
-FROM public.tenants;
+-- The number of resources of each tenant; of a large shard as many pages tell as have about $1 rows.
+SELECT resources.id, (pg_catalog.count(*) * 100 / (SELECT :percent_to_read))::pg_catalog.int8 AS weight
+FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read))
+GROUP BY resources.id;
 
 -- name: weigh_bytes
--- All tenants of the shard, with the stored bytes of their resources. Reads all resources.
+-- The stored bytes of the resources of each tenant, as `weigh_rows`.
 SELECT
-    business_id, location_id, state,
+    resources.id,
     (
-        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
-        FROM public.resources
-        WHERE resources.id = tenants.id
-    ) AS weight
-FROM public.tenants;
+        pg_catalog.sum(pg_catalog.pg_column_size(resources.data)) * 100 / (SELECT :percent_to_read)
+    )::pg_catalog.int8 AS weight
+FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read))
+GROUP BY resources.id;
 
 -- name: weigh_load
--- All tenants of the shard, with the numbers of their operations in the last hour.
-SELECT
-    tenants.business_id, tenants.location_id, tenants.state, coalesce(recent.operation_count, 0) AS weight
-FROM public.tenants
-LEFT JOIN (
-    SELECT log_rows.tenant_no, pg_catalog.count(*) AS operation_count
-    FROM public.log_batches
-    JOIN public.log_rows USING (batch_id)
-    WHERE log_batches.completed_at > pg_catalog.clock_timestamp() - interval '1 hour'
-    GROUP BY log_rows.tenant_no
-) AS recent ON recent.tenant_no = tenants.number;
+-- The number of operations of each tenant in the last hour.
+SELECT tenants.id, pg_catalog.count(*) AS weight
+FROM public.log_batches
+JOIN public.log_rows USING (batch_id)
+JOIN public.tenants ON tenants.number = log_rows.tenant_no
+WHERE log_batches.completed_at > pg_catalog.clock_timestamp() - interval '1 hour'
+GROUP BY tenants.id;
