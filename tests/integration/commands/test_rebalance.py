@@ -345,7 +345,7 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
 async def test_tenants_go_to_shards_with_their_business_type(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also if an emptier one lacks it. Where no shard has it, the plan says what is missing, and counts nobody as moved."""
+    """Also if an emptier one lacks it. Where no shard has it, the plan says what is missing, and moves nobody."""
     addresses = await make_shards(make_shard, "abc")
     tenants = {"a": [("t", str(number)) for number in range(3)], "b": [("u", "0")]}
     for address, there in zip(addresses, tenants.values(), strict=False):
