@@ -288,8 +288,4 @@ def _poll_count(receiver: QueueReceiver) -> int:
 
 
 def _is_busy(receiver: QueueReceiver) -> bool:
-    """Return whether a queue has messages in flight that do not all wait for a dependency."""
-    if not receiver.in_flight_count:
-        return False
-    stats = receiver.stats()
-    return bool(stats["queued"] + stats["handling"] > stats["waiting"])
+    return receiver.is_busy

@@ -35,6 +35,7 @@ from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 NOTES_MAX: Final = 2_000  # that wait: about 1 KB each
 BATCH_MAX_COUNT: Final = 500
+KEY_MAX: Final = 2600  # bytes of a tenant and a request id: the most that the key of an index takes is 2704
 KEPT_S: Final = 60.0  # how long a note waits for its shard
 LOOK_UP_S: Final = 2.0  # for the shards of one batch
 WRITE_S: Final = 5.0  # for one batch
@@ -109,16 +110,16 @@ class RejectionNotes:
         batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX_COUNT, len(self._waiting)))]
         by_tenant = _grouped((note.rejection.tenant_id, note) for note in batch)
         shard_ids = await _try_each(by_tenant, self._find, within_s=LOOK_UP_S)
+        homes = {one: found for one, found in shard_ids.items() if not isinstance(found, Absence) or found in HOMELESS}
         by_shard = _grouped(
             (UNPLACED if isinstance(shard_id, Absence) else shard_id, note)
-            for tenant_id, shard_id in shard_ids.items()
-            if not isinstance(shard_id, Absence) or shard_id in HOMELESS
+            for tenant_id, shard_id in homes.items()
             for note in by_tenant[tenant_id]
         )
         written = await _try_each(
             by_shard, lambda shard_id: self._write(shard_id, by_shard[shard_id]), within_s=WRITE_S
         )
-        failed = [note for tenant_id in by_tenant.keys() - shard_ids.keys() for note in by_tenant[tenant_id]]
+        failed = [note for tenant_id in by_tenant.keys() - homes.keys() for note in by_tenant[tenant_id]]
         failed += [note for shard_id in by_shard.keys() - written.keys() for note in by_shard[shard_id]]
         elsewhere = {tenant_id for tenants in written.values() for tenant_id in tenants}  # by now: looked up anew
         failed += [note for tenant_id in elsewhere for note in by_tenant[tenant_id]]
@@ -182,7 +183,7 @@ def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
         rejected = (letter, *letter.named) if letter.parts is None else letter.parts.first_parts
         for one in rejected:
             key = _key_of(one)
-            if key is not None and all(map(is_storable, key)):
+            if key is not None and all(map(is_storable, key)) and sum(len(part.encode()) for part in key) <= KEY_MAX:
                 noted.append(_rejection(*key, one.reason, one.error, one.origin))
     return noted
 

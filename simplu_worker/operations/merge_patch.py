@@ -7,10 +7,13 @@ of members, and merges nested objects in time proportional to depth times size.
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from typing import Any, Final
 
 import msgspec
+
+from simplu_worker.operations.json_record import has_escapes, replace_lone_surrogates
 
 SMALL_PATCH_MAX_CHARS: Final = 4096  # up to here Postgres merges a patch in little more time than it stores the result
 SMALL_PATCH_MAX_OBJECTS: Final = 16
@@ -18,6 +21,16 @@ SMALL_PATCH_MAX_OBJECTS: Final = 16
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # Numbers stay texts, so that none loses a digit.
 parse_with_texts = partial(json.loads, parse_int=msgspec.Raw, parse_float=msgspec.Raw)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def parse_patch(patch: str) -> dict[str, Any]:
+    """Parse a patch. Raises `ValueError` for a text that Postgres refuses, also where the merged data lack it."""
+    encoded = patch.encode()
+    if has_escapes(encoded) and _NUL.search(replace_lone_surrogates(encoded)) is not None:
+        raise ValueError("expected a text without U+0000 and lone surrogates, got one with them")
+    parsed: dict[str, Any] = parse_with_texts(patch)
+    return parsed
 
 
 def is_laborious(patch: str) -> bool:
@@ -44,7 +57,7 @@ def merge_texts(document: str, patch: str) -> bytes:
 
     Raises `ValueError` for a text with a lone surrogate, and `RecursionError` for one nested deeper than any record.
     """
-    return msgspec.json.encode(_merge(parse_with_texts(document), parse_with_texts(patch)))
+    return msgspec.json.encode(_merge(parse_with_texts(document), parse_patch(patch)))
 
 
 def _merge(target: Any, patch: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.operations.document_bounds import DocumentSize, size_of
-from simplu_worker.operations.merge_patch import parse_with_texts
+from simplu_worker.operations.merge_patch import parse_patch, parse_with_texts
 
 Members: TypeAlias = dict[str, Any]  # `msgspec.Raw` for numbers, and for a member that is not parsed
 Change: TypeAlias = tuple[Members, str, Any]  # of a member; None removes it
@@ -48,8 +48,8 @@ class PatchedDocument:
         """
         changes: list[Change] = []
         try:
-            size = _add(self._size, _plan(self._members, parse_with_texts(patch), changes))
-        except UnicodeEncodeError as exc:  # a lone surrogate
+            size = _add(self._size, _plan(self._members, parse_patch(patch), changes))
+        except ValueError as exc:
             raise UnmeasuredError(str(exc)) from exc
         if size.exceeds_bounds:
             return False

@@ -209,7 +209,8 @@ class _ShardReplication:
 
         connection.add_log_listener(note)
         try:
-            row = await connection.fetchrow(QUERIES["write_marker"], *_keys(new), timeout=self._write_s)
+            async with asyncio.timeout(self._write_s):  # with the COMMIT, which is a request of its own behind a pooler
+                row = await connection.fetchrow(QUERIES["write_marker"], *_keys(new))
         except TimeoutError:
             # Closed, because each would occupy a connection of the server until the standby is back.
             with contextlib.suppress(Exception):

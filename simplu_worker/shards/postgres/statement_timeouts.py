@@ -26,6 +26,7 @@ FORMATS: Final = {
     "bytea_output": "'hex'",
     "extra_float_digits": "3",  # before PostgreSQL 12 only 3 writes all digits
     "row_security": "on",
+    "client_min_messages": "warning",  # that a wait for standbys was cut short is told by a warning alone
 }
 # Plans are made once: planning a batch takes as long as running it. And nothing is compiled: up to version 17 a plan in
 # which a sequential scan is not allowed, and yet needed, seems so dear that the server compiles it, at each run, for

@@ -150,11 +150,23 @@ async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCas
     assert '"keep": 1.5' in row["data"]
 
 
-@pytest.mark.parametrize("text", ['"\\u0000"', '"\\ud800"', "1e200000"])
-async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(tenant: TenantCase, text: str) -> None:
-    """As any other operation, and its neighbours are applied."""
+@pytest.mark.parametrize(
+    "members",
+    [
+        '"bad": "\\u0000"',
+        '"bad": "\\ud800"',
+        '"bad": 1e200000',
+        '"bad\\u0000": null',  # names and values that the merged data lack
+        '"bad": "\\u0000", "bad": 1',
+        '"\\ud800": null',
+        '"o": {"\\\\\\u0000": null}',
+    ],
+)
+async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(tenant: TenantCase, members: str) -> None:
+    """As any other operation, a short patch with the same members among them, and its neighbours are applied."""
     await tenant.apply(tenant.operation("create", "r1", {"a": 1}))
-    patch = json.dumps(LABORIOUS)[:-1] + f', "bad": {text}}}'
+    patch = json.dumps(LABORIOUS)[:-1] + f", {members}}}"
+    assert await tenant.apply(tenant.operation("patch", "r1", f"{{{members}}}")) == [failed(Failure.INVALID_DATA)]
 
     outcomes = await tenant.apply(
         tenant.operation("create", "r2", {}),
@@ -164,6 +176,14 @@ async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(ten
 
     assert outcomes == [SUCCEEDED, failed(Failure.INVALID_DATA), SUCCEEDED]
     assert (await tenant.resources())["patient", "r1"] == {"a": 1}
+
+
+async def test_laborious_patch_may_have_the_escape_of_a_nul_as_text(tenant: TenantCase) -> None:
+    """Behind an escaped backslash it is none."""
+    await tenant.apply(tenant.operation("create", "r1", {}))
+    patch = json.dumps(LABORIOUS)[:-1] + ', "fine": "\\\\u0000"}'
+    assert await tenant.apply(tenant.operation("patch", "r1", patch)) == [SUCCEEDED]
+    assert await fetch(tenant.pool, "SELECT data->>'fine' AS fine FROM resources") == [{"fine": "\\u0000"}]
 
 
 async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_may_be_huge(tenant: TenantCase) -> None:

@@ -34,6 +34,7 @@ EXPECTED = {
     "client_encoding": "UTF8",
     "extra_float_digits": "3",
     "row_security": "on",
+    "client_min_messages": "warning",
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "lock_timeout": "5s",

@@ -190,6 +190,20 @@ async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_sh
         assert (found.shard_id, moved.pool.address.shard_id) == ("shard-2", "shard-2")
 
 
+@pytest.mark.slow(2)
+async def test_note_waits_until_its_tenant_has_moved(make_shard: ShardMaker) -> None:
+    """It is neither lost nor written as one of a tenant without a home."""
+    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
+        case = await add_registered(routed, TENANT, "shard-1")
+        await case.set_state("incoming")
+        await notes.store([letter("r-1")], stopping=asyncio.Event())
+        await notes.flush(1.0)
+        assert await fetch(case.pool, "SELECT FROM rejections UNION ALL SELECT FROM unplaced_rejections") == []
+        await case.set_state("active")
+        await notes.flush(WITHIN_S)
+        assert await _is_noted(routed, "r-1", TENANT_ID)
+
+
 async def test_command_shows_lines_that_were_rejected_since_it_sent_them(make_shard: ShardMaker) -> None:
     """Not a record with the same id that was rejected before."""
     line = {"operation": "read", "businessId": "b", "locationId": "l", "resourceType": "x", "resourceId": "y"}

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
@@ -73,6 +74,12 @@ def order(order_id: str, data: dict[str, str]) -> Operation:
     decoded = decode_order(sent.body, sent.attributes, origin, RULES, deduplication_id=sent.deduplication_id)
     assert isinstance(decoded, Operation)
     return decoded
+
+
+def given_up_count() -> float:
+    """Return how many orders the metrics have as given up."""
+    labels = {"operation": "create", "outcome": "retries_exhausted", "source": "sqs"}
+    return REGISTRY.get_sample_value("simplu_operations_total", labels) or 0.0
 
 
 class Desk:
@@ -156,8 +163,23 @@ async def test_tries_are_counted_across_replicas_and_restarts(desk: Desk) -> Non
     )
     assert await fetch(desk.pool, COUNTS) == [{"tenant_id": "ann-main", "message_id": "message-o1", "failure_count": 4}]
     assert seen[3].before_delete is not None
+    before = given_up_count()
     await seen[3].before_delete()
     assert await desk.counts() == {}
+    assert given_up_count() - before == 1
+
+
+@pytest.mark.slow(16)
+async def test_order_whose_statement_is_always_too_slow_is_given_up(desk: Desk) -> None:
+    """Each call lasts longer than the part of a batch that the order is then: its failure counts."""
+    counted: list[dict[str, int]] = []
+    verdict: object = None
+    async with desk.replica(delays_s=(1,)) as handler, asyncio.timeout(60):
+        while not isinstance(verdict, ToDeadLetter):
+            (verdict,) = await handler.handle([message("o1", {"sleep": "60"})])
+            counted.append(await desk.counts())
+    assert {"message-o1": 1} in counted
+    assert "57014" in verdict.error
 
 
 async def test_success_costs_the_table_nothing(desk: Desk) -> None:

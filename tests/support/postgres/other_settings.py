@@ -14,6 +14,7 @@ from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 
 OTHER_SETTINGS: Final = {
+    "client_min_messages": "error",
     "default_transaction_isolation": "'repeatable read'",
     "TimeZone": "'Asia/Kathmandu'",
     "DateStyle": "'German'",
@@ -39,7 +40,8 @@ CREATE TABLE decoys.resources (id text);
 CREATE FUNCTION decoys.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT ''epoch''::timestamptz'
 """
 DIRECTLY: Final = "directly"
-WAYS: Final = [DIRECTLY, "through a pooler"]
+POOLED: Final = "through a pooler"
+WAYS: Final = [DIRECTLY, POOLED]
 POOLER_SETTINGS: Final = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 4}
 
 

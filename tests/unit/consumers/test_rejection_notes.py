@@ -49,6 +49,8 @@ NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:co
         ),
         ({"request_id": "\0"}, []),
         ({"business_id": "\ud800"}, []),
+        # Nothing with ids so long is ever applied, and an index has no room for them: all notes beside it would fail.
+        (dict.fromkeys(("business_id", "location_id", "request_id"), "\U00020000" * 256), []),
         ({"error": "x" * 3000}, [msgspec.structs.replace(NOTE, error="x" * ERROR_MAX)]),
         ({"error": "\0"}, [msgspec.structs.replace(NOTE, error="invalid_message")]),
         ({"reason": DeadLetterReason.RETRIES_EXHAUSTED}, []),

@@ -24,6 +24,7 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue, batches
 from simplu_worker.bulkheads import keep_running, translate
+from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.lane import Lane, LaneState
 from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
@@ -67,7 +68,7 @@ from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
 
-CALL_MAX_S: Final = 2.0  # of one call: its undecided messages are held then, and delay no other message
+CALL_MAX_S: Final = 3.0  # of one call: its undecided messages are held then, and delay no other message
 SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
 HOLD_BASE_S: Final = 0.25
 HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
@@ -559,6 +560,7 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
         outcome = await self._gateway.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
             raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+        count_outcomes([operation], [outcome], now=self._utc())
         await self._gateway.wait_until_safe(shard_id, [operation])
         log.error(
             "operation.given_up",

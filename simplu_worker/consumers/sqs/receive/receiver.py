@@ -180,6 +180,11 @@ class QueueReceiver:
         return len(self._in_flight)
 
     @property
+    def is_busy(self) -> bool:
+        """Whether messages are with the handler, or may be: none of those that wait, for their dead letters neither."""
+        return self._call_count > 0 or bool(self._groups.ready_messages())
+
+    @property
     def poll_count(self) -> int:
         """How many polls were answered."""
         return self._poller.answer_count
