@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, Secret
 from pydantic_core import PydanticUseDefault
 from pydantic_settings import NoDecode
 
+from simplu_worker.operations.json_record import parse_timestamp
+
 
 def describe_values(schema: Mapping[str, Any]) -> str:
     """Return the words for the values that a JSON schema of pydantic allows."""
@@ -50,6 +52,10 @@ def _check_url(text: str) -> str:
     if not (url.hostname or url.scheme == "unix") or url.port == 0:  # .port raises ValueError for one over 65535
         raise ValueError("no host or no port")
     return text
+
+
+def _parse_time(value: object) -> object:
+    return parse_timestamp(value) if isinstance(value, str) else value  # pydantic takes digits for seconds since 1970
 
 
 def _check_time(time: datetime) -> datetime:
@@ -99,7 +105,9 @@ ConsumerName = Annotated[
     str,
     Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$", title="the name of a consumer, 1 to 128 of a-z A-Z 0-9 _ . -"),
 ]
-Position = Literal["TRIM_HORIZON", "LATEST"] | Annotated[datetime, AfterValidator(_check_time)]
+Position = (
+    Literal["TRIM_HORIZON", "LATEST"] | Annotated[datetime, BeforeValidator(_parse_time), AfterValidator(_check_time)]
+)
 ServerUrl = Annotated[
     str,
     Field(pattern=r"^https?://[^\s@?#]+$", title="an http(s) URL without credentials, query and fragment"),

@@ -1,4 +1,4 @@
-"""The views of this replica: health, status, fleet. Read-only.
+"""The views of this replica: health, status, fleet, its leases and holds.
 
 Those of operations, tenants and shards are in `lookups`; the references' monitoring points, and the requests that empty
 a queue or the cache, are in `queues`.
@@ -244,7 +244,7 @@ class ReplicaStatus:
                 targets.add((hold.reason, hold.target, hold.name))
                 ages[hold.reason] = max(ages[hold.reason], reader.view.held_age_s(hold))
             name = reader.stream_shard_id
-            instruments.KINESIS_LAG.labels(name).set(reader.view.lag_s or 0.0)
+            instruments.KINESIS_LAG.labels(name).set(reader.view.least_lag_s)
             instruments.KINESIS_LAG_RETENTION.labels(name).set(reader.view.lag_retention_ratio(reader.retention))
             instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio(reader.retention))
             instruments.CATCH_UP_LAG.labels(name).set(reader.view.catch_up_lag_s)

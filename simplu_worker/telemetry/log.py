@@ -190,6 +190,7 @@ class _Output:
             # Scrub before folding: a folded event must not keep an exception's frames and their variables alive.
             facts = _scrub_event(event)
             with self._lock:
+                self.recent.note(facts)
                 self._write_lines(self._fold.admit(facts, self._clock()))
         except MemoryError:
             raise
@@ -213,7 +214,6 @@ class _Output:
         lines = ""
         for event in events:
             lines += f"{self._render(event)}\n"
-            self.recent.note(event)
         if lines:
             with suppress(OSError):  # a full disk, a closed pipe: whoever logs goes on
                 self._stream.write(lines)

@@ -51,7 +51,7 @@ class RecentEvents:
         return f"RecentEvents({list(self._events)})"
 
     def note(self, facts: Facts) -> None:
-        """Note a line of the log; `repeated` is the number of occurrences for which it stands."""
+        """Note an event, before equal ones are folded into one line."""
         if facts["level"] not in LEVELS:
             return
         at, name = datetime.fromisoformat(facts["timestamp"]), str(facts["event"])
@@ -62,7 +62,7 @@ class RecentEvents:
             known = _Event(name, facts["level"], at, at, 0, [], None)
         known.event, known.at = name[:TEXT_MAX], max(known.at, at)
         known.level = max(known.level, facts["level"], key=LEVELS.index)
-        known.count += facts.get("repeated", 1)
+        known.count += 1
         known.error = cause_of(facts)
         if (subject := _subject_of(facts)) is not None:
             others = [one for one in known.subjects if one != subject]

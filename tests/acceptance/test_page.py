@@ -84,6 +84,7 @@ HAS_MOVE = f"{MOVES}?.innerText.includes('48,210')"
 HAS_LETTERS = "document.getElementById('section-letters-list') !== null"
 HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('verdict').innerText !== ''"
 DIALOG = "document.getElementById('dialog')"
+EXACT = "123456789.12345678900"  # a number of which a script would lose digits
 LETTERS_MANY = 230
 
 
@@ -171,7 +172,8 @@ class PageWorld:
         await queue.store(letters, stopping=asyncio.Event())
 
     def _letter(self, request_id: str, error: str, failed_at: datetime, number: int) -> DeadLetter:
-        data = json.dumps(make_record(self.steady, "create", request_id, resourceId=request_id, data={"n": 1})).encode()
+        record = make_record(self.steady, "create", request_id, resourceId=request_id, data={"n": 1})
+        data = json.dumps(record).replace('"n": 1', f'"n": 1, "exact": {EXACT}').encode()
         origin = Origin(
             *(Source.KINESIS, self.stack.stream, failed_at),
             stream_shard_id="shardId-000000000000",
@@ -515,7 +517,9 @@ async def test_dead_letter_is_corrected_and_sent_again_under_a_new_id(world: Pag
     await page.evaluate(f"{row}.querySelector('button').click()")
     await page.evaluate("document.querySelector('#section-letter .buttons button').click()")
     area = "document.querySelector('#section-letter textarea')"
-    assert '"requestId": "to-correct"' in await page.evaluate(f"{area}.value")
+    shown = await page.evaluate(f"{area}.value")
+    assert '"requestId": "to-correct"' in shown
+    assert f'"exact": {EXACT}' in shown
     await page.evaluate(f"{area}.focus(); {area}.select()")
     chain = world.live.resource_id
     wrong = make_record(world.steady, "upsert", None, resourceId=chain, data={"n": 7})

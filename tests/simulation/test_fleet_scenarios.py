@@ -339,6 +339,30 @@ def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
     play(replace(CALM, stream_shard_count=2, replica_count=1), work)
 
 
+def test_lag_grows_when_a_replica_has_never_had_a_reply() -> None:
+    """As after a rollout with a wrong policy: no other alert tells that nothing is read."""
+
+    async def work(world: World) -> None:
+        do = world.kinesis.do
+
+        def refused(action: str, **members: Any) -> Any:
+            if action == "GetRecords":
+                raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "as simulated"}}, action)
+            return do(action, **members)
+
+        world.kinesis.do = refused  # type: ignore[method-assign]
+        await asyncio.sleep(3600.0)
+        (replica,) = world.alive()
+        readers = replica.fleet.readers()
+        assert [reader.view.lag_s for reader in readers] == [None, None]
+        assert all(3500 < reader.view.least_lag_s <= 3600 for reader in readers)
+        assert all(reader.view.lag_retention_ratio(timedelta(hours=1)) > 0.9 for reader in readers)
+        world.kinesis.do = do  # type: ignore[method-assign]
+        await settle_down(world)
+
+    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
+
+
 def test_lease_is_made_again_when_its_row_was_deleted_by_hand() -> None:
     """C8: within three looks of the auditor; what was applied is not applied again."""
 
@@ -862,3 +886,16 @@ def test_request_to_release_is_withdrawn_after_errors_too() -> None:
         assert [key for key, row in world.table.rows.items() if RELEASE in row] == []
 
     play(replace(CALM, replica_count=1), work)
+
+
+def test_request_to_release_ends_before_its_answer_would_be_too_late() -> None:
+    """Whatever the duration of a lease: one that is cut off withdraws nothing."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        (replica,) = world.alive()
+        async with asyncio.timeout(60.0):
+            assert await replica.fleet.release_lease("shardId-000000000000") is LeaseRelease.ALONE
+        assert [key for key, row in world.table.rows.items() if RELEASE in row] == []
+
+    play(replace(CALM, replica_count=1, lease_duration_s=300.0), work)

@@ -110,6 +110,7 @@ class ShardPool:
     def retire(self) -> None:
         """Lend no connection any more: the shard is not to be used. `drain` waits for those that are lent."""
         self._is_retired = True
+        self._availability.is_retired = True
 
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many callers wait for one."""
@@ -179,7 +180,8 @@ class ShardPool:
                 return
             await connection.send("COMMIT")
         self._availability.record_commit()
-        instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
+        if not self._is_retired:
+            instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
     async def count(self, query: str, *arguments: object) -> list[asyncpg.Record] | None:
         """Return the rows of a query that counts for people; None where that takes longer than COUNT_S."""

@@ -67,6 +67,7 @@ class ShardAvailability:
         self._is_refused_as_read_only = False
         self.is_healthy = True
         self.last_error: str | None = None
+        self.is_retired = False  # its series are gone, and are not to come back while the last uses end
 
     def __repr__(self) -> str:
         return f"ShardAvailability(is_healthy={self.is_healthy}, {self._breaker!r})"
@@ -241,7 +242,8 @@ class ShardAvailability:
         self._report(healthy=False)
 
     def _count(self, kind: ShardErrorKind) -> None:
-        instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
+        if not self.is_retired:
+            instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
 
     def _message(self, error: str | None) -> str:
         return self._address.error_with_place(error)
@@ -254,7 +256,8 @@ class ShardAvailability:
             self.last_error = None
         self._has_reported = True
         self.is_healthy = healthy
-        instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
+        if not self.is_retired:
+            instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
 def is_of_ended_connection(exc: AttributeError) -> bool:

@@ -1,5 +1,6 @@
 // Requests to the worker that serves this page. The token goes into a header, never into an address or a cookie.
 const ANSWER_WITHIN_MS = 10000;
+export const ACTION_WITHIN_MS = 65000; // the worker takes 60 s at most
 const QUIET_MAX_MS = 40000; // the worker sends a comment every 15 s
 const TOKEN_KEY = "simplu-token";
 

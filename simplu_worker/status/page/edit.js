@@ -1,28 +1,40 @@
 // A dead letter that a person corrects: the text, a preview with the present row and later operations, then the sending.
-import { ask } from "./client.js";
+import { ACTION_WITHIN_MS, ask } from "./client.js";
 import { askInDialog } from "./dialog.js";
 import { actionButton, byId, element, setText, showCode, showSection } from "./dom.js";
 import { columnsOf, count, text, withoutNothing } from "./format.js";
 
-const WITHIN_MS = 65000; // the worker takes 60 s at most
 const LATER_SHOWN = 20;
 const ROWS = 12;
 const LATER = columnsOf("completedAt:time:Completed", "status:badge", "operation", "error:long", "requestId");
 
 const pathOf = (...parts) => parts.map(encodeURIComponent).join("/");
 
-// The record as people edit it; one that is no JSON stays as it is.
+const TOKENS = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s"{}[\],:]+/g; // of JSON
+
+// The record as people edit it, with each member on a line of its own; one that is no JSON stays as it is. Of its tokens
+// none changes: numbers keep all digits, and two members of one name stay two.
 function prettyOf(record) {
   try {
     JSON.parse(record);
   } catch {
     return record;
   }
-  return /\d{16}/.test(record) ? record : JSON.stringify(JSON.parse(record), null, 2); // no digit is lost
+  let [shown, depth, before] = ["", 0, ""];
+  const line = () => `\n${"  ".repeat(depth)}`;
+  for (const [token] of record.matchAll(TOKENS)) {
+    const [opens, closes] = [before === "{" || before === "[", token === "}" || token === "]"];
+    if (closes) depth -= 1;
+    if (closes ? !opens : opens || before === ",") shown += line();
+    shown += before === ":" ? ` ${token}` : token;
+    if (token === "{" || token === "[") depth += 1;
+    before = token;
+  }
+  return shown;
 }
 
 async function post(body) {
-  const { status, body: answer } = await ask("dead-letters/edit", { method: "POST", body, withinMs: WITHIN_MS }).catch(() => ({ body: {} }));
+  const { status, body: answer } = await ask("dead-letters/edit", { method: "POST", body, withinMs: ACTION_WITHIN_MS }).catch(() => ({ body: {} }));
   return status === 200 ? { answer } : { error: `${answer.error ?? "The worker does not answer"}.${body.apply && !answer.error ? " It may be sent: repeat it, nothing is sent twice." : ""}` };
 }
 

@@ -1,5 +1,5 @@
 // Dead letters, for operators: list, look, choose; then a plan, and only after it the replay or the discard.
-import { ask } from "./client.js";
+import { ACTION_WITHIN_MS, ask } from "./client.js";
 import { askInDialog } from "./dialog.js";
 import { actionButton, byId, element, setText, showCode, showSection } from "./dom.js";
 import { editLetter } from "./edit.js";
@@ -7,7 +7,6 @@ import { columnsOf, count, duration, isStale, text, time, withoutNothing } from 
 
 const LISTED = 200; // on a page
 const AT_ONCE = 1000; // of a plan
-const WITHIN_MS = 65000; // the worker takes 60 s at most
 const LETTERS = columnsOf("failed:choice", "reason:warning", "tenantId:tenant:Tenant", "error:long", "name:text:Source",
   "requestId", "recordBytes:bytes:Size", "look:action:Action");
 const PLANNED = columnsOf("reason:warning", "count:number", "tenant", "name:text:Source", "status:text:Outcome",
@@ -29,7 +28,7 @@ const notesOf = ({ notes }) => notes.map((note) => ` ${note[0].toUpperCase()}${n
 
 async function send(action, body) {
   remark("The worker reads the queue.");
-  const { status, body: answer } = await ask(`dead-letters/${action}`, { method: "POST", body, withinMs: WITHIN_MS })
+  const { status, body: answer } = await ask(`dead-letters/${action}`, { method: "POST", body, withinMs: ACTION_WITHIN_MS })
     .catch(() => ({ body: {} }));
   const failure = `${answer.error ?? "The worker does not answer"}. ${body.apply ? "A part may be done: repeat it." : ""}`;
   remark(status === 200 ? "" : failure);

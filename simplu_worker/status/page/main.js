@@ -1,6 +1,6 @@
 // The page: asks for the token once, follows the worker's events, and shows them. Without events it asks every 2 s.
 import { showCharts } from "./charts.js";
-import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
+import { ACTION_WITHIN_MS, UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
 import { askInDialog, closeDialog, openDialog } from "./dialog.js";
 import { byId, element, setText, showSection } from "./dom.js";
 import { count, duration, isStale, plural, text, time, withoutNothing } from "./format.js";
@@ -121,9 +121,10 @@ function actionsOf({ role }) {
 
 async function act(question, path, body) {
   if (!await askInDialog(question)) return false;
-  const { status, body: answer } = await ask(path, { method: "POST", body }).catch(() => ({ status: 0, body: {} }));
+  const { status, body: answer } = await ask(path, { method: "POST", body, withinMs: ACTION_WITHIN_MS }).catch(() => ({ status: 0, body: {} }));
   const result = answer.error ?? (Object.entries(withoutNothing(answer)).map(([name, value]) => `${name} ${value}`).join(", ") || "no answer");
-  state.result = { text: `${status >= 200 && status < 300 ? "Done" : "Not done"}: ${result}.`, until: Date.now() + RESULT_SHOWN_MS };
+  const outcome = status === 0 ? "It may be done" : status >= 200 && status < 300 ? "Done" : "Not done";
+  state.result = { text: `${outcome}: ${result}.`, until: Date.now() + RESULT_SHOWN_MS };
   show();
   return true;
 }

@@ -183,7 +183,9 @@ async def test_laborious_patch_may_have_the_escape_of_a_nul_as_text(tenant: Tena
     await tenant.apply(tenant.operation("create", "r1", {}))
     patch = json.dumps(LABORIOUS)[:-1] + ', "fine": "\\\\u0000"}'
     assert await tenant.apply(tenant.operation("patch", "r1", patch)) == [SUCCEEDED]
-    assert await fetch(tenant.pool, "SELECT data->>'fine' AS fine FROM resources") == [{"fine": "\\u0000"}]
+    assert await fetch(tenant.pool, "SELECT data->>'fine' AS fine FROM resources WHERE id = $1", tenant.tenant_id) == [
+        {"fine": "\\u0000"}
+    ]
 
 
 async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_may_be_huge(tenant: TenantCase) -> None:

@@ -20,6 +20,7 @@ from support.postgres.trouble import Line, backends, nobody_is_left
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, free_port
 from simplu_worker.errors import RetryableError
+from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.error_words import ALL_IN_USE, state_words
@@ -209,7 +210,7 @@ async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: Sha
 
 
 async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMaker) -> None:
-    """Health and the last error follow the results, in the metrics too."""
+    """Health and the last error follow the results, in the metrics too; a shard that has left has none any more."""
     address = await make_shard("shard-health")
     labels = {"shard_id": "shard-health"}
     async with Pools(size=1) as pools:
@@ -223,6 +224,13 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
 
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
+        with pytest.raises(RetryableError):
+            async with pool.connection() as connection:
+                pool.retire()
+                instruments.SHARD_HEALTHY.remove("shard-health")
+                await execute(address.connection_string, f"SELECT pg_terminate_backend({connection.get_server_pid()})")
+                await connection.fetchval("SELECT 1")
+        assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) is None
 
 
 @pytest.mark.parametrize(

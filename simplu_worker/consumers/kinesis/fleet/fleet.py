@@ -68,6 +68,7 @@ DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the m
 EXPIRY_MARGIN_S: Final = 0.01
 RELEASE_SCANS: Final = 3  # of the other replicas, one of which takes a lease that is to be released
 RELEASE_POLL_S: Final = 0.1
+RELEASE_MAX_S: Final = 45.0  # the answer has a minute
 
 log = structlog.get_logger(__name__)
 
@@ -256,7 +257,7 @@ class Fleet:
             return LeaseRelease.FOREIGN
         if not await table.ask_to_release(lease):
             return LeaseRelease.UNOWNED
-        ends_at = loop_time() + RELEASE_SCANS * self._scan_pause_s()
+        ends_at = loop_time() + min(RELEASE_SCANS * self._scan_pause_s(), RELEASE_MAX_S)
         while await self._is_kept(lease):
             await asyncio.sleep(RELEASE_POLL_S)
             if loop_time() >= ends_at:

@@ -53,6 +53,11 @@ class ReaderView:
         return self._cursor.millis_behind / 1000 + self.unread_for_s
 
     @property
+    def least_lag_s(self) -> float:
+        """The lag for metrics: before the first reply, that of records which came since the first try at the least."""
+        return self.unread_for_s if self.lag_s is None else self.lag_s
+
+    @property
     def unread_for_s(self) -> float:
         """For how long every read has failed; 0 while reads succeed."""
         return loop_time() - self._cursor.replied_at if self._cursor.trouble else 0.0
@@ -75,7 +80,7 @@ class ReaderView:
 
     def lag_retention_ratio(self, retention: timedelta | None) -> float:
         """Return the lag over the *retention* of the stream; at 1 the next records are lost. 0 while it is unknown."""
-        return 0.0 if retention is None else (self.lag_s or 0.0) / retention.total_seconds()
+        return 0.0 if retention is None else self.least_lag_s / retention.total_seconds()
 
     def held_retention_ratio(self, retention: timedelta | None) -> float:
         """Return the age of the oldest held operation over the *retention* of the stream; at 1 it is lost."""

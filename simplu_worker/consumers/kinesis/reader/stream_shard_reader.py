@@ -536,7 +536,7 @@ class StreamShardReader:
             await self._store_dead_letters(rejections.dead_letters(self._utc()))
             for batch in rejected:  # one batch after the other: rejections are often all of it
                 tracker.finish(batch)
-        instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.lag_s or 0.0)
+        instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.least_lag_s)
 
     def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
         """Count and report operations with a wrong partition key. A catch-up, which reads them again, does not."""

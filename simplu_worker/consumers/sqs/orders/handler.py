@@ -68,7 +68,9 @@ from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
 
-CALL_MAX_S: Final = 3.0  # of one call: its undecided messages are held then, and delay no other message
+# Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
+# (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
+CALL_MAX_S: Final = 3.0
 SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
 HOLD_BASE_S: Final = 0.25
 HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
