@@ -209,6 +209,15 @@ async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: Sha
                     await ask(pools.ensure_pool(address), "SELECT pg_sleep(60)")
 
 
+async def end_last_use(pool: ShardPool) -> None:
+    """Use a pool that leaves meanwhile, and whose server ends the use then."""
+    async with pool.connection() as connection:
+        pool.retire()
+        instruments.SHARD_HEALTHY.remove(pool.address.shard_id)
+        await execute(pool.address.connection_string, f"SELECT pg_terminate_backend({connection.get_server_pid()})")
+        await connection.fetchval("SELECT 1")
+
+
 async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMaker) -> None:
     """Health and the last error follow the results, in the metrics too; a shard that has left has none any more."""
     address = await make_shard("shard-health")
@@ -225,11 +234,7 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 1
         with pytest.raises(RetryableError):
-            async with pool.connection() as connection:
-                pool.retire()
-                instruments.SHARD_HEALTHY.remove("shard-health")
-                await execute(address.connection_string, f"SELECT pg_terminate_backend({connection.get_server_pid()})")
-                await connection.fetchval("SELECT 1")
+            await end_last_use(pool)
         assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) is None
 
 
