@@ -63,7 +63,7 @@ from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
 from simplu_worker.status.tls import accepting
 from simplu_worker.status.unreadiness import Unreadiness
-from simplu_worker.status.views import lever_action
+from simplu_worker.status.views import lever_action, lever_members
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Role
 
@@ -534,7 +534,8 @@ class _Endpoints:
         except ValueError as exc:
             return _bad_request(str(exc))
         acting = self._views.steer_tenant(business_id, location_id, lever)
-        return await _act(request, lever_action(lever), acting, businessId=business_id, locationId=location_id)
+        asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
+        return await _act(request, lever_action(lever), acting, **asked)
 
     async def list_letters(self, request: web.Request) -> HttpAnswer:
         return await self._ask_desk(request, "list")
@@ -629,7 +630,8 @@ def parse_wait(request: web.Request) -> tuple[str, str, str, float] | None:
     except ValueError:
         within_s = -1.0
     if len(texts) > 1 or not 0 <= within_s <= WAIT_MAX_S:
-        raise ValueError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got another text, or several")
+        got = "several" if len(texts) > 1 else "another text or number"
+        raise ValueError(f"wait: expected a number of seconds up to {WAIT_MAX_S:g}, got {got}")
     business_id, location_id = _named_tenant(request)
     if business_id is None or location_id is None:
         raise ValueError("wait: expected businessId and locationId too: without them each look would ask all shards")
@@ -640,7 +642,7 @@ def _actor_of(request: web.Request) -> Actor:
     return Actor(Role.OPERATOR, request.remote)
 
 
-async def _act(request: web.Request, action: str, acting: Awaitable[HttpAnswer], **asked: str | None) -> HttpAnswer:
+async def _act(request: web.Request, action: str, acting: Awaitable[HttpAnswer], **asked: Any) -> HttpAnswer:
     """Return the answer of an operator's action, which is logged."""
     with logged_action(action, _actor_of(request), asked) as acted:
         answer = await acting

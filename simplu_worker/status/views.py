@@ -105,6 +105,12 @@ def lever_action(lever: Lever) -> str:
     return "pause_tenant" if lever.pause_s else "resume_tenant"
 
 
+def lever_members(lever: Lever) -> dict[str, float]:
+    """Return what is set, as the log of operators has it."""
+    members = {"seconds": lever.pause_s, "weight": lever.weight}
+    return {name: value for name, value in members.items() if value}
+
+
 def not_steered_error(absence: Absence) -> str:
     """Return the error for a tenant for which nothing was set."""
     return f"expected an active tenant, got one that is {absence}; when it is being moved, try again"

@@ -11,7 +11,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.types import Lever
 from simplu_worker.status.access.audit import COMMAND, Actor, logged_action
-from simplu_worker.status.views import lever_action, levers_view, not_steered_error
+from simplu_worker.status.views import lever_action, lever_members, levers_view, not_steered_error
 from simplu_worker.vocabulary import Absence
 
 
@@ -19,7 +19,8 @@ async def steer_tenant(settings: Settings, business_id: str, location_id: str, l
     """Pause or resume a tenant, or give it a weight; print what it has. Raises `PermanentError` without its row."""
     require_settings(settings, routes=True)
     parse_tenant_id(business_id, location_id)
-    actor, asked = Actor(COMMAND, socket.gethostname()), {"businessId": business_id, "locationId": location_id}
+    actor = Actor(COMMAND, socket.gethostname())
+    asked = {"businessId": business_id, "locationId": location_id} | lever_members(lever)
     async with open_shards(settings) as shards:
         with logged_action(lever_action(lever), actor, asked) as acted:
             found = await shards.gateway.steer_tenant(business_id, location_id, lever)

@@ -39,7 +39,7 @@ def log_call(request: web.Request, path: str | None, *, refused: int | None = No
         method=request.method,
         path=path,
         about={name: value[:SHOWN_LENGTH] for name, value in about.items()} or None,
-        refused=refused,
+        refused=None if refused is None else int(refused),  # not its name, as a console shows it
     )
 
 

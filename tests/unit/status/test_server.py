@@ -691,7 +691,7 @@ async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemo
         ("release_lease", {"streamShard": "s 1"}, {"how": "handed over"}, None),
         ("retry_held", {"target": "shard a"}, retried, None),
         ("retry_held", None, retried, None),
-        ("pause_tenant", {"businessId": "b", "locationId": "l"}, {"weight": 0.5}, None),
+        ("pause_tenant", {"businessId": "b", "locationId": "l", "seconds": 14_400.0}, {"weight": 0.5}, None),
         ("purge", {"queue": "orders"}, {"retryAfterSeconds": 60}, "once in 60 s"),
         ("clear_cache", None, {"cleared": 2}, None),
     ]
