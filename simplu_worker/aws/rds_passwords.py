@@ -17,13 +17,16 @@ from simplu_worker.aws.clients import NO_REGION, credential_source, default_regi
 from simplu_worker.errors import ConfigurationError
 
 VALID_S: Final = 900  # the longest that RDS accepts
-_REGION_OF_HOST: Final = re.compile(r"\.([a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?$")
+# In China `rds` comes before the region, but for older endpoints.
+_REGION_OF_HOST: Final = re.compile(
+    r"\.(?:rds\.(?P<china>[a-z0-9-]+)\.amazonaws\.com\.cn|(?P<region>[a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?)$"
+)
 
 
 def region_of_host(host: str) -> str | None:
     """Return the region in the name of an endpoint of RDS, None for another name."""
     found = _REGION_OF_HOST.search(host)
-    return None if found is None else found[1]
+    return None if found is None else found["china"] or found["region"]
 
 
 async def make_rds_password(host: str, port: int, user: str) -> str:

@@ -330,7 +330,7 @@ CITRUS_REQUEST = Histogram(
 )
 DYNAMODB_REQUEST = Histogram(
     "simplu_dynamodb_request_seconds",
-    "Time of a request to DynamoDB. The outcome is `ok`, `error` or `condition_failed`, which is ordinary.",
+    "Time of a request to DynamoDB. The outcome is `ok` or `error`; `condition_failed` and `missing` are ordinary.",
     ["operation", "outcome"],
     buckets=REQUEST_BUCKETS_S,
 )

@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 from simulation.disasters import merge, scale, split
+from simulation.simulated_kinesis import KinesisClient
 from simulation.simulated_network import Trouble
 from simulation.simulated_shards import SHARD_IDS, Tenant
 from simulation.simulated_world import APPLICATION, FleetMaker, Plan, Replica, ViolationError, World, a_world
@@ -25,7 +26,7 @@ from simulation.wrong_designs import WRONG_DESIGNS
 
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
+from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.leases.lease import RELEASE
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
@@ -338,6 +339,27 @@ def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
         raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "as simulated"}}, "UpdateItem")
 
     play(replace(CALM, stream_shard_count=2, replica_count=1), work)
+
+
+def test_stream_shard_that_a_listing_lacks_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing may not show a new one yet; an end that its lease told would be for ever, and nobody would see it."""
+    listed = KinesisClient.list_shards
+
+    async def stale(self: KinesisClient, **members: Any) -> dict[str, Any]:
+        reply = await listed(self, **members)
+        return reply | {"Shards": reply["Shards"][:1]}
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        with monkeypatch.context() as patched:
+            patched.setattr(KinesisClient, "list_shards", stale)
+            await asyncio.sleep(3 * CLEANUP_INTERVAL_S)
+        put_one(world, "key-0", 1)
+        put_one(world, "key-1", 1)
+        await settle_down(world)
+        assert {lease.checkpoint for lease in world.leases().values()} & {SHARD_END} == set()
+
+    play(replace(CALM, stream_shard_count=4), work)
 
 
 def test_lag_grows_when_a_replica_has_never_had_a_reply() -> None:

@@ -526,14 +526,14 @@ async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynam
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "expected"),
+    ("code", "status", "expected", "outcome"),
     [
-        ("ProvisionedThroughputExceededException", 400, ThrottledError),
-        ("InternalServerError", 500, RetryableError),
-        ("TransactionConflictException", 400, RetryableError),
-        ("AccessDeniedException", 400, PermanentError),
-        ("ValidationException", 400, PermanentError),
-        ("ResourceNotFoundException", 400, PermanentError),
+        ("ProvisionedThroughputExceededException", 400, ThrottledError, "error"),
+        ("InternalServerError", 500, RetryableError, "error"),
+        ("TransactionConflictException", 400, RetryableError, "error"),
+        ("AccessDeniedException", 400, PermanentError, "error"),
+        ("ValidationException", 400, PermanentError, "error"),
+        ("ResourceNotFoundException", 400, PermanentError, "missing"),
     ],
 )
 async def test_errors_of_dynamodb_become_ours_and_are_counted(
@@ -541,9 +541,10 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
     code: str,
     status: int,
     expected: type[Exception],
+    outcome: str,
 ) -> None:
     """By code, with one try: the caller's loop decides when to retry."""
-    before = request_count("scan", "error")
+    before = request_count("scan", outcome)
     aws = ScriptedAws()
     aws.refuse(code, status=status)
     async with aws.running() as url, client_of("dynamodb", url) as client:
@@ -551,7 +552,7 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
             await LeaseTable(client, "leases").scan()
 
     assert len(aws.requests) == 1
-    assert request_count("scan", "error") - before == 1
+    assert request_count("scan", outcome) - before == 1
 
 
 async def test_table_is_out_of_reach_when_nobody_listens(dynamodb: Client) -> None:

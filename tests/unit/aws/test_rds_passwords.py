@@ -18,6 +18,7 @@ HOST = "shard-1.cluster-abc.eu-west-3.rds.amazonaws.com"
     [
         (HOST, "eu-west-3"),
         ("shard-1.abc.cn-north-1.rds.amazonaws.com.cn", "cn-north-1"),
+        ("shard-1.abc.rds.cn-northwest-1.amazonaws.com.cn", "cn-northwest-1"),
         ("db.example.com", None),
         ("rds.amazonaws.com.example.com", None),
     ],

@@ -51,7 +51,7 @@ LABEL_VALUES_MAX = {
     "stream": len(instruments.LOG_STREAMS),
     "simplu_retries_total source": 1,  # each reason has one
     "simplu_dynamodb_request_seconds operation": 8,
-    "simplu_dynamodb_request_seconds outcome": 3,
+    "simplu_dynamodb_request_seconds outcome": 4,
     # Of all four labels together.
     **dict.fromkeys(("business_type", "resource_type", "validation"), 1),
     "schema_path": instruments.FINDING_SERIES_MAX,

@@ -17,7 +17,8 @@ from simplu_worker.operations.merge_patch import (
     merge_texts,
 )
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))  # others are refused
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
 JSON = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4),

@@ -142,7 +142,7 @@ class Cursor:
         except (RetryableError, PermanentError) as exc:
             self._note_failure(exc)
             return None
-        self.trouble = self.refusal = None
+        self.trouble, self.refusal, self.is_gone = None, None, False
         self._note_reply(reply)
         return reply
 

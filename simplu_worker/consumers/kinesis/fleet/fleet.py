@@ -146,7 +146,9 @@ class Fleet:
             draw=draw,
         )
         self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
-        cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
+        cleanup = LeaseCleanup(
+            stream, table, self._view, self._ancestry, self._coordinator, self._position_sync, draw=draw
+        )
         self._chores: tuple[_Chore, ...] = (
             _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
@@ -315,7 +317,7 @@ class Fleet:
                 except (RetryableError, PermanentError) as exc:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self.stream_name, error=str(exc))  # noqa: TRY400  (theirs)
-                    pause_s = TROUBLE_PAUSE_S
+                    pause_s = max(TROUBLE_PAUSE_S, self._scan_pause_s())  # a throttled scan is not repeated faster
                 except Exception as exc:  # noqa: BLE001  # readers and renewals go on beside it
                     self.trouble = str(note_trouble(TargetKind.LEASES, self._services.table.name, "fleet", exc))
                     pause_s = min(failures.next_delay_s(self._draw()), DEFECT_PAUSE_MAX_S)

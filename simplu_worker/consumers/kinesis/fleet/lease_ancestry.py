@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Container
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
@@ -27,7 +28,7 @@ class LeaseAncestry:
 
     def lineage(self, lease: Lease) -> Lineage:
         """Return the stream shards that a lease continues."""
-        return lineage_of(lease, self._ancestors | self._view.leases(), self._view.gone)
+        return lineage_of(lease, ChainMap(self._view.leases(), self._ancestors), self._view.gone)
 
     def unfinished_parents(self, lease: Lease) -> list[str]:
         """Return the parents that *lease* waits for, by the last scan."""

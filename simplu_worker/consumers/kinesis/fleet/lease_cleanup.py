@@ -1,6 +1,13 @@
-"""Compare the leases with the listing of the stream, as the Kinesis Client Library's LeaseCleanupManager does."""
+"""Compare the leases with the listing of the stream.
+
+As the Kinesis Client Library's LeaseCleanupManager: a stream shard that a listing lacks is past its retention, or so
+new that the listing does not show it yet. Only its own answer tells.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -12,6 +19,9 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import removable_leases
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.metrics.instruments import KINESIS_EXPIRED
+
+REMOVED_MAX: Final = 100  # of one run: no lease is taken meanwhile, and other replicas remove others
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +37,8 @@ class LeaseCleanup:
         ancestry: LeaseAncestry,
         coordinator: LeaseCoordinator,
         position_sync: PositionSync,
+        *,
+        draw: Callable[[], float],
     ) -> None:
         self._stream = stream
         self._table = table
@@ -34,6 +46,7 @@ class LeaseCleanup:
         self._ancestry = ancestry
         self._coordinator = coordinator
         self._position_sync = position_sync
+        self._draw = draw
 
     def __repr__(self) -> str:
         return f"LeaseCleanup({self._stream.name})"
@@ -48,7 +61,6 @@ class LeaseCleanup:
         for reader in self._coordinator.readers():
             reader.retention = self._view.retention
         listed = {shard.stream_shard_id: shard for shard in await self._stream.list_stream_shards()}
-        # Every lease was created from a listing: a stream shard that a later listing lacks is past its retention.
         self._view.gone = frozenset(leases.keys() - listed.keys())
         self._ancestry.forget_unlisted(listed)
         self._abandon_readers(leases)
@@ -58,16 +70,21 @@ class LeaseCleanup:
                 await self._table.write_hash_range(lease_key, listed[lease_key].hash_range)
 
     def _abandon_readers(self, leases: dict[str, Lease]) -> None:
-        """End the readers of stream shards that are gone before their end: records are lost."""
+        """End the readers of stream shards that are gone before their end, as they say themselves: records are lost."""
         for lease_key in self._view.gone & set(self._coordinator.held):
             reader = self._coordinator.reader(lease_key)
-            if reader is not None and not reader.is_at_end:
+            if reader is not None and reader.is_refused_as_gone and not reader.is_at_end:
                 checkpoint = leases[lease_key].checkpoint.checkpoint
+                KINESIS_EXPIRED.inc()
                 log.error("stream_shard.gone", stream_shard_id=lease_key, checkpoint=checkpoint)
                 reader.abandon()
 
     async def _remove_leases(self, leases: dict[str, Lease]) -> None:
-        for lease in removable_leases(leases, self._view.gone):
+        removable = removable_leases(leases, self._view.gone)
+        if len(removable) > REMOVED_MAX:
+            first = int(self._draw() * len(removable))
+            removable = (removable[first:] + removable[:first])[:REMOVED_MAX]
+        for lease in removable:
             if await self._table.delete(lease):
                 log.info("lease.removed", stream_shard_id=lease.lease_key)
                 self._position_sync.remove_rows(lease.lease_key)

@@ -146,13 +146,11 @@ def removable_leases(leases: Mapping[str, Lease], gone: Collection[str]) -> list
 
     Unfinished leases of *gone* stream shards are not among them: those lost records, which their holders report.
     """
+    awaited = {key for child in leases.values() if child.checkpoint in UNREAD for key in child.parents}
     return [
         lease
         for key, lease in sorted(leases.items())
-        if lease.checkpoint == SHARD_END
-        and key in gone
-        and not lease.parents & leases.keys()
-        and not any(child.checkpoint in UNREAD for child in leases.values() if key in child.parents)
+        if lease.checkpoint == SHARD_END and key in gone and not lease.parents & leases.keys() and key not in awaited
     ]
 
 

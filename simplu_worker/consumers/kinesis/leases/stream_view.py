@@ -13,6 +13,7 @@ class StreamView:
 
     def __init__(self) -> None:
         self.observations: dict[str, Observation] = {}  # by lease key
+        self._leases: dict[str, Lease] = {}
         self._scanned_at = 0.0
         self.gone: frozenset[str] = frozenset()  # leased stream shards past their retention
         self.retention: timedelta | None = None  # of the stream; None before the first listing
@@ -23,6 +24,7 @@ class StreamView:
     def update(self, leases: Iterable[Lease], *, now: float) -> None:
         """Take over the *leases* of a scan; *now* is monotonic."""
         self.observations = observe(self.observations, leases, now=now)
+        self._leases = {key: one.lease for key, one in self.observations.items()}
         self._scanned_at = now
 
     def unchanged_for_s(self, lease_key: str) -> float:
@@ -30,5 +32,5 @@ class StreamView:
         return self._scanned_at - self.observations[lease_key].unchanged_since
 
     def leases(self) -> dict[str, Lease]:
-        """Return the leases of the last scan by lease key."""
-        return {key: one.lease for key, one in self.observations.items()}
+        """Return the leases of the last scan by lease key, to be read only."""
+        return self._leases

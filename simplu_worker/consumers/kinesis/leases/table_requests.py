@@ -15,7 +15,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 
 _OPERATIONS = ("scan", "put_item", "update_item", "delete_item", "get_item", "create_table", "describe_table")
-for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
+for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed", "missing")):
     DYNAMODB_REQUEST.labels(*_labels)
 
 
@@ -60,6 +60,7 @@ class TableRequests:
                     outcome = "condition_failed"
                     raise ConditionFailedError(getattr(exc, "response", {}).get("Item")) from exc
                 case "ResourceNotFoundException":
+                    outcome = "missing"  # as the tables of a KCL 3.x are, where there is none
                     raise TableMissingError(f"table {table}: expected it to exist, it does not") from exc
                 case "ResourceInUseException":
                     raise TableInUseError(f"table {table} is being created, changed or deleted") from exc

@@ -179,6 +179,11 @@ class StreamShardReader:
         """The trouble, where only a person can end it."""
         return self._cursor.refusal
 
+    @property
+    def is_refused_as_gone(self) -> bool:
+        """Whether Kinesis answered the last read, and not only a listing, that there is no such stream shard."""
+        return self._cursor.is_gone
+
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""
         return self._dispatcher.ownership.holds()
