@@ -309,6 +309,21 @@ def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None
     play(CALM, work)
 
 
+def test_stream_whose_leases_were_never_seen_is_shown_as_unread() -> None:
+    """As at a first start with a wrong policy: nothing else alerts."""
+
+    async def work(world: World) -> None:
+        world.network.down.add("dynamodb")
+        await asyncio.sleep(30.0)
+        assert REGISTRY.get_sample_value("simplu_kinesis_leases", {"state": "unowned"}) == 1
+        world.network.down.clear()
+        await until_well(world)
+        await asyncio.sleep(5.0)
+        assert REGISTRY.get_sample_value("simplu_kinesis_leases", {"state": "unowned"}) == 0
+
+    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
+
+
 @pytest.mark.parametrize("refused", ["all", "writes"])
 def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
     """Also while the rows name their last owners, and while none can be read: an alert goes by the gauge."""

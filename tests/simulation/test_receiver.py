@@ -214,6 +214,24 @@ async def test_t8_handler_that_never_returns_does_not_stop_the_stop(world: World
     assert len(running.receiver.overdue_message_ids) == 3
 
 
+@virtually
+async def test_t8_dead_letter_that_is_never_done_does_not_stop_the_stop(world: World) -> None:
+    """T8: nor does what hangs behind the verdict; the message is for others at once."""
+
+    async def mark() -> None:
+        await asyncio.Event().wait()
+
+    verdict = ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, "x", MessageIds(), before_delete=mark)
+    queue, desk = world.queue(), Desk(lambda _: verdict)
+    await world.send(queue, *bodies(1))
+    async with world.receiving(queue, desk, drain_s=20) as running:
+        await world.until(lambda: len(desk.handled) > 0)
+        running.stopping.set()
+        stopped_at = world.loop.time()
+    assert 20 <= world.loop.time() - stopped_at < 25
+    assert (len(running.receiver.overdue_message_ids), world.counts(queue)) == (1, (1, 0))
+
+
 # Visibility
 
 

@@ -327,7 +327,8 @@ class Fleet:
                     await self._follower.leave()
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
-        self._coordinator.update_gauges()  # before the scan: it may fail, and the leases expire
+        # Before the scan: it may fail, and the leases expire.
+        self._coordinator.update_gauges(is_blind=not self.is_set_up and self.trouble is not None)
         leases = await self._scan()
         now = loop_time()
         self._view.update(leases, now=now)

@@ -124,9 +124,10 @@ class LeaseCoordinator:
             if (reader := holder.reader) is not None
         }
 
-    def update_gauges(self) -> None:
-        """Set the gauges of leases by the last scan."""
+    def update_gauges(self, *, is_blind: bool = False) -> None:
+        """Set the gauges of leases by the last scan; if *is_blind*, there was none, and some are unowned."""
         counts = Counter(self._state_of(one.lease) for one in self._view.observations.values())
+        counts[LeaseState.UNOWNED] += is_blind
         for state in LeaseState:
             instruments.KINESIS_LEASES.labels(state).set(counts[state])
         ages = [holder.renewal_age_s for holder in self._holders.values()]

@@ -422,9 +422,7 @@ class QueueReceiver:
         try:
             verdicts = await self._handler.handle(call)
         except asyncio.CancelledError:
-            if self.overdue_message_ids:
-                self._groups.finish(call)
-                await self._visibility.return_to_queue([(message, 0.0) for message in call], retried_count=len(call))
+            await self._return_overdue(call)
             raise
         except Exception as exc:  # noqa: BLE001  # the handler's defect: these messages alone are handled again
             note_trouble(TargetKind.QUEUE, self._queue.name, "handler", exc)
@@ -471,15 +469,17 @@ class QueueReceiver:
         failed: list[tuple[Message, float]] = []
         try:
             await self._dead_letters.store([self._dead_letter_of(*pair) for pair in pairs], stopping=self._stopping)
-        except RetryableError:
-            failed = [(message, 0.0) for message, _ in pairs]
-        else:
             for message, verdict in pairs:
                 delay_s = await self._run_before_delete(message, verdict)
                 if delay_s is None:
                     stored.append(message)
                 else:
                     failed.append((message, delay_s))
+        except RetryableError:  # of the store
+            failed = [(message, 0.0) for message, _ in pairs]
+        except asyncio.CancelledError:
+            await self._return_overdue([message for message, _ in pairs])
+            raise
         behind = [(other, 0.0) for message, _ in failed for other in self._groups.remove(message)]
         self._groups.finish([message for message, _ in pairs])
         self._deleter.add(stored, MessageOutcome.DEAD_LETTER)
@@ -518,6 +518,12 @@ class QueueReceiver:
             log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one
             return RETRY_MAX_S
         return None
+
+    async def _return_overdue(self, messages: Sequence[Message]) -> None:
+        """At the end of a drain, return *messages*, whose call was cancelled, to the queue at once."""
+        if self.overdue_message_ids:
+            self._groups.finish(messages)
+            await self._visibility.return_to_queue([(one, 0.0) for one in messages], retried_count=len(messages))
 
     # Leaving the messages in flight
 
