@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -375,6 +376,34 @@ def test_stream_shard_that_a_listing_lacks_is_read_on(monkeypatch: pytest.Monkey
         assert {lease.checkpoint for lease in world.leases().values()} & {SHARD_END} == set()
 
     play(replace(CALM, stream_shard_count=4), work)
+
+
+@pytest.mark.parametrize(("stopped_s", "reports"), [(4500.0, 1.0), (1800.0, 0.0)])
+def test_records_that_expired_while_the_fleet_was_stopped_are_told(stopped_s: float, reports: float) -> None:
+    """Also those of a stream with so little traffic that the oldest record left is young, and all are one reply."""
+
+    def told() -> float:
+        return REGISTRY.get_sample_value("simplu_kinesis_expired_positions_total") or 0.0
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        put_one(world, "key-0", 0)
+        await settle_down(world)
+        await asyncio.sleep(60.0)
+        await stop_all(world)
+        before = told()
+        await asyncio.sleep(300.0)
+        put_one(world, "key-0", 1)
+        await asyncio.sleep(stopped_s - 600.0)
+        put_one(world, "key-0", 2)
+        await asyncio.sleep(300.0)
+        world.start_replica()
+        await asyncio.sleep(120.0)
+        assert told() - before == reports
+
+    lost = pytest.raises(ViolationError, match="passed record 1") if reports else nullcontext()
+    with lost:
+        play(replace(CALM, replica_count=1, stream_shard_count=1, key_count=4, retention_s=3600.0), work)
 
 
 def test_lag_grows_when_a_replica_has_never_had_a_reply() -> None:

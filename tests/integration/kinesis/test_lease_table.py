@@ -469,7 +469,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
     assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
     assert last["UpdateExpression"] == (
-        "SET leaseCounter = :next, simpluMeteredBy = :me, simpluPendingTenants = :pending REMOVE simpluReadUpTo"
+        "SET leaseCounter = :next, simpluMeteredBy = :me, simpluPendingTenants = :pending"
     )
     assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(TENANTS)}
 
@@ -595,7 +595,7 @@ async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: Lea
 
 
 async def test_renew_writes_how_far_the_stream_shard_is_read(table: LeaseTable) -> None:
-    """A renewal without it removes it, as a release does; of another owner it counts for nothing."""
+    """A renewal without it removes it; of another owner it tells only what was read before."""
     up_to = datetime(2026, 1, 1, 8, 0, 0, 250_000, tzinfo=UTC)
     await table.create(Lease("a", TRIM_HORIZON))
     taken = await table.take(Lease("a", TRIM_HORIZON), ME)
@@ -609,3 +609,4 @@ async def test_renew_writes_how_far_the_stream_shard_is_read(table: LeaseTable) 
     stolen = await table.take(again, OTHER)
     assert stolen is not None
     assert [lease.read_up_to for lease in (noted, removed, again, stolen)] == [up_to, None, up_to, None]
+    assert [lease.last_read_up_to for lease in (removed, again, stolen)] == [None, up_to, up_to]

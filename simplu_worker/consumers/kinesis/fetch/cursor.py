@@ -61,8 +61,12 @@ class Cursor:
         *,
         kind: StreamReader,
         retention: timedelta | None = None,
+        expires_at: float | None = None,
     ) -> None:
-        """*kind* is a label of the metrics. With the stream's *retention*, records that expired unread are reported."""
+        """*kind* is a label of the metrics. With the stream's *retention*, records that expired unread are reported.
+
+        From *expires_at* on the stream may have dropped records that came after all that was read; None if unknown.
+        """
         self._access = access
         self._start = start
         self._pacing = pacing
@@ -71,6 +75,7 @@ class Cursor:
         self._record_count = instruments.KINESIS_READ_RECORDS.labels(kind)
         self._byte_count = instruments.KINESIS_READ_BYTES.labels(kind)
         self._retention = retention
+        self._expires_at = expires_at
         self._iterator: str | None = None
         self._held_bytes = 0
         self._bare_ends = 0  # in a row, without a record between them
@@ -199,14 +204,23 @@ class Cursor:
             log.error("stream_shard.refused", stream_shard_id=self._access.stream_shard_id, error=str(exc))
 
     def _report_expired_records(self, reply: Reply) -> None:
-        """Report, once, when the first reply is as far behind the tip as the stream keeps records.
+        """Report, once, when records right after the start may have expired unread.
 
-        Then records right after the start may have expired unread: Kinesis continues with the oldest that it has.
+        Kinesis continues with the oldest that it has. So the first reply is as far behind the tip as the stream keeps
+        records; or the record at the start is not there any more, and what came after it was last read so long ago.
         """
-        retention, self._retention = self._retention, None
+        retention = self._retention
         if retention is None or reply.millis_behind is None or not isinstance(self._start, AtSequenceNumber):
+            self._retention = None
             return
-        if timedelta(milliseconds=reply.millis_behind) >= retention - EXPIRY_MARGIN:
+        is_old = timedelta(milliseconds=reply.millis_behind) >= retention - EXPIRY_MARGIN
+        is_late = self._expires_at is not None and loop_time() >= self._expires_at - EXPIRY_MARGIN.total_seconds()
+        if reply.records:
+            is_late = is_late and reply.records[0].sequence_number != self._start.sequence_number
+        elif is_late and reply.millis_behind and not is_old:
+            return  # the next one tells
+        self._retention = None
+        if is_old or is_late:
             instruments.KINESIS_EXPIRED.inc()
             log.error(
                 "stream_shard.records_expired",

@@ -44,8 +44,9 @@ class PushedCursor(Cursor):
         subscriptions: Subscriptions,
         *,
         retention: timedelta | None = None,
+        expires_at: float | None = None,
     ) -> None:
-        super().__init__(access, start, pacing, kind=StreamReader.MAIN, retention=retention)
+        super().__init__(access, start, pacing, kind=StreamReader.MAIN, retention=retention, expires_at=expires_at)
         self._main_pacing = pacing
         self._subscriptions = subscriptions
         self._schedule = SubscriptionSchedule()

@@ -397,6 +397,7 @@ class Fleet:
             read_ahead=_usable_ahead(lease),
             pending_at_parents=pending,
             retention=self._view.retention,
+            read_up_to=lease.last_read_up_to,
         )
         return StreamShardReader(
             ReaderServices(

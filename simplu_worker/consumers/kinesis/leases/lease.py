@@ -66,7 +66,9 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     `TenantSet.encode` writes them) of a stream shard that is read to its end; None before. *ahead* is None when the
     reader is not ahead of its checkpoint. Before *read_up_to* no record arrived that is pending, except those of the
     tenants in *ahead*; None unless the actual owner has written it. *report* is for people, and None in the same case.
-    No reader decides by either. *retry* is the last request to the owner, or to one before it, to try its held targets.
+    No reader decides by either. *last_read_up_to* is the same by whoever wrote it last: from it a successor tells that
+    records have left the stream since. *retry* is the last request to the owner, or to one before it, to try its held
+    targets.
     *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
     for that, and who does not take it from its next owner.
     """
@@ -85,6 +87,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     pending_tenants: frozenset[str] | None = None
     ahead: ReadAhead | None = None
     read_up_to: datetime | None = None
+    last_read_up_to: datetime | None = None
     throughput_kbps: float | None = None
     metered_by: str | None = None
     report: LeaseReport | None = None
@@ -209,6 +212,8 @@ def lease_of(row: LeaseRow) -> Lease | None:
     if not is_lease(row):
         return None
     try:
+        read_up_to, read_by = _read_up_to(row)
+        reader = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
         return Lease(
             lease_key=_required(row, "leaseKey", "S"),
             checkpoint=_position(row, "checkpoint"),
@@ -223,7 +228,8 @@ def lease_of(row: LeaseRow) -> Lease | None:
             started_at=_instant(row, STARTED_AT),
             pending_tenants=frozenset(_optional(row, PENDING_TENANTS, "SS") or ()) or None,
             ahead=_ahead(row),
-            read_up_to=_read_up_to(row),
+            read_up_to=read_up_to if read_by and read_by == reader else None,
+            last_read_up_to=read_up_to,
             throughput_kbps=_throughput(row),
             metered_by=_optional(row, METERED_BY, "S"),
             report=_report(row),
@@ -338,14 +344,14 @@ def read_up_to_text(instant: datetime, owner: str) -> str:
     return f"{instant.isoformat()} {owner}"
 
 
-def _read_up_to(row: LeaseRow) -> datetime | None:
-    owner = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
+def _read_up_to(row: LeaseRow) -> tuple[datetime | None, str]:
+    """Return an instant and its writer; None where none can be read: the lease can be used without it."""
     try:
         instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
-        read_up_to = datetime.fromisoformat(instant) if owner and writer == owner else None
-    except ValueError:  # it is for people: the lease can be used without it
-        return None
-    return None if read_up_to is None or read_up_to.tzinfo is None else read_up_to
+        read_up_to = datetime.fromisoformat(instant)
+    except ValueError:
+        return None, ""
+    return None if read_up_to.tzinfo is None else read_up_to, writer
 
 
 def _report(row: LeaseRow) -> LeaseReport | None:

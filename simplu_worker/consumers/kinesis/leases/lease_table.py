@@ -222,7 +222,7 @@ class LeaseTable:
         it.
 
         Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's, and so does
-        *read_up_to*. Without *throughput_kbps* or *report* the row's stays.
+        *read_up_to* what *me* has written. Without *throughput_kbps* or *report* the row's stays.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
@@ -238,8 +238,7 @@ class LeaseTable:
         if read_up_to is not None:
             sets.append(f"{READ_UP_TO} = :up_to")
             values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
-        else:
-            removes.append(READ_UP_TO)
+        removes += [READ_UP_TO] if read_up_to is None and lease.read_up_to is not None else []
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
             removes.append(_REMOVE_PENDING)
@@ -286,7 +285,7 @@ class LeaseTable:
         """
         values = {":me": {"S": me}, ":one": _number(1)}
         sets: list[str] = []
-        removes = ["leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner", READ_UP_TO]
+        removes = ["leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner"]
         _add_ahead(ahead, lease, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)

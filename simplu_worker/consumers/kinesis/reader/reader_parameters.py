@@ -49,7 +49,8 @@ class ReaderAssignment(msgspec.Struct, frozen=True):
     *checkpoint* is the position of the record at *start*, if any: of an aggregate, some sub-records may be done. With
     *read_ahead* the main reader continues where its predecessor was, and the tenants that the predecessor held are read
     again from the checkpoint. No operation of the tenants in *pending_at_parents* is applied before the readers of the
-    parents have finished with the tenant (`StreamShardReader.release_from_parents`). *retention* is that of the stream.
+    parents have finished with the tenant (`StreamShardReader.release_from_parents`). *retention* is that of the stream;
+    all that arrived before *read_up_to* was read.
     """
 
     stream_shard_id: str
@@ -59,6 +60,7 @@ class ReaderAssignment(msgspec.Struct, frozen=True):
     read_ahead: ReadAhead | None = None
     pending_at_parents: TenantSet | None = None
     retention: timedelta | None = None
+    read_up_to: datetime | None = None
 
 
 class LeaseContext(msgspec.Struct, frozen=True):

@@ -117,7 +117,7 @@ class StreamShardReader:
         )
         self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
         self._pacing = Pacing(self._access.budget, services.schedule)
-        self._cursor = self._open_cursor(start, services.subscriptions)
+        self._cursor = self._open_cursor(start, services.subscriptions, assignment.read_up_to)
         self._dispatcher = Dispatcher(
             self.stream_shard_id,
             services.gateway,
@@ -476,10 +476,14 @@ class StreamShardReader:
         access = StreamShardAccess(self._stream, records.stream_shard_id, self._memory, self._draw)
         return access, self._create_decoder(records.stream_shard_id, records.hash_range)
 
-    def _open_cursor(self, start: Start, subscriptions: Subscriptions | None) -> Cursor:
+    def _open_cursor(self, start: Start, subscriptions: Subscriptions | None, read_up_to: datetime | None) -> Cursor:
+        expires_at = None
+        if read_up_to is not None and self.retention is not None:
+            expires_at = loop_time() + (read_up_to + self.retention - self._utc()).total_seconds()
+        access, pacing, retention = self._access, self._pacing, self.retention
         if subscriptions is None:
-            return Cursor(self._access, start, self._pacing, kind=StreamReader.MAIN, retention=self.retention)
-        return PushedCursor(self._access, start, self._pacing, subscriptions, retention=self.retention)
+            return Cursor(access, start, pacing, kind=StreamReader.MAIN, retention=retention, expires_at=expires_at)
+        return PushedCursor(access, start, pacing, subscriptions, retention=retention, expires_at=expires_at)
 
     def _create_decoder(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
         return RecordDecoder(

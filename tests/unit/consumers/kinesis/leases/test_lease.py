@@ -442,6 +442,7 @@ def test_time_read_up_to_counts_if_the_owner_has_written_it(
     lease = lease_of({**MINIMAL_ROW, **attributes})
     assert lease is not None
     assert lease.read_up_to == expected
+    assert lease.last_read_up_to == (None if text.startswith("y") else datetime(2026, 1, 1, 8, tzinfo=UTC))
 
 
 @pytest.mark.parametrize(
