@@ -855,13 +855,22 @@ SELECT
 
 -- fragment: percent_to_read
 -- How many of the pages of the resources have about $1 rows: reading all of a large shard may take an hour.
-least(100.0, 100.0 * $1::integer / greatest(pg_class.reltuples, 1)) FROM pg_catalog.pg_class
-WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass
+least(
+    100::pg_catalog.float8,
+    100::pg_catalog.float8 * $1::integer::pg_catalog.float8
+    / greatest(pg_class.reltuples::pg_catalog.float8, 1::pg_catalog.float8)
+)
+FROM pg_catalog.pg_class
+WHERE pg_class.oid = 'public.resources'::pg_catalog.regclass::pg_catalog.oid
 
 -- name: weigh_rows
 -- The number of resources of each tenant; of a large shard as many pages tell as have about $1 rows.
-SELECT resources.id, (pg_catalog.count(*) * 100 / (SELECT :percent_to_read))::pg_catalog.int8 AS weight
-FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read))
+SELECT
+    resources.id,
+    (
+        pg_catalog.count(*)::pg_catalog.float8 * 100::pg_catalog.float8 / (SELECT :percent_to_read)
+    )::pg_catalog.int8 AS weight
+FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read)::pg_catalog.float4)
 GROUP BY resources.id;
 
 -- name: weigh_bytes
@@ -869,9 +878,10 @@ GROUP BY resources.id;
 SELECT
     resources.id,
     (
-        pg_catalog.sum(pg_catalog.pg_column_size(resources.data)) * 100 / (SELECT :percent_to_read)
+        pg_catalog.sum(pg_catalog.pg_column_size(resources.data))::pg_catalog.float8 * 100::pg_catalog.float8
+        / (SELECT :percent_to_read)
     )::pg_catalog.int8 AS weight
-FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read))
+FROM public.resources TABLESAMPLE system ((SELECT :percent_to_read)::pg_catalog.float4)
 GROUP BY resources.id;
 
 -- name: weigh_load
