@@ -68,8 +68,10 @@ async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_e
 ) -> None:
     """PutRecords accepts some records of a request and refuses others, without an order among them."""
     await command_server(kinesis_url, do="set", options={"write_throttling": True})
-    events = [feed_event(number, f"p-{number * number % 997}") for number in range(5000)]
-    refill = partial(command_server, kinesis_url, do="advance_clock", ms=200)
+    # So large that a call is over the quota of several seconds, however slow the machine is.
+    data = json.dumps({"text": 16 * 1024 * "x"}).encode()
+    events = [feed_event(number, f"p-{number * number % 97}", data=data) for number in range(1000)]
+    refill = partial(command_server, kinesis_url, do="advance_clock", ms=500)
     calls = await publish_all(KinesisDestination(client, stream), events, between=refill)
     errors = {one.error for call in calls for one in call if isinstance(one, RetryLater)}
     assert [error for error in errors if "ProvisionedThroughputExceeded" in error]

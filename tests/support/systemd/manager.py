@@ -1,7 +1,8 @@
 """A real systemd beside the one of the machine: in namespaces of its own, with units of ours alone.
 
 It is process 1 of a PID namespace, with its own /run, /opt and /usr/local/bin, and with a cgroup of its own. Its /etc
-is that of the machine with /etc/simplu-worker added, and loses its changes at the end. The network is the tests'. It
+is a copy of the machine's with /etc/simplu-worker added, and loses its changes at the end. (An overlay would lose what
+is mounted there when the machine's changes.) The network is the tests'. It
 needs root; where the kernel or a sandbox refuses one of its mounts, it is missing.
 """
 
@@ -39,11 +40,12 @@ mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /usr/local/bin
 mount -t tmpfs tmpfs /opt
-mkdir -p /opt/etc/changed /opt/etc/work /opt/checkout /opt/python
+mkdir -p /opt/etc /opt/checkout /opt/python
 mount --bind {root} /opt/checkout
 mount --bind {python} /opt/python
 if [ -e {folder}/simplu-worker ]; then install -D {folder}/simplu-worker /opt/simplu-worker/bin/simplu-worker; fi
-mount -t overlay overlay -o lowerdir=/etc,upperdir=/opt/etc/changed,workdir=/opt/etc/work /etc
+cp --archive /etc/. /opt/etc
+mount --bind /opt/etc /etc
 mkdir -p /etc/simplu-worker /etc/systemd/system
 mount --bind {folder}/etc /etc/simplu-worker
 mount --bind {folder}/units /etc/systemd/system
