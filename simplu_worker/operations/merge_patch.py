@@ -55,7 +55,8 @@ def is_nested(patch: str) -> bool:
 def merge_texts(document: str, patch: str) -> bytes:
     """Return the JSON text of *document* changed by *patch*, both JSON objects; of equal names the last one counts.
 
-    Raises `ValueError` for a text with a lone surrogate, and `RecursionError` for one nested deeper than any record.
+    Raises `ValueError` for a text with a lone surrogate, or a patch with U+0000, and `RecursionError` for one nested
+    deeper than any record.
     """
     return msgspec.json.encode(_merge(parse_with_texts(document), parse_patch(patch)))
 

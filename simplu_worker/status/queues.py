@@ -130,23 +130,17 @@ class Monitoring(msgspec.Struct, frozen=True):
         return 200, {"enabled": True} | scrub(await self.cache_admin.read_stats())
 
     async def cache_keys(self) -> HttpAnswer:
-        """Answer `GET /cache/keys`."""
+        """Answer `GET /cache/keys`. Raises `RetryableError`."""
         if self.cache_admin is None:
             return 404, {"error": NO_CACHE}
-        try:
-            keys, are_all = await self.cache_admin.list_keys(KEYS_MAX)
-        except RetryableError as exc:
-            return 503, {"error": scrub_text(str(exc))}
+        keys, are_all = await self.cache_admin.list_keys(KEYS_MAX)
         return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}
 
     async def clear_cache(self) -> HttpAnswer:
-        """Answer `DELETE /cache/clear`."""
+        """Answer `DELETE /cache/clear`. Raises `RetryableError`."""
         if self.cache_admin is None:
             return 404, {"error": NO_CACHE}
-        try:
-            return 200, await self.cache_admin.clear()
-        except RetryableError as exc:
-            return 503, {"error": scrub_text(str(exc))}
+        return 200, await self.cache_admin.clear()
 
     async def _ask(self, name: str, queue: WatchedQueue, rows: dict[str, dict[str, Any]]) -> None:
         receiver = self.receivers.get(name)

@@ -406,7 +406,7 @@ def test_records_that_expired_while_the_fleet_was_stopped_are_told(stopped_s: fl
         play(replace(CALM, replica_count=1, stream_shard_count=1, key_count=4, retention_s=3600.0), work)
 
 
-def test_lag_grows_when_a_replica_has_never_had_a_reply() -> None:
+def test_lag_grows_when_a_replica_has_never_had_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a rollout with a wrong policy: no other alert tells that nothing is read."""
 
     async def work(world: World) -> None:
@@ -417,14 +417,14 @@ def test_lag_grows_when_a_replica_has_never_had_a_reply() -> None:
                 raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "as simulated"}}, action)
             return do(action, **members)
 
-        world.kinesis.do = refused  # type: ignore[method-assign]
+        monkeypatch.setattr(world.kinesis, "do", refused)
         await asyncio.sleep(3600.0)
         (replica,) = world.alive()
         readers = replica.fleet.readers()
         assert [reader.view.lag_s for reader in readers] == [None, None]
         assert all(3500 < reader.view.least_lag_s <= 3600 for reader in readers)
         assert all(reader.view.lag_retention_ratio(timedelta(hours=1)) > 0.9 for reader in readers)
-        world.kinesis.do = do  # type: ignore[method-assign]
+        monkeypatch.undo()
         await settle_down(world)
 
     play(replace(CALM, stream_shard_count=2, replica_count=1), work)

@@ -70,8 +70,8 @@ async def find_move(
         if departure is not None and departure.target_shard_id == target_id and _is_finished(departure):
             certificate = departure.detail["certificate"]
             at = datetime.fromisoformat(certificate["at"])
-            is_kept, is_equal = departure.step == MoveStep.DONE, departure.detail.get("verdict") == "equal"
-            return FinishedMove(tenant_id, source_id, target_id, at, is_kept, is_equal, certificate)
+            is_kept = departure.step == MoveStep.DONE
+            return FinishedMove(tenant_id, source_id, target_id, at, is_kept, departure.is_equal, certificate)
     return FoundMove(move, goes_on=True, has_left=True)
 
 
@@ -79,5 +79,5 @@ def _is_finished(departure: Departure) -> bool:
     """Return whether a move has its certificate, and equal rows or no former ones any more to compare."""
     if not departure.detail.get("certificate"):
         return False
-    is_equal = departure.step == MoveStep.DONE and departure.detail.get("verdict") == "equal"
+    is_equal = departure.step == MoveStep.DONE and departure.is_equal
     return is_equal or departure.step in {MoveStep.CLEANING, MoveStep.CLEANED}

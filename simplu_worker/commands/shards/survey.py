@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -25,7 +25,7 @@ from simplu_worker.transfers.moving.planning.begun import (
     sort_begun_moves,
 )
 from simplu_worker.transfers.moving.planning.capacities import fetch_capacities
-from simplu_worker.transfers.moving.planning.places import TenantPlaces
+from simplu_worker.transfers.moving.planning.places import TenantPlaces, places_of
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
@@ -115,7 +115,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
         for shard_id, row in rows
     ]
     types: defaultdict[str, set[str]] = defaultdict(set)
-    for shard_id, row in (await survey_shards(shards, QUERIES["read_types"])).rows:
+    for shard_id, row in (await survey_shards(shards, QUERIES["list_type_names"])).rows:
         types[shard_id].add(row["name"])
     journal = (await survey_shards(shards, QUERIES["list_begun_moves"], RUNNING_S)).rows
     moves = [
@@ -129,7 +129,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
     begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
-    return Survey(targets, full, found, _places_of(rows), known_types, begun, drains)
+    return Survey(targets, full, found, places_of(rows), known_types, begun, drains)
 
 
 async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:
@@ -137,16 +137,6 @@ async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:
     arguments = () if by is Weight.LOAD else (WEIGHED_ROWS,)
     weighed = await survey_shards(shards, QUERIES[f"weigh_{by}"], *arguments, limits=WEIGH_LIMITS)
     return {(shard_id, row["id"]): row["weight"] for shard_id, row in weighed.rows}
-
-
-def _places_of(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, TenantPlaces]:
-    """Return where each tenant has a row, as `find_places` does for one."""
-    states: defaultdict[str, dict[str, TenantState]] = defaultdict(dict)
-    moved_to: defaultdict[str, dict[str, str | None]] = defaultdict(dict)
-    for shard_id, row in rows:
-        states[row["id"]][shard_id] = TenantState(row["state"])
-        moved_to[row["id"]][shard_id] = row["moved_to"]
-    return {tenant_id: TenantPlaces(tenant_id, of_one, moved_to[tenant_id]) for tenant_id, of_one in states.items()}
 
 
 def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:

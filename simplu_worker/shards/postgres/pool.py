@@ -68,7 +68,6 @@ class ShardPool:
         self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
         self._availability = ShardAvailability(address, self._lender)
         self._shared_probe = SingleFlightProbe(self._probe_once)
-        self._is_retired = False
         self.checked_address: ShardAddress | None = None  # at which the schema was found to be whole
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
@@ -109,7 +108,6 @@ class ShardPool:
 
     def retire(self) -> None:
         """Lend no connection any more: the shard is not to be used. `drain` waits for those that are lent."""
-        self._is_retired = True
         self._availability.is_retired = True
 
     def counts(self) -> dict[str, int]:
@@ -180,7 +178,7 @@ class ShardPool:
                 return
             await connection.send("COMMIT")
         self._availability.record_commit()
-        if not self._is_retired:
+        if not self._availability.is_retired:
             instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
     async def count(self, query: str, *arguments: object) -> list[asyncpg.Record] | None:
@@ -198,7 +196,7 @@ class ShardPool:
         So it shows the server's present state, even while the pool's connections hang or lead to the server's former
         address. It is not counted in the budget. Raises as `connection` does.
         """
-        if self._is_retired:
+        if self._availability.is_retired:
             raise retired_error(self._address.shard_id)
         asked_at = loop_time()
         connection = await self._open_connection(within_s=self._timeouts.probe_s)
@@ -262,7 +260,7 @@ class ShardPool:
             raise ShardUnavailableError(f"shard {shard_id}: {self.refusal}", shard_id=shard_id)
 
     async def _admit(self) -> None:
-        if self._is_retired:
+        if self._availability.is_retired:
             raise retired_error(self._address.shard_id)
         self._check_refusal()
         match self._availability.decide():

@@ -67,7 +67,7 @@ class ShardAvailability:
         self._is_refused_as_read_only = False
         self.is_healthy = True
         self.last_error: str | None = None
-        self.is_retired = False  # its series are gone, and are not to come back while the last uses end
+        self.is_retired = False  # its series are gone then, and are not to come back while the last uses end
 
     def __repr__(self) -> str:
         return f"ShardAvailability(is_healthy={self.is_healthy}, {self._breaker!r})"

@@ -85,6 +85,11 @@ class Departure(msgspec.Struct, frozen=True):
         return msgspec.convert(self.detail.get("positions", ()), tuple[CarriedPosition, ...])
 
     @property
+    def is_equal(self) -> bool:
+        """Whether the shards had the same rows when the move ended."""
+        return self.detail.get("verdict") == "equal"
+
+    @property
     def epoch_before(self) -> int:
         """The epoch before a move that has committed."""
         return int((self.detail.get("certificate") or self.detail)["epochBefore"])

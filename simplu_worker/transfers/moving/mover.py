@@ -639,7 +639,7 @@ class Mover:
             comparison=comparison,
             at=datetime.now(UTC),
         )
-        if departure.step != MoveStep.DONE or departure.detail.get("verdict") != "equal":  # it is kept as it was given
+        if departure.step != MoveStep.DONE or not departure.is_equal:  # it is kept as it was given
             await self._journal.note_end(departure, certificate)
         return certificate
 

@@ -147,7 +147,7 @@ class Cursor:
         except (RetryableError, PermanentError) as exc:
             self._note_failure(exc)
             return None
-        self.trouble, self.refusal, self.is_gone = None, None, False
+        self._end_trouble()
         self._note_reply(reply)
         return reply
 
@@ -191,6 +191,9 @@ class Cursor:
             return reply.next_iterator is None
         self._bare_ends = 1 if reply.records else self._bare_ends + 1
         return self._bare_ends >= BARE_ENDS_ACCEPTED
+
+    def _end_trouble(self) -> None:
+        self.trouble, self.refusal, self.is_gone = None, None, False
 
     def _note_failure(self, exc: Exception) -> None:
         self.trouble = str(exc)

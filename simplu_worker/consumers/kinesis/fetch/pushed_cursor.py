@@ -166,7 +166,8 @@ class PushedCursor(Cursor):
         continuation = reply.next_iterator
         if continuation is not None and int(continuation) > self._last_number:
             self._continuation = AfterSequenceNumber(continuation)
-        self.trouble = self.refusal = self.push_trouble = None
+        self._end_trouble()
+        self.push_trouble = None
         self._had_event = True
         self._count(reply)
         if self.is_closed:

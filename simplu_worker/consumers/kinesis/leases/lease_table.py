@@ -235,10 +235,7 @@ class LeaseTable:
             sets.append(f"{PENDING_TENANTS} = :pending")
             values[":pending"] = {"SS": sorted(pending_tenants)}
         _add_ahead(ahead, lease, sets, removes, values)
-        if read_up_to is not None:
-            sets.append(f"{READ_UP_TO} = :up_to")
-            values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
-        removes += [READ_UP_TO] if read_up_to is None and lease.read_up_to is not None else []
+        _add_read_up_to(read_up_to, lease, me, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
             removes.append(_REMOVE_PENDING)
@@ -461,6 +458,17 @@ def _add_ahead(
     for name, value in attributes_of(ahead).items():
         sets.append(f"{name} = :{name}")
         values[f":{name}"] = value
+
+
+def _add_read_up_to(
+    read_up_to: datetime | None, lease: Lease, me: str, sets: list[str], removes: list[str], values: dict[str, Any]
+) -> None:
+    """Add to the parts of an update those that write *read_up_to*, or remove what *me* has written."""
+    if read_up_to is not None:
+        sets.append(f"{READ_UP_TO} = :up_to")
+        values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
+    elif lease.read_up_to is not None:
+        removes.append(READ_UP_TO)
 
 
 def _update_expression(sets: Sequence[str], removes: Sequence[str]) -> str:

@@ -14,6 +14,10 @@ LEFT JOIN (
 ) AS used ON used.business_type = business_types.name
 ORDER BY business_types.name;
 
+-- name: list_type_names
+-- The names of the types of this shard.
+SELECT business_types.name FROM public.business_types;
+
 -- name: read_relations
 -- The relations of the schema $1 with the names $2: what each is, and its columns with their types, in order.
 SELECT

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.pool import Pools
@@ -94,9 +96,15 @@ class TenantPlaces:
 async def find_places(locator: Locator, pools: Pools, tenant_id: str) -> TenantPlaces:
     """Ask every shard for the tenant. Raises the errors of `Locator.list_shards`."""
     survey = await fetch_from_all_shards(locator, pools, QUERIES["find_tenants"], [tenant_id])
-    return TenantPlaces(
-        tenant_id,
-        {shard_id: TenantState(row["state"]) for shard_id, row in survey.rows},
-        {shard_id: row["moved_to"] for shard_id, row in survey.rows},
-        survey.silent_shard_ids,
-    )
+    silent = survey.silent_shard_ids
+    return places_of(survey.rows, silent).get(tenant_id, TenantPlaces(tenant_id, {}, {}, silent))
+
+
+def places_of(rows: Iterable[tuple[str, Mapping[str, Any]]], silent: Collection[str] = ()) -> dict[str, TenantPlaces]:
+    """Return the places of each tenant in *rows*, of any tenants with their shards."""
+    states: defaultdict[str, dict[str, TenantState]] = defaultdict(dict)
+    moved_to: defaultdict[str, dict[str, str | None]] = defaultdict(dict)
+    for shard_id, row in rows:
+        states[row["id"]][shard_id] = TenantState(row["state"])
+        moved_to[row["id"]][shard_id] = row["moved_to"]
+    return {one: TenantPlaces(one, of_one, moved_to[one], silent) for one, of_one in states.items()}
