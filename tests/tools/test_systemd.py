@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,11 @@ PAGE = ROOT / "docs" / "installing.md"
 PLAIN, TEMPLATE = "simplu-worker.service", "simplu-worker@.service"
 TOKEN = "a-token-from-a-file"
 PATIENCE_S = 20.0
+SHORT_START_S = 15  # a slow machine needs some seconds before a worker can ask for more
 MAP = {"shards": [{"shardId": "db-1", "connectionString": "postgresql://worker@127.0.0.1:1/shard"}]}
 TEST_DROP_IN = """[Service]
 StandardOutput=append:{folder}/%N.log
 StandardError=append:{folder}/%N.log
-WatchdogSec=3
 """
 
 
@@ -133,15 +134,29 @@ async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) ->
     made.end("simplu-worker*")
 
 
-@pytest.fixture
-def short_start(systemd: Systemd) -> Iterator[None]:
-    """End a start after a few seconds."""
-    drop_in = systemd.folder / "units" / f"{PLAIN}.d" / "start.conf"
-    drop_in.write_text("[Service]\nTimeoutStartSec=4\n", encoding="utf-8")
+@contextmanager
+def setting(systemd: Systemd, unit: str, line: str) -> Iterator[None]:
+    """Give the service of *unit* one more setting."""
+    drop_in = systemd.folder / "units" / f"{unit}.d" / "setting.conf"
+    drop_in.write_text(f"[Service]\n{line}\n", encoding="utf-8")
     systemd.systemctl("daemon-reload")
     yield
     drop_in.unlink()
     systemd.systemctl("daemon-reload")
+
+
+@pytest.fixture
+def short_start(systemd: Systemd) -> Iterator[None]:
+    """End a start of an instance of the template after SHORT_START_S."""
+    with setting(systemd, TEMPLATE, f"TimeoutStartSec={SHORT_START_S}"):
+        yield
+
+
+@pytest.fixture
+def short_watchdog(systemd: Systemd) -> Iterator[None]:
+    """Restart a worker that has been silent for a few seconds."""
+    with setting(systemd, PLAIN, "WatchdogSec=6"):
+        yield
 
 
 def status_of(port: int, token: str) -> int:
@@ -193,7 +208,7 @@ def check_rights(systemd: Systemd) -> None:
         assert "Read-only file system" in systemd.run(*inside, "sh", "-c", f"touch {path} 2>&1", status=1)
 
 
-async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine) -> None:
+async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine, short_watchdog: None) -> None:
     """A frozen process is replaced without a person."""
     machine.configure()
     systemd = machine.systemd
@@ -202,27 +217,26 @@ async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine) -> Non
     systemd.wait_for(PLAIN, within_s=40, NRestarts="1", ActiveState="active")
 
 
-@pytest.mark.parametrize("waits_for", ["its queue", "its dead-letter queue"])
-async def test_start_is_not_ended_while_a_dependency_is_away(
-    machine: Machine, short_start: None, waits_for: str
-) -> None:
+async def test_start_is_not_ended_while_a_dependency_is_away(machine: Machine, short_start: None) -> None:
     """A restart would bring nothing back; a stop ends the start."""
     systemd = machine.systemd
     away = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
-    if waits_for == "its dead-letter queue":  # the one beside a control queue
-        control = "http://127.0.0.1/000000000000/control"
-        away |= {"SQS_SHARD_CREATION_QUEUE_URL": control, "SQS_DEAD_LETTER_QUEUE_URL": ""}
-    machine.configure(**away)
-    systemd.systemctl("start", "--no-block", PLAIN)
+    control = {"SQS_SHARD_CREATION_QUEUE_URL": "http://127.0.0.1/000000000000/control"}
+    machine.configure()
+    machine.configure("a.env", **away)
+    machine.configure("b.env", **away, **control, SQS_DEAD_LETTER_QUEUE_URL="")
+    # b waits for the dead-letter queue beside its control queue.
+    waits = {"simplu-worker@a.service": "queue.unreachable", "simplu-worker@b.service": "dead_letter.queue_not_ensured"}
+    systemd.systemctl("start", "--no-block", *waits)
     began_at = time.monotonic()
-    event = "queue.unreachable" if waits_for == "its queue" else "dead_letter.queue_not_ensured"
-    await machine.wait_for_event(PLAIN, event)
-    await asyncio.sleep(max(0.0, began_at + 8 - time.monotonic()))
+    for unit, event in waits.items():
+        await machine.wait_for_event(unit, event)
+    await asyncio.sleep(max(0.0, began_at + SHORT_START_S + 4 - time.monotonic()))
     waiting = {"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}
-    assert systemd.properties(PLAIN, *waiting) == waiting
-    systemd.systemctl("stop", PLAIN)
+    assert [systemd.properties(unit, *waiting) for unit in waits] == [waiting, waiting]
+    systemd.systemctl("stop", *waits)
     stopped = {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}
-    assert systemd.properties(PLAIN, *stopped) == stopped
+    assert [systemd.properties(unit, *stopped) for unit in waits] == [stopped, stopped]
 
 
 async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
