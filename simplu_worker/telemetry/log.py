@@ -45,6 +45,7 @@ _SECRET_NAME = (
     r"(?:password|passwd|pwd|secret|api_?-?key|api_?token|access_?key|session_?token|security-token)[\w-]{0,40}"  # noqa: S105 - a pattern
 )
 _SECRET_VALUE = r"""(?:'(?:[^'\\]|\\.){0,4096}'|"(?:[^"\\]|\\.){0,4096}"|\S+)"""  # noqa: S105 - a pattern
+_END_OF_WORD = re.compile(r"[\s'\"]")
 _SECRET_KEY = re.compile(rf"[\w-]*{_SECRET_NAME}|authorization", re.IGNORECASE)
 _PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -65,6 +66,7 @@ class _Secrets:
     def __init__(self) -> None:
         self._values: set[str] = set()
         self._spellings: set[str] = set()
+        self._phrases: set[str] = set()
 
     def add(self, value: str) -> None:
         if value in self._values:
@@ -73,13 +75,24 @@ class _Secrets:
         for text in {value, unquote(value)}:
             if len(text) < SECRET_MIN_LENGTH:
                 continue
-            self._spellings |= {text, *(encode(text, errors="backslashreplace") for encode in (quote, quote_plus))}
-            self._spellings.add(quote(text, safe="", errors="backslashreplace"))
-            self._spellings |= {repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+            spellings = {text, *(encode(text, errors="backslashreplace") for encode in (quote, quote_plus))}
+            spellings.add(quote(text, safe="", errors="backslashreplace"))
+            spellings |= {repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+            self._spellings |= spellings
+            self._phrases |= set(filter(_END_OF_WORD.search, spellings))
+
+    def mask_phrases(self, text: str) -> str:
+        """Return *text* without the secrets of which a pattern would mask no more than the first word."""
+        return self._mask(text, self._phrases)
 
     def mask(self, text: str) -> str:
+        """Return *text* without all of them."""
+        return self._mask(text, self._spellings)
+
+    @staticmethod
+    def _mask(text: str, spellings: set[str]) -> str:
         # A pattern of those in the text alone: one of all would take seconds to compile where each shard has another.
-        found = [spelling for spelling in self._spellings if spelling in text]
+        found = [spelling for spelling in spellings if spelling in text]
         found.sort(key=len, reverse=True)  # the longest first: one secret may begin with another
         return re.sub("|".join(map(re.escape, found)), MASK, text) if found else text
 
@@ -94,7 +107,7 @@ def register_secret(value: str) -> None:
 
 def scrub_text(text: str) -> str:
     """Return *text* with every secret masked, and truncated if it is very long."""
-    text = text[:SCRUBBED_TEXT_MAX_LENGTH]
+    text = _secrets.mask_phrases(text[:SCRUBBED_TEXT_MAX_LENGTH])
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<kept>{MASK}", text)
     text = _secrets.mask(text)

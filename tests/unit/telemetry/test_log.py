@@ -208,6 +208,15 @@ def test_scrubbing_leaves_no_registered_secret_in_any_text(before: str, after: s
         assert shown not in secrets.mask(f"{before}{shown}{after}")
 
 
+@pytest.mark.parametrize("secret", ["correct horse battery", 'correct"horse"battery', "correct'horse' battery"])
+@pytest.mark.parametrize("text", ["password={}", "password='{}' host=h", '"token_secret": "{}"', "postgres://u:{}@h"])
+def test_scrubbing_masks_all_words_of_a_registered_secret(secret: str, text: str) -> None:
+    """A pattern ends at a blank or a quote, and what it leaves is no longer the registered text."""
+    register_secret(secret)
+    masked = scrub_text(text.format(secret))
+    assert not [word for word in ("correct", "horse", "battery") if word in masked]
+
+
 def test_registering_secrets_takes_linear_time() -> None:
     """Each of a thousand shards has a password, which is registered with every new pool of connections."""
     assert least_cpu_s(partial(_register, 400)) < 9 * least_cpu_s(partial(_register, 100))
