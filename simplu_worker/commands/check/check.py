@@ -248,6 +248,7 @@ class DependencyChecks:
                 "set KINESIS_APPLICATION_NAME to a name that no other table has",
                 CheckStatus.FAILED,
             )
+        self.facts.lease_table_read_units = table.read_units
         return await self._check_kcl_leader(client, name) or CheckAnswer(table.status.lower())
 
     async def _check_kcl_leader(self, client: Client, name: str) -> CheckAnswer | None:

@@ -12,6 +12,7 @@ import msgspec
 from simplu_worker.aws.sqs_queue import QueueAttributes, queue_name
 from simplu_worker.config.settings import Settings
 from simplu_worker.config.variable_rules import SOURCES, set_of
+from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
@@ -60,6 +61,7 @@ class CheckFacts:
     stream_shards: list[StreamShard] = field(default_factory=list)
     checkpoints: dict[str, Position] = field(default_factory=dict)  # of the lease table, by stream shard
     unreadable_leases: dict[str, str] = field(default_factory=dict)  # rows of the lease table: what is wrong, by key
+    lease_table_read_units: int = 0  # provisioned a second; 0 when it is on-demand
     positions: dict[str, dict[str, Position]] = field(default_factory=dict)  # of shards
     registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
@@ -137,6 +139,13 @@ def _stream_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]
             table,
             f"row {lease_key[:KEY_SHOWN]!r} is not a lease: {problem}{f' (and {more} more rows)' if more > 0 else ''}",
             "correct the row: until then no replica reads that stream shard",
+        )
+    if 0 < facts.lease_table_read_units < SCAN_CAPACITY_PER_S:
+        yield Finding(
+            table,
+            f"provisioned for {facts.lease_table_read_units} read units a second, where the scans of each replica may "
+            f"take {SCAN_CAPACITY_PER_S:.0f}",
+            "switch it to on-demand",
         )
     for about, positions in {table: facts.checkpoints, **facts.positions}.items():
         if other := positions_of_another_stream(positions, facts.stream_shards):

@@ -429,20 +429,20 @@ async def test_stream_returns_the_records_that_it_did_not_take() -> None:
             await Stream(kinesis, "s").put(records[:1])
 
 
-async def test_describe_table_tells_the_key_or_that_there_is_none(endpoint_url: str) -> None:
+async def test_describe_table_tells_key_and_capacity_or_that_there_is_none(endpoint_url: str) -> None:
     """The partition key comes first, however the service lists the parts; None for a table that does not exist."""
     async with client_of("dynamodb", endpoint_url) as dynamodb:
         names = ("part", "sort")
-        await dynamodb.create_table(
-            TableName="two",
-            BillingMode="PAY_PER_REQUEST",
-            AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in names],
-            KeySchema=[
+        shape: dict[str, Any] = {
+            "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in names],
+            "KeySchema": [
                 {"AttributeName": "part", "KeyType": "HASH"},
                 {"AttributeName": "sort", "KeyType": "RANGE"},
             ],
-        )
-        table = await describe_table(dynamodb, "two")
-        assert table is not None
-        assert table.key == names
+        }
+        provisioned = {"ReadCapacityUnits": 5, "WriteCapacityUnits": 1}
+        await dynamodb.create_table(TableName="two", BillingMode="PAY_PER_REQUEST", **shape)
+        await dynamodb.create_table(TableName="fixed", ProvisionedThroughput=provisioned, **shape)
+        found = [await describe_table(dynamodb, name) for name in ("two", "fixed")]
+        assert [(table.key, table.read_units) for table in found if table is not None] == [(names, 0), (names, 5)]
         assert await describe_table(dynamodb, "none") is None

@@ -166,6 +166,12 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             [f"lease table simplu-worker: row {key!r} is not a lease: no (and 2 more rows); " for key in "abcde"],
         ),
         (
+            CheckFacts(lease_table_read_units=49),
+            {"kinesis_stream_name": "s"},
+            ["lease table simplu-worker: provisioned for 49 read units a second, where the scans of each replica may "],
+        ),
+        (CheckFacts(lease_table_read_units=50), {"kinesis_stream_name": "s"}, []),
+        (
             CheckFacts(stream_shards=[OPEN, CLOSED], positions={"shard x": {"a": SHARD_END, "b": Position(5)}}),
             {"kinesis_stream_name": "s"},
             ["shard x: its position of a and 1 more is of another stream"],
