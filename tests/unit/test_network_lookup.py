@@ -113,10 +113,14 @@ async def test_server_without_an_answer_of_its_name_leaves_the_shared_threads_al
 
 async def test_each_host_of_an_address_is_looked_up_by_itself(resolver: Resolver) -> None:
     """The name of one without an answer does not keep the pool from the next."""
-    with pytest.raises(ShardUnavailableError):
-        await pool_at("dead.example:1,live.example").probe()
+
+    async def is_next_one_asked() -> bool:
+        with pytest.raises(ShardUnavailableError):
+            await pool_at("dead.example:1,live.example").probe()
+        return resolver.asked["live.example"] >= 1
+
+    assert await poll_until(is_next_one_asked, within_s=SOON_S)  # a busy machine may use up the time of a probe before
     assert resolver.waiting["dead.example"] == 1
-    assert resolver.asked["live.example"] >= 1
 
 
 async def test_lookup_goes_on_for_others_when_a_caller_is_cancelled(resolver: Resolver) -> None:

@@ -137,7 +137,7 @@ async def test_refused_credentials_are_asked_for_anew() -> None:
 async def test_credentials_that_are_new_are_kept_whatever_was_refused() -> None:
     """Requests of the moment before come back refused, many of them."""
     provider = ScriptedProvider(keys("one"))
-    source = source_of(provider)
+    source = source_of(provider, answer_kept_s=60.0)  # however long these calls take
     for _ in range(3):
         assert (await source.get_frozen_credentials()).access_key == "one"
         source.forget()

@@ -23,7 +23,7 @@ from simplu_client import (
 )
 from simplu_client.client import Position
 
-WITHIN_S = 5.0
+WITHIN_S = 60.0
 
 
 class Memory:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
+from simplu_worker.status import metrics_text
 from simplu_worker.status.metrics_text import MetricsFormat, MetricsText, accepted_format
+from simplu_worker.status.shared_answer import SharedAnswer
 
 
-async def test_one_rendering_serves_all_scrapers_of_a_moment() -> None:
+async def test_one_rendering_serves_all_scrapers_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gauges are refreshed once for each format, and the text is the library's."""
+    monkeypatch.setattr(metrics_text, "SharedAnswer", partial(SharedAnswer, fresh_s=60.0))  # a long moment
     registry = CollectorRegistry()
     many = Counter("many_total", "Many series.", ["name"], registry=registry)
     for number in range(50):

@@ -85,7 +85,7 @@ class Answering:
 
 async def result_of(lane: Lane[Entry]) -> object:
     """Return the next result."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await lane.next_result(asyncio.Event())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulation.virtual_time import VirtualLoop
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
@@ -213,40 +214,54 @@ class Looked:
         return self.looks - before
 
 
-@pytest.fixture
-async def looked() -> AsyncIterator[Looked]:
-    """Run the loop with these fakes until the test ends."""
-    looked, ending = Looked(), asyncio.Event()
-    one = cast("Any", looked)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        tasks.create_task(CatchUps(one, one, one, one).run(ending))
-        await asyncio.sleep(0)
-        yield looked
-        ending.set()
+def watch(story: Callable[[Looked], Awaitable[None]]) -> None:
+    """Run the loop with these fakes until *story* ends; in virtual time, in which no check is late."""
+
+    async def go() -> None:
+        looked, ending = Looked(), asyncio.Event()
+        one = cast("Any", looked)
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(CatchUps(one, one, one, one).run(ending))
+            await asyncio.sleep(0)
+            await story(looked)
+            ending.set()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(go())
 
 
-@pytest.mark.slow
-async def test_nothing_is_looked_at_by_the_clock_while_at_rest(looked: Looked) -> None:
+def test_nothing_is_looked_at_by_the_clock_while_at_rest() -> None:
     """A stream shard without records takes no processor time; its end is noticed all the same."""
-    assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
+
+    async def story(looked: Looked) -> None:
+        assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
+
+    watch(story)
 
 
-@pytest.mark.slow
-async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(looked: Looked) -> None:
+def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled() -> None:
     """It may get stuck, or be held, without an event. Also the second time."""
-    for _ in range(2):
-        looked.is_idle = False
-        looked.has_arrivals.set()
-        assert await looked.looks_within(3.5 * CHECK_INTERVAL_S) >= 3
-        looked.is_idle = True
-        await looked.looks_within(1.5 * CHECK_INTERVAL_S)
-        assert await looked.looks_within(2 * CHECK_INTERVAL_S) == 0
+
+    async def story(looked: Looked) -> None:
+        for _ in range(2):
+            looked.is_idle = False
+            looked.has_arrivals.set()
+            assert await looked.looks_within(3.5 * CHECK_INTERVAL_S) >= 3
+            looked.is_idle = True
+            await looked.looks_within(1.5 * CHECK_INTERVAL_S)
+            assert await looked.looks_within(2 * CHECK_INTERVAL_S) == 0
+
+    watch(story)
 
 
-async def test_hold_that_is_ready_is_looked_at_while_at_rest(looked: Looked) -> None:
+def test_hold_that_is_ready_is_looked_at_while_at_rest() -> None:
     """A backfill may start without any new operation."""
-    looked.has_ready.set()
-    assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1
+
+    async def story(looked: Looked) -> None:
+        looked.has_ready.set()
+        assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1
+
+    watch(story)
 
 
 class Paced:
