@@ -21,7 +21,7 @@ from simplu_worker.aws import clients
 from simplu_worker.aws.credentials import CredentialSource
 from simplu_worker.network_errors import NO_ANSWER
 
-BACK_S = 10.0  # "within seconds", on a machine that does other things too
+BACK_S = 30.0  # "within seconds", on a machine that does other things too
 LIVES = 2  # credentials that end while a client calls
 
 
@@ -31,8 +31,11 @@ def is_answered(end: dict[str, Any]) -> bool:
 
 
 def has_no_credentials(end: dict[str, Any]) -> bool:
-    """Return whether a call failed for lack of credentials."""
-    return end["error"] is not None and end["problem"] is not None
+    """Return whether a call failed for lack of credentials, and says why.
+
+    One that had some, and was refused, may come to its end when another one has none any more.
+    """
+    return end["error"] is not None and end["problem"] is not None and end["problem"] in end["error"]
 
 
 def environment(source: Source) -> dict[str, str]:
@@ -56,7 +59,6 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
             if trouble is not None:
                 source.make(trouble)
                 end = await caller.until(has_no_credentials)
-                assert end["problem"] in end["error"]
                 assert not any(word in end["error"] for word in ("secret-of", "token-of", "hello"))
             source.make(Health.WELL)
             mended_at = time.monotonic()
@@ -67,8 +69,10 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
                 if name == "key file":  # nothing ends by itself there: another program writes new keys
                     source.make(Health.WELL)
                 await caller.until(is_answered)
-        refused = {end["error"] for end in caller.ends if end["error"] and end["problem"] is None}
-    assert all("refused" in error for error in refused)  # ended on the way: the next call has new ones
+        problems = {end["problem"] for end in caller.ends if end["problem"]}
+        errors = {end["error"] for end in caller.ends if end["error"]}
+    others = [error for error in errors if not any(problem in error for problem in problems)]
+    assert all("refused" in error for error in others)  # ended on the way: the next call has new ones
 
 
 @pytest.mark.slow
@@ -83,10 +87,14 @@ async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    source = CredentialSource(clients._new_chain, ask_max_s=0.5)
-    with pytest.raises(CredentialRetrievalError, match=NO_ANSWER):
-        await source.get_frozen_credentials()
-    numbers = {int(number) for number in number_path.read_text().split()}
+    number_path.touch()
+    numbers: set[int] = set()
+    for ask_max_s in (0.5, 10.0, 60.0):  # a busy machine may not begin the program in the shortest time
+        source = CredentialSource(clients._new_chain, ask_max_s=ask_max_s)
+        with pytest.raises(CredentialRetrievalError, match=NO_ANSWER):
+            await source.get_frozen_credentials()
+        if numbers := {int(number) for number in number_path.read_text().split()}:
+            break
 
     async def are_gone() -> bool:
         return numbers.isdisjoint(process.pid for process in running_processes())

@@ -22,7 +22,7 @@ from simplu_local.verify.shard_checker import shard_urls
 from simplu_local.workload.workload import Tenant
 
 PATIENCE_S = 60.0
-BACK_S = 15.0  # "within seconds", on a machine that does other things too
+BACK_S = 30.0  # "within seconds", on a machine that does other things too
 TENANT = Tenant("clinic", "main", "dental")
 
 
@@ -101,9 +101,9 @@ async def test_worker_goes_on_whatever_its_credentials_do(identities: Identities
             for trouble in (Health.AWAY, Health.GARBAGE):
                 ids = [f"{trouble.name}-{number}" for number in range(20)]
                 began, issued = time.monotonic(), identities.issued_count
-                while time.monotonic() - began < 2 * identities.life_s:  # credentials end under this load
-                    await put_creates(stack, TENANT, f"{trouble.name}-load-{time.monotonic()}")
-                assert identities.issued_count > issued
+                async with asyncio.timeout(PATIENCE_S):  # credentials end under this load
+                    while time.monotonic() - began < 2 * identities.life_s or identities.issued_count == issued:
+                        await put_creates(stack, TENANT, f"{trouble.name}-load-{time.monotonic()}")
                 source.make(trouble)
                 await world.until_unready()
                 assert (await world.get("/livez"))[0] == 200

@@ -30,7 +30,7 @@ from simplu_local.processes.worker_process import WorkerProcess
 
 OPERATIONS, KEYS = 4000, 100
 SCRIPTS = 300
-WAIT_S = 60.0
+WAIT_S = 120.0
 LANGUAGES = ["python", "typescript"]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from support.network.fault_proxy import FaultProxy
 from support.peers.programs import KCL_2
 from support.peers.shared_stream import SharedStream, read_duplicates, stop_replica
 
@@ -37,7 +38,9 @@ OUR_OWN = {
     "simpluMeteredBy",
     "simpluReport",
 }
-FIRST_READ_S = 90.0  # a KCL that finds no leases waits for up to 30 s before it creates them
+FIRST_READ_S = 150.0  # a KCL that finds no leases waits for up to 30 s before it creates them
+PATIENCE_S = 120.0
+LONG_LEASE_S = 15  # a replica without the lease table reads on for so long
 
 
 @pytest.mark.peers(60)
@@ -97,12 +100,21 @@ async def test_records_that_both_have_read_are_dropped_by_the_log_when_a_replica
 ) -> None:
     """A replica is killed before its checkpoint; the KCL reads the records again, and its application crashes, too."""
     await shared.create(STREAM_SHARDS)
-    with shared.replica() as one:
-        await one.wait_ready()
-        await shared.wait_until_read(await shared.put(20))
-        await shared.wait_for_owners([STREAM_SHARDS])
-        await shared.wait_until_read(doubled := await shared.put(200))
-        one.kill()
+
+    async def are_checkpointed() -> bool:
+        rows = [row["checkpoint"]["S"] for row in (await shared.leases()).values()]
+        return len(rows) == STREAM_SHARDS and all(map(str.isdecimal, rows))
+
+    async with FaultProxy(shared.stack.env["DYNAMODB_ENDPOINT"]) as dynamodb:
+        env = {"DYNAMODB_ENDPOINT": dynamodb.url, "KINESIS_LEASE_DURATION_SECONDS": str(LONG_LEASE_S)}
+        with shared.replica(**env) as one:
+            await one.wait_ready()
+            await shared.wait_until_read(await shared.put(20))
+            assert await poll_until(are_checkpointed, within_s=PATIENCE_S)
+            with dynamodb.hold_requests():
+                await shared.wait_until_read(doubled := await shared.put(200))
+                one.kill()
+                dynamodb.cut()  # nor does a checkpoint come that is on its way
     checkpoints = {key: row["checkpoint"]["S"] for key, row in (await shared.leases()).items()}
     with shared.kcl(KCL_2, "kcl", checkpoint="never") as kcl:
         await shared.wait_for_owners([STREAM_SHARDS])
@@ -110,8 +122,8 @@ async def test_records_that_both_have_read_are_dropped_by_the_log_when_a_replica
         async def has_begun() -> bool:
             return len(kcl.noted("begins")) >= STREAM_SHARDS
 
-        assert await poll_until(has_begun, within_s=30)
-        await kcl.wait_for(lambda worker: bool(worker.request_ids & set(doubled)), within_s=30)
+        assert await poll_until(has_begun, within_s=PATIENCE_S)
+        await kcl.wait_for(lambda worker: bool(worker.request_ids & set(doubled)), within_s=PATIENCE_S)
         begun = {key: kcl.begun_at(key)[0] for key in checkpoints}
     with shared.replica() as two:
         await two.wait_ready()
@@ -120,7 +132,7 @@ async def test_records_that_both_have_read_are_dropped_by_the_log_when_a_replica
         async def are_dropped() -> bool:
             return await read_duplicates(two) >= len(kcl.request_ids)
 
-        is_each_dropped = await poll_until(are_dropped, within_s=30)
+        is_each_dropped = await poll_until(are_dropped, within_s=PATIENCE_S)
         duplicates = await read_duplicates(two)
         await stop_replica(two)
 

@@ -34,8 +34,8 @@ STREAM_SHARDS = 2
 CHAINS = 8
 CHANGES = 10  # of each chain, each followed by a read
 KPL_RECORDS = 300
-PUT_WITHIN_S = 60.0
-APPLIED_WITHIN_S = 30.0
+PUT_WITHIN_S = 120.0
+APPLIED_WITHIN_S = 60.0
 SDKS: dict[str, JavaProgram | GoProgram | NodeProgram] = {"Java": JAVA_SDK, "Go": GO_SDK, "JavaScript": JAVASCRIPT_SDK}
 
 PutResult = tuple[str, int]

@@ -42,7 +42,7 @@ SHARD: Final = {
 def imported_by(*arguments: str) -> tuple[int, set[str]]:
     """Return the exit status of a command with one silent shard, and the names of all modules that it imported."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments], cwd=ROOT, env=SHARD, capture_output=True, timeout=60, check=False
+        [sys.executable, "-c", RUN, *arguments], cwd=ROOT, env=SHARD, capture_output=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     status, names = json.loads(done.stdout)

@@ -12,7 +12,7 @@ from support.requires import ROOT, require_package_index, required_program
 
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
 
-PATIENCE_S = 240
+PATIENCE_S = 480
 
 
 def checkout_files() -> list[str]:

@@ -29,8 +29,9 @@ from simplu_local.workload.reference_model import Effect, Verdict
 from simplu_local.workload.workload import Item, Tenant
 
 POLL_S = 0.05
-QUERY_TIMEOUT_S = 3.0
-TENANT_S = 20.0
+QUERY_TIMEOUT_S = 30.0
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
+TENANT_S = 60.0
 LOG_SQL = """
 SELECT request_id, status, error, (result->'data'->>'n')::int AS n, completed_at,
        extract(epoch FROM completed_at - received_at)::float8 AS latency_s
@@ -139,7 +140,7 @@ class FullStack:
             self.sqs = await enter(open_client("sqs", env))
             self.dynamodb = await enter(open_client("dynamodb", env))
             self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
-            self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
+            self.http = await enter(aiohttp.ClientSession(timeout=REQUEST_TIMEOUT))
             # A message that a cut poll has received is visible again after that time.
             await self.sqs.set_queue_attributes(
                 QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}

@@ -26,8 +26,8 @@ THREADS = Path("/proc/self/task")
 DESCRIPTORS = Path("/proc/self/fd")
 HAS_PROC = DESCRIPTORS.is_dir()
 RUN_VARIABLE = "SIMPLU_TEST_RUN"  # processes inherit it, also those whose parent has ended
-LAST_END_S = 10.0
-ENDING_S = 1.0  # a thread that was told to end may still be closing what it has open
+LAST_END_S = 60.0
+ENDING_S = 20.0  # a thread that was told to end may still be closing what it has open
 POLL_S = 0.01
 
 

@@ -45,7 +45,7 @@ from simplu_worker.timing.clock import UtcClock, utc_now
 
 WAIT = timedelta(seconds=900)
 MARGIN = timedelta(seconds=60)
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 PREFETCH_MAX_BYTES = 64 * 1024 * 1024
 SETTINGS = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
 ONLY = "shardId-000000000000"

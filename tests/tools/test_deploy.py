@@ -35,7 +35,7 @@ TOOLS_HOW = "python3 run.py tools"
 
 def judge(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a checker and return what it said."""
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=180)
 
 
 def unit_in(folder: Path, unit: Path = UNIT, *, add: str = "") -> Path:

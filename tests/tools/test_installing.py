@@ -118,9 +118,9 @@ def check_health(image: ImageBuild, tls: Mapping[str, str]) -> None:
     worker = image.start([*image.entrypoint, *image.command], settings)
     try:
         until = time.monotonic() + PATIENCE_S
-        while not is_healthy() and time.monotonic() < until:
+        while not (is_up := is_healthy()) and time.monotonic() < until:
             assert worker.poll() is None
-        assert is_healthy()
+        assert is_up
     finally:
         worker.kill()
         worker.wait()

@@ -17,7 +17,7 @@ from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is
 from simplu_local.processes.watchdog import ProcessGroup
 
 KINESIS_LOCAL = ROOT / ".tools" / "node_modules" / "kinesis-local"
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 QUICK_CHANGES = {
     f"{change}_DURATION": "20ms"
     for change in ("CREATE_STREAM", "DELETE_STREAM", "MERGE_SHARDS", "SPLIT_SHARD", "UPDATE_SHARD_COUNT")

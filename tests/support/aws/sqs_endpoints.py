@@ -14,7 +14,7 @@ from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_sqs
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 class Servers:

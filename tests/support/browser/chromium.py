@@ -20,8 +20,9 @@ from support.requires import ROOT, require
 
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 AXE = ROOT / ".tools" / "node_modules" / "axe-core" / "axe.min.js"
-START_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 90.0
+ANSWER_TIMEOUT_S = 60.0
+PATIENCE_S = 60.0
 POLL_S = 0.02
 PHONE_WIDTH = 390
 ADDRESS = re.compile(r"DevTools listening on (ws://\S+)")
@@ -124,7 +125,7 @@ class BrowserTab:
             raise PageError(details.get("exception", {}).get("description") or details["text"])
         return answer["result"].get("value")
 
-    async def wait_for(self, condition: str, *, within_s: float = 10.0) -> None:
+    async def wait_for(self, condition: str, *, within_s: float = PATIENCE_S) -> None:
         """Wait until the script *condition* is true. Raises TimeoutError with the text of the page."""
         try:
             async with asyncio.timeout(within_s):

@@ -98,7 +98,7 @@ class ScriptedCitrus:
         self,
         *,
         attempts: int = 1,
-        timeout_s: float = 2.0,
+        timeout_s: float = 20.0,
         allowed_hosts: tuple[str, ...] = (),
         clock: Callable[[], float] = loop_time,
     ) -> AsyncIterator[CitrusClient]:

@@ -11,6 +11,8 @@ from simplu_worker.feed.feed import ConfiguredDestination
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, RetryLater
 from simplu_worker.vocabulary import FeedBeginning, FeedKind
 
+PATIENCE_S = 60.0
+
 
 class Receiver:
     """A receiver that keeps everything in the order in which it came; *answer* decides about each event."""
@@ -49,7 +51,7 @@ class Receiver:
             self._came.notify_all()
         return answers
 
-    async def until(self, condition: Callable[[Sequence[FeedEvent]], bool], within_s: float = 10) -> None:
+    async def until(self, condition: Callable[[Sequence[FeedEvent]], bool], within_s: float = PATIENCE_S) -> None:
         """Wait until *condition* holds of the events."""
         try:
             async with self._came, asyncio.timeout(within_s):
@@ -57,7 +59,7 @@ class Receiver:
         except TimeoutError:
             raise AssertionError([(one.kind.value, one.subject, one.id, one.position) for one in self.events]) from None
 
-    async def until_count(self, count: int, within_s: float = 10) -> None:
+    async def until_count(self, count: int, within_s: float = PATIENCE_S) -> None:
         """Wait for *count* events, each id once."""
         await self.until(lambda events: len({one.id for one in events}) >= count, within_s)
 

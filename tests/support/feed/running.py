@@ -16,6 +16,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 
+PATIENCE_S = 60.0
 PASSED_SQL = """
 SELECT batch_id = (SELECT max(batch_id) FROM log_batches) AND position >= 0 AS passed
 FROM feed_cursors
@@ -42,7 +43,7 @@ async def running(feed: Feed) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         stopping.set()
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 await task
         except asyncio.CancelledError:
             if not task.cancelled():
@@ -51,7 +52,7 @@ async def running(feed: Feed) -> AsyncIterator[asyncio.Task[None]]:
 
 async def publishing(feed: Feed, count: int = 1) -> None:
     """Return once *feed* publishes *count* shards."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while feed.published_count < count:  # noqa: ASYNC110  # nothing there is to be awaited
             await asyncio.sleep(0.02)
 
@@ -62,4 +63,4 @@ async def until_passed(pool: ShardPool, destination: str = "receiver") -> None:
     async def is_passed() -> bool:
         return await fetch(pool, PASSED_SQL, destination) == [{"passed": True}]
 
-    assert await poll_until(is_passed, within_s=10)
+    assert await poll_until(is_passed, within_s=PATIENCE_S)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from simplu_local.processes.watchdog import ProcessGroup
 
 POLL_S = 0.1
-STOP_WITHIN_S = 30.0
+STOP_WITHIN_S = 60.0
 LINE_BYTES = 32  # more than the last line has
 
 

@@ -18,7 +18,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import CREDENTIALS
 
-STOP_WITHIN_S = 30.0
+STOP_WITHIN_S = 60.0
 LINE_MAX, TAIL_MAX = 200, 8000  # characters of a line, and of all
 
 

@@ -27,9 +27,9 @@ from simplu_local.workload.workload import Item, Tenant
 TENANT = Tenant("clinic", "main", "dental")
 KEYS = 40  # partition keys: enough that each stream shard gets some
 FAILOVER_S = 3
-STOP_WITHIN_S = 35.0
-WITHIN_S = 60.0
-REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=5)
+STOP_WITHIN_S = 60.0
+WITHIN_S = 180.0
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 DUPLICATES = 'outcome="duplicate"'
 
 _numbers = itertools.count(1)

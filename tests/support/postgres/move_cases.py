@@ -30,7 +30,7 @@ SET step = 'committed', updated_at = updated_at - interval '1 minute', detail = 
   'positions', detail -> 'positions', 'epochBefore', detail -> 'certificate' -> 'epochBefore'
 )
 """
-COPIED_WITHIN_S = 20.0
+COPIED_WITHIN_S = 60.0
 
 
 def write_map(folder: Path, shards: Sequence[ShardAddress], tenants: Mapping[str, str]) -> Path:

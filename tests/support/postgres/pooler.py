@@ -11,7 +11,7 @@ from simplu_local.postgres.server import SUPERUSER, PostgresPrograms, PostgresSe
 from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is_free
 from simplu_local.processes.watchdog import ProcessGroup
 
-START_S = 10.0
+START_S = 60.0
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ from simplu_local.processes.loopback import poll_until
 if TYPE_CHECKING:
     from simplu_local.processes.watchdog import ProcessGroup
 
-MOUNT_WITHIN_S = 20.0
+MOUNT_WITHIN_S = 60.0
 UNMOUNT_WITHIN_S = 10.0
 BLOCK_BYTES = 4096
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM)

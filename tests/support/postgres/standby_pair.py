@@ -15,6 +15,8 @@ from simplu_local.postgres.server import PostgresPrograms, PostgresServer, find_
 from simplu_local.processes.loopback import StackError, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 
+PATIENCE_S = 60.0
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -70,7 +72,7 @@ async def restored(pair: Pair) -> AsyncIterator[Pair]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until *condition* holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110  # nothing there is to be awaited
             await asyncio.sleep(0.01)
 
@@ -84,7 +86,7 @@ async def use_slot(pair: Pair, name: str) -> None:
     async def streams_anew() -> bool:
         return await senders(pair) not in ([], before)
 
-    assert await poll_until(streams_anew, within_s=20)
+    assert await poll_until(streams_anew, within_s=PATIENCE_S)
     await pair.standby.wait_streaming()
 
 
@@ -94,7 +96,7 @@ async def sender_count_is(pair: Pair, count: int) -> None:
     async def is_so() -> bool:
         return len(await senders(pair)) == count
 
-    assert await poll_until(is_so, within_s=20), await senders(pair)
+    assert await poll_until(is_so, within_s=PATIENCE_S), await senders(pair)
 
 
 async def senders(pair: Pair) -> list[int]:

@@ -17,7 +17,7 @@ from simplu_worker.shards.postgres.pool import ShardPool
 
 COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"  # a message of Postgres's simple query protocol
 GATE = 5  # key of the advisory lock behind which a gated transaction waits
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Line:
@@ -139,7 +139,7 @@ async def nobody_is_left(address: ShardAddress, condition: str = "true") -> bool
     async def nobody() -> bool:
         return await backends(address, condition) == 0
 
-    return await poll_until(nobody, within_s=5)
+    return await poll_until(nobody, within_s=PATIENCE_S)
 
 
 async def make_touchy(pool: ShardPool, *, deferred: bool = False) -> None:
@@ -177,7 +177,7 @@ async def shut_gate(pool: ShardPool) -> AsyncIterator[Gate]:
     try:
         await holder.execute(
             f"""
-            CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = '5s'
+            CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = '60s'
             AS $$ BEGIN PERFORM pg_advisory_xact_lock({GATE}); RETURN NULL; END $$;
             CREATE TRIGGER gate AFTER INSERT ON log_rows FOR EACH STATEMENT EXECUTE FUNCTION wait_at_gate();
             SELECT pg_advisory_lock({GATE});

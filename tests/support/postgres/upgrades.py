@@ -21,7 +21,7 @@ NEXT = SCHEMA_VERSION + 1
 MADE_UP = migration_of(NEXT, "made_up", (Path(__file__).parent / "made_up_migration.sql").read_text())
 INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON public.tenants (created_at)"
 BAKERY = read_type('{"name": "bakery", "defaultSettings": {}, "staffResourceType": "baker"}')
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 
 @asynccontextmanager

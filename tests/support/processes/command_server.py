@@ -10,7 +10,7 @@ from support.requires import ROOT
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 
-START_S = 30.0
+START_S = 90.0
 TESTS = ROOT / "tests"
 MODULE = "support.processes.forked_commands"
 PROGRAM = TESTS.joinpath(*MODULE.split(".")).with_suffix(".py")

@@ -15,7 +15,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 
 HOW = "apt-get install --no-install-recommends prometheus"
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yaml"
-READY_S = 20.0
+READY_S = 60.0
 TIMEOUT = aiohttp.ClientTimeout(total=10)
 
 
@@ -88,7 +88,7 @@ class PrometheusServer:
                 session.get(f"{self.url}/-/ready") as response,
             ):
                 return response.status == 200
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return False
 
 

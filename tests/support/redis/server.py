@@ -13,7 +13,7 @@ from simplu_local.processes.loopback import HOST, free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 
 PASSWORD = "secret-word-of-redis"
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 
 
 def require_redis() -> str:
@@ -77,7 +77,7 @@ class RedisServer:
 
     async def ask(self, *command: str) -> Any:
         """Send one command on a new connection and return its reply."""
-        client = redis.asyncio.Redis.from_url(self.url, decode_responses=True, socket_timeout=2)
+        client = redis.asyncio.Redis.from_url(self.url, decode_responses=True, socket_timeout=30)
         async with client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
 

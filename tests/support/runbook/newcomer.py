@@ -16,7 +16,7 @@ from support.requires import ROOT, required_program
 from support.runbook.page import Step, first_missing_line
 from support.systemd.manager import Systemd
 
-REPEAT_S: Final = 40.0
+REPEAT_S: Final = 120.0
 BLOCK_S: Final = 240.0
 PAUSE_S: Final = 0.3
 # The Python of the namespaces (`support/systemd/manager.py`): units see no home directory, where the tests' may be.

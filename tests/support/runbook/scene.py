@@ -40,10 +40,10 @@ DEAD_LETTERS: Final = "simplu-worker-dead-letters"
 LEASES: Final = "KINESIS_APPLICATION_NAME=simplu-worker"  # the name alone is that of the command too
 DATABASE: Final = "shard"
 RETENTION_H: Final = 168  # of the stream, in the page on the first deployment
-COMMAND_S: Final = 60.0
-REPEAT_S: Final = 40.0
+COMMAND_S: Final = 120.0
+REPEAT_S: Final = 120.0
 PAUSE_S: Final = 0.3
-STOP_S: Final = 35.0
+STOP_S: Final = 60.0
 TENANTS: Final = {("smile", "berlin", "dental"): "db-1", ("fit", "oslo", "gym"): "db-2"}
 ROLE_SQL: Final = """
 DO $$ BEGIN

@@ -23,7 +23,8 @@ from pathlib import Path
 from support.requires import ROOT, require
 
 SYSTEMD = Path("/lib/systemd/systemd")
-START_S = 20.0
+START_S = 60.0
+COMMAND_S = 180.0  # longer than a unit may take to start
 STEP_S = 0.1
 # The units see no home directories and no /tmp, where the checkout and its Python may be.
 WORKER = """#!/bin/sh
@@ -72,7 +73,7 @@ class Systemd:
 
     def run(self, *command: str, status: int | None = 0) -> str:
         """Run *command* beside the manager, expect its exit *status*, and return its output."""
-        done = subprocess.run(self.inside(*command), capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(self.inside(*command), capture_output=True, text=True, check=False, timeout=COMMAND_S)
         assert status in {None, done.returncode}, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
