@@ -57,10 +57,10 @@ OUTAGE_S: Final = 10.0
 UPDATES_PER_S: Final = 10.0
 UPDATE_CYCLE: Final = ("create", "update", "update", "delete")
 EVENTS_PER_S: Final = 5.0
-STARTED_WITHIN_S: Final = 20.0
+STARTED_WITHIN_S: Final = 60.0
 APPLIED_WITHIN_S: Final = 120.0
 SETTLED_S: Final = 2.0
-PUBLISHED_WITHIN_S: Final = 60.0
+PUBLISHED_WITHIN_S: Final = 120.0
 NEWEST_SQL: Final = "SELECT coalesce(max(batch_id), 0) FROM log_batches"
 PUBLISHED_SQL: Final = "SELECT max(batch_id) > $1 FROM feed_cursors"
 APPLIED_SQL: Final = "SELECT count(*) FROM operations WHERE starts_with(request_id, $1) AND tenant_id = ANY($2)"

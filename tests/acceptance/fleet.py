@@ -34,6 +34,7 @@ STOP_WITHIN_S = 35.0
 RESHARD_WITHIN_S = 60.0
 IDLE_S = 60.0
 MOST = 0.9  # redeliveries leave no trace
+HALF_STEPS = 4  # the last one that is due before half of the records are sent
 
 Step = Callable[[], Awaitable[None]]
 
@@ -69,12 +70,14 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         await send_commands(stack.kinesis_url, SetOptions(options={"memory_max_bytes": 2 * 1024**3}))
         # While a shard is away nothing may be left to do.
         idle_s = IDLE_S + arguments.freeze_shard
-        trial = Trial(load, lambda: stack.env, on_tick=on_tick, timeout_s=600, idle_s=idle_s)
+        # On a slow machine each step takes longer: the second half is put once the first half of them is done.
+        is_half_done = asyncio.Event()
+        trial = Trial(load, lambda: stack.env, on_tick=on_tick, at_half=is_half_done.wait, timeout_s=600, idle_s=idle_s)
         env = {"KINESIS_LEASE_DURATION_SECONDS": str(arguments.lease_duration), "KINESIS_READ": arguments.read}
         fleet = _Fleet(stack, arguments.lease_duration, env, console)
         await fleet.start(1)
         async with asyncio.TaskGroup() as tasks:
-            happening = [tasks.create_task(happen(trial, fleet, arguments.stream_shards))]
+            happening = [tasks.create_task(happen(trial, fleet, arguments.stream_shards, is_half_done))]
             if arguments.freeze_shard:
                 server = next(iter(stack.servers.values()))
                 happening.append(tasks.create_task(freeze_shard(trial, server, arguments.freeze_shard, console)))
@@ -92,8 +95,11 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0 if result.progress.is_done and not result.report.differences and through else 1
 
 
-async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
-    """Do one thing after the other to the fleet and the stream, while the first two thirds are sent or later."""
+async def happen(trial: Trial, fleet: _Fleet, stream_shards: int, is_half_done: asyncio.Event) -> None:
+    """Do one thing after the other to the fleet and the stream, while the first two thirds are sent or later.
+
+    Set *is_half_done* after those that are due before half is sent.
+    """
     steps: list[Step] = [
         lambda: fleet.start(3),
         lambda: fleet.reshard(2 * stream_shards),
@@ -106,6 +112,8 @@ async def happen(trial: Trial, fleet: _Fleet, stream_shards: int) -> None:
     for number, step in enumerate(steps, start=1):
         await _settled_share(trial, number / (len(steps) + 3))
         await step()
+        if number == HALF_STEPS:
+            is_half_done.set()
 
 
 async def freeze_shard(trial: Trial, server: PostgresServer, seconds: float, console: Console) -> None:

@@ -69,6 +69,7 @@ SELECT DISTINCT extract(epoch FROM completed_at)::float8 FROM operations
 WHERE tenant_id = $1 AND completed_at > now() - make_interval(secs => $2)
 ORDER BY 1
 """
+BEGUN_SQL = "SELECT EXISTS (SELECT FROM operations WHERE tenant_id = $1 AND source = 'kinesis')"
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
 REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
 DISTURBED_REQUEST_S = 0.1  # where no pause is judged: a request takes several milliseconds of processor time
@@ -78,6 +79,7 @@ COMMIT_EVERY_S = 0.1
 SETTLE_S = 1.0
 COUNTED = re.compile(r'^simplu_moves_total\{outcome="moved"\} (\S+)', re.MULTILINE)
 COUNTED_WITHIN_S = 30.0
+BEGUN_WITHIN_S = 60.0
 KILLS_MAX = 5  # of one move
 APPLIED_WITHIN_S = 300.0
 SHARE_WITHIN_100_MS = 48 / 50
@@ -163,6 +165,7 @@ async def run(arguments: argparse.Namespace) -> int:
         messages = TenantMessages(testbed.stack.env, tenant, rate=EVENTS_PER_S, name="filler")
         await exit_stack.enter_async_context(messages.sent())
         await asyncio.sleep(2 * SETTLE_S)
+        await wait_until_begun(testbed, tenant)
         by_hand = await copy_by_hand(testbed.server(0), testbed.server(1), tenant.tenant_id)
         moves, counted = [], None
         async with testbed.phase("control"):
@@ -298,6 +301,16 @@ async def waits_without_a_move(server: PostgresServer, tenant_id: str, control_s
     times = [row[0] for row in rows]
     moments = [times[0] + number / 100 for number in range(int((times[-1] - times[0]) * 100))]
     return [times[bisect_right(times, moment)] - moment for moment in moments]
+
+
+async def wait_until_begun(testbed: Testbed, tenant: Tenant) -> None:
+    """Wait until the tenant has operations: the process of its producer takes a while to start on a busy machine."""
+
+    async def has_begun() -> bool:
+        return bool(await ask(testbed.server(0), BEGUN_SQL, tenant.tenant_id))
+
+    if not await poll_until(has_begun, within_s=BEGUN_WITHIN_S):
+        raise SystemExit(f"no operation of the tenant is applied within {BEGUN_WITHIN_S:g} s")
 
 
 async def counted_moves(testbed: Testbed, least: int) -> int:

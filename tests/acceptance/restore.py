@@ -100,10 +100,11 @@ async def restore_shard(testbed: Testbed, arguments: argparse.Namespace) -> Rest
     testbed.start_flow(ChainPlan("meanwhile", tenants), rate=arguments.rate)
     await lost_server.kill()
     backup.port = lost_server.port
+    started_at = datetime.now(UTC)  # the worker may apply the first lost ones again before we see that it answers
     await backup.start()
     restored_at = datetime.now(UTC)
     testbed.stack.servers[shard_id] = backup
-    lost = list(await left_by(lost_server) - await backup_ids(backup, restored_at))
+    lost = list(await left_by(lost_server) - await backup_ids(backup, started_at))
     found, last_at = await returned(backup, lost, within_s=arguments.within)
     first_at = await row(backup.url, "SELECT min(completed_at) FROM operations WHERE completed_at > $1", restored_at)
     return Restore(
@@ -140,11 +141,11 @@ async def put_and_applied(testbed: Testbed, server: PostgresServer, plan: ChainP
         raise SystemExit(f"expected {count} operations of {plan.name} within {PUT_WITHIN_S:g} s, got {size}")
 
 
-async def backup_ids(backup: PostgresServer, restored_at: datetime) -> set[str]:
+async def backup_ids(backup: PostgresServer, started_at: datetime) -> set[str]:
     """Return the request ids that the backup had when it was started: what came since is later."""
     ids = await request_ids(backup.url)
     again = await row(
-        backup.url, "SELECT coalesce(array_agg(request_id), '{}') FROM operations WHERE completed_at >= $1", restored_at
+        backup.url, "SELECT coalesce(array_agg(request_id), '{}') FROM operations WHERE completed_at >= $1", started_at
     )
     return ids - set(again[0])
 

@@ -17,7 +17,7 @@ from support.network.ipv6 import require_ipv6
 from simplu_local.processes.watchdog import running_processes, with_descendants
 
 STACK_READY_S = 60.0
-STACK_END_S = 20.0
+STACK_END_S = 60.0
 
 
 @contextmanager

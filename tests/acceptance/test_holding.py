@@ -12,11 +12,12 @@ from __future__ import annotations
 import pytest
 from acceptance.programs import run_program
 
-PROMPT = ("--prompt-seconds", "5")
+# Less than the half minute after which the worker gives the frozen shard up.
+BOUNDS = ("--prompt-seconds", "5", "--children-seconds", "20")
 
 pytestmark = pytest.mark.slow(40)
 
 
 def test_children_go_on_when_a_shard_is_frozen_through_two_reshards_and_the_worker_is_killed() -> None:
     """Only the tenants of the frozen shard wait in the children, and then nothing is lost, doubled or out of order."""
-    run_program("acceptance.holding", "reshard", "--rate", "40", "--seconds", "4", "--kill-worker", *PROMPT)
+    run_program("acceptance.holding", "reshard", "--rate", "40", "--seconds", "4", "--kill-worker", *BOUNDS)

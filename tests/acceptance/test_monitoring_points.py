@@ -22,7 +22,7 @@ QUEUES = (
 )
 SHOWN = ("/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/status")
 GRACE_S = 10.0
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 async def ask(stack: Stack, worker: WorkerProcess, path: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
@@ -48,16 +48,19 @@ async def test_monitoring_points_show_and_empty_what_the_worker_is_configured_wi
             url = stack.env["SQS_ORDER_EVENTS_QUEUE_URL"]
             await sqs.send_message(QueueUrl=url, MessageBody="no JSON", MessageGroupId="g", MessageDeduplicationId="d")
 
-        async def is_buried() -> bool:
+        async def is_buried() -> bool:  # and the message is deleted, a call of SQS later
             _, stats = await ask(stack, worker, "/sqs/stats")
-            return bool(stats["queues"][-1]["visible"] == 1)
+            _, handled = await ask(stack, worker, "/handler/stats")
+            (orders,) = [row for row in handled["handlers"] if row["queue"] == names[2]]
+            decided = (orders["outcomes"].get("dead_letter"), orders["onTheirWay"])
+            return bool(stats["queues"][-1]["visible"] == 1 and decided == (1, {}))
 
         assert await poll_until(is_buried, within_s=PATIENCE_S)
         shown = {path: await ask(stack, worker, path) for path in SHOWN}
         purged, again = await ask(stack, worker, purge, "DELETE"), await ask(stack, worker, purge, "DELETE")
         unknown = await ask(stack, worker, "/sqs/purge?queue=another", "DELETE")
         _, emptied = await ask(stack, worker, "/sqs/stats")
-        await worker.stop(within_s=GRACE_S)
+        await worker.stop(within_s=PATIENCE_S)
 
         secrets = [server.password for server in stack.servers.values()] + [stack.env["API_TOKEN"]]
 

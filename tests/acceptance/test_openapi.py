@@ -96,7 +96,7 @@ async def test_answers_are_those_of_the_description() -> None:
             "fuzzing",
             *paths("--include-path", *OF_TENANTS),
         )
-        await worker.stop(within_s=10)
+        await worker.stop(within_s=40)
         log = worker.log_path.read_text(encoding="utf-8")
     assert '"http.failed"' not in log
     assert [path for path in LETTERS if f'"path": "{path}"' not in log] == []

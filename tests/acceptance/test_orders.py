@@ -195,10 +195,14 @@ async def test_worker_ends_within_the_grace_time_with_orders_on_their_way(room: 
     before = await room.logged_count()
     lives = [life(TENANTS[number % 4], f"stop-{number}", f"stop-{number}", 5) for number in range(100)]
     events = [one for step in zip(*lives, strict=True) for one in step]
+
+    async def are_on_their_way() -> bool:
+        return await room.logged_count() > before
+
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(room.send("SQS_ORDER_EVENTS_QUEUE_URL", events))
-        await asyncio.sleep(0.2)
-        await room.worker.stop(within_s=20)
+        await room.until(are_on_their_way)
+        await room.worker.stop(within_s=PATIENCE_S)  # the status tells whether the grace time was enough
     room.worker.start()
     await room.worker.wait_ready()
     await room.until(lambda: room.is_empty("SQS_ORDER_EVENTS_QUEUE_URL"))

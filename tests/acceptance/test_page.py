@@ -42,8 +42,8 @@ SCREENS: list[tuple[int, Scheme]] = [
 ROW_MAX_PX = 80
 PICTURE_LOAD_TURNS = 75
 PICTURE_LOAD_PAUSE_S = 2.0
-SEEN_WITHIN_S = 15.0
-HISTORY_WITHIN_S = 50.0  # a point comes each 30 s, and the page asks each 15 s
+SEEN_WITHIN_S = 40.0
+HISTORY_WITHIN_S = 90.0  # a point comes each 30 s, and the page asks each 15 s
 STREAM_CHARTS = "document.querySelectorAll('#section-stream td svg').length"
 LEAVES_SCREEN = "\x1b[?1049l"
 VIEWER_TOKEN = "viewer-of-the-page"
@@ -307,9 +307,13 @@ async def test_each_thing_has_an_address_and_the_back_button_works(world: PageWo
 async def test_views_show_shards_queues_and_moves(world: PageWorld, page: BrowserTab) -> None:
     """A move has its rows and the commands to go on and to undo it."""
     await go(page, "shards")
-    shards = await page.evaluate(text_of("section-shards"))
-    assert "lost" in shards
-    assert "Schema" in shards
+    # What the first probe of each shard finds: after a start on a busy machine it may be still to come.
+    await page.wait_for(f"{text_of('section-shards')}.includes('Schema')", within_s=SEEN_WITHIN_S)
+    connected = f"{shard_cells('Server connections')}.filter((one) => one.endsWith(' of 97'))"
+    await page.wait_for(f"{connected}.length === 2", within_s=SEEN_WITHIN_S)
+    percent = f"{shard_cells('Tenants of capacity')}.filter((one) => one.endsWith(' %'))"
+    await page.wait_for(f"{percent}.length === 3", within_s=SEEN_WITHIN_S)
+    assert "lost" in await page.evaluate(text_of("section-shards"))
     usages = await page.evaluate(shard_cells("Tenants of capacity"))
     connections = await page.evaluate(shard_cells("Server connections"))
     assert [bool(re.fullmatch(r"\d+ %", one)) for one in usages] == [True] * 3
@@ -994,7 +998,7 @@ async def test_page_of_a_worker_that_is_gone_claims_nothing(world: PageWorld, pa
     axe = required_axe()
     await page.wait_for("document.querySelectorAll('#tiles .tile').length > 5")
     world.stack.worker.kill()
-    await page.wait_for("document.getElementById('notice').innerText.includes('does not answer')")
+    await page.wait_for("document.getElementById('notice').innerText.includes('does not answer')", within_s=30)
     await page.wait_for(f"{text_of('verdict')}.startsWith('Nothing is known now')", within_s=30)
     values = "[...document.querySelectorAll('#tiles strong')].map((one) => one.innerText)"
     await page.wait_for(f"{values}.every((one) => one === '–')", within_s=30)

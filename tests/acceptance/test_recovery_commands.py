@@ -196,7 +196,7 @@ async def test_restore_of_a_tenant_that_is_killed_while_it_replaces_rows_goes_on
         row = await ask(scene, RESTORE_SQL)
         return bool(row["state"] == "fenced" and row["step"] == "replacing")
 
-    assert await poll_until(is_replacing, within_s=30)
+    assert await poll_until(is_replacing, within_s=60)
     process.kill()
     await process.wait()
     assert (await ask(scene, RESTORE_SQL))["state"] == "fenced"
@@ -234,7 +234,7 @@ async def test_verify_backup_looks_for_the_record_of_each_position_in_the_stream
     async def is_behind() -> bool:
         return "readable" in await states(0)  # a checkpoint is ahead of it
 
-    assert await poll_until(is_behind, within_s=20)
+    assert await poll_until(is_behind, within_s=60)
     await send_commands(scene.shell["AWS_ENDPOINT_URL_KINESIS"], Trim(stream=scene.stream))
     after = await states(1)
     assert ("readable" in after, "lost" in after) == (False, True)

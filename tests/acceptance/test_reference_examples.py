@@ -21,7 +21,7 @@ from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(12)
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 TENANT: Final = {"businessId": "business-123", "locationId": "location-456"}
 # What the texts leave to the environment of whoever runs the worker: where emulators are, keys, and this tenant.
 KEPT: Final = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY", "AWS_SECRET", "DYNAMODB", "CITRUS_", "HTTP_", "KINESIS_STREAM")

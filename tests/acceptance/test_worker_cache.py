@@ -152,7 +152,7 @@ async def test_worker_works_on_when_redis_is_gone_and_stops_in_time(place: Place
     await place.put("third")
     await place.put("fourth")
     await place.worker.wait_ready()
-    await place.worker.stop(within_s=15)
+    await place.worker.stop(within_s=PATIENCE_S)
 
     text = place.worker.log_path.read_text()
     assert text.count("cache.unreachable") >= 1
