@@ -24,7 +24,7 @@ from simplu_worker.business_info.items import Business
 from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.transfers.adoption.adopter import (
@@ -360,16 +360,25 @@ async def test_adopt_takes_nothing_of_before_when_the_old_table_was_truncated(ca
     assert set(await case.resources()) == {("clinic-main", "patient", "p-9")}
 
 
-async def test_adopt_refuses_when_the_other_program_still_writes(case: Case) -> None:
+async def test_adopt_refuses_when_the_other_program_still_writes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would fail after the swap; what is copied is kept, and the next run needs little."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     tasks: list[asyncio.Task[int]] = []
+    original = case.pool.connection
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[Connection]:
+        await asyncio.gather(*tasks)  # written while it watched, however slow the machine is
+        async with original() as one:
+            yield one
+
+    monkeypatch.setattr(case.pool, "connection", connection)
 
     def tell(progress: AdoptionProgress) -> None:
         if progress.step is AdoptionStep.WATCHING:
             tasks.append(asyncio.create_task(case.old.insert(CLINIC, "patient", f"w-{len(tasks)}", {})))
 
-    adopter = Adopter(case.pool, case.names, case.businesses, report=tell, quiet_s=0.5)  # type: ignore[arg-type]
+    adopter = Adopter(case.pool, case.names, case.businesses, report=tell, quiet_s=0.05)  # type: ignore[arg-type]
     with pytest.raises(PermanentError, match="stop it, and run this again"):
         await adopter.adopt(await case.plan(), AdoptionChoices())
     await asyncio.gather(*tasks)

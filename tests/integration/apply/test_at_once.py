@@ -32,6 +32,7 @@ from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.errors import ForeignNumbersError
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
 from simplu_worker.vocabulary import Failure, Source
 
@@ -44,7 +45,8 @@ LATE = ARRIVED_AT + TENANT_WAIT + timedelta(seconds=1)
 @pytest.fixture
 async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
     """Give an active tenant on a shard with one connection."""
-    pool = ShardPool(await make_shard(), size=1)
+    # A test that locks a row may take long to let it go.
+    pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool)
     yield TenantCase(pool, TENANT)
     await pool.close()

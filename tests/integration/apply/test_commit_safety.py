@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+import asyncpg
 import pytest
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
@@ -96,7 +99,7 @@ class Shard:
 
     async def are_safe(self, operations: Sequence[Operation]) -> None:
         """Return once they are."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self.commits.wait_for_operations(SHARD_ID, operations)
 
     def wait_for(self, operations: Sequence[Operation]) -> asyncio.Task[None]:
@@ -150,6 +153,21 @@ def as_role(address: ShardAddress, role: str) -> ShardAddress:
     """Return the address for another role."""
     place = address.connection_string.rpartition("@")[2]
     return ShardAddress(address.shard_id, f"postgresql://{role}@{place}")
+
+
+@asynccontextmanager
+async def without_wal_writer(pair: Pair) -> AsyncIterator[None]:
+    """Stop the process that flushes what no commit waits for: it could be in time by chance."""
+    connection = await asyncpg.connect(pair.primary.url)
+    try:
+        pid = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+    finally:
+        await connection.close()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -246,25 +264,21 @@ async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker)
 async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Shard, pair: Pair) -> None:
     """With `synchronous_commit` off a later commit is made to wait; a transaction of ours waits anyway."""
     database = database_of(shard.pool.address)
-    await pair.configure("wal_writer_delay", "10s")
     await execute(pair.primary.url, f"ALTER DATABASE {database} SET synchronous_commit = off")
-    try:
-        async with open_shard(shard.pool.address) as unhurried:
-            at_end = "SELECT pg_current_wal_insert_lsn()::text AS position"
-            flushed = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn AS is_flushed"
-            operations = await unhurried.applied()
-            (end,) = await fetch(unhurried.pool, at_end)
-            assert await fetch(unhurried.pool, flushed, end["position"]) == [{"is_flushed": False}]
-            await unhurried.are_safe(operations)
-            assert await fetch(unhurried.pool, flushed, end["position"]) == [{"is_flushed": True}]
-            assert unhurried.safety == ["replicated"]
+    async with without_wal_writer(pair), open_shard(shard.pool.address) as unhurried:
+        at_end = "SELECT pg_current_wal_insert_lsn()::text AS position"
+        flushed = "SELECT pg_current_wal_flush_lsn() >= $1::text::pg_lsn AS is_flushed"
+        operations = await unhurried.applied()
+        (end,) = await fetch(unhurried.pool, at_end)
+        assert await fetch(unhurried.pool, flushed, end["position"]) == [{"is_flushed": False}]
+        await unhurried.are_safe(operations)
+        assert await fetch(unhurried.pool, flushed, end["position"]) == [{"is_flushed": True}]
+        assert unhurried.safety == ["replicated"]
 
-            async with unhurried.pool.transaction() as connection:
-                await note_server(connection)
-                assert await connection.fetchval("SHOW synchronous_commit") == "local"
-            assert await fetch(unhurried.pool, "SHOW synchronous_commit") == [{"synchronous_commit": "off"}]
-    finally:
-        await pair.configure("wal_writer_delay", None)
+        async with unhurried.pool.transaction() as connection:
+            await note_server(connection)
+            assert await connection.fetchval("SHOW synchronous_commit") == "local"
+        assert await fetch(unhurried.pool, "SHOW synchronous_commit") == [{"synchronous_commit": "off"}]
 
 
 @pytest.mark.slow(0.4)
@@ -372,7 +386,12 @@ async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, p
         pair.standby.resume()
         await pair.standby.catch_up()
         shard.skipped_s += KEEPS_UP_S
-        await shard.are_safe(await shard.applied())
+
+        async def keeps_up() -> bool:
+            await shard.are_safe(await shard.applied())
+            return shard.safety == ["replicated"]
+
+        assert await poll_until(keeps_up, within_s=20)  # the primary learns of it a moment later
     told = [
         (one["log_level"], one["safety"], len(one["standbys"]))
         for one in logs
@@ -403,7 +422,10 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
             async def is_waited() -> bool:
                 return bool(await fetch(named.pool, waiting))
 
-            assert not await is_waited()
+            async def is_not_waited() -> bool:
+                return not await is_waited()
+
+            assert await poll_until(is_not_waited, within_s=20)  # the standby hangs: it would last for ever
             task = asyncio.ensure_future(named.are_safe(operations))
             assert await poll_until(is_waited, within_s=20)
             await fetch(named.pool, f"SELECT pg_cancel_backend(pid) FROM ({waiting}) AS waiting")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,12 +33,14 @@ from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import DeadLetterReason, Failure, Source
 
 pytestmark = pytest.mark.slow
 
 
+PATIENT = ShardTimeouts(row_lock_s=60.0)  # a test that locks a row may take long to let it go
 NOT_FOUND = failed(Failure.NOT_FOUND)
 R1 = ("patient", "r1")
 REPLACED = made_up_rows(tenant_id="$2", request_id="$1", digest="$3")
@@ -57,6 +60,22 @@ def replayed(sent: Operation, sequence_number: str | None, *, source: Source = S
     )
     later = datetime.fromisoformat(sent.requested_at) + timedelta(hours=1)
     return msgspec.structs.replace(sent, origin=origin, requested_at=later.isoformat())
+
+
+@pytest.fixture
+async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
+    """Give a tenant of which locked rows are waited for."""
+    pool = ShardPool(tenant.pool.address, size=4, timeouts=PATIENT)
+    yield TenantCase(pool, tenant.ids)
+    await pool.close()
+
+
+@pytest.fixture
+async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give a shard of the test's own, of which locked rows are waited for as well."""
+    pool = ShardPool(await make_shard(), size=4, timeouts=PATIENT)
+    yield pool
+    await pool.close()
 
 
 @pytest.fixture

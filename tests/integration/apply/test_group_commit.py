@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import STREAM, TENANT_MADE_AT, TenantCase, add_tenant, fetch, writer_of
-from support.postgres.trouble import make_touchy
+from support.postgres.trouble import make_touchy, waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
@@ -200,14 +200,15 @@ async def test_caller_that_is_cancelled_leaves_the_others_alone(case: TenantCase
 
 async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: ShardMaker) -> None:
     """Not while one is left; after the last its connection ends, and is not lent again."""
-    pool = ShardPool(await make_shard(), size=2)
+    # The transaction waits as long as the test does: after a wait in vain it would begin anew.
+    pool = ShardPool(await make_shard(), size=2, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
     await writer.apply([case.operation("list", None)])
     async with pool.connection() as locking:
         await locking.execute("BEGIN; LOCK TABLE resources")
         waiting = [asyncio.create_task(writer.apply(creates(case, one))) for one in range(2)]
-        await asyncio.sleep(0.1)
+        await waiters(locking)
         waiting[0].cancel()
         await asyncio.sleep(0.1)
         assert (pool.counts()["idle"], waiting[1].done()) == (0, False)
@@ -216,7 +217,7 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
         async def is_free() -> bool:
             return pool.counts() == {"open": 1, "idle": 0, "waiting": 0}
 
-        assert await poll_until(is_free, within_s=5)
+        assert await poll_until(is_free, within_s=60)
         await locking.execute("ROLLBACK")
     assert await asyncio.gather(*waiting, return_exceptions=True)
     assert await transactions(case) == []

@@ -21,6 +21,7 @@ from simplu_worker.operations.operation import Outcome
 from simplu_worker.shards.apply.judging import REREAD_S, ShardJudges
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure, Source, TargetKind
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
@@ -46,6 +47,14 @@ async def write_definition(pool: ShardPool, definition: str | None, *, name: str
 def patient(validation: str, schema: Any = SCHEMA) -> dict[str, Any]:
     """Return the resource type `patient`."""
     return {"name": "patient", "alsoNamed": ["client"], "validation": validation, "schema": schema}
+
+
+@pytest.fixture
+async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
+    """Give a tenant of which locked rows are waited for: a test may take long to let one go."""
+    pool = ShardPool(tenant.pool.address, size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
+    yield TenantCase(pool, tenant.ids)
+    await pool.close()
 
 
 @pytest.fixture(autouse=True)

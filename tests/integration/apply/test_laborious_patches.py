@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -15,6 +15,8 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure
 
 pytestmark = pytest.mark.slow
@@ -24,6 +26,14 @@ SMALL, LARGE = 2_500, 10_000
 ROUNDS_MAX = 6
 RATIO_MAX = 9  # for four times the members: 4 in linear time, 16 in quadratic time
 LABORIOUS = {f"n{number}": None for number in range(1000)}
+
+
+@pytest.fixture
+async def tenant(tenant: TenantCase) -> AsyncIterator[TenantCase]:
+    """Give a tenant of which locked rows are waited for: a test may take long to let one go."""
+    pool = ShardPool(tenant.pool.address, size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
+    yield TenantCase(pool, tenant.ids)
+    await pool.close()
 
 
 def members(count: int, prefix: str = "m") -> dict[str, Any]:

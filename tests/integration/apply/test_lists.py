@@ -277,8 +277,12 @@ async def test_page_of_documents_with_much_text_is_not_measured_to_its_end(tenan
         assert await tenant.apply(asked) == [failed(Failure.RESULT_TOO_LARGE)]
         return time.perf_counter() - began_at
 
-    few, many = [[await seconds(name) for _ in range(3)] for name in ("few", "many")]
-    assert min(many) < 5 * min(few)
+    few = many = float("inf")
+    for _ in range(10):  # a stall of a slow machine makes one of them long, and not all
+        few, many = min(few, await seconds("few")), min(many, await seconds("many"))
+        if many < 5 * few:
+            return
+    raise AssertionError(f"expected little more than {few:g} s for ten times as many documents, got {many:g} s")
 
 
 SHAPES = [

@@ -233,7 +233,7 @@ async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: 
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(LogRetention(pools, keeps(15 * DAY), turn_s=0.1).run())
-        assert await poll_until(is_empty, within_s=10)
+        assert await poll_until(is_empty, within_s=60)
         running.cancel()
 
 
@@ -280,7 +280,7 @@ async def test_retention_keeps_its_pace_beside_other_work(pools: Pools, make_sha
     """The pauses follow what the shard takes, and statements grow: an event loop that is busy delays little."""
     address = await make_shard()
     pools.ensure_pool(address)
-    await add_rows(address, "old", age=20 * DAY, count=2000)
+    await add_rows(address, "old", age=20 * DAY, count=6000)
 
     async def work() -> None:
         while True:
@@ -289,9 +289,9 @@ async def test_retention_keeps_its_pace_beside_other_work(pools: Pools, make_sha
 
     async with asyncio.TaskGroup() as tasks:
         working = tasks.create_task(work())
-        counts = await LogRetention(pools, keeps(15 * DAY), turn_s=8, statement_rows=100).take_turn()
+        counts = await LogRetention(pools, keeps(15 * DAY), turn_s=30, statement_rows=100).take_turn()
         working.cancel()
-    assert counts == {"shard-1": 2000}
+    assert counts == {"shard-1": 6000}
 
 
 @pytest.mark.slow(0.3)

@@ -18,6 +18,7 @@ from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure
 
 EXISTS = failed(Failure.ALREADY_EXISTS)
@@ -26,7 +27,8 @@ EXISTS = failed(Failure.ALREADY_EXISTS)
 @pytest.fixture
 async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
     """Give an active tenant on a shard of the test's own, of which errors are counted."""
-    pool = ShardPool(await make_shard(), size=4)
+    # A test that locks a row may take long to let it go.
+    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool)
     yield TenantCase(pool, TENANT)
     await pool.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -11,8 +12,9 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
+from support.postgres.pool_trouble import PATIENT_S, has_answered
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
-from support.postgres.trouble import Line, shut_gate, waiters
+from support.postgres.trouble import GATE, Gate, Line, shut_gate, waiters
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
@@ -208,6 +210,14 @@ async def test_writer_lets_nothing_overtake_when_a_held_tenant_comes_back_betwee
     assert await held.resources() == {R1: {"v": 2}}
 
 
+GATE_BEHIND_UPDATES = f"""
+CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = '60s'
+AS $$ BEGIN PERFORM pg_advisory_xact_lock({GATE}); RETURN NULL; END $$;
+CREATE TRIGGER gate AFTER UPDATE ON resources FOR EACH STATEMENT EXECUTE FUNCTION wait_at_gate();
+SELECT pg_advisory_lock({GATE});
+"""
+
+
 async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard: ShardMaker) -> None:
     """Postgres ends one of two transactions that wait for each other; the batch runs again and is applied once."""
     address = await make_shard()
@@ -215,15 +225,19 @@ async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard
         address.connection_string,
         f"ALTER DATABASE {address.connection_string.rpartition('/')[2]} SET deadlock_timeout = '50ms'",
     )
-    # The writer waits for the rival until the rival waits for it, however slow this machine is.
-    pool = ShardPool(address, size=4, timeouts=ShardTimeouts(lock_s=30.0, statement_s=40.0, reply_s=50.0))
+    # Each waits for the other until one of them is ended, however slow this machine is.
+    patient = ShardTimeouts(lock_s=60.0, row_lock_s=60.0, part_lock_s=60.0, batch_s=60.0, part_s=60.0, reply_s=90.0)
+    pool = ShardPool(address, size=4, timeouts=patient)
     case = await case_on(pool)
     await case.apply(case.operation("create", "a", {"v": 0}), case.operation("create", "b", {"v": 0}))
     lost = races_lost(pool)
-    rival = await asyncpg.connect(address.connection_string)
+    rival, holder = [await asyncpg.connect(address.connection_string) for _ in range(2)]
     # The rival would find the deadlock last, so it is the writer that goes.
     await rival.execute("SET deadlock_timeout = '60s'")
-    lock = 'UPDATE resources SET data = data WHERE id = $1 AND "resourceId" = $2'
+    lock = 'SELECT FROM resources WHERE id = $1 AND "resourceId" = $2 FOR UPDATE'
+    # Postgres looks for a deadlock once, 50 ms after a wait has begun: the writer's begins behind that of the rival.
+    await holder.execute(GATE_BEHIND_UPDATES)
+    gate = Gate(holder)
 
     async with rival.transaction():
         await rival.execute(lock, case.tenant_id, "b")
@@ -235,8 +249,11 @@ async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard
         ]
         async with asyncio.TaskGroup() as tasks:
             applying = tasks.create_task(case.apply(*batch))
-            await waiters(rival)
-            await rival.execute(lock, case.tenant_id, "a")
+            await gate.reached()
+            locking = tasks.create_task(rival.execute(lock, case.tenant_id, "a"))
+            await waiters(holder, count=2)
+            await gate.open()
+            await locking
             await rival.execute("COMMIT")
             await rival.execute("BEGIN")
 
@@ -244,6 +261,7 @@ async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard
     assert races_lost(pool) > lost  # twice where the next try has its row before the rival wakes
     assert await case.resources() == {("patient", "a"): {"v": 1}, ("patient", "b"): {"v": 1}}
     await rival.close()
+    await holder.close()
     await pool.close()
 
 
@@ -360,15 +378,17 @@ async def unavailable(case: TenantCase, batch: list[Operation]) -> str:
 async def test_writer_gives_up_a_server_when_it_hangs(breakable_server: PostgresServer) -> None:
     """A frozen server is given up in time, with an open connection and without; afterwards all is applied once."""
     pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=QUICK)
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     case = await case_on(pool)
     batch = [case.operation("create", data={"v": 1}), case.operation("patch", data={"v": 2})]
     breakable_server.suspend()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENT_S):
         errors = [await unavailable(case, batch) for _ in range(2)]
 
     assert [error.rpartition(": ")[2] for error in errors] == [NO_ANSWER, NO_ANSWER]
     breakable_server.resume()
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     outcomes = await case.apply(*batch)
     assert {outcome.disposition for outcome in outcomes} <= {Disposition.APPLIED, Disposition.DUPLICATE}
     assert await case.resources() == {R1: {"v": 2}}

@@ -403,7 +403,7 @@ async def test_batch_in_flight_leaves_no_result(make_shard: ShardMaker, tmp_path
     async with batch.transaction():
         await batch.execute("SELECT FROM tenants FOR SHARE")
         erasing = asyncio.create_task(terminal.erase(settings_of(tmp_path, address)))
-        assert await poll_until(lambda: _waits(address), within_s=20)
+        assert await poll_until(lambda: _waits(address), within_s=60)
         await batch.execute(
             """
             WITH old AS (
@@ -446,7 +446,7 @@ async def test_erasure_that_was_killed_goes_on(make_shard: ShardMaker, tmp_path:
         async def is_half_done() -> bool:
             return "resources" not in await planted(address) and await _waits(address)
 
-        assert await poll_until(is_half_done, within_s=30)
+        assert await poll_until(is_half_done, within_s=60)
         process.kill()
         assert await process.wait() == -9
     await holder.close()

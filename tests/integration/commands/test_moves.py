@@ -316,7 +316,7 @@ async def test_cache_is_cleared_when_a_command_is_interrupted(
     async with copy_held_up(third):
         requests.append(MoveRequest(*TENANT, "b"))
         moving = asyncio.create_task(move_tenants(settings, requests, MoveTerms(), apply=True, as_json=True))
-        assert await poll_until(lambda: _is_certified(shards[0]), within_s=20)
+        assert await poll_until(lambda: _is_certified(shards[0]), within_s=60)
         moving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await moving
@@ -576,7 +576,8 @@ async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
     capsys.readouterr()
 
     assert await roll_back(settings) == 0
-    there, back = (json.loads(line)["certificate"] for line in capsys.readouterr().out.splitlines())
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    there, back = (one["certificate"] for one in lines if "phase" not in one)  # not how the moves went on
     assert (there["targetShard"], back["targetShard"]) == ("b", "a")
     assert back["rowsCopied"] < 20
     assert await unfinished(*shards) == []

@@ -26,7 +26,7 @@ async def test_send_names_the_stream_that_does_not_answer(
     options = SendOptions(wait=False, timeout_s=60, force=False)
     sending = asyncio.create_task(send_operations(settings, LINE, options, as_json=True))
     said = ""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not said:
             await asyncio.sleep(0.05)
             said = capsys.readouterr().err

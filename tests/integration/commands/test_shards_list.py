@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
-from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
+from support.postgres.databases import ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen
 from support.postgres.probes import WELL
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
@@ -36,6 +36,7 @@ from simplu_worker.shards.health.assessment import ShardObservation, ShardSilenc
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.slow
 
 
 SEEN_AT = datetime(2026, 11, 1, tzinfo=UTC)
-HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
+PATIENT = ShardTimeouts(probe_s=60.0)  # a shard that is down refuses at once
 
 
 def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
@@ -72,7 +73,7 @@ def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shard: ShardMaker) -> None:
     """Those that answer, that do not, and that must not be asked; in order of their ids."""
     good = await make_shard("a-good")
-    async with routed_shards([silent("d-down"), good], tenants_per_shard=10, timeouts=HURRIED) as routed:
+    async with routed_shards([silent("d-down"), good], tenants_per_shard=10, timeouts=PATIENT) as routed:
         routed.citrus.registry.shards["d-down"].is_active = False
         listed = await inspect_all_shards(routed.locator, routed.pools)
     assert [(one.address.shard_id, one.is_silent, str(one.health.state)) for one in listed] == [
@@ -121,7 +122,7 @@ async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMak
 async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
     """What the pool knows is in it too, and no secret is."""
     good = await make_shard("shard-1")
-    async with routed_shards([good, silent("shard-2")], timeouts=HURRIED) as routed:
+    async with routed_shards([good, silent("shard-2")], timeouts=PATIENT) as routed:
         await add_tenant(routed.pools.ensure_pool(good))
         status, answer = await http_views(replica_of(routed)).shards()
     shards = by_id(answer["shards"])
@@ -152,7 +153,7 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
     """The page reads it every two seconds."""
     good = await make_shard("shard-1")
     book = HealthRegistry()
-    async with routed_shards([good, silent("shard-2")], timeouts=HURRIED) as routed:
+    async with routed_shards([good, silent("shard-2")], timeouts=PATIENT) as routed:
         replica = replica_of(routed, book)
         assert replica.status()["shards"] == []
         pool = routed.pools.ensure_pool(good)

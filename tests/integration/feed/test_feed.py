@@ -16,10 +16,19 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch,
 
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.feed.feed import FIRST_PAUSE_S, Feed
-from simplu_worker.feed.incarnations import LEASE_S, RENEW_S
+from simplu_worker.feed.incarnations import CLAIM_DELAY_MAX_S, LEASE_S
 from simplu_worker.feed.memory import TOTAL_EVENTS
 from simplu_worker.feed.places import END, Place
-from simplu_worker.feed.rows import NEW_S, LoadedFeed, claim, load, read_log, write_cursors
+from simplu_worker.feed.rows import (
+    NEW_S,
+    LoadedFeed,
+    OtherPublisher,
+    claim,
+    find_publisher,
+    load,
+    read_log,
+    write_cursors,
+)
 from simplu_worker.feed.types import (
     Delivered,
     Delivery,
@@ -37,6 +46,10 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
+
+# Of another publisher: it outlasts what a busy machine does meanwhile, and is not taken for that of a wrong clock.
+ALMOST_TWO_LEASES = timedelta(seconds=2 * LEASE_S - 1)
+LEASE_SQL = "SELECT extract(epoch FROM expires_at - clock_timestamp())::float AS left_s FROM feed_shards"
 
 
 @pytest.fixture
@@ -152,11 +165,20 @@ async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(
     """They came after the destination had begun elsewhere, though the feed sees the shard later."""
     monkeypatch.setattr("simplu_worker.feed.rows.NEW_S", NEW_S)
     receiver, later = Receiver(), Receiver("later")
+    has_looked = asyncio.Event()
+
+    async def look(pool: ShardPool) -> OtherPublisher | None:
+        found = await find_publisher(pool)
+        has_looked.set()
+        return found
+
+    monkeypatch.setattr("simplu_worker.feed.shard_feed.find_publisher", look)
     async with Pools(size=6) as pools:
         pool = pools.ensure_pool(await make_shard("new", is_empty=True))
         feed = feed_of(pools, [pool.address], [receiver.configured()])
         async with running(feed):
-            await asyncio.sleep(1)  # by then it has looked
+            async with asyncio.timeout(30):
+                await has_looked.wait()
             await ensure_schema(pool)
             await add_tenant(pool)
             case = TenantCase(pool, TENANT)
@@ -314,7 +336,7 @@ async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: S
         async with hanging.transaction() as connection:
             await connection.execute("SELECT FROM feed_shards FOR UPDATE")
             stopping.set()
-            assert await asyncio.wait([task], timeout=10) == ({task}, set())
+            assert await asyncio.wait([task], timeout=30) == ({task}, set())
         task.result()
         assert await fetch(other, "SELECT FROM feed_shards WHERE expires_at <= clock_timestamp()") == [{}]
 
@@ -334,6 +356,9 @@ async def test_feed_drops_the_memories_that_nobody_needs(
 
         assert await poll_until(are_so_many, within_s=20)
 
+    async def is_lost() -> bool:
+        return feed.published_count == 0
+
     async with running(feed):
         await publishing(feed)
         await case.apply(case.operation("create", "r1", {}))
@@ -346,9 +371,9 @@ async def test_feed_drops_the_memories_that_nobody_needs(
         await fetch(
             case.pool,
             "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
-            timedelta(seconds=LEASE_S),
+            ALMOST_TWO_LEASES,
         )
-        await asyncio.sleep(RENEW_S)
+        assert await poll_until(is_lost, within_s=20)
         monkeypatch.setattr("simplu_worker.feed.memory.KEPT_S", 0.1)
         await until_users(0)
         assert feed.published_count == 0
@@ -368,13 +393,17 @@ async def test_cursor_moves_on_when_a_destination_is_back_on_a_shard_at_rest(
         query = "SELECT FROM feed_cursors JOIN log_batches USING (batch_id) WHERE position >= 0"
         return await fetch(case.pool, query) != []
 
+    async def is_at_rest() -> bool:
+        return feed._shards["a"]._feeds["receiver"].is_awaited
+
     async with running(feed):
         await publishing(feed)
         await case.apply(case.operation("create", "r1", {}))
-        await asyncio.sleep(5)
+        await receiver.until(lambda _: receiver.call_count > 0)
+        assert await poll_until(is_at_rest, within_s=30)
         is_down = False
-        await receiver.until_count(1, 30)
-        assert await poll_until(has_moved_on, within_s=5)
+        await receiver.until_count(1)
+        assert await poll_until(has_moved_on, within_s=20)
 
 
 async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
@@ -405,7 +434,7 @@ async def test_feed_sends_the_rest_of_a_batch_when_its_window_was_full_for_long(
         await case.apply(*(case.operation("create", f"r{number}", {}) for number in range(2100)))
         await asyncio.sleep(5)  # it reads less and less often, then not at all
         is_down = False
-        await receiver.until_count(2100, 15)
+        await receiver.until_count(2100)
 
 
 @pytest.mark.parametrize("is_of_tenant", [False, True])
@@ -519,9 +548,12 @@ async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_kille
                 shard._token = None  # so that its end does not give the row back, as at a kill
                 killed.cancel()
                 await case.apply(case.operation("create", "last", {}))
+                (row,) = await fetch(pool, LEASE_SQL)
+                assert row["left_s"] + CLAIM_DELAY_MAX_S < 10
                 began_at = asyncio.get_running_loop().time()
                 await second.until_count(1)
-                assert asyncio.get_running_loop().time() - began_at < 10
+                # Behind the lease it takes some tenths of a second, and longer on a busy machine.
+                assert asyncio.get_running_loop().time() - began_at < row["left_s"] + 5
                 assert [event.resource_id for event in second.events] == ["last"]
 
 
@@ -586,12 +618,13 @@ async def test_publisher_writes_nothing_when_another_one_has_the_row(
         await fetch(
             case.pool,
             "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
-            timedelta(seconds=2 * RENEW_S),
+            ALMOST_TWO_LEASES,
         )
         await case.apply(case.operation("create", "r2", {}))
-        assert await poll_until(is_lost, within_s=RENEW_S + 2)
+        assert await poll_until(is_lost, within_s=20)
         assert await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors") == before
-        await receiver.until_count(2, 20)
+        await fetch(case.pool, "UPDATE feed_shards SET expires_at = clock_timestamp()")
+        await receiver.until_count(2)
 
 
 @pytest.mark.slow
@@ -753,13 +786,22 @@ async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_bac
     """What it got may be lost with any run of the server that nobody judged for it: it is told when it is back."""
     kept, dropped = Receiver("kept"), Receiver("dropped")
     feed = feed_of(pools, [address], [kept.configured(), dropped.configured()])
+
+    async def has_left() -> bool:
+        return await fetch(case.pool, "SELECT FROM feed_cursors WHERE NOT is_in_file") != []
+
+    async def is_known() -> bool:
+        return feed._shards["a"]._memories["kept"].known_from is not None
+
     async with running(feed):
         await publishing(feed)
         await case.apply(case.operation("create", "r1", {}))
         await asyncio.gather(kept.until_count(1), dropped.until_count(1))
         feed.replace([kept.configured()])
+        assert await poll_until(has_left, within_s=20)  # a read that is under way is for both
         await case.apply(case.operation("create", "r2", {}))
         await kept.until_count(2)
+        assert await poll_until(is_known, within_s=20)
         # As at a restart of the server: another run than the noted ones, and the publisher lives through it.
         await fetch(case.pool, "UPDATE feed_shards SET server_run = 'before'")
         await fetch(case.pool, "UPDATE feed_cursors SET server_run = 'before'")
@@ -789,7 +831,7 @@ async def live_through_failover(feed: Feed, receiver: Receiver, case: TenantCase
     for table in ("feed_shards", "feed_cursors"):
         await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
     feed.replace([receiver.configured()])
-    assert await poll_until(is_judged, within_s=10)
+    assert await poll_until(is_judged, within_s=30)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.postgres.databases import ShardMaker, copy_shard, database_of
-from support.postgres.standby_pair import Pair, require_postgres, start_pair
+from support.postgres.standby_pair import Pair, eventually, require_postgres, start_pair
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.processes.loopback import poll_until
@@ -129,7 +129,7 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
 
         async def cursor_at_end() -> int:
             """Return the batch of the cursor, once all is read."""
-            assert await poll_until(lambda: has_row(pool, AT_END_SQL), within_s=10)
+            assert await poll_until(lambda: has_row(pool, AT_END_SQL), within_s=30)
             return int((await fetch(pool, "SELECT batch_id FROM feed_cursors"))[0]["batch_id"])
 
         async def begins_anew(batch_id: int) -> bool:
@@ -137,7 +137,7 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
             incarnation = await fetch(pool, "SELECT incarnation FROM feed_shards")
             await fetch(pool, "UPDATE feed_cursors SET batch_id = $1, position = 32767", batch_id)
             await fetch(pool, "UPDATE shard_meta SET batch_offset = batch_offset + 1")
-            assert await poll_until(lambda: has_row(pool, JUDGED_SQL), within_s=10)
+            assert await poll_until(lambda: has_row(pool, JUDGED_SQL), within_s=30)
             return await fetch(pool, "SELECT incarnation FROM feed_shards") != incarnation
 
         feed = feed_of(pools, [address], [wide])
@@ -175,13 +175,14 @@ async def test_feed_ends_while_a_standby_is_silent() -> None:
             await add_tenant(pool)
             case = TenantCase(pool, TENANT)
             feed = feed_of(pools, [address], [receiver.configured()])
-            async with running(feed):  # which gives it ten seconds to end
+            # Far less than what passes until the server takes a silent standby for one that is gone.
+            async with asyncio.timeout(40), running(feed):
                 await publishing(feed)
                 await case.apply(case.operation("create", "r1", {}))
                 await receiver.until_count(1)
                 pair.standby.suspend()
                 await case.apply(case.operation("create", "r2", {}))
-                await asyncio.sleep(1)  # by then it has read that
+                await eventually(lambda: "1 waiting" in repr(feed._commits))  # it has read that
             assert len(receiver.events) == 1
             pair.standby.resume()
             feed = feed_of(pools, [address], [receiver.configured()], "two")

@@ -36,20 +36,22 @@ from simplu_worker.shards.health.assessment import (
     role_of,
 )
 from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.prober import CHECK_INTERVAL_S, KNOWN_INTERVAL_S, Prober, inspect_shard
+from simplu_worker.shards.health.prober import KNOWN_INTERVAL_S, Prober, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.health.unlisted_shards import DROPPED_AFTER_S, UnlistedShards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import ServerRole, ShardProblem, ShardState
 
 pytestmark = pytest.mark.slow(0.7)
 
-HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
+HURRIED = msgspec.structs.replace(QUICK, probe_s=2.0)
+PATIENT = msgspec.structs.replace(DEFAULT_TIMEOUTS, acquire_s=QUICK.acquire_s, probe_s=20.0)
 SOON_S = 20.0  # on a busy machine
 
 Sees = Callable[[Health], bool]
@@ -57,7 +59,14 @@ Sees = Callable[[Health], bool]
 
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
-    """Give pools with probes that end after a second."""
+    """Give pools with probes that have their time, however busy the machine is."""
+    async with Pools(size=2, timeouts=PATIENT) as pools:
+        yield pools
+
+
+@pytest.fixture
+async def hurried_pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:
+    """Give pools with probes that end after two seconds, of shards that do not answer."""
     async with Pools(size=2, timeouts=HURRIED) as pools:
         yield pools
 
@@ -120,7 +129,7 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
     assert probe.version_number >= 140000
     assert probe.server_version.startswith(str(probe.version_number // 10000))
     assert abs(probe.skew_s) < 5
-    assert 0 < probe.response_s < 1
+    assert 0 < probe.response_s < PATIENT.probe_s
     assert not probe.is_cut_short
     assert await nobody_is_left(address, "state <> 'idle'")
 
@@ -282,7 +291,7 @@ async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, m
     pool = pools.ensure_pool(address)
     await fetch(pool, "SELECT 1")
     async with held_lock(address, "tenants"):
-        probe = await probe_shard(pool, within_s=0.5)
+        probe = await probe_shard(pool, within_s=3.0)
     assert (probe.is_cut_short, probe.schema_version, probe.tenant_count) == (True, SCHEMA_VERSION, None)
     assert assess(ShardObservation(probe=probe)).problems == {ShardProblem.SLOW}
     assert (pool.is_healthy, pool.last_error) == (True, None)
@@ -423,12 +432,15 @@ async def test_prober_forgets_a_dead_shard_that_is_not_listed_until_it_is_again(
         async def is_forgotten() -> bool:
             return "gone-1" not in book.by_shard_id
 
+        async def is_noted() -> bool:
+            return "gone-1" in unlisted._since
+
         for _ in range(2):
             await comes_to(book, "gone-1", is_(ShardState.LOST))
             assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) == 0
             known.remove(gone)
             now += KNOWN_INTERVAL_S
-            await asyncio.sleep(CHECK_INTERVAL_S)  # the prober looks at the list
+            assert await poll_until(is_noted, within_s=SOON_S)  # when the prober looks at the list
             now += DROPPED_AFTER_S
             assert await poll_until(is_forgotten, within_s=SOON_S)
             assert REGISTRY.get_sample_value("simplu_shard_healthy", labels) is None
@@ -459,14 +471,14 @@ async def test_prober_leaves_the_address_of_a_pool_alone(pools: Pools, make_shar
 @pytest.mark.parametrize("trouble", [killed, frozen, read_only, without_connections])
 async def test_prober_sees_trouble_and_its_end_within_two_seconds(
     trouble: Callable[[PostgresServer], contextlib.AbstractAsyncContextManager[None]],
-    pools: Pools,
+    hurried_pools: Pools,
     breakable_server: PostgresServer,
     make_shard: ShardMaker,
 ) -> None:
     """Other shards are probed in the same time; no caller needs to use the shard."""
-    pool = pools.ensure_pool(await copy_shard(breakable_server))
-    other = pools.ensure_pool(await make_shard("shard-2"))
-    async with looking(pools) as book:
+    pool = hurried_pools.ensure_pool(await copy_shard(breakable_server))
+    other = hurried_pools.ensure_pool(await make_shard("shard-2"))
+    async with looking(hurried_pools) as book:
         await comes_to(book, "shard-1", is_(ShardState.HEALTHY))
         async with trouble(breakable_server):
             await notice(pool)
@@ -480,7 +492,7 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
         await comes_to(book, "shard-1", is_(ShardState.HEALTHY))
         took_s = time.monotonic() - ended
     assert health_of(pool) == (True, None)
-    assert took_s < 4.0  # 2 s, and a busy machine
+    assert took_s < 8.0  # 2 s, and a busy machine
 
 
 def health_of(pool: ShardPool) -> tuple[bool, str | None]:
@@ -500,18 +512,18 @@ async def notice(pool: ShardPool) -> None:
 
 
 async def test_prober_looks_at_others_while_many_shards_hang(
-    pools: Pools, breakable_server: PostgresServer, make_shard: ShardMaker
+    hurried_pools: Pools, breakable_server: PostgresServer, make_shard: ShardMaker
 ) -> None:
     """A look that waits holds up no other."""
     hanging = await copy_shard(breakable_server)
     for number in range(30):
-        pools.ensure_pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
-    async with frozen(breakable_server), looking(pools) as book:
+        hurried_pools.ensure_pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
+    async with frozen(breakable_server), looking(hurried_pools) as book:
         await comes_to(book, "hanging-0", is_(ShardState.LOST))
-        pools.ensure_pool(await make_shard("shard-9"))
+        hurried_pools.ensure_pool(await make_shard("shard-9"))
         added = time.monotonic()
         await comes_to(book, "shard-9", is_(ShardState.HEALTHY))
-        assert time.monotonic() - added < 10.0  # its first turn comes within six and a half
+        assert time.monotonic() - added < 15.0  # its first turn comes within six and a half
 
 
 async def test_look_names_why_nobody_answers(pools: Pools) -> None:

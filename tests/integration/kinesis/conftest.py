@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from support.aws.endpoints import client_of
-from support.postgres.databases import QUICK, ShardMaker
+from support.postgres.databases import ShardMaker
 from support.reader_world import World, open_world
 
 from simplu_worker.aws.clients import Client
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ async def dynamodb(endpoint_url: str, aws_credentials: None) -> AsyncIterator[Cl
 
 
 @pytest.fixture
-async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
-    async with open_world(endpoint_url, make_shard, timeouts=getattr(request, "param", QUICK)) as world:
+async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give a world without tenants, with the worker's own deadlines, which a busy machine keeps."""
+    async with open_world(endpoint_url, make_shard, timeouts=DEFAULT_TIMEOUTS) as world:
         yield world

@@ -40,6 +40,7 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lin
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, AtSequenceNumber, HashRange, Position
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.timing.clock import loop_time, utc_now
 
@@ -58,7 +59,7 @@ def kinesis_url() -> Iterator[str]:
 @pytest.fixture
 async def world(endpoint_url: str, kinesis_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
     """Give a world with two tenants on one shard, and one on another."""
-    async with open_world(endpoint_url, make_shard, kinesis_url=kinesis_url) as world:
+    async with open_world(endpoint_url, make_shard, kinesis_url=kinesis_url, timeouts=DEFAULT_TIMEOUTS) as world:
         await world.provision("a-x", "shard-1")
         await world.provision("b-x", "shard-1")
         await world.provision("c-x", "shard-2")

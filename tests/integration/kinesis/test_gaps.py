@@ -36,6 +36,7 @@ from simplu_worker.shards.health.assessment import ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.positions.rows import accept_gaps
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import ShardProblem
 
@@ -77,7 +78,7 @@ def later() -> Iterator[Later]:
 @pytest.fixture
 async def world(endpoint_url: str, later: Later, make_shard: ShardMaker) -> AsyncIterator[World]:
     """Give a world with two tenants on one shard, and one on another."""
-    async with open_world(endpoint_url, make_shard, kinesis_url=later._kinesis_url) as world:
+    async with open_world(endpoint_url, make_shard, kinesis_url=later._kinesis_url, timeouts=DEFAULT_TIMEOUTS) as world:
         for tenant, shard_id in (("a-x", "shard-1"), ("b-x", "shard-1"), ("c-x", "shard-2")):
             await world.provision(tenant, shard_id)
         yield world
@@ -165,7 +166,7 @@ async def test_idle_shard_restored_beyond_retention_is_marked_and_nothing_else(w
         async def is_marked() -> bool:
             return (await probe_shard(shard)).gaps != []
 
-        assert await poll_until(is_marked, within_s=20)
+        assert await poll_until(is_marked, within_s=60)
         assert reader.view.held_status() == []
         await world.put(*chain("a-x", 3, first=6))
         await eventually(lambda: is_held(reader))
@@ -189,7 +190,7 @@ async def test_failover_after_an_idle_time_beyond_retention_is_made_good_at_once
             row = None if stored is None else stored.rows.get(reader.stream_shard_id)
             return row is not None and row.written_at is not None and row.written_at > later() - timedelta(minutes=5)
 
-        assert await poll_until(is_young, within_s=20)
+        assert await poll_until(is_young, within_s=60)
         replica = await ShardSnapshot.take(shard)
         numbers = await world.put(*chain("a-x", 3, first=3))
         await reaches(reader, numbers[-1])

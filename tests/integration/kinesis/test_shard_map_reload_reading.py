@@ -13,6 +13,7 @@ from support.reader_world import World, chain, eventually, logs, open_world
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.pipeline import home_lookup
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 
 TENANT = ("b", "x")
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Give a world without tenants, with frequent lookups of held tenants."""
     monkeypatch.setattr(home_lookup, "RETRY_MAX_S", 0.25)
-    async with open_world(endpoint_url, make_shard) as world:
+    async with open_world(endpoint_url, make_shard, timeouts=DEFAULT_TIMEOUTS) as world:
         yield world
 
 

@@ -67,7 +67,7 @@ async def texts(events: AsyncIterator[dict[str, Any]], count: int) -> list[str]:
     """Return the data of the next *count* records."""
     found: list[str] = []
     while len(found) < count:
-        event = await asyncio.wait_for(anext(events), 5)
+        event = await asyncio.wait_for(anext(events), 30)
         found += [one["Data"].decode() for one in event["SubscribeToShardEvent"]["Records"]]
     return found
 

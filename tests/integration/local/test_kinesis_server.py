@@ -215,8 +215,8 @@ async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> Non
 async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url: str, kinesis: Client) -> None:
     """API_GetRecords: five transactions a second and stream shard."""
     place = await iterator(kinesis)
-    # At once: on a busy machine six one by one may take over a second.
-    reads = [kinesis.get_records(ShardIterator=place) for _ in range(12)]
+    # At once, and many: on a busy machine a few may take over a second.
+    reads = [kinesis.get_records(ShardIterator=place) for _ in range(60)]
     answers = await asyncio.gather(*reads, return_exceptions=True)
     throttled = [one.response["Error"]["Code"] for one in answers if isinstance(one, ClientError)]
     assert set(throttled) == {"ProvisionedThroughputExceededException"}
@@ -278,10 +278,10 @@ async def test_program_serves_until_it_is_told_to_stop() -> None:
         async def started() -> bool:
             return b"kinesis.started" in log_path.read_bytes()
 
-        assert await poll_until(started, within_s=20)
+        assert await poll_until(started, within_s=60)
         assert (await send_commands(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 async def test_request_in_cbor_is_answered_in_cbor(url: str, kinesis: Client) -> None:

@@ -359,7 +359,7 @@ async def test_nothing_is_left_when_the_parent_is_killed() -> None:
     async def gone() -> bool:
         return not is_left(pids, directory)
 
-    assert await poll_until(gone, within_s=5.0)
+    assert await poll_until(gone, within_s=60.0)
 
 
 async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
         async def ready() -> bool:
             return log.read_text() != "" and len(group.pids) >= 5
 
-        assert await poll_until(ready, within_s=5.0)
+        assert await poll_until(ready, within_s=30.0)
         pids = group.pids
         started = time.monotonic()
     assert time.monotonic() - started < 20.0  # the children would sleep for a minute and more
@@ -382,7 +382,7 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
         return not is_left(pids, group.directory)
 
     # Those of another session have no parent that waits for them: on a busy machine they are killed and still there.
-    assert await poll_until(gone, within_s=5.0)
+    assert await poll_until(gone, within_s=30.0)
 
 
 async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
         async def written() -> bool:
             return file.exists() and "stale" not in file.read_text()
 
-        assert await poll_until(written, within_s=20.0)
+        assert await poll_until(written, within_s=180.0)
         env = environment_by_shell(file)
         url = URL(env["STACK_POSTGRES_URLS"])
         killed = {pid_listening_on(url.port)}
@@ -403,7 +403,7 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
         async def ended() -> bool:
             return not is_left(killed)
 
-        assert await poll_until(ended, within_s=5.0)
+        assert await poll_until(ended, within_s=60.0)
         command.send_signal(signal.SIGUSR1)
 
         async def answered() -> bool:
@@ -411,9 +411,9 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
                 return await answer_of(str(url)) == "shard_1"
             return False
 
-        assert await poll_until(answered, within_s=20.0)
+        assert await poll_until(answered, within_s=60.0)
         command.send_signal(signal.SIGINT)
-        shown, _ = command.communicate(timeout=20)
+        shown, _ = command.communicate(timeout=60)
     assert command.returncode == 0
     assert f"{sys.executable} -m simplu_worker run --env-file {file}" in shown
     assert not [name for name in ("API_TOKEN", "CITRUS_API_KEY", "STACK_POSTGRES_URLS") if env[name] in shown]

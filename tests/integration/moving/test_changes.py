@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support.postgres.databases import QUICK, ShardMaker, stop_autovacuum
+from support.postgres.databases import ShardMaker, stop_autovacuum
 
 from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
@@ -46,7 +46,7 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[Connection]:
     """Give a connection to a shard whose log has rows of several tenants."""
     address = await make_shard()
     await stop_autovacuum(address.connection_string, "log_batches", "log_rows", "tenants")
-    async with Pools(size=1, timeouts=QUICK) as pools, pools.ensure_pool(address).connection() as connection:
+    async with Pools(size=1) as pools, pools.ensure_pool(address).connection() as connection:
         # A shard that other tests have used has pages of deleted rows, in its indexes too.
         await connection.execute("TRUNCATE log_batches, log_rows, log_outcomes, tenants CASCADE")
         await connection.execute(ADD_ROWS, BEGIN, ROW_COUNT)

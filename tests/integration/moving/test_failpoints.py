@@ -132,7 +132,7 @@ async def test_worker_ends_the_pause_of_a_move_whose_mover_was_killed(
             return await settler.activate_left("a", "b", TENANT_ID)
         return await settler.end_overdue_fence("a", TENANT_ID)
 
-    assert await poll_until(settle, within_s=10)
+    assert await poll_until(settle, within_s=60)
     assert await struck.states() == (("moved", "active") if has_left else ("active", POINTS[point][1]))
     await struck.write_like_a_worker()
 

@@ -16,6 +16,7 @@ from support.postgres.trouble import waiters
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.transfers.moving.repairing import repair_resources
 
 # Each batch takes 0.1 s from the lock of its tenant's row to its commit: the fence finds one there.
@@ -36,7 +37,9 @@ async def test_move_keeps_every_operation_whatever_isolation_is_the_default(
     shards = [await make_shard("a"), await make_shard("b")]
     for shard in shards:
         await isolate(shard, level)
-    async with reached(way, postgres_server, *shards) as addresses, Pools(size=6) as pools:
+    # Batches and the fence wait for each other, however long either takes on a slow machine.
+    patient = ShardTimeouts(row_lock_s=60.0, pause_lock_s=60.0)
+    async with reached(way, postgres_server, *shards) as addresses, Pools(size=6, timeouts=patient) as pools:
         world = World(pools, addresses)
         await add_tenant(world.shard_pools["a"])
         await execute(shards[0].connection_string, LONG_BATCHES)

@@ -37,7 +37,6 @@ from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.repairing import Repair, check_former_rows, repair_resources
 from simplu_worker.transfers.moving.types import (
     Certificate,
-    Move,
     OutrunError,
 )
 from simplu_worker.transfers.moving.undoing import LeftBehind, clean_up, list_left_behind, undo_move
@@ -304,7 +303,7 @@ async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
     async def scan_count() -> int:
         """Return how often tables were scanned by connections that have ended."""
         await observer.execute(END_OTHERS_SQL)
-        assert await poll_until(are_alone, within_s=10)
+        assert await poll_until(are_alone, within_s=60)
         return int(await observer.fetchval(SCANS_SQL))
 
     before = await scan_count()
@@ -330,19 +329,19 @@ async def test_copied_batches_of_a_tenant_are_found_among_those_of_others(world:
 
 
 @pytest.mark.slow(0.4)
-async def test_move_is_undone_before_its_commit(world: World) -> None:
+async def test_move_is_undone_before_its_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy goes, and the mover that made it can do nothing any more."""
-    is_copied = asyncio.Event()
-    mover = Mover(
-        world.pools,
-        world.commits,
-        Move(TENANT_ID, "a", "b"),
-        OPTIONS,
-        show=lambda status: is_copied.set() if status.row_count else None,
-    )
-    run = asyncio.create_task(mover.run())
+    is_copied, is_undone = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: object) -> None:
+        is_copied.set()
+        await is_undone.wait()
+
+    set_failpoint("after _copy", wait, monkeypatch.setattr)
+    run = asyncio.create_task(world.move())
     await is_copied.wait()
     await undo_move(world.pools, TENANT_ID, "a", "b")
+    is_undone.set()
 
     with pytest.raises(PermanentError, match="another mover has begun since"):
         await run
@@ -571,7 +570,7 @@ SLOW_ROWS = (
     CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF coalesce(NEW."resourceId", OLD."resourceId") > '8' THEN
-            PERFORM pg_sleep(0.003);
+            PERFORM pg_sleep(0.006);
         END IF;
         RETURN coalesce(NEW, OLD);
     END
@@ -591,7 +590,7 @@ async def test_rows_that_take_long_are_copied_and_deleted_a_few_at_a_time(world:
             await fetch(pool, statement)
     addresses = [pool.address for pool in world.shard_pools.values()]
 
-    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=0.5)) as pools:
+    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=1.0)) as pools:
         hurried = World(pools, addresses)
         assert (await hurried.move()).verdict == "equal"
         assert await hurried.case("b").resources() == before

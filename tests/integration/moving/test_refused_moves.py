@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 import pytest
@@ -17,6 +16,8 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling.rows import StatedError
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.planning import prediction
 from simplu_worker.transfers.moving.planning.readiness import plan_move
 from simplu_worker.transfers.moving.types import (
     Move,
@@ -83,19 +84,55 @@ async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_
         assert re.search(error, entry.error or "")
 
 
+class Time:
+    """The time of moves: it passes a little when it is asked for, and where a test says so, on any machine alike."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        """Return it, in seconds."""
+        self.now += 0.001
+        return self.now
+
+    def mover(self, world: World) -> Mover:
+        """Return a mover that pauses a tenant for a quarter of a second at most, by this time."""
+        options = structs.replace(OPTIONS, max_pause_s=0.25)
+        move = Move(TENANT_ID, "a", "b")
+        return Mover(world.pools, world.commits, move, options, show=world.statuses.append, clock=self)
+
+    def commits(self, world: World, *, late_count: int) -> ReplicationWaiter:
+        """Return commits of which standbys confirm the first *late_count* late."""
+
+        class LateByThisTime(ReplicationWaiter):
+            async def wait_for_transaction(_, shard_id: str, server: Server, *, within_s: float | None = None) -> None:  # noqa: N805
+                nonlocal late_count
+                late_count -= 1
+                self.now += 0.15 if late_count >= 0 else 0.0
+                await super().wait_for_transaction(shard_id, server, within_s=within_s)
+
+        return LateByThisTime(world.pools)
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Let moves go by a time of the test's own."""
+    moment = Time()
+    monkeypatch.setattr(prediction, "loop_time", moment)
+    return moment
+
+
 @pytest.mark.slow(2)
-async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World) -> None:
+async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World, moment: Time) -> None:
     """They would take as long while the tenant waits."""
-    options = structs.replace(OPTIONS, max_pause_s=0.25)
-    world.commits = LateCommits(world.pools, late_count=100)
+    world.commits = moment.commits(world, late_count=100)
     with pytest.raises(PauseTooLongError, match="standbys of shards a and b"):
-        await world.mover(options=options).run()
+        await moment.mover(world).run()
     assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
         {"state": "active", "fenced_until": None}
     ]
 
-    world.commits = LateCommits(world.pools, late_count=4)  # a standby that hung, and is not awaited any more
-    certificate = await world.mover(options=options).run()
+    world.commits = moment.commits(world, late_count=4)  # a standby that hung, and is not awaited any more
+    certificate = await moment.mover(world).run()
     assert certificate.verdict == "equal"
     assert certificate.pause_s is not None
     assert certificate.pause_s < certificate.phases_s["rehearse"]
@@ -119,7 +156,7 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
 @pytest.mark.parametrize("slow_count", [1, 3])
 @pytest.mark.slow(2)
 async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refuses_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, slow_count: int
+    world: World, monkeypatch: pytest.MonkeyPatch, moment: Time, slow_count: int
 ) -> None:
     """By the time that its statements take when nothing comes of them."""
     sent = 0
@@ -127,10 +164,10 @@ async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refu
     async def take_long(_: object) -> None:
         nonlocal sent
         sent += 1
-        await asyncio.sleep(0.3 if sent <= slow_count else 0.0)
+        moment.now += 0.3 if sent <= slow_count else 0.0
 
     set_failpoint("before _send_statements", take_long, monkeypatch.setattr)
-    run = world.mover(options=structs.replace(OPTIONS, max_pause_s=0.25)).run()
+    run = moment.mover(world).run()
     if slow_count == 1:
         assert (await run).verdict == "equal"
         assert sent == 2
@@ -145,14 +182,16 @@ async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refu
 
 
 @pytest.mark.slow
-async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is_too_long(world: World) -> None:
+async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is_too_long(
+    world: World, moment: Time
+) -> None:
     """As the move would be; nothing is written."""
     move = Move(TENANT_ID, "a", "b")
-    commits = LateCommits(world.pools, late_count=100)
+    commits = moment.commits(world, late_count=100)
     with pytest.raises(PauseTooLongError, match=r"standbys of shards a and b follow, .* nothing was written"):
         await plan_move(world.pools, commits, move, max_pause_s=0.25)
 
-    plan = await plan_move(world.pools, LateCommits(world.pools, late_count=2), move, max_pause_s=0.25)
+    plan = await plan_move(world.pools, moment.commits(world, late_count=2), move, max_pause_s=0.25)
     assert 0 <= plan.standby_s < plan.pause_s < 0.25
     assert (plan.disk_bytes or 0) > (plan.byte_count or 0) > 0
     assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []

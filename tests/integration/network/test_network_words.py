@@ -53,7 +53,7 @@ def test_errors_of_the_network_have_address_cause_and_remedy_at_each_door(tmp_pa
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     errors: dict[str, dict[Fault, str]] = json.loads(done.stdout)

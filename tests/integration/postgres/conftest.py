@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from support.postgres.databases import ShardMaker
-from support.postgres.pool_trouble import HURRIED, PATIENT_S, has_answered
+from support.postgres.pool_trouble import PATIENT_S, UNHURRIED, has_answered
 from support.postgres.shard_line import ShardLine
 
 from simplu_local.processes.loopback import poll_until
@@ -24,7 +24,7 @@ async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
 @pytest.fixture
 async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
     """Give the pool of a shard at the other end of the line, which has a connection already."""
-    pool = ShardPool(line.address, size=2, timeouts=HURRIED)
+    pool = ShardPool(line.address, size=2, timeouts=UNHURRIED)
     assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     yield pool
     await pool.close()

@@ -7,24 +7,41 @@ import contextlib
 
 import msgspec
 import pytest
-from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.plain_errors import PlainErrorsLine
-from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_probes, nothing_is_open, unavailable, within
+from support.postgres.pool_trouble import (
+    AT_ONCE_S,
+    PATIENT_S,
+    UNHURRIED,
+    ask,
+    forget_probes,
+    nothing_is_open,
+    unavailable,
+    within,
+)
 from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
+from simplu_worker.shards.postgres import circuit_breaker
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
 
-async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: ShardLine, pool: ShardPool) -> None:
+@pytest.fixture
+def no_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no caller probe in the time of a test, however slow the machine is."""
+    monkeypatch.setattr(circuit_breaker, "PROBE_INTERVAL_S", 1000.0)
+
+
+async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(
+    line: ShardLine, pool: ShardPool, no_probe_is_due: None
+) -> None:
     """After a few failures no request goes there until a probe succeeds; then all do."""
     async with line.refuse_connections():
         assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
@@ -33,8 +50,7 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: Sha
         assert "Breaker(open" in repr(pool)
     connection_count = line.connection_count
 
-    with within(0, 0.2):
-        assert await unavailable(pool) == NO_SERVER
+    assert await unavailable(pool) == NO_SERVER
     assert line.connection_count == connection_count
     await pool.probe()
     assert (await ask(pool), pool.is_healthy, pool.last_error) == (1, True, None)
@@ -53,13 +69,13 @@ async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, 
         except ShardUnavailableError:
             return False
 
-    with within(0, 2.0):
+    with within(0, AT_ONCE_S):
         assert await poll_until(answers, within_s=PATIENT_S)
 
 
 async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
     """Its connections are needed elsewhere; callers that wait for one get an error too."""
-    timeouts = msgspec.structs.replace(QUICK, reply_s=60.0, acquire_s=60.0, probe_s=0.2)
+    timeouts = msgspec.structs.replace(UNHURRIED, probe_s=0.2)
     pool = ShardPool(line.address, size=1, timeouts=timeouts)
     await ask(pool)
     async with asyncio.TaskGroup() as tasks:
@@ -71,16 +87,18 @@ async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_ans
             pool._availability._breaker.record_answer(-60.0)
             with pytest.raises(ShardUnavailableError):
                 await pool.probe()
-            with within(0, 1.0):
+            with within(0, AT_ONCE_S):
                 assert await asking == state_words("08003")
                 assert await waiting == NO_ANSWER
     assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
     await pool.close()
 
 
-async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(line: ShardLine) -> None:
+async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(
+    line: ShardLine, no_probe_is_due: None
+) -> None:
     """It is looked at by one at a time, and used as soon as it is ready."""
-    pool = ShardPool(line.address, size=1, timeouts=HURRIED)
+    pool = ShardPool(line.address, size=1, timeouts=UNHURRIED)
     with line.saying(STARTING_UP):
         for _ in range(FAILURES_MAX + 1):
             assert await unavailable(pool) == state_words("57P03")
@@ -136,7 +154,7 @@ async def test_pool_does_not_cut_off_a_shard_for_what_a_function_raises(pool: Sh
 
 async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
     """The state of the old address does not apply to the new one."""
-    async with Pools(size=1, timeouts=HURRIED) as pools, line.refuse_connections():
+    async with Pools(size=1, timeouts=UNHURRIED) as pools, line.refuse_connections():
         pool = pools.ensure_pool(line.address)
         for _ in range(FAILURES_MAX):
             await unavailable(pool)
@@ -158,10 +176,11 @@ async def test_pool_does_not_go_back_to_an_address_that_a_caller_has_from_before
 
 @pytest.mark.slow(1)
 async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_on(
-    breakable_server: PostgresServer,
+    breakable_server: PostgresServer, no_probe_is_due: None
 ) -> None:
     """By a probe every second, with every connection stuck; one slow statement before that does not count."""
-    pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=ShardTimeouts(probe_s=0.5, connect_s=0.5))
+    timeouts = msgspec.structs.replace(UNHURRIED, probe_s=0.5)
+    pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=timeouts)
     await ask(pool)
     breakable_server.suspend()
 
@@ -176,11 +195,18 @@ async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_o
             forget_probes(pool)
             with pytest.raises(ShardUnavailableError, match=NO_ANSWER):
                 await pool.probe()
-        with within(0, 0.2):
+        with within(0, AT_ONCE_S):
             assert await unavailable(pool) == NO_ANSWER
         breakable_server.resume()
-        with within(0, 2.0):
+
+        async def is_back() -> bool:
             forget_probes(pool)
-            await pool.probe()
+            with contextlib.suppress(ShardUnavailableError):
+                await pool.probe()
+                return True
+            return False
+
+        with within(0, AT_ONCE_S):
+            assert await poll_until(is_back, within_s=PATIENT_S)
             assert await ask(pool) == 1
     await pool.close()

@@ -6,22 +6,23 @@ import asyncio
 import socket
 from functools import partial
 
+import asyncpg
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
 from support.postgres.pool_trouble import (
     AT_ONCE_S,
-    HURRIED,
     PATIENT_S,
     UNHURRIED,
     ask,
+    has_answered,
     nothing_is_open,
     unavailable,
     within,
 )
 from support.postgres.shard_line import ShardLine
-from support.postgres.trouble import backends, nobody_is_left
+from support.postgres.trouble import backends, nobody_is_left, waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER
@@ -33,33 +34,35 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.mark.slow
-async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything(
-    line: ShardLine, pool: ShardPool
-) -> None:
+async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
     """After the deadline, with no second wait for giving the connection back; its place is free a moment later."""
+    pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, reply_s=0.5, cancel_s=1.0))
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     with line.blackhole():
-        with within(0.5, 0.9):
+        with within(0.5, AT_ONCE_S):
             assert await unavailable(pool) == NO_ANSWER
-        with within(0, 0.9):
+        assert pool.counts()["open"] == 1  # for `ShardTimeouts.cancel_s`, which nobody waits for
+        with within(0, AT_ONCE_S):
             assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
 
-    assert await ask(pool) == 1
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
+    await pool.close()
 
 
 @pytest.mark.slow
 async def test_pool_gives_a_connect_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
     """Where there is no connection yet, by the deadline for connecting."""
-    pool = ShardPool(line.address, size=1, timeouts=HURRIED)
-    with line.blackhole(), within(0.5, 0.9):
+    pool = ShardPool(line.address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, connect_s=0.5))
+    with line.blackhole(), within(0.5, AT_ONCE_S):
         assert await unavailable(pool) == NO_ANSWER
-    assert await ask(pool) == 1
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     await pool.close()
 
 
 async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMaker) -> None:
     """The task ends in a moment, and with it what the server did for it."""
     address = await make_shard()
-    pool = ShardPool(address, size=1)
+    pool = ShardPool(address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0))
     sleeping = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"
 
     async def asleep() -> bool:
@@ -68,7 +71,7 @@ async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMa
     async with asyncio.TaskGroup() as tasks:
         asking = tasks.create_task(ask(pool, "SELECT pg_sleep(60)"))
         assert await poll_until(asleep, within_s=PATIENT_S)
-        with within(0, 0.9):
+        with within(0, AT_ONCE_S):
             asking.cancel()
             await asyncio.wait([asking])
 
@@ -104,7 +107,8 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
     """A statement without a waiting caller is stopped on the server."""
     address = await make_shard()
-    pool = ShardPool(address, size=1, timeouts=HURRIED)
+    pool = ShardPool(address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0, reply_s=0.5))
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
 
     assert await unavailable(pool, "SELECT pg_sleep(60)") == NO_ANSWER
 
@@ -114,46 +118,58 @@ async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: S
 
 
 @pytest.mark.slow
-async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine, pool: ShardPool) -> None:
+async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine) -> None:
     """Those that are idle at once, those in use after a while, in a blackhole as well."""
+    pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, close_s=0.5))
+    await ask(pool)
+    asked_before = len(line.asked)
 
-    async def hang() -> None:
-        with line.blackhole():
-            await unavailable(pool)
+    async def is_sent() -> bool:
+        return len(line.asked) > asked_before
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(hang())
-        await asyncio.sleep(0.05)
-        with within(0.3, 0.9):
-            await pool.close()
+        with line.blackhole():
+            tasks.create_task(unavailable(pool))
+            assert await poll_until(is_sent, within_s=PATIENT_S)
+            with within(0.5, AT_ONCE_S):
+                await pool.close()
     assert pool.counts() == {"open": 0, "idle": 0, "waiting": 0}
 
 
 async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMaker) -> None:
     """Not longer than it takes."""
-    pool = ShardPool(await make_shard(), size=1)
+    address = await make_shard()
+    pool = ShardPool(address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, lock_s=60.0, statement_s=60.0))
+    holder = await asyncpg.connect(address.connection_string)
+    await holder.execute("SELECT pg_advisory_lock(1)")
     async with asyncio.TaskGroup() as tasks:
-        asking = tasks.create_task(ask(pool, "SELECT 'slept' FROM pg_sleep(0.2)"))
+        asking = tasks.create_task(ask(pool, "SELECT 'waited' FROM pg_advisory_lock(1)"))
+        await waiters(holder)
+        closing = tasks.create_task(pool.close())
         await asyncio.sleep(0.1)
-        with within(0, 2.0):
-            await pool.close()
+        assert not closing.done()
+        await holder.close()
+        with within(0, AT_ONCE_S):
+            await closing
         assert (asking.done(), pool.counts()["open"]) == (True, 0)
-    assert asking.result() == "slept"
+    assert asking.result() == "waited"
 
 
 @pytest.mark.slow
 async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(make_shard: ShardMaker) -> None:
     """A deadlock of many such callers ends by the timeout for waiting, and is not reported as the server's fault."""
-    pool = ShardPool(await make_shard("shard-nested"), size=2, timeouts=HURRIED)
+    hurried = msgspec.structs.replace(UNHURRIED, acquire_s=0.5)
+    pool = ShardPool(await make_shard("shard-nested"), size=2, timeouts=hurried)
+    both = asyncio.Barrier(2)
     messages = []
 
     async def nested() -> None:
         async with pool.connection():
-            await asyncio.sleep(0.05)
+            await both.wait()
             with pytest.raises(ShardUnavailableError) as caught:
                 await ask(pool)
             messages.append(str(caught.value))
-            await asyncio.sleep(0.2)
+            await both.wait()
 
     async with asyncio.timeout(PATIENT_S), asyncio.TaskGroup() as tasks:
         for _ in range(2):
@@ -225,21 +241,26 @@ async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(li
         assert (await ask(pool), pool.is_healthy, line.connection_count) == (1, True, before + 1)
 
 
-async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(
-    line: ShardLine, pool: ShardPool
-) -> None:
+async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(line: ShardLine) -> None:
     """Its user gets an error at once, no other caller does."""
+    pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0))
+
+    async def is_sent() -> bool:
+        return any(b"pg_sleep" in part for part in line.asked)
+
     async with asyncio.TaskGroup() as tasks:
         for end in (line.cut, line.half_close):
-            asking = tasks.create_task(unavailable(pool, "SELECT pg_sleep(0.4)"))
-            await asyncio.sleep(0.1)
-            with within(0, 0.3):
+            line.asked.clear()
+            asking = tasks.create_task(unavailable(pool, "SELECT pg_sleep(60)"))
+            assert await poll_until(is_sent, within_s=PATIENT_S)
+            with within(0, AT_ONCE_S):
                 end()
                 assert await asking in {
                     state_words("08003"),
                     "ConnectionDoesNotExistError",
                 }
             assert await ask(pool) == 1
+    await pool.close()
 
 
 async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: ShardPool) -> None:
@@ -256,12 +277,20 @@ async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: 
 async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: ShardMaker) -> None:
     """Surplus connections are closed after a while; the ones used last are lent first."""
     address = await make_shard()
-    async with Pools(size=4, timeouts=msgspec.structs.replace(HURRIED, idle_s=0.3)) as pools:
+    all_four, counts = asyncio.Barrier(4), set[int]()
+    async with Pools(size=4, timeouts=msgspec.structs.replace(UNHURRIED, idle_s=0.3)) as pools:
         pool = pools.ensure_pool(address)
+
+        async def use() -> None:
+            async with pool.connection():
+                await all_four.wait()
+                counts.add(pool.counts()["open"])
+                await all_four.wait()
+
         async with asyncio.TaskGroup() as tasks:
             for _ in range(4):
-                tasks.create_task(ask(pool, "SELECT pg_sleep(0.05)"))
-        assert pool.counts()["open"] == 4
+                tasks.create_task(use())
+        assert counts == {4}
 
         async def has(count: int) -> bool:
             await ask(pool)

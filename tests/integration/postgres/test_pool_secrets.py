@@ -11,7 +11,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of
+from support.postgres.databases import ShardMaker, copy_shard, database_of
+from support.postgres.pool_trouble import AT_ONCE_S, PATIENT_S, UNHURRIED, within
 from support.postgres.pooler import running_pooler
 from support.requires import required_program
 
@@ -80,7 +81,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 def pool_of(address: ShardAddress, option: str = "", *, place: str, user: str = GUEST) -> ShardPool:
     """Return a pool of a shard, at another place."""
     url = f"postgresql://{user}@{place}/{database_of(address)}?{option}".rstrip("?")
-    return ShardPool(ShardAddress(address.shard_id, url).validate(()), size=1, timeouts=QUICK)
+    return ShardPool(ShardAddress(address.shard_id, url).validate(()), size=1, timeouts=UNHURRIED)
 
 
 PoolMaker = Callable[..., ShardPool]  # (option, *, host)
@@ -174,19 +175,25 @@ async def test_pool_stops_the_server_through_tls_when_a_use_is_cancelled(guarded
             async with pool.connection() as connection:
                 await connection.execute("SELECT pg_sleep(60)")
 
+        observer = make_pool("sslmode=require")
+
+        async def nobody_sleeps() -> bool:
+            async with observer.connection() as connection:
+                return bool(await connection.fetchval(f"SELECT count(*) = 0 FROM pg_stat_activity WHERE {SLEEPING}"))
+
+        async def one_sleeps() -> bool:
+            return not await nobody_sleeps()
+
         async with asyncio.TaskGroup() as tasks:
             asking = tasks.create_task(sleep())
-            await asyncio.sleep(0.3)
+            assert await poll_until(one_sleeps, within_s=PATIENT_S)
             asking.cancel()
 
         assert asking.cancelled()
-
-        async def nobody_sleeps() -> bool:
-            async with pool.connection() as connection:
-                return bool(await connection.fetchval(f"SELECT count(*) = 0 FROM pg_stat_activity WHERE {SLEEPING}"))
-
-        assert await poll_until(nobody_sleeps, within_s=5)
+        with within(0, AT_ONCE_S):
+            assert await poll_until(nobody_sleeps, within_s=PATIENT_S)
         await pool.close()
+        await observer.close()
 
 
 def rewritten(path: Path, rewrite: Callable[[str], str]) -> str:

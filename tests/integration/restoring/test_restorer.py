@@ -137,11 +137,11 @@ async def test_rows_that_take_long_are_replaced_a_few_at_a_time(world: World) ->
     wanted = await TenantCase(world.backup, TENANT).resources()
     await world.ask(
         "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(0.003); RETURN coalesce(NEW, OLD); END $$"
+        " $$ BEGIN PERFORM pg_sleep(0.006); RETURN coalesce(NEW, OLD); END $$"
     )
     await world.ask("CREATE TRIGGER wait BEFORE INSERT OR DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait()")
 
-    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=0.5)) as pools:
+    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=1.0)) as pools:
         hurried = World(pools, pools.ensure_pool(world.live.address), world.backup, world.folder)
         await hurried.restore(RestoreMode.CATCH_UP)
 

@@ -13,8 +13,9 @@ import pytest
 from prometheus_client import REGISTRY
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.full_stack import poll_until_true
-from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.faults import frozen
+from support.postgres.pool_trouble import AT_ONCE_S, UNHURRIED
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.postgres.server import PostgresServer
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 
 TENANT_ID = "-".join(TENANT)
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 
 
 def letter(request_id: str, tenant: tuple[str, str] = TENANT, *, error: str = "expected an object") -> DeadLetter:
@@ -121,7 +122,7 @@ async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: S
     origin = Origin(Source.SQS, "orders", datetime.now(UTC), message_id="m-1")
     nameless = msgspec.structs.replace(letter("d-1"), origin=origin, business_id=None, location_id=None)
     shards = [silent("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")]
-    async with routed_shards(shards, timeouts=QUICK) as routed, open_notes(routed, Letters()) as notes:
+    async with routed_shards(shards) as routed, open_notes(routed, Letters()) as notes:
         await store(notes, nameless)
 
         found = await routed.gateway.find_rejection("m-1", None)
@@ -240,8 +241,9 @@ async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(
     """Of a server that hangs; the note is written once it answers."""
     hanging = await copy_shard(breakable_server, "shard-2")
     letters = Letters()
+    timeouts = msgspec.structs.replace(UNHURRIED, statement_s=60.0)  # whoever waits for the hanging one is noticed
     async with (
-        routed_shards([await make_shard("shard-1"), hanging], timeouts=QUICK) as routed,
+        routed_shards([await make_shard("shard-1"), hanging], timeouts=timeouts) as routed,
         open_notes(routed, letters) as notes,
     ):
         await add_registered(routed, TENANT, "shard-1")
@@ -250,7 +252,7 @@ async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(
         async with frozen(breakable_server):
             await notes.store([letter("r-1", ("hotel", "sea")), letter("r-2")], stopping=asyncio.Event())
             assert letters.request_ids == ["r-1", "r-2"]
-            assert await poll_until_true(lambda: _is_noted(routed, "r-2", TENANT_ID), within_s=WITHIN_S)
+            assert await poll_until_true(lambda: _is_noted(routed, "r-2", TENANT_ID), within_s=AT_ONCE_S)
         await notes.flush(WITHIN_S)
 
         assert await _is_noted(routed, "r-1", "hotel-sea")
@@ -270,7 +272,7 @@ async def test_notes_that_wait_are_bounded_and_those_dropped_are_counted(
 
     monkeypatch.setattr(rejection_notes, "KEPT_S", 0.1)
     before = dropped()
-    async with routed_shards([silent("shard-1")], timeouts=QUICK) as routed, open_notes(routed, Letters()) as notes:
+    async with routed_shards([silent("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
         routed.register(TENANT, "shard-1")
         await notes.store([letter(f"r-{n}") for n in range(NOTES_MAX + 3)], stopping=asyncio.Event())
         assert dropped() - before == 3

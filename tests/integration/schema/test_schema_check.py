@@ -68,7 +68,7 @@ async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) 
 async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: ShardMaker) -> None:
     """Workers that meet an empty shard at the same moment make one schema, and none of them fails."""
     address = await make_shard("shard-7", is_empty=True)
-    replicas = [ShardPool(address, size=1) for _ in range(5)]
+    replicas = [ShardPool(address, size=1, timeouts=ShardTimeouts(lock_s=60.0, statement_s=60.0)) for _ in range(5)]
 
     async with asyncio.TaskGroup() as tasks:
         for replica in replicas:

@@ -113,7 +113,7 @@ class Desk:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until *condition* holds."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110  # the server has nothing to await
             await asyncio.sleep(0.05)
 
@@ -141,7 +141,7 @@ async def consuming(
     letters = DeadLetterQueue(desk.client, desk.letters.url)
     receiver = QueueReceiver(desk.control, handler, letters, receiver_settings(poll_wait_s=1, stop_wait_s=stop_wait_s))
     with capture_logs() as logs:
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
             tasks.create_task(receiver.run(stopping))
             yield logs
             stopping.set()

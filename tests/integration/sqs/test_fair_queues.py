@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -29,16 +30,18 @@ from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.priority import PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_BASE_S
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryRules, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.timing.clock import loop_time
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 RULES = OrderRules(100_000)
 LIMITS = SchedulerLimits(message_count=80, batch_count=40)
 FLOOD_COUNT = 400
-CONSUMED_S = 100.0
+CONSUMED_S = 300.0
 QUIET_COUNT = 4
 HOMES = {"ann": "shard-1", "cat": "shard-1", "bob": "shard-2"}  # by business id
 
@@ -184,13 +187,16 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_locked(world: World, *,
         rival = await asyncpg.connect(world.pools["shard-1"].address.connection_string)
         await rival.execute("BEGIN")
         await rival.execute("SELECT FROM tenants WHERE business_id = 'ann' FOR UPDATE")
+        began_at = loop_time()
         await send(queue, "ann", [(f"flood-{number}", f"g{number}") for number in range(FLOOD_COUNT)])
         await until(lambda: receiver.stats()["waiting"] > 0)
 
         await send_in_turn(queue, desk, ["bob", "cat"])
 
         assert desk.done_of("flood") == []
-        assert max(desk.receive_counts.values()) <= 2
+        # Each time a message is hidden for twice as long: it comes a third time where a busy machine takes long here.
+        turns_s = (loop_time() - began_at) / (PUT_BACK_BASE_S / 2)
+        assert max(desk.receive_counts.values()) <= max(2, 1 + int(math.log2(1 + turns_s)))
         assert receiver.in_flight_count <= LIMITS.message_count // 2
         await rival.close()
         await until(lambda: len(desk.done_of("flood")) == FLOOD_COUNT)
@@ -204,7 +210,8 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, i
     queue = await world.make_queue(is_fifo=is_fifo)
     async with world.consuming(queue) as (desk, receiver):
         groups = range(FLOOD_COUNT * 3 // 4)
-        flood = [(f"flood-{group}-{number}", f"g{group}") for number in range(2) for group in groups]
+        # Of much more than what the shard does meanwhile, however much slower the quiet ones are than it.
+        flood = [(f"flood-{group}-{number}", f"g{group}") for number in range(4) for group in groups]
         await send(queue, "ann", flood, sleep_s=0.02)
         await until(lambda: receiver.in_flight_count >= LIMITS.message_count)
 
@@ -221,11 +228,11 @@ async def test_group_with_many_messages_has_one_receive_in_hand(world: World) ->
     """SQS gives out no more of a group: the others have all other slots, and go on."""
     queue = await world.make_queue(is_fifo=True)
     async with world.consuming(queue) as (desk, receiver):
-        await send(queue, "ann", [(f"flood-{number}", "g") for number in range(FLOOD_COUNT)], sleep_s=0.02)
+        await send(queue, "ann", [(f"flood-{number}", "g") for number in range(2 * FLOOD_COUNT)], sleep_s=0.02)
         await until(lambda: len(desk.done_of("flood")) > 0)
         await send_in_turn(queue, desk, ["bob", "cat"])
         assert receiver.in_flight_count < 2 * BATCH_MAX_COUNT  # the quiet ones may still be being deleted
-        assert len(desk.done_of("flood")) < FLOOD_COUNT
+        assert len(desk.done_of("flood")) < 2 * FLOOD_COUNT
     done = desk.done_of("flood")
     assert done == [f"flood-{number}" for number in range(len(done))]
 

@@ -151,7 +151,7 @@ class Site:
         self, condition: Callable[[dict[str, Any]], bool], path: str = "/sqs/stats", member: str = "queues"
     ) -> dict[str, Any]:
         """Return what *path* shows of the queue that is consumed, once *condition* holds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition(row := await self.row_of(self.queue, path, member)):  # noqa: ASYNC110  # it is asked for over HTTP
                 await asyncio.sleep(0.02)
         return row
@@ -188,7 +188,7 @@ async def new_queue(client: Client, *, is_fifo: bool = False, **attributes: str)
 async def consumed(receiver: QueueReceiver, desk: Desk) -> AsyncIterator[None]:
     """Run *receiver*; at the end let its handler go on, stop it, and wait until it has drained."""
     stopping = asyncio.Event()
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         tasks.create_task(receiver.run(stopping))
         yield
         desk.is_open.set()
@@ -468,4 +468,4 @@ async def test_replica_without_a_stream_is_ready_once_a_queue_has_answered() -> 
         async def is_ready() -> bool:
             return replica.readiness_problem() is None
 
-        assert await poll_until(is_ready, within_s=10)
+        assert await poll_until(is_ready, within_s=60)

@@ -206,7 +206,7 @@ async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None
             await of_bob.content.readline()
             write_tokens(answers.path, listed("bob", "viewer"))
             await answers.files.reread()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await of_eve.content.read()
             assert not of_bob.content.at_eof()
             while b"event" not in await of_bob.content.readline():

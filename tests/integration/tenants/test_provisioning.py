@@ -192,7 +192,8 @@ async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(m
     """Tenants that are made at the same time on an empty shard are all there, and the schema is one."""
     address = await make_shard("shard-1", is_empty=True)
     made = [("b", str(number)) for number in range(4)]
-    async with routed_shards([address]) as one, routed_shards([address]) as other:
+    patient = ShardTimeouts(lock_s=60.0, statement_s=60.0)  # one of them waits for the other's schema
+    async with routed_shards([address], timeouts=patient) as one, routed_shards([address], timeouts=patient) as other:
         async with asyncio.TaskGroup() as tasks:
             for number, tenant in enumerate(made * 2):
                 replica = (one, other)[number % 2]

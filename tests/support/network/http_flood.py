@@ -1,8 +1,9 @@
 """A program: a flood of requests from one process, as the first argument, JSON, says. Prints the number of requests.
 
-By `how`: with `ask` each of `connections` sends the payload again and again and reads the answers, for `seconds`. With
-`replace` the payload is sent once on each of many new connections, for `seconds`; the last `connections` stay open,
-unread. With `hold` it is sent on `connections`, which stay open, unread, until stdin ends; their number is printed.
+By `how`: with `ask` each of `connections` sends the payload again and again and reads the answers, for `seconds`, and
+at least once. With `replace` the payload is sent once on each of many new connections, of which the last `connections`
+stay open, unread, until stdin ends; once there are so many their number is printed. With `hold` it is sent on
+`connections`, which stay open, unread, until stdin ends; their number is printed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import select
 import socket
 import sys
 import time
@@ -21,11 +23,11 @@ import msgspec
 
 async def _ask_again_and_again(port: int, payload: bytes, ends_at: float) -> int:
     count = 0
-    while time.monotonic() < ends_at:
+    while not count or time.monotonic() < ends_at:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                while time.monotonic() < ends_at:
+                while not count or time.monotonic() < ends_at:
                     writer.write(payload)
                     await reader.readexactly(_body_bytes(await reader.readuntil(b"\r\n\r\n")))
                     count += 1
@@ -45,19 +47,19 @@ async def _read_flood(config: dict[str, Any], payload: bytes) -> int:
     return sum(await asyncio.gather(*asks))
 
 
-def _unread_flood(config: dict[str, Any], payload: bytes) -> int:
-    ends_at = time.monotonic() + config["seconds"]
+def _replace(config: dict[str, Any], payload: bytes) -> None:
     kept: deque[socket.socket] = deque()
-    count = 0
-    while time.monotonic() < ends_at:
+    is_printed = False
+    while not select.select([sys.stdin], [], [], 0)[0]:
         with contextlib.suppress(OSError):
             connection = socket.create_connection(("127.0.0.1", config["port"]), timeout=1)
             kept.append(connection)
             connection.send(payload)
-            count += 1
         if len(kept) > config["connections"]:
             kept.popleft().close()
-    return count
+            if not is_printed:
+                _print_line(config["connections"])
+                is_printed = True
 
 
 def _hold(config: dict[str, Any], payload: bytes) -> None:
@@ -86,7 +88,7 @@ def main() -> None:
         case "ask":
             _print_line(asyncio.run(_read_flood(config, payload)))
         case "replace":
-            _print_line(_unread_flood(config, payload))
+            _replace(config, payload)
         case "hold":
             _hold(config, payload)
 
