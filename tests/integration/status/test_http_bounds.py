@@ -17,7 +17,8 @@ from support.network import flooded_server, http_flood
 from simplu_worker.status.connections import CONNECTION_LIMITS
 
 TURN_MAX_S = 0.8  # of CPU time, on a slow machine; 0.1 on a fast one, and 1.9 there without bounds
-PROBE_MAX_S = 1.0  # of the server's CPU time
+# Of the server's CPU time, on a slow machine: 512 connections may be before a probe in line; 1.2 on a fast one.
+PROBE_MAX_S = 8.0
 AUTHORIZATION = f"Authorization: Bearer {flooded_server.TOKEN}\r\n"
 OPEN_PATHS = ("/", "/livez", "/healthz", "/readyz", "/metrics", "/nowhere", "/status")  # the last one: 401
 PROTECTED_PATHS = (
@@ -66,7 +67,7 @@ class FloodedServer:
 
     def probe(self) -> bytes:
         """Return the first line of the answer to a probe on a new connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             connection.sendall(_request("/livez"))
             return connection.recv(1024).partition(b"\r\n")[0]
 
@@ -83,9 +84,9 @@ class FloodedServer:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     @contextlib.contextmanager
-    def hold(self, payload: str, *, connections: int) -> Iterator[subprocess.Popen[str]]:
-        """Send *payload* on *connections*, and hold them open without reading."""
-        with self.flood("hold", payload, connections=connections) as process:
+    def crowd(self, how: str, payload: str, *, connections: int) -> Iterator[subprocess.Popen[str]]:
+        """Send *payload* on *connections*, which are held open, or replaced by others, without reading."""
+        with self.flood(how, payload, connections=connections) as process:
             assert process.stdin is not None
             assert process.stdout is not None
             assert process.stdout.readline() == f"{connections}\n"
@@ -109,8 +110,8 @@ def _request(path: str, headers: str = "") -> bytes:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds, for at most 20 s."""
-    ends_at = time.monotonic() + 20
+    """Wait until *condition* holds, for at most a minute."""
+    ends_at = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < ends_at
         time.sleep(0.05)
@@ -151,7 +152,7 @@ def test_probes_are_answered_under_a_flood_of_connections(payload: str) -> None:
     """At the limit a new connection takes the place of another one: a probe waits for little of the server's work."""
     with flooded(result_bytes=4 << 20) as server, contextlib.ExitStack() as floods:
         for _ in range(2):
-            floods.enter_context(server.flood("replace", payload, connections=500, seconds=0.8))
+            floods.enter_context(server.crowd("replace", payload, connections=500))
         spent_s = []
         for _ in range(10):
             before = server.measure()
@@ -168,7 +169,7 @@ def test_half_sent_requests_end_and_leave_files_to_open() -> None:
     """
     with flooded(request_s=1.0, open_files=160) as server:
         calm = server.measure()
-        with server.hold(HALF_SENT, connections=1000):
+        with server.crowd("hold", HALF_SENT, connections=1000):
             crowded = server.measure()
             assert server.probe() == b"HTTP/1.1 200 OK"
             assert crowded.open_files - calm.open_files <= CONNECTION_LIMITS.count + 5  # some are being closed
@@ -180,7 +181,7 @@ def test_slow_readers_are_cut_off() -> None:
     """An answer that is not taken in time is dropped with its connection."""
     with flooded(answer_s=0.3, request_s=0.3, result_bytes=8 << 20) as server:
         calm = server.measure()
-        with server.hold(_request("/operations/r", AUTHORIZATION).decode(), connections=4):
+        with server.crowd("hold", _request("/operations/r", AUTHORIZATION).decode(), connections=4):
             wait_until(lambda: server.measure().open_files == calm.open_files)
 
 
