@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -59,11 +59,12 @@ class World:
         self,
         *shards: ShardAddress,
         retired: tuple[str, ...] = (),
+        was_retired: Collection[str] = (),
         pins: dict[str, str] | None = None,
         replicas: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Write the file, reload, drain; return what was logged of it."""
-        write_map(self.path, *shards, retired=retired, pins=pins, replicas=replicas)
+        write_map(self.path, *shards, retired=retired, was_retired=was_retired, pins=pins, replicas=replicas)
         return await self.hang_up()
 
     async def hang_up(self) -> dict[str, Any]:
@@ -93,12 +94,18 @@ def write_map(
     path: Path,
     *shards: ShardAddress,
     retired: tuple[str, ...] = (),
+    was_retired: Collection[str] = (),
     pins: dict[str, str] | None = None,
     replicas: dict[str, str] | None = None,
 ) -> None:
     """Write a map of *shards*."""
     listed = [
-        {"shardId": one.shard_id, "connectionString": one.connection_string, "retired": one.shard_id in retired}
+        {
+            "shardId": one.shard_id,
+            "connectionString": one.connection_string,
+            "retired": one.shard_id in retired,
+            "wasRetired": one.shard_id in was_retired,
+        }
         | ({"replicaConnectionString": replicas[one.shard_id]} if replicas and one.shard_id in replicas else {})
         for one in shards
     ]

@@ -22,15 +22,24 @@ PROBLEMS_MAX = 10  # of one kind; a map may have a hundred thousand pins
 
 
 class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """One shard of a map. A retired shard keeps its place in the list and takes no keys."""
+    """One shard of a map. A retired shard keeps its place in the list and takes no keys.
+
+    One that takes keys again, or in whose place another one was retired, *was_retired*: keys may live past it.
+    """
 
     shard_id: str
     connection_string: str
     replica_connection_string: str | None = None
     retired: bool = False
+    was_retired: bool = False
 
     def __repr__(self) -> str:
         return f"MappedShard({self.shard_id!r}, retired={self.retired})"
+
+    @property
+    def has_been_retired(self) -> bool:
+        """Whether its place took no keys at some time."""
+        return self.retired or self.was_retired
 
     @property
     def address(self) -> ShardAddress:
@@ -92,24 +101,27 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def possible_homes(self, key: str) -> list[MappedShard]:
         """Return the shards on which *key* may live: its shard now, and that for every smaller number of shards.
 
-        A shard that is retired now once was not: so the retired shards that the key was hashed to count as well.
+        A shard that is or was retired also took keys at another time: so all of those that the key was hashed to count,
+        and the first one after them.
         """
         places = [self.shard_of(key)]
-        active = next((place for place, shard in enumerate(self.shards) if not shard.retired), len(self.shards))
+        active = next(
+            (place for place, shard in enumerate(self.shards) if not shard.has_been_retired), len(self.shards)
+        )
         buckets: list[list[int]] = []  # by attempt: the buckets of the key while the number of shards grew
         for count in range(len(self.shards), active, -1):
             places += self._hops(key, count, buckets)
-        places += self.shards[:active]  # all retired: the keys went from one to the other in any order
+        places += self.shards[:active]  # all were retired: the keys went from one to the other in any order
         return list({shard.shard_id: shard for shard in places}.values())
 
     def _hops(self, key: str, count: int, buckets: list[list[int]]) -> Iterator[MappedShard]:
-        """Yield the shards that *key* was hashed to in a map of *count* shards: retired ones, and then its shard."""
+        """Yield the shards that *key* was hashed to in a map of *count* shards: those ever retired, then one more."""
         for attempt in range(RETIRED_HOPS_MAX):
             if attempt == len(buckets):
                 buckets.append(buckets_of(hash_of(key, attempt), len(self.shards)))
             shard = self.shards[buckets[attempt][bisect_left(buckets[attempt], count) - 1]]
             yield shard
-            if not shard.retired:
+            if not shard.has_been_retired:
                 return
 
     def without_pins(self) -> ShardMap:

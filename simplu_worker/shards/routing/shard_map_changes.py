@@ -2,7 +2,7 @@
 
 A tenant's possible homes follow from the order of the shards (`ShardMap.possible_homes`), so each keeps its place. A
 shard is left out only after it was retired in every worker's map: otherwise one worker makes tenants on it that another
-worker expects on other shards.
+worker expects on other shards. And a place that was retired stays marked, as keys went past it.
 """
 
 from __future__ import annotations
@@ -50,4 +50,10 @@ def refusals_of(old: ShardMap, new: ShardMap) -> list[str]:
         for shard in change_of(old, new).removed
         if not shard.retired
     ]
-    return first_problems(moved) + first_problems(left)
+    forgotten = [
+        f'shard {after.shard_id}: expected "wasRetired": true, as shard {before.shard_id} was retired in its place; '
+        "mark it, as tenants that were created meanwhile may be on other shards"
+        for place, (before, after) in enumerate(zip(old.shards, new.shards, strict=False), start=1)
+        if places.get(after.shard_id, place) == place and before.has_been_retired and not after.has_been_retired
+    ]
+    return first_problems(moved) + first_problems(left) + first_problems(forgotten)

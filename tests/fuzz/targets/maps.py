@@ -111,7 +111,7 @@ SEEDS: Final = (
     OF_VARIABLES + b"\nexport DATABASE_HOST='db'\"x\"\\ y # z\nDATABASE_PORT=tcp://10.0.0.1:5432\nHTTP_HOST=::1",
 )
 WORDS: Final = (
-    *(json.dumps(name).encode() for name in ("shards", "tenants", *SHARDS[0], "retired")),
+    *(json.dumps(name).encode() for name in ("shards", "tenants", *SHARDS[0], "retired", "wasRetired")),
     *(f"\n{name}=".encode() for name in VARIABLES),
     *(
         b"\n#",

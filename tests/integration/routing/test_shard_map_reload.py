@@ -184,6 +184,32 @@ async def test_a_tenant_of_a_retired_shard_is_not_made_again_while_that_is_silen
         assert await world.provision(tenant_on(0, 2)) is ProvisionResult.PROVISIONED  # nobody waits for the silent one
 
 
+async def test_a_tenant_made_while_a_shard_was_retired_is_not_made_again_where_its_shard_is_silent(
+    shards: Shards, tmp_path: Path
+) -> None:
+    """Where the retired shard is taken back, or replaced in its place, keys may be on the shards past it."""
+    path = tmp_path / "map.json"
+    write_map(path, *shards, retired=("shard-2",))
+    async with worker(path) as world:
+        tenants = [tenant_on(1, 3, number=number) for number in range(20)]
+        for tenant in tenants:
+            await world.provision(tenant)
+        passed = [tenant for tenant in tenants if await world.found(tenant) == "shard-3"]
+        was_retired = "shard-2"
+        assert 'expected "wasRetired": true' in (await world.reload(*shards))["problems"][0]
+        assert (await world.reload(*shards, was_retired=[was_retired]))["event"] == "shard_map.reloaded"
+    assert len(passed) > 3
+    write_map(path, *shards[:2], silent("shard-3"), was_retired=[was_retired])
+    async with worker(path) as world:
+        for tenant in passed:
+            with pytest.raises(ShardUnavailableError, match="shard-3"):
+                await world.found(tenant)
+            with pytest.raises(ShardUnavailableError, match="shard-3"):
+                await world.provision(tenant)
+    for tenant in passed:
+        assert await row_counts(shards, "-".join(tenant)) == [0, 0, 1]
+
+
 def histories(seed: int, count: int) -> Iterator[tuple[int, tuple[str, ...], dict[str, str]]]:
     """Yield maps that a person may write one after another: how many shards, the retired ones, the pins."""
     draw = random.Random(seed)
@@ -202,9 +228,12 @@ async def test_no_tenant_is_split_whatever_maps_follow_each_other(shards: Shards
     tenants = [("clinic", f"{number}") for number in range(40)]
     path = tmp_path / "map.json"
     write_map(path, shards[0])
+    was_retired: set[str] = set()
     async with worker(path) as one:
         for size, retired, pins in histories(seed, 8):
-            assert (await one.reload(*shards[:size], retired=retired, pins=pins))["event"] == "shard_map.reloaded"
+            answer = await one.reload(*shards[:size], retired=retired, was_retired=was_retired, pins=pins)
+            assert answer["event"] == "shard_map.reloaded"
+            was_retired |= {*retired}
             draw = random.Random(f"{seed} {size} {pins}")
             requests = [ProvisionRequest(*tenant, "dental", datetime.now(UTC)) for tenant in draw.sample(tenants, k=10)]
             async with worker(path) as another:

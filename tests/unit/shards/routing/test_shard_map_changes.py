@@ -11,6 +11,7 @@ from simplu_worker.shards.routing.shard_map_changes import MapChange, change_of,
 A, B, C, D = (MappedShard(name, f"postgresql://u:correct-horse@{name}/d") for name in "abcd")
 OLD_B = replace(B, retired=True)
 OLD_C = replace(C, retired=True)
+BACK_B, NEW_D = (replace(one, was_retired=True) for one in (B, D))
 MOVED_B = replace(B, connection_string="postgresql://u:correct-horse@elsewhere/d")
 BACKED_B = replace(B, replica_connection_string="postgresql://u:correct-horse@replica/d")
 
@@ -43,10 +44,13 @@ def test_change_names_shards_that_come_go_or_are_elsewhere(old: ShardMap, new: S
     [
         (map_of(A, B), map_of(A, B, C, x="b"), []),
         (map_of(A, B), map_of(A, OLD_B), []),
-        (map_of(A, OLD_B), map_of(A, B), []),
+        (map_of(A, OLD_B), map_of(A, BACK_B), []),
+        (map_of(A, OLD_B), map_of(A, B), ['shard b: expected "wasRetired": true']),
+        (map_of(A, BACK_B), map_of(A, B), ['shard b: expected "wasRetired": true']),
         (map_of(A, MOVED_B), map_of(A, BACKED_B), []),
         (map_of(A, B, OLD_C), map_of(A, B), []),
-        (map_of(A, OLD_B, C), map_of(A, D, C), []),  # its place is another one's
+        (map_of(A, OLD_B, C), map_of(A, NEW_D, C), []),  # its place is another one's
+        (map_of(A, OLD_B, C), map_of(A, D, C), ['shard d: expected "wasRetired": true']),
         (map_of(A, B), map_of(A), ["shard b: "]),
         (map_of(A, B, C), map_of(A, C), ["shard c: expected at place 3", "shard b: "]),
         (map_of(A, OLD_B, C), map_of(A, C), ["shard c: expected at place 3"]),
@@ -57,9 +61,12 @@ def test_change_names_shards_that_come_go_or_are_elsewhere(old: ShardMap, new: S
         "grown",
         "retired",
         "taken back",
+        "taken back and not said",
+        "said no more",
         "readdressed",
         "last left",
         "replaced",
+        "replaced and not said",
         "left too early",
         "middle left",
         "retired middle left",
