@@ -153,9 +153,12 @@ class Selection:
         return _Scheduling(config, log)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count what the summary tells."""
+        """Count what the summary tells, and name a failure at once: a run that is ended has no summary."""
         if report.failed:
             self._failed.add(report.nodeid)
+            terminal = self._config.pluginmanager.get_plugin("terminalreporter")  # none in a process of xdist
+            if terminal is not None:
+                terminal.write_line(f"\nFAILED {report.nodeid}")
         elif report.passed and report.when == "call":
             self._passed.add(report.nodeid)
         elif report.skipped:
