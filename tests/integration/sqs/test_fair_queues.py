@@ -208,11 +208,12 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_locked(world: World, *,
 async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, is_fifo: bool) -> None:
     """They are done before one that sends at once what takes its shard long, which is in order in each group."""
     queue = await world.make_queue(is_fifo=is_fifo)
+    groups = range(FLOOD_COUNT * 3 // 4)
+    # Of much more than what the shard does meanwhile, however much slower the quiet ones are than it. All are there
+    # before the first is received: a busy machine sends them more slowly than the shard applies them.
+    flood = [(f"flood-{group}-{number}", f"g{group}") for number in range(4) for group in groups]
+    await send(queue, "ann", flood, sleep_s=0.05)
     async with world.consuming(queue) as (desk, receiver):
-        groups = range(FLOOD_COUNT * 3 // 4)
-        # Of much more than what the shard does meanwhile, however much slower the quiet ones are than it.
-        flood = [(f"flood-{group}-{number}", f"g{group}") for number in range(4) for group in groups]
-        await send(queue, "ann", flood, sleep_s=0.02)
         await until(lambda: receiver.in_flight_count >= LIMITS.message_count)
 
         await send_in_turn(queue, desk, ["bob", "cat"])
@@ -227,8 +228,8 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, i
 async def test_group_with_many_messages_has_one_receive_in_hand(world: World) -> None:
     """SQS gives out no more of a group: the others have all other slots, and go on."""
     queue = await world.make_queue(is_fifo=True)
+    await send(queue, "ann", [(f"flood-{number}", "g") for number in range(2 * FLOOD_COUNT)], sleep_s=0.05)
     async with world.consuming(queue) as (desk, receiver):
-        await send(queue, "ann", [(f"flood-{number}", "g") for number in range(2 * FLOOD_COUNT)], sleep_s=0.02)
         await until(lambda: len(desk.done_of("flood")) > 0)
         await send_in_turn(queue, desk, ["bob", "cat"])
         assert receiver.in_flight_count < 2 * BATCH_MAX_COUNT  # the quiet ones may still be being deleted
