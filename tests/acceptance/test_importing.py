@@ -116,13 +116,22 @@ async def test_command_follows_until_it_is_interrupted(scene: Scene) -> None:
 @in_module_loop
 @pytest.mark.slow(5)
 async def test_command_takes_the_source_from_its_variable_only(scene: Scene) -> None:
-    """Without it 78, and the name of the variable; no password is ever shown, whatever the URL is."""
+    """Without it 78, and the name of the variable; no password is ever shown, whatever the URL is.
+
+    A command that failed leaves no file, and can run again as it is.
+    """
     status, out = await scene.run_lines("simplu-worker tenants import --env-file worker.env")
     assert (status, out.partition(":")[0]) == (78, "IMPORT_SOURCE_URL")
     for url in ("mysql://a:topsecret@b/c", "postgresql://a:topsecret@127.0.0.1:1/c"):
         status, out = await scene.run_lines(
-            f"IMPORT_SOURCE_URL={url} simplu-worker tenants import --env-file worker.env"
+            f"IMPORT_SOURCE_URL={url} simplu-worker tenants import --refused-file unused --env-file worker.env"
         )
         assert (status, "topsecret" in out, "IMPORT_SOURCE_URL" in out) == (1, False, True), out
+        assert not (scene.folder / "unused").exists()
     status, out = await scene.run_lines("simplu-worker tenants import --discard --follow --env-file worker.env")
     assert (status, "expected --discard alone or with --apply" in out) == (2, True)
+    status, out = await scene.run_lines("simplu-worker tenants import --source 'pos of 7' --env-file worker.env")
+    assert (status, "expected --source with --discard" in out) == (2, True)
+    gone = "IMPORT_SOURCE_URL=postgresql://127.0.0.1:1/c simplu-worker tenants import --discard --env-file worker.env"
+    status, out = await scene.run_lines(f"{gone} --source 'pos of 7'")
+    assert (status, "pos of 7: nothing to discard" in out) == (0, True), out

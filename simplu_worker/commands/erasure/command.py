@@ -33,7 +33,13 @@ from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_query import query_with_causes
 from simplu_worker.status.access.audit import COMMAND, Acted, Actor, logged_action
-from simplu_worker.transfers.erasing.eraser import ErasedOnShard, count_on_shard, erase_on_shard, find_standing
+from simplu_worker.transfers.erasing.eraser import (
+    ErasedOnShard,
+    count_on_shard,
+    erase_on_shard,
+    find_standing,
+    has_old_table,
+)
 from simplu_worker.transfers.erasing.standing import Erasure, Standing, obstacle_to
 
 ACTION: Final = "erase_resource"
@@ -41,10 +47,15 @@ HASH_SHOWN: Final = 16  # hexadecimal digits, in the log
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the shards have of the tenant, by shard id, and the shards that did not answer, each with the cause."""
+    """What the shards have of the tenant, by shard id, and the shards that did not answer, each with the cause.
+
+    *old_tables* are the shards with a table of before their adoption, whether or not the tenant has a row there: the
+    adoption may have left its rows in that table only.
+    """
 
     standings: dict[str, Standing]
     silent: dict[str, str]
+    old_tables: list[str]
 
 
 class ErasureReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -149,7 +160,7 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> Erasur
         letters=letters,
         letters_error=letters_error,
         other_ids=sorted({one for standing in found.standings.values() for one in standing.other_ids}),
-        remains=await read_remains(settings, sorted(exports)),
+        remains=await read_remains(settings, sorted(exports), found.old_tables),
         warning=warning,
     )
 
@@ -157,20 +168,21 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> Erasur
 async def _find(shards: Shards, erasure: Erasure) -> Found:
     """Ask every shard for the tenant. Raises if nothing may be erased, or if there is no such tenant."""
 
-    async def ask(address: ShardAddress) -> Standing | None:
-        return await find_standing(shards.pools.ensure_pool(address), erasure)
+    async def ask(address: ShardAddress) -> tuple[Standing | None, bool]:
+        pool = shards.pools.ensure_pool(address)
+        return await find_standing(pool, erasure), await has_old_table(pool)
 
     known = await shards.locator.list_shards()
     answers, causes = await query_with_causes(known, ask)
     silent = {one.shard_id: causes.get(one.shard_id, "") for one in known if one.shard_id not in answers}
-    standings = {shard_id: one for shard_id, one in answers.items() if one is not None}
+    standings = {shard_id: one for shard_id, (one, _) in answers.items() if one is not None}
     if (obstacle := obstacle_to(erasure, standings)) is not None:
         raise RetryableError(obstacle)
     if not standings:
         error = PermanentError if not silent else RetryableError
         of_silent = f", and no answer from {', '.join(sorted(silent))}" if silent else ""
         raise error(f"{erasure.tenant_id}: expected a tenant of some shard, got none{of_silent}")
-    return Found(standings, silent)
+    return Found(standings, silent, sorted(shard_id for shard_id, (_, has_table) in answers.items() if has_table))
 
 
 def _counts(report: ErasureReport) -> Mapping[str, Any]:

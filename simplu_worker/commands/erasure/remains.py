@@ -29,11 +29,15 @@ class SourceRemains(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Remains(msgspec.Struct, frozen=True, rename="camel"):
-    """What stays: records in *sources*, the id in the log for *log_hours*, and *exports*, files of restores."""
+    """What stays: records in *sources*, the id in the log for *log_hours*, and *exports*, files of restores.
+
+    *old_tables* are the shards with a table of before their adoption.
+    """
 
     sources: list[SourceRemains]
     log_hours: float
     exports: list[str]
+    old_tables: list[str]
 
     def lines(self) -> Iterator[str]:
         """Yield what stays, for people."""
@@ -43,10 +47,15 @@ class Remains(msgspec.Struct, frozen=True, rename="camel"):
         yield f"its id, without content, in the log of operations, for {self.log_hours:g} hours"
         for path in self.exports:
             yield f"rows that a restore has overwritten, in the file {path}: delete it"
+        for shard_id in self.old_tables:
+            yield (
+                f"rows of before the adoption of shard {shard_id}, in its table resources_before_adoption, and ids in "
+                "its schema simplu_adoption_log: drop both (docs/adopting.md)"
+            )
         yield from ELSEWHERE
 
 
-async def read_remains(settings: Settings, exports: Sequence[str]) -> Remains:
+async def read_remains(settings: Settings, exports: Sequence[str], old_tables: Sequence[str]) -> Remains:
     """Ask the sources how long they keep their records."""
     sources: list[SourceRemains] = []
     async with AsyncExitStack() as stack:
@@ -68,7 +77,7 @@ async def read_remains(settings: Settings, exports: Sequence[str]) -> Remains:
                     return None if kept_s is None else timedelta(seconds=kept_s)
 
                 sources.append(await _remains_in(f"queue {queue.name}", queue_retention))
-    return Remains(sources, settings.operation_retention_hours, list(exports))
+    return Remains(sources, settings.operation_retention_hours, list(exports), list(old_tables))
 
 
 async def _remains_in(name: str, read: Callable[[], Awaitable[timedelta | None]]) -> SourceRemains:

@@ -293,6 +293,7 @@ def import_tenants(
     leave_refused: Flag = False,
     refused_file: Path | None = None,
     discard: Flag = False,
+    source: str | None = None,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Import the tenants of another database, each to its shard. IMPORT_SOURCE_URL has its connection string.
@@ -312,16 +313,20 @@ def import_tenants(
     refused_file
         Write every row that cannot be taken to this new file, one JSON object a line.
     discard
-        Give up: delete the tenants of the source that are not active yet, with their rows; takes --apply alone.
+        Give up: delete the tenants of the source that are not active yet, with their rows; takes --apply and --source.
+    source
+        With --discard: those of the source with this name, as a refusal prints it; IMPORT_SOURCE_URL is not asked.
     """
     from simplu_worker.commands.tenants.import_tenants import ImportCommand, discard_imports, import_tenants
     from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:
         if mapping is not None or follow or leave_refused or refused_file is not None:
-            raise UsageError("tenants import: expected --discard alone or with --apply, or none")
-        return common.run(lambda settings: discard_imports(settings, apply=apply, as_json=common.as_json))
+            raise UsageError("tenants import: expected --discard alone or with --apply and --source, or none")
+        return common.run(lambda settings: discard_imports(settings, source, apply=apply, as_json=common.as_json))
 
+    if source is not None:
+        raise UsageError("tenants import: expected --source with --discard, got --source alone")
     if follow and not apply:
         raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
     options = ImportOptions(parallel, max_rows_per_second, leave_refused)

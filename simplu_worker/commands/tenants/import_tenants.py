@@ -88,24 +88,24 @@ async def import_tenants(settings: Settings, command: ImportCommand, *, as_json:
     return 1 if refused.count or any(report.state in TROUBLES for report in result.reports) else 0
 
 
-async def discard_imports(settings: Settings, *, apply: bool, as_json: bool) -> int:
-    """Print the tenants of the source that are not active yet; with *apply* delete them. Return 1 if one is left then.
+async def discard_imports(settings: Settings, source: str | None, *, apply: bool, as_json: bool) -> int:
+    """Print the tenants of a source that are not active yet; with *apply* delete them. Return 1 if one is left then.
 
     Return 1 also if a shard does not answer.
     """
     require_settings(settings, routes=True)
     address = source_address(settings)
     async with _opened_importer(settings, address, OWN_SHAPE, ImportOptions(), CopyCallbacks()) as importer:
-        result = await importer.discard(apply=apply)
+        result = await importer.discard(apply=apply, identity=source)
     if as_json:
-        members = {"source": result.source.place, "applied": apply, "tenants": result.reports}
+        members = {"source": result.source, "applied": apply, "tenants": result.reports}
         print_json(members | {"shardsWithoutAnswer": result.silent})
     else:
         if result.reports:
             print_table(COLUMNS, [_row(report, is_plan=False) for report in result.reports])
         counts = Counter(report.state.value for report in result.reports)
         counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
-        print_line(f"{result.source.place}: {counted}")
+        print_line(f"{result.source}: {counted}")
         if result.reports and not apply:
             print_note("nothing was deleted; with --apply these tenants are, with their rows")
         print_silent(result.silent)
@@ -208,7 +208,10 @@ def read_mapping(path: Path) -> SourceMapping:
 
 @contextmanager
 def _opened(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """Open the file of refused rows, which may not exist: it has data of tenants, so only its owner may read it."""
+    """Open the file of refused rows, which may not exist: it has data of tenants, so only its owner may read it.
+
+    After a failure an empty one is removed, so that the same command can run again.
+    """
     if path is None:
         yield None
         return
@@ -217,7 +220,12 @@ def _opened(path: Path | None) -> Iterator[IO[bytes] | None]:
     except OSError as exc:
         raise ConfigurationError(f"--refused-file: expected a new file at {path}, got: {exc.strerror}") from None
     with path.open("wb") as file:
-        yield file
+        try:
+            yield file
+        except BaseException:
+            if file.tell() == 0:
+                path.unlink(missing_ok=True)
+            raise
 
 
 class _Progress:

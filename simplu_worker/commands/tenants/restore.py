@@ -30,6 +30,7 @@ from simplu_worker.commands.requirements import parse_tenant_id, require_setting
 from simplu_worker.commands.tenants.restore_rules import (
     refusal_of_database,
     refusal_of_positions,
+    refusal_of_repetition,
     refusal_of_rows,
 )
 from simplu_worker.config.settings import Settings
@@ -72,6 +73,7 @@ class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
     """What a restore would do. *since_backup* are the live operations that the backup lacks, by source.
 
     None is what takes long to count. *erased_since_backup* are the types and ids of erased resources that come back.
+    *repeats*: why it is refused with `--apply`, as the tenant was restored just before.
     """
 
     tenant: str
@@ -86,6 +88,7 @@ class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
     read_again_seconds: float | None
     export: str
     goes_on: bool
+    repeats: str | None
 
 
 async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json: bool) -> int:
@@ -105,6 +108,8 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
             if not command.apply:
                 _print_plan(plan, as_json=as_json)
                 return 0
+            if plan.repeats is not None:
+                raise PermanentError(f"{tenant_id}: {plan.repeats}")
             if not as_json:
                 _print_plan(plan, as_json=False)
             kept = timedelta(hours=settings.operation_retention_hours)
@@ -118,7 +123,7 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
                 show=show,
                 find_addresses=lambda: find_addresses(shards.locator, shards.pools),
             )
-            certificate = await _run(restorer)
+            certificate = await _run(settings, restorer)
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
             raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None
@@ -127,15 +132,20 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
     return 0
 
 
-async def _run(restorer: Restorer) -> RestoreCertificate:
-    """Run a restore; where it ends too early, print the state of the tenant on stderr, also after Ctrl-C."""
+async def _run(settings: Settings, restorer: Restorer) -> RestoreCertificate:
+    """Run a restore; where it ends too early, print the state of the tenant on stderr, also after Ctrl-C.
+
+    Nobody runs it again once the tenant was released, so the cache is cleared also where that was not confirmed.
+    """
     try:
         return await restorer.run()
     except RestoreTakenError:
         raise
     except BaseException:
-        if restorer.is_replacing:
+        if restorer.is_replacing or restorer.is_released:
             print_note(restorer.describe_state())
+        if restorer.is_released and (warning := await clear_cache(settings)) is not None:
+            print_note(warning)
         raise
 
 
@@ -193,6 +203,7 @@ async def _plan(
         read_again_seconds=await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
         export=str(_export_path(command.export, tenant_id, journal if goes_on else None)),
         goes_on=goes_on,
+        repeats=refusal_of_repetition(journal, command.mode, command.export),
     )
 
 
@@ -270,6 +281,8 @@ def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
         )
     if plan.goes_on:
         print_note("an earlier command has begun to overwrite the tenant's rows; the restore goes on")
+    if plan.repeats is not None:
+        print_note(f"--apply is refused: {plan.repeats}")
 
 
 def _print_certificate(certificate: RestoreCertificate, warning: str | None, *, as_json: bool) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from simplu_worker.commands.backups.position_rules import JudgedPosition, PositionState
-from simplu_worker.transfers.restoring.journal import RestoreMode
+from simplu_worker.transfers.restoring.journal import Journal, RestoreMode, RestoreStep
 from simplu_worker.vocabulary import TenantState
 
 RETENTION_SPARE: Final = timedelta(hours=1)  # of the stream, for the restore itself and the catch-up
 LOG_SHARE: Final = 0.9  # of the log's retention
+REPEATED_WITHIN: Final = timedelta(hours=24)  # a restore in the same mode may be the same one by mistake
 
 
 def refusal_of_database(backup: Mapping[str, Any], live: Mapping[str, Any]) -> str | None:
@@ -68,6 +70,24 @@ def refusal_of_positions(
                 "restore the tenant with --as-of-backup"
             )
     return None
+
+
+def refusal_of_repetition(journal: Journal | None, mode: RestoreMode, export: Path | None) -> str | None:
+    """Return why the same command does not restore a tenant twice; None if it has not restored it, or long ago.
+
+    It restores it once more with another file as *export*: the person knows then that it is another restore.
+    """
+    if journal is None or (journal.step, journal.mode) != (RestoreStep.DONE, mode):
+        return None
+    age = timedelta(seconds=journal.written_s_ago)
+    is_same_file = export is None or str(export.absolute()) == journal.export
+    if age > REPEATED_WITHIN or not is_same_file:
+        return None
+    return (
+        f"expected a tenant that was not restored within {_hours(REPEATED_WITHIN)} h, got one that was restored with "
+        f"--{mode} {_hours(age)} h ago, and goes on: a second restore undoes what it has applied since. If you want "
+        f"that, name another file than {journal.export} with --export"
+    )
 
 
 def _hours(time: timedelta) -> str:

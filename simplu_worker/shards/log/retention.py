@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -23,6 +24,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
 from simplu_worker.shards.log.message_failures import forget_old_failures
 from simplu_worker.shards.log.rejections import forget_old_rejections
+from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.clock_check import check_clocks
@@ -33,6 +35,7 @@ from simplu_worker.vocabulary import TargetKind
 TURN_S: Final = 60.0
 STATEMENT_ROWS: Final = 1000  # of the first statement of a turn
 SHARDS_AT_ONCE: Final = 8
+LATE_TURNS: Final = 10  # with old rows left, until a warning, and between two
 EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
 
 log = structlog.get_logger(__name__)
@@ -51,6 +54,14 @@ class DeletedRows(NamedTuple):
     is_last: bool
 
 
+@dataclass
+class Progress:
+    """The rows of the next statement on one shard, and the turns in a row that ended with old rows of its log left."""
+
+    row_count: int
+    late_turns: int = 0
+
+
 class LogRetention:
     """The retention of the logs of all shards of *pools*: as short as *window* allows; every turn reads *window*."""
 
@@ -67,7 +78,7 @@ class LogRetention:
         self._turn_s = turn_s
         self._statement_rows = statement_rows
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-        self._row_counts: dict[str, int] = {}  # of the next statement, by shard id
+        self._progress: dict[str, Progress] = {}  # by shard id
 
     async def run(self) -> None:
         """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
@@ -79,8 +90,9 @@ class LogRetention:
         retention = await self._window() if pools else None
         if retention is None:
             return {}
-        self._row_counts = {
-            pool.address.shard_id: self._row_counts.get(pool.address.shard_id, self._statement_rows) for pool in pools
+        self._progress = {
+            pool.address.shard_id: self._progress.get(pool.address.shard_id, Progress(self._statement_rows))
+            for pool in pools
         }
         async with asyncio.TaskGroup() as tasks:
             turns = {
@@ -103,28 +115,41 @@ class LogRetention:
         """Delete old rows until none is left or the turn is over, once at least; return how many of the log.
 
         The pace follows the time that the shard takes for a statement. Most of the time that this replica takes is its
-        other work, and no load on the shard.
+        other work, and no load on the shard. A statement that runs into its timeout is followed by one of fewer rows.
         """
+        if not pool.is_healthy:
+            return 0
         end = time.monotonic() + self._turn_s
         shard_id, count, after = pool.address.shard_id, 0, EVER
+        error: str | None = None
+        progress = self._progress[shard_id]
+        progress.late_turns += 1
         try:
             while pool.is_healthy:
-                limit = self._row_counts[shard_id]
-                deleted = await self._delete(pool, retention, limit, after)
-                count += deleted.row_count
-                if deleted.is_last:
-                    break
-                after = deleted.newest or after
-                self._row_counts[shard_id] = next_row_count(limit, deleted.busy_s, self._statement_rows)
+                limit, pause_s = progress.row_count, 0.0
+                try:
+                    deleted = await self._delete(pool, retention, limit, after)
+                except StatementFailedError as exc:
+                    progress.row_count = fewer_after(exc, limit)
+                else:
+                    count += deleted.row_count
+                    if deleted.is_last:
+                        progress.late_turns = 0
+                        break
+                    after = deleted.newest or after
+                    progress.row_count = next_row_count(limit, deleted.busy_s, self._statement_rows)
+                    pause_s = deletion_pause_s(deleted.busy_s, deleting_share(deleted.late_s, self._turn_s))
                 if time.monotonic() >= end:
                     break
-                share = deleting_share(deleted.late_s, self._turn_s)
-                await asyncio.sleep(deletion_pause_s(deleted.busy_s, share))
+                await asyncio.sleep(pause_s)
             await self._forget_beside(pool, retention, end)
         except RetryableError as exc:
-            log.debug("retention.deferred", shard_id=shard_id, error=str(exc))
+            error = str(exc)
+            log.debug("retention.deferred", shard_id=shard_id, error=error)
         except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
             note_trouble(TargetKind.SHARD, shard_id, "retention", exc)
+        if progress.late_turns and progress.late_turns % LATE_TURNS == 0:
+            log.warning("retention.late", shard_id=shard_id, turn_count=progress.late_turns, error=error)
         return count
 
     async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:

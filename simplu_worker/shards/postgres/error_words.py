@@ -22,6 +22,7 @@ NO_TLS: Final = (
     "expected TLS, the server refuses it or closes the connection; have it offer TLS, or correct sslmode or the address"
 )
 NOT_POSTGRES: Final = "expected an answer of Postgres, got something else or the end of the connection; see its log"
+SEE_UPGRADE: Final = "see simplu-worker shards upgrade"  # of a shard alone
 OUTDATED: Final = "the tables have changed since the statement was prepared"
 
 _BY_CODE: Final = {
@@ -50,9 +51,9 @@ _BY_CODE: Final = {
     "40P01": "two transactions wait for each other",
     "42501": "the role lacks a right; GRANT it",
     "42601": "a statement that the server does not understand",
-    "42703": "a column is missing; see simplu-worker shards upgrade",
-    "42883": "a function is missing; see simplu-worker shards upgrade",
-    "42P01": "a table is missing; see simplu-worker shards upgrade",
+    "42703": f"a column is missing; {SEE_UPGRADE}",
+    "42883": f"a function is missing; {SEE_UPGRADE}",
+    "42P01": f"a table is missing; {SEE_UPGRADE}",
     "42P05": "a prepared statement exists; let the pooler keep sessions or transactions apart",
     "53100": "the server's disk is full; make room",
     "53200": "the server is out of memory",
@@ -84,7 +85,7 @@ _BY_CLASS: Final = {
     "38": "a function of the database failed",
     "39": "a function of the database failed",
     "40": "the transaction was rolled back by the server",
-    "42": "a statement does not fit the tables or the rights of the role; see simplu-worker shards upgrade",
+    "42": f"a statement does not fit the tables or the rights of the role; {SEE_UPGRADE}",
     "44": "a view refuses the row",
     "53": "the server is out of resources",
     "54": "a limit of Postgres is passed",

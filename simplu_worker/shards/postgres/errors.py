@@ -7,6 +7,7 @@ from typing import Final
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.types import ShardUnavailableError
 
+SHRINKING: Final = 10  # of a statement, after one that ran into its timeout
 ENCODING: Final = "UTF8"  # others lack characters, and with SQL_ASCII jsonb refuses escapes of those beyond ASCII
 
 
@@ -62,6 +63,16 @@ class StatementFailedError(ShardUnavailableError):
         super().__init__(message)
         self.error = error
         self.is_timeout = is_timeout
+
+
+def fewer_after(error: StatementFailedError, limit: int) -> int:
+    """Return the rows for the next statement after one of *limit* rows took too long: they may be of some MB each.
+
+    Raises *error* unless it is a timeout that fewer rows may avoid.
+    """
+    if not error.is_timeout or limit == 1:
+        raise error
+    return max(1, limit // SHRINKING)
 
 
 class ValueRefusedError(StatementFailedError):

@@ -24,7 +24,7 @@ from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
 from simplu_worker.shards.log.message_failures import forget_failures_of_tenant
 from simplu_worker.shards.log.rejections import forget_rejections_of_tenant
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -152,9 +152,7 @@ class TenantDeleter:
                     deleted = await self._delete_rows(pool, tenant["id"], limit)
                     is_last = deleted is not None and deleted < limit and await self._end(pool, tenant["id"])
             except StatementFailedError as exc:
-                if not exc.is_timeout or limit == 1:
-                    raise
-                limit = max(limit // 10, 1)  # rows may be of 10 MB each
+                limit = fewer_after(exc, limit)
                 continue
             if deleted is None:
                 return False

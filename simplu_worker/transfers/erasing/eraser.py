@@ -18,14 +18,13 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_ser
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import read_tenant
 from simplu_worker.transfers.erasing.standing import Erasure, Standing
-from simplu_worker.transfers.moving.undoing import fewer_after
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
@@ -53,6 +52,12 @@ async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
             QUERIES["find_standing"], erasure.tenant_id, erasure.resource_type, erasure.resource_id, key
         )
     return None if row is None else Standing(**dict(row) | {"state": TenantState(row["state"])})
+
+
+async def has_old_table(shard: ShardPool) -> bool:
+    """Return whether *shard* was adopted, and still has the table of before. Raises `RetryableError`."""
+    async with shard.connection() as connection:
+        return await has_schema(connection, shard) and bool(await connection.fetchval(QUERIES["has_old_table"]))
 
 
 async def count_on_shard(shard: ShardPool, erasure: Erasure, standing: Standing) -> ErasedOnShard:

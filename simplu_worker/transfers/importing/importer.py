@@ -61,6 +61,7 @@ log = structlog.get_logger(__name__)
 
 LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
 OTHER_MAPPING: Final = "by another mapping: nothing was taken by this one"
+ALL_DELETED: Final = "tenants whose rows all have a tombstone are imported too, empty but for the default row"
 TO_IMPORT: Final = frozenset({PlaceStep.MAKE, PlaceStep.CONTINUE})
 BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)  # the time of resources without one, in a plan
 
@@ -83,9 +84,9 @@ class ImportResult(msgspec.Struct, frozen=True):
 
 
 class DiscardResult(msgspec.Struct, frozen=True):
-    """The tenants that were discarded, or not, and the shards that did not answer."""
+    """The tenants that were discarded, or not, and the shards that did not answer. *source* is a name for people."""
 
-    source: SourceFacts
+    source: str
     reports: list[TenantReport]
     silent: list[str]
 
@@ -181,24 +182,27 @@ class Importer:
         reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
         return msgspec.structs.replace(result, reports=reports)
 
-    async def discard(self, *, apply: bool) -> DiscardResult:
+    async def discard(self, *, apply: bool, identity: str | None = None) -> DiscardResult:
         """Delete the tenants of the source that no run has activated, with their rows; without *apply* list them.
 
-        Raises as `plan` does.
+        Of the source with *identity*, if given, which is not asked: it may have another one by now, or be gone. Raises
+        as `plan` does.
         """
         token = str(uuid4())
         reports: list[TenantReport] = []
-        async with self._source.open_snapshot() as snapshot:
-            facts = snapshot.facts
+        place = identity
+        if identity is None:
+            async with self._source.open_snapshot() as snapshot:
+                identity, place = snapshot.facts.identity, snapshot.facts.place
 
         async def read(shard: ShardAddress) -> list[dict[str, Any]]:
-            return await read_open_imports(self._shards.pools.ensure_pool(shard), facts.identity)
+            return await read_open_imports(self._shards.pools.ensure_pool(shard), identity)
 
         known = await self._shards.locator.list_shards()
         found = await query_all_shards(known, read)
         for shard_id, rows in sorted(found.items()):
             pool = self._shards.pools.pool_of(shard_id)
-            counts = {} if apply or not rows else await count_open_imports(pool, facts.identity)
+            counts = {} if apply or not rows else await count_open_imports(pool, identity)
             for row in rows:
                 state, detail, count = ImportState.DISCARDED if apply else ImportState.DISCARD, None, 0
                 try:
@@ -213,7 +217,7 @@ class Importer:
                 name = f"{row['business_id']} {row['location_id']}"
                 names = row["business_id"], row["location_id"], row["business_type"]
                 reports.append(TenantReport(state, name, *names, shard_id, rows=count, detail=detail))
-        return DiscardResult(facts, reports, sorted({shard.shard_id for shard in known} - found.keys()))
+        return DiscardResult(place or identity, reports, sorted({shard.shard_id for shard in known} - found.keys()))
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[_ImportRun]:
@@ -358,9 +362,10 @@ class _ImportRun:
             for number in range(self._parallel):
                 tasks.create_task(work_on_pending(), name=f"import:{number}")
         reports.sort(key=lambda report: report.name)
-        return ImportResult(
-            self.snapshot.facts, self.mapping, reports, follow_notes(table.mapping for table in self.tables)
-        )
+        notes = follow_notes(table.mapping for table in self.tables)
+        if count := sum(one.step in TO_IMPORT and not one.tenant.source.row_count for one in placed):
+            notes.append(f"{ALL_DELETED}: {count}")
+        return ImportResult(self.snapshot.facts, self.mapping, reports, notes)
 
 
 async def _list_sources(reader: SourceReader, tables: Iterable[ReadTable]) -> list[SourceTenant]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -249,7 +250,8 @@ def place_of(
     if home.step is not None and home.state == TenantState.INCOMING:
         if home.source == source:
             return PlaceStep.CONTINUE, home, None
-        return PlaceStep.REFUSE, home, f"{where} has it from the database {home.source}; discard that import first"
+        remedy = f"discard that import first, by --discard --source {shlex.quote(home.source or '')}"
+        return PlaceStep.REFUSE, home, f"{where} has it from the database {home.source}; {remedy}"
     return PlaceStep.REFUSE, home, f"{where} has it already, {home.state}"
 
 

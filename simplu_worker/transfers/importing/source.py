@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Iterator
 from typing import Final
 
 import asyncpg
@@ -18,12 +18,11 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.document_bounds import DOCUMENT_MAX_BYTES
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.connector import ShardConnection, connect_options, require_readable_files
-from simplu_worker.shards.postgres.error_words import error_words, state_words
+from simplu_worker.shards.postgres.error_words import SEE_UPGRADE, error_words, state_words
 from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
 from simplu_worker.transfers.importing.mapping import ReadTable, SourceMapping, names_of, read_table_of
 from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
 from simplu_worker.transfers.importing.statements import (
-    BEGIN,
     DESCRIBE_SOURCE,
     DESCRIBE_TABLE,
     DOCUMENT_READ_MAX_BYTES,
@@ -32,11 +31,13 @@ from simplu_worker.transfers.importing.statements import (
     MAY_IDENTIFY,
     RowSelection,
     SourceStatement,
+    begin,
     list_keys,
     read_rows,
 )
 
 PAGE_MAX_ROWS: Final = 500
+PART_MAX_BYTES: Final = 4 * 1024 * 1024  # of documents that are in memory together, unless one alone is longer
 CONNECT_S: Final = 10.0
 VERSION_MIN: Final = 110_000  # the first with sha256()
 _SNAPSHOT_ID = re.compile(r"[0-9A-F]+(?:-[0-9A-F]+)*")
@@ -109,22 +110,25 @@ class SourceReader:
     ) -> AsyncIterator[list[SourceRow]]:
         """Yield the rows of a tenant, long documents included; of *duplicates*, types and ids, without a long one.
 
-        Raises `UnreadableRowsError` if a row cannot be returned, unless they are read *by_key*, in some hundred times
-        as long; then the row has the error.
+        Fewer at a time if their documents are long. Raises `UnreadableRowsError` if a row cannot be returned, unless
+        they are read *by_key*, in some hundred times as long; then the row has the error.
         """
         if by_key:
             async for page in self.read_pages(list_keys(table, selection)):
-                yield [await self._read_by_key(table, selection, row) for row in page]
+                async for part in _in_parts(self._read_by_key(table, selection, row) for row in page):
+                    yield part
             return
         statement = read_rows(table, selection, document_max_bytes=DOCUMENT_READ_MAX_BYTES)
         async for page in self.read_pages(statement):
-            rows = [row_of(one) for one in page]
-            yield [
-                await self._read_alone(table, selection, row)
-                if must_be_read_alone(row) and (row.resource_type, row.resource_id) not in duplicates
-                else row
-                for row in rows
-            ]
+            async for part in _in_parts(self._read_whole(table, selection, row_of(row), duplicates) for row in page):
+                yield part
+
+    async def _read_whole(
+        self, table: ReadTable, selection: RowSelection, row: SourceRow, duplicates: Collection[tuple[str, str]]
+    ) -> SourceRow:
+        if must_be_read_alone(row) and (row.resource_type, row.resource_id) not in duplicates:
+            return await self._read_alone(table, selection, row)
+        return row
 
     async def _read_alone(self, table: ReadTable, selection: RowSelection, row: SourceRow) -> SourceRow:
         """Return a row with its document; as it is if its key is null."""
@@ -219,19 +223,41 @@ class ImportSource:
             )
         try:
             with _errors_translated():
-                await connection.execute(_begin(snapshot_id))
+                await connection.execute(begin(connection.get_server_version().major))
+                if snapshot_id is not None:
+                    await _import_snapshot(connection, snapshot_id)
             yield connection
         finally:
             connection.terminate()  # nothing is to be committed
 
 
-def _begin(snapshot_id: str | None) -> str:
-    if snapshot_id is None:
-        return BEGIN
+async def _in_parts(rows: Iterable[Awaitable[SourceRow]]) -> AsyncIterator[list[SourceRow]]:
+    """Yield *rows* in order, each awaited in its turn, in parts of at most `PART_MAX_BYTES`."""
+    part: list[SourceRow] = []
+    size = 0
+    for one in rows:
+        row = await one
+        length = row.byte_count or 0
+        if part and size + length > PART_MAX_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += length
+    if part:
+        yield part
+
+
+async def _import_snapshot(connection: ShardConnection, snapshot_id: str) -> None:
+    """Give a transaction before its first query the snapshot. Raises `SourceUnavailableError` if that has ended."""
     if not _SNAPSHOT_ID.fullmatch(snapshot_id):
         raise SourceRefusedError("IMPORT_SOURCE_URL: expected the id of a snapshot of Postgres, got another text")
-    begin, _, settings = BEGIN.partition(";")
-    return f"{begin}; SET TRANSACTION SNAPSHOT '{snapshot_id}';{settings}"
+    try:
+        await connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot_id}'")
+    except asyncpg.PostgresError as exc:  # 42704 or 22023, which otherwise mean a wrong mapping or an unreadable row
+        raise SourceUnavailableError(
+            f"IMPORT_SOURCE_URL: expected the snapshot of this run, got none ({exc.sqlstate}): its connection has"
+            " ended, or another server answers; run it again"
+        ) from exc
 
 
 def row_of(row: Row) -> SourceRow:
@@ -255,7 +281,7 @@ def _errors_translated() -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as exc:
-        error = state_words(exc.sqlstate)
+        error = state_words(exc.sqlstate).removesuffix(f"; {SEE_UPGRADE}")
         if meaning_of(exc.sqlstate or "") is ErrorMeaning.DATA:
             raise UnreadableRowsError(error) from exc
         if (exc.sqlstate or "").startswith(_OF_MAPPING):

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.shards.postgres.queries import quote_name
-from simplu_worker.shards.postgres.statement_timeouts import FORMATS, Isolation, set_all
+from simplu_worker.shards.postgres.statement_timeouts import FORMATS, TRANSACTION_TIMEOUT_SINCE, Isolation, set_all
 from simplu_worker.transfers.importing.mapping import ReadTable
 
 MEMBERS_AT_ONCE: Final = 40  # a function takes 100 arguments at most
@@ -48,8 +48,13 @@ SETTINGS: Final = FORMATS | {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-BEGIN: Final = f"BEGIN ISOLATION LEVEL {Isolation.ONE_MOMENT};\n{set_all('SET LOCAL', SETTINGS)}"
 EXPORT_SNAPSHOT: Final = "SELECT pg_catalog.pg_export_snapshot()"
+
+
+def begin(server_version: int) -> str:
+    """Return the statements that open a transaction on PostgreSQL of this version; none of them takes a snapshot."""
+    newer = {"transaction_timeout": "0"} if server_version >= TRANSACTION_TIMEOUT_SINCE else {}
+    return f"BEGIN ISOLATION LEVEL {Isolation.ONE_MOMENT};\n{set_all('SET LOCAL', SETTINGS | newer)}"
 
 
 class SourceStatement(msgspec.Struct, frozen=True):

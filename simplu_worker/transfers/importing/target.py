@@ -18,7 +18,7 @@ from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change, mark_changes
 from simplu_worker.shards.postgres.column_packing import pack_columns
-from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_registration
@@ -32,7 +32,6 @@ from simplu_worker.vocabulary import TenantState
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
 SUM_MAX_ROWS: Final = 5000  # in one statement
-WRITE_MAX_BYTES: Final = 4 * 1024 * 1024  # of documents in one statement, unless one alone is longer
 
 
 class ImportTakenError(RetryableError):
@@ -147,29 +146,33 @@ class TargetTenant:
 
     async def clear(self) -> int:
         """Delete all rows of the tenant: those of an earlier run, of another snapshot; return their number."""
-        deleted, count = CLEAR_MAX_ROWS, 0
-        while deleted == CLEAR_MAX_ROWS:
-            async with self._fenced() as connection:
-                deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, CLEAR_MAX_ROWS))
-                if deleted:
-                    await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+        count, limit = 0, CLEAR_MAX_ROWS
+        while True:
+            try:
+                async with self._fenced() as connection:
+                    deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, limit))
+                    if deleted:
+                        await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
             count += deleted
-        return count
+            if deleted < limit:
+                return count
 
     async def write(self, rows: Sequence[SourceRow]) -> None:
-        """Write rows that may be taken."""
-        for part in _parts_of(rows):
-            columns = pack_columns(
-                [[row.resource_type or "" for row in part], [row.resource_id or "" for row in part]],
-                [
-                    [row.document or "" for row in part],
-                    [row.created for row in part],
-                    [row.changed for row in part],
-                ],
-            )
-            async with self._fenced() as connection:
-                await connection.execute(QUERIES["write_imported"], *columns, self._tenant_id)
-                await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
+        """Write rows that may be taken, in one statement: those of a part, which `read_table` bounds."""
+        columns = pack_columns(
+            [[row.resource_type or "" for row in rows], [row.resource_id or "" for row in rows]],
+            [
+                [row.document or "" for row in rows],
+                [row.created for row in rows],
+                [row.changed for row in rows],
+            ],
+        )
+        async with self._fenced() as connection:
+            await connection.execute(QUERIES["write_imported"], *columns, self._tenant_id)
+            await mark_bulk_change(connection, BulkChange.IMPORTED, self._tenant_id)
 
     async def delete(self, keys: Sequence[tuple[str | None, str | None]]) -> None:
         """Delete the resources with these types and ids, if they are there."""
@@ -188,9 +191,7 @@ class TargetTenant:
                     server = await note_server(connection)
                     row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, size)
             except StatementFailedError as exc:
-                if not exc.is_timeout or size == 1:
-                    raise
-                size = max(1, size // 10)  # long documents
+                size = fewer_after(exc, size)
                 continue
             self._check_server(server, first or server)
             first = server
@@ -254,18 +255,3 @@ class TargetTenant:
             f"shard {self._pool.address.shard_id}: another run has taken over the import of {self._tenant_id}, or"
             " has ended it"
         )
-
-
-def _parts_of(rows: Sequence[SourceRow]) -> Iterable[list[SourceRow]]:
-    """Yield *rows* in order, in parts of at most `WRITE_MAX_BYTES`."""
-    part: list[SourceRow] = []
-    size = 0
-    for row in rows:
-        length = row.byte_count or 0
-        if part and size + length > WRITE_MAX_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(row)
-        size += length
-    if part:
-        yield part

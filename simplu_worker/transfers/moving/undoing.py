@@ -16,7 +16,7 @@ import structlog
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
-from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -32,7 +32,6 @@ from simplu_worker.vocabulary import MoveStep, TenantState
 DROP_ROWS: Final = 5_000  # deleted by one statement
 UNREAD_S: Final = 10.0  # for a destination of the feed that is not down
 UNREAD_POLL_S: Final = 0.2
-SHRINKING: Final = 10  # after one that ran into its timeout
 DROPS: Final = ("drop_resources", "drop_operations", "drop_batches", "drop_rejections", "drop_failures")
 
 TenantLock: TypeAlias = Literal["lock_incoming", "lock_left"]
@@ -86,16 +85,6 @@ async def _has_unread(shard: ShardPool, tenant_id: str) -> bool:
 async def _is_unread(shard: ShardPool, tenant_id: str, *, is_in_file: bool) -> bool:
     async with shard.connection() as connection:
         return bool(await connection.fetchval(QUERIES["has_unread_changes"], tenant_id, is_in_file))
-
-
-def fewer_after(error: StatementFailedError, limit: int) -> int:
-    """Return the rows to delete after *limit* of them took too long: they may be of some MB each.
-
-    Raises *error* unless it is a timeout that fewer rows may avoid.
-    """
-    if not error.is_timeout or limit == 1:
-        raise error
-    return max(1, limit // SHRINKING)
 
 
 async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:

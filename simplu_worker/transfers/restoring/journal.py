@@ -42,6 +42,7 @@ class Journal(msgspec.Struct, frozen=True):
     writes: int
     detail: dict[str, Any]
     started_at: datetime
+    written_s_ago: float
 
     @property
     def export(self) -> str | None:

@@ -22,7 +22,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -41,7 +41,7 @@ from simplu_worker.transfers.moving.copying import (
     slower_after,
 )
 from simplu_worker.transfers.moving.pacing import ChunkPace, next_pace
-from simplu_worker.transfers.moving.undoing import DROP_ROWS, fewer_after
+from simplu_worker.transfers.moving.undoing import DROP_ROWS
 from simplu_worker.transfers.restoring.export import ExportFile
 from simplu_worker.transfers.restoring.journal import (
     Beginning,
@@ -162,10 +162,21 @@ class Restorer:
         """Whether the tenant waits until a restorer has ended."""
         return self._step in {RestoreStep.REPLACING, RestoreStep.COPIED}
 
+    @property
+    def is_released(self) -> bool:
+        """Whether the tenant goes on with the rows of the backup."""
+        return self._step is RestoreStep.DONE
+
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
         if self._step is RestoreStep.EXPORTING:
             return "nothing was overwritten, and the tenant goes on within seconds; run the same command again"
+        if self.is_released:
+            return (
+                "the tenant was released and goes on, but the shard's standbys have not confirmed that: do not restore "
+                "it again, which would undo what it has applied since. After a failover, the same command without "
+                "--apply tells whether the restore has to go on"
+            )
         return "the tenant's operations wait until the same command has ended: run it again"
 
     async def _run_once(self) -> RestoreCertificate:
@@ -202,6 +213,7 @@ class Restorer:
             journal = await read_journal(connection, restore.tenant_id)
             beginning = beginning_of(tenant, journal, restore.mode, self._own_runs, self._earlier_run)
             if beginning is Beginning.ENDED:
+                self._step = RestoreStep.DONE
                 return beginning
             await check_clocks(connection, self._live)  # the deadline of the fence, and how old the log may be
             self._own_runs.add(run)  # before the commit, which may have no answer

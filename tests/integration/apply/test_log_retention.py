@@ -24,10 +24,11 @@ from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, StreamSummary
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.log.retention import LogRetention
+from simplu_worker.shards.log.retention import EVER, LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.timing.clock import OwnClock
 
 DAY = timedelta(days=1)
@@ -292,6 +293,72 @@ async def test_retention_keeps_its_pace_beside_other_work(pools: Pools, make_sha
         counts = await LogRetention(pools, keeps(15 * DAY), turn_s=30, statement_rows=100).take_turn()
         working.cancel()
     assert counts == {"shard-1": 6000}
+
+
+async def on_deleted_outcome(address: ShardAddress, action: str) -> None:
+    """Have the shard do *action* for each row of `log_outcomes` before it is deleted."""
+    await execute(
+        address.connection_string,
+        "CREATE OR REPLACE FUNCTION react() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN {action}; RETURN OLD; END $$;"
+        " CREATE OR REPLACE TRIGGER react BEFORE DELETE ON log_outcomes FOR EACH ROW EXECUTE FUNCTION react()",
+    )
+
+
+async def test_statement_counts_the_time_of_the_results_that_it_deletes(make_shard: ShardMaker) -> None:
+    """They may be of some MB each, and take nearly all of it."""
+    address = await make_shard()
+    await add_rows(address, "old", age=20 * DAY, count=4)
+    await on_deleted_outcome(address, "PERFORM pg_sleep(0.05)")
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        row = await connection.fetchrow(QUERIES["forget_batches"], (15 * DAY).total_seconds(), 1000, EVER)
+    finally:
+        await connection.close()
+    assert row is not None
+    assert (row["row_count"], row["busy_s"] >= 0.1) == (4, True)
+
+
+@pytest.mark.slow(0.3)
+async def test_retention_deletes_fewer_rows_after_a_statement_that_took_too_long(make_shard: ShardMaker) -> None:
+    """It goes on in the same turn, and deletes what is beside the log too."""
+    address = await make_shard()
+    await add_rows(address, "old", age=20 * DAY, count=60, batch_rows=6)
+    await execute(
+        address.connection_string, "INSERT INTO message_failures VALUES ('b-l', 'm', 2, now() - interval '16 days')"
+    )
+    await on_deleted_outcome(address, "PERFORM pg_sleep(0.02)")
+    async with Pools(size=2, timeouts=ShardTimeouts(statement_s=0.4)) as pools:
+        pools.ensure_pool(address)
+        with capture_logs() as logs:
+            assert await LogRetention(pools, keeps(15 * DAY), statement_rows=100).take_turn() == {"shard-1": 60}
+    assert [event["event"] for event in logs] == ["operations.forgotten"]
+    assert await left_on(address) == 0
+
+
+async def test_retention_warns_of_a_shard_whose_old_rows_stay_turn_after_turn(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """With the error; every ten turns in a row, until all old rows are deleted."""
+    address = await make_shard()
+    pools.ensure_pool(address)
+    await add_rows(address, "old", age=20 * DAY, count=4)
+    await on_deleted_outcome(address, "RAISE EXCEPTION 'no'")
+    retention = LogRetention(pools, keeps(15 * DAY))
+
+    async def warnings_of(turns: int) -> list[tuple[str, int]]:
+        with capture_logs() as logs:
+            for _ in range(turns):
+                await retention.take_turn()
+        late = [event for event in logs if event["event"] == "retention.late"]
+        assert all("P0001" in event["error"] for event in late)
+        return [(event["shard_id"], event["turn_count"]) for event in late]
+
+    assert await warnings_of(9) == []
+    assert await warnings_of(11) == [("shard-1", 10), ("shard-1", 20)]
+    await on_deleted_outcome(address, "NULL")
+    assert await warnings_of(11) == []
+    assert await left_on(address) == 0
 
 
 @pytest.mark.slow(0.3)

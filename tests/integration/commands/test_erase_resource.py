@@ -222,6 +222,23 @@ async def test_people_read_what_was_found_and_what_stays(
     assert all(MARKER not in text and PERSON not in text for text in texts)
 
 
+@pytest.mark.slow(0.5)
+async def test_tables_of_before_an_adoption_are_named(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On every shard that has one: an adoption may have left rows of the tenant where the tenant has no home."""
+    home, other, usual = [await make_shard(name) for name in "abc"]
+    await add_tenant_at(home)
+    for address in (home, other):
+        await ask(address, "CREATE TABLE resources_before_adoption (id bigint)")
+    settings = settings_of(tmp_path, home, other, usual)
+    assert (await terminal.erase(settings, apply=False)).json["remains"]["oldTables"] == ["a", "b"]
+    assert await erase_resource(settings, ERASURE, apply=True, as_json=False) == 0
+    printed = capfd.readouterr().err
+    for shard_id in "ab":
+        assert f"stays: rows of before the adoption of shard {shard_id}, in its table resources_before_" in printed
+
+
 async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
     """As each change of a resource that no operation makes; one for the row that was there."""
     address = await make_shard("a")

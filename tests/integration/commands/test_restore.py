@@ -19,6 +19,7 @@ from simplu_worker.commands.erasure.command import erase_resource
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.erasing.standing import Erasure
@@ -32,11 +33,11 @@ VALUES ('stream', 'shard-0', '7/0', true, gen_random_uuid())
 """
 
 
-def settings_of(folder: Path, live: ShardAddress, backup: ShardAddress | None) -> Settings:
+def settings_of(folder: Path, live: ShardAddress, backup: ShardAddress | None, **more: str) -> Settings:
     """Return the settings of a command with a map of one shard, and the URL of its backup."""
     listed = [{"shardId": live.shard_id, "connectionString": live.connection_string}]
     (folder / "map.json").write_text(json.dumps({"shards": listed}))
-    env = {"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(folder / "map.json")}
+    env = {"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(folder / "map.json")} | more
     return settings_in(env | ({} if backup is None else {"BACKUP_URL": backup.connection_string}))
 
 
@@ -180,6 +181,36 @@ async def test_restore_that_ends_too_early_names_the_next_command(
     assert "wait until the same command has ended: run it again" in capsys.readouterr().err
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "fenced"}]
     assert await restore_tenant(settings_of(tmp_path, *shards), command(), as_json=False) == 0
+
+
+@pytest.mark.slow(0.3)
+async def test_restore_that_was_not_confirmed_is_not_repeated_by_the_same_command(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tenant goes on, and the cache was cleared, or the command says that it was not; another file repeats it."""
+
+    async def fail(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    settings = settings_of(tmp_path, *shards, REDIS_URL="redis://127.0.0.1:1/0")
+    with monkeypatch.context() as patched:
+        patched.setattr(ReplicationWaiter, "wait_for_transaction", fail)
+        with pytest.raises(asyncio.CancelledError):
+            await restore_tenant(settings, command(), as_json=False)
+    printed = capsys.readouterr().err
+    assert "the tenant was released and goes on" in printed
+    assert "the cache was not cleared" in printed
+    before = await ask(shards[0], "SELECT *, ctid FROM tenants")
+
+    (export,) = exports(tmp_path)
+    for same in (command(), command(export=export)):
+        with pytest.raises(PermanentError, match=r"restored with --as-of-backup 0 h ago, .* another file than .*jsonl"):
+            await restore_tenant(settings, same, as_json=False)
+    assert await restore_tenant(settings, command(apply=False), as_json=False) == 0
+    assert "--apply is refused: expected a tenant that was not restored within 24 h" in capsys.readouterr().err
+    assert await ask(shards[0], "SELECT *, ctid FROM tenants") == before
+
+    assert await restore_tenant(settings, command(export=tmp_path / "again.jsonl"), as_json=False) == 0
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import re
@@ -25,11 +26,14 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info.items import Business
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.importing.certificate import ImportState, TenantReport
 from simplu_worker.transfers.importing.copying import CopyCallbacks
 from simplu_worker.transfers.importing.following import FollowRound
 from simplu_worker.transfers.importing.importer import (
+    ALL_DELETED,
     OTHER_MAPPING,
     Importer,
     ImportOptions,
@@ -38,7 +42,8 @@ from simplu_worker.transfers.importing.importer import (
 )
 from simplu_worker.transfers.importing.mapping import OWN_SHAPE, MappingRefusedError, SourceMapping, parse_mapping
 from simplu_worker.transfers.importing.rules import IS_DUPLICATE, NO_TENANT, NOT_AN_OBJECT, RefusedRow
-from simplu_worker.transfers.importing.source import ImportSource, SourceRefusedError
+from simplu_worker.transfers.importing.source import PART_MAX_BYTES, ImportSource, SourceRefusedError
+from simplu_worker.transfers.importing.statements import RowSelection
 from simplu_worker.vocabulary import Absence
 
 slow = pytest.mark.slow(0.7)
@@ -279,6 +284,39 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
     assert {(report.state, report.deleted, report.rows) for report in result.reports} == {
         (ImportState.IMPORTED, 3, row_count(1, ORDERS) - 3)
     }
+
+
+@slow
+async def test_tenant_with_deleted_rows_alone_is_noted_in_the_plan(case: Case) -> None:
+    """It is imported, as operations may come for it; a source may keep such rows of businesses that left."""
+    assert not any(ALL_DELETED in note for note in (await case.importer().plan()).notes)
+    await case.change_source("INSERT INTO restaurants VALUES (9, 'Gone', NULL, NULL, now(), now(), now())")
+
+    result = await case.importer().plan()
+
+    assert (report_of(result, "9 main").state, report_of(result, "9 main").rows) == (ImportState.IMPORT, 0)
+    assert f"{ALL_DELETED}: 1" in result.notes
+
+
+@slow
+async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
+    """Not a whole page of them for each connection, also where a tenant is read by its keys."""
+    await case.change_source(
+        "INSERT INTO orders SELECT 1000 + n, 4, 'open', 1, repeat('x', 1000000), NULL, now(), now()"
+        " FROM generate_series(1, 10) AS n"
+    )
+    selection = RowSelection(("4",), datetime.now(UTC))
+    async with ImportSource(ShardAddress("source", case.url)).open_snapshot() as snapshot:
+        tables, _ = await snapshot.reader.describe(case.mapping)
+        orders = next(table for table in tables if table.mapping.table == "orders")
+        for by_key in (False, True):
+            parts = [part async for part in snapshot.reader.read_table(orders, selection, (), by_key=by_key)]
+
+            assert sum(map(len, parts)) == ORDERS + 10
+            assert {row.resource_id for part in parts for row in part} >= {str(1001 + number) for number in range(10)}
+            sizes = [sum(len(row.document or "") for row in part) for part in parts]
+            assert sum(sizes) > 10_000_000
+            assert max(sizes) <= PART_MAX_BYTES
 
 
 @slow
@@ -590,6 +628,34 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case, monke
     assert set(states(await case.importer(leave_refused=True).apply()).values()) == {"imported", "there"}
 
 
+@pytest.mark.slow(3)
+async def test_rows_that_take_long_are_discarded_a_few_at_a_time(case: Case) -> None:
+    """Documents may be of some MB each; an import must not become one that neither goes on nor is discarded."""
+    await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id = 2")
+    await case.importer().apply()
+    pool = case.routed.pools.pool_of("shard-1")
+    await fetch(
+        pool,
+        'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
+        " SELECT '2-main', 'hotel', 'orders', 'more' || number, '{}', now(), now()"
+        " FROM generate_series(1, 250) AS number",
+    )
+    await execute(
+        pool.address.connection_string,
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.006); RETURN OLD; END $$;"
+        " CREATE TRIGGER wait BEFORE DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait();",
+    )
+
+    async with Pools(size=2, timeouts=ShardTimeouts(statement_s=1.0)) as pools:
+        pools.ensure_pool(pool.address)
+        hurried = dataclasses.replace(case, routed=dataclasses.replace(case.routed, pools=pools))
+        result = await hurried.importer().discard(apply=True)
+
+    assert [(report.name, report.state) for report in result.reports] == [("2 main", ImportState.DISCARDED)]
+    assert await case.fetch("SELECT id FROM resources WHERE id = '2-main'") == []
+
+
 @slow
 async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) -> None:
     """The run that took it over last. The other one reports that, and writes no more; each tenant is whole."""
@@ -642,6 +708,24 @@ async def test_another_database_of_the_same_name_is_another_source(case: Case) -
     }
     sources = await case.fetch("SELECT DISTINCT source FROM imports WHERE tenant_id <> '1-main'")
     assert all(re.fullmatch(r"restaurants_\d+ of \d{10,}", row["source"]) for row in sources)
+
+
+@slow
+async def test_import_of_a_source_with_another_identity_is_discarded_by_its_name(case: Case) -> None:
+    """As after a dump is restored on a newer server: the tenants are refused until then, and the text has the name."""
+    await follow(case, "SELECT 1")
+    await case.fetch("UPDATE imports SET source = 'pos of 7' WHERE tenant_id IN ('1-main', '4-main')")
+
+    refused = report_of(await case.importer().plan(), "1 main")
+    result = await case.importer().discard(apply=True, identity="pos of 7")
+
+    assert (refused.state, "--source 'pos of 7'" in (refused.detail or "")) == (ImportState.REFUSED, True)
+    assert {(one.name, one.state) for one in result.reports} == {
+        ("1 main", ImportState.DISCARDED),
+        ("4 main", ImportState.DISCARDED),
+    }
+    assert result.source == "pos of 7"
+    assert set(states(await case.importer().apply()).values()) == {"imported"}
 
 
 @slow
@@ -725,7 +809,7 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
 
 @pytest.mark.slow(2)
 async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_run(case: Case) -> None:
-    """Each is reported with the error, by class and code."""
+    """Each is reported with the error, by class and code; those that come later miss the snapshot, not a table."""
     ended = False
     tasks: list[asyncio.Future[None]] = []
 
@@ -738,12 +822,29 @@ async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_r
     result = await case.importer(on_rows=end, max_rows_per_s=100).apply()
     await asyncio.gather(*tasks)
 
-    failed = [report for report in result.reports if report.state is ImportState.FAILED]
-    assert failed
+    failed = [report for report in result.reports if report.state is not ImportState.IMPORTED]
+    assert {report.state for report in failed} == {ImportState.FAILED}
+    assert any("expected the snapshot of this run, got none (" in (report.detail or "") for report in failed)
     assert all((report.detail or "").startswith("IMPORT_SOURCE_URL: ") for report in failed)
     again = states(await case.importer().apply())
     assert set(again.values()) <= {"imported", "there"}
     assert [again[report.name] for report in failed] == ["imported"] * len(failed)
+
+
+@slow
+async def test_transaction_timeout_of_the_source_is_not_that_of_the_import(case: Case) -> None:
+    """PostgreSQL has this setting from version 17 on. The snapshot would end with its transaction."""
+    await case.change_source("""
+        DO $$ BEGIN
+            IF current_setting('server_version_num')::int >= 170000 THEN
+                EXECUTE format('ALTER DATABASE %I SET transaction_timeout = 200', current_database());
+            END IF;
+        END $$
+    """)
+
+    result = await case.importer(max_rows_per_s=500).apply()
+
+    assert set(states(result).values()) == {"imported"}
 
 
 @slow
@@ -797,6 +898,20 @@ async def test_role_without_rights_is_refused(case: Case) -> None:
     finally:
         case.url = url
         await case.change_source("DROP ROLE poor")
+
+
+@slow
+async def test_column_without_an_equality_is_refused_with_a_remedy_of_the_source(case: Case) -> None:
+    """No command of ours changes the source's tables."""
+    await case.change_source("CREATE TABLE odd (tenant json, number integer); INSERT INTO odd VALUES ('1', 1)")
+    table = {"table": "odd", "resource_type": "odd", "key": ["number"], "tenant": ["tenant"]}
+    mapping = {"tenants": {"business_type": "gym", "location": "main"}, "tables": [table]}
+    case.mapping = parse_mapping(json.dumps(mapping).encode(), is_json=True)
+
+    (report,) = (await case.importer().plan()).reports
+
+    assert report.state is ImportState.REFUSED
+    assert (report.detail or "").endswith("as the mapping names them, got: a function is missing (42883)")
 
 
 async def test_source_of_our_own_shape_needs_no_mapping(

@@ -27,7 +27,7 @@ from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move, MoveOptions
 from simplu_worker.transfers.moving.undoing import undo_move
 from simplu_worker.transfers.restoring import restorer as module
-from simplu_worker.transfers.restoring.journal import RestoreMode, RestoreTakenError
+from simplu_worker.transfers.restoring.journal import RestoreMode, RestoreStep, RestoreTakenError
 from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
 
 pytestmark = pytest.mark.slow
@@ -418,6 +418,34 @@ async def test_end_without_an_answer_is_no_new_beginning(world: World, monkeypat
     assert (times, await world.tenant()) == (2, ("active", 2))
     assert certificate.rows_restored == 6
     assert [path.name for path in _files(world)] == ["export.jsonl"]
+
+
+@pytest.mark.parametrize("has_answer", [True, False])
+async def test_release_that_is_never_confirmed_is_told_as_one(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, has_answer: bool
+) -> None:
+    """The tenant goes on: a second restore would undo what it applies. Also where the release had no answer."""
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
+    original = restorer._release
+
+    async def release() -> None:
+        await original()
+        if not has_answer:
+            restorer._step = RestoreStep.COPIED
+            raise RetryableError("no answer")
+
+    async def never(*_: Any) -> None:
+        raise RetryableError("not confirmed")
+
+    monkeypatch.setattr(restorer, "_release", release)
+    monkeypatch.setattr(world.commits, "wait_for_transaction", never)
+
+    with pytest.raises(RetryableError, match=r"not confirmed; the tenant was released and goes on, .* do not restore"):
+        await restorer.run()
+
+    assert await world.tenant() == ("active", 2)
 
 
 async def test_shard_that_has_lost_the_fence_is_exported_once_more(

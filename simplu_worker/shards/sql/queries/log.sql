@@ -125,7 +125,8 @@ WHERE tenants.id = $2;
 -- still see these, each statement that begins with the oldest would pass by all of them.
 -- Where the shard has a feed, the highest of them is noted: a cursor before it has a gap.
 -- Return how many operations there were, the time of the newest, how long ago the oldest was due, and what the statement
--- took; `is_last` if there are no more.
+-- took, for which it reads the clock once all rows are deleted: what no other part refers to would be deleted after that.
+-- `is_last` if there are no more.
 WITH due AS MATERIALIZED (
     SELECT batch_id, completed_at, row_count
     FROM public.log_batches
@@ -143,7 +144,7 @@ WITH due AS MATERIALIZED (
 ), taken AS MATERIALIZED (
     SELECT batch_id, completed_at FROM summed WHERE row_count_before < $2
 ), outcomes AS (
-    DELETE FROM public.log_outcomes WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM taken))
+    DELETE FROM public.log_outcomes WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM taken)) RETURNING 1
 ), rows AS (
     DELETE FROM public.log_rows WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM taken)) RETURNING 1
 ), batches AS (
@@ -166,6 +167,9 @@ SELECT
     coalesce(
         extract(EPOCH FROM pg_catalog.now() - pg_catalog.min(completed_at))::pg_catalog.float8 - $1, 0
     ) AS late_s,
-    extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp())::pg_catalog.float8 AS busy_s,
+    CASE
+        WHEN (SELECT pg_catalog.count(*) FROM outcomes) IS NOT NULL AND (SELECT pg_catalog.count(*) FROM rows) IS NOT NULL
+        THEN extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp())::pg_catalog.float8
+    END AS busy_s,
     pg_catalog.count(*) = (SELECT pg_catalog.count(*) FROM due) AND pg_catalog.count(*) < $2 AS is_last
 FROM batches;

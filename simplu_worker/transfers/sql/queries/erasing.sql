@@ -32,6 +32,10 @@ SELECT
 FROM public.tenants
 WHERE id = $1;
 
+-- name: has_old_table
+-- Whether the shard was adopted, and still has the table of the other program, with rows of before.
+SELECT pg_catalog.to_regclass('public.resources_before_adoption') IS NOT NULL;
+
 -- name: lock_erased
 -- Begins each further transaction of an erasure: since the first one no mover and no restorer has come, and none comes
 -- before the commit.

@@ -2,8 +2,10 @@
 -- the number of writes in the journal on by one, while the journal has its run and the tenant's row its token.
 
 -- name: find_restore
--- The journal of the tenant $1.
-SELECT run::pg_catalog.text AS run, move_token, mode, step, writes, detail::pg_catalog.text AS detail, started_at
+-- The journal of the tenant $1, and how long ago it was written, by the shard's clock.
+SELECT
+    run::pg_catalog.text AS run, move_token, mode, step, writes, detail::pg_catalog.text AS detail, started_at,
+    extract(EPOCH FROM pg_catalog.clock_timestamp() - updated_at)::pg_catalog.float8 AS written_s_ago
 FROM public.restores
 WHERE tenant_id = $1;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from simplu_worker.commands.backups.position_rules import JudgedPosition, Positi
 from simplu_worker.commands.tenants.restore_rules import (
     refusal_of_database,
     refusal_of_positions,
+    refusal_of_repetition,
     refusal_of_rows,
 )
-from simplu_worker.transfers.restoring.journal import RestoreMode
+from simplu_worker.transfers.restoring.journal import Journal, RestoreMode, RestoreStep
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -90,6 +92,27 @@ def test_backup_is_a_database_of_its_own() -> None:
     assert "got a standby" in (refusal_of_database(live | {"is_standby": True, "started_at": NOW - DAY}, live) or "")
     assert refusal_of_database(live | {"database": "restored"}, live) is None
     assert refusal_of_database(live | {"started_at": NOW - DAY}, live) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "mode", "hours", "export", "is_refused"),
+    [
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/first", True),
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 23.9, None, True),
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 24.1, None, False),
+        (RestoreStep.DONE, RestoreMode.AS_OF_BACKUP, 0.1, "/second", False),
+        (RestoreStep.DONE, RestoreMode.CATCH_UP, 0.1, None, False),
+        (RestoreStep.COPIED, RestoreMode.AS_OF_BACKUP, 0.1, None, False),
+    ],
+)
+def test_restore_that_has_ended_is_repeated_only_with_another_file(
+    step: RestoreStep, mode: RestoreMode, hours: float, export: str | None, *, is_refused: bool
+) -> None:
+    """It undoes what the tenant has applied since; the same command may have been repeated for want of an answer."""
+    journal = Journal("run", 1, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "/first"}, NOW, hours * 3600)
+    found = refusal_of_repetition(journal, mode, None if export is None else Path(export))
+    assert (found is not None) == is_refused
+    assert refusal_of_repetition(None, mode, None) is None
 
 
 @given(st.lists(st.integers(0, 60)), st.integers(2, 60), st.integers(1, 60))

@@ -265,9 +265,9 @@ OTHER_PAIR = msgspec.structs.replace(home(ACTIVE), business_id="b-l")
         ([home(INCOMING, "db", "copying")], PlaceStep.CONTINUE, None),
         ([home(INCOMING, "db", "following")], PlaceStep.CONTINUE, None),
         (
-            [home(INCOMING, "other", "copying")],
+            [home(INCOMING, "pos of 7", "copying")],
             PlaceStep.REFUSE,
-            "shard s1 has it from the database other; discard that import first",
+            "shard s1 has it from the database pos of 7; discard that import first, by --discard --source 'pos of 7'",
         ),
         ([home(INCOMING)], PlaceStep.REFUSE, "shard s1 has it already, incoming"),
         ([home(ACTIVE, "db", "activated")], PlaceStep.DONE, None),

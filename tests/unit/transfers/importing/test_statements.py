@@ -17,6 +17,7 @@ from simplu_worker.transfers.importing.statements import (
     MEMBERS_AT_ONCE,
     RowSelection,
     SourceStatement,
+    begin,
     list_changed_tenants,
     list_deleted,
     list_duplicates,
@@ -62,6 +63,12 @@ def test_names_and_values_of_a_mapping_are_never_sql(names: list[str], kind: str
         assert "it's" not in statement.sql
         numbers = {int(number) for number in re.findall(r"\$(\d+)", QUOTED.sub("", statement.sql))}
         assert numbers == set(range(1, len(statement.arguments) + 1))
+
+
+def test_transaction_has_no_timeout_on_servers_that_know_the_setting() -> None:
+    """From PostgreSQL 17 on; older ones refuse it."""
+    setting = "SET LOCAL transaction_timeout = 0;"
+    assert [version for version in (11, 16, 17, 18) if setting in begin(version)] == [17, 18]
 
 
 def test_statements_are_those_of_the_file() -> None:

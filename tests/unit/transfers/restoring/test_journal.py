@@ -29,7 +29,7 @@ def tenant(state: TenantState, token: int = 3) -> MovingTenant:
 
 def journal(step: RestoreStep, run: str = "earlier", token: int = 3) -> Journal:
     """Return the journal of a restore as of the backup."""
-    return Journal(run, token, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "file"}, NOW)
+    return Journal(run, token, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "file"}, NOW, 1.0)
 
 
 @pytest.mark.parametrize(
