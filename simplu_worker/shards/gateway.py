@@ -31,11 +31,12 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.directory import DESTROYED_STATES, Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.shards.tenant_usage import TenantUsage
+from simplu_worker.shards.tenants.control_rules import is_row_of
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
 from simplu_worker.shards.types import (
     Lever,
@@ -49,7 +50,7 @@ from simplu_worker.shards.types import (
     TenantPausedError,
 )
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import Absence, TargetKind
+from simplu_worker.vocabulary import Absence, TargetKind, TenantState
 
 HOMELESS: Final = (Absence.UNREGISTERED, Absence.NOT_HERE)
 RESOURCE_SHOWN_MAX_BYTES: Final = 256 * 1024  # of a document for a person to look at
@@ -603,17 +604,23 @@ class ShardGateway:
 
     async def steer_tenant(
         self, business_id: str, location_id: str, lever: Lever
-    ) -> tuple[str, dict[str, Any]] | Absence:
+    ) -> tuple[str, dict[str, Any]] | TenantState | Absence:
         """Set what a person wants for a tenant; return its shard, and `paused_until` and `weight` of its row.
 
-        Or why it has no shard now: `MOVING` also where its state is another one than active.
+        Or the state of a tenant that is destroyed or being destroyed; or why the tenant has no shard now.
         """
         tenant_id = tenant_id_of(business_id, location_id)
 
-        async def steer(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+        async def steer(shard: ShardAddress) -> tuple[str, dict[str, Any]] | TenantState | Absence | None:
             ids = (tenant_id, business_id, location_id)
             row = await self._fetch_one(shard, "steer_tenant", *ids, lever.pause_s, lever.weight)
-            return None if row is None else (shard.shard_id, row)
+            if row is not None:
+                return shard.shard_id, row
+            if (row := await self._fetch_one(shard, "find_tenants", [tenant_id])) is None:
+                return None
+            if not is_row_of(row, business_id, location_id):
+                return Absence.UNREGISTERED
+            return TenantState(row["state"]) if row["state"] in DESTROYED_STATES else None
 
         return await self._directory.ask_home(tenant_id, steer) if is_storable(tenant_id) else Absence.UNREGISTERED
 

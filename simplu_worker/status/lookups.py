@@ -37,7 +37,7 @@ from simplu_worker.status.views import (
 )
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus, TenantState
 
 
 class Lookups:
@@ -201,8 +201,9 @@ class Lookups:
     async def steer_tenant(self, business_id: str, location_id: str, lever: Lever) -> HttpAnswer:
         """Answer `POST /tenants/{businessId}/{locationId}/pause`, `/resume` and `/weight`."""
         found = await self._gateway.steer_tenant(business_id, location_id, lever)
-        if isinstance(found, Absence):
-            return (409 if found is Absence.MOVING else 404), {"error": not_steered_error(found)}
+        if not isinstance(found, tuple):
+            is_here = found is Absence.MOVING or isinstance(found, TenantState)
+            return (409 if is_here else 404), {"error": not_steered_error(found)}
         return 200, levers_view(*found)
 
     async def inspect_shards(self) -> HttpAnswer:

@@ -14,7 +14,7 @@ from simplu_worker.shards.health.all_shards import InspectedShard
 from simplu_worker.shards.health.assessment import health_view
 from simplu_worker.shards.types import Lever
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import Absence
+from simplu_worker.vocabulary import Absence, TenantState
 
 
 def trouble_view(trouble: Trouble) -> dict[str, Any]:
@@ -111,9 +111,10 @@ def lever_members(lever: Lever) -> dict[str, float]:
     return {name: value for name, value in members.items() if value}
 
 
-def not_steered_error(absence: Absence) -> str:
+def not_steered_error(found: TenantState | Absence) -> str:
     """Return the error for a tenant for which nothing was set."""
-    return f"expected an active tenant, got one that is {absence}; when it is being moved, try again"
+    remedy = "; try again once its move has ended" if found is Absence.MOVING else ""
+    return f"expected an active tenant, got one that is {found}{remedy}"
 
 
 def shard_view(shard: InspectedShard) -> dict[str, Any]:

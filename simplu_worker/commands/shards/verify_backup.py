@@ -23,11 +23,12 @@ COLUMNS = ("stream shard", "position", "lacks records since", "state")
 
 
 class BackupReport(msgspec.Struct):
-    """The result: the content of the backup, its positions, and every problem."""
+    """The result: the content of the backup, its positions, and every problem; *notes* name what else is to be done."""
 
     place: str
     checked_at: datetime
     problems: list[str]
+    notes: list[str] = []
     content: BackupContent | None = None
     retention_s: float | None = None
     positions: list[JudgedPosition] = []
@@ -65,8 +66,14 @@ async def _read_content(settings: Settings, address: ShardAddress, report: Backu
         report.content = await read_backup(pool, stream_name and stream_name.rpartition("/")[2])
     if report.content is None:
         report.problems.append("expected a shard, got an empty database; check BACKUP_URL, or restore again")
-    elif (refusal := refusal_of(report.content.schema, worker_version=SCHEMA_VERSION)) is not None:
+        return
+    if (refusal := refusal_of(report.content.schema, worker_version=SCHEMA_VERSION)) is not None:
         report.problems.append(refusal)
+    if report.content.schema.is_behind:
+        report.notes.append(
+            "its log is ahead of its server's transaction numbers, as after a dump: once it has the shard's place, "
+            f"workers hold the shard until you run simplu-worker shards raise-numbers {address.shard_id} --apply"
+        )
 
 
 async def _judge_positions(settings: Settings, content: BackupContent, report: BackupReport) -> None:
@@ -95,7 +102,7 @@ def _members(shard_id: str, report: BackupReport) -> dict[str, Any]:
         {"streamShard": one.stream_shard_id, "position": one.position, "since": one.since, "state": one.state}
         for one in report.positions
     ]
-    return members | {"problems": report.problems}
+    return members | {"problems": report.problems, "notes": report.notes}
 
 
 def _print(shard_id: str, report: BackupReport) -> None:
@@ -109,8 +116,8 @@ def _print(shard_id: str, report: BackupReport) -> None:
     if report.positions:
         rows = [(one.stream_shard_id, one.position, _format_time(one.since), one.state) for one in report.positions]
         print_table(COLUMNS, rows)
-    for problem in report.problems:
-        print_note(problem)
+    for remark in (*report.problems, *report.notes):
+        print_note(remark)
 
 
 def _format_time(time: datetime | None) -> str | None:

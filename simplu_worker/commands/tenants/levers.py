@@ -12,7 +12,6 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.shards.types import Lever
 from simplu_worker.status.access.audit import COMMAND, Actor, logged_action
 from simplu_worker.status.views import lever_action, lever_members, levers_view, not_steered_error
-from simplu_worker.vocabulary import Absence
 
 
 async def steer_tenant(settings: Settings, business_id: str, location_id: str, lever: Lever, *, as_json: bool) -> int:
@@ -24,7 +23,7 @@ async def steer_tenant(settings: Settings, business_id: str, location_id: str, l
     async with open_shards(settings) as shards:
         with logged_action(lever_action(lever), actor, asked) as acted:
             found = await shards.gateway.steer_tenant(business_id, location_id, lever)
-            if isinstance(found, Absence):
+            if not isinstance(found, tuple):
                 raise PermanentError(not_steered_error(found))
             acted.answer = view = levers_view(*found)
     if as_json:

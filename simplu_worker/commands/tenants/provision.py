@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
-from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
@@ -19,6 +18,7 @@ from simplu_worker.commands.tenants.audit_rules import AuditSubject, DifferenceK
 from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, ListingPage, TenantInventory
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
+from simplu_worker.shards.routing.directory import DESTROYED_STATES
 from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL
 from simplu_worker.shards.tenants.known_types import find_known_types
 from simplu_worker.shards.tenants.provisioning import Provisioner
@@ -58,20 +58,39 @@ class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 async def provision_tenant(
     settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
 ) -> int:
-    """Register the tenant and create it on its shard, unless it exists. Return 1 if a newer message forbids it."""
+    """Register the tenant and create it on its shard; never change one that exists, as any control message is newer.
+
+    Return 1 for a tenant that is not active: destroyed, being destroyed, or being moved.
+    """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(business_id, location_id)
-    request = ProvisionRequest(business_id, location_id, business_type, requested_at=datetime.now(UTC))
+    request = ProvisionRequest(business_id, location_id, business_type, BEFORE_ANY_CONTROL)
     async with open_shards(settings) as shards:
         result = await shards.provisioner.provision(request)
-        shard_id = await _find_shard(shards, tenant_id)
-    if as_json:
-        print_json({"businessId": business_id, "locationId": location_id, "result": result, "shardId": shard_id})
+        found = await shards.gateway.find_tenant(tenant_id)
+    if isinstance(found, Absence):
+        shard_id, state, its_type = None, str(found), business_type
     else:
-        print_line(f"{result}: {business_id} {location_id}, {business_type}, on shard {shard_id or 'unknown'}")
+        shard_id, row = found
+        state, its_type = row["state"], row["business_type"]
+    if result is ProvisionResult.STALE and state == TenantState.ACTIVE:
+        result = ProvisionResult.EXISTED
+    if as_json:
+        members = {"businessId": business_id, "locationId": location_id, "businessType": its_type}
+        print_json(members | {"result": result, "shardId": shard_id})
+    else:
+        print_line(f"{result}: {business_id} {location_id}, {its_type}, on shard {shard_id or 'unknown'}")
+    if its_type != business_type:
+        print_note(f"the tenant keeps its type {its_type}: nothing was changed to {business_type}")
     if result is ProvisionResult.STALE:
-        print_note("a newer control message was applied to the tenant: nothing was changed")
+        print_note(f"nothing was changed: the tenant is {state}; {_remedy(state)}")
     return 1 if result is ProvisionResult.STALE else 0
+
+
+def _remedy(state: str) -> str:
+    if state in DESTROYED_STATES:
+        return "to bring it back, send a SHARD_CREATION"
+    return "run this again once its move or import has ended"
 
 
 async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
@@ -179,11 +198,6 @@ def _with_result(planned: PlannedTenant, answer: ProvisionAnswer) -> PlannedTena
             return msgspec.structs.replace(
                 planned, step=ProvisionStep.MADE, detail="by another worker or command at the same time"
             )
-
-
-async def _find_shard(shards: Shards, tenant_id: str) -> str | None:
-    found = await shards.gateway.find(tenant_id)
-    return None if isinstance(found, Absence) else found
 
 
 def _row(planned: PlannedTenant) -> tuple[object, ...]:

@@ -37,8 +37,9 @@ class Settler(Protocol):
         """Make a tenant active that a mover has left ready on *target_id*; return whether it was."""
 
 
+DESTROYED_STATES: Final = frozenset({TenantState.DESTROYING, TenantState.DESTROYED})
 # Of tenants in these states the shard itself decides the outcome of operations.
-SERVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
+SERVED_STATES: Final = DESTROYED_STATES | {TenantState.ACTIVE}
 FENCED_STATES: Final = frozenset({TenantState.FENCED})
 HOME_STATES: Final = SERVED_STATES | FENCED_STATES  # as `lives_here` in sql/queries/tenants.sql
 MOVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, *ARRIVING_STATES})
@@ -254,7 +255,8 @@ class Directory:
         """Return the tenant's home if it may be used; ends what a mover that was killed has left."""
         state, shard_id = home.tenant["state"], home.address.shard_id
         self._paused_until.pop(tenant_id, None)
-        if (paused_s := home.tenant["paused_s"]) is not None:
+        # A pause binds no destroyed tenant, whose operations end at once; it binds again if the tenant is restored.
+        if (paused_s := home.tenant["paused_s"]) is not None and state not in DESTROYED_STATES:
             self._paused_until[tenant_id] = self._clock() + paused_s
         is_settled = state in SERVED_STATES
         if self._settler is not None and state == TenantState.FENCED:

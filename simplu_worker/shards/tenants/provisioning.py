@@ -186,8 +186,11 @@ class Provisioner:
         made: dict[str, ProvisionAnswer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
-            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, RowResult) else row
-            _log_result(request, shard, made[request.tenant_id])
+            if isinstance(row, RowResult):
+                made[request.tenant_id] = RESULTS[row.step]
+                _log_result(request, shard, row)
+            else:
+                made[request.tenant_id] = row
         # Of an existing tenant too: the process that made it may have ended before its invalidation.
         self._on_change(
             ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
@@ -235,15 +238,16 @@ def check_business_type(business_type: str) -> None:
         )
 
 
-def _log_result(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:
-    if isinstance(answer, ProvisionResult) and answer is not ProvisionResult.STALE:
+def _log_result(request: ProvisionRequest, shard: ShardAddress, row: RowResult) -> None:
+    if row.step is not ControlStep.STALE:
         log.info(
             "tenant.provisioned",
             business_id=request.business_id,
             location_id=request.location_id,
-            business_type=request.business_type,
+            business_type=row.business_type,
+            asked_type=request.business_type,
             shard_id=shard.shard_id,
-            result=answer,
+            result=RESULTS[row.step],
         )
 
 

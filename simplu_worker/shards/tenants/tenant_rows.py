@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -31,10 +31,18 @@ NAMED_MAX: Final = 50  # types, in an error
 TRANSACTION_MAX_TENANTS: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 
 
-class RowResult(msgspec.Struct, frozen=True):
-    """The step taken for one tenant, and the server that committed the transaction."""
+class DecidedTenant(NamedTuple):
+    """The step to take for one tenant, and the business type of its row after that step."""
 
     step: ControlStep
+    business_type: str
+
+
+class RowResult(msgspec.Struct, frozen=True):
+    """The step taken for one tenant, the business type of its row, and the server that committed the transaction."""
+
+    step: ControlStep
+    business_type: str
     server: Server
 
 
@@ -74,7 +82,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             )
             made, changed = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
             await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION)
-            if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(made.values()):
+            if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(one.step for one in made.values()):
                 await check_registration(connection, pool)
             server = await note_server(connection)
     except (StatementFailedError, LostRaceError) as exc:
@@ -90,7 +98,8 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
         return {one.tenant_id: exc for one in wanted}
     outcomes = {one.tenant_id: missing[one.business_type] for one in wanted if one.business_type in missing}
     return outcomes | {
-        tenant_id: error_of(step, tenant_id) or RowResult(step, server) for tenant_id, step in made.items()
+        tenant_id: error_of(one.step, tenant_id) or RowResult(one.step, one.business_type, server)
+        for tenant_id, one in made.items()
     }
 
 
@@ -112,42 +121,46 @@ async def find_missing_types(
 
 async def _make_tenants(
     connection: Connection, wanted: Sequence[ProvisionRequest]
-) -> tuple[dict[str, ControlStep], list[str]]:
+) -> tuple[dict[str, DecidedTenant], list[str]]:
     """Insert the tenants' rows within the transaction of *connection*, unless they are there.
 
     Return the step taken for each tenant, and the tenants that got a default row.
     """
     by_id = {one.tenant_id: one for one in wanted}
-    steps = await _lock_and_decide(connection, wanted)
-    made, changed = await _insert(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE)])
+    decided = await _lock_and_decide(connection, wanted)
+    to_make = _ids_of_step(decided, ControlStep.MAKE)
+    made, changed = await _insert(connection, [by_id[tenant_id] for tenant_id in to_make])
     # Rows that another replica inserted since they were looked up.
-    steps |= await _lock_and_decide(
-        connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE) if tenant_id not in made]
-    )
-    if not made.issuperset(_ids_of_step(steps, ControlStep.MAKE)):
+    decided |= await _lock_and_decide(connection, [by_id[tenant_id] for tenant_id in to_make if tenant_id not in made])
+    if not made.issuperset(_ids_of_step(decided, ControlStep.MAKE)):
         raise LostRaceError("a tenant's row was inserted and deleted by another transaction, or its type was removed")
     for step, query in ((ControlStep.RESTORE, "restore_tenants"), (ControlStep.NOTE, "note_control")):
-        if noted := _ids_of_step(steps, step):
+        if noted := _ids_of_step(decided, step):
             times = [timestamp_text(by_id[tenant_id].requested_at) for tenant_id in noted]
             await connection.execute(QUERIES[query], noted, times)
-    remade = await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.REMAKE)])
-    return steps, [*changed, *remade]
+    remade = await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(decided, ControlStep.REMAKE)])
+    return decided, [*changed, *remade]
 
 
-async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
+async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, DecidedTenant]:
     """Lock the tenants' rows, and return the step to take for each tenant."""
     if not wanted:
         return {}
     rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
-    tenants = {row["id"]: ControlledTenant.from_row(row) for row in rows}
-    return {
-        one.tenant_id: step_of_creation(tenants.get(one.tenant_id), one.business_id, one.location_id, one.requested_at)
-        for one in wanted
-    }
+    found = {row["id"]: row for row in rows}
+    return {one.tenant_id: _decide(one, found.get(one.tenant_id)) for one in wanted}
 
 
-def _ids_of_step(steps: Mapping[str, ControlStep], step: ControlStep) -> list[str]:
-    return sorted(tenant_id for tenant_id, its_step in steps.items() if its_step is step)
+def _decide(wanted: ProvisionRequest, row: Mapping[str, Any] | None) -> DecidedTenant:
+    tenant = None if row is None else ControlledTenant.from_row(row)
+    step = step_of_creation(tenant, wanted.business_id, wanted.location_id, wanted.requested_at)
+    if row is None or step is ControlStep.REMAKE:
+        return DecidedTenant(step, wanted.business_type)
+    return DecidedTenant(step, row["business_type"])
+
+
+def _ids_of_step(decided: Mapping[str, DecidedTenant], step: ControlStep) -> list[str]:
+    return sorted(tenant_id for tenant_id, one in decided.items() if one.step is step)
 
 
 async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> tuple[set[str], list[str]]:

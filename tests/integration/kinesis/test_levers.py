@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.reader_world import World, chain, eventually, held_targets, logs, mixed, outcomes, reaches
 
 from simplu_worker.consumers.pipeline import home_lookup
-from simplu_worker.shards.types import Lever
+from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.types import Lever, TenantPausedError
+from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.vocabulary import Absence
 
 PAUSED = ("tenant b-x", "paused", "held")
@@ -24,7 +27,7 @@ def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def pause(world: World, seconds: float) -> None:
     """Pause the tenant b-x; 0 resumes it."""
-    assert not isinstance(await world.gateway.steer_tenant("b", "x", Lever(pause_s=seconds)), Absence)
+    assert isinstance(await world.gateway.steer_tenant("b", "x", Lever(pause_s=seconds)), tuple)
 
 
 async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: World) -> None:
@@ -59,7 +62,7 @@ async def test_pause_ends_by_itself(world: World) -> None:
 
     async with world.reading() as reader:
         steered = await world.gateway.steer_tenant("b", "x", Lever(pause_s=2.0))
-        assert not isinstance(steered, Absence)
+        assert isinstance(steered, tuple)
         numbers = await world.put(*chain("b-x", 3))
         await reaches(reader, numbers[-1])
 
@@ -100,6 +103,32 @@ async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> No
     assert found[1]["paused_until"] is None
 
 
+async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_again_once_it_is_restored(
+    world: World,
+) -> None:
+    """A pause binds only a tenant that may be resumed."""
+    await world.provision("b-x", "shard-1")
+    shard, gateway = await world.shard("shard-1"), world.gateway
+    destroyer = Destroyer(world.locator, gateway._directory, world.pools)
+
+    async with world.reading() as reader:
+        await pause(world, 7200.0)
+        numbers = await world.put(*chain("b-x", 3))
+        await eventually(lambda: held_targets(reader) == [PAUSED])
+        await destroyer.destroy("b", "x", datetime.now(UTC))
+        await reaches(reader, numbers[-1])
+    assert await gateway.find_taker("b-x") == "shard-1"
+    assert await outcomes(shard, "b-x") == ["tenant_destroyed"] * 3
+    replica = ReplicaStatus("replica-1", asyncio.Event())
+    replica.start(gateway, world.pools, world.locator)
+    answer = await http_views(replica).steer_tenant("b", "x", Lever(pause_s=0.0))
+    assert answer == (409, {"error": "expected an active tenant, got one that is destroying"})
+
+    await world.provision("b-x", "shard-1")
+    with pytest.raises(TenantPausedError):
+        await gateway.find_taker("b-x")
+
+
 async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
     """Every replica reads it with the tenant's row; a tenant that has it no longer is forgotten."""
     await world.provision("b-x", "shard-1")
@@ -121,10 +150,11 @@ async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
 async def test_nothing_is_set_for_another_pair_of_ids_or_a_tenant_that_is_not_active(world: World) -> None:
     """The id of a tenant alone does not tell whose it is."""
     await world.provision("b-x", "shard-1")
+    await world.provision("c-x-y", "shard-1")
     shard = await world.shard("shard-1")
     lever = Lever(weight=2.0)
 
-    assert await world.gateway.steer_tenant("b-x", "", lever) is Absence.UNREGISTERED
+    assert await world.gateway.steer_tenant("c-x", "y", lever) is Absence.UNREGISTERED
     async with shard.connection() as connection:
         await connection.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = 'b-x'")
     assert await world.gateway.steer_tenant("b", "x", lever) is Absence.MOVING

@@ -353,6 +353,16 @@ async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: Route
     assert await case.resources() == {("patient", "r1"): {"n": Decimal(1)}}
 
 
+async def test_provision_logs_the_type_that_an_existing_tenant_has(routed: RoutedShards) -> None:
+    """A tenant keeps its type, whatever a later message asks for."""
+    routed.register(TENANT, "shard-1")
+    await add_tenant(pool_of(routed, "shard-1"))
+    with capture_logs() as logs:
+        assert await routed.provisioner.provision(request(business_type="gym")) is ProvisionResult.EXISTED
+    (entry,) = [entry for entry in logs if entry["event"] == "tenant.provisioned"]
+    assert (entry["business_type"], entry["asked_type"]) == ("dental", "gym")
+
+
 async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards) -> None:
     """Once the deletion has begun there is no way back: the tenant is made again when it is over."""
     routed.register(TENANT, "shard-1")

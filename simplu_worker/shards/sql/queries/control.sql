@@ -8,7 +8,7 @@
 -- name: lock_tenants_for_control
 -- The rows of the tenants $1, locked against other control messages and against batches. In order of id, so that two
 -- messages cannot deadlock here.
-SELECT id, business_id, location_id, state, control_at, deletion_began_at IS NOT NULL AS is_deletion_begun
+SELECT id, business_id, location_id, business_type, state, control_at, deletion_began_at IS NOT NULL AS is_deletion_begun
 FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[])
 ORDER BY id

@@ -1,0 +1,116 @@
+"""`tenants provision` of one tenant: it creates, and changes no tenant that exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.settings import settings_in
+
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.tenants.provision import provision_tenant
+from simplu_worker.config.settings import Settings
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import DestructionResult
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class World:
+    """One shard of a static map, and the command."""
+
+    settings: Settings
+    pool: ShardPool
+    capsys: pytest.CaptureFixture[str]
+
+    async def provision(self, business_type: str = "dental", *, as_json: bool = False) -> tuple[int, str, str]:
+        """Run the command; return the exit status, the output and the notes."""
+        status = await provision_tenant(self.settings, *TENANT, business_type, as_json=as_json)
+        return status, *self.capsys.readouterr()
+
+    async def row(self) -> dict[str, Any]:
+        """Return the tenant's row."""
+        (row,) = await fetch(self.pool, "SELECT * FROM tenants")
+        return row
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[World]:
+    """Give a shard without tenants."""
+    shard = await make_shard("shard-1")
+    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string}]
+    (tmp_path / "map.json").write_text(json.dumps({"shards": listed}))
+    pool = ShardPool(shard, size=1)
+    yield World(settings_in({"SHARD_MAP_FILE": str(tmp_path / "map.json")}), pool, capsys)
+    await pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Keep the log out of the printed output."""
+    with capture_logs():
+        yield
+
+
+async def test_provision_creates_a_tenant_once(world: World) -> None:
+    """A repetition finds it, and any control message is newer."""
+    expected = "clinic main, dental, on shard shard-1\n"
+    assert await world.provision() == (0, f"provisioned: {expected}", "")
+    before = await world.row()
+    assert await world.provision() == (0, f"existed: {expected}", "")
+    assert (await world.row(), before["control_at"].year) == (before, 1970)
+
+
+@pytest.mark.parametrize("state", ["destroying", "destroyed"])
+async def test_provision_leaves_a_destroyed_tenant_and_names_the_way_back(world: World, state: str) -> None:
+    """Only a control message brings it back, within its grace time too."""
+    await add_tenant(world.pool, state=state)
+    before = await world.row()
+    status, out, notes = await world.provision()
+    assert (status, out) == (1, "stale: clinic main, dental, on shard shard-1\n")
+    assert notes == f"nothing was changed: the tenant is {state}; to bring it back, send a SHARD_CREATION\n"
+    assert await world.row() == before
+
+
+async def test_provision_leaves_a_tenant_that_moves(world: World) -> None:
+    """Its copy has no other command's changes."""
+    await add_tenant(world.pool, state="fenced")
+    status, _, notes = await world.provision()
+    assert (status, (await world.row())["state"]) == (1, "fenced")
+    assert notes == "nothing was changed: the tenant is moving; run this again once its move or import has ended\n"
+
+
+async def test_destruction_that_waits_destroys_a_tenant_that_was_provisioned_since(world: World) -> None:
+    """The command is no control message: what one from before asks for still counts."""
+    await add_tenant(world.pool)
+    sent_at = datetime.now(UTC) - timedelta(seconds=60)
+    assert (await world.provision())[0] == 0
+    async with open_shards(world.settings) as shards:
+        assert await shards.destroyer.destroy(*TENANT, sent_at) is DestructionResult.DESTROYING
+
+
+async def test_provision_prints_the_type_that_the_tenant_has(world: World) -> None:
+    """Not the one that was asked for, which the tenant does not get."""
+    await add_tenant(world.pool)
+    assert await world.provision("gym") == (
+        0,
+        "existed: clinic main, dental, on shard shard-1\n",
+        "the tenant keeps its type dental: nothing was changed to gym\n",
+    )
+    _, out, _ = await world.provision("gym", as_json=True)
+    assert json.loads(out) == {
+        "businessId": "clinic",
+        "locationId": "main",
+        "businessType": "dental",
+        "result": "existed",
+        "shardId": "shard-1",
+    }
