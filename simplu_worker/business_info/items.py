@@ -88,7 +88,7 @@ def _own_id(item: Item) -> str:
 
 
 def _type(item: Item) -> str:
-    names = {item[name].get("S") for name in TYPE_MEMBERS if name in item}
+    names = {item[name].get("S") for name in TYPE_MEMBERS if name in item and not item[name].get("NULL")}
     if len(names) != 1 or not all(names):
         came = "two different ones" if names and all(names) else "none"
         raise UnreadableItemError(f"type: expected the business's type, a string, got {came}")

@@ -16,6 +16,7 @@ from support.postgres.faults import SLOW_FUNCTION, SLOW_TRIGGER
 from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
+from support.queued_operations import queued_operation
 from support.reader_world import (
     MARGIN,
     SETTINGS,
@@ -35,14 +36,18 @@ from support.reader_world import (
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.consumers.kinesis.dispatch import dispatcher
+from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.fetch import pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import ownership
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, HashRange, Position, TrimHorizon
 from simplu_worker.consumers.pipeline import home_lookup, lane, share
+from simplu_worker.errors import RetryableError
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.shards.postgres.error_words import state_words
 from simplu_worker.timing.clock import utc_now
@@ -278,6 +283,42 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     assert await fetch(shard, "SELECT status FROM operations WHERE request_id = 'a-x-3'") == [{"status": "succeeded"}]
     assert await fetch(shard, "SELECT id FROM resources WHERE \"resourceId\" = 'r2'") == [{"id": "a-x"}]
     assert await world.letters() == []
+
+
+async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_name_in_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tenant stays held, and goes on once the shard takes the mark."""
+    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    await make_touchy(shard)
+    await fetch(shard, "ALTER TABLE log_outcomes ADD CONSTRAINT markless CHECK (error <> 'retries_exhausted')")
+    numbers = await world.put(record("create", "a-x", 0, data={"raise": "P0001"}), record("create", "a-x", 1))
+
+    with capture_logs() as events:
+        async with world.reading() as reader:
+            await eventually(lambda: [one["event"] for one in events].count("operation.not_marked") >= 3)
+            assert await outcomes(shard, "a-x") == []
+            await fetch(shard, "ALTER TABLE log_outcomes DROP CONSTRAINT markless")
+            await reaches(reader, numbers[-1])
+
+    assert await outcomes(shard, "a-x") == ["retries_exhausted", "succeeded"]
+    assert [(one["requestId"], one["attempts"]) for one in await world.letters()] == [("a-x-0", 4)]
+    (unmarked, *_) = [one for one in events if one["event"] == "operation.not_marked"]
+    assert (unmarked["log_level"], unmarked["shard_id"], unmarked["location_id"]) == ("warning", "shard-1", "x")
+    assert "(23514)" in unmarked["error"]
+    assert [one["event"] for one in events].count("operation.given_up") == 1
+
+
+async def test_mark_is_not_taken_by_a_shard_where_the_tenant_does_not_live(world: World) -> None:
+    """The tenant has moved since its operation failed there: nothing is given up."""
+    await world.provision("a-x", "shard-1")
+    await world.shard("shard-2")
+    batches = ClaimedBatches(world.gateway, Ownership(CheckpointTracker()), None)
+
+    with pytest.raises(RetryableError, match="a tenant does not live on shard shard-2 now"):
+        await batches.write_failure("shard-2", queued_operation("a-x").operation)
 
 
 @pytest.mark.parametrize(

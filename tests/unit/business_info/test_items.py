@@ -28,6 +28,7 @@ def item(*locations: dict[str, Any], **members: Any) -> dict[str, Any]:
         (item(locations={"NULL": True}), Business("b", "dental")),
         ({"id": {"S": "b"}, "businessType": {"S": "gym"}}, Business("b", "gym")),
         (item(businessType=TYPE), Business("b", "dental")),
+        (item(businessType={"NULL": True}), Business("b", "dental")),
         (item(location("l"), location("l-2")), Business("b", "dental", frozenset({"l", "l-2"}))),
         (item(location("l", active={"BOOL": True})), Business("b", "dental", frozenset({"l"}))),
         (item(location("l", active={"NULL": True})), Business("b", "dental", frozenset({"l"}))),

@@ -19,7 +19,13 @@ from support.processor_time import least_cpu_s
 import simplu_worker
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.digest import digest_of
-from simplu_worker.operations.json_record import parse_timestamp, replace_lone_surrogates, short_text, utc_text
+from simplu_worker.operations.json_record import (
+    are_utc_texts,
+    parse_timestamp,
+    replace_lone_surrogates,
+    short_text,
+    utc_text,
+)
 from simplu_worker.operations.operation import DayRange, ListQuery, Operation, Origin, RejectedRecord
 from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
@@ -1030,6 +1036,7 @@ def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_re
         ("2026-01-31T09:00:00Z", "2026-01-31T09:00:00Z"),
         ("2026-01-31T09:00:00.000001Z", "2026-01-31T09:00:00.000001Z"),
         ("2026-01-31T09:00:00.0000009Z", "2026-01-31T09:00:00+00:00"),  # Postgres would round it up
+        ("2026-01-31T09:00:00.Z", "2026-01-31T09:00:00+00:00"),  # Postgres 14 refuses it
         ("2026-01-31T09:00:00.5+02:00", "2026-01-31T07:00:00.500000+00:00"),
         ("2026-01-31t09:00:00z", "2026-01-31T09:00:00+00:00"),
         ("20260131T090000Z", "2026-01-31T09:00:00+00:00"),
@@ -1040,6 +1047,25 @@ def test_time_is_kept_as_it_came_only_where_postgres_reads_it_alike(text: str, e
     """A text of the usual form in UTC, with at most six decimals, costs no second text."""
     assert utc_text(text) == expected
     assert (parse_timestamp(text).tzinfo, parse_timestamp(expected)) == (UTC, parse_timestamp(text))
+
+
+@given(
+    time=st.datetimes(),
+    decimals=st.from_regex(r"([.,][0-9]{0,8})?", fullmatch=True),
+    zone=st.sampled_from(["Z", "Z", "z", "", "+00:00", "-01"]),
+    changes=st.lists(st.tuples(st.integers(0, 30), st.sampled_from("0123456789.,:TtZz+-W \0")), max_size=2),
+)
+@example(time=WRITTEN_DAY.replace(tzinfo=None), decimals=".", zone="Z", changes=[])
+def test_time_is_kept_as_it_came_only_in_the_one_form_that_every_postgres_reads(
+    time: datetime, decimals: str, zone: str, changes: list[tuple[int, str]]
+) -> None:
+    """Python takes more forms than Postgres 14."""
+    text = time.isoformat(timespec="seconds") + decimals + zone
+    for place, character in changes:
+        text = text[:place] + character + text[place + 1 :]
+
+    if are_utc_texts([text]):
+        assert re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z", text)
 
 
 @pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])

@@ -12,7 +12,8 @@ from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.pipeline.results import LaneStopError
 from simplu_worker.consumers.producer_traces import traceparents_of_records
-from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
@@ -59,10 +60,15 @@ class ClaimedBatches:
     async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
         """Write the row of an operation that is given up. Raises `RetryableError` where the shard does not take it."""
         if self._shard_positions is None:
-            return await self._gateway.give_up(shard_id, operation)
-        shard_position = self._shard_positions.position_on(shard_id)
-        async with shard_position.lock:
-            return await self._gateway.give_up(shard_id, operation, claim=self._prepare_claim(shard_position))
+            outcome = await self._gateway.give_up(shard_id, operation)
+        else:
+            shard_position = self._shard_positions.position_on(shard_id)
+            async with shard_position.lock:
+                claim = self._prepare_claim(shard_position)
+                outcome = await self._gateway.give_up(shard_id, operation, claim=claim)
+        if outcome.disposition is Disposition.HOLD:
+            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+        return outcome
 
     def _prepare_claim(self, shard_position: ShardPosition | None) -> PositionClaim | None:
         positions = self._shard_positions

@@ -36,7 +36,6 @@ from simplu_worker.consumers.pipeline.share import OVER_SHARE_S
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.operation import Disposition
 from simplu_worker.operations.unknown_tenants import is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.shard_time import TURN_S
@@ -237,24 +236,29 @@ class Dispatcher:
     async def _give_up(self, lane: StreamLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
         """Give up an operation after its last try: store its dead letter, mark its row, and catch up its tenant.
 
-        Where the shard does not take the mark, operation, dead letter and row are tried again.
+        Where the shard does not take the mark, the operation is tried again, and gets no other dead letter if it fails.
         """
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
         hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
-        letter = entry.dead_letter(
-            DeadLetterReason.RETRIES_EXHAUSTED,
-            f"it failed {attempts} times: {error}",
-            failed_at=self._utc(),
-            attempts=attempts,
-        )
-        await self._finish_stored([], [letter])
+        failed = self._failures.get(entry.operation.tenant_id)
+        if failed is None or not failed.has_letter:
+            letter = entry.dead_letter(
+                DeadLetterReason.RETRIES_EXHAUSTED,
+                f"it failed {attempts} times: {error}",
+                failed_at=self._utc(),
+                attempts=attempts,
+            )
+            await self._finish_stored([], [letter])
         try:
             outcome = await self._batches.write_failure(lane.shard_id, entry.operation)
-        except RetryableError:
+        except RetryableError as exc:
+            if failed is not None:
+                self._failures[entry.operation.tenant_id] = failed._replace(has_letter=True)
+            log.warning("operation.not_marked", shard_id=lane.shard_id, error=str(exc), **ids)
             return
         count_outcomes([entry.operation], [outcome], now=self._utc())
         log.error("operation.given_up", queue=None, shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
-        if outcome.disposition is not Disposition.HOLD and hold.is_waiting:
+        if hold.is_waiting:
             self._make_ready(hold)
 
     async def give_up(self, overdue: Overdue[QueuedOperation]) -> None:
@@ -471,11 +475,12 @@ class Dispatcher:
         tenant_id, origin = entry.operation.tenant_id, entry.operation.origin
         known = failures.get(tenant_id)
         position = (origin.sequence_number, origin.sub_sequence_number, origin.part_index)
-        times = 1 + (known.times if known is not None and known.position == position else 0)
+        if known is None or known.position != position:
+            known = _FailedOperation(shard_id, position, 0)
         while len(failures) >= FAILURES_REMEMBERED:
             del failures[next(iter(failures))]
-        failures[tenant_id] = _FailedOperation(shard_id, position, times)
-        return times
+        failures[tenant_id] = known._replace(shard_id=shard_id, times=known.times + 1)
+        return known.times + 1
 
     def _fails_for_many(self, shard_id: str) -> bool:
         """Return whether operations of many tenants fail on a Postgres shard.
@@ -640,6 +645,7 @@ class _FailedOperation(NamedTuple):
     shard_id: str
     position: tuple[str | None, int, int | None]
     times: int
+    has_letter: bool = False  # its dead letter is stored, but the shard did not take its row
 
 
 class _DeadLetterBatch:
