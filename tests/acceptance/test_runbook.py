@@ -15,9 +15,12 @@ from support.runbook.scene import Scene
 from support.runbook.stand_ins import STAND_INS, carry_out
 from support.runbook.world import World, open_world
 
+from simplu_worker.commands.fleet.held_summary import NOTHING_IS_HELD
+
 RUNBOOK = ROOT / "docs" / "runbook"
 INDEX = RUNBOOK / "README.md"
 PAGES = sorted(path for path in RUNBOOK.glob("*.md") if path != INDEX)
+ASKS_FOR_HELD = "simplu-worker fleet show --env-file worker.env"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -37,6 +40,19 @@ async def test_page_leads_where_it_says(world: World, page: Path) -> None:
         for step in read_steps(page):
             await carry_out(scene, step)
         await scene.wait_until_applied()
+
+
+@pytest.mark.slow(3)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_nothing_is_held_is_not_said_without_a_worker(world: World) -> None:
+    """Each page asks the whole fleet whether something is held, by a command that fails if no replica answers."""
+    texts = [step.text for page in PAGES for step in read_steps(page) if NOTHING_IS_HELD in step.expected]
+    assert texts
+    assert not [text for text in texts if ASKS_FOR_HELD not in text.splitlines()]
+    async with Scene(world, "no-worker") as scene:
+        scene.write("worker.env", "API_TOKEN=0123456789abcdef\n")
+        status, output = await scene.run_lines(ASKS_FOR_HELD)
+    assert (status != 0, "nothing listens" in output, NOTHING_IS_HELD in output) == (True, True, False)
 
 
 def test_every_page_has_a_scene_and_is_in_the_index() -> None:

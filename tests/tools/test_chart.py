@@ -7,11 +7,12 @@ import re
 from typing import Any
 
 import yaml
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES as AWS_SESSION
 from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
 from simplu_worker import __version__
-from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.misspellings import KNOWN_VARIABLES, find_misspellings
 from simplu_worker.config.settings import SECRETS, VARIABLES
 
 HELM = ROOT / "deploy" / "helm"
@@ -21,7 +22,13 @@ NAMES: dict[str, Any] = yaml.safe_load((CHART / "names.yaml").read_text(encoding
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
 TEXTS = [*(CHART / "templates").iterdir(), CHART / "values.yaml", HELM / "prometheus-adapter.values.yaml"]
 HAS_ITS_OWN_VALUE = {"FEED_FILE", "SHARD_MAP_FILE"}
-OF_AWS_CLIENTS = {"AWS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
+# Of every AWS client: for calls, for credentials, and all with which botocore's sessions choose addresses.
+OF_AWS_CLIENTS = {
+    *("AWS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
+    *("AWS_EC2_METADATA_DISABLED", "AWS_ENDPOINT_URL_STS"),
+    *("AWS_ROLE_ARN", "AWS_ROLE_SESSION_NAME", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    *re.findall(r"\bAWS_\w*(?:ENDPOINT|METADATA|IMDS)\w*", str([one[1] for one in AWS_SESSION.values()])),
+}
 
 
 def test_names_are_the_variables_of_the_worker() -> None:
@@ -29,6 +36,7 @@ def test_names_are_the_variables_of_the_worker() -> None:
     files = {f"{name}_FILE" for name in SECRETS}
     assert set(NAMES["settings"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE | OF_AWS_CLIENTS
     assert set(NAMES["secrets"]) == {*SECRETS}
+    assert find_misspellings(OF_AWS_CLIENTS) == {}
 
 
 def test_schema_has_every_value_and_no_other() -> None:

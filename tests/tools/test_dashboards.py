@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from support.prometheus.dashboards import DASHBOARDS, FOLDER, panels_of
-from support.requires import ROOT
+from support.prometheus.dashboards import DASHBOARDS, FOLDER, panels_of, query_of
+from support.requires import ROOT, required_program
 
 import simplu_worker.metrics.instruments  # noqa: F401 - registers the metrics
 
@@ -97,3 +97,23 @@ def test_queries_name_series_that_exist(name: str) -> None:
             for selector in re.findall(r"\{([^}]*)\}", target["expr"]):
                 assert 'job=~"$job"' in selector
                 assert name == "fleet" or 'shard_id="$shard"' in selector
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lag", "held"), [(0.1, 0.9), (0.9, 0.1)])
+def test_retention_used_is_the_highest_of_lag_and_holds(lag: float, held: float, tmp_path: Path) -> None:
+    """Whichever is nearer to the end of the retention, on any stream shard."""
+    program = required_program("promtool", how="apt-get install --no-install-recommends prometheus")
+    (panel,) = [panel for panel in panels_of("fleet") if panel["title"] == "Retention used"]
+    series = [
+        {"series": f'simplu_{name}_retention_ratio{{job="worker",stream_shard="{shard}"}}', "values": str(value)}
+        for name, value, shard in (("kinesis_lag", lag, 1), ("held", held, 1), ("kinesis_lag", 0, 2), ("held", 0, 2))
+    ]
+    expected = {"expr": query_of(panel["targets"][0], shard_id=""), "exp_samples": [{"labels": "{}", "value": 0.9}]}
+    case = {"interval": "1m", "input_series": series, "promql_expr_test": [expected | {"eval_time": "0m"}]}
+    path = tmp_path / "test.yaml"
+    path.write_text(json.dumps({"tests": [case]}), encoding="utf-8")
+    done = subprocess.run(
+        [program, "test", "rules", str(path)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from simplu_worker.commands.fleet.held_summary import held_lines, named_held
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.commands.output.display import print_json, print_note, print_table
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 
@@ -15,10 +17,11 @@ REPLICA_COLUMNS = (
     *("deadLetters", "heldTargets"),
 )
 SHARD_COLUMNS = ("streamShard", "owner", "state", "lagSeconds", "recordsPerSecond", "heldTargets", "seenSecondsAgo")
+HELD_COLUMNS = ("replica", "streamShard", "target", "reason", "ageSeconds")
 
 
 async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> int:
-    """Print the replicas and the stream shards as the replica at *url* sees them."""
+    """Print the replicas, the stream shards and the held targets as the replica at *url* sees them."""
     async with open_replica(settings, url) as replica:
         fleet = await replica.ask("GET", "/fleet")
     if as_json:
@@ -26,6 +29,10 @@ async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> i
     else:
         _print_rows(REPLICA_COLUMNS, fleet["replicas"])
         _print_rows(SHARD_COLUMNS, fleet["streamShards"])
+        if held := named_held(fleet):
+            _print_rows(HELD_COLUMNS, held)
+        for line in held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds):
+            print_line(line)
     return 0
 
 
@@ -69,5 +76,5 @@ async def retry_held(settings: Settings, url: str | None, target: str | None, *,
     return 0 if (answer["retried"] or answer["asked"]) and not answer["notAsked"] else 1
 
 
-def _print_rows(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+def _print_rows(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
     print_table(columns, ([row.get(name) for name in columns] for row in rows))

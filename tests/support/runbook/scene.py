@@ -92,8 +92,8 @@ class Scene:
         self._numbers = itertools.count(1)
         self.stream = f"operations-{page}"
         self.lease_table = f"leases-{page}"
-        self.shell = world.shell
         self._port = free_port()
+        self.shell = world.shell | {"HTTP_HOST": HOST, "HTTP_PORT": str(self._port)}
 
     def __repr__(self) -> str:
         return f"Scene({self._page}, {self.servers}, {self.worker})"
@@ -226,8 +226,8 @@ class Scene:
     def environment(self) -> dict[str, str]:
         """The variables of a worker that is started with the page's `worker.env`."""
         variables = {name: value or "" for name, value in dotenv_values(self.folder / "worker.env").items()}
-        aws = {name: value for name, value in self.shell.items() if name.startswith(("AWS_", "DYNAMODB_"))}
-        return variables | aws | {"HTTP_HOST": HOST, "HTTP_PORT": str(self._port)}
+        own = {name: value for name, value in self.shell.items() if name.startswith(("AWS_", "DYNAMODB_", "HTTP_"))}
+        return variables | own
 
     async def start_worker(self) -> None:
         """Start the worker, and wait until it is ready."""
