@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
 from simplu_worker import __version__
 from simplu_worker.commands.command_line import EnvFile
@@ -37,6 +37,8 @@ COMMANDS: Final = {
     "aws": ("aws", "Plan the resources in AWS that the configuration names."),
 }
 
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+
 app = App(
     name="simplu-worker",
     help="Apply resource operations from Kinesis and SQS to the right Postgres shard, exactly once and in order.",
@@ -58,7 +60,7 @@ def run(*, env_file: EnvFile = None) -> int:
 def stack(
     *,
     env_file: Annotated[Path, Parameter(name="--env-file")],
-    shards: int = 3,
+    shards: Count = 3,
     aws: Literal["local", "moto"] = "local",
 ) -> int:
     """Run the embedded stack alone until interrupted. Writes a worker's variables to a file once every part answers.
@@ -66,7 +68,7 @@ def stack(
     Parameters
     ----------
     env_file
-        The file to write the variables to.
+        The file to write the variables to: a new one, or that of an earlier stack.
     shards
         The number of Postgres servers to start with.
     aws
@@ -80,7 +82,9 @@ def stack(
 
 
 @app.command
-def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replicas: int = 1, hold: bool = False) -> int:
+def demo(
+    *, operations: Count = 20_000, tenants: Count = 10, shards: Count = 3, replicas: Count = 1, hold: bool = False
+) -> int:
     """Show the main job on an embedded stack, and verify every row at the end.
 
     Parameters

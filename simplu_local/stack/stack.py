@@ -37,6 +37,7 @@ from simplu_local.stack.aws import (
 from simplu_local.stack.citrus_server import CitrusServer
 
 COMMAND: Final = "simplu-worker"
+OF_A_STACK: Final = b"STACK_POSTGRES_URLS="  # begins a line of each environment file that a stack has written
 TENANTS_PER_SHARD: Final = 3
 FILLED_RATIO: Final = 0.75  # of a shard's room, when Citrus makes another shard: a worker warns from 0.8 on
 
@@ -256,10 +257,20 @@ class _Signals:
 
 
 def _remove_stale_file(env_file: Path) -> None:
-    """Remove the file of an earlier run: a program that waits for it must not find servers that are gone."""
+    """Remove the file of an earlier run: a program that waits for it must not find servers that are gone.
+
+    Raises StackError for any other file, which may be the settings of a worker.
+    """
     if not env_file.parent.is_dir():
         raise StackError(f"expected a folder for the environment file: {env_file.parent} does not exist")
+    if env_file.exists() and not (env_file.is_file() and _is_empty_or_of_a_stack(env_file.read_bytes())):
+        expected = "expected a new file, or one of an earlier stack"
+        raise StackError(f"--env-file: {expected}, got another one: {env_file}; name a new one")
     env_file.unlink(missing_ok=True)
+
+
+def _is_empty_or_of_a_stack(content: bytes) -> bool:
+    return not content or any(line.startswith(OF_A_STACK) for line in content.splitlines())
 
 
 def own_command(program: str) -> str:

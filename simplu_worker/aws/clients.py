@@ -141,7 +141,6 @@ async def open_client(
     Raises ConfigurationError when there is no region or the profile does not exist.
     """
     config = _config(read_timeout_s, connect_timeout_s, max_attempts, pool_size)
-    credential_source().region = region
     async with AsyncExitStack() as stack:
         try:
             client: Client = await stack.enter_async_context(
@@ -157,6 +156,8 @@ async def open_client(
             raise ConfigurationError(
                 f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
             ) from exc
+        source = credential_source()
+        source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
         watch_replies(client)
         log_calls(client)
         client.meta.events.register("after-call", _forget_refused_credentials)
@@ -178,7 +179,7 @@ def check_aws_profile(region: str | None) -> None:
 
 
 def default_region() -> str | None:
-    """Return the region of the last client, or else that of the environment or the profile."""
+    """Return the region of the first client, or else that of the environment or the profile."""
     if credential_source().region is not None:
         return credential_source().region
     region: str | None = os.environ.get("AWS_REGION") or _session().get_config_variable("region")

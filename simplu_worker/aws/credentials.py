@@ -49,7 +49,7 @@ class CredentialSource:
         answer_kept_s: float = ANSWER_KEPT_S,
     ) -> None:
         self.problem: str | None = None
-        self.region: str | None = None  # of the last client; STS is asked there
+        self.region: str | None = None  # of the first client; STS is asked there
         self._new_chain = new_chain
         self._ask_max_s = ask_max_s
         self._answer_kept_s = answer_kept_s

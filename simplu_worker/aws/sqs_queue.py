@@ -105,10 +105,11 @@ class OutgoingMessage(msgspec.Struct, frozen=True):
 
 
 class UnsentMessage(msgspec.Struct, frozen=True):
-    """An entry that SQS did not accept, by its index in the batch."""
+    """An entry that SQS did not accept, by its index in the batch; *is_sender_fault* as of `BatchFailure`."""
 
     index: int
     code: str
+    is_sender_fault: bool = False
 
 
 class Queue:
@@ -212,7 +213,10 @@ class Queue:
         ]
         with translate_errors():
             answer = await self._client.send_message_batch(QueueUrl=self.url, Entries=batch)
-        return [UnsentMessage(index=int(item["Id"]), code=item.get("Code", "")) for item in answer.get("Failed", [])]
+        return [
+            UnsentMessage(int(item["Id"]), item.get("Code", ""), bool(item.get("SenderFault")))
+            for item in answer.get("Failed", [])
+        ]
 
     async def delete(self, messages: Sequence[Message]) -> list[Message]:
         """Delete *messages*, with retries of those on which SQS itself failed; return the messages not deleted.

@@ -136,9 +136,11 @@ class RedisCommands:
             return int(await self._client.delete(*keys))
 
     async def read_info(self) -> dict[str, Any]:
-        """Return Redis's INFO, and its present epoch."""
+        """Return Redis's INFO, and its present epoch; not that of a cluster, another server of which may have it."""
         async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
+            if info.get("redis_mode") == "cluster":
+                return info | {"epoch": None}
             epoch = await self._client.getrange(EPOCH_KEY, 0, EPOCH_MAX_DIGITS - 1)
             return info | {"epoch": _decode(epoch) or None}
 

@@ -86,11 +86,20 @@ def find_omissions(given: Settings, environ: Mapping[str, str]) -> Iterator[str]
 
 
 def find_region(environ: Mapping[str, str]) -> str | None:
-    """Return the region that *environ* names, in a variable or in the URL of a source queue."""
-    if (region := environ.get("AWS_REGION", environ.get("AWS_DEFAULT_REGION"))) or _has_aws_profile(environ):
+    """Return the region that *environ* names, in a variable or in the URL of a source queue.
+
+    None where the profile names one, which botocore finds.
+    """
+    if region := environ.get("AWS_REGION", environ.get("AWS_DEFAULT_REGION")):
         return region
     hosts = (_QUEUE_HOST.match(environ.get(name, "")) for name in SOURCE_QUEUES)
-    return next((host[1] for host in hosts if host is not None), None)
+    region = next((host[1] for host in hosts if host is not None), None)
+    if region is not None and _has_aws_profile(environ):
+        from simplu_worker.aws.profiles import names_region  # noqa: PLC0415 - it imports botocore, for few alone
+
+        if names_region(environ.get("AWS_PROFILE", environ.get("AWS_DEFAULT_PROFILE"))):
+            return None
+    return region
 
 
 def _has_aws_profile(environ: Mapping[str, str]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -278,7 +279,7 @@ async def test_operations_send_sends_nothing_when_a_line_is_bad(terminal: Termin
 
 
 async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal: Terminal) -> None:
-    """Ctrl-C while waiting is no crash."""
+    """Ctrl-C while waiting is no crash, and the ids of what was sent are printed."""
     process = await terminal.start("operations", "send", "-", "--wait")
     assert process.stdin is not None
     assert process.stderr is not None
@@ -289,7 +290,10 @@ async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal:
     assert first_line.startswith(b"waiting for 1 operations; ")
     process.send_signal(signal.SIGINT)
     ended = await terminal.end(process)
-    assert (ended.status, ended.out) == (130, "")
+    assert ended.status == 130
+    assert re.search(r"│ 1 +│ [0-9a-f-]{36} +│ create +│ nobody main +│ order [0-9a-f-]{36} +│ sent +│", ended.out), (
+        ended.out
+    )
 
 
 async def test_commands_end_with_78_when_the_configuration_lacks_what_they_need(terminal: Terminal) -> None:

@@ -58,9 +58,16 @@ from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.clock_agreement import parse_http_date
 
+# Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
+# once would not connect within the time of a probe.
+SHARDS_AT_ONCE: Final = 16
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
 KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
+CACHE_IS_CLUSTER: Final = (
+    "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
+    "slots; set REDIS_URL to a server without cluster mode"
+)
 STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "off": "dim"}
 
 
@@ -114,11 +121,10 @@ def scrub_report(report: CheckReport) -> CheckReport:
 
 async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
     """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
-    once = settings.model_copy(update={"citrus_retry_attempts": 1})
     checks = DependencyChecks(settings)
     checks.facts.open_files_max = open_files_max()
     async with AsyncExitStack() as stack:
-        shards = await stack.enter_async_context(open_shards(once))
+        shards = await stack.enter_async_context(open_shards(sparing(settings)))
         clients = {
             service: checks.watch_clock(
                 service,
@@ -150,12 +156,19 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 
 
+def sparing(settings: Settings) -> Settings:
+    """Return *settings* with one try at Citrus, and with few connections in all: each pool would keep one open."""
+    connections = min(settings.database_max_connections, SHARDS_AT_ONCE)
+    return settings.model_copy(update={"citrus_retry_attempts": 1, "database_max_connections": connections})
+
+
 class DependencyChecks:
     """The check of each kind of dependency. Collects in `facts` the properties that the findings need."""
 
     def __init__(self, settings: Settings) -> None:
         self.facts = CheckFacts()
         self._settings = settings
+        self._shard_turns = asyncio.Semaphore(SHARDS_AT_ONCE)  # the time of a shard's check begins with its turn
 
     def watch_clock(self, service: str, client: Client) -> Client:
         """Record the skew between the clock of *service* and ours at each of its answers, errors included."""
@@ -354,7 +367,7 @@ class DependencyChecks:
 
         async def read(shard_id: str) -> None:
             with contextlib.suppress(WorkerError, TimeoutError):  # the check of the shard has named it
-                async with asyncio.timeout(DEADLINE_S):
+                async with self._shard_turns, asyncio.timeout(DEADLINE_S):
                     stored = await shards.gateway.read_positions(shard_id, name, ids)
                 rows = {} if stored is None else stored.rows
                 self.facts.positions[f"shard {shard_id}"] = {
@@ -382,6 +395,8 @@ class DependencyChecks:
                 about = await redis.read_info()
             except WorkerError as exc:
                 return CheckAnswer(str(exc), CheckStatus.WARNING)
+            if about.get("redis_mode") == "cluster":
+                return CheckAnswer(CACHE_IS_CLUSTER, CheckStatus.WARNING)
             self.facts.eviction_policy = about.get("maxmemory_policy")
             return CheckAnswer(f"Redis {about.get('redis_version')}, epoch {about['epoch'] or 0}")
 
@@ -415,7 +430,8 @@ class DependencyChecks:
                 f"PostgreSQL {probe.server_version}, schema {probe.schema_version}, {probe.tenant_count} tenants"
             )
 
-        return await check_dependency(name, address.place, ask)
+        async with self._shard_turns:
+            return await check_dependency(name, address.place, ask)
 
 
 def describe_unset_sources(settings: Settings) -> list[CheckedDependency]:

@@ -24,6 +24,7 @@ from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine, message_of, parse_events, parse_lines
 from simplu_worker.commands.stream.put_records import (
+    PutCount,
     Sink,
     open_queue_for_sends,
     open_stream_for_puts,
@@ -41,6 +42,7 @@ from simplu_worker.commands.stream.wait_outcomes import (
     describe_poll,
     find_operations,
     find_rejected,
+    interrupted_outcomes,
     send_outcomes,
     wait_for_outcomes,
     with_undecided,
@@ -101,7 +103,8 @@ def read_lines(file: Path | None) -> bytes:
 async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:
     """Put the operations of *text* on the stream, or order events into their queue.
 
-    Print their request ids, or with `wait` their outcomes.
+    Print their request ids, or with `wait` their outcomes. An interrupted command prints the ids, too: a repetition
+    would send the operations again, with other ids.
 
     Puts nothing if a line is invalid, unless `force`. Returns 1 if a line was invalid or not put, or if an operation
     failed or did not reach the log in time.
@@ -112,7 +115,14 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     if invalid and not options.force:
         _print_invalid(invalid, as_json=as_json)
         return 1
-    outcomes, silent = await _send(settings, lines, options)
+    count = PutCount()
+    try:
+        outcomes, silent = await _send(settings, lines, options, count)
+    except BaseException:
+        if count.done or count.under_way:
+            so_far = interrupted_outcomes(lines, sent_count=count.done, under_way_count=count.under_way)
+            _print_outcomes(so_far, {}, as_json=as_json)
+        raise
     _print_outcomes(outcomes, silent, as_json=as_json)
     expected = {SendStatus.SUCCEEDED} if options.wait else {SendStatus.SENT}
     return 0 if not invalid and all(outcome.status in expected for outcome in outcomes) else 1
@@ -140,11 +150,14 @@ def _new_id() -> str:
 
 
 async def _send(
-    settings: Settings, lines: Sequence[InputLine], options: SendOptions
+    settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount
 ) -> tuple[list[SendOutcome], dict[str, str]]:
     begun_at = datetime.now(UTC)
-    sent_count = await (_put(settings, lines) if not options.orders else _put_events(settings, lines, options))
-    sent, unsent = lines[:sent_count], lines[sent_count:]
+    if options.orders:
+        await _put_events(settings, lines, options, count)
+    else:
+        await _put(settings, lines, count)
+    sent, unsent = lines[: count.done], lines[count.done :]
     if not options.wait or not sent:
         return send_outcomes(sent, unsent, {}, waited=options.wait), {}
     rows, undecided, silent = await _wait(settings, sent, options, begun_at)
@@ -152,23 +165,23 @@ async def _send(
     return [with_undecided(outcome, undecided) for outcome in outcomes], silent
 
 
-async def _put(settings: Settings, lines: Sequence[InputLine]) -> int:
-    """Put *lines* on the stream; return how many were put, and print the error if these are not all."""
+async def _put(settings: Settings, lines: Sequence[InputLine], count: PutCount) -> None:
+    """Put *lines* on the stream; count those that were put, and print the error if these are not all."""
     records = [NewRecord(line.partition_key, line.record) for line in lines]
     async with open_stream_for_puts(settings) as stream:
-        return await _put_into(stream_sink(stream), records, str(stream.address))
+        await _put_into(stream_sink(stream), records, str(stream.address), count)
 
 
-async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions) -> int:
+async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions, count: PutCount) -> None:
     """Do the same with order events and their queue."""
     url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
     async with open_queue_for_sends(settings, url or "") as queue:
         run_id = _new_id()
         messages = [message_of(line, is_fifo=queue.is_fifo, run_id=run_id) for line in lines]
-        return await _put_into(queue_sink(queue), messages, queue.name)
+        await _put_into(queue_sink(queue), messages, queue.name, count)
 
 
-async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
+async def _put_into(sink: Sink[T], items: Sequence[T], place: str, count: PutCount) -> None:
     failures: list[RetryableError] = []
 
     def describe() -> str:
@@ -176,10 +189,9 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
         return f"waiting for {sink.name}: {cause}"
 
     with CountProgress("put", len(items)) as progress, note_what_is_awaited(describe, progress):
-        sent_count, error = await put_in_order(sink, items, progress, on_failure=failures.append)
+        error = await put_in_order(sink, items, progress, count, on_failure=failures.append)
     if error is not None:
-        print_note(f"{sent_count} of {len(items)} were put on {place}, then: {error}")
-    return sent_count
+        print_note(f"{count.done} of {len(items)} were put on {place}, then: {error}")
 
 
 async def _wait(

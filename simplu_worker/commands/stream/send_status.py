@@ -17,7 +17,7 @@ class SendStatus(StrEnum):
     FAILED = "failed"
     REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
     HELD = "held"  # not in the log in time, and its tenant is held
-    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
+    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter; or the command ended while it was put
 
 
 class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

@@ -185,6 +185,19 @@ def send_outcomes(
     return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
 
 
+def interrupted_outcomes(lines: Sequence[InputLine], *, sent_count: int, under_way_count: int) -> list[SendOutcome]:
+    """Return the outcomes of *lines* when the command ended before them: the first so many had been put by then.
+
+    The lines of the request that was under way may be on the stream or not.
+    """
+    unknown_up_to = sent_count + under_way_count
+    return [
+        *(_describe(line, SendStatus.SENT) for line in lines[:sent_count]),
+        *(_describe(line, SendStatus.UNKNOWN) for line in lines[sent_count:unknown_up_to]),
+        *(_describe(line, SendStatus.NOT_SENT) for line in lines[unknown_up_to:]),
+    ]
+
+
 def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> SendOutcome:
     """Return an outcome with the state of its tenant, where no log has the operation; *undecided* is by tenant id."""
     if outcome.status is not SendStatus.UNKNOWN:

@@ -21,7 +21,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_t
 from support.postgres.trouble import Line
 from support.redis.server import PASSWORD, RedisServer
 
-from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
@@ -702,6 +702,17 @@ async def test_check_asks_redis_once(redis: RedisServer) -> None:
     (answer,) = await checks.check_cache()
     assert (answer.address, answer.status) == (redis.address, "warning")
     assert PASSWORD not in answer.result
+
+
+async def test_check_warns_of_a_redis_cluster(group: ProcessGroup) -> None:
+    """It refuses every command with keys of two slots, whichever they are, for ever."""
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-config-file", "nodes.conf")
+    cluster = RedisServer(group, *options)
+    await cluster.start()
+    (answer,) = await DependencyChecks(Settings(redis_url=Secret(cluster.url))).check_cache()
+    expected = "expected one server, or a primary with replicas, got a Redis Cluster"
+    assert (answer.status, answer.result.partition(", which")[0]) == ("warning", expected)
+    cluster.kill()
 
 
 # The door

@@ -388,7 +388,7 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
 async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
     """`stack` removes a stale file, writes its own once all services answer, restarts killed servers, and cleans up."""
     file = tmp_path / "env"
-    file.write_text("API_TOKEN=stale\n")
+    file.write_text("API_TOKEN=stale\nSTACK_POSTGRES_URLS=stale\n")
     with program(str(file), TMPDIR=str(tmp_path)) as command:
 
         async def written() -> bool:

@@ -232,6 +232,20 @@ def test_pace_of_a_move_is_a_number(value: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
+    [
+        *(f"demo --{name} 0" for name in ("operations", "tenants", "shards", "replicas")),
+        "stack --env-file local.env --shards 0",
+    ],
+)
+def test_embedded_stack_has_one_of_each_at_least(command: str) -> None:
+    """Without one the demo would wait for ever, or fail in the midst of it."""
+    app.parse_args(command.replace("0", "1").split(), exit_on_error=False, print_error=False)
+    with pytest.raises(CycloptsError):
+        app.parse_args(command.split(), exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize(
+    "command",
     ["tenants cleanup --older-than 7", "dead-letters list --since 7", "operations list b l --since 7"],
 )
 def test_malformed_time_is_an_error_of_usage(tmp_path: Path, command: str) -> None:

@@ -281,6 +281,17 @@ def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: st
     assert draft_of({**environ, "AWS_REGION": "eu-north-1"})[0].aws_region == "eu-north-1"
 
 
+def test_region_is_that_of_the_control_queue_when_the_profile_names_none(tmp_path: Path) -> None:
+    """As of a person who has set the format of the AWS CLI alone."""
+    url = "https://sqs.us-east-1.amazonaws.com/123456789012/control"
+    environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url, "HOME": str(tmp_path)}
+    (config := tmp_path / ".aws" / "config").parent.mkdir()
+    config.write_text("[default]\noutput = json\n")
+    assert draft_of(environ)[0].aws_region == "us-east-1"
+    config.write_text("[default]\nregion = eu-west-3\n")
+    assert draft_of(environ)[0].aws_region is None  # botocore finds that of the profile
+
+
 @pytest.mark.parametrize("name", ["control", "control.fifo", "control/"])
 def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: str) -> None:
     """The default is a standard queue; a named queue goes first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from support.network.faults import Fault, make_certificates
 from support.network.tls_front import make_certificate
 
 from simplu_worker.status import healthcheck
@@ -49,6 +51,19 @@ def test_worker_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate[0]))
     with a_worker(certificate) as port:
         monkeypatch.setenv("HTTP_PORT", str(port))
+        healthcheck.main()
+
+
+def test_certificate_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that has expired, and one that was renewed while the server keeps its own, end no worker."""
+    make_certificates(tmp_path)
+    certificate = tmp_path / f"{Fault.EXPIRED}.pem"
+    monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate))
+    with a_worker((certificate, certificate)) as port:
+        monkeypatch.setenv("HTTP_PORT", str(port))
+        healthcheck.main()
+        renewed, _ = make_certificate(tmp_path, "renewed")
+        shutil.copy(renewed, certificate)
         healthcheck.main()
 
 

@@ -1,0 +1,114 @@
+"""`operations send` that Ctrl-C ends prints the request ids of what it has put: a repetition would have others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from support.aws.endpoints import client_of
+from support.postgres.databases import ShardMaker
+from support.requires import ROOT
+
+from simplu_local.aws_server.account import REGION
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import CREDENTIALS, start_kinesis
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import TrimHorizon
+
+pytestmark = [pytest.mark.slow(3), pytest.mark.usefixtures("aws_credentials")]
+
+NAME = "operations"
+# The third line has the partition key of the first: it is put after the first two, and so is the fourth after it.
+TYPES = ("order", "patient", "order", "order")
+LINES = "".join(
+    json.dumps({"operation": "delete", "businessId": "b", "locationId": "l", "resourceType": one, "resourceId": "r"})
+    + "\n"
+    for one in TYPES
+)
+
+
+@pytest.fixture
+async def kinesis_url() -> AsyncIterator[str]:
+    """Give a Kinesis with the stream."""
+    with ProcessGroup() as group:
+        url = await start_kinesis(group)
+        async with client_of("kinesis", url) as client:
+            await Stream(client, NAME).ensure(create=True, stream_shard_count=1)
+        yield url
+
+
+async def ids_on(url: str) -> list[str]:
+    """Return the request ids of the records on the stream, in order."""
+    async with client_of("kinesis", url) as client:
+        stream = Stream(client, NAME)
+        (shard,) = await stream.list_stream_shards()
+        reply = await stream.get_records(await stream.get_iterator(shard.stream_shard_id, TrimHorizon()), limit=100)
+    return [json.loads(record.data)["requestId"] for record in reply.records]
+
+
+def _take_interrupts() -> None:
+    """Let Ctrl-C work as in a terminal: who runs in the background inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+async def interrupted(*words: str, awaits: str, **env: str) -> tuple[int, list[dict[str, Any]]]:
+    """Send LINES, and interrupt the command once it says what it *awaits*; return its status and its outcomes."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", "operations", "send", "-", "--json", *words),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        | CREDENTIALS
+        | {"AWS_REGION": REGION, "KINESIS_STREAM_NAME": NAME}
+        | env,
+        preexec_fn=_take_interrupts,
+    )
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(LINES.encode())
+    process.stdin.close()
+    async with asyncio.timeout(60):
+        said = (await process.stderr.readline()).decode()
+        assert said.startswith(awaits)
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+    assert b"Traceback" not in err
+    assert process.returncode is not None
+    return process.returncode, json.loads(out)["operations"]
+
+
+async def test_send_prints_the_ids_when_it_is_interrupted_while_it_puts(kinesis_url: str) -> None:
+    """The request under way may be done: it is unknown, and only what comes after it is certainly not sent."""
+    hang = {"do": "fault", "action": "PutRecord", "kind": "hang", "applied": True}
+    async with aiohttp.ClientSession() as session, session.post(f"{kinesis_url}/_control", json=hang) as answer:
+        assert answer.status == 200
+    status, outcomes = await interrupted(awaits=f"waiting for stream {NAME}: ", AWS_ENDPOINT_URL_KINESIS=kinesis_url)
+    assert status == 130
+    assert [(one["line"], one["status"]) for one in outcomes] == [
+        (1, "sent"),
+        (2, "sent"),
+        (3, "unknown"),
+        (4, "not sent"),
+    ]
+    assert [one["requestId"] for one in outcomes[:3]] == await ids_on(kinesis_url)
+
+
+async def test_send_prints_the_ids_when_it_is_interrupted_while_it_waits(
+    kinesis_url: str, make_shard: ShardMaker, tmp_path: Path
+) -> None:
+    """No worker applies them; they are on the stream, and will be applied once."""
+    shard = {"shardId": "shard-1", "connectionString": (await make_shard("shard-1")).connection_string}
+    (path := tmp_path / "map.json").write_text(json.dumps({"shards": [shard]}))
+    env = {"AWS_ENDPOINT_URL_KINESIS": kinesis_url, "SHARD_MAP_FILE": str(path)}
+    status, outcomes = await interrupted("--wait", awaits="waiting for 4 operations", **env)
+    assert (status, {one["status"] for one in outcomes}) == (130, {"sent"})
+    assert [one["requestId"] for one in outcomes] == await ids_on(kinesis_url)
