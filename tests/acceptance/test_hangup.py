@@ -46,9 +46,19 @@ def place_of(key: str, count: int, retired: frozenset[int]) -> int:
         attempt += 1
 
 
-def write_map(path: Path, urls: Mapping[str, str], *names: str, retired: Sequence[str] = ()) -> None:
+def write_map(
+    path: Path, urls: Mapping[str, str], *names: str, retired: Sequence[str] = (), was_retired: Sequence[str] = ()
+) -> None:
     """Put a map in place by rename, as a careful person does."""
-    shards = [{"shardId": name, "connectionString": urls[name], "retired": name in retired} for name in names]
+    shards = [
+        {
+            "shardId": name,
+            "connectionString": urls[name],
+            "retired": name in retired,
+            "wasRetired": name in was_retired,
+        }
+        for name in names
+    ]
     new = path.with_suffix(".new")
     new.write_text(json.dumps({"shards": shards}))
     new.replace(path)
@@ -131,7 +141,7 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
             await asyncio.wait_for(is_under_way.wait(), 2 * PATIENCE_S)
             path.write_text(path.read_text()[:-20])
             refused = await told.after_hangup("shard_map.refused")
-            write_map(path, urls, "shard-1", "shard-2", "shard-3", retired=["shard-2"])
+            write_map(path, urls, *SHARD_IDS, retired=["shard-2"], was_retired=["shard-3"])
             reloaded = await told.after_hangup("shard_map.reloaded")
             assert not first.done()
             is_reloaded.set()
