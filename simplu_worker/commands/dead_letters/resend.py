@@ -12,6 +12,7 @@ from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
 from simplu_worker.commands.dead_letters.replay_plan import (
     LeftLetter,
     LeftReason,
+    QueueMessage,
     ReplayRules,
     Resend,
     ResendRequest,
@@ -74,8 +75,7 @@ class DeadLetterResender:
         return refused
 
     async def _send(self, resends: Sequence[Resend]) -> dict[int, LeftLetter]:
-        if resends[0].source is Source.KINESIS:
-            assert self._stream is not None  # noqa: S101  (unknown_source ensures it)
+        if resends[0].source is Source.KINESIS and self._stream is not None:  # without one `unknown_source` leaves all
             for records in cut_into_puts(record for resend in resends for record in resend.records):
                 await put_all(stream_sink(self._stream), records)
             return {}
@@ -140,9 +140,11 @@ def _parts_named(letter: DeadLetter, record: Record) -> Iterator[bytes]:
 
 def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[OutgoingMessage]:
     for resend in resends:
-        assert resend.message is not None  # noqa: S101  (the source is a queue)
-        fifo = resend.message.fifo if queue.is_fifo else None
-        yield OutgoingMessage(body=resend.message.body, fifo=fifo, attributes=resend.message.attributes)
+        match resend.message:
+            case QueueMessage(body, attributes, fifo):
+                yield OutgoingMessage(body=body, fifo=fifo if queue.is_fifo else None, attributes=attributes)
+            case None:
+                raise TypeError("a letter of a queue is sent as a message")
 
 
 def _left_refused(error: str) -> LeftLetter:

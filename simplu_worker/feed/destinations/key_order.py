@@ -38,7 +38,8 @@ class KeyOrder:
         self._deliveries[index] = delivery
         key = self._keys[index]
         waiting = self._waiting[key]
-        assert waiting.pop() == index  # noqa: S101 - else the order would be lost
+        if waiting.pop() != index:
+            raise ValueError("an event was sent before another one of its key")
         if not isinstance(delivery, Delivered):
             after_s = delivery.after_s if isinstance(delivery, RetryLater) else None
             for blocked in waiting:

@@ -325,11 +325,10 @@ def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
 
 
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
-    """Fetch one row by an unnamed statement: a named one would stay on a server behind a pooler."""
+    """Fetch the one row of a query by an unnamed statement: a named one would stay on a server behind a pooler."""
     statement = await connection.prepare(query, name="")
-    row: asyncpg.Record | None = await statement.fetchrow()
-    assert row is not None  # noqa: S101  # these queries always have one
-    return row
+    rows: list[asyncpg.Record] = await statement.fetch()
+    return rows[0]
 
 
 async def require_readable_files(address: ShardAddress, *, within_s: float = READ_S) -> None:

@@ -308,10 +308,9 @@ class Importer:
         if (rival := await run.placer.find_rivals(placed)) is not None:
             raise RetryableError(rival)
         certificate = _certify(run, placed, taken)
-        assert taken.verified_on is not None  # noqa: S101  # `_copy` has compared the rows
         encoded = msgspec.json.encode(certificate)
-        await target.activate(encoded, datetime.now(UTC), verified_on=taken.verified_on)
-        await self._commits.wait_for_transaction(shard_id, taken.verified_on)
+        server = await target.activate(encoded, datetime.now(UTC), verified_on=taken.verified_on)
+        await self._commits.wait_for_transaction(shard_id, server)
         log.info(
             "tenant.imported",
             business_id=tenant.business_id,

@@ -206,8 +206,8 @@ class TargetTenant:
         async with self._fenced() as connection:
             await connection.execute(QUERIES["note_import"], self._tenant_id, self._token, step, detail.decode())
 
-    async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server) -> None:
-        """Make the tenant active with its default row, and store *certificate*, JSON.
+    async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server | None) -> Server:
+        """Make the tenant active with its default row, and store *certificate*, JSON; return the server of the commit.
 
         Raises `RetryableError` if the rows were verified in another run of the server, or on another one: this one may
         lack the last of them.
@@ -225,7 +225,9 @@ class TargetTenant:
             await connection.execute(
                 QUERIES["note_import"], self._tenant_id, self._token, "activated", certificate.decode()
             )
-            self._check_server(await note_server(connection), verified_on)
+            server = await note_server(connection)
+            self._check_server(server, verified_on)
+        return server
 
     async def discard(self) -> int:
         """Delete the tenant's rows, its row and the import; return the number of its rows."""
@@ -243,7 +245,7 @@ class TargetTenant:
                 raise self._taken()
             yield connection
 
-    def _check_server(self, server: Server, expected: Server) -> None:
+    def _check_server(self, server: Server, expected: Server | None) -> None:
         if server != expected:
             raise RetryableError(
                 f"shard {self._pool.address.shard_id}: expected the server on which the rows of {self._tenant_id} were"
