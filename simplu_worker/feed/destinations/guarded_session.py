@@ -17,11 +17,11 @@ from typing import Any, Final
 import aiohttp
 
 from simplu_worker.feed.allowed_hosts import AllowedHosts, parse_address
-from simplu_worker.http_resolver import PatientResolver
+from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.network_errors import network_cause
 
 CONNECT_TIMEOUT_S: Final = 5.0
-REPLY_MAX_BYTES: Final = 65_536  # nothing in it matters; it is read so that the connection can be used again
+REPLY_MAX_BYTES: Final = 65_536  # its head included; of its body nothing matters
 
 REQUEST_ERRORS: Final = (aiohttp.ClientError, OSError, TimeoutError)
 
@@ -42,7 +42,7 @@ async def open_guarded_session(
         return socket.socket(family, kind, protocol)
 
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections, socket_factory=make_socket, resolver=PatientResolver()),
+        connector=BoundedConnector(REPLY_MAX_BYTES, limit=connections, socket_factory=make_socket),
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": "simplu-worker"},
@@ -82,18 +82,6 @@ def _judge(host: str, address: str, allowed: AllowedHosts) -> None:
     problem = "expected an address" if parsed is None else allowed.address_problem(host, parsed)
     if problem is not None:
         raise AddressNotAllowedError(errno.EACCES, problem)
-
-
-async def read_bounded(reply: aiohttp.ClientResponse) -> None:
-    """Read the rest of a reply; close its connection if it is long or comes to no end. The status has come already."""
-    left_bytes = REPLY_MAX_BYTES
-    try:
-        while left_bytes > 0 and (part := await reply.content.read(left_bytes)):
-            left_bytes -= len(part)
-    except REQUEST_ERRORS:
-        left_bytes = 0
-    if left_bytes <= 0:
-        reply.close()
 
 
 def cause_of(exc: BaseException) -> str:

@@ -22,7 +22,6 @@ from simplu_worker.feed.destinations.guarded_session import (
     REQUEST_ERRORS,
     cause_of,
     open_guarded_session,
-    read_bounded,
 )
 from simplu_worker.feed.destinations.key_order import KeyOrder
 from simplu_worker.feed.destinations.rounds import TOO_LARGE
@@ -140,7 +139,8 @@ class HttpDestination:
                 self._url, data=request.body, headers=request.headers, allow_redirects=False
             ) as reply:
                 status, retry_after = reply.status, reply.headers.get("Retry-After")
-                await read_bounded(reply)
+                with contextlib.suppress(*REQUEST_ERRORS):
+                    await reply.read()  # so that the connection can be used again
         except REQUEST_ERRORS as exc:
             return RetryLater(f"{self._place}: {cause_of(exc)}")
         return delivery_of(self._place, status, retry_after, now=self._utc())

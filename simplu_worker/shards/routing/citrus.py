@@ -16,7 +16,7 @@ import structlog
 from yarl import URL
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.http_resolver import PatientResolver
+from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import network_cause
 from simplu_worker.operations.operation import tenant_id_of
@@ -28,6 +28,7 @@ from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.retrying import attempts
 
+HEAD_MAX_BYTES: Final = 65_536  # with interim answers
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
 MEDIA_TYPE_MAX_LENGTH: Final = 100
 PROXY_MEDIA_TYPES: Final = frozenset({"text/html", "text/plain", "text/xml", "application/xml"})
@@ -333,7 +334,7 @@ async def open_citrus(
     async with aiohttp.ClientSession(
         base_url=base_url,
         headers=headers,
-        connector=aiohttp.TCPConnector(resolver=PatientResolver()),
+        connector=BoundedConnector(HEAD_MAX_BYTES + REPLY_MAX_BYTES),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
 import socket
@@ -29,7 +30,7 @@ from simplu_worker.feed.destinations.http import (
 )
 from simplu_worker.feed.destinations.key_order import BEHIND
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, Refused, RetryLater
-from simplu_worker.network_errors import NO_URL
+from simplu_worker.network_errors import NO_URL, TOO_LONG
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import FeedKind
 
@@ -294,6 +295,24 @@ async def test_body_of_an_answer_neither_matters_nor_costs(receiver: Receiver, h
         assert sent < 400
         receiver.respond = receiver.accept
         assert await destination.publish([feed_event(1, "p-2")]) == [Delivered()]
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue\r\n", b"103 Early Hints\r\nlink: </x>\r\n"])
+async def test_receiver_with_endless_interim_answers_is_left(interim: bytes) -> None:
+    """Before the time of a request is over: they come faster than aiohttp counts it."""
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                writer.write((b"HTTP/1.1 " + interim + b"\r\n") * 1000)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(flood, "127.0.0.1", 0) as server:
+        place = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with open_webhook(f"http://{place}", SECRETS[:1], LOOPBACK) as destination:
+            assert await destination.publish([feed_event()]) == [RetryLater(f"{place}: {TOO_LONG}")]
 
 
 async def test_event_leaves_its_data_out_where_they_are_too_large(receiver: Receiver, webhook: HttpDestination) -> None:

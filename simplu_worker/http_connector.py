@@ -1,0 +1,78 @@
+"""How a client of aiohttp connects: names without an answer hold nobody else, and an answer has a bound.
+
+aiohttp bounds neither the interim answers before an answer (`100 Continue`, `103 Early Hints`) nor what comes on a
+connection at rest, and reads them faster than its time-outs are due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import ResolveResult
+from aiohttp.connector import Connection
+from aiohttp.resolver import ThreadedResolver
+
+from simplu_worker.network_lookup import look_up_host
+
+
+class BoundedConnector(aiohttp.TCPConnector):
+    """Connects as aiohttp does, and closes a connection once an answer has more than *answer_max_bytes*, head included.
+
+    The request ends with an `aiohttp.ClientError`, unless its status has come. *options* are those of aiohttp.
+    """
+
+    def __init__(self, answer_max_bytes: int, **options: Any) -> None:
+        super().__init__(resolver=_PatientResolver(), **options)
+        self._answer_max_bytes = answer_max_bytes
+
+    async def connect(self, *args: Any, **options: Any) -> Connection:
+        """Return a connection for one request, as aiohttp does."""
+        connection = await super().connect(*args, **options)
+        if connection.transport is not None and connection.protocol is not None:
+            answer = _BoundedAnswer(connection.transport, connection.protocol, self._answer_max_bytes)
+            connection.transport.set_protocol(answer)
+        return connection
+
+
+class _BoundedAnswer(asyncio.Protocol):
+    """Hands what comes for one request to aiohttp's *protocol*, as far as the bound."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: asyncio.Protocol, max_bytes: int) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self._left_bytes = max_bytes
+
+    def data_received(self, data: bytes) -> None:
+        part = data[: max(self._left_bytes, 0)]
+        self._left_bytes -= len(data)
+        if part:
+            self._protocol.data_received(part)
+        if self._left_bytes < 0:
+            self._transport.abort()
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(OSError(errno.EMSGSIZE, "a long answer") if self._left_bytes < 0 else exc)
+
+
+class _PatientResolver(ThreadedResolver):
+    """Resolves as aiohttp does, but waits for a name without an answer outside the threads that all share."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of *host*. Raises the error of `socket.getaddrinfo`."""
+        await look_up_host(host)
+        return await super().resolve(host, port, family)
