@@ -205,7 +205,7 @@ class ShardProblem(StrEnum):
     USAGE = "usage"  # nearly full of tenants
     INACTIVE = "inactive"  # marked by Citrus
     GAP = "gap"  # it takes no operations of the stream; queues go on
-    CLOCK = "clock"  # over five minutes off the worker's: nothing is deleted there by the time
+    CLOCK = "clock"  # over a minute off that of AWS: nothing is deleted there by the time
     BUSINESS_TYPE = "business_type"  # tenants are to be created there of a type that it lacks
 
 
@@ -283,12 +283,12 @@ class ProblemCause(StrEnum):
     MOVE_FAILED = "move_failed"
     QUEUE_FAILING = "queue_failing"
     CITRUS_FAILING = "citrus_failing"
+    CLOCK_APART = "clock_apart"  # of a replica: what it says of shards may be wrong
     TARGET_HELD = "target_held"
     SHARD_DEGRADED = "shard_degraded"
     CACHE_FAILING = "cache_failing"
     FEED_STOPPED = "feed_stopped"
     FEED_BEHIND = "feed_behind"
-    CLOCK_APART = "clock_apart"
     DEAD_LETTERS = "dead_letters"
     WRONG_KEYS = "wrong_keys"
 

@@ -329,7 +329,9 @@ class ReplicaStatus:
         return self.fleet.report()
 
     def _figures(self) -> ReplicaFigures:
-        return msgspec.structs.replace(self.history.figures(), top=self.top_tenants.first())
+        return msgspec.structs.replace(
+            self.history.figures(), top=self.top_tenants.first(), is_clock_apart=OWN_CLOCK.problem is not None
+        )
 
     def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
         return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from statistics import median
 from typing import Final
 
-APART_MOST_S: Final = 300.0
+APART_MOST_S: Final = 60.0
 
 
 def are_apart(ahead_s: float) -> bool:
@@ -15,23 +17,31 @@ def are_apart(ahead_s: float) -> bool:
 
 
 def own_problem(ahead_s: float | None) -> str | None:
-    """Return why nothing may end by the time; *ahead_s* is this machine's clock less that of AWS, if it is known."""
-    return None if ahead_s is None else _describe("this worker's clock", ahead_s, "that of AWS")
+    """Return why nothing may end by the time; *ahead_s* is this machine's clock less the right one, if it is known."""
+    return None if ahead_s is None else _describe("the clock of this machine", ahead_s)
 
 
-def shard_problem(ahead_s: float) -> str | None:
-    """Return why nothing may end by the time on a shard; *ahead_s* is its clock less this machine's."""
-    return _describe("its clock", ahead_s, "this worker's")
+def shard_problem(ahead_s: float, own_ahead_s: float | None = None) -> str | None:
+    """Return why nothing may end by the time on a shard; *ahead_s* is its clock less this machine's.
+
+    *own_ahead_s* is this machine's clock less that of AWS: a shard is not blamed for what is wrong here.
+    """
+    return _describe("its clock", ahead_s + (own_ahead_s or 0.0))
 
 
-def _describe(subject: str, ahead_s: float, other: str) -> str | None:
+def probable_own_ahead_s(of_aws: float | None, shards_ahead_s: Sequence[float]) -> float | None:
+    """Return this machine's clock less the right one: AWS's, else that of several shards which agree against ours."""
+    agreed_s = median(shards_ahead_s) if len(shards_ahead_s) > 1 else 0.0
+    if of_aws is not None or not are_apart(agreed_s) or any(are_apart(one - agreed_s) for one in shards_ahead_s):
+        return of_aws
+    return -agreed_s
+
+
+def _describe(subject: str, ahead_s: float) -> str | None:
     if not are_apart(ahead_s):
         return None
-    direction = "ahead of" if ahead_s > 0 else "behind"
-    return (
-        f"expected clocks at most {APART_MOST_S:.0f} s apart, got {subject} {abs(ahead_s):.0f} s {direction} {other}; "
-        "nothing is deleted by the time until NTP has set them"
-    )
+    direction = "ahead" if ahead_s > 0 else "behind"
+    return f"{subject} is {abs(ahead_s):.0f} s {direction}; set it by NTP, until then nothing is deleted by the time"
 
 
 def parse_http_date(text: str) -> datetime | None:

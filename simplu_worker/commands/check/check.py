@@ -55,14 +55,14 @@ from simplu_worker.shards.health.probe import probe_shard, read_server_facts
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.timing.clock import utc_now
-from simplu_worker.timing.clock_agreement import parse_http_date
+from simplu_worker.timing.clock import OWN_CLOCK
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
 # once would not connect within the time of a probe.
 SHARDS_AT_ONCE: Final = 16
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
+VERDICT_MAX: Final = 10  # dependencies that the last line names
 KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
 CACHE_IS_CLUSTER: Final = (
     "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
@@ -101,9 +101,20 @@ def print_report(report: CheckReport) -> None:
         for dependency in report.dependencies
     ]
     print_table(("dependency", "address", "status", "result", "time"), rows)
-    print_line("odd:" if report.odd else "nothing odd", "bold")
+    if report.odd:
+        print_line("odd:", "bold")
     for finding in report.odd:
         print_line(f"  {finding}")
+    print_line(verdict_on(report), "bold")
+
+
+def verdict_on(report: CheckReport) -> str:
+    """Return the last line: what failed, else what warns; that nothing is odd only if nothing is."""
+    for status in (CheckStatus.FAILED, CheckStatus.WARNING):
+        if names := [one.dependency for one in report.dependencies if one.status is status]:
+            more = f" and {len(names) - VERDICT_MAX} more" if len(names) > VERDICT_MAX else ""
+            return f"{status}: {', '.join(names[:VERDICT_MAX])}{more}"
+    return "nothing failed; see what is odd" if report.odd else "nothing odd"
 
 
 def scrub_report(report: CheckReport) -> CheckReport:
@@ -126,13 +137,10 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(sparing(settings)))
         clients = {
-            service: checks.watch_clock(
-                service,
-                await stack.enter_async_context(
-                    open_client(
-                        service, region=settings.aws_region, endpoint_url=endpoint_url, read_timeout_s=READ_TIMEOUT_S
-                    )
-                ),
+            service: await stack.enter_async_context(
+                open_client(
+                    service, region=settings.aws_region, endpoint_url=endpoint_url, read_timeout_s=READ_TIMEOUT_S
+                )
             )
             for service, endpoint_url in (
                 ("kinesis", None),
@@ -152,6 +160,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
             ]
         )
         await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
+    checks.facts.own_ahead_s = OWN_CLOCK.ahead_s
     dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 
@@ -169,17 +178,6 @@ class DependencyChecks:
         self.facts = CheckFacts()
         self._settings = settings
         self._shard_turns = asyncio.Semaphore(SHARDS_AT_ONCE)  # the time of a shard's check begins with its turn
-
-    def watch_clock(self, service: str, client: Client) -> Client:
-        """Record the skew between the clock of *service* and ours at each of its answers, errors included."""
-
-        def note(parsed: dict[str, Any], **_: object) -> None:
-            date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-            if date is not None and (theirs := parse_http_date(date)) is not None:
-                self.facts.skews_s[f"clock of {service}"] = (theirs - utc_now()).total_seconds()
-
-        client.meta.events.register("after-call", note)
-        return client
 
     async def check_credentials(self) -> list[CheckedDependency]:
         """Check that a source has credentials of AWS."""

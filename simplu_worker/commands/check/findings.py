@@ -20,11 +20,10 @@ from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import AwaitedType, SchemaCreator
 from simplu_worker.shards.health.server_costs import ServerFacts, find_costs
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
-from simplu_worker.timing.clock_agreement import APART_MOST_S
+from simplu_worker.timing.clock_agreement import own_problem, probable_own_ahead_s, shard_problem
 
 CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
-SKEW_MAX_S: Final = 30.0
 ROWS_NAMED: Final = 5
 KEY_SHOWN: Final = 100  # characters of a key that anybody may have written
 OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the event loop
@@ -71,7 +70,8 @@ class CheckFacts:
     awaited_types: dict[str, Sequence[AwaitedType]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     servers: dict[str, ServerFacts] = field(default_factory=dict)  # of shards
-    skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
+    skews_s: dict[str, float] = field(default_factory=dict)  # of shards: their clock less ours
+    own_ahead_s: float | None = None  # our clock less that of AWS
     eviction_policy: str | None = None  # of Redis
     open_files_max: int | None = None  # of a process like this one
 
@@ -279,14 +279,13 @@ def _registration_findings(facts: CheckFacts) -> Iterator[Finding]:
 
 
 def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
-    for name, skew_s in facts.skews_s.items():
-        if abs(skew_s) > SKEW_MAX_S:
-            direction = "ahead of" if skew_s > 0 else "behind"
-            yield Finding(
-                name,
-                f"its clock is {abs(skew_s):.0f} s {direction} ours",
-                f"synchronise both with NTP: beyond {APART_MOST_S:.0f} s nothing is deleted by the time",
-            )
+    own_ahead_s = probable_own_ahead_s(facts.own_ahead_s, [*facts.skews_s.values()])
+    problems = {"clock": own_problem(own_ahead_s)} | {
+        name: shard_problem(skew_s, own_ahead_s) for name, skew_s in facts.skews_s.items()
+    }
+    for name, problem in problems.items():
+        if problem is not None:
+            yield Finding(name, *problem.split("; "))
 
 
 def _open_files_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:

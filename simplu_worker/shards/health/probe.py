@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.timing.clock import UtcClock
+from simplu_worker.timing.clock import OwnClock
 
 BUSY_TABLES: Final = ("log_rows", "resources")
 OWN_CHECKPOINTER_SINCE: Final = 170000  # its view; before, its counts are among those of the background writer
@@ -67,7 +67,7 @@ async def _probe_over(
     facts: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
         async with opening as connection:
-            facts |= await _read_server(connection, pool.clock.utc, connected_s=time.perf_counter() - started)
+            facts |= await _read_server(connection, pool.clock, connected_s=time.perf_counter() - started)
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
                     await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
@@ -78,8 +78,8 @@ async def _probe_over(
     return ShardProbe(**facts)
 
 
-async def _read_server(connection: Connection, utc: UtcClock, *, connected_s: float) -> dict[str, Any]:
-    asked_at, started = utc(), time.perf_counter()
+async def _read_server(connection: Connection, clock: OwnClock, *, connected_s: float) -> dict[str, Any]:
+    asked_at, started = clock.utc(), time.perf_counter()
     server = await connection.fetchrow(QUERIES["probe_server"])
     response_s = time.perf_counter() - started
     if server is None:
@@ -90,6 +90,7 @@ async def _read_server(connection: Connection, utc: UtcClock, *, connected_s: fl
         "is_standby": server["is_standby"],
         "is_read_only": server["is_read_only"],
         "skew_s": (server["clock"] - asked_at).total_seconds() - response_s / 2,
+        "own_ahead_s": clock.ahead_s,
         "connect_s": connected_s,
         "response_s": response_s,
     }

@@ -21,7 +21,7 @@ async def check_clocks(connection: Connection, pool: ShardPool) -> timedelta:
     """Return the age of the transaction. Raises `ClocksApartError` if one of the clocks may be wrong."""
     row = await connection.fetchrow(QUERIES["read_clock"])
     shard_ahead_s = (row["now"] - pool.clock.utc()).total_seconds()
-    if (problem := pool.clock.problem or shard_problem(shard_ahead_s)) is not None:
+    if (problem := pool.clock.problem or shard_problem(shard_ahead_s, pool.clock.ahead_s)) is not None:
         raise ClocksApartError(f"shard {pool.address.shard_id}: {problem}")
     age: timedelta = row["transaction_age"]
     return age

@@ -123,6 +123,12 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
         "Look at Citrus, the network and the key. Do not restart replicas.",
         "docs/monitoring.md#citrusdown",
     ),
+    ProblemCause.CLOCK_APART: _meaning(
+        Severity.WARNING,
+        "Clock of a replica is off",
+        "Set the clock of its machine by NTP.",
+        "docs/monitoring.md#clocksapart",
+    ),
     ProblemCause.TARGET_HELD: _meaning(Severity.WARNING, "Held", "See why it waits.", "docs/holding.md#holding"),
     ProblemCause.SHARD_DEGRADED: _meaning(
         Severity.WARNING,
@@ -147,9 +153,6 @@ MEANINGS: Final[dict[ProblemCause, Meaning]] = {
         "Feed behind",
         "See what the destination answers. Its events wait in the log of the shards; no other destination waits.",
         "docs/monitoring.md#feedbehind",
-    ),
-    ProblemCause.CLOCK_APART: _meaning(
-        Severity.WARNING, "Clock of this machine is off", "Set it by NTP.", "docs/monitoring.md#clocksapart"
     ),
     ProblemCause.DEAD_LETTERS: _meaning(
         Severity.WARNING,
@@ -188,6 +191,7 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
         for one in (
             FoundProblem(ProblemCause.OUTAGE, _failing_dependencies(state)),
             *_of_this_replica(state),
+            FoundProblem(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
             *_of_shards(state["shards"]),
             *_of_stream(fleet["streamShards"], state["streamShards"]),
             *_of_held(state["held"], fleet["replicas"], lost, now),
@@ -226,9 +230,8 @@ def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     if state["ready"] is not True:
         yield FoundProblem(ProblemCause.NOT_READY, (str(state["ready"]).replace("_", " "),))
     yield FoundProblem(ProblemCause.QUEUE_FAILING, _named("queue", _failing_queues(state["queues"])))
-    for member, cause in (("citrus", ProblemCause.CITRUS_FAILING), ("clock", ProblemCause.CLOCK_APART)):
-        if state[member] not in (None, DependencyState.OK):
-            yield FoundProblem(cause, number=1)
+    if state["citrus"] not in (None, DependencyState.OK):
+        yield FoundProblem(ProblemCause.CITRUS_FAILING, number=1)
     if _is_cache_failing(state):
         yield FoundProblem(ProblemCause.CACHE_FAILING, number=1)
     troubles = state["troubles"]
@@ -238,6 +241,10 @@ def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     wrong = [one for one in state["streamShards"] if one.get("wrongKeys")]
     subjects = _named("stream shard", (one["streamShard"] for one in wrong))
     yield FoundProblem(ProblemCause.WRONG_KEYS, subjects, sum(one["wrongKeys"] for one in wrong))
+
+
+def _with_wrong_clock(replicas: Iterable[Json]) -> tuple[str, ...]:
+    return _named("replica", (one["replica"] for one in replicas if one["isClockApart"]))
 
 
 def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:

@@ -84,6 +84,7 @@ REPLICA: Final = _object(
     leases=COUNT,
     latencyP99Seconds=NUMBER_OR_NULL,
     deadLetters=NUMBER_OR_NULL,
+    isClockApart=TRUTH,
     held=_list(_object("target reason", streamShard=TEXT, target=TEXT, reason=TEXT, ageSeconds=NUMBER)),
     topTenants=_list(TOP_TENANT),
     **MEASURED,

@@ -176,9 +176,9 @@ async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World,
     await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() - interval '1 second'")
     right, pool.clock = pool.clock, clock
     settler = MoveSettler(world.pools, world.commits)
-    with pytest.raises(ClocksApartError, match=f"shard a: {APART}"):
+    with pytest.raises(ClocksApartError, match=f"shard a: .* {APART}"):
         await settler.end_overdue_fence("a", TENANT_ID)
-    with pytest.raises(ClocksApartError, match=f"shard a: {APART}"):
+    with pytest.raises(ClocksApartError, match=f"shard a: .* {APART}"):
         await list_left_behind(pool, timedelta())
     assert (await world.states())["a"] == "fenced"
 

@@ -133,6 +133,7 @@ def _replicas(
             "readKBps": _total(leases, "readKBps"),
             "latencyP99Seconds": _rounded(replica.figures.latency_p99_s),
             "deadLetters": replica.figures.dead_letter_count,
+            "isClockApart": replica.figures.is_clock_apart,
             "heldTargets": _total(leases, "heldTargets"),
             "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
             "topTenants": [

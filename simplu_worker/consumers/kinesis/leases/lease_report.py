@@ -46,12 +46,14 @@ class TopTenant(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
     """The figures of a whole replica: the p99 latency of the last interval, the dead letters of the last hour.
 
-    *top* are the tenants that took most of the last minute, at most TOP_MAX, the first one most.
+    *top* are the tenants that took most of the last minute, at most TOP_MAX, the first one most. *is_clock_apart* is
+    whether the clock of its machine is wrong.
     """
 
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
     top: tuple[TopTenant, ...] = ()
+    is_clock_apart: bool = False
 
 
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -69,11 +71,12 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
     top: tuple[TopTenant, ...] = ()
+    is_clock_apart: bool = False
 
     @property
     def figures(self) -> ReplicaFigures:
         """The figures of the replica."""
-        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top)
+        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top, self.is_clock_apart)
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

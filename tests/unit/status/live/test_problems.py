@@ -22,7 +22,6 @@ QUIET: dict[str, Any] = {
     "feed": None,
     "cache": {"state": "ok"},
     "troubles": [],
-    "clock": "ok",
     "citrus": "ok",
 }
 
@@ -35,8 +34,8 @@ def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
     """Return the report of a fleet of this replica and another one with the members *others*."""
-    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0}
-    other = {"replica": "b", "isThis": False, "held": [], "deadLetters": None} | others
+    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False}
+    other = {"replica": "b", "isThis": False, "held": [], "deadLetters": None, "isClockApart": False} | others
     return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
 
 
@@ -135,10 +134,10 @@ def test_numbers_are_sums() -> None:
 
 
 def test_dependency_that_does_not_answer_is_one_problem() -> None:
-    """Citrus, the clock and the cache have no parts to count; a cache that is not known yet is none."""
-    state = {"citrus": "TimeoutError", "clock": "400 s ahead", "cache": {"state": "unreachable"}}
+    """Citrus and the cache have no parts to count; a cache that is not known yet is none."""
+    state = {"citrus": "TimeoutError", "cache": {"state": "unreachable"}}
     found = find_problems(QUIET | state, fleet(), NOW)
-    causes = (ProblemCause.CITRUS_FAILING, ProblemCause.CLOCK_APART, ProblemCause.CACHE_FAILING)
+    causes = (ProblemCause.CITRUS_FAILING, ProblemCause.CACHE_FAILING)
     assert found[1:] == [FoundProblem(cause, number=1) for cause in causes]  # behind the outage of both
     assert causes_of({"cache": {}}) == []
 
@@ -149,7 +148,6 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
     state = {
         "ready": "stream_unavailable",
         "queues": [{"name": "q", "state": "no answer"}],
-        "clock": "400 s ahead",
         "citrus": "TimeoutError",
         "cache": {"state": "unreachable"},
         "troubles": [trouble],
@@ -157,12 +155,12 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
         "shards": [{"shardId": "a", "state": "degraded"}],
         "moves": [{"tenant": "t", "error": "no room", "notedAt": NOW}],
     }
-    assert dict(causes_of(state, fleet(deadLetters=12))) == {
+    assert dict(causes_of(state, fleet(deadLetters=12, isClockApart=True))) == {
         ProblemCause.OUTAGE: ("Kinesis or DynamoDB", "SQS", "Citrus", "Redis"),
         ProblemCause.NOT_READY: ("stream unavailable",),
         ProblemCause.QUEUE_FAILING: ("queue q",),
         ProblemCause.CITRUS_FAILING: (),
-        ProblemCause.CLOCK_APART: (),
+        ProblemCause.CLOCK_APART: ("replica b",),
         ProblemCause.CACHE_FAILING: (),
         ProblemCause.INTERNAL_ERROR: ("stream shard s",),
         ProblemCause.WRONG_KEYS: ("stream shard s",),

@@ -37,7 +37,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     found = report_of(
         (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
         (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1), read_up_to=UP_TO), 97.5),
-        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4)), 98.5),
+        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4, is_clock_apart=True)), 98.5),
         own={"a": OwnReader(0.25, 2, 0.125)},
     )
     first, second = found["replicas"]
@@ -51,6 +51,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "readKBps": 2.5,
         "latencyP99Seconds": 0.25,
         "deadLetters": 2,
+        "isClockApart": False,
         "heldTargets": 2,
         "held": [],
         "topTenants": [],
@@ -66,6 +67,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "readKBps": 5.0,
         "latencyP99Seconds": 0.75,
         "deadLetters": 4,
+        "isClockApart": True,
         "heldTargets": 1,
         "held": [],
         "topTenants": [],
@@ -99,6 +101,7 @@ def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
         "readKBps": None,
         "latencyP99Seconds": None,
         "deadLetters": None,
+        "isClockApart": False,
         "heldTargets": None,
         "held": [],
         "topTenants": [],

@@ -1,0 +1,25 @@
+"""The last line of `check`."""
+
+from __future__ import annotations
+
+from simplu_worker.commands.check.check import CheckReport, verdict_on
+from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
+from simplu_worker.commands.check.findings import Finding
+
+ODD = [Finding("queue q", "no redrive policy", "nothing to do")]
+
+
+def verdict(*statuses: CheckStatus, odd: list[Finding] | None = None) -> str:
+    """Return the last line about dependencies with these statuses."""
+    rows = [CheckedDependency(f"shard {at}", "", status, "", 0.0) for at, status in enumerate(statuses)]
+    return verdict_on(CheckReport(rows, odd or []))
+
+
+def test_check_ends_with_what_failed_or_warns() -> None:
+    """Nothing is odd only if nothing is; what is off is well."""
+    ok, warning, failed, off = CheckStatus.OK, CheckStatus.WARNING, CheckStatus.FAILED, CheckStatus.OFF
+    assert verdict(ok, off) == "nothing odd"
+    assert verdict(ok, odd=ODD) == "nothing failed; see what is odd"
+    assert verdict(warning, ok, failed) == "failed: shard 2"
+    assert verdict(ok, warning, odd=ODD) == "warning: shard 1"
+    assert verdict(*[failed] * 12).endswith("shard 8, shard 9 and 2 more")
