@@ -75,7 +75,7 @@ NO_FILTER: Final = FilterOptions()
 def list_dead_letters(
     *,
     filters: FilterOptions = NO_FILTER,
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1000,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
     records: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
@@ -84,7 +84,7 @@ def list_dead_letters(
     Parameters
     ----------
     limit
-        Print at most this many.
+        Print at most this many; all without this option.
     records
         Print the content of the records too.
     """

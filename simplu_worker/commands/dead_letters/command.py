@@ -34,16 +34,22 @@ STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", Replay
 async def list_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool
 ) -> int:
-    """Print the dead letters that *filters* match, up to the limit, and leave them in the queue."""
+    """Print the dead letters that *filters* match, up to the limit, and leave them in the queue.
+
+    Returns 1 if others may match: hidden from this command, behind those that it saw, or beyond the bytes of records.
+    """
     answer = await list_letters(settings, filters, options, StderrNarration())
     if as_json:
         print_json(answer)
     else:
         _print_rows(answer["letters"], with_record=options.records)
         _print_foreign(answer["notLetters"])
-        if answer["isCut"]:
-            print_note(f"the queue has more dead letters than these {len(answer['letters'])}; see --limit")
-    return 0
+    count = len(answer["letters"])
+    if answer["isCut"]:
+        more = "see --limit" if count == options.limit else "narrow the time with --since and --until"
+        print_note(f"the queue has more dead letters than these {count}; {more}")
+    is_whole = count == options.limit or not (answer["isCut"] or answer["hidden"] or answer["behind"])
+    return 0 if is_whole else 1
 
 
 async def replay_dead_letters(

@@ -56,7 +56,7 @@ class LettersAction(StrEnum):
 class ListOptions(NamedTuple):
     """The options of `dead-letters list`."""
 
-    limit: int
+    limit: int | None
     records: bool
     room_bytes: int = SHOWN_RECORDS_MAX_BYTES  # of records
     newest: bool = False  # of all that match: the whole queue is read, as SQS shows messages in no order
@@ -191,7 +191,7 @@ class _NewestLetters:
         size_bytes = size_bytes if self._options.records else 0
         heapq.heappush(self._heap, (row["failedAt"], row["messageId"], size_bytes, row))
         self._used_bytes += size_bytes
-        while len(self._heap) > self._options.limit or (
+        while len(self._heap) > (self._options.limit or math.inf) or (
             self._used_bytes > self._options.room_bytes and len(self._heap) > 1
         ):
             self._used_bytes -= heapq.heappop(self._heap)[2]

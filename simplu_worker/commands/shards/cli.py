@@ -29,7 +29,7 @@ def query_shards(
     shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     tenant: OneTenant = None,
     on: Literal["primary", "standby"] = "primary",
-    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = 1000,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = None,
     timeout: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=3600))] = 30,
     row_format: Annotated[Literal["table", "csv", "jsonl"] | None, Parameter(name="--format")] = None,
     common: CommonOptions = NO_OPTIONS,
@@ -47,7 +47,7 @@ def query_shards(
     on
         Ask the standby of each shard in place of the primary.
     limit
-        Print at most this many rows of each shard.
+        Print at most this many rows of each shard; without this option 1,000, and more are a failure.
     timeout
         End the statement on a shard after this many seconds.
     row_format
@@ -56,14 +56,14 @@ def query_shards(
     from simplu_worker.commands.shards.query import Asked, query_shards, read_statement
     from simplu_worker.commands.shards.query_output import RowFormat
     from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-    from simplu_worker.shards.questions.asking import ShardQuestion
+    from simplu_worker.shards.questions.asking import ROWS_MAX, ShardQuestion
 
     if shard and tenant is not None:
         raise UsageError("shards query: expected --shard or --tenant, got both")
     if common.as_json and row_format not in {None, "jsonl"}:
         raise UsageError(f"shards query: expected --json or --format, got --json and --format {row_format}")
-    question = ShardQuestion(read_statement(statement), row_limit=limit, timeout_s=timeout)
-    asked = Asked(shard, tenant, TargetSessionAttrs(on))
+    question = ShardQuestion(read_statement(statement), row_limit=limit or ROWS_MAX, timeout_s=timeout)
+    asked = Asked(shard, tenant, TargetSessionAttrs(on), wants_all=limit is None)
     printed = RowFormat("jsonl" if common.as_json else row_format or "table")
     return common.run(lambda settings: query_shards(settings, question, asked, printed))
 

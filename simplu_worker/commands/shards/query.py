@@ -30,11 +30,15 @@ SHOWN_MAX: Final = 60  # characters
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """Which shards are asked: all, or some, or that of a tenant; and which of their servers."""
+    """Which shards are asked: all, or some, or that of a tenant; and which of their servers.
+
+    Who *wants_all* rows has given no limit.
+    """
 
     shard_ids: tuple[str, ...] = ()
     tenant: tuple[str, str] | None = None
     target: TargetSessionAttrs = TargetSessionAttrs.PRIMARY
+    wants_all: bool = True
 
 
 def read_statement(text: str) -> str:
@@ -63,17 +67,16 @@ def _shown(text: str) -> str:
 
 
 async def query_shards(settings: Settings, question: ShardQuestion, asked: Asked, row_format: RowFormat) -> int:
-    """Ask the shards, and print their rows as they answer. Return 1 if one of them did not."""
+    """Ask the shards, and print their rows as they answer. Return 1 if one of them did not, or if rows are left out."""
     require_settings(settings, routes=True)
     reader = _reader_of(settings)
     tenant_id = None if asked.tenant is None else parse_tenant_id(*asked.tenant)
     question = msgspec.structs.replace(question, as_json=row_format is RowFormat.JSONL, tenant_id=tenant_id)
     async with open_shards(settings) as shards:
         chosen = await _choose_shards(shards, asked, tenant_id)
-        round_ = _Round(question, asked.target, reader, shards.locator, open_printer(row_format))
+        round_ = _Round(question, asked, reader, shards.locator, open_printer(row_format))
         await round_.ask_all(chosen)
-    round_.finish()
-    return EXIT_FAILED if round_.failures else EXIT_DONE
+    return EXIT_DONE if round_.finish() else EXIT_FAILED
 
 
 def _reader_of(settings: Settings) -> tuple[str, str | None]:
@@ -104,20 +107,21 @@ class _Round:
     def __init__(
         self,
         question: ShardQuestion,
-        target: TargetSessionAttrs,
+        asked: Asked,
         reader: tuple[str, str | None],
         locator: Locator,
         printer: RowPrinter,
     ) -> None:
         self._question = question
-        self._target = target
+        self._asked = asked
         self._reader = reader
         self._locator = locator
         self._printer = printer
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
         self._turn = asyncio.Lock()
         self._notes: dict[str, list[str]] = {}
-        self.failures: dict[str, str] = {}
+        self._is_cut = False
+        self._failures: dict[str, str] = {}
 
     async def ask_all(self, chosen: Iterable[ShardAddress]) -> None:
         """Ask shards side by side. Raises `BrokenPipeError` when nobody reads the rows any more."""
@@ -139,16 +143,17 @@ class _Round:
                     async with self._turn:  # in a thread, as stdout may wait for a person for long
                         await asyncio.to_thread(self._printer.add, shard.shard_id, answer)
             except WorkerError as exc:
-                self.failures[shard.shard_id] = scrub_text(shard.without_name(str(exc)))
+                self._failures[shard.shard_id] = scrub_text(shard.without_name(str(exc)))
             else:
                 self._note(shard.shard_id, answer)
 
     def _addresses_of(self, shard: ShardAddress) -> list[ShardAddress]:
         mapped = self._locator.map.shard(shard.shard_id) if isinstance(self._locator, StaticMap) else None
         standby = None if mapped is None else mapped.standby_address
-        return reader_addresses(shard, standby, self._target, *self._reader)
+        return reader_addresses(shard, standby, self._asked.target, *self._reader)
 
     def _note(self, shard_id: str, answer: ShardAnswer) -> None:
+        self._is_cut |= answer.is_over_bytes or (answer.is_over_rows and self._asked.wants_all)
         notes = {
             f"more than {self._question.row_limit} rows, the --limit": answer.is_over_rows,
             f"more than {BYTES_MAX // 1024**2} MiB of rows": answer.is_over_bytes,
@@ -158,10 +163,14 @@ class _Round:
         for note in [text for text, is_true in notes.items() if is_true]:
             self._notes.setdefault(note, []).append(shard_id)
 
-    def finish(self) -> None:
-        """Print what the printer has kept, and on stderr each note and each failure once, with its shards."""
-        self._printer.finish()
-        for shard_id, failure in sorted(self.failures.items()):
+    def finish(self) -> bool:
+        """Print what the printer has kept, and on stderr each note and each failure once, with its shards.
+
+        Return whether all shards have answered, and all rows that were asked for are printed.
+        """
+        has_printed_all = self._printer.finish()
+        for shard_id, failure in sorted(self._failures.items()):
             self._notes.setdefault(f"no rows: {failure}", []).append(shard_id)
         for note, shard_ids in self._notes.items():
             print_note(f"{', '.join(sorted(shard_ids))}: {note}")
+        return has_printed_all and not (self._is_cut or self._failures)

@@ -32,8 +32,8 @@ class RowPrinter(Protocol):
     def add(self, shard_id: str, answer: ShardAnswer) -> None:
         """Print or keep the rows of a shard. Raises `PermanentError` for other columns than before."""
 
-    def finish(self) -> None:
-        """Print what was kept."""
+    def finish(self) -> bool:
+        """Print what was kept; return whether all rows are printed."""
 
 
 class _Columns:
@@ -68,13 +68,14 @@ class TablePrinter:
         for row in answer.rows[: TABLE_MAX - len(self._rows)]:
             self._rows.append((shard_id, [shorten(cell or "", CELL_MAX) for cell in row]))
 
-    def finish(self) -> None:
-        """Print the table."""
+    def finish(self) -> bool:
+        """Print the table, and how many rows it has no room for."""
         if self._columns.names is not None:
             rows = sorted(self._rows, key=itemgetter(0))
             print_table(["shard", *self._columns.names], [[shard_id, *cells] for shard_id, cells in rows])
         if self._count > len(self._rows):
             print_note(f"and {self._count - len(self._rows)} more; --format csv and jsonl print all")
+        return self._count == len(self._rows)
 
 
 class CsvPrinter:
@@ -90,8 +91,9 @@ class CsvPrinter:
         header = csv_line(["shard", *answer.columns]) if is_first else ""
         _write(header + "".join(csv_line([shard_id, *row]) for row in answer.rows))
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Do nothing: all is printed."""
+        return True
 
 
 class JsonLinesPrinter:
@@ -104,8 +106,9 @@ class JsonLinesPrinter:
         rows = (msgspec.json.format(row[0] or "", indent=-1) for row in answer.rows)
         _write("".join(f'{{"shardId":{shard},"row":{row}}}\n' for row in rows))
 
-    def finish(self) -> None:
+    def finish(self) -> bool:
         """Do nothing: all is printed."""
+        return True
 
 
 def open_printer(row_format: RowFormat) -> RowPrinter:

@@ -27,7 +27,7 @@ STYLES: Final = {"succeeded": "green", "failed": "red"}
 async def list_operations(
     settings: Settings, business_id: str, location_id: str, request: ListRequest, *, as_json: bool
 ) -> int:
-    """Print the operations of one tenant. Return 1 if no shard has the tenant."""
+    """Print the operations of one tenant. Return 1 if no shard has the tenant, or the search ended too early."""
     require_settings(settings, routes=True)
     parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
@@ -39,9 +39,9 @@ async def list_operations(
         return 1
     if as_json:
         print_json(page)
-        return 0
-    print_page(page, request.limit)
-    return 0
+    else:
+        print_page(page, request.limit)
+    return 0 if page.next is None or len(page.operations) == request.limit else 1
 
 
 async def search(

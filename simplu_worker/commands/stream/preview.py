@@ -67,7 +67,7 @@ class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
     """Print the next step of a worker with each line of *text*.
 
-    Returns 1 if one of them would be a dead letter, or be refused by a schema.
+    Returns 1 if one of them would be a dead letter, or be refused by a schema, or if a shard does not answer.
     """
     lines = parse_input(settings, text, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
@@ -88,7 +88,7 @@ async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool
     else:
         _print_previews(found)
         print_silent(poll.silent_shard_ids)
-    return 1 if any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found) else 0
+    return 1 if poll.silent_shard_ids or any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found) else 0
 
 
 def preview(

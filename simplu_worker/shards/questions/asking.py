@@ -20,6 +20,7 @@ from simplu_worker.shards.questions.statement import bounded, column_problem
 from simplu_worker.shards.types import ShardUnavailableError
 
 BYTES_MAX: Final = 16 * 1024 * 1024  # of a shard's answer: one document, of up to 10 MiB, fits
+ROWS_MAX: Final = 1000  # of a shard's answer, unless a person gives another number
 REPLY_GRACE_S: Final = 5.0  # for a server that ends a statement by its own timeout
 # In one message, so that one server of a pooler runs both. Whatever a function has locked is free then.
 END: Final = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()"
@@ -35,7 +36,7 @@ class ShardQuestion(msgspec.Struct, frozen=True):
 
     statement: str
     as_json: bool = False
-    row_limit: int = 1000
+    row_limit: int = ROWS_MAX
     byte_limit: int = BYTES_MAX
     timeout_s: float = 30.0
     tenant_id: str | None = None

@@ -55,6 +55,7 @@ APPLY = ReplayOptions(apply=True, force=False, limit=None)
 FORCE = ReplayOptions(apply=True, force=True, limit=None)
 PLAN = ReplayOptions(apply=False, force=False, limit=None)
 LIST = ListOptions(limit=1000, records=False)
+LIST_IN_ONE_BYTE = ListOptions(limit=None, records=True, room_bytes=1)
 OPERATOR = Actor("operator", "10.0.0.1")
 ALL = DeadLetterFilter()
 INVALID = DeadLetterReason.INVALID_JSON
@@ -359,8 +360,17 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
     invalid = await bench.shown(ListOptions(10, records=True), DeadLetterFilter(reasons=frozenset({INVALID})))
     assert [row["recordBase64"] for row in invalid.json["letters"]] == ["/3ByaXZhdGU="]
     cut = await bench.shown(ListOptions(limit=2, records=False))
-    assert (len(cut.json["letters"]), cut.json["isCut"]) == (2, True)
+    assert (cut.status, len(cut.json["letters"]), cut.json["isCut"]) == (0, 2, True)
     assert await bench.count() == (5, 0)
+
+
+async def test_list_fails_when_not_all_letters_have_room(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody may take the printed records for all, and then delete the letters."""
+    await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(1, 4)))
+    with capture_logs():
+        assert await list_dead_letters(bench.settings, ALL, LIST_IN_ONE_BYTE, as_json=False) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("the queue has more dead letters than these ")
 
 
 async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:

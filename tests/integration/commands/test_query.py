@@ -270,7 +270,9 @@ async def test_query_bounds_the_rows_of_each_shard_and_says_that_there_are_more(
 
     printed = await run(capfd, settings, numbers, row_limit=11)
     assert [row["row"]["n"] for row in printed.rows if row["shardId"] == "db-1"] == [*range(12, 1, -1)]
-    assert (printed.status, printed.err) == (0, "db-1, db-2: more than 11 rows, the --limit\n")
+    assert (printed.status, printed.err) == (1, "db-1, db-2: more than 11 rows, the --limit\n")
+    wanted = await run(capfd, settings, numbers, row_limit=11, asked=Asked(wants_all=False))
+    assert wanted.status == 0
     whole = await run(capfd, settings, numbers, row_limit=12)
     assert (len(whole.rows), whole.err) == (24, "")
 
@@ -286,7 +288,7 @@ async def test_query_bounds_the_bytes_of_each_shard(
 
     printed = await run(capfd, settings, growing.format(5), printed=RowFormat.CSV, byte_limit=1000)
     assert [line[:10] for line in printed.out.splitlines()] == ["shard,n,te", "shard-1,1,", "shard-1,2,", "shard-1,3,"]
-    assert (printed.status, printed.err) == (0, "shard-1: more than 16 MiB of rows\n")
+    assert (printed.status, printed.err) == (1, "shard-1: more than 16 MiB of rows\n")
     # The row behind the limit is over the bytes: that there are more is said by the limit of rows.
     few = await run(capfd, settings, growing.format(5), row_limit=3, byte_limit=1000)
     assert (len(few.rows), few.err) == (3, "shard-1: more than 3 rows, the --limit\n")
