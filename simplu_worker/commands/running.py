@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from simplu_worker.commands.exit_status import EXIT_FAILED, EXIT_INTERRUPTED
+from simplu_worker.commands.exit_status import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.loading import draft_settings, load_env_file, prepare_aws_environment
 from simplu_worker.config.misspellings import find_misspellings
 from simplu_worker.config.settings import VARIABLES, Settings
@@ -103,12 +104,34 @@ def log_misspellings() -> None:
 
 
 def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
-    """Run *command*; return its exit status."""
+    """Run *command*; return its exit status. A signal ends the command and what it has asked of servers."""
     end_start()
     try:
-        return asyncio.run(command)
+        return asyncio.run(_run_until_ended(command))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+async def _run_until_ended(command: Coroutine[Any, Any, int]) -> int:
+    """Run *command* until SIGTERM, or SIGHUP from a terminal that closes; a second one ends the process at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    came: list[signal.Signals] = []
+
+    def end(number: signal.Signals) -> None:
+        came.append(number)
+        loop.remove_signal_handler(number)
+        if task is not None:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has SIGHUP ignored
+            loop.add_signal_handler(number, end, number)
+    try:
+        return await command
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        return EXIT_BY_SIGNAL + came[0]
 
 
 def complain(problem: str) -> None:

@@ -555,8 +555,9 @@ def heed_interrupts() -> None:
 
 
 @pytest.mark.slow(3)
-async def test_interrupt_of_a_query_ends_its_statements_on_all_servers(
-    tmp_path: Path, two: tuple[ShardAddress, ShardAddress], make_reader: ReaderMaker
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+async def test_signal_ends_the_statements_of_a_query_on_all_servers(
+    tmp_path: Path, two: tuple[ShardAddress, ShardAddress], make_reader: ReaderMaker, number: int, status: int
 ) -> None:
     """They would run on for as long as --timeout allows."""
     role = await make_reader(*two)
@@ -574,9 +575,9 @@ async def test_interrupt_of_a_query_ends_its_statements_on_all_servers(
     try:
         process = await started("SELECT pg_sleep(600)::text AS a", settings_of(tmp_path, role, *two), "--timeout=600")
         assert await poll_until(all_run, within_s=60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = await process.communicate()
-        assert (process.returncode, out, err) == (130, b"", b"")
+        assert (process.returncode, out, err) == (status, b"", b"")
         assert await poll_until(none_runs, within_s=60)  # a server takes a moment
     finally:
         await connection.close()

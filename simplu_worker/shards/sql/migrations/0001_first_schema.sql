@@ -585,14 +585,16 @@ $$;
 -- document fails no query. They decide before they cast, and catch no error: that would take a transaction of its own
 -- for every value, and no parallel query before PostgreSQL 17 may begin one.
 
--- An ISO 8601 time; without an offset it is UTC, a date alone is midnight.
+-- An ISO 8601 time; without an offset it is UTC, a date alone is midnight. One at the ends of the years 1 to 9999 is the
+-- nearest instant that is in these years in every time zone: drivers fail at others, and with them a query.
 CREATE FUNCTION public.simplu_timestamptz(value pg_catalog.jsonb) RETURNS pg_catalog.timestamptz
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     moment text := value #>> '{}';
+    instant timestamptz;
 BEGIN
-    IF moment !~ (
+    IF moment IS NULL OR moment !~ (
         '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])'
         '([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)?)?$'
     ) OR moment < '0001' COLLATE "C" THEN
@@ -602,11 +604,13 @@ BEGIN
     ) THEN
         RETURN NULL;
     ELSIF length(moment) = 10 THEN
-        RETURN (moment || ' 00:00+00')::timestamptz;
+        instant := (moment || ' 00:00+00')::timestamptz;
     ELSIF moment ~ '(Z|[+-][0-9:]+)$' THEN
-        RETURN moment::timestamptz;
+        instant := moment::timestamptz;
+    ELSE
+        instant := (moment || '+00')::timestamptz;
     END IF;
-    RETURN (moment || '+00')::timestamptz;
+    RETURN least(greatest(instant, '0001-01-02 00:00+00'::timestamptz), '9999-12-31 00:00+00'::timestamptz);
 END
 $$;
 
