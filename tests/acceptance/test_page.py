@@ -670,7 +670,7 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
     """A held shard has the advice of its reason; what cannot be read is not called reading."""
     script = """
     Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
-      const problem = (cause, subject) => ({cause, subjects: [subject], count: 1, since: 0, at: 0, problem: cause});
+      const problem = (cause, subject) => ({cause, subject, count: 1, since: 0, at: 0, problem: cause});
       const status = {
         shards: [{shardId: 'a', error: 'no server'}], citrus: 'other',
         queues: [{name: 'q', state: 'http://q/: no server'}],
@@ -695,13 +695,40 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
     ]
 
 
+async def test_incidents_of_one_cause_keep_their_own_times(page: BrowserTab) -> None:
+    """Those of now are one thing to look at, in which each target has its begin; each that is over is a row."""
+    script = """
+    import('/page/overview.js').then(({problemItems, overItems, verdictOf}) => {
+      const one = (subject, since, at, isOver = false) => ({
+        cause: 'shard_lost', problem: 'Lost', severity: 'critical', advice: 'Look.', count: isOver ? 1 : 12, subject,
+        since: `2020-01-01T${since}:00`, at: `2020-01-01T${at}:00`, isOver,
+      });
+      const problems = [one('shard a', '10:00', '12:00'), one('shard b', '11:00', '12:00')];
+      problems.push(one('shard a', '08:00', '08:05', true));
+      const known = {status: {}, fleet: {problems}, ages: {status: 1, fleet: 1}};
+      const hour = (text) => text.match(/[0-9]+:[0-9]+/)[0];
+      return [
+        verdictOf(known),
+        problemItems(known).map(({links, unlisted}) => [links.map(({text}) => hour(text)), unlisted]),
+        overItems({problems}).map(({links: [link], facts}) => (
+          [link.text, hour(facts.Began), hour(facts.Ended), facts.Took]
+        )),
+      ];
+    })
+    """
+    verdict, items, over = await page.evaluate(script)
+    assert (verdict["title"], verdict["text"]) == ("1 thing needs you", "Lost (shard a, shard b): Look.")
+    assert items == [[["10:00", "11:00"], 10]]
+    assert over == [["shard a", "08:00", "08:05", "5 min"]]
+
+
 async def test_feed_is_a_table_of_destinations_with_the_error_beside_its_problem(page: BrowserTab) -> None:
     """A worker without a feed shows nothing of it; a viewer sees where it has stopped, and no error."""
     script = """
     Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
       const destination = {name: 'crm', lagSeconds: 900, shards: 3, heldTenants: 0, stoppedShards: ['a', 'b']};
-      const subjects = ['destination crm'];
-      const problems = [{cause: 'feed_stopped', subjects, count: 1, since: 0, at: 0, problem: 'Feed stopped'}];
+      const subject = 'destination crm';
+      const problems = [{cause: 'feed_stopped', subject, count: 1, since: 0, at: 0, problem: 'Feed stopped'}];
       return [{...destination, error: '410'}, destination, null].map((one) => {
         const feed = one && {publishedShards: 1, destinations: [one]};
         const known = {status: {feed}, fleet: {problems}, ages: {}};

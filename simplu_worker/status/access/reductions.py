@@ -56,7 +56,7 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
         *("tenant", "tenantIds", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
-        *("problem", "subjects", "stoppedShards"),
+        *("problem", "subject", "stoppedShards"),
         *(
             "source",
             "sequenceNumber",

@@ -1,12 +1,12 @@
-"""What is wrong with a fleet: folded by cause, with its count, its first and last time, and what to do. Pure.
+"""What is wrong with a fleet: an incident for each cause and target, with its begin and end, and what to do. Pure.
 
-The causes are a closed set, and each reason of a hold is one row, so no problem takes the place of another one, however
-often it comes.
+The causes and the reasons of holds are closed sets, and the incidents that each of them shows are bounded apart: none
+takes the place of another cause, however often it comes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -25,12 +25,14 @@ from simplu_worker.vocabulary import (
     UnreadyReason,
 )
 
-SUBJECTS_MAX: Final = 10  # named of a problem
+OPEN_MAX: Final = 10  # shown of a cause and reason: those that began first
+OVER_MAX: Final = 20  # kept of a cause and reason: those that ended last
 LAG_HIGH_S: Final = 60.0
 FEED_BEHIND_S: Final = 300.0  # as the alert FeedBehind
 UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
 SILENT_S: Final = 10.0  # since the last renewal of a lease: its numbers are old
-OVER_FOR: Final = timedelta(hours=1)  # for so long a problem that is over is shown
+OVER_FOR: Final = timedelta(days=1)  # for so long an incident that is over is shown
+GOES_ON: Final = timedelta(minutes=1)  # what comes back so soon has not been over
 PASSING: Final = frozenset({"starting", "stream opening"})
 MOVE_STANDS: Final = timedelta(minutes=15)  # without progress though its command runs, as the alert MoveStandsStill
 COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, the wrong keys of a replica's life are over
@@ -43,7 +45,7 @@ COUNTED: Final = frozenset({ProblemCause.DEAD_LETTERS, ProblemCause.WRONG_KEYS})
 SOURCE_STATES: Final = frozenset(map(str, SourceState)) | {"draining"}
 
 Json: TypeAlias = Mapping[str, Any]
-Key: TypeAlias = tuple[ProblemCause, str | None]
+Kind: TypeAlias = tuple[ProblemCause, str | None]  # with the reason of a hold
 
 
 class Meaning(NamedTuple):
@@ -171,35 +173,37 @@ ORDER: Final = {cause: number for number, cause in enumerate(ProblemCause)}
 
 
 class FoundProblem(NamedTuple):
-    """A problem of this moment. *reason* tells apart what is held; *number* is that of the subjects without one.
+    """What is wrong with one target at this moment; None is the whole worker or fleet.
 
-    *since* is when it began, where that is known.
+    *reason* tells apart what is held; *number* is that of what is counted. *since* is when it began, where that is
+    known.
     """
 
     cause: ProblemCause
-    subjects: tuple[str, ...] = ()
+    subject: str | None = None
     number: int | None = None
     reason: str | None = None
     since: datetime | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The cause, and the reason of a hold."""
+        return self.cause, self.reason
 
 
 def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]:
     """Return what is wrong: *state* has members of this replica's `/status`, *fleet* those of the fleet's report."""
     lost = {one["shardId"] for one in state["shards"] if one.get("state") == ShardState.LOST}
     return [
-        one
-        for one in (
-            FoundProblem(ProblemCause.OUTAGE, _failing_dependencies(state)),
-            *_of_this_replica(state),
-            FoundProblem(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
-            *_of_shards(state["shards"]),
-            *_of_stream(fleet["streamShards"], state["streamShards"]),
-            *_of_held(state["held"], fleet["replicas"], lost, now),
-            *_of_moves(state["moves"], now),
-            *_of_feed((state["feed"] or {}).get("destinations", ()), now),
-            *_of_letters(fleet["replicas"]),
-        )
-        if one.number or one.subjects
+        *_each(ProblemCause.OUTAGE, _failing_dependencies(state)),
+        *_of_this_replica(state),
+        *_each(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
+        *_of_shards(state["shards"]),
+        *_of_stream(fleet["streamShards"], state["streamShards"]),
+        *_of_held(state["held"], fleet["replicas"], lost, now),
+        *_of_moves(state["moves"], now),
+        *_of_feed((state["feed"] or {}).get("destinations", ()), now),
+        *_of_letters(fleet["replicas"]),
     ]
 
 
@@ -226,36 +230,42 @@ def _is_cache_failing(state: Json) -> bool:
     return bool((state["cache"] or {}).get("state", DependencyState.OK) != DependencyState.OK)
 
 
+def _each(cause: ProblemCause, subjects: Iterable[str]) -> Iterator[FoundProblem]:
+    return (FoundProblem(cause, subject) for subject in dict.fromkeys(subjects))
+
+
 def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     if state["ready"] is not True:
-        yield FoundProblem(ProblemCause.NOT_READY, (str(state["ready"]).replace("_", " "),))
-    yield FoundProblem(ProblemCause.QUEUE_FAILING, _named("queue", _failing_queues(state["queues"])))
+        yield FoundProblem(ProblemCause.NOT_READY, str(state["ready"]).replace("_", " "))
+    yield from _each(ProblemCause.QUEUE_FAILING, (f"queue {name}" for name in _failing_queues(state["queues"])))
     if state["citrus"] not in (None, DependencyState.OK):
-        yield FoundProblem(ProblemCause.CITRUS_FAILING, number=1)
+        yield FoundProblem(ProblemCause.CITRUS_FAILING)
     if _is_cache_failing(state):
-        yield FoundProblem(ProblemCause.CACHE_FAILING, number=1)
-    troubles = state["troubles"]
-    since = min((datetime.fromisoformat(one["since"]) for one in troubles), default=None)
-    subjects = _distinct(f"{one['target'].replace('_', ' ')} {one['about']}" for one in troubles)
-    yield FoundProblem(ProblemCause.INTERNAL_ERROR, subjects, sum(one["count"] for one in troubles), since=since)
-    wrong = [one for one in state["streamShards"] if one.get("wrongKeys")]
-    subjects = _named("stream shard", (one["streamShard"] for one in wrong))
-    yield FoundProblem(ProblemCause.WRONG_KEYS, subjects, sum(one["wrongKeys"] for one in wrong))
+        yield FoundProblem(ProblemCause.CACHE_FAILING)
+    troubles: defaultdict[str, list[Json]] = defaultdict(list)
+    for one in state["troubles"]:
+        troubles[f"{one['target'].replace('_', ' ')} {one['about']}"].append(one)
+    for subject, places in troubles.items():
+        since = min(datetime.fromisoformat(one["since"]) for one in places)
+        yield FoundProblem(ProblemCause.INTERNAL_ERROR, subject, sum(one["count"] for one in places), since=since)
+    for one in state["streamShards"]:
+        if count := one.get("wrongKeys"):
+            yield FoundProblem(ProblemCause.WRONG_KEYS, f"stream shard {one['streamShard']}", count)
 
 
-def _with_wrong_clock(replicas: Iterable[Json]) -> tuple[str, ...]:
-    return _named("replica", (one["replica"] for one in replicas if one["isClockApart"]))
+def _with_wrong_clock(replicas: Iterable[Json]) -> Iterator[str]:
+    return (f"replica {one['replica']}" for one in replicas if one["isClockApart"])
 
 
 def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:
-    by_state: defaultdict[str, list[Json]] = defaultdict(list)
     for one in shards:
-        by_state[one.get("state", ShardState.UNKNOWN)].append(one)
-    lost = by_state[ShardState.LOST]
-    answers = [one["lastAnswer"].get("at") for one in lost if one.get("lastAnswer")]
-    since = min((datetime.fromisoformat(at) for at in answers if at), default=None)
-    yield FoundProblem(ProblemCause.SHARD_LOST, _shards_named(lost), since=since)
-    yield FoundProblem(ProblemCause.SHARD_DEGRADED, _shards_named(by_state[ShardState.DEGRADED]))
+        subject = f"shard {one['shardId']}"
+        match one.get("state", ShardState.UNKNOWN):
+            case ShardState.LOST:
+                at = (one.get("lastAnswer") or {}).get("at")
+                yield FoundProblem(ProblemCause.SHARD_LOST, subject, since=at and datetime.fromisoformat(at))
+            case ShardState.DEGRADED:
+                yield FoundProblem(ProblemCause.SHARD_DEGRADED, subject)
 
 
 def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[FoundProblem]:
@@ -272,12 +282,15 @@ def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[F
     if unanswered:
         unanswered += [one for one in late if not one.get("recordsPerSecond")]
         late = [one for one in late if one not in unanswered]
-    unread = (one["streamShard"] for one in rows if one["owner"] is None)
-    yield FoundProblem(ProblemCause.STREAM_SHARD_UNREAD, _named("stream shard", unread))
-    yield FoundProblem(ProblemCause.REPLICA_SILENT, _distinct(f"replica {one['owner']}" for one in silent))
-    failing = (one["streamShard"] for one in unanswered)
-    yield FoundProblem(ProblemCause.STREAM_FAILING, _named("stream shard", failing))
-    yield FoundProblem(ProblemCause.STREAM_LAG, _named("stream shard", (one["streamShard"] for one in late)))
+    unread = [one for one in rows if one["owner"] is None]
+    yield from _each(ProblemCause.STREAM_SHARD_UNREAD, _streams_named(unread))
+    yield from _each(ProblemCause.REPLICA_SILENT, (f"replica {one['owner']}" for one in silent))
+    yield from _each(ProblemCause.STREAM_FAILING, _streams_named(unanswered))
+    yield from _each(ProblemCause.STREAM_LAG, _streams_named(late))
+
+
+def _streams_named(stream_shards: Iterable[Json]) -> Iterator[str]:
+    return (f"stream shard {one['streamShard']}" for one in stream_shards)
 
 
 def _lag_s(stream_shard: Json) -> float:
@@ -287,7 +300,7 @@ def _lag_s(stream_shard: Json) -> float:
 
 
 def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now: datetime) -> Iterator[FoundProblem]:
-    """Yield one problem for each reason, of the targets that any replica names; not for a shard that is lost."""
+    """Yield the targets that any replica names, by reason and the oldest first; not a shard that is lost."""
     oldest_s: defaultdict[str, dict[str, float]] = defaultdict(dict)  # of each target, by reason
     for one in (*own, *(held for replica in replicas if not replica["isThis"] for held in replica["held"])):
         is_lost = one["reason"] == HoldReason.SHARD_UNAVAILABLE and one["target"].removeprefix("shard ") in lost
@@ -295,106 +308,119 @@ def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now:
             ages = oldest_s[one["reason"]]
             ages[one["target"]] = max(ages.get(one["target"], 0.0), one["ageSeconds"])
     for reason, ages in sorted(oldest_s.items()):
-        subjects = tuple(sorted(ages, key=lambda target: -ages[target]))
-        since = now - timedelta(seconds=max(ages.values()))
-        yield FoundProblem(ProblemCause.TARGET_HELD, subjects, reason=reason, since=since)
+        for target, age_s in sorted(ages.items(), key=lambda pair: -pair[1]):
+            since = now - timedelta(seconds=age_s)
+            yield FoundProblem(ProblemCause.TARGET_HELD, target, reason=reason, since=since)
 
 
 def _of_moves(moves: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
-    failed = [
-        one for one in moves if one.get("error") or one.get("isRunning") is False or now - one["notedAt"] > MOVE_STANDS
-    ]
-    since = min((one["notedAt"] for one in failed), default=None)
-    yield FoundProblem(ProblemCause.MOVE_FAILED, _named("tenant", (one["tenant"] for one in failed)), since=since)
+    for one in moves:
+        if one.get("error") or one.get("isRunning") is False or now - one["notedAt"] > MOVE_STANDS:
+            yield FoundProblem(ProblemCause.MOVE_FAILED, f"tenant {one['tenant']}", since=one["notedAt"])
 
 
 def _of_feed(destinations: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
     """Yield what is stopped, and what is behind without that."""
-    stopped = [one for one in destinations if one["stoppedShards"]]
-    behind = [one for one in destinations if one not in stopped and one["lagSeconds"] > FEED_BEHIND_S]
-    yield FoundProblem(ProblemCause.FEED_STOPPED, _named("destination", (one["name"] for one in stopped)))
-    since = now - timedelta(seconds=max((one["lagSeconds"] for one in behind), default=0.0))
-    yield FoundProblem(ProblemCause.FEED_BEHIND, _named("destination", (one["name"] for one in behind)), since=since)
+    for one in destinations:
+        subject = f"destination {one['name']}"
+        if one["stoppedShards"]:
+            yield FoundProblem(ProblemCause.FEED_STOPPED, subject)
+        elif one["lagSeconds"] > FEED_BEHIND_S:
+            yield FoundProblem(ProblemCause.FEED_BEHIND, subject, since=now - timedelta(seconds=one["lagSeconds"]))
 
 
 def _of_letters(replicas: Iterable[Json]) -> Iterator[FoundProblem]:
-    yield FoundProblem(ProblemCause.DEAD_LETTERS, number=sum(one["deadLetters"] or 0 for one in replicas))
+    if count := sum(one["deadLetters"] or 0 for one in replicas):
+        yield FoundProblem(ProblemCause.DEAD_LETTERS, number=count)
 
 
-def _shards_named(shards: Iterable[Json]) -> tuple[str, ...]:
-    return _named("shard", (one["shardId"] for one in shards))
-
-
-def _named(kind: str, names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{kind} {name}" for name in names)
-
-
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
-
-
-class _Noted(msgspec.Struct):
-    """A problem as it was seen last, and since when."""
+class _Incident(msgspec.Struct):
+    """A problem as it was seen last, since when, and when it was seen last."""
 
     found: FoundProblem
     since: datetime
     at: datetime
     is_over: bool = False
 
+    def note(self, found: FoundProblem, now: datetime) -> None:
+        """Take over that it is there *now*; what is counted is there when its number grows."""
+        has_grown = (found.number or 0) > (self.found.number or 0)
+        if found.cause not in COUNTED or has_grown:
+            self.at = now
+        self.is_over = found.cause is ProblemCause.WRONG_KEYS and now - self.at > COUNTED_FOR
+        self.found, self.since = found, min(self.since, found.since or now)
+
 
 class Problems:
-    """The problems of now and of the last hour."""
+    """The incidents of now and of the last day."""
 
     def __init__(self) -> None:
-        self._noted: dict[Key, _Noted] = {}
+        self._open: dict[tuple[Kind, str | None], _Incident] = {}
+        self._over: defaultdict[Kind, deque[_Incident]] = defaultdict(lambda: deque(maxlen=OVER_MAX))
 
     def __repr__(self) -> str:
-        return f"Problems({list(self._noted)})"
+        return f"Problems({list(self._open)})"
 
     def note(self, found: Iterable[FoundProblem], now: datetime) -> None:
-        """Take over what is wrong *now*; what is not among *found* is over, and forgotten after an hour."""
-        present = {(one.cause, one.reason): one for one in found}
-        gone = {key: one for key, one in self._noted.items() if key not in present and _is_told(one, now)}
-        is_blind = not BLIND.isdisjoint(one.cause for one in present.values())
-        for one in gone.values():
-            one.is_over = not (is_blind and one.found.cause in READ)
-        self._noted = gone | {key: _noted_anew(one, self._noted.get(key), now) for key, one in present.items()}
+        """Take over what is wrong *now*; what is not among *found* is over, and forgotten after a day."""
+        present = {(one.kind, one.subject): one for one in found}
+        is_blind = any(one.cause in BLIND for one in present.values())
+        for key in self._open.keys() - present.keys():
+            incident = self._open[key]
+            if is_blind and incident.found.cause in READ and now - incident.at <= OVER_FOR:
+                continue
+            del self._open[key]
+            if incident.found.subject not in PASSING:
+                incident.is_over = True
+                self._over[incident.found.kind].append(incident)
+        for key, one in present.items():
+            known = self._open.get(key) or self._take_back(one, now)
+            if known is None or (known.is_over and (one.number or 0) > (known.found.number or 0)):
+                if known is not None:
+                    self._over[one.kind].append(known)
+                known = _Incident(one, one.since or now, now)
+            known.note(one, now)
+            self._open[key] = known
+
+    def _take_back(self, found: FoundProblem, now: datetime) -> _Incident | None:
+        """Return the incident that *found* goes on with, which is not over then; None without one."""
+        over = self._over[found.kind]
+        for one in reversed(over):
+            if one.found.subject == found.subject and now - one.at <= GOES_ON:
+                over.remove(one)
+                return one
+        return None
 
     def view(self, now: datetime, site: str | None = None) -> list[dict[str, Any]]:
-        """Return the problems as JSON members: those of now first, the worst first, then those that are over."""
-        shown = [one for one in self._noted.values() if not one.is_over or now - one.at <= OVER_FOR]
-        shown.sort(key=lambda one: (one.is_over, ORDER[one.found.cause], one.found.reason))
-        return [_view(one, site) for one in shown]
+        """Return the incidents as JSON members: those of now, the worst first, then those over, the last one first."""
+        by_kind: defaultdict[Kind, list[_Incident]] = defaultdict(list)
+        over = [one for several in self._over.values() for one in several]
+        for one in self._open.values():
+            if one.is_over:
+                over.append(one)
+            else:
+                by_kind[one.found.kind].append(one)
+        rows = [
+            _view(one, len(several), site)
+            for _, several in sorted(by_kind.items(), key=lambda pair: (ORDER[pair[0][0]], pair[0][1] or ""))
+            for one in sorted(several, key=lambda one: one.since)[:OPEN_MAX]
+        ]
+        over.sort(key=lambda one: one.at, reverse=True)
+        return [*rows, *(_view(one, 1, site) for one in over if now - one.at <= OVER_FOR)]
 
 
-def _is_told(over: _Noted, now: datetime) -> bool:
-    """Return whether a problem that is over is still shown: not that a replica has begun or ended."""
-    return now - over.at <= OVER_FOR and not PASSING.intersection(over.found.subjects)
-
-
-def _noted_anew(found: FoundProblem, known: _Noted | None, now: datetime) -> _Noted:
-    """Return a problem that is found *now*, and was *known* before."""
-    since = found.since or now
-    if known is None:
-        return _Noted(found, since, now)
-    has_grown = (found.number or 0) > (known.found.number or 0)
-    at = now if found.cause not in COUNTED or has_grown else known.at
-    is_over = found.cause is ProblemCause.WRONG_KEYS and now - at > COUNTED_FOR
-    return _Noted(found, min(known.since, since), at, is_over)
-
-
-def _view(noted: _Noted, site: str | None) -> dict[str, Any]:
-    found, meaning = noted.found, MEANINGS[noted.found.cause]
+def _view(incident: _Incident, count: int, site: str | None) -> dict[str, Any]:
+    found, meaning = incident.found, MEANINGS[incident.found.cause]
     advice = {} if found.reason is None else advice_members(found.reason, site)
     return {
         "cause": found.cause,
         "reason": found.reason,
         "severity": meaning.severity,
         "problem": meaning.text,
-        "count": len(found.subjects) if found.number is None else found.number,
-        "subjects": found.subjects[:SUBJECTS_MAX],
-        "since": noted.since.isoformat(timespec="milliseconds"),
-        "at": noted.at.isoformat(timespec="milliseconds"),
-        "isOver": noted.is_over,
+        "subject": found.subject,
+        "count": count if found.number is None else found.number,
+        "since": incident.since.isoformat(timespec="milliseconds"),
+        "at": incident.at.isoformat(timespec="milliseconds"),
+        "isOver": incident.is_over,
         **(advice or meaning.advice.members(site)),
     }

@@ -11,11 +11,12 @@ function anchor({ text, href }) {
   return made;
 }
 
-function head({ tone, badge, title, links = [] }) {
+function head({ tone, badge, title, links = [], unlisted = 0 }) {
   const made = element("p", undefined, "head");
   made.append(element("span", badge, `badge ${tone}`), element("strong", title));
   for (const one of links.slice(0, LINKS_SHOWN)) made.append(anchor(one));
-  if (links.length > LINKS_SHOWN) made.append(element("span", `and ${links.length - LINKS_SHOWN} more`, "soft"));
+  const more = Math.max(0, links.length - LINKS_SHOWN) + unlisted;
+  if (more) made.append(element("span", `and ${more} more`, "soft"));
   return made;
 }
 
@@ -65,7 +66,7 @@ function buttons({ buttons: known }) {
 
 const MAKERS = { head, facts, advice, more, commands, buttons };
 const PART_OF = {
-  head: ({ tone, badge, title, links }) => [tone, badge, title, links],
+  head: ({ tone, badge, title, links, unlisted }) => [tone, badge, title, links, unlisted],
   facts: (item) => item.facts,
   advice: (item) => [item.advice, item.runbook],
   more: (item) => item.more,

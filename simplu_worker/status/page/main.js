@@ -8,7 +8,7 @@ import { factsOfHeld, heldItem, heldOf, moveItem, unnamedElsewhere } from "./hel
 import { showItems } from "./items.js";
 import { closeLetters, openLetters, showLettersAge } from "./letters.js";
 import { closeLookup, lookUp, openLookup, showLookupAge } from "./lookup.js";
-import { problemItems, tilesOf, verdictOf } from "./overview.js";
+import { overItems, problemItems, tilesOf, verdictOf } from "./overview.js";
 import { VIEWS, currentRoute, hrefOf } from "./router.js";
 import { isAbout, sectionsOf, thingOf } from "./views.js";
 
@@ -19,6 +19,7 @@ const AGES_EVERY_MS = 1000;
 const RESULT_SHOWN_MS = 15000; // of an action
 const RETRY_EVENTS_MS = 60000; // where the worker has no events
 const HELD_SHOWN = 50;
+const INCIDENTS_SHOWN = 20;
 const MOVES_ASKED = 10; // tenants about which the worker is asked, for the size of their moves
 
 const EMPTY = { status: null, fleet: null, queues: null, history: null, moved: {}, at: {}, unreachableSince: null };
@@ -138,9 +139,12 @@ const heldSection = (id, title, held, retry, unnamed = 0) => ({
   items: held.slice(0, HELD_SHOWN).map((one) => heldItem(one, retry)),
 });
 
-function problemsSection(known) {
-  const items = problemItems(known);
-  return { id: "problems", title: items.every(({ isGrey }) => isGrey) ? "Trouble of the last hour that is over" : "What is wrong, and what to do", items };
+const problemsSection = (known) => ({ id: "problems", title: "What is wrong, and what to do", items: problemItems(known) });
+
+function incidentsSection({ fleet }) {
+  const items = overItems(fleet);
+  const note = items.length > INCIDENTS_SHOWN ? `The last ${INCIDENTS_SHOWN} of ${items.length} are shown; /fleet has all.` : "";
+  return { id: "incidents", title: "Incidents of the last day that are over", note, items: items.slice(0, INCIDENTS_SHOWN) };
 }
 
 function showOverview(known) {
@@ -149,7 +153,8 @@ function showOverview(known) {
   showItemsOrNothing(byId("problems"), problemsSection(known));
   const held = showItemsOrNothing(byId("held"), heldSection("held", "Held targets: their operations wait in the stream", heldOf(known.status, known.fleet), known.actions?.retry, unnamedElsewhere(known.fleet)));
   held?.classList.toggle("stale", isStale(known.ages.status));
-  byId("problems").className = isStale(known.ages.fleet) ? "stale" : "";
+  showItemsOrNothing(byId("incidents"), incidentsSection(known));
+  byId("incidents").className = byId("problems").className = isStale(known.ages.fleet) ? "stale" : "";
   showCharts(known.history, state.period);
   byId("charts").classList.toggle("stale", isStale(known.ages.history));
 }
@@ -219,7 +224,7 @@ function show() {
 
 function forgetStatus() {
   Object.assign(state, { ...EMPTY, at: {}, moved: {} });
-  for (const id of ["problems", "tiles", "held", "charts", "moves"]) byId(id).replaceChildren();
+  for (const id of ["problems", "tiles", "held", "charts", "incidents", "moves"]) byId(id).replaceChildren();
   for (const one of document.querySelectorAll(".sections, .thing")) one.replaceChildren();
   closeDialog();
   closeLookup();

@@ -6,6 +6,7 @@ import { queuesOf, streamShardsOf } from "./views.js";
 
 const TONES = { critical: "bad", warning: "warn" };
 const VIEW_OF_CAUSE = { dead_letters: "dead-letters", move_failed: "moves", queue_failing: "queues", wrong_keys: "stream" };
+const COUNTED = /^(dead_letters|wrong_keys|internal_error)$/; // their count is that of one target
 const NOW_S = 5; // what was seen so shortly before the answer is there now
 
 const highest = (values) => Math.max(...values);
@@ -20,7 +21,7 @@ const titleOf = ({ problem, reason }) => (reason ? `${problem}: ${text(reason).r
 const told = (error) => (error === "other" ? "" : error); // of a viewer's texts
 
 // What the worker knows of a cause; a viewer has no texts of errors.
-function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, feed, shards = [], streamShards = [], queues = [] }) {
+function causeOf(cause, subjects, { unreadyDetail, citrus, counters, feed, shards = [], streamShards = [], queues = [] }) {
   if (cause === "not_ready") return unreadyDetail;
   if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : text(counters.deadLetters);
   if (cause === "citrus_failing") return told(citrus);
@@ -35,28 +36,53 @@ function causeOf({ cause, subjects }, { unreadyDetail, citrus, counters, feed, s
   return [...new Set(named.map(([, error]) => error))].join("; ");
 }
 
-// The problems as items: those of now first, then those of the last hour that are over.
+// The incidents that are not over, those of one cause and reason together, the worst first.
+function openKinds(fleet) {
+  const kinds = new Map();
+  for (const one of (fleet?.problems ?? []).filter(({ isOver }) => !isOver)) {
+    const id = `${one.cause} ${one.reason ?? ""}`;
+    kinds.set(id, [...kinds.get(id) ?? [], one]);
+  }
+  return [...kinds].map(([id, incidents]) => ({
+    ...incidents[0], id, incidents,
+    subjects: incidents.map(({ subject }) => subject).filter(Boolean),
+    at: incidents.map(({ at }) => at).sort().at(-1),
+    total: COUNTED.test(incidents[0].cause) ? sum(incidents.map((one) => one.count)) : incidents[0].count,
+  }));
+}
+
+// What is wrong now: an item for each cause, in which each target has its own begin.
 export function problemItems({ fleet, status, ages }) {
-  const read = known((fleet?.streamShards ?? []).filter(({ state }) => state === "elsewhere"), "recordsPerSecond", sum);
-  return (fleet?.problems ?? []).map((one) => {
-    const links = one.subjects.map(linkOf);
+  const read = known((fleet?.streamShards ?? []).filter(({ state, seenSecondsAgo }) => state === "elsewhere" && !isStale(seenSecondsAgo)), "recordsPerSecond", sum);
+  return openKinds(fleet).map((one) => {
+    const links = one.incidents.filter(({ subject }) => subject).map(({ subject, since }) => {
+      const link = linkOf(subject);
+      return one.subjects.length > 1 ? { ...link, text: `${link.text} since ${time(since)}` } : link;
+    });
     const view = VIEW_OF_CAUSE[one.cause];
     if (view && !links.length) links.push({ text: "See all", href: hrefOf(view) });
     else if (one.cause === "move_failed") links.push({ text: "its commands", href: hrefOf(view) });
-    const why = one.isOver ? "" : causeOf(one, status);
-    const isNow = !one.isOver && ages.fleet < NOW_S && ageOf(one.at, new Date(fleet.at).getTime()) < NOW_S;
+    const why = causeOf(one.cause, one.subjects, status);
+    const isNow = ages.fleet < NOW_S && ageOf(one.at, new Date(fleet.at).getTime()) < NOW_S;
     return {
-      id: `${one.cause} ${one.reason ?? ""}`, tone: one.isOver ? "" : TONES[one.severity] ?? "warn",
-      badge: one.isOver ? "over" : one.severity, title: titleOf(one), links,
+      id: one.id, tone: TONES[one.severity] ?? "warn", badge: one.severity, title: titleOf(one), links,
+      unlisted: one.total > one.incidents.length && one.subjects.length > 1 ? one.total - one.incidents.length : 0,
       facts: {
-        Count: count(one.count), First: time(one.since), Last: isNow ? "now" : time(one.at),
+        Count: count(one.total), First: time(one.since), Last: isNow ? "now" : time(one.at),
         ...(why ? { [one.cause === "dead_letters" ? "Of this replica, since its start" : "Cause"]: why } : {}),
-        ...(one.cause === "not_ready" && !one.isOver && read !== null ? { "Other replicas": `read ${text(read, "rate")}` } : {}),
+        ...(one.cause === "not_ready" ? { "Other replicas": read === null ? "not known" : `read ${text(read, "rate")}` } : {}),
       },
-      advice: one.isOver ? "" : one.advice, runbook: one.runbook, isGrey: one.isOver,
+      advice: one.advice, runbook: one.runbook,
     };
   });
 }
+
+// The incidents of the last day that are over, an item for each.
+export const overItems = (fleet) => (fleet?.problems ?? []).filter(({ isOver }) => isOver).map((one) => ({
+  id: `${one.cause} ${one.reason ?? ""} ${one.subject ?? ""} ${one.since}`, tone: "", badge: "over", title: titleOf(one),
+  links: one.subject ? [linkOf(one.subject)] : [],
+  facts: { Began: time(one.since), Ended: time(one.at), Took: duration((new Date(one.at) - new Date(one.since)) / 1000) },
+}));
 
 // One sentence on how it is, with its tone.
 export function verdictOf({ status, fleet, ages, unreachableSince }) {
@@ -67,13 +93,13 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
     };
   }
   if (!fleet) return { tone: "warn", title: "The fleet is not known", text: "The worker does not answer /fleet; what follows is of this replica." };
-  const problems = (fleet.problems ?? []).filter((one) => !one.isOver);
+  const problems = openKinds(fleet);
   const critical = problems.filter((one) => one.severity === "critical");
   if (problems.length) {
     const [worst] = problems;
     const more = [[critical.length - 1, "more critical problem"], [problems.length - critical.length, "warning"]].filter(([number]) => number > 0);
     const others = critical.length && more.length ? ` Below: ${more.map((one) => plural(...one)).join(", ")}.` : problems.length > 1 ? ` Below: ${plural(problems.length - 1, "more warning")}.` : "";
-    const subjects = worst.subjects.length ? ` (${worst.subjects.slice(0, 3).join(", ")}${worst.count > 3 ? " …" : ""})` : "";
+    const subjects = worst.subjects.length ? ` (${worst.subjects.slice(0, 3).join(", ")}${worst.subjects.length > 3 ? " …" : ""})` : "";
     return {
       tone: critical.length ? "bad" : "warn",
       title: critical.length ? `${plural(critical.length, "thing")} ${critical.length === 1 ? "needs" : "need"} you` : "It works; look at this",

@@ -116,13 +116,13 @@ FLEET_POINTS: Final = _object(
     replicas=_list(NUMBER_OR_NULL),
 )
 PROBLEM: Final = _object(
-    "cause severity problem count subjects since at isOver advice runbook",
+    "cause severity problem subject count since at isOver advice runbook",
     cause={"type": "string", "enum": [*map(str, ProblemCause)]},
     reason=TEXT_OR_NULL,
     severity={"type": "string", "enum": [*map(str, Severity)]},
     problem=TEXT,
+    subject=TEXT_OR_NULL,
     count=NUMBER,
-    subjects=_list(TEXT),
     since=TEXT,
     at=TEXT,
     isOver=TRUTH,

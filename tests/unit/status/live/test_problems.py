@@ -1,13 +1,22 @@
-"""What is wrong: folded by cause, with count, first and last time, and what to do."""
+"""What is wrong: incidents of targets with begin and end, and what to do."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 
 from support.requires import ROOT
 
-from simplu_worker.status.live.problems import MEANINGS, OVER_FOR, SUBJECTS_MAX, FoundProblem, Problems, find_problems
+from simplu_worker.status.live.problems import (
+    MEANINGS,
+    OPEN_MAX,
+    OVER_FOR,
+    OVER_MAX,
+    FoundProblem,
+    Problems,
+    find_problems,
+)
 from simplu_worker.vocabulary import ProblemCause
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -39,6 +48,12 @@ def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
     return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
 
 
+def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str, str, bool]]:
+    """Return cause, subject, begin, last time, and whether it is over, of what is shown."""
+    rows = problems.view(now)
+    return [(one["cause"], one["subject"], one["since"][11:16], one["at"][11:16], one["isOver"]) for one in rows]
+
+
 def held(target: str, reason: str, age_s: float) -> dict[str, Any]:
     """Return a held target."""
     return {"target": target, "reason": reason, "ageSeconds": age_s}
@@ -47,7 +62,8 @@ def held(target: str, reason: str, age_s: float) -> dict[str, Any]:
 def causes_of(state: dict[str, Any], report: dict[str, Any] | None = None) -> list[tuple[str, tuple[str, ...]]]:
     """Return the causes that are found, with their subjects."""
     found = find_problems(QUIET | state, report or fleet(), NOW)
-    return [(one.cause, one.subjects) for one in found]
+    kinds = [(kind, [one.subject for one in same]) for kind, same in groupby(found, key=lambda one: one.kind)]
+    return [(cause, tuple(one for one in subjects if one is not None)) for (cause, _), subjects in kinds]
 
 
 def test_nothing_is_wrong_in_a_quiet_fleet() -> None:
@@ -62,22 +78,21 @@ def test_lost_shard_is_one_problem_and_not_a_held_target_as_well() -> None:
     holds = [held("shard a", "shard_unavailable", 5.0)] * 3 + [held("shard b", "shard_unavailable", 9.0)]
     found = find_problems(QUIET | {"shards": shards, "held": holds}, fleet(), NOW)
     assert found == [
-        FoundProblem(ProblemCause.SHARD_LOST, ("shard a",), since=NOW - timedelta(hours=1)),
-        FoundProblem(
-            ProblemCause.TARGET_HELD, ("shard b",), reason="shard_unavailable", since=NOW - timedelta(seconds=9)
-        ),
+        FoundProblem(ProblemCause.SHARD_LOST, "shard a", since=NOW - timedelta(hours=1)),
+        FoundProblem(ProblemCause.TARGET_HELD, "shard b", reason="shard_unavailable", since=NOW - timedelta(seconds=9)),
     ]
 
 
-def test_held_targets_are_folded_by_reason_over_all_replicas() -> None:
-    """A target that several name is one, the one that waits longest first."""
+def test_held_targets_are_those_of_all_replicas() -> None:
+    """A target that several name is one, with its own begin; the one that waits longest first."""
     report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant z", "gap", 1.0)])
     found = find_problems(
         QUIET | {"held": [held("tenant t", "moving", 3.0), held("tenant u", "moving", 70.0)]}, report, NOW
     )
-    assert [(one.reason, one.subjects) for one in found] == [
-        ("gap", ("tenant z",)),
-        ("moving", ("tenant u", "tenant t")),
+    assert [(one.reason, one.subject, (NOW - (one.since or NOW)).seconds) for one in found] == [
+        ("gap", "tenant z", 1),
+        ("moving", "tenant u", 70),
+        ("moving", "tenant t", 50),
     ]
 
 
@@ -86,11 +101,7 @@ def test_held_target_waits_since_the_first_replica_held_it() -> None:
     report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant t", "moving", 20.0)])
     report["replicas"][0]["held"] = [held("tenant u", "moving", 90.0)]
     found = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, report, NOW)
-    assert [(one.subjects, one.since) for one in found] == [(("tenant t",), NOW - timedelta(seconds=50))]
-
-    young = [held(f"tenant {age_s}", "moving", age_s) for age_s in (0.25, 0.5)]
-    (problem,) = find_problems(QUIET | {"held": young}, fleet(), NOW)
-    assert problem.since == NOW - timedelta(seconds=0.5)
+    assert [(one.subject, one.since) for one in found] == [("tenant t", NOW - timedelta(seconds=50))]
 
 
 def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
@@ -104,20 +115,20 @@ def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
     ]
 
 
-def test_lost_shards_are_lost_since_the_first_of_them_answered_last() -> None:
+def test_lost_shard_is_lost_since_its_last_answer() -> None:
     """One that has never answered tells no time."""
-    answers = [None, {"error": "refused"}, {"at": "2026-11-27T11:30:00+00:00"}, {"at": "2026-11-27T11:00:00+00:00"}]
+    answers = [None, {"error": "refused"}, {"at": "2026-11-27T11:30:00+00:00"}]
     shards = [{"shardId": str(at), "state": "lost", "lastAnswer": one} for at, one in enumerate(answers)]
-    (problem,) = find_problems(QUIET | {"shards": shards}, fleet(), NOW)
-    assert problem == FoundProblem(
-        ProblemCause.SHARD_LOST, tuple(f"shard {at}" for at in range(4)), since=NOW - timedelta(hours=1)
-    )
-    (problem,) = find_problems(QUIET | {"shards": shards[:2]}, fleet(), NOW)
-    assert problem.since is None
+    found = find_problems(QUIET | {"shards": shards}, fleet(), NOW)
+    assert [(one.subject, one.since) for one in found if one.cause is ProblemCause.SHARD_LOST] == [
+        ("shard 0", None),
+        ("shard 1", None),
+        ("shard 2", NOW - timedelta(minutes=30)),
+    ]
 
 
 def test_numbers_are_sums() -> None:
-    """Of errors by place, which is named once; of records with a wrong key, and dead letters of all replicas."""
+    """Of the errors of a place, and of the dead letters of all replicas."""
     places = [("stream_shard", "s", "11:30"), ("stream_shard", "s", "11:00"), ("queue", "q", "11:45")]
     troubles = [
         {"target": target, "about": about, "count": 2, "since": f"2026-11-27T{since}:00+00:00"}
@@ -127,8 +138,10 @@ def test_numbers_are_sums() -> None:
     report = fleet(deadLetters=5)
     report["replicas"][0]["deadLetters"] = 2
     assert find_problems(QUIET | {"troubles": troubles, "streamShards": streams}, report, NOW) == [
-        FoundProblem(ProblemCause.INTERNAL_ERROR, ("stream shard s", "queue q"), 6, since=NOW - timedelta(hours=1)),
-        FoundProblem(ProblemCause.WRONG_KEYS, ("stream shard s", "stream shard t"), 7),
+        FoundProblem(ProblemCause.INTERNAL_ERROR, "stream shard s", 4, since=NOW - timedelta(hours=1)),
+        FoundProblem(ProblemCause.INTERNAL_ERROR, "queue q", 2, since=NOW - timedelta(minutes=15)),
+        FoundProblem(ProblemCause.WRONG_KEYS, "stream shard s", 3),
+        FoundProblem(ProblemCause.WRONG_KEYS, "stream shard t", 4),
         FoundProblem(ProblemCause.DEAD_LETTERS, number=7),
     ]
 
@@ -138,7 +151,7 @@ def test_dependency_that_does_not_answer_is_one_problem() -> None:
     state = {"citrus": "TimeoutError", "cache": {"state": "unreachable"}}
     found = find_problems(QUIET | state, fleet(), NOW)
     causes = (ProblemCause.CITRUS_FAILING, ProblemCause.CACHE_FAILING)
-    assert found[1:] == [FoundProblem(cause, number=1) for cause in causes]  # behind the outage of both
+    assert found[2:] == [FoundProblem(cause) for cause in causes]  # behind the outage of both
     assert causes_of({"cache": {}}) == []
 
 
@@ -174,9 +187,10 @@ def test_move_has_stopped_once_its_command_has_ended_or_without_progress_for_a_q
     """One that was killed left no error; of a cleanup nothing tells whether its command runs."""
     moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 15, 16)]
     moves += [{"tenant": str(runs), "isRunning": runs, "notedAt": NOW} for runs in (True, False)]
-    (problem,) = find_problems(QUIET | {"moves": moves}, fleet(), NOW)
-    assert (problem.cause, problem.subjects) == (ProblemCause.MOVE_FAILED, ("tenant 16", "tenant False"))
-    assert problem.since == NOW - timedelta(minutes=16)
+    assert find_problems(QUIET | {"moves": moves}, fleet(), NOW) == [
+        FoundProblem(ProblemCause.MOVE_FAILED, "tenant 16", since=NOW - timedelta(minutes=16)),
+        FoundProblem(ProblemCause.MOVE_FAILED, "tenant False", since=NOW),
+    ]
 
 
 def test_dependencies_that_fail_together_are_told_first() -> None:
@@ -254,44 +268,68 @@ def test_feed_that_has_stopped_is_not_behind_as_well() -> None:
         destination("d", 0.0, "s"),
     ]
     assert causes_of({"feed": {"destinations": feed}}) == [
-        (ProblemCause.FEED_STOPPED, ("destination a", "destination d")),
+        (ProblemCause.FEED_STOPPED, ("destination a",)),
         (ProblemCause.FEED_BEHIND, ("destination b",)),
+        (ProblemCause.FEED_STOPPED, ("destination d",)),
     ]
     assert causes_of({"feed": {"destinations": feed[2:3]}}) == []
-    late = [destination("b", 301.0), destination("e", 400.0)]
-    (problem,) = find_problems(QUIET | {"feed": {"destinations": late}}, fleet(), NOW)
+    (problem,) = find_problems(QUIET | {"feed": {"destinations": [destination("e", 400.0)]}}, fleet(), NOW)
     assert problem.since == NOW - timedelta(seconds=400)
 
 
-def test_problem_keeps_its_first_time_and_is_shown_for_an_hour_when_it_is_over() -> None:
-    """The worst comes first, and what is over last."""
+def test_incident_is_one_target_s_with_its_own_begin_and_end() -> None:
+    """A shard that is lost later does not take the time of the first one, nor hide that it was lost."""
     problems = Problems()
-    lost = FoundProblem(ProblemCause.SHARD_LOST, ("shard a",))
+    one, other = (FoundProblem(ProblemCause.SHARD_LOST, f"shard {name}") for name in "ab")
     letters = FoundProblem(ProblemCause.DEAD_LETTERS, number=7)
-    later, last = NOW + timedelta(minutes=5), NOW + timedelta(minutes=5) + OVER_FOR
-    problems.note([lost], NOW)
-    problems.note([letters, lost], later)
-    assert [(one["cause"], one["count"], one["since"][11:16], one["isOver"]) for one in problems.view(later)] == [
-        ("shard_lost", 1, "12:00", False),
-        ("dead_letters", 7, "12:05", False),
+    minutes = [NOW + timedelta(minutes=number) for number in range(8)]
+    problems.note([one], minutes[0])
+    problems.note([one, letters], minutes[1])
+    problems.note([letters], minutes[2])
+    problems.note([letters, other], minutes[5])
+    assert shown(problems, minutes[5]) == [
+        ("shard_lost", "shard b", "12:05", "12:05", False),
+        ("dead_letters", None, "12:01", "12:01", False),  # no further one has come
+        ("shard_lost", "shard a", "12:00", "12:01", True),
     ]
-    problems.note([letters], last)
-    assert [(one["cause"], one["at"][11:16], one["isOver"]) for one in problems.view(last)] == [
-        ("dead_letters", "12:05", False),  # no further one has come
-        ("shard_lost", "12:05", True),
+    problems.note([one], minutes[7])
+    assert shown(problems, minutes[7])[:3] == [
+        ("shard_lost", "shard a", "12:07", "12:07", False),
+        ("shard_lost", "shard b", "12:05", "12:05", True),
+        ("shard_lost", "shard a", "12:00", "12:01", True),
     ]
-    problems.note([letters._replace(number=8)], last + timedelta(seconds=1))
-    assert [(one["cause"], one["at"][11:16]) for one in problems.view(last)] == [("dead_letters", "13:05")]
+    assert [one[4] for one in shown(problems, minutes[7] + OVER_FOR)] == [False]  # only what is not over
+
+
+def test_incident_goes_on_when_its_target_was_well_for_a_moment() -> None:
+    """So that one that flaps is not hundreds."""
+    problems = Problems()
+    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
+    for seconds in range(0, 300, 20):
+        problems.note([lost] if seconds % 40 == 0 else [], NOW + timedelta(seconds=seconds))
+    assert shown(problems, NOW) == [("shard_lost", "shard a", "12:00", "12:04", False)]
+
+
+def test_incidents_that_are_over_are_bounded_by_cause() -> None:
+    """Many holds do not take the place of a lost shard."""
+    problems = Problems()
+    problems.note([FoundProblem(ProblemCause.SHARD_LOST, "shard a")], NOW)
+    problems.note(
+        [FoundProblem(ProblemCause.TARGET_HELD, f"tenant {number}", reason="moving") for number in range(500)], NOW
+    )
+    problems.note([], NOW)
+    assert [one[0] for one in shown(problems, NOW)].count("target_held") == OVER_MAX
+    assert "shard_lost" in [one[0] for one in shown(problems, NOW)]
 
 
 def test_what_nobody_sees_is_not_over() -> None:
     """A held target is held although its reader has lost its lease; it was last seen before."""
     problems = Problems()
-    holding = FoundProblem(ProblemCause.TARGET_HELD, ("tenant t",), reason="moving")
-    lost = FoundProblem(ProblemCause.SHARD_LOST, ("shard a",))
+    holding = FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason="moving")
+    lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
     problems.note([holding, lost], NOW)
     later = NOW + timedelta(minutes=1)
-    problems.note([FoundProblem(ProblemCause.REPLICA_SILENT, ("replica b",))], later)
+    problems.note([FoundProblem(ProblemCause.REPLICA_SILENT, "replica b")], later)
     assert [(one["cause"], one["at"][11:16], one["isOver"]) for one in problems.view(later)] == [
         ("replica_silent", "12:01", False),
         ("target_held", "12:00", False),
@@ -305,7 +343,7 @@ def test_begin_of_a_replica_is_not_told_afterwards() -> None:
     """While it lasts it is: nothing is read."""
     problems = Problems()
     problems.note(find_problems(QUIET | {"ready": "stream_opening"}, fleet(), NOW), NOW)
-    assert [one["subjects"] for one in problems.view(NOW)] == [("stream opening",)]
+    assert [one["subject"] for one in problems.view(NOW)] == ["stream opening"]
     problems.note([], NOW)
     assert problems.view(NOW) == []
 
@@ -313,27 +351,29 @@ def test_begin_of_a_replica_is_not_told_afterwards() -> None:
 def test_wrong_keys_of_long_ago_are_no_problem_of_now() -> None:
     """Their number is that of the replica's life."""
     problems = Problems()
-    keys = FoundProblem(ProblemCause.WRONG_KEYS, ("stream shard s",), 3)
+    keys = FoundProblem(ProblemCause.WRONG_KEYS, "stream shard s", 3)
     problems.note([keys], NOW)
     seen = []
-    for minutes in (10, 11, 60, 61):
+    for minutes in (10, 11, 1440, 1441):
         now = NOW + timedelta(minutes=minutes)
         problems.note([keys], now)
         seen.append([one["isOver"] for one in problems.view(now)])
-    problems.note([keys._replace(number=4)], NOW + timedelta(minutes=70))
-    assert (seen, [one["isOver"] for one in problems.view(NOW + timedelta(minutes=70))]) == (
+    problems.note([keys._replace(number=4)], NOW + timedelta(minutes=1442))
+    assert (seen, [one["isOver"] for one in problems.view(NOW + timedelta(minutes=1442))]) == (
         [[False], [True], [True], []],
         [False],
     )
 
 
-def test_view_names_a_bounded_number_of_subjects_and_the_way_out() -> None:
+def test_view_names_a_bounded_number_of_targets_and_the_way_out() -> None:
     """A reason has its own advice, as held targets have."""
     problems = Problems()
-    subjects = tuple(f"tenant t{number}" for number in range(500))
-    problems.note([FoundProblem(ProblemCause.TARGET_HELD, subjects, reason="moving")], NOW)
-    (one,) = problems.view(NOW, SITE)
-    assert (one["count"], len(one["subjects"])) == (500, SUBJECTS_MAX)
+    since = [NOW - timedelta(seconds=number) for number in range(500)]
+    problems.note(
+        [FoundProblem(ProblemCause.TARGET_HELD, f"tenant {at}", reason="moving", since=at) for at in since], NOW
+    )
+    one, *_, last = rows = problems.view(NOW, SITE)
+    assert (one["count"], len(rows), last["subject"]) == (500, OPEN_MAX, f"tenant {since[-OPEN_MAX]}")
     assert (one["advice"][:13], one["runbook"]) == ("Wait for the ", f"{SITE}/moving.html")
 
 
@@ -341,7 +381,7 @@ def test_view_has_all_members_of_a_problem() -> None:
     """It began before it was found first; the last time is that of the last look."""
     problems, later = Problems(), NOW + timedelta(minutes=1)
     for now, since in ((NOW, NOW - timedelta(hours=1)), (later, NOW), (later, None)):
-        problems.note([FoundProblem(ProblemCause.SHARD_LOST, ("shard a",), since=since)], now)
+        problems.note([FoundProblem(ProblemCause.SHARD_LOST, "shard a", since=since)], now)
     meaning = MEANINGS[ProblemCause.SHARD_LOST]
     assert problems.view(later, SITE) == [
         {
@@ -349,8 +389,8 @@ def test_view_has_all_members_of_a_problem() -> None:
             "reason": None,
             "severity": "critical",
             "problem": "Postgres shard lost",
+            "subject": "shard a",
             "count": 1,
-            "subjects": ("shard a",),
             "since": "2026-11-27T11:00:00.000+00:00",
             "at": "2026-11-27T12:01:00.000+00:00",
             "isOver": False,
@@ -371,7 +411,7 @@ def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
     """Whichever was found first."""
     problems = Problems()
     reasons = ("moving", "gap")
-    problems.note([FoundProblem(ProblemCause.TARGET_HELD, ("tenant t",), reason=one) for one in reasons], NOW)
+    problems.note([FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason=one) for one in reasons], NOW)
     assert [one["reason"] for one in problems.view(NOW)] == ["gap", "moving"]
 
 
