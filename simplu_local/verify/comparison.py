@@ -249,7 +249,7 @@ def _operation_texts(row: LogEntry | StoredOperation, result: JsonValue) -> tupl
 
 
 def _normalize_times(result: JsonValue) -> JsonValue:
-    """Return *result* with its times in one format; the contract allows every format of ISO 8601."""
+    """Return *result* with its times in one format; the contract allows every format of RFC 3339."""
     if not isinstance(result, dict):
         return result
     if isinstance(items := result.get("items"), list):

@@ -101,6 +101,6 @@ SPOILERS: tuple[Callable[[Envelope], None], ...] = (
     *_puts("resourceId", "", "x" * 257, 7, {}, "nul\x00", "lone \ud800"),
     *_puts("requestId", "", "x" * 129, 7, "nul\x00", "lone \udfff", "simplu:mine"),
     *_puts("data", [], "text", 3, True),
-    *_puts("timestamp", "", "soon", 1_700_000_000, "2024-13-01", "10000-01-01T00:00:00Z"),
+    *_puts("timestamp", "", "soon", 1_700_000_000, "2024-13-01", "2024-W10-1", "10000-01-01T00:00:00Z"),
     *_puts("operation", 5),
 )

@@ -113,10 +113,12 @@ def resource_id(random: Random, resource_type: str, number: int) -> str:
 
 
 def timestamp(random: Random, moment: datetime) -> str:
-    """Format *moment*, or rarely a time far away, in one of the ISO 8601 formats that producers use."""
+    """Format *moment*, or rarely a time far away, in one of the formats that producers use."""
     draw = random.random()
     if draw < 0.01:
-        return random.choice(("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "1969-12-31", "2024-02-29T12:00"))
+        return random.choice(
+            ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "1969-12-31", "2024-02-29t12:00:00")
+        )
     if draw < 0.03:
         return moment.strftime("%Y-%m-%d")
     if draw < 0.1:

@@ -342,6 +342,6 @@ def is_storable(value: JsonValue) -> bool:
 
 
 def parse_timestamp(text: str) -> datetime:
-    """Parse an ISO 8601 time: UTC without an offset, midnight without a time."""
+    """Parse a time: UTC without an offset, midnight without a time."""
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -54,10 +54,11 @@ def parse_duration(option: str, text: str) -> timedelta:
 
 
 def parse_time(option: str, text: str) -> datetime:
-    """Return the time in *text*, the ISO 8601 value of *option*. Raises UsageError."""
+    """Return the time in *text*, the value of *option*. Raises UsageError."""
     from simplu_worker.operations.json_record import parse_timestamp
+    from simplu_worker.operations.member_errors import EXPECTED_TIME
 
     try:
         return parse_timestamp(text)
     except ValueError:
-        raise UsageError(f"{option}: expected ISO 8601, such as 2026-01-31T09:00Z, got {text!r}") from None
+        raise UsageError(f"{option}: expected {EXPECTED_TIME}, got {text!r}") from None

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     """With a leader of the KCL 3.x on the same lease table: report metrics to it, and read the stream shards that it
     assigns. Else the worker takes none while such a leader is alive."""
     kinesis_initial_position: values.Position = "TRIM_HORIZON"
-    """Where to start a stream shard without a checkpoint: `TRIM_HORIZON`, `LATEST` or an ISO 8601 time."""
+    """Where to start a stream shard without a checkpoint: `TRIM_HORIZON`, `LATEST` or a time of RFC 3339."""
     kinesis_lease_duration_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
     """A lease not renewed for this long can be taken by another replica."""
     kinesis_partition_key: Literal["resource-type", "tenant", "any"] = "resource-type"

@@ -33,7 +33,8 @@ def describe_values(schema: Mapping[str, Any]) -> str:
         case {"pattern": _, "title": words} | {"type": "array", "title": words}:
             return str(words)
         case _:
-            return {"date-time": "an ISO 8601 time", "path": "the path of a file"}.get(schema.get("format", ""), "text")
+            words = {"date-time": "a time of RFC 3339", "path": "the path of a file"}
+            return words.get(schema.get("format", ""), "text")
 
 
 def is_service_link(value: str) -> bool:

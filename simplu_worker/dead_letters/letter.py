@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
+from simplu_worker.operations.json_record import Time, parse_timestamp
 from simplu_worker.operations.operation import Origin, PartNumber, RejectedRecord, tenant_id_of
 from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -211,7 +212,7 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
             reason=wire.reason,
             error=wire.error,
             origin=_origin_of(wire.source),
-            failed_at=wire.failed_at.astimezone(UTC),
+            failed_at=parse_timestamp(wire.failed_at),
             attempts=wire.attempts,
             record=_record_of(wire),
             request_id=wire.request_id,
@@ -353,7 +354,7 @@ class _SourceMembers(msgspec.Struct, rename="camel"):
     """Members of `source`, of both kinds."""
 
     kind: Source
-    arrived_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    arrived_at: Time
     stream: str = ""
     stream_shard: str | None = None
     sequence_number: str | None = None
@@ -382,7 +383,7 @@ class LetterMembers(msgspec.Struct, rename="camel"):
 
     reason: DeadLetterReason
     source: _SourceMembers
-    failed_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    failed_at: Time
     error: str = ""
     attempts: int = 1
     request_id: str | None = None
@@ -410,7 +411,7 @@ def _origin_of(source: _SourceMembers) -> Origin:
     return Origin(
         source=source.kind,
         name=source.stream if of_stream else source.queue,
-        arrived_at=source.arrived_at.astimezone(UTC),
+        arrived_at=parse_timestamp(source.arrived_at),
         stream_shard_id=source.stream_shard,
         sequence_number=source.sequence_number,
         sub_sequence_number=source.sub_sequence_number,

@@ -18,11 +18,10 @@ from simplu_worker.operations.digest import digests_of
 from simplu_worker.operations.document_bounds import DOCUMENT_MAX_DEPTH, exceed_bounds
 from simplu_worker.operations.json_record import (
     ABSENT,
-    EXPECTED_TIME,
     Id,
     InvalidRecordError,
     LongId,
-    are_utc_texts,
+    Time,
     check_texts,
     has_escapes,
     json_error,
@@ -59,7 +58,7 @@ class RecordMembers(msgspec.Struct, rename="camel", gc=False):
     business_id: Id
     location_id: Id
     resource_type: Id
-    timestamp: str
+    timestamp: Time
     resource_id: LongId | None = None
     request_id: Id | None = None
     data: msgspec.Raw = ABSENT
@@ -182,7 +181,6 @@ class _Columns:
         self._amend(self.documents, apart, self._document)
         self._amend(self.filters, apart, lambda index: object_member(messages[index].filters, "filters"))
         self._amend(self.paginations, apart, lambda index: object_member(messages[index].pagination, "pagination"))
-        times = self._times()
         exceeding = exceed_bounds(self.documents, may_be_deep=may_be_deep)
         for index in apart:
             if not forms[index].has_data:
@@ -208,7 +206,7 @@ class _Columns:
                 self.request_ids,
                 [message.data if form.has_data else None for message, form in zip(messages, forms, strict=True)],
                 self.queries,
-                times,
+                [utc_text(message.timestamp) for message in messages],
                 digests_of(self.kinds, resource_types, self.sent_ids, self.documents, self.filters, self.paginations),
                 self.origins,
                 map(len, self.records),
@@ -262,12 +260,6 @@ class _Columns:
     def _document(self, index: int) -> bytes:
         return object_member(self.messages[index].data, "data", required=self.forms[index].has_data)
 
-    def _times(self) -> list[str]:
-        texts = [message.timestamp for message in self.messages]
-        if not are_utc_texts(texts):
-            self._amend(texts, range(len(texts)), lambda index: _utc_time(texts[index]))
-        return texts
-
     def _tenants(self) -> Iterable[tuple[str, ...]]:
         """Return the columns of the ids of businesses, locations and tenants."""
         business_ids = [message.business_id for message in self.messages]
@@ -281,13 +273,6 @@ def _known_form(kind: str) -> _Form:
         came = f"another text of {len(kind)} characters"  # not the text: errors are logged
         raise InvalidRecordError("operation", f"one of {known}", came)
     return _FORMS[kind]
-
-
-def _utc_time(text: str) -> str:
-    try:
-        return utc_text(text)
-    except ValueError:
-        raise InvalidRecordError("timestamp", EXPECTED_TIME, "another text") from None
 
 
 def _ids_of(message: RecordMembers) -> dict[str, str | None]:

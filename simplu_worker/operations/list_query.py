@@ -7,14 +7,14 @@ from typing import Annotated, Final
 
 import msgspec
 
-from simplu_worker.operations.json_record import InvalidRecordError, parse_record, parse_timestamp
-from simplu_worker.operations.member_errors import shape_parts
+from simplu_worker.operations.json_record import InvalidRecordError, Time, parse_record, parse_timestamp
+from simplu_worker.operations.member_errors import EXPECTED_TIME, shape_parts
 from simplu_worker.operations.operation import DayRange, ListQuery
 
 DEFAULT_PAGE: Final = 1
 DEFAULT_LIMIT: Final = 100
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(ge=1, multiple_of=1)]  # 1.0 is an integer too, as in JSON Schema
 
 
 class Pagination(msgspec.Struct, gc=False):
@@ -41,8 +41,8 @@ def decode_list_query(filters: bytes, pagination: bytes, list_limit: int) -> Lis
     return ListQuery(
         members=msgspec.json.encode(members).decode(),
         days=DayRange(first=first, last=last),
-        page=min(pages.page or DEFAULT_PAGE, 2**31),  # beyond any table; keeps the offset within a bigint
-        limit=min(pages.limit or DEFAULT_LIMIT, list_limit),
+        page=int(min(pages.page or DEFAULT_PAGE, 2**31)),  # beyond any table; keeps the offset within a bigint
+        limit=int(min(pages.limit or DEFAULT_LIMIT, list_limit)),
     )
 
 
@@ -57,6 +57,6 @@ def _day_bounds(members: dict[str, msgspec.Raw]) -> tuple[datetime | None, datet
 
 def _day(name: str, raw: msgspec.Raw) -> date:
     try:
-        return parse_timestamp(msgspec.json.decode(raw, type=str)).date()
-    except (ValueError, msgspec.ValidationError):
-        raise InvalidRecordError(f"filters.{name}", "an ISO 8601 date, such as 2026-01-31", "another value") from None
+        return parse_timestamp(msgspec.json.decode(raw, type=Time)).date()
+    except msgspec.ValidationError:
+        raise InvalidRecordError(f"filters.{name}", EXPECTED_TIME, "another value") from None

@@ -12,6 +12,7 @@ import msgspec
 
 RECORD: Final = "record"  # in place of a member: the whole of it
 NOTHING: Final = "nothing"
+EXPECTED_TIME: Final = "a time of RFC 3339, such as 2026-01-31T09:00:00Z, or a date"
 
 _TYPES: Final = {
     "str": "text",
@@ -35,7 +36,9 @@ _PLACE: Final = re.compile(r"(?P<text>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re
 _MISSING: Final = re.compile(r"Object missing required field `(?P<name>\w+)`")
 _ANOTHER: Final = re.compile(r"Expected `(?P<expected>\w+)(?: \| null)?`, got `(?P<got>\w+)`")
 _LENGTH: Final = re.compile(r"Expected `str` of length (?P<sign>[<>]=) (?P<length>\d+)")
-_LOWER: Final = re.compile(r"Expected `int` >= (?P<least>\d+)")
+_LOWER: Final = re.compile(r"Expected `float` >= (?P<least>\d+)\.0")
+_ANOTHER_FORM: Final = re.compile(r"Expected `str` matching regex .*", re.DOTALL)  # times alone have a form
+_FRACTION: Final = "Expected `float` that's a multiple of 1.0"
 
 
 def member_error(member: str, expected: str, got: str) -> str:
@@ -70,4 +73,8 @@ def shape_parts(error: msgspec.ValidationError, *, within: str = "") -> tuple[st
         return member, f"text of {bound} characters", "a shorter one" if is_short else "a longer one"
     if (found := _LOWER.fullmatch(text)) is not None:
         return member, f"an integer from {found['least']}", "a lower one"
+    if text == _FRACTION:
+        return member, "an integer", "a fraction"
+    if _ANOTHER_FORM.fullmatch(text) is not None:
+        return member, EXPECTED_TIME, "another text"
     return member, "another value", f"one that breaks a rule: {text}"

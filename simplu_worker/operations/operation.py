@@ -64,9 +64,9 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
 
     *resource_id* and *request_id* are the effective ones (generated or derived if the record had none); only a `list`
     has no *resource_id*. *data* is the JSON text as received, in the memory of its record, of which it is most;
-    *requested_at* is ISO 8601 in UTC. *digest* distinguishes an identical redelivery from another operation with the
+    *requested_at* is a time in UTC. *digest* distinguishes an identical redelivery from another operation with the
     same request id. *size_bytes* is the record's size as read.
-    *window_start*, of an order event, ISO 8601: an event of its request id that was sent before is another event.
+    *window_start*, of an order event: an event of its request id that was sent before is another event.
     *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; a worker
     with other bounds may have applied it before.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -56,13 +55,6 @@ def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuer
     return OperationListQuery(given["businessId"], given["locationId"], request)
 
 
-def _parse_time(text: str) -> datetime:
-    try:
-        return parse_timestamp(text)
-    except ValueError:
-        raise ValueError("expected ISO 8601, such as 2026-01-31T09:00Z, got another text") from None
-
-
 def _parse_limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= LIMIT_DIGITS_MAX):
         raise ValueError("expected a number of operations, got another text")
@@ -83,8 +75,8 @@ _TENANT: Final = ("businessId", "locationId")
 _PARSERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "resourceType": ("resource_type", str),
     "resourceId": ("resource_id", str),
-    "since": ("since", _parse_time),
-    "until": ("until", _parse_time),
+    "since": ("since", parse_timestamp),
+    "until": ("until", parse_timestamp),
     "status": ("status", _one_of(OperationStatus)),
     "error": ("error", _one_of(Failure)),
     "limit": ("limit", _parse_limit),

@@ -24,7 +24,7 @@ class Tenant(TypedDict):
 
 class _Operation(Tenant):
     resourceType: str
-    timestamp: NotRequired[str]  # ISO 8601; else the time of queueing
+    timestamp: NotRequired[str]  # RFC 3339; else the time of queueing
     requestId: NotRequired[str]  # only to send again what was not sent
     traceparent: NotRequired[str]
 
@@ -167,7 +167,12 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 _OBJECTS = ("data", "filters", "pagination", "additionalData")
 _LONG = ("resourceId", "orderId", "oldResourceId", "newResourceId", "adminUserId")
 _TEXTS = dict.fromkeys((*_TENANT, "resourceType", "requestId", "deduplicationId"), 128) | dict.fromkeys(_LONG, 256)
-_ISO_DATE = re.compile(r"[0-9]{4}-?[Ww]?[0-9]{2}")  # how it begins
+_TIME = re.compile(  # the pattern of the worker's schemas
+    r"^(?!0000|0001-01-01[^+]*\+(?!00:00)|9999-12-31[Tt][^-]*-(?!00:00))"
+    r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+    r"|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)"
+    r"([Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?)?(?![\s\S])"
+)
 
 
 class InvalidMessage(NamedTuple):
@@ -217,8 +222,8 @@ def _problem_of_members(message: Mapping[str, Any]) -> str | None:
         if name in _OBJECTS and value is not None and not isinstance(value, Mapping):
             return f"{name}: expected an object"
     timestamp = message.get("timestamp")
-    if timestamp is not None and not (isinstance(timestamp, str) and _ISO_DATE.match(timestamp)):
-        return "timestamp: expected text in ISO 8601"
+    if timestamp is not None and not (isinstance(timestamp, str) and _TIME.search(timestamp)):
+        return "timestamp: expected a time of RFC 3339, such as 2026-01-31T09:00:00Z, or a date"
     if str(message.get("requestId", message.get("deduplicationId", ""))).startswith("simplu:"):
         return "expected an id of your own, got one that begins with simplu:"
     return None

@@ -18,7 +18,7 @@ export interface Tenant {
 
 interface OperationBase extends Tenant {
   resourceType: string;
-  timestamp?: string; // ISO 8601; else the time of queueing
+  timestamp?: string; // RFC 3339; else the time of queueing
   requestId?: string; // only to send again what was not sent
   traceparent?: string;
 }
@@ -114,7 +114,8 @@ const REQUIRED: Readonly<Record<string, readonly string[]>> = {
 const OBJECTS = ["data", "filters", "pagination", "additionalData"];
 const SHORT = [...TENANT, "resourceType", "requestId", "deduplicationId"];
 const LONG = ["resourceId", "orderId", "oldResourceId", "newResourceId", "adminUserId"];
-const ISO_DATE = /^[0-9]{4}-?[Ww]?[0-9]{2}/; // how it begins
+// The pattern of the worker's schemas.
+const TIME = /^(?!0000|0001-01-01[^+]*\+(?!00:00)|9999-12-31[Tt][^-]*-(?!00:00))([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)([Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]+)?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?)?(?![\s\S])/;
 
 /** The bytes of a message, or why the worker would refuse it. */
 export type Encoded = { readonly data: Buffer; readonly sizeBytes: number } | { readonly problem: string };
@@ -148,8 +149,8 @@ export function encode(message: Readonly<Record<string, unknown>>, kindName: str
     }
   }
   const timestamp = message["timestamp"];
-  if (typeof timestamp === "number" || (typeof timestamp === "string" && !ISO_DATE.test(timestamp))) {
-    return { problem: "timestamp: expected text in ISO 8601" };
+  if (typeof timestamp === "number" || (typeof timestamp === "string" && !TIME.test(timestamp))) {
+    return { problem: "timestamp: expected a time of RFC 3339, such as 2026-01-31T09:00:00Z, or a date" };
   }
   if (String(message["requestId"] ?? message["deduplicationId"] ?? "").startsWith("simplu:")) {
     return { problem: "expected an id of your own, got one that begins with simplu:" };

@@ -39,7 +39,7 @@ class FilterOptions:
     tenant
         Only those of this business and location.
     since
-        Only those that failed at this time or later, as ISO 8601; no offset means UTC.
+        Only those that failed at this time or later, by RFC 3339; no offset means UTC.
     until
         Only those that failed before this time.
     message

@@ -44,7 +44,7 @@ def replay_feed(
     destination
         Its name in FEED_FILE.
     since
-        The time from which on changes are sent again, as ISO 8601; no offset means UTC.
+        The time from which on changes are sent again, by RFC 3339; no offset means UTC.
     until
         Changes of this time and later are not sent again; on a shard where a tenant waits for its source, they may be.
     shard

@@ -39,7 +39,7 @@ class OperationListOptions:
     resource_id
         Only those of resources with this id.
     since
-        Only those that were decided at this time or later, as ISO 8601; no offset means UTC.
+        Only those that were decided at this time or later, by RFC 3339; no offset means UTC.
     until
         Only those that were decided before this time.
     status
@@ -220,7 +220,7 @@ def replay(
     Parameters
     ----------
     since
-        The time to start from, as ISO 8601; no offset means UTC.
+        The time to start from, by RFC 3339; no offset means UTC.
     until
         Only records that arrived before this time.
     tenant

@@ -23,6 +23,7 @@ from simplu_worker.consumers.sqs.control.decode import (
 from simplu_worker.consumers.sqs.orders.decode import ORDER_KINDS, OrderMembers
 from simplu_worker.dead_letters.letter import LetterMembers
 from simplu_worker.operations.decode import KINDS_WITH_DATA, KINDS_WITH_ID, RecordMembers
+from simplu_worker.operations.json_record import Time
 from simplu_worker.operations.list_query import DAY_MEMBERS, Pagination
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX
 from simplu_worker.vocabulary import OperationKind
@@ -30,10 +31,8 @@ from simplu_worker.vocabulary import OperationKind
 Schema = dict[str, Any]
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-NO_NUL: Final = r"^[^\u0000]*$"
-OWN_REQUEST_ID: Final = rf"^(?!{DERIVED_REQUEST_ID_PREFIX})[^\u0000]*$"
-# More than ISO 8601: no pattern knows which days a month has, and which of the short forms may be mixed.
-TIME: Final = r"^[0-9]{4}-?([0-9]{2}-?[0-9]{2}|[Ww][0-9]{2}(-?[0-9])?)([\s\S][0-9:.,]*([Zz]|[+-][0-9:.,]+)?)?$"
+STORABLE: Final = r"^[^\u0000\ud800-\udfff]*$"  # no lone surrogates; those of a pair are one character
+OWN_REQUEST_ID: Final = STORABLE.replace("^", f"^(?!{DERIVED_REQUEST_ID_PREFIX})", 1)
 OBJECT_OR_NULL: Final[Schema] = {"type": ["object", "null"]}
 OBJECT: Final[Schema] = {"type": "object"}
 TEXT: Final[Schema] = {"type": "string"}
@@ -93,10 +92,9 @@ def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> S
     return document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
 
 
-_ID: Final[Schema] = {"pattern": NO_NUL}
+_ID: Final[Schema] = {"pattern": STORABLE}
 _TENANT: Final = {"businessId": _ID, "locationId": _ID}
-_TIME: Final[Schema] = {"timestamp": {"pattern": TIME}}
-_DAY: Final[Schema] = {"type": ["string", "null"], "pattern": TIME}
+_DAY: Final = schema_of(Time | None)
 _PAGINATION: Final = {"properties": members_of(Pagination)["properties"]}
 
 SCHEMAS: Final[dict[str, Schema]] = {
@@ -107,7 +105,6 @@ SCHEMAS: Final[dict[str, Schema]] = {
             RecordMembers,
             operation={"enum": [*OperationKind]},
             **_TENANT,
-            **_TIME,
             resourceType=_ID,
             resourceId=_ID,
             requestId={"pattern": OWN_REQUEST_ID},
@@ -140,12 +137,12 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "shard-creation": _control(
         ControlType.SHARD_CREATION,
         "Creates a tenant.",
-        members_of(CreationMembers, **_TENANT, **_TIME, businessType=_ID),
+        members_of(CreationMembers, **_TENANT, businessType=_ID),
     ),
     "shard-destruction": _control(
         ControlType.SHARD_DESTRUCTION,
         "Destroys a tenant, or every tenant of a business.",
-        members_of(DestructionMembers, businessId=_ID, **_TIME, action={"enum": [*DestructionAction]}),
+        members_of(DestructionMembers, businessId=_ID, action={"enum": [*DestructionAction]}),
         when(
             "action",
             [DestructionAction.DESTROY],
@@ -158,7 +155,6 @@ SCHEMAS: Final[dict[str, Schema]] = {
         members_of(
             RenameMembers,
             **_TENANT,
-            **_TIME,
             resourceType=_ID,
             oldResourceId=_ID,
             newResourceId=_ID,
@@ -168,12 +164,13 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "admin-account-creation": _control(
         ControlType.ADMIN_ACCOUNT_CREATION,
         "Adds the administrator of a tenant.",
-        members_of(AdminMembers, **_TENANT, **_TIME, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
+        members_of(AdminMembers, **_TENANT, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
     ),
     "dead-letter": document(
         "Dead letter",
         "What can never be applied, and why. The worker writes it.",
-        members_of(LetterMembers) | {"anyOf": [required(**{form: TEXT}) for form in RECORD_FORMS]},
+        members_of(LetterMembers, record={"pattern": r"^[^\ud800-\udfff]*$"})
+        | {"anyOf": [required(**{form: TEXT}) for form in RECORD_FORMS]},
         {
             "if": required(truncated={"const": True}),
             "then": required(recordBytes={"type": "integer"}, recordSha256=TEXT),

@@ -22,6 +22,7 @@ from simplu_worker.commands.stream.list_operations import list_operations, print
 from simplu_worker.commands.stream.preview import preview_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, UsageError
+from simplu_worker.operations.member_errors import EXPECTED_TIME
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits
 from simplu_worker.shards.listing.request import LIMIT_MAX, ListRequest
@@ -156,8 +157,8 @@ async def test_list_has_what_the_filters_want(world: World, query: dict[str, str
     [
         ({"limit": 0}, "--limit: expected 1 to 500, got 0"),
         ({"limit": LIMIT_MAX + 1}, "--limit: expected 1 to 500, got 501"),
-        ({"since": "soon"}, "--since: expected ISO 8601, such as 2026-01-31T09:00Z, got 'soon'"),
-        ({"until": "1d"}, "--until: expected ISO 8601"),
+        ({"since": "soon"}, f"--since: expected {EXPECTED_TIME}, got 'soon'"),
+        ({"until": "1d"}, "--until: expected a time"),
         ({"since": "2026-01-02", "until": "2026-01-01"}, "--since: expected a time before `until`"),
         ({"resource_type": ""}, "--resource-type: expected 1 to 256 characters"),
         ({"resource_id": "\udcff"}, "--resource-id: expected 1 to 256 characters"),

@@ -11,11 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from simplu_client.messages import MAX_RECORD_BYTES, Encoded, InvalidMessage, encode, partition_key, queue_id, uuid7
+from simplu_client.messages import (
+    _TIME,
+    MAX_RECORD_BYTES,
+    Encoded,
+    InvalidMessage,
+    encode,
+    partition_key,
+    queue_id,
+    uuid7,
+)
 from support.clients.cases import read_cases
+from support.requires import ROOT
 
 from simplu_worker.commands.stream.input_lines import partition_key_of
 from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.json_record import TIME
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.vocabulary import PartitionKeyRule, Source
@@ -79,6 +90,13 @@ def test_client_and_schemas_agree_on_messages(case: dict[str, Any]) -> None:
     message = {"timestamp": "2026-01-31T09:00:00Z"} | message_of(case)
     name = str(message.get("messageType", "order-event")).lower().replace("_", "-")
     assert Draft202012Validator(SCHEMAS[name]).is_valid(message) == ("problem" not in case)
+
+
+def test_pattern_of_times_is_the_one_of_the_worker() -> None:
+    """In both languages."""
+    assert _TIME.pattern == TIME
+    typescript = (ROOT / "clients" / "typescript" / "src" / "messages.ts").read_text(encoding="utf-8")
+    assert f"const TIME = /{TIME}/;" in typescript
 
 
 @pytest.mark.slow

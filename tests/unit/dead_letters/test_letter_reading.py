@@ -140,7 +140,7 @@ WRITTEN = json.loads(encode_dead_letter(LETTER, 262_144))
         "[" * 100_000,
         json.dumps(WRITTEN | {"reason": "bad_mood"}),
         json.dumps(WRITTEN | {"source": {"kind": "kafka", "arrivedAt": "2026-01-01T00:00:00Z"}}),
-        json.dumps(WRITTEN | {"failedAt": "2026-01-01T00:00:00"}),
+        json.dumps(WRITTEN | {"failedAt": "2026-01-01T00:00"}),
         json.dumps(WRITTEN | {"failedAt": "yesterday"}),
         json.dumps({name: value for name, value in WRITTEN.items() if name != "record"}),
         json.dumps(WRITTEN | {"record": "\ud800"}),

@@ -20,12 +20,12 @@ import simplu_worker
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.digest import digest_of
 from simplu_worker.operations.json_record import (
-    are_utc_texts,
     parse_timestamp,
     replace_lone_surrogates,
     short_text,
     utc_text,
 )
+from simplu_worker.operations.member_errors import EXPECTED_TIME
 from simplu_worker.operations.operation import DayRange, ListQuery, Operation, Origin, RejectedRecord
 from simplu_worker.operations.request_ids import derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
@@ -199,7 +199,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "timestamp": [1_700_000_000, 1.5, [], {}],
     "data": [[], "text", 3, 1.5, True, False, "", "{}"],
     "filters": [[], "text", 3, True],
-    "pagination": [[], "text", 3, True, {"page": "1"}, {"limit": 1.5}, {"page": True}, {"page": 1.0}, {"limit": []}],
+    "pagination": [[], "text", 3, True, {"page": "1"}, {"limit": 1.5}, {"page": True}, {"limit": []}],
 }
 
 
@@ -243,21 +243,11 @@ def test_last_of_two_members_counts() -> None:
         ("2026-01-31T09:00:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
         ("2026-01-31t09:00:00z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
         ("2026-01-31T09:00:00", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("2026-01-31 09:00:00", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("2026-01-31T09:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("2026-01-31T09Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("20260131T090000Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("2026-W05-6T09:00:00Z", datetime(2026, 1, 31, 9, tzinfo=UTC)),
         ("2026-01-31T09:00:00.5Z", datetime(2026, 1, 31, 9, 0, 0, 500_000, UTC)),
-        ("2026-01-31T09:00:00,123456Z", datetime(2026, 1, 31, 9, 0, 0, 123_456, UTC)),
         ("2026-01-31T09:00:00.123456789Z", datetime(2026, 1, 31, 9, 0, 0, 123_456, UTC)),
         ("2026-01-31T10:30:00+01:30", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("2026-01-31T10:30:00+0130", datetime(2026, 1, 31, 9, tzinfo=UTC)),
-        ("2026-01-31T08:00:00-01", datetime(2026, 1, 31, 9, tzinfo=UTC)),
         ("2026-02-01T08:59:00+23:59", datetime(2026, 1, 31, 9, tzinfo=UTC)),
         ("2026-01-31", WRITTEN_DAY),
-        ("20260131", WRITTEN_DAY),
-        ("2026-W05-6", WRITTEN_DAY),
         ("2024-02-29", datetime(2024, 2, 29, tzinfo=UTC)),
         ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
         ("0001-01-01T00:00:00-00:01", datetime(1, 1, 1, 0, 1, tzinfo=UTC)),
@@ -282,13 +272,15 @@ def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
         *(" 2026-01-31", "2026-01-31 ", "2026-01-31T", "2026-01-31Z", "2026-01-31T09:00:00 UTC", "+2026-01-31"),
         *("0000-01-01", "10000-01-01T00:00:00Z", "-0001-01-01", "0001-01-01T00:00:00+00:01"),
         *("9999-12-31T23:59:59-00:01", "２０２６-01-31", "2026-01-31T09:00:00−01:00", "2026-01-31\0", "P1D"),
+        *("2026-01-31T09:00Z", "2026-01-31T09Z", "20260131T090000Z", "2026-W05-6", "2026-01-31 09:00:00", "20260131"),
+        *("2026-01-31T09:00:00,5Z", "2026-01-31T09:00:00.Z", "2026-01-31T10:30:00+0130", "2026-01-31T08:00:00-01"),
     ],
 )
-def test_timestamp_is_refused_when_it_is_not_iso_8601_in_range(text: str) -> None:
+def test_timestamp_is_refused_when_it_is_none_of_rfc_3339(text: str) -> None:
     """The year counts in UTC."""
     assert rejected(timestamp=text) == RejectedRecord(
         reason=DeadLetterReason.INVALID_MESSAGE,
-        error="timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z, got another text",
+        error=f"timestamp: expected {EXPECTED_TIME}, got another text",
         origin=ORIGIN,
         business_id="clinic",
         location_id="main",
@@ -1036,10 +1028,8 @@ def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_re
         ("2026-01-31T09:00:00Z", "2026-01-31T09:00:00Z"),
         ("2026-01-31T09:00:00.000001Z", "2026-01-31T09:00:00.000001Z"),
         ("2026-01-31T09:00:00.0000009Z", "2026-01-31T09:00:00+00:00"),  # Postgres would round it up
-        ("2026-01-31T09:00:00.Z", "2026-01-31T09:00:00+00:00"),  # Postgres 14 refuses it
         ("2026-01-31T09:00:00.5+02:00", "2026-01-31T07:00:00.500000+00:00"),
         ("2026-01-31t09:00:00z", "2026-01-31T09:00:00+00:00"),
-        ("20260131T090000Z", "2026-01-31T09:00:00+00:00"),
         ("2026-01-31", "2026-01-31T00:00:00+00:00"),
     ],
 )
@@ -1047,25 +1037,6 @@ def test_time_is_kept_as_it_came_only_where_postgres_reads_it_alike(text: str, e
     """A text of the usual form in UTC, with at most six decimals, costs no second text."""
     assert utc_text(text) == expected
     assert (parse_timestamp(text).tzinfo, parse_timestamp(expected)) == (UTC, parse_timestamp(text))
-
-
-@given(
-    time=st.datetimes(),
-    decimals=st.from_regex(r"([.,][0-9]{0,8})?", fullmatch=True),
-    zone=st.sampled_from(["Z", "Z", "z", "", "+00:00", "-01"]),
-    changes=st.lists(st.tuples(st.integers(0, 30), st.sampled_from("0123456789.,:TtZz+-W \0")), max_size=2),
-)
-@example(time=WRITTEN_DAY.replace(tzinfo=None), decimals=".", zone="Z", changes=[])
-def test_time_is_kept_as_it_came_only_in_the_one_form_that_every_postgres_reads(
-    time: datetime, decimals: str, zone: str, changes: list[tuple[int, str]]
-) -> None:
-    """Python takes more forms than Postgres 14."""
-    text = time.isoformat(timespec="seconds") + decimals + zone
-    for place, character in changes:
-        text = text[:place] + character + text[place + 1 :]
-
-    if are_utc_texts([text]):
-        assert re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z", text)
 
 
 @pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])

@@ -147,13 +147,13 @@ def test_each_record_without_ids_gets_those_of_its_own_position() -> None:
 
 def test_of_several_faults_the_first_rule_is_named() -> None:
     """The order of the rules, and not that of the columns in which a batch is decoded."""
-    faulty = record("upsert", requestId="simplu:1", data=[1], timestamp="", filters=7)
-    second = record("update", requestId="simplu:1", resourceId=..., data=[1], timestamp="")
-    third = record("update", resourceId=..., data=[1], timestamp="")
-    fourth = record("update", data=[1], timestamp="", filters=7)
-    fifth = record("update", timestamp="", filters=7, pagination=7)
+    faulty = record("upsert", requestId="simplu:1", data=[1], filters=7)
+    second = record("update", requestId="simplu:1", resourceId=..., data=[1])
+    third = record("update", resourceId=..., data=[1])
+    fourth = record("update", data=[1], filters=7)
+    fifth = record("update", filters=7, pagination=7)
 
-    decoded = decode_together([faulty, second, third, fourth, fifth, record("update", timestamp="", pagination=7)])
+    decoded = decode_together([faulty, second, third, fourth, fifth, record("update", pagination=7)])
 
     errors = [one.error.split(":")[0] for one in decoded if isinstance(one, RejectedRecord)]
     assert errors == ["operation", "requestId", "resourceId", "data", "filters", "pagination"]

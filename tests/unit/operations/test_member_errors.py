@@ -13,7 +13,7 @@ import pytest
 from simplu_worker.consumers.sqs.control.decode import decode_control
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.member_errors import shape_error
+from simplu_worker.operations.member_errors import EXPECTED_TIME, shape_error
 from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.vocabulary import Source
 
@@ -40,7 +40,6 @@ RENAME = {
     "timestamp": "2026-03-01",
 }
 DESTRUCTION = {"messageType": "SHARD_DESTRUCTION", "businessId": "b", "action": "destroy", "timestamp": "2026-03-01"}
-ISO_TIME = "ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
 TYPES = "SHARD_CREATION, SHARD_DESTRUCTION, UPDATE_RESOURCE_ID, ADMIN_ACCOUNT_CREATION"
 KINDS = "create, update, patch, delete, list, read"
 
@@ -70,17 +69,18 @@ def error_of(rejected: object) -> str:
         ({"data": None}, "data: expected an object, got null"),
         ({"data": [1]}, "data: expected an object, got a list"),
         ({"data": -1}, "data: expected an object, got a number"),
-        ({"timestamp": "now"}, f"timestamp: expected {ISO_TIME}, got another text"),
+        ({"timestamp": "now"}, f"timestamp: expected {EXPECTED_TIME}, got another text"),
         ({"timestamp": 1}, "timestamp: expected text, got an integer"),
         ({"filters": "x"}, "filters: expected an object, got text"),
         (
             {"operation": "list", "pagination": {"page": 0}},
             "pagination.page: expected an integer from 1, got a lower one",
         ),
-        ({"operation": "list", "pagination": {"limit": "9"}}, "pagination.limit: expected an integer, got text"),
+        ({"operation": "list", "pagination": {"limit": "9"}}, "pagination.limit: expected a number, got text"),
+        ({"operation": "list", "pagination": {"limit": 1.5}}, "pagination.limit: expected an integer, got a fraction"),
         (
             {"operation": "list", "filters": {"startDate": 1}},
-            "filters.startDate: expected an ISO 8601 date, such as 2026-01-31, got another value",
+            f"filters.startDate: expected {EXPECTED_TIME}, got another value",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_error_of_an_order_event_names_member_expected_and_got(members: dict[str
         ({}, f"messageType: expected one of {TYPES}, here or as message attribute MessageType, got nothing"),
         ({"messageType": "NO"}, f"messageType: expected one of {TYPES}, got 'NO'"),
         (CREATION | {"businessId": True}, "businessId: expected text, got true or false"),
-        (CREATION | {"timestamp": "now"}, f"timestamp: expected {ISO_TIME}, got another text"),
+        (CREATION | {"timestamp": "now"}, f"timestamp: expected {EXPECTED_TIME}, got another text"),
         (DESTRUCTION | {"action": "no"}, "action: expected destroy or destroy_all, got another text"),
         (
             DESTRUCTION,

@@ -19,10 +19,10 @@ from simplu_worker.consumers.sqs.rejection import (
 )
 from simplu_worker.operations.json_record import (
     ABSENT,
-    EXPECTED_TIME,
     Id,
     InvalidRecordError,
     LongId,
+    Time,
     check_texts,
     object_member,
     parse_record,
@@ -99,7 +99,7 @@ class CreationMembers(msgspec.Struct, rename="camel"):
     business_id: Id
     location_id: Id
     business_type: Id
-    timestamp: str | None = None
+    timestamp: Time | None = None
     shard_id: str | None = None
     connection_string: str | None = None
 
@@ -109,7 +109,7 @@ class DestructionMembers(msgspec.Struct, rename="camel"):
 
     business_id: Id
     action: str
-    timestamp: str
+    timestamp: Time
     location_id: str | None = None
 
 
@@ -121,7 +121,7 @@ class RenameMembers(msgspec.Struct, rename="camel"):
     resource_type: Id
     old_resource_id: LongId
     new_resource_id: LongId
-    timestamp: str
+    timestamp: Time
     additional_data: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -133,7 +133,7 @@ class AdminMembers(msgspec.Struct, rename="camel"):
     business_type: Id
     admin_email: Email
     admin_user_id: LongId
-    timestamp: str
+    timestamp: Time
 
 
 class _PeekedControl(PeekedMessage, rename="camel"):
@@ -205,7 +205,7 @@ def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
         location_id=body.location_id,
         business_type=body.business_type,
         # The references' own messages have none. Every receive of a message has the same sent time.
-        requested_at=origin.arrived_at if body.timestamp is None else _parse_time(body.timestamp),
+        requested_at=origin.arrived_at if body.timestamp is None else parse_timestamp(body.timestamp),
     )
 
 
@@ -221,7 +221,7 @@ def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
             raise InvalidRecordError("locationId", expected, "more" if location_id else NOTHING)
     check_texts({"businessId": body.business_id, "locationId": location_id})
     return ShardDestruction(
-        business_id=body.business_id, location_id=location_id, requested_at=_parse_time(body.timestamp)
+        business_id=body.business_id, location_id=location_id, requested_at=parse_timestamp(body.timestamp)
     )
 
 
@@ -245,7 +245,7 @@ def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
         old_resource_id=body.old_resource_id,
         new_resource_id=body.new_resource_id,
         additional_data=object_member(body.additional_data, "additionalData").decode() or None,
-        requested_at=_parse_time(body.timestamp),
+        requested_at=parse_timestamp(body.timestamp),
     )
 
 
@@ -266,7 +266,7 @@ def _decode_admin(record: bytes, _origin: Origin) -> AdminAccount:
         business_type=body.business_type,
         admin_email=body.admin_email,
         admin_user_id=body.admin_user_id,
-        requested_at=_parse_time(body.timestamp),
+        requested_at=parse_timestamp(body.timestamp),
     )
 
 
@@ -279,10 +279,3 @@ _DECODERS: Final[Mapping[ControlType, Callable[[bytes, Origin], Control]]] = {
     ControlType.UPDATE_RESOURCE_ID: _decode_rename,
     ControlType.ADMIN_ACCOUNT_CREATION: _decode_admin,
 }
-
-
-def _parse_time(timestamp: str) -> datetime:
-    try:
-        return parse_timestamp(timestamp)
-    except ValueError:
-        raise InvalidRecordError("timestamp", EXPECTED_TIME, "another text") from None

@@ -16,7 +16,7 @@ def test_options_are_the_filter_of_their_names() -> None:
         source=Source.SQS,
         tenant=("b", "l"),
         since="2026-11-01",
-        until="2026-11-02T08:00+01:00",
+        until="2026-11-02T08:00:00+01:00",
         message=("m-1", "m-2"),
     )
     assert options.parse() == DeadLetterFilter(

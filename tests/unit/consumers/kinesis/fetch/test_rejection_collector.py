@@ -136,7 +136,7 @@ def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection
 
 def test_bound_on_parts_is_above_what_valid_operations_fill() -> None:
     """The smallest valid operation, as often as it fits into the largest record."""
-    smallest = b'{"operation":"list","businessId":"a","locationId":"b","resourceType":"c","timestamp":"2026W01"}'
+    smallest = b'{"operation":"list","businessId":"a","locationId":"b","resourceType":"c","timestamp":"2026-01-01"}'
     (one,) = decoder().decode([record(1, smallest)])
     assert isinstance(one[2], Operation)
     packed = aggregate([("k", None, smallest)] * 1000)
