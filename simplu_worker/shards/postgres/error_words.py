@@ -54,6 +54,7 @@ _BY_CODE: Final = {
     "42703": f"a column is missing; {SEE_UPGRADE}",
     "42883": f"a function is missing; {SEE_UPGRADE}",
     "42P01": f"a table is missing; {SEE_UPGRADE}",
+    "42P10": "a unique index of the worker's tables is missing or not valid; simplu-worker check names it",
     "42P05": "a prepared statement exists; let the pooler keep sessions or transactions apart",
     "53100": "the server's disk is full; make room",
     "53200": "the server is out of memory",

@@ -68,7 +68,6 @@ class ShardPool:
         self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
         self._availability = ShardAvailability(address, self._lender)
         self._shared_probe = SingleFlightProbe(self._probe_once)
-        self.checked_address: ShardAddress | None = None  # at which the schema was found to be whole
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
 
@@ -105,6 +104,15 @@ class ShardPool:
     def last_error(self) -> str | None:
         """The last error, in words with its code; None if the shard is healthy."""
         return self._availability.last_error
+
+    @property
+    def checked_address(self) -> ShardAddress | None:
+        """The address at which the schema was found to be whole; None again after an error of the shard."""
+        return self._availability.checked_address
+
+    @checked_address.setter
+    def checked_address(self, address: ShardAddress) -> None:
+        self._availability.checked_address = address
 
     def retire(self) -> None:
         """Lend no connection any more: the shard is not to be used. `drain` waits for those that are lent."""

@@ -67,6 +67,7 @@ class ShardAvailability:
         self._is_refused_as_read_only = False
         self.is_healthy = True
         self.last_error: str | None = None
+        self.checked_address: ShardAddress | None = None  # the server behind it may be another one after an error
         self.is_retired = False  # its series are gone then, and are not to come back while the last uses end
 
     def __repr__(self) -> str:
@@ -239,6 +240,7 @@ class ShardAvailability:
     def _record_error(self, kind: ShardErrorKind, error: str) -> None:
         self._count(kind)
         self.last_error = error
+        self.checked_address = None
         self._report(healthy=False)
 
     def _count(self, kind: ShardErrorKind) -> None:

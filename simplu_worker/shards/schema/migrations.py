@@ -20,6 +20,9 @@ from simplu_worker.timing.backoff import backoff_s
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 15.0
 NAMED_MAX: Final = 8  # of what a shard lacks, in an error
+PRIMARY_KEY: Final = "PRIMARY KEY"
+WRITER_POLICY: Final = "simplu_writer"  # of every table with rows of tenants
+MISSING_KINDS: Final = ("table", "column", "right", "index", "policy")  # of `find_missing`, the worst first
 
 _WORKS_FROM: Final = re.compile(r"^-- works-from: (\d+)$", re.MULTILINE)
 # Comments and quoted text, in which a semicolon or a word has no meaning.
@@ -38,6 +41,8 @@ _QUOTED: Final = re.compile(
 _COMMENT: Final = re.compile(r"\s*(?:--[^\n]*(?:\n|$)|/\*.*?\*/)", re.DOTALL)
 _TABLE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+) \(")
 _COLUMN: Final = re.compile(r'^    "?(\w+)"? [a-z]', re.MULTILINE)  # and its type; constraints are in capitals
+_KEY_COLUMN: Final = re.compile(r'^    "?(\w+)"? [a-z][^\n-]*?\b(PRIMARY KEY|UNIQUE)\b', re.MULTILINE)
+_KEY: Final = re.compile(r"^    (PRIMARY KEY|UNIQUE) \(([^)]+)\)", re.MULTILINE)
 _CHANGED_TABLE: Final = re.compile(r"ALTER TABLE public\.(\w+)\s")
 _ADDED_COLUMN: Final = re.compile(r'ADD COLUMN (?:IF NOT EXISTS )?"?(\w+)"? [a-z]')
 _CONCURRENTLY: Final = re.compile(r"\bCONCURRENTLY\b\s*", re.IGNORECASE)
@@ -97,17 +102,48 @@ class ShardSchema(msgspec.Struct, frozen=True):
     is_behind: bool = False
 
 
-class MissingPart(msgspec.Struct, frozen=True):
-    """What a shard lacks: a table, one of its columns, or a right of the worker's role on it."""
+class UniqueKey(msgspec.Struct, frozen=True):
+    """A primary key, or another unique one, of a table, with the columns of its index, which Postgres names so."""
 
     table_name: str
-    column_name: str | None = None
-    privilege: str | None = None
+    kind: str  # as in SQL
+    columns: tuple[str, ...]
+
+    @property
+    def index_name(self) -> str:
+        """The name of its index."""
+        return f"{self.table_name}_pkey" if self.kind == PRIMARY_KEY else f"{self.table_name}_{self.columns[0]}_key"
+
+    @property
+    def remake(self) -> str:
+        """The statement that makes it again, whatever is there now."""
+        columns = ", ".join(f'"{column}"' for column in self.columns)
+        return (
+            f"ALTER TABLE public.{self.table_name} DROP CONSTRAINT IF EXISTS {self.index_name}, "
+            f"ADD CONSTRAINT {self.index_name} {self.kind} ({columns})"
+        )
+
+
+class MissingPart(msgspec.Struct, frozen=True):
+    """What a shard lacks: a table, a column, a unique index, a right of the worker's role, or rows that it sees.
+
+    *kind* is one of `find_missing`, *name* that of the column, the index, the right, or the policy that may hide rows.
+    """
+
+    kind: str
+    table_name: str
+    name: str | None = None
 
     def __str__(self) -> str:
-        if self.privilege is not None:
-            return f"the right to {self.privilege} on {self.table_name}"
-        return f"the table {self.table_name}" if self.column_name is None else f"{self.table_name}.{self.column_name}"
+        match self.kind:
+            case "table":
+                return f"the table {self.table_name}"
+            case "right":
+                return f"the right to {self.name} on {self.table_name}"
+            case "column":
+                return f"{self.table_name}.{self.name}"
+            case _:
+                return f"{self.name} of the table {self.table_name}"
 
 
 class Upgrade(msgspec.Struct, frozen=True):
@@ -163,21 +199,42 @@ def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
     return None
 
 
-def refusal_of_missing(missing: Sequence[MissingPart]) -> str | None:
-    """Return why a worker may not use a shard that lacks *missing*; None if it lacks nothing."""
-    if not missing:
-        return None
-    named = ", ".join(map(str, missing[:NAMED_MAX]))
-    more = "" if len(missing) <= NAMED_MAX else f" and {len(missing) - NAMED_MAX} more"
-    if all(part.privilege is not None for part in missing):
-        return (
-            f"expected a role that may use the shard's tables, got one without {named}{more}; "
-            "as the owner of the tables GRANT these rights to the role of the connection string"
-        )
-    return (
-        f"expected all tables and columns of the shard's schema, got a shard without {named}{more}; "
-        "restore them from a backup; a table of another role does not count: drop it first"
-    )
+def refusal_of_missing(missing: Sequence[MissingPart], keys: Sequence[UniqueKey] = ()) -> str | None:
+    """Return why a worker may not use a shard that lacks *missing*, the worst first; None if it lacks nothing.
+
+    *keys* are those that the shard has to have.
+    """
+    kind = min((part.kind for part in missing), key=MISSING_KINDS.index, default=None)
+    parts = [part for part in missing if part.kind == kind or {part.kind, kind} <= {"table", "column"}]
+    named = ", ".join(map(str, parts[:NAMED_MAX]))
+    if len(parts) > NAMED_MAX:
+        named += f" and {len(parts) - NAMED_MAX} more"
+    match kind:
+        case None:
+            return None
+        case "table" | "column":
+            return (
+                f"expected all tables and columns of the shard's schema, got a shard without {named}; "
+                "restore them from a backup; a table of another role does not count: drop it first"
+            )
+        case "right":
+            return (
+                f"expected a role that may use the shard's tables, got one without {named}; "
+                "as the owner of the tables GRANT these rights to the role of the connection string"
+            )
+        case "index":
+            lacking = {part.name for part in parts}
+            remakes = "; ".join(key.remake for key in keys if key.index_name in lacking)
+            return (
+                f"A unique index is missing, invalid or deferrable, so that operations may be applied twice: {named}. "
+                f"As the owner of the tables delete the rows that are there twice, then run: {remakes}"
+            )
+        case _:
+            return (
+                f"A policy may hide rows from the worker's role, which would take them for missing: {named}. As the "
+                "owner of the tables name the roles that a restrictive policy is for (ALTER POLICY … TO …), make "
+                f"{WRITER_POLICY} as it was where that is named, or let the role own the tables or have BYPASSRLS"
+            )
 
 
 def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str, list[str]]:
@@ -191,6 +248,12 @@ def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str,
             for table, columns in _columns_of(migration.text):
                 tables[table] += columns
     return tables
+
+
+def keys_of(schema: ShardSchema, migrations: Sequence[Migration]) -> list[UniqueKey]:
+    """Return the unique keys of these tables, which are a part of the statement that creates the table."""
+    made = [migration for migration in migrations if migration.version <= (schema.version or 0)]
+    return [key for migration in made for key in _keys_of(migration.text)]
 
 
 def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, TypeFile]) -> Upgrade:
@@ -260,6 +323,19 @@ def _columns_of(text: str) -> list[tuple[str, list[str]]]:
             if named := table.match(statement.text):
                 made.append((named[1], column.findall(statement.text)))
     return made
+
+
+@cache
+def _keys_of(text: str) -> list[UniqueKey]:
+    """Return the unique keys of the tables that a migration makes."""
+    keys = []
+    for statement in statements_of(text):
+        if named := _TABLE.match(statement.text):
+            for column, kind in _KEY_COLUMN.findall(statement.text):
+                keys.append(UniqueKey(named[1], kind, (column,)))
+            for kind, columns in _KEY.findall(statement.text):
+                keys.append(UniqueKey(named[1], kind, tuple(re.findall(r"\w+", columns))))
+    return keys
 
 
 def _statement(text: str) -> Statement:

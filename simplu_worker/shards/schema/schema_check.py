@@ -1,7 +1,8 @@
 """The schema of a shard: made on an empty one, checked on every other before the first read or write.
 
-This is the only check of tables, columns and rights: what comes after it takes them for granted. It is made when a pool
-first uses its address, and with each probe; a probe that finds something missing ends the use of the pool.
+This is the only check of tables, columns, unique indexes and rights, and of whether policies hide rows: what comes
+after it takes them for granted. It is made when a pool first uses its address, at the first use after an error of the
+shard, and with each probe; a probe that finds something missing ends the use of the pool.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import structlog
 
 from simplu_worker.shards.postgres.errors import ForeignNumbersError, foreign_numbers_message, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, at_home
 from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
     ShardSchema,
+    keys_of,
     refusal_of,
     refusal_of_missing,
     tables_of,
@@ -56,8 +58,8 @@ async def check_schema(
     """Return the schema of this database; None if it is empty. All of it is there, and this role may use it.
 
     Raises `ShardUnavailableError` as `read_schema` does, for a schema version that this worker may not use
-    (docs/reading.md), and for tables, columns and rights that are missing; `ForeignNumbersError` for the
-    database of another server.
+    (docs/reading.md), and for tables, columns, unique indexes and rights that are missing, or rows that a policy hides;
+    `ForeignNumbersError` for the database of another server.
     """
     schema = await read_schema(connection, shard_id)
     if schema is None:
@@ -65,10 +67,17 @@ async def check_schema(
     refusal = refusal_of(schema, worker_version=migrations[-1].version)
     if refusal is None:
         needed = [(table, column) for table, columns in tables_of(schema, migrations).items() for column in columns]
-        rows = await connection.fetch(QUERIES["find_missing"], *map(list, zip(*needed, strict=True)))
-        refusal = refusal_of_missing([MissingPart(**dict(row)) for row in rows])
+        keys = keys_of(schema, migrations)
+        rows = await connection.fetch(
+            QUERIES["find_missing"],
+            *map(list, zip(*needed, strict=True)),
+            [key.index_name for key in keys],
+            [key.table_name for key in keys],
+            [",".join(sorted(key.columns)) for key in keys],
+        )
+        refusal = refusal_of_missing([MissingPart(**dict(row)) for row in rows], keys)
     if refusal is not None:
-        raise ShardUnavailableError(f"shard {shard_id}: {refusal}")
+        raise ShardUnavailableError(f"shard {shard_id}: {at_home(refusal, connection.home)}")
     if schema.is_behind:
         raise ForeignNumbersError(foreign_numbers_message(shard_id))
     return schema
@@ -96,7 +105,7 @@ async def raise_numbers(pool: ShardPool, *, apply: bool) -> ShardNumbers:
 
 
 async def has_schema(connection: Connection, pool: ShardPool) -> bool:
-    """Return whether the shard has our schema and not an empty database; checked once for each address of the pool.
+    """Return whether the shard has our schema and not an empty database; checked once between two errors of the shard.
 
     Raises as `check_schema` does. A later change is noticed by the next probe, which checks it again.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from support.postgres.databases import ShardMaker, execute
@@ -17,7 +18,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
-from simplu_worker.shards.schema.migrations import ShardSchema, tables_of
+from simplu_worker.shards.schema.migrations import ShardSchema, keys_of, tables_of
 from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema, make_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
@@ -198,7 +199,7 @@ async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION, NEXT])
-async def test_every_table_and_column_is_checked(make_shard: ShardMaker, version: int) -> None:
+async def test_all_tables_columns_and_keys_are_checked(make_shard: ShardMaker, version: int) -> None:
     """Those of all migrations up to the version of the shard, as their files have them."""
     migrations = [*MIGRATIONS, MADE_UP][:version]
     async with upgrade_pool(await make_shard("shard-7", is_empty=True)) as pool:
@@ -210,9 +211,16 @@ async def test_every_table_and_column_is_checked(make_shard: ShardMaker, version
             " JOIN pg_class ON pg_class.oid = attrelid"
             " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 GROUP BY relname",
         )
+        indexes = await fetch(
+            pool,
+            "SELECT indexrelid::regclass::text AS name FROM pg_index JOIN pg_class ON pg_class.oid = indrelid"
+            " WHERE relnamespace = 'public'::regnamespace AND indisunique ORDER BY 1",
+        )
 
     checked = tables_of(ShardSchema(version), [*MIGRATIONS, MADE_UP])
     assert {name: sorted(columns) for name, columns in checked.items()} == {row["name"]: row["columns"] for row in rows}
+    keys = keys_of(ShardSchema(version), [*MIGRATIONS, MADE_UP])
+    assert sorted(key.index_name for key in keys) == [row["name"] for row in indexes]
 
 
 @pytest.mark.parametrize(
@@ -234,6 +242,116 @@ async def test_check_schema_names_what_is_missing(shard: ShardPool, statement: s
             await version_of(shard)
     finally:
         await execute(url, f"REASSIGN OWNED BY {STRANGER} TO postgres; DROP ROLE {STRANGER}")
+
+
+UNIQUE = "CREATE UNIQUE INDEX CONCURRENTLY log_rows_other ON log_rows"
+NO_KEY = "ALTER TABLE log_rows DROP CONSTRAINT log_rows_pkey"
+REMAKE = re.compile(r"then run: (ALTER TABLE .*)$")
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [NO_KEY],
+        [NO_KEY, "ALTER TABLE log_rows ADD CONSTRAINT log_rows_pkey PRIMARY KEY (tenant_no, request) DEFERRABLE"],
+        [NO_KEY, "CREATE INDEX log_rows_other ON log_rows (tenant_no, request)"],
+        [NO_KEY, f"{UNIQUE} (tenant_no, request) WHERE tenant_no > 0"],
+        [NO_KEY, f"{UNIQUE} (tenant_no, request, position)"],
+        [NO_KEY, f"{UNIQUE} (tenant_no, lower(encode(request, 'hex')))"],
+        ["UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'log_rows_pkey'::regclass"],
+    ],
+)
+async def test_shard_is_held_until_its_unique_index_is_remade(shard: ShardPool, statements: list[str]) -> None:
+    """Without the index an operation is applied twice. The error names it, and the statement that makes it again."""
+    assert await probe_refusal(shard) is None
+    for statement in statements:
+        await fetch(shard, statement)
+
+    refusal = await probe_refusal(shard)
+
+    assert "may be applied twice: log_rows_pkey of the table log_rows. As" in (refusal or "")
+    assert shard.refusal == refusal
+    remake = REMAKE.search(refusal or "")
+    assert remake is not None
+    await execute(shard.address.connection_string, remake[1])
+    assert await probe_refusal(shard) is None
+
+
+async def test_shard_is_well_with_the_same_key_in_another_form(shard: ShardPool) -> None:
+    """In another order, with another name and more columns at hand, or of a table in partitions."""
+    await fetch(shard, NO_KEY)
+    await fetch(shard, f"{UNIQUE} (request, tenant_no) INCLUDE (batch_id)")
+    async with shard.transaction() as connection:
+        await connection.execute(
+            "ALTER TABLE resources RENAME TO first_part; CREATE TABLE resources (LIKE first_part)"
+            ' PARTITION BY HASH (id); ALTER TABLE resources ADD PRIMARY KEY (id, "resourceName", "resourceId");'
+            "ALTER TABLE resources ATTACH PARTITION first_part FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        )
+
+    assert await probe_refusal(shard) is None
+
+
+async def test_first_use_after_an_error_checks_the_shard_again(shard: ShardPool) -> None:
+    """Another server may answer there now, such as one with a restored backup."""
+    assert await fetch_from_shard(shard, QUERIES["list_tenants"]) == []
+    await fetch(shard, NO_KEY)
+    with pytest.raises(ShardUnavailableError):
+        await fetch(shard, "SELECT 1 FROM pg_no_such_table")
+
+    with pytest.raises(ShardUnavailableError, match="log_rows_pkey"):
+        await fetch_from_shard(shard, QUERIES["list_tenants"])
+
+
+ONLY = "CREATE POLICY only_main ON resources AS RESTRICTIVE"
+BY_TENANT = "USING (id = 'clinic-main')"
+WRITER_IS_GONE = "DROP POLICY simplu_writer ON resources"
+
+
+@pytest.mark.parametrize(
+    ("statement", "policy"),
+    [
+        (f"{ONLY} {BY_TENANT}", "only_main"),
+        (f"{ONLY} FOR SELECT {BY_TENANT}", "only_main"),
+        (f"{ONLY} FOR DELETE TO {STRANGER} {BY_TENANT}", "only_main"),
+        (WRITER_IS_GONE, "simplu_writer"),
+        (f"ALTER POLICY simplu_writer ON resources {BY_TENANT}", "simplu_writer"),
+        (f"{WRITER_IS_GONE}; CREATE POLICY reads ON resources FOR SELECT USING (true)", "simplu_writer"),
+        (f"{ONLY} FOR SELECT TO pg_monitor {BY_TENANT}", None),
+        (f"{ONLY} FOR INSERT WITH CHECK (id = 'clinic-main')", None),  # its error is loud
+        (f"{ONLY} USING (true)", None),
+        (f"{WRITER_IS_GONE}; CREATE POLICY all_rows ON resources TO {STRANGER} USING (true)", None),
+        (f"ALTER ROLE {STRANGER} BYPASSRLS; {ONLY} {BY_TENANT}", None),
+        (f"ALTER TABLE resources DISABLE ROW LEVEL SECURITY; {ONLY} {BY_TENANT}", None),
+    ],
+)
+async def test_shard_is_held_when_a_policy_may_hide_rows(shard: ShardPool, statement: str, policy: str | None) -> None:
+    """From a role that owns no table: it would take them for missing. The owner sees them all the same."""
+    url = shard.address.connection_string
+    await execute(
+        url,
+        f"CREATE ROLE {STRANGER} LOGIN;"
+        f" GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {STRANGER}",
+    )
+    other = ShardAddress(shard.address.shard_id, f"postgresql://{STRANGER}@{url.rpartition('@')[2]}")
+    try:
+        async with Pools(size=1) as pools:
+            assert await probe_refusal(pools.ensure_pool(other)) is None
+            await execute(url, statement)
+
+            refusal = await probe_refusal(pools.ensure_pool(other))
+
+            expected = None if policy is None else f"missing: {policy} of the table resources. As"
+            assert refusal == expected or (expected or "None") in (refusal or "")
+            assert await probe_refusal(shard) is None
+    finally:
+        await execute(url, f"DROP OWNED BY {STRANGER}; DROP ROLE {STRANGER}")
+
+
+async def probe_refusal(pool: ShardPool) -> str | None:
+    """Return why a probe refuses the shard."""
+    probe = await inspect_shard(pool)
+    assert isinstance(probe, ShardProbe)
+    return probe.refusal
 
 
 async def test_shard_is_refused_until_the_role_has_the_rights_that_are_named(shard: ShardPool) -> None:

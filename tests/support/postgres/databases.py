@@ -69,7 +69,7 @@ SELECT md5(concat_ws(' ',
      FROM pg_attribute WHERE attnum > 0 AND attrelid >= 16384),
     (SELECT string_agg(concat_ws(' ', oid, relowner, relrowsecurity, reloptions), ',' ORDER BY oid)
      FROM pg_class WHERE oid >= 16384),
-    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_policy),
+    (SELECT string_agg(concat_ws(' ', oid, polroles, md5(polqual::text)), ',' ORDER BY oid) FROM pg_policy),
     (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_rewrite WHERE oid >= 16384),
     (SELECT string_agg(concat_ws(' ', oid, md5(prosrc)), ',' ORDER BY oid) FROM pg_proc WHERE oid >= 16384),
     (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_constraint WHERE oid >= 16384),

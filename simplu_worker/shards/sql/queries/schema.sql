@@ -154,9 +154,49 @@ INSERT INTO public.shard_meta (shard_id) VALUES ($1);
 INSERT INTO public.schema_migrations (version, name, works_from) VALUES ($1, $2, $3)
 ON CONFLICT (version) DO NOTHING;
 
+-- fragment: applies_here
+-- Whether a policy is for this role: for all roles, or for one whose rights it has.
+EXISTS (
+    SELECT FROM pg_catalog.unnest(pg_policy.polroles) AS named (oid)
+    WHERE named.oid = 0::pg_catalog.oid OR pg_catalog.pg_has_role(named.oid, 'USAGE'::pg_catalog.text)
+)
+
+-- fragment: condition
+pg_catalog.pg_get_expr(pg_policy.polqual, pg_policy.polrelid)
+
+-- fragment: writers_condition
+-- That of our own policy, as the server prints it.
+'^\( SELECT [a-z_.]*has_table_privilege\(\(''.*''::[a-z_.]*regclass\)::[a-z_.]*oid, ''INSERT''::[a-z_.]*text\) AS \w+\)$'
+
+-- fragment: hiding_policies
+-- The policies of the table `here` that may hide rows from this role: restrictive ones, whatever their condition, and
+-- our own where neither it nor another one shows all rows. None for the owner, who needs no policy.
+SELECT pg_policy.polname::pg_catalog.text AS name
+FROM pg_catalog.pg_policy
+WHERE
+    pg_policy.polrelid = here.oid AND NOT pg_policy.polpermissive AND pg_policy.polcmd <> 'a'::"char"
+    AND :applies_here AND :condition <> 'true'::pg_catalog.text
+UNION ALL
+SELECT 'simplu_writer'::pg_catalog.text
+FROM pg_catalog.unnest('{r,w,d}'::pg_catalog.text[]) AS command
+WHERE NOT EXISTS (
+    SELECT FROM pg_catalog.pg_policy
+    WHERE
+        pg_policy.polrelid = here.oid AND pg_policy.polpermissive
+        AND (pg_policy.polcmd = '*'::"char" OR pg_policy.polcmd::pg_catalog.text = command)
+        AND :applies_here
+        AND (
+            :condition = 'true'::pg_catalog.text
+            OR :condition ~ :writers_condition
+            AND pg_catalog.has_table_privilege(here.oid, 'INSERT'::pg_catalog.text)
+        )
+)
+
 -- name: find_missing
--- What the shard lacks of the columns $2 of the tables $1, and what this role lacks of the rights on these tables. A
--- table of another role is none of the shard's: its triggers would run with the rights of this one.
+-- What the shard lacks of the columns $2 of the tables $1; of the unique indexes $3 on the columns $5, in order of their
+-- names, of the tables $4, without which nothing is applied exactly once; what this role lacks of the rights on these
+-- tables, and the policies that may hide rows from it. A table of another role is none of the shard's: its triggers
+-- would run with the rights of this one.
 WITH found AS (
     SELECT wanted.oid, wanted.relname::pg_catalog.text AS name
     FROM pg_catalog.pg_class AS wanted
@@ -171,12 +211,15 @@ needed AS (
     SELECT named.table_name, named.column_name, found.oid
     FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS named (table_name, column_name)
     LEFT JOIN found ON found.name = named.table_name
+),
+present AS (
+    SELECT DISTINCT table_name, oid FROM needed WHERE oid IS NOT NULL
 )
-SELECT DISTINCT table_name, NULL::pg_catalog.text AS column_name, NULL::pg_catalog.text AS privilege
+SELECT DISTINCT 'table' AS kind, table_name, NULL::pg_catalog.text AS name
 FROM needed
 WHERE oid IS NULL
 UNION ALL
-SELECT table_name, column_name, NULL::pg_catalog.text
+SELECT 'column', table_name, column_name
 FROM needed
 WHERE
     oid IS NOT NULL
@@ -185,8 +228,8 @@ WHERE
         WHERE attrelid = needed.oid AND attname::pg_catalog.text = needed.column_name AND NOT attisdropped
     )
 UNION ALL
-SELECT here.table_name, NULL::pg_catalog.text, needs.privilege
-FROM (SELECT DISTINCT table_name, oid FROM needed WHERE oid IS NOT NULL) AS here
+SELECT 'right', here.table_name, needs.privilege
+FROM present AS here
 CROSS JOIN pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::pg_catalog.text[]) AS needs (privilege)
 WHERE
     (
@@ -194,4 +237,31 @@ WHERE
         OR here.table_name <> ALL('{schema_migrations,shard_meta,business_types}'::pg_catalog.text[])
     )
     AND NOT pg_catalog.has_table_privilege(here.oid, needs.privilege)
-ORDER BY table_name, column_name, privilege;
+UNION ALL
+SELECT 'index', here.table_name, named.index_name
+FROM unnest($3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[])
+    AS named (index_name, table_name, column_names)
+JOIN present AS here USING (table_name)
+WHERE NOT EXISTS (
+    SELECT FROM pg_catalog.pg_index
+    WHERE
+        pg_index.indrelid = here.oid
+        AND pg_index.indisunique AND pg_index.indisvalid AND pg_index.indisready AND pg_index.indimmediate
+        AND pg_index.indpred IS NULL AND pg_index.indexprs IS NULL
+        AND named.column_names = (
+            SELECT pg_catalog.string_agg(
+                attname::pg_catalog.text, ','::pg_catalog.text ORDER BY attname::pg_catalog.text COLLATE pg_catalog."C"
+            )
+            FROM pg_catalog.unnest(pg_index.indkey::pg_catalog.int2[]) WITH ORDINALITY AS key (number, place)
+            JOIN pg_catalog.pg_attribute ON attrelid = here.oid AND attnum = key.number
+            WHERE key.place <= pg_index.indnkeyatts
+        )
+)
+UNION ALL
+SELECT DISTINCT 'policy', here.table_name, hiding.name
+FROM present AS here
+CROSS JOIN LATERAL (
+    :hiding_policies
+) AS hiding
+WHERE pg_catalog.row_security_active(here.oid)
+ORDER BY table_name, name;

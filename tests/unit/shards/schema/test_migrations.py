@@ -19,6 +19,7 @@ from simplu_worker.shards.schema.migrations import (
     ShardSchema,
     Statement,
     drop_statement,
+    keys_of,
     migration_of,
     pause_s,
     plan_upgrade,
@@ -297,21 +298,55 @@ def test_tables_are_those_of_the_migrations_up_to_the_version_of_the_shard() -> 
     assert [tables_of(ShardSchema(version), migrations) for version in (2, 9)] == [both] * 2
 
 
+def test_keys_are_those_of_the_tables_that_a_migration_makes() -> None:
+    """By a column or by several, and not by what a comment says."""
+    text = """
+        CREATE TABLE public.tenants (
+            id text COLLATE "C" PRIMARY KEY,
+            number integer UNIQUE, -- of this shard
+            note text -- not UNIQUE
+        );
+        CREATE TABLE public.resources (
+            id text,
+            "resourceName" text,
+            PRIMARY KEY (id, "resourceName")
+        );
+        CREATE INDEX resources_by_id ON public.resources (id);
+    """
+
+    keys = keys_of(ShardSchema(1), [Migration(1, "", dedent(text)), Migration(2, "", dedent(text))])
+
+    assert {key.index_name: key.columns for key in keys} == {
+        "tenants_pkey": ("id",),
+        "tenants_number_key": ("number",),
+        "resources_pkey": ("id", "resourceName"),
+    }
+    assert keys[-1].remake == (
+        "ALTER TABLE public.resources DROP CONSTRAINT IF EXISTS resources_pkey, "
+        'ADD CONSTRAINT resources_pkey PRIMARY KEY ("id", "resourceName")'
+    )
+
+
 @pytest.mark.parametrize(
     ("missing", "named"),
     [
-        ([MissingPart("moves")], "without the table moves; restore"),
+        ([MissingPart("table", "moves")], "without the table moves; restore"),
         (
-            [MissingPart("moves", "step"), MissingPart("a", None, "INSERT")],
-            "moves.step, the right to INSERT on a; ",
+            [MissingPart("right", "a", "INSERT"), MissingPart("column", "moves", "step")],
+            "a shard without moves.step; restore",
         ),
-        ([MissingPart("a", None, "INSERT")], "one without the right to INSERT on a; as the owner of the tables GRANT"),
-        ([MissingPart("t", str(number)) for number in range(NAMED_MAX)], f"t.{NAMED_MAX - 1}; restore"),
-        ([MissingPart("t", str(number)) for number in range(NAMED_MAX + 2)], f"t.{NAMED_MAX - 1} and 2 more; restore"),
+        ([MissingPart("right", "a", "INSERT")], "one without the right to INSERT on a; as the owner"),
+        ([MissingPart("column", "t", str(number)) for number in range(NAMED_MAX)], f"t.{NAMED_MAX - 1}; restore"),
+        (
+            [MissingPart("column", "t", str(number)) for number in range(NAMED_MAX + 2)],
+            f"t.{NAMED_MAX - 1} and 2 more; restore",
+        ),
+        ([MissingPart("policy", "t", "p"), MissingPart("index", "t", "t_pkey")], "twice: t_pkey of the table t. As"),
+        ([MissingPart("policy", "t", "p")], "missing: p of the table t. As the owner"),
     ],
 )
 def test_refusal_names_what_a_shard_lacks(missing: list[MissingPart], named: str) -> None:
-    """With what to do; a long list is cut."""
+    """With what to do: the worst first; a long list is cut."""
     assert named in (refusal_of_missing(missing) or "")
 
 
