@@ -35,7 +35,7 @@ from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 NOTES_MAX: Final = 2_000  # that wait: about 1 KB each
 BATCH_MAX_COUNT: Final = 500
-KEY_MAX: Final = 2600  # bytes of a tenant and a request id: the most that the key of an index takes is 2704
+KEY_MAX: Final = 2600  # bytes of the ids of a row: the most that the key of an index takes is 2704
 KEPT_S: Final = 60.0  # how long a note waits for its shard
 LOOK_UP_S: Final = 2.0  # for the shards of one batch
 WRITE_S: Final = 5.0  # for one batch
@@ -140,7 +140,14 @@ class RejectionNotes:
             if not await self._gateway.note_unplaced_rejections(self._queue_name, rejections):
                 _report_dropped(len(rejections))
             return set()
-        return await self._gateway.note_rejections(shard_id, self._queue_name, rejections)
+        homes = await self._gateway.note_rejections(shard_id, self._queue_name, rejections)
+        # Of another business than the tenant with the same id: without a home.
+        unplaced = [
+            note for note in notes if homes.get(note.rejection.tenant_id, "") not in {"", note.rejection.business_id}
+        ]
+        if unplaced:
+            await self._write(UNPLACED, unplaced)
+        return {one.tenant_id for one in rejections} - homes.keys()
 
 
 def _grouped(pairs: Iterable[tuple[str, _Note]]) -> dict[str, list[_Note]]:
@@ -188,21 +195,24 @@ def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
     return noted
 
 
-def _key_of(one: DeadLetter | RejectedRecord) -> tuple[str, str] | None:
-    """Return the tenant and the request id to note; None for what nobody can ask for, or what the log answers."""
+def _key_of(one: DeadLetter | RejectedRecord) -> tuple[str, str, str] | None:
+    """Return the ids of tenant, business and request to note; None for what nobody can ask for, or the log answers."""
     is_control = one.origin.source is Source.SQS and one.request_id is None
     if one.reason in NOTED_ELSEWHERE and not is_control:
         return None
     if one.business_id is None or one.location_id is None:
         unnamed_id = one.origin.message_id or one.request_id
-        return None if unnamed_id is None else (UNPLACED, unnamed_id)
+        return None if unnamed_id is None else (UNPLACED, UNPLACED, unnamed_id)
     request_id = control_request_id(one.business_id, one.location_id) if is_control else one.request_id
-    return None if request_id is None else (tenant_id_of(one.business_id, one.location_id), request_id)
+    if request_id is None:
+        return None
+    return tenant_id_of(one.business_id, one.location_id), one.business_id, request_id
 
 
-def _rejection(tenant_id: str, request_id: str, reason: str, error: str, origin: Origin) -> Rejection:
+def _rejection(tenant_id: str, business_id: str, request_id: str, reason: str, error: str, origin: Origin) -> Rejection:
     return Rejection(
         tenant_id=tenant_id,
+        business_id=business_id,
         request_id=request_id,
         reason=reason,
         error=error[:ERROR_MAX] if is_storable(error) else reason,

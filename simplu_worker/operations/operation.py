@@ -97,6 +97,10 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     def __hash__(self) -> int:
         return hash((self.tenant_id, self.request_id))
 
+    def is_named(self, request_id: str, names: tuple[str, str] | None) -> bool:
+        """Return whether it has the request id and, unless that is None, the business id and location id of *names*."""
+        return self.request_id == request_id and names in (None, (self.business_id, self.location_id))
+
     @property
     def text(self) -> str | None:
         """A copy of *data* as text."""

@@ -137,7 +137,7 @@ class ShardGateway:
         self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
         self._lister = OperationLister(directory, pools)
-        self._decisions: ReadCoalescer[ShardAddress, tuple[str, str], bool] = ReadCoalescer(self._fetch_decisions)
+        self._decisions: ReadCoalescer[ShardAddress, tuple[str, str, str], bool] = ReadCoalescer(self._fetch_decisions)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self._times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
         self._last_applied_at: dict[str, float] = {}
@@ -150,6 +150,10 @@ class ShardGateway:
     def paused_s(self, tenant_id: str) -> float:
         """Return for how many seconds a tenant is still paused, as its row was last read; 0 if it is not."""
         return self._directory.paused_s(tenant_id)
+
+    def is_tenant(self, business_id: str, location_id: str) -> bool | None:
+        """Return whether the tenant with the id of these two ids is theirs, as its row was last read; None: unknown."""
+        return self._directory.is_tenant(business_id, location_id)
 
     def is_up(self, shard_id: str) -> bool:
         """Return whether the last use or probe of a shard succeeded."""
@@ -441,7 +445,11 @@ class ShardGateway:
         if not is_storable(tenant_id):
             return FoundOperation(None)
         found = await self._directory.ask_home(tenant_id, find)
-        return FoundOperation(found) if isinstance(found, Absence) else found
+        return FoundOperation(self.absence_of(names, found)) if isinstance(found, Absence) else found
+
+    def absence_of(self, names: tuple[str, str] | None, found: Absence) -> Absence:
+        """Return *found*, why the tenant with the joined id has no home now, as those with the ids *names* see it."""
+        return Absence.UNREGISTERED if names is not None and self.is_tenant(*names) is False else found
 
     @of_tenant
     async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
@@ -454,8 +462,10 @@ class ShardGateway:
         return await self._directory.ask_home(tenant_id, read)
 
     @of_tenant
-    async def is_decided(self, tenant_id: str, request_id: str) -> bool:
+    async def is_decided(self, tenant_id: str, business_id: str, request_id: str) -> bool:
         """Return whether an operation has an outcome, a rejection too; False of a tenant without a home.
+
+        Also of a tenant with that id that is of another business.
 
         Those who ask at the same moment share a query of each shard. Raises as `Directory.find` does, and
         `RetryableError` when the shard does not answer.
@@ -465,23 +475,25 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
         if not isinstance(found, ShardAddress):
             return False
-        has_left = await self._decisions.read(found, (tenant_id, request_id))
+        has_left = await self._decisions.read(found, (tenant_id, business_id, request_id))
         if has_left:
             self._directory.forget(tenant_id)
         return has_left is False
 
     async def _fetch_decisions(
-        self, shard: ShardAddress, take_keys: TakeKeys[tuple[str, str]]
-    ) -> dict[tuple[str, str], bool]:
+        self, shard: ShardAddress, take_keys: TakeKeys[tuple[str, str, str]]
+    ) -> dict[tuple[str, str, str], bool]:
         """Return the keys of operations that are decided, or whose tenants have left: whether they have."""
         async with self._pools.ensure_pool(shard).connection() as connection:
             keys = take_keys()
-            tenant_ids, request_ids = zip(*keys, strict=True)
+            tenant_ids, business_ids, request_ids = zip(*keys, strict=True)
             requests = [key_of_id(request_id) for request_id in request_ids]
-            rows = await connection.fetch(QUERIES["find_decided"], tenant_ids, requests, request_ids)
+            rows = await connection.fetch(QUERIES["find_decided"], tenant_ids, business_ids, requests, request_ids)
         return {keys[row["number"] - 1]: row["has_left"] for row in rows}
 
-    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | Absence | None:
+    async def find_rejection(
+        self, request_id: str, tenant_id: str | None, *, names: tuple[str, str] | None = None
+    ) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id; where `find_operation` finds none.
 
         Of a tenant without a home now, if none was noted, why there is no home. Without the tenant all shards are
@@ -490,7 +502,7 @@ class ShardGateway:
         if not is_storable(request_id):
             return None
         if tenant_id is not None:
-            found = await self._find_rejections_of(tenant_id, [request_id])
+            found = await self._find_rejections_of(tenant_id, [request_id], names)
             return found if isinstance(found, Absence) else found.get(request_id)
         known = await self._locator.list_shards()
         queries = ("find_rejection_of_any_tenant", "find_unplaced_rejections_of_any_tenant")
@@ -542,33 +554,43 @@ class ShardGateway:
         return rejections
 
     async def _find_rejections_of(
-        self, tenant_id: str, request_ids: Sequence[str]
+        self, tenant_id: str, request_ids: Sequence[str], names: tuple[str, str] | None = None
     ) -> dict[str, RejectedRequest] | Absence:
-        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | None:
+        business_id = None if names is None else names[0]
+
+        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | Absence | None:
             rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
+            if rows and business_id not in {None, rows[0]["business_id"]}:
+                return Absence.UNREGISTERED
             found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
             return found if rows else None
 
         if not is_storable(tenant_id):
             return {}
+        at_home: dict[str, RejectedRequest] | Absence
         # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
         at_home = await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+        at_home = self.absence_of(names, at_home) if isinstance(at_home, Absence) else at_home
         if at_home not in HOMELESS:
             return at_home
         shards = await self._unplaced_shards()
-        unplaced = await self._newest_rejections(shards, "find_unplaced_rejections", list(request_ids), tenant_id)
+        unplaced = await self._newest_rejections(
+            shards, "find_unplaced_rejections", list(request_ids), tenant_id, business_id
+        )
         return {one.request_id: one for one in reversed(unplaced)} or at_home
 
     @of_shard
-    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
-        """Write the rows of *rejections* of one shard's tenants; return those tenants that do not live there.
+    async def note_rejections(
+        self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]
+    ) -> dict[str, str]:
+        """Write the rows of *rejections* of one shard's tenants; return the businesses of those that live there, by id.
 
-        Their cached routes are dropped. Raises `RetryableError` when the shard does not answer.
+        The cached routes of the others are dropped. Raises `RetryableError` when the shard does not answer.
         """
-        elsewhere = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
-        for tenant_id in elsewhere:
+        homes = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        for tenant_id in {one.tenant_id for one in rejections} - homes.keys():
             self._directory.forget(tenant_id)
-        return elsewhere
+        return homes
 
     async def list_operations(
         self, business_id: str, location_id: str, request: ListRequest
@@ -652,5 +674,5 @@ def _positions_in(document: str | None) -> ShardPositionRows:
 
 
 def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:
-    members = {name: value for name, value in row.items() if name != "tenant_id"}
+    members = {name: value for name, value in row.items() if name not in {"tenant_id", "business_id"}}
     return RejectedRequest(**members, shard_id=shard_id)

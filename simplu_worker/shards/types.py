@@ -188,11 +188,12 @@ class PositionMerge(msgspec.Struct, frozen=True):
 class Rejection(msgspec.Struct, frozen=True):
     """A record that is no operation, and has the ids of its tenant and its request. *error* does not quote it.
 
-    *source* is the stream or the queue of the record, *sequence_number* its place in the stream, *message_id* the
-    message's.
+    *business_id* tells which of the pairs of ids it names that have the id *tenant_id*. *source* is the stream or the
+    queue of the record, *sequence_number* its place in the stream, *message_id* the message's.
     """
 
     tenant_id: str
+    business_id: str
     request_id: str
     reason: str
     error: str

@@ -62,29 +62,29 @@ class Lookups:
         self.monitoring = monitoring
         self._fleet = fleet
         self._runbook_url = runbook_url
-        self._waits = OperationWaits(gateway.is_decided, lambda one: self._tenant_hold(one) is not None)
+        self._waits = OperationWaits(gateway.is_decided, lambda *tenant: self._hold_of(*tenant) is not None)
 
     def __repr__(self) -> str:
         return f"Lookups({self._gateway}, {self._fleet})"
 
     async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
         """Answer `GET /operations/{requestId}` (docs/outcomes.md)."""
-        tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
+        names = None if business_id is None else (business_id, location_id or "")
+        tenant_id = None if names is None else tenant_id_of(*names)
         asked = {"requestId": request_id}
         # Before the log is queried: an operation that is applied in between must not count as decided and absent.
         status = self._read_status(tenant_id)
         found: LoggedOperation | RejectedRequest | Absence | None
         try:
-            names = None if business_id is None else (business_id, location_id or "")
             answer = await self._gateway.find_operation(
                 request_id, tenant_id, names=names, stream=self._stream_shards(status)
             )
             found = answer.operation
-            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
+            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, names)
             if not isinstance(found, LoggedOperation) and not is_pending:
-                found = await self._gateway.find_rejection(request_id, tenant_id) or found
+                found = await self._gateway.find_rejection(request_id, tenant_id, names=names) or found
         except (RetryableError, PermanentError):
-            held = None if tenant_id is None else self._own_hold(tenant_id)
+            held = None if names is None else self._own_hold_of(*names)
             if held is None:
                 raise
             return 200, asked | {"status": RequestStatus.HELD} | held
@@ -97,7 +97,7 @@ class Lookups:
             return 200, members | read_up_to | silent
         if is_pending:
             return 200, asked | {"status": RequestStatus.PENDING} | silent
-        if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
+        if names is not None and (held := self._find_held(names, found, status)) is not None:
             return 200, asked | {"status": RequestStatus.HELD} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
@@ -108,7 +108,7 @@ class Lookups:
         self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
     ) -> bool:
         """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
-        return await self._waits.wait(tenant_id_of(business_id, location_id), request_id, within_s, end)
+        return await self._waits.wait(business_id, location_id, request_id, within_s, end)
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self._fleet.readers() if self._fleet else []
@@ -121,19 +121,31 @@ class Lookups:
             return NO_STREAM_SHARDS
         return StreamShards(self._fleet.stream_name, status.stream_shard_ids)
 
-    def _find_held(self, tenant_id: str, absence: Absence | None, status: ReadStatus | None) -> dict[str, Any] | None:
+    def _find_held(
+        self, names: tuple[str, str], absence: Absence | None, status: ReadStatus | None
+    ) -> dict[str, Any] | None:
         """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
-        if (held := self._own_hold(tenant_id)) is not None:
+        if (held := self._own_hold_of(*names)) is not None:
             return held
-        is_paused = self._gateway.paused_s(tenant_id) > 0
+        is_paused = self._gateway.paused_s(tenant_id_of(*names)) > 0
         reason = hold_reason(absence, status, is_paused=is_paused)
         return None if reason is None else {"reason": reason}
+
+    def _own_hold_of(self, business_id: str, location_id: str) -> dict[str, Any] | None:
+        """Return as `_own_hold`; None also where the held tenant may be another one with the same joined id."""
+        is_held = self._gateway.is_tenant(business_id, location_id)
+        return self._own_hold(tenant_id_of(business_id, location_id)) if is_held else None
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
         held = next(filter(None, (reader.view.hold_of(tenant_id) for reader in self._readers())), None)
         if held is None:
             return None
         return {"reason": held.reason, "since": utc_now() - timedelta(seconds=loop_time() - held.since)}
+
+    def _hold_of(self, business_id: str, location_id: str) -> dict[str, Any] | None:
+        """Return as `_tenant_hold`; None also where the held tenant may be another one with the same joined id."""
+        is_held = self._gateway.is_tenant(business_id, location_id)
+        return self._tenant_hold(tenant_id_of(business_id, location_id)) if is_held else None
 
     def _tenant_hold(self, tenant_id: str) -> dict[str, Any] | None:
         """Return why operations of a tenant are held, by any replica, and what to do; None if none are.
@@ -147,33 +159,35 @@ class Lookups:
         held = held or {"reason": OTHER_REPLICA}
         return held | advice_members(held["reason"], self._runbook_url)
 
-    def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+    def _is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
         handlers: list[ReaderView | OrderHandler] = [
             *(reader.view for reader in self._readers()),
             *self.monitoring.orders.values(),
         ]
-        return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
+        return any(handler.is_pending(request_id, names) for handler in handlers)
 
     async def list_operations(self, query: OperationListQuery) -> HttpAnswer:
         """Answer `GET /operations`: those of one tenant, newest first (docs/outcomes.md)."""
         business_id, location_id, request = query
         page = await self._gateway.list_operations(business_id, location_id, request)
         if isinstance(page, Absence):
-            return 404, {"businessId": business_id, "locationId": location_id, "state": page}
+            state = self._gateway.absence_of((business_id, location_id), page)
+            return 404, {"businessId": business_id, "locationId": location_id, "state": state}
         return 200, msgspec.to_builtins(page)
 
     async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
-        tenant_id = tenant_id_of(business_id, location_id)
-        held = {"held": self._tenant_hold(tenant_id)}
+        names, tenant_id = (business_id, location_id), tenant_id_of(business_id, location_id)
         try:
             found = await self._gateway.find_tenant(tenant_id)
-            refused = await self._gateway.find_rejection(control_request_id(business_id, location_id), tenant_id)
+            key = control_request_id(*names)
+            refused = await self._gateway.find_rejection(key, tenant_id, names=names)
         except (RetryableError, PermanentError) as exc:
-            return 503, {"error": scrub_text(str(exc))} | held
+            return 503, {"error": scrub_text(str(exc)), "held": self._hold_of(*names)}
+        held = {"held": self._hold_of(*names)}
         asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
         if isinstance(found, Absence):
-            return 404, asked | {"state": found} | held
+            return 404, asked | {"state": self._gateway.absence_of(names, found)} | held
         shard_id, row = found
         if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
             return 404, asked | {"state": Absence.UNREGISTERED, "held": None}

@@ -9,6 +9,7 @@ from typing import Final
 
 from simplu_worker.bulkheads import contain
 from simplu_worker.errors import WorkerError
+from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import TargetKind
@@ -27,8 +28,8 @@ class OperationWaits:
 
     def __init__(
         self,
-        is_decided: Callable[[str, str], Awaitable[bool]],
-        is_held: Callable[[str], bool],
+        is_decided: Callable[[str, str, str], Awaitable[bool]],
+        is_held: Callable[[str, str], bool],
         *,
         every_s: float = LOOK_EVERY_S,
     ) -> None:
@@ -40,23 +41,30 @@ class OperationWaits:
     def __repr__(self) -> str:
         return f"OperationWaits({self._count})"
 
-    async def wait(self, tenant_id: str, request_id: str, within_s: float, end: asyncio.Event) -> bool:
+    async def wait(
+        self, business_id: str, location_id: str, request_id: str, within_s: float, end: asyncio.Event
+    ) -> bool:
         """Return once the operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
         if self._count >= WAITS_MAX:
             return False
         self._count += 1
         try:
             async with asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look(tenant_id, request_id, end), name="operation-wait")
+                looking = tasks.create_task(
+                    self._look(business_id, location_id, request_id, end), name="operation-wait"
+                )
                 await wait_any(end, within_s=within_s)
                 looking.cancel()
         finally:
             self._count -= 1
         return True
 
-    async def _look(self, tenant_id: str, request_id: str, end: asyncio.Event) -> None:
+    async def _look(self, business_id: str, location_id: str, request_id: str, end: asyncio.Event) -> None:
+        tenant_id = tenant_id_of(business_id, location_id)
         while not end.is_set():
             with contain(TargetKind.REPLICA, "waits", "waits"), contextlib.suppress(WorkerError):
-                if self._is_held(tenant_id) or await self._is_decided(tenant_id, request_id):
+                if self._is_held(business_id, location_id) or await self._is_decided(
+                    tenant_id, business_id, request_id
+                ):
                     end.set()
             await asyncio.sleep(self._every_s - loop_time() % self._every_s)

@@ -30,7 +30,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
         found: LoggedOperation | RejectedRequest | Absence | None
-        found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id)
+        found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
             from simplu_worker.commands.stream.undecided import read_leases, stream_shards_of, undecided_of, with_report
@@ -40,13 +40,13 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
             leases = await read_leases(settings)
             read = read_status(leases, tenant_id)
             asked = stream_shards_of(settings, read)
-            found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, stream=asked)
+            found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, names=tenant, stream=asked)
             is_paused = shards.gateway.paused_s(tenant_id) > 0
             undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0], is_paused=is_paused)
             shard_id = shards.gateway.cached_shard_id(tenant_id)
             undecided = with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
         if not isinstance(found, LoggedOperation):
-            found = await shards.gateway.find_rejection(request_id, tenant_id) or found
+            found = await shards.gateway.find_rejection(request_id, tenant_id, names=tenant) or found
         if isinstance(found, Absence):
             undecided, found = Undecided(found) if undecided.reason is None else undecided, None
         errors = pool_errors(shards.pools)

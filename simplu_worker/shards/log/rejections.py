@@ -15,16 +15,17 @@ from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import Rejection
 
 
-async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
-    """Write the rows of *rejections*, the last one for each key; return the tenants that do not live on the shard.
+async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> dict[str, str]:
+    """Write the rows of *rejections* of tenants that live on the shard, the last one for each key.
 
-    None of them where the shard is empty. Raises `RetryableError` when the shard does not answer.
+    Return the businesses of the tenants with these ids that live there. Raises `RetryableError` when the shard does not
+    answer.
     """
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
-            return set()
-        noted = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *_columns(rejections))
-    return {one.tenant_id for one in rejections} - {row["tenant_id"] for row in noted}
+            return {}
+        own = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *_columns(rejections))
+    return {row["id"]: row["business_id"] for row in own}
 
 
 async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
@@ -42,8 +43,8 @@ async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, reje
 
 def _columns(rejections: Sequence[Rejection]) -> list[list[str | None]]:
     """Return the columns of the last rejection for each key."""
-    rows = {(one.tenant_id, one.request_id): one for one in rejections}.values()
-    names = ("tenant_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
+    rows = {(one.tenant_id, one.business_id, one.request_id): one for one in rejections}.values()
+    names = ("tenant_id", "business_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
     return [[getattr(row, name) for row in rows] for name in names]
 
 

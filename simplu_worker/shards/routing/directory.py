@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.address_change import AddressChanger
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
+from simplu_worker.shards.routing.route_cache import AbsenceCache, BusinessIds, RouteCache
 from simplu_worker.shards.routing.tenant_homes import ARRIVING_STATES, TenantHome, TenantHomes
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, TenantState
@@ -82,6 +82,7 @@ class Directory:
         self.address_changer = AddressChanger(locator.address_book, pools, clock=clock, draw=draw)
         self._absences = AbsenceCache()
         self._paused_until: dict[str, float] = {}  # by tenant, as its row was last read
+        self._business_ids = BusinessIds()
         self._lookups: dict[str, _SharedLookup] = {}
         self._searches: Coalescer[tuple[str, ShardAddress], TenantHome | WorkerError | None] = Coalescer(self._search)
 
@@ -100,6 +101,10 @@ class Directory:
         Its shard is found as ever: a pause is about operations alone.
         """
         return max(0.0, self._paused_until.get(tenant_id, 0.0) - self._clock())
+
+    def is_tenant(self, business_id: str, location_id: str) -> bool | None:
+        """Return whether the tenant with the id of these two ids is theirs, as its row was last read; None: unknown."""
+        return self._business_ids.is_tenant(business_id, location_id)
 
     def forget(self, tenant_id: str) -> None:
         """Look the tenant up again at the next call; for a tenant that was not on its shard, or was just made."""
@@ -254,6 +259,7 @@ class Directory:
     async def _route_to(self, tenant_id: str, home: TenantHome) -> ShardAddress | Absence:
         """Return the tenant's home if it may be used; ends what a mover that was killed has left."""
         state, shard_id = home.tenant["state"], home.address.shard_id
+        self._business_ids.put(tenant_id, home.tenant["business_id"])
         self._paused_until.pop(tenant_id, None)
         # A pause binds no destroyed tenant, whose operations end at once; it binds again if the tenant is restored.
         if (paused_s := home.tenant["paused_s"]) is not None and state not in DESTROYED_STATES:

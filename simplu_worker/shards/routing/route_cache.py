@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.operations.operation import tenant_id_of
+
 ROUTES_MAX: Final = 100_000
 ABSENCES_MAX: Final = 10_000
 FRESH_S: Final = 60.0
@@ -177,6 +179,26 @@ class AbsenceCache:
     def clear(self) -> None:
         """Forget all absences: a new map may name shards for these tenants."""
         self._absences.clear()
+
+
+class BusinessIds:
+    """Where the business id ends in tenants' ids, for at most *max_count* of those that may be of several pairs."""
+
+    def __init__(self, *, max_count: int = ROUTES_MAX) -> None:
+        self._max_count = max_count
+        self._ends: dict[str, int] = {}
+
+    def put(self, tenant_id: str, business_id: str) -> None:
+        """Store which business the tenant is of."""
+        if tenant_id.count("-") > 1:
+            _make_room(self._ends, self._max_count)
+            self._ends[tenant_id] = len(business_id)
+
+    def is_tenant(self, business_id: str, location_id: str) -> bool | None:
+        """Return whether the tenant with the id of these two ids is theirs; None if that is not known."""
+        tenant_id = tenant_id_of(business_id, location_id)
+        end = len(business_id) if tenant_id.count("-") == 1 else self._ends.get(tenant_id)
+        return None if end is None else end == len(business_id)
 
 
 def _make_room(entries: MutableMapping[str, Any], max_count: int) -> None:

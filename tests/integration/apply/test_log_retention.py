@@ -163,7 +163,7 @@ async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
     assert [row["message_id"] for row in rows] == ["young"]
 
 
-@pytest.mark.parametrize(("table", "first"), [("rejections", "'b-l', $1"), ("unplaced_rejections", "$1, 'b-l'")])
+@pytest.mark.parametrize(("table", "first"), [("rejections", "'b-l', $1"), ("unplaced_rejections", "$1, 'b-l', 'b'")])
 async def test_retention_forgets_rejections_with_the_log(
     pools: Pools, make_shard: ShardMaker, table: str, first: str
 ) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import pytest
 from support.reader_world import World, chain, eventually, held_targets, logs, mixed, outcomes, reaches
 
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.types import Lever, TenantPausedError
@@ -53,6 +57,41 @@ async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: Wor
 
     assert await outcomes(shard, "b-x") == ["succeeded"] * 36
     assert await world.letters() == []
+
+
+class OneReader:
+    """A fleet of which this replica has one reader, and no lease row is known."""
+
+    stream_name = "operations"
+
+    def __init__(self, reader: StreamShardReader) -> None:
+        self._reader = reader
+
+    def readers(self) -> list[StreamShardReader]:
+        """Return the reader."""
+        return [self._reader]
+
+    def leases(self) -> list[Lease]:
+        """Return none."""
+        return []
+
+
+async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
+    """`b` at `c-x` and `b-c` at `x` have one id, of which one is a tenant."""
+    await world.provision("b-c-x", "shard-1")
+    async with world.reading() as reader:
+        assert isinstance(await world.gateway.steer_tenant("b", "c-x", Lever(pause_s=3600.0)), tuple)
+        await world.put(*chain("b-c-x", 3))
+        await eventually(lambda: held_targets(reader) == [("tenant b-c-x", "paused", "held")])
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        replica.start(world.gateway, world.pools, world.locator, fleet=cast(Fleet, OneReader(reader)))
+        views = http_views(replica)
+        own = [await views.operation("r", "b", "c-x"), await views.tenant("b", "c-x")]
+        others = [await views.operation("r", "b-c", "x"), await views.tenant("b-c", "x")]
+
+    assert [own[0][1]["reason"], own[1][1]["held"]["reason"]] == ["paused", "paused"]
+    assert others[0][1] == {"requestId": "r", "status": "held", "reason": "unregistered"}
+    assert (others[1][1]["state"], others[1][1]["held"]) == ("unregistered", None)
 
 
 async def test_pause_ends_by_itself(world: World) -> None:

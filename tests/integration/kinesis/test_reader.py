@@ -72,14 +72,14 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
     async with world.reading() as reader:
         await logs(shard, "a-x", 6)
-        await eventually(lambda: reader.view.is_pending("new-x-1", "new-x") or bool(reader.view.held_status()))
+        await eventually(lambda: reader.view.is_pending("new-x-1", ("new", "x")) or bool(reader.view.held_status()))
         assert not reader.view.is_pending("a-x-1", None)
         await eventually(lambda: bool(reader.view.held_status()))
         assert reader.checkpoint == Position.from_sequence_number(numbers[2])
         assert [(held["target"], held["reason"], held["tenants"]) for held in reader.view.held_status()] == [
             ("tenant new-x", "unregistered", 1)
         ]
-        assert not reader.view.is_pending("new-x-1", "new-x")
+        assert not reader.view.is_pending("new-x-1", ("new", "x"))
 
         more = await world.put(*chain("new-x", 3, first=3))
         await world.provision("new-x", "shard-1")

@@ -212,8 +212,10 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
 
     async def note(shard_id: str, request_id: str, tries: int) -> None:
         pool = world.shard_pools[shard_id]
-        rejection = Rejection(TENANT_ID, request_id, "invalid_json", "no JSON", "stream", "17", None)
-        assert await note_rejections(pool, "dead-letters", [rejection]) == set()
+        rejection = Rejection(
+            TENANT_ID, TENANT_ID.partition("-")[0], request_id, "invalid_json", "no JSON", "stream", "17", None
+        )
+        assert await note_rejections(pool, "dead-letters", [rejection]) == {TENANT_ID: rejection.business_id}
         for _ in range(tries):
             await count_failures(pool, [(TENANT_ID, "message-1")])
 

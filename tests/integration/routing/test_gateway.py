@@ -174,21 +174,21 @@ async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
             case = TenantCase(pool_of(routed, shard_id), (business_id, "l"))
             assert await case.apply(case.operation("create", data={}, request_id="own")) == [SUCCEEDED]
         routed.register(("b4", "l"), "shard-4")
-        keys = [(f"{one}-l", request) for one in ("b1", "b2", "nobody", "gone", "\0") for request in ("own", "x")]
+        keys = [(f"{one}-l", one, request) for one in ("b1", "b2", "nobody", "gone", "\0") for request in ("own", "x")]
 
-        async def decided() -> set[tuple[str, str]]:
+        async def decided() -> set[tuple[str, ...]]:
             answers = await asyncio.gather(*(routed.gateway.is_decided(*key) for key in keys))
             return {key for key, is_decided in zip(keys, answers, strict=True) if is_decided}
 
-        assert await decided() == {("b1-l", "own"), ("b2-l", "own"), ("gone-l", "own")}
+        assert await decided() == {(f"{one}-l", one, "own") for one in ("b1", "b2", "gone")}
         with pytest.raises(RetryableError):
-            await routed.gateway.is_decided("b4-l", "own")
+            await routed.gateway.is_decided("b4-l", "b4", "own")
         await execute(shards[1].connection_string, "UPDATE tenants SET state = 'moved' WHERE business_id = 'gone'")
         await execute(
             shards[0].connection_string,
             "INSERT INTO rejections VALUES ('b1-l', 'x', 'r', 'e', 'q', 's', '1', NULL, now())",
         )
-        assert await decided() == {("b1-l", "own"), ("b1-l", "x"), ("b2-l", "own")}
+        assert await decided() == {("b1-l", "b1", "own"), ("b1-l", "b1", "x"), ("b2-l", "b2", "own")}
         with pytest.raises(RetryableError):  # its route is looked up again, and leads to no shard
             await routed.gateway.find("gone-l")
 
@@ -199,7 +199,7 @@ async def test_gateway_asks_a_shard_together_for_those_that_ask_at_the_same_mome
     """The first one finds a connection at once; the others wait for it, and share one query."""
     case = case_of(routed)
     assert await case.apply(case.operation("create", data={}, request_id="r7")) == [SUCCEEDED]
-    assert not await routed.gateway.is_decided(TENANT_ID, "before")  # its home is known then
+    assert not await routed.gateway.is_decided(TENANT_ID, TENANT[0], "before")  # its home is known then
     asked: list[int] = []
     fetch_of = Connection.fetch
 
@@ -208,7 +208,7 @@ async def test_gateway_asks_a_shard_together_for_those_that_ask_at_the_same_mome
         return await fetch_of(self, query, *arguments)
 
     monkeypatch.setattr(Connection, "fetch", counted)
-    answers = await asyncio.gather(*(routed.gateway.is_decided(TENANT_ID, f"r{n}") for n in range(20)))
+    answers = await asyncio.gather(*(routed.gateway.is_decided(TENANT_ID, TENANT[0], f"r{n}") for n in range(20)))
 
     assert (asked, answers) == ([1, 19], [n == 7 for n in range(20)])
 

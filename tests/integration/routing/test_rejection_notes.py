@@ -117,6 +117,22 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
         assert applied is not None
 
 
+async def test_rejection_is_told_to_its_own_pair_of_ids_alone(make_shard: ShardMaker) -> None:
+    """`a-b` at `c` and `a` at `b-c` have one id, of which one is a tenant; requests may have the same id too."""
+    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
+        await add_registered(routed, ("a", "b-c"), "shard-1")
+        pairs = (("a", "b-c"), ("a-b", "c"))
+        await store(notes, *(letter("r-1", pair, error=pair[0]) for pair in pairs), letter("r-2", pairs[0]))
+
+        for pair in pairs:
+            found = await routed.gateway.find_rejection("r-1", "a-b-c", names=pair)
+            assert isinstance(found, RejectedRequest)
+            assert found.error == pair[0]
+        assert await routed.gateway.find_rejection("r-2", "a-b-c", names=pairs[1]) is Absence.UNREGISTERED
+        assert await routed.gateway.is_decided("a-b-c", "a", "r-2")
+        assert not await routed.gateway.is_decided("a-b-c", "a-b", "r-2")
+
+
 async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: ShardMaker) -> None:
     """Without a tenant in the question, as it has none; on the first shard that answers."""
     origin = Origin(Source.SQS, "orders", datetime.now(UTC), message_id="m-1")
@@ -162,7 +178,7 @@ async def test_notes_of_tenants_without_a_home_are_bounded(make_shard: ShardMake
     """Anybody can name any tenant: beyond the bound they are dropped and counted, and others are written."""
     full = """
         INSERT INTO unplaced_rejections
-        SELECT 'r' || number, 't', 'too_large', 'e', 'q', 's', NULL, NULL, now()
+        SELECT 'r' || number, 't', 't', 'too_large', 'e', 'q', 's', NULL, NULL, now()
         FROM generate_series(1, 10000) AS number
     """
     async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:

@@ -617,7 +617,7 @@ async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) 
         verdicts = await desk.handle(stuck, behind, message("ann", "o1", group="free"))
         assert time.monotonic() - started < CALL_MAX_S + 5  # the shard is silent for longer
         assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, Done]
-        assert desk.handler.is_pending(stuck.deduplication_id or "", "bob-main")
+        assert desk.handler.is_pending(stuck.deduplication_id or "", ("bob", "main"))
         started = time.monotonic()
         again, other = received_again(stuck, receive_count=1), message("bob", "o2", group="x")
         verdicts = await desk.handle(again, behind, other, message("cat", "o2", group="y"))

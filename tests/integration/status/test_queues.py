@@ -70,9 +70,9 @@ class NoLetters:
 class OneOrder:
     """A handler of orders that has one on its way."""
 
-    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+    def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
         """Whether it is that one."""
-        return request_id == "event-1" and tenant_id in {None, "a-b"}
+        return request_id == "event-1" and names in {None, ("a", "b")}
 
     def stats(self) -> dict[str, int]:
         """Return where it is on its way to."""
@@ -355,7 +355,7 @@ async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) ->
     """An order event that is being applied is pending, like an operation from the stream."""
     site.monitor(orders={site.queue.name: cast(OrderHandler, OneOrder())})
     assert site.replica.lookups
-    asked = [("event-1", None), ("event-1", "a-b"), ("event-1", "a-c"), ("event-2", None)]
+    asked = [("event-1", None), ("event-1", ("a", "b")), ("event-1", ("a", "c")), ("event-2", None)]
     assert [site.replica.lookups._is_pending(*one) for one in asked] == [True, True, False, False]
     assert (await site.row_of(site.queue, "/handler/stats", "handlers"))["onTheirWay"] == {"shard-1": 1}
 

@@ -28,7 +28,7 @@ LETTER = DeadLetter(
     business_id="clinic",
     location_id="main",
 )
-NOTE = Rejection("clinic-main", "r-1", "invalid_message", "data: expected an object", "operations", "7")
+NOTE = Rejection("clinic-main", "clinic", "r-1", "invalid_message", "data: expected an object", "operations", "7")
 NOTE_OF_MESSAGE = msgspec.structs.replace(NOTE, source="orders.fifo", sequence_number=None, message_id="m-1")
 
 NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:control:clinic/main")
@@ -40,12 +40,12 @@ NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:co
         ({}, [NOTE]),
         ({"origin": OF_QUEUE}, [NOTE_OF_MESSAGE]),
         ({"request_id": None}, []),
-        ({"business_id": None}, [msgspec.structs.replace(NOTE, tenant_id="")]),
-        ({"location_id": None}, [msgspec.structs.replace(NOTE, tenant_id="")]),
+        ({"business_id": None}, [msgspec.structs.replace(NOTE, tenant_id="", business_id="")]),
+        ({"location_id": None}, [msgspec.structs.replace(NOTE, tenant_id="", business_id="")]),
         ({"location_id": None, "request_id": None}, []),
         (
             {"origin": OF_QUEUE, "location_id": None},
-            [msgspec.structs.replace(NOTE_OF_MESSAGE, tenant_id="", request_id="m-1")],
+            [msgspec.structs.replace(NOTE_OF_MESSAGE, tenant_id="", business_id="", request_id="m-1")],
         ),
         ({"request_id": "\0"}, []),
         ({"business_id": "\ud800"}, []),
@@ -64,7 +64,7 @@ NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:co
         ),
         (
             {"origin": OF_QUEUE, "request_id": None, "business_id": None},
-            [msgspec.structs.replace(NOTE_OF_CONTROL, tenant_id="", request_id="m-1")],
+            [msgspec.structs.replace(NOTE_OF_CONTROL, tenant_id="", business_id="", request_id="m-1")],
         ),
     ],
 )

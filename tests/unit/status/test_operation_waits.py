@@ -20,10 +20,11 @@ class Shards:
         self.failure: Exception | None = None
         self.silent = "nobody"
 
-    async def is_decided(self, tenant_id: str, request_id: str) -> bool:
+    async def is_decided(self, tenant_id: str, business_id: str, request_id: str) -> bool:
         """Look; a silent tenant's shard gives no answer."""
+        assert tenant_id == f"{business_id}-l"
         self.looks.append(request_id)
-        if tenant_id == self.silent:
+        if business_id == self.silent:
             await asyncio.Event().wait()
         if self.failure:
             raise self.failure
@@ -31,7 +32,7 @@ class Shards:
 
     def waits(self) -> OperationWaits:
         """Return waits that look almost without a pause."""
-        return OperationWaits(self.is_decided, self.held.__contains__, every_s=0.001)
+        return OperationWaits(self.is_decided, lambda business_id, _: business_id in self.held, every_s=0.001)
 
 
 async def looked(shards: Shards, count: int = 4) -> None:
@@ -45,7 +46,7 @@ async def test_wait_ends_when_the_operation_is_decided() -> None:
     shards = Shards()
     waits = shards.waits()
     first, second, other = [
-        asyncio.create_task(waits.wait("t", request, 60.0, asyncio.Event())) for request in ("a", "a", "b")
+        asyncio.create_task(waits.wait("t", "l", request, 60.0, asyncio.Event())) for request in ("a", "a", "b")
     ]
     await looked(shards)
     assert not first.done()
@@ -63,10 +64,10 @@ async def test_wait_for_a_silent_shard_delays_no_other() -> None:
     """And ends itself when it is stopped."""
     shards, stop = Shards(), asyncio.Event()
     waits, shards.silent = shards.waits(), "s"
-    silent = asyncio.create_task(waits.wait("s", "a", 60.0, stop))
+    silent = asyncio.create_task(waits.wait("s", "l", "a", 60.0, stop))
     await looked(shards, 1)
     shards.decided.add("b")
-    assert await waits.wait("t", "b", 60.0, asyncio.Event())
+    assert await waits.wait("t", "l", "b", 60.0, asyncio.Event())
     assert not silent.done()
     stop.set()
     assert await silent
@@ -75,7 +76,7 @@ async def test_wait_for_a_silent_shard_delays_no_other() -> None:
 async def test_wait_ends_when_the_tenant_is_held() -> None:
     """Then it may last."""
     shards = Shards()
-    waiting = asyncio.create_task(shards.waits().wait("t", "a", 60.0, asyncio.Event()))
+    waiting = asyncio.create_task(shards.waits().wait("t", "l", "a", 60.0, asyncio.Event()))
     await looked(shards)
     shards.held.add("t")
     assert await waiting
@@ -85,8 +86,8 @@ async def test_wait_ends_after_its_time_or_at_a_stop_and_nothing_is_asked_then()
     """Looks end with their wait."""
     shards = Shards()
     waits, stop = shards.waits(), asyncio.Event()
-    assert await waits.wait("t", "a", 0.01, asyncio.Event())
-    waiting = asyncio.create_task(waits.wait("t", "a", 60.0, stop))
+    assert await waits.wait("t", "l", "a", 0.01, asyncio.Event())
+    waiting = asyncio.create_task(waits.wait("t", "l", "a", 60.0, stop))
     await looked(shards)
     stop.set()
     assert await waiting
@@ -100,7 +101,7 @@ async def test_look_that_fails_ends_no_wait() -> None:
     for failure in (RetryableError("no answer"), RuntimeError("a defect")):
         shards = Shards()
         shards.failure = failure
-        waiting = asyncio.create_task(shards.waits().wait("t", "a", 60.0, asyncio.Event()))
+        waiting = asyncio.create_task(shards.waits().wait("t", "l", "a", 60.0, asyncio.Event()))
         await looked(shards)
         assert not waiting.done()
         shards.failure = None
@@ -112,12 +113,12 @@ async def test_waits_are_bounded_and_make_room() -> None:
     """One more is refused at once; after the end of another it is not."""
     shards = Shards()
     waits, stops = shards.waits(), [asyncio.Event() for _ in range(WAITS_MAX)]
-    waiting = [asyncio.create_task(waits.wait("t", str(one), 60.0, stop)) for one, stop in enumerate(stops)]
+    waiting = [asyncio.create_task(waits.wait("t", "l", str(one), 60.0, stop)) for one, stop in enumerate(stops)]
     await looked(shards)
-    assert not await waits.wait("t", "more", 60.0, asyncio.Event())
+    assert not await waits.wait("t", "l", "more", 60.0, asyncio.Event())
     stops[0].set()
     assert await waiting[0]
-    assert await waits.wait("t", "more", 0.0, asyncio.Event())
+    assert await waits.wait("t", "l", "more", 0.0, asyncio.Event())
     for stop in stops:
         stop.set()
     assert all(await asyncio.gather(*waiting))

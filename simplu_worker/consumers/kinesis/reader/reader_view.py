@@ -92,12 +92,9 @@ class ReaderView:
         """Return the age of the first operation of a hold that is not applied."""
         return max(0.0, (self._utc() - hold.first_arrival).total_seconds())
 
-    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+    def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
         """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
-        return any(
-            entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
-            for entry in self._dispatcher.pipeline.entries()
-        )
+        return any(entry.operation.is_named(request_id, names) for entry in self._dispatcher.pipeline.entries())
 
     def hold_of(self, tenant_id: str) -> Hold | None:
         """Return the hold of a tenant; None without one."""

@@ -184,10 +184,10 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
 
     # The messages of a call
 
-    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+    def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
         """Return whether an operation is on its way to a shard."""
         return any(
-            one.operation.request_id == request_id and tenant_id in {None, one.operation.tenant_id}
+            one.operation.is_named(request_id, names)
             for lane in self._pipeline.lanes()
             for one in (*lane.in_flight, *lane.queued)
         )

@@ -354,11 +354,13 @@ CREATE POLICY simplu_writer ON public.rejections
     USING ((SELECT pg_catalog.has_table_privilege('public.rejections'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
 
--- The same of records whose tenants have no home, and of those that name no tenant, which have the tenant ''. On the first
--- shards by name; at most as many as the query that writes them counts. They move nowhere.
+-- The same of records whose tenants have no home, as they do not exist or another pair of ids has theirs, and of those that
+-- name no tenant, which have the tenant ''. On the first shards by name; at most as many as the query that writes them
+-- counts. They move nowhere.
 CREATE TABLE public.unplaced_rejections (
     request_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    business_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     reason pg_catalog.text NOT NULL,
     error pg_catalog.text NOT NULL,
     dead_letter_queue pg_catalog.text NOT NULL,
@@ -366,7 +368,7 @@ CREATE TABLE public.unplaced_rejections (
     sequence_number pg_catalog.text,
     message_id pg_catalog.text,
     rejected_at pg_catalog.timestamptz NOT NULL,
-    PRIMARY KEY (request_id, tenant_id)
+    PRIMARY KEY (request_id, tenant_id, business_id)
 );
 CREATE INDEX unplaced_rejections_rejected_at ON public.unplaced_rejections (rejected_at);
 CREATE POLICY simplu_writer ON public.unplaced_rejections

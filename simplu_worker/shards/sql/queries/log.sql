@@ -47,22 +47,27 @@ LEFT JOIN LATERAL (
 
 -- name: find_decided
 -- The numbers of those operations that have an outcome, and of those whose tenants do not live here; $1 are their tenants,
--- $2 the keys and $3 the ids of their requests.
+-- $2 the businesses, $3 the keys and $4 the ids of their requests. None of a tenant of another business.
 SELECT wanted.number, NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = wanted.tenant_id AND :lives_here) AS has_left
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
-    WITH ORDINALITY AS wanted (tenant_id, request_key, request_id, number)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+    WITH ORDINALITY AS wanted (tenant_id, business_id, request_key, request_id, number)
 WHERE
-    EXISTS (
-        SELECT
-        FROM public.operations
-        WHERE
-            operations.tenant_id = wanted.tenant_id
-            AND operations.request_key = pg_catalog.decode(wanted.request_key, 'hex')
-    )
-    OR EXISTS (
-        SELECT
-        FROM public.rejections
-        WHERE rejections.tenant_id = wanted.tenant_id AND rejections.request_id = wanted.request_id
+    (
+        EXISTS (SELECT FROM public.tenants WHERE tenants.id = wanted.tenant_id AND business_id = wanted.business_id)
+        AND (
+            EXISTS (
+                SELECT
+                FROM public.operations
+                WHERE
+                    operations.tenant_id = wanted.tenant_id
+                    AND operations.request_key = pg_catalog.decode(wanted.request_key, 'hex')
+            )
+            OR EXISTS (
+                SELECT
+                FROM public.rejections
+                WHERE rejections.tenant_id = wanted.tenant_id AND rejections.request_id = wanted.request_id
+            )
+        )
     )
     OR NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = wanted.tenant_id AND :lives_here);
 

@@ -4,17 +4,17 @@
 -- The columns that people see of a rejected record.
 tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
 
--- fragment: rejected_rows
--- The values of the columns: $1 is the dead-letter queue, $2 to $8 are the others.
-(:rejection)
-SELECT
+-- fragment: rejected_values
+-- The values of the columns: $1 is the dead-letter queue.
     rejected.tenant_id, rejected.request_id, rejected.reason, rejected.error, $1::pg_catalog.text, rejected.source,
     rejected.sequence_number, rejected.message_id, pg_catalog.clock_timestamp()
-FROM
+
+-- fragment: rejected
+-- What is written: $2 to $9.
     unnest(
         $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[],
-        $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[]
-    ) AS rejected (tenant_id, request_id, reason, error, source, sequence_number, message_id)
+        $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[]
+    ) AS rejected (tenant_id, business_id, request_id, reason, error, source, sequence_number, message_id)
 
 -- fragment: replaced
 SET
@@ -24,23 +24,29 @@ SET
 
 -- name: note_rejections
 -- Insert or replace a row for each rejected record of a tenant that lives here; each key once. In order of their keys,
--- so that two replicas cannot deadlock here. Return the tenants. Their share lock makes a mover wait, whose next look
--- finds the rows.
+-- so that two replicas cannot deadlock here. Return the tenants with the named ids, which may be of other businesses. Their
+-- share lock makes a mover wait, whose next look finds the rows.
 WITH own AS MATERIALIZED (
-    SELECT id FROM public.tenants WHERE id = ANY($2::pg_catalog.text[]) AND :takes_notes ORDER BY id FOR SHARE
+    SELECT id, business_id
+    FROM public.tenants
+    WHERE id = ANY($2::pg_catalog.text[]) AND :takes_notes
+    ORDER BY id
+    FOR SHARE
+), noted AS (
+    INSERT INTO public.rejections (:rejection)
+    SELECT :rejected_values
+    FROM :rejected
+    JOIN own ON own.id = rejected.tenant_id AND own.business_id = rejected.business_id
+    ORDER BY rejected.tenant_id, rejected.request_id
+    ON CONFLICT (tenant_id, request_id) DO UPDATE
+    :replaced
 )
-INSERT INTO public.rejections AS known
-:rejected_rows
-JOIN own ON own.id = rejected.tenant_id
-ORDER BY rejected.tenant_id, rejected.request_id
-ON CONFLICT (tenant_id, request_id) DO UPDATE
-:replaced
-RETURNING known.tenant_id;
+SELECT id, business_id FROM own;
 
 -- name: find_rejections
--- The rejected records of the tenant $1 among the request ids $2: a row without a request id if there is none, and no
--- row if the tenant does not live here.
-SELECT found.*
+-- The rejected records of the tenant $1 among the request ids $2, with the business whose tenant it is: a row without a
+-- request id if there is none, and no row if the tenant does not live here.
+SELECT tenants.business_id, found.*
 FROM public.tenants
 LEFT JOIN LATERAL (
     SELECT :rejection
@@ -64,19 +70,22 @@ WHERE :lives_here;
 -- Insert or replace a row for each rejected record of a tenant without a home, or of none; each key once. None beyond
 -- 10,000 rows, as anybody can name any tenant: a row for a known key may then be refused, too. In order of their keys, as
 -- above. Return the keys.
-INSERT INTO public.unplaced_rejections AS known
-:rejected_rows
+INSERT INTO public.unplaced_rejections AS known (:rejection, business_id)
+SELECT :rejected_values, rejected.business_id
+FROM :rejected
 WHERE (SELECT pg_catalog.count(*) FROM (SELECT FROM public.unplaced_rejections LIMIT 10000) AS kept) < 10000
-ORDER BY rejected.request_id, rejected.tenant_id
-ON CONFLICT (request_id, tenant_id) DO UPDATE
+ORDER BY rejected.request_id, rejected.tenant_id, rejected.business_id
+ON CONFLICT (request_id, tenant_id, business_id) DO UPDATE
 :replaced
 RETURNING known.tenant_id;
 
 -- name: find_unplaced_rejections
--- Those of the request ids $1 and the tenant $2.
+-- Those of the request ids $1 and the tenant $2, of the business $3 unless that is null.
 SELECT :rejection
 FROM public.unplaced_rejections
-WHERE request_id = ANY($1::pg_catalog.text[]) AND tenant_id = $2;
+WHERE
+    request_id = ANY($1::pg_catalog.text[]) AND tenant_id = $2
+    AND ($3::pg_catalog.text IS NULL OR business_id = $3::pg_catalog.text);
 
 -- name: find_unplaced_rejections_of_any_tenant
 -- Those of one request id.

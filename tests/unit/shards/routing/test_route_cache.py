@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, AbsenceCache, RouteCache, stale_at
+from simplu_worker.shards.routing.route_cache import FRESH_S, JITTER, AbsenceCache, BusinessIds, RouteCache, stale_at
 
 INSTANTS = st.floats(0, 1e9)
 DRAWS = st.floats(0, 1, exclude_max=True)
@@ -223,3 +223,14 @@ def test_tenant_without_a_route_is_not_asked_for_again() -> None:
     routes = RouteCache()
     routes.requeue("nobody")
     assert routes.due_count == 0
+
+
+def test_business_ids_tell_whose_a_joined_id_is() -> None:
+    """An id with one `-` has one meaning; of another one nothing is known before its row was read."""
+    known = BusinessIds(max_count=1)
+    assert known.is_tenant("a", "b")
+    assert known.is_tenant("a", "b-c") is None
+    known.put("a-b-c", "a")
+    assert [known.is_tenant("a", "b-c"), known.is_tenant("a-b", "c")] == [True, False]
+    known.put("d-e-f", "d-e")
+    assert known.is_tenant("a", "b-c") is None
