@@ -33,7 +33,7 @@ from simplu_worker.operations.business_types import BusinessType, ResourceType
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.schema_judge import judges_of
-from simplu_worker.shards.apply.judging import BatchJudges
+from simplu_worker.shards.apply.judging import BatchJudges, TypeRules
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -104,8 +104,8 @@ def judge_alone(size: int, rounds: int) -> list[list[str]]:
     if problems:
         raise SystemExit(str(problems))
     tenants = {f"bench-{number}": "gym" for number in range(TENANTS)}
-    ways = [BatchJudges({}, {}), BatchJudges({"gym": {"other": judges["booking"]}}, tenants)]
-    ways.append(BatchJudges({"gym": judges}, tenants))
+    ways = [BatchJudges({}, {}), BatchJudges({"gym": TypeRules({"other": judges["booking"]}, {})}, tenants)]
+    ways.append(BatchJudges({"gym": TypeRules(judges, {})}, tenants))
     lines = []
     for items in (0, 5, 50):
         batch = [operation("create", number, "alone", document(items)) for number in range(size)]

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -17,10 +16,6 @@ from simplu_local.processes.worker_process import WorkerEndedError, WorkerProces
 from simplu_local.stack.stack import Stack
 
 ORDERS = 500
-BUSINESS_TYPES = Path(__file__).parents[1] / "business_types"
-NEW_TYPES = ("restaurant", "shop")
-APPLY_AGAIN_S = 5.0
-APPLIES_MAX = 24
 STOP_WITHIN_S = 35.0  # SHUTDOWN_GRACE_SECONDS's default, and some seconds for Python's exit
 
 
@@ -39,10 +34,7 @@ async def run_demo(
     *seed* repeats an earlier run's records. Cancelling the demo stops and removes everything.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    new_types = NEW_TYPES if tenants > len(NEW_TYPES) else ()
-    load = TrialLoad(
-        operations, seed, "demo", tenants=tenants, late_tenants=len(new_types), late_types=new_types, orders=ORDERS
-    )
+    load = TrialLoad(operations, seed, "demo", tenants=tenants, orders=ORDERS)
     console.print(f"starting {shards} Postgres servers, a local AWS, a local Citrus and {replicas} worker(s) …")
     try:
         async with Stack(shards=shards) as stack:
@@ -95,20 +87,7 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, 
             lags = [await worker.read_kinesis_lag_s() for worker in workers]
             display.show(snapshot, max((lag for lag in lags if lag is not None), default=None))
 
-        async def add_types() -> None:
-            if not load.late_types:
-                return
-            console.print(
-                f"adding the business types {' and '.join(load.late_types)}, for which a tenant of each waits"
-            )
-            # Again where Citrus has added a shard for one of them since.
-            for _ in range(APPLIES_MAX):
-                await workers[0].run_command("types", "apply", str(BUSINESS_TYPES), "--apply")
-                if await trial.wait_for_tenants(trial.late, within_s=APPLY_AGAIN_S):
-                    return
-
-        trial = Trial(load, lambda: stack.env, on_tick=on_tick, at_half=add_types)
-        result = await trial.run()
+        result = await Trial(load, lambda: stack.env, on_tick=on_tick).run()
     console.print(result_table(result))
     print_differences(console, result.report.differences)
     return result

@@ -34,10 +34,9 @@ TENANTS_TIMEOUT_S = 60.0
 class TrialLoad:
     """The load to send. *run* distinguishes the tenants' ids from those of other runs against the same stack.
 
-    *late_tenants* are registered after half of the records, with *late_types* for the last of them; *unregistered*
-    tenants never. *stress* adds records of extreme size and depth. *rate* is the maximum of records a second. *orders*
-    is the number of order events. Records of a share *packed* of the partition keys are put together, as arrays and
-    lines.
+    *late_tenants* are registered after half of the records; *unregistered* tenants never. *stress* adds records of
+    extreme size and depth. *rate* is the maximum of records a second. *orders* is the number of order events. Records
+    of a share *packed* of the partition keys are put together, as arrays and lines.
     """
 
     operations: int
@@ -45,7 +44,6 @@ class TrialLoad:
     run: str
     tenants: int = 10
     late_tenants: int = 0
-    late_types: tuple[str, ...] = ()
     unregistered: int = 0
     kinds: tuple[str, ...] = ALL_KINDS
     shares: Shares = field(default_factory=Shares)
@@ -99,7 +97,7 @@ class Trial:
         idle_s: float = 60.0,
     ) -> None:
         self.load = load
-        tenants = make_tenants(load.tenants, run=load.run, last_types=load.late_types)
+        tenants = make_tenants(load.tenants, run=load.run)
         unknown = [Tenant(f"unknown-{load.run}-{number}", "nowhere", "gym") for number in range(load.unregistered)]
         self.workload = Workload(load.seed, tenants, kinds=load.kinds, shares=load.shares, unregistered=unknown)
         self._env = env
@@ -108,7 +106,7 @@ class Trial:
         self._timeout_s = timeout_s
         self._idle_s = idle_s
         early_count = load.tenants - load.late_tenants
-        self._early, self.late = self.workload.tenants[:early_count], self.workload.tenants[early_count:]
+        self._early, self._late = self.workload.tenants[:early_count], self.workload.tenants[early_count:]
         self._orders = OrderWorkload(load.seed, self._early, self.workload.model)
         closing_count = self.workload.closing_count()
         self._total = load.operations + closing_count + (STRESS_COUNT if load.stress else 0) + load.orders
@@ -145,7 +143,7 @@ class Trial:
         await wait_for_stream(kinesis, stream)
         await self._put_businesses(env)
         await create_tenants(sqs, queue_url, self._early, seed=load.seed)
-        await self.wait_for_tenants(self._early, within_s=TENANTS_TIMEOUT_S)
+        await self._wait_for_tenants(self._early)
         self._phase = "producing"
         self._started_at = clock()
 
@@ -166,8 +164,8 @@ class Trial:
                 pack=lambda items: pack_some(items, draws, load.packed),
             )
             await put(_first(items, load.operations // 2))
-            if self.late:
-                await create_tenants(sqs, queue_url, self.late, seed=load.seed)
+            if self._late:
+                await create_tenants(sqs, queue_url, self._late, seed=load.seed)
             if self._at_half is not None:
                 await self._at_half()
             await put(items)
@@ -215,14 +213,14 @@ class Trial:
 
             await send_events(sqs, queue_url, (item.event for item in chosen), on_sent=record_sent)
 
-    async def wait_for_tenants(self, tenants: Iterable[Tenant], *, within_s: float) -> bool:
-        """Return whether the worker has provisioned *tenants* in time; the comparison reports missing ones."""
+    async def _wait_for_tenants(self, tenants: Iterable[Tenant]) -> None:
+        """Wait until the worker has provisioned *tenants*, for a time; the comparison reports missing ones."""
         wanted = {tenant.tenant_id for tenant in tenants}
 
         async def are_provisioned() -> bool:
             return wanted <= await read_tenant_ids(shard_urls(self._env()))
 
-        return await poll_until(are_provisioned, within_s=within_s)
+        await poll_until(are_provisioned, within_s=TENANTS_TIMEOUT_S)
 
     def _set_progress(self, progress: ApplyProgress) -> None:
         self._progress = progress

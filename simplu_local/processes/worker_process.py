@@ -13,11 +13,10 @@ from pathlib import Path
 
 import aiohttp
 
-from simplu_local.processes.loopback import URL_HOST, free_port, poll_until
+from simplu_local.processes.loopback import URL_HOST, free_port
 from simplu_local.processes.watchdog import ProcessGroup
 
 READY_TIMEOUT_S = 60.0
-COMMAND_TIMEOUT_S = 60.0
 POLL_S = 0.1
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=2)
 LOG_TAIL_LINES = 30
@@ -102,24 +101,6 @@ class WorkerProcess:
         """Send a signal to the worker, if it was started."""
         if self._process is not None:
             self._process.send_signal(number)
-
-    async def run_command(self, *arguments: str) -> None:
-        """Run `simplu-worker` with the worker's settings; its output is appended to the worker's log.
-
-        Raises:
-            WorkerEndedError: it did not end with status 0 within a minute.
-
-        """
-        command = [sys.executable, "-m", "simplu_worker", *arguments]
-        process = self._group.spawn(command, log_path=self.log_path, env=self._env)
-
-        async def has_ended() -> bool:
-            return process.poll() is not None
-
-        if not await poll_until(has_ended, within_s=COMMAND_TIMEOUT_S) or process.returncode != 0:
-            raise WorkerEndedError(
-                f"expected {' '.join(arguments)} to end with status 0, got {process.returncode}{self._log_suffix()}"
-            )
 
     async def stop(self, *, within_s: float) -> None:
         """Send SIGTERM and wait until the worker has ended.

@@ -98,6 +98,10 @@ class LogEntry:
         return "failed" if self.error else "succeeded"
 
 
+# Names under which business types store what is sent under another one; of the names that workloads use.
+STORED_NAMES = {("dental", "patients"): "patient", ("restaurant", "products"): "product"}
+
+
 @dataclass(slots=True)
 class TenantModel:
     """The expected rows of one tenant.
@@ -115,6 +119,10 @@ class TenantModel:
     derived: list[LogEntry] = field(default_factory=list)
     derived_rows: list[tuple[str, ModelRow]] = field(default_factory=list)
     undecided: dict[str, LogEntry] = field(default_factory=dict)
+
+    def stored_name(self, resource_type: str) -> str:
+        """Return the name under which resources are stored that are sent as *resource_type*."""
+        return STORED_NAMES.get((self.business_type, resource_type), resource_type)
 
 
 class ReferenceModel:
@@ -181,9 +189,10 @@ class ReferenceModel:
             return self._execute_list(tenant, request)
         if resource_id is None:
             # A create with neither id: the worker derives one, which no other record can name.
-            tenant.derived_rows.append((request.resource_type, ModelRow(data, request.timestamp, request.timestamp)))
+            resource_type = tenant.stored_name(request.resource_type)
+            tenant.derived_rows.append((resource_type, ModelRow(data, request.timestamp, request.timestamp)))
             return _entry(request, None)
-        key = (request.resource_type, resource_id)
+        key = (tenant.stored_name(request.resource_type), resource_id)
         error, row = _apply_to_row(request, tenant.rows.get(key), data)
         result = _read_result(resource_id, row) if request.kind == "read" and row is not None else None
         if row is None:
@@ -201,7 +210,7 @@ class ReferenceModel:
             (
                 (resource_id, row)
                 for (resource_type, resource_id), row in tenant.rows.items()
-                if resource_type == request.resource_type and passes_filters(row, filters)
+                if resource_type == tenant.stored_name(request.resource_type) and passes_filters(row, filters)
             ),
             key=lambda pair: pair[0],
         )

@@ -28,14 +28,12 @@ from simplu_local.workload.reference_model import (
 
 ALL_KINDS = (*WRITING_KINDS, *READING_KINDS)
 RESOURCE_TYPES = {
-    "dental": ("appointment", "patient", "treatment"),
+    "dental": ("appointment", "patients", "treatment"),
     "gym": ("class", "member", "membership"),
     "hotel": ("booking", "room", "guest"),
-    # Those of `simplu_local/business_types` without a schema.
-    "restaurant": ("table", "tables"),
-    "shop": ("sale", "sales"),
+    "restaurant": ("category", "products", "table"),
+    "shop": ("customer", "product", "sale"),
 }
-PACKAGED_TYPES = ("dental", "gym", "hotel")
 AWKWARD_TYPE = "größe %2F/'x\""
 NAMELESS_TYPE = "note"  # of creates without any id; never listed or read, because the worker derives their ids
 BUSINESS_IDS = ("clinic", "o'brien", "a/b", "100%", 'say "hi"', "naïve-漢字", "🏨", "..", "back\\slash", "x;--")
@@ -92,20 +90,16 @@ class _SentRequest:
     record: bytes
 
 
-def make_tenants(count: int, *, run: str, last_types: Sequence[str] = ()) -> list[Tenant]:
-    """Return *count* tenants of the packaged types in turn, the last ones of *last_types*.
-
-    *run* distinguishes their ids from those of other runs.
-    """
-    first_count = count - len(last_types)
-    types = [*(PACKAGED_TYPES[number % len(PACKAGED_TYPES)] for number in range(first_count)), *last_types]
+def make_tenants(count: int, *, run: str) -> list[Tenant]:
+    """Return *count* tenants of the packaged types in turn. *run* distinguishes their ids from those of other runs."""
+    types = tuple(RESOURCE_TYPES)
     return [
         Tenant(
             f"{BUSINESS_IDS[number % len(BUSINESS_IDS)]}-{run}-{number}",
             LOCATION_IDS[number % len(LOCATION_IDS)],
-            business_type,
+            types[number % len(types)],
         )
-        for number, business_type in enumerate(types)
+        for number in range(count)
     ]
 
 
@@ -258,7 +252,8 @@ class Workload:
     def _make_unstorable(self, tenant: Tenant) -> Item:
         self.counts["unstorable"] += 1
         resource_type = self._random.choice(_types_of(tenant))
-        live = [key for key in self.model.tenants[tenant.tenant_id].rows if key[0] == resource_type][-HOT_RESOURCES:]
+        model = self.model.tenants[tenant.tenant_id]
+        live = [key for key in model.rows if key[0] == model.stored_name(resource_type)][-HOT_RESOURCES:]
         kind = self._random.choice(("create", "update", "patch")) if live else "create"
         if kind not in self._kinds:
             kind = "create"

@@ -8,7 +8,7 @@ their names, are swept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from typing import Final, NamedTuple, TypeAlias
@@ -66,9 +66,12 @@ class EpochMoveReason(StrEnum):
         return self is not EpochMoveReason.REFUSED
 
 
-def changed_keys(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> Iterator[ResourceKey]:
+def changed_keys(
+    operations: Sequence[Operation], outcomes: Sequence[Outcome], stored_names: Mapping[str, Collection[str]]
+) -> Iterator[ResourceKey]:
     """Yield the resources that *operations* changed, now or when they were applied before.
 
+    Each under the name that was sent, and under those under which business types store it: *stored_names*, by that one.
     Duplicates count: a batch with an unknown outcome is sent again, and may find all its operations in the log.
     """
     for operation, outcome in zip(operations, outcomes, strict=True):
@@ -76,7 +79,8 @@ def changed_keys(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -
             continue
         is_applied = outcome.disposition is Disposition.APPLIED and outcome.failure is None
         if is_applied or outcome.disposition is Disposition.DUPLICATE:
-            yield ResourceKey(operation.tenant_id, operation.resource_type, operation.resource_id)
+            for name in (operation.resource_type, *stored_names.get(operation.resource_type, ())):
+                yield ResourceKey(operation.tenant_id, name, operation.resource_id)
 
 
 def versions_of(keys: Iterable[ResourceKey]) -> list[str]:

@@ -5,7 +5,7 @@ A type is one JSON file (`types apply`), and one row on each shard, which holds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +23,10 @@ class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
 
 class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """Resources named *name* or one of *also_named*; they have a view where *view* names one."""
+    """Resources that are sent as *name* or one of *also_named*, and stored as *name*.
+
+    They have a view where *view* names one, whose first columns are the tenant's id and the resource's.
+    """
 
     name: str
     also_named: Sequence[str] = ()
@@ -31,11 +34,18 @@ class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     columns: Sequence[ViewColumn] = ()
     validation: Validation = Validation.OFF
     schema: dict[str, Any] | None = None
+    tenant_column: str = "id"
+    id_column: str = "resourceId"
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names of its resources."""
         return (self.name, *self.also_named)
+
+    @property
+    def base_columns(self) -> tuple[str, ...]:
+        """The columns of its view that are columns of `resources`."""
+        return (self.tenant_column, self.id_column, "data", "date", "lastUpdated")
 
 
 class BusinessType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -45,3 +55,8 @@ class BusinessType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     default_settings: dict[str, Any]
     staff_resource_type: str
     resource_types: Sequence[ResourceType] = ()
+
+    @property
+    def stored_names(self) -> Mapping[str, str]:
+        """The names under which resources are stored that are sent under another one, by that one."""
+        return {other: one.name for one in self.resource_types for other in one.also_named}

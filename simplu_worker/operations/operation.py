@@ -67,6 +67,8 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *requested_at* is a time in UTC. *digest* distinguishes an identical redelivery from another operation with the
     same request id. *size_bytes* is the record's size as read.
     *window_start*, of an order event: an event of its request id that was sent before is another event.
+    *sent_type* is the name of the resource type that the record had, where the resource is stored under another one,
+    *resource_type* (`stored_under`).
     *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; a worker
     with other bounds may have applied it before.
     """
@@ -86,6 +88,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int
     exceeds_bounds: bool = False
     window_start: str | None = None
+    sent_type: str | None = None
 
     def __eq__(self, other: object) -> bool:
         """Return whether all is equal, the data by their bytes: msgspec compares them by identity."""

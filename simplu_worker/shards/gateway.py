@@ -223,18 +223,20 @@ class ShardGateway:
         reader's row on the shard. Raises `RetryableError` when the shard cannot apply the batch: its outcome is then
         unknown, and the caller may retry the same batch; `PositionChangedError` when the reader must read the row.
         """
+        stored_names: Mapping[str, Collection[str]] = {}
         if self._pools.is_retired(shard_id):
             outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
             outcomes = await self._apply(shard_id, operations, claim)
             self._last_applied_at[shard_id] = loop_time()
+            stored_names = self._ensure_writer(shard_id).stored_names
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
         hold = Disposition.HOLD  # looked up once: access to an enum member is slow
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome.disposition is hold:
                 self._directory.forget(operation.tenant_id)
-        self._on_change(changed_keys(operations, outcomes))
+        self._on_change(changed_keys(operations, outcomes, stored_names))
         return outcomes
 
     async def _apply(

@@ -10,7 +10,6 @@ from typing import Final
 from support.postgres.databases import execute
 from support.postgres.log_rows import made_up_rows
 from support.postgres.tenant_cases import fetch
-from support.requires import ROOT
 from support.restaurants import fill_restaurants
 from support.runbook.scene import Scene
 
@@ -170,14 +169,6 @@ async def import_tenants(scene: Scene) -> None:
     await execute(old.url, "CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
 
 
-async def business_types(scene: Scene) -> None:
-    """Deploy two shards; the folder of types has the example."""
-    await two_shards(scene)
-    (scene.folder / "types").mkdir()
-    example = ROOT / "simplu_local" / "business_types" / "restaurant.json"
-    scene.write("types/restaurant.json", example.read_text(encoding="utf-8"))
-
-
 async def two_shards(scene: Scene) -> None:
     """Deploy two shards, each with a tenant that has applied its operations."""
     await scene.deploy("db-1", "db-2")
@@ -208,7 +199,7 @@ async def region_loss(scene: Scene) -> None:
 
 SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "add-shard": add_shard,
-    "business-types": business_types,
+    "business-types": two_shards,
     "first-deployment": first_deployment,
     "import": import_tenants,
     "move-tenant": two_shards,

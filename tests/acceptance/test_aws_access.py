@@ -304,8 +304,8 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "stream remove-consumer": [(("simplu-worker", "--apply"), {})],
         "tap": [(("--url=http://127.0.0.1:9",), {})],  # where nothing listens: it would show for a quarter of an hour
         "tenants audit": [((), {})],
-        "types apply": [((str(ROOT / "simplu_local" / "business_types"),), {})],
-        "types check": [((str(ROOT / "simplu_local" / "business_types"),), {})],
+        "types apply": [((str(ROOT / "tests" / "support" / "business_types"),), {})],
+        "types check": [((str(ROOT / "tests" / "support" / "business_types"),), {})],
         "types show": [((), {})],
         "top": [(("--url=http://127.0.0.1:9",), {})],
         "tenants cleanup": [((), {})],

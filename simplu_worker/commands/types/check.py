@@ -20,13 +20,12 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import QueryLimits, fetch_from_shard, query_all_shards
-from simplu_worker.shards.schema.type_files import TypeFile
+from simplu_worker.shards.schema.type_files import OWN_NAMES, TypeFile
 
 # All documents of a large shard take minutes; each statement has the bounds of the pool.
 LIMITS: Final = QueryLimits(answer_s=3600.0, all_s=3600.0)
 PAGE_ROWS: Final = 200
 PAGE_BYTES: Final = 1024 * 1024  # as they are stored, compressed perhaps
-OWN_NAMES: Final = ("settings", "role")  # of resources that the worker makes for each tenant
 UNKNOWN_COLUMNS: Final = ("shard", "type", "unknown resource type", "resources", "tenants")
 FINDING_COLUMNS: Final = ("shard", "type", "resource type", "resources that do not fit", "place in the schema")
 

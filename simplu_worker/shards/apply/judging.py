@@ -1,4 +1,4 @@
-"""The schemas of a shard, and the operations of a batch that they judge.
+"""The rules of a shard's business types: names of their resources, and the schemas that judge a batch's operations.
 
 Which schema judges an operation is a matter of the moment: a shard's schemas are read again every few seconds. What it
 decides stays, since the outcome is in the log.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -30,18 +30,29 @@ from simplu_worker.vocabulary import OperationKind, TargetKind
 
 REREAD_S: Final = 5.0
 
-_NO_JUDGES: Final[Judges] = {}
 CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
 UPDATE: Final = OperationKind.UPDATE
 
 log = structlog.get_logger(__name__)
 
 
-class ShardJudges:
-    """The judges of a shard's business types; `by_type` has those types that have any."""
+class TypeRules(NamedTuple):
+    """What operations of a business type's tenants follow: its judges, and its `stored_names`."""
+
+    judges: Judges
+    stored_names: Mapping[str, str]
+
+
+_NO_JUDGES: Final[Judges] = {}
+NO_RULES: Final = TypeRules(_NO_JUDGES, {})
+
+
+class ShardRules:
+    """The rules of a shard's business types; `by_type` has those types that have any."""
 
     def __init__(self, pool: ShardPool) -> None:
-        self.by_type: Mapping[str, Judges] = {}
+        self.by_type: Mapping[str, TypeRules] = {}
+        self.stored_names: Mapping[str, Collection[str]] = {}  # of all types, by the name that is sent
         self._pool = pool
         self._digests: dict[str, str] = {}  # of the definitions that were read
         self._address: ShardAddress | None = None  # at which they were
@@ -49,12 +60,12 @@ class ShardJudges:
         self._first_read = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"ShardJudges({sorted(self.by_type)})"
+        return f"ShardRules({sorted(self.by_type)})"
 
     async def refresh(self) -> None:
         """Read what has changed on the shard, unless a call did a moment ago.
 
-        Raises `RetryableError`, but where there are judges of the same database: these stay.
+        Raises `RetryableError`, but where there are rules of the same database: these stay.
         """
         if self._pool.address is not self._address:
             async with self._first_read:
@@ -68,25 +79,26 @@ class ShardJudges:
         address, self._read_at = self._pool.address, loop_time()
         async with self._pool.connection() as connection:
             rows: list[Any] = await connection.fetch(QUERIES["read_definitions"], list(known), list(known.values()))
-        by_type = {name: judges for name, judges in self.by_type.items() if name in known}
+        by_type = {name: rules for name, rules in self.by_type.items() if name in known}
         by_type = {row["name"]: by_type[row["name"]] for row in rows if row["name"] in by_type}
         for row in rows:
             if row["definition"] is not None:
                 by_type[row["name"]] = await self._compile(row["name"], row["definition"])
-        self.by_type = {name: judges for name, judges in by_type.items() if judges}
+        self.by_type = {name: rules for name, rules in by_type.items() if any(rules)}
+        self.stored_names = _union(rules.stored_names for rules in self.by_type.values())
         self._digests = {row["name"]: row["digest"] for row in rows}
         self._address = address
 
-    async def _compile(self, name: str, definition: str) -> Judges:
-        """Return the judges of a type. Of what cannot be used there are none: that is the trouble of the type alone."""
+    async def _compile(self, name: str, definition: str) -> TypeRules:
+        """Return the rules of a type. Of what cannot be used there are none: that is the trouble of the type alone."""
         try:
-            judges, problems = await asyncio.to_thread(_judges_in, definition)
+            rules, problems = await asyncio.to_thread(_rules_in, definition)
         except Exception as exc:  # noqa: BLE001  # whatever a definition leads to
             self._note_problem(name, str(exc), exc)
-            return _NO_JUDGES
+            return NO_RULES
         for problem in problems:
             self._note_problem(name, problem, InvalidSchemaError(problem))
-        return judges
+        return rules
 
     def _note_problem(self, name: str, problem: str, exc: Exception) -> None:
         shard_id = self._pool.address.shard_id
@@ -94,8 +106,37 @@ class ShardJudges:
         note_trouble(TargetKind.SHARD, shard_id, "schemas", exc)
 
 
-def _judges_in(definition: str) -> tuple[Judges, list[str]]:
-    return judges_of(msgspec.json.decode(definition, type=BusinessType))
+def _rules_in(definition: str) -> tuple[TypeRules, list[str]]:
+    business_type = msgspec.json.decode(definition, type=BusinessType)
+    judges, problems = judges_of(business_type)
+    return TypeRules(judges, business_type.stored_names), problems
+
+
+def _union(mappings: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for key, value in (pair for mapping in mappings for pair in mapping.items()):
+        values.setdefault(key, set()).add(value)
+    return values
+
+
+def stored_under(
+    operations: Sequence[Operation], business_types: Mapping[str, str], rules: Mapping[str, TypeRules]
+) -> Sequence[Operation]:
+    """Return *operations* with the names under which their resources are stored (`ResourceType.also_named`).
+
+    *business_types* are those of their tenants, by id.
+    """
+    names = {one: rules[one].stored_names for one in set(business_types.values()) if one in rules}
+    sent = {operation.resource_type for operation in operations}
+    if all(sent.isdisjoint(one) for one in names.values()):
+        return operations
+    of_tenant = {tenant_id: names.get(one, {}) for tenant_id, one in business_types.items()}
+    return [
+        operation
+        if (name := of_tenant.get(operation.tenant_id, {}).get(operation.resource_type)) is None
+        else msgspec.structs.replace(operation, resource_type=name, sent_type=operation.resource_type)
+        for operation in operations
+    ]
 
 
 class Found(NamedTuple):
@@ -113,15 +154,20 @@ class Found(NamedTuple):
 class BatchJudges:
     """The judges for the operations of tenants of *business_types*, by their ids."""
 
-    def __init__(self, by_type: Mapping[str, Judges], business_types: Mapping[str, str]) -> None:
+    def __init__(self, by_type: Mapping[str, TypeRules], business_types: Mapping[str, str]) -> None:
         self._by_tenant = {
-            tenant_id: judges
+            tenant_id: by_type[business_type].judges
             for tenant_id, business_type in business_types.items()
-            if (judges := by_type.get(business_type)) is not None
+            if business_type in by_type and by_type[business_type].judges
         }
 
     def __repr__(self) -> str:
         return f"BatchJudges({len(self._by_tenant)} tenants)"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no tenant has a judge."""
+        return not self._by_tenant
 
     def judge_of(self, operation: Operation) -> Judge | None:
         """Return the judge of what *operation* writes."""

@@ -67,6 +67,8 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
     types = [operation.resource_type for operation in operations]
     origins = [operation.origin for operation in operations]
     sources = [one.stream_shard_id or one.source for one in origins]
+    if any(operation.sent_type for operation in operations):
+        sources = [f"{name}/{operation.sent_type}" for name, operation in zip(sources, operations, strict=True)]
     type_places, source_places = _places_of(types), _places_of(sources)
     return LogColumns(
         tenant_numbers,
@@ -79,11 +81,15 @@ def log_columns_of(operations: Sequence[Operation], tenants: Mapping[str, Tenant
         _microseconds_of([one.arrived_at for one in origins]),
         [operation.digest for operation in operations],
         list(type_places),
-        [
-            one.source if one.stream_shard_id is None else f"{one.source}/{one.stream_shard_id}"
-            for one in dict(zip(sources, origins, strict=True)).values()
-        ],
+        [_origin_text(operation) for operation in dict(zip(sources, operations, strict=True)).values()],
     )
+
+
+def _origin_text(operation: Operation) -> str:
+    """Return the text of an operation's origin in the log (`log_batches.origins`)."""
+    origin = operation.origin
+    parts = (origin.source, origin.stream_shard_id or "", operation.sent_type or "")
+    return "/".join(parts).rstrip("/")
 
 
 def _microseconds_of(times: Iterable[datetime]) -> list[str]:

@@ -20,7 +20,7 @@ import structlog
 from simplu_worker.operations.admission import HOLD, TenantRow, admit, admits_all, is_too_late
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.operations.schema_judge import Finding, Judges
+from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_COUNT,
@@ -33,7 +33,7 @@ from simplu_worker.shards.apply.at_once import (
 from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points, points_around
 from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.judging import BatchJudges, Found, ShardJudges, count_found
+from simplu_worker.shards.apply.judging import BatchJudges, Found, ShardRules, TypeRules, count_found, stored_under
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
     PATCH,
@@ -132,7 +132,7 @@ class ShardWriter:
         self._pool = pool
         self._tenant_wait = tenant_wait
         self._draw = draw
-        self._judges = ShardJudges(pool)
+        self._rules = ShardRules(pool)
         self._shared_probe = SingleFlightProbe(self._probe_once)
         self._time = time or ShardTime()
         self._group_commit = GroupCommit(self._apply, self._time)
@@ -141,6 +141,11 @@ class ShardWriter:
         self._locked: dict[str, None] = {}  # tenants, the one that was tried last is the last
         self._insert_forms = insert_forms or InsertForms()
         self._tenants = TenantMemory() if tenants is None else tenants
+
+    @property
+    def stored_names(self) -> Mapping[str, Collection[str]]:
+        """The names under which the shard's business types store resources that are sent under another, by that one."""
+        return self._rules.stored_names
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return the outcome of each.
@@ -154,7 +159,7 @@ class ShardWriter:
         Raises `ShardUnavailableError`: the outcome is then unknown, and the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
-        await self._judges.refresh()
+        await self._rules.refresh()
         return await self._group_commit.apply(operations, claim)
 
     async def give_up(self, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
@@ -204,10 +209,10 @@ class ShardWriter:
     async def judge(self, operations: Sequence[Operation]) -> dict[int, Finding]:
         """Return by index why a schema would refuse operations that send a whole document. Raises as `apply` does."""
         await self._check(self._pool.connection)
-        await self._judges.refresh()
+        await self._rules.refresh()
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_tenants"], list({one.tenant_id for one in operations}))
-        judges = BatchJudges(self._judges.by_type, {row["id"]: row["business_type"] for row in rows})
+        judges = BatchJudges(self._rules.by_type, {row["id"]: row["business_type"] for row in rows})
         found = judges.judge_sent(operations)
         return {index: one.finding for index, one in found.items() if one.judge.refuses}
 
@@ -298,7 +303,6 @@ class ShardWriter:
         attempt.large = course.large.union(self._large) if course.large else self._large
         attempt.careful_tables = self._insert_forms.careful_tables().union(course.with_duplicates)
         attempt.remembered = self._tenants if course.may_go_at_once and not known_outcomes else None
-        attempt.judges = self._judges.by_type
         return attempt
 
     async def _change_course(
@@ -488,7 +492,7 @@ class ShardWriter:
     def _new_attempt(
         self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], slow: Collection[OperationKey] = ()
     ) -> WriteAttempt:
-        return WriteAttempt(batch, known_outcomes, slow, tenant_wait=self._tenant_wait)
+        return WriteAttempt(batch, known_outcomes, slow, tenant_wait=self._tenant_wait, rules=self._rules.by_type)
 
     async def _commit(self, attempt: WriteAttempt, budget: StatementBudget = StatementBudget.BATCH) -> list[Outcome]:
         address = self._pool.address
@@ -571,7 +575,8 @@ class WriteAttempt:
     another table fails the transaction while `inserting` is that table. `inserted` are, at the end, the tables into
     which rows were inserted, each with whether any row existed. With `remembered` rows of tenants the batch may be
     applied in one statement, and `is_at_once` is whether it was. `tenants` are the rows that were read otherwise.
-    `judges` are those of business types; `found` is, at the end, what they have found at operations that were decided.
+    `rules` are those of business types, and `operations` the batch's, as they are stored. `found` is, at the end, what
+    schemas have found at operations that were decided.
     """
 
     def __init__(
@@ -581,6 +586,7 @@ class WriteAttempt:
         slow: Collection[OperationKey] = (),
         *,
         tenant_wait: timedelta,
+        rules: Mapping[str, TypeRules],
     ) -> None:
         """*slow* are operations that must not be in one transaction with others."""
         self.batch = batch
@@ -596,7 +602,8 @@ class WriteAttempt:
         self.remembered: TenantMemory | None = None
         self.is_at_once = False
         self.tenants: Mapping[str, TenantRow] = {}
-        self.judges: Mapping[str, Judges] = {}
+        self.rules = rules
+        self.operations: Sequence[Operation] = ()
         self.found: dict[int, Found] = {}
         self._slow = slow
         self._tenant_wait = tenant_wait
@@ -617,7 +624,7 @@ class WriteAttempt:
         self.batch.close()
         self.inserting, self.inserted, self.is_at_once, self.is_locking_tenants = None, {}, False, False
         self.found = {}
-        operations = self.batch.operations
+        operations = self.operations = self.batch.operations
         if not operations:
             return []
         began_at = loop_time()
@@ -634,6 +641,7 @@ class WriteAttempt:
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         self.is_locking_tenants = False
         self.tenants = tenants
+        operations = self.operations = stored_under(operations, types_of(tenants), self.rules)
         judges = self._judges_for(tenants)
         self.found = judges.judge_sent(operations)
         decided = self._decide(tenants)
@@ -683,28 +691,28 @@ class WriteAttempt:
         known = self.remembered.rows_of(tenant_ids)
         if len(known) < len(tenant_ids):
             return {}
-        is_usual = goes_at_once(operations, known, large=self.large, tenant_wait=self._tenant_wait)
+        self.operations = stored_under(operations, types_of(known), self.rules)
+        is_usual = goes_at_once(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
         return known if is_usual and self._judges_allow(known) else {}
 
     def _judges_allow(self, known: Mapping[str, TenantRow]) -> bool:
         """Return whether no operation is refused by a judge, and no patch has to be merged for one."""
-        if not self.judges:
+        judges, operations = self._judges_for(known), self.operations
+        if judges.is_empty:
             return True
-        judges, operations = self._judges_for(known), self.batch.operations
         if any(judges.judges_patch(operation) for operation in operations):
             return False
         self.found = judges.judge_sent(operations)
         return not any(found.judge.refuses for found in self.found.values())
 
     def _judges_for(self, tenants: Mapping[str, TenantRow]) -> BatchJudges:
-        types = {tenant_id: row.business_type for tenant_id, row in tenants.items()} if self.judges else {}
-        return BatchJudges(self.judges, types)
+        return BatchJudges(self.rules, types_of(tenants))
 
     async def _apply_at_once(
         self, connection: Connection, known: Mapping[str, TenantRow], claimed: tuple[PositionClaim, str] | None = None
     ) -> list[Outcome]:
         self.is_at_once = True
-        operations = self.batch.operations
+        operations = self.operations
         missed = await apply_at_once(connection, operations, known, claimed)
         if unmerged := [operations[index] for index, error in missed if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
@@ -781,7 +789,7 @@ class WriteAttempt:
 
         In one round trip, but for a few more for each resource of which the worker merges patches.
         """
-        operations = _select(applied, self.batch.operations)
+        operations = _select(applied, self.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
         laborious = find_laborious(operations, patches, self.large)
         planned = plan_waves(operations)
@@ -799,7 +807,7 @@ class WriteAttempt:
                 await run.add_wave([applied[index] for index in wave], [operations[index] for index in wave])
         await run.finish()
         self.found |= run.found
-        if unmerged := [self.batch.operations[place] for place, error in run.failures if error == UNMERGED]:
+        if unmerged := [self.operations[place] for place, error in run.failures if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
         if CREATE in [operation.kind for operation in operations]:
             self.inserted[InsertedTable.RESOURCES] = Failure.ALREADY_EXISTS in [error for _, error in run.failures]
@@ -809,6 +817,11 @@ class WriteAttempt:
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
     """Return the operations at *indexes*, which are in order: nearly always all of them."""
     return operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
+
+
+def types_of(tenants: Mapping[str, TenantRow]) -> dict[str, str]:
+    """Return the business types of *tenants*, by id."""
+    return {tenant_id: row.business_type for tenant_id, row in tenants.items()}
 
 
 async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:

@@ -22,8 +22,8 @@ from simplu_worker.vocabulary import Validation
 FILE_MAX_BYTES: Final = 1024 * 1024
 COLUMNS_MAX: Final = 200  # Postgres allows some 1,600 of a relation, and fewer in a row
 PATH_MAX: Final = 8
-BASE_COLUMNS: Final = ("id", "resourceId", "data", "date", "lastUpdated")  # of `resources`, in each view
 
+OWN_NAMES: Final = ("settings", "role")  # of resources that the worker makes for each tenant
 _TYPE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _SQL_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # 63 bytes: NAMEDATALEN
 _MEMBER: Final = re.compile(r"[\w$@-][\w$@ -]{0,127}")  # no dot: `public.` is replaced in SQL (`queries.at_home`)
@@ -110,15 +110,26 @@ def _problems(business_type: BusinessType) -> Iterator[str]:
         yield f"defaultSettings: expected {BOUNDS_TEXT}, got more"
     if any("\0" in text for text in _texts(settings)):
         yield "defaultSettings: expected texts without U+0000"
-    names = Counter(name for one in business_type.resource_types for name in one.names)
-    for name in sorted(name for name, count in names.items() if count > 1):
-        yield f"resourceTypes: expected each name once, got {name!r} {names[name]} times"
+    yield from _name_problems(business_type)
     views = Counter(one.view for one in business_type.resource_types if one.view is not None)
     for view in sorted(view for view, count in views.items() if count > 1):
         yield f"resourceTypes: expected each view once, got {view} {views[view]} times"
     for one in business_type.resource_types:
         for problem in _resource_problems(one):
             yield f"resource type {one.name[:64]}: {problem}"
+
+
+def _name_problems(business_type: BusinessType) -> Iterator[str]:
+    names = Counter(name for one in business_type.resource_types for name in one.names)
+    for name in sorted(name for name, count in names.items() if count > 1):
+        yield f"resourceTypes: expected each name once, got {name!r} {names[name]} times"
+    staff = business_type.staff_resource_type
+    if staff in business_type.stored_names:
+        name = business_type.stored_names[staff]
+        yield f"staffResourceType: {staff} is another name of {name}; write {name}"
+    for name in OWN_NAMES:
+        if name in business_type.stored_names:
+            yield f"alsoNamed: the worker itself makes resources named {name}; take the name out"
 
 
 def _resource_problems(one: ResourceType) -> Iterator[str]:
@@ -135,12 +146,22 @@ def _resource_problems(one: ResourceType) -> Iterator[str]:
         yield f"validation: expected a schema for {one.validation}, got none; add schema"
     if one.schema is not None and (problem := find_schema_problem(one.schema)) is not None:
         yield f"schema: {problem}"
-    seen = set(BASE_COLUMNS)
+    yield from _base_problems(one)
+    seen = set(one.base_columns)
     for column in one.columns:
         if column.name in seen:
             yield f"column {column.name[:64]}: expected a name that the view does not have yet"
         seen.add(column.name)
         yield from _column_problems(column)
+
+
+def _base_problems(one: ResourceType) -> Iterator[str]:
+    ids = {"tenantColumn": (one.tenant_column, "id"), "idColumn": (one.id_column, "resourceId")}
+    for member, (name, default) in ids.items():
+        if name != default and not _SQL_NAME.fullmatch(name):
+            yield f"{member}: expected {default}, or a-z or _, then up to 62 of a-z, 0-9, _, got {name[:64]!r}"
+    if len(set(one.base_columns)) < len(one.base_columns):
+        yield "tenantColumn, idColumn: expected two names other than those of the columns data and date"
 
 
 def _column_problems(column: ViewColumn) -> Iterator[str]:

@@ -13,7 +13,7 @@ import msgspec
 
 from simplu_worker.operations.business_types import ResourceType
 from simplu_worker.shards.schema.type_files import TypeFile
-from simplu_worker.shards.schema.type_views import SQL_TYPES
+from simplu_worker.shards.schema.type_views import BASE_TYPES, SQL_TYPES
 
 Columns = Sequence[tuple[str, str]]  # name and type
 
@@ -32,7 +32,7 @@ class StoredType(msgspec.Struct, frozen=True):
 
 
 class Relation(msgspec.Struct, frozen=True):
-    """A table, a view or the like that has the name of a view; *columns* are those behind the base columns."""
+    """A table, a view or the like that has the name of a view, and its columns."""
 
     is_view: bool
     columns: Columns = ()
@@ -135,7 +135,10 @@ def _view_problem(relation: Relation, resource: ResourceType) -> str | None:
     """Return why a view cannot become that of *resource*; None if it can."""
     if not relation.is_view:
         return "expected a view, got a table of that name; give the view another name"
-    wanted = [(one.name, SQL_TYPES[one.type]) for one in resource.columns]
+    wanted = [
+        *zip(resource.base_columns, BASE_TYPES, strict=True),
+        *((one.name, SQL_TYPES[one.type]) for one in resource.columns),
+    ]
     for index, (name, sql_type) in enumerate(relation.columns):
         if index >= len(wanted) or wanted[index] != (name, sql_type):
             got = "none" if index >= len(wanted) else f"{wanted[index][0]}, {wanted[index][1]}"

@@ -9,7 +9,7 @@ import msgspec
 
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.type_files import BASE_COLUMNS, TypeFile, views_of_definition
+from simplu_worker.shards.schema.type_files import TypeFile, views_of_definition
 from simplu_worker.shards.schema.type_plan import Relation, ShardTypes, StoredType, TypesPlan, plan_types
 from simplu_worker.shards.schema.type_views import drop_statement_of, view_statements
 
@@ -31,12 +31,8 @@ async def read_types(connection: Connection, files: Iterable[TypeFile] = ()) -> 
     }
     views = sorted({view for file in files for view in file.views})
     found = await connection.fetch(QUERIES["read_relations"], connection.home, views) if views else []
-    base = len(BASE_COLUMNS)
     relations = {
-        row["name"]: Relation(
-            row["kind"] == VIEW and tuple(row["columns"][:base]) == BASE_COLUMNS,
-            list(zip(row["columns"][base:], row["types"][base:], strict=True)),
-        )
+        row["name"]: Relation(row["kind"] == VIEW, list(zip(row["columns"], row["types"], strict=True)))
         for row in found
     }
     return ShardTypes(types, relations)
@@ -65,6 +61,7 @@ async def write_types(
             name,
             msgspec.json.encode(file.type.default_settings).decode(),
             file.type.staff_resource_type,
+            msgspec.json.encode(file.type.stored_names).decode(),
             file.text,
             file.digest,
             not by_upgrade,

@@ -17,12 +17,15 @@ _FUNCTIONS: Final = {
     ColumnType.BOOLEAN: "simplu_boolean",
     ColumnType.TIMESTAMP: "simplu_timestamptz",
 }
+TIMESTAMP: Final = "timestamp with time zone"
+STORED_COLUMNS: Final = ("id", "resourceId", "data", "date", "lastUpdated")
+BASE_TYPES: Final = ("text", "text", "jsonb", TIMESTAMP, TIMESTAMP)  # of `ResourceType.base_columns`
 SQL_TYPES: Final = {
     ColumnType.TEXT: "text",
     ColumnType.NUMBER: "numeric",
     ColumnType.INTEGER: "bigint",
     ColumnType.BOOLEAN: "boolean",
-    ColumnType.TIMESTAMP: "timestamp with time zone",
+    ColumnType.TIMESTAMP: TIMESTAMP,
 }
 
 
@@ -43,12 +46,15 @@ def drop_statement_of(view: str) -> str:
 def _view_statement(type_name: str, view: str, resource: ResourceType, *, server_version: int) -> str:
     options = " WITH (security_invoker = true)" if server_version >= SECURITY_INVOKER_SINCE else ""
     columns = "".join(f",\n    {_expression(one)} AS {quote_name(one.name)}" for one in resource.columns)
-    names = ", ".join(map(_literal, resource.names))
+    base = ", ".join(
+        quote_name(stored) if stored == name else f"{quote_name(stored)} AS {quote_name(name)}"
+        for stored, name in zip(STORED_COLUMNS, resource.base_columns, strict=True)
+    )
     return (
         f"CREATE OR REPLACE VIEW public.{quote_name(view)}{options} AS\n"
-        f'SELECT\n    id, "resourceId", data, date, "lastUpdated"{columns}\n'
+        f"SELECT\n    {base}{columns}\n"
         "FROM public.resources\n"
-        f'WHERE "businessType" = {_literal(type_name)} AND "resourceName" IN ({names})'
+        f'WHERE "businessType" = {_literal(type_name)} AND "resourceName" = {_literal(resource.name)}'
     )
 
 

@@ -18,7 +18,7 @@ from support.postgres.trouble import waiters
 
 from simplu_worker.bulkheads import current_troubles
 from simplu_worker.operations.operation import Outcome
-from simplu_worker.shards.apply.judging import REREAD_S, ShardJudges
+from simplu_worker.shards.apply.judging import REREAD_S, ShardRules
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -228,7 +228,7 @@ async def test_schema_is_read_again_while_the_writer_runs(tenant: TenantCase, mo
     """After a few seconds; the definition of another type that has not changed stays as it is."""
     now = 1000.0
     monkeypatch.setattr("simplu_worker.shards.apply.judging.loop_time", lambda: now)
-    judges = ShardJudges(tenant.pool)
+    judges = ShardRules(tenant.pool)
     await define(tenant.pool, patient("warn"), name="gym")
     await judges.refresh()
     gym = judges.by_type["gym"]

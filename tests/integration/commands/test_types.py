@@ -27,7 +27,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 
-EXAMPLES = Path(__file__).parents[3] / "simplu_local" / "business_types"
+EXAMPLES = Path(__file__).parents[3] / "tests" / "support" / "business_types"
 
 KNOWN = ("order", "tables", "role", "waiter")
 
@@ -84,14 +84,14 @@ async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
     """An empty shard gets nothing; a second time finds nothing to do."""
     shards = [await make_shard("a"), await make_shard("b"), await make_shard("c", is_empty=True)]
     terminal = Terminal(tmp_path, capfd, *shards)
-    terminal.write("restaurant", "shop")
+    terminal.write("bistro", "boutique")
 
     plan = await terminal.apply(apply=False)
     done = await terminal.apply()
     again = await terminal.apply(apply=False)
 
     assert states_of(plan) == (0, {"a": "different", "b": "different", "c": "empty"})
-    assert plan[1]["a"]["types"] == {"restaurant": "new", "shop": "new"}
+    assert plan[1]["a"]["types"] == {"bistro": "new", "boutique": "new"}
     assert states_of(done) == (0, {"a": "applied", "b": "applied", "c": "empty"})
     assert states_of(again) == (0, {"a": "current", "b": "current", "c": "empty"})
 
@@ -102,20 +102,20 @@ async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
 ) -> None:
     """With its cause, and with status 1; a refusal on one shard leaves that one as it is."""
     shards = [await make_shard("a"), await make_shard("b"), silent("c")]
-    await execute(shards[0].connection_string, "CREATE TABLE shop_sales ()")
+    await execute(shards[0].connection_string, "CREATE TABLE boutique_sales ()")
     terminal = Terminal(tmp_path, capfd, *shards)
-    terminal.write("shop")
+    terminal.write("boutique")
 
     answer = await terminal.apply()
 
     assert states_of(answer) == (1, {"a": "refused", "b": "applied", "c": "failed"})
-    assert "shop_sales is there, and no view of a business type" in answer[1]["a"]["problems"][0]
+    assert "boutique_sales is there, and no view of a business type" in answer[1]["a"]["problems"][0]
     assert NO_SERVER in answer[1]["c"]["problems"][0]
-    status, shown = await terminal.show("shop")
+    status, shown = await terminal.show("boutique")
     assert (status, shown["shardsWithoutAnswer"]) == (1, ["c"])
     (version,) = shown["types"]
     assert (version["shards"], version["missing"], version["writtenBy"]) == (["b"], ["a"], "types apply")
-    assert version["definition"] == (EXAMPLES / "shop.json").read_text()
+    assert version["definition"] == (EXAMPLES / "boutique.json").read_text()
 
 
 @pytest.mark.slow(0.3)
@@ -149,16 +149,16 @@ async def test_type_is_removed_by_name_alone(
 ) -> None:
     """A type whose file is gone stays; one that a file has is not removed."""
     terminal = Terminal(tmp_path, capfd, await make_shard("a"))
-    terminal.write("restaurant", "shop")
+    terminal.write("bistro", "boutique")
     await terminal.apply()
-    (terminal.types / "shop.json").unlink()
+    (terminal.types / "boutique.json").unlink()
 
-    assert (await terminal.apply())[1]["a"]["types"] == {"restaurant": "current"}
-    with pytest.raises(ConfigurationError, match=r"--remove: expected types without a file in .*, got restaurant"):
-        await terminal.apply(remove=("restaurant",))
-    answer = (await terminal.apply(remove=("shop", "spa")))[1]["a"]
-    assert answer["types"] == {"restaurant": "current", "shop": "removed", "spa": "absent"}
-    assert answer["droppedViews"] == ["shop_customers", "shop_products", "shop_sales"]
+    assert (await terminal.apply())[1]["a"]["types"] == {"bistro": "current"}
+    with pytest.raises(ConfigurationError, match=r"--remove: expected types without a file in .*, got bistro"):
+        await terminal.apply(remove=("bistro",))
+    answer = (await terminal.apply(remove=("boutique", "spa")))[1]["a"]
+    assert answer["types"] == {"bistro": "current", "boutique": "removed", "spa": "absent"}
+    assert answer["droppedViews"] == ["boutique_customers", "boutique_products", "boutique_sales"]
 
 
 @pytest.mark.slow(0.3)
@@ -168,10 +168,10 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
     """By shard and name; not what the worker makes itself, and not of other types."""
     address = await make_shard("a")
     terminal = Terminal(tmp_path, capfd, address, await make_shard("b"))
-    terminal.write("restaurant")
+    terminal.write("bistro")
     await terminal.apply()
     pool = ShardPool(address, size=1)
-    for name, kind in ((("r", "1"), "restaurant"), (("r", "2"), "restaurant"), (("d", "1"), "dental")):
+    for name, kind in ((("r", "1"), "bistro"), (("r", "2"), "bistro"), (("d", "1"), "dental")):
         await add_tenant(pool, name)
         await fetch(pool, "UPDATE tenants SET business_type = $2 WHERE id = $1", "-".join(name), kind)
         case = TenantCase(pool, name)
@@ -187,10 +187,10 @@ async def test_types_check_counts_the_resources_that_no_file_knows(
 
     status, answer = await terminal.check()
 
-    assert (status, answer["types"], answer["shardsWithoutAnswer"]) == (1, ["restaurant"], [])
+    assert (status, answer["types"], answer["shardsWithoutAnswer"]) == (1, ["bistro"], [])
     assert answer["unknown"] == [
-        {"shardId": "a", "type": "restaurant", "resourceType": "dish", "resources": 6, "tenants": 2},
-        {"shardId": "a", "type": "restaurant", "resourceType": "zebra", "resources": 2, "tenants": 2},
+        {"shardId": "a", "type": "bistro", "resourceType": "dish", "resources": 6, "tenants": 2},
+        {"shardId": "a", "type": "bistro", "resourceType": "zebra", "resources": 2, "tenants": 2},
     ]
 
 
@@ -221,12 +221,12 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
     monkeypatch.setattr(check, "count_findings", count_page)
     address = await make_shard("a")
     terminal = Terminal(tmp_path, capfd, address)
-    terminal.write("restaurant")
+    terminal.write("bistro")
     pool = ShardPool(address, size=1)
     fits = {"guest": {"name": "Ada"}, "startsAt": "2026-07-01T19:00Z", "guests": 2}
     for location in ("1", "2"):
         await add_tenant(pool, ("r", location))
-        await fetch(pool, "UPDATE tenants SET business_type = 'restaurant'")
+        await fetch(pool, "UPDATE tenants SET business_type = 'bistro'")
         case = TenantCase(pool, ("r", location))
         await case.apply(
             *(case.operation("create", f"x{n}", fits, resource_type="reservation") for n in range(4)),
@@ -238,7 +238,7 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
     status, answer = await terminal.check()
 
     assert (status, answer["unknown"]) == (1, [])
-    found = {"shardId": "a", "type": "restaurant", "resourceType": "reservation"}
+    found = {"shardId": "a", "type": "bistro", "resourceType": "reservation"}
     assert answer["findings"] == [
         {**found, "resources": 6, "schemaPath": "#/required"},
         {**found, "resources": 2, "schemaPath": "#/properties/guests/minimum"},
@@ -254,8 +254,8 @@ async def test_folder_is_refused_with_the_problems_of_all_files(
     with pytest.raises(ConfigurationError, match=r"expected a file NAME\.json for each business type, got none"):
         await terminal.apply()
 
-    terminal.write("shop", "restaurant")
-    (terminal.types / "kiosk.json").write_bytes((EXAMPLES / "shop.json").read_bytes())
+    terminal.write("boutique", "bistro")
+    (terminal.types / "kiosk.json").write_bytes((EXAMPLES / "boutique.json").read_bytes())
     (terminal.types / "bad.json").write_bytes(b"\xff")
     for command in (terminal.apply, terminal.check):
         with pytest.raises(ConfigurationError) as caught:
@@ -264,9 +264,9 @@ async def test_folder_is_refused_with_the_problems_of_all_files(
     (terminal.types / "kiosk.json").unlink()
     (terminal.types / "bad.json").unlink()
 
-    cafe = (EXAMPLES / "restaurant.json").read_text().replace('"restaurant"', '"cafe"')
+    cafe = (EXAMPLES / "bistro.json").read_text().replace('"bistro"', '"cafe"')
     (terminal.types / "cafe.json").write_text(cafe)
-    with pytest.raises(ConfigurationError, match="view restaurant_orders: expected one type that has it"):
+    with pytest.raises(ConfigurationError, match="view bistro_orders: expected one type that has it"):
         await terminal.check()
     with pytest.raises(ConfigurationError, match="expected a folder"):
         await check_types(terminal._settings, tmp_path / "nowhere", as_json=True)

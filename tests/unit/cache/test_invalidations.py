@@ -58,15 +58,24 @@ def test_touched_is_what_was_written_now_or_before(kind: str, outcome: Outcome, 
     one = operation(kind, None if kind == "list" else "r1", data)
 
     expected = [ResourceKey("clinic-main", "patient", "r1")] if is_touched else []
-    assert list(changed_keys([one], [outcome])) == expected
+    assert list(changed_keys([one], [outcome], {})) == expected
 
 
 def test_touched_are_all_that_were_written() -> None:
     """One that was not does not hide those behind it."""
     kinds = ["list", "create", "read", "delete"]
     batch = [operation(kind, None if kind == "list" else kind, "{}" if kind == "create" else None) for kind in kinds]
-    found = [one.resource_id for one in changed_keys(batch, [SUCCEEDED] * 4)]
+    found = [one.resource_id for one in changed_keys(batch, [SUCCEEDED] * 4, {})]
     assert found == ["create", "delete"]
+
+
+def test_keys_have_the_name_sent_and_the_stored_one() -> None:
+    """Readers of both read the same resource."""
+    one = operation("create", "r1", "{}", resource_type="patients")
+
+    keys = [key.resource_type for key in changed_keys([one], [SUCCEEDED], {"patients": {"patient"}, "x": {"y"}})]
+
+    assert keys == ["patients", "patient"]
 
 
 def test_keys_are_those_of_the_contract() -> None:

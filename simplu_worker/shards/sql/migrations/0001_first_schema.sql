@@ -33,6 +33,8 @@ CREATE TABLE public.business_types (
     default_settings pg_catalog.jsonb NOT NULL
         CHECK (pg_catalog.jsonb_typeof(default_settings) = 'object'::pg_catalog.text),
     staff_resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    -- The names under which resources are stored that are sent under another one, by that one.
+    stored_names pg_catalog.jsonb NOT NULL DEFAULT '{}',
     definition pg_catalog.text, -- the type's file, JSON (operations/business_types.py)
     digest pg_catalog.text, -- SHA-256 of the file as applied
     is_applied boolean NOT NULL DEFAULT false -- by `types apply`: no upgrade overwrites it
@@ -130,7 +132,9 @@ CREATE TABLE public.log_batches (
     token pg_catalog.uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
     tenants integer[] NOT NULL,
     types pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL, -- resource types, by `type_at`
-    -- By `origin_at`: a source, or `source/stream shard`. Of a batch without rows: of a the shard that the tenant left.
+    -- By `origin_at`: a source, `source/stream shard`, or `source/stream shard or nothing/name`, where an operation was
+    -- sent under another name of its resource type than the one in `types`, under which the resource is stored. Of a
+    -- batch without rows: of a the shard that the tenant left.
     origins pg_catalog.text[] COLLATE pg_catalog."C" NOT NULL,
     epoch bigint -- of l and a alone: that of the tenant's row on its new home
 ) WITH (
@@ -235,7 +239,10 @@ SELECT
         WHEN 'r' THEN 'read'
         ELSE 'list'
     END AS operation,
-    log_batches.types[log_rows.type_at] AS resource_type,
+    coalesce( -- as it was sent
+        nullif(pg_catalog.split_part(log_batches.origins[log_rows.origin_at], '/', 3), ''::pg_catalog.text),
+        log_batches.types[log_rows.type_at]
+    ) AS resource_type,
     public.simplu_id(log_rows.resource) COLLATE pg_catalog."C" AS resource_id,
     CASE WHEN log_outcomes.error IS NULL THEN 'succeeded' ELSE 'failed' END AS status,
     log_outcomes.error,

@@ -44,14 +44,15 @@ WHERE pg_namespace.nspname = $1::pg_catalog.name AND pg_class.relname::pg_catalo
 LOCK TABLE public.tenants IN SHARE MODE;
 
 -- name: write_business_type
--- Write the row of a type. An upgrade ($6 is false) overwrites none that `types apply` wrote. Idempotent; locks the row.
+-- Write the row of a type. An upgrade ($7 is false) overwrites none that `types apply` wrote. Idempotent; locks the row.
 INSERT INTO public.business_types AS known (
-    name, default_settings, staff_resource_type, definition, digest, is_applied
+    name, default_settings, staff_resource_type, stored_names, definition, digest, is_applied
 )
-VALUES ($1, $2::pg_catalog.text::pg_catalog.jsonb, $3, $4, $5, $6)
+VALUES ($1, $2::pg_catalog.text::pg_catalog.jsonb, $3, $4::pg_catalog.text::pg_catalog.jsonb, $5, $6, $7)
 ON CONFLICT (name) DO UPDATE
 SET
     default_settings = excluded.default_settings, staff_resource_type = excluded.staff_resource_type,
+    stored_names = excluded.stored_names,
     definition = excluded.definition, digest = excluded.digest, is_applied = excluded.is_applied
 WHERE excluded.is_applied OR NOT known.is_applied;
 

@@ -24,7 +24,7 @@ from simplu_worker.shards.schema.type_files import (
 from simplu_worker.shards.schema.type_views import view_statements
 from simplu_worker.vocabulary import ColumnType, Validation
 
-EXAMPLES = Path(__file__).parents[4] / "simplu_local" / "business_types"
+EXAMPLES = Path(__file__).parents[4] / "tests" / "support" / "business_types"
 RESOURCE = {"name": "loaf", "view": "bakery_loaves", "columns": [{"name": "price", "path": ["price"]}]}
 
 
@@ -85,6 +85,14 @@ def with_resource(**members: Any) -> str:
         (with_column(path=[""]), "column price: expected members of"),
         (with_column(alsoAt=[["a"], ["b'"]]), "column price: expected members of"),
         (with_column(type="jsonb"), "expected a business type as JSON"),
+        (with_resource(idColumn="data"), "tenantColumn, idColumn: expected two names other than"),
+        (with_resource(tenantColumn="a'b"), "tenantColumn: expected id, or a-z or _"),
+        (with_resource(idColumn="price", columns=[{"name": "price", "path": ["a"]}]), "expected a name that the view"),
+        (
+            text_of(staffResourceType="loaves", resourceTypes=[RESOURCE | {"alsoNamed": ["loaves"]}]),
+            "staffResourceType: loaves is another name of loaf",
+        ),
+        (with_resource(alsoNamed=["settings"]), "the worker itself makes resources named settings"),
     ],
 )
 def test_file_is_refused_when_a_shard_could_not_have_it(text: str, problem: str) -> None:
@@ -153,7 +161,7 @@ def test_view_has_the_base_columns_then_its_own() -> None:
     assert statement.splitlines() == [
         'CREATE OR REPLACE VIEW public."bakery_loaves" WITH (security_invoker = true) AS',
         "SELECT",
-        '    id, "resourceId", data, date, "lastUpdated",',
+        '    "id", "resourceId", "data", "date", "lastUpdated",',
         f"    data ->> 'name'{text} AS \"name\",",
         f"    data -> 'address'{text} ->> 'city'{text} AS \"city\",",
         f"    public.simplu_integer(data -> 'weight'{text} -> 'grams'{text}) AS \"grams\",",
@@ -161,7 +169,7 @@ def test_view_has_the_base_columns_then_its_own() -> None:
         f"    public.simplu_boolean(data -> 'fresh'{text}) AS \"fresh\",",
         f'    coalesce({", ".join(moments)}) AS "baked_at"',
         "FROM public.resources",
-        "WHERE \"businessType\" = 'bakery' AND \"resourceName\" IN ('loaf', 'loaves')",
+        "WHERE \"businessType\" = 'bakery' AND \"resourceName\" = 'loaf'",
     ]
 
 
@@ -185,7 +193,7 @@ def test_accepted_file_ends_no_literal_and_no_name(name: str, resource: str, col
         return
     (statement,) = view_statements(file.type, server_version=15)
 
-    assert (statement.count("'"), statement.count('"')) == (6, 12)
+    assert (statement.count("'"), statement.count('"')) == (6, 18)
     assert len(re.findall(r"public\.", statement)) == 2
     assert is_type_name(name)
 

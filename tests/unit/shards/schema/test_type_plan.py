@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from simplu_worker.operations.business_types import ResourceType
 from simplu_worker.shards.schema.type_files import TypeFile, read_type
 from simplu_worker.shards.schema.type_plan import Relation, ShardTypes, StoredType, TypeChange, plan_types
+from simplu_worker.shards.schema.type_views import BASE_TYPES
 
 PRICE = {"name": "price", "path": ["price"], "type": "number"}
 NAME = {"name": "name", "path": ["name"]}
@@ -32,7 +34,8 @@ def shard(*types: StoredType, **relations: Relation) -> ShardTypes:
 
 
 BAKERY = file_of("bakery", "bakery_loaves", NAME)
-HAS_NAME = Relation(is_view=True, columns=[("name", "text")])
+BASE = [*zip(ResourceType("loaf").base_columns, BASE_TYPES, strict=True)]
+HAS_NAME = Relation(is_view=True, columns=[*BASE, ("name", "text")])
 
 
 @pytest.mark.parametrize(
@@ -77,9 +80,9 @@ def test_upgrade_leaves_what_types_apply_wrote(row: StoredType | None, written: 
     [
         ([NAME], None),
         ([NAME, PRICE], None),
-        ([PRICE, NAME], "expected name, text, as column 1, got price, numeric"),
-        ([], "expected name, text, as column 1, got none"),
-        ([NAME | {"type": "integer"}], "expected name, text, as column 1, got name, bigint"),
+        ([PRICE, NAME], "expected name, text, as column 6, got price, numeric"),
+        ([], "expected name, text, as column 6, got none"),
+        ([NAME | {"type": "integer"}], "expected name, text, as column 6, got name, bigint"),
         ([NAME | {"path": ["title"]}], None),
     ],
 )

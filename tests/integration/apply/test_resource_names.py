@@ -1,0 +1,97 @@
+"""A resource is one, under whichever name of its type it is sent (`ResourceType.also_named`)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
+
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.vocabulary import Failure
+
+SENT = "patients"  # another name of `patient`
+
+
+async def stored_names(tenant: TenantCase) -> set[str]:
+    """Return the names under which the tenant's resources are stored."""
+    return {name for name, _ in await tenant.resources()}
+
+
+@pytest.mark.parametrize("careful_least", [0, 1], ids=["fast", "careful"])
+async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCase, careful_least: int) -> None:
+    """In one batch too, where each must see the one before; the log has the names that were sent."""
+    writer = writer_of(tenant.pool, careful_least=careful_least)
+    created = tenant.operation("create", "r1", {"v": 1}, resource_type=SENT)
+    again = tenant.operation("create", "r1", {"v": 2})
+    patched = tenant.operation("patch", "r1", {"w": {"x": 2}})
+    read = tenant.operation("read", "r1", resource_type=SENT)
+    listed = tenant.operation("list", None, filters={"v": 1})
+
+    outcomes = await writer.apply([created, again, patched, read, listed])
+
+    assert outcomes == [SUCCEEDED, failed(Failure.ALREADY_EXISTS), SUCCEEDED, SUCCEEDED, SUCCEEDED]
+    assert (await tenant.result(read))["data"] == {"v": 1, "w": {"x": 2}}
+    assert [item["resourceId"] for item in (await tenant.result(listed))["items"]] == ["r1"]
+    assert await stored_names(tenant) == {"patient"}
+    rows = await fetch(tenant.pool, "SELECT request_id, resource_type, source, stream_shard_id FROM operations")
+    assert {row["resource_type"] for row in rows if row["request_id"] == created.request_id} == {SENT}
+    assert {row["resource_type"] for row in rows if row["request_id"] == again.request_id} == {"patient"}
+    assert {(row["source"], row["stream_shard_id"]) for row in rows} == {("kinesis", created.origin.stream_shard_id)}
+    assert await writer.apply([created, tenant.operation("delete", "r1", resource_type=SENT)]) == [DUPLICATE, SUCCEEDED]
+    assert await tenant.resources() == {}
+
+
+async def test_name_is_another_one_for_tenants_of_its_type_only(tenant: TenantCase) -> None:
+    """A gym has no patients, and may have resources of that name."""
+    gym = ("gym", "main")
+    await add_tenant(tenant.pool, gym, business_type="gym")
+
+    assert await writer_of(tenant.pool).apply(
+        [
+            operation("create", "r1", "{}", tenant=gym, resource_type=SENT),
+            tenant.operation("create", "r1", {}, resource_type=SENT),
+        ]
+    ) == [SUCCEEDED, SUCCEEDED]
+
+    rows = await fetch(tenant.pool, 'SELECT id, "resourceName" AS name FROM resources')
+    assert {(row["id"], row["name"]) for row in rows} >= {("gym-main", SENT), (tenant.tenant_id, "patient")}
+
+
+ORDER: dict[str, Any] = {"customer_name": "Test", "customer_email": "test@example.com", "items": []}
+
+
+@pytest.mark.parametrize("business_type", ["restaurant", "shop"])
+async def test_order_of_the_reference_is_taken_as_it_is(tenant: TenantCase, business_type: str) -> None:
+    """CREATE, UPDATE and DELETE of an order event (seed-003), and the orders view with totals by status."""
+    one = (business_type, "main")
+    await add_tenant(tenant.pool, one, business_type=business_type)
+    events = [
+        operation("create", "o1", json.dumps(ORDER), tenant=one, resource_type="order"),
+        operation("patch", "o1", {"status": "confirmed", "total": 12.5}, tenant=one, resource_type="order"),
+        operation("create", "o2", json.dumps(ORDER | {"extra": 1}), tenant=one, resource_type="orders"),
+        operation("delete", "o2", tenant=one, resource_type="order"),
+    ]
+
+    assert await writer_of(tenant.pool).apply(events) == [SUCCEEDED] * 4
+
+    totals = f"SELECT customer_name, status, sum(total) AS total FROM {business_type}_orders GROUP BY 1, 2"
+    assert [tuple(row.values()) for row in await fetch(tenant.pool, totals)] == [("Test", "confirmed", 12.5)]
+
+
+async def test_restaurant_is_read_as_in_the_reference(tenant: TenantCase) -> None:
+    """The query of seed-002, on the view; a product with `deleted_at` is deleted for it."""
+    one = ("trattoria", "rome")
+    await add_tenant(tenant.pool, one, business_type="restaurant")
+    documents = [{"name": "Pizza", "price": 9.5}, {"name": "Old", "price": 1, "deleted_at": "2026-01-01T00:00:00Z"}]
+    products = [
+        operation("create", f"p{number}", json.dumps(document), tenant=one, resource_type="products")
+        for number, document in enumerate(documents)
+    ]
+    assert await writer_of(tenant.pool).apply(products) == [SUCCEEDED] * 2
+
+    query = "SELECT id, name, price FROM restaurant_products WHERE restaurant_id = $1 AND deleted_at IS NULL"
+    found = await fetch(tenant.pool, query, "trattoria-rome")
+
+    assert [(row["id"], row["name"], float(row["price"])) for row in found] == [("p0", "Pizza", 9.5)]
