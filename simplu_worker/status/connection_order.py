@@ -75,23 +75,24 @@ class ConnectionOrder(Generic[Connection]):
 
 
 class Places:
-    """The places of requests while their answers are made: at most *path_max* of one path, and *all_max* in all."""
+    """Places in what is bounded: at most *each_max* of one path (or token, or tenant), and *all_max* in all."""
 
-    def __init__(self, *, path_max: int, all_max: int) -> None:
-        self._path_max = path_max
+    def __init__(self, *, each_max: int, all_max: int) -> None:
+        self._each_max = each_max
         self._all_max = all_max
         self._taken: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"Places({dict(self._taken)}, at most {self._path_max} of {self._all_max})"
+        return f"Places({dict(self._taken)}, at most {self._each_max} of {self._all_max})"
 
-    def take(self, path: str) -> bool:
-        """Take a place for a request to *path*; return False if there is none."""
-        if self._taken[path] >= self._path_max or self._taken.total() >= self._all_max:
+    def take(self, key: str) -> bool:
+        """Take a place for *key*; return False if there is none."""
+        if self._taken[key] >= self._each_max or self._taken.total() >= self._all_max:
             return False
-        self._taken[path] += 1
+        self._taken[key] += 1
         return True
 
-    def free(self, path: str) -> None:
-        """Return the place of a request to *path*."""
-        self._taken[path] -= 1
+    def free(self, key: str) -> None:
+        """Return a place of *key*."""
+        self._taken[key] -= 1
+        self._taken += Counter()  # without what is zero

@@ -105,10 +105,10 @@ class Lookups:
         return 404, asked | unknown | read_up_to | silent
 
     async def wait_for_operation(
-        self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
+        self, token: str, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
     ) -> bool:
         """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
-        return await self._waits.wait(business_id, location_id, request_id, within_s, end)
+        return await self._waits.wait(token, business_id, location_id, request_id, within_s, end)
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self._fleet.readers() if self._fleet else []

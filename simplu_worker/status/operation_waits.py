@@ -10,12 +10,15 @@ from typing import Final
 from simplu_worker.bulkheads import contain
 from simplu_worker.errors import WorkerError
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.status.connection_order import Places
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
 from simplu_worker.vocabulary import TargetKind
 
 WAIT_MAX_S: Final = 20.0
 WAITS_MAX: Final = 80  # of one replica
+WAITS_OF_TOKEN_MAX: Final = 40
+WAITS_OF_TENANT_MAX: Final = 20
 LOOK_EVERY_S: Final = 0.2
 
 
@@ -36,18 +39,25 @@ class OperationWaits:
         self._is_decided = is_decided
         self._is_held = is_held
         self._every_s = every_s
-        self._count = 0
+        self._of_tokens = Places(each_max=WAITS_OF_TOKEN_MAX, all_max=WAITS_MAX)
+        self._of_tenants = Places(each_max=WAITS_OF_TENANT_MAX, all_max=WAITS_MAX)
 
     def __repr__(self) -> str:
-        return f"OperationWaits({self._count})"
+        return f"OperationWaits({self._of_tokens}, {self._of_tenants})"
 
     async def wait(
-        self, business_id: str, location_id: str, request_id: str, within_s: float, end: asyncio.Event
+        self, token: str, business_id: str, location_id: str, request_id: str, within_s: float, end: asyncio.Event
     ) -> bool:
-        """Return once the operation is decided or held, *end* is set, or after *within_s*; False: too many wait."""
-        if self._count >= WAITS_MAX:
+        """Return once the operation is decided or held, *end* is set, or after *within_s*.
+
+        False, at once: too many wait, in all, with *token*, or for the tenant.
+        """
+        tenant_id = tenant_id_of(business_id, location_id)
+        if not self._of_tokens.take(token):
             return False
-        self._count += 1
+        if not self._of_tenants.take(tenant_id):
+            self._of_tokens.free(token)
+            return False
         try:
             async with asyncio.TaskGroup() as tasks:
                 looking = tasks.create_task(
@@ -56,7 +66,8 @@ class OperationWaits:
                 await wait_any(end, within_s=within_s)
                 looking.cancel()
         finally:
-            self._count -= 1
+            self._of_tokens.free(token)
+            self._of_tenants.free(tenant_id)
         return True
 
     async def _look(self, business_id: str, location_id: str, request_id: str, end: asyncio.Event) -> None:

@@ -427,7 +427,7 @@ class ReplicaStatus:
         return self.fleet.readers() if self.fleet else []
 
     async def wait_for_operation(
-        self, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
+        self, token: str, request_id: str, business_id: str, location_id: str, within_s: float, end: asyncio.Event
     ) -> bool:
         """Return once an operation is decided or held, *end* is set, or after *within_s*; False: too many wait.
 
@@ -435,7 +435,7 @@ class ReplicaStatus:
         """
         if self.lookups is None:
             return True
-        return await self.lookups.wait_for_operation(request_id, business_id, location_id, within_s, end)
+        return await self.lookups.wait_for_operation(token, request_id, business_id, location_id, within_s, end)
 
     def handler_status(self) -> dict[str, Any]:
         """Return the state of the worker (docs/outcomes.md, `GET /handler/status`)."""

@@ -50,6 +50,7 @@ from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.operation_waits import WAIT_MAX_S
 from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.responses import (
+    BUSY_RETRY_S,
     COMMON_HEADERS,
     busy_response,
     encoded_response,
@@ -86,6 +87,7 @@ HttpAnswer = tuple[int, dict[str, Any]]
 EncodedAnswer = tuple[int, bytes]
 SharedView = Callable[[], Awaitable[HttpAnswer]]
 View = Callable[[web.Request], Awaitable[HttpAnswer]]
+Wait = Callable[[str, str, str, str, float, asyncio.Event], Awaitable[bool]]
 
 
 class Views(msgspec.Struct, frozen=True):
@@ -98,8 +100,8 @@ class Views(msgspec.Struct, frozen=True):
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids,
     and *tenant_by_id* the one that is made of them; *resource*
     takes both, the type of the resource and its id;
-    *wait* takes the three, and returns once the operation is decided or held, after some seconds, or at the event, and
-    False if too many wait;
+    *wait* takes the name of the caller's token and the three, and returns once the operation is decided or held, after
+    some seconds, or at the event, and at once False if too many wait;
     *operations* takes the query of a list.
     *release_lease* releases that of a stream shard; *retry_held* has replicas try a held target, or all;
     *steer_tenant* pauses or weighs a tenant;
@@ -115,7 +117,7 @@ class Views(msgspec.Struct, frozen=True):
     fleet: Callable[[], dict[str, Any]]
     fleet_history: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
-    wait: Callable[[str, str, str, float, asyncio.Event], Awaitable[bool]]
+    wait: Wait
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
     tenant_by_id: Callable[[str], Awaitable[HttpAnswer]]
@@ -230,7 +232,7 @@ class _Handlers:
         self,
         guard: Guard,
         limits: ConnectionLimits,
-        wait: Callable[[str, str, str, float, asyncio.Event], Awaitable[bool]],
+        wait: Wait,
     ) -> None:
         self._guard = guard
         self._wait = wait
@@ -297,11 +299,16 @@ class _Handlers:
                 wait = parse_wait(request)
             except ValueError as exc:
                 return error_response(HTTPStatus.BAD_REQUEST, str(exc))
-            if wait is not None:
-                with self._lasting_until(request) as end:
-                    if not await self._wait(*wait, end):
-                        return busy_response()
-            return await handler(request)
+            if wait is None:
+                return await handler(request)
+            caller = self._guard.caller_of(request)
+            token = "" if caller is None else caller.name or caller.role
+            with self._lasting_until(request) as end:
+                has_waited = await self._wait(token, *wait, end)
+            response = await handler(request)
+            if not has_waited:  # the answer is as of now
+                response.headers.setdefault("Retry-After", str(BUSY_RETRY_S))
+            return response
 
         return wait_first
 
@@ -323,7 +330,7 @@ class _Handlers:
 
     def _stream(self, route: Route, view: EventView, role: Role | None) -> Handler:
         """Return the handler of a stream of events, for a bounded number of listeners."""
-        places = self._listeners.setdefault(route.path, Places(path_max=view.listeners_max, all_max=view.listeners_max))
+        places = self._listeners.setdefault(route.path, Places(each_max=view.listeners_max, all_max=view.listeners_max))
 
         def read_as(name: str) -> Read:
             return self._shared[name, role]
@@ -401,7 +408,7 @@ class _RequestGate:
     """Limits the requests for as long as their answers are made."""
 
     def __init__(self) -> None:
-        self._places = Places(path_max=PATH_REQUESTS_MAX, all_max=REQUESTS_MAX)
+        self._places = Places(each_max=PATH_REQUESTS_MAX, all_max=REQUESTS_MAX)
         self._turns: dict[str, asyncio.Semaphore] = {}
 
     def limit(self, path: str, handler: Handler) -> Handler:

@@ -91,7 +91,7 @@ def test_there_are_never_more_than_allowed(steps: list[tuple[str, int]]) -> None
 
 def test_places_are_limited_for_a_path_and_for_all() -> None:
     """A freed place can be taken again; one path does not take those of all others."""
-    places = Places(path_max=2, all_max=3)
+    places = Places(each_max=2, all_max=3)
     assert [places.take(path) for path in ("a", "a", "a", "b", "b")] == [True, True, False, True, False]
     places.free("a")
     assert [places.take(path) for path in ("b", "a")] == [True, False]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from support.reader_world import eventually
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.status.operation_waits import WAITS_MAX, OperationWaits
+from simplu_worker.status.operation_waits import (
+    WAITS_MAX,
+    WAITS_OF_TENANT_MAX,
+    WAITS_OF_TOKEN_MAX,
+    OperationWaits,
+)
 
 
 class Shards:
@@ -46,7 +52,7 @@ async def test_wait_ends_when_the_operation_is_decided() -> None:
     shards = Shards()
     waits = shards.waits()
     first, second, other = [
-        asyncio.create_task(waits.wait("t", "l", request, 60.0, asyncio.Event())) for request in ("a", "a", "b")
+        asyncio.create_task(waits.wait("k", "t", "l", request, 60.0, asyncio.Event())) for request in ("a", "a", "b")
     ]
     await looked(shards)
     assert not first.done()
@@ -64,10 +70,10 @@ async def test_wait_for_a_silent_shard_delays_no_other() -> None:
     """And ends itself when it is stopped."""
     shards, stop = Shards(), asyncio.Event()
     waits, shards.silent = shards.waits(), "s"
-    silent = asyncio.create_task(waits.wait("s", "l", "a", 60.0, stop))
+    silent = asyncio.create_task(waits.wait("k", "s", "l", "a", 60.0, stop))
     await looked(shards, 1)
     shards.decided.add("b")
-    assert await waits.wait("t", "l", "b", 60.0, asyncio.Event())
+    assert await waits.wait("k", "t", "l", "b", 60.0, asyncio.Event())
     assert not silent.done()
     stop.set()
     assert await silent
@@ -76,7 +82,7 @@ async def test_wait_for_a_silent_shard_delays_no_other() -> None:
 async def test_wait_ends_when_the_tenant_is_held() -> None:
     """Then it may last."""
     shards = Shards()
-    waiting = asyncio.create_task(shards.waits().wait("t", "l", "a", 60.0, asyncio.Event()))
+    waiting = asyncio.create_task(shards.waits().wait("k", "t", "l", "a", 60.0, asyncio.Event()))
     await looked(shards)
     shards.held.add("t")
     assert await waiting
@@ -86,8 +92,8 @@ async def test_wait_ends_after_its_time_or_at_a_stop_and_nothing_is_asked_then()
     """Looks end with their wait."""
     shards = Shards()
     waits, stop = shards.waits(), asyncio.Event()
-    assert await waits.wait("t", "l", "a", 0.01, asyncio.Event())
-    waiting = asyncio.create_task(waits.wait("t", "l", "a", 60.0, stop))
+    assert await waits.wait("k", "t", "l", "a", 0.01, asyncio.Event())
+    waiting = asyncio.create_task(waits.wait("k", "t", "l", "a", 60.0, stop))
     await looked(shards)
     stop.set()
     assert await waiting
@@ -101,7 +107,7 @@ async def test_look_that_fails_ends_no_wait() -> None:
     for failure in (RetryableError("no answer"), RuntimeError("a defect")):
         shards = Shards()
         shards.failure = failure
-        waiting = asyncio.create_task(shards.waits().wait("t", "l", "a", 60.0, asyncio.Event()))
+        waiting = asyncio.create_task(shards.waits().wait("k", "t", "l", "a", 60.0, asyncio.Event()))
         await looked(shards)
         assert not waiting.done()
         shards.failure = None
@@ -109,16 +115,26 @@ async def test_look_that_fails_ends_no_wait() -> None:
         assert await waiting
 
 
-async def test_waits_are_bounded_and_make_room() -> None:
-    """One more is refused at once; after the end of another it is not."""
+@pytest.mark.parametrize(
+    ("token", "tenant", "bound"),
+    [("k{}", "t{}", WAITS_MAX), ("k", "t{}", WAITS_OF_TOKEN_MAX), ("k{}", "t", WAITS_OF_TENANT_MAX)],
+)
+async def test_waits_are_bounded_and_make_room(token: str, tenant: str, bound: int) -> None:
+    """By replica, token and tenant: one more is refused at once, another's is not."""
     shards = Shards()
-    waits, stops = shards.waits(), [asyncio.Event() for _ in range(WAITS_MAX)]
-    waiting = [asyncio.create_task(waits.wait("t", "l", str(one), 60.0, stop)) for one, stop in enumerate(stops)]
+    waits, stops = shards.waits(), [asyncio.Event() for _ in range(bound)]
+
+    async def wait(number: int, within_s: float, stop: asyncio.Event) -> bool:
+        return await waits.wait(token.format(number), tenant.format(number), "l", "r", within_s, stop)
+
+    waiting = [asyncio.create_task(wait(number, 60.0, stop)) for number, stop in enumerate(stops)]
     await looked(shards)
-    assert not await waits.wait("t", "l", "more", 60.0, asyncio.Event())
+    assert not await wait(bound, 60.0, asyncio.Event())
+    assert await waits.wait("other", "other", "l", "r", 0.0, asyncio.Event()) == (bound < WAITS_MAX)
     stops[0].set()
     assert await waiting[0]
-    assert await waits.wait("t", "l", "more", 0.0, asyncio.Event())
+    assert await wait(bound, 0.0, asyncio.Event())
     for stop in stops:
         stop.set()
     assert all(await asyncio.gather(*waiting))
+    assert repr(waits).count("{}") == 2  # nothing is remembered of them

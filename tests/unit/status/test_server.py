@@ -75,6 +75,7 @@ class Daemon:
     ready: Unreadiness | None = None
     awaited: str | None = None
     waiting: int = 0
+    waiting_max: int = 100
     asked: list[tuple[str | float | None, ...]] = field(default_factory=list)
 
     def views(self) -> Views:
@@ -154,9 +155,11 @@ class Daemon:
         return 404, {"status": "unknown", "lagSeconds": 0.5}
 
     async def wait(self, *asked: Any) -> bool:
-        """Wait until the end that the server sets; three at once are too many."""
+        """Wait until the end that the server sets; at once False beyond the bound."""
         *key, within_s, end = asked
         self.asked.append(("wait", *key, within_s))
+        if self.waiting == self.waiting_max:
+            return False
         self.waiting += 1
         try:
             async with asyncio.timeout(within_s):
@@ -165,7 +168,7 @@ class Daemon:
             pass
         finally:
             self.waiting -= 1
-        return self.waiting < 2
+        return True
 
     async def operations(self, query: OperationListQuery) -> tuple[int, dict[str, Any]]:
         """Answer with an empty page."""
@@ -563,7 +566,7 @@ OWN_OPERATION = "/operations/r1?businessId=b&locationId=l"
 async def test_operation_waits_before_it_is_looked_up(site: Site, daemon: Daemon) -> None:
     """For the time that was asked for, without a turn of the path."""
     assert (await site.ask(f"{OWN_OPERATION}&wait=0.01", **AUTHORIZED))[0] == 404
-    assert daemon.asked == [("wait", "r1", "b", "l", 0.01), ("r1", "b", "l")]
+    assert daemon.asked == [("wait", "operator", "r1", "b", "l", 0.01), ("r1", "b", "l")]
     waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)) for _ in range(VIEWS_AT_ONCE)]
     await eventually(lambda: daemon.waiting == VIEWS_AT_ONCE)
     async with asyncio.timeout(10):
@@ -582,17 +585,18 @@ async def test_operation_that_is_waited_for_is_answered_at_a_stop(daemon: Daemon
         assert (await waiting)[0] == 404
 
 
-async def test_waits_beyond_the_bound_are_refused(site: Site, daemon: Daemon) -> None:
-    """With the time after which to ask again."""
+async def test_wait_beyond_the_bound_is_answered_at_once(site: Site, daemon: Daemon) -> None:
+    """As the operation is now, with the time after which to ask again."""
+    daemon.waiting_max = 2
     waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)) for _ in range(2)]
     await eventually(lambda: daemon.waiting == 2)
-    refused = await site.ask(f"{OWN_OPERATION}&wait=0.01", **AUTHORIZED)
+    beyond = await site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)
     for one in waiting:
         one.cancel()
     await eventually(lambda: not daemon.waiting)
     answered = await site.ask(f"{OWN_OPERATION}&wait=0.01", **AUTHORIZED)
-    assert [(status, "Retry-After" in headers) for status, headers, _ in (refused, answered)] == [
-        (503, True),
+    assert [(status, "Retry-After" in headers) for status, headers, _ in (beyond, answered)] == [
+        (404, True),
         (404, False),
     ]
 
