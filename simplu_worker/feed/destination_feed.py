@@ -259,16 +259,17 @@ class DestinationFeed:
     def _wanted(self, row: ReadRow, data: dict[str, bytes]) -> list[WindowEvent]:
         ref = BatchRef(row.place.batch_id, row.token)
         return [
-            self._window_event(self._with_additions(event, data), row.place, ref)
+            self._window_event(self._with_additions(event, data, row.place), row.place, ref)
             for event in row.events
             if self._has_no_filter or lets_through(self.terms.filter, event)
         ]
 
-    def _with_additions(self, event: FeedEvent, data: dict[str, bytes]) -> FeedEvent:
-        document, reapplies = data.get(event.id), self.memory.reapplied(event)
-        if document is None and reapplies is None:
+    def _with_additions(self, event: FeedEvent, data: dict[str, bytes], place: Place) -> FeedEvent:
+        document, reapplies, through = data.get(event.id), self.memory.reapplied(event), self._again_through
+        replay = through if through is not None and place.batch_id <= through else None
+        if document is None and reapplies is None and replay is None:
             return event
-        return msgspec.structs.replace(event, data=document, reapplies=reapplies)
+        return msgspec.structs.replace(event, data=document, reapplies=reapplies, replay=replay)
 
     def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
         """Return *event* on its way; one at which the feed had stopped, or that is passed, is tried once more."""

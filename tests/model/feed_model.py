@@ -6,9 +6,10 @@ below the horizon, publishes, and then moves its cursor. Where the server has an
 incarnation begins behind the cursor, and the receiver is told.
 
 The receiver keeps to what events say: an event of an earlier incarnation of its shard is undone, if its number is
-behind a bound of a later one, unless it comes again. With *lagging* no standby is awaited, so that events of lost
-commits were published; without it none ever is. Then the source of a move may also go back behind a departure that the
-target has passed, so that events come again behind those of the target; without it they never do.
+behind a bound of a later one, unless it comes again. A queue may swallow repetitions within an incarnation: they change
+nothing. With *lagging* no standby is awaited, so that events of lost commits were published; without it none ever is.
+Then the source of a move may also go back behind a departure that the target has passed, so that events come again
+behind those of the target; without it they never do.
 
 A destination that *leaves* the file comes back, and its row keeps the run of the server in which it was judged last.
 With *remembers* a publisher lives through a promotion, and no incarnation begins where it knows that nothing is undone:
@@ -56,6 +57,7 @@ class Rules:
     incarnation_behind_newest: bool = False  # behind the newest batch of the log, not behind the cursor
     late_cursor: bool = False  # a publisher writes its cursor on the server that was promoted meanwhile
     same_incarnation: bool = False  # as long as the row is there
+    swallows_by_event: bool = False  # a queue takes an event that comes again for a repetition, in any incarnation
     one_run_for_all: bool = False  # a publisher notes its run for a destination that is not in its file, too
     knows_at_once: bool = False  # a publisher takes what it remembers for all that came, when it begins
     knows_from_begin: bool = False  # and, once it knows, for all from where it began, whatever its filter left out
@@ -302,6 +304,8 @@ class FeedModel(LogOrderModel):
         if batch.tenant == "a" and state.narrow[place]:
             return self._note_whole(state, place)
         index = TENANTS.index(batch.tenant)
+        if self._feed.swallows_by_event and any(one.token == batch.token for one in state.received[index]):
+            return self._note_published(state, place, batch)
         received = _judged(state, place, row).received[index]
         event = Received(batch.value, batch.token, place, number, row.incarnation)
         known = [one.token for one in received]
@@ -317,12 +321,14 @@ class FeedModel(LogOrderModel):
                 promise = f"order: {batch.tenant}{batch.value} came behind {values}"
             received = (*(one for one in received if one.token != batch.token), event)
         first, second = put_at(_judged(state, place, row).received, index, received)
-        after = replace(state, received=(first, second), promise=promise)
+        return self._note_published(replace(state, received=(first, second), promise=promise), place, batch)
+
+    def _note_published(self, state: FeedState, place: int, batch: Batch) -> FeedState:
         memory = state.memories[place]
         if memory is None:
-            return after
-        published = replace(memory, batches=(*memory.batches, (number, batch.token)))
-        return self._note_whole(_with_memory(after, place, published), place)
+            return state
+        published = replace(memory, batches=(*memory.batches, (batch.number, batch.token)))
+        return self._note_whole(_with_memory(state, place, published), place)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: where standbys are awaited, no event of a lost commit is published."""

@@ -371,6 +371,11 @@ WRONG = {
         "twice",
         10,
     ),
+    "feed: a queue takes an event of a new incarnation for a repetition": (
+        FeedModel((1, 0), promotions=1, lagging=True, feed=FeedRules(swallows_by_event=True)),
+        "missed",
+        10,
+    ),
     "feed: a publisher knows at once what the one before it published": (
         FeedModel((1, 0), promotions=1, kills=1, lagging=True, remembers=True, feed=FeedRules(knows_at_once=True)),
         "twice",

@@ -303,6 +303,9 @@ ELSEWHERE: Final = (
                 "integration/feed/test_feed_page.py::"
                 "test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before"
             ),
+            "feed: a queue takes an event of a new incarnation for a repetition": (
+                "integration/feed/test_sqs_destination.py::test_event_comes_again_in_a_new_incarnation_or_a_replay"
+            ),
             "feed: what a publisher knows begins where it began": FILTERS,
             "feed: a publisher knows the same under another filter": FILTERS,
             "feed: what was deleted of a tenant that waits is not told": TENANT_GAP,

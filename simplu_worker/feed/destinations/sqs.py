@@ -36,7 +36,11 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class SqsDestination:
-    """The FIFO queue *queue*. The group of a message is the partition key, its de-duplication id that of the event."""
+    """The FIFO queue *queue*. The group of a message is the partition key.
+
+    What a new incarnation or a replay sends again has a new de-duplication id: a receiver takes back what does not come
+    again, and the queue would swallow it for five minutes.
+    """
 
     request_max_count = BATCH_MAX_COUNT
     request_max_bytes = EVENT_MAX_BYTES
@@ -63,7 +67,8 @@ class SqsDestination:
         if not body.isascii():
             body = body.translate(_REFUSED)
             size_bytes = len(body.encode())
-        ids = FifoIds(fifo_id(event.subject), fifo_id(event.id))
+        sending = f"{event.id}-{event.incarnation.id}-{event.replay or 0}"
+        ids = FifoIds(fifo_id(event.subject), fifo_id(sending))
         return QueuedEvent(body, size_bytes, ids) if size_bytes <= EVENT_MAX_BYTES else None
 
     async def send(self, entries: Sequence[QueuedEvent]) -> list[Delivery]:

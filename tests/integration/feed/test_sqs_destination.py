@@ -16,7 +16,7 @@ from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.feed.destinations.key_order import BEHIND
 from simplu_worker.feed.destinations.sqs import EVENT_MAX_BYTES, SqsDestination, open_sqs
-from simplu_worker.feed.types import Delivered, FeedEvent, Refused, RetryLater
+from simplu_worker.feed.types import Delivered, FeedEvent, Incarnation, Refused, RetryLater
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
@@ -91,6 +91,14 @@ async def test_request_that_fails_as_a_whole_delivers_nothing_and_its_repetition
     found = [(message["group"], message["id"]) for message in await messages_of(client, url)]
     assert len(found) == len(events)
     assert first_by_key(found) == expected_by_key(events)
+
+
+async def test_event_comes_again_in_a_new_incarnation_or_a_replay(client: Client, url: str) -> None:
+    """A receiver takes back what does not come again; a repetition within one is swallowed by the queue."""
+    first = feed_event()
+    again = [feed_event(incarnation=Incarnation("two", "two:6")), feed_event(replay=9)]
+    assert await publish_all(SqsDestination(Queue(client, url)), [first, first, *again, *again])
+    assert [one["simpluincarnation"] for one in await messages_of(client, url)] == ["one", "two", "one"]
 
 
 async def test_entry_that_the_queue_finds_at_fault_is_refused_and_holds_its_group_alone(
