@@ -161,7 +161,10 @@ async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequ
         stay=stay,
     )
     if came_from is None and not way.undone and not stay:
-        raise PermanentError(f"{tenant_id}: expected a tenant that has moved to shard {home}, got one that has not")
+        raise PermanentError(
+            f"{tenant_id}: shard {home} knows of no move there, or the tenant was restored since; to move it away, run: "
+            "simplu-worker tenants move --to a shard"
+        )
     return way
 
 

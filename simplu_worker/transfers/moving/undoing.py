@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling.rows import MovingTenant, read_arrival, read_departure, read_tenant, take_token
+from simplu_worker.shards.settling.rows import MovingTenant, read_departure, read_tenant, take_token
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.running_note import noted_as_running
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
@@ -217,9 +217,5 @@ async def clean_up(
         return None
     async with source.transaction() as connection:
         await connection.execute(QUERIES["note_move"], tenant_id, token, "cleaned", None)
-    async with target.transaction() as connection:
-        arrival = await read_arrival(connection, tenant_id)
-        if arrival is not None and arrival.source_shard_id == source_id:
-            await connection.execute(QUERIES["close_arrival"], tenant_id)
     log.info("move.cleaned_up", tenant_id=tenant_id, source_id=source_id, rows=count)
     return count
