@@ -34,12 +34,13 @@ class Drain(msgspec.Struct, frozen=True):
 async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, apply: bool, as_json: bool) -> int:
     """Plan the moves of all tenants of a shard, or of those that a drain has moved away; with *apply* carry them out.
 
-    Nothing is moved unless all tenants have a place. Without `undo` print whether the shard can be removed. Return 1 if
-    a tenant has no place, if a move fails, or if the shard has to be kept after all moves.
+    Nothing is moved unless all tenants have a place. From then on the shard takes no tenants, until `undo`. Without
+    that print whether the shard can be removed. Return 1 if a tenant has no place, if a move fails, or if the shard has
+    to be kept after all moves.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
-        known_shard(await shards.locator.list_shards(), drain.shard_id)
+        address = known_shard(await shards.locator.list_shards(), drain.shard_id)
         survey, plan, homeless = await (_plan_undo if drain.undo else _plan)(shards, drain.shard_id)
         judged = [one for one in plan if one.tenant.tenant_id not in survey.settled]
         planned = await _judge(shards, survey, judged, terms, apply=apply)
@@ -51,6 +52,8 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
             return 1 if planned.problems else 0
         possible = [one for one in plan if one.tenant.tenant_id not in planned.refused]
         is_drain = not drain.undo
+        async with shards.pools.ensure_pool(address).transaction() as connection:
+            await connection.execute(QUERIES["note_drain"], is_drain)
         status = await carry_out(settings, shards, survey, possible, terms, as_json=as_json, is_drain=is_drain)
         if drain.undo:
             return 1 if planned.refused else status
@@ -76,7 +79,7 @@ async def _plan_undo(shards: Shards, shard_id: str) -> tuple[Survey, list[Planne
 
     Raises `PermanentError` if it takes no tenants.
     """
-    survey = await survey_tenants(shards, None)
+    survey = await survey_tenants(shards, None, refilled=shard_id)
     if shard_id not in survey.target_ids:
         raise PermanentError(
             f"shard {shard_id}: expected one that takes tenants, got one that is retired or inactive; "

@@ -17,6 +17,7 @@ from simplu_worker.commands.shards.transfers import ShownPlan, print_plan, reque
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.tenants.tenant_rows import describe_drained
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, plan_balance
 from simplu_worker.transfers.moving.planning.map_plan import plan_by_map
 
@@ -45,7 +46,9 @@ async def rebalance_shards(
         survey = await survey_tenants(shards, balance.by)
         if unknown := sorted({*balance.to} - {*survey.target_ids}):
             expected = ", ".join(sorted(survey.target_ids))
-            raise PermanentError(f"--to: expected shards that take tenants, of {expected}, got {', '.join(unknown)}")
+            problems = "".join(f"; {describe_drained(one)}" for one in unknown if one in survey.drained)
+            got = ", ".join(unknown)
+            raise PermanentError(f"--to: expected shards that take tenants, of {expected}, got {got}{problems}")
         plan = _plan_rebalance(survey, shards.locator, balance)
         planned = MovePlans()
         if not apply:

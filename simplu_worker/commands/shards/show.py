@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from rich.text import Text
@@ -16,7 +16,7 @@ from simplu_worker.shards.health.assessment import Health
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, fetch_from_shard, query_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.vocabulary import ShardState
@@ -44,11 +44,13 @@ async def list_shards(settings: Settings, *, as_json: bool) -> int:
     async with open_shards(settings) as shards:
         listed = await inspect_all_shards(shards.locator, shards.pools)
         beyond = await _count_beyond_bounds(listed, shards.pools)
+        asked = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["is_drained"])
+        drained = {shard_id for shard_id, row in asked.rows if row["is_drained"]}
     silent = [shard.address.shard_id for shard in listed if shard.is_silent]
     if as_json:
-        print_json({"shards": [_members(shard, beyond) for shard in listed], "shardsWithoutAnswer": silent})
+        print_json({"shards": [_members(shard, beyond, drained) for shard in listed], "shardsWithoutAnswer": silent})
     else:
-        print_table(COLUMNS, [_row(shard, beyond) for shard in listed])
+        print_table(COLUMNS, [_row(shard, beyond, drained) for shard in listed])
         print_silent(silent)
     return 1 if silent else 0
 
@@ -63,18 +65,20 @@ async def _count_beyond_bounds(listed: Sequence[InspectedShard], pools: Pools) -
     return await query_all_shards([shard.address for shard in listed if not shard.is_silent], count)
 
 
-def _members(shard: InspectedShard, beyond: Mapping[str, int]) -> dict[str, Any]:
+def _members(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[str]) -> dict[str, Any]:
     """Return the facts of a shard; *beyond* are the counts of documents beyond the bounds, by shard."""
     view = {name: value for name, value in shard_view(shard).items() if value is not None}
     view |= {"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {}
+    view |= {"drained": True} if shard.address.shard_id in drained else {}
     count = beyond.get(shard.address.shard_id)
     return view if count is None else view | {"documentsBeyondBounds": count}
 
 
-def _row(shard: InspectedShard, beyond: Mapping[str, int]) -> tuple[object, ...]:
-    view = _members(shard, beyond)
+def _row(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[str]) -> tuple[object, ...]:
+    view = _members(shard, beyond, drained)
     count = view.get("documentsBeyondBounds")
     odd = [*view.get("odd", ()), *([f"{count} documents beyond the bounds of data"] if count else [])]
+    odd += ["drained: takes no tenants"] if "drained" in view else []
     state = shard.health.state
     return (
         view["shardId"],

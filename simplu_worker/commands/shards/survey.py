@@ -45,8 +45,8 @@ class Survey(msgspec.Struct, frozen=True):
     """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants.
 
     *places* has the same by tenant, *types* the business types of each target. *full* are the targets that take no more
-    by the answer of Citrus. *drains* are the tenants of moves by drains that
-    have not ended, each with the shard that it leaves.
+    by the answer of Citrus, *drained* the shards that were drained and take none. *drains* are the tenants of moves by
+    drains that have not ended, each with the shard that it leaves.
     """
 
     targets: list[ShardAddress]
@@ -56,6 +56,7 @@ class Survey(msgspec.Struct, frozen=True):
     types: Mapping[str, frozenset[str]]
     begun: BegunMoves
     drains: frozenset[tuple[str, str]]
+    drained: frozenset[str] = frozenset()
 
     @property
     def target_ids(self) -> list[str]:
@@ -93,12 +94,17 @@ class Survey(msgspec.Struct, frozen=True):
         return [msgspec.structs.replace(one, room=0) if one.shard_id in self.full else one for one in rooms]
 
 
-async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | None = None) -> Survey:
-    """Return what all shards have, weighed *by*; the shard *without* takes no tenants.
+async def survey_tenants(
+    shards: Shards, by: Weight | None, *, without: str | None = None, refilled: str | None = None
+) -> Survey:
+    """Return what all shards have, weighed *by*; the shard *without*, and drained ones but *refilled*, take no tenants.
 
     Raises `RetryableError` if a shard does not answer.
     """
-    targets = [shard for shard in await _list_usable_shards(shards) if shard.shard_id != without]
+    asked = (await survey_shards(shards, QUERIES["is_drained"])).rows
+    drained = frozenset(shard_id for shard_id, row in asked if row["is_drained"]) - {refilled, without}
+    usable = await _list_usable_shards(shards)
+    targets = [shard for shard in usable if shard.shard_id not in {without, *drained}]
     rows = (await survey_shards(shards, QUERIES["list_tenants"])).rows
     weights = None if by is None else await _weigh(shards, by)
     found = [
@@ -129,7 +135,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
     begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
-    return Survey(targets, full, found, places_of(rows), known_types, begun, drains)
+    return Survey(targets, full, found, places_of(rows), known_types, begun, drains, drained)
 
 
 async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:

@@ -14,6 +14,7 @@ from simplu_worker.commands.output.display import print_json_line, print_line, p
 from simplu_worker.commands.shards.removal import print_removal
 from simplu_worker.commands.shards.survey import Survey
 from simplu_worker.shards.health.moves import RUNNING_S
+from simplu_worker.shards.tenants.tenant_rows import describe_drained
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
 from simplu_worker.transfers.moving.planning.readiness import MovePlan
 from simplu_worker.transfers.moving.planning.removal import Removal
@@ -75,6 +76,8 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
             f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
             f"if it was killed just now, run this again in {RUNNING_S:.0f} s"
         )
+    for shard_id in sorted(shown.survey.drained):
+        print_note(describe_drained(shard_id))
     if begun.going_on:
         print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
     refused = shown.planned.problems.keys()
@@ -114,6 +117,7 @@ def _plan_members(shown: ShownPlan) -> dict[str, Any]:
         ],
         "takenBack": list(map(_members, begun.taken_back)),
         "running": list(map(_members, begun.running)),
+        "drained": sorted(shown.survey.drained),
         "refused": shown.planned.problems,
         "before": shown.before,
         "after": shown.after,

@@ -162,8 +162,8 @@ async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequ
     )
     if came_from is None and not way.undone and not stay:
         raise PermanentError(
-            f"{tenant_id}: shard {home} knows of no move there, or the tenant was restored since; to move it away, run: "
-            "simplu-worker tenants move --to a shard"
+            f"{tenant_id}: shard {home} knows of no move there, or the tenant was restored since; name the shard that "
+            "it is to move to: simplu-worker tenants move, with --to"
         )
     return way
 

@@ -80,7 +80,12 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             missing = await find_missing_types(
                 connection, pool.address.shard_id, {one.tenant_id: one.business_type for one in wanted}
             )
-            made, changed = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
+            refused: dict[str, Exception] = {
+                one.tenant_id: missing[one.business_type] for one in wanted if one.business_type in missing
+            }
+            for row in await connection.fetch(QUERIES["find_not_taken"], [one.tenant_id for one in wanted]):
+                refused.setdefault(row["id"], RetryableError(describe_drained(pool.address.shard_id)))
+            made, changed = await _make_tenants(connection, [one for one in wanted if one.tenant_id not in refused])
             await mark_changes(connection, [(tenant_id, *DEFAULT_ROW) for tenant_id in changed], MarkOrigin.CREATION)
             if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(one.step for one in made.values()):
                 await check_registration(connection, pool)
@@ -96,11 +101,18 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
         return outcomes
     except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
-    outcomes = {one.tenant_id: missing[one.business_type] for one in wanted if one.business_type in missing}
-    return outcomes | {
+    return refused | {
         tenant_id: error_of(one.step, tenant_id) or RowResult(one.step, one.business_type, server)
         for tenant_id, one in made.items()
     }
+
+
+def describe_drained(shard_id: str) -> str:
+    """Return why a drained shard takes no tenants, and what to do."""
+    return (
+        f"shard {shard_id} was drained, and takes no tenants; retire it in the map or Citrus, or let it take tenants "
+        f"again: simplu-worker shards drain {shard_id} --undo --apply"
+    )
 
 
 async def find_missing_types(

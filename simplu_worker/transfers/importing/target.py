@@ -24,7 +24,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_registration
 from simplu_worker.shards.schema.schema_check import ensure_schema, has_schema
 from simplu_worker.shards.tenants.control_rules import timestamp_text
-from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
+from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
 from simplu_worker.transfers.importing.checksum import RowChecksum
 from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, SourceRow
 from simplu_worker.transfers.sql_files import QUERIES
@@ -101,6 +101,8 @@ async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> 
     shard_id = pool.address.shard_id
     async with pool.connection() as connection:
         rows = await connection.fetch(QUERIES["find_missing_types"], sorted(set(business_types)))
+        if await connection.fetchval(QUERIES["is_drained"]):
+            return describe_drained(shard_id)
     if rows:
         missing = ", ".join(row["name"] for row in rows)
         return (

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.shards.drain import Drain, drain_shard
 from simplu_worker.commands.shards.rebalance import Balance, rebalance_shards
+from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.shards.survey import Weight
 from simplu_worker.commands.shards.upgrade import upgrade_shards
 from simplu_worker.commands.tenants.cleanup import clean_up_tenants
@@ -46,6 +48,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.moving import running_note
 from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
 from simplu_worker.transfers.sql_files import QUERIES
@@ -467,6 +470,38 @@ async def test_drain_is_undone(make_shard: ShardMaker, tmp_path: Path, capsys: p
     ]
     assert await drain(settings, "a", undo=True) == 0
     assert printed(capsys)[0]["plan"] == []
+
+
+@pytest.mark.slow(1)
+async def test_drained_shard_takes_no_tenants_until_its_undo(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of another drain, nor of a rebalance, nor new ones; what is there already stays as it is."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "a", "new-one": "a"})
+    assert await drain(settings, "a", apply=True) == 0
+    write_map(tmp_path, addresses, {TENANT_ID: "a", "new-one": "a"})  # as if it were where it belongs
+    capsys.readouterr()
+
+    assert await drain(settings, "b", apply=True) == 1
+    (plan,) = printed(capsys)
+    assert (plan["plan"], list(plan["refused"]), plan["drained"]) == ([], [TENANT_ID], ["a"])
+    assert await rebalance(settings) == 0
+    assert printed(capsys)[0]["plan"] == []
+    assert await list_shards(settings, as_json=False) == 0
+    assert "drained: takes no tenants" in capsys.readouterr().out
+    with pytest.raises(PermanentError, match="shards drain a --undo --apply"):
+        await rebalance(settings, Balance(to=("a",)))
+    new = ProvisionRequest("new", "one", "dental", datetime(2026, 1, 31, tzinfo=UTC))
+    async with open_shards(settings) as shards:
+        with pytest.raises(RetryableError, match="was drained, and takes no tenants"):
+            await shards.provisioner.provision(new)
+
+    assert await drain(settings, "a", undo=True, apply=True) == 0
+    assert await ask(addresses[0], "SELECT id FROM tenants WHERE state = 'active'") == [{"id": TENANT_ID}]
+    async with open_shards(settings) as shards:
+        assert await shards.provisioner.provision(new) is ProvisionResult.PROVISIONED
 
 
 @pytest.mark.slow(0.4)

@@ -291,7 +291,9 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
     """Unknown members are left out."""
     address = ShardAddress("s", "postgresql://u:p@h:1/d", tenant_count=9, tenant_max=10)
     lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
-    row = command._row(InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))), {})
+    row = command._row(
+        InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))), {}, ()
+    )
     assert dict(zip(command.COLUMNS, map(str, row), strict=True)) == {
         "shard": "s",
         "place": "h:1/d",
@@ -309,7 +311,7 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
     unknown = dict(
         zip(
             command.COLUMNS,
-            command._row(InspectedShard(address, assess(ShardObservation(error=NO_ANSWER))), {}),
+            command._row(InspectedShard(address, assess(ShardObservation(error=NO_ANSWER))), {}, ()),
             strict=True,
         )
     )

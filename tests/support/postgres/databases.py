@@ -86,7 +86,10 @@ ROWS = """
     (SELECT string_agg(concat(name, digest, definition, is_applied), ',' ORDER BY name) FROM business_types),
     (SELECT count(*) FROM shard_meta)
 """
-SET_SHARD_ID = "UPDATE shard_meta SET shard_id = $1, batch_offset = 0 WHERE shard_id <> $1 OR batch_offset <> 0"
+SET_SHARD_ID = """
+UPDATE shard_meta SET shard_id = $1, batch_offset = 0, drained_at = NULL
+WHERE shard_id <> $1 OR batch_offset <> 0 OR drained_at IS NOT NULL
+"""
 EMPTYING = "".join(
     f"DELETE FROM {table};"
     for table in (

@@ -23,7 +23,8 @@ CREATE TABLE public.shard_meta (
     created_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     -- From the number of a transaction to that of its batch in the log: raised when the database has come to a server
     -- with lower numbers (`shards raise-numbers`).
-    batch_offset bigint NOT NULL DEFAULT 0
+    batch_offset bigint NOT NULL DEFAULT 0,
+    drained_at pg_catalog.timestamptz -- by `shards drain`: no tenant is made or planned here until its `--undo`
 );
 
 -- What a tenant of each type starts with, and the resource type of those who work there; one row a file, of the package

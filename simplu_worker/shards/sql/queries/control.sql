@@ -20,6 +20,17 @@ SELECT name FROM pg_catalog.unnest($1::pg_catalog.text[]) AS sent (name)
 WHERE NOT EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.name)
 ORDER BY name;
 
+-- name: is_drained
+SELECT drained_at IS NOT NULL AS is_drained FROM public.shard_meta;
+
+-- name: find_not_taken
+-- Of the tenants $1 those that have no row here, or are destroyed, if the shard was drained: it takes them no more.
+SELECT sent.id
+FROM pg_catalog.unnest($1::pg_catalog.text[]) AS sent (id)
+WHERE
+    EXISTS (SELECT FROM public.shard_meta WHERE shard_meta.drained_at IS NOT NULL)
+    AND NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = sent.id AND tenants.state <> 'destroyed');
+
 -- name: make_tenants
 -- Insert tenants unless they exist: idempotent. created_at is the start of this transaction, which is rolled back after
 -- `check_registration` if it took too long (architecture, idea 7). In order of id, against deadlocks.

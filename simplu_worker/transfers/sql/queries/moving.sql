@@ -71,6 +71,10 @@ WHERE step IN ('open', 'committed', 'undoing');
 -- The tenants that drains have moved away from this shard, each with the shard that it moved to.
 SELECT tenant_id, target_shard_id FROM public.moves WHERE is_drain AND step IN ('done', 'cleaning', 'cleaned');
 
+-- name: note_drain
+-- That the shard is drained, or without $1 takes tenants again.
+UPDATE public.shard_meta SET drained_at = CASE WHEN $1 THEN coalesce(drained_at, pg_catalog.clock_timestamp()) END;
+
 -- name: fence_tenant
 -- Waits for the batches in flight, within the lock timeout of the transaction: their rows of the log are from before
 -- `read_at`. $3: seconds.
