@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from simplu_worker.bulkheads import note_trouble
-from simplu_worker.errors import RetryableError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.operations.operation import Operation
@@ -23,7 +23,7 @@ from simplu_worker.operations.schema_bounds import InvalidSchemaError
 from simplu_worker.operations.schema_judge import Finding, Judge, Judges, judges_of
 from simplu_worker.shards.apply.patch_merging import PATCH
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import OperationKind, TargetKind
@@ -137,6 +137,28 @@ def stored_under(
         else msgspec.structs.replace(operation, resource_type=name, sent_type=operation.resource_type)
         for operation in operations
     ]
+
+
+async def judge_change(connection: Connection, tenant_id: str, documents: Mapping[str, str], *, member: str) -> None:
+    """Judge the *documents*, by resource types, of a change that is no operation, by the tenant's schemas as they are.
+
+    Raises `PermanentError` for one that is refused, with the *member* of the message that it came from.
+    """
+    definition = await connection.fetchval(QUERIES["read_definition"], tenant_id)
+    try:
+        rules = NO_RULES if definition is None else (await asyncio.to_thread(_rules_in, definition))[0]
+    except (msgspec.DecodeError, RecursionError):  # told by `ShardRules`: of what cannot be used there are none
+        rules = NO_RULES
+    for resource_type, document in documents.items():
+        judge = rules.judges.get(resource_type)
+        if judge is None or (finding := judge.schema.judge(document.encode())) is None:
+            continue
+        count_found({0: Found(judge, finding)})
+        if judge.refuses:
+            raise PermanentError(
+                f"{member}: the schema of {judge.resource_type} refuses the document ({finding}); "
+                "send members that fit, or change the schema"
+            )
 
 
 class Found(NamedTuple):

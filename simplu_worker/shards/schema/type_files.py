@@ -16,14 +16,15 @@ import msgspec
 
 from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
-from simplu_worker.operations.schema_judge import find_schema_problem
+from simplu_worker.operations.schema_judge import Schema, find_schema_problem
 from simplu_worker.vocabulary import Validation
 
 FILE_MAX_BYTES: Final = 1024 * 1024
 COLUMNS_MAX: Final = 200  # Postgres allows some 1,600 of a relation, and fewer in a row
 PATH_MAX: Final = 8
 
-OWN_NAMES: Final = ("settings", "role")  # of resources that the worker makes for each tenant
+SETTINGS: Final = "settings"  # the resource type of `defaultSettings`
+OWN_NAMES: Final = (SETTINGS, "role")  # of resources that the worker makes for each tenant
 _TYPE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _SQL_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # 63 bytes: NAMEDATALEN
 _MEMBER: Final = re.compile(r"[\w$@-][\w$@ -]{0,127}")  # no dot: `public.` is replaced in SQL (`queries.at_home`)
@@ -115,7 +116,7 @@ def _problems(business_type: BusinessType) -> Iterator[str]:
     for view in sorted(view for view, count in views.items() if count > 1):
         yield f"resourceTypes: expected each view once, got {view} {views[view]} times"
     for one in business_type.resource_types:
-        for problem in _resource_problems(one):
+        for problem in _resource_problems(one, settings):
             yield f"resource type {one.name[:64]}: {problem}"
 
 
@@ -132,7 +133,7 @@ def _name_problems(business_type: BusinessType) -> Iterator[str]:
             yield f"alsoNamed: the worker itself makes resources named {name}; take the name out"
 
 
-def _resource_problems(one: ResourceType) -> Iterator[str]:
+def _resource_problems(one: ResourceType, settings: dict[str, Any]) -> Iterator[str]:
     for name in one.names:
         if not _MEMBER.fullmatch(name):
             yield f"name: expected {_MEMBER_TEXT}, got {name[:64]!r}"
@@ -142,10 +143,7 @@ def _resource_problems(one: ResourceType) -> Iterator[str]:
         yield "columns: expected a view that has them, got none; add view"
     if len(one.columns) > COLUMNS_MAX:
         yield f"columns: expected at most {COLUMNS_MAX}, got {len(one.columns)}"
-    if one.validation is not Validation.OFF and one.schema is None:
-        yield f"validation: expected a schema for {one.validation}, got none; add schema"
-    if one.schema is not None and (problem := find_schema_problem(one.schema)) is not None:
-        yield f"schema: {problem}"
+    yield from _schema_problems(one, settings)
     yield from _base_problems(one)
     seen = set(one.base_columns)
     for column in one.columns:
@@ -162,6 +160,18 @@ def _base_problems(one: ResourceType) -> Iterator[str]:
             yield f"{member}: expected {default}, or a-z or _, then up to 62 of a-z, 0-9, _, got {name[:64]!r}"
     if len(set(one.base_columns)) < len(one.base_columns):
         yield "tenantColumn, idColumn: expected two names other than those of the columns data and date"
+
+
+def _schema_problems(one: ResourceType, settings: dict[str, Any]) -> Iterator[str]:
+    if one.schema is None:
+        if one.validation is not Validation.OFF:
+            yield f"validation: expected a schema for {one.validation}, got none; add schema"
+    elif (problem := find_schema_problem(one.schema)) is not None:
+        yield f"schema: {problem}"
+    elif one.validation is Validation.ENFORCE and one.name == SETTINGS:
+        finding = Schema(one.schema).judge(msgspec.json.encode(settings))
+        if finding is not None:
+            yield f"schema: expected defaultSettings to fit it, got others ({finding})"
 
 
 def _column_problems(column: ViewColumn) -> Iterator[str]:

@@ -15,6 +15,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.judging import judge_change
 from simplu_worker.shards.apply.patch_merging import merge_into_row
 from simplu_worker.shards.apply.unstorable import find_unstorable
 from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
@@ -118,6 +119,8 @@ class ResourceChanges:
             added = await connection.fetch(
                 QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, timestamp_text(admin.requested_at)
             )
+            documents = {row["resource_type"]: row["data"] for row in added}
+            await judge_change(connection, tenant_id, documents, member="adminEmail, adminUserId")
             types = ["role", await connection.fetchval(QUERIES["find_staff_type"], tenant_id)]
             keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in types)
             await mark_changes(connection, [(tenant_id, row["resource_type"], user_id) for row in added])
@@ -195,10 +198,13 @@ class ResourceChanges:
 
 
 async def _rename(connection: Connection, rename: ResourceRename) -> str:
-    """Rename the resource, with its data merged; return the status of the statement. Raises `BoundsExceededError`."""
+    """Rename the resource, with its data merged; return the status of the statement. Raises `PermanentError`."""
     key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type, rename.old_resource_id)
     patch = rename.additional_data
     merged = None if patch is None else await merge_into_row(connection, key, patch)
+    if merged is not None:
+        tenant_id, resource_type, _ = key
+        await judge_change(connection, tenant_id, {resource_type: merged}, member="additionalData")
     requested_at = timestamp_text(rename.requested_at)
     status: str = await connection.execute(
         QUERIES["rename_resource"], *key, rename.new_resource_id, merged, requested_at

@@ -250,7 +250,7 @@ CROSS JOIN LATERAL (
 ) AS made (resource_type, data)
 WHERE tenants.id = $1
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
-RETURNING "resourceName" AS resource_type;
+RETURNING "resourceName" AS resource_type, data::pg_catalog.text AS data;
 
 -- name: find_staff_type
 -- The resource type of staff for a tenant's business type.

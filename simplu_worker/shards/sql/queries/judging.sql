@@ -16,3 +16,10 @@ FROM (
     WHERE business_types.definition IS NOT NULL
 ) AS stored
 LEFT JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS known (name, digest) ON known.name = stored.name;
+
+-- name: read_definition
+-- The definition of the business type of the tenant $1; NULL where it has none.
+SELECT business_types.definition
+FROM public.tenants
+JOIN public.business_types ON business_types.name = tenants.business_type
+WHERE tenants.id = $1;

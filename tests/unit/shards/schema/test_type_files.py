@@ -69,6 +69,7 @@ def with_resource(**members: Any) -> str:
         (with_resource(validation="enforce"), "expected a schema for enforce"),
         (with_resource(validation="warn"), "expected a schema for warn"),
         (with_resource(schema={"type": "txt"}), 'schema: #/type: "txt" is not'),
+        (with_resource(name="settings", validation="enforce", schema={"required": ["a"]}), 'the member "a"'),
         (with_resource(validation="maybe"), "expected a business type as JSON"),
         (
             with_resource(columns=[{"name": f"c{n}", "path": ["a"]} for n in range(201)]),
