@@ -286,6 +286,7 @@ class ProblemCause(StrEnum):
     CLOCK_APART = "clock_apart"  # of a replica: what it says of shards may be wrong
     TARGET_HELD = "target_held"
     SHARD_DEGRADED = "shard_degraded"
+    REPLICA_GONE = "replica_gone"
     CACHE_FAILING = "cache_failing"
     FEED_STOPPED = "feed_stopped"
     FEED_BEHIND = "feed_behind"
