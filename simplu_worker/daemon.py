@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -50,7 +49,7 @@ from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import server_context
+from simplu_worker.status.tls import ServerTls, load_tls
 from simplu_worker.telemetry.systemd import START_EXTENSION_S, SystemdNotifier
 from simplu_worker.timing.aligned_times import shared_pause_s
 from simplu_worker.timing.periodic import repeat_every
@@ -135,7 +134,7 @@ class HttpFiles(NamedTuple):
     """The files that the HTTP server uses, and reads again."""
 
     tokens: WatchedFiles[Sequence[ListedToken]] | None
-    tls: WatchedFiles[ssl.SSLContext] | None
+    tls: WatchedFiles[ServerTls] | None
 
 
 def _watch_files(settings: Settings) -> HttpFiles:
@@ -146,7 +145,7 @@ def _watch_files(settings: Settings) -> HttpFiles:
         tokens = WatchedFiles({LIST_VARIABLE: listed}, lambda texts: decode_tokens(*texts))
     if certificate is not None and key is not None:
         files = {"HTTP_TLS_CERT_FILE": certificate, "HTTP_TLS_KEY_FILE": key}
-        tls = WatchedFiles(files, lambda _: server_context(certificate, key))
+        tls = WatchedFiles(files, lambda _: load_tls(certificate, key))
     return HttpFiles(tokens, tls)
 
 
@@ -169,8 +168,10 @@ async def _serve_http(
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,
         is_behind_tls=settings.http_behind_tls,
-        tls=None if (tls := watched.tls) is None else lambda: tls.value,
+        tls=None if (tls := watched.tls) is None else lambda: tls.value.context,
     )
+    if tls is not None:
+        replica.certificate_end = lambda: tls.value.certificate_end
     try:
         return await stack.enter_async_context(http)
     except OSError as exc:

@@ -272,22 +272,27 @@ class MoveOutcome(StrEnum):
 class ProblemCause(StrEnum):
     """What is wrong with a fleet, what is worst first."""
 
+    NEAR_RETENTION = "near_retention"  # over half of the stream's retention has passed for what is not applied
+    RECORDS_LOST = "records_lost"  # they may have left the stream unread
+    CREDENTIALS_FAILING = "credentials_failing"  # of AWS: there are none, or they have expired
     OUTAGE = "outage"  # several dependencies fail at once
     NOT_READY = "not_ready"  # the replica that is asked does no work
-    SHARD_LOST = "shard_lost"
+    SHARD_LOST = "shard_lost"  # it takes no operations
+    TENANT_SPLIT = "tenant_split"
     STREAM_SHARD_UNREAD = "stream_shard_unread"  # it has no owner
     REPLICA_SILENT = "replica_silent"  # its leases are not renewed, so what they say is old
     STREAM_FAILING = "stream_failing"  # Kinesis does not answer reads
+    QUEUE_FAILING = "queue_failing"
+    CONTROL_BLOCKED = "control_blocked"  # control messages wait for a person
+    CITRUS_FAILING = "citrus_failing"
+    CLOCK_APART = "clock_apart"  # of a replica: what it says of shards may be wrong
     STREAM_LAG = "stream_lag"
     INTERNAL_ERROR = "internal_error"
     MOVE_FAILED = "move_failed"
-    QUEUE_FAILING = "queue_failing"
-    CITRUS_FAILING = "citrus_failing"
-    CLOCK_APART = "clock_apart"  # of a replica: what it says of shards may be wrong
     TARGET_HELD = "target_held"
     SHARD_DEGRADED = "shard_degraded"
-    REPLICA_GONE = "replica_gone"
     CACHE_FAILING = "cache_failing"
+    CERTIFICATE_EXPIRES = "certificate_expires"  # that of the worker's own HTTPS
     FEED_STOPPED = "feed_stopped"
     FEED_BEHIND = "feed_behind"
     DEAD_LETTERS = "dead_letters"
@@ -319,6 +324,7 @@ class UnreadyReason(StrEnum):
     STARTING = "starting"
     DRAINING = "draining"
     CREDENTIALS_UNAVAILABLE = "credentials_unavailable"  # those of AWS
+    CREDENTIALS_EXPIRED = "credentials_expired"  # AWS says so of those that there are
     CITRUS_REFUSES_KEY = "citrus_refuses_key"
     STREAM_OPENING = "stream_opening"
     STREAM_UNAVAILABLE = "stream_unavailable"  # or the lease table

@@ -65,14 +65,8 @@ THROTTLING_CODES = frozenset(
 
 # AWS does not know the access key, or no longer accepts its token: the sources are asked again for the next call.
 # API references of Kinesis, DynamoDB, SQS, "Common errors".
-REFUSED_CREDENTIALS_CODES = frozenset(
-    {
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InvalidClientTokenId",
-        "UnrecognizedClientException",
-    },
-)
+EXPIRED_CREDENTIALS_CODES = frozenset({"ExpiredToken", "ExpiredTokenException"})
+REFUSED_CREDENTIALS_CODES = EXPIRED_CREDENTIALS_CODES | {"InvalidClientTokenId", "UnrecognizedClientException"}
 
 # Transient states with an HTTP status 4xx. botocore 1.43 retries/standard.py, TransientRetryableChecker; DynamoDB
 # developer guide, "Error handling"; Kinesis ListShards and DynamoDB UpdateTable (ResourceInUse: being created, changed
@@ -160,7 +154,7 @@ async def open_client(
         source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
         watch_replies(client)
         log_calls(client)
-        client.meta.events.register("after-call", _forget_refused_credentials)
+        client.meta.events.register("after-call", _judge_credentials)
         yield client
 
 
@@ -271,6 +265,8 @@ def _new_chain(region: str | None) -> AioCredentialResolver:
     return chain
 
 
-def _forget_refused_credentials(parsed: dict[str, Any], **_: object) -> None:
-    if parsed.get("Error", {}).get("Code") in REFUSED_CREDENTIALS_CODES:
+def _judge_credentials(parsed: dict[str, Any], **_: object) -> None:
+    code = parsed.get("Error", {}).get("Code")
+    credential_source().note_answer(are_expired=code in EXPIRED_CREDENTIALS_CODES)
+    if code in REFUSED_CREDENTIALS_CODES:
         credential_source().forget()

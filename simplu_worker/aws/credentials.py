@@ -25,6 +25,7 @@ from simplu_worker.timing.clock import loop_time, utc_now
 
 ANSWER_KEPT_S: Final = 1.0  # a refreshed one too: however short-lived credentials are, no request asks for itself alone
 ASK_MAX_S: Final = 10.0  # longer than botocore tries an agent of a container: three times, for two seconds each
+EXPIRED_AFTER_S: Final = 5.0
 CAUSE_MAX_LENGTH: Final = 300
 NOTHING_FOUND: Final = (
     "no source has any: expected them in the environment, a profile, a web identity, or the role of a container or "
@@ -38,7 +39,8 @@ class CredentialSource:
     """The credentials of all clients; to botocore both its chain and what the chain found.
 
     *new_chain* makes a chain that has read nothing yet, for a region. *problem* is why there are no credentials, None
-    while there are some, or nothing has asked yet.
+    while there are some, or nothing has asked yet. *expired_since* is since when AWS says of them, in
+    each answer, that they have expired.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class CredentialSource:
         answer_kept_s: float = ANSWER_KEPT_S,
     ) -> None:
         self.problem: str | None = None
+        self.expired_since: float | None = None
         self.region: str | None = None  # of the first client; STS is asked there
         self._new_chain = new_chain
         self._ask_max_s = ask_max_s
@@ -108,6 +111,18 @@ class CredentialSource:
         """
         if not self._is_recent(self._found_at):
             self._found = self._frozen = self._answered_at = None
+
+    def note_answer(self, *, are_expired: bool) -> None:
+        """Take over whether AWS says that the credentials of a request have expired."""
+        if not are_expired:
+            self.expired_since = None
+        elif self.expired_since is None:
+            self.expired_since = loop_time()
+
+    @property
+    def are_expired(self) -> bool:
+        """Whether they have been expired for longer than renewed ones need to come."""
+        return self.expired_since is not None and loop_time() - self.expired_since > EXPIRED_AFTER_S
 
     def _is_answered(self) -> bool:
         return self._is_recent(self._answered_at)

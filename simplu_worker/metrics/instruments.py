@@ -399,6 +399,13 @@ INTERNAL_ERRORS = Counter(
 TARGETS_IN_TROUBLE = Gauge(
     "simplu_targets_in_trouble", "Targets that such a defect stopped in the last two minutes, by kind.", ["target"]
 )
+UNREADY = Gauge(
+    "simplu_unready", "1 for the reason for which this replica does no work, as `/readyz` tells it; else 0.", ["reason"]
+)
+CERTIFICATE_END = Gauge(
+    "simplu_http_certificate_end_seconds",
+    "When the certificate of HTTP_TLS_CERT_FILE expires, in seconds since 1970; 0 without one.",
+)
 CLOCK_AHEAD = Gauge(
     "simplu_clock_ahead_seconds",
     "This machine's clock less that of AWS, by the Date of its answers; negative if behind, 0 before an answer.",
@@ -462,6 +469,11 @@ def count_finding(business_type: str, resource_type: str, schema_path: str, vali
         labels = of_type if of_type in _finding_labels or has_room else of_any
     _finding_labels.add(labels)
     SCHEMA_FINDINGS.labels(*labels).inc()
+
+
+def total_of(metric: Counter | Gauge) -> int:
+    """Return the sum of all values of *metric*."""
+    return int(sum(sample.value for family in metric.collect() for sample in family.samples))
 
 
 def totals_by(counter: Counter, label: str) -> dict[str, int]:

@@ -23,7 +23,7 @@ from simplu_worker.shards.health.all_shards import ShardInspector
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
 from simplu_worker.status.listing_request import OperationListQuery
-from simplu_worker.status.live.held_advice import advice_members
+from simplu_worker.status.live.causes import advice_members
 from simplu_worker.status.operation_waits import OperationWaits
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer

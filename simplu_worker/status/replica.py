@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, ParamSpec, assert_never
 
 import msgspec
@@ -35,8 +36,8 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.status.live.causes import advice_members
 from simplu_worker.status.live.fleet_history import FleetHistory, fleet_point
-from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.problems import Problems, find_problems
 from simplu_worker.status.live.request_bodies import OpenDesk
@@ -55,6 +56,7 @@ from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 from simplu_worker.vocabulary import (
     DependencyState,
     HoldReason,
+    QueueRetry,
     ShardProblem,
     SourceState,
     TargetKind,
@@ -63,6 +65,7 @@ from simplu_worker.vocabulary import (
 
 HEALTH_SUMMARY: Final = (
     "state",
+    "takesOperations",
     "role",
     "responseMs",
     "tenantCount",
@@ -86,13 +89,15 @@ Asked = ParamSpec("Asked")
 class ReplicaStatus:
     """The state of this replica for its views; the parts are None until `start`.
 
-    *grace_s* is the time to drain once *stopping* is set, *runbook_url* the address of the documentation site.
+    *grace_s* is the time to drain once *stopping* is set, *runbook_url* the address of the documentation site,
+    *certificate_end* when the certificate of the HTTP server expires.
     """
 
     name: str
     stopping: asyncio.Event
     grace_s: float = float("inf")
     runbook_url: str | None = None
+    certificate_end: Callable[[], datetime | None] = lambda: None
     started_at: float = field(default_factory=time.monotonic)
     gateway: ShardGateway | None = None
     pools: Pools | None = None
@@ -167,6 +172,9 @@ class ReplicaStatus:
             return Unreadiness(UnreadyReason.DRAINING)
         if (problem := credential_source().problem) is not None:
             return Unreadiness(UnreadyReason.CREDENTIALS_UNAVAILABLE, problem)
+        if credential_source().are_expired:
+            found = credential_source().method
+            return Unreadiness(UnreadyReason.CREDENTIALS_EXPIRED, f"those of {found}; renew them there")
         if self.gateway is None:
             return Unreadiness(UnreadyReason.STARTING)
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
@@ -230,6 +238,11 @@ class ReplicaStatus:
         instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
         instruments.MOVE_STANDING.set(longest_standing_s(moves))
         instruments.CLOCK_AHEAD.set(OWN_CLOCK.ahead_s or 0.0)
+        unready = self._readiness_problem()
+        for reason in UnreadyReason:
+            instruments.UNREADY.labels(reason).set(unready is not None and unready.reason is reason)
+        end = self.certificate_end()
+        instruments.CERTIFICATE_END.set(0.0 if end is None else end.timestamp())
         for receiver in self.monitoring.receivers.values():
             receiver.refresh_gauges()
         if self.fleet is not None:
@@ -273,7 +286,6 @@ class ReplicaStatus:
                 "usedBytes": self.fleet.prefetch.used_bytes,
                 "maxBytes": self.fleet.prefetch.max_bytes,
             },
-            "retentionSeconds": self.fleet and self.fleet.retention and self.fleet.retention.total_seconds(),
             "recentErrors": recent_errors(),
             "history": self.history.view(),
             "counters": {
@@ -301,6 +313,13 @@ class ReplicaStatus:
             "cache": self.monitoring.cache_state(),
             "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "clock": OWN_CLOCK.problem or DependencyState.OK,
+            "counts": {
+                "tenantsSplit": instruments.total_of(instruments.TENANTS_SPLIT),
+                "recordsLost": instruments.total_of(instruments.KINESIS_EXPIRED),
+                "controlBlocked": instruments.totals_by(instruments.RETRIES, "reason").get(QueueRetry.BLOCKED, 0),
+            },
+            "retentionSeconds": self.fleet and self.fleet.retention and self.fleet.retention.total_seconds(),
+            "certificateEnd": self.certificate_end(),
             "citrus": self.locator.last_error or DependencyState.OK if isinstance(self.locator, CitrusClient) else None,
         }
 

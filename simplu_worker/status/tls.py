@@ -7,11 +7,15 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
+from simplu_worker.status.own_server import own_client_context
+
+NO_CHECK_TIME: Final = 0x200000  # OpenSSL, x509_vfy.h: X509_V_FLAG_NO_CHECK_TIME
 ACCEPT_AGAIN_S: Final = 0.1  # after an error such as too many open files
 
 log = structlog.get_logger(__name__)
@@ -24,6 +28,34 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.load_cert_chain(certificate, key, password=_refuse_password)
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+class ServerTls(NamedTuple):
+    """The context of a server, and when its certificate expires."""
+
+    context: ssl.SSLContext
+    certificate_end: datetime
+
+
+def load_tls(certificate: Path, key: Path) -> ServerTls:
+    """Return the TLS of a server with these files. Raises OSError for files that do not fit."""
+    context = server_context(certificate, key)
+    return ServerTls(context, _end_of(certificate, context))
+
+
+def _end_of(certificate: Path, context: ssl.SSLContext) -> datetime:
+    """Return when a certificate expires, by a handshake in memory: `ssl` decodes none but that of a peer."""
+    trusting = own_client_context(certificate)
+    trusting.verify_flags |= NO_CHECK_TIME
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client, server = (
+        trusting.wrap_bio(to_client, to_server),
+        context.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for one in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            one.do_handshake()
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str((client.getpeercert() or {})["notAfter"])), UTC)
 
 
 @contextlib.asynccontextmanager

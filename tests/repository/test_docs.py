@@ -10,6 +10,7 @@ from support.commands_page import PAGE, program_commands, render_page
 from support.requires import ROOT
 
 from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES
+from simplu_worker.status.live.causes import CAUSES, HELD
 from simplu_worker.vocabulary import CitrusEndpoint
 
 PACKAGE = ROOT / "simplu_worker"
@@ -49,13 +50,6 @@ def test_alerts_have_a_runbook_each() -> None:
     assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
-def test_page_names_the_critical_alerts() -> None:
-    """Those that wake a person."""
-    rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8").split("- alert: ")[1:]
-    named = (DOCS / "monitoring.md").read_text(encoding="utf-8").partition(" Critical are ")[2].partition(";")[0]
-    assert re.findall(r"\w+", named) == [rule.split()[0] for rule in rules if "severity: critical" in rule]
-
-
 def source_of(path: str) -> Path:
     """Return the page from which the site's build makes *path*, an `.html`."""
     assert path.endswith(".html"), path
@@ -72,6 +66,13 @@ def test_runbook_urls_lead_to_pages_and_headings_that_exist() -> None:
         path, _, anchor = url.removeprefix(f"{DOCS_URL}/").partition("#")
         assert anchor in map(anchor_of, headings(source_of(path))), url
         assert anchor == alert.lower()
+
+
+def test_causes_lead_to_headings_that_exist() -> None:
+    """Those about alerts to the same headings as the alerts do."""
+    for cause in (*CAUSES.values(), *HELD.values()):
+        path, _, anchor = cause.runbook.partition("#")
+        assert not anchor or anchor in map(anchor_of, headings(ROOT / path)), cause.runbook
 
 
 def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:

@@ -44,6 +44,7 @@ from simplu_worker.vocabulary import (
     StreamRetry,
     SubscriptionEvent,
     TargetKind,
+    UnreadyReason,
 )
 
 PAGE: Final = ROOT / "docs" / "metrics.md"
@@ -80,6 +81,7 @@ WORDS: Final[dict[str, tuple[type[StrEnum], ...]]] = {
     "simplu_shard_errors_total kind": (ShardErrorKind,),
     "simplu_shard_connections state": (ConnectionState,),
     "simplu_shard_problems problem": (ShardProblem,),
+    "simplu_unready reason": (UnreadyReason,),
     "simplu_shard_commit_safety safety": (CommitSafety,),
     "simplu_citrus_request_seconds endpoint": (CitrusEndpoint,),
     "simplu_citrus_request_seconds outcome": (CitrusOutcome,),

@@ -54,6 +54,7 @@ from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObs
 from simplu_worker.shards.health.probe import probe_shard, read_server_facts
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.status.live.causes import CAUSES
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK
 
@@ -105,16 +106,25 @@ def print_report(report: CheckReport) -> None:
         print_line("odd:", "bold")
     for finding in report.odd:
         print_line(f"  {finding}")
-    print_line(verdict_on(report), "bold")
+    verdict, *advice = verdict_on(report)
+    print_line(verdict, "bold")
+    for line in advice:
+        print_line(f"  {line}")
 
 
-def verdict_on(report: CheckReport) -> str:
-    """Return the last line: what failed, else what warns; that nothing is odd only if nothing is."""
+def verdict_on(report: CheckReport) -> list[str]:
+    """Return the last lines: what failed and what to do, else what warns; that nothing is odd only if nothing is."""
     for status in (CheckStatus.FAILED, CheckStatus.WARNING):
-        if names := [one.dependency for one in report.dependencies if one.status is status]:
+        if found := [one for one in report.dependencies if one.status is status]:
+            names = [one.dependency for one in found]
             more = f" and {len(names) - VERDICT_MAX} more" if len(names) > VERDICT_MAX else ""
-            return f"{status}: {', '.join(names[:VERDICT_MAX])}{more}"
-    return "nothing failed; see what is odd" if report.odd else "nothing odd"
+            causes = dict.fromkeys(one.cause for one in found if one.cause is not None)
+            words = [CAUSES[cause] for cause in CAUSES if cause in causes]
+            return [
+                f"{status}: {', '.join(names[:VERDICT_MAX])}{more}",
+                *(f"{one.text}: {one.advice} See {one.runbook}." for one in words),
+            ]
+    return ["nothing failed; see what is odd" if report.odd else "nothing odd"]
 
 
 def scrub_report(report: CheckReport) -> CheckReport:
@@ -150,7 +160,6 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
         }
         answers = await run_all(
             [
-                checks.check_credentials(),
                 checks.check_stream(clients["kinesis"]),
                 checks.check_tables(clients["dynamodb"]),
                 checks.check_queues(clients["sqs"]),
@@ -160,6 +169,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
             ]
         )
         await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
+    answers.insert(0, await checks.check_credentials())  # by now AWS has said what it thinks of them
     checks.facts.own_ahead_s = OWN_CLOCK.ahead_s
     dependencies = [dependency for answer in answers for dependency in answer] + describe_unset_sources(settings)
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
@@ -180,12 +190,16 @@ class DependencyChecks:
         self._shard_turns = asyncio.Semaphore(SHARDS_AT_ONCE)  # the time of a shard's check begins with its turn
 
     async def check_credentials(self) -> list[CheckedDependency]:
-        """Check that a source has credentials of AWS."""
+        """Check that a source has credentials of AWS, which has not just called them expired."""
         source = credential_source()
 
         async def ask() -> CheckAnswer:
             with translate_errors():
                 await source.get_frozen_credentials()
+            if source.expired_since is not None:
+                return CheckAnswer(
+                    f"those found by {source.method} have expired, says AWS; renew them there", CheckStatus.FAILED
+                )
             return CheckAnswer(f"found by {source.method}")
 
         return [await check_dependency("credentials", "AWS", ask)]

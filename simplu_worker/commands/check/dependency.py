@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from simplu_worker.errors import WorkerError
+from simplu_worker.vocabulary import ProblemCause
 
 DEADLINE_S: Final = 10.0
 READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
@@ -33,6 +34,20 @@ class CheckAnswer(msgspec.Struct, frozen=True):
     status: CheckStatus = CheckStatus.OK
 
 
+# What is wrong when one fails, in the words of the page and the alerts.
+CAUSES: Final = {
+    "credentials": ProblemCause.CREDENTIALS_FAILING,
+    "stream": ProblemCause.STREAM_FAILING,
+    "lease table": ProblemCause.STREAM_SHARD_UNREAD,
+    "control queue": ProblemCause.QUEUE_FAILING,
+    "order events": ProblemCause.QUEUE_FAILING,
+    "priority order events": ProblemCause.QUEUE_FAILING,
+    "dead letters": ProblemCause.QUEUE_FAILING,
+    "Citrus": ProblemCause.CITRUS_FAILING,
+    "Redis": ProblemCause.CACHE_FAILING,
+}
+
+
 class CheckedDependency(msgspec.Struct, frozen=True):
     """One dependency with its answer: a line of the table."""
 
@@ -41,6 +56,11 @@ class CheckedDependency(msgspec.Struct, frozen=True):
     status: CheckStatus
     result: str
     seconds: float
+
+    @property
+    def cause(self) -> ProblemCause | None:
+        """What is wrong if it fails."""
+        return ProblemCause.SHARD_LOST if self.dependency.startswith("shard ") else CAUSES.get(self.dependency)
 
 
 async def check_dependency(

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from simplu_worker.status.live.held_advice import Advice, advice_members
+from simplu_worker.status.live.causes import cause_of
 from simplu_worker.vocabulary import (
     DependencyState,
     HoldReason,
@@ -30,150 +30,33 @@ OVER_MAX: Final = 20  # kept of a cause and reason: those that ended last
 LAG_HIGH_S: Final = 60.0
 FEED_BEHIND_S: Final = 300.0  # as the alert FeedBehind
 UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
+SILENT_S: Final = 10.0  # since the last renewal of a lease: its numbers are old
 OVER_FOR: Final = timedelta(days=1)  # for so long an incident that is over is shown
 GOES_ON: Final = timedelta(minutes=1)  # what comes back so soon has not been over
 PASSING: Final = frozenset({"starting", "stream opening"})
 MOVE_STANDS: Final = timedelta(minutes=15)  # without progress though its command runs, as the alert MoveStandsStill
-COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, the wrong keys of a replica's life are over
+NEAR_RATIO: Final = 0.5  # of the stream's retention, as the alert NearRetention
+CERTIFICATE_LEFT: Final = timedelta(days=3)  # as the alert CertificateExpires
+COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, what is counted in a replica's life is over
 # While nobody reads the stream, what its readers have told is neither over nor known.
 BLIND: Final = frozenset({ProblemCause.NOT_READY, ProblemCause.REPLICA_SILENT, ProblemCause.STREAM_SHARD_UNREAD})
-READ: Final = frozenset({ProblemCause.TARGET_HELD, ProblemCause.STREAM_LAG})
+READ: Final = frozenset({ProblemCause.NEAR_RETENTION, ProblemCause.TARGET_HELD, ProblemCause.STREAM_LAG})
 STREAM_OUTAGES: Final = frozenset({UnreadyReason.STREAM_UNAVAILABLE, UnreadyReason.STREAM_UNREADABLE})
-# Their number is that of a time, so that they are last seen when it has grown.
-COUNTED: Final = frozenset({ProblemCause.DEAD_LETTERS, ProblemCause.WRONG_KEYS})
+CREDENTIALS: Final = frozenset({UnreadyReason.CREDENTIALS_UNAVAILABLE, UnreadyReason.CREDENTIALS_EXPIRED})
+# Their number is that of a replica's life, or of a time, so that they are last seen when it has grown.
+OF_LIFE: Final = frozenset({ProblemCause.WRONG_KEYS, ProblemCause.RECORDS_LOST, ProblemCause.CONTROL_BLOCKED})
+COUNTED: Final = OF_LIFE | {ProblemCause.DEAD_LETTERS}
+COUNTS: Final = {
+    "tenantsSplit": ProblemCause.TENANT_SPLIT,
+    "recordsLost": ProblemCause.RECORDS_LOST,
+    "controlBlocked": ProblemCause.CONTROL_BLOCKED,
+}
 SOURCE_STATES: Final = frozenset(map(str, SourceState)) | {"draining"}
 
 Json: TypeAlias = Mapping[str, Any]
 Kind: TypeAlias = tuple[ProblemCause, str | None]  # with the reason of a hold
 
 
-class Meaning(NamedTuple):
-    """A cause in words: how bad it is, what is wrong, what to do, and the page with the rest."""
-
-    severity: Severity
-    text: str
-    advice: Advice
-
-
-def _meaning(severity: Severity, text: str, advice: str, page: str) -> Meaning:
-    return Meaning(severity, text, Advice(advice, page))
-
-
-MEANINGS: Final[dict[ProblemCause, Meaning]] = {
-    ProblemCause.OUTAGE: _meaning(
-        Severity.CRITICAL,
-        "Several dependencies fail at once",
-        "Look first at what they share: network, DNS, credentials. The other problems may follow from that.",
-        "docs/operating.md#health",
-    ),
-    ProblemCause.NOT_READY: _meaning(
-        Severity.CRITICAL, "This replica does no work", "Remove the cause that is named.", "docs/operating.md#health"
-    ),
-    ProblemCause.SHARD_LOST: _meaning(
-        Severity.CRITICAL,
-        "Postgres shard lost",
-        "See why the shard does not answer. Its operations wait; those of other shards do not wait for it.",
-        "docs/monitoring.md#shardlost",
-    ),
-    ProblemCause.STREAM_SHARD_UNREAD: _meaning(
-        Severity.CRITICAL,
-        "Stream shard without an owner",
-        "Look at the lease table and at DynamoDB: nobody reads the stream shard.",
-        "docs/monitoring.md#streamshardunread",
-    ),
-    ProblemCause.REPLICA_SILENT: _meaning(
-        Severity.CRITICAL,
-        "Leases are not renewed",
-        "See whether the replica runs and reaches DynamoDB. What is shown of its stream shards is old.",
-        "docs/monitoring.md#streamshardunread",
-    ),
-    ProblemCause.STREAM_FAILING: _meaning(
-        Severity.CRITICAL,
-        "Stream cannot be read",
-        "Look at Kinesis, the network and the permissions. More replicas do not help.",
-        "docs/operating.md#health",
-    ),
-    ProblemCause.STREAM_LAG: _meaning(
-        Severity.CRITICAL,
-        "Stream read late",
-        "See what the stream shard waits for; add replicas if their CPU is busy.",
-        "docs/monitoring.md#streamlaghigh",
-    ),
-    ProblemCause.INTERNAL_ERROR: _meaning(
-        Severity.CRITICAL,
-        "Error inside the worker",
-        "Report the log event `loop.failed`. The worker tries again by itself; nothing is skipped.",
-        "docs/monitoring.md#internalerrors",
-    ),
-    ProblemCause.MOVE_FAILED: _meaning(
-        Severity.CRITICAL,
-        "Move stopped",
-        "Repeat the command that moved the tenant, or take the move back: "
-        "`simplu-worker tenants rollback BUSINESS LOCATION --apply`.",
-        "docs/monitoring.md#movestandsstill",
-    ),
-    ProblemCause.QUEUE_FAILING: _meaning(
-        Severity.CRITICAL,
-        "Queue does not answer",
-        "Look at SQS and its permissions.",
-        "docs/monitoring.md#queuestalled",
-    ),
-    ProblemCause.CITRUS_FAILING: _meaning(
-        Severity.CRITICAL,
-        "Citrus does not answer",
-        "Look at Citrus, the network and the key. Do not restart replicas.",
-        "docs/monitoring.md#citrusdown",
-    ),
-    ProblemCause.CLOCK_APART: _meaning(
-        Severity.WARNING,
-        "Clock of a replica is off",
-        "Set the clock of its machine by NTP.",
-        "docs/monitoring.md#clocksapart",
-    ),
-    ProblemCause.TARGET_HELD: _meaning(Severity.WARNING, "Held", "See why it waits.", "docs/holding.md#holding"),
-    ProblemCause.SHARD_DEGRADED: _meaning(
-        Severity.WARNING,
-        "Postgres shard with a problem",
-        "The shard works. Remove the cause that is named.",
-        "docs/shards.md#probes-of-shards",
-    ),
-    ProblemCause.REPLICA_GONE: _meaning(
-        Severity.WARNING,
-        "Replica gone",
-        "Other replicas read its stream shards. See why it ended without a drain: exit status, memory, machine.",
-        "docs/monitoring.md#workerabsent",
-    ),
-    ProblemCause.CACHE_FAILING: _meaning(
-        Severity.WARNING,
-        "Redis does not answer",
-        "Look at Redis: its readers may see old entries until it is back.",
-        "docs/monitoring.md#cacheunreachable",
-    ),
-    ProblemCause.FEED_STOPPED: _meaning(
-        Severity.WARNING,
-        "Feed stopped",
-        "Correct the receiver, then let the feed go on: `simplu-worker feed skip`.",
-        "docs/monitoring.md#feedstopped",
-    ),
-    ProblemCause.FEED_BEHIND: _meaning(
-        Severity.WARNING,
-        "Feed behind",
-        "See what the destination answers. Its events wait in the log of the shards; no other destination waits.",
-        "docs/monitoring.md#feedbehind",
-    ),
-    ProblemCause.DEAD_LETTERS: _meaning(
-        Severity.WARNING,
-        "Dead letters in the last hour",
-        "Look at them: correct the producer or the cause, then replay or discard them.",
-        "docs/monitoring.md#deadletters",
-    ),
-    ProblemCause.WRONG_KEYS: _meaning(
-        Severity.WARNING,
-        "Records with a wrong partition key",
-        "Correct the producer: the order of these operations is not certain.",
-        "docs/sending.md#order",
-    ),
-}
 ORDER: Final = {cause: number for number, cause in enumerate(ProblemCause)}
 
 
@@ -198,19 +81,37 @@ class FoundProblem(NamedTuple):
 
 def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]:
     """Return what is wrong: *state* has members of this replica's `/status`, *fleet* those of the fleet's report."""
-    lost = {one["shardId"] for one in state["shards"] if one.get("state") == ShardState.LOST}
+    lost = {one["shardId"] for one in state["shards"] if _is_lost(one)}
     return [
+        *_each(ProblemCause.NEAR_RETENTION, _near_retention(state, fleet)),
         *_each(ProblemCause.OUTAGE, _failing_dependencies(state)),
         *_of_this_replica(state),
+        *_counted(state["counts"]),
+        *_of_certificate(state["certificateEnd"], now),
         *_each(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
         *_of_shards(state["shards"]),
         *_of_stream(fleet["streamShards"], state["streamShards"]),
-        *_gone_replicas(fleet["goneReplicas"], now),
         *_of_held(state["held"], fleet["replicas"], lost, now),
         *_of_moves(state["moves"], now),
         *_of_feed((state["feed"] or {}).get("destinations", ()), now),
         *_of_letters(fleet["replicas"]),
     ]
+
+
+def _near_retention(state: Json, fleet: Json) -> Iterator[str]:
+    """Yield the stream shards with records or held operations of over half the age at which they are lost."""
+    if (retention_s := state["retentionSeconds"]) is None:
+        return
+    ages_s = [(one["streamShard"], one["lagSeconds"]) for one in fleet["streamShards"] if one["owner"] is not None]
+    held = (*state["held"], *(held for replica in fleet["replicas"] for held in replica["held"]))
+    ages_s += [(one["streamShard"], one["ageSeconds"]) for one in held]
+    for name, age_s in ages_s:
+        if (age_s or 0.0) > NEAR_RATIO * retention_s:
+            yield f"stream shard {name}"
+
+
+def _is_lost(shard: Json) -> bool:
+    return shard.get("state") == ShardState.LOST or shard.get("takesOperations") is False
 
 
 def _failing_dependencies(state: Json) -> tuple[str, ...]:
@@ -222,7 +123,7 @@ def _failing_dependencies(state: Json) -> tuple[str, ...]:
         "SQS": queues and len(_failing_queues(queues)) == len(queues),
         "Citrus": state["citrus"] not in (None, DependencyState.OK),
         "Redis": _is_cache_failing(state),
-        "every Postgres shard": shards and all(one.get("state") == ShardState.LOST for one in shards),
+        "every Postgres shard": shards and all(map(_is_lost, shards)),
     }
     named = tuple(name for name, is_failing in failing.items() if is_failing)
     return named if len(named) > 1 else ()
@@ -242,7 +143,8 @@ def _each(cause: ProblemCause, subjects: Iterable[str]) -> Iterator[FoundProblem
 
 def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     if state["ready"] is not True:
-        yield FoundProblem(ProblemCause.NOT_READY, str(state["ready"]).replace("_", " "))
+        cause = ProblemCause.CREDENTIALS_FAILING if state["ready"] in CREDENTIALS else ProblemCause.NOT_READY
+        yield FoundProblem(cause, str(state["ready"]).replace("_", " "))
     yield from _each(ProblemCause.QUEUE_FAILING, (f"queue {name}" for name in _failing_queues(state["queues"])))
     if state["citrus"] not in (None, DependencyState.OK):
         yield FoundProblem(ProblemCause.CITRUS_FAILING)
@@ -259,6 +161,15 @@ def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
             yield FoundProblem(ProblemCause.WRONG_KEYS, f"stream shard {one['streamShard']}", count)
 
 
+def _counted(counts: Json) -> Iterator[FoundProblem]:
+    return (FoundProblem(cause, number=counts[name]) for name, cause in COUNTS.items() if counts[name])
+
+
+def _of_certificate(end: datetime | None, now: datetime) -> Iterator[FoundProblem]:
+    if end is not None and now > end - CERTIFICATE_LEFT:
+        yield FoundProblem(ProblemCause.CERTIFICATE_EXPIRES)
+
+
 def _with_wrong_clock(replicas: Iterable[Json]) -> Iterator[str]:
     return (f"replica {one['replica']}" for one in replicas if one["isClockApart"])
 
@@ -266,12 +177,11 @@ def _with_wrong_clock(replicas: Iterable[Json]) -> Iterator[str]:
 def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:
     for one in shards:
         subject = f"shard {one['shardId']}"
-        match one.get("state", ShardState.UNKNOWN):
-            case ShardState.LOST:
-                at = (one.get("lastAnswer") or {}).get("at")
-                yield FoundProblem(ProblemCause.SHARD_LOST, subject, since=at and datetime.fromisoformat(at))
-            case ShardState.DEGRADED:
-                yield FoundProblem(ProblemCause.SHARD_DEGRADED, subject)
+        if _is_lost(one):
+            at = (one.get("lastAnswer") or {}).get("at")
+            yield FoundProblem(ProblemCause.SHARD_LOST, subject, since=at and datetime.fromisoformat(at))
+        elif one.get("state") == ShardState.DEGRADED:
+            yield FoundProblem(ProblemCause.SHARD_DEGRADED, subject)
 
 
 def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[FoundProblem]:
@@ -281,7 +191,7 @@ def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[F
     """
     troubled = {one["streamShard"] for one in own if one.get("trouble")}
     rows = [one for one in stream_shards if one["state"] != StreamShardState.ENDED]
-    silent = [one for one in rows if one["isSilent"]]
+    silent = [one for one in rows if one["owner"] is not None and (one["seenSecondsAgo"] or 0.0) > SILENT_S]
     heard = [one for one in rows if one not in silent]
     unanswered = [one for one in heard if one["streamShard"] in troubled and _lag_s(one) >= UNREAD_S]
     late = [one for one in heard if one not in unanswered and (one["lagSeconds"] or 0.0) >= LAG_HIGH_S]
@@ -293,12 +203,6 @@ def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[F
     yield from _each(ProblemCause.REPLICA_SILENT, (f"replica {one['owner']}" for one in silent))
     yield from _each(ProblemCause.STREAM_FAILING, _streams_named(unanswered))
     yield from _each(ProblemCause.STREAM_LAG, _streams_named(late))
-
-
-def _gone_replicas(gone: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
-    for one in gone:
-        since = now - timedelta(seconds=one["seenSecondsAgo"])
-        yield FoundProblem(ProblemCause.REPLICA_GONE, f"replica {one['replica']}", since=since)
 
 
 def _streams_named(stream_shards: Iterable[Json]) -> Iterator[str]:
@@ -359,7 +263,7 @@ class _Incident(msgspec.Struct):
         has_grown = (found.number or 0) > (self.found.number or 0)
         if found.cause not in COUNTED or has_grown:
             self.at = now
-        self.is_over = found.cause is ProblemCause.WRONG_KEYS and now - self.at > COUNTED_FOR
+        self.is_over = found.cause in OF_LIFE and now - self.at > COUNTED_FOR
         self.found, self.since = found, min(self.since, found.since or now)
 
 
@@ -414,25 +318,29 @@ class Problems:
                 by_kind[one.found.kind].append(one)
         rows = [
             _view(one, len(several), site)
-            for _, several in sorted(by_kind.items(), key=lambda pair: (ORDER[pair[0][0]], pair[0][1] or ""))
+            for _, several in sorted(by_kind.items(), key=lambda pair: _rank(pair[0]))
             for one in sorted(several, key=lambda one: one.since)[:OPEN_MAX]
         ]
         over.sort(key=lambda one: one.at, reverse=True)
         return [*rows, *(_view(one, 1, site) for one in over if now - one.at <= OVER_FOR)]
 
 
+def _rank(kind: Kind) -> tuple[bool, int, str]:
+    cause, reason = kind
+    return cause_of(cause, reason).severity is not Severity.CRITICAL, ORDER[cause], reason or ""
+
+
 def _view(incident: _Incident, count: int, site: str | None) -> dict[str, Any]:
-    found, meaning = incident.found, MEANINGS[incident.found.cause]
-    advice = {} if found.reason is None else advice_members(found.reason, site)
+    found, words = incident.found, cause_of(incident.found.cause, incident.found.reason)
     return {
         "cause": found.cause,
         "reason": found.reason,
-        "severity": meaning.severity,
-        "problem": meaning.text,
+        "severity": words.severity,
+        "problem": words.text,
         "subject": found.subject,
         "count": count if found.number is None else found.number,
         "since": incident.since.isoformat(timespec="milliseconds"),
         "at": incident.at.isoformat(timespec="milliseconds"),
         "isOver": incident.is_over,
-        **(advice or meaning.advice.members(site)),
+        **words.members(site),
     }

@@ -5,8 +5,8 @@ import { hrefOf, linkOf } from "./router.js";
 import { queuesOf, streamShardsOf } from "./views.js";
 
 const TONES = { critical: "bad", warning: "warn" };
-const VIEW_OF_CAUSE = { dead_letters: "dead-letters", move_failed: "moves", queue_failing: "queues", wrong_keys: "stream" };
-const COUNTED = /^(dead_letters|wrong_keys|internal_error)$/; // their count is that of one target
+const VIEW_OF_CAUSE = { dead_letters: "dead-letters", move_failed: "moves", queue_failing: "queues", control_blocked: "queues", wrong_keys: "stream", near_retention: "stream", records_lost: "stream" };
+const COUNTED = /^(dead_letters|wrong_keys|internal_error|records_lost|tenant_split|control_blocked)$/; // their count is that of one target
 const NOW_S = 5; // what was seen so shortly before the answer is there now
 
 const highest = (values) => Math.max(...values);
@@ -22,7 +22,7 @@ const told = (error) => (error === "other" ? "" : error); // of a viewer's texts
 
 // What the worker knows of a cause; a viewer has no texts of errors.
 function causeOf(cause, subjects, { unreadyDetail, citrus, counters, feed, shards = [], streamShards = [], queues = [] }) {
-  if (cause === "not_ready") return unreadyDetail;
+  if (cause === "not_ready" || cause === "credentials_failing") return unreadyDetail;
   if (cause === "dead_letters") return isNothing(counters?.deadLetters) ? "" : text(counters.deadLetters);
   if (cause === "citrus_failing") return told(citrus);
   const errors = {
@@ -53,7 +53,7 @@ function openKinds(fleet) {
 
 // What is wrong now: an item for each cause, in which each target has its own begin.
 export function problemItems({ fleet, status, ages }) {
-  const read = known((fleet?.streamShards ?? []).filter(({ state }) => state === "elsewhere"), "recordsPerSecond", sum);
+  const read = known((fleet?.streamShards ?? []).filter(({ state, seenSecondsAgo }) => state === "elsewhere" && !isStale(seenSecondsAgo)), "recordsPerSecond", sum);
   return openKinds(fleet).map((one) => {
     const links = one.incidents.filter(({ subject }) => subject).map(({ subject, since }) => {
       const link = linkOf(subject);
@@ -84,11 +84,6 @@ export const overItems = (fleet) => (fleet?.problems ?? []).filter(({ isOver }) 
   facts: { Began: time(one.since), Ended: time(one.at), Took: duration((new Date(one.at) - new Date(one.since)) / 1000) },
 }));
 
-function goneOf({ replicas, goneReplicas }, since) {
-  const all = replicas.length + goneReplicas.length;
-  return `${goneReplicas.length} of ${plural(all, "replica")} gone since ${time(since)}`;
-}
-
 // One sentence on how it is, with its tone.
 export function verdictOf({ status, fleet, ages, unreachableSince }) {
   if (isStale(ages.status) || (unreachableSince && !fleet)) {
@@ -102,12 +97,13 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
   const critical = problems.filter((one) => one.severity === "critical");
   if (problems.length) {
     const [worst] = problems;
-    const others = problems.length > 1 ? ` Below: ${plural(problems.length - 1, critical.length ? "more problem" : "more warning")}.` : "";
+    const more = [[critical.length - 1, "more critical problem"], [problems.length - critical.length, "warning"]].filter(([number]) => number > 0);
+    const others = critical.length && more.length ? ` Below: ${more.map((one) => plural(...one)).join(", ")}.` : problems.length > 1 ? ` Below: ${plural(problems.length - 1, "more warning")}.` : "";
     const subjects = worst.subjects.length ? ` (${worst.subjects.slice(0, 3).join(", ")}${worst.subjects.length > 3 ? " …" : ""})` : "";
     return {
       tone: critical.length ? "bad" : "warn",
       title: critical.length ? `${plural(critical.length, "thing")} ${critical.length === 1 ? "needs" : "need"} you` : "It works; look at this",
-      text: `${worst.cause === "replica_gone" ? goneOf(fleet, worst.since) : `${titleOf(worst)}${subjects}`}: ${worst.advice.replace(/`/g, "")}${others}`,
+      text: `${titleOf(worst)}${subjects}: ${worst.advice.replace(/`/g, "")}${others}`,
     };
   }
   const replicas = fleet.replicas?.length ?? 0;
@@ -124,10 +120,9 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
 export function tilesOf(all) {
   const { status, fleet, queues, ages } = all;
   const streamShards = streamShardsOf(all);
-  const fresh = streamShards.filter((one) => !one.isGrey);
+  const fresh = streamShards.filter((one) => !isStale(one.seenSecondsAgo));
   const replicas = fleet?.replicas ?? [];
-  const freshReplicas = replicas.filter((one) => !one.isSilent);
-  const gone = fleet?.goneReplicas?.length ?? 0;
+  const freshReplicas = replicas.filter((one) => !isStale(one.seenSecondsAgo));
   const shards = status.shards ?? [];
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
@@ -136,7 +131,6 @@ export function tilesOf(all) {
   const listed = queuesOf(all);
   const dead = listed.filter((one) => one.isDead);
   const work = listed.filter((one) => !one.isDead);
-  const unanswered = work.filter(({ visible }) => typeof visible !== "number").length;
   const held = heldOf(status, fleet).length + unnamedElsewhere(fleet);
   const buried = known(freshReplicas, "deadLetters", sum);
   const lag = known(fresh, "lagSeconds", highest);
@@ -154,9 +148,7 @@ export function tilesOf(all) {
   );
   const silent = replicas.length - freshReplicas.length;
   return [
-    replicas.length && tile("stream", "fleet", gone ? `${freshReplicas.length} of ${replicas.length + gone}` : count(freshReplicas.length), [
-      noun(replicas.length + gone, "replica"), gone && `${gone} gone`, silent && `${silent} silent`,
-    ].filter(Boolean).join(", "), silent ? "bad" : gone && "warn"),
+    replicas.length && tile("stream", "fleet", count(freshReplicas.length), silent ? `${noun(freshReplicas.length, "replica")}, ${silent} silent` : noun(replicas.length, "replica"), silent && "bad"),
     streamShards.length && tile("stream", "fleet", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     streamShards.length && (lag === null
       ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")
@@ -169,7 +161,7 @@ export function tilesOf(all) {
       : tile("overview", "status", `${unread ? "≥ " : ""}${count(held)}`, `${noun(held, "held target")}${unread ? `: ${plural(unread, "stream shard")} cannot be read` : ""}`, held && "warn"),
     shards.length && tile("shards", "status", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
     moves.length && tile("moves", "status", count(moves.length), `${noun(moves.length, "move")} ${moves.some(stands) ? "not ended" : "in progress"}`, moves.some(stands) && "bad"),
-    work.length && measured("queues", "queues", known(work, "visible", sum), "number", `messages in ${unanswered && unanswered < work.length ? `${work.length - unanswered} of ${work.length} queues` : "queues"}`),
+    work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages in queues"),
     dead.length && measured(lettersView, "queues", known(dead, "visible", sum), "number", "in the dead-letter queue", known(dead, "visible", sum) && "warn"),
     !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters, last hour", buried && "warn"),
   ].filter(Boolean);

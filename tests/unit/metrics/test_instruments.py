@@ -66,6 +66,8 @@ CONTRACT = {
 BEYOND_THE_CONTRACT = {
     "simplu_feed_file_reloads": ("counter", ["outcome"]),
     "simplu_clock_ahead_seconds": ("gauge", []),
+    "simplu_unready": ("gauge", ["reason"]),
+    "simplu_http_certificate_end_seconds": ("gauge", []),
     "simplu_log_lines_dropped": ("counter", ["stream"]),
     "simplu_move_pause_seconds": ("histogram", []),
     "simplu_move_rows": ("counter", []),

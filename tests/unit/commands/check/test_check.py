@@ -10,9 +10,9 @@ ODD = [Finding("queue q", "no redrive policy", "nothing to do")]
 
 
 def verdict(*statuses: CheckStatus, odd: list[Finding] | None = None) -> str:
-    """Return the last line about dependencies with these statuses."""
+    """Return the line about dependencies with these statuses."""
     rows = [CheckedDependency(f"shard {at}", "", status, "", 0.0) for at, status in enumerate(statuses)]
-    return verdict_on(CheckReport(rows, odd or []))
+    return verdict_on(CheckReport(rows, odd or []))[0]
 
 
 def test_check_ends_with_what_failed_or_warns() -> None:
@@ -23,3 +23,16 @@ def test_check_ends_with_what_failed_or_warns() -> None:
     assert verdict(warning, ok, failed) == "failed: shard 2"
     assert verdict(ok, warning, odd=ODD) == "warning: shard 1"
     assert verdict(*[failed] * 12).endswith("shard 8, shard 9 and 2 more")
+
+
+def test_check_has_the_words_of_the_page_for_what_failed() -> None:
+    """Each cause once, the worst first."""
+    names = ("shard a", "order events", "shard b", "business-info", "credentials")
+    rows = [CheckedDependency(name, "", CheckStatus.FAILED, "", 0.0) for name in names]
+    _, *advice = verdict_on(CheckReport(rows, []))
+    assert [line.partition(":")[0] for line in advice] == [
+        "AWS credentials are missing or have expired",
+        "Postgres shard takes no operations",
+        "Queue does not answer",
+    ]
+    assert advice[1].endswith(" See docs/monitoring.md#shardlost.")

@@ -6,10 +6,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from support.requires import ROOT
-
+from simplu_worker.status.live.causes import CAUSES
 from simplu_worker.status.live.problems import (
-    MEANINGS,
     OPEN_MAX,
     OVER_FOR,
     OVER_MAX,
@@ -32,21 +30,23 @@ QUIET: dict[str, Any] = {
     "cache": {"state": "ok"},
     "troubles": [],
     "citrus": "ok",
+    "counts": {"tenantsSplit": 0, "recordsLost": 0, "controlBlocked": 0},
+    "retentionSeconds": None,
+    "certificateEnd": None,
 }
 
 
 def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
     """Return a row of `/fleet`."""
-    row = {"streamShard": name, "state": "reading", "owner": "me", "lagSeconds": 0.1, "isSilent": False}
+    row = {"streamShard": name, "state": "reading", "owner": "me", "lagSeconds": 0.1, "seenSecondsAgo": 0.5}
     return row | members
 
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
     """Return the report of a fleet of this replica and another one with the members *others*."""
-    gone = others.pop("gone", [])
     me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False}
     other = {"replica": "b", "isThis": False, "held": [], "deadLetters": None, "isClockApart": False} | others
-    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other], "goneReplicas": gone}
+    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
 
 
 def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str, str, bool]]:
@@ -240,27 +240,19 @@ def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
     """A lag that nobody has renewed is not known, and not high; one that has ended is nothing."""
     report = fleet(
         stream_shard("a", owner=None, state="unowned"),
-        stream_shard("b", owner="gone", lagSeconds=None, isSilent=True),
+        stream_shard("b", owner="gone", lagSeconds=500.0, seenSecondsAgo=30.0),
         stream_shard("c", lagSeconds=75.0),
         stream_shard("d", owner=None, state="ended"),
-        stream_shard("e", lagSeconds=60.0),
-        stream_shard("f", lagSeconds=None),
-        stream_shard("g", owner=None),
-        stream_shard("h", owner="gone", isSilent=True),
+        stream_shard("e", lagSeconds=60.0, seenSecondsAgo=10.0),
+        stream_shard("f", lagSeconds=None, seenSecondsAgo=None),
+        stream_shard("g", owner=None, seenSecondsAgo=30.0),
+        stream_shard("h", owner="gone", seenSecondsAgo=10.1),
         stream_shard("i", lagSeconds=59.9),
     )
     assert causes_of({}, report) == [
         (ProblemCause.STREAM_SHARD_UNREAD, ("stream shard a", "stream shard g")),
         (ProblemCause.REPLICA_SILENT, ("replica gone",)),
         (ProblemCause.STREAM_LAG, ("stream shard c", "stream shard e")),
-    ]
-
-
-def test_replica_that_was_killed_is_gone_since_its_last_renewal() -> None:
-    """Though all of its stream shards are read by others."""
-    report = fleet(gone=[{"replica": "c", "seenSecondsAgo": 90.0}])
-    assert find_problems(QUIET, report, NOW) == [
-        FoundProblem(ProblemCause.REPLICA_GONE, "replica c", since=NOW - timedelta(seconds=90))
     ]
 
 
@@ -391,19 +383,19 @@ def test_view_has_all_members_of_a_problem() -> None:
     problems, later = Problems(), NOW + timedelta(minutes=1)
     for now, since in ((NOW, NOW - timedelta(hours=1)), (later, NOW), (later, None)):
         problems.note([FoundProblem(ProblemCause.SHARD_LOST, "shard a", since=since)], now)
-    meaning = MEANINGS[ProblemCause.SHARD_LOST]
+    words = CAUSES[ProblemCause.SHARD_LOST]
     assert problems.view(later, SITE) == [
         {
             "cause": "shard_lost",
             "reason": None,
             "severity": "critical",
-            "problem": "Postgres shard lost",
+            "problem": "Postgres shard takes no operations",
             "subject": "shard a",
             "count": 1,
             "since": "2026-11-27T11:00:00.000+00:00",
             "at": "2026-11-27T12:01:00.000+00:00",
             "isOver": False,
-            **meaning.advice.members(SITE),
+            **words.members(SITE),
         }
     ]
 
@@ -424,13 +416,49 @@ def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
     assert [one["reason"] for one in problems.view(NOW)] == ["gap", "moving"]
 
 
-def test_every_cause_has_a_meaning_and_a_page_with_its_heading() -> None:
-    """A link leads to the file, and to a heading in it."""
-    assert MEANINGS.keys() == set(ProblemCause)
-    for meaning in MEANINGS.values():
-        path, _, anchor = meaning.advice.runbook.partition("#")
-        text = (ROOT / path).read_text(encoding="utf-8").lower()
-        headings = {
-            line.lstrip("# ").replace(" ", "-").replace("`", "") for line in text.splitlines() if line[:1] == "#"
-        }
-        assert anchor in headings, meaning.advice.runbook
+def test_operations_near_the_retention_are_told_first() -> None:
+    """Whoever holds them, and whatever they wait for: raise the retention first."""
+    hours = 3600.0
+    shards = [{"shardId": "a", "state": "lost"}]
+    own = {"streamShard": "s", **held("shard a", "shard_unavailable", 20 * hours)}
+    others = {"streamShard": "t", **held("tenant x", "gap", 12.1 * hours)}
+    report = fleet(stream_shard("s"), stream_shard("t"), stream_shard("u", lagSeconds=13 * hours), held=[others])
+    state = QUIET | {"shards": shards, "held": [own], "retentionSeconds": 24 * hours}
+    problems = Problems()
+    problems.note(find_problems(state, report, NOW), NOW)
+    first, *rest = problems.view(NOW)
+    assert (first["cause"], first["severity"], first["advice"][:33]) == (
+        "near_retention",
+        "critical",
+        "Raise the stream's retention firs",
+    )
+    assert [(one["cause"], one["subject"]) for one in (first, *rest)] == [
+        ("near_retention", "stream shard u"),
+        ("near_retention", "stream shard s"),
+        ("near_retention", "stream shard t"),
+        ("shard_lost", "shard a"),
+        ("target_held", "tenant x"),
+        ("stream_lag", "stream shard u"),
+    ]
+    fresh = [{**own, "ageSeconds": 12 * hours}]
+    assert causes_of({"held": fresh, "retentionSeconds": 24 * hours}) == [("target_held", ("shard a",))]
+
+
+def test_what_people_have_to_act_on_is_told() -> None:
+    """Credentials by their name; losses, tenants on two shards, blocked messages and a certificate, as alerts do."""
+    counts = {"tenantsSplit": 2, "recordsLost": 1, "controlBlocked": 5}
+    state = {"ready": "credentials_expired", "counts": counts, "certificateEnd": NOW + timedelta(days=2)}
+    assert {one.cause: one.subject or one.number for one in find_problems(QUIET | state, fleet(), NOW)} == {
+        ProblemCause.CREDENTIALS_FAILING: "credentials expired",
+        ProblemCause.TENANT_SPLIT: 2,
+        ProblemCause.RECORDS_LOST: 1,
+        ProblemCause.CONTROL_BLOCKED: 5,
+        ProblemCause.CERTIFICATE_EXPIRES: None,
+    }
+    assert causes_of({"certificateEnd": NOW + timedelta(days=4)}) == []
+
+
+def test_shard_that_answers_and_takes_nothing_is_lost() -> None:
+    """Read-only, or with a full disk: as the alert has it."""
+    shard = {"shardId": "a", "state": "degraded", "takesOperations": False}
+    assert causes_of({"shards": [shard]}) == [(ProblemCause.SHARD_LOST, ("shard a",))]

@@ -1,0 +1,51 @@
+"""The page, the alerts and the documentation tell the same causes, equally bad, with the same way out."""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+from support.requires import ROOT
+
+from simplu_worker.status.live import problems
+from simplu_worker.status.live.causes import CAUSES, HELD
+from simplu_worker.timing.clock_agreement import APART_MOST_S
+from simplu_worker.vocabulary import HoldReason, ProblemCause, Severity
+
+(GROUP,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+SEVERITIES = {rule["alert"]: rule["labels"]["severity"] for rule in GROUP["rules"]}
+ALL = [*CAUSES.values(), *HELD.values()]
+WITHOUT_CAUSE = {"WorkerAbsent"}  # no replica is there to tell it
+
+
+def test_every_cause_and_reason_has_words() -> None:
+    """None is forgotten."""
+    assert (CAUSES.keys(), HELD.keys()) == (set(ProblemCause), set(HoldReason))
+
+
+def test_alerts_are_as_bad_as_their_causes() -> None:
+    """The first alert of a cause has its severity, and is there; a cause that is critical has one that is."""
+    told = [one for one in ALL if one.alerts]
+    assert [one.alerts for one in told if SEVERITIES[one.alerts[0]] != one.severity] == []
+    assert {name for one in told for name in one.alerts} <= SEVERITIES.keys()
+    assert [key for key, one in CAUSES.items() if one.severity is Severity.CRITICAL and not one.alerts] == ["outage"]
+
+
+def test_critical_alerts_are_causes_that_the_page_shows() -> None:
+    """Who is woken finds on the page what woke them."""
+    told = {name for one in ALL for name in one.alerts}
+    assert {name for name, severity in SEVERITIES.items() if severity == "critical"} - told == WITHOUT_CAUSE
+
+
+def test_thresholds_of_page_and_alerts_agree() -> None:
+    """Where both judge the same number."""
+    rules = {rule["alert"]: rule["expr"] for rule in GROUP["rules"]}
+    for alert, most in (
+        ("NearRetention", problems.NEAR_RATIO),
+        ("CertificateExpires", problems.CERTIFICATE_LEFT.total_seconds()),
+        ("FeedBehind", problems.FEED_BEHIND_S),
+        ("MoveStandsStill", problems.MOVE_STANDS.total_seconds()),
+        ("ClocksApart", APART_MOST_S),
+    ):
+        numbers = [float(one) for one in re.findall(r"[<>] ([0-9.]+)", rules[alert])]
+        assert most in numbers, alert
