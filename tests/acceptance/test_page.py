@@ -263,7 +263,7 @@ async def test_overview_says_what_is_wrong_and_what_to_do(world: PageWorld, page
     assert not any("shard unavailable" in one for one in problems)
     assert any("Held: unregistered" in one for one in problems)
     verdict = " ".join((await page.evaluate(text_of("verdict"))).split())
-    assert verdict.startswith("1 thing needs you Postgres shard lost (shard shard-")
+    assert verdict.startswith("1 thing needs you Postgres shard takes no operations (shard shard-")
     link = "document.querySelector('#problems a[href$=\"/monitoring.html#shardlost\"]')"
     assert await page.evaluate(f"[{link}.href, {link}.innerText]") == [
         f"{SITE_URL}/monitoring.html#shardlost",
