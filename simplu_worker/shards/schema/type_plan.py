@@ -1,7 +1,7 @@
 """What one shard needs so that it has the business types of some files. Pure.
 
-A view is replaced, never dropped and made again: those who may read it still may. So its columns stay as they are, and
-new ones come last; every other change is refused.
+A view is replaced, never dropped and made again: those who may read it still may. So its columns stay as they are, new
+ones come last, and the last ones may end as null; every other change is refused.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import msgspec
 
 from simplu_worker.operations.business_types import ResourceType
 from simplu_worker.shards.schema.type_files import TypeFile
-from simplu_worker.shards.schema.type_views import BASE_TYPES, SQL_TYPES
-
-Columns = Sequence[tuple[str, str]]  # name and type
+from simplu_worker.shards.schema.type_views import BASE_TYPES, SQL_TYPES, Columns
 
 
 class StoredType(msgspec.Struct, frozen=True):
@@ -139,11 +137,10 @@ def _view_problem(relation: Relation, resource: ResourceType) -> str | None:
         *zip(resource.base_columns, BASE_TYPES, strict=True),
         *((one.name, SQL_TYPES[one.type]) for one in resource.columns),
     ]
-    for index, (name, sql_type) in enumerate(relation.columns):
-        if index >= len(wanted) or wanted[index] != (name, sql_type):
-            got = "none" if index >= len(wanted) else f"{wanted[index][0]}, {wanted[index][1]}"
+    for index, ((name, sql_type), got) in enumerate(zip(relation.columns, wanted, strict=False)):
+        if got != (name, sql_type):
             return (
-                f"expected {name}, {sql_type}, as column {index + 1}, got {got}; a view keeps its columns, and "
-                "new ones come last: put it back, or give the view another name, under which it is made anew"
+                f"expected {name}, {sql_type}, as column {index + 1}, got {got[0]}, {got[1]}; a view keeps its "
+                "columns, and new ones come last: put it back, or give the view another name, which makes it anew"
             )
     return None
