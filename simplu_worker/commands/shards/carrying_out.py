@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.runner import MoveResult, MoveRunner, print_result
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.shards.survey import Survey
+from simplu_worker.commands.output.display import print_note
+from simplu_worker.commands.shards.survey import Survey, running_tenants
 from simplu_worker.commands.shards.transfers import requests_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
+from simplu_worker.shards.health.moves import RUNNING_S
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer
 from simplu_worker.transfers.moving.undoing import undo_move
 from simplu_worker.vocabulary import MoveOutcome
@@ -26,7 +28,9 @@ async def carry_out(
     as_json: bool,
     is_drain: bool = False,
 ) -> int:
-    """Take back or end the moves that have begun, then carry out *plan*. Return 1 if something fails.
+    """Take back or end the moves that have begun, then carry out *plan*.
+
+    Return 1 if something fails, or if other commands still move tenants that they did before.
 
     With *is_drain* the journals have those of *plan* as moves of a drain; the others stay what they were.
     """
@@ -39,6 +43,10 @@ async def carry_out(
         if requests:
             by_drain = is_drain and transfers is plan
             statuses.append(await MoveRunner(settings, shards, terms, as_json=as_json, is_drain=by_drain).run(requests))
+    before = {one.tenant.tenant_id for one in survey.begun.running}
+    if before and (left := before & await running_tenants(shards, RUNNING_S)):
+        print_note(f"{len(left)} tenants, such as {min(left)}, are moved by other commands: run this again afterwards")
+        statuses.append(1)
     return max(statuses, default=0)
 
 

@@ -13,7 +13,7 @@ from simplu_worker.commands.output.display import print_json_line, print_note
 from simplu_worker.commands.requirements import known_shard, require_settings
 from simplu_worker.commands.shards.carrying_out import carry_out
 from simplu_worker.commands.shards.removal import find_removal, print_removal
-from simplu_worker.commands.shards.survey import Survey, survey_shards, survey_tenants
+from simplu_worker.commands.shards.survey import Survey, outwait_killed_movers, survey_shards, survey_tenants
 from simplu_worker.commands.shards.transfers import ShownPlan, print_plan, requests_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -41,6 +41,8 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         address = known_shard(await shards.locator.list_shards(), drain.shard_id)
+        if apply:
+            await outwait_killed_movers(shards)
         survey, plan, homeless = await (_plan_undo if drain.undo else _plan)(shards, drain.shard_id)
         judged = [one for one in plan if one.tenant.tenant_id not in survey.settled]
         planned = await _judge(shards, survey, judged, terms, apply=apply)
@@ -60,7 +62,9 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
         removal = await find_removal(settings, shards, drain.shard_id)
         _print_verdict(removal, as_json=as_json)
         if status:
-            print_note("some moves failed: run the command again to go on, or with --undo to take back what has moved")
+            print_note(
+                "not all moves ended: run the command again to go on, or with --undo to take back what has moved"
+            )
         return 1 if removal.kept_by or planned.refused else status
 
 

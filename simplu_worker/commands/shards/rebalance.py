@@ -12,7 +12,7 @@ from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.shards.carrying_out import carry_out
-from simplu_worker.commands.shards.survey import Survey, Weight, survey_tenants
+from simplu_worker.commands.shards.survey import Survey, Weight, outwait_killed_movers, survey_tenants
 from simplu_worker.commands.shards.transfers import ShownPlan, print_plan, requests_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -39,10 +39,12 @@ async def rebalance_shards(
     """Plan moves that make the shards about equally full, or follow the map; with *apply* carry them out.
 
     Moves that have begun and not ended come first, but for those of commands that run. Return 1 if a move fails or
-    would be refused.
+    would be refused, or if another command still moves a tenant in the end.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
+        if apply:
+            await outwait_killed_movers(shards)
         survey = await survey_tenants(shards, balance.by)
         if unknown := sorted({*balance.to} - {*survey.target_ids}):
             expected = ", ".join(sorted(survey.target_ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,11 +11,13 @@ from typing import Final
 import msgspec
 
 from simplu_worker.assembly.shards import Shards
+from simplu_worker.commands.output.display import print_note
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.health.moves import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity, StaticMap
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.planning.balance import ShardRoom, WeighedTenant, rooms_of
 from simplu_worker.transfers.moving.planning.begun import (
     BegunMove,
@@ -26,9 +29,11 @@ from simplu_worker.transfers.moving.planning.begun import (
 )
 from simplu_worker.transfers.moving.planning.capacities import fetch_capacities
 from simplu_worker.transfers.moving.planning.places import TenantPlaces, places_of
+from simplu_worker.transfers.moving.running_note import NOTE_INTERVAL_S
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 
+POLL_S: Final = 0.5  # of the journals, while a command may have been killed
 WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)
 WEIGHED_ROWS: Final = 500_000  # of a shard; more are weighed by a part of its pages
 
@@ -136,6 +141,28 @@ async def survey_tenants(
     begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
     known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
     return Survey(targets, full, found, places_of(rows), known_types, begun, drains, drained)
+
+
+async def outwait_killed_movers(shards: Shards) -> None:
+    """Wait until no move counts as running whose command was killed, `RUNNING_S` at most; then it can go on here.
+
+    Commands that run note that meanwhile, and are not waited for.
+    """
+    began_at, is_told = loop_time(), False
+    while silent := await running_tenants(shards, RUNNING_S) - await running_tenants(shards, loop_time() - began_at):
+        if not is_told and loop_time() - began_at > 2 * NOTE_INTERVAL_S:
+            is_told = True
+            print_note(
+                f"the commands that move {len(silent)} tenants, such as {min(silent)}, seem to be killed; in "
+                f"{RUNNING_S:.0f} s at most their moves go on here"
+            )
+        await asyncio.sleep(POLL_S)
+
+
+async def running_tenants(shards: Shards, within_s: float) -> set[str]:
+    """Return the tenants whose moves have not ended, and were noted as running *within_s*."""
+    journal = (await survey_shards(shards, QUERIES["list_begun_moves"], within_s)).rows
+    return {row["tenant_id"] for _, row in journal if row["is_running"]}
 
 
 async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:

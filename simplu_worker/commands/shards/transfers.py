@@ -74,7 +74,7 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
     for one in begun.running:
         print_note(
             f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
-            f"if it was killed just now, run this again in {RUNNING_S:.0f} s"
+            f"if it was killed just now, --apply waits {RUNNING_S:.0f} s for it and goes on"
         )
     for shard_id in sorted(shown.survey.drained):
         print_note(describe_drained(shard_id))

@@ -45,6 +45,7 @@ from simplu_worker.commands.tenants.move import move_tenants
 from simplu_worker.commands.tenants.rollback import rollback_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.health.moves import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
@@ -544,9 +545,12 @@ async def test_move_of_a_command_that_runs_is_left_alone(
             return bool(await ask(addresses[0], "SELECT FROM moves WHERE detail ? 'seenAt' AND step = 'open'"))
 
         assert await poll_until(is_noted, within_s=60)
-        assert await rebalance(settings, apply=True) == 0
+        assert await rebalance(settings, apply=True) == 1
+        told = capsys.readouterr()
+        assert told.err.splitlines()[-1].endswith("are moved by other commands: run this again afterwards")
         assert await drain(settings, "b", apply=True) == 1  # the shard has to be kept
-        plans = [line for line in printed(capsys) if "plan" in line]
+        lines = map(json.loads, (told.out + capsys.readouterr().out).splitlines())
+        plans = [line for line in lines if "plan" in line]
         assert [(moves_of(one), one["takenBack"], one["running"][0]["targetShard"]) for one in plans] == [
             ([], [], "b"),
             ([], [], "b"),
@@ -576,6 +580,21 @@ async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
     assert printed(capsys)[1]["certificate"]["targetShard"] == "b"
     assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await unfinished(*addresses) == []
+
+
+@pytest.mark.slow(0.5)
+async def test_move_whose_command_was_killed_goes_on(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rebalance waits until it counts as killed: a second here."""
+    addresses, settings = await make_stopped_move(make_shard, tmp_path)
+    noted = f"updated_at = clock_timestamp() - interval '{RUNNING_S - 1} s'"
+    await ask(addresses[0], f"UPDATE moves SET detail = '{{}}', {noted}")
+    capsys.readouterr()
+
+    assert await rebalance(settings, apply=True) == 0
+    plan, result = printed(capsys)
+    assert (plan["running"], result["outcome"], result["tenant"]) == ([], "moved", TENANT_ID)
 
 
 @pytest.mark.slow(0.3)
