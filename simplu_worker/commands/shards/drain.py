@@ -57,15 +57,15 @@ async def drain_shard(settings: Settings, drain: Drain, terms: MoveTerms, *, app
         async with shards.pools.ensure_pool(address).transaction() as connection:
             await connection.execute(QUERIES["note_drain"], is_drain)
         status = await carry_out(settings, shards, survey, possible, terms, as_json=as_json, is_drain=is_drain)
-        if drain.undo:
-            return 1 if planned.refused else status
-        removal = await find_removal(settings, shards, drain.shard_id)
-        _print_verdict(removal, as_json=as_json)
-        if status:
-            print_note(
-                "not all moves ended: run the command again to go on, or with --undo to take back what has moved"
-            )
-        return 1 if removal.kept_by or planned.refused else status
+        is_whole = not (status or planned.refused)
+        if not drain.undo:
+            removal = await find_removal(settings, shards, drain.shard_id)
+            _print_verdict(removal, as_json=as_json)
+            is_whole &= not removal.kept_by
+        if not is_whole:
+            way_back = "" if drain.undo else ", or with --undo to take back what has moved"
+            print_note(f"this was not all: run the command again to go on{way_back}")
+        return 0 if is_whole else 1
 
 
 async def _plan(shards: Shards, shard_id: str) -> tuple[Survey, list[PlannedTransfer], dict[str, str]]:
