@@ -285,6 +285,7 @@ class ProblemCause(StrEnum):
     QUEUE_FAILING = "queue_failing"
     CONTROL_BLOCKED = "control_blocked"  # control messages wait for a person
     CITRUS_FAILING = "citrus_failing"
+    REPLICA_UNABLE = "replica_unable"  # it takes no leases
     CLOCK_APART = "clock_apart"  # of a replica: what it says of shards may be wrong
     STREAM_LAG = "stream_lag"
     INTERNAL_ERROR = "internal_error"
@@ -332,6 +333,15 @@ class UnreadyReason(StrEnum):
     KCL_ASSIGNS_LEASES = "kcl_assigns_leases"  # a KCL 3.x, to its own workers
     SOURCE_FAILING = "source_failing"  # all loops of one source end with errors that nobody foresaw
     QUEUES_UNREACHABLE = "queues_unreachable"
+
+
+class Inability(StrEnum):
+    """Why a replica can do nothing for the stream: it takes no leases, and its peers take those that it has."""
+
+    CITRUS_REFUSES_KEY = "citrus_refuses_key"
+    CITRUS_UNREACHABLE = "citrus_unreachable"
+    SHARDS_UNREACHABLE = "shards_unreachable"  # none of the Postgres shards takes operations
+    STREAM_UNAVAILABLE = "stream_unavailable"  # no read of it is answered
 
 
 class SourceState(StrEnum):

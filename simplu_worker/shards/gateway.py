@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
@@ -50,10 +51,11 @@ from simplu_worker.shards.types import (
     TenantPausedError,
 )
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import Absence, TargetKind, TenantState
+from simplu_worker.vocabulary import Absence, Inability, TargetKind, TenantState
 
 HOMELESS: Final = (Absence.UNREGISTERED, Absence.NOT_HERE)
 RESOURCE_SHOWN_MAX_BYTES: Final = 256 * 1024  # of a document for a person to look at
+LOOK_AROUND_S: Final = 5.0
 UNPLACED_SHARDS: Final = 3  # few, as each question about a tenant without a home goes to all of them
 NO_STREAM_SHARDS: Final = StreamShards("", ())
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
@@ -141,6 +143,24 @@ class ShardGateway:
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self._times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
         self._last_applied_at: dict[str, float] = {}
+
+    @property
+    def inability(self) -> Inability | None:
+        """Why no operation can be applied now, whichever tenant's: no shard is named, or none takes operations."""
+        if (reason := self._locator.inability) is not None:
+            return reason
+        pools = self._pools.by_shard_id().values()
+        are_lost = bool(pools) and not any(pool.is_healthy and pool.refusal is None for pool in pools)
+        return Inability.SHARDS_UNREACHABLE if are_lost else None
+
+    async def look_around(self) -> None:
+        """Find out whether a shard is named, and one answers, so that `inability` is known; failures raise nothing."""
+        with contextlib.suppress(RetryableError, PermanentError, TimeoutError):
+            async with asyncio.timeout(LOOK_AROUND_S):
+                for shard in await self._locator.list_shards():
+                    with contextlib.suppress(RetryableError, PermanentError):
+                        await self._pools.ensure_pool(shard).probe()
+                        break
 
     def cached_shard_id(self, tenant_id: str) -> str | None:
         """Return the id of the shard on which the tenant was last found, without any request; None if it is paused."""

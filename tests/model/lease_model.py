@@ -30,7 +30,7 @@ class Rules:
     )
     keeps_checkpoint_owner: bool = False  # a take changes the owner alone
     leaves_hand_overs: bool = False  # a hand-over of a lease that its worker has lost is left to the leader
-    asks_any_owner: bool = False  # a person's request to release the lease is for whoever owns it
+    asks_any_owner: bool = False  # a request to take the lease, of a person or its owner, is for whoever owns it
     keeps_requests: bool = False  # a take leaves such a request in the row
 
 
@@ -56,7 +56,8 @@ class Row(StatePart, frozen=True):
     owner: str = NOBODY
     checkpoint_owner: str = NOBODY
     checkpoint: int = 0
-    release_of: str = NOBODY  # whom a person has asked to release the lease: another worker takes it
+    # Whom a person has asked to release the lease, or who gives it away as it can do nothing: another worker takes it.
+    release_of: str = NOBODY
 
     @property
     def actual_owner(self) -> str:

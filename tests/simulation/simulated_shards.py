@@ -44,7 +44,7 @@ from simplu_worker.shards.types import (
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.transfers.moving.undoing import UNREAD_POLL_S, UNREAD_S
-from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure, TenantState
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure, Inability, TenantState
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, PartNumber]  # stream shard, sequence number, place in its record
@@ -528,6 +528,15 @@ class SimulatedGateway(ShardGateway):
         self._remembered: dict[str, str] = {}
         self._last_applied_at: dict[str, float] = {}
         self._first_use = None
+        self.reaches_nothing: Inability | None = None
+
+    @property
+    def inability(self) -> Inability | None:
+        """Return what the history says."""
+        return self.reaches_nothing
+
+    async def look_around(self) -> None:
+        """Do nothing: `inability` is known."""
 
     def cached_shard_id(self, tenant_id: str) -> str | None:
         """Return where the tenant was last found."""

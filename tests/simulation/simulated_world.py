@@ -124,7 +124,7 @@ class Replica:
             self.process.rate = 1.0 + world.draws.uniform(-drift_max, drift_max)
         pools = pools_of(world.shards) if world.shards.logs else None
         commits = None if pools is None else world.make_commits(cast("Pools", pools))
-        gateway = SimulatedGateway(world.shards, cost_s=plan.operation_cost_s, commits=commits)
+        self.gateway = gateway = SimulatedGateway(world.shards, cost_s=plan.operation_cost_s, commits=commits)
         letters = SimulatedDeadLetters(world.shards)
         table = LeaseTable(world.dynamodb, APPLICATION)
         services = FleetServices(

@@ -28,9 +28,12 @@ from simulation.wrong_designs import WRONG_DESIGNS
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet, LeaseRelease
+from simplu_worker.consumers.kinesis.leases.ability import PATIENCE_S
 from simplu_worker.consumers.kinesis.leases.lease import RELEASE
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
+from simplu_worker.consumers.kinesis.leases.stream_view import IDLE_INTERVAL_S
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.vocabulary import Inability
 
 pytestmark = pytest.mark.slow
 
@@ -953,6 +956,84 @@ def test_request_to_release_is_withdrawn_after_errors_too() -> None:
         assert [key for key, row in world.table.rows.items() if RELEASE in row] == []
 
     play(replace(CALM, replica_count=1), work)
+
+
+def give_troubles(world: World, trouble: Inability | None, *numbers: int) -> None:
+    """Let these replicas have *trouble*."""
+    for number in numbers:
+        world.replicas[number].gateway.reaches_nothing = trouble
+
+
+def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
+    """No stream shard is unread meanwhile, the others name it, and it has its share again once it can work."""
+
+    async def work(world: World) -> None:
+        unable, other, *_ = world.replicas
+        await until_well(world)
+        give_troubles(world, Inability.CITRUS_REFUSES_KEY, 0)
+        await asyncio.sleep(PATIENCE_S - 1)
+        assert len(unable.running()) == 4
+        for _ in range(60):
+            await asyncio.sleep(0.2)
+            assert is_all_read(world)
+        assert unable.running() == []
+        await asyncio.sleep(2 * IDLE_INTERVAL_S)
+        rows = {one["replica"]: one for one in other.fleet.report()["replicas"]}
+        assert {name: row["unable"] for name, row in rows.items() if row["unable"]} == {
+            unable.me: Inability.CITRUS_REFUSES_KEY
+        }
+        assert (rows[unable.me]["leases"], len(rows)) == (0, 4)
+        give_troubles(world, None, 0)
+        await until_well(world, within_s=PATIENCE_S + 60)
+        assert len(other.fleet.report()["replicas"]) == 4
+
+    play(CALM, work)
+
+
+def test_replica_that_can_do_nothing_at_its_start_takes_no_lease() -> None:
+    """The others name it all the same."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        world.start_replica()
+        give_troubles(world, Inability.SHARDS_UNREACHABLE, 4)
+        owners = world.owners()
+        await asyncio.sleep(3 * PATIENCE_S)
+        assert world.owners() == owners
+        report = world.replicas[0].fleet.report()
+        assert [one["unable"] for one in report["replicas"]].count("shards_unreachable") == 1
+        assert report["counts"]["replicas"] == 5
+
+    play(CALM, work)
+
+
+def test_no_lease_moves_when_no_replica_can_do_anything() -> None:
+    """Neither at the begin of the trouble nor at its end, which each notices at a time of its own."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        owners = world.owners()
+        for trouble in (Inability.CITRUS_UNREACHABLE, None):
+            for number in range(4):
+                give_troubles(world, trouble, number)
+                await asyncio.sleep(PATIENCE_S / 5)
+            await asyncio.sleep(3 * PATIENCE_S)
+            assert world.owners() == owners
+
+    play(CALM, work)
+
+
+def test_leases_of_a_dead_replica_are_taken_when_none_can_work() -> None:
+    """As soon as it is clear that no replica without a trouble takes them."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        give_troubles(world, Inability.CITRUS_UNREACHABLE, *range(4))
+        await asyncio.sleep(2 * PATIENCE_S)
+        world.replicas[0].kill()
+        assert await time_until(world, lambda: is_all_read(world), within_s=60) <= 3 * CALM.lease_duration_s
+
+    play(CALM, work)
 
 
 def test_request_to_release_ends_before_its_answer_would_be_too_late() -> None:

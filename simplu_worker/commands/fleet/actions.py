@@ -14,7 +14,7 @@ from simplu_worker.errors import PermanentError
 
 REPLICA_COLUMNS = (
     *("replica", "version", "leases", "lagSeconds", "recordsPerSecond", "readKBps", "latencyP99Seconds"),
-    *("deadLetters", "heldTargets"),
+    *("deadLetters", "heldTargets", "unable"),
 )
 SHARD_COLUMNS = ("streamShard", "owner", "state", "lagSeconds", "recordsPerSecond", "heldTargets", "seenSecondsAgo")
 HELD_COLUMNS = ("replica", "streamShard", "target", "reason", "ageSeconds")

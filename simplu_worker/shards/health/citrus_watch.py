@@ -21,7 +21,7 @@ from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
 
 POLL_S: Final = 60.0
-DENIED_POLL_S: Final = 5.0  # until a person has corrected the key: then work goes on
+TROUBLE_POLL_S: Final = 5.0  # until Citrus names shards again: then work goes on
 ASK_PAUSE_S: Final = 1.0  # between two shards; with more than fit into POLL_S, each is asked about less often
 SILENCE_MAX: Final = 3  # missing answers in a row
 ABSENT_S: Final = 3600.0  # before a Citrus that does not know the question is asked again
@@ -69,7 +69,7 @@ class CitrusWatch:
         registry: HealthRegistry,
         *,
         poll_s: float = POLL_S,
-        denied_poll_s: float = DENIED_POLL_S,
+        trouble_poll_s: float = TROUBLE_POLL_S,
         ask_pause_s: float = ASK_PAUSE_S,
         clock: Callable[[], float] = loop_time,
         draw: Callable[[], float] = random.random,
@@ -77,7 +77,7 @@ class CitrusWatch:
         self._citrus = citrus
         self._registry = registry
         self._poll_s = poll_s
-        self._denied_poll_s = denied_poll_s
+        self._trouble_poll_s = trouble_poll_s
         self._ask_pause_s = ask_pause_s
         self._clock = clock
         self._draw = draw
@@ -95,15 +95,15 @@ class CitrusWatch:
     async def run(self) -> None:
         """Poll until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_denial(), name="citrus:denial")
+            tasks.create_task(self._watch_trouble(), name="citrus:trouble")
             tasks.create_task(self._watch_shards(), name="citrus:shards")
             tasks.create_task(self._watch_capacities(), name="citrus:capacities")
 
-    async def _watch_denial(self) -> None:
-        """Notice that the key is valid again, even without other requests; the polls below do not show it."""
+    async def _watch_trouble(self) -> None:
+        """Notice that Citrus names shards again, even without other requests; the polls below do not show it."""
         while True:
-            await self._sleep(self._denied_poll_s)
-            if self._citrus.is_denied:
+            await self._sleep(self._trouble_poll_s)
+            if self._citrus.inability is not None:
                 with contextlib.suppress(RetryableError, PermanentError):
                     await self._citrus.list_shards()
 

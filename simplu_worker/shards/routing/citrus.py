@@ -27,6 +27,7 @@ from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.retrying import attempts
+from simplu_worker.vocabulary import Inability
 
 HEAD_MAX_BYTES: Final = 65_536  # with interim answers
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
@@ -133,6 +134,13 @@ class CitrusClient:
         self.address_book = AddressBook()
         self.last_error: str | None = None  # why the last call had no answer
         self.is_denied = False
+
+    @property
+    def inability(self) -> Inability | None:
+        """Why it names no shards now, by the last call for a route."""
+        if self.last_error is None:
+            return None
+        return Inability.CITRUS_REFUSES_KEY if self.is_denied else Inability.CITRUS_UNREACHABLE
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard that the tenant is registered on; None is a definite "not registered"."""

@@ -14,6 +14,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, parse_shard_map
 from simplu_worker.shards.routing.shard_map_changes import MapChange, change_of
+from simplu_worker.vocabulary import Inability
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -38,6 +39,10 @@ class Locator(Protocol):
     """
 
     address_book: AddressBook
+
+    @property
+    def inability(self) -> Inability | None:
+        """Why it names no shards now."""
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
         """Return the shard named for the tenant; None is a definite "not registered"."""
@@ -71,6 +76,11 @@ class StaticMap:
         self.address_book = AddressBook()
         for shard in shard_map.shards:
             self.address_book.add(shard.address, standby=shard.standby_address)
+
+    @property
+    def inability(self) -> None:
+        """Nothing: a map names a shard for every tenant."""
+        return
 
     def replace(self, shard_map: ShardMap) -> MapChange:
         """Use another map from now on, and return the changes."""

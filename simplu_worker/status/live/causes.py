@@ -116,6 +116,12 @@ CAUSES: Final[dict[ProblemCause, Cause]] = {
         "Look at Citrus, the network and the key. Do not restart replicas.",
         ("CitrusDown",),
     ),
+    ProblemCause.REPLICA_UNABLE: Cause(
+        WARNING,
+        "Replica that can do nothing",
+        "Compare its settings, certificates and network with those of the others, which do its work meanwhile.",
+        page="docs/operating.md#a-replica-that-can-do-nothing",
+    ),
     ProblemCause.CLOCK_APART: Cause(
         WARNING, "Clock of a replica is off", "Set the clock of its machine by NTP.", ("ClocksApart",)
     ),

@@ -88,6 +88,7 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
         *_of_this_replica(state),
         *_counted(state["counts"]),
         *_of_certificate(state["certificateEnd"], now),
+        *_each(ProblemCause.REPLICA_UNABLE, _unable(fleet["replicas"])),
         *_each(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
         *_of_shards(state["shards"]),
         *_of_stream(fleet["streamShards"], state["streamShards"]),
@@ -174,6 +175,10 @@ def _with_wrong_clock(replicas: Iterable[Json]) -> Iterator[str]:
     return (f"replica {one['replica']}" for one in replicas if one["isClockApart"])
 
 
+def _unable(replicas: Iterable[Json]) -> Iterator[str]:
+    return (f"replica {one['replica']}: {one['unable'].replace('_', ' ')}" for one in replicas if one["unable"])
+
+
 def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:
     for one in shards:
         subject = f"shard {one['shardId']}"
@@ -216,9 +221,15 @@ def _lag_s(stream_shard: Json) -> float:
 
 
 def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now: datetime) -> Iterator[FoundProblem]:
-    """Yield the targets that any replica names, by reason and the oldest first; not a shard that is lost."""
+    """Yield the targets that any replica names, by reason and the oldest first; not a shard that is lost.
+
+    What a replica holds that can do nothing tells about that replica.
+    """
     oldest_s: defaultdict[str, dict[str, float]] = defaultdict(dict)  # of each target, by reason
-    for one in (*own, *(held for replica in replicas if not replica["isThis"] for held in replica["held"])):
+    for one in (
+        *own,
+        *(held for replica in replicas if not (replica["isThis"] or replica["unable"]) for held in replica["held"]),
+    ):
         is_lost = one["reason"] == HoldReason.SHARD_UNAVAILABLE and one["target"].removeprefix("shard ") in lost
         if not is_lost:
             ages = oldest_s[one["reason"]]

@@ -132,7 +132,7 @@ const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge
   "held", "recordsPerSecond:rate:Records", "owner", "lagChart:chart:Lag, last hour", "rateChart:chart:Records, last hour",
   "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes",
   "wrongKeys:number:Wrong keys", "lastWrongKey:long:Last wrong key");
-const REPLICA_COLUMNS = columnsOf("replica", "version", "leases:number", "lagSeconds:lag",
+const REPLICA_COLUMNS = columnsOf("replica", "version", "unable", "leases:number", "lagSeconds:lag",
   "recordsPerSecond:rate:Records", "readKBps:kbps:Read, mean", "latencyP99Seconds:latency:p99",
   "deadLetters:number:Dead letters/h", "heldTargets:number:Held",
   "seenSecondsAgo:seconds:Seen ago");

@@ -81,6 +81,7 @@ REPLICA: Final = _object(
     replica=TEXT,
     isThis=TRUTH,
     version=TEXT_OR_NULL,
+    unable=TEXT_OR_NULL,
     leases=COUNT,
     latencyP99Seconds=NUMBER_OR_NULL,
     deadLetters=NUMBER_OR_NULL,

@@ -258,6 +258,34 @@ async def test_lease_is_released_once_when_its_owner_is_asked(table: LeaseTable,
     assert (asked.counter, by_me.release_of) == (taken.counter + 1, None)
 
 
+async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, taken: Lease) -> None:
+    """Its owner may take it again from the next one, unlike one that a person had released."""
+    given = await table.renew(taken, ME, is_given_away=True)
+    assert given is not None
+    kept = await table.renew(given, ME)
+    assert kept is not None
+    again = await table.renew(kept, ME, is_given_away=True)
+    assert again is not None
+    by_other = await table.take(again, OTHER)
+    assert by_other is not None
+    by_me = await table.take(by_other, ME)
+    assert by_me is not None
+
+    assert [one.is_offered for one in (taken, given, kept, again, by_other, by_me)] == [False, True] * 2 + [False] * 2
+    assert by_other.released_by is None
+
+
+async def test_report_of_a_replica_without_a_lease_is_in_the_row(table: LeaseTable, taken: Lease) -> None:
+    """It moves no counter, so the owner's write does not fail, and it makes no row."""
+    report = LeaseReport(OTHER, "1", unable="shards_unreachable", beat=1)
+    await table.write_idle_report(taken.lease_key, report)
+    await table.write_idle_report("shardId-none", report)
+
+    renewed = await table.renew(taken, ME)
+    assert renewed is not None
+    assert [lease.idle_report for lease in await table.scan()] == [report]
+
+
 async def test_request_to_release_is_withdrawn(table: LeaseTable, taken: Lease) -> None:
     """And its owner renews on."""
     assert await table.ask_to_release(taken)

@@ -19,7 +19,7 @@ from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.vocabulary import Absence
+from simplu_worker.vocabulary import Absence, Inability
 
 TENANT_ID = "-".join(TENANT)
 
@@ -54,6 +54,31 @@ async def test_gateway_applies_where_the_tenant_was_found(routed: RoutedShards) 
     shard_id = await routed.gateway.find(TENANT_ID)
     assert (shard_id, routed.gateway.cached_shard_id(TENANT_ID)) == ("shard-1", "shard-1")
     assert await routed.gateway.apply("shard-1", [create, create]) == [SUCCEEDED, DUPLICATE]
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ({"status": 401}, Inability.CITRUS_REFUSES_KEY),
+        ({"is_unreachable": True}, Inability.CITRUS_UNREACHABLE),
+        ({}, Inability.SHARDS_UNREACHABLE),
+    ],
+)
+async def test_gateway_knows_that_it_can_do_nothing_at_its_start(faults: dict[str, Any], reason: Inability) -> None:
+    """Without any operation."""
+    async with routed_shards([silent("shard-1"), silent("shard-2")]) as routed:
+        for name, value in faults.items():
+            setattr(routed.citrus.faults, name, value)
+        assert routed.gateway.inability is None
+        await routed.gateway.look_around()
+        assert routed.gateway.inability is reason
+
+
+async def test_gateway_can_do_something_while_one_shard_answers(make_shard: ShardMaker) -> None:
+    """Its start ends with the first one that does."""
+    async with routed_shards([silent("shard-1"), await make_shard("shard-2")]) as routed:
+        await routed.gateway.look_around()
+        assert routed.gateway.inability is None
 
 
 async def test_gateway_keeps_a_tenant_in_use_when_its_operations_are_applied(routed: RoutedShards) -> None:

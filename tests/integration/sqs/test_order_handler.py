@@ -705,7 +705,7 @@ class GatedCitrus:
         self.gate = asyncio.Event()
         self.register, self.list_shards = citrus.register, citrus.list_shards
         self.list_possible_homes, self.list_fallback_homes = citrus.list_possible_homes, citrus.list_fallback_homes
-        self.address_book = citrus.address_book
+        self.address_book, self.inability = citrus.address_book, None
         self._citrus = citrus
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 import structlog
@@ -31,14 +32,15 @@ from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
+from simplu_worker.consumers.kinesis.leases.ability import Ability
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, ReplicaFigures
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, LeaseReport, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
+from simplu_worker.consumers.kinesis.leases.stream_view import IDLE_INTERVAL_S, StreamView
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     LeaseContext,
     ReaderAssignment,
@@ -55,7 +57,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import TargetKind
+from simplu_worker.vocabulary import Inability, TargetKind
 
 SCANS_PER_DURATION: Final = 10
 LOST_RACE_PAUSE_S: Final = 0.2
@@ -153,9 +155,11 @@ class Fleet:
             _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
             _Chore("kcl leader", self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
+            _Chore("idle report", self._report_idleness, IDLE_INTERVAL_S, draw),
         )
         if self._follower is not None:
-            self._chores += (_Chore("kcl follower", self._follower.report, REPORT_INTERVAL_S, draw),)
+            follow = partial(self._report_to_leader, self._follower)
+            self._chores += (_Chore("kcl follower", follow, REPORT_INTERVAL_S, draw),)
         if services.cpu is not None:
             self._chores += (_Chore("processor", partial(self._note_share, services.cpu), SAMPLE_S, draw),)
         self._has_lost_race = False
@@ -163,6 +167,8 @@ class Fleet:
         self.trouble: str | None = None
         self.last_turn = float("inf")
         self.figures = ReplicaFigures()  # of this replica, set from outside
+        self._ability = Ability()
+        self._idle_beats = 0
 
     def __repr__(self) -> str:
         return f"Fleet({self.stream_name}, me={self._me}, holding={sorted(self._coordinator.held)})"
@@ -185,10 +191,19 @@ class Fleet:
     @property
     def outage(self) -> str | None:
         """Why the lease table or the stream refuses this replica: that, after some time without a reply to a reader."""
-        readers = self.readers()
-        is_unread = bool(readers) and all(one.view.unread_for_s > UNREAD_S for one in readers)
         refused = None if self.is_led_by_kcl else self._coordinator.take_trouble
-        return self.trouble or refused or (readers[0].trouble if is_unread else None)
+        return self.trouble or refused or (self.readers()[0].trouble if self._is_unread else None)
+
+    @property
+    def _is_unread(self) -> bool:
+        readers = self.readers()
+        return bool(readers) and all(one.view.unread_for_s > UNREAD_S for one in readers)
+
+    @property
+    def inability(self) -> Inability | None:
+        """Why this replica can do nothing, so that it takes no leases and gives those away that it has."""
+        is_told = not self._coordinator.held or self._ability.is_unable(loop_time())
+        return self._ability.trouble if is_told else None
 
     @property
     def is_led_by_kcl(self) -> bool:
@@ -290,12 +305,17 @@ class Fleet:
             self._view.observations,
             states,
             self._coordinator.own_readers(),
-            KnownReplica(self._me, __version__, self.figures),
+            KnownReplica(self._me, __version__, self._own_figures()),
+            idle=self._view.idle_reports(),
             now=loop_time(),
         )
 
+    def _own_figures(self) -> ReplicaFigures:
+        return msgspec.structs.replace(self.figures, unable=self.inability)
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and its lease is released."""
+        await self._services.gateway.look_around()
         async with asyncio.TaskGroup() as tasks:
             sync = keep_running(
                 TargetKind.LEASES,
@@ -332,14 +352,39 @@ class Fleet:
         leases = await self._scan()
         now = loop_time()
         self._view.update(leases, now=now)
+        self._note_ability(now)
         for chore in self._chores:
             await chore.run_if_due(now)
         await self._coordinator.release_from_parents()
         self._has_lost_race = False
         if not self.is_led_by_kcl:
-            self._has_lost_race = await self._coordinator.take(tasks, stopping)
+            self._has_lost_race = await self._coordinator.take(tasks, stopping, self._ability.reach(now))
         elif self._follower is not None:
             await self._coordinator.take_assigned(tasks, stopping)
+
+    def _note_ability(self, now: float) -> None:
+        was_unable, trouble = self._ability.is_unable(now), self._services.gateway.inability
+        readers = self.readers()
+        if readers:
+            is_unread = self._is_unread and not any(one.is_refused_as_gone for one in readers)
+            self._ability.note(trouble or (Inability.STREAM_UNAVAILABLE if is_unread else None), now=now)
+        else:
+            self._ability.note_without_lease(trouble, now=now)
+        if self._ability.is_unable(now) and not was_unable:
+            log.error("replica.unable", reason=self._ability.trouble, leases=len(self._coordinator.held))
+
+    async def _report_idleness(self) -> None:
+        """Tell the other replicas why this one has no lease, if it can do nothing, through the row of any lease."""
+        keys = sorted(self._view.leases())
+        if self._coordinator.held or self.inability is None or not keys:
+            return
+        self._idle_beats += 1
+        report = LeaseReport(self._me, __version__, unable=self.inability, beat=self._idle_beats)
+        await self._services.table.write_idle_report(keys[crc32(self._me.encode()) % len(keys)], report)
+
+    async def _report_to_leader(self, follower: KclFollower) -> None:
+        """Have a leader of the KCL 3.x assign leases to this replica, or none while it can do nothing."""
+        await (follower.report() if self.inability is None else follower.leave())
 
     async def _scan(self) -> list[Lease]:
         """Return the leases. The first time the stream, the table and the missing leases are created before."""
@@ -376,7 +421,7 @@ class Fleet:
     def _create_holder(self, lease: Lease) -> LeaseHolder:
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
-            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, figures=lambda: self.figures),
+            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, figures=self._own_figures),
             StreamShardEnd(table, self._syncer, me=self._me),
             self._ancestry,
             self._create_reader,

@@ -1,6 +1,7 @@
 """The replicas of a fleet as their leases show them: leases, lag and rate of each. Pure.
 
-A replica is known by the rows of its leases alone, so one without a lease is not seen by the others.
+A replica is known by the rows of its leases alone, so one without a lease is not seen by the others, unless it can do
+nothing and says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import Any
 import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.leases.lease_report import HELD_MAX, HeldTarget, ReplicaFigures
+from simplu_worker.consumers.kinesis.leases.lease_report import (
+    HELD_MAX,
+    HeldTarget,
+    LeaseReport,
+    ReplicaFigures,
+)
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import StreamShardState
 
@@ -40,12 +46,13 @@ def fleet_report(
     own: Mapping[str, OwnReader],
     me: KnownReplica,
     *,
+    idle: Iterable[tuple[LeaseReport, float]] = (),
     now: float,
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
 
-    *states* are those of the leases for people, *own* the readers of this replica, both by lease key; *now* is
-    monotonic.
+    *states* are those of the leases for people, *own* the readers of this replica, both by lease key; *idle* are the
+    reports of replicas without a lease, each with the time at which it was seen; *now* is monotonic.
     """
     rows = [
         _stream_shard(
@@ -55,14 +62,17 @@ def fleet_report(
     ]
     # The report that was written last is the last one here.
     latest_last = sorted(observations.values(), key=lambda one: one.unchanged_since)
-    reports = [one.lease.report for one in latest_last if one.lease.report is not None]
+    owners = {row["owner"] for row in rows} | {me.owner}
+    idle_since = {report.by: seen_at for report, seen_at in idle if report.by not in owners}
+    reports = [report for report, _ in idle]
+    reports += [one.lease.report for one in latest_last if one.lease.report is not None]
     known = {report.by: KnownReplica(report.by, report.version, report.figures) for report in reports} | {me.owner: me}
     held = [one for key, lease in sorted(observations.items()) for one in _held(lease, own.get(key), now=now)]
     return {
-        "replicas": _replicas(rows, known, held, me.owner),
+        "replicas": _replicas(rows, known, held, me.owner, {by: now - at for by, at in idle_since.items()}),
         "streamShards": rows,
         "counts": {
-            "replicas": len({me.owner, *(row["owner"] for row in rows if row["owner"] is not None)}),
+            "replicas": len((owners | idle_since.keys()) - {None}),
             "leases": sum(row["owner"] is not None for row in rows),
             "unowned": sum(row["owner"] is None and row["state"] != StreamShardState.ENDED for row in rows),
             "ended": sum(row["state"] == StreamShardState.ENDED for row in rows),
@@ -114,8 +124,9 @@ def _replicas(
     known: Mapping[str, KnownReplica],
     held: Iterable[tuple[str, dict[str, Any]]],
     me: str,
+    idle_s: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    by_owner: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list, {me: []})
+    by_owner: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list, {name: [] for name in (me, *idle_s)})
     for row in rows:
         if row["owner"] is not None:
             by_owner[row["owner"]].append(row)
@@ -127,6 +138,7 @@ def _replicas(
             "replica": owner,
             "isThis": owner == me,
             "version": replica.version or None,
+            "unable": replica.figures.unable,
             "leases": len(leases),
             "lagSeconds": max(_known(leases, "lagSeconds"), default=None),
             "recordsPerSecond": _total(leases, "recordsPerSecond"),
@@ -140,7 +152,9 @@ def _replicas(
                 {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
                 for one in replica.figures.top
             ],
-            "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo"), default=None),
+            "seenSecondsAgo": 0.0
+            if owner == me
+            else min(_known(leases, "seenSecondsAgo"), default=_rounded(idle_s.get(owner))),
         }
         for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0]))
         for replica in [known.get(owner, KnownReplica(owner))]

@@ -13,6 +13,7 @@ import structlog
 from simplu_worker.bulkheads import FailureCount, contain, translate
 from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
+from simplu_worker.consumers.kinesis.leases.ability import Reach
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, assigned_leases, unfinished_hand_overs
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
@@ -141,7 +142,7 @@ class LeaseCoordinator:
             except Exception as exc:  # noqa: BLE001  # of this reader's memory
                 holder.fail(exc)
 
-    async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
+    async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event, reach: Reach) -> bool:
         """Take this replica's share of the leases and run their holders in *tasks* until *stopping*.
 
         Returns whether another replica was faster with one of them.
@@ -153,6 +154,7 @@ class LeaseCoordinator:
             lease_duration_s=self._lease_duration_s,
             me=self._me,
             draw=self._draw(),
+            reach=reach,
         )
         rested = self._without_resting(wanted)
         return await self._take_all(rested, self._table.take, tasks, stopping)
@@ -225,7 +227,7 @@ class LeaseCoordinator:
     def _how(self, lease: Lease) -> LeaseTake:
         if lease.actual_owner in {None, self._me}:
             return LeaseTake.FREE
-        if lease.is_to_be_released:
+        if lease.is_offered:
             return LeaseTake.RELEASED
         unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
         return LeaseTake.EXPIRED if unchanged_for_s > self._lease_duration_s else LeaseTake.STOLEN

@@ -96,6 +96,7 @@ class LeaseRenewer:
                 "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
                 "throughput_kbps": self._meter.kbps,
                 "report": self._report(started_at),
+                "is_given_away": self._figures().unable is not None,
             }
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
@@ -188,9 +189,9 @@ class LeaseRenewer:
 
     def _report(self, now: float) -> LeaseReport:
         """Return the state of the reader for the other replicas."""
-        if self.reader is None:
-            return LeaseReport(self._me, __version__)
         figures = self._figures()
+        if self.reader is None:
+            return LeaseReport(self._me, __version__, unable=figures.unable)
         return LeaseReport(
             self._me,
             __version__,
@@ -202,6 +203,7 @@ class LeaseRenewer:
             dead_letter_count=figures.dead_letter_count,
             top=figures.top,
             is_clock_apart=figures.is_clock_apart,
+            unable=figures.unable,
         )
 
     def _checkpoint(self) -> Position | None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
+from simplu_worker.consumers.kinesis.leases.ability import Reach
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable_leases
 from simplu_worker.consumers.kinesis.leases.load_balancing import (
     loads_of,
@@ -20,6 +21,7 @@ from simplu_worker.consumers.kinesis.leases.load_balancing import (
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
 ROUNDING: Final = 1e-6  # of sums of loads
+UNTAKEN_DURATIONS: Final = 2  # without a reader, so that no replica that can work takes it
 VERY_OLD_DURATIONS: Final = 3  # lease durations without renewal: then taken beyond the even share, too (KCL)
 
 
@@ -31,6 +33,7 @@ def plan_takes(
     lease_duration_s: float,
     me: str,
     draw: float,
+    reach: Reach = Reach.ALL,
 ) -> list[Lease]:
     """Return the leases to try to take now; *held* are the keys of the leases of this replica, 0 ≤ *draw* < 1.
 
@@ -38,23 +41,27 @@ def plan_takes(
     """
     unfinished = {key: one for key, one in observations.items() if one.lease.checkpoint != SHARD_END}
     free = takeable_leases(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
+    unchanged_s = {key: now - one.unchanged_since for key, one in unfinished.items()}
+    if reach is Reach.LEFT:
+        return [lease for lease in free if unchanged_s[lease.lease_key] > UNTAKEN_DURATIONS * lease_duration_s]
+    if reach is Reach.FREE:
+        free = [one for one in free if not one.is_given_away or unchanged_s[one.lease_key] > lease_duration_s]
     measured = measured_loads(unfinished)
     if free:
         by_lease = dict.fromkeys(unfinished, 1.0) if measured is None else measured
         urgent = {
             lease.lease_key
             for lease in free
-            if lease.is_to_be_released
-            or (
-                lease.actual_owner is not None
-                and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD_DURATIONS * lease_duration_s
-            )
+            if lease.is_offered
+            or (lease.actual_owner is not None and unchanged_s[lease.lease_key] > VERY_OLD_DURATIONS * lease_duration_s)
         }
         free_keys = {lease.lease_key for lease in free}
         others = {one.lease.actual_owner for key, one in unfinished.items() if key not in free_keys and key not in held}
         share = sum(by_lease.values()) / (len(others - {None}) + 1)
         mine = sum(by_lease[key] for key in held if key in unfinished)
         return _plan_free(_rotated(free, draw), by_lease, room=share - mine, urgent=urgent)
+    if reach is Reach.FREE:
+        return []
     if measured is None:
         return _plan_steal(unfinished, held=held, me=me, draw=draw)
     move = plan_move(loads_of(unfinished, measured), unfinished, held=held, me=me, draw=draw)

@@ -10,10 +10,12 @@ from typing import Any, TypeAlias
 import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease_report import (
+    IDLE,
     REPORT,
     RETRY,
     HoldRetry,
     LeaseReport,
+    decode_idle_report,
     decode_report,
     decode_retry,
 )
@@ -32,6 +34,7 @@ METERED_BY = "simpluMeteredBy"
 SWITCHES = "ownerSwitchesSinceCheckpoint"
 RELEASE = "simpluRelease"
 RELEASED_BY = "simpluReleasedBy"
+UNABLE = "simpluUnable"
 
 
 KBPS_MAX = 1e6  # of a stream shard; far above the quota of Kinesis
@@ -70,7 +73,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     records have left the stream since. *retry* is the last request to the owner, or to one before it, to try its held
     targets.
     *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
-    for that, and who does not take it from its next owner.
+    for that, and who does not take it from its next owner. *unable_of* is the owner that has found that it can do
+    nothing (`ability`). *idle_report* is of a replica like that, which has no lease and uses this row to say so.
     """
 
     lease_key: str
@@ -94,6 +98,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     retry: HoldRetry | None = None
     release_of: str | None = None
     released_by: str | None = None
+    unable_of: str | None = None
+    idle_report: LeaseReport | None = None
 
     @property
     def actual_owner(self) -> str | None:
@@ -109,6 +115,16 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     def is_to_be_released(self) -> bool:
         """Whether a person wants another worker to take it; its owner reads until then."""
         return self.release_of is not None and self.release_of == self.actual_owner
+
+    @property
+    def is_given_away(self) -> bool:
+        """Whether its owner can do nothing for it, and reads until another worker has taken it."""
+        return self.unable_of is not None and self.unable_of == self.actual_owner
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether another worker is to take it, though its owner renews it."""
+        return self.is_to_be_released or self.is_given_away
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -147,17 +163,17 @@ def takeable_leases(
 ) -> list[Lease]:
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
-    Free leases have no owner, or one that is to release them, or the owner *me* and are not held by this process: the
-    answer to a take was lost, and no process reads them. Others may be taken once unchanged for longer than
-    *lease_duration_s*; one that is being handed over belongs to its last owner. Finished leases and those in *held*
-    (lease keys) are never taken.
+    Free leases have no owner, or one from which they are to be taken, or the owner *me* and are not held by this
+    process: the answer to a take was lost, and no process reads them. Others may be taken once unchanged for longer
+    than *lease_duration_s*; one that is being handed over belongs to its last owner. Finished leases and those in
+    *held* (lease keys) are never taken.
     """
     candidates = [
         observation
         for lease_key, observation in observations.items()
         if lease_key not in held and observation.lease.checkpoint != SHARD_END
     ]
-    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me) or one.lease.is_to_be_released]
+    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me) or one.lease.is_offered]
     free_keys = {lease.lease_key for lease in free}
     expired = [
         one
@@ -236,6 +252,8 @@ def lease_of(row: LeaseRow) -> Lease | None:
             retry=_retry(row),
             release_of=_optional(row, RELEASE, "S"),
             released_by=_optional(row, RELEASED_BY, "S"),
+            unable_of=_optional(row, UNABLE, "S"),
+            idle_report=_idle_report(row),
         )
     except UnreadableLeaseError:
         raise
@@ -360,6 +378,13 @@ def _report(row: LeaseRow) -> LeaseReport | None:
     except UnreadableLeaseError:  # it is for people: the lease can be used without it
         return None
     return decode_report(text, _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S") or None)
+
+
+def _idle_report(row: LeaseRow) -> LeaseReport | None:
+    try:
+        return decode_idle_report(_optional(row, IDLE, "S") or "")
+    except UnreadableLeaseError:  # it is for people
+        return None
 
 
 def _retry(row: LeaseRow) -> HoldRetry | None:

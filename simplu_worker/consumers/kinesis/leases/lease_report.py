@@ -6,6 +6,9 @@ attribute would leave it stale. No replica decides by a report.
 
 A request is written by the replica that a person asks, into the rows of others, and read by each with its next renewal.
 It stays in the row and needs no clock: an owner carries out those that appear while it owns the lease, each once.
+
+A replica that can do nothing has no lease, so it writes its report into any row, again and again: one that does not
+change any more is of a replica that has ended.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import msgspec
 
 REPORT: Final = "simpluReport"
 RETRY: Final = "simpluRetry"
+IDLE: Final = "simpluIdle"
 TEXT_MAX_LENGTH: Final = 1000
 HELD_MAX: Final = 3  # targets in a report
 TOP_MAX: Final = 3  # tenants in a report
@@ -47,19 +51,22 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
     """The figures of a whole replica: the p99 latency of the last interval, the dead letters of the last hour.
 
     *top* are the tenants that took most of the last minute, at most TOP_MAX, the first one most. *is_clock_apart* is
-    whether the clock of its machine is wrong.
+    whether the clock of its machine is wrong. *unable* is an `Inability`, or a word that only a newer worker knows: why
+    the replica can do nothing.
     """
 
     latency_p99_s: float | None = None
     dead_letter_count: int | None = None
     top: tuple[TopTenant, ...] = ()
     is_clock_apart: bool = False
+    unable: str | None = None
 
 
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal.
 
-    *held* are the oldest of its held targets; *figures* are those of its replica.
+    *held* are the oldest of its held targets; *figures* are those of its replica. *beat* counts the reports of a
+    replica without a lease.
     """
 
     by: str
@@ -72,11 +79,13 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     dead_letter_count: int | None = None
     top: tuple[TopTenant, ...] = ()
     is_clock_apart: bool = False
+    unable: str | None = None
+    beat: int = 0
 
     @property
     def figures(self) -> ReplicaFigures:
         """The figures of the replica."""
-        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top, self.is_clock_apart)
+        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count, self.top, self.is_clock_apart, self.unable)
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -133,7 +142,13 @@ def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
 
 def decode_report(text: str, owner: str | None) -> LeaseReport | None:
     """Return the report in the *text* of a row of *owner*; None for that of another one, and if it cannot be read."""
-    if owner is None or len(text) > TEXT_MAX_LENGTH:
+    report = decode_idle_report(text)
+    return report if report is not None and report.by == owner else None
+
+
+def decode_idle_report(text: str) -> LeaseReport | None:
+    """Return the report in *text*, of whichever replica; None if it cannot be read."""
+    if len(text) > TEXT_MAX_LENGTH:
         return None
     try:
         report = msgspec.json.decode(text, type=LeaseReport)
@@ -144,7 +159,7 @@ def decode_report(text: str, owner: str | None) -> LeaseReport | None:
     figures = (report.latency_p99_s, report.dead_letter_count)
     numbers = (report.lag_s, report.records_per_s, report.held_count, *figures, *ages, *took_s)
     is_sane = all(number is None or 0 <= number < LARGE for number in numbers)
-    return report if report.by == owner and is_sane else None
+    return report if is_sane else None
 
 
 def encode_retry(retry: HoldRetry) -> str:

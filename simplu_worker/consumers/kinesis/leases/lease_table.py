@@ -21,6 +21,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     RELEASED_BY,
     STARTED_AT,
     THROUGHPUT,
+    UNABLE,
     Lease,
     LeaseRow,
     ReadAhead,
@@ -34,6 +35,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     row_of,
 )
 from simplu_worker.consumers.kinesis.leases.lease_report import (
+    IDLE,
     REPORT,
     RETRY,
     HoldRetry,
@@ -173,7 +175,7 @@ class LeaseTable:
             ":me": {"S": me},
             ":switch": _number(0 if lease.actual_owner == me else 1),
         }
-        released_by, removed = "", f"checkpointOwner, {RELEASE}"
+        released_by, removed = "", f"checkpointOwner, {RELEASE}, {UNABLE}"
         if lease.is_to_be_released:
             released_by = f", {RELEASED_BY} = :owner"
             values[":owner"] = {"S": lease.actual_owner}
@@ -212,6 +214,7 @@ class LeaseTable:
         read_up_to: datetime | None = None,
         throughput_kbps: float | None = None,
         report: LeaseReport | None = None,
+        is_given_away: bool = False,
     ) -> Lease | None:
         """Renew a lease that *me* holds; in the same write, set its checkpoint and its pending tenants.
 
@@ -222,7 +225,8 @@ class LeaseTable:
         it.
 
         Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's, and so does
-        *read_up_to* what *me* has written. Without *throughput_kbps* or *report* the row's stays.
+        *read_up_to* what *me* has written. Without *throughput_kbps* or *report* the row's stays. With *is_given_away*
+        the row says that another worker is to take the lease.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
@@ -236,6 +240,7 @@ class LeaseTable:
             values[":pending"] = {"SS": sorted(pending_tenants)}
         _add_ahead(ahead, lease, sets, removes, values)
         _add_read_up_to(read_up_to, lease, me, sets, removes, values)
+        _add_mark(lease, sets, removes, is_given_away=is_given_away)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
             removes.append(_REMOVE_PENDING)
@@ -257,6 +262,7 @@ class LeaseTable:
                 read_up_to=read_up_to,
                 throughput_kbps=throughput_kbps,
                 report=report,
+                is_given_away=is_given_away,
             )
         if not is_own_landed_write(lease, row, me=me):
             return None
@@ -266,7 +272,13 @@ class LeaseTable:
             return row
         try:
             return await self.renew(
-                row, me, higher, pending_tenants=pending_tenants, ahead=ahead, read_up_to=read_up_to
+                row,
+                me,
+                higher,
+                pending_tenants=pending_tenants,
+                ahead=ahead,
+                read_up_to=read_up_to,
+                is_given_away=is_given_away,
             )
         except RetryableError:
             return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
@@ -321,6 +333,13 @@ class LeaseTable:
         except ConditionFailedError:
             return False
         return True
+
+    async def write_idle_report(self, lease_key: str, report: LeaseReport) -> None:
+        """Write the report of a replica without a lease into the row of any, whatever its owner and counter."""
+        values = {":report": {"S": encode_report(report)}}
+        with contextlib.suppress(ConditionFailedError):
+            condition = f"attribute_exists({KEY})"
+            await self._update(Lease(lease_key, TRIM_HORIZON), f"SET {IDLE} = :report", condition, values)
 
     async def ask_to_release(self, lease: Lease) -> bool:
         """Have another worker take *lease*, whatever its counter; return False when that is not its owner now."""
@@ -469,6 +488,14 @@ def _add_read_up_to(
         values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
     elif lease.read_up_to is not None:
         removes.append(READ_UP_TO)
+
+
+def _add_mark(lease: Lease, sets: list[str], removes: list[str], *, is_given_away: bool) -> None:
+    """Add to the parts of an update by `:me` those that give *lease* away, or no longer."""
+    if is_given_away:
+        sets.append(f"{UNABLE} = :me")
+    elif lease.unable_of is not None:
+        removes.append(UNABLE)
 
 
 def _update_expression(sets: Sequence[str], removes: Sequence[str]) -> str:

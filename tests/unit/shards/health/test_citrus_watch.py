@@ -58,7 +58,7 @@ async def watching(citrus: CitrusClient) -> AsyncIterator[HealthRegistry]:
     """Poll it, over a hundred times as often as a worker does."""
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
-        polling = tasks.create_task(CitrusWatch(citrus, book, poll_s=0.2, denied_poll_s=0.2, ask_pause_s=0.01).run())
+        polling = tasks.create_task(CitrusWatch(citrus, book, poll_s=0.2, trouble_poll_s=0.2, ask_pause_s=0.01).run())
         try:
             yield book
         finally:

@@ -44,8 +44,8 @@ def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
     """Return the report of a fleet of this replica and another one with the members *others*."""
-    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False}
-    other = {"replica": "b", "isThis": False, "held": [], "deadLetters": None, "isClockApart": False} | others
+    me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False, "unable": None}
+    other = me | {"replica": "b", "isThis": False, "deadLetters": None} | others
     return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
 
 
@@ -53,6 +53,12 @@ def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str,
     """Return cause, subject, begin, last time, and whether it is over, of what is shown."""
     rows = problems.view(now)
     return [(one["cause"], one["subject"], one["since"][11:16], one["at"][11:16], one["isOver"]) for one in rows]
+
+
+def test_replica_that_can_do_nothing_is_named_and_its_holds_are_not() -> None:
+    """They say nothing about the shards, which its peers reach."""
+    unable = fleet(unable="citrus_refuses_key", held=[held("shard a", "shard_unavailable", 60.0)])
+    assert dict(causes_of({}, unable)) == {ProblemCause.REPLICA_UNABLE: ("replica b: citrus refuses key",)}
 
 
 def held(target: str, reason: str, age_s: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,11 +26,13 @@ def report_of(
     *leases: tuple[Lease, float],
     own: dict[str, OwnReader] | None = None,
     me: ReplicaFigures = ReplicaFigures(0.25, 2),  # noqa: B008  (frozen)
+    idle: Sequence[tuple[LeaseReport, float]] = (),
 ) -> dict[str, Any]:
     """Return the report, at 100, of leases with the time of their last renewal."""
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
     replica = KnownReplica(ME, "2", me)
-    return fleet_report(observations, {"a": "reading", "c": "unowned"}, own or {}, replica, now=100.0)
+    states = {"a": "reading", "c": "unowned"}
+    return fleet_report(observations, states, own or {}, replica, idle=idle, now=100.0)
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
@@ -51,6 +54,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "readKBps": 2.5,
         "latencyP99Seconds": 0.25,
         "deadLetters": 2,
+        "unable": None,
         "isClockApart": False,
         "heldTargets": 2,
         "held": [],
@@ -67,6 +71,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "readKBps": 5.0,
         "latencyP99Seconds": 0.75,
         "deadLetters": 4,
+        "unable": None,
         "isClockApart": True,
         "heldTargets": 1,
         "held": [],
@@ -88,6 +93,20 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     assert found["counts"] == {"replicas": 2, "leases": 3, "unowned": 0, "ended": 0}
 
 
+def test_replica_that_can_do_nothing_is_seen_without_a_lease() -> None:
+    """By what it has written lately; one that has a lease again counts once."""
+    idle = [(LeaseReport(OTHER, "1", unable="shards_unreachable"), 97.0), (LeaseReport(ME, "1", unable="x"), 90.0)]
+    alone, with_lease = report_of(idle=idle), report_of((lease("b", OTHER), 99.0), idle=idle)
+
+    names = ("replica", "version", "unable", "leases", "seenSecondsAgo")
+    assert [[one[name] for name in names] for one in alone["replicas"]] == [
+        [ME, "2", None, 0, 0.0],
+        [OTHER, "1", "shards_unreachable", 0, 3.0],
+    ]
+    assert [found["counts"]["replicas"] for found in (alone, with_lease)] == [2, 2]
+    assert with_lease["replicas"][1]["leases"] == 1
+
+
 def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
     """A KCL's throughput in the row is not known to be its owner's."""
     found = report_of((lease("b", KCL), 99.0))
@@ -101,6 +120,7 @@ def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
         "readKBps": None,
         "latencyP99Seconds": None,
         "deadLetters": None,
+        "unable": None,
         "isClockApart": False,
         "heldTargets": None,
         "held": [],

@@ -8,6 +8,7 @@ from typing import cast
 
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
+from simplu_worker.consumers.kinesis.leases.ability import Reach
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
@@ -62,9 +63,9 @@ async def test_failures_of_a_reader_are_forgotten_when_its_lease_is_gone() -> No
         draw=lambda: 0.5,
     )
     async with asyncio.TaskGroup() as tasks:
-        await coordinator.take(tasks, asyncio.Event())
+        await coordinator.take(tasks, asyncio.Event(), Reach.ALL)
     assert (coordinator.are_all_failing, list(coordinator._failures)) == (True, ["a"])
     view.update([], now=1.0)
     async with asyncio.TaskGroup() as tasks:
-        await coordinator.take(tasks, asyncio.Event())
+        await coordinator.take(tasks, asyncio.Event(), Reach.ALL)
     assert coordinator._failures == {}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from simplu_worker.consumers.kinesis.leases.ability import Reach
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
@@ -28,10 +29,17 @@ def seen(owners: str | Iterable[str | None], *, since: float = FRESH, first: int
     }
 
 
-def takes(observations: Mapping[str, Observation], *, me: str = ME, draw: float = 0.0, now: float = NOW) -> list[str]:
+def takes(
+    observations: Mapping[str, Observation],
+    *,
+    me: str = ME,
+    draw: float = 0.0,
+    now: float = NOW,
+    reach: Reach = Reach.ALL,
+) -> list[str]:
     """Return the keys of the leases that *me* takes while it holds all leases that it owns."""
     held = [key for key, one in observations.items() if one.lease.owner == me]
-    wanted = plan_takes(observations, held=held, now=now, lease_duration_s=DURATION_S, me=me, draw=draw)
+    wanted = plan_takes(observations, held=held, now=now, lease_duration_s=DURATION_S, me=me, draw=draw, reach=reach)
     return [lease.lease_key for lease in wanted]
 
 
@@ -258,3 +266,19 @@ def test_lease_that_was_released_is_not_stolen_back() -> None:
     assert takes(observations | seen([BAR], first=2), draw=0.0) == ["002"]
     assert takes(observations, me=BAZ) == ["000"]
     assert takes({key: replace(one, unchanged_since=EXPIRED) for key, one in observations.items()}) == ["000", "001"]
+
+
+def test_replica_in_trouble_takes_only_what_nobody_else_takes() -> None:
+    """One that was in trouble lately takes what is free, too, and one that was not also what is given away."""
+    given_away = Observation(Lease("g", TRIM_HORIZON, owner=BAR, unable_of=BAR), FRESH)
+    observations = {
+        **seen([BAR, BAR, BAR]),
+        **seen([None], first=3),
+        **seen([BAZ], since=EXPIRED, first=4),
+        **seen([None, BAZ], since=NOW - 20.5, first=5),
+        "g": given_away,
+        "h": replace(given_away, lease=replace(given_away.lease, lease_key="h"), unchanged_since=NOW - 20.5),
+    }
+    taken = {reach: takes(observations, reach=reach) for reach in Reach}
+    assert taken[Reach.LEFT] == ["005", "h", "006"]
+    assert ("g" in taken[Reach.FREE], "003" in taken[Reach.FREE], "g" in taken[Reach.ALL]) == (False, True, True)
