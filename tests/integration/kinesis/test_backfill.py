@@ -10,6 +10,7 @@ from typing import cast
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 from support.aws.kinesis_endpoints import kinesis_servers
 from support.full_stack import poll_until_true
 from support.postgres.databases import ShardMaker
@@ -111,16 +112,21 @@ async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: Wor
 
 
 async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
-    """Nothing is sent there any more; the rounds find that its row is not as it was left."""
+    """Nothing is sent there any more; the rounds find that its row is not as it was left. The log tells the times."""
     shard = await world.shard("shard-1")
+    begin = utc_now().replace(microsecond=0)
     async with world.reading() as reader, looked_after(world, reader):
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
         snapshot = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30)))
         await reaches(reader, numbers[-1])
-        await snapshot.promote()
-        await all_succeeded(shard, a=33, b=30)
+        with capture_logs() as logged:
+            await snapshot.promote()
+            await all_succeeded(shard, a=33, b=30)
+    (told,) = [one for one in logged if one["event"] == "shard.backfilling"]
+    assert told["log_level"] == "info"
+    assert begin <= datetime.fromisoformat(told["pending_since"]) <= datetime.fromisoformat(told["read_until"])
 
 
 async def test_answer_does_not_call_decided_what_a_shard_has_lost_when_nobody_knows_of_the_loss(world: World) -> None:

@@ -120,7 +120,7 @@ class LeaseHolder:
                 if not self._is_ended:  # beside the release: the next owner must not wait for these writes
                     await self._write_final_positions()
         except* LeaseLostError:
-            log.warning("lease.lost", stream_shard_id=self.lease_key)
+            log.info("lease.lost", stream_shard_id=self.lease_key)
 
     def check(self) -> None:
         """Renew the lease at once; when another worker has taken it, reading ends."""

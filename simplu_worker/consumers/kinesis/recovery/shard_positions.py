@@ -32,7 +32,6 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     Lineage,
     ReplayStart,
     compared_position,
-    format_position,
     ignoring_pending,
     is_own_row,
     may_lack_writes,
@@ -394,12 +393,12 @@ class ShardPositions:
         unread = Unread(after or read_to, parents)
         self._reach = (0.0, (None, None))
         instruments.SHARD_BACKFILLS.labels(shard_position.shard_id).inc()
-        log.warning(
+        log.info(
             "shard.backfilling",
             shard_id=shard_position.shard_id,
             stream_shard_id=reader.stream_shard_id,
-            pending_from=format_position(unread.after),
-            read_to=format_position(read_to),
+            pending_since=_arrival(unread.after),
+            read_until=_arrival(read_to),
             parents=[records.stream_shard_id for records in parents],
         )
         return unread
@@ -575,3 +574,8 @@ class ShardPositions:
 def _is_after(position: RecordPosition | None, other: RecordPosition | None) -> bool:
     """Return whether *position* is after *other*; None is the start of reading, before every record."""
     return position is not None and is_after(position, other)
+
+
+def _arrival(position: RecordPosition | None) -> str | None:
+    """Return about when the record of *position* arrived, for people; None for the start of reading."""
+    return None if position is None else position.arrived_at.isoformat(timespec="seconds")
