@@ -149,6 +149,7 @@ class HoldReason(StrEnum):
     INACTIVE = Absence.INACTIVE
     MOVING = Absence.MOVING
     SHARD_UNAVAILABLE = "shard_unavailable"
+    HOME_UNKNOWN = "home_unknown"  # the shards that answer do not have the tenant, and a silent one may
     FAILING = "failing"
     LOCKED = "locked"  # another transaction keeps a row of the tenant locked
     PAUSED = "paused"  # a person has paused the tenant

@@ -31,6 +31,10 @@ class ShardUnavailableError(RetryableError):
         self.shard_id = shard_id
 
 
+class HomeUnknownError(ShardUnavailableError):
+    """The named shard has no row of the tenant, and another one on which the tenant may live does not answer."""
+
+
 class TenantPausedError(RetryableError):
     """A person has paused the tenant: its operations wait, and nothing else."""
 

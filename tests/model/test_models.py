@@ -31,6 +31,8 @@ from model.giving_up_model import GivingUpModel
 from model.group_commit_model import GroupCommitModel
 from model.group_commit_model import Rules as GroupRules
 from model.hold_model import HoldModel
+from model.home_model import HomeModel
+from model.home_model import Rules as HomeRules
 from model.lease_model import LeaseModel
 from model.lease_model import Rules as LeaseRules
 from model.letters_model import LettersModel
@@ -167,6 +169,9 @@ LEAVES_LISTED = ChildRules(leaves_listed=True)
 PARENTS_OWN_LISTED = ChildRules(leaves_listed=True, parents_own_listed=True)
 
 SAFE = {
+    "home: a map like any": (HomeModel(is_marked=False), 1_104),
+    "home: a map with all in place": (HomeModel(is_marked=True), 1_428),
+    "home: a map with all in place, a shard lost for good": (HomeModel(is_marked=True, lost=0), 224),
     "hold: shard down": (hold("bab", SHARD_DOWN), 18_121),
     "hold: tenant refused": (hold("abb", TENANT_REFUSED), 5_477),
     "hold: only shard down": (hold("ab", ONLY_SHARD_DOWN, crashes=0), 15_262),
@@ -494,6 +499,27 @@ WRONG = {
         9,
     ),
     "hold: no log": (hold("ba", SHARD_DOWN, reader_model.Rules(applies_without_log=True)), "twice", 5),
+    "home: a silent shard that may have it is ignored": (
+        HomeModel(is_marked=False, rules=HomeRules(ignores_silent=True)),
+        "homes",
+        4,
+    ),
+    "home: the pin decides in a map like any": (
+        HomeModel(is_marked=False, rules=HomeRules(asks_place_alone=True)),
+        "homes",
+        4,
+    ),
+    "home: the mark stays when the tenant is not in place": (
+        HomeModel(is_marked=True, rules=HomeRules(marks_anyway=True)),
+        "homes",
+        4,
+    ),
+    "home: a shard forgets a tenant that has left": (
+        HomeModel(is_marked=True, rules=HomeRules(forgets_left=True)),
+        "homes",
+        4,
+    ),
+    "home: a map like any, a shard lost for good": (HomeModel(is_marked=False, lost=0), "unsettled", 1),
     "letters: by the clock": (
         LettersModel(2, takes=0, rules=letters_model.Rules(letters_by_clock=True)),
         "both",

@@ -199,6 +199,9 @@ LATER_PLACE: Final = (
 SLOW_REGISTRATION: Final = (
     "integration/tenants/test_provisioning.py::test_provision_is_undone_when_its_transaction_took_too_long"
 )
+ONLY_ITS_OWN: Final = (
+    "integration/tenants/test_provisioning.py::test_provision_waits_for_no_shard_but_its_own_in_a_marked_map"
+)
 ASKED: Final = "integration/kinesis/test_lease_table.py::test_lease_is_released_once_when_its_owner_is_asked"
 FOLLOWER: Final = "simulation/test_kcl_follower.py::"
 
@@ -334,6 +337,13 @@ ELSEWHERE: Final = (
             ),
             "giving up: another stream shard replaces": LATER_PLACE,
             "giving up: any other position replaces": LATER_PLACE,
+            "home: a silent shard that may have it is ignored": ONLY_ITS_OWN,
+            "home: the pin decides in a map like any": ONLY_ITS_OWN,
+            "home: the mark stays when the tenant is not in place": (
+                "integration/routing/test_shard_map_reload.py::test_reload_takes_a_marked_map_when_all_are_in_place"
+            ),
+            "home: a shard forgets a tenant that has left": CLEANED,
+            "home: a map like any, a shard lost for good": ONLY_ITS_OWN,
             "letters: created_at before a slow commit": SLOW_REGISTRATION,
             "letters: margin, slow registration": SLOW_REGISTRATION,
             "letters: cached answer": (

@@ -43,6 +43,7 @@ PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
     "hold": "holding and catching up of one stream shard",
+    "home": "the home of a tenant while a static map changes",
     "letters": "dead letters of a tenant that is not registered",
     "reshard": "a child stream shard beside the holds of its parent",
     "lease": "one lease, its hand-over, and a leader of the KCL 3.x",

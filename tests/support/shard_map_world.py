@@ -62,9 +62,18 @@ class World:
         was_retired: Collection[str] = (),
         pins: dict[str, str] | None = None,
         replicas: dict[str, str] | None = None,
+        all_in_place: bool = False,
     ) -> dict[str, Any]:
         """Write the file, reload, drain; return what was logged of it."""
-        write_map(self.path, *shards, retired=retired, was_retired=was_retired, pins=pins, replicas=replicas)
+        write_map(
+            self.path,
+            *shards,
+            retired=retired,
+            was_retired=was_retired,
+            pins=pins,
+            replicas=replicas,
+            all_in_place=all_in_place,
+        )
         return await self.hang_up()
 
     async def hang_up(self) -> dict[str, Any]:
@@ -97,6 +106,7 @@ def write_map(
     was_retired: Collection[str] = (),
     pins: dict[str, str] | None = None,
     replicas: dict[str, str] | None = None,
+    all_in_place: bool = False,
 ) -> None:
     """Write a map of *shards*."""
     listed = [
@@ -109,7 +119,7 @@ def write_map(
         | ({"replicaConnectionString": replicas[one.shard_id]} if replicas and one.shard_id in replicas else {})
         for one in shards
     ]
-    path.write_text(json.dumps({"shards": listed, "tenants": pins or {}}))
+    path.write_text(json.dumps({"shards": listed, "tenants": pins or {}, "allInPlace": all_in_place}))
 
 
 @contextlib.asynccontextmanager

@@ -24,7 +24,7 @@ from simplu_worker.consumers.pipeline.results import EntryT, Found, LookupResult
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import ShardUnavailableError, TenantNotMadeError, TenantPausedError
+from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError, TenantNotMadeError, TenantPausedError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
@@ -283,6 +283,9 @@ class HomeLookup(Generic[EntryT]):
             self._schedule_retry(tenant_id, HoldReason.PAUSED)
             tenant = self._tenants.get(tenant_id)
             return None if tenant is None else Paused(tenant_id, list(tenant.entries))
+        except HomeUnknownError as exc:
+            self._schedule_retry(tenant_id, HoldReason.HOME_UNKNOWN, exc)
+            return None
         except (RetryableError, PermanentError) as exc:
             self._schedule_retry(tenant_id, HoldReason.SHARD_UNAVAILABLE, exc)
             return None

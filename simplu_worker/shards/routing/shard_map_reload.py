@@ -19,9 +19,9 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.directory import HOME_STATES, Directory
 from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, first_problems
 from simplu_worker.shards.routing.shard_map_changes import change_of, refusals_of
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.vocabulary import ShardMapOutcome
@@ -78,6 +78,8 @@ class ShardMapReloader:
         """Raise `ConfigurationError` if *new* may not replace the present map."""
         old = self._static_map.map
         problems = refusals_of(old, new) or await self._find_obstacles(change_of(old, new).removed)
+        if new.all_in_place:
+            problems += await self._find_displaced(new)
         if problems:
             raise ConfigurationError(*(f"SHARD_MAP_FILE: {problem}" for problem in problems))
 
@@ -100,6 +102,33 @@ class ShardMapReloader:
             for shard_id, count in counts.items()
             if count
         ]
+
+    async def _find_displaced(self, new: ShardMap) -> list[str]:
+        """Ask all shards for their tenants; return those that have no row where *new* places them.
+
+        Of shards that do not answer the map is a person's word.
+        """
+
+        async def list_tenants(address: ShardAddress) -> dict[str, str]:
+            rows = await fetch_from_shard(self._pools.ensure_pool(address), QUERIES["list_tenants"])
+            return {row["id"]: row["state"] for row in rows}
+
+        known = self._static_map.known_shards()
+        states = await query_all_shards(known, list_tenants)
+        silent = {shard.shard_id for shard in known} - states.keys()
+
+        def find() -> list[str]:
+            return [
+                f"allInPlace: tenant {tenant_id} is on shard {shard_id}, and has no row on shard {place}, where the map"
+                f" places it; pin it to {shard_id}, or leave allInPlace out"
+                for shard_id, tenants in states.items()
+                for tenant_id, state in tenants.items()
+                if state in HOME_STATES
+                and (place := new.shard_of(tenant_id).shard_id) not in silent
+                and tenant_id not in states.get(place, ())
+            ]
+
+        return first_problems(await asyncio.to_thread(find))
 
     async def _apply(self, new: ShardMap) -> list[ShardPool]:
         change = self._static_map.replace(new)

@@ -20,16 +20,12 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError
 from simplu_worker.vocabulary import TenantState
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 QUERIES_AT_ONCE: Final = 16
 ARRIVING_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
-
-
-class EarlierHomeUnavailableError(ShardUnavailableError):
-    """A shard on which the tenant may live does not answer; the named shard answered that it has no row."""
 
 
 class TenantHome(msgspec.Struct, frozen=True):
@@ -58,7 +54,7 @@ class TenantHomes:
         None means that every shard on which the tenant may live answered that it has no row. A destroyed row counts
         only on the named shard, and only if no other shard has another row; the row of a tenant that is moving to a
         shard, only if none has a row that it has not left. An error is returned while a shard that may have the tenant
-        does not answer: `EarlierHomeUnavailableError` if that is not the named one. Each shard gets one query a pass
+        does not answer: `HomeUnknownError` if that is not the named one. Each shard gets one query a pass
         for all tenants.
         """
         on_named = await self._query_shards({tenant_id: [address] for tenant_id, address in named.items()})
@@ -203,6 +199,6 @@ def _without(found: Mapping[str, Answer], named: Mapping[str, ShardAddress]) -> 
 def _of_earlier_home(answer: Answer) -> Answer:
     if isinstance(answer, TenantHome):
         return answer
-    error = EarlierHomeUnavailableError(str(answer), shard_id=getattr(answer, "shard_id", None))
+    error = HomeUnknownError(f"the shards that answer do not have the tenant, and another one may: {answer}")
     error.__cause__ = answer
     return error

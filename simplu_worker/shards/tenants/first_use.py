@@ -1,8 +1,8 @@
 """Make tenants that Citrus knows and no shard has, when their first operation comes (`PROVISION_ON_FIRST_USE`).
 
-Why this is safe without a control message: business-info must list the location as active, and every known shard must
-answer that it has no row of the id, not even that of a destroyed tenant, which only a control message may make again.
-The tenant's `control_at` is the year 1970, so that any control message is newer.
+Why this is safe without a control message: business-info must list the location as active, and every shard that may
+have the tenant must answer that it has no row of the id, not even that of a destroyed tenant, which only a control
+message may make again. The tenant's `control_at` is the year 1970, so that any control message is newer.
 """
 
 from __future__ import annotations
@@ -95,16 +95,18 @@ class FirstUse:
     async def _make_each(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
         try:
             found = await fetch_from_all_shards(self._locator, self._pools, QUERIES["find_tenants"], list(requests))
+            possible = await self._locator.list_possible_homes(requests)
         except (RetryableError, PermanentError) as exc:
             return dict.fromkeys(requests, str(exc))
-        if found.silent_shard_ids:
-            error = f"no answer from shards that may have it: {', '.join(found.silent_shard_ids)}"
-            return dict.fromkeys(requests, error)
         # A tenant with any other row than a destroyed one was made since it was looked up, and is found now.
         reasons: dict[str, str | None] = dict.fromkeys(row["id"] for _, row in found.rows)
         for shard_id, row in found.rows:
             if row["state"] == TenantState.DESTROYED:
                 reasons[row["id"]] = f"it was destroyed on shard {shard_id}; only a SHARD_CREATION makes it again"
+        for tenant_id in requests.keys() - reasons.keys():
+            silent = {shard.shard_id for shard in possible[tenant_id]}.intersection(found.silent_shard_ids)
+            if silent:
+                reasons[tenant_id] = f"no answer from shards that may have it: {', '.join(sorted(silent))}"
         absent = [request for tenant_id, request in requests.items() if tenant_id not in reasons]
         made = await self._provisioner.provision_all(absent) if absent else []
         return reasons | {

@@ -29,14 +29,20 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator, Registration
 from simplu_worker.shards.routing.shard_query import group_by_shard
-from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
+from simplu_worker.shards.routing.tenant_homes import TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.type_files import is_type_name
 from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable, with_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.shard_slots import SAFE_WITHIN_S
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
-from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardUnavailableError
+from simplu_worker.shards.types import (
+    HomeUnknownError,
+    ProvisionAnswer,
+    ProvisionRequest,
+    ProvisionResult,
+    ShardUnavailableError,
+)
 from simplu_worker.vocabulary import ProvisioningOutcome
 
 REGISTRATIONS_AT_ONCE: Final = 16
@@ -140,7 +146,7 @@ class Provisioner:
             home, registration = homes[tenant_id], named[tenant_id]
             # A tenant registered just now has another home only if Citrus lost a registration. So a silent shard does
             # not keep a new tenant waiting; the shards that answer were asked.
-            is_ignored = registration.is_new and isinstance(home, EarlierHomeUnavailableError)
+            is_ignored = registration.is_new and isinstance(home, HomeUnknownError)
             if isinstance(home, WorkerError) and not is_ignored:
                 answers[tenant_id] = home
                 continue

@@ -204,6 +204,10 @@ HELD: Final[dict[str, Cause]] = {  # what is held for a reason
         "docs/moving.md",
     ),
     HoldReason.SHARD_UNAVAILABLE: _held("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
+    HoldReason.HOME_UNKNOWN: _held(
+        "No shard that answers has the tenant: see why another one does not.",
+        "docs/shards.md#new-tenants-beside-a-lost-shard",
+    ),
     HoldReason.FAILING: _held("Wait: after four tries the operation is a dead letter."),
     HoldReason.LOCKED: _held("End the transaction on the shard that keeps rows of the tenant locked."),
     HoldReason.PAUSED: _held(

@@ -28,8 +28,8 @@ from simplu_worker.shards.routing.citrus import CitrusUnavailableError
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.shards.routing.tenant_homes import TenantHome
+from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError
 from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
@@ -308,7 +308,7 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
             if isinstance(home, TenantHome)
         }
         assert found == {"here": "shard-1", "there": "shard-2", "moved": "shard-2"}
-        silent_ones = {name for name, home in homes.items() if isinstance(home, EarlierHomeUnavailableError)}
+        silent_ones = {name for name, home in homes.items() if isinstance(home, HomeUnknownError)}
         assert silent_ones == {"b-gone", "b-ended", "b-nowhere"}
         assert type(homes["b-silent"]) is ShardUnavailableError  # the one that is named
         del routed.citrus.registry.shards["shard-3"]

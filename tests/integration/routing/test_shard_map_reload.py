@@ -58,6 +58,20 @@ async def test_reload_places_new_tenants_by_the_new_map_and_leaves_the_others_wh
     assert await row_counts(shards, "-".join(old)) == [1, 0, 0]
 
 
+async def test_reload_takes_a_marked_map_when_all_are_in_place(world: World, shards: Shards) -> None:
+    """Each tenant has a row where the map places it, as far as the shards answer; a pin puts it there."""
+    tenant = tenant_on(2, 3, before=0)
+    await world.provision(tenant)
+    assert (await world.reload(*shards[:2], all_in_place=True))["event"] == "shard_map.reloaded"
+
+    said = await world.reload(*shards, all_in_place=True)
+
+    assert (said["event"], len(said["problems"])) == ("shard_map.refused", 1)
+    assert "is on shard shard-1, and has no row on shard shard-3, where the map places it; pin" in said["problems"][0]
+    pinned = await world.reload(*shards, pins={"-".join(tenant): "shard-1"}, all_in_place=True)
+    assert pinned["event"] == "shard_map.reloaded"
+
+
 BAD_FILES = {
     "no JSON": b'{"shards": [{"shardId": "shard-1", "connectionString": "postgresql://u:correct-horse@h',
     "no shards": b'{"shards": []}',

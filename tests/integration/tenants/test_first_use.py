@@ -21,8 +21,12 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL, FirstUse
+from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, TenantNotMadeError
 from simplu_worker.vocabulary import Absence
 
@@ -147,6 +151,24 @@ async def test_nothing_is_made_when_it_is_not_wanted(world: World) -> None:
     """Without `PROVISION_ON_FIRST_USE` the tenant waits for its `SHARD_CREATION`."""
     world.routed.register(NAME, "shard-1")
     assert await world.routed.gateway.provision_on_first_use(ID, [NAME]) is Absence.NOT_HERE
+
+
+async def test_tenant_is_made_beside_a_silent_shard_that_cannot_have_it(make_shard: ShardMaker) -> None:
+    """By a map that says that all are in place; by any other map the silent one may have it."""
+    shards = [silent("shard-1"), await make_shard("shard-2")]
+    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
+    for is_marked in (False, True):
+        locator = StaticMap(ShardMap(mapped, {ID: "shard-2"}, all_in_place=is_marked))
+        async with Pools(size=1) as pools:
+            provisioner = Provisioner(locator, Directory(locator, pools), pools)
+            first_use = FirstUse(Businesses(CLINIC), provisioner, locator, pools)
+            if is_marked:
+                await first_use.make_tenant([NAME])
+            else:
+                with pytest.raises(TenantNotMadeError, match="no answer from shards that may have it: shard-1"):
+                    await first_use.make_tenant([NAME])
+            rows = await fetch(pools.ensure_pool(shards[1]), "SELECT id FROM tenants")
+            assert rows == [{"id": ID}] * is_marked
 
 
 @pytest.mark.parametrize(

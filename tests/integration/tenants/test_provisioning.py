@@ -25,11 +25,12 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, bucket_of
 from simplu_worker.shards.schema import clock_check
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import (
+    HomeUnknownError,
     ProvisionRequest,
     ProvisionResult,
     RefusedOnShardError,
@@ -37,7 +38,7 @@ from simplu_worker.shards.types import (
     ShardUnavailableError,
     UnknownBusinessTypeError,
 )
-from simplu_worker.vocabulary import Failure
+from simplu_worker.vocabulary import Absence, Failure
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")
@@ -502,6 +503,30 @@ async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(mak
         ]
     pairs = zip(answers[0].result(), answers[1].result()[::-1], strict=True)
     assert {tuple(sorted(str(answer) for answer in pair)) for pair in pairs} == {("existed", "provisioned")}
+
+
+async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_shard: ShardMaker) -> None:
+    """By its pin or its hash. In a map without the mark it may live on a silent shard; the error says so."""
+    shards = [silent("shard-1"), silent("shard-2"), await make_shard("shard-3")]
+    mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
+    hashed = next(("b", str(one)) for one in range(200) if bucket_of(f"b-{one}", 3) == 2)
+    for is_marked in (False, True):
+        locator = StaticMap(ShardMap(mapped, {"b-pinned": "shard-3"}, all_in_place=is_marked))
+        async with Pools(size=1) as pools:
+            directory = Directory(locator, pools)
+            provisioner = Provisioner(locator, directory, pools)
+            for tenant in (("b", "pinned"), hashed):
+                if is_marked:
+                    assert await directory.find("-".join(tenant)) is Absence.NOT_HERE
+                    assert await provisioner.provision(request(tenant)) is ProvisionResult.PROVISIONED
+                else:
+                    for find in (provisioner.provision(request(tenant)), directory.find("-".join(tenant))):
+                        with pytest.raises(
+                            HomeUnknownError, match="do not have the tenant, and another one may: shard"
+                        ):
+                            await find
+            ids = {row["id"] for row in await fetch(pools.pool_of("shard-3"), "SELECT id FROM tenants")}
+            assert ids == ({"b-pinned", "-".join(hashed)} if is_marked else set())
 
 
 async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:

@@ -23,7 +23,7 @@ from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.shard_time import ShardTime
-from simplu_worker.shards.types import TenantNotMadeError
+from simplu_worker.shards.types import HomeUnknownError, TenantNotMadeError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Absence, HoldReason
 
@@ -224,6 +224,27 @@ async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
     assert (held["reason"], held["error"]) == ("not_here", "no such business")
     assert maker.names[-1] == [("b", "l")]
     assert maker.applied == []
+
+
+class Silent(NoTenant):
+    """A gateway where a shard that may have the tenant does not answer."""
+
+    async def find_taker(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+        """Raise that."""
+        self.ages.append(absence_max_age_s)
+        raise HomeUnknownError("shard-1 may have it")
+
+
+@pytest.mark.slow
+async def test_tenant_is_held_alone_when_a_silent_shard_may_have_it() -> None:
+    """It may never come there: what waits for that shard is not what waits for this tenant."""
+    with capture_logs() as logs:
+        async with running(Silent()) as dispatcher:
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+            await eventually(lambda: bool(dispatcher.ownership.holds()))
+            (hold,) = dispatcher.ownership.holds()
+    assert (hold.name, hold.reason) == ("b-l", HoldReason.HOME_UNKNOWN)
+    assert [line["error"] for line in logs if line["event"] == "tenant.held"] == ["shard-1 may have it"]
 
 
 async def eventually(is_so: Callable[[], bool]) -> None:
