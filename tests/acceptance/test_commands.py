@@ -169,7 +169,7 @@ async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None
     """An unknown type and an id that is taken are refused with the reason, on stderr, with status 1."""
     unknown = await terminal.run("tenants", "provision", "x", "y", "--type", "bakery")
     assert (unknown.status, unknown.out) == (1, "")
-    assert "expected one of dental, gym, hotel, which shard" in unknown.err
+    assert "expected one of dental, gym, hotel, restaurant, shop, which shard" in unknown.err
     await terminal.run("tenants", "provision", "a-b", "c", "--type", "gym")
     taken = await terminal.run("tenants", "provision", "a", "b-c", "--type", "gym")
     assert taken.status == 1

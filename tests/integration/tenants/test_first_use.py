@@ -33,7 +33,7 @@ from simplu_worker.vocabulary import Absence
 NAME = ("clinic", "main")
 ID = "clinic-main"
 NO_SPA = (
-    "businessType: expected one of dental, gym, hotel, which shard shard-1 has, got 'spa'; "
+    "businessType: expected one of dental, gym, hotel, restaurant, shop, which shard shard-1 has, got 'spa'; "
     "write the type with `simplu-worker types apply`"
 )
 CLINIC = Business("clinic", "dental", frozenset({"main", "closed"}), frozenset({"closed"}))

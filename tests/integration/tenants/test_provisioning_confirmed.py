@@ -175,7 +175,7 @@ async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: Ro
 
     assert isinstance(answers[0], UnknownBusinessTypeError)
     assert answers[0].given_up == (
-        "businessType: expected one of dental, gym, hotel, which shard shard-1 has, got 'spa'"
+        "businessType: expected one of dental, gym, hotel, restaurant, shop, which shard shard-1 has, got 'spa'"
     )
     assert answers[1] is ProvisionResult.PROVISIONED
     assert [row["id"] for row in await fetch(pool, "SELECT id FROM tenants")] == ["b-2"]
