@@ -52,8 +52,8 @@ async def test_operations_of_a_client_are_applied_once_and_in_order(
     with producer(language) as program:
         figures = await run_trial(shared, program, tmp_path, operations=OPERATIONS, keys=KEYS)
     assert figures.violations == 0, figures
-    assert figures.records_sent_again > 0
-    assert figures.records_twice_in_the_stream > 0
+    assert figures.operations_sent_again > 0
+    assert figures.operations_twice_in_the_stream > 0
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Which records go into the next PutRecords, so that those of a partition key are accepted in their order. Pure.
+"""Which operations go into the next PutRecords, so that those of a partition key are accepted in their order. Pure.
 
 Kinesis may accept a later record of a request and reject an earlier one. So a request has at most one record of a key,
-and a key with a record in a request is in no other. A record that was not accepted stays the first of its key.
+with as many of the key's operations as it takes, and a key with a record in a request is in no other. Operations that
+were not accepted stay the first of their key; more of the key may go along when they are sent again.
 
 What was not accepted waits for a back-off: of its stream shard, or of its key where no answer has named the shard yet.
 """
@@ -10,11 +11,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+MAX_OPERATIONS = 1000  # of a record: docs/sending.md
+MAX_SHARED_BYTES = 256 * 1024  # of a record with several: a quarter of what a stream shard takes in a second
 MAX_RECORDS = 500  # of a request: API_PutRecords
 MAX_REQUEST_BYTES = 5 * 1024 * 1024  # data and keys of a request: the lower of the quotas that API_PutRecords has had
+KEYS_MIN = 10  # that fill the queue: one key has at most such a part of it
 KNOWN_KEYS_MAX = 50_000  # keys whose stream shard is remembered
 
 T = TypeVar("T")
@@ -22,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds of the queue, and of the tries of a record: for how long, and how far apart."""
+    """The bounds of the queue, and of the tries of an operation: for how long, and how far apart."""
 
     max_count: int = 10_000
     max_bytes: int = 64 * 1024 * 1024
@@ -33,13 +38,17 @@ class Limits:
 
 @dataclass(slots=True)
 class Pending(Generic[T]):
-    """A record that is queued or in a request. *tried_at* is the time of its first try."""
+    """An operation that is queued or in a request. *tried_at* is the time of its first try."""
 
     item: T
     key: str
     size_bytes: int
     tried_at: float | None = None
     may_be_sent: bool = False
+
+
+Record: TypeAlias = list[Pending[T]]
+"""The operations of one key that are put as one record, in their order."""
 
 
 class Answer(NamedTuple):
@@ -53,7 +62,7 @@ class Answer(NamedTuple):
 
 
 class Settled(NamedTuple, Generic[T]):
-    """The records of a request that are accepted, and those that are given up: with all that is queued behind them."""
+    """The operations of a request that are accepted, and those given up: with all that is queued behind them."""
 
     accepted: list[Pending[T]]
     given_up: list[Pending[T]]
@@ -64,68 +73,101 @@ class _Pause(NamedTuple):
     until: float
 
 
+@dataclass(slots=True)
+class _KeyQueue(Generic[T]):
+    """The operations of a key. The first *put_count* of them are in a request."""
+
+    operations: deque[Pending[T]] = field(default_factory=deque)
+    size_bytes: int = 0
+    put_count: int = 0
+
+
 class Batcher(Generic[T]):
-    """The queue of records, by partition key; callers pass the time and the random draws."""
+    """The queue of operations, by partition key; callers pass the time and the random draws."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.count = 0
         self.size_bytes = 0
-        self._queues: dict[str, deque[Pending[T]]] = {}
+        self._queues: dict[str, _KeyQueue[T]] = {}
         self._ready: dict[str, None] = {}  # keys with no record in a request; who has waited longest is first
         self._shards: dict[str, str] = {}  # the stream shard of a key, as last answered
         self._pauses: dict[str, _Pause] = {}  # by lane
 
     def __repr__(self) -> str:
-        return f"Batcher({self.count} records, {len(self._ready)} of {len(self._queues)} keys ready, {self._pauses})"
+        return f"Batcher({self.count} operations, {len(self._ready)} of {len(self._queues)} keys ready, {self._pauses})"
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Return whether a record of *size_bytes* may be added now. An empty queue takes a record of any size."""
-        limits = self.limits
-        return self.count < limits.max_count and (not self.count or self.size_bytes + size_bytes <= limits.max_bytes)
+    def has_room(self, key: str, size_bytes: int) -> bool:
+        """Return whether an operation of *size_bytes* may be added now; the first of a key may have any size."""
+        limits, queue = self.limits, self._queues.get(key)
+        if self.count >= limits.max_count or (self.count and self.size_bytes + size_bytes > limits.max_bytes):
+            return False
+        return queue is None or (
+            len(queue.operations) < limits.max_count // KEYS_MIN
+            and queue.size_bytes + size_bytes <= limits.max_bytes // KEYS_MIN
+        )
 
     def add(self, item: T, key: str, size_bytes: int) -> None:
-        """Queue a record behind those of its key."""
+        """Queue an operation behind those of its key."""
         if key not in self._queues:
-            self._queues[key] = deque()
+            self._queues[key] = _KeyQueue()
             self._ready[key] = None
-        self._queues[key].append(Pending(item, key, size_bytes))
+        queue = self._queues[key]
+        queue.operations.append(Pending(item, key, size_bytes))
+        queue.size_bytes += size_bytes
         self.count += 1
         self.size_bytes += size_bytes
 
-    def next_batch(self, now: float) -> list[Pending[T]]:
+    def next_batch(self, now: float) -> list[Record[T]]:
         """Take the records of the next request; none when none may be sent now. `settle` has to follow."""
-        batch: list[Pending[T]] = []
+        batch: list[Record[T]] = []
         left_bytes = MAX_REQUEST_BYTES
         for key in self._ready:
             if self._paused_until(key) > now:
                 continue
-            record = self._queues[key][0]
-            left_bytes -= record.size_bytes
+            record, size_bytes = self._next_record(key)
+            left_bytes -= size_bytes
             if len(batch) == MAX_RECORDS or left_bytes < 0:
                 break
             batch.append(record)
         for record in batch:
-            del self._ready[record.key]
-            record.tried_at = now if record.tried_at is None else record.tried_at
+            key = record[0].key
+            del self._ready[key]
+            self._queues[key].put_count = len(record)
+            for one in record:
+                one.tried_at = now if one.tried_at is None else one.tried_at
         return batch
 
-    def settle(self, batch: Sequence[Pending[T]], answers: Sequence[Answer], *, now: float, draw: float) -> Settled[T]:
+    def _next_record(self, key: str) -> tuple[Record[T], int]:
+        """Return the first operations of a key that go into one record, and its size: at most that."""
+        operations = self._queues[key].operations
+        record, size_bytes = [operations[0]], operations[0].size_bytes
+        for one in islice(operations, 1, MAX_OPERATIONS):
+            if size_bytes + one.size_bytes > MAX_SHARED_BYTES:
+                break
+            record.append(one)
+            size_bytes += one.size_bytes
+        return record, size_bytes
+
+    def settle(self, batch: Sequence[Record[T]], answers: Sequence[Answer], *, now: float, draw: float) -> Settled[T]:
         """Take note of the answers to a request; *draw* (0 ≤ draw < 1) spreads the next tries of several producers."""
         settled: Settled[T] = Settled([], [])
         accepting: set[str] = set()
         failing: set[str] = set()
         for record, answer in zip(batch, answers, strict=True):
-            key = record.key
-            if key not in self._queues or self._queues[key][0] is not record:
+            key = record[0].key
+            queue = self._queues.get(key)
+            if queue is None or queue.operations[0] is not record[0]:
                 continue  # drained meanwhile
+            queue.put_count = 0
             if answer.stream_shard_id is not None:
                 self._remember_shard(key, answer.stream_shard_id)
                 accepting.add(answer.stream_shard_id)
-                settled.accepted.append(self._remove_first(key))
+                settled.accepted.extend(self._remove_first(key) for _ in record)
             else:
-                record.may_be_sent = record.may_be_sent or answer.is_unknown
-                if now - (record.tried_at or 0.0) >= self.limits.give_up_s:
+                for one in record:
+                    one.may_be_sent = one.may_be_sent or answer.is_unknown
+                if now - (record[0].tried_at or 0.0) >= self.limits.give_up_s:
                     while key in self._queues:
                         settled.given_up.append(self._remove_first(key))
                 else:
@@ -145,10 +187,11 @@ class Batcher(Generic[T]):
         return min(map(self._paused_until, self._ready), default=None)
 
     def drain(self) -> list[Pending[T]]:
-        """Remove and return all records; those in a request may be sent."""
-        for key in self._queues.keys() - self._ready.keys():
-            self._queues[key][0].may_be_sent = True
-        return [self._remove_first(key) for key in list(self._queues) for _ in range(len(self._queues[key]))]
+        """Remove and return all operations; those in a request may be sent."""
+        for queue in self._queues.values():
+            for one in islice(queue.operations, queue.put_count):
+                one.may_be_sent = True
+        return [self._remove_first(key) for key in list(self._queues) for _ in range(len(self._queues[key].operations))]
 
     def _lane(self, key: str) -> str:
         return self._shards.get(key) or f"key {key}"
@@ -164,11 +207,13 @@ class Batcher(Generic[T]):
         self._shards[key] = stream_shard_id
 
     def _remove_first(self, key: str) -> Pending[T]:
-        record = self._queues[key].popleft()
-        if not self._queues[key]:
+        queue = self._queues[key]
+        operation = queue.operations.popleft()
+        queue.size_bytes -= operation.size_bytes
+        if not queue.operations:
             del self._queues[key]
             self._ready.pop(key, None)
             self._pauses.pop(f"key {key}", None)
         self.count -= 1
-        self.size_bytes -= record.size_bytes
-        return record
+        self.size_bytes -= operation.size_bytes
+        return operation

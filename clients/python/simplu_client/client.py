@@ -7,11 +7,14 @@ import json
 import logging
 import os
 import random
+import re
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -22,11 +25,12 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from simplu_client.batcher import Answer, Batcher, Limits, Pending
+from simplu_client.batcher import Answer, Batcher, Limits, Pending, Record
 from simplu_client.errors import (
     ClosedError,
     InvalidOperationError,
     NotSentError,
+    QueueFullError,
     SimpluError,
     WaitTimeoutError,
 )
@@ -53,6 +57,8 @@ SQS_CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 8}, **TIM
 ANSWER_WITHIN_S = 10  # of a request that waits for the outcome
 HTTP_MARGIN_S = 5.0
 THROTTLED = "ProvisionedThroughputExceededException"
+NO_RESULT = "NoResult"  # of a record for which a reply has none
+TOKEN = re.compile(r"[!-~]+")
 
 log = logging.getLogger("simplu_client")
 
@@ -113,7 +119,9 @@ class Client:
         self._stream, self._key_rule = stream, partition_key
         self._order_urls = {False: order_queue_url, True: priority_queue_url}
         self._control_url = control_queue_url
-        self._url, self._token = url, token
+        self._url, self._token = url, None if token is None else token.strip()
+        if self._token is not None and not TOKEN.fullmatch(self._token):
+            raise SimpluError("token: expected visible ASCII characters without spaces")  # and not those it has
         has_queue = order_queue_url or priority_queue_url or control_queue_url
         self._kinesis: Any = boto3.client("kinesis", config=KINESIS_CONFIG) if stream and not kinesis else kinesis
         self._sqs: Any = boto3.client("sqs", config=SQS_CONFIG) if has_queue and not sqs else sqs
@@ -139,13 +147,14 @@ class Client:
 
     # Operations
 
-    def send(self, operation: Operation) -> Sent:
-        """Queue an operation behind those of its partition key; blocks while the queue is full.
+    def send(self, operation: Operation, *, timeout_s: float | None = None) -> Sent:
+        """Queue an operation behind those of its partition key; blocks while the queue has no room for the key.
 
-        It does not block in a callback of `accepted`.
+        At most for *timeout_s*, if that is given, and not in a callback of `accepted`.
 
         Raises:
             InvalidOperationError: the worker would refuse it.
+            QueueFullError: there was no room in that time.
             ClosedError: the client is closed.
 
         """
@@ -158,26 +167,32 @@ class Client:
         item = _Item(encoded.data)
         item.accepted.set_running_or_notify_cancel()  # nobody can cancel it
         with self._room:
-            if not self._is_sender():  # a sender, in a callback, would wait for room that only senders make
-                self._room.wait_for(lambda: self._is_closed or self._batcher.has_room(encoded.size_bytes))
+            # A sender, in a callback, would wait for room that only senders make.
+            has_room = self._is_sender() or self._room.wait_for(
+                lambda: self._is_closed or self._batcher.has_room(key, encoded.size_bytes), timeout_s
+            )
             if self._is_closed:
                 raise ClosedError("expected an open client")
+            if not has_room:
+                raise QueueFullError(f"the queue had no room for the key {key} within {timeout_s:g} s")
             self._batcher.add(item, key, encoded.size_bytes)
             self._work.notify()
         return Sent(request_id, message["businessId"], message["locationId"], item.accepted)
 
     def close(self, timeout_s: float = 30.0) -> list[NotSentError]:
         """Take no more operations, send those that are queued, and return what was not sent in that time."""
+        deadline = time.monotonic() + timeout_s
         with self._room:
             self._is_closed = True
             self._room.notify_all()
             self._room.wait_for(lambda: not self._batcher.count, timeout_s)
             left = self._batcher.drain()
+            may_be_busy = bool(left) or self._is_stopped  # with a request that has no reply
             self._is_stopped = True
             self._work.notify_all()
         # A sender, in a callback, cannot wait for itself, nor for another one that closes too.
-        for thread in self._threads if not left and not self._is_sender() else ():
-            thread.join()
+        for thread in self._threads if not (may_be_busy or self._is_sender()) else ():
+            thread.join(max(0.0, deadline - time.monotonic()))
         return self._give_up(left)
 
     def _is_sender(self) -> bool:
@@ -190,11 +205,11 @@ class Client:
                 settled = self._batcher.settle(batch, answers, now=time.monotonic(), draw=random.random())
                 self._room.notify_all()
                 self._work.notify()
-            for record in settled.accepted:
-                record.item.accepted.set_result(cast("Position", record.item.position))
+            for one in settled.accepted:
+                one.item.accepted.set_result(cast("Position", one.item.position))
             self._give_up(settled.given_up)
 
-    def _take_batch(self) -> list[Pending[_Item]] | None:
+    def _take_batch(self) -> list[Record[_Item]] | None:
         with self._work:
             while not self._is_stopped:
                 now = time.monotonic()
@@ -204,8 +219,10 @@ class Client:
                 self._work.wait(None if at is None else max(0.0, at - now))
             return None
 
-    def _put(self, batch: Sequence[Pending[_Item]]) -> list[Answer]:
-        records = [{"Data": record.item.data, "PartitionKey": record.key} for record in batch]
+    def _put(self, batch: Sequence[Record[_Item]]) -> list[Answer]:
+        # JSON lines: of an operation that the worker cannot read, the others of the record are none.
+        data = [b"\n".join(one.item.data for one in record) for record in batch]
+        records = [{"Data": some, "PartitionKey": record[0].key} for some, record in zip(data, batch, strict=True)]
         try:
             results = self._kinesis.put_records(StreamName=self._stream, Records=records)["Records"]
         except Exception as exc:  # noqa: BLE001 - whatever it is, these records are not known to be sent
@@ -213,26 +230,30 @@ class Client:
         at = datetime.now(UTC)
         reasons: Counter[str] = Counter()
         answers: list[Answer] = []
-        for record, result in zip(batch, results, strict=True):
-            if (reason := result.get("ErrorCode")) is None:
-                record.item.position = Position(result["ShardId"], result["SequenceNumber"], at)
-                answers.append(Answer(result["ShardId"]))
+        for record, result in zip(batch, [*results, *[{}] * (len(batch) - len(results))], strict=False):
+            if (stream_shard_id := result.get("ShardId")) is not None:
+                position = Position(stream_shard_id, result.get("SequenceNumber", ""), at)
+                for one in record:
+                    one.item.position = position
+                answers.append(Answer(stream_shard_id))
             else:
-                record.item.reason = reason
-                reasons[reason] += 1
+                reason = result.get("ErrorCode") or NO_RESULT
+                for one in record:
+                    one.item.reason = reason
+                reasons[reason] += len(record)
                 answers.append(Answer(None, bool(result.get("IsUnknown", reason != THROTTLED))))
         for reason, count in reasons.items():
-            log.warning("not accepted: %d records, %s", count, reason)
+            log.warning("not accepted: %d operations, %s", count, reason)
         return answers
 
-    def _give_up(self, records: Iterable[Pending[_Item]]) -> list[NotSentError]:
+    def _give_up(self, operations: Iterable[Pending[_Item]]) -> list[NotSentError]:
         instead = "the client was closed" if self._is_stopped else "an earlier operation of its key was not sent"
         errors: list[NotSentError] = []
-        for record in records:
-            message, reason = json.loads(record.item.data), record.item.reason or instead
-            error = NotSentError(message, reason, may_be_sent=record.may_be_sent)
+        for one in operations:
+            message, reason = json.loads(one.item.data), one.item.reason or instead
+            error = NotSentError(message, reason, may_be_sent=one.may_be_sent)
             log.error("%s: %s", message["requestId"], error)
-            record.item.accepted.set_exception(error)
+            one.item.accepted.set_exception(error)
             errors.append(error)
         return errors
 
@@ -309,18 +330,42 @@ class Client:
         query = {"businessId": sent.business_id, "locationId": sent.location_id, "wait": wait_s}
         url = urlsplit(_required("url", self._url))
         path = f"{url.path.rstrip('/')}/operations/{quote(sent.request_id, safe='')}?{urlencode(query)}"
+        headers = {"Authorization": f"Bearer {_required('token', self._token)}"}
         connect = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
         connection = connect(url.netloc, timeout=wait_s + HTTP_MARGIN_S)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {_required('token', self._token)}"})
-            response = connection.getresponse()
-            text = response.read()
+            connection.connect()
+            with _cut_after(connection.sock, wait_s + HTTP_MARGIN_S) as is_cut:
+                connection.request("GET", path, headers=headers)
+                response = connection.getresponse()
+                text = response.read()
         except (OSError, http.client.HTTPException) as exc:
             return AskAgain(None, type(exc).__name__), 0.0
         finally:
             connection.close()
+        if is_cut.is_set():
+            return AskAgain(None, "TimeoutError"), 0.0
         after = response.headers.get("Retry-After", "")
         return judge(response.status, _object_of(text), sent_at), float(after) if after.isdigit() else 0.0
+
+
+@contextmanager
+def _cut_after(connection: socket.socket, seconds: float) -> Iterator[threading.Event]:
+    """End what is read from *connection* after a time: its own timeout begins anew with each byte of a reply."""
+    is_cut = threading.Event()
+
+    def cut() -> None:
+        is_cut.set()
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield is_cut
+    finally:
+        timer.cancel()
 
 
 def _encode(message: Mapping[str, Any], kind_name: str, *, key: str = "") -> Encoded:

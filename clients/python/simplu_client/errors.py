@@ -22,6 +22,10 @@ class ClosedError(SimpluError):
     """The client is closed; nothing was queued."""
 
 
+class QueueFullError(SimpluError, TimeoutError):
+    """The queue had no room for an operation in the time that `send` was given; nothing was queued."""
+
+
 class NotSentError(SimpluError):
     """An operation or message that was given up, or left when the client was closed.
 

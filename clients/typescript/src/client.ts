@@ -4,8 +4,15 @@ import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { KinesisClient, PutRecordsCommand, type PutRecordsResultEntry } from "@aws-sdk/client-kinesis";
 import { SendMessageCommand, SQSClient } from "@aws-sdk/client-sqs";
-import { type Answer, Batcher, LIMITS, type Limits, type Pending } from "./batcher.js";
-import { ClosedError, InvalidOperationError, NotSentError, SimpluError, WaitTimeoutError } from "./errors.js";
+import { type Answer, Batcher, LIMITS, type Limits, type Pending, type KeyRecord } from "./batcher.js";
+import {
+  ClosedError,
+  InvalidOperationError,
+  NotSentError,
+  QueueFullError,
+  SimpluError,
+  WaitTimeoutError,
+} from "./errors.js";
 import {
   type ControlMessage,
   encode,
@@ -24,6 +31,9 @@ const SQS_ATTEMPTS = 8;
 const ANSWER_WITHIN_S = 10; // of a request that waits for the outcome
 const HTTP_MARGIN_MS = 5_000;
 const THROTTLED = "ProvisionedThroughputExceededException";
+const NO_RESULT = "NoResult"; // of a record for which a reply has none
+const TOKEN = /^[!-~]+$/;
+const LINE_END = Buffer.from("\n");
 
 /**
  * What is not needed may be left out: `stream` for operations, the URLs of queues for messages, and `url` with `token`
@@ -72,7 +82,7 @@ interface Item {
 interface Waiting {
   readonly add: () => void;
   readonly sizeBytes: number;
-  readonly reject: (error: ClosedError) => void;
+  readonly reject: (error: ClosedError | QueueFullError) => void;
 }
 
 export class Client {
@@ -81,7 +91,7 @@ export class Client {
   readonly #sqs: SQSClient;
   readonly #warn: (text: string) => void;
   readonly #batcher: Batcher<Item>;
-  readonly #waiting: Waiting[] = []; // operations for which the queue has no room
+  readonly #waiting = new Map<string, Waiting[]>(); // operations for which the queue has no room, by their key
   readonly #onIdle: (() => void)[] = [];
   #inFlight = 0;
   #timer: NodeJS.Timeout | undefined;
@@ -93,7 +103,11 @@ export class Client {
     if (!["resource-type", "tenant"].includes(options.partitionKey ?? "resource-type")) {
       throw new SimpluError(`partitionKey: expected resource-type or tenant, got ${options.partitionKey}`);
     }
-    this.#options = options;
+    const token = options.token?.trim();
+    if (token !== undefined && !TOKEN.test(token)) {
+      throw new SimpluError("token: expected visible ASCII characters without spaces"); // and not those it has
+    }
+    this.#options = { ...options, ...(token !== undefined && { token }) };
     // A request that is sent again may let others of its keys wait: the batcher tries again, not the SDK.
     this.#kinesis = options.kinesis ?? new KinesisClient({ maxAttempts: 1 });
     this.#sqs = options.sqs ?? new SQSClient({ maxAttempts: SQS_ATTEMPTS });
@@ -103,9 +117,10 @@ export class Client {
 
   /**
    * Queues an operation behind those of its partition key, in the order of the calls; resolves once it is queued, which
-   * waits while the queue is full. Rejects with `InvalidOperationError` or `ClosedError`.
+   * waits while the queue has no room for the key, at most for `timeoutMs`. Rejects with `InvalidOperationError`,
+   * `QueueFullError` or `ClosedError`.
    */
-  async send(operation: Operation): Promise<Sent> {
+  async send(operation: Operation, options: { timeoutMs?: number } = {}): Promise<Sent> {
     const requestId = operation.requestId ?? newId();
     const message = { ...operation, requestId, timestamp: operation.timestamp ?? new Date().toISOString() };
     const key = partitionKey(message, this.#options.partitionKey);
@@ -116,24 +131,36 @@ export class Client {
     }
     const { businessId, locationId } = operation;
     return new Promise((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined;
       const add = (): void => {
+        clearTimeout(timer);
         const accepted = new Promise<Position>((accept, refuse) => {
           this.#batcher.add({ data, accept, refuse }, key, sizeBytes);
         });
         accepted.catch(() => {}); // who does not ask is told by `warn` and `close`
         resolve({ requestId, businessId, locationId, accepted });
       };
-      this.#waiting.push({ add, sizeBytes, reject });
-      this.#admit();
+      const giveUp = (error: ClosedError | QueueFullError): void => {
+        clearTimeout(timer);
+        reject(error);
+      };
+      const waiting: Waiting = { add, sizeBytes, reject: giveUp };
+      const ofKey = this.#waiting.get(key) ?? [];
+      ofKey.push(waiting);
+      this.#waiting.set(key, ofKey);
+      if (options.timeoutMs !== undefined) {
+        timer = setTimeout(() => this.#stopWaiting(key, waiting, options.timeoutMs), options.timeoutMs);
+      }
+      this.#admit(key);
     });
   }
 
   /** Takes no more operations, sends those that are queued, and returns what was not sent in that time. */
   async close(timeoutMs = 30_000): Promise<NotSentError<Operation>[]> {
     this.#isClosed = true;
-    for (const { reject } of this.#waiting.splice(0)) {
-      reject(new ClosedError("expected an open client"));
-    }
+    const waiting = [...this.#waiting.values()].flat();
+    this.#waiting.clear();
+    waiting.forEach(({ reject }) => reject(new ClosedError("expected an open client")));
     if (this.#batcher.count > 0) {
       const idle = new Promise<void>((resolve) => this.#onIdle.push(resolve));
       await Promise.race([idle, sleep(timeoutMs, undefined, { ref: false })]); // what is queued has timers or requests
@@ -143,10 +170,29 @@ export class Client {
     return this.#giveUp(this.#batcher.drain());
   }
 
-  #admit(): void {
-    for (let next = this.#waiting[0]; next && this.#batcher.hasRoom(next.sizeBytes); next = this.#waiting[0]) {
-      this.#waiting.shift();
-      next.add();
+  #stopWaiting(key: string, waiting: Waiting, timeoutMs?: number): void {
+    const left = (this.#waiting.get(key) ?? []).filter((one) => one !== waiting);
+    this.#waiting.set(key, left);
+    if (left.length === 0) {
+      this.#waiting.delete(key);
+    }
+    waiting.reject(new QueueFullError(`the queue had no room for the key ${key} within ${timeoutMs} ms`));
+  }
+
+  /** Queues what waits and has room now: of one key, or of all. */
+  #admit(...keys: string[]): void {
+    for (const key of keys.length > 0 ? keys : [...this.#waiting.keys()]) {
+      const waiting = this.#waiting.get(key) ?? [];
+      let count = 0;
+      for (; count < waiting.length && this.#batcher.hasRoom(key, waiting[count]!.sizeBytes); count += 1) {
+        waiting[count]!.add();
+      }
+      if (count > 0) {
+        this.#waiting.delete(key);
+        if (count < waiting.length) {
+          this.#waiting.set(key, waiting.slice(count)); // behind other keys
+        }
+      }
     }
     // What is queued in one turn of the event loop goes into one request.
     this.#soon ??= setImmediate(() => {
@@ -171,8 +217,8 @@ export class Client {
     }
   }
 
-  async #put(batch: Pending<Item>[]): Promise<void> {
-    const Records = batch.map(({ item, key }) => ({ Data: item.data, PartitionKey: key }));
+  async #put(batch: KeyRecord<Item>[]): Promise<void> {
+    const Records = batch.map((record) => ({ Data: dataOf(record), PartitionKey: record[0]!.key }));
     let results: PutRecordsResultEntry[] = [];
     let failure: { ErrorCode: string; isUnknown: boolean } | undefined;
     try {
@@ -184,22 +230,24 @@ export class Client {
     }
     const at = Date.now();
     const refused = new Map<string, number>();
-    const answers = batch.map(({ item }, index): Answer => {
-      const result = failure ?? results[index] ?? { ErrorCode: "NoResult" };
-      if ("ShardId" in result && result.ShardId !== undefined) {
-        item.position = { streamShardId: result.ShardId, sequenceNumber: result.SequenceNumber ?? "", at };
+    const answers = batch.map((record, index): Answer => {
+      const result: PutRecordsResultEntry = failure ?? results[index] ?? {};
+      if (result.ShardId !== undefined) {
+        const position = { streamShardId: result.ShardId, sequenceNumber: result.SequenceNumber ?? "", at };
+        record.forEach(({ item }) => (item.position = position));
         return { streamShardId: result.ShardId };
       }
-      item.reason = result.ErrorCode ?? "no ErrorCode";
-      refused.set(item.reason, (refused.get(item.reason) ?? 0) + 1);
-      return { streamShardId: null, isUnknown: failure?.isUnknown ?? item.reason !== THROTTLED };
+      const reason = result.ErrorCode ?? NO_RESULT;
+      record.forEach(({ item }) => (item.reason = reason));
+      refused.set(reason, (refused.get(reason) ?? 0) + record.length);
+      return { streamShardId: null, isUnknown: failure?.isUnknown ?? reason !== THROTTLED };
     });
     this.#inFlight -= 1;
     const { accepted, givenUp } = this.#batcher.settle(batch, answers, performance.now(), Math.random());
     for (const { item } of accepted) {
       item.accept(item.position!);
     }
-    refused.forEach((count, reason) => this.#warn(`not accepted: ${count} records, ${reason}`));
+    refused.forEach((count, reason) => this.#warn(`not accepted: ${count} operations, ${reason}`));
     this.#giveUp(givenUp);
     this.#admit();
     if (this.#batcher.count === 0) {
@@ -207,9 +255,9 @@ export class Client {
     }
   }
 
-  #giveUp(records: Pending<Item>[]): NotSentError<Operation>[] {
+  #giveUp(operations: Pending<Item>[]): NotSentError<Operation>[] {
     const instead = this.#isDrained ? "the client was closed" : "an earlier operation of its key was not sent";
-    return records.map(({ item, mayBeSent }) => {
+    return operations.map(({ item, mayBeSent }) => {
       const operation = JSON.parse(item.data.toString()) as Operation;
       const error = new NotSentError(operation, item.reason ?? instead, mayBeSent);
       this.#warn(`${operation.requestId}: ${error.message}`);
@@ -308,6 +356,11 @@ export class Client {
     const retryAfterMs = /^\d+$/.test(after) ? Number(after) * 1000 : 0;
     return { verdict: judge(response.status, objectOf(text), sentAt), retryAfterMs };
   }
+}
+
+/** Returns JSON lines: of an operation that the worker cannot read, the others of the record are none. */
+function dataOf(record: KeyRecord<Item>): Buffer {
+  return Buffer.concat(record.flatMap(({ item }, index) => (index === 0 ? [item.data] : [LINE_END, item.data])));
 }
 
 function encoded(

@@ -20,6 +20,9 @@ export class SimpluError extends Error {
 /** An operation, order event or control message that the worker would refuse; nothing was queued or sent. */
 export class InvalidOperationError extends SimpluError {}
 
+/** The queue had no room for an operation in the time that `send` was given; nothing was queued. */
+export class QueueFullError extends SimpluError {}
+
 /** The client is closed; nothing was queued. */
 export class ClosedError extends SimpluError {}
 

@@ -11,6 +11,7 @@ export {
   OperationFailedError,
   OperationLostError,
   OperationRejectedError,
+  QueueFullError,
   SimpluError,
   UnexpectedAnswerError,
   WaitTimeoutError,

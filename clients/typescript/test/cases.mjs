@@ -5,12 +5,13 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { Batcher } from "../dist/batcher.js";
 import { Client } from "../dist/client.js";
+import { QueueFullError } from "../dist/errors.js";
 import { encode, partitionKey, queueId, uuid7 } from "../dist/messages.js";
 import { askAfterMs, judge } from "../dist/outcomes.js";
 
 const LIMITS = { maxCount: 600, maxBytes: 10_000_000, giveUpMs: 1000, baseMs: 100, maxMs: 500 };
 const ANSWERS = { refused: { streamShardId: null }, unknown: { streamShardId: null, isUnknown: true } };
-const withSent = (records) => records.map(({ item, mayBeSent }) => [item, mayBeSent]);
+const withSent = (operations) => operations.map(({ item, mayBeSent }) => [item, mayBeSent]);
 const [folder, ...scripts] = process.argv.slice(2);
 const read = (path) => JSON.parse(readFileSync(path, "utf8"));
 let count = 0;
@@ -32,18 +33,21 @@ function runBatcher({ steps }) {
   const inRequests = new Map();
   let added = 0;
   for (const step of steps) {
-    const keys = Array.from({ length: step.keys ?? 0 }, (_, number) => [`k${number}`, step.bytes]);
+    const count = step.keys ?? step.count ?? 0;
+    const keys = Array.from({ length: count }, (_, number) => [step.key ?? `k${number}`, step.bytes]);
     if (step.do === "add") {
-      for (const [key, sizeBytes] of step.records ?? keys) {
+      for (const [key, sizeBytes] of step.operations ?? keys) {
         batcher.add(added++, key, sizeBytes);
       }
     } else if (step.do === "room") {
-      assert.equal(batcher.hasRoom(step.bytes), step.expect);
+      assert.equal(batcher.hasRoom(step.key, step.bytes), step.expect);
     } else if (step.do === "batch") {
       const batch = batcher.nextBatch(step.now);
-      batch.forEach((record) => inRequests.set(record.item, record));
+      batch.forEach((record) => inRequests.set(record[0].item, record));
       assert.equal(batch.length, step.expectCount ?? step.expect.length);
-      assert.deepEqual(batch.map(({ item }) => item), step.expect ?? batch.map(({ item }) => item));
+      assert.equal(batch.flat().length, step.expectOperations ?? batch.flat().length);
+      const items = batch.map((record) => record.map(({ item }) => item));
+      assert.deepEqual(items, step.expect ?? items);
     } else if (step.do === "settle") {
       const batch = step.batch.map((number) => inRequests.get(number));
       const answers = step.answers.map((answer) => ANSWERS[answer] ?? { streamShardId: answer });
@@ -90,6 +94,12 @@ function runOutcome({ http, answer, sentAt, expect, word, result = null }) {
   }
 }
 
+function deferred() {
+  const found = {};
+  found.promise = new Promise((resolve) => (found.resolve = resolve));
+  return found;
+}
+
 /** Returns what a client asks SQS for. */
 async function askedOf(use) {
   const requests = [];
@@ -115,6 +125,36 @@ for (const timestamp of [null, undefined]) {
   const creation = { messageType: "SHARD_CREATION", businessId: "b", locationId: "l", businessType: "gym" };
   const [request] = await askedOf((sender) => sender.sendControl({ ...creation, timestamp }));
   assert.match(JSON.parse(request.MessageBody).timestamp, /^20.+Z$/);
+}
+
+// Operations of a key that are queued while a record of it is in a request share the next one, which has results for some.
+{
+  const records = [];
+  const opened = deferred();
+  const send = async ({ input: { Records } }) => {
+    await opened.promise;
+    records.push(Records.map(({ Data }) => Data.toString().split("\n").length));
+    return { Records: records.length === 1 ? [] : Records.map(() => ({ ShardId: "s", SequenceNumber: "1" })) };
+  };
+  const limits = { maxCount: 30, baseMs: 1 };
+  const client = new Client({ stream: "s", kinesis: { send }, limits, warn: () => {} });
+  const list = { operation: "list", businessId: "b", locationId: "l", resourceType: "t" };
+  const first = await client.send(list);
+  await new Promise(setImmediate); // its request is sent
+  await client.send(list);
+  await client.send(list);
+  await assert.rejects(client.send(list, { timeoutMs: 1 }), QueueFullError);
+  await client.send({ ...list, resourceType: "other" }, { timeoutMs: 1 }); // each key has room of its own
+  opened.resolve();
+  assert.equal((await first.accepted).streamShardId, "s");
+  assert.deepEqual(await client.close(), []);
+  assert.deepEqual([records[0], records.flat().reduce((sum, count) => sum + count)], [[1], 5]);
+}
+
+// A token of a file may end with a line break, and what no worker has is refused and not shown.
+assert.ok(new Client({ token: "secret\n" }));
+for (const token of ["sec\nret", "sec ret", "secrét", ""]) {
+  assert.throws(() => new Client({ token }), { message: "token: expected visible ASCII characters without spaces" });
 }
 
 // A queue has the events of all tenants: only within one are an order and a deduplicationId unique.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
-from simplu_client.batcher import Answer, Batcher, Limits, Pending
+from simplu_client.batcher import Answer, Batcher, Limits, Record
 from support.requires import ROOT
 
 CASES = ROOT / "clients" / "cases"
@@ -26,12 +26,12 @@ def read_cases(name: str) -> list[dict[str, Any]]:
 
 
 class Run:
-    """A batcher that runs steps; records are numbers."""
+    """A batcher that runs steps; operations are numbers, and a record is named by its first one."""
 
     def __init__(self) -> None:
         self.batcher: Batcher[int] = Batcher(LIMITS)
         self.added = 0
-        self.in_requests: dict[int, Pending[int]] = {}
+        self.in_requests: dict[int, Record[int]] = {}
 
     def __repr__(self) -> str:
         return f"Run({self.batcher}, in requests: {sorted(self.in_requests)})"
@@ -40,30 +40,32 @@ class Run:
         """Do a step; return what it was answered, as members of the step."""
         match step["do"]:
             case "add":
-                numbers = range(step.get("keys", 0))
-                for key, size_bytes in step.get("records") or [(f"k{number}", step["bytes"]) for number in numbers]:
+                numbers, keys = range(step.get("count", 0)), range(step.get("keys", 0))
+                others = [(step["key"], step["bytes"]) for _ in numbers] + [(f"k{key}", step["bytes"]) for key in keys]
+                for key, size_bytes in step.get("operations") or others:
                     self.batcher.add(self.added, key, size_bytes)
                     self.added += 1
                 return {}
             case "room":
-                return {"expect": self.batcher.has_room(step["bytes"])}
+                return {"expect": self.batcher.has_room(step["key"], step["bytes"])}
             case "batch":
                 batch = self.batcher.next_batch(step["now"])
-                self.in_requests |= {record.item: record for record in batch}
+                self.in_requests |= {record[0].item: record for record in batch}
                 if "expectCount" in step:
-                    return {"expectCount": len(batch)}
-                return {"expect": [record.item for record in batch]}
+                    counts = {"expectCount": len(batch), "expectOperations": sum(map(len, batch))}
+                    return {name: value for name, value in counts.items() if name in step}
+                return {"expect": [[one.item for one in record] for record in batch]}
             case "settle":
                 batch = [self.in_requests.pop(number) for number in step["batch"]]
                 answers = [ANSWERS.get(answer, Answer(answer)) for answer in step["answers"]]
                 settled = self.batcher.settle(batch, answers, now=step["now"], draw=step.get("draw", 0))
-                found: Step = {"accepted": [record.item for record in settled.accepted]}
-                found["givenUp"] = [[record.item, record.may_be_sent] for record in settled.given_up]
+                found: Step = {"accepted": [one.item for one in settled.accepted]}
+                found["givenUp"] = [[one.item, one.may_be_sent] for one in settled.given_up]
                 return {name: value for name, value in found.items() if value or name in step}
             case "next":
                 return {"expect": self.batcher.next_at()}
             case "drain":
-                return {"expect": [[record.item, record.may_be_sent] for record in self.batcher.drain()]}
+                return {"expect": [[one.item, one.may_be_sent] for one in self.batcher.drain()]}
         raise ValueError(step)
 
 
@@ -76,7 +78,7 @@ def make_script(seed: int) -> list[Step]:
         timed = step | ({"now": now} if step["do"] in {"batch", "settle"} else {})
         found = run.do(timed)
         if step["do"] == "batch" and found["expect"]:
-            requests.append(found["expect"])
+            requests.append([record[0] for record in found["expect"]])
         if step["do"] != "next" or found["expect"] != float("-inf"):
             steps.append(timed | found)
     return steps
@@ -88,7 +90,7 @@ def _random_steps(random: Random, requests: list[list[int]]) -> Iterator[Step]:
         draw = random.random()
         if draw < 0.25:
             keys = random.choices("abcdef", k=random.randrange(1, 5))
-            yield {"do": "add", "records": [[key, random.choice((1, 900_000))] for key in keys]}
+            yield {"do": "add", "operations": [[key, random.choice((1, 100_000, 900_000))] for key in keys]}
         elif draw < 0.5 or not requests:
             yield {"do": "batch"}
         elif draw < 0.9:
@@ -96,5 +98,5 @@ def _random_steps(random: Random, requests: list[list[int]]) -> Iterator[Step]:
             answers = random.choices((*shards, "refused", "unknown"), k=len(batch))
             yield {"do": "settle", "batch": batch, "answers": answers, "draw": random.choice((0, 0.25, 0.5))}
         else:
-            yield random.choice(({"do": "next"}, {"do": "room", "bytes": 900_000}))
+            yield random.choice(({"do": "next"}, {"do": "room", "key": random.choice("abc"), "bytes": 900_000}))
     yield {"do": "drain"}

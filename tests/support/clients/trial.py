@@ -59,8 +59,8 @@ class Figures:
     operations: int
     keys: int
     seconds: float
-    records_sent_again: int
-    records_twice_in_the_stream: int
+    operations_sent_again: int
+    operations_twice_in_the_stream: int
     out_of_order_in_the_stream: int
     out_of_order_as_applied: int
     lost: int
@@ -73,7 +73,7 @@ class Figures:
 
 
 class Report(msgspec.Struct):
-    """What the program prints: records sent again, operations left at the end, the result of each key's last read."""
+    """What the program prints: operations sent again, those left at the end, the result of each key's last read."""
 
     retries: int
     left: int
@@ -190,7 +190,7 @@ def count_lines(path: Path) -> int:
 
 
 async def compare_stream(shared: SharedStream, sent: Sequence[tuple[int, int, str]]) -> tuple[int, int]:
-    """Return how many records the stream has twice, and how many keys it has in another order than they were queued."""
+    """Return how many operations the stream has twice, and how many keys in another order than they were queued."""
     put = await read_stream(shared)
     by_key: dict[int, list[str]] = defaultdict(list)
     key_of = {request_id: key for key, _, request_id in sent}
@@ -203,7 +203,7 @@ async def compare_stream(shared: SharedStream, sent: Sequence[tuple[int, int, st
 
 
 async def read_stream(shared: SharedStream) -> list[str]:
-    """Return the request ids of all records: those of a stream shard in its order, one stream shard after the other."""
+    """Return the request ids of all operations: in the order of each stream shard, one after the other."""
     found: list[str] = []
     async with shared.stack.aws_client("kinesis") as kinesis:
         for shard in (await kinesis.list_shards(StreamName=shared.stream))["Shards"]:
@@ -215,7 +215,9 @@ async def read_stream(shared: SharedStream) -> list[str]:
                 except kinesis.exceptions.ProvisionedThroughputExceededException:
                     await asyncio.sleep(0.2)  # the worker reads too
                     continue
-                found += [json.loads(record["Data"])["requestId"] for record in page["Records"]]
+                found += [
+                    json.loads(one)["requestId"] for record in page["Records"] for one in record["Data"].splitlines()
+                ]
                 iterator = page["NextShardIterator"]
                 if page["MillisBehindLatest"] == 0 and not page["Records"]:
                     break

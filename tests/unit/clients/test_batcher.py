@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simplu_client.batcher import MAX_RECORDS, Answer, Batcher, Limits, Pending
+from simplu_client.batcher import MAX_RECORDS, Answer, Batcher, Limits, Record
 from support.clients.cases import Run, make_script, read_cases
 
 KEYS = "abc"
@@ -21,7 +21,9 @@ def test_batcher_does_what_the_case_says(case: dict[str, Any]) -> None:
     run = Run()
     for step in case["steps"]:
         expected = {
-            name: value for name, value in step.items() if name in {"expect", "expectCount", "accepted", "givenUp"}
+            name: value
+            for name, value in step.items()
+            if name in {"expect", "expectCount", "expectOperations", "accepted", "givenUp"}
         }
         assert run.do(step) == expected, step
 
@@ -42,12 +44,13 @@ class Stream:
         self._data = data
         self.records: dict[str, list[int]] = defaultdict(list)
 
-    def put(self, record: Pending[int]) -> Answer:
+    def put(self, record: Record[int]) -> Answer:
         """Take a record, or not."""
+        key = record[0].key
         kind = self._data.draw(st.sampled_from(["accepted", "refused", "unknown, and there", "unknown, and not there"]))
         if kind in {"accepted", "unknown, and there"}:
-            self.records[record.key].append(record.item)
-        return Answer(f"s{ord(record.key) % 2}") if kind == "accepted" else Answer(None, kind.startswith("unknown"))
+            self.records[key] += [one.item for one in record]
+        return Answer(f"s{ord(key) % 2}") if kind == "accepted" else Answer(None, kind.startswith("unknown"))
 
 
 @pytest.mark.slow
@@ -55,7 +58,7 @@ class Stream:
 def test_stream_has_each_key_in_its_order_and_nothing_is_lost(data: st.DataObject) -> None:
     """Of what comes twice the first one counts, as for the worker. What is given up is the end of its key's queue."""
     batcher: Batcher[int] = Batcher(Limits(give_up_s=300, base_s=10, max_s=100))
-    stream, now, requests = Stream(data), 0.0, list[list[Pending[int]]]()
+    stream, now, requests = Stream(data), 0.0, list[list[Record[int]]]()
     added: dict[str, list[int]] = defaultdict(list)
     accepted: set[int] = set()
     given_up: set[int] = set()
@@ -70,16 +73,16 @@ def test_stream_has_each_key_in_its_order_and_nothing_is_lost(data: st.DataObjec
                 added[key].append(number)
         elif action == "batch":
             batch = batcher.next_batch(now)
-            busy = [record.key for request in [*requests, batch] for record in request]
+            busy = [record[0].key for request in [*requests, batch] for record in request]
             assert len(busy) == len(set(busy))
             assert len(batch) <= MAX_RECORDS
             requests += [batch] if batch else []
         elif requests:
             batch = requests.pop(data.draw(st.integers(0, len(requests) - 1)))
             settled = batcher.settle(batch, [stream.put(record) for record in batch], now=now, draw=0.0)
-            accepted |= {record.item for record in settled.accepted}
-            given_up |= {record.item for record in settled.given_up}
-    left = {record.item for record in batcher.drain()}
+            accepted |= {one.item for one in settled.accepted}
+            given_up |= {one.item for one in settled.given_up}
+    left = {one.item for one in batcher.drain()}
 
     assert len(accepted) + len(given_up) + len(left) == sum(map(len, added.values()))
     assert accepted <= {number for records in stream.records.values() for number in records}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from enum import Enum
-from typing import Any, cast
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar, cast
 
 import pytest
 from simplu_client import (
@@ -18,10 +19,12 @@ from simplu_client import (
     Limits,
     NotSentError,
     Operation,
+    QueueFullError,
     Sent,
     SimpluError,
 )
-from simplu_client.client import Position
+from simplu_client.client import THREADS, Position
+from simplu_client.outcomes import AskAgain
 
 WITHIN_S = 60.0
 
@@ -40,6 +43,10 @@ class Memory:
         """Accept them."""
         self.records += Records
         return {"Records": [{"ShardId": StreamName, "SequenceNumber": "1"} for _ in Records]}
+
+    def operations(self) -> list[dict[str, Any]]:
+        """Return the operations of the records."""
+        return [json.loads(line) for record in self.records for line in record["Data"].splitlines()]
 
     def send_message(self, **request: Any) -> None:
         """Accept it."""
@@ -74,7 +81,142 @@ def test_callbacks_send_while_the_queue_is_full() -> None:
         producer.start()
     assert all(followed.acquire(timeout=WITHIN_S) for _ in range(4 * count))
     assert client.close(WITHIN_S) == []
-    assert len(kinesis.records) == 2 * 4 * count
+    assert len(kinesis.operations()) == 2 * 4 * count
+
+
+class Gate(Memory):
+    """Answers the first request when it is opened, and then with *results*."""
+
+    def __init__(self, *results: dict[str, str]) -> None:
+        super().__init__()
+        self.results = list(results)
+        self.is_asked, self.is_open = threading.Event(), threading.Event()
+
+    def put_records(self, *, StreamName: str, Records: Sequence[dict[str, Any]]) -> dict[str, Any]:  # noqa: N803 - boto3
+        """Accept the records, or give the results of the first request."""
+        if self.is_open.is_set():
+            return super().put_records(StreamName=StreamName, Records=Records)
+        self.is_asked.set()
+        assert self.is_open.wait(WITHIN_S)
+        return {"Records": self.results}
+
+
+def test_operations_of_a_key_share_a_record() -> None:
+    """Those that are queued while a record of the key is in a request."""
+    kinesis = Gate({"ShardId": "s", "SequenceNumber": "1"})
+    client = Client(stream="s", kinesis=kinesis)
+    sent = [client.send(operation_of(0))]
+    assert kinesis.is_asked.wait(WITHIN_S)
+    sent += [client.send(operation_of(0)) for _ in range(99)]
+    kinesis.is_open.set()
+    assert client.close(WITHIN_S) == []
+    assert [one["requestId"] for one in kinesis.operations()] == [one.request_id for one in sent[1:]]
+    assert len(kinesis.records) == 1
+
+
+def test_send_waits_for_room_until_its_deadline() -> None:
+    """Room for its key: the others have theirs."""
+    kinesis = Gate({"ShardId": "s", "SequenceNumber": "1"})
+    client = Client(stream="s", kinesis=kinesis, limits=Limits(max_count=20))
+    for _ in range(2):
+        client.send(operation_of(0))
+    with pytest.raises(QueueFullError):
+        client.send(operation_of(0), timeout_s=0.01)
+    client.send(operation_of(1), timeout_s=0.01)
+    kinesis.is_open.set()
+    assert client.close(WITHIN_S) == []
+
+
+@pytest.mark.parametrize("results", [[], [{}], [{"ShardId": "s", "SequenceNumber": "1"}] * 3])
+def test_reply_without_a_result_for_each_record_ends_no_sender(results: list[dict[str, str]]) -> None:
+    """What has none is sent again."""
+    kinesis = Gate(*results)
+    client = Client(stream="s", kinesis=kinesis, limits=Limits(base_s=0.001))
+    accepted = [accepted_of(client.send(operation_of(0)))]
+    assert kinesis.is_asked.wait(WITHIN_S)
+    kinesis.is_open.set()
+    accepted += [accepted_of(client.send(operation_of(0))) for _ in range(2 * THREADS)]
+    assert [one.result(WITHIN_S).stream_shard_id for one in accepted] == ["s"] * len(accepted)
+    assert client.close(WITHIN_S) == []
+
+
+def test_close_does_not_wait_for_a_request_that_it_has_given_up() -> None:
+    """Its reply may come byte by byte."""
+    kinesis = Gate()
+    client = Client(stream="s", kinesis=kinesis)
+    client.send(operation_of(0))
+    assert kinesis.is_asked.wait(WITHIN_S)
+    assert len(client.close(0.0)) == 1
+    again: Future[list[NotSentError]] = Future()
+    threading.Thread(target=lambda: again.set_result(client.close(WITHIN_S)), daemon=True).start()
+    try:
+        assert again.result(WITHIN_S / 2) == []
+    finally:
+        kinesis.is_open.set()
+
+
+class Worker(BaseHTTPRequestHandler):
+    """Answers as a worker that has no outcome yet; for `/slow/` byte by byte."""
+
+    asked: ClassVar[list[str | None]] = []
+    is_over: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:
+        """Note the token, and answer."""
+        self.asked.append(self.headers["Authorization"])
+        text = json.dumps({"requestId": "r", "status": "pending"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("Retry-After", "7")
+        self.end_headers()
+        for byte in text:
+            if self.path.startswith("/slow/") and self.is_over.wait(0.1):
+                break
+            self.wfile.write(bytes([byte]))
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def worker_url() -> Iterator[str]:
+    """Give the address of a worker."""
+    Worker.asked.clear()
+    Worker.is_over.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Worker) as server:
+        server.daemon_threads = True
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        Worker.is_over.set()
+        server.shutdown()
+        serving.join()
+
+
+EVENT = Sent("r", "b", "l")
+
+
+def test_reply_that_comes_byte_by_byte_ends_with_the_time_for_it(
+    worker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's own timeout begins anew with each byte."""
+    monkeypatch.setattr("simplu_client.client.HTTP_MARGIN_S", 0.5)
+    verdict, _ = Client(url=f"{worker_url}/slow", token="t")._ask(EVENT, None, 0)
+    assert isinstance(verdict, AskAgain)
+    assert verdict.status is None
+
+
+def test_token_is_sent_without_the_line_break_at_its_end(worker_url: str) -> None:
+    """As of a file; and the time that an answer names is waited for."""
+    verdict, retry_after_s = Client(url=worker_url, token="secret\n")._ask(EVENT, None, 0)
+    assert (verdict, retry_after_s, Worker.asked) == (AskAgain("pending", ""), 7.0, ["Bearer secret"])
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sec ret", "secrét", ""])
+def test_token_that_no_worker_has_is_refused_and_not_shown(token: str) -> None:
+    """Whatever is wrong with it."""
+    with pytest.raises(SimpluError, match=r"token: expected visible ASCII characters without spaces$"):
+        Client(url="http://127.0.0.1:1", token=token)
 
 
 def test_callback_closes_the_client() -> None:
