@@ -74,12 +74,14 @@ class LoadedFeed(msgspec.Struct, frozen=True):
 class ReadDocuments(msgspec.Struct, frozen=True):
     """Documents by the number of their resource, and the number of the first that is to be read again, if any.
 
-    Empty is one that no destination takes. *facts* are those of the answer.
+    Empty is one that no destination takes. *elsewhere* has the shard to which the tenant of a resource has moved, which
+    may be unknown: then it is empty. *facts* are those of the answer.
     """
 
     facts: ReplicationFacts
     by_number: Mapping[int, bytes]
     left_at: int | None
+    elsewhere: Mapping[int, str]
 
 
 class OtherPublisher(msgspec.Struct, frozen=True):
@@ -239,8 +241,14 @@ async def read_documents(pool: ShardPool, resources: Sequence[Resource], max_byt
     async with pool.connection() as connection:
         limits = DOCUMENT_MAX_BYTES, min(max_bytes, READ_MAX_BYTES)
         row = await connection.fetchrow(QUERIES["read_feed_data"], *columns, *limits)
+    places = dict(row["elsewhere"])
     documents = zip(map(int, row["numbers"]), row["documents"], strict=True)
-    return ReadDocuments(facts_of(row[:7]), {number: text.encode() for number, text in documents}, row["left_at"])
+    return ReadDocuments(
+        facts_of(row[:7]),
+        {number: text.encode() for number, text in documents},
+        row["left_at"],
+        {number: places[one[0]] for number, one in enumerate(resources) if one[0] in places},
+    )
 
 
 async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:

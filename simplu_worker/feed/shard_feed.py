@@ -25,7 +25,7 @@ import structlog
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
-from simplu_worker.feed.documents import WantedDocuments
+from simplu_worker.feed.documents import Resource, WantedDocuments
 from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
 from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_GRID_S, RENEW_S, claim_delay_s
 from simplu_worker.feed.memory import SentEvents, event_budget
@@ -35,6 +35,7 @@ from simplu_worker.feed.rows import (
     FeedState,
     LoadedFeed,
     NotPublisherError,
+    ReadDocuments,
     claim,
     find_passed,
     find_publisher,
@@ -64,7 +65,7 @@ READ_PAUSE_S: Final = 0.15  # under load, so that many changes share a read, a c
 IDLE_MIN_S, IDLE_MAX_S = 0.05, 2.0
 CURSOR_INTERVAL_S: Final = 0.5
 HELD_MIN_S, HELD_MAX_S = 0.05, 1.0  # between two questions to the sources of held tenants
-SOURCE_S: Final = 3.0  # for the answer of one
+SOURCE_S: Final = 3.0  # for the answer of one, or of the shard to which a tenant has moved
 EMPTY_S: Final = 5.0  # between two looks at a shard without tables
 DRAIN_S: Final = 2.0  # for requests under way, at the end
 
@@ -455,10 +456,40 @@ class ShardFeed:
         wanted = WantedDocuments(read[feeds[0].incarnation], [feed.terms for feed in feeds])
         if not wanted.resources:
             return ReadEvents(feeds, latest, [latest.facts], read, {})
-        found = await read_documents(self._pool, wanted.resources, self._budgets.documents.part // 2)
+        found = await self._read_documents(wanted.resources)
         if found.left_at is not None:
             read = {one: of_one[: wanted.row_count(found.left_at)] for one, of_one in read.items()}
         return ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
+
+    async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
+        """Read the documents of *resources* where their tenants are now; empty are those that cannot be read."""
+        found = await read_documents(self._pool, resources, self._budgets.documents.part // 2)
+        by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
+        left = [] if found.left_at is None else [found.left_at]
+        while to_ask := set(elsewhere.values()) - asked:
+            shard_id = min(to_ask)
+            asked.add(shard_id)
+            numbers = sorted(number for number, one in elsewhere.items() if one == shard_id)
+            there = await self._read_documents_of(shard_id, [resources[number] for number in numbers])
+            if there is not None:
+                by_number |= {numbers[index]: document for index, document in there.by_number.items()}
+                left += [] if there.left_at is None else [numbers[there.left_at]]
+                elsewhere = {number: one for number, one in elsewhere.items() if one != shard_id}
+                elsewhere |= {numbers[index]: one for index, one in there.elsewhere.items()}
+        by_number |= dict.fromkeys(elsewhere, b"")
+        return msgspec.structs.replace(found, by_number=by_number, left_at=min(left, default=None))
+
+    async def _read_documents_of(self, shard_id: str, resources: Sequence[Resource]) -> ReadDocuments | None:
+        """Return what another shard has of *resources*, once that is safe; None if it does not answer in time."""
+        pool = self._pools.by_shard_id().get(shard_id)
+        if pool is None:
+            return None
+        with contextlib.suppress(RetryableError, TimeoutError):
+            async with asyncio.timeout(SOURCE_S):
+                found = await read_documents(pool, resources, self._budgets.documents.part // 2)
+                await self._commits.wait_for_read(shard_id, found.facts)
+                return found
+        return None
 
     async def _catch_up(self) -> None:
         """Read on for tenants whose source has passed their departure."""

@@ -53,7 +53,7 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     the id of the undone event of the same change, *undoes* that of the event that an `undone` event takes back; without
     it an `undone` event is about *bounds*. *data* is the row as JSON, as read when the event was published: it may be
     newer than the change; None where it is not wanted, or there is no row any more, empty where no destination takes
-    as much. *replay* has another value for each replay that sends the event again.
+    as much, or where it could not be read. *replay* has another value for each replay that sends the event again.
     """
 
     id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 from support.feed.receiver import Receiver
@@ -16,12 +17,13 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.feed.types import Delivered, RetryLater
+from simplu_worker.feed.types import Delivered, DestinationTerms, RetryLater
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.undoing import clean_up
-from simplu_worker.vocabulary import FeedKind
+from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
 
 NOT_PASSED_SQL = "SELECT batch_id FROM log_batches WHERE kind = 'l' AND batch_id > (SELECT batch_id FROM feed_cursors)"
 
@@ -70,6 +72,29 @@ async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(worl
     assert [one.shard_id for one in of_tenant] == ["a"] * 10 + ["b"] * 13
     assert of_tenant[10].kind is FeedKind.TENANT_MOVED
     assert [one.resource_id for one in of_tenant[11:]] == [*(f"r{number}" for number in range(10)), "r0", "r0"]
+
+
+@pytest.mark.slow(4)
+async def test_data_of_an_event_is_read_where_its_tenant_is_now(world: World) -> None:
+    """A replica that does not know that shard says so, in another way than of a deleted resource."""
+    source, target = world.case("a"), world.case("b")
+    await source.apply_each(*(source.operation("create", name, {"n": 1}) for name in ("moved", "newer", "gone")))
+    await world.move()
+    await target.apply_each(target.operation("update", "newer", {"n": 2}), target.operation("delete", "gone"))
+    address = source.pool.address
+    async with Pools(size=4) as pools:
+        pools.ensure_pool(address)
+        assert await data_of(pools, address) == {"moved": b"", "newer": b"", "gone": b""}
+    assert await data_of(world.pools, address) == {"moved": b'{"n": 1}', "newer": b'{"n": 2}', "gone": None}
+
+
+async def data_of(pools: Pools, address: ShardAddress) -> dict[str | None, bytes | None]:
+    """Return the data of the events of three resources, as a new destination gets them."""
+    receiver = Receiver(f"receiver-{uuid4()}"[:40])
+    terms = DestinationTerms(receiver.name, data=FeedData.CURRENT, begin=FeedBeginning.OLDEST)
+    async with running(feed_of(pools, [address], [receiver.configured(terms=terms)], receiver.name)):
+        await receiver.until_count(3)
+    return {one.resource_id: one.data for one in receiver.events if one.kind is FeedKind.RESOURCE_CREATED}
 
 
 @pytest.mark.slow(8)

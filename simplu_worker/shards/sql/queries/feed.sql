@@ -274,7 +274,8 @@ ORDER BY batches.batch_id;
 -- name: read_feed_data
 -- The resources $2, $3 of the tenants $1 that live here, as they are now, in their order: of each its number, from 0, and
 -- its document, empty if that has more than $4 bytes. As many as begin within $5 bytes, of what is stored and of texts;
--- `left_at` is the number of the first that is left. With what tells how safe they are.
+-- `left_at` is the number of the first that is left. `elsewhere` are the tenants that do not live here, each with the
+-- shard to which it has moved, empty if unknown. With what tells how safe they are.
 WITH found AS MATERIALIZED (
     SELECT
         wanted.number, resources.data,
@@ -313,7 +314,12 @@ SELECT
         SELECT pg_catalog.min(found.number) - 1
         FROM found
         WHERE found.number > (SELECT pg_catalog.max(given.number) FROM given)
-    ) AS left_at;
+    ) AS left_at,
+    ARRAY(
+        SELECT ARRAY[tenants.id, coalesce(tenants.moved_to, '')]
+        FROM public.tenants
+        WHERE tenants.id = ANY($1) AND NOT :lives_here
+    ) AS elsewhere;
 
 -- name: find_feed_tenant
 -- What events say of the tenant $1.
