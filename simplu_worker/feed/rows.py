@@ -323,4 +323,5 @@ def _cursor(row: Any) -> CursorRow:
         again_through=row["again_through"],
         left_out=left_out_of(row),
         error=row["error"],
+        behind_since=row["behind_since"],
     )

@@ -376,7 +376,7 @@ class ShardFeed:
                 self._note_gap(feed, state.forgotten, state.forgotten_at)
             is_behind = not len(feed.window) and state.newest > feed.window.head.batch_id
             feed.waits_since = (feed.waits_since or state.read_at) if is_behind else None
-        if self._has_more:
+        if self._has_more or self._has_unwritten:  # such as the end of a lag
             self._changed.set()
 
     @property

@@ -49,6 +49,9 @@ from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusa
 
 # Of another publisher: it outlasts what a busy machine does meanwhile, and is not taken for that of a wrong clock.
 ALMOST_TWO_LEASES = timedelta(seconds=2 * LEASE_S - 1)
+NO_LAG_SQL = """
+SELECT FROM feed_cursors WHERE behind_since IS NULL AND batch_id = (SELECT max(batch_id) FROM log_batches)
+"""
 LEASE_SQL = "SELECT extract(epoch FROM expires_at - clock_timestamp())::float AS left_s FROM feed_shards"
 
 
@@ -106,6 +109,35 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
     assert (first.tenant.business_id, first.tenant.location_id) == TENANT
     assert first.request_id is not None
     assert first.data is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen_by", ["the publisher", "the next publisher"])
+async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
+    pools: Pools, address: ShardAddress, case: TenantCase, seen_by: str
+) -> None:
+    """In the row of the cursor, from which people and other replicas have it."""
+    receiver = Receiver()
+    feed = feed_of(pools, [address], [receiver.configured()])
+
+    async def is_at_rest() -> bool:
+        return feed._shards["a"]._feeds["receiver"].is_awaited
+
+    async def has_no_lag() -> bool:
+        return await fetch(case.pool, NO_LAG_SQL) != []
+
+    async with running(feed):
+        await publishing(feed)
+        if seen_by == "the publisher":
+            assert await poll_until(is_at_rest, within_s=30)
+        await case.apply(case.operation("create", "r1", {}))
+        await receiver.until_count(1)
+        if seen_by == "the publisher":
+            assert await poll_until(has_no_lag, within_s=15)
+    if seen_by == "the next publisher":
+        await fetch(case.pool, "UPDATE feed_cursors SET behind_since = now()")  # by one that was killed
+        async with running(feed_of(pools, [address], [receiver.configured()], "two")):
+            assert await poll_until(has_no_lag, within_s=15)
 
 
 async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:

@@ -163,12 +163,12 @@ WITH wanted AS (
 )
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    passed_event, again_through, left_out_behind, left_out_through, server_run
+    passed_event, again_through, left_out_behind, left_out_through, behind_since, server_run
 FROM public.feed_cursors
 UNION ALL
 SELECT
     destination, batch_id, position, bounds, undone_due, held::pg_catalog.text AS held, stopped, error, refused_event,
-    passed_event, again_through, left_out_behind, left_out_through, server_run
+    passed_event, again_through, left_out_behind, left_out_through, behind_since, server_run
 FROM begun;
 
 -- name: note_feed_file
