@@ -151,6 +151,7 @@ class Monitoring(msgspec.Struct, frozen=True):
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 row |= _attributes_view(await queue.read_attributes())
         except (RetryableError, PermanentError, OSError) as exc:  # a timeout is an OSError
+            row |= dict.fromkeys(("visible", "inFlight", "delayed"))  # the last ones are not those of now
             row["error"] = scrub_text(str(exc)) or f"no answer within {ANSWER_WITHIN_S:g} s"
         rows[name] = row
 

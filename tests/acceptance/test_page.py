@@ -845,22 +845,42 @@ async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
 
 async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
     """A lag that nobody has renewed is not that of now; one of a source that is gone says what it was."""
-    row = {"streamShard": "s", "state": "reading", "owner": "b", "lagSeconds": 0, "seenSecondsAgo": 42}
-    replicas = [{"replica": "b", "isThis": False, "seenSecondsAgo": 42, "deadLetters": 5, "latencyP99Seconds": 1}]
+    row = {"streamShard": "s", "state": "reading", "owner": "b", "seenSecondsAgo": 42, "isSilent": True}
+    replicas = [{"replica": "b", "isThis": False, "seenSecondsAgo": 42, "isSilent": True}]
+    queues = [{"name": "q", "error": "no answer"}, {"name": "r", "visible": 0}]
     known = {
         "status": {"held": []},
-        "fleet": {"streamShards": [row], "replicas": replicas},
-        "ages": {"status": 30, "fleet": 1},
+        "fleet": {"streamShards": [row], "replicas": replicas, "goneReplicas": [{"replica": "c"}]},
+        "queues": queues,
+        "ages": {"status": 30, "fleet": 1, "queues": 1},
     }
     script = f"import('/page/overview.js').then(({{tilesOf}}) => tilesOf({json.dumps(known)}))"
     tiles = {one["label"]: (one["value"], one.get("isGrey", False)) for one in await page.evaluate(script)}
     assert tiles == {
-        "replicas, 1 silent": ("0", False),
+        "replicas, 1 gone, 1 silent": ("0 of 2", False),
         "stream shards": ("1", False),
         "highest lag: last seen 42.0 s ago": ("–", True),
         "records, all replicas: not known": ("–", True),
         "held targets: nobody reads the stream": ("–", True),
+        "messages in 1 of 2 queues": ("0", False),
     }
+
+
+async def test_replica_that_was_killed_is_not_all_well(page: BrowserTab) -> None:
+    """How many of how many are gone, and since when; what the others read is not known while nobody tells."""
+    problem = {"cause": "replica_gone", "problem": "Replica gone", "severity": "warning", "advice": "Look.", "count": 1}
+    times = {"since": "2020-01-01T08:03:00", "at": "2020-01-01T09:00:00", "isOver": False, "subject": "replica b"}
+    fleet = {"replicas": [{"replica": "a"}], "goneReplicas": [{"replica": "b"}], "problems": [{**problem, **times}]}
+    known = {"status": {}, "fleet": fleet, "ages": {"status": 1, "fleet": 1}}
+    blind = {**known, "fleet": {"problems": [{**problem, **times, "cause": "not_ready"}]}}
+    script = f"""
+    import('/page/overview.js').then(({{problemItems, verdictOf}}) => [
+      verdictOf({json.dumps(known)}).text, problemItems({json.dumps(blind)})[0].facts['Other replicas'],
+    ])
+    """
+    text, others = await page.evaluate(script)
+    assert re.fullmatch(r"1 of 2 replicas gone since .*8:03.*: Look\.", text)
+    assert others == "not known"
 
 
 async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:

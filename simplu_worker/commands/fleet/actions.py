@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from simplu_worker.commands.fleet.held_summary import held_lines, named_held
 from simplu_worker.commands.fleet.replica_client import open_replica
+from simplu_worker.commands.fleet.top_views import duration_text
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -31,6 +32,9 @@ async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> i
         _print_rows(SHARD_COLUMNS, fleet["streamShards"])
         if held := named_held(fleet):
             _print_rows(HELD_COLUMNS, held)
+        for one in fleet["goneReplicas"]:
+            age = duration_text(one["seenSecondsAgo"])
+            print_line(f"replica {one['replica']} is gone: it renewed its leases {age} ago, and others have them now")
         for line in held_lines(fleet, lease_duration_s=settings.kinesis_lease_duration_seconds):
             print_line(line)
     return 0

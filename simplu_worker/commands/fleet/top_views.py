@@ -42,7 +42,8 @@ def status_line(status: Json, fleet: Json) -> list[ScreenCell]:
     held_count = len(own) + int(sum(_known(_others(fleet), "heldTargets")))
     shards = status.get("shards", ())
     sick_count = sum(one.get("state") != "healthy" for one in shards)
-    rate = sum(one.get("recordsPerSecond") or 0 for one in _stream_shards(status, fleet))
+    rates = _known(_stream_shards(status, fleet), "recordsPerSecond")
+    gone_count = len(fleet.get("goneReplicas", ()))
     latencies = _known(fleet.get("replicas", ()), "latencyP99Seconds")
     dead_letters = _known(fleet.get("replicas", ()), "deadLetters")
     why = status.get("unreadyDetail") or status.get("ready")
@@ -53,7 +54,8 @@ def status_line(status: Json, fleet: Json) -> list[ScreenCell]:
         ScreenCell(f"lag {duration_text(max(lags))}", lag_tone(max(lags))) if lags else ScreenCell(""),
         ScreenCell(f"p99 {duration_text(max(latencies))}" if latencies else ""),
         _dead_letters(sum(dead_letters)) if dead_letters else ScreenCell(""),
-        ScreenCell(f"{rate:,.0f} records/s"),
+        ScreenCell(f"{gone_count} {'replica' if gone_count == 1 else 'replicas'} gone" if gone_count else "", "warn"),
+        ScreenCell(f"{sum(rates):,.0f} records/s" if rates else "– records/s"),
         ScreenCell(f"up {duration_text(status.get('uptime_s'))}"),
         ScreenCell(str(status.get("replica", ""))),
         ScreenCell(f"simplu-worker {status.get('version', '')}"),

@@ -152,6 +152,12 @@ CAUSES: Final[dict[ProblemCause, Cause]] = {
         ("ShardNearlyFull", "ShardConnectionsNearlyUsed", "ShardReplicationLagging", "ShardsSlow", "ClocksApart"),
         "docs/shards.md#probes-of-shards",
     ),
+    ProblemCause.REPLICA_GONE: Cause(
+        WARNING,
+        "Replica gone",
+        "Other replicas read its stream shards. See why it ended without a drain: exit status, memory, machine.",
+        page="docs/monitoring.md#workerabsent",
+    ),
     ProblemCause.CACHE_FAILING: Cause(
         WARNING,
         "Redis does not answer",

@@ -15,7 +15,6 @@ from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX
 DAY_INTERVAL_S: Final = 600.0
 DAY_POINTS_MAX: Final = 144
 FOLDED: Final = round(DAY_INTERVAL_S / INTERVAL_S)  # points of the hour in one of the day
-KNOWN_FOR_S: Final = 60.0  # since the last renewal: older numbers of a stream shard are not those of the moment
 
 
 class FleetPoint(NamedTuple):
@@ -32,8 +31,8 @@ class FleetPoint(NamedTuple):
 
 def fleet_point(report: Mapping[str, Any], at: datetime) -> FleetPoint:
     """Return the point of a report, the members `replicas` and `streamShards` of `/fleet`."""
-    rows = [one for one in report["streamShards"] if one["owner"] is not None and _is_known(one)]
-    replicas = [one for one in report["replicas"] if _is_known(one)]
+    rows = [one for one in report["streamShards"] if one["owner"] is not None]
+    replicas = [one for one in report["replicas"] if not one["isSilent"]]
     return FleetPoint(
         at,
         _combined(sum, (one["recordsPerSecond"] for one in rows)),
@@ -97,10 +96,6 @@ def _lists(points: Iterable[FleetPoint], interval_s: float) -> dict[str, Any]:
         "deadLetters": [_rounded(one.dead_letters) for one in points],
         "replicas": [_rounded(one.replicas) for one in points],
     }
-
-
-def _is_known(row: Mapping[str, Any]) -> bool:
-    return row["seenSecondsAgo"] is not None and row["seenSecondsAgo"] <= KNOWN_FOR_S
 
 
 def _combined(combine: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:

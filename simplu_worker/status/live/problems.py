@@ -30,7 +30,6 @@ OVER_MAX: Final = 20  # kept of a cause and reason: those that ended last
 LAG_HIGH_S: Final = 60.0
 FEED_BEHIND_S: Final = 300.0  # as the alert FeedBehind
 UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
-SILENT_S: Final = 10.0  # since the last renewal of a lease: its numbers are old
 OVER_FOR: Final = timedelta(days=1)  # for so long an incident that is over is shown
 GOES_ON: Final = timedelta(minutes=1)  # what comes back so soon has not been over
 PASSING: Final = frozenset({"starting", "stream opening"})
@@ -92,6 +91,7 @@ def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]
         *_each(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
         *_of_shards(state["shards"]),
         *_of_stream(fleet["streamShards"], state["streamShards"]),
+        *_gone_replicas(fleet["goneReplicas"], now),
         *_of_held(state["held"], fleet["replicas"], lost, now),
         *_of_moves(state["moves"], now),
         *_of_feed((state["feed"] or {}).get("destinations", ()), now),
@@ -196,7 +196,7 @@ def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[F
     """
     troubled = {one["streamShard"] for one in own if one.get("trouble")}
     rows = [one for one in stream_shards if one["state"] != StreamShardState.ENDED]
-    silent = [one for one in rows if one["owner"] is not None and (one["seenSecondsAgo"] or 0.0) > SILENT_S]
+    silent = [one for one in rows if one["isSilent"]]
     heard = [one for one in rows if one not in silent]
     unanswered = [one for one in heard if one["streamShard"] in troubled and _lag_s(one) >= UNREAD_S]
     late = [one for one in heard if one not in unanswered and (one["lagSeconds"] or 0.0) >= LAG_HIGH_S]
@@ -208,6 +208,12 @@ def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[F
     yield from _each(ProblemCause.REPLICA_SILENT, (f"replica {one['owner']}" for one in silent))
     yield from _each(ProblemCause.STREAM_FAILING, _streams_named(unanswered))
     yield from _each(ProblemCause.STREAM_LAG, _streams_named(late))
+
+
+def _gone_replicas(gone: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
+    for one in gone:
+        since = now - timedelta(seconds=one["seenSecondsAgo"])
+        yield FoundProblem(ProblemCause.REPLICA_GONE, f"replica {one['replica']}", since=since)
 
 
 def _streams_named(stream_shards: Iterable[Json]) -> Iterator[str]:

@@ -1,5 +1,5 @@
 // Held targets and moves, each as one item, whatever the number of readers that name it. Pure.
-import { ageOf, count, duration, isNothing, isStale, noun, plural, rough, text, time } from "./format.js";
+import { ageOf, count, duration, isNothing, noun, plural, rough, text, time } from "./format.js";
 import { linkOf } from "./router.js";
 
 const READERS_SHOWN = 4;
@@ -12,8 +12,8 @@ const readerOf = ({ streamShard, replica }) => `${streamShard ?? "a stream shard
 // One row for each held target of any replica, the one that waits longest first.
 export function heldOf(status, fleet) {
   const kept = status.retentionSeconds;
-  const others = othersOf(fleet).flatMap(({ replica, seenSecondsAgo, held = [] }) => (
-    held.map((one) => ({ ...one, replica, seenSecondsAgo }))
+  const others = othersOf(fleet).flatMap(({ replica, isSilent, held = [] }) => (
+    held.map((one) => ({ ...one, replica, isSilent }))
   ));
   const advice = { ...fleet?.heldAdvice, ...status.heldAdvice };
   const byTarget = new Map();
@@ -30,7 +30,7 @@ export function heldOf(status, fleet) {
       heldForSeconds: longest(rows, "heldForSeconds"),
       expiresInSeconds: isNothing(kept) ? null : Math.max(0, kept - longest(rows, "ageSeconds")),
       readers: rows.map(readerOf),
-      isGrey: rows.every((one) => isStale(one.seenSecondsAgo)),
+      isGrey: rows.every((one) => one.isSilent),
       ...advice[reasons[0]],
     };
   }).sort((one, other) => other.ageSeconds - one.ageSeconds);

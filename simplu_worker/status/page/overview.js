@@ -53,7 +53,7 @@ function openKinds(fleet) {
 
 // What is wrong now: an item for each cause, in which each target has its own begin.
 export function problemItems({ fleet, status, ages }) {
-  const read = known((fleet?.streamShards ?? []).filter(({ state, seenSecondsAgo }) => state === "elsewhere" && !isStale(seenSecondsAgo)), "recordsPerSecond", sum);
+  const read = known((fleet?.streamShards ?? []).filter(({ state }) => state === "elsewhere"), "recordsPerSecond", sum);
   return openKinds(fleet).map((one) => {
     const links = one.incidents.filter(({ subject }) => subject).map(({ subject, since }) => {
       const link = linkOf(subject);
@@ -84,6 +84,11 @@ export const overItems = (fleet) => (fleet?.problems ?? []).filter(({ isOver }) 
   facts: { Began: time(one.since), Ended: time(one.at), Took: duration((new Date(one.at) - new Date(one.since)) / 1000) },
 }));
 
+function goneOf({ replicas, goneReplicas }, since) {
+  const all = replicas.length + goneReplicas.length;
+  return `${goneReplicas.length} of ${plural(all, "replica")} gone since ${time(since)}`;
+}
+
 // One sentence on how it is, with its tone.
 export function verdictOf({ status, fleet, ages, unreachableSince }) {
   if (isStale(ages.status) || (unreachableSince && !fleet)) {
@@ -97,13 +102,12 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
   const critical = problems.filter((one) => one.severity === "critical");
   if (problems.length) {
     const [worst] = problems;
-    const more = [[critical.length - 1, "more critical problem"], [problems.length - critical.length, "warning"]].filter(([number]) => number > 0);
-    const others = critical.length && more.length ? ` Below: ${more.map((one) => plural(...one)).join(", ")}.` : problems.length > 1 ? ` Below: ${plural(problems.length - 1, "more warning")}.` : "";
+    const others = problems.length > 1 ? ` Below: ${plural(problems.length - 1, critical.length ? "more problem" : "more warning")}.` : "";
     const subjects = worst.subjects.length ? ` (${worst.subjects.slice(0, 3).join(", ")}${worst.subjects.length > 3 ? " …" : ""})` : "";
     return {
       tone: critical.length ? "bad" : "warn",
       title: critical.length ? `${plural(critical.length, "thing")} ${critical.length === 1 ? "needs" : "need"} you` : "It works; look at this",
-      text: `${titleOf(worst)}${subjects}: ${worst.advice.replace(/`/g, "")}${others}`,
+      text: `${worst.cause === "replica_gone" ? goneOf(fleet, worst.since) : `${titleOf(worst)}${subjects}`}: ${worst.advice.replace(/`/g, "")}${others}`,
     };
   }
   const replicas = fleet.replicas?.length ?? 0;
@@ -120,9 +124,10 @@ export function verdictOf({ status, fleet, ages, unreachableSince }) {
 export function tilesOf(all) {
   const { status, fleet, queues, ages } = all;
   const streamShards = streamShardsOf(all);
-  const fresh = streamShards.filter((one) => !isStale(one.seenSecondsAgo));
+  const fresh = streamShards.filter((one) => !one.isGrey);
   const replicas = fleet?.replicas ?? [];
-  const freshReplicas = replicas.filter((one) => !isStale(one.seenSecondsAgo));
+  const freshReplicas = replicas.filter((one) => !one.isSilent);
+  const gone = fleet?.goneReplicas?.length ?? 0;
   const shards = status.shards ?? [];
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
@@ -131,6 +136,7 @@ export function tilesOf(all) {
   const listed = queuesOf(all);
   const dead = listed.filter((one) => one.isDead);
   const work = listed.filter((one) => !one.isDead);
+  const unanswered = work.filter(({ visible }) => typeof visible !== "number").length;
   const held = heldOf(status, fleet).length + unnamedElsewhere(fleet);
   const buried = known(freshReplicas, "deadLetters", sum);
   const lag = known(fresh, "lagSeconds", highest);
@@ -148,7 +154,9 @@ export function tilesOf(all) {
   );
   const silent = replicas.length - freshReplicas.length;
   return [
-    replicas.length && tile("stream", "fleet", count(freshReplicas.length), silent ? `${noun(freshReplicas.length, "replica")}, ${silent} silent` : noun(replicas.length, "replica"), silent && "bad"),
+    replicas.length && tile("stream", "fleet", gone ? `${freshReplicas.length} of ${replicas.length + gone}` : count(freshReplicas.length), [
+      noun(replicas.length + gone, "replica"), gone && `${gone} gone`, silent && `${silent} silent`,
+    ].filter(Boolean).join(", "), silent ? "bad" : gone && "warn"),
     streamShards.length && tile("stream", "fleet", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     streamShards.length && (lag === null
       ? unknown("stream", "highest lag", seen ? `last seen ${duration(seen)} ago` : "not known")
@@ -161,7 +169,7 @@ export function tilesOf(all) {
       : tile("overview", "status", `${unread ? "≥ " : ""}${count(held)}`, `${noun(held, "held target")}${unread ? `: ${plural(unread, "stream shard")} cannot be read` : ""}`, held && "warn"),
     shards.length && tile("shards", "status", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
     moves.length && tile("moves", "status", count(moves.length), `${noun(moves.length, "move")} ${moves.some(stands) ? "not ended" : "in progress"}`, moves.some(stands) && "bad"),
-    work.length && measured("queues", "queues", known(work, "visible", sum), "number", "messages in queues"),
+    work.length && measured("queues", "queues", known(work, "visible", sum), "number", `messages in ${unanswered && unanswered < work.length ? `${work.length - unanswered} of ${work.length} queues` : "queues"}`),
     dead.length && measured(lettersView, "queues", known(dead, "visible", sum), "number", "in the dead-letter queue", known(dead, "visible", sum) && "warn"),
     !isNothing(buried) && tile(lettersView, "fleet", count(buried), "dead letters, last hour", buried && "warn"),
   ].filter(Boolean);

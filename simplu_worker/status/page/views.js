@@ -28,7 +28,7 @@ export function streamShardsOf({ status, fleet, history }) {
       rateChart: cellChart(`Records of ${one.streamShard}`, hour.recordsPerSecond, history ?? {}, "rate"),
       wrongKeys: here.wrongKeys || null,
       lastWrongKey: wrongKeyOf(here.lastWrongKey),
-      isGrey: isStale(one.seenSecondsAgo),
+      isGrey: Boolean(one.isSilent),
     };
   });
 }
@@ -183,7 +183,7 @@ const SECTIONS = {
     {
       id: "replicas", source: "fleet", title: "Replicas", columns: REPLICA_COLUMNS,
       rows: (known.fleet?.replicas ?? []).map((one) => ({
-        ...one, isGrey: isStale(one.seenSecondsAgo), replica: one.isThis ? `${one.replica} (this one)` : one.replica,
+        ...one, isGrey: one.isSilent, replica: one.isThis ? `${one.replica} (this one)` : one.replica,
       })),
     },
     { id: "totals", source: "status", title: "Since the start of this replica", facts: totalsOf(known.status) },
@@ -225,7 +225,7 @@ const withAges = (sections, ages) => sections.map((one) => ({ ...one, age: ages[
 
 export const sectionsOf = (view, known) => withAges(SECTIONS[view](known), known.ages);
 
-const hidden = new Set(["isGrey", "lagChart", "rateChart", "isDead", "release", "healthy", "shardId", "lastCheckAt"]);
+const hidden = new Set(["isGrey", "isSilent", "lagChart", "rateChart", "isDead", "release", "healthy", "shardId", "lastCheckAt"]);
 const factsOf = ({ usage, ...row }) => withoutNothing({
   ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), tenantsOfCapacity: isNothing(usage) ? null : text(usage, "ratio"),
 });

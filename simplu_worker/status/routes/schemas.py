@@ -75,6 +75,7 @@ MEASURED: Final = {
     "readKBps": NUMBER_OR_NULL,
     "heldTargets": NUMBER_OR_NULL,
     "seenSecondsAgo": NUMBER_OR_NULL,
+    "isSilent": TRUTH,
 }
 REPLICA: Final = _object(
     "replica isThis leases held",
@@ -192,12 +193,13 @@ SCHEMAS: Final[dict[str, Schema]] = {
         counters=ANY_OBJECT,
     ),
     "Fleet": _object(
-        "role replica at stream replicas streamShards counts",
+        "role replica at stream replicas goneReplicas streamShards counts",
         role=ROLE,
         replica=TEXT,
         at=TEXT,
         stream=TEXT_OR_NULL,
         replicas=_list(REPLICA),
+        goneReplicas=_list(_object("replica seenSecondsAgo", replica=TEXT, seenSecondsAgo=NUMBER)),
         streamShards=_list(STREAM_SHARD),
         topTenants=_list(TOP_TENANT),
         heldAdvice=ANY_OBJECT,

@@ -257,11 +257,12 @@ async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site)
 
 @pytest.mark.parametrize("kind", ["fail", "cut"])
 async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
-    """A failing queue does not hide the others, and its last known counts stay."""
+    """A failing queue does not hide the others, and its last counts are not those of now."""
     await site.send(site.letters, 1)
     site.server.run_command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
     row = await site.row_of(site.queue)
     assert (row["consumed"], row["inHand"], bool(row["error"])) == (True, 0, True)
+    assert (row["visible"], row["inFlight"], row["delayed"]) == (None, None, None)
     assert (await site.row_of(site.letters))["visible"] == 1
 
 

@@ -20,7 +20,7 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
-from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report
+from simplu_worker.consumers.kinesis.fleet.fleet_report import SILENT_S, KnownReplica, fleet_report
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import REPORT_INTERVAL_S, KclFollower
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_cleanup import LeaseCleanup
@@ -40,6 +40,7 @@ from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, LeaseReport, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.lost_owners import LostOwners
 from simplu_worker.consumers.kinesis.leases.stream_view import IDLE_INTERVAL_S, StreamView
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     LeaseContext,
@@ -133,6 +134,7 @@ class Fleet:
         stream, table = services.stream, services.table
         self._read_schedule = ReadSchedule(draw())
         self._view = StreamView()
+        self._lost = LostOwners(settings.lease_duration_s)
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
         self._kcl_leader = services.kcl_leader
@@ -301,13 +303,16 @@ class Fleet:
     def report(self) -> dict[str, Any]:
         """Return the replicas and the stream shards of the whole fleet, as their leases show them."""
         states = {row["streamShard"]: row["state"] for row in self.status()}
+        now = loop_time()
         return fleet_report(
             self._view.observations,
             states,
             self._coordinator.own_readers(),
             KnownReplica(self._me, __version__, self._own_figures()),
             idle=self._view.idle_reports(),
-            now=loop_time(),
+            gone=self._lost.gone(now=now),
+            silent_after_s=max(SILENT_S, self._settings.lease_duration_s),
+            now=now,
         )
 
     def _own_figures(self) -> ReplicaFigures:
@@ -353,6 +358,7 @@ class Fleet:
         now = loop_time()
         self._view.update(leases, now=now)
         self._note_ability(now)
+        self._lost.note(self._view.observations, now=now)
         for chore in self._chores:
             await chore.run_if_due(now)
         await self._coordinator.release_from_parents()

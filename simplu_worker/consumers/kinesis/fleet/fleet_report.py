@@ -1,14 +1,14 @@
 """The replicas of a fleet as their leases show them: leases, lag and rate of each. Pure.
 
 A replica is known by the rows of its leases alone, so one without a lease is not seen by the others, unless it can do
-nothing and says so.
+nothing and says so. What nobody has renewed lately is not known now: its numbers are None.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -21,6 +21,8 @@ from simplu_worker.consumers.kinesis.leases.lease_report import (
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import StreamShardState
+
+SILENT_S: Final = 10.0  # since the last renewal of a lease, or the lease duration where that is longer
 
 
 class OwnReader(msgspec.Struct, frozen=True):
@@ -47,16 +49,23 @@ def fleet_report(
     me: KnownReplica,
     *,
     idle: Iterable[tuple[LeaseReport, float]] = (),
+    gone: Iterable[tuple[str, float]] = (),
+    silent_after_s: float = SILENT_S,
     now: float,
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
 
     *states* are those of the leases for people, *own* the readers of this replica, both by lease key; *idle* are the
-    reports of replicas without a lease, each with the time at which it was seen; *now* is monotonic.
+    reports of replicas without a lease, each with the time at which it was seen, and *gone* the lost
+    owners, each with the seconds since its last renewal; *now* is monotonic.
     """
     rows = [
         _stream_shard(
-            one.lease, states.get(key, StreamShardState.ELSEWHERE), own.get(key), seen_s=now - one.unchanged_since
+            one.lease,
+            states.get(key, StreamShardState.ELSEWHERE),
+            own.get(key),
+            seen_s=now - one.unchanged_since,
+            silent_after_s=silent_after_s,
         )
         for key, one in sorted(observations.items())
     ]
@@ -70,6 +79,7 @@ def fleet_report(
     held = [one for key, lease in sorted(observations.items()) for one in _held(lease, own.get(key), now=now)]
     return {
         "replicas": _replicas(rows, known, held, me.owner, {by: now - at for by, at in idle_since.items()}),
+        "goneReplicas": [{"replica": owner, "seenSecondsAgo": _rounded(age_s)} for owner, age_s in gone],
         "streamShards": rows,
         "counts": {
             "replicas": len((owners | idle_since.keys()) - {None}),
@@ -85,14 +95,21 @@ def lone_report(me: KnownReplica) -> dict[str, Any]:
     return fleet_report({}, {}, {}, me, now=0.0)
 
 
-def _stream_shard(lease: Lease, state: str, own: OwnReader | None, *, seen_s: float) -> dict[str, Any]:
+def _stream_shard(
+    lease: Lease, state: str, own: OwnReader | None, *, seen_s: float, silent_after_s: float
+) -> dict[str, Any]:
     report, is_ended = lease.report, lease.checkpoint == SHARD_END
     owner = None if is_ended else lease.actual_owner
+    if own is not None:
+        seen_s = own.renewal_age_s
+    is_silent = owner is not None and seen_s > silent_after_s
+    if is_silent:
+        report = None
     lag_s = None if report is None else report.lag_s
     held_count = None if report is None else report.held_count
     if own is not None:
-        lag_s, held_count, seen_s = own.lag_s, own.held_count, own.renewal_age_s
-    is_measured = owner is not None and lease.is_metered
+        lag_s, held_count = own.lag_s, own.held_count
+    is_measured = owner is not None and lease.is_metered and not is_silent
     return {
         "streamShard": lease.lease_key,
         "owner": owner,
@@ -104,6 +121,7 @@ def _stream_shard(lease: Lease, state: str, own: OwnReader | None, *, seen_s: fl
         "readUpTo": None if lease.read_up_to is None else lease.read_up_to.isoformat(timespec="milliseconds"),
         "checkpoint": lease.checkpoint.checkpoint,
         "seenSecondsAgo": _rounded(max(0.0, seen_s)),
+        "isSilent": is_silent,
     }
 
 
@@ -143,21 +161,24 @@ def _replicas(
             "lagSeconds": max(_known(leases, "lagSeconds"), default=None),
             "recordsPerSecond": _total(leases, "recordsPerSecond"),
             "readKBps": _total(leases, "readKBps"),
-            "latencyP99Seconds": _rounded(replica.figures.latency_p99_s),
-            "deadLetters": replica.figures.dead_letter_count,
-            "isClockApart": replica.figures.is_clock_apart,
+            "latencyP99Seconds": _rounded(figures.latency_p99_s),
+            "deadLetters": figures.dead_letter_count,
+            "isClockApart": figures.is_clock_apart,
             "heldTargets": _total(leases, "heldTargets"),
             "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
             "topTenants": [
                 {"shardId": one.shard_id, "tenant": one.tenant_id, "lastMinute": {"seconds": _rounded(one.took_s)}}
-                for one in replica.figures.top
+                for one in figures.top
             ],
             "seenSecondsAgo": 0.0
             if owner == me
             else min(_known(leases, "seenSecondsAgo"), default=_rounded(idle_s.get(owner))),
+            "isSilent": is_silent,
         }
         for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0]))
+        for is_silent in [owner != me and bool(leases) and all(one["isSilent"] for one in leases)]
         for replica in [known.get(owner, KnownReplica(owner))]
+        for figures in [ReplicaFigures() if is_silent else replica.figures]
     ]
 
 

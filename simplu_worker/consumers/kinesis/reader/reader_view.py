@@ -16,6 +16,7 @@ from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 TENANTS_NAMED_MAX: Final = 50  # of a hold
+REPLY_WITHIN_S: Final = 10.0  # polls come each second, events of a push each five seconds
 
 
 class ReaderView:
@@ -43,14 +44,17 @@ class ReaderView:
     def lag_s(self) -> float | None:
         """The age of the first pending record, else the lag of the last reply; None before the first reply.
 
-        The lag grows while reading fails, as new records are unknown then. Held records do not count: `held_age_s`.
+        The lag grows while reading fails or no reply comes, as new records are unknown then. Held records do not count:
+        `held_age_s`.
         """
         first = self._tracker.first_pending
         if first is not None:
             return max(0.0, (self._utc() - first.arrived_at).total_seconds())
         if self._cursor.millis_behind is None:
             return None
-        return self._cursor.millis_behind / 1000 + self.unread_for_s
+        waited_s = loop_time() - self._cursor.replied_at
+        is_late = waited_s > REPLY_WITHIN_S and not self._cursor.is_closed
+        return self._cursor.millis_behind / 1000 + (waited_s if is_late else self.unread_for_s)
 
     @property
     def least_lag_s(self) -> float:

@@ -265,7 +265,7 @@ class QueueReceiver:
 
     def stats(self) -> dict[str, Any]:
         """Return the members that the monitoring endpoints show."""
-        queue, now = self._attributes, self._clock()
+        queue, now = self._attributes if self.last_error is None else None, self._clock()
         return {
             "queue": self._queue.name,
             "isFifo": self._queue.is_fifo,

@@ -26,12 +26,12 @@ def point(number: int, **members: Any) -> FleetPoint:
 
 def row(**members: Any) -> dict[str, Any]:
     """Return a stream shard of a report."""
-    return {"owner": "a", "recordsPerSecond": 10.0, "lagSeconds": 1.0, "seenSecondsAgo": 1.0} | members
+    return {"owner": "a", "recordsPerSecond": 10.0, "lagSeconds": 1.0} | members
 
 
 def replica(**members: Any) -> dict[str, Any]:
     """Return a replica of a report."""
-    known = {"latencyP99Seconds": 0.2, "heldTargets": 1.0, "deadLetters": 3, "seenSecondsAgo": 1.0}
+    known = {"latencyP99Seconds": 0.2, "heldTargets": 1.0, "deadLetters": 3, "isSilent": False}
     return known | members
 
 
@@ -46,7 +46,10 @@ def test_point_is_of_the_whole_fleet() -> None:
 
 def test_what_no_replica_has_renewed_is_not_known() -> None:
     """A lag of before says nothing of now; nor does a stream shard without an owner."""
-    old = {"streamShards": [row(seenSecondsAgo=61.0), row(owner=None)], "replicas": [replica(seenSecondsAgo=None)]}
+    old = {
+        "streamShards": [row(recordsPerSecond=None, lagSeconds=None), row(owner=None)],
+        "replicas": [replica(isSilent=True)],
+    }
     assert fleet_point(old, NOW) == UNKNOWN._replace(replicas=0.0)
 
 

@@ -38,15 +38,16 @@ QUIET: dict[str, Any] = {
 
 def stream_shard(name: str = "s", **members: Any) -> dict[str, Any]:
     """Return a row of `/fleet`."""
-    row = {"streamShard": name, "state": "reading", "owner": "me", "lagSeconds": 0.1, "seenSecondsAgo": 0.5}
+    row = {"streamShard": name, "state": "reading", "owner": "me", "lagSeconds": 0.1, "isSilent": False}
     return row | members
 
 
 def fleet(*stream_shards: dict[str, Any], **others: Any) -> dict[str, Any]:
     """Return the report of a fleet of this replica and another one with the members *others*."""
+    gone = others.pop("gone", [])
     me = {"replica": "me", "isThis": True, "held": [], "deadLetters": 0, "isClockApart": False, "unable": None}
     other = me | {"replica": "b", "isThis": False, "deadLetters": None} | others
-    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other]}
+    return {"streamShards": stream_shards or [stream_shard()], "replicas": [me, other], "goneReplicas": gone}
 
 
 def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str, str, bool]]:
@@ -246,19 +247,27 @@ def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
     """A lag that nobody has renewed is not known, and not high; one that has ended is nothing."""
     report = fleet(
         stream_shard("a", owner=None, state="unowned"),
-        stream_shard("b", owner="gone", lagSeconds=500.0, seenSecondsAgo=30.0),
+        stream_shard("b", owner="gone", lagSeconds=None, isSilent=True),
         stream_shard("c", lagSeconds=75.0),
         stream_shard("d", owner=None, state="ended"),
-        stream_shard("e", lagSeconds=60.0, seenSecondsAgo=10.0),
-        stream_shard("f", lagSeconds=None, seenSecondsAgo=None),
-        stream_shard("g", owner=None, seenSecondsAgo=30.0),
-        stream_shard("h", owner="gone", seenSecondsAgo=10.1),
+        stream_shard("e", lagSeconds=60.0),
+        stream_shard("f", lagSeconds=None),
+        stream_shard("g", owner=None),
+        stream_shard("h", owner="gone", isSilent=True),
         stream_shard("i", lagSeconds=59.9),
     )
     assert causes_of({}, report) == [
         (ProblemCause.STREAM_SHARD_UNREAD, ("stream shard a", "stream shard g")),
         (ProblemCause.REPLICA_SILENT, ("replica gone",)),
         (ProblemCause.STREAM_LAG, ("stream shard c", "stream shard e")),
+    ]
+
+
+def test_replica_that_was_killed_is_gone_since_its_last_renewal() -> None:
+    """Though all of its stream shards are read by others."""
+    report = fleet(gone=[{"replica": "c", "seenSecondsAgo": 90.0}])
+    assert find_problems(QUIET, report, NOW) == [
+        FoundProblem(ProblemCause.REPLICA_GONE, "replica c", since=NOW - timedelta(seconds=90))
     ]
 
 

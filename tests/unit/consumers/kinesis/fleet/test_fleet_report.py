@@ -60,6 +60,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "held": [],
         "topTenants": [],
         "seenSecondsAgo": 0.0,
+        "isSilent": False,
     }
     assert second == {
         "replica": OTHER,
@@ -77,6 +78,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "held": [],
         "topTenants": [],
         "seenSecondsAgo": 1.5,
+        "isSilent": False,
     }
     assert found["streamShards"][1] == {
         "streamShard": "b",
@@ -89,6 +91,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "readUpTo": "2026-11-23T12:00:00.000+00:00",
         "checkpoint": "17",
         "seenSecondsAgo": 2.5,
+        "isSilent": False,
     }
     assert found["counts"] == {"replicas": 2, "leases": 3, "unowned": 0, "ended": 0}
 
@@ -105,6 +108,17 @@ def test_replica_that_can_do_nothing_is_seen_without_a_lease() -> None:
     ]
     assert [found["counts"]["replicas"] for found in (alone, with_lease)] == [2, 2]
     assert with_lease["replicas"][1]["leases"] == 1
+
+
+def test_numbers_of_a_silent_replica_are_not_known() -> None:
+    """Those of before are not those of now: its held targets are named, and it is the same as before."""
+    report = LeaseReport(OTHER, "1", 0.0, 21.0, 1, (HeldTarget("tenant t", HoldReason.GAP, 1.0),), 0.75, 4)
+    found = report_of((lease("b", OTHER, report=report), 89.5))
+    row, replica = found["streamShards"][0], found["replicas"][1]
+    names = ("lagSeconds", "recordsPerSecond", "readKBps", "heldTargets")
+    assert [one[name] for one in (row, replica) for name in names] == [None] * 8
+    assert (replica["latencyP99Seconds"], replica["deadLetters"], replica["version"]) == (None, None, "1")
+    assert (row["isSilent"], replica["isSilent"], len(replica["held"])) == (True, True, 1)
 
 
 def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
@@ -126,6 +140,7 @@ def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
         "held": [],
         "topTenants": [],
         "seenSecondsAgo": 1.0,
+        "isSilent": False,
     }
 
 

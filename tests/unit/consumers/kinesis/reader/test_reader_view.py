@@ -7,9 +7,12 @@ from typing import Any, cast
 
 import pytest
 
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.consumers.kinesis.stream.positions import Latest, RecordPosition
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import StreamReader
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 NOT_USED = cast("Any", None)  # a part that the lag of a pending record does not need
@@ -35,3 +38,15 @@ def test_lag_is_a_share_of_the_streams_own_retention(retention: timedelta | None
 def test_lag_of_a_record_ahead_of_our_clock_is_none() -> None:
     """Clocks differ by some seconds."""
     assert view_of(timedelta(seconds=-5)).lag_retention_ratio(timedelta(hours=24)) == 0
+
+
+async def test_lag_grows_while_no_reply_comes() -> None:
+    """A read that is not answered fails only after its time-out; the end of a stream shard is waited for in peace."""
+    cursor = Cursor(NOT_USED, Latest(), NOT_USED, kind=StreamReader.MAIN)
+    view = ReaderView(CheckpointTracker(), cursor, NOT_USED, NOT_USED, utc=lambda: NOON)
+    cursor.millis_behind, cursor.replied_at = 0, loop_time() - 5
+    assert view.lag_s == 0
+    cursor.replied_at = loop_time() - 30
+    assert view.lag_s == pytest.approx(30, abs=5)
+    cursor.is_closed = True
+    assert view.lag_s == 0

@@ -1,0 +1,101 @@
+"""Replicas that were killed: known by leases that nobody renewed, until another one has come."""
+
+from __future__ import annotations
+
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
+from simplu_worker.consumers.kinesis.leases.lost_owners import TOLD_FOR_S, LostOwners
+from simplu_worker.consumers.kinesis.stream.positions import Position
+
+DURATION_S = 10.0
+
+
+class Table:
+    """A lease table that is scanned each second, whose owners renew at every third scan."""
+
+    def __init__(self, **owners: str) -> None:
+        self.owners: dict[str, str | None] = {**owners}
+        self.silent: set[str] = set()
+        self.lost = LostOwners(DURATION_S)
+        self.now = 0.0
+        self._counters = dict.fromkeys(owners, 0)
+        self._seen: dict[str, Observation] = {}
+
+    def pass_time(self, seconds: int) -> list[str]:
+        """Let time pass, and return the owners that are gone."""
+        for _ in range(seconds):
+            for key, owner in self.owners.items():
+                self._counters[key] += owner not in self.silent and self.now % 3 == 0
+            self.scan()
+        return [owner for owner, _ in self.lost.gone(now=self.now)]
+
+    def scan(self) -> None:
+        """Scan once, a second later."""
+        self.now += 1.0
+        leases = [
+            Lease(key, Position(1), owner=owner, counter=self._counters[key]) for key, owner in self.owners.items()
+        ]
+        self._seen = observe(self._seen, leases, now=self.now)
+        self.lost.note(self._seen, now=self.now)
+
+    def take(self, owner: str, *keys: str) -> None:
+        """Give leases another owner."""
+        for key in keys:
+            self.owners[key] = owner
+            self._counters[key] += 1
+
+
+def test_killed_owner_is_gone_until_a_new_one_comes() -> None:
+    """An owner that was there before does not take its place; one that comes later does, once."""
+    table = Table(s="a", t="b", u="c")
+    table.pass_time(20)
+    table.silent = {"b", "c"}
+    assert table.pass_time(11) == []
+    table.take("a", "t", "u")
+    assert table.pass_time(3) == ["b", "c"]
+    ages = [age_s for _, age_s in table.lost.gone(now=table.now)]
+    assert all(11 <= age_s <= 17 for age_s in ages)
+    table.take("d", "t")
+    assert len(table.pass_time(3)) == 1
+    table.take("e", "u")
+    assert table.pass_time(3) == []
+
+
+def test_owner_that_hands_over_in_order_is_not_gone() -> None:
+    """Whether a scan sees the lease without an owner or not."""
+    table = Table(s="a", t="b")
+    table.pass_time(20)
+    table.take("a", "t")
+    assert table.pass_time(20) == []
+
+
+def test_owner_that_is_back_is_not_gone() -> None:
+    """One that was only silent for long."""
+    table = Table(s="a", t="b")
+    table.pass_time(20)
+    table.silent = {"b"}
+    table.pass_time(11)
+    table.take("a", "t")
+    assert table.pass_time(1) == ["b"]
+    table.silent = set()
+    table.take("b", "s")
+    assert table.pass_time(1) == []
+
+
+def test_owner_from_before_a_restart_is_replaced_by_it() -> None:
+    """The first scan of a process that was started again has the dead one."""
+    table = Table(s="old")
+    table.silent = {"old"}
+    table.pass_time(11)
+    table.take("new", "s")
+    assert table.pass_time(1) == []
+
+
+def test_gone_owner_is_told_for_a_day() -> None:
+    """Then the fleet is as large as it is."""
+    table = Table(s="a", t="b")
+    table.pass_time(20)
+    table.silent = {"b"}
+    table.pass_time(11)
+    table.take("a", "t")
+    table.pass_time(1)
+    assert table.lost.gone(now=table.now + TOLD_FOR_S) == []
