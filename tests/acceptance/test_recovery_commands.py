@@ -61,9 +61,9 @@ async def lose_operations(scene: Scene) -> None:
         await execute(scene.servers[host].url, LOSE_SQL.format(tenant=tenant))
 
 
-async def replay(scene: Scene, options: str = "", *, status: int = 0) -> dict[str, Any]:
-    """Return what a replay of the last hour reports, with *options*."""
-    since = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+async def replay(scene: Scene, options: str = "", *, status: int = 0, hours: int = 1) -> dict[str, Any]:
+    """Return what a replay of the last *hours* reports, with *options*."""
+    since = (datetime.now(UTC) - timedelta(hours=hours)).isoformat()
     found, out = await scene.run_lines(
         f"simplu-worker replay --since {since} --json --env-file worker.env {options} 2>err"
     )
@@ -92,6 +92,13 @@ async def test_replay_ends_with_the_records_of_its_range(scene: Scene) -> None:
     line = "simplu-worker replay --since 2026-01-02 --until 2026-01-01 --env-file worker.env"
     status, out = await scene.run_lines(line)
     assert (status, "--until: expected a time after --since" in out) == (2, True)
+
+
+async def test_replay_fails_when_the_stream_lacks_its_beginning(scene: Scene) -> None:
+    """What the stream has is applied all the same."""
+    answer = await replay(scene, hours=366 * 24, status=1)
+    (left,) = answer["left"].values()
+    assert (answer["outcomes"], left[:25]) == ({"duplicate": 6}, "the stream keeps records ")
 
 
 async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(scene: Scene) -> None:

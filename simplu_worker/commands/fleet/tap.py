@@ -16,7 +16,7 @@ from simplu_worker.config.settings import Settings
 async def tap_operations(settings: Settings, url: str | None, query: Mapping[str, str], *, as_json: bool) -> int:
     """Print the operations of the replica at *url* that *query* matches, one a line, until it ends the stream.
 
-    Content needs the operators' token.
+    Content needs the operators' token. Return 1 if the replica left operations out.
     """
     dropped = 0
     async with open_replica(settings, url, acts="content" in query) as replica:
@@ -29,7 +29,9 @@ async def tap_operations(settings: Settings, url: str | None, query: Mapping[str
             else:
                 _print(text, event, as_json=as_json)
     print_note("the replica has ended the tap: it does so after 15 minutes, and when it stops")
-    return 0
+    if dropped:
+        print_note(f"{dropped} operations are not shown: narrow the tap with --tenant or --outcome")
+    return 1 if dropped else 0
 
 
 def _print(text: str, event: Mapping[str, Any], *, as_json: bool) -> None:

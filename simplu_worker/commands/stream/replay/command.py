@@ -46,7 +46,7 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
 
     Needs no lease and moves no checkpoint. Is safe beside the workers' readers, because it starts no later than their
     first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2). Without
-    *apply* nothing is applied. Returns 1 if tenants or stream shards were left.
+    *apply* nothing is applied. Returns 1 if tenants or stream shards were left, or the stream no longer has the start.
     """
     require_settings(settings, routes=True, stream=True)
     totals = ReplayTotals()
@@ -58,7 +58,7 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
         routes = ShardRoutes(shards.gateway, totals, tenant_wait=rules.tenant_wait)
         sink: ReplaySink = (ApplyingSink if apply else CountingSink)(shards.gateway, totals, routes)
         leases = {lease.lease_key: lease for lease in await table.scan()}
-        _note_retention(chosen, (await stream.describe()).retention)
+        totals.left |= _left_the_stream(chosen, (await stream.describe()).retention)
         memory = PrefetchMemory(settings.prefetch_max_bytes)
         stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals)
         for generation in generations(await stream.list_stream_shards()):
@@ -72,11 +72,13 @@ async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_jso
     return 1 if totals.left else 0
 
 
-def _note_retention(chosen: ReplayRange, retention: timedelta) -> None:
-    """Note on stderr that the stream no longer has the beginning of *chosen*."""
-    if chosen.start < utc_now() - retention:
-        hours = retention.total_seconds() / 3600
-        print_note(f"the stream keeps records for {hours:g} h: it is read from its oldest record on")
+def _left_the_stream(chosen: ReplayRange, retention: timedelta) -> dict[str, str]:
+    """Return that the stream no longer has the beginning of *chosen*, if it has not."""
+    oldest = utc_now() - retention
+    if chosen.start >= oldest:
+        return {}
+    hours = retention.total_seconds() / 3600
+    return {f"records before {oldest.isoformat(timespec='seconds')}": f"the stream keeps records for {hours:g} h"}
 
 
 def _members(totals: ReplayTotals, *, apply: bool) -> dict[str, Any]:
@@ -96,10 +98,10 @@ def _print_totals(totals: ReplayTotals, *, apply: bool) -> None:
     rows += [(f"no operation: {reason}", count) for reason, count in sorted(totals.dead_letters.items())]
     rows += [("left", totals.left_count)] if totals.left else []
     print_table(("outcome of the records", "count"), rows)
-    for target, reason in sorted(totals.left.items()):
-        print_note(f"{target}: left: {reason}")
     if not apply:
         print_note("nothing was applied; with --apply the operations that would_apply are")
+    for target, reason in sorted(totals.left.items()):
+        print_note(f"{target}: left: {reason}")
 
 
 @dataclass
