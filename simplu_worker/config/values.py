@@ -34,7 +34,7 @@ def describe_values(schema: Mapping[str, Any]) -> str:
             return str(words)
         case _:
             words = {"date-time": "a time of RFC 3339", "path": "the path of a file"}
-            return words.get(schema.get("format", ""), "text")
+            return str(words.get(schema.get("format", ""), "text"))
 
 
 def is_service_link(value: str) -> bool:

@@ -20,7 +20,7 @@ WITHOUT_CAUSE = {"WorkerAbsent"}  # no replica is there to tell it
 
 def test_every_cause_and_reason_has_words() -> None:
     """None is forgotten."""
-    assert (CAUSES.keys(), HELD.keys()) == (set(ProblemCause), set(HoldReason))
+    assert (set(CAUSES), set(HELD)) == (set(ProblemCause), set(HoldReason))
 
 
 def test_alerts_are_as_bad_as_their_causes() -> None:

@@ -35,4 +35,4 @@ async def test_replica_names_expired_credentials_until_renewed() -> None:
         source.expired_since = loop_time() - EXPIRED_AFTER_S - 1
         assert reason_of(replica) == UnreadyReason.CREDENTIALS_EXPIRED
         await client.list_tables()
-    assert (source.expired_since, reason_of(replica)) == (None, UnreadyReason.STARTING)
+    assert [source.expired_since, reason_of(replica)] == [None, UnreadyReason.STARTING]
