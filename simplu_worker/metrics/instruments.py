@@ -52,7 +52,10 @@ OTHER = "other"
 FINDING_PATHS_MAX, FINDING_SERIES_MAX = 100, 200
 
 # From a commit right after the arrival, over a noticeable lag, to the wait for an unregistered tenant.
-LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
+LATENCY_BUCKETS_S = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    *(30.0, 60.0, 120.0, 300.0, 900.0),
+)
 # One request to a service near by; no client waits much longer than 10 s for an answer.
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # For visibility timeouts from seconds to hours.

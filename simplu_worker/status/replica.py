@@ -41,7 +41,7 @@ from simplu_worker.status.live.fleet_history import FleetHistory, fleet_point
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.problems import Problems, find_problems
 from simplu_worker.status.live.request_bodies import OpenDesk
-from simplu_worker.status.live.stream_history import StreamHistory
+from simplu_worker.status.live.stream_history import ReadRates, StreamHistory
 from simplu_worker.status.live.top_tenants import TopTenants
 from simplu_worker.status.lookups import Lookups, pool_view
 from simplu_worker.status.queues import Monitoring
@@ -109,6 +109,7 @@ class ReplicaStatus:
     monitoring: Monitoring = field(default_factory=Monitoring)
     history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
     stream_history: StreamHistory = field(default_factory=StreamHistory)
+    read_rates: ReadRates = field(default_factory=ReadRates)
     fleet_history: FleetHistory = field(default_factory=FleetHistory)
     problems: Problems = field(default_factory=Problems)
     top_tenants: TopTenants = field(default_factory=TopTenants)
@@ -403,6 +404,7 @@ class ReplicaStatus:
         if self.fleet is not None:
             self.fleet.figures = self._figures()
         report = self._fleet_report()
+        report["streamShards"] = self.read_rates.note(report["streamShards"], now=loop_time())
         self.stream_history.note(report["streamShards"], at)
         self.fleet_history.note(fleet_point(report, at))
         self.problems.note(find_problems(self._state(), report, at), at)

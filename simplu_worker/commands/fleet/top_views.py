@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 LAG_WARN_S: Final = 10.0
 LAG_BAD_S: Final = 60.0
+LATENCY_MAX_S: Final = 900.0  # the end of the last step but one
 GOOD_STATES: Final = frozenset(
     {"active", "catching up", "healthy", "ok", "owned", "polling", "reading", "ready", "running"}
 )
@@ -52,7 +53,7 @@ def status_line(status: Json, fleet: Json) -> list[ScreenCell]:
         ScreenCell(f"held {held_count:,}", "warn" if held_count else "good"),
         ScreenCell(f"shards {len(shards) - sick_count} of {len(shards)}", "warn" if sick_count else "good"),
         ScreenCell(f"lag {duration_text(max(lags))}", lag_tone(max(lags))) if lags else ScreenCell(""),
-        ScreenCell(f"p99 {duration_text(max(latencies))}" if latencies else ""),
+        ScreenCell(f"p99 {_latency_text(max(latencies))}" if latencies else ""),
         _dead_letters(sum(dead_letters)) if dead_letters else ScreenCell(""),
         ScreenCell(f"{gone_count} {'replica' if gone_count == 1 else 'replicas'} gone" if gone_count else "", "warn"),
         ScreenCell(f"{sum(rates):,.0f} records/s" if rates else "– records/s"),
@@ -112,6 +113,11 @@ def duration_text(seconds: float | None) -> str:
         return f"{minutes} min {int(seconds % 60)} s"
     hours = minutes // 60
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _latency_text(seconds: float | None) -> str:
+    """Return a latency that is measured in steps: the end of its step."""
+    return "–" if seconds is None else f"under {duration_text(seconds)}" if seconds < LATENCY_MAX_S else "over 5 min"
 
 
 def lag_tone(seconds: float | None) -> str:
@@ -257,7 +263,7 @@ def _replica_table(replicas: Iterable[Json]) -> ScreenTable:
             _text(one.get("leases")),
             _lag(one.get("lagSeconds")),
             _text(one.get("recordsPerSecond")),
-            ScreenCell(duration_text(one.get("latencyP99Seconds"))),
+            ScreenCell(_latency_text(one.get("latencyP99Seconds"))),
             _text(one.get("deadLetters")),
             _text(one.get("heldTargets")),
             ScreenCell(duration_text(one.get("seenSecondsAgo"))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -29,7 +30,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class HistoryPoint(msgspec.Struct, frozen=True):
-    """The interval that ends at a moment. A latency is None where no operation was decided."""
+    """The interval that ends at a moment. A latency is the bound below which it was, None without an operation."""
 
     operations_per_s: float
     failed_per_s: float
@@ -99,22 +100,16 @@ def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: S
 
 
 def quantile(share: float, counts: Sequence[int], bounds_s: Sequence[float]) -> float | None:
-    """Return the latency that *share* of the operations do not exceed, interpolated within its bucket, as PromQL does.
+    """Return the bound of the bucket that has the latency which *share* of the operations do not exceed.
 
-    *counts* are those of the buckets up to each bound, and of the rest last; there the last bound is returned. None
-    without operations.
+    Where within its bucket the latency is, nobody knows. *counts* are those of the buckets up to each bound, and of the
+    rest last; there the last bound is returned. None without operations.
     """
-    total = sum(counts)
-    if not total:
+    wanted = share * sum(counts)
+    if not wanted:
         return None
-    wanted, passed = share * total, 0
-    low_s = 0.0
-    for count, bound_s in zip(counts, bounds_s, strict=False):
-        if count and passed + count >= wanted:
-            return low_s + (bound_s - low_s) * (wanted - passed) / count
-        passed += count
-        low_s = bound_s
-    return bounds_s[-1]
+    passed = accumulate(counts)
+    return next((bound_s for count, bound_s in zip(passed, bounds_s, strict=False) if count >= wanted), bounds_s[-1])
 
 
 def totals_of(

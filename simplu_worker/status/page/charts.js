@@ -49,7 +49,7 @@ export function showCharts(history, period) {
     const now = text(values.at(-1), kind);
     const isEmpty = !values.some((one) => typeof one === "number");
     setText(caption.lastElementChild, isEmpty ? "not known" : `${now} at ${clock(until)}, max ${text(most, kind)}`);
-    for (const [place, share] of [1, 0.5, 0].entries()) setText(scale.children[place], text(top * share, kind));
+    for (const [place, share] of [1, 0.5, 0].entries()) setText(scale.children[place], text(top * share, kind === "latency" ? "seconds" : kind));
     for (let tick = 0; tick <= TICKS; tick += 1) setText(axis.children[tick], clock(from + ((until - from) * tick) / TICKS));
     const label = isEmpty ? `${title}: not known` : `${title} from ${clock(from)} to ${clock(until)}: at the end ${now}, highest ${text(most, kind)}`;
     holder.replaceChildren(lineChart({ at: series.at, values, from, until, top, interval: series.intervalSeconds }, label));

@@ -2,6 +2,7 @@
 
 export const STALE_S = 10; // older values are grey, with their age
 
+const LATENCY_LONG_S = 300;
 const LATENCY_MAX_S = 900;
 const HOURS = { hourCycle: "h23" }; // as on the axes of the charts
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -24,8 +25,8 @@ export function rough(seconds) {
   return `${Math.round(seconds / unit)} ${name}`;
 }
 
-// A latency that the worker measures in steps, of which 15 min is the last.
-const latency = (seconds) => (seconds >= LATENCY_MAX_S ? `over ${duration(LATENCY_MAX_S)}` : duration(seconds));
+// A latency that the worker measures in steps: the end of its step, of which the last has none.
+const latency = (seconds) => (seconds >= LATENCY_MAX_S ? `over ${duration(LATENCY_LONG_S)}` : `under ${rough(seconds)}`);
 
 export function size(bytes) {
   let step = 0;

@@ -96,6 +96,7 @@ STREAM_SHARD: Final = _object(
     streamShard=TEXT,
     owner=TEXT_OR_NULL,
     state=TEXT,
+    recordsRead=NUMBER_OR_NULL,
     readUpTo=TEXT_OR_NULL,
     checkpoint=TEXT,
     **MEASURED,

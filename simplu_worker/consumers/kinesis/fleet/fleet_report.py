@@ -116,6 +116,7 @@ def _stream_shard(
         "state": StreamShardState.ENDED if is_ended else state,
         "lagSeconds": _rounded(lag_s),
         "recordsPerSecond": None if report is None else _rounded(report.records_per_s),
+        "recordsRead": None if report is None else report.read_count,
         "readKBps": _rounded(lease.throughput_kbps) if is_measured else None,
         "heldTargets": held_count,
         "readUpTo": None if lease.read_up_to is None else lease.read_up_to.isoformat(timespec="milliseconds"),

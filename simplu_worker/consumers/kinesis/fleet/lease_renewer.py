@@ -204,6 +204,7 @@ class LeaseRenewer:
             top=figures.top,
             is_clock_apart=figures.is_clock_apart,
             unable=figures.unable,
+            read_count=self.reader.read_records,
         )
 
     def _checkpoint(self) -> Position | None:

@@ -65,8 +65,8 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal.
 
-    *held* are the oldest of its held targets; *figures* are those of its replica. *beat* counts the reports of a
-    replica without a lease.
+    *held* are the oldest of its held targets; *figures* are those of its replica. *read_count* are the records since
+    the reader began. *beat* counts the reports of a replica without a lease.
     """
 
     by: str
@@ -81,6 +81,7 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     is_clock_apart: bool = False
     unable: str | None = None
     beat: int = 0
+    read_count: int | None = None
 
     @property
     def figures(self) -> ReplicaFigures:
@@ -158,7 +159,7 @@ def decode_idle_report(text: str) -> LeaseReport | None:
     took_s = (one.took_s for one in report.top)
     figures = (report.latency_p99_s, report.dead_letter_count)
     numbers = (report.lag_s, report.records_per_s, report.held_count, *figures, *ages, *took_s)
-    is_sane = all(number is None or 0 <= number < LARGE for number in numbers)
+    is_sane = all(number is None or 0 <= number < LARGE for number in numbers) and (report.read_count or 0) >= 0
     return report if is_sane else None
 
 

@@ -39,7 +39,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     """This replica comes first, and its own readers are as of now; the rows of others as they wrote them last."""
     found = report_of(
         (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
-        (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1), read_up_to=UP_TO), 97.5),
+        (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1, read_count=7), read_up_to=UP_TO), 97.5),
         (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4, is_clock_apart=True)), 98.5),
         own={"a": OwnReader(0.25, 2, 0.125)},
     )
@@ -86,6 +86,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "state": "elsewhere",
         "lagSeconds": 0.5,
         "recordsPerSecond": 20.0,
+        "recordsRead": 7,
         "readKBps": 2.5,
         "heldTargets": 1,
         "readUpTo": "2026-11-23T12:00:00.000+00:00",
