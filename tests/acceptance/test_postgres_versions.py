@@ -1,18 +1,31 @@
-"""The worker on the oldest Postgres that Debian supports; the one beside all other tests is the newest."""
+"""The worker on other versions of Postgres than the newest, which is beside all other tests."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.postgres.databases import execute
+from support.postgres.installed import running_server
 from support.requires import ROOT, require
 
 from simplu_local.postgres.server import INITIAL_DATA_VARIABLE, PROGRAMS_VARIABLE
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import ensure_schema
 
 PROGRAMS = Path("/usr/lib/postgresql/15/bin")
+DEBIAN = "apt-get install postgresql-15"
+NOWHERE = "http://127.0.0.1:1"
+NODE_MODULES = ROOT / ".tools" / "node_modules"
+OTHERS = {version: NODE_MODULES / f"postgres-{version}" / "native" / "bin" for version in (14, 16, 17)}
+NODE_PACKAGES = (
+    "npm ci, and npm rebuild for their links, with requirements/npm in .tools (`node_packages` of .ci/functions)"
+)
 RUN_S = 580
 KEPT = 6000  # of what the tests printed: the end
 FILES = (
@@ -29,7 +42,7 @@ FILES = (
 @pytest.mark.slow(30)
 def test_worker_does_the_same_on_postgres_15(tmp_path: Path) -> None:
     """A part of the integration tests: writing, moving, restoring, importing, positions, the schema."""
-    require("PostgreSQL 15", found=(PROGRAMS / "postgres").is_file(), how="apt-get install postgresql-15")
+    require("PostgreSQL 15", found=(PROGRAMS / "postgres").is_file(), how=DEBIAN)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "REQUIRE_ALL"))}
     environment = kept | {"CI": "1", PROGRAMS_VARIABLE: str(PROGRAMS), INITIAL_DATA_VARIABLE: str(tmp_path)}
     files = [f"tests/integration/{name}" for name in FILES]
@@ -44,3 +57,42 @@ def test_worker_does_the_same_on_postgres_15(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-KEPT:] + done.stderr[-KEPT:]
     assert [path.read_text() for path in tmp_path.glob("*/PG_VERSION")] == ["15\n"]
+
+
+@pytest.mark.slow(5)
+@pytest.mark.parametrize("version", [14, 15, 16, 17])
+async def test_check_ends_well_on_each_version(version: int) -> None:
+    """As the owner of the tables, and as a role that owns none: all that a worker needs is found."""
+    programs = OTHERS.get(version, PROGRAMS)
+    require(
+        f"PostgreSQL {version}",
+        found=(programs / "postgres").is_file(),
+        how=NODE_PACKAGES if version in OTHERS else DEBIAN,
+    )
+    async with running_server(programs, database="shard") as server:
+        url = server.url_of("shard")
+        pool = ShardPool(ShardAddress("database", url), size=1)
+        await ensure_schema(pool)
+        await pool.close()
+        rights = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO guest"
+        await execute(url, f"CREATE ROLE guest LOGIN; {rights}")
+        for user in ("postgres", "guest"):
+            environment = {
+                "PATH": os.environ["PATH"],
+                "AWS_ACCESS_KEY_ID": "x",
+                "AWS_SECRET_ACCESS_KEY": "y",
+                "AWS_REGION": "eu-west-1",
+                "AWS_ENDPOINT_URL": NOWHERE,
+                "SQS_ORDER_EVENTS_QUEUE_URL": f"{NOWHERE}/queue",
+                "SQS_DEAD_LETTER_QUEUE_URL": f"{NOWHERE}/dead-letters",
+                "DATABASE_HOST": "127.0.0.1",
+                "DATABASE_PORT": str(server.port),
+                "DATABASE_NAME": "shard",
+                "DATABASE_USERNAME": user,
+            }
+            command = [sys.executable, "-m", "simplu_worker", "check", "--json"]
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: ASYNC221
+            assert ended.stdout, ended.stderr
+            checked = json.loads(ended.stdout)["dependencies"]
+            (shard,) = [one for one in checked if one["dependency"].startswith("shard ")]
+            assert (shard["status"], shard["result"].startswith(f"PostgreSQL {version}.")) == ("ok", True), shard

@@ -102,7 +102,10 @@ SELECT
     pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')) AS max_wal_size,
     pg_catalog.pg_size_bytes(pg_catalog.current_setting('shared_buffers')) AS shared_buffers,
     pg_catalog.current_setting('wal_compression') AS wal_compression,
-    (SELECT enumvals FROM pg_catalog.pg_settings WHERE name = 'wal_compression') AS wal_compressions,
+    (
+        SELECT coalesce(enumvals, '{}'::pg_catalog.text[]) -- before PostgreSQL 15 it is on or off
+        FROM pg_catalog.pg_settings WHERE name = 'wal_compression'
+    ) AS wal_compressions,
     pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
     pg_catalog.current_setting('synchronous_standby_names') AS synchronous_standby_names,
     pg_catalog.current_setting('autovacuum')::boolean AND pg_catalog.current_setting('track_counts')::boolean
