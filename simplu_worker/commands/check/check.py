@@ -38,6 +38,7 @@ from simplu_worker.commands.check.dependency import (
 from simplu_worker.commands.check.feed_destinations import check_feed
 from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
 from simplu_worker.commands.check.registrations import sample_registrations
+from simplu_worker.commands.check.running_fleet import check_fleet
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.config.variable_rules import unset_sources
@@ -52,11 +53,13 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_poli
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard, read_server_facts
+from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.status.live.causes import CAUSES
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK
+from simplu_worker.vocabulary import ShardProblem
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
 # once would not connect within the time of a probe.
@@ -69,6 +72,7 @@ CACHE_IS_CLUSTER: Final = (
     "expected one server, or a primary with replicas, got a Redis Cluster, which refuses commands with keys of several "
     "slots; set REDIS_URL to a server without cluster mode"
 )
+ODDITIES: Final = frozenset({ShardProblem.CLOCK, ShardProblem.BUSINESS_TYPE})  # of a shard, each told as one
 STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red", "off": "dim"}
 
 
@@ -166,6 +170,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
                 checks.check_shards(shards),
                 checks.check_cache(),
                 check_feed(settings),
+                check_fleet(settings),
             ]
         )
         await run_all([checks.read_positions(shards), checks.sample_registrations(shards)])
@@ -177,7 +182,7 @@ async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]
 
 def sparing(settings: Settings) -> Settings:
     """Return *settings* with one try at Citrus, and with few connections in all: each pool would keep one open."""
-    connections = min(settings.database_max_connections, SHARDS_AT_ONCE)
+    connections = min(settings.database_max_connections, SHARDS_AT_ONCE // 2)  # beside those of probes
     return settings.model_copy(update={"citrus_retry_attempts": 1, "database_max_connections": connections})
 
 
@@ -428,18 +433,21 @@ class DependencyChecks:
             self.facts.skews_s[name] = probe.skew_s
             self.facts.schema_creators[name] = probe.creators
             self.facts.awaited_types[name] = probe.awaited_types
-            for finding in assess(ShardObservation(probe=probe)).findings:
+            findings = assess(ShardObservation(probe=probe)).findings
+            for finding in findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
+            await try_write(pool)
             if (server := await read_server_facts(pool, probe.version_number)) is not None:
                 self.facts.servers[name] = server
+            content = f"schema {probe.schema_version}, {probe.tenant_count} tenants"
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)
-                return CheckAnswer(
-                    f"PostgreSQL {probe.server_version}, empty: the schema is created with the first tenant"
-                )
+                content = "empty: the schema is created with the first tenant"
+            worse = [str(one) for one in findings if one.problem not in ODDITIES]
             return CheckAnswer(
-                f"PostgreSQL {probe.server_version}, schema {probe.schema_version}, {probe.tenant_count} tenants"
+                "; ".join([f"PostgreSQL {probe.server_version}, {content}", *worse]),
+                CheckStatus.WARNING if worse else CheckStatus.OK,
             )
 
         async with self._shard_turns:

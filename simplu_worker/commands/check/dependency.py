@@ -22,9 +22,9 @@ class CheckStatus(StrEnum):
     """The state of a dependency."""
 
     OK = "ok"
-    WARNING = "warning"  # a problem of a dependency that no configured feature needs
+    WARNING = "warning"  # it works, with a problem; or no configured feature needs it
     FAILED = "failed"
-    OFF = "off"  # a source that is not configured
+    OFF = "off"  # not configured, or not there to be asked
 
 
 class CheckAnswer(msgspec.Struct, frozen=True):
