@@ -50,6 +50,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
+from simplu_worker.transfers.importing.target import find_shard_problem
 from simplu_worker.transfers.moving import running_note
 from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
 from simplu_worker.transfers.sql_files import QUERIES
@@ -498,6 +499,8 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
     async with open_shards(settings) as shards:
         with pytest.raises(RetryableError, match="was drained, and takes no tenants"):
             await shards.provisioner.provision(new)
+        problem = await find_shard_problem(shards.pools.ensure_pool(addresses[0]), ["dental"])
+        assert "was drained, and takes no tenants" in str(problem)  # nor an import
 
     assert await drain(settings, "a", undo=True, apply=True) == 0
     assert await ask(addresses[0], "SELECT id FROM tenants WHERE state = 'active'") == [{"id": TENANT_ID}]
