@@ -328,6 +328,24 @@ def test_stream_whose_leases_were_never_seen_is_shown_as_unread() -> None:
     play(replace(CALM, stream_shard_count=2, replica_count=1), work)
 
 
+def test_replica_is_not_ready_when_no_lease_row_can_be_read() -> None:
+    """And it goes on once the rows are corrected."""
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        (replica,) = world.alive()
+        rows = dict(world.table.rows)
+        for key, row in rows.items():
+            world.table.rows[key] = {name: value for name, value in row.items() if name != "checkpoint"}
+        await asyncio.sleep(5.0)
+        assert "no row is a lease as the KCL writes it" in (replica.fleet.outage or "")
+        world.table.rows.update(rows)
+        await until_well(world)
+        assert replica.fleet.outage is None
+
+    play(replace(CALM, stream_shard_count=2, replica_count=1), work)
+
+
 @pytest.mark.parametrize("refused", ["all", "writes"])
 def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
     """Also while the rows name their last owners, and while none can be read: an alert goes by the gauge."""

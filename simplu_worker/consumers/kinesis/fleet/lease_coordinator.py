@@ -13,6 +13,7 @@ import structlog
 from simplu_worker.bulkheads import FailureCount, contain, translate
 from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
+from simplu_worker.consumers.kinesis.fleet.lease_start import is_start_unknown
 from simplu_worker.consumers.kinesis.leases.ability import Reach
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, assigned_leases, unfinished_hand_overs
@@ -209,6 +210,8 @@ class LeaseCoordinator:
         self._untaken.pop(lease.lease_key, None)
         if taken is None:
             return True
+        if is_start_unknown(lease):
+            log.warning("lease.start_unknown", stream_shard_id=lease.lease_key, started_at=str(taken.started_at))
         how = LeaseTake.ASSIGNED if take == self._table.begin else self._how(lease)
         instruments.KINESIS_LEASE_TAKES.labels(how).inc()
         log.info(

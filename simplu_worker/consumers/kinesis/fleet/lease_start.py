@@ -21,15 +21,21 @@ def pinned_start(lease: Lease, initial_position: str | datetime, *, now: datetim
     """Return the instant from which this application reads a stream shard; None when the row contains one.
 
     *initial_position* is `KINESIS_INITIAL_POSITION`. A lease with a checkpoint and without this instant comes from a
-    Kinesis Client Library, which is responsible for all records before *now*.
+    Kinesis Client Library, which is responsible for all records before *now*; one that begins at an instant has been
+    read by nobody, and the library's configuration alone has the instant.
     """
     if lease.started_at is not None:
         return None
-    if lease.checkpoint == TRIM_HORIZON:
+    if lease.checkpoint == TRIM_HORIZON or (is_start_unknown(lease) and initial_position == "TRIM_HORIZON"):
         return HORIZON
     if lease.checkpoint in {LATEST, AT_TIMESTAMP} and isinstance(initial_position, datetime):
         return initial_position
     return now
+
+
+def is_start_unknown(lease: Lease) -> bool:
+    """Return whether a lease begins at an instant that its row does not contain."""
+    return lease.checkpoint == AT_TIMESTAMP and lease.started_at is None
 
 
 def start_of(lease: Lease, now: datetime) -> Start:

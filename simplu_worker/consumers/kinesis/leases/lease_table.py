@@ -119,7 +119,8 @@ class LeaseTable:
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
         """Return all leases, without rows of other kinds (`other_rows`) and unreadable rows (logged once).
 
-        Unless *is_consistent*, which costs twice as much, a row may be a second old.
+        Unless *is_consistent*, which costs twice as much, a row may be a second old. Raises PermanentError if none of
+        the rows can be read.
         """
         leases: list[Lease] = []
         others: list[LeaseRow] = []
@@ -134,8 +135,17 @@ class LeaseTable:
             others += [row for row in reply["Items"] if not is_lease(row)]
             if not reply.get("LastEvaluatedKey"):
                 self.other_rows = tuple(others)
+                self._require_readable(leases)
                 return leases
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
+    def _require_readable(self, leases: Sequence[Lease]) -> None:
+        if self._unreadable and not leases:
+            lease_key, problem = next(iter(self._unreadable.items()))
+            raise PermanentError(
+                f"table {self.name}: no row is a lease as the KCL writes it, such as {lease_key} ({problem}); correct "
+                "the rows, or set KINESIS_APPLICATION_NAME to a name of its own"
+            )
 
     async def find(self, lease_key: str) -> Lease | None:
         """Return a lease by a consistent read; None without a row, or with an unreadable one."""

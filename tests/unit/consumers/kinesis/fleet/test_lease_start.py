@@ -32,6 +32,8 @@ READ = Position(17, 3)
         pytest.param(TRIM_HORIZON, EARLIER, HORIZON, id="a child, whatever the initial position"),
         pytest.param(LATEST, "LATEST", NOW, id="latest: from the take on"),
         pytest.param(AT_TIMESTAMP, EARLIER, EARLIER, id="the configured instant"),
+        pytest.param(AT_TIMESTAMP, "TRIM_HORIZON", HORIZON, id="a KCL's instant, which is not known"),
+        pytest.param(AT_TIMESTAMP, "LATEST", NOW, id="a KCL's instant, where only new records are wanted"),
         pytest.param(LATEST, EARLIER, EARLIER, id="a KCL's LATEST, with a configured instant"),
         pytest.param(READ, EARLIER, NOW, id="a KCL has read a part"),
     ],
