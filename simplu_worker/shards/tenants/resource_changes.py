@@ -16,7 +16,7 @@ from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.judging import judge_change
-from simplu_worker.shards.apply.patch_merging import merge_into_row
+from simplu_worker.shards.apply.patch_merging import ResourceId, merge_into_row
 from simplu_worker.shards.apply.unstorable import find_unstorable
 from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.errors import ValueRefusedError
@@ -72,15 +72,20 @@ class ResourceChanges:
         """Give a resource another id, and merge `additional_data` into it.
 
         If only a resource with the new id exists, the rename was done before: later changes may have replaced the
-        merged data, so it is not merged again. Refused if both resources exist.
+        merged data, so it is not merged again. Refused if both resources exist. Any name of its type may be sent.
         """
-        key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type)
+        tenant_id = tenant_id_of(rename.business_id, rename.location_id)
         old_id, new_id = rename.old_resource_id, rename.new_resource_id
+        keys: list[ResourceKey] = []
 
         async def change(connection: Connection, _shard_id: str) -> ChangeResult:
+            name = await connection.fetchval(QUERIES["find_stored_name"], tenant_id, rename.resource_type)
+            key = (tenant_id, name)
+            types = dict.fromkeys((rename.resource_type, name))
+            keys[:] = (ResourceKey(tenant_id, one, resource_id) for one in types for resource_id in (old_id, new_id))
             data = rename.additional_data
             has_excess = data is not None and exceeds_bounds(data.encode())
-            status = "" if has_excess else await _rename(connection, rename)
+            status = "" if has_excess else await _rename(connection, (*key, old_id), rename)
             if status == "UPDATE 1":
                 await mark_changes(connection, [(*key, old_id), (*key, new_id)], MarkOrigin.RENAME)
                 return ChangeResult.APPLIED
@@ -97,7 +102,6 @@ class ResourceChanges:
                 raise RetryableError("the resource was created during the rename")
             return ChangeResult.EXISTED if found else ChangeResult.MISSING
 
-        keys = [ResourceKey(*key, resource_id) for resource_id in (old_id, new_id)]
         return await self._change(rename.business_id, rename.location_id, change, keys, rename.additional_data)
 
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
@@ -197,9 +201,8 @@ class ResourceChanges:
                 return self._pools.ensure_pool(found)
 
 
-async def _rename(connection: Connection, rename: ResourceRename) -> str:
-    """Rename the resource, with its data merged; return the status of the statement. Raises `PermanentError`."""
-    key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type, rename.old_resource_id)
+async def _rename(connection: Connection, key: ResourceId, rename: ResourceRename) -> str:
+    """Rename the resource of *key*, with its data merged; return the statement's status. Raises `PermanentError`."""
     patch = rename.additional_data
     merged = None if patch is None else await merge_into_row(connection, key, patch)
     if merged is not None:

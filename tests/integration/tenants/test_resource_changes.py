@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 import asyncpg
@@ -15,6 +16,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import ARRIVED_AT, TENANT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
 
+from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -111,6 +113,22 @@ async def test_rename_gives_the_resource_another_id_and_merges(routed: RoutedSha
         "lastUpdated": REQUESTED_AT,
     }
     assert len(await case.log()) == 1  # only operations write there
+
+
+async def test_rename_finds_the_resource_by_any_name_of_its_type(routed: RoutedShards) -> None:
+    """Its marks have the name under which it is stored, by which moves read it; readers of the cache may use either."""
+    case = await made(routed, "old")
+    touched: list[ResourceKey] = []
+    changes = ResourceChanges(routed.directory, routed.pools, on_change=touched.extend)
+
+    one = ResourceRename(*TENANT, "patients", "old", "new", None, REQUESTED_AT)
+    assert await changes.rename(one) is ChangeResult.APPLIED
+
+    assert await case.resources() == {("patient", "new"): {"name": "Ann", "tags": {"a": 1}}}
+    named = product(("patient", "patients"), ("old", "new"))
+    assert set(touched) == {ResourceKey(case.tenant_id, *key) for key in named}
+    query = "SELECT types FROM log_batches WHERE origins = '{rename}'"
+    assert [row["types"] for row in await fetch(case.pool, query)] == [["patient", "patient"]]
 
 
 async def test_rename_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:

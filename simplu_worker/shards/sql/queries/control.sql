@@ -197,6 +197,18 @@ UPDATE public.tenants
 SET state = 'destroyed', state_changed_at = pg_catalog.clock_timestamp()
 WHERE id = $1 AND state = 'active' AND epoch > 1;
 
+-- name: find_stored_name
+-- The name under which the tenant $1 has the resources that are sent as $2.
+SELECT coalesce(
+    (
+        SELECT business_types.stored_names ->> $2::pg_catalog.text
+        FROM public.tenants
+        JOIN public.business_types ON business_types.name = tenants.business_type
+        WHERE tenants.id = $1
+    ),
+    $2
+);
+
 -- name: rename_resource
 -- Give a resource another id and, unless $5 is NULL, other data. Does nothing if a resource with the new id exists, or
 -- none with the old one.
