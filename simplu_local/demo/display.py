@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group, RenderableType
@@ -16,6 +17,7 @@ from simplu_local.verify.comparison import percentile
 from simplu_local.workload.reference_model import Effect
 
 LINE_INTERVAL_S = 2.0
+STANDS_S = 5.0  # without anything finished: twice the longest query of a shard that answers
 DIFFERENCES_SHOWN = 20
 MISSING = "–"
 
@@ -23,10 +25,13 @@ MISSING = "–"
 class Display:
     """Shows snapshots of a trial; enter `open` around the calls of `show`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
+        self._clock = clock
         self._live: Live | None = None
         self._last: tuple[str, float] | None = None
+        self._shown: tuple[TrialSnapshot, float | None] | None = None
+        self._finished = (-1, 0.0)  # how many, and since when
 
     @contextmanager
     def open(self) -> Iterator[Display]:
@@ -34,41 +39,60 @@ class Display:
         if not self._console.is_terminal:
             yield self
             return
-        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+        with Live(get_renderable=self._panel, console=self._console, refresh_per_second=4, transient=True) as live:
             self._live = live
             yield self
         self._live = None
 
     def show(self, snapshot: TrialSnapshot, lag_s: float | None) -> None:
         """Show *snapshot*; without a terminal as a line every two seconds and at each change of phase."""
+        self._shown, now = (snapshot, lag_s), self._clock()
+        finished = snapshot.progress.finished_count if snapshot.progress else 0
+        if finished != self._finished[0]:
+            self._finished = finished, now
         if self._live is not None:
-            self._live.update(_panel(snapshot, lag_s))
             return
         if self._last is None or snapshot.phase != self._last[0] or snapshot.elapsed_s >= self._last[1]:
             self._last = (snapshot.phase, snapshot.elapsed_s + LINE_INTERVAL_S)
-            self._console.print(format_line(snapshot, lag_s), soft_wrap=True)
+            self._console.print(format_line(snapshot, self._describe_lag(snapshot, lag_s)), soft_wrap=True)
+
+    def _describe_lag(self, snapshot: TrialSnapshot, lag_s: float | None) -> str:
+        """Return the lag; for how long nothing was finished instead, as the lag leaves out what is held."""
+        stood_s = self._clock() - self._finished[1]
+        is_waiting = snapshot.produced > 0 and snapshot.phase in {"producing", "applying"}
+        if is_waiting and stood_s >= STANDS_S and not (snapshot.progress and snapshot.progress.is_done):
+            return f"nothing finished for {stood_s:.0f} s"
+        return f"lag {_seconds(lag_s)}"
+
+    def _panel(self) -> RenderableType:
+        if self._shown is None:
+            return ""
+        snapshot, lag_s = self._shown
+        return _panel(snapshot, self._describe_lag(snapshot, lag_s))
 
 
-def format_line(snapshot: TrialSnapshot, lag_s: float | None) -> str:
+def format_line(snapshot: TrialSnapshot, lag: str) -> str:
     """Return *snapshot* as one line."""
     progress = snapshot.progress
     applied = progress.logged_count if progress else 0
     parts = [f"{snapshot.phase:<11} produced {snapshot.produced:>6}  applied {applied:>6}  {_rate(snapshot):>6.0f}/s"]
-    parts.append(f"lag {_seconds(lag_s)}")
+    parts.append(lag)
     parts += [f"{shard.name.split('/')[-1]} {_count(shard.rows)}" for shard in (progress.shards if progress else ())]
     return "  ".join(parts)
 
 
-def _panel(snapshot: TrialSnapshot, lag_s: float | None) -> RenderableType:
+def _panel(snapshot: TrialSnapshot, lag: str) -> RenderableType:
     progress = snapshot.progress
     finished = progress.finished_count if progress else 0
     bars = Table.grid(padding=(0, 2))
     bars.add_row(
         "produced", ProgressBar(snapshot.total, snapshot.produced, width=40), f"{snapshot.produced} of {snapshot.total}"
     )
-    expected = max(progress.expected_count if progress else 0, 1)
-    bars.add_row("finished", ProgressBar(expected, finished, width=40), f"{finished} of {expected}")
-    facts = f"{snapshot.phase}  {_rate(snapshot):.0f} operations/s  lag {_seconds(lag_s)}"
+    # How many records leave something is known once all are produced: until then the bar has the total of the other.
+    expected = progress.expected_count if progress and snapshot.produced >= snapshot.total else None
+    share = ProgressBar(expected or snapshot.total, finished, width=40)
+    bars.add_row("finished", share, f"{finished}" if expected is None else f"{finished} of {expected}")
+    facts = f"{snapshot.phase}  {_rate(snapshot):.0f} operations/s  {lag}"
     dead_letters = f"  dead letters {progress.dead_letter_count}" if progress else ""
     shards = Table("shard", "operations", "rows", box=None, header_style="bold")
     for shard in progress.shards if progress else ():

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
@@ -29,6 +30,23 @@ SERVICE_LINK_ADVICE: Final = "the address of a service; enableServiceLinks: fals
 
 log = structlog.get_logger(__name__)
 
+
+class _Stderr(io.TextIOBase):
+    """The stderr of the moment: while progress bars are shown, lines of the log appear above them."""
+
+    def write(self, text: str) -> int:
+        """Write *text*."""
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return sys.stderr.isatty()
+
+
 Command = Callable[[Settings], Coroutine[Any, Any, int]]
 
 
@@ -43,7 +61,7 @@ def run_command(
     configure_logging(
         settings.log_level if os.environ.get("LOG_LEVEL") else "warning",
         settings.log_format if os.environ.get("LOG_FORMAT") else "console",
-        stream=sys.stderr,
+        stream=cast("TextIO", _Stderr()),
     )
     log_service_links()
     if not reports_misspellings:

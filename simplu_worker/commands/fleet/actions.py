@@ -19,6 +19,17 @@ REPLICA_COLUMNS = (
 )
 SHARD_COLUMNS = ("streamShard", "owner", "state", "lagSeconds", "recordsPerSecond", "heldTargets", "seenSecondsAgo")
 HELD_COLUMNS = ("replica", "streamShard", "target", "reason", "ageSeconds")
+HEADS = {  # shorter than the members, as ids need the room
+    "streamShard": "stream shard",
+    "lagSeconds": "lag s",
+    "recordsPerSecond": "records/s",
+    "readKBps": "KB/s",
+    "latencyP99Seconds": "p99 < s",
+    "deadLetters": "letters/h",
+    "heldTargets": "held",
+    "seenSecondsAgo": "seen s ago",
+    "ageSeconds": "age s",
+}
 
 
 async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> int:
@@ -81,4 +92,6 @@ async def retry_held(settings: Settings, url: str | None, target: str | None, *,
 
 
 def _print_rows(columns: tuple[str, ...], rows: Iterable[Mapping[str, Any]]) -> None:
-    print_table(columns, ([row.get(name) for name in columns] for row in rows))
+    listed = list(rows)
+    told = [name for name in columns if any(row.get(name) is not None for row in listed)] or columns
+    print_table([HEADS.get(name, name) for name in told], ([row.get(name) for name in told] for row in listed))

@@ -9,16 +9,26 @@ from types import TracebackType
 from typing import Final, Self
 
 import msgspec
-from rich.progress import TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from simplu_worker.commands.output.display import escape_unprintable, print_json_line, print_note
-from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
+from simplu_worker.commands.output.progress import LINE_INTERVAL_S, end_bars, terminal_bars
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
 
 PAUSE: Final = frozenset(
     {MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE}
 )  # the tenant waits: nothing is printed
+STANDS_S: Final = 10.0  # without progress: the rate of before says nothing of the time that is left
+
+
+class _StatusColumn(ProgressColumn):
+    """The text that the task has at the moment."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text."""
+        return Text(task.fields["status"]())
 
 
 class MoveFigures(msgspec.Struct, frozen=True):
@@ -61,6 +71,8 @@ class MoveProgress:
         self._began_at = clock()
         self._tasks: dict[str, TaskID] = {}
         self._figures: dict[str, MoveFigures] = {}  # by tenant, of the moves that run
+        self._phases: dict[str, MovePhase] = {}
+        self._moved_at: dict[str, float] = {}  # the last progress, by tenant
         self._ended = MoveFigures()
         self._shown_at: dict[str, float] = {}  # by tenant with JSON, else of all
         self._bars = (
@@ -68,11 +80,11 @@ class MoveProgress:
             if as_json
             else terminal_bars(
                 TextColumn("{task.description}", markup=False),
-                TextColumn("{task.fields[status]}", markup=False),
+                _StatusColumn(),
                 TimeElapsedColumn(),
             )
         )
-        self._all = None if self._bars is None else self._bars.add_task("all", total=None, status="")
+        self._all = None if self._bars is None else self._bars.add_task("all", total=None, status=self.describe_all)
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -82,16 +94,17 @@ class MoveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        end_bars(self._bars, kind, lambda: f"{self.describe_all()}; the same command goes on with the moves")
 
     def watch(self, tenant_id: str) -> Callable[[MoveStatus], None]:
         """Return what a mover calls as it goes on."""
         now = self._clock()
-        self._figures[tenant_id] = MoveFigures()
+        self._figures[tenant_id], self._moved_at[tenant_id] = MoveFigures(), now
         self._shown_at.setdefault(tenant_id if self._as_json else "", now)
         if self._bars is not None:
-            self._tasks[tenant_id] = self._bars.add_task(escape_unprintable(tenant_id), total=None, status="")
+            self._tasks[tenant_id] = self._bars.add_task(
+                escape_unprintable(tenant_id), total=None, status=partial(self.describe, tenant_id)
+            )
         return partial(self._show, tenant_id, MoveRate(now))
 
     def finish(self, tenant_id: str) -> None:
@@ -106,19 +119,34 @@ class MoveProgress:
         """Return how far all moves are together: their rows, bytes and rate, and the time that is left."""
         figures = sum_of((self._ended, *self._figures.values()))
         left_s = None
-        if self._done:
+        if any(self._stood_s(tenant_id) > STANDS_S for tenant_id in self._figures):
+            pass  # nobody knows
+        elif self._done:
             left_s = (self._clock() - self._began_at) / self._done * (self._total - self._done)
         elif len(self._figures) == self._total:
             left_s = figures.left_s
         return f"{self._done} of {self._total} ended, {figures.describe()}{describe_time_left(left_s)}"
 
+    def describe(self, tenant_id: str) -> str:
+        """Return how far one move is; while it stands, for how long, as its rate and time left are not known then."""
+        if (phase := self._phases.get(tenant_id)) is None:
+            return ""
+        figures, stood_s = self._figures[tenant_id], self._stood_s(tenant_id)
+        if stood_s > STANDS_S:
+            return f"{phase}: {figures.row_count:,} rows, nothing new for {stood_s:.0f} s"
+        return f"{phase}: {figures.describe()}{describe_time_left(figures.left_s)}"
+
+    def _stood_s(self, tenant_id: str) -> float:
+        return self._clock() - self._moved_at[tenant_id]
+
     def _show(self, tenant_id: str, rate: MoveRate, status: MoveStatus) -> None:
         now = self._clock()
+        before, phase = self._figures[tenant_id], self._phases.get(tenant_id)
         figures = self._figures[tenant_id] = rate.note(status, now)
-        text = f"{status.phase}: {figures.describe()}{describe_time_left(figures.left_s)}"
-        if self._bars is not None and self._all is not None:
-            self._bars.update(self._tasks[tenant_id], status=text)
-            self._bars.update(self._all, status=self.describe_all())
+        self._phases[tenant_id] = status.phase
+        if (figures.row_count, status.phase) != (before.row_count, phase):
+            self._moved_at[tenant_id] = now
+        if self._bars is not None:
             return
         key = tenant_id if self._as_json else ""
         if status.phase in PAUSE or now - self._shown_at[key] < LINE_INTERVAL_S:
@@ -127,7 +155,7 @@ class MoveProgress:
         if self._as_json:
             print_json_line(_line_of(tenant_id, status.phase, figures))
         else:
-            print_note(f"{self.describe_all()}; {tenant_id}: {text}")
+            print_note(f"{self.describe_all()}; {tenant_id}: {self.describe(tenant_id)}")
 
 
 class MoveRate:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +22,31 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     """Print one table on stdout."""
     table = Table(*columns, header_style="bold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(escape_unprintable(cell)) for cell in row))
+        table.add_row(*map(_cell_of, row))
     console = _console()
     console.print(table)
+
+
+def _cell_of(cell: object) -> Text | _Word:
+    if isinstance(cell, Text):
+        return cell
+    text = escape_unprintable(cell)
+    return Text(text) if " " in text else _Word(text)
+
+
+class _Word:
+    """A cell of one word, such as an id: where it has no room, its middle is left out, as ids differ at their end."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the widths of the whole word."""
+        return Measurement.get(console, options, Text(self._text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the word, or its ends."""
+        yield Text(shorten_middle(self._text, options.max_width))
 
 
 def print_members(members: Mapping[str, object]) -> None:
@@ -78,6 +101,12 @@ def escape_unprintable(value: object) -> str:
 def shorten(text: str, length: int) -> str:
     """Return *text* with at most *length* characters."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def shorten_middle(text: str, length: int) -> str:
+    """Return *text* with at most *length* characters: its begin, and more of its end."""
+    head = max(0, length - 1) // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[len(text) - max(0, length - 1 - head) :]}"
 
 
 def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:

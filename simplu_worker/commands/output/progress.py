@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -19,6 +21,14 @@ def terminal_bars(*columns: ProgressColumn) -> Progress | None:
     """Return progress bars of *columns* on stderr, which disappear at the end; None if stderr is no terminal."""
     console = Console(stderr=True, highlight=False)
     return Progress(*columns, console=console, transient=True) if console.is_terminal else None
+
+
+def end_bars(bars: Progress | None, kind: type[BaseException] | None, describe: Callable[[], str]) -> None:
+    """Remove the bars; where Ctrl-C or a signal has ended the command (*kind*), print how far it came."""
+    if bars is not None:
+        bars.stop()
+    if kind is not None and issubclass(kind, asyncio.CancelledError):
+        print_note(f"interrupted: {describe()}")
 
 
 class CountProgress:
@@ -42,8 +52,10 @@ class CountProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        end_bars(self._bars, kind, self._describe)
+
+    def _describe(self) -> str:
+        return f"{self._what}: {self.done} of {self._total}"
 
     def show(self, done: int) -> None:
         """Show that *done* of the total are done."""
@@ -52,7 +64,7 @@ class CountProgress:
             self._bars.update(self._task, completed=done)
         elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:
             self._shown_at = time.monotonic()
-            print_note(f"{self._what}: {done} of {self._total}")
+            print_note(self._describe())
 
 
 class Counted(Protocol):

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shorten
-from simplu_worker.commands.output.progress import terminal_bars
+from simplu_worker.commands.output.progress import end_bars, terminal_bars
 from simplu_worker.commands.requirements import known_shard, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -223,6 +223,7 @@ class AdoptionReporter:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._reported_at = clock()
+        self._last = "reading the old table"
         self._bars = terminal_bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -242,16 +243,16 @@ class AdoptionReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        end_bars(self._bars, kind, lambda: self._last)
 
     def show(self, progress: AdoptionProgress) -> None:
         """Show *progress*."""
+        share = f", {progress.done / progress.total:.0%}" if progress.total else ""
+        self._last = f"{progress.step}{share}"
         if self._bars is not None and self._task is not None:
             self._bars.update(
                 self._task, description=str(progress.step), completed=progress.done, total=progress.total or None
             )
         elif self._clock() - self._reported_at >= REPORT_INTERVAL_S:
             self._reported_at = self._clock()
-            share = f", {progress.done / progress.total:.0%}" if progress.total else ""
-            print_note(f"{progress.step}{share}")
+            print_note(self._last)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import escape_unprintable, print_json, print_note, print_table, shorten
-from simplu_worker.commands.output.progress import terminal_bars
+from simplu_worker.commands.output.progress import end_bars, terminal_bars
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
@@ -252,8 +252,7 @@ class UpgradeProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        end_bars(self._bars, kind, lambda: f"{self._ended_count} of {self._shard_count} shards are done")
 
     def show(self, shard_id: str, activity: UpgradeActivity) -> None:
         """Show the activity of a shard."""

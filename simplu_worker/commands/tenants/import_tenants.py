@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -250,7 +251,7 @@ class _Progress:
     def end(self) -> None:
         """End the display."""
         if self._shown is not None:
-            self._shown.__exit__(None, None, None)
+            self._shown.__exit__(*sys.exc_info())
             self._shown = None
 
 

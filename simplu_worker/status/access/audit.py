@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -54,7 +55,8 @@ class Acted:
 def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply: bool = True) -> Iterator[Acted]:
     """Log an action at its end: the facts that were *asked* for, the counts of its answer, or its error.
 
-    Without *apply* it was a plan, or a look. Commands write warnings alone unless `LOG_LEVEL` is set.
+    Without *apply* it was a plan, or a look. Commands write warnings alone unless `LOG_LEVEL` is set; on a terminal the
+    person sees the result.
     """
     acted = Acted()
     error: str | None = UNENDED
@@ -65,7 +67,7 @@ def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply:
         error = str(exc)
         raise
     finally:
-        report = log.warning if actor.role == COMMAND else log.info
+        report = log.warning if actor.role == COMMAND and not sys.stderr.isatty() else log.info
         report(
             "operator.acted",
             action=action,

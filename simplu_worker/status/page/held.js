@@ -3,6 +3,7 @@ import { ageOf, count, duration, isNothing, noun, plural, rough, text, time } fr
 import { linkOf } from "./router.js";
 
 const READERS_SHOWN = 4;
+const STALL_S = 30; // then the rate of before says nothing of the time that is left; progress is noted each few seconds
 const STANDS_S = 900; // without progress though its command runs, as the worker counts
 
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
@@ -71,7 +72,7 @@ export function heldItem(one, retry) {
 // How long the copy of a move still takes, by its rows so far; null where that is not known.
 export function secondsLeft({ rows, startedAt, notedAt, phase }, total) {
   const took = ageOf(startedAt, new Date(notedAt).getTime());
-  if (!rows || !took || isNothing(total) || !/^(prepare|copy)$/.test(phase ?? "")) return null;
+  if (!rows || !took || ageOf(notedAt) > STALL_S || isNothing(total) || !/^(prepare|copy)$/.test(phase ?? "")) return null;
   return Math.max(0, ((total - rows) * took) / rows);
 }
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 
 import pytest
 
 from simplu_worker.commands.moves.progress import MoveProgress, MoveRate, describe_time_left
+from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
 
@@ -77,6 +80,37 @@ def test_time_left_is_unknown_while_tenants_have_not_begun() -> None:
         clock.now += 1
         show(copied(1000, 5000))
         assert "left" not in progress.describe_all()
+
+
+def test_time_left_is_not_known_while_nothing_is_copied() -> None:
+    """The rate of before a shard froze says nothing; the time since the last progress does."""
+    clock = Clock()
+    with MoveProgress(1, as_json=True, clock=clock) as progress:
+        show = progress.watch("one")
+        for count in (1000, 2000):
+            clock.now += 1
+            show(copied(count, 5000))
+        assert progress.describe("one").endswith("about 3 s left")
+        clock.now += 90
+        assert progress.describe("one") == "copy: 2,000 rows, nothing new for 90 s"
+        assert "left" not in progress.describe_all()
+        show(copied(3000, 5000))
+        assert "left" in progress.describe("one")
+
+
+def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C cancels the command; an error has words of its own."""
+    for error, text in (
+        (asyncio.CancelledError(), "interrupted: 0 of 2 ended, 0 rows, 0.0 MiB, 0 rows/s; the same command"),
+        (ValueError(), ""),
+    ):
+        with contextlib.suppress(type(error)), MoveProgress(2, as_json=False):
+            raise error
+        assert capsys.readouterr().err[: len(text) or None] == text
+    with contextlib.suppress(asyncio.CancelledError), CountProgress("letters", 9) as count:
+        count.show(4)
+        raise asyncio.CancelledError
+    assert capsys.readouterr().err == "interrupted: letters: 4 of 9\n"
 
 
 def test_lines_of_json_come_for_each_tenant_from_time_to_time_and_never_in_the_pause(

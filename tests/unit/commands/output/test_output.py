@@ -15,7 +15,13 @@ from simplu_worker.aws.clients import address_of
 from simplu_worker.commands.check.check import CheckReport, scrub_report
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
-from simplu_worker.commands.output.display import escape_unprintable, print_json, print_json_line, print_table
+from simplu_worker.commands.output.display import (
+    escape_unprintable,
+    print_json,
+    print_json_line,
+    print_table,
+    shorten_middle,
+)
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.wait_outcomes import send_outcomes
@@ -117,3 +123,15 @@ def test_require_names_every_variable_that_a_command_lacks() -> None:
     require_settings(Settings(kinesis_stream_name="s", database_host="h"), routes=True, stream=True)
     require_settings(Settings(kinesis_stream_name="s"), stream=True)
     assert str(raised.value) == "\n".join(raised.value.problems)
+
+
+def test_id_without_room_keeps_its_ends() -> None:
+    """Those of stream shards differ in their last digits alone."""
+    name = "shardId-000000000003"
+    assert [shorten_middle(name, length) for length in (20, 19, 11, 4, 1)] == [
+        name,
+        "shardI…000000000003",
+        "sha…0000003",
+        "s…03",
+        "…",
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +49,12 @@ def test_action_of_a_command_is_a_warning() -> None:
     """A command writes no other level unless it is told to."""
     line = logged(Actor(COMMAND, "host-1"))
     assert (line["log_level"], line["role"], line["peer"]) == ("warning", "command", "host-1")
+
+
+def test_action_of_a_command_on_a_terminal_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The person sees the result, and no line of a log beside it."""
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    assert logged(Actor(COMMAND, "host-1"))["log_level"] == "info"
 
 
 @pytest.mark.parametrize(
