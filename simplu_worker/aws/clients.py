@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentialResolver, create_credential_resolver
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
+from botocore.credentials import EnvProvider
 from botocore.parsers import ResponseParserError
 
 from simplu_worker.aws.call_log import log_calls
@@ -95,6 +98,7 @@ TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
 )
 CREDENTIALS_RETRY_MAX_S: Final = 2.0
 
+OF_PROFILE: Final = "AWS_CONFIG_FILE, ~/.aws/config"  # where no variable has the value
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
 
 
@@ -132,7 +136,7 @@ async def open_client(
     a retry hidden in the client would only delay the error; allow more for calls made once. A long poll holds its
     connection: *pool_size* must exceed the polls at one time, else other calls wait behind them.
 
-    Raises ConfigurationError when there is no region or the profile does not exist.
+    Raises ConfigurationError for what botocore refuses of the environment and the profile, and without a region.
     """
     config = _config(read_timeout_s, connect_timeout_s, max_attempts, pool_size)
     async with AsyncExitStack() as stack:
@@ -140,22 +144,52 @@ async def open_client(
             client: Client = await stack.enter_async_context(
                 _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config),
             )
+            await _open_session(client)
+            if credential_source().region is None:
+                await _check_credentials(client.meta.region_name)
         except botocore_errors.NoRegionError as exc:
             raise ConfigurationError(NO_REGION) from exc
-        except botocore_errors.ProfileNotFound as exc:
-            raise ConfigurationError(f"AWS_PROFILE: {exc}") from exc
         except json.JSONDecodeError as exc:
             raise ConfigurationError(f"AWS_DATA_PATH, ~/.aws/models: expected models in JSON: {exc}") from exc
-        except ValueError as exc:  # of botocore, for an endpoint or a region without a valid host
-            raise ConfigurationError(
-                f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
-            ) from exc
+        except (botocore_errors.BotoCoreError, ValueError) as exc:
+            raise _refusal(str(exc)) from exc
         source = credential_source()
         source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
         watch_replies(client)
         log_calls(client)
         client.meta.events.register("after-call", _judge_credentials)
         yield client
+
+
+async def _open_session(client: Client) -> None:
+    """Make what the first request of *client* would. Raises ConfigurationError for the CA bundle and the proxy."""
+    url = client.meta.endpoint_url
+    try:
+        await client._endpoint.http_session.open(url)  # noqa: SLF001 - botocore has no other way to it
+    except OSError as exc:  # of TLS too
+        names = [name for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE") if name in os.environ]
+        got = "another file" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise ConfigurationError(f"{names[0] if names else OF_PROFILE}: expected a file of CAs, got {got}") from exc
+    except Exception as exc:  # whatever the text of a proxy leads to
+        proxy = f"{urlsplit(url).scheme}_proxy"
+        names = [name for name in os.environ if name.lower() == proxy]
+        raise ConfigurationError(f"{' or '.join(names)}: expected the URL of a proxy, got another text") from exc
+
+
+async def _check_credentials(region: str) -> None:
+    """Make the chain, which reads variables of each source, and read those of the environment: no request is made."""
+    for provider in _new_chain(region).providers:
+        if provider.METHOD == EnvProvider.METHOD:
+            await provider.load()
+
+
+def _refusal(text: str) -> ConfigurationError:
+    """Return the problem of a *text* of botocore, with the variables whose values it quotes; shown without secrets."""
+    given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_") and value}
+    quoted = [name for name, value in given.items() if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)]
+    names = quoted or [name for name in given if "ENDPOINT" in name] or [OF_PROFILE]
+    shown = "expected another value, got one with @, which is not shown" if "@" in text else " ".join(text.split())
+    return ConfigurationError(f"{', '.join(names)}: {shown}")
 
 
 def check_aws_profile(region: str | None) -> None:

@@ -22,6 +22,10 @@ class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has n
     Nothing is decompressed: requests do not accept compression, and a compressed answer is not parsed.
     """
 
+    async def open(self, url: str) -> None:
+        """Make what the first request to *url* needs. Raises what is wrong with the CA bundle or the proxy."""
+        await self._get_session(self._proxy_config.proxy_url_for(url))
+
     async def send(self, request: Any) -> Any:
         """Send a request as aiobotocore does, and read its answer. Raises errors of botocore."""
         is_streamed, request.stream_output = request.stream_output, True  # the answer's body is left unread

@@ -18,7 +18,8 @@ from typing import Any, Final, TextIO, cast
 import structlog
 
 from simplu_worker.commands.exit_status import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
-from simplu_worker.config.loading import draft_settings, load_env_file, prepare_aws_environment
+from simplu_worker.config.key_log import require_key_log
+from simplu_worker.config.loading import draft_settings, load_env_file, prepare_environment
 from simplu_worker.config.misspellings import find_misspellings
 from simplu_worker.config.settings import VARIABLES, Settings
 from simplu_worker.config.values import is_service_link
@@ -82,15 +83,16 @@ def run_command(
 
 
 def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
-    """Return the settings of the environment and *env_file*, and prepare the environment for botocore.
+    """Return the settings of the environment and *env_file*, and prepare the environment for libraries.
 
     *for_run* also checks what opening the parts of a worker needs. Raises ConfigurationError with every problem, and
     with the misspelt variables, one of which may be the cause.
     """
     if env_file is not None:
         load_env_file(env_file)
+        require_key_log()
     settings, problems = draft_settings(for_run=for_run)
-    prepare_aws_environment(settings)
+    prepare_environment(settings)
     if for_run:
         from simplu_worker.assembly.worker import find_part_problems
 

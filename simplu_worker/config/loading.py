@@ -1,6 +1,6 @@
-"""Load the settings: an env file, secrets in files, every problem at once, and the environment that botocore reads.
+"""Load the settings: an env file, secrets in files, every problem at once, and the environment that libraries read.
 
-The order for a command: `load_env_file`, `draft_settings`, `prepare_aws_environment`.
+The order for a command: `load_env_file`, `draft_settings`, `prepare_environment`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from simplu_worker.telemetry.log import register_secret, scrub_text
 
 SHOWN_VALUE_MAX_LENGTH: Final = 100
 BLANKS_MAX: Final = 1000  # in a row: python-dotenv takes time by their square
+# asyncpg would take them for what the address of a shard lacks; psql and others in the environment have them.
+OF_OTHER_SERVERS: Final = ("PGPASSWORD", "PGPORT", "PGUSER")
 AWS_SECRETS: Final = tuple(name for name in SECRETS if name.startswith("AWS_"))
 
 
@@ -74,6 +76,11 @@ def draft_settings(*, for_run: bool) -> tuple[Settings, list[str]]:
         invalid = {name: given[name] for name in (str(error["loc"][0]) for error in exc.errors())}
         settings = Settings(**chosen | {name: VARIABLES[name].default for name in invalid})
     problems += [_describe_problem(name, text) for name, text in invalid.items()]
+    problems += [
+        f"{name}: expected text without line ends and other control characters, got one with them"
+        for name, text in sorted(os.environ.items())
+        if name.startswith("AWS_") and name not in invalid and not text.isprintable()
+    ]
     as_given = settings.model_copy(update={name.lower(): text for name, text in invalid.items()})
     problems += find_contradictions(as_given)
     problems += find_omissions(as_given, given) if for_run else ()
@@ -128,10 +135,12 @@ def _describe_problem(name: str, value: str) -> str:
     return f"{name}: expected {describe_values(schemas()[name])}, got {got}"
 
 
-def prepare_aws_environment(settings: Settings) -> None:
-    """Change the environment so that botocore reads it as documented: empty means unset, and NAME_FILE works."""
-    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+def prepare_environment(settings: Settings) -> None:
+    """Change the environment so that libraries read it as documented: empty means unset, and NAME_FILE works."""
+    for name in [name for name, value in os.environ.items() if name.startswith(("AWS_", "PG")) and not value]:
         del os.environ[name]  # botocore takes an empty AWS_PROFILE as a profile without a name
+    for name in OF_OTHER_SERVERS:
+        os.environ.pop(name, None)
     for name in AWS_SECRETS:
         if (secret := getattr(settings, name.lower())) is not None:
             os.environ[name] = secret.get_secret_value()

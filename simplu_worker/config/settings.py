@@ -37,11 +37,11 @@ class Settings(BaseSettings):
     """Region of every AWS client; else `AWS_DEFAULT_REGION`, the profile's, that in a queue's URL."""
     dynamodb_endpoint: values.ServerUrl | None = None
     """Endpoint of DynamoDB (business-info and leases); wins over the standard overrides."""
-    aws_access_key_id: values.SecretText | None = None
+    aws_access_key_id: values.SecretToken | None = None
     """Standard AWS credentials; without them profiles and roles are tried, as by every AWS client."""
-    aws_secret_access_key: values.SecretText | None = None
+    aws_secret_access_key: values.SecretToken | None = None
     """The secret of `AWS_ACCESS_KEY_ID`."""
-    aws_session_token: values.SecretText | None = None
+    aws_session_token: values.SecretToken | None = None
     """The session of temporary credentials."""
 
     kinesis_stream_name: values.Stream | None = None

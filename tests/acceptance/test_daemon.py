@@ -35,6 +35,7 @@ from simplu_local.stack.stack import Stack
 from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_local.workload.workload import Tenant
 from simplu_worker import __version__
+from simplu_worker.shards.routing.shard_map import bucket_of
 
 in_stacks_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -582,6 +583,26 @@ def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
         command = [sys.executable, "-m", "simplu_worker", "run"]
         status = subprocess.run(command, env={}, stdout=full, stderr=full, timeout=30, check=False).returncode
     assert status == 78
+
+
+@pytest.mark.slow(2)
+def test_key_log_that_cannot_be_written_is_named() -> None:
+    """Before TLS libraries are imported, which would open it."""
+    result = run_command("run", env={"SSLKEYLOGFILE": "/nowhere/keys"})
+    problem = "SSLKEYLOGFILE: expected a file that can be written, got '/nowhere/keys' (No such file or directory)"
+    assert (result.returncode, result.stderr.partition(";")[0]) == (78, problem)
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_arguments_and_output_are_utf8_in_every_locale(utf8: str, tmp_path: Path) -> None:
+    """The name of a tenant is that of a person's terminal, of a file, of a pipe."""
+    shards = [{"shardId": f"s-{number}", "connectionString": f"postgresql://u@h/{number}"} for number in range(9)]
+    (tmp_path / "map.json").write_text(json.dumps({"shards": shards}), encoding="utf-8")
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    env = ascii_only | {"SHARD_MAP_FILE": str(tmp_path / "map.json")}
+    (route,) = json.loads(run_command("shards", "route", "łódź-x", "--json", env=env).stdout)["routes"]
+    assert route == {"key": "łódź-x", "shardId": f"s-{bucket_of('łódź-x', 9)}"}
 
 
 @pytest.mark.slow

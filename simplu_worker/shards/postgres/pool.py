@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
+from simplu_worker.shards.postgres.files.connection_files import check_variables
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -333,6 +335,8 @@ class Pools:
         timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
         clock: OwnClock = OWN_CLOCK,
     ) -> None:
+        """Raise ConfigurationError for variables of libpq that would change or break every connection."""
+        check_variables(os.environ, os.path.expanduser("~"))  # noqa: PTH111  # Path.home() would raise without a home
         self._clock = clock
         self._size = min(size, max_connections)
         self._timeouts = timeouts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import re
 import select
 import time
@@ -19,10 +20,12 @@ from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_o
 from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.pool_trouble import AT_ONCE_S, PATIENT_S, UNHURRIED
 from support.postgres.trouble import Line, backends, nobody_is_left
+from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, free_port
-from simplu_worker.errors import RetryableError
+from simplu_worker.config.loading import prepare_environment
+from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -58,6 +61,26 @@ async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: 
     assert (pool.counts(), await backends(address)) == ({"open": 2, "idle": 2, "waiting": 0}, 2)
     await pool.close()
     assert await nobody_is_left(address)
+
+
+async def test_variable_that_asyncpg_takes_is_named_or_harmless(
+    make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that its source has, with a value that it does not take."""
+    address, problems = await make_shard(), {}
+    source = inspect.getsource(asyncpg.connect_utils)
+    names = re.findall(r"""(?:getenv|environ\.get)\(\s*["'](PG\w+)""", source)
+    for name in names:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "/nowhere/bogus")
+            prepare_environment(settings_in({}))
+            try:
+                async with Pools(size=1) as pools:
+                    assert await ask(pools.ensure_pool(address)) == 1
+            except ConfigurationError as exc:
+                problems[name] = str(exc)
+    assert [text for name, text in problems.items() if not text.startswith(f"{name}: expected ")] == []
+    assert {"PGSSLMODE", "PGSSLCERT"} <= problems.keys() < set(names)
 
 
 async def ask_and_end(pool: ShardPool) -> None:

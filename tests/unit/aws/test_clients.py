@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiobotocore
+import botocore
 import pytest
+from aiobotocore.session import AioSession
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from simplu_worker.aws import clients
 from simplu_worker.aws.clients import open_client, translate_errors
+from simplu_worker.aws.credentials import CredentialSource
 from simplu_worker.aws.http_session import REPLY_MAX_BYTES
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.network_errors import BROKEN_OFF, NO_ANSWER, NO_SERVER
@@ -25,6 +30,49 @@ REGION = "eu-west-1"
 def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ours")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+def variables_of_botocore() -> list[str]:
+    """Return the names of variables in the sources of botocore and aiobotocore, less those of other services' calls."""
+    source = "".join(
+        file.read_text(encoding="utf-8")
+        for package in (botocore, aiobotocore)
+        for file in Path(package.__file__).parent.rglob("*.py")
+    )
+    names = set(re.findall(r"""['"]((?:AWS|BOTO|BOTOCORE|REQUESTS)_[A-Z0-9_]+)['"]""", source))
+    services = {f"AWS_ENDPOINT_URL_{service}" for service in ("KINESIS", "SQS", "DYNAMODB")}
+    return sorted(names | services | {"HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"})
+
+
+@pytest.mark.slow(8)
+async def test_variable_that_botocore_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any request; one that is not refused harms none."""
+    problems: dict[str, str] = {}
+    loader = clients._session().get_component("data_loader")
+    async with serving(no_streams) as url:
+        for name in variables_of_botocore():
+            session = AioSession()
+            session.register_component("data_loader", loader)
+            source = CredentialSource(clients._new_chain)
+            session.register_component("credential_provider", source)
+            with monkeypatch.context() as patch:
+                patch.setattr(clients, "_session", lambda session=session: session)
+                patch.setattr(clients, "credential_source", lambda source=source: source)
+                patch.setenv(name, "/nowhere/bogus!")
+                try:
+                    async with open_client("kinesis", region=REGION):
+                        pass
+                    async with open_client("kinesis", region=REGION, endpoint_url=url) as client:
+                        assert await client.list_streams(), name
+                except ConfigurationError as exc:
+                    problems[name] = str(exc)
+    assert [text for name, text in problems.items() if not text.startswith(f"{name}: ")] == []
+    assert problems.keys() >= {
+        "AWS_STS_REGIONAL_ENDPOINTS",
+        "AWS_CREDENTIAL_EXPIRATION",
+        "AWS_CA_BUNDLE",
+        "HTTPS_PROXY",
+    }
 
 
 async def test_model_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +131,11 @@ async def serving(answer: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
     finally:
         await runner.cleanup()
+
+
+async def no_streams(_: web.Request) -> web.StreamResponse:
+    """Answer that there are no streams."""
+    return web.Response(text='{"StreamNames": [], "HasMoreStreams": false}', content_type="application/x-amz-json-1.1")
 
 
 MEGABYTE = b"x" * 1024 * 1024

@@ -18,7 +18,7 @@ from pydantic import Secret, ValidationError
 from simplu_worker.config.loading import (
     draft_settings,
     load_env_file,
-    prepare_aws_environment,
+    prepare_environment,
 )
 from simplu_worker.config.settings import SECRETS, VARIABLES, Settings, schemas
 from simplu_worker.config.values import describe_values
@@ -472,5 +472,5 @@ def test_aws_environment_is_what_botocore_reads_when_prepared(tmp_path: Path) ->
     keys = {"AWS_ACCESS_KEY_ID": "id-of-the-key", "AWS_CONFIG_FILE": "/config", "OTHER": ""}
     environ = keys | {"AWS_PROFILE": "", "AWS_SECRET_ACCESS_KEY_FILE": str(file)}
     with patch.dict(os.environ, environ, clear=True):
-        prepare_aws_environment(draft_settings(for_run=False)[0])
+        prepare_environment(draft_settings(for_run=False)[0])
         assert dict(os.environ) == keys | {"AWS_SECRET_ACCESS_KEY": "secret-key"}

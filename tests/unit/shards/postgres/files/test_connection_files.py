@@ -23,8 +23,6 @@ def named(options: str, *, user: str = "u:p", **environ: str) -> list[NamedFile]
     [
         ("sslmode=disable", {}, []),
         ("", {}, OWN),
-        ("sslmode=prefer", {"PGSSLMODE": "require"}, OWN),
-        ("", {"PGSSLMODE": "require"}, OWN + AUTHORITIES),
         ("sslmode=verify-ca", {}, OWN + AUTHORITIES),
         ("sslmode=verify-full&sslrootcert=/a&sslcert=/b&sslkey=/c", {"PGSSLCRL": "/d"}, ["/b", "/c", "/a", "/d"]),
         (
@@ -46,13 +44,12 @@ def test_files_are_those_that_the_mode_needs(options: str, environ: dict[str, st
         ("", {}, ["/home/w/.pgpass"]),
         ("", {"PGPASSFILE": "/a"}, ["/a"]),
         ("&passfile=/b", {"PGPASSFILE": "/a"}, ["/b"]),
-        ("&passfile=/b", {"PGPASSWORD": "secret"}, []),
     ],
 )
 def test_password_file_is_read_when_there_is_no_password(
     options: str, environ: dict[str, str], paths: list[str]
 ) -> None:
-    """Neither in the connection string nor in PGPASSWORD."""
+    """None in the connection string."""
     assert [file.path for file in named(f"sslmode=disable{options}", user="u", **environ)] == paths
 
 
