@@ -24,7 +24,7 @@ LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 @pytest.mark.slow(15)
 async def test_worker_gives_up_no_operation_when_its_clock_is_days_ahead() -> None:
-    """One of an unknown tenant is held for as long as ever; the log and the status name the clock."""
+    """One of an unknown tenant is held for as long as ever; log, status and the other replica name the clock."""
     require("libfaketime", found=bool(LIBRARIES), how="apt-get install libfaketime")
     async with Stack(shards=1, stream_shards=1, tenants_per_shard=2) as stack:
         await prepare(stack)
@@ -40,7 +40,12 @@ async def test_worker_gives_up_no_operation_when_its_clock_is_days_ahead() -> No
         assert status["clock"].startswith("the clock of this machine is 17")
         assert status["counters"]["deadLetters"] == {}
         assert abs(apart["ahead_s"] - 20 * 86400) < 60
-        assert [one["state"] for one in status["shards"]] == ["healthy"]
+        peer = WorkerProcess(stack.group, stack.env, number=2)
+        peer.start()
+        assert await wrong_clocks(peer) == [f"replica {status['replica']}"]
+        await peer.stop(within_s=PATIENCE_S)
+        odd = [text for one in (await status_with_held(worker))["shards"] for text in one.get("odd", ())]
+        assert [text for text in odd if "clock" in text] == []
         await worker.stop(within_s=PATIENCE_S)
 
 
@@ -74,6 +79,21 @@ async def status_with_held(worker: WorkerProcess) -> dict[str, Any]:
 
     async with aiohttp.ClientSession() as session:
         return (await poll_until_true(ask, within_s=PATIENCE_S))[0]
+
+
+async def wrong_clocks(worker: WorkerProcess) -> list[str]:
+    """Return whose clocks a replica calls wrong, once it does."""
+
+    async def ask() -> list[str]:
+        try:
+            async with session.get(f"{worker.url}/fleet", headers=worker.operator) as answer:
+                problems = (await answer.json()).get("problems", ())
+        except aiohttp.ClientError:  # it starts
+            return []
+        return [one["subject"] for one in problems if one["cause"] == "clock_apart"]
+
+    async with aiohttp.ClientSession() as session:
+        return await poll_until_true(ask, within_s=PATIENCE_S)
 
 
 async def logged(worker: WorkerProcess, event: str) -> dict[str, Any]:
