@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from simplu_worker.assembly.aws import open_business_info
@@ -46,7 +46,7 @@ async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = P
     return 1 if counts or silent else 0
 
 
-def _differences(subjects: Sequence[AuditSubject], known: Sequence[str]) -> list[Difference]:
+def _differences(subjects: Sequence[AuditSubject], known: Collection[str]) -> list[Difference]:
     return [difference for subject in subjects for difference in find_differences(subject, known_types=known)]
 
 

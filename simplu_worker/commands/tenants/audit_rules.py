@@ -5,7 +5,7 @@ Business-info lists the tenants that are wanted, Citrus names the shard of each,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -109,7 +109,7 @@ class Difference(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     location_id: str | None = None
 
 
-def find_differences(subject: AuditSubject, *, known_types: Sequence[str]) -> list[Difference]:
+def find_differences(subject: AuditSubject, *, known_types: Collection[str]) -> list[Difference]:
     """Return all differences of one tenant, the gravest first."""
     found = [
         *_home_differences(subject),
@@ -133,7 +133,7 @@ def _home_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, s
         )
 
 
-def _listing_differences(subject: AuditSubject, known_types: Sequence[str]) -> Iterator[tuple[DifferenceKind, str]]:
+def _listing_differences(subject: AuditSubject, known_types: Collection[str]) -> Iterator[tuple[DifferenceKind, str]]:
     listing, homes = subject.listing, subject.homes
     living = [home for home in homes if home.state != TenantState.DESTROYING]
     if listing is None:

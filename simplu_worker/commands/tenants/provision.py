@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -124,7 +124,7 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     return 1 if TROUBLES & counts.keys() else 0
 
 
-def plan_tenant(subject: AuditSubject, known_types: Sequence[str]) -> PlannedTenant | None:
+def plan_tenant(subject: AuditSubject, known_types: Collection[str]) -> PlannedTenant | None:
     """Return the step for a tenant that business-info lists as active; None if a shard has it."""
     listing = subject.listing
     business_type = None if listing is None else listing.business_type
@@ -150,7 +150,9 @@ def plan_tenant(subject: AuditSubject, known_types: Sequence[str]) -> PlannedTen
     return planned(ProvisionStep.MAKE)
 
 
-async def _plan_page(inventory: TenantInventory, page: ListingPage, known_types: Sequence[str]) -> list[PlannedTenant]:
+async def _plan_page(
+    inventory: TenantInventory, page: ListingPage, known_types: Collection[str]
+) -> list[PlannedTenant]:
     """Return the plan for a page. Routing is not queried: creating a tenant finds out whether it is registered."""
     subjects = await inventory.gather_subjects(
         [tenant for tenant in page.tenants if tenant.listing.is_active], located=False

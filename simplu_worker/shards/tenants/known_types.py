@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+import msgspec
 
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -13,7 +16,12 @@ from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 READ_MAX: Final = 10_000  # of one shard
 
 
-async def find_known_types(locator: Locator, pools: Pools) -> list[str]:
-    """Return the types that a shard which answers has, and those that an empty one gets. Raises as *locator* does."""
+async def find_known_types(locator: Locator, pools: Pools) -> dict[str, Mapping[str, str]]:
+    """Return the types that a shard which answers has, and those that an empty one gets, by name; raise as *locator*.
+
+    Each with its `stored_names`.
+    """
     found = await fetch_from_all_shards(locator, pools, QUERIES["name_types"], READ_MAX)
-    return sorted({row["name"] for _, row in found.rows} | BUSINESS_TYPES.keys())
+    known = {name: file.type.stored_names for name, file in BUSINESS_TYPES.items()}
+    known |= {row["name"]: msgspec.json.decode(row["stored_names"]) for _, row in found.rows}
+    return dict(sorted(known.items()))

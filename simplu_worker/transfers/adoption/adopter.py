@@ -31,6 +31,7 @@ from simplu_worker.transfers.adoption.discovery import (
     find_old_table,
     find_owner,
     read_contents,
+    read_duplicates,
     source_of,
 )
 from simplu_worker.transfers.adoption.plan import (
@@ -155,8 +156,14 @@ class Adopter:
         if is_empty:
             raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
         old_table = await self._run(lambda connection: find_old_table(connection, self._shard_id))
-        contents = await self._read_old_table(is_begun=is_begun)
+        contents = await self._rehearse(read_contents, is_begun=is_begun)
         self._owners = await self._look_up(list(contents.sources.values()))
+
+        async def read(connection: Connection) -> OldContents:
+            await self._write_owners(connection, None, owners=self._owners.values())
+            return await read_duplicates(connection, contents)
+
+        contents = await self._rehearse(read, is_begun=is_begun)
         return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
 
     async def copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> None:
@@ -240,15 +247,15 @@ class Adopter:
                     return False
         return True
 
-    async def _read_old_table(self, *, is_begun: bool) -> OldContents:
-        """Return the contents of the old table; the tables that have to be made for that are rolled back."""
+    async def _rehearse(self, read: Callable[[Connection], Awaitable[T]], *, is_begun: bool) -> T:
+        """Return what *read* finds in the old table; the tables that have to be made for that are rolled back."""
 
-        async def read(connection: Connection) -> OldContents:
+        async def rehearsal(connection: Connection) -> T:
             if not is_begun:
                 await self._begin(connection)
-            return await read_contents(connection)
+            return await read(connection)
 
-        return await self._run(read, is_rehearsal=True)
+        return await self._run(rehearsal, is_rehearsal=True)
 
     async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
         """Return all owners known so far, with those of *sources*."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
@@ -78,20 +79,26 @@ async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTa
 
 
 async def read_contents(connection: Connection) -> OldContents:
-    """Return the contents of the old table; reads the whole table twice."""
+    """Return the contents of the old table but for duplicates; reads the whole table."""
     contents = OldContents()
     contents.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_conflicting_names"])]
     for row in await connection.fetch(QUERIES["count_old_rows"]):
         contents.add_rows(source_of(row), row["fault"], row["row_count"])
-    async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
-        ids = [int(one) for one in row["ids"]]
-        contents.add_duplicate(
-            DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], ids)
-        )
     if contents.fault_counts:
         rows = await connection.fetch(QUERIES["first_faults"], NAMED_MAX)
         contents.faulty = [FaultyRow(row["id"], row["fault"]) for row in rows]
     return contents
+
+
+async def read_duplicates(connection: Connection, contents: OldContents) -> OldContents:
+    """Return *contents* with the duplicates; reads the whole table. The owners are written before."""
+    found = msgspec.structs.replace(contents, duplicates=[], duplicate_counts=Counter())
+    async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
+        ids = [int(one) for one in row["ids"]]
+        found.add_duplicate(
+            DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], ids)
+        )
+    return found
 
 
 async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:

@@ -98,7 +98,7 @@ class TenantCopier:
     async def _copy(
         self, source: SourceTenant, made_at: datetime, sink: RowSink, reader: SourceReader, *, by_key: bool
     ) -> TakenRows:
-        selected = self._selected(source, RowSelection(source.key, made_at))
+        selected = self._selected(source, RowSelection(source.key, made_at, stored_names=source.stored_names))
         duplicates = await _find_duplicates(reader, selected)
         taken = TakenRows()
         refused: list[RefusedRow] = []
@@ -129,7 +129,7 @@ class TenantCopier:
         """
         count = 0
         changing = [table for table in self._tables if table.mapping.changed is not None]
-        selection = RowSelection(source.key, made_at, changed_since=since)
+        selection = RowSelection(source.key, made_at, changed_since=since, stored_names=source.stored_names)
         async with self._snapshot.open_reader() as reader:
             for table in changing:
                 async for page in reader.read_table(table, selection, (), by_key=False):
@@ -148,7 +148,7 @@ class TenantCopier:
         """Bring a tenant up to date that was copied before; None if its rows still differ from those of the source."""
         try:
             await self.copy_changes(source, made_at, since, target)
-            selected = self._selected(source, RowSelection(source.key, made_at))
+            selected = self._selected(source, RowSelection(source.key, made_at, stored_names=source.stored_names))
             async with self._snapshot.open_reader() as reader:
                 rows = await reader.fetch_all(sum_rows(selected)) if selected else []
         except UnreadableRowsError:

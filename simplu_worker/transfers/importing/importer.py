@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import uuid4
@@ -238,7 +238,7 @@ class Importer:
     def _copier(self, snapshot: SourceSnapshot, tables: Sequence[ReadTable]) -> TenantCopier:
         return TenantCopier(snapshot, tables, self._callbacks, self._pace, clock=self._clock)
 
-    async def _name(self, source: SourceTenant, known_types: Sequence[str]) -> NamedTenant:
+    async def _name(self, source: SourceTenant, known_types: Mapping[str, Mapping[str, str]]) -> NamedTenant:
         businesses: dict[str, Business | str | None] = {}
         if needs_business_info(source, self._mapping):
             for business_id, _ in pairs_of(source, self._mapping.tenants):
@@ -247,7 +247,9 @@ class Importer:
                         businesses[business_id] = await self._shards.business_info.find(business_id)
                     except UnreadableBusinessError as exc:
                         businesses[business_id] = str(exc)
-        return name_tenant(source, self._mapping, businesses, known_types=known_types)
+        named = name_tenant(source, self._mapping, businesses, known_types=known_types)
+        source.stored_names = known_types.get(named.business_type or "", {})
+        return named
 
     async def _note_rows_without_tenant(self, reader: SourceReader, tables: Sequence[ReadTable]) -> None:
         for table in tables:

@@ -65,13 +65,14 @@ class RefusedRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 class SourceTenant(msgspec.Struct):
     """A tenant as the source names it: the texts in its columns, and the number of its rows by table.
 
-    *deleted_count* are rows with a tombstone, which count nowhere else.
+    *deleted_count* are rows with a tombstone, which count nowhere else. *stored_names* are those of its business type.
     """
 
     key: tuple[str, ...]
     row_counts: Counter[str] = msgspec.field(default_factory=Counter)
     deleted_count: int = 0
     business_types: set[str | None] = msgspec.field(default_factory=set)
+    stored_names: Mapping[str, str] = {}
 
     @property
     def row_count(self) -> int:

@@ -7,7 +7,7 @@ checksum of each row itself, from the text that Postgres gives the document.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -83,13 +83,15 @@ class _Arguments:
 class RowSelection(msgspec.Struct, frozen=True):
     """The rows of a table to read: of the tenant with these texts in its columns, and if given, of one key.
 
-    *made_at* is the time of resources without one. *changed_since* leaves out rows that were changed before.
+    *made_at* is the time of resources without one. *changed_since* leaves out rows that were changed before. Each row
+    has the resource type under which the shard stores it, by *stored_names*, wherever it is compared.
     """
 
     tenant: tuple[str, ...]
     made_at: datetime
     key: tuple[str, ...] | None = None
     changed_since: datetime | None = None
+    stored_names: Mapping[str, str] = {}
 
 
 def list_tenants(table: ReadTable) -> SourceStatement:
@@ -111,9 +113,8 @@ def list_rows_without_tenant(table: ReadTable) -> SourceStatement:
     """Return the statement that lists the rows that name no tenant, with their ids."""
     missing = " OR ".join(f"{_column(name)} IS NULL" for name in table.mapping.tenant)
     arguments = _Arguments()
-    columns = f"{_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id"
     return arguments.statement(
-        f"SELECT {columns} FROM {_table(table)} AS source WHERE ({missing}) AND {_left(table)}"  # noqa: S608  # names are quoted
+        f"SELECT {_ids(table, arguments, {})} FROM {_table(table)} AS source WHERE ({missing}) AND {_left(table)}"  # noqa: S608  # names are quoted
     )
 
 
@@ -160,9 +161,9 @@ def sum_rows(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceStatemen
 def list_keys(table: ReadTable, selection: RowSelection) -> SourceStatement:
     """Return the statement that lists the rows of a tenant by their keys, without their documents."""
     arguments = _Arguments()
-    columns = f"{_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id"
     return arguments.statement(
-        f"SELECT {columns}, {_key_parts(table)} AS key_parts FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
+        f"SELECT {_ids(table, arguments, selection.stored_names)}, {_key_parts(table)} AS key_parts "  # noqa: S608  # names are quoted
+        f"FROM {_table(table)} AS source "
         f"WHERE {_selected(table, selection, arguments)}"
     )
 
@@ -170,9 +171,8 @@ def list_keys(table: ReadTable, selection: RowSelection) -> SourceStatement:
 def list_deleted(table: ReadTable, selection: RowSelection) -> SourceStatement:
     """Return the statement that lists the ids of the rows with a tombstone."""
     arguments = _Arguments()
-    columns = f"{_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id"
     return arguments.statement(
-        f"SELECT {columns} FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
+        f"SELECT {_ids(table, arguments, selection.stored_names)} FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
         f"WHERE {_of_tenant(table, selection, arguments)} AND NOT ({_left(table)})"
     )
 
@@ -181,7 +181,7 @@ def list_duplicates(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceS
     """Return the statement that lists the types and ids that several rows of a tenant have."""
     arguments = _Arguments()
     parts = [
-        f"SELECT {_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id "  # noqa: S608  # names are quoted
+        f"SELECT {_ids(table, arguments, selection.stored_names)} "  # noqa: S608  # names are quoted
         f"FROM {_table(table)} AS source WHERE {_selected(table, selection, arguments)}"
         for table, selection in tables
     ]
@@ -210,7 +210,7 @@ def _rows(table: ReadTable, selection: RowSelection, arguments: _Arguments) -> s
     changed = _first_time([mapping.changed, mapping.created], made_at)
     # OFFSET keeps the planner from computing each expression at each of its uses.
     return (
-        f"SELECT {_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id, "  # noqa: S608  # names are quoted
+        f"SELECT {_ids(table, arguments, selection.stored_names)}, "  # noqa: S608  # names are quoted
         f"({_document(table, arguments)})::pg_catalog.text AS document, {created} AS created, {changed} AS changed, "
         f"{_key_parts(table)} AS key_parts FROM {_table(table)} AS source "
         f"WHERE {_selected(table, selection, arguments)} OFFSET 0"
@@ -281,10 +281,20 @@ def _left(table: ReadTable) -> str:
     return f"{column} IS NOT TRUE" if table.types[table.mapping.deleted] == "boolean" else f"{column} IS NULL"
 
 
-def _resource_type(table: ReadTable, arguments: _Arguments) -> str:
+def _resource_type(table: ReadTable, arguments: _Arguments, stored_names: Mapping[str, str]) -> str:
     if table.mapping.resource_type_column is None:
-        return arguments.add(table.mapping.resource_type)
-    return f"{_column(table.mapping.resource_type_column)}::pg_catalog.text"
+        name = table.mapping.resource_type
+        return arguments.add(name if name is None else stored_names.get(name, name))
+    column = f"{_column(table.mapping.resource_type_column)}::pg_catalog.text"
+    if not stored_names:
+        return column
+    names = arguments.add(msgspec.json.encode(stored_names).decode())
+    return f"coalesce({names}::pg_catalog.jsonb ->> {column}, {column})"
+
+
+def _ids(table: ReadTable, arguments: _Arguments, stored_names: Mapping[str, str]) -> str:
+    kind = _resource_type(table, arguments, stored_names)
+    return f"{kind} AS resource_type, {_resource_id(table)} AS resource_id"
 
 
 def _resource_id(table: ReadTable) -> str:

@@ -236,6 +236,25 @@ async def test_adopted_shard_has_all_that_a_fresh_one_has(case: Case, make_shard
     assert (await fetch(case.pool, "SELECT FROM simplu_operation('clinic-main', 'none')")) == []
 
 
+async def test_rows_under_two_names_of_a_type_are_one_resource(case: Case) -> None:
+    """The plan names them, as it names others, before it is known by any other way; one is copied by choice alone."""
+    twice = [await case.old.insert(CLINIC, name, "p-1", {"name": name}) for name in ("patient", "patients")]
+    await case.old.insert(CLINIC, "patients", "p-2", {})
+    await case.old.insert(GYM, "patients", "p-1", {})
+
+    (duplicates,) = (await case.plan()).contents.duplicates
+    with pytest.raises(PermanentError, match="resources with several rows: 1;"):
+        await case.adopt(AdoptionChoices())
+    await case.adopt(AdoptionChoices(duplicates=Duplicates.NEWEST))
+
+    assert (duplicates.resource_type, duplicates.old_ids) == ("patient", twice)
+    assert await case.resources() == {
+        ("clinic-main", "patient", "p-1"): {"name": "patients"},
+        ("clinic-main", "patient", "p-2"): {},
+        ("gym-west", "patients", "p-1"): {},
+    }
+
+
 async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
     case: Case, capfd: pytest.CaptureFixture[str]
 ) -> None:

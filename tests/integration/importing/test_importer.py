@@ -956,12 +956,46 @@ async def test_source_of_our_own_shape_needs_no_mapping(
     }
     assert [(one.resource_id, one.reason) for one in case.refused] == [("m1", NOT_AN_OBJECT)]
     assert [(row["id"], row["name"]) for row in rows] == [
-        ("a-b-c", "members"),
+        ("a-b-c", "member"),
         ("a-b-c", "settings"),
-        ("clinic-main", "patients"),
+        ("clinic-main", "patient"),
         ("clinic-main", "settings"),
     ]
     assert {"id": "clinic-main", "name": "settings", "data": '{"own": true}'} in rows
+
+
+async def test_rows_under_other_names_become_resources_of_their_type(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """Two rows that are one resource are refused; the others have equal checksums under the stored name."""
+    name = f"own_{next(_numbers)}"
+    url = await postgres_server.create_database(name)
+    await execute(
+        url,
+        """
+        CREATE TABLE resources (
+            id text, "businessType" text, "resourceName" text, "resourceId" text, data json,
+            date timestamptz, "lastUpdated" timestamptz
+        );
+        INSERT INTO resources VALUES
+            ('clinic-main', 'dental', 'patients', 'p1', '{}', '2024-01-01', '2024-01-02'),
+            ('clinic-main', 'dental', 'patient', 'p2', '{}', '2024-01-01', '2024-01-02'),
+            ('clinic-main', 'dental', 'patients', 'p3', '{}', '2024-01-01', '2024-01-02'),
+            ('clinic-main', 'dental', 'patient', 'p3', '{}', '2024-01-01', '2024-01-02');
+        """,
+    )
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        case = Case(url, routed, OWN_SHAPE)
+        result = await case.importer(leave_refused=True).apply()
+        rows = await case.fetch('SELECT "resourceName" AS name, "resourceId" AS id FROM resources ORDER BY 1, 2')
+    await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+    assert states(result) == {"clinic main": "imported"}
+    assert [(one.resource_type, one.resource_id, one.reason) for one in case.refused] == [
+        ("patient", "p3", IS_DUPLICATE),
+        ("patient", "p3", IS_DUPLICATE),
+    ]
+    assert [tuple(row.values()) for row in rows] == [("patient", "p1"), ("patient", "p2"), ("settings", "default")]
 
 
 @slow

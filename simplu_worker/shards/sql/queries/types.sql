@@ -62,7 +62,7 @@ DELETE FROM public.business_types WHERE name = $1;
 
 -- name: name_types
 -- The types of this shard; the first of them, for people.
-SELECT name FROM public.business_types ORDER BY name LIMIT $1;
+SELECT name, stored_names::pg_catalog.text AS stored_names FROM public.business_types ORDER BY name LIMIT $1;
 
 -- name: note_awaited_types
 -- Note that the tenants $1 are to be made of the types $2, which this shard does not have, and forget those that were

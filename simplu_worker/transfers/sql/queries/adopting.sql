@@ -107,16 +107,23 @@ ORDER BY source, fault;
 -- The first $1 rows with a fault.
 SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER BY id LIMIT $1;
 
+-- fragment: stored_old_type
+-- The name under which a row of the tenant of `sources`, with its `business_types`, becomes a resource.
+coalesce(business_types.stored_names ->> old_rows.resource_type, old_rows.resource_type)
+
 -- name: list_duplicates
--- Resources with several old rows, with the first ids of each, oldest first. Reads the whole table.
+-- Resources with several old rows, under any names of their types, with the first ids of each, oldest first. Reads the
+-- whole table.
 SELECT
-    source, resource_type, resource_id, pg_catalog.count(*) AS row_count,
-    (pg_catalog.array_agg(id::pg_catalog.text ORDER BY updated_at, id))[1:10] AS ids
+    old_rows.source, :stored_old_type AS resource_type, old_rows.resource_id, pg_catalog.count(*) AS row_count,
+    (pg_catalog.array_agg(old_rows.id::pg_catalog.text ORDER BY old_rows.updated_at, old_rows.id))[1:10] AS ids
 FROM simplu_adoption_log.old_rows
-WHERE fault IS NULL
-GROUP BY source, resource_type, resource_id
+LEFT JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
+LEFT JOIN simplu_adoption.business_types ON business_types.name = sources.business_type
+WHERE old_rows.fault IS NULL
+GROUP BY 1, 2, 3
 HAVING pg_catalog.count(*) > 1
-ORDER BY source, resource_type, resource_id;
+ORDER BY 1, 2, 3;
 
 -- name: write_sources
 -- Write the tenant of each source; return the sources that had another tenant or type before. Idempotent.
@@ -206,9 +213,11 @@ ORDER BY id;
 -- Record the present resources of the old rows $1, or that they have none; return their former and present resources.
 -- All from one snapshot.
 WITH present AS MATERIALIZED (
-    SELECT old_rows.id, sources.tenant_id, old_rows.resource_type, old_rows.resource_id, old_rows.updated_at
+    SELECT
+        old_rows.id, sources.tenant_id, :stored_old_type AS resource_type, old_rows.resource_id, old_rows.updated_at
     FROM simplu_adoption_log.old_rows
     JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
+    JOIN simplu_adoption.business_types ON business_types.name = sources.business_type
     WHERE
         old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL
         AND sources.tenant_id IS NOT NULL
