@@ -104,8 +104,8 @@ def judge_alone(size: int, rounds: int) -> list[list[str]]:
     if problems:
         raise SystemExit(str(problems))
     tenants = {f"bench-{number}": "gym" for number in range(TENANTS)}
-    ways = [BatchJudges({}, {}), BatchJudges({"gym": TypeRules({"other": judges["booking"]}, {})}, tenants)]
-    ways.append(BatchJudges({"gym": TypeRules(judges, {})}, tenants))
+    ways = [BatchJudges({}, {}), BatchJudges({"gym": TypeRules({"other": judges["booking"]}, {}, {})}, tenants)]
+    ways.append(BatchJudges({"gym": TypeRules(judges, {}, {})}, tenants))
     lines = []
     for items in (0, 5, 50):
         batch = [operation("create", number, "alone", document(items)) for number in range(size)]

@@ -57,6 +57,8 @@ class Failure(StrEnum):
 
     ALREADY_EXISTS = "already_exists"
     NOT_FOUND = "not_found"
+    INVALID_QUERY = "invalid_query"  # a list that cannot be meant
+    QUERY_TOO_LARGE = "query_too_large"  # a list that would look through too many resources
     RESULT_TOO_LARGE = "result_too_large"
     INVALID_DATA = "invalid_data"
     TENANT_DESTROYED = "tenant_destroyed"

@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from simplu_local.workload.json_values import JsonValue, canonical_text, parse_json
 from simplu_local.workload.producer import Position
 from simplu_local.workload.reference_model import (
     DERIVED_ID_PREFIX,
     Effect,
-    JsonValue,
     LogEntry,
     ModelRow,
     ReferenceModel,
     TenantModel,
-    canonical_text,
-    parse_json,
     parse_timestamp,
 )
 from simplu_local.workload.workload import Item
@@ -249,11 +247,12 @@ def _operation_texts(row: LogEntry | StoredOperation, result: JsonValue) -> tupl
 
 
 def _normalize_times(result: JsonValue) -> JsonValue:
-    """Return *result* with its times in one format; the contract allows every format of RFC 3339."""
+    """Return *result* with its times in one format of RFC 3339, and without the cursor of a next page."""
     if not isinstance(result, dict):
         return result
     if isinstance(items := result.get("items"), list):
-        return result | {"items": [_normalize_times(item) for item in items]}
+        rest = {name: value for name, value in result.items() if name != "next" or not result.get("hasMore")}
+        return rest | {"items": [_normalize_times(item) for item in items]}
     times = {name: result[name] for name in ("date", "lastUpdated") if name in result}
     return result | {name: parse_timestamp(str(text)).isoformat() for name, text in times.items()}
 

@@ -59,10 +59,15 @@ UNSTORABLE = (
 )
 
 
+TIMES = ("2024-01-01", "2024-01-01T23:30:00Z", "2024-01-02T00:30:00+01:00", "2024-01-02T10:00:00", "soon")
+
+
 def document(random: Random, *, long: bool = False) -> str:
     """Return the JSON text of an object with random members, and `status` and `rank` for the filters of lists."""
     members = [_member(random, "status", random.choice(STATUSES)), f'"rank": {random.randrange(5)}']
     members += [_random_member(random, 1) for _ in range(random.randrange(5))]
+    if random.random() < 0.3:
+        members.append(_member(random, random.choice(("appointmentTime", "startsAt")), random.choice(TIMES)))
     if long:
         members.append(f'"long": {json.dumps("long text " * (LONG_TEXT_CHARS // 10))}')
     return _object(random, members)

@@ -6,15 +6,14 @@ model is written from the contract alone and shares no code with the worker, so 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import TypeAlias
 
-JsonValue: TypeAlias = "bool | str | Decimal | list[JsonValue] | dict[str, JsonValue] | None"
+from simplu_local.workload.json_values import JsonValue, canonical_text, parse_json
+from simplu_local.workload.lists import day_at, in_order, passes_filters
 
 DERIVED_ID_PREFIX = "simplu:"
 WRITING_KINDS = ("create", "update", "patch", "delete")
@@ -24,7 +23,6 @@ LIST_RESULT_LIMIT = 1000  # LIST_RESULT_LIMIT's default, docs/configuration.md
 RESULT_MAX_BYTES = 1024 * 1024  # docs/outcomes.md: a longer result is `result_too_large`
 NUMERIC_MAX_EXPONENT = 131_071  # PostgreSQL manual, numeric: 131072 digits before the decimal point
 NUMERIC_MAX_SCALE = 16_383  # the same manual: digits after the decimal point
-DAY_FILTERS = frozenset({"date", "startDate", "endDate"})
 
 
 class Effect(StrEnum):
@@ -100,6 +98,8 @@ class LogEntry:
 
 # Names under which business types store what is sent under another one; of the names that workloads use.
 STORED_NAMES = {("dental", "patients"): "patient", ("restaurant", "products"): "product"}
+# The members that are the dates of resource types.
+DATES = {("dental", "appointment"): "appointmentTime", ("gym", "class"): "startsAt"}
 
 
 @dataclass(slots=True)
@@ -206,22 +206,23 @@ class ReferenceModel:
         paging = _object(request.pagination)
         page = int(str(paging.get("page", DEFAULT_LIST_PAGE)))
         limit = min(int(str(paging.get("limit", DEFAULT_LIST_LIMIT))), self._list_result_limit)
-        found = sorted(
-            (
-                (resource_id, row)
-                for (resource_type, resource_id), row in tenant.rows.items()
-                if resource_type == tenant.stored_name(request.resource_type) and passes_filters(row, filters)
-            ),
-            key=lambda pair: pair[0],
-        )
+        name = tenant.stored_name(request.resource_type)
+        path = DATES.get((tenant.business_type, name))
+        day_of = None if path is None else day_at(path)
+        of_type = {key[1]: row for key, row in tenant.rows.items() if key[0] == name}
+        rows = {resource_id: row for resource_id, row in of_type.items() if passes_filters(row, filters, day_of)}
+        sort = paging.get("sort")
+        found = in_order(rows.items(), sort if isinstance(sort, dict) else None)
         first = (page - 1) * limit
         items: list[JsonValue] = [_read_result(resource_id, row) for resource_id, row in found[first : first + limit]]
-        result: JsonValue = {
+        result: dict[str, JsonValue] = {
             "items": items,
             "page": Decimal(page),
             "limit": Decimal(limit),
             "hasMore": len(found) > first + limit,
         }
+        if paging.get("total") is True:
+            result["total"] = Decimal(len(found))
         if len(canonical_text(result)) > RESULT_MAX_BYTES:
             return _entry(request, None, error="result_too_large")
         return _entry(request, None, result=result)
@@ -271,22 +272,6 @@ def _object(text: str | None) -> dict[str, JsonValue]:
     return value
 
 
-def passes_filters(row: ModelRow, filters: dict[str, JsonValue]) -> bool:
-    """Return whether *row* passes every filter of a `list` (docs/sending.md)."""
-    day = row.date.astimezone(UTC).date()
-    members = row.data if isinstance(row.data, dict) else {}
-    for name, wanted in filters.items():
-        if name in DAY_FILTERS:
-            bound = date.fromisoformat(str(wanted))
-            if (name == "date" and day != bound) or (name == "startDate" and day < bound):
-                return False
-            if name == "endDate" and day > bound:
-                return False
-        elif name not in members or canonical_text(members[name]) != canonical_text(wanted):
-            return False
-    return True
-
-
 def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
     """Return *target* changed by *patch* (RFC 7396); neither argument is modified."""
     if not isinstance(patch, dict):
@@ -298,39 +283,6 @@ def merge_patch(target: JsonValue, patch: JsonValue) -> JsonValue:
         else:
             merged[name] = merge_patch(merged.get(name), value)
     return merged
-
-
-def parse_json(text: str) -> JsonValue:
-    """Parse JSON as jsonb does: the last of duplicate keys wins, numbers are exact."""
-    value: JsonValue = json.loads(text, parse_int=Decimal, parse_float=Decimal)
-    return value
-
-
-def canonical_text(value: JsonValue) -> str:
-    """Return the same text for all values that are equal as jsonb: sorted keys; 1, 1.0 and 10e-1 alike."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return json.dumps(value)
-        case Decimal():
-            return _canonical_number(value)
-        case list():
-            return f"[{','.join(map(canonical_text, value))}]"
-        case dict():
-            return f"{{{','.join(f'{json.dumps(name)}:{canonical_text(value[name])}' for name in sorted(value))}}}"
-
-
-def _canonical_number(number: Decimal) -> str:
-    # Not Decimal.normalize(): it rounds to the context's 28 digits.
-    sign, digits, exponent = number.as_tuple()
-    significant = "".join(map(str, digits)).lstrip("0")
-    stripped = significant.rstrip("0")
-    if not stripped:
-        return "0"
-    return f"{'-' if sign else ''}{stripped}e{int(exponent) + len(significant) - len(stripped)}"
 
 
 def is_storable(value: JsonValue) -> bool:

@@ -207,15 +207,21 @@ class Workload:
         if random.random() < 0.5:
             filters["status"] = random.choice(documents.STATUSES)
         if random.random() < 0.3:
-            filters["rank"] = random.randrange(5)
+            rank = random.randrange(5)
+            filters["rank"] = random.choice((rank, {"from": rank}, {"in": [rank, 1, "x"]}, {"from": None, "to": rank}))
+        if random.random() < 0.1:
+            filters["details.inner"] = {"exists": random.random() < 0.5}
         if random.random() < 0.3:
             filters["startDate"] = "2024-01-01"
             filters["endDate"] = random.choice(("2024-01-01", "2024-01-03", "2031-01-01"))
         if random.random() < 0.1:
             filters["date"] = "2024-01-01"
         # Few rows a page: near the limit of a result's size, the format of its numbers would decide.
-        paging = json.dumps({"page": random.choice((1, 1, 2, 50)), "limit": random.choice((1, 2, 4))})
-        return replace(request, filters=json.dumps(filters) if filters else None, pagination=paging)
+        paging: dict[str, Any] = {"page": random.choice((1, 1, 2, 50)), "limit": random.choice((1, 2, 4))}
+        if random.random() < 0.2:
+            by = random.choice(({}, {"by": "rank"}, {"by": "status"}, {"by": "details.inner"}))
+            paging |= {"sort": by | {"descending": random.random() < 0.5}, "total": random.random() < 0.5}
+        return replace(request, filters=json.dumps(filters) if filters else None, pagination=json.dumps(paging))
 
     def _make_retry(self, tenant: Tenant) -> Item:
         sent = self._random.choice(self._sent[tenant.tenant_id])

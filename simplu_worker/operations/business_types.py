@@ -25,7 +25,9 @@ class ViewColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """Resources that are sent as *name* or one of *also_named*, and stored as *name*.
 
-    They have a view where *view* names one, whose first columns are the tenant's id and the resource's.
+    They have a view where *view* names one, whose first columns are the tenant's id and the resource's. The days of a
+    list are those of the member *date*; lists find resources by indexes of the members *filtered*. Both are names of
+    members with dots between.
     """
 
     name: str
@@ -34,6 +36,8 @@ class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     columns: Sequence[ViewColumn] = ()
     validation: Validation = Validation.OFF
     schema: dict[str, Any] | None = None
+    date: str | None = None
+    filtered: Sequence[str] = ()
     tenant_column: str = "id"
     id_column: str = "resourceId"
 
@@ -41,6 +45,16 @@ class ResourceType(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     def names(self) -> tuple[str, ...]:
         """All names of its resources."""
         return (self.name, *self.also_named)
+
+    @property
+    def date_path(self) -> tuple[str, ...] | None:
+        """The path of its date."""
+        return None if self.date is None else tuple(self.date.split("."))
+
+    @property
+    def filtered_paths(self) -> list[tuple[str, ...]]:
+        """The paths of the members that have an index."""
+        return [tuple(name.split(".")) for name in self.filtered]
 
     @property
     def base_columns(self) -> tuple[str, ...]:

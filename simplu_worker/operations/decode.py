@@ -189,7 +189,9 @@ class _Columns:
 
         def query_of(index: int) -> ListQuery | None:
             filters = b"" if exceeding[index] else self.filters[index]
-            return decode_list_query(filters, self.paginations[index], list_limit) if forms[index].is_list else None
+            if not forms[index].is_list:
+                return None
+            return decode_list_query(filters, self.paginations[index], messages[index].resource_type, list_limit)
 
         self._amend(self.queries, apart, query_of)
         resource_types = shared(message.resource_type for message in messages)

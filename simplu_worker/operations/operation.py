@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from enum import StrEnum
 from typing import Final, TypeAlias
 
@@ -43,20 +43,73 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
         return self.sub_sequence_number if self.part_index is None else (self.sub_sequence_number, self.part_index)
 
 
-class DayRange(msgspec.Struct, frozen=True, gc=False):
-    """The first and last instant, inclusive, of a row's `date`; `None` is no bound."""
+Path: TypeAlias = tuple[str, ...]  # names of members that lead to a value
 
-    first: datetime | None = None
-    last: datetime | None = None
+
+class Days(msgspec.Struct, frozen=True, gc=False):
+    """The first and the last day, inclusive, of a list; `None` is no bound. *is_one*: by the filter `date`."""
+
+    first: date | None = None
+    last: date | None = None
+    is_one: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether every day is among them."""
+        return self.first is None and self.last is None
+
+
+class Sort(msgspec.Struct, frozen=True, gc=False):
+    """The order of a list: by the member at *path*, or by creation without one."""
+
+    path: Path
+    is_descending: bool = False
+
+
+class ListIndex(msgspec.Struct, frozen=True, gc=False):
+    """The bounds, inclusive, of the text at *path*, by which an index finds the resources of a list."""
+
+    path: Path
+    low: str | None
+    high: str | None
+
+
+class ListProblem(msgspec.Struct, frozen=True, gc=False):
+    """Why a list cannot be meant: what *member* was expected to be."""
+
+    member: str
+    expected: str
 
 
 class ListQuery(msgspec.Struct, frozen=True, gc=False):
-    """The query of a `list`. *members* is a JSON object: each member must equal the row's member of that name."""
+    """The query of a `list`.
+
+    *members* is a JSON object: each member must equal the row's member of that name. *path* is a JSON path that the
+    document must match, with the *values* of its variables, a JSON object. *after* is the place behind which the page
+    begins, as JSON (`list_query.py`), and *list_id* what cursors of the list have in common. *names* are those of its
+    filters. *asked* is what the list asks for beyond equality of members, days of creation and pages, by the rules of
+    its type, as JSON for `applying.sql`.
+    """
 
     members: str = "{}"
-    days: DayRange = DayRange()
+    days: Days = Days()
+    path: str = ""
+    values: str = "{}"
+    indexes: tuple[ListIndex, ...] = ()
+    names: tuple[str, ...] = ()
+    sort: Sort | None = None
+    after: str | None = None
+    has_total: bool = False
+    list_id: str = ""
     page: int = 1
     limit: int = 100
+    asked: str = ""
+    problem: ListProblem | None = None
+
+    @property
+    def text(self) -> str:
+        """What Postgres is to take as JSON."""
+        return f"[{self.members}, {self.values}]"
 
 
 class Operation(msgspec.Struct, frozen=True, gc=False):

@@ -2,8 +2,8 @@
 
 Why it is safe: within a wave, all reads see the rows as they were before the wave, and each resource is written at most
 once. So an operation may share a wave with an earlier one unless it must see that one's effect: a write after a write
-of its resource, a `read` after a write of its resource, a `list` after a write of its type. A write may share a wave
-with an earlier read, which does not see it.
+of its resource, a `read` after a write of its resource, a `list` after a write of its type or of the settings, which
+have the time zone of its days. A write may share a wave with an earlier read, which does not see it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from simplu_worker.vocabulary import OperationKind
 
 LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
 READ: Final = OperationKind.READ
+SETTINGS: Final = "settings"  # the resource type
 
 
 class Wave(msgspec.Struct, frozen=True, gc=False):
@@ -38,9 +39,10 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
     for index, operation in enumerate(operations):
         kind, tenant_id = operation.kind, operation.tenant_id
         if kind is LIST:
-            of_type = tenant_id, operation.resource_type
-            into, wave = reads, next_list.get(of_type, 0)
-            listed[of_type] = wave
+            of_type, of_settings = (tenant_id, operation.resource_type), (tenant_id, SETTINGS)
+            into, wave = reads, max(next_list.get(of_type, 0), next_list.get(of_settings, 0))
+            listed[of_type] = max(listed.get(of_type, 0), wave)
+            listed[of_settings] = max(listed.get(of_settings, 0), wave)
         else:
             resource = tenant_id, operation.resource_type, operation.resource_id
             into, wave = reads, next_write.get(resource, 0)

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 Failure: TypeAlias = Literal[
-    "already_exists", "not_found", "invalid_data", "result_too_large", "tenant_destroyed", "retries_exhausted"
+    "already_exists",
+    "not_found",
+    "invalid_data",
+    "invalid_query",
+    "query_too_large",
+    "result_too_large",
+    "tenant_destroyed",
+    "retries_exhausted",
 ]
 
 

@@ -4,6 +4,8 @@ export const FAILURES = [
   "already_exists",
   "not_found",
   "invalid_data",
+  "invalid_query",
+  "query_too_large",
   "result_too_large",
   "tenant_destroyed",
   "retries_exhausted",

@@ -18,6 +18,7 @@ from simplu_worker.bulkheads import note_trouble
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.business_types import BusinessType
+from simplu_worker.operations.list_query import NO_LIST_RULES, ListRules, resolved
 from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.schema_bounds import InvalidSchemaError
 from simplu_worker.operations.schema_judge import Finding, Judge, Judges, judges_of
@@ -41,10 +42,11 @@ class TypeRules(NamedTuple):
 
     judges: Judges
     stored_names: Mapping[str, str]
+    lists: Mapping[str, ListRules]  # by the name under which a resource is stored
 
 
 _NO_JUDGES: Final[Judges] = {}
-NO_RULES: Final = TypeRules(_NO_JUDGES, {})
+NO_RULES: Final = TypeRules(_NO_JUDGES, {}, {})
 
 
 class ShardRules:
@@ -109,7 +111,9 @@ class ShardRules:
 def _rules_in(definition: str) -> tuple[TypeRules, list[str]]:
     business_type = msgspec.json.decode(definition, type=BusinessType)
     judges, problems = judges_of(business_type)
-    return TypeRules(judges, business_type.stored_names), problems
+    lists = {one.name: ListRules(one.date_path, frozenset(one.filtered_paths)) for one in business_type.resource_types}
+    has_rules = {name: rules for name, rules in lists.items() if rules != ListRules()}
+    return TypeRules(judges, business_type.stored_names, has_rules), problems
 
 
 def _union(mappings: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
@@ -119,24 +123,34 @@ def _union(mappings: Iterable[Mapping[str, str]]) -> dict[str, set[str]]:
     return values
 
 
-def stored_under(
+def as_stored(
     operations: Sequence[Operation], business_types: Mapping[str, str], rules: Mapping[str, TypeRules]
 ) -> Sequence[Operation]:
-    """Return *operations* with the names under which their resources are stored (`ResourceType.also_named`).
+    """Return *operations* as their tenants' types, *business_types* by id, have them.
 
-    *business_types* are those of their tenants, by id.
+    With the names under which resources are stored (`ResourceType.also_named`), and lists with what they ask for.
     """
     names = {one: rules[one].stored_names for one in set(business_types.values()) if one in rules}
     sent = {operation.resource_type for operation in operations}
-    if all(sent.isdisjoint(one) for one in names.values()):
-        return operations
-    of_tenant = {tenant_id: names.get(one, {}) for tenant_id, one in business_types.items()}
-    return [
-        operation
-        if (name := of_tenant.get(operation.tenant_id, {}).get(operation.resource_type)) is None
-        else msgspec.structs.replace(operation, resource_type=name, sent_type=operation.resource_type)
-        for operation in operations
-    ]
+    if not all(sent.isdisjoint(one) for one in names.values()):
+        of_tenant = {tenant_id: names.get(one, {}) for tenant_id, one in business_types.items()}
+        operations = [
+            operation
+            if (name := of_tenant.get(operation.tenant_id, {}).get(operation.resource_type)) is None
+            else msgspec.structs.replace(operation, resource_type=name, sent_type=operation.resource_type)
+            for operation in operations
+        ]
+    if any(operation.query for operation in operations):
+        lists = {tenant_id: rules.get(one, NO_RULES).lists for tenant_id, one in business_types.items()}
+        operations = [_with_rules(operation, lists.get(operation.tenant_id, {})) for operation in operations]
+    return operations
+
+
+def _with_rules(operation: Operation, lists: Mapping[str, ListRules]) -> Operation:
+    if operation.query is None:
+        return operation
+    query = resolved(operation.query, lists.get(operation.resource_type, NO_LIST_RULES))
+    return msgspec.structs.replace(operation, query=query)
 
 
 async def judge_change(connection: Connection, tenant_id: str, documents: Mapping[str, str], *, member: str) -> None:

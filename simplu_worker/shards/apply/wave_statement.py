@@ -30,14 +30,15 @@ class WaveStatement(msgspec.Struct, frozen=True):
 
 
 def statement_for(
-    reading_kinds: Collection[OperationKind], *, has_nested: bool, creates_new: bool = False
+    reading_kinds: Collection[OperationKind], *, has_nested: bool, has_asked: bool = False, creates_new: bool = False
 ) -> WaveStatement:
     """Return the statement for waves with reads of *reading_kinds*; *has_nested*: with patches that have objects.
 
-    With *creates_new* the statement fails at a created resource that exists.
+    *has_asked*: with lists that ask for more than equality, days of creation and pages (`ListQuery.asked`). With
+    *creates_new* the statement fails at a created resource that exists.
     """
     has_lists, has_reads = LIST in reading_kinds, READ in reading_kinds
-    if has_nested or (has_lists and has_reads):
+    if has_asked or has_nested or (has_lists and has_reads):
         query = "apply_wave" if has_lists or has_reads else "apply_nested_writes"
     elif has_lists:
         query = "apply_lists"
@@ -80,10 +81,13 @@ def wave_arguments(
     columns += [
         separator.join(column)
         for column in (
-            [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
-            [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
+            [f"{query.days.first}T00:00:00Z" if query and query.days.first else "" for query in queries],
+            [f"{query.days.last}T23:59:59.999999Z" if query and query.days.last else "" for query in queries],
             [str(query.page) if query else "" for query in queries],
             [str(query.limit) if query else "" for query in queries],
+            [query.asked if query else "" for query in queries],
+            [query.list_id if query else "" for query in queries],
         )
     ]
-    return separator, *columns, RESULT_MAX_BYTES
+    *columns, asked, list_ids = columns
+    return separator, *columns, RESULT_MAX_BYTES, asked, list_ids

@@ -19,7 +19,7 @@ import structlog
 
 from simplu_worker.operations.admission import HOLD, TenantRow, admit, admits_all, is_too_late
 from simplu_worker.operations.merge_patch import is_nested
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.at_once import (
@@ -33,7 +33,14 @@ from simplu_worker.shards.apply.at_once import (
 from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points, points_around
 from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
-from simplu_worker.shards.apply.judging import BatchJudges, Found, ShardRules, TypeRules, count_found, stored_under
+from simplu_worker.shards.apply.judging import (
+    BatchJudges,
+    Found,
+    ShardRules,
+    TypeRules,
+    as_stored,
+    count_found,
+)
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
     PATCH,
@@ -87,6 +94,7 @@ RACE_PAUSE_MAX_S = 0.1
 SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+INVALID_QUERY = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_QUERY)
 JUDGED = frozenset({SUCCEEDED, INVALID_DATA})  # outcomes at which a finding counts
 LOCKED = Outcome(disposition=Disposition.LOCKED)
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
@@ -426,7 +434,7 @@ class ShardWriter:
     async def _find_refused(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
         """Return outcomes, by index, for the operations with a value that no table can store."""
         operations = attempt.batch.operations
-        texts = [one.text if one.query is None else one.query.members for one in operations]
+        texts = [one.text if one.query is None else one.query.text for one in operations]
         found = set(await find_unstorable(self._pool, texts)).difference(attempt.known_outcomes)
         for index in sorted(found):
             shard_id = self._pool.address.shard_id
@@ -641,22 +649,16 @@ class WriteAttempt:
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
         self.is_locking_tenants = False
         self.tenants = tenants
-        operations = self.operations = stored_under(operations, types_of(tenants), self.rules)
+        operations = self.operations = as_stored(operations, types_of(tenants), self.rules)
         judges = self._judges_for(tenants)
         self.found = judges.judge_sent(operations)
         decided = self._decide(tenants)
         await self._mark_known_duplicates(connection, tenants, decided)
         logged: Sequence[int] = range(len(operations))
-        failures: dict[int, Failure | None] = {}
-        results: dict[int, str | None] = {}
         if decided:
             logged = [index for index in logged if index not in decided or leaves_row(decided[index])]
-            failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
-            results = {
-                number: self.found[index].result
-                for number, index in enumerate(logged)
-                if index in self.found and decided.get(index) == INVALID_DATA
-            }
+        failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
+        results = {number: self._result_of(logged[number], decided[logged[number]]) for number in failures}
         self.suspects = logged
         self.inserting = InsertedTable.LOG
         expects_new = InsertedTable.LOG not in self.careful_tables
@@ -682,6 +684,12 @@ class WriteAttempt:
             self.found = {index: one for index, one in self.found.items() if outcomes[index] in JUDGED}
         return outcomes
 
+    def _result_of(self, index: int, outcome: Outcome) -> str | None:
+        """Return why an operation with this known outcome was refused, as JSON for the log."""
+        if outcome == INVALID_QUERY:
+            return msgspec.json.encode(problem_of(self.operations[index])).decode()
+        return self.found[index].result if outcome == INVALID_DATA and index in self.found else None
+
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:
         """Return the remembered rows of all tenants if the batch may be applied in one statement; otherwise none."""
         operations = self.batch.operations
@@ -691,7 +699,7 @@ class WriteAttempt:
         known = self.remembered.rows_of(tenant_ids)
         if len(known) < len(tenant_ids):
             return {}
-        self.operations = stored_under(operations, types_of(known), self.rules)
+        self.operations = as_stored(operations, types_of(known), self.rules)
         is_usual = goes_at_once(self.operations, known, large=self.large, tenant_wait=self._tenant_wait)
         return known if is_usual and self._judges_allow(known) else {}
 
@@ -738,7 +746,7 @@ class WriteAttempt:
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""
         operations = self.batch.operations
-        has_excess = True in [operation.exceeds_bounds for operation in operations]
+        has_excess = any(operation.exceeds_bounds or problem_of(operation) for operation in operations)
         refused = {index for index, found in self.found.items() if found.judge.refuses}
         if (
             not self.known_outcomes
@@ -755,6 +763,8 @@ class WriteAttempt:
             outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
             if outcome is None and (operation.exceeds_bounds or index in refused):
                 outcome = INVALID_DATA  # unless the log has it: a worker with other bounds may have applied it
+            if outcome is None and problem_of(operation):
+                outcome = INVALID_QUERY
             if outcome is not None:
                 decided[index] = outcome
                 if outcome.disposition in STOPPING:
@@ -796,6 +806,7 @@ class WriteAttempt:
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
         statement = statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
+            has_asked=any(one.query is not None and one.query.asked for one in operations),
             has_nested=any(is_nested(operations[index].text or "") for index in patches),
             creates_new=InsertedTable.RESOURCES not in self.careful_tables,
         )
@@ -817,6 +828,11 @@ class WriteAttempt:
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
     """Return the operations at *indexes*, which are in order: nearly always all of them."""
     return operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
+
+
+def problem_of(operation: Operation) -> ListProblem | None:
+    """Return why a list cannot be meant."""
+    return None if operation.query is None else operation.query.problem
 
 
 def types_of(tenants: Mapping[str, TenantRow]) -> dict[str, str]:

@@ -23,8 +23,7 @@ from simplu_worker.consumers.sqs.control.decode import (
 from simplu_worker.consumers.sqs.orders.decode import ORDER_KINDS, OrderMembers
 from simplu_worker.dead_letters.letter import LetterMembers
 from simplu_worker.operations.decode import KINDS_WITH_DATA, KINDS_WITH_ID, RecordMembers
-from simplu_worker.operations.json_record import Time
-from simplu_worker.operations.list_query import DAY_MEMBERS, Pagination
+from simplu_worker.operations.list_query import Pagination
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX
 from simplu_worker.vocabulary import OperationKind
 
@@ -94,7 +93,6 @@ def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> S
 
 _ID: Final[Schema] = {"pattern": STORABLE}
 _TENANT: Final = {"businessId": _ID, "locationId": _ID}
-_DAY: Final = schema_of(Time | None)
 _PAGINATION: Final = {"properties": members_of(Pagination)["properties"]}
 
 SCHEMAS: Final[dict[str, Schema]] = {
@@ -117,7 +115,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         when(
             "operation",
             [OperationKind.LIST],
-            {"properties": {"filters": {"properties": dict.fromkeys(DAY_MEMBERS, _DAY)}, "pagination": _PAGINATION}},
+            {"properties": {"pagination": _PAGINATION}},
         ),
     ),
     "order-event": document(

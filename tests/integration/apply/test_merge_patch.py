@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase
 
-from simplu_local.workload.reference_model import canonical_text, merge_patch, parse_json
+from simplu_local.workload.json_values import canonical_text, parse_json
+from simplu_local.workload.reference_model import merge_patch
 from simplu_worker.shards.apply.writer import SUCCEEDED
 
 NAMES = st.sampled_from(["", "a", "b", "A", "é", "$", "0", '"', "\\", "a.b"])

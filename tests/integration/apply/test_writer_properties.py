@@ -15,14 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
 
-from simplu_local.workload.reference_model import (
-    Effect,
-    OperationRequest,
-    ReferenceModel,
-    Verdict,
-    canonical_text,
-    parse_json,
-)
+from simplu_local.workload.json_values import canonical_text, parse_json
+from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel, Verdict
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -15,7 +15,7 @@ from support.postgres.other_settings import WAYS, reached, set_otherwise
 from support.postgres.tenant_cases import TENANT, fetch
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_local.workload.reference_model import parse_json
+from simplu_local.workload.json_values import parse_json
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import HealthCheck
 
-from simplu_local.workload.reference_model import JsonValue, parse_json
+from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.apply.duplicates import InsertForms

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_local.workload.reference_model import canonical_text, merge_patch, parse_json
+from simplu_local.workload.json_values import canonical_text, parse_json
+from simplu_local.workload.reference_model import merge_patch
 from simplu_worker.operations.document_bounds import (
     DOCUMENT_MAX_BYTES,
     DOCUMENT_MAX_VALUES,

@@ -624,6 +624,44 @@ BEGIN
 END
 $$;
 
+-- When a day begins in a time zone; NULL where there is no such zone.
+CREATE FUNCTION public.simplu_day(day pg_catalog.text, zone pg_catalog.text) RETURNS pg_catalog.timestamptz
+LANGUAGE plpgsql STABLE STRICT PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN day::date::timestamp AT TIME ZONE zone;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN NULL;
+END
+$$;
+
+-- The resources of a list, by the index of a business type (`filtered`, shards/schema/type_indexes.py), which a statement
+-- finds only by the index's own expression: at most *bound*.
+CREATE FUNCTION public.simplu_indexed(
+    tenant pg_catalog.text, type pg_catalog.text, index pg_catalog.jsonb, first_moment pg_catalog.timestamptz,
+    moment_behind pg_catalog.timestamptz, bound bigint
+)
+RETURNS SETOF public.resources
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    value text := format('%L::text[]', ARRAY(SELECT jsonb_array_elements_text(index -> 'path')));
+    own text := 'SELECT * FROM public.resources WHERE id = $1 AND "resourceName" = $2 AND ';
+BEGIN
+    IF (index -> 'isTime')::boolean THEN
+        RETURN QUERY EXECUTE
+            own || format('public.simplu_timestamptz(data #> %s) >= coalesce($3, ''-infinity'') - interval ''1 day'' AND '
+            'public.simplu_timestamptz(data #> %1$s) <= coalesce($4, ''infinity'') + interval ''1 day'' LIMIT $5', value)
+            USING tenant, type, first_moment, moment_behind, bound;
+    ELSE
+        RETURN QUERY EXECUTE
+            own || format('left(data #>> %s, 200) COLLATE "C" >= $3 AND '
+            '($4 IS NULL OR left(data #>> %1$s, 200) COLLATE "C" <= $4) LIMIT $5', value)
+            USING tenant, type, coalesce(index ->> 'low', ''), index ->> 'high', bound;
+    END IF;
+END
+$$;
+
 -- A number, or a text that is one.
 CREATE FUNCTION public.simplu_numeric(value pg_catalog.jsonb) RETURNS numeric
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp

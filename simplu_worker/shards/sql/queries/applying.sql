@@ -305,14 +305,17 @@ wave AS MATERIALIZED (
         :wave_values,
         nullif(first_date, '')::pg_catalog.timestamptz AS first_date,
         nullif(last_date, '')::pg_catalog.timestamptz AS last_date,
-        nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
+        nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size,
+        nullif(asked, '')::pg_catalog.jsonb AS asked, list_id
     FROM (
         SELECT
             :wave_columns,
             pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS first_date,
             pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS last_date,
             pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS page,
-            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS page_size
+            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS page_size,
+            pg_catalog.unnest(pg_catalog.string_to_array($15, $1)) AS asked,
+            pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS list_id
     ) AS sent
 )
 
@@ -487,35 +490,283 @@ found AS (
     WHERE wave.operation = 'read'
 )
 
--- fragment: listed
+-- fragment: plain_rows
+-- The resources of a list that asks for equality, days of creation and pages alone. It reads in order of id until the page
+-- is full, and no more than 100,000: then a row `is_beyond`. A list of days, a month at most, reads by date and sorts
+-- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
+-- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
+-- any row to pass; it would read all resources of the type and sort them.
+(
+    SELECT
+        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank, 0::numeric AS sort_number,
+        ''::pg_catalog.text AS sort_text, seen > 100000 AS is_beyond, NULL::bigint AS total
+    FROM (
+        SELECT
+            resources."resourceId", resources.data, resources.date, resources."lastUpdated",
+            pg_catalog.row_number() OVER (ORDER BY resources."resourceId") AS seen
+        FROM public.resources
+        WHERE
+            NOT wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
+            AND resources."resourceName" = wanted.resource_type
+        ORDER BY resources."resourceId"
+        LIMIT 100001
+    ) AS resources
+    WHERE CASE
+        WHEN seen > 100000 THEN true
+        WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
+        ELSE :members_match
+    END
+    ORDER BY "resourceId"
+    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+)
+UNION ALL
+(
+    SELECT
+        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank, 0::numeric AS sort_number,
+        ''::pg_catalog.text AS sort_text, false AS is_beyond, NULL::bigint AS total
+    FROM public.resources
+    WHERE
+        wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
+        AND resources."resourceName" = wanted.resource_type
+        AND resources.date BETWEEN wanted.first_date AND wanted.last_date
+        AND :members_match
+    ORDER BY "resourceId"
+    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+)
+
+-- fragment: asked_rows
+-- The resources of a list that asks for more (`asked_of` in operations/list_query.py). Where it is sorted, counted or
+-- found by an index, all that match are read; the others end with their page. Sorted by the type of the value (numbers,
+-- texts, true and false; all else last in both directions), the value, and the id. `is_beyond` is a row behind the
+-- 100,000 that a list may look through, and comes whatever the page.
+(
+    SELECT
+        "resourceId", data, date, "lastUpdated", list_row, is_last, sort_rank, sort_number, sort_text, is_beyond, total
+    FROM (
+        SELECT
+            counted.*,
+            pg_catalog.row_number() OVER (
+                ORDER BY
+                    is_beyond, is_last, sort_rank, sort_number,
+                    CASE WHEN NOT (wanted.asked ->> 'isDescending')::boolean THEN sort_text END,
+                    CASE WHEN (wanted.asked ->> 'isDescending')::boolean THEN sort_text END DESC,
+                    "resourceId"
+            ) AS list_row
+        FROM (
+            SELECT
+                matched.*, keys.is_last, keys.sort_rank, keys.sort_number, keys.sort_text,
+                CASE
+                    WHEN (wanted.asked ->> 'hasTotal')::boolean THEN pg_catalog.count(*) OVER ()
+                END AS total
+            FROM (
+                SELECT
+                    resources."resourceId", resources.data, resources.date, resources."lastUpdated",
+                    resources.seen > 100000 AS is_beyond
+                FROM (
+                    SELECT candidates.*, pg_catalog.row_number() OVER () AS seen
+                    FROM (
+                        (
+                            SELECT
+                                resources."resourceId", resources.data, resources.date, resources."lastUpdated"
+                            FROM public.resources
+                            WHERE
+                                wanted.asked -> 'index' IS NULL AND resources.id = wanted.tenant_id
+                                AND resources."resourceName" = wanted.resource_type
+                                AND resources."resourceId" > wanted.from_id
+                            ORDER BY resources."resourceId"
+                            LIMIT 100001
+                        )
+                        UNION ALL
+                        (
+                            SELECT indexed."resourceId", indexed.data, indexed.date, indexed."lastUpdated"
+                            FROM public.simplu_indexed(
+                                wanted.tenant_id, wanted.resource_type, wanted.asked -> 'index', wanted.first_moment,
+                                wanted.moment_behind, 100001
+                            ) AS indexed
+                            WHERE wanted.asked -> 'index' IS NOT NULL
+                        )
+                    ) AS candidates
+                ) AS resources
+                CROSS JOIN LATERAL (
+                    SELECT
+                        CASE
+                            WHEN wanted.date_path IS NULL THEN NULL
+                            WHEN
+                                (wanted.asked ->> 'orCreation')::boolean
+                                AND resources.data #> wanted.date_path IS NULL
+                            THEN resources.date
+                            WHEN pg_catalog.length(resources.data #>> wanted.date_path) = 10
+                            THEN public.simplu_timestamptz(resources.data #> wanted.date_path) AT TIME ZONE 'UTC'
+                                AT TIME ZONE wanted.zone
+                            ELSE public.simplu_timestamptz(resources.data #> wanted.date_path)
+                        END AS moment
+                    OFFSET 0
+                ) AS own
+                WHERE CASE
+                    WHEN resources.seen > 100000 THEN true
+                    WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
+                    WHEN
+                        wanted.date_path IS NOT NULL
+                        AND (
+                            own.moment IS NULL OR own.moment < wanted.first_moment
+                            OR own.moment >= wanted.moment_behind
+                        )
+                    THEN false
+                    WHEN
+                        wanted.path IS NOT NULL
+                        AND pg_catalog.jsonb_path_match(resources.data, wanted.path, wanted.asked -> 'values', true)
+                        IS NOT TRUE
+                    THEN false
+                    ELSE :members_match
+                END
+                LIMIT CASE WHEN NOT wanted.is_whole THEN wanted.page * wanted.page_size + 1 END
+            ) AS matched
+            CROSS JOIN LATERAL (
+                SELECT
+                    CASE
+                        WHEN wanted.by_path IS NOT NULL THEN matched.data #> wanted.by_path
+                        WHEN wanted.asked -> 'isSorted' IS NOT NULL
+                        THEN pg_catalog.to_jsonb(extract(EPOCH FROM matched.date))
+                    END AS value,
+                    CASE WHEN (wanted.asked ->> 'isDescending')::boolean THEN -1 ELSE 1 END AS sign
+                OFFSET 0
+            ) AS sorted
+            CROSS JOIN LATERAL (
+                SELECT
+                    wanted.asked -> 'isSorted' IS NOT NULL
+                    AND pg_catalog.jsonb_typeof(sorted.value) IN ('number', 'string', 'boolean') IS NOT TRUE AS is_last,
+                    sorted.sign * CASE pg_catalog.jsonb_typeof(sorted.value)
+                        WHEN 'number' THEN 1
+                        WHEN 'string' THEN 2
+                        WHEN 'boolean' THEN 3
+                        ELSE 0
+                    END AS sort_rank,
+                    CASE
+                        WHEN pg_catalog.jsonb_typeof(sorted.value) = 'number'
+                        THEN sorted.sign * sorted.value::numeric
+                        ELSE 0
+                    END AS sort_number,
+                    CASE
+                        WHEN pg_catalog.jsonb_typeof(sorted.value) IN ('string', 'boolean')
+                        THEN pg_catalog.left(sorted.value #>> '{}'::pg_catalog.text[], 200)
+                        ELSE ''
+                    END COLLATE "C" AS sort_text
+                OFFSET 0
+            ) AS keys
+        ) AS counted
+        WHERE
+            is_beyond OR wanted.after IS NULL OR CASE
+                WHEN
+                    (is_last, sort_rank, sort_number)
+                    <> ((wanted.after ->> 1)::boolean, (wanted.after ->> 2)::integer, (wanted.after ->> 3)::numeric)
+                THEN
+                    (is_last, sort_rank, sort_number)
+                    > ((wanted.after ->> 1)::boolean, (wanted.after ->> 2)::integer, (wanted.after ->> 3)::numeric)
+                WHEN sort_text <> wanted.after ->> 4
+                THEN
+                    (sort_text > wanted.after ->> 4)
+                    <> coalesce((wanted.asked ->> 'isDescending')::boolean, false)
+                ELSE "resourceId" > wanted.after ->> 5
+            END
+    ) AS numbered
+    WHERE
+        wanted.asked IS NOT NULL AND wanted.zone IS NOT NULL
+        AND (
+            is_beyond AND wanted.is_whole
+            OR list_row > (wanted.page - 1) * wanted.page_size AND list_row <= wanted.page * wanted.page_size + 1
+        )
+)
+
+-- fragment: wanted_lists
+SELECT
+    place, tenant_id, resource_type, data AS members, first_date, last_date, page, page_size, list_id, asked,
+    NOT pg_catalog.jsonb_path_exists(
+        data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath
+    ) AS has_scalars_only,
+    pg_catalog.pg_column_size(data) AS size,
+    coalesce(last_date - first_date < interval '32 days', false) AS is_short,
+    'UTC'::pg_catalog.text AS zone
+FROM wave
+WHERE operation = 'list'
+
+-- fragment: wanted
+wanted AS MATERIALIZED (
+    :wanted_lists
+)
+
+-- fragment: wanted_asked
+-- The same with what `asked_rows` needs. The days of a resource type that names its date are those of the tenant's time
+-- zone; `zone` is NULL where the tenant's settings name none that there is.
+zoned AS MATERIALIZED (
+    SELECT
+        plain.*,
+        coalesce(
+            (
+                SELECT resources.data ->> 'timezone'::pg_catalog.text
+                FROM public.resources
+                WHERE
+                    plain.asked ->> 'orCreation' = 'false' AND resources.id = plain.tenant_id
+                    AND resources."resourceName" = 'settings' AND resources."resourceId" = 'default'
+            ),
+            plain.zone
+        ) AS own_zone,
+        coalesce(plain.asked ->> 'isSorted', plain.asked ->> 'index') IS NOT NULL
+        OR coalesce((plain.asked ->> 'hasTotal')::boolean, false) AS is_whole
+    FROM (:wanted_lists) AS plain
+), wanted AS MATERIALIZED (
+    SELECT
+        place, tenant_id, resource_type, members, first_date, last_date, page, page_size, list_id, asked, has_scalars_only,
+        size, is_short, is_whole,
+        CASE WHEN public.simplu_day('2000-01-01', own_zone) IS NOT NULL THEN own_zone END AS zone,
+        public.simplu_day(asked ->> 'first', own_zone) AS first_moment,
+        public.simplu_day(((asked ->> 'last')::pg_catalog.date + 1)::pg_catalog.text, own_zone) AS moment_behind,
+        CASE
+            WHEN asked -> 'date' IS NOT NULL
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(asked -> 'date'))
+        END AS date_path,
+        CASE
+            WHEN pg_catalog.jsonb_array_length(asked -> 'by') > 0
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(asked -> 'by'))
+        END AS by_path,
+        nullif(asked ->> 'path', ''::pg_catalog.text)::pg_catalog.jsonpath AS path,
+        asked -> 'after' AS after,
+        CASE WHEN is_whole THEN '' ELSE coalesce(asked -> 'after' ->> 5, '') END COLLATE "C" AS from_id
+    FROM zoned
+)
+
+-- fragment: list_head
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
 -- of the page exceed the bound ($14), its further items are not built, and not measured where a lower bound is enough.
 -- The page is built as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the
 -- item, for the items and for the page, which takes longer. So its length is that of the result too. A text that is
 -- much longer than its document is not kept until then, but built again: a window keeps its rows in temporary files.
--- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
--- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
--- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
--- any row to pass; it would read all resources of the type and sort them.
-wanted AS MATERIALIZED (
-    SELECT
-        place, tenant_id, resource_type, data AS members, first_date, last_date, page, page_size,
-        NOT pg_catalog.jsonb_path_exists(
-            data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath
-        ) AS has_scalars_only,
-        pg_catalog.pg_column_size(data) AS size,
-        coalesce(last_date - first_date < interval '32 days', false) AS is_short
-    FROM wave
-    WHERE operation = 'list'
-), listed AS (
+listed AS (
     SELECT
         wanted.place, wanted.tenant_id,
-        CASE WHEN NOT answer.fits THEN 'result_too_large' END AS error,
-        CASE WHEN answer.fits THEN answer.result END AS result
+        CASE
+            WHEN wanted.zone IS NULL THEN 'invalid_query'
+            WHEN answer.is_beyond THEN 'query_too_large'
+            WHEN NOT answer.fits THEN 'result_too_large'
+        END AS error,
+        CASE
+            WHEN wanted.zone IS NULL
+            THEN pg_catalog.jsonb_build_object(
+                'member', 'settings.timezone', 'expected', 'a time zone, such as Europe/Berlin'
+            )
+            WHEN answer.is_beyond
+            THEN pg_catalog.jsonb_build_object(
+                'expected', 'at most 100000 resources to look through',
+                'indexWouldHelp', coalesce(
+                    wanted.asked -> 'names',
+                    (SELECT pg_catalog.jsonb_agg(name) FROM pg_catalog.jsonb_object_keys(wanted.members) AS name), '[]'
+                )
+            )
+            WHEN answer.fits THEN answer.result
+        END AS result
     FROM wanted
     CROSS JOIN LATERAL (
         SELECT
-            result::pg_catalog.jsonb AS result,
+            result::pg_catalog.jsonb AS result, is_beyond,
             page_bytes <= $14::bigint AND pg_catalog.octet_length(result) <= $14::bigint AS fits
         FROM (
             SELECT
@@ -524,12 +775,31 @@ wanted AS MATERIALIZED (
                     pg_catalog.string_agg(item, ', ' ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), ''
                 )
                 || '], "limit": ' || wanted.page_size::pg_catalog.text
-                || ', "hasMore": ' || (pg_catalog.count(*) > wanted.page_size)::pg_catalog.text || '}' AS result,
+                || ', "hasMore": ' || (pg_catalog.count(*) > wanted.page_size)::pg_catalog.text
+                || coalesce(', "total": ' || pg_catalog.max(total)::pg_catalog.text, '')
+                || CASE
+                    WHEN pg_catalog.count(*) > wanted.page_size
+                    THEN ', "next": "' || pg_catalog.translate(
+                        pg_catalog.encode(
+                            pg_catalog.convert_to(
+                                pg_catalog.max(cursor) FILTER (WHERE page_row = wanted.page_size), 'UTF8'
+                            ),
+                            'base64'
+                        ),
+                        e'\n', ''
+                    ) || '"'
+                    ELSE ''
+                END
+                || '}' AS result,
+                coalesce(pg_catalog.bool_or(is_beyond), false) AS is_beyond,
                 coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
             FROM (
                 SELECT
                     page_row,
                     bytes_so_far,
+                    is_beyond,
+                    total,
+                    cursor,
                     CASE WHEN bytes_so_far <= $14::bigint THEN
                         '{"data": ' || coalesce(text, document::pg_catalog.text)
                         || ', "date": '
@@ -543,7 +813,7 @@ wanted AS MATERIALIZED (
                     END AS item
                 FROM (
                     SELECT
-                        "resourceId", document, date, "lastUpdated", page_row, text,
+                        "resourceId", document, date, "lastUpdated", page_row, list_row, is_beyond, total, cursor, text,
                         CASE
                             WHEN least_bytes > $14::bigint THEN least_bytes
                             ELSE (pg_catalog.sum(text_bytes) OVER in_order)::bigint
@@ -562,48 +832,27 @@ wanted AS MATERIALIZED (
                             SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
                             FROM (
                                 SELECT
-                                    "resourceId", date, "lastUpdated",
+                                    "resourceId", date, "lastUpdated", list_row, is_beyond, total,
                                     stored.document,
+                                    pg_catalog.json_build_array(
+                                        wanted.list_id, is_last, sort_rank, sort_number::pg_catalog.text, sort_text,
+                                        "resourceId"
+                                    )::pg_catalog.text AS cursor,
                                     pg_catalog.row_number() OVER in_order AS page_row,
                                     pg_catalog.sum(
                                         pg_catalog.pg_column_size(stored.document)
                                     ) OVER in_order AS stored_bytes
                                 FROM (
-                                    (
-                                        SELECT "resourceId", data, date, "lastUpdated"
-                                        FROM public.resources
-                                        WHERE
-                                            NOT wanted.is_short AND resources.id = wanted.tenant_id
-                                            AND resources."resourceName" = wanted.resource_type
-                                            AND CASE
-                                                WHEN
-                                                    resources.date < wanted.first_date
-                                                    OR resources.date > wanted.last_date
-                                                THEN false
-                                                ELSE :members_match
-                                            END
-                                        ORDER BY "resourceId"
-                                        LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-                                    )
-                                    UNION ALL
-                                    (
-                                        SELECT "resourceId", data, date, "lastUpdated"
-                                        FROM public.resources
-                                        WHERE
-                                            wanted.is_short AND resources.id = wanted.tenant_id
-                                            AND resources."resourceName" = wanted.resource_type
-                                            AND resources.date BETWEEN wanted.first_date AND wanted.last_date
-                                            AND :members_match
-                                        ORDER BY "resourceId"
-                                        LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-                                    )
+
+-- fragment: list_tail
+-- The rest of it, behind the rows.
                                 ) AS matching
                                 CROSS JOIN LATERAL (
                                     SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
                                 ) AS stored
-                                WINDOW in_order AS (ORDER BY "resourceId")
+                                WINDOW in_order AS (ORDER BY list_row, "resourceId")
                             ) AS counted
-                            WINDOW in_order AS (ORDER BY "resourceId")
+                            WINDOW in_order AS (ORDER BY list_row, "resourceId")
                         ) AS checked
                         CROSS JOIN LATERAL (
                             SELECT
@@ -614,7 +863,7 @@ wanted AS MATERIALIZED (
                             OFFSET 0
                         ) AS whole
                     ) AS worded
-                    WINDOW in_order AS (ORDER BY "resourceId")
+                    WINDOW in_order AS (ORDER BY list_row, "resourceId")
                 ) AS measured
             ) AS items
         ) AS page
@@ -653,25 +902,25 @@ SELECT position AS place, error FROM noted WHERE error IS NOT NULL
 -- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
 -- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The text
 -- with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
-WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :listed, :noted
+WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :wanted_asked, :list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
 :or_found
 :or_listed
 :returned;
 
 -- name: apply_wave_new
-WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :listed, :noted
+WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :wanted_asked, :list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
 :or_found
 :or_listed
 :returned;
 
 -- name: apply_lists
 -- The same for waves without `read` and without patches that have objects among their members.
-WITH :reading_wave, :created, :changed, :deleted, :undone, :listed, :noted
+WITH :reading_wave, :created, :changed, :deleted, :undone, :wanted, :list_head :plain_rows :list_tail, :noted
 :or_listed
 :returned;
 
 -- name: apply_lists_new
-WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :listed, :noted
+WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :wanted, :list_head :plain_rows :list_tail, :noted
 :or_listed
 :returned;
 

@@ -12,9 +12,10 @@ import pytest
 from support.load.order_plan import REUSED, OrderPlan, PlannedEvent
 
 from simplu_local.verify.comparison import ShardContent, StoredOperation, known_times
+from simplu_local.workload.json_values import parse_json
 from simplu_local.workload.order_events import OrderEvent
 from simplu_local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
-from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel, parse_json
+from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel
 from simplu_local.workload.workload import make_tenants
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord

@@ -24,22 +24,20 @@ from simplu_local.verify.comparison import (
     percentile,
 )
 from simplu_local.verify.shard_checker import parse_dead_letter
+from simplu_local.workload.json_values import JsonValue, canonical_text, parse_json
+from simplu_local.workload.lists import passes_filters
 from simplu_local.workload.producer import Position, creation_message, overtaken_keys, split_into_requests
 from simplu_local.workload.reference_model import (
     Effect,
-    JsonValue,
     LogEntry,
     ModelRow,
     OperationRequest,
     ReferenceModel,
     TenantModel,
     Verdict,
-    canonical_text,
     is_storable,
     merge_patch,
-    parse_json,
     parse_timestamp,
-    passes_filters,
 )
 from simplu_local.workload.workload import Item, Tenant, Workload, encode, make_tenants
 
