@@ -35,7 +35,8 @@ async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCas
     assert (await tenant.result(read))["data"] == {"v": 1, "w": {"x": 2}}
     assert [item["resourceId"] for item in (await tenant.result(listed))["items"]] == ["r1"]
     assert await stored_names(tenant) == {"patient"}
-    rows = await fetch(tenant.pool, "SELECT request_id, resource_type, source, stream_shard_id FROM operations")
+    query = "SELECT request_id, resource_type, source, stream_shard_id FROM operations WHERE tenant_id = $1"
+    rows = await fetch(tenant.pool, query, tenant.tenant_id)
     assert {row["resource_type"] for row in rows if row["request_id"] == created.request_id} == {SENT}
     assert {row["resource_type"] for row in rows if row["request_id"] == again.request_id} == {"patient"}
     assert {(row["source"], row["stream_shard_id"]) for row in rows} == {("kinesis", created.origin.stream_shard_id)}

@@ -39,7 +39,7 @@ BAD_VALUES = st.sampled_from(['"\\u0000"', "1e200000"])
 MEMBERS = st.sampled_from(["a", "b", "c"])
 DAYS = st.sampled_from(["2026-02-28", "2026-03-01", "2026-03-02"])
 TIMES = st.sampled_from(
-    ["2026-02-28T23:59:59.999999Z", "2026-03-01", "2026-03-01T23:30:00-01:00", "2026-03-02T00:30+01:00"]
+    ["2026-02-28T23:59:59.999999Z", "2026-03-01", "2026-03-01T23:30:00-01:00", "2026-03-02T00:30:00+01:00"]
 )
 
 
@@ -53,7 +53,7 @@ DOCUMENTS = objects(VALUES)
 PATCHES = objects(st.one_of(VALUES, objects(VALUES)))
 FILTERS = st.builds(
     lambda members, days: json.dumps(json.loads(members) | days) if days else members,
-    objects(VALUES),
+    objects(VALUES.map(lambda value: f'{{"equals": {value}}}' if value.startswith("{") else value)),
     st.dictionaries(st.sampled_from(["date", "startDate", "endDate"]), DAYS, max_size=2),
 )
 PAGES = st.builds(lambda page, limit: json.dumps({"page": page, "limit": limit}), st.integers(1, 3), st.integers(1, 3))
@@ -164,6 +164,7 @@ def comparable(result: Any) -> str | None:
         return None
     parsed = parse_json(result) if isinstance(result, str) else result
     assert isinstance(parsed, dict)
+    assert (parsed.pop("next", None) is None) or parsed["hasMore"]
     items = parsed.get("items", [parsed])
     assert isinstance(items, list)
     for item in items:
