@@ -10,6 +10,7 @@ from simplu_worker.commands.check.dependency import CheckAnswer, CheckedDependen
 from simplu_worker.commands.fleet.replica_client import open_replica
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.status.own_server import own_url
 from simplu_worker.vocabulary import Severity
 
@@ -24,8 +25,10 @@ async def check_fleet(settings: Settings) -> list[CheckedDependency]:
         try:
             async with open_replica(settings, None) as replica:
                 fleet = await replica.ask("GET", "/fleet")
-        except RetryableError:
-            return CheckAnswer("no worker answers on this machine", CheckStatus.OFF)
+        except RetryableError as exc:
+            if NO_SERVER in str(exc):
+                return CheckAnswer("no worker runs on this machine", CheckStatus.OFF)
+            return CheckAnswer(str(exc), CheckStatus.WARNING)
         except WorkerError as exc:
             return CheckAnswer(f"not asked: {exc}", CheckStatus.OFF)
         if "problems" not in fleet:
