@@ -63,7 +63,7 @@ _BY_CODE: Final = {
     "54001": "a statement is nested too deep for the server",
     "55006": "the object is in use",
     "55P03": "another transaction has kept a lock for too long",
-    "57014": "the statement took too long, or was cancelled",
+    "57014": "the statement took too long, or another session cancelled it",
     "57P01": "the server shuts down, or a person has ended the connection",
     "57P02": "the server restarts after a crash; see its log",
     "57P03": "the server is starting or shutting down",

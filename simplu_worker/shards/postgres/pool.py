@@ -138,13 +138,15 @@ class ShardPool:
         holding a connection: all connections may be lent to callers that wait for a second one.
         """
         await self._admit()
-        async with self._lend() as connection:
+        async with self._lend(StatementBudget.USUAL) as connection:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _lend(self, *, is_probe: bool = False) -> AsyncIterator[ShardConnection]:
+    async def _lend(self, budget: StatementBudget | None) -> AsyncIterator[ShardConnection]:
+        """Lend a connection for statements with *budget*, or, without one, for a probe."""
         connection = await self._borrow()
-        with self._availability.translate_errors(asked_at=loop_time(), is_probe=is_probe):
+        timeout_s = 0.0 if budget is None else self.seconds_of(budget)
+        with self._availability.translate_errors(asked_at=loop_time(), is_probe=budget is None, timeout_s=timeout_s):
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError) as exc:
@@ -175,7 +177,7 @@ class ShardPool:
         """
         started = time.perf_counter()
         await self._admit()
-        async with self._lend() as connection:
+        async with self._lend(budget) as connection:
             try:
                 await connection.send(self._timeouts.begin(budget, isolation, settings=connection.settings))
                 yield connection
@@ -236,7 +238,7 @@ class ShardPool:
         except ShardUnavailableError as exc:
             if not self.has_idle_beside_full_server(exc):
                 raise
-            async with self._lend(is_probe=True) as connection:  # the server has no room for another connection
+            async with self._lend(None) as connection:  # the server has no room for another connection
                 if await connection.fetchval(QUERIES["is_read_only"]):
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would") from None
                 await connection.execute(QUERIES["take_transaction_id"])

@@ -108,18 +108,19 @@ class ShardAvailability:
             self.record_commit()
 
     @contextlib.contextmanager
-    def translate_errors(self, *, asked_at: float, is_probe: bool = False) -> Iterator[None]:
+    def translate_errors(self, *, asked_at: float, is_probe: bool = False, timeout_s: float = 0.0) -> Iterator[None]:
         """Translate and record the errors of a use of a connection since *asked_at*.
 
-        A probe has nothing of a tenant in its statements: what fails there is the shard.
+        A statement may take *timeout_s*: one that was cancelled before was cancelled by another session. A probe has
+        nothing of a tenant in its statements: what fails there is the shard.
         """
         try:
             yield
         except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
-            self._raise(exc, asked_at, is_probe=is_probe)
+            self._raise(exc, asked_at, is_probe=is_probe, timeout_s=timeout_s)
         except TypeError as exc:  # asyncpg fails to pass a warning through a context manager of its own
             if isinstance(exc.__context__, asyncpg.PostgresWarning):
-                self._raise(exc.__context__, asked_at, is_probe=is_probe)
+                self._raise(exc.__context__, asked_at, is_probe=is_probe, timeout_s=timeout_s)
             raise
         except AttributeError as exc:
             if not is_of_ended_connection(exc):
@@ -168,8 +169,8 @@ class ShardAvailability:
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
             raise self._record_unavailable(ShardErrorKind.CONNECTION, exc, asked_at=asked_at) from exc
 
-    def _raise(self, exc: ServerError, asked_at: float, *, is_probe: bool) -> NoReturn:
-        meaning = _meaning_of(exc)
+    def _raise(self, exc: ServerError, asked_at: float, *, is_probe: bool, timeout_s: float) -> NoReturn:
+        meaning = _meaning_of(exc, is_early=loop_time() - asked_at < timeout_s)
         since = self._record_answer(exc, asked_at)
         if meaning in OF_STATEMENT and is_probe:
             meaning = ErrorMeaning.UNAVAILABLE
@@ -288,9 +289,10 @@ def is_of_full_server(exc: BaseException | None) -> bool:
     return isinstance(exc, asyncpg.TooManyConnectionsError)
 
 
-def _meaning_of(exc: ServerError) -> ErrorMeaning:
-    meaning = meaning_of(exc.sqlstate or "", raiser_of(exc.context, exc.server_source_function))
-    return ErrorMeaning.UNAVAILABLE if meaning in OF_STATEMENT and _is_connection_error(exc) else meaning
+def _meaning_of(exc: ServerError, *, is_early: bool = False) -> ErrorMeaning:
+    raiser, is_of_connection = raiser_of(exc.context, exc.server_source_function), _is_connection_error(exc)
+    meaning = meaning_of(exc.sqlstate or "", raiser, is_early=is_early and not is_of_connection)
+    return ErrorMeaning.UNAVAILABLE if meaning in OF_STATEMENT and is_of_connection else meaning
 
 
 def _is_connection_error(exc: ServerError) -> bool:

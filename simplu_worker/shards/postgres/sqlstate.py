@@ -23,6 +23,7 @@ from typing import Final
 READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
 UNIQUE_VIOLATION: Final = "23505"  # of a plain insert that expects new rows, or of a constraint of the shard's owner
 LOCK_TIMEOUT: Final = "55P03"  # lock_not_available
+QUERY_CANCELED: Final = "57014"  # by its timeout; earlier, by another session: that says nothing about an operation
 RAISING_FUNCTION: Final = "exec_stmt_raise"  # the server's function that runs RAISE of PL/pgSQL
 # A prepared statement is gone, or another client's: a pooler shares the server.
 POOLER_STATES: Final = frozenset({"26000", "42P05"})
@@ -57,7 +58,7 @@ _MEANING_BY_CODE = {
     READ_ONLY: ErrorMeaning.UNAVAILABLE,
     "54000": ErrorMeaning.DATA,  # program_limit_exceeded: a jsonb over its limits. Also no transaction ids are left
     "54001": ErrorMeaning.DATA,  # statement_too_complex: nested deeper than the server's stack
-    "57014": ErrorMeaning.STATEMENT,  # query_canceled: by its timeout, or by a person
+    QUERY_CANCELED: ErrorMeaning.STATEMENT,  # by its timeout
     "XX000": ErrorMeaning.STATEMENT,  # internal_error; XX001 and XX002 are corruption, a problem of the shard
     "26000": ErrorMeaning.TRY_AGAIN,  # invalid_sql_statement_name: a pooler lost the prepared statement
     "42P05": ErrorMeaning.TRY_AGAIN,  # duplicate_prepared_statement: behind a pooler, another client's
@@ -93,8 +94,10 @@ _MEANING_BY_CLASS = {
 _OF_SERVER = frozenset({"25", "40", "53", "57", "58", "XX"})
 
 
-def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER) -> ErrorMeaning:
-    """Return the meaning of an error with this five-character code."""
+def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER, *, is_early: bool = False) -> ErrorMeaning:
+    """Return the meaning of an error with this five-character code; *is_early*: before the statement's timeout."""
+    if sqlstate == QUERY_CANCELED and is_early and raiser is not Raiser.RAISE:
+        return ErrorMeaning.TRY_AGAIN
     meaning = _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], UNKNOWN)
     if raiser is Raiser.SERVER or meaning is ErrorMeaning.DATA:
         return meaning

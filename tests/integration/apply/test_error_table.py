@@ -84,6 +84,8 @@ def fate_by_table(code: str, place: str) -> Fate:
         return Fate.SHARD
     if code == "55P03":
         return Fate.TENANT
+    if code == "57014":  # before the timeout: by another session, each time
+        return Fate.SHARD
     is_of_statement = meaning_of(code) in {ErrorMeaning.DATA, ErrorMeaning.STATEMENT}
     return Fate.OPERATION if is_of_statement else Fate.SHARD
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker, database_of, execute
 from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log_rows
@@ -315,6 +316,7 @@ async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(ro
     """Few rows may be on many cold pages: the search goes on with the other way."""
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 100)
+    pool._timeouts = replace(pool._timeouts, search_s=0.0)
     lister = lister_of(routed, SearchLimits(chunk_rows=10, rows=30, few=1_000_000))
     assert (await page_of(lister)).next is not None  # and the check of the schema is behind it, which reads the log too
     first, second = [await asyncpg.connect(pool.address.connection_string) for _ in range(2)]
@@ -332,7 +334,7 @@ async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(ro
         await first.execute("ROLLBACK")
         await locking
         await wait_for(1)
-        # What a statement timeout does, at a moment of the test's own.
+        # What a statement timeout does, at a moment of the test's own: there is no other.
         await first.execute(f"SELECT pg_cancel_backend(pid) {WAITING}")
         await second.execute("ROLLBACK")
         page = await listing

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, Raiser, is_no_answer, meaning_of, raiser_of
+from simplu_worker.shards.postgres.sqlstate import (
+    QUERY_CANCELED,
+    ErrorMeaning,
+    Raiser,
+    is_no_answer,
+    meaning_of,
+    raiser_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,12 @@ def test_no_code_of_server_disk_or_network_is_taken_for_a_fault_of_an_operation(
     assert len(codes) > 200
     expected = re.compile("0[0-29]|2[0-37F]|3[89]|44|54|P0|57014|XX000")
     assert {code for code in of_operations if not expected.match(code)} == set()
+
+
+def test_statement_cancelled_before_its_timeout_is_sent_again() -> None:
+    """By another session, wherever it was; a trigger that raises the code is about its row all the same."""
+    found = [meaning_of(QUERY_CANCELED, raiser, is_early=True) for raiser in Raiser]
+    assert found == [ErrorMeaning.TRY_AGAIN, ErrorMeaning.TRY_AGAIN, ErrorMeaning.STATEMENT]
 
 
 @given(st.text(max_size=6), st.sampled_from(Raiser))
