@@ -295,7 +295,7 @@ def resolved(query: ListQuery, rules: ListRules) -> ListQuery:
     if rules.date is not None and own_date is not None:
         if rules.date in rules.filtered:
             asked["index"] = {"path": rules.date, "isTime": True}
-    elif (index := _first(one for one in query.indexes if one.path in rules.filtered)) is not None:
+    elif (index := _first(one for one in query.indexes if one.path in rules.filtered - {rules.date})) is not None:
         asked["index"] = {"path": index.path, "isTime": False, "low": index.low, "high": index.high}
     asked_text = msgspec.json.encode(asked).decode()
     return msgspec.structs.replace(query, asked=asked_text, days=days if own_date is None else Days())

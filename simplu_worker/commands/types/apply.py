@@ -26,7 +26,7 @@ from simplu_worker.shards.schema.type_plan import TypesPlan
 from simplu_worker.shards.schema.upgrade import UPGRADE_TIMEOUTS
 from simplu_worker.telemetry.log import scrub_text
 
-COLUMNS: Final = ("shard", "state", "types", "views that go", "problem")
+COLUMNS: Final = ("shard", "state", "types", "views that go", "indexes", "problem")
 
 
 class ApplyStatus(StrEnum):
@@ -56,6 +56,7 @@ class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
     state: ApplyStatus
     types: Mapping[str, str] = {}
     dropped_views: Sequence[str] = ()
+    indexes: Sequence[str] = ()
     problems: Sequence[str] = ()
 
 
@@ -74,7 +75,7 @@ async def apply_types(
         raise ConfigurationError(f"--remove: expected types without a file in {folder}, got {', '.join(both)}")
     async with open_shards(settings) as shards:
         known = sorted(await shards.locator.list_shards(), key=lambda shard: shard.shard_id)
-    async with Pools(size=1, timeouts=UPGRADE_TIMEOUTS) as pools:
+    async with Pools(size=2, timeouts=UPGRADE_TIMEOUTS) as pools:
         reports = await _ask_all(pools, known, files, remove, apply=apply, timeout_s=timeout_s)
     silent = sorted({shard.shard_id for shard in known} - {report.shard_id for report in reports})
     if as_json:
@@ -123,7 +124,7 @@ def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyRepor
         state = ApplyStatus.CURRENT
     else:
         state = ApplyStatus.APPLIED if apply else ApplyStatus.DIFFERENT
-    return ApplyReport(shard_id, state, types, plan.dropped_views, plan.refusals)
+    return ApplyReport(shard_id, state, types, plan.dropped_views, plan.index_statements, plan.refusals)
 
 
 def _print(reports: Sequence[ApplyReport], *, apply: bool) -> None:
@@ -144,5 +145,6 @@ def _row(report: ApplyReport) -> tuple[Any, ...]:
         Text(report.state, STYLES.get(report.state, "")),
         ", ".join(f"{name} {change}" for name, change in report.types.items()),
         ", ".join(report.dropped_views),
+        str(len(report.indexes) or ""),
         "; ".join(report.problems),
     )

@@ -21,6 +21,7 @@ from simplu_worker.shards.schema.schema_check import read_schema
 from simplu_worker.shards.schema.type_files import TypeFile
 from simplu_worker.shards.schema.type_plan import TypesPlan, plan_types
 from simplu_worker.shards.schema.type_store import read_types, write_types
+from simplu_worker.shards.schema.upgrade import Upgrader
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
@@ -51,7 +52,8 @@ async def apply_types(
     while True:
         tries += 1
         try:
-            return await _apply_once(pool, files, remove)
+            plan = await _apply_once(pool, files, remove)
+            break
         except LostRaceError as exc:
             if loop_time() - started >= patience_s:
                 raise ShardUnavailableError(
@@ -59,6 +61,9 @@ async def apply_types(
                     "end the session that holds one, such as a reader of a view, or run the command again later"
                 ) from exc
         await asyncio.sleep(pause_s(tries, draw=draw()))
+    if plan is not None and plan.index_statements and not plan.refusals:
+        await Upgrader(pool, patience_s=patience_s).run_text(";\n".join(plan.index_statements))
+    return plan
 
 
 async def _apply_once(pool: ShardPool, files: Mapping[str, TypeFile], remove: Collection[str]) -> TypesPlan | None:

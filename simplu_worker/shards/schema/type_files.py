@@ -22,6 +22,7 @@ from simplu_worker.vocabulary import Validation
 FILE_MAX_BYTES: Final = 1024 * 1024
 COLUMNS_MAX: Final = 200  # Postgres allows some 1,600 of a relation, and fewer in a row
 PATH_MAX: Final = 8
+FILTERED_MAX: Final = 4
 
 SETTINGS: Final = "settings"  # the resource type of `defaultSettings`
 OWN_NAMES: Final = (SETTINGS, "role")  # of resources that the worker makes for each tenant
@@ -80,12 +81,12 @@ def read_type(text: str) -> TypeFile:
     return file
 
 
-def views_of_definition(definition: str | None) -> list[str]:
-    """Return the views of a type as its row on a shard has it; none of a row that cannot be read."""
+def stored_type(definition: str | None) -> TypeFile | None:
+    """Return a type as its row on a shard has it; None for a row that cannot be read."""
     try:
-        return [] if definition is None else list(TypeFile(definition, _decoder.decode(definition)).views)
+        return None if definition is None else TypeFile(definition, _decoder.decode(definition))
     except (msgspec.DecodeError, RecursionError):
-        return []
+        return None
 
 
 def problems_between(files: Mapping[str, TypeFile]) -> list[str]:
@@ -144,6 +145,7 @@ def _resource_problems(one: ResourceType, settings: dict[str, Any]) -> Iterator[
     if len(one.columns) > COLUMNS_MAX:
         yield f"columns: expected at most {COLUMNS_MAX}, got {len(one.columns)}"
     yield from _schema_problems(one, settings)
+    yield from _list_problems(one)
     yield from _base_problems(one)
     seen = set(one.base_columns)
     for column in one.columns:
@@ -151,6 +153,14 @@ def _resource_problems(one: ResourceType, settings: dict[str, Any]) -> Iterator[
             yield f"column {column.name[:64]}: expected a name that the view does not have yet"
         seen.add(column.name)
         yield from _column_problems(column)
+
+
+def _list_problems(one: ResourceType) -> Iterator[str]:
+    for name in filter(None, (*one.filtered, one.date)):
+        if not all(_MEMBER.fullmatch(part) for part in name.split(".")) or name.count(".") >= PATH_MAX:
+            yield f"date, filtered: expected 1 to {PATH_MAX} members with dots between, got {name[:64]!r}"
+    if len(one.filtered) > FILTERED_MAX:
+        yield f"filtered: expected at most {FILTERED_MAX} members, got {len(one.filtered)}: each costs every write"
 
 
 def _base_problems(one: ResourceType) -> Iterator[str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from simplu_worker.operations.business_types import ResourceType
 from simplu_worker.shards.schema.type_files import TypeFile
+from simplu_worker.shards.schema.type_indexes import index_changes, index_statements
 from simplu_worker.shards.schema.type_views import BASE_TYPES, SQL_TYPES, Columns
 
 
@@ -27,6 +28,7 @@ class StoredType(msgspec.Struct, frozen=True):
     is_applied: bool = False
     tenant_count: int = 0
     views: Sequence[str] = ()
+    indexes: Mapping[str, str] = msgspec.field(default_factory=dict)  # `index_statements`
 
 
 class Relation(msgspec.Struct, frozen=True):
@@ -37,10 +39,11 @@ class Relation(msgspec.Struct, frozen=True):
 
 
 class ShardTypes(msgspec.Struct, frozen=True):
-    """The types of a shard by name, and the relations that have the names of views."""
+    """The types of a shard by name, the relations that have the names of views, and the indexes for lists."""
 
     types: Mapping[str, StoredType]
     relations: Mapping[str, Relation] = msgspec.field(default_factory=dict)
+    indexes: Collection[str] = ()
 
 
 class TypeChange(StrEnum):
@@ -55,11 +58,15 @@ class TypeChange(StrEnum):
 
 
 class TypesPlan(msgspec.Struct, frozen=True):
-    """The changes by type, the views that go, and why the shard cannot be changed: then nothing there is."""
+    """The changes by type, the views that go, and why the shard cannot be changed: then nothing there is.
+
+    *index_statements* build and drop indexes, once the types are written.
+    """
 
     changes: Mapping[str, TypeChange]
     dropped_views: Sequence[str] = ()
     refusals: Sequence[str] = ()
+    index_statements: Sequence[str] = ()
 
     @property
     def to_write(self) -> list[str]:
@@ -78,7 +85,7 @@ class TypesPlan(msgspec.Struct, frozen=True):
     @property
     def is_needed(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.to_write or self.to_remove)
+        return bool(self.to_write or self.to_remove or self.index_statements)
 
 
 def plan_types(
@@ -99,7 +106,9 @@ def plan_types(
     written = {name: owned[name] for name in changes if changes[name] in {TypeChange.NEW, TypeChange.CHANGED}}
     claimed = {view for one in kept for view in one.views} | {view for file in owned.values() for view in file.views}
     had = {view for one in shard.types.values() for view in one.views}
-    return TypesPlan(changes, sorted(had - claimed), list(_refusals(shard, written, kept, remove)))
+    wanted = [*(one.indexes for one in kept), *(index_statements(file.type) for file in owned.values())]
+    indexes = [] if by_upgrade else index_changes(wanted, shard.indexes)
+    return TypesPlan(changes, sorted(had - claimed), list(_refusals(shard, written, kept, remove)), indexes)
 
 
 def _change(stored: StoredType | None, file: TypeFile, *, by_upgrade: bool) -> TypeChange:

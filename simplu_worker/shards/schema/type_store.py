@@ -9,7 +9,8 @@ import msgspec
 
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.type_files import TypeFile, views_of_definition
+from simplu_worker.shards.schema.type_files import TypeFile, stored_type
+from simplu_worker.shards.schema.type_indexes import INDEX_PREFIX, index_statements
 from simplu_worker.shards.schema.type_plan import Relation, ShardTypes, StoredType, TypesPlan, plan_types
 from simplu_worker.shards.schema.type_views import drop_statement_of, view_statements
 
@@ -19,23 +20,25 @@ VIEW: Final = "v"  # pg_class.relkind
 async def read_types(connection: Connection, files: Iterable[TypeFile] = ()) -> ShardTypes:
     """Return the types of a shard, and the relations that have the names of the views of *files*."""
     rows = await connection.fetch(QUERIES["read_types"])
-    types = {
-        row["name"]: StoredType(
+    types: dict[str, StoredType] = {}
+    for row in rows:
+        stored = stored_type(row["definition"])
+        types[row["name"]] = StoredType(
             row["name"],
             row["digest"],
             row["is_applied"],
             row["tenant_count"],
-            views_of_definition(row["definition"]),
+            [] if stored is None else list(stored.views),
+            {} if stored is None else index_statements(stored.type),
         )
-        for row in rows
-    }
     views = sorted({view for file in files for view in file.views})
     found = await connection.fetch(QUERIES["read_relations"], connection.home, views) if views else []
     relations = {
         row["name"]: Relation(row["kind"] == VIEW, list(zip(row["columns"], row["types"], strict=True)))
         for row in found
     }
-    return ShardTypes(types, relations)
+    indexes = await connection.fetch(QUERIES["read_list_indexes"], connection.home, INDEX_PREFIX)
+    return ShardTypes(types, relations, [row["name"] for row in indexes])
 
 
 async def write_types(

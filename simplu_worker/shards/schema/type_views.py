@@ -65,7 +65,7 @@ def _view_statement(type_name: str, view: str, resource: ResourceType, there: Co
         f"CREATE OR REPLACE VIEW public.{quote_name(view)}{options} AS\n"
         f"SELECT\n    {base}{columns}\n"
         "FROM public.resources\n"
-        f'WHERE "businessType" = {_literal(type_name)} AND "resourceName" = {_literal(resource.name)}'
+        f'WHERE "businessType" = {literal(type_name)} AND "resourceName" = {literal(resource.name)}'
     )
 
 
@@ -75,11 +75,12 @@ def _expression(column: ViewColumn) -> str:
 
 
 def _value(path: Sequence[str], column_type: ColumnType) -> str:
-    members = [f"{_literal(member)}::pg_catalog.text" for member in path]
+    members = [f"{literal(member)}::pg_catalog.text" for member in path]
     if column_type is ColumnType.TEXT:
         return " ->> ".join([" -> ".join(["data", *members[:-1]]), members[-1]])
     return f"public.{_FUNCTIONS[column_type]}({' -> '.join(['data', *members])})"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """Return *text* as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -142,6 +142,15 @@ class Upgrader:
         """
         return await self._retry_while_blocked(self._run_alone)
 
+    async def run_text(self, text: str) -> None:
+        """Run the statements of *text*, as those of a migration. Idempotent; raises as `run` does."""
+
+        async def attempt() -> None:
+            async with self._lock() as guard:
+                await self._run_file(guard, text)
+
+        await self._retry_while_blocked(attempt)
+
     async def _run_alone(self) -> Upgrade | None:
         async with self._lock() as guard:
             async with self._pool.connection() as connection:

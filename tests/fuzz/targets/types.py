@@ -11,7 +11,7 @@ from fuzz.quiet import begin, check_faults
 from fuzz.target import Target
 from hypothesis import strategies as st
 
-from simplu_worker.shards.schema.type_files import TypeFileError, read_type, views_of_definition
+from simplu_worker.shards.schema.type_files import TypeFileError, read_type, stored_type
 from simplu_worker.shards.schema.type_views import view_statements
 
 QUOTED: Final = re.compile(r'"[^"]*"|\'[^\']*\'')
@@ -26,7 +26,7 @@ def check(data: bytes) -> None:
     except TypeFileError:
         check_faults()
         return
-    assert views_of_definition(file.text) == list(file.views)
+    assert stored_type(file.text) == file
     for statement in view_statements(file.type, server_version=18):
         rest = QUOTED.sub("", statement)
         assert OWN_WORDS.fullmatch(rest), rest

@@ -16,12 +16,14 @@ from support.postgres.trouble import waiters
 from support.postgres.upgrades import upgrader
 
 from simplu_worker.operations.business_types import BusinessType
+from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.schema.type_apply import apply_types, plan_on
 from simplu_worker.shards.schema.type_files import TypeFile, read_type
+from simplu_worker.shards.schema.type_indexes import INDEX_PREFIX
 from simplu_worker.shards.schema.type_plan import TypeChange, TypesPlan
 from simplu_worker.shards.schema.upgrade import CONNECTIONS
 from simplu_worker.shards.types import ShardUnavailableError
@@ -82,6 +84,54 @@ async def test_type_is_written_with_its_view_and_nothing_the_second_time(pool: S
     before = await fetch(pool, views)
     assert (await applied(pool, file)).changes == {"bakery": TypeChange.CURRENT}
     assert await fetch(pool, views) == before
+
+
+FILTERED = """
+{"name": "bakery", "defaultSettings": {}, "staffResourceType": "baker", "resourceTypes": [
+    {"name": "loaf", "date": "baked.at", "filtered": ["baker.name", "baked.at"]}
+]}
+"""
+USED = "SELECT relid::regclass::text AS t, indexrelname AS name, idx_scan FROM pg_stat_user_indexes WHERE idx_scan > 0"
+
+
+async def test_filtered_members_have_indexes_that_lists_use(pool: ShardPool) -> None:
+    """Of texts and of the date; they go with the member."""
+    plan = await applied(pool, read_type(FILTERED))
+    assert len(plan.index_statements) == 2
+    assert (await applied(pool, read_type(FILTERED))).index_statements == []
+    await add_tenant(pool)
+    await fetch(pool, "UPDATE tenants SET business_type = 'bakery'")
+    await fetch(pool, FILL_LOAVES)
+    case = TenantCase(pool, ("clinic", "main"))
+    lists = [
+        case.operation("list", None, resource_type="loaf", filters=filters, pagination={"total": True})
+        for filters in ({"baker.name": "Ana7"}, {"date": "2026-03-02"}, {"baker.name": {"from": "Ana98"}})
+    ]
+
+    assert await case.apply(*lists) == [SUCCEEDED] * 3
+
+    assert [int((await case.result(one))["total"]) for one in lists] == [300, 100, 600]
+    async with pool.connection() as connection:
+        await connection.execute("SELECT pg_stat_force_next_flush()")
+        used = {row["name"] for row in await connection.fetch(USED)}
+    assert len([name for name in used if name.startswith(INDEX_PREFIX)]) == 2
+    without = read_type(FILTERED.replace('"baker.name", "baked.at"', '"baker.name"'))
+    assert [text.split()[0] for text in (await applied(pool, without)).index_statements] == ["DROP"]
+    assert len(await fetch(pool, "SELECT FROM pg_class WHERE starts_with(relname, $1)", INDEX_PREFIX)) == 1
+
+
+# Of 100 bakers, on 300 days.
+FILL_LOAVES = """
+INSERT INTO resources
+SELECT
+    'clinic-main', 'bakery', 'loaf', 'l' || number,
+    jsonb_build_object(
+        'baker', jsonb_build_object('name', 'Ana' || number % 100),
+        'baked', jsonb_build_object('at', (date '2026-03-02' + number % 300)::text)
+    ),
+    now(), now()
+FROM generate_series(0, 29999) AS number
+"""
 
 
 async def test_view_that_gets_a_column_keeps_its_readers(pool: ShardPool) -> None:

@@ -39,6 +39,16 @@ FROM pg_catalog.pg_class
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = $1::pg_catalog.name AND pg_class.relname::pg_catalog.text = ANY($2::pg_catalog.text[]);
 
+-- name: read_list_indexes
+-- The indexes of the schema $1 whose names begin with $2, but for those that are half built.
+SELECT pg_class.relname::pg_catalog.text AS name
+FROM pg_catalog.pg_class
+JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+JOIN pg_catalog.pg_index ON pg_index.indexrelid = pg_class.oid
+WHERE
+    pg_namespace.nspname = $1::pg_catalog.name AND pg_index.indisvalid
+    AND pg_catalog.starts_with(pg_class.relname::pg_catalog.text, $2::pg_catalog.text);
+
 -- name: lock_tenants_table
 -- Before a type is removed: no tenant of it comes meanwhile. Workers read tenants on, and lock their rows for batches.
 LOCK TABLE public.tenants IN SHARE MODE;

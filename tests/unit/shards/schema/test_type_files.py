@@ -19,7 +19,7 @@ from simplu_worker.shards.schema.type_files import (
     is_type_name,
     problems_between,
     read_type,
-    views_of_definition,
+    stored_type,
 )
 from simplu_worker.shards.schema.type_views import view_statements
 from simplu_worker.vocabulary import ColumnType, Validation
@@ -86,6 +86,9 @@ def with_resource(**members: Any) -> str:
         (with_column(path=[""]), "column price: expected members of"),
         (with_column(alsoAt=[["a"], ["b'"]]), "column price: expected members of"),
         (with_column(type="jsonb"), "expected a business type as JSON"),
+        (with_resource(date="a..b"), "date, filtered: expected 1 to 8 members"),
+        (with_resource(filtered=["a'b"]), "date, filtered: expected 1 to 8 members"),
+        (with_resource(filtered=list("abcde")), "filtered: expected at most 4 members, got 5"),
         (with_resource(idColumn="data"), "tenantColumn, idColumn: expected two names other than"),
         (with_resource(tenantColumn="a'b"), "tenantColumn: expected id, or a-z or _"),
         (with_resource(idColumn="price", columns=[{"name": "price", "path": ["a"]}]), "expected a name that the view"),
@@ -120,13 +123,13 @@ def test_example_is_accepted(path: Path) -> None:
     assert file.type.name == path.stem
     assert {Validation.ENFORCE, Validation.WARN} <= {one.validation for one in file.type.resource_types}
     assert all(view.startswith(f"{path.stem}_") for view in file.views)
-    assert views_of_definition(file.text) == list(file.views)
+    assert stored_type(file.text) == file
 
 
 @pytest.mark.parametrize("definition", [None, "{", "[]", '{"name": 1}', "[" * 100_000])
-def test_row_that_cannot_be_read_has_no_views(definition: str | None) -> None:
+def test_row_that_cannot_be_read_is_no_type(definition: str | None) -> None:
     """It is of another version of the worker, or a person wrote it."""
-    assert views_of_definition(definition) == []
+    assert stored_type(definition) is None
 
 
 def test_two_types_with_one_view_are_refused() -> None:
