@@ -97,6 +97,7 @@ class Cursor(msgspec.Struct, frozen=True):
     again_through: int | None = None
     left_out_behind: int | None = None  # there are no replays
     left_out_through: int | None = None
+    behind_since: datetime | None = None
     server_run: str | None = None
     is_in_file: bool = True
 
@@ -436,6 +437,7 @@ class Server:
                 refused_event=refused_event or None,
                 passed_event=passed_event or None,
                 again_through=int(again_through) if again_through else None,
+                behind_since=datetime.fromisoformat(behind_since) if behind_since else None,
             )
             for (
                 name,
@@ -448,7 +450,7 @@ class Server:
                 refused_event,
                 passed_event,
                 again_through,
-                _,
+                behind_since,
             ) in zip(*columns, strict=True)
             if name in tables.cursors
         ]
