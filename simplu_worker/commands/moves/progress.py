@@ -117,9 +117,12 @@ class MoveProgress:
 
     def describe_all(self) -> str:
         """Return how far all moves are together: their rows, bytes and rate, and the time that is left."""
-        figures = sum_of((self._ended, *self._figures.values()))
+        standing = {tenant_id for tenant_id in self._figures if self._stood_s(tenant_id) > STANDS_S}
+        running = (one for tenant_id, one in self._figures.items() if tenant_id not in standing)
+        still = (msgspec.structs.replace(self._figures[one], rows_per_s=0.0) for one in standing)
+        figures = sum_of((self._ended, *running, *still))
         left_s = None
-        if any(self._stood_s(tenant_id) > STANDS_S for tenant_id in self._figures):
+        if standing:
             pass  # nobody knows
         elif self._done:
             left_s = (self._clock() - self._began_at) / self._done * (self._total - self._done)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.file_proxy import FileProxy
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +24,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     table = Table(*columns, header_style="bold")
     for row in rows:
         table.add_row(*map(_cell_of, row))
-    console = _console()
-    console.print(table)
+    _print(_console(), table)
 
 
 def _cell_of(cell: object) -> Text | _Word:
@@ -54,17 +54,17 @@ def print_members(members: Mapping[str, object]) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in members.items():
         table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
-    _console().print(table)
+    _print(_console(), table)
 
 
 def print_line(text: str, style: str = "") -> None:
     """Print one line on stdout."""
-    _console().print(Text(escape_unprintable(text), style), soft_wrap=True)
+    _print(_console(), Text(escape_unprintable(text), style), soft_wrap=True)
 
 
 def print_note(text: str) -> None:
     """Print one line on stderr: a remark that is no part of the result."""
-    Console(stderr=True, highlight=False).print(Text(escape_unprintable(text)), soft_wrap=True)
+    _print(Console(stderr=True, highlight=False), Text(escape_unprintable(text)), soft_wrap=True)
 
 
 def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] = NO_CAUSES) -> None:
@@ -112,6 +112,17 @@ def shorten_middle(text: str, length: int) -> str:
 def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:
     """Return *count* in *unit* as text, with so many *decimals*."""
     return NOT_COUNTED if count is None else f"{count / unit:.{decimals}f}"
+
+
+def _print(console: Console, shown: RenderableType, *, soft_wrap: bool = False) -> None:
+    """Print, and while progress bars are on the same terminal print above them: a console knows its own bars alone."""
+    stream = sys.stderr if console.stderr else sys.stdout
+    if not isinstance(stream, FileProxy):
+        console.print(shown, soft_wrap=soft_wrap)
+        return
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=soft_wrap)
+    stream.write(captured.get())
 
 
 def _console() -> Console:

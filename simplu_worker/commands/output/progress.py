@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +21,9 @@ LINE_INTERVAL_S: Final = 2.0
 def terminal_bars(*columns: ProgressColumn) -> Progress | None:
     """Return progress bars of *columns* on stderr, which disappear at the end; None if stderr is no terminal."""
     console = Console(stderr=True, highlight=False)
-    return Progress(*columns, console=console, transient=True) if console.is_terminal else None
+    if not console.is_terminal:
+        return None
+    return Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
 
 
 def end_bars(bars: Progress | None, kind: type[BaseException] | None, describe: Callable[[], str]) -> None:

@@ -31,7 +31,7 @@ LAG_HIGH_S: Final = 60.0
 FEED_BEHIND_S: Final = 300.0  # as the alert FeedBehind
 UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
 OVER_FOR: Final = timedelta(days=1)  # for so long an incident that is over is shown
-GOES_ON: Final = timedelta(minutes=1)  # what comes back so soon has not been over
+GOES_ON: Final = timedelta(seconds=15)  # what comes back so soon has not been over
 PASSING: Final = frozenset({"starting", "stream opening"})
 MOVE_STANDS: Final = timedelta(minutes=15)  # without progress though its command runs, as the alert MoveStandsStill
 NEAR_RATIO: Final = 0.5  # of the stream's retention, as the alert NearRetention

@@ -19,7 +19,6 @@ const AGES_EVERY_MS = 1000;
 const RESULT_SHOWN_MS = 15000; // of an action
 const RETRY_EVENTS_MS = 60000; // where the worker has no events
 const HELD_SHOWN = 50;
-const INCIDENTS_SHOWN = 20;
 const MOVES_ASKED = 10; // tenants about which the worker is asked, for the size of their moves
 
 const EMPTY = { status: null, fleet: null, queues: null, history: null, moved: {}, at: {}, unreachableSince: null };
@@ -141,11 +140,7 @@ const heldSection = (id, title, held, retry, unnamed = 0) => ({
 
 const problemsSection = (known) => ({ id: "problems", title: "What is wrong, and what to do", items: problemItems(known) });
 
-function incidentsSection({ fleet }) {
-  const items = overItems(fleet);
-  const note = items.length > INCIDENTS_SHOWN ? `The last ${INCIDENTS_SHOWN} of ${items.length} are shown; /fleet has all.` : "";
-  return { id: "incidents", title: "Incidents of the last day that are over", note, items: items.slice(0, INCIDENTS_SHOWN) };
-}
+const incidentsSection = ({ fleet }) => ({ id: "incidents", title: "Incidents of the last day that are over", items: overItems(fleet).slice(0, HELD_SHOWN) });
 
 function showOverview(known) {
   showVerdict(verdictOf(known));

@@ -81,7 +81,7 @@ export function problemItems({ fleet, status, ages }) {
 export const overItems = (fleet) => (fleet?.problems ?? []).filter(({ isOver }) => isOver).map((one) => ({
   id: `${one.cause} ${one.reason ?? ""} ${one.subject ?? ""} ${one.since}`, tone: "", badge: "over", title: titleOf(one),
   links: one.subject ? [linkOf(one.subject)] : [],
-  facts: { Began: time(one.since), Ended: time(one.at), Took: duration((new Date(one.at) - new Date(one.since)) / 1000) },
+  facts: { Began: time(one.since), Ended: time(one.at), Took: one.at === one.since ? "a moment" : duration((new Date(one.at) - new Date(one.since)) / 1000) },
 }));
 
 function goneOf({ replicas, goneReplicas }, since) {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
 from simplu_worker.aws.clients import address_of
@@ -19,6 +23,8 @@ from simplu_worker.commands.output.display import (
     escape_unprintable,
     print_json,
     print_json_line,
+    print_line,
+    print_note,
     print_table,
     shorten_middle,
 )
@@ -135,3 +141,13 @@ def test_id_without_room_keeps_its_ends() -> None:
         "s…03",
         "…",
     ]
+
+
+def test_notes_and_results_appear_above_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not within them: a bar is drawn over what another console writes."""
+    written = io.StringIO()
+    with Progress(console=Console(file=written, force_terminal=True, width=80)):
+        print_note("a note")
+        print_line("a result")
+    assert re.findall("a note|a result", written.getvalue()) == ["a note", "a result"]
+    assert capsys.readouterr() == ("", "")

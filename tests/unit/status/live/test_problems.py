@@ -321,8 +321,8 @@ def test_incident_goes_on_when_its_target_was_well_for_a_moment() -> None:
     """So that one that flaps is not hundreds."""
     problems = Problems()
     lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
-    for seconds in range(0, 300, 20):
-        problems.note([lost] if seconds % 40 == 0 else [], NOW + timedelta(seconds=seconds))
+    for seconds in range(0, 285, 5):
+        problems.note([lost] if seconds % 10 == 0 else [], NOW + timedelta(seconds=seconds))
     assert shown(problems, NOW) == [("shard_lost", "shard a", "12:00", "12:04", False)]
 
 
