@@ -152,7 +152,7 @@ async def open_client(
         except json.JSONDecodeError as exc:
             raise ConfigurationError(f"AWS_DATA_PATH, ~/.aws/models: expected models in JSON: {exc}") from exc
         except (botocore_errors.BotoCoreError, ValueError) as exc:
-            raise _refusal(str(exc)) from exc
+            raise _refusal(exc) from exc
         source = credential_source()
         source.region = source.region or client.meta.region_name  # a destination of the feed may have another region
         watch_replies(client)
@@ -183,11 +183,13 @@ async def _check_credentials(region: str) -> None:
             await provider.load()
 
 
-def _refusal(text: str) -> ConfigurationError:
-    """Return the problem of a *text* of botocore, with the variables whose values it quotes; shown without secrets."""
+def _refusal(exc: Exception) -> ConfigurationError:
+    """Return the problem of an error of botocore, with the variables whose values it quotes; shown without secrets."""
+    text = str(exc)
     given = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_") and value}
     quoted = [name for name, value in given.items() if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)]
-    names = quoted or [name for name in given if "ENDPOINT" in name] or [OF_PROFILE]
+    urls = [name for name in given if "ENDPOINT" in name] if isinstance(exc, ValueError) else []  # "Invalid IPv6 URL"
+    names = quoted or urls or [OF_PROFILE]
     shown = "expected another value, got one with @, which is not shown" if "@" in text else " ".join(text.split())
     return ConfigurationError(f"{', '.join(names)}: {shown}")
 
@@ -198,10 +200,8 @@ def check_aws_profile(region: str | None) -> None:
     try:
         region = region or session.get_config_variable("region")
         session.get_scoped_config()
-    except botocore_errors.ProfileNotFound as exc:
-        raise ConfigurationError(f"AWS_PROFILE: {exc}") from None
-    except botocore_errors.BotoCoreError as exc:  # a file that is not in the format of profiles
-        raise ConfigurationError(f"AWS_CONFIG_FILE: {exc}") from None
+    except botocore_errors.BotoCoreError as exc:  # no such profile, or a file in another format
+        raise _refusal(exc) from None
     if region is None:
         raise ConfigurationError(NO_REGION)
 

@@ -79,7 +79,8 @@ def draft_settings(*, for_run: bool) -> tuple[Settings, list[str]]:
     problems += [
         f"{name}: expected text without line ends and other control characters, got one with them"
         for name, text in sorted(os.environ.items())
-        if name.startswith("AWS_") and name not in invalid and not text.isprintable()
+        if name.startswith("AWS_") or name.upper().endswith("_PROXY")
+        if name not in invalid and not text.isprintable()
     ]
     as_given = settings.model_copy(update={name.lower(): text for name, text in invalid.items()})
     problems += find_contradictions(as_given)

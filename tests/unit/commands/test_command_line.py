@@ -142,6 +142,16 @@ def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
     assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT"]
 
 
+@pytest.mark.parametrize("name", ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"])
+def test_file_of_profiles_in_another_format_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the variable that has it."""
+    (file := tmp_path / "file").write_text("no profiles [[[\n")
+    changes = {name: str(file), "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == [name]
+
+
 def test_each_variable_is_named_once_when_its_part_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A region that is missing, or an invalid URL, is not a second problem of the client or the cache."""
     assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "REDIS_URL": f"http://{WORD}"})) == [

@@ -328,6 +328,14 @@ def test_settings_read_a_secret_from_its_file_when_name_file_is_set(name: str, t
     assert secret not in repr(settings)
 
 
+def test_line_end_in_a_variable_of_every_request_is_refused() -> None:
+    """Each request would fail, as if the service had not answered."""
+    names = ["AWS_SECRET_ACCESS_KEY", "AWS_EXECUTION_ENV", "AWS_SECURITY_TOKEN", "https_proxy"]
+    problems = problems_of(COMPLETE | dict.fromkeys(names, f"{PLANTED}\n") | {"AWS_ACCESS_KEY_ID": "a"})
+    assert [problem.partition(":")[0] for problem in problems] == names
+    assert PLANTED not in "".join(problems)
+
+
 @pytest.mark.parametrize("url", ["cache:6379", "http://cache", "redis://", "redis://a b", "redis://cache:0", "unix://"])
 def test_settings_refuse_a_redis_url_that_is_none_and_do_not_show_it(url: str) -> None:
     """A value that is no URL of Redis may still contain its password."""
