@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Final, TypeAlias
 
@@ -20,11 +21,11 @@ _ID_MEMBERS: Final = ("resourceId", "orderId", "oldResourceId", "newResourceId",
 
 
 class LetterTarget(msgspec.Struct, frozen=True):
-    """The resource to erase; *order_tenant* is the tenant of order events that name none."""
+    """The resource to erase, by all names of its type; *order_tenant* is the tenant of order events that name none."""
 
     business_id: str
     location_id: str
-    resource_type: str
+    resource_types: Collection[str]
     resource_id: str
     order_tenant: tuple[str, str] | None = None
 
@@ -82,7 +83,7 @@ def relation_of(
         return Relation.ABOUT if is_about else Relation.MENTIONS if has_id else Relation.NONE
     resource_type = members.get("resourceType", ORDER if "orderId" in members else None)
     is_named = target.resource_id in [resource_id, *map(members.get, _ID_MEMBERS)] and (
-        resource_type is None or resource_type == target.resource_type
+        resource_type is None or resource_type in target.resource_types
     )
     if is_named and tenant is not None:
         return Relation.ABOUT

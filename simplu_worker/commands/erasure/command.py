@@ -141,7 +141,7 @@ async def _erase(settings: Settings, erasure: Erasure, *, apply: bool) -> Erasur
         target = LetterTarget(
             erasure.business_id,
             erasure.location_id,
-            erasure.resource_type,
+            {erasure.resource_type}.union(*(one.names for one in found.standings.values())),
             erasure.resource_id,
             settings.order_tenant,
         )

@@ -99,12 +99,15 @@ class OperationLister:
         self, connection: Connection, tenant_id: str, request: ListRequest, search: PageSearch
     ) -> None:
         """Read the next part of the log for *search*."""
+        types = None
+        if request.resource_type is not None:  # operations have the names that were sent
+            types = await connection.fetchval(QUERIES["find_type_names"], tenant_id, request.resource_type)
         arguments = [
             tenant_id,
             search.position.at,
             search.position.request_id,
             search.since,
-            request.resource_type,
+            types,
             request.resource_id,
             request.status,
             request.error,

@@ -20,7 +20,6 @@ from simplu_worker.shards.log.keys import key_of_id
 from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import read_tenant
@@ -47,11 +46,10 @@ async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
     async with shard.connection() as connection:
         if not await has_schema(connection, shard):
             return None
+        names = await connection.fetchval(QUERIES["find_type_names"], erasure.tenant_id, erasure.resource_type)
         key = key_of_id(erasure.resource_id)
-        row = await connection.fetchrow(
-            QUERIES["find_standing"], erasure.tenant_id, erasure.resource_type, erasure.resource_id, key
-        )
-    return None if row is None else Standing(**dict(row) | {"state": TenantState(row["state"])})
+        row = await connection.fetchrow(QUERIES["find_standing"], erasure.tenant_id, names, erasure.resource_id, key)
+    return None if row is None else Standing(**dict(row) | {"state": TenantState(row["state"]), "names": names})
 
 
 async def has_old_table(shard: ShardPool) -> bool:
@@ -62,7 +60,7 @@ async def has_old_table(shard: ShardPool) -> bool:
 
 async def count_on_shard(shard: ShardPool, erasure: Erasure, standing: Standing) -> ErasedOnShard:
     """Return what an erasure would find. Raises `RetryableError`."""
-    results = await _page_through(shard, erasure, None)
+    results = await _page_through(shard, erasure, standing, apply=False)
     return ErasedOnShard(shard.address.shard_id, standing.state, int(standing.has_resource), results)
 
 
@@ -75,13 +73,13 @@ async def erase_on_shard(
     what was erased until then stays erased.
     """
     resources, server = await _delete_row(shard, erasure, standing)
-    results = await _page_through(shard, erasure, standing)
+    results = await _page_through(shard, erasure, standing, apply=True)
     await commits.wait_for_transaction(shard.address.shard_id, server)
     return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
 
 
 async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) -> tuple[int, Server]:
-    key = (erasure.tenant_id, erasure.resource_type, erasure.resource_id)
+    ids = [erasure.resource_id] * len(standing.names)
     for attempt in range(LOCK_TRIES):
         try:
             async with shard.transaction(budget=StatementBudget.PAUSE) as connection:
@@ -89,12 +87,12 @@ async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) ->
                 found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
                 if found != (standing.state, standing.epoch, standing.move_token):
                     raise _changed_error(shard, erasure)
-                status = await connection.execute(
-                    QUERIES["delete_resources_named"], erasure.tenant_id, [erasure.resource_type], [erasure.resource_id]
+                deleted = await connection.fetch(
+                    QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids
                 )
-                if count := affected_count(status):
-                    await mark_changes(connection, [key], MarkOrigin.ERASURE)
-                return count, await note_server(connection)
+                keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
+                await mark_changes(connection, keys, MarkOrigin.ERASURE)
+                return len(keys), await note_server(connection)
         except LostRaceError:  # a batch takes longer than others may wait for it
             if attempt == LOCK_TRIES - 1:
                 raise
@@ -102,8 +100,8 @@ async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) ->
     raise AssertionError  # the last try returns or raises
 
 
-async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing | None) -> int:
-    """Erase the resource from the results of the tenant's log, or without *standing* only count these; return how many.
+async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, *, apply: bool) -> int:
+    """Erase the resource from the results of the tenant's log, or without *apply* only count these; return how many.
 
     Behind the first transaction: a row that gets another key meanwhile moves to the end, where it is found again.
     """
@@ -111,14 +109,14 @@ async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing |
     while True:
         try:
             async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
-                if standing is not None and not await connection.fetchval(
+                if apply and not await connection.fetchval(
                     QUERIES["lock_erased"], erasure.tenant_id, standing.state, standing.epoch, standing.move_token
                 ):
                     raise _changed_error(shard, erasure)
                 page = await connection.fetchrow(
-                    QUERIES["count_results" if standing is None else "erase_results"],
+                    QUERIES["erase_results" if apply else "count_results"],
                     erasure.tenant_id,
-                    erasure.resource_type,
+                    standing.names,
                     erasure.resource_id,
                     after,
                     limit,

@@ -31,7 +31,7 @@ class Standing(msgspec.Struct, frozen=True):
     """The tenant's row on one shard, and what the shard has of the resource.
 
     *is_leaving*: a mover from here has begun, and runs. *export* is the file with the rows that the last restore has
-    overwritten. *other_ids* are those that the resource had before or after a rename.
+    overwritten. *other_ids* are those that the resource had before or after a rename, *names* all of its type.
     """
 
     business_id: str
@@ -43,6 +43,7 @@ class Standing(msgspec.Struct, frozen=True):
     export: str | None
     has_resource: bool
     other_ids: list[str]
+    names: list[str]
 
 
 def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | None:

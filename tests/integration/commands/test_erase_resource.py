@@ -253,6 +253,32 @@ async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, ter
     assert marks == [{"id": PERSON, "origins": ["erasure"], "row_count": 1}]
 
 
+@pytest.mark.parametrize("name", ["patient", "patients"])
+async def test_erasure_finds_the_resource_by_any_name_of_its_type(
+    make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, name: str
+) -> None:
+    """Its row, a row from before its type got the name, and results, whichever name was sent; of no other type."""
+    address = await make_shard("a")
+    pool = ShardPool(address, size=1)
+    await add_tenant(pool)
+    case = TenantCase(pool, TENANT)
+    await case.apply(case.operation("create", PERSON, {"name": MARKER}, resource_type="patients"))
+    await case.apply(case.operation("read", PERSON, resource_type="patients"), case.operation("list", None))
+    await case.apply(case.operation("create", PERSON, {}, resource_type="note"))
+    await pool.close()
+    await ask(
+        address,
+        'INSERT INTO resources SELECT id, "businessType", \'patients\', "resourceId", data, date, "lastUpdated"'
+        " FROM resources WHERE \"resourceName\" = 'patient'",
+    )
+
+    ended = await terminal.erase(settings_of(tmp_path, address), Erasure(*TENANT, name, PERSON))
+
+    assert (ended.status, ended.counts) == (0, {"a": (2, 2)})
+    assert await planted(address) == {}
+    assert len(await ask(address, "SELECT FROM resources WHERE \"resourceName\" = 'note'")) == 1
+
+
 @pytest.mark.slow(0.4)
 async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
@@ -407,7 +433,7 @@ async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMa
         with pytest.raises(RetryableError, match="as it was read"):
             await eraser.erase_on_shard(pool, commits, ERASURE, standing)
         with pytest.raises(RetryableError, match="as it was read"):
-            await eraser._page_through(pool, ERASURE, standing)
+            await eraser._page_through(pool, ERASURE, standing, apply=True)
         assert await planted(pool.address) == before
 
 

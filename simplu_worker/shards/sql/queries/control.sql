@@ -209,6 +209,18 @@ SELECT coalesce(
     $2
 );
 
+-- name: find_type_names
+-- All names under which the tenant $1 may have what is sent, or stored, as $2.
+SELECT array(
+    SELECT $2::pg_catalog.text
+    UNION
+    SELECT pg_catalog.unnest(ARRAY[named.key, named.value])
+    FROM public.tenants
+    JOIN public.business_types ON business_types.name = tenants.business_type
+    CROSS JOIN LATERAL pg_catalog.jsonb_each_text(business_types.stored_names) AS named
+    WHERE tenants.id = $1 AND named.value = coalesce(business_types.stored_names ->> $2::pg_catalog.text, $2)
+);
+
 -- name: rename_resource
 -- Give a resource another id and, unless $5 is NULL, other data. Does nothing if a resource with the new id exists, or
 -- none with the old one.

@@ -17,7 +17,7 @@
 -- for longer. The settings of such a transaction (statement_timeouts.py) leave the planner no other way.
 --
 -- $1 is the tenant; $2 and $3 the position after which the page begins, see `is_after`; $4 the oldest time; $5 to $8 the
--- wanted type and id of resource, status and error, null for any; $9 the most operations to return.
+-- wanted names of a resource type, id of resource, status and error, null for any; $9 the most operations to return.
 
 -- fragment: listed_operation
 -- What a list has of an operation: no result, which may be large.
@@ -29,7 +29,7 @@ request_id, status, operation, resource_type, resource_id, error, received_at, c
 completed_at <= $2
 AND completed_at >= $4
 AND (completed_at < $2 OR $3::pg_catalog.text IS NULL OR request_id < $3)
-AND ($5::pg_catalog.text IS NULL OR resource_type = $5)
+AND ($5::pg_catalog.text[] IS NULL OR resource_type = ANY($5))
 AND ($6::pg_catalog.text IS NULL OR resource_id = $6)
 AND ($7::pg_catalog.text IS NULL OR status = $7)
 AND ($8::pg_catalog.text IS NULL OR error = $8)

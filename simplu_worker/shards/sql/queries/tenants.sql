@@ -86,16 +86,19 @@ FROM public.tenants
 WHERE tenants.id = $1;
 
 -- name: show_resource
--- The resource $3 of the type $2 of the tenant $1, which lives here: without a row the columns are null, and so is a
--- document of more than $4 bytes.
+-- The resource $3 of the type $2, by any name of it, of the tenant $1, which lives here: without a row the columns are
+-- null, and so is a document of more than $4 bytes.
 SELECT
     resources."resourceId" IS NOT NULL AS is_there,
     resources.date, resources."lastUpdated" AS last_updated,
     pg_catalog.octet_length(document.text) AS size_bytes,
     CASE WHEN pg_catalog.octet_length(document.text) <= $4::pg_catalog.int4 THEN document.text END AS data
 FROM public.tenants
+LEFT JOIN public.business_types ON business_types.name = tenants.business_type
 LEFT JOIN public.resources
-    ON resources.id = tenants.id AND resources."resourceName" = $2 AND resources."resourceId" = $3
+    ON
+        resources.id = tenants.id AND resources."resourceId" = $3
+        AND resources."resourceName" = coalesce(business_types.stored_names ->> $2::pg_catalog.text, $2)
 LEFT JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text) AS document ON true
 WHERE tenants.id = $1 AND :lives_here;
 

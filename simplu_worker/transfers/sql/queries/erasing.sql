@@ -1,7 +1,7 @@
 -- The erasure of one resource of a tenant (docs/tenants.md, "Erasing a person's data").
 
 -- name: find_standing
--- What a shard has of the tenant $1, and of its resource with the type $2, the id $3 and the key $4: the ids that it had
+-- What a shard has of the tenant $1, and of its resource with the names $2 of its type, the id $3 and the key $4: the ids that it had
 -- before or after a rename, by the marks of the log. A mover that runs writes into the journal every few seconds.
 SELECT
     business_id, location_id, state, epoch, move_token,
@@ -18,7 +18,8 @@ SELECT
     ) AS export,
     EXISTS (
         SELECT FROM public.resources
-        WHERE resources.id = tenants.id AND resources."resourceName" = $2 AND resources."resourceId" = $3
+        WHERE resources.id = tenants.id AND resources."resourceName" = ANY($2::pg_catalog.text[])
+            AND resources."resourceId" = $3
     ) AS has_resource,
     ARRAY(
         SELECT DISTINCT public.simplu_id(other.resource)
@@ -27,7 +28,7 @@ SELECT
         JOIN public.log_rows AS other ON other.batch_id = own.batch_id AND other.position <> own.position
         WHERE
             other.tenant_no = tenants.number AND own.tenant_no = tenants.number AND own.request >= '\x04'::pg_catalog.bytea AND own.resource = pg_catalog.decode($4, 'hex')
-            AND log_batches.types[own.type_at] = $2 AND log_batches.origins[own.origin_at] = 'rename'::pg_catalog.text
+            AND log_batches.types[own.type_at] = ANY($2) AND log_batches.origins[own.origin_at] = 'rename'::pg_catalog.text
     ) AS other_ids
 FROM public.tenants
 WHERE id = $1;
@@ -42,7 +43,7 @@ SELECT pg_catalog.to_regclass('public.resources_before_adoption') IS NOT NULL;
 SELECT true FROM public.tenants WHERE id = $1 AND state = $2 AND epoch = $3 AND move_token = $4 FOR SHARE;
 
 -- fragment: results_with_resource
--- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the type $2 and the id $3. In the order
+-- Of $5 rows of the log of $1 behind the key $4: the results with the resource of the names $2 and the id $3. In the order
 -- of the primary key, in a transaction with `StatementBudget.KEY_RANGE`.
 page AS MATERIALIZED (
     SELECT request, batch_id, position, type_at
@@ -56,7 +57,7 @@ page AS MATERIALIZED (
     JOIN public.log_batches ON log_batches.batch_id = page.batch_id
     JOIN public.log_outcomes ON log_outcomes.batch_id = page.batch_id AND log_outcomes.position = page.position
     WHERE
-        log_batches.types[page.type_at] = $2
+        log_batches.types[page.type_at] = ANY($2::pg_catalog.text[])
         AND (
             log_outcomes.result @> pg_catalog.jsonb_build_object('resourceId'::pg_catalog.text, $3::pg_catalog.text)
             OR log_outcomes.result @> pg_catalog.jsonb_build_object(

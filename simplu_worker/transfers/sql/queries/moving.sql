@@ -580,7 +580,8 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
 :keys_named
 DELETE FROM public.resources
 USING named
-WHERE :are_named;
+WHERE :are_named
+RETURNING resources."resourceName" AS resource_type;
 
 -- name: free_copied_keys
 -- Before `write_log`: rows that are here give their keys to others, as they have on the source, or will have. A row is

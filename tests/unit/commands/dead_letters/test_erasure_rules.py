@@ -17,8 +17,8 @@ from simplu_worker.dead_letters.letter import BadParts, DeadLetter, encode_dead_
 from simplu_worker.operations.operation import Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
-TARGET = LetterTarget("clinic", "main", "patient", "anna@example.com")
-ORDERS = LetterTarget("clinic", "main", "order", "anna@example.com", order_tenant=("clinic", "main"))
+TARGET = LetterTarget("clinic", "main", {"patient", "patients"}, "anna@example.com")
+ORDERS = LetterTarget("clinic", "main", {"order"}, "anna@example.com", order_tenant=("clinic", "main"))
 TENANT = {"businessId": "clinic", "locationId": "main"}
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 STREAM = Origin(source=Source.KINESIS, name="stream", arrived_at=AT, sequence_number="7", partition_key="k")
@@ -38,6 +38,7 @@ def letter(data: bytes, origin: Origin = STREAM, **members: Any) -> DeadLetter:
 
 CASES: list[tuple[str, DeadLetter, LetterTarget, Relation]] = [
     ("operation", letter(record(**PERSON, data={"name": "Anna"})), TARGET, Relation.ABOUT),
+    ("by another name of its type", letter(record(**PERSON | {"resourceType": "patients"})), TARGET, Relation.ABOUT),
     ("of another type", letter(record(**PERSON | {"resourceType": "note"})), TARGET, Relation.MENTIONS),
     ("of another id", letter(record(resourceType="patient", resourceId="b")), TARGET, Relation.NONE),
     (

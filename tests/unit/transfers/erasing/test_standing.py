@@ -9,7 +9,7 @@ from simplu_worker.transfers.erasing.standing import Erasure, Standing, obstacle
 from simplu_worker.vocabulary import TenantState
 
 ERASURE = Erasure("clinic", "main", "patient", "p")
-AT_HOME = Standing("clinic", "main", TenantState.ACTIVE, 1, 0, False, None, True, [])
+AT_HOME = Standing("clinic", "main", TenantState.ACTIVE, 1, 0, False, None, True, [], ["patient"])
 
 
 @pytest.mark.parametrize(
