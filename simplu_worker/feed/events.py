@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from struct import unpack
 from typing import Final, NamedTuple
 
@@ -55,7 +56,7 @@ class LogBatch(NamedTuple):
     tenant_no: int  # of the first of its tenants, and of a batch without rows the only one
     types: Sequence[str]
     origins: Sequence[str]
-    tenants: Sequence[Sequence[str]]  # of each its number, and what a `FeedTenant` has
+    tenants: Sequence[Sequence[str]]  # of each its number, what a `FeedTenant` has, and the `stored_names` of its type
     failed: Sequence[str]  # positions
     positions: bytes | None  # 2 bytes for each row
     row_tenant_nos: bytes | None  # 4 bytes
@@ -72,11 +73,12 @@ class LogBatch(NamedTuple):
 
     def rows(self) -> list[LogRow]:
         """Return the rows, one that has no kind if there are none."""
-        tenants = {int(number): FeedTenant(*names) for number, *names in self.tenants}
+        tenants = {int(number): FeedTenant(*names) for number, *names, _ in self.tenants}
         if self.kinds is None:
             place, tenant = Place(self.batch_id, 0), tenants.get(self.tenant_no)
             return [LogRow(self, place, self.tenant_no, tenant, origin=self.origins[0] if self.origins else None)]
         failed = frozenset(map(int, self.failed))
+        stored_names = {int(one[0]): one[-1] for one in self.tenants}
         small, large = f">{len(self.kinds)}h", f">{len(self.kinds)}i"
         return [
             LogRow(
@@ -90,6 +92,7 @@ class LogBatch(NamedTuple):
                 resource,
                 request,
                 position in failed,
+                _other_names(stored_names.get(number, "{}"), self.types[type_at - 1]),
             )
             for position, number, kind, type_at, origin_at, resource, request in zip(
                 unpack(small, self.positions or b""),
@@ -117,6 +120,19 @@ class LogRow(NamedTuple):
     resource: str | None = None  # the key of its id
     request: str | None = None  # the key of its id; of a mark, of something else
     is_failed: bool = False
+    other_types: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=1000)
+def _other_names(stored_names: str, resource_type: str) -> tuple[str, ...]:
+    """Return the other names of *resource_type*, which may be from before it got its present one.
+
+    *stored_names* is JSON.
+    """
+    by_name: dict[str, str] = msgspec.json.decode(stored_names)
+    name = by_name.get(resource_type, resource_type)
+    names = (name, *(other for other, one in by_name.items() if one == name))
+    return tuple(one for one in names if one != resource_type)
 
 
 class ReadRow(msgspec.Struct, frozen=True):
@@ -167,7 +183,9 @@ def _kind_of_batch(kind: str, origin: str | None) -> FeedKind | None:
 def _event(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnation, kind: FeedKind) -> FeedEvent:
     suffix = "-tenant" if kind is FeedKind.TENANT_CREATED else ""  # its row has another event
     resource_type = resource_id = None
+    other_types: tuple[str, ...] = ()
     if kind in RESOURCE_KINDS:
+        other_types = row.other_types
         resource_type, resource_id = row.resource_type, None if row.resource is None else id_of_key(row.resource)
     return FeedEvent(
         id=f"{row.batch.token}-{row.place.position}{suffix}",
@@ -179,6 +197,7 @@ def _event(row: LogRow, tenant: FeedTenant, shard_id: str, incarnation: Incarnat
         tenant=tenant,
         resource_type=resource_type,
         resource_id=resource_id,
+        other_types=other_types,
         request_id=id_of_key(row.request) if row.request is not None and row.kind != MARK else None,
     )
 

@@ -13,7 +13,7 @@ def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
     """Return whether a destination with the filter *chosen* gets *event*.
 
     A filter of kinds lets each `undone` and `gap` through, and no filter holds a shard-wide event back. One of resource
-    types lets events of a whole tenant through: they are about its resources of every type.
+    types, by any of their names, lets events of a whole tenant through: they are about its resources of every type.
     """
     tenant = event.tenant
     if tenant is None:
@@ -22,7 +22,9 @@ def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
         (chosen.tenants is None or tenant.tenant_id in chosen.tenants)
         and (chosen.business_types is None or tenant.business_type in chosen.business_types)
         and (
-            chosen.resource_types is None or event.resource_type is None or event.resource_type in chosen.resource_types
+            chosen.resource_types is None
+            or event.resource_type is None
+            or not chosen.resource_types.isdisjoint((event.resource_type, *event.other_types))
         )
         and (chosen.kinds is None or event.kind in chosen.kinds or event.kind in ALWAYS_SENT)
     )

@@ -52,8 +52,9 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     *id* stays the same when the event is sent again. *position* is `<batch id>-<place in the batch>`. *reapplies* is
     the id of the undone event of the same change, *undoes* that of the event that an `undone` event takes back; without
     it an `undone` event is about *bounds*. *data* is the row as JSON, as read when the event was published: it may be
-    newer than the change; None where it is not wanted, or there is no row any more, empty where no destination takes
-    as much, or where it could not be read. *replay* has another value for each replay that sends the event again.
+    newer than the change; None where it is not wanted, or there is no row any more, empty where no destination takes as
+    much, or where it could not be read. *other_types* are other names of its resource type. *replay* has another value
+    for each replay that sends the event again.
     """
 
     id: str
@@ -65,6 +66,7 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     tenant: FeedTenant | None = None
     resource_type: str | None = None
     resource_id: str | None = None
+    other_types: tuple[str, ...] = ()
     request_id: str | None = None
     reapplies: str | None = None
     undoes: str | None = None

@@ -787,23 +787,25 @@ async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committ
     assert [one.resource_id for one in receiver.events] == ["earlier", "later"]
 
 
+@pytest.mark.parametrize("name", ["patient", "patients"])
 async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_wanted(
-    pools: Pools, address: ShardAddress, case: TenantCase
+    pools: Pools, address: ShardAddress, case: TenantCase, name: str
 ) -> None:
-    """The data is the row as it is when the event is published; a deleted resource has none."""
+    """The data is the row as it is when the event is published; a deleted resource has none. A type has names."""
     receiver = Receiver()
-    wanted = FeedFilter(resource_types=frozenset({"patient"}))
+    wanted = FeedFilter(resource_types=frozenset({name}))
     terms = DestinationTerms("receiver", filter=wanted, data=FeedData.CURRENT)
     feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
     async with running(feed):
         await publishing(feed)
         await case.apply(
-            case.operation("create", "r1", {"n": 1}),
+            case.operation("create", "r1", {"n": 1}, resource_type="patients"),
             case.operation("create", "r1", {"n": 1}, resource_type="invoice"),
             case.operation("create", "r2", {"n": 1}),
             case.operation("delete", "r2"),
         )
         await receiver.until_count(3)
+    assert {one.resource_type for one in receiver.events} == {"patient"}
     assert [(one.resource_id, one.data) for one in receiver.events] == [
         ("r1", b'{"n": 1}'),
         ("r2", None),

@@ -60,7 +60,7 @@ def log_batch(**columns: Any) -> LogBatch:
         "tenant_no": 4,
         "types": ["patient"],
         "origins": ["simplu-changes"],
-        "tenants": [["4", "smile-berlin", "smile", "berlin", "dental"]],
+        "tenants": [["4", "smile-berlin", "smile", "berlin", "dental", "{}"]],
         "failed": [],
         "positions": pack(">h", 3),
         "row_tenant_nos": pack(">i", 4),
@@ -95,6 +95,10 @@ def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
     )
     assert read_row(log_row(), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4, (event,))
     assert read_row(log_row(tenants=[]), "shard-1", OLDER) == ReadRow(Place(7, 3), "token", 4)  # unmade
+    named = log_row(tenants=[["4", "smile-berlin", "smile", "berlin", "dental", '{"patients": "patient", "a": "b"}']])
+    assert read_row(named, "shard-1", OLDER).events == (msgspec.structs.replace(event, other_types=("patients",)),)
+    of_before = log_row(tenants=named.batch.tenants, types=["patients"])
+    assert of_before.other_types == ("patient",)
     assert log_batch().facts == ReplicationFacts(Server("1", AT), 10, "on", "", fsync=True)
 
 
@@ -136,7 +140,10 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
     batch = log_batch(
         types=["patient", "invoice"],
         origins=["queue", "stream/shard-7"],
-        tenants=[["5", "gym-main", "gym", "main", "sports"], ["4", "smile-berlin", "smile", "berlin", "dental"]],
+        tenants=[
+            ["5", "gym-main", "gym", "main", "sports", "{}"],
+            ["4", "smile-berlin", "smile", "berlin", "dental", "{}"],
+        ],
         failed=["2"],
         positions=pack(">3h", 0, 2, 9),
         row_tenant_nos=pack(">3i", 5, 6, 4),

@@ -9,7 +9,7 @@ from simplu_worker.feed.filters import lets_through
 from simplu_worker.feed.types import FeedEvent, FeedFilter
 from simplu_worker.vocabulary import FeedKind
 
-OF_RESOURCE = feed_event()
+OF_RESOURCE = feed_event(other_types=("patients",))
 OF_TENANT = feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None)
 UNDONE = feed_event(kind=FeedKind.UNDONE, undoes="t-0-0")
 GAP = feed_event(kind=FeedKind.GAP, tenant=None, resource_type=None, resource_id=None)
@@ -21,6 +21,7 @@ CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
     (FeedFilter(business_types=frozenset({"dental"})), ALL),
     (FeedFilter(business_types=frozenset({"gym"})), (GAP,)),
     (FeedFilter(resource_types=frozenset({"patient"})), ALL),
+    (FeedFilter(resource_types=frozenset({"patients"})), (OF_RESOURCE, OF_TENANT, GAP)),
     (FeedFilter(resource_types=frozenset({"order"})), (OF_TENANT, GAP)),
     (FeedFilter(kinds=frozenset({FeedKind.RESOURCE_PATCHED})), (OF_RESOURCE, UNDONE, GAP)),
     (FeedFilter(kinds=frozenset({FeedKind.TENANT_MOVED})), (OF_TENANT, UNDONE, GAP)),

@@ -238,8 +238,12 @@ SELECT
     batches.kind::pg_catalog.text AS kind, batches.epoch, batches.tenants[1] AS tenant_no, batches.types,
     batches.origins,
     ARRAY(
-        SELECT ARRAY[tenants.number::pg_catalog.text, tenants.id, business_id, location_id, business_type]
+        SELECT ARRAY[
+            tenants.number::pg_catalog.text, tenants.id, business_id, location_id, business_type,
+            coalesce(business_types.stored_names::pg_catalog.text, '{}')
+        ]
         FROM public.tenants
+        LEFT JOIN public.business_types ON business_types.name = tenants.business_type
         WHERE tenants.number = ANY(batches.tenants)
     ) AS tenants,
     ARRAY(
