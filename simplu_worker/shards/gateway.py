@@ -22,6 +22,7 @@ from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.rehearsal import find_defects
 from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import ListedOperation, OperationPage, listed_members
 from simplu_worker.shards.listing.request import ListRequest
@@ -308,6 +309,11 @@ class ShardGateway:
         if outcome.disposition is Disposition.HOLD:
             self._directory.forget(operation.tenant_id)
         return outcome
+
+    @of_shard
+    async def try_write(self, shard_id: str) -> None:
+        """Try what operations do on a shard, and roll it back. Raises `WorkerError` as their batch would."""
+        await try_write(self._pools.pool_of(shard_id))
 
     @of_shard
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:

@@ -538,6 +538,9 @@ class SimulatedGateway(ShardGateway):
     async def look_around(self) -> None:
         """Do nothing: `inability` is known."""
 
+    async def try_write(self, shard_id: str) -> None:
+        """Do nothing: an operation that fails by itself is never the fault of its shard here."""
+
     def cached_shard_id(self, tenant_id: str) -> str | None:
         """Return where the tenant was last found."""
         return self._remembered.get(tenant_id)

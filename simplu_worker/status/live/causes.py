@@ -214,7 +214,11 @@ HELD: Final[dict[str, Cause]] = {  # what is held for a reason
         "No shard that answers has the tenant: see why another one does not.",
         "docs/shards.md#new-tenants-beside-a-lost-shard",
     ),
-    HoldReason.FAILING: _held("Wait: after four tries the operation is a dead letter."),
+    HoldReason.FAILING: _held(
+        "Wait: after four tries the operation is a dead letter. Where its shard refuses all, remove what refuses, as "
+        "`shard.refusing` in the log names it: the operations of many tenants wait for an hour.",
+        "docs/holding.md#operations-that-fail-on-a-working-shard",
+    ),
     HoldReason.LOCKED: _held("End the transaction on the shard that keeps rows of the tenant locked."),
     HoldReason.PAUSED: _held(
         "A person has paused it: wait, or `simplu-worker tenants resume BUSINESS LOCATION`.",

@@ -34,7 +34,7 @@ from simplu_worker.consumers.pipeline.pipeline import Pipeline
 from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, Overdue, Paused, Unregistered, Waited
 from simplu_worker.consumers.pipeline.share import OVER_SHARE_S
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.errors import InternalError, RetryableError, WorkerError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.unknown_tenants import is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
@@ -46,6 +46,11 @@ from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, H
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
 FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each retry of an operation that failed on a healthy shard
 FAILING_TENANTS_MAX: Final = 3
+FAILING_COUNTS_S: Final = 60.0  # a few tries
+TRIAL_COUNTS_S: Final = 5.0
+# For so long operations of many tenants are not given up on a Postgres shard that refuses all. The alert for what is
+# held comes after half of it. Then each is given up, as the shard may have refused no more than these and the trial.
+FAILING_FOR_MANY_S: Final = 3600.0
 LOCKED_BASE_S: Final = 0.5  # before the first retry of a tenant with locked rows; each costs other tenants a tenth
 LOCKED_MAX_S: Final = 5.0
 RETRIED: Final = frozenset({HoldReason.FAILING, HoldReason.LOCKED})  # holds of tenants that are caught up after a time
@@ -85,6 +90,7 @@ class Dispatcher:
         Without *reader* no positions are written on Postgres shards.
         """
         self._name = name
+        self._gateway = gateway
         self._memory = memory
         self._tenant_wait = tenant_wait
         self._store_dead_letters = store_dead_letters
@@ -110,6 +116,7 @@ class Dispatcher:
         )
         self._failures: dict[str, _FailedOperation] = {}  # by tenant: the last one
         self._lock_waits: dict[str, _FailedOperation] = {}  # the same for operations behind a locked row
+        self._trials: dict[str, tuple[float, str | None]] = {}  # when, and the error, by Postgres shard
         self._open_batch = _DeadLetterBatch()
         self._store_lock = asyncio.Lock()
         self._overflow_idle_since = 0.0
@@ -188,25 +195,18 @@ class Dispatcher:
 
         Nothing is awaited before all operations that are not finished are in one place again.
         """
-        failing: list[tuple[QueuedOperation, int, str, Hold]] = []
+        failing: list[tuple[QueuedOperation, _FailedOperation, str, Hold]] = []
         for entry, error in batch.failing:
-            tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id, self._failures)
+            tenant_id, failed = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id, self._failures)
             entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)]
-            failing.append((entry, attempts, error, self._hold_tenant(entries, HoldReason.FAILING)))
+            failing.append((entry, failed, error, self._hold_tenant(entries, HoldReason.FAILING)))
         for tenant_id, entries in batch.locked.items():
             behind = [*batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)]
             self._hold_locked([*entries, *behind], lane.shard_id)
-        may_give_up = bool(failing) and not self._fails_for_many(lane.shard_id)
-        exhausted: list[tuple[QueuedOperation, int, str, Hold]] = []
-        for entry, attempts, error, hold in failing:
-            hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(attempts, len(FAILING_RETRIES_S)) - 1]
-            if may_give_up and attempts > len(FAILING_RETRIES_S):
-                exhausted.append((entry, attempts, error, hold))
-            else:
-                ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
-                instruments.RETRIES.labels(Source.KINESIS, StreamRetry.FAILING).inc()
-                at = {"queue": None, "shard_id": lane.shard_id}
-                log.warning("operation.failing", attempts=attempts, error=error, **at, **ids)
+        for entry, failed, error, hold in failing:
+            hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(failed.times, len(FAILING_RETRIES_S)) - 1]
+            if failed.times <= len(FAILING_RETRIES_S):
+                self._note_retry(entry, failed, error)
         self.pipeline.look_up_again(lane, batch.not_here)
         failed_at, unnamed = self._utc(), DeadLetterReason.INVALID_MESSAGE
         letters = [
@@ -214,13 +214,26 @@ class Dispatcher:
             for entry, outcome in batch.refused
         ]
         await self._finish_stored([*batch.applied, *(entry for entry, _ in batch.refused)], letters)
-        for entry, attempts, error, hold in exhausted:
-            await self._give_up(lane, entry, attempts, error, hold)
+        exhausted = [one for one in failing if one[1].times > len(FAILING_RETRIES_S)]
+        may_be_shard = (
+            bool(exhausted) and self._fails_for_many(lane.shard_id) and await self._refuses_all(lane.shard_id)
+        )
+        for entry, failed, error, hold in exhausted:
+            if may_be_shard and loop_time() - failed.since < FAILING_FOR_MANY_S:
+                self._note_retry(entry, failed, error)
+            else:
+                await self._give_up(lane, entry, failed.times, error, hold)
+
+    def _note_retry(self, entry: QueuedOperation, failed: _FailedOperation, error: str) -> None:
+        ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
+        instruments.RETRIES.labels(Source.KINESIS, StreamRetry.FAILING).inc()
+        at = {"queue": None, "shard_id": failed.shard_id}
+        log.warning("operation.failing", attempts=failed.times, error=error, **at, **ids)
 
     def _hold_locked(self, entries: Sequence[QueuedOperation], shard_id: str) -> None:
         """Hold a tenant of which another transaction keeps rows locked, until its next try."""
         hold, operation = self._hold_tenant(entries, HoldReason.LOCKED), entries[0].operation
-        attempts = self._count_failure(entries[0], shard_id, self._lock_waits)
+        attempts = self._count_failure(entries[0], shard_id, self._lock_waits).times
         delay_s = backoff_s(attempts, draw=self._draw(), base_s=LOCKED_BASE_S, max_s=LOCKED_MAX_S)
         hold.next_attempt_at = loop_time() + delay_s
         instruments.RETRIES.labels(Source.KINESIS, StreamRetry.LOCKED).inc()
@@ -470,25 +483,42 @@ class Dispatcher:
             hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
-    def _count_failure(self, entry: QueuedOperation, shard_id: str, failures: dict[str, _FailedOperation]) -> int:
-        """Count one more failure of an operation on a healthy Postgres shard in *failures*; return the count."""
+    def _count_failure(
+        self, entry: QueuedOperation, shard_id: str, failures: dict[str, _FailedOperation]
+    ) -> _FailedOperation:
+        """Count one more failure of an operation on a healthy Postgres shard in *failures*; return all of them."""
         tenant_id, origin = entry.operation.tenant_id, entry.operation.origin
-        known = failures.get(tenant_id)
+        known, now = failures.get(tenant_id), loop_time()
         position = (origin.sequence_number, origin.sub_sequence_number, origin.part_index)
         if known is None or known.position != position:
-            known = _FailedOperation(shard_id, position, 0)
+            known = _FailedOperation(shard_id, position, 0, since=now, last_at=now)
         while len(failures) >= FAILURES_REMEMBERED:
             del failures[next(iter(failures))]
-        failures[tenant_id] = known._replace(shard_id=shard_id, times=known.times + 1)
-        return known.times + 1
+        counted = failures[tenant_id] = known._replace(shard_id=shard_id, times=known.times + 1, last_at=now)
+        return counted
 
     def _fails_for_many(self, shard_id: str) -> bool:
-        """Return whether operations of many tenants fail on a Postgres shard.
+        """Return whether operations of many tenants have failed on a Postgres shard lately.
 
-        That is taken for a fault of the shard, for example a trigger that refuses every row: no operation is given up.
+        That may be a fault of the shard, for example a trigger that refuses every row.
         """
-        held = [self._failures.get(hold.name) for hold in self.ownership.holds() if hold.reason == HoldReason.FAILING]
-        return sum(one is not None and one.shard_id == shard_id for one in held) > FAILING_TENANTS_MAX
+        since = loop_time() - FAILING_COUNTS_S
+        recent = (one for one in self._failures.values() if one.shard_id == shard_id and one.last_at > since)
+        return sum(1 for _ in recent) > FAILING_TENANTS_MAX
+
+    async def _refuses_all(self, shard_id: str) -> bool:
+        """Return whether a Postgres shard refuses any operation, by a trial of some seconds ago at most."""
+        tried_at, error = self._trials.get(shard_id, (float("-inf"), None))
+        if loop_time() - tried_at > TRIAL_COUNTS_S:
+            try:
+                await self._gateway.try_write(shard_id)
+            except (RetryableError, PermanentError) as exc:
+                error = str(exc)
+                log.error("shard.refusing", shard_id=shard_id, error=error)  # noqa: TRY400  (the shard's)
+            else:
+                error = None
+            self._trials[shard_id] = loop_time(), error
+        return error is not None
 
     def _make_ready(self, hold: Hold) -> None:
         hold.enter(HoldState.READY)
@@ -640,11 +670,13 @@ class Dispatcher:
 
 
 class _FailedOperation(NamedTuple):
-    """The operation of a tenant that failed, its Postgres shard, and how often it failed in a row."""
+    """The operation of a tenant that failed, its Postgres shard, how often it failed in a row, first and last."""
 
     shard_id: str
     position: tuple[str | None, int, int | None]
     times: int
+    since: float
+    last_at: float
     has_letter: bool = False  # its dead letter is stored, but the shard did not take its row
 
 
