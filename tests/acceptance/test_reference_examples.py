@@ -33,11 +33,40 @@ CONTROL_ATTRIBUTES: Final = {
     "MessageRetentionPeriod": "1209600",
     "ReceiveMessageWaitTimeSeconds": "20",
 }
-SHARD_CREATION: Final[dict[str, Any]] = {**TENANT, "businessType": "dental", "shardId": "", "connectionString": ""}
+# The restaurant of the text on sharding, and the shop of the text on events, beside the clinic of the others.
+RESTAURANT: Final = {"businessId": "restaurant-1", "locationId": "main"}
+SHOP: Final = {"businessId": "acmo", "locationId": "main"}
+TENANTS: Final = {"dental": TENANT, "restaurant": RESTAURANT, "shop": SHOP}
+SHARD_CREATIONS: Final[list[dict[str, Any]]] = [
+    {**tenant, "businessType": name, "shardId": "", "connectionString": ""} for name, tenant in TENANTS.items()
+]
 APPOINTMENT: Final = {**TENANT, "resourceType": "appointment"}
 CREATED: Final = "appointment-1704067200000"
+NEW_YEAR: Final = "appointment-new-year"
+NEXT_DAY: Final = "appointment-next-day"
+BOOKED: Final[dict[str, dict[str, Any]]] = {
+    NEW_YEAR: {"patientName": "Ana", "appointmentTime": "2024-01-01T15:00:00Z", "status": "confirmed"},
+    NEXT_DAY: {"patientName": "Ben", "appointmentTime": "2024-01-02T15:00:00Z", "status": "confirmed"},
+}
 CONFIRMED: Final = {"appointmentTime": "2024-01-01T11:00:00Z", "status": "confirmed"}
 RECORDS: Final[dict[str, dict[str, Any]]] = {
+    # The calendar of a day has what is on that day, whenever it was booked.
+    "req-booked-before": {
+        "operation": "create",
+        **APPOINTMENT,
+        "resourceId": NEW_YEAR,
+        "data": BOOKED[NEW_YEAR],
+        "timestamp": "2023-12-20T09:00:00Z",
+        "requestId": "req-booked-before",
+    },
+    "req-booked-on-the-day": {
+        "operation": "create",
+        **APPOINTMENT,
+        "resourceId": NEXT_DAY,
+        "data": BOOKED[NEXT_DAY],
+        "timestamp": "2024-01-01T08:00:00Z",
+        "requestId": "req-booked-on-the-day",
+    },
     "req-uuid-123": {
         "operation": "create",
         **APPOINTMENT,
@@ -162,15 +191,27 @@ ORDERS: Final[dict[str, dict[str, Any]]] = {
 # The second text has an update of an appointment, and the third an update and a delete of an order, that none of their
 # examples creates.
 NEVER_CREATED: Final = ("req-uuid-456", "existing-paid", "existing-gone")
-OUTCOMES: Final = dict.fromkeys((*RECORDS, *ORDERS), "succeeded") | dict.fromkeys(NEVER_CREATED, "not_found")
+# The events name no tenant: those of the restaurant and of the shop are sent with attributes that do.
+TRADERS: Final = ("restaurant", "shop")
+KEPT_ORDERS: Final = ("generated_id", "order-1-new")
+OUTCOMES: Final = {
+    (name, request): "not_found" if request in NEVER_CREATED else "succeeded"
+    for name in TENANTS
+    for request in (*(RECORDS if name == "dental" else ()), *ORDERS)
+}
 # The filters want a status: the appointment has one from the update on, the other one by the patch.
-LISTED: Final = {"req-uuid-789": [], "req-list": [CREATED, "req-curl"]}
-# What is left: by type and id, the document and its creation. The update left nothing of the document before.
-ROWS: Final[dict[tuple[str, str], tuple[dict[str, Any], str | None]]] = {
-    ("appointment", CREATED): (CONFIRMED, "2024-01-01T09:00:00+00:00"),
-    ("order", "generated_id"): (ORDER, None),
-    ("order", "order-1-new"): (ORDER, None),
-    ("settings", "default"): ({"locale": "en", "timezone": "UTC", "appointmentMinutes": 30}, None),
+LISTED: Final = {"req-uuid-789": [NEW_YEAR], "req-list": [CREATED, NEW_YEAR, "req-curl"]}
+# What is left: by tenant, type and id, the document and its creation. The update left nothing of the document before.
+ROWS: Final[dict[tuple[str, str, str], tuple[dict[str, Any], str | None]]] = {
+    ("dental", "appointment", CREATED): (CONFIRMED, "2024-01-01T09:00:00+00:00"),
+    ("dental", "appointment", NEW_YEAR): (BOOKED[NEW_YEAR], "2023-12-20T09:00:00+00:00"),
+    ("dental", "appointment", NEXT_DAY): (BOOKED[NEXT_DAY], "2024-01-01T08:00:00+00:00"),
+    ("dental", "settings", "default"): ({"locale": "en", "timezone": "UTC", "appointmentMinutes": 30}, None),
+    **{
+        (name, "settings", "default"): ({"locale": "en", "timezone": "UTC", "currency": "EUR"}, None)
+        for name in TRADERS
+    },
+    **{(name, "order", order): (ORDER, None) for name in TENANTS for order in KEPT_ORDERS},
 }
 MONITORING: Final = ("/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats")
 
@@ -207,35 +248,42 @@ async def ask_citrus(stack: Stack, path: str) -> Any:
         return await answer.json()
 
 
-async def rows_of_tenant(stack: Stack) -> list[asyncpg.Record]:
-    """Return what readers get by the statement of the texts."""
+async def read_shard(stack: Stack, query: str, *arguments: str) -> list[asyncpg.Record]:
+    """Return what readers get by *query*."""
     connection = await asyncpg.connect(stack.env["STACK_POSTGRES_URLS"])
     try:
-        return await connection.fetch("SELECT * FROM resources WHERE id = $1", "-".join(TENANT.values()))
+        return await connection.fetch(query, *arguments)
     finally:
         await connection.close()
 
 
 async def send_examples(stack: Stack, control_url: str) -> None:
-    """Send every record and message; that of the new tenant twice, as a standard queue may deliver it."""
+    """Send every record and message; those of new tenants twice, as a standard queue may deliver them."""
     async with stack.aws_client("sqs") as sqs, stack.aws_client("kinesis") as kinesis:
-        for _ in range(2):
-            await sqs.send_message(QueueUrl=control_url, MessageBody=json.dumps(SHARD_CREATION))
+        for creation in SHARD_CREATIONS * 2:
+            await sqs.send_message(QueueUrl=control_url, MessageBody=json.dumps(creation))
         for record in RECORDS.values():
             key = "-".join(record[name] for name in ("businessId", "locationId", "resourceType"))
             await kinesis.put_record(StreamName=STREAM_NAME, Data=json.dumps(record).encode(), PartitionKey=key)
-        for name, event in ORDERS.items():
-            await sqs.send_message(
-                QueueUrl=stack.env["SQS_ORDER_EVENTS_QUEUE_URL"],
-                MessageBody=json.dumps(event),
-                MessageGroupId=event["groupId"],
-                MessageDeduplicationId=name,
-            )
+        for trader, tenant in TENANTS.items():
+            attributes = {
+                f"{name[0].upper()}{name[1:]}": {"DataType": "String", "StringValue": value}
+                for name, value in tenant.items()
+                if tenant is not TENANT
+            }
+            for name, event in ORDERS.items():
+                await sqs.send_message(
+                    QueueUrl=stack.env["SQS_ORDER_EVENTS_QUEUE_URL"],
+                    MessageBody=json.dumps(event),
+                    MessageAttributes=attributes,
+                    MessageGroupId=event["groupId"],
+                    MessageDeduplicationId=f"{trader}-{name}",
+                )
 
 
 async def test_examples_of_the_references_work_as_written(record_property: Note) -> None:
     """Each ends as the table says, none as a dead letter; and their monitoring points answer without a token."""
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     results: dict[str, Any] = {}
     async with Stack(shards=1, stream_shards=1) as stack:
         async with stack.aws_client("sqs") as sqs:
@@ -246,17 +294,21 @@ async def test_examples_of_the_references_work_as_written(record_property: Note)
         await send_examples(stack, made["QueueUrl"])
 
         async def are_decided() -> bool:
-            tenant = "&".join(f"{name}={value}" for name, value in TENANT.items())
-            for name in OUTCOMES:
-                _, answer = await ask(worker, f"/operations/{name}?{tenant}", stack.env["API_TOKEN"])
-                found[name] = answer.get("error") or answer["status"]
-                results[name] = answer.get("result")
+            for name, request in OUTCOMES:
+                tenant = "&".join(f"{member}={value}" for member, value in TENANTS[name].items())
+                _, answer = await ask(worker, f"/operations/{request}?{tenant}", stack.env["API_TOKEN"])
+                found[name, request] = answer.get("error") or answer["status"]
+                results[request] = answer.get("result")
             return found == OUTCOMES
 
         assert await poll_until(are_decided, within_s=PATIENCE_S), found
         open_views = {path: await ask(worker, path) for path in MONITORING}
         closed = (await ask(worker, "/operations/req-uuid-123"))[0]
-        rows = await rows_of_tenant(stack)
+        rows = {
+            name: await read_shard(stack, "SELECT * FROM resources WHERE id = $1", "-".join(tenant.values()))
+            for name, tenant in TENANTS.items()
+        }
+        orders = {name: await read_shard(stack, f"SELECT * FROM {name}_orders") for name in TRADERS}
         named = await ask_citrus(stack, f"/api/shard/{'-'.join(TENANT.values())}")
         (healthy,) = await ask_citrus(stack, "/api/shards/health")
         await worker.stop(within_s=PATIENCE_S)
@@ -272,11 +324,16 @@ async def test_examples_of_the_references_work_as_written(record_property: Note)
     assert (letters["name"], letters["visible"], closed) == (f"{CONTROL_QUEUE}-dead-letters", 0, 401)
     assert {name: [one["resourceId"] for one in results[name]["items"]] for name in LISTED} == LISTED
     assert {name: results[name]["hasMore"] for name in LISTED} == dict.fromkeys(LISTED, False)
-    stored = {(row["resourceName"], row["resourceId"]): row for row in rows}
+    stored = {(name, row["resourceName"], row["resourceId"]): row for name in rows for row in rows[name]}
     assert stored.keys() == ROWS.keys()
     for key, (document, created) in ROWS.items():
         assert json.loads(stored[key]["data"]) == document
-        assert stored[key]["businessType"] == "dental"
+        assert stored[key]["businessType"] == key[0]
         assert created is None or stored[key]["date"].isoformat() == created
-    assert (named["shardId"], named["businessCount"]) == (healthy["shardId"], 1)
-    record_property("note", f"References' examples: {len(found) + 1} sent, {found}")
+    for found_orders in orders.values():
+        assert {(one["customer_name"], one["customer_email"], one["deleted_at"]) for one in found_orders} == {
+            (ORDER["customer_name"], ORDER["customer_email"], None)
+        }
+        assert len(found_orders) == len(KEPT_ORDERS)
+    assert (named["shardId"], named["businessCount"]) == (healthy["shardId"], len(TENANTS))
+    record_property("note", f"References' examples: {len(found) + len(TENANTS)} sent, {found}")
