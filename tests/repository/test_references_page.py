@@ -1,0 +1,61 @@
+"""docs/references.md has a row for what the reference texts state, and each row shows that it is true."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+import pytest
+from support.requires import ROOT
+
+PAGE: Final = ROOT / "docs" / "references.md"
+TEXTS: Final = ("seed-000", "seed-001", "seed-002", "seed-003", "seed-004")
+SHOWN: Final = {"works", "differs"}
+OTHERS: Final = {"management server", "API server", "Citrus", "you"}
+TEST: Final = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+# A page, a command or a test; *examples* are the test that the page's beginning names. Whether pages, headings and
+# commands exist, test_docs.py asks of every page.
+EVIDENCE: Final = re.compile(rf"\]\([^)]+\)|`simplu-worker [^`]+`|{TEST.pattern}|\bexamples\b")
+
+
+class Row(NamedTuple):
+    """A statement of a text, what is here (the words in bold), and how."""
+
+    text: str
+    statement: str
+    here: str
+    how: str
+
+
+def rows() -> list[Row]:
+    """Return the rows of all texts, in their order."""
+    found = []
+    for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
+        text = re.findall(r"\((seed-\d+)\)$", section.partition("\n")[0])[0]
+        for line in re.findall(r"^\| (.+) \|$", section, flags=re.MULTILINE)[1:]:
+            statement, here, how = (cell.strip() for cell in re.split(r" \|(?: |$)", line, maxsplit=2))
+            found.append(Row(text, statement, here.strip("*"), how))
+    return found
+
+
+def test_table_has_rows_of_each_text_in_order() -> None:
+    """No statement is there twice, and each row says one of the words that the page explains."""
+    found = rows()
+    assert tuple(dict.fromkeys(row.text for row in found)) == TEXTS
+    assert len(found) > 100
+    assert len({(row.text, row.statement) for row in found}) == len(found)
+    explained = set(re.findall(r"\*\*([\w ]+)\*\*", PAGE.read_text(encoding="utf-8").partition("\n## ")[0]))
+    assert {row.here for row in found} == SHOWN | OTHERS == explained
+
+
+def test_rows_without_evidence_are_none() -> None:
+    """What works is shown, and what differs has a reason in words beside the place that tells more."""
+    assert [row for row in rows() if row.here in SHOWN and not EVIDENCE.search(row.how)] == []
+    reasons = {row: re.sub(r"`[^`]*`|\([^)]*\)", "", row.how) for row in rows() if row.here == "differs"}
+    assert [row for row, reason in reasons.items() if len(reason.split()) < 4] == []
+
+
+@pytest.mark.parametrize(("path", "name"), dict.fromkeys(TEST.findall(PAGE.read_text(encoding="utf-8"))))
+def test_named_test_exists(path: str, name: str) -> None:
+    """A test that was renamed or deleted shows nothing."""
+    assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)
