@@ -12,6 +12,7 @@ import msgspec
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_silent, print_table
 from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.types.apply import OTHER_COLUMNS
 from simplu_worker.commands.types.folder import read_folder
 from simplu_worker.config.settings import Settings
 from simplu_worker.operations.business_types import ResourceType
@@ -21,6 +22,7 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import QueryLimits, fetch_from_shard, query_all_shards
 from simplu_worker.shards.schema.type_files import OWN_NAMES, TypeFile
+from simplu_worker.shards.tenants.other_names import OtherName, find_other_names
 
 # All documents of a large shard take minutes; each statement has the bounds of the pool.
 LIMITS: Final = QueryLimits(answer_s=3600.0, all_s=3600.0)
@@ -54,14 +56,15 @@ class SchemaFinding(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class CheckedRows(msgspec.Struct, frozen=True):
-    """What the files say of the rows of one shard."""
+    """What the files say of the rows of one shard; *others* are left under names of before."""
 
     unknown: Sequence[UnknownName]
     findings: Sequence[SchemaFinding]
+    others: Sequence[OtherName]
 
 
 async def check_types(settings: Settings, folder: Path, *, as_json: bool) -> int:
-    """Print the resources that the files do not know or whose schemas they do not fit.
+    """Print the resources that the files do not know, whose schemas they do not fit, or that have another name.
 
     Return 1 if there are some, or a shard did not answer. Raises ConfigurationError if a file is not valid.
     """
@@ -79,12 +82,16 @@ async def check_types(settings: Settings, folder: Path, *, as_json: bool) -> int
     checked = [answers[shard.shard_id] for shard in known if shard.shard_id in answers]
     unknown = [one for rows in checked for one in rows.unknown]
     findings = [one for rows in checked for one in rows.findings]
+    others = [one for rows in checked for one in rows.others]
     if as_json:
-        print_json({"types": sorted(files), "unknown": unknown, "findings": findings, "shardsWithoutAnswer": silent})
+        found = {"unknown": unknown, "findings": findings, "otherNames": others}
+        print_json({"types": sorted(files), **found, "shardsWithoutAnswer": silent})
     else:
         _print(files, unknown, findings)
+        if others:
+            print_table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
         print_silent(silent)
-    return 1 if unknown or findings or silent else 0
+    return 1 if unknown or findings or others or silent else 0
 
 
 def _schemas_of(file: TypeFile) -> Schemas:
@@ -101,7 +108,7 @@ async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: M
         rows = await fetch_from_shard(pool, QUERIES["count_unknown_names"], name, names)
         unknown += [UnknownName(pool.address.shard_id, name, *_counts(row)) for row in rows]
         findings += await _judge_rows(pool, name, schemas[name])
-    return CheckedRows(unknown, findings)
+    return CheckedRows(unknown, findings, await find_other_names(pool, files))
 
 
 def _counts(row: Mapping[str, Any]) -> tuple[str, int, int]:

@@ -15,6 +15,7 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from support.settings import settings_in
 
+from simplu_worker.commands.types import apply as apply_module
 from simplu_worker.commands.types import check
 from simplu_worker.commands.types.apply import apply_types
 from simplu_worker.commands.types.check import check_types
@@ -26,6 +27,7 @@ from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.tenants import other_names
 
 EXAMPLES = Path(__file__).parents[3] / "tests" / "support" / "business_types"
 
@@ -138,6 +140,8 @@ async def test_types_show_has_a_line_for_each_version(
         ("gym", ["a", "c"], 0),
         ("gym", ["b"], 0),
         ("hotel", ["a", "b", "c"], 0),
+        ("restaurant", ["a", "b", "c"], 0),
+        ("shop", ["a", "b", "c"], 0),
     ]
     assert shown["types"][0]["digest"] == BUSINESS_TYPES["dental"].digest
     assert shown["types"][0]["writtenBy"] == "the package"
@@ -244,6 +248,54 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
         {**found, "resources": 2, "schemaPath": "#/properties/guests/minimum"},
     ]
     assert max(pages) == count
+
+
+async def test_resources_under_other_names_are_moved_once_the_type_has_these(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan names them and changes nothing; two documents of one id are left, until one of them is deleted."""
+    monkeypatch.setattr(apply_module, "REREAD_S", 0.0)
+    monkeypatch.setattr(other_names, "PAGE_ROWS", 2)
+    address = await make_shard("a")
+    terminal = Terminal(tmp_path, capfd, address)
+    terminal.write("bistro")
+    pool = ShardPool(address, size=1)
+    await add_tenant(pool, ("r", "1"), business_type="bistro")
+    await add_tenant(pool, ("r", "2"), business_type="bistro", state="fenced")
+    # As workers stored them before the type had the name.
+    await fetch(
+        pool,
+        'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
+        " SELECT 'r-1', 'bistro', name, 'x' || n, '{}'::jsonb, now(), now() FROM generate_series(1, 7) AS n,"
+        " unnest('{tables,order}'::text[]) AS name"
+        " UNION ALL SELECT 'r-1', 'bistro', 'table', 'x2', '{}', now(), now()"
+        " UNION ALL SELECT 'r-2', 'bistro', 'tables', 'x1', '{}', now(), now()",
+    )
+
+    plan = await terminal.apply(apply=False)
+    done = await terminal.apply()
+    checked = await terminal.check()
+
+    found = {"shardId": "a", "type": "bistro", "resourceType": "tables", "storedAs": "table", "tenants": 2}
+    assert plan[0] == 0
+    assert plan[1]["a"]["otherNames"] == [{**found, "resources": 8, "underBoth": 1}]
+    left = [{**found, "resources": 2, "underBoth": 1}]
+    assert (done[0], done[1]["a"]["moved"], done[1]["a"]["otherNames"]) == (1, 6, left)
+    assert (checked[0], checked[1]["otherNames"]) == (1, left)
+    query = "SELECT \"resourceName\" AS name, count(*) AS count FROM resources WHERE id = 'r-1' GROUP BY 1 ORDER BY 1"
+    assert [tuple(row.values()) for row in await fetch(pool, query)] == [("order", 7), ("table", 7), ("tables", 1)]
+    marked = (
+        "SELECT types[type_at] AS name, count(DISTINCT resource) AS count FROM log_rows"
+        " JOIN log_batches USING (batch_id) GROUP BY 1"
+    )
+    assert {tuple(row.values()) for row in await fetch(pool, marked)} == {("table", 6), ("tables", 6)}
+
+    await fetch(pool, "DELETE FROM resources WHERE \"resourceName\" = 'tables' AND \"resourceId\" = 'x2'")
+    await fetch(pool, "UPDATE tenants SET state = 'active'")
+    last = await terminal.apply()
+    await pool.close()
+
+    assert (last[0], last[1]["a"]["moved"], last[1]["a"]["otherNames"]) == (0, 1, [])
 
 
 async def test_folder_is_refused_with_the_problems_of_all_files(

@@ -140,6 +140,56 @@ GROUP BY named.name
 ORDER BY row_count DESC, named.name
 LIMIT 50;
 
+-- name: list_stored_names
+-- The types of this shard, each with the names under which it stores resources that are sent under another one.
+SELECT name, stored_names::pg_catalog.text AS stored_names FROM public.business_types;
+
+-- name: find_other_names
+-- The resources of each tenant of the types $1 with the names $2, which are stored as $3 now: how many, and how many of
+-- their ids are there under both names. By the primary key, tenant by tenant.
+SELECT
+    tenants.id AS tenant_id, wanted.business_type, wanted.name, wanted.stored_as, counted.resource_count,
+    counted.both_count
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    AS wanted (business_type, name, stored_as)
+JOIN public.tenants
+    ON
+        tenants.business_type = wanted.business_type
+        AND tenants.state NOT IN ('moved', 'destroying', 'destroyed')
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.count(*) AS resource_count, pg_catalog.count(own."resourceId") AS both_count
+    FROM public.resources AS other
+    LEFT JOIN public.resources AS own
+        ON
+            own.id = tenants.id AND own."resourceName" = wanted.stored_as
+            AND own."resourceId" = other."resourceId"
+    WHERE other.id = tenants.id AND other."resourceName" = wanted.name
+    OFFSET 0
+) AS counted
+WHERE counted.resource_count > 0::bigint
+ORDER BY wanted.business_type, wanted.name, tenants.id;
+
+-- name: store_under_name
+-- Give the next resources of the tenant $1 with the name $2, after the id $4 and at most $5, the name $3, but for those
+-- whose id is there under that one too. With the tenant's row locked, so that none of them comes meanwhile.
+WITH page AS MATERIALIZED (
+    SELECT other."resourceId" AS resource_id
+    FROM public.resources AS other
+    WHERE
+        other.id = $1 AND other."resourceName" = $2 AND other."resourceId" > $4
+        AND NOT EXISTS (
+            SELECT FROM public.resources AS own
+            WHERE own.id = $1 AND own."resourceName" = $3 AND own."resourceId" = other."resourceId"
+        )
+    ORDER BY other."resourceId"
+    LIMIT $5
+)
+UPDATE public.resources
+SET "resourceName" = $3
+FROM page
+WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = page.resource_id
+RETURNING resources."resourceId" AS resource_id;
+
 -- name: list_tenants_of_type
 -- The tenants of the type $1 that are here, in order.
 SELECT tenants.id FROM public.tenants
