@@ -991,10 +991,13 @@ def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
         give_troubles(world, Inability.CITRUS_REFUSES_KEY, 0)
         await asyncio.sleep(PATIENCE_S - 1)
         assert len(unable.running()) == 4
-        for _ in range(60):
-            await asyncio.sleep(0.2)
-            assert is_all_read(world)
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(60):
+                await asyncio.sleep(0.2)
+                assert is_all_read(world)
         assert unable.running() == []
+        told = [(one["reason"], one["leases"]) for one in logs if one["event"] == "replica.unable"]
+        assert told == [(Inability.CITRUS_REFUSES_KEY, 4)]
         await asyncio.sleep(2 * IDLE_INTERVAL_S)
         rows = {one["replica"]: one for one in other.fleet.report()["replicas"]}
         assert {name: row["unable"] for name, row in rows.items() if row["unable"]} == {

@@ -23,6 +23,7 @@ from simplu_worker.vocabulary import (
     Failure,
     HoldReason,
     HoldState,
+    Inability,
     ProblemCause,
     Role,
     ServerRole,
@@ -36,13 +37,24 @@ from simplu_worker.vocabulary import (
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
-STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus", "clock", "cause", "severity"})
+STATE_MEMBERS: Final = frozenset(
+    {"ready", "unable", "reason", "role", "state", "step", "citrus", "clock", "cause", "severity"}
+)
 STATES: Final = frozenset(
     map(
         str,
         [
-            *(*UnreadyReason, *SourceState, *StreamShardState, *HoldState, *DependencyState, *ShardState, *ServerRole),
-            *(*UNFINISHED, *Role, *HoldReason, *ProblemCause, *Severity),
+            *(
+                *UnreadyReason,
+                *Inability,
+                *SourceState,
+                *StreamShardState,
+                *HoldState,
+                *DependencyState,
+                *ShardState,
+                *ServerRole,
+            ),
+            *(*Inability, *UNFINISHED, *Role, *HoldReason, *ProblemCause, *Severity),
         ],
     )
 )

@@ -170,6 +170,7 @@ class Fleet:
         self.last_turn = float("inf")
         self.figures = ReplicaFigures()  # of this replica, set from outside
         self._ability = Ability()
+        self._told_inability: Inability | None = None
         self._idle_beats = 0
 
     def __repr__(self) -> str:
@@ -369,15 +370,17 @@ class Fleet:
             await self._coordinator.take_assigned(tasks, stopping)
 
     def _note_ability(self, now: float) -> None:
-        was_unable, trouble = self._ability.is_unable(now), self._services.gateway.inability
+        trouble = self._services.gateway.inability
         readers = self.readers()
         if readers:
             is_unread = self._is_unread and not any(one.is_refused_as_gone for one in readers)
             self._ability.note(trouble or (Inability.STREAM_UNAVAILABLE if is_unread else None), now=now)
         else:
             self._ability.note_without_lease(trouble, now=now)
-        if self._ability.is_unable(now) and not was_unable:
-            log.error("replica.unable", reason=self._ability.trouble, leases=len(self._coordinator.held))
+        inability = self.inability
+        if inability is not None and inability is not self._told_inability:
+            log.error("replica.unable", reason=inability, leases=len(self._coordinator.held))
+        self._told_inability = inability
 
     async def _report_idleness(self) -> None:
         """Tell the other replicas why this one has no lease, if it can do nothing, through the row of any lease."""

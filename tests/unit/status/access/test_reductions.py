@@ -32,6 +32,7 @@ STATUS: dict[str, Any] = {
     "held": [{"target": "tenant late-b", "reason": "unregistered", "tenants": 1}],
     "recentErrors": [{"event": "x", "count": 3}],
     "citrus": "ok",
+    "unable": "citrus_unreachable",
 }
 
 
@@ -44,6 +45,7 @@ def test_view_is_shown_without_errors_addresses_and_tenants() -> None:
         "shards": [{"shardId": "shard-1", "healthy": True, "usage": 0.25}],
         "held": [{"reason": "unregistered", "tenants": 1}],
         "citrus": "ok",
+        "unable": "citrus_unreachable",
     }
 
 
