@@ -44,16 +44,7 @@ STATES: Final = frozenset(
     map(
         str,
         [
-            *(
-                *UnreadyReason,
-                *Inability,
-                *SourceState,
-                *StreamShardState,
-                *HoldState,
-                *DependencyState,
-                *ShardState,
-                *ServerRole,
-            ),
+            *(*UnreadyReason, *SourceState, *StreamShardState, *HoldState, *DependencyState, *ShardState, *ServerRole),
             *(*Inability, *UNFINISHED, *Role, *HoldReason, *ProblemCause, *Severity),
         ],
     )
