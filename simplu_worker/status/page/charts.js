@@ -6,7 +6,7 @@ import { text } from "./format.js";
 const CHARTS = [
   { key: "recordsPerSecond", title: "Records, all replicas", kind: "rate" },
   { key: "lagSeconds", title: "Highest lag", kind: "seconds" },
-  { key: "latencyP99Seconds", title: "Highest p99 latency", kind: "latency" },
+  { key: "latencyP99Seconds", title: "p99 latency", kind: "latency" },
   { key: "heldTargets", title: "Holds, one for each stream shard", kind: "number" },
   { key: "deadLetters", title: "Dead letters, last hour", kind: "number" },
   { key: "replicas", title: "Replicas", kind: "number" },
