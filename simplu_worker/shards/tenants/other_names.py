@@ -8,6 +8,8 @@ in the log, by which a move in progress and the feed find it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +20,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.schema.type_files import TypeFile
+from simplu_worker.shards.tenants.known_types import READ_MAX
 from simplu_worker.vocabulary import TenantState
 
 PAGE_ROWS: Final = 500  # operations of the tenant wait for one page
@@ -37,18 +40,19 @@ class OtherName(msgspec.Struct, frozen=True, rename="camel"):
 
 async def find_other_names(pool: ShardPool, files: Mapping[str, TypeFile]) -> list[OtherName]:
     """Return what a shard has by the types of *files*, and by its own others. Raises `RetryableError`."""
-    rows = await _find(pool, files)
-    keys = dict.fromkeys((row["business_type"], row["name"], row["stored_as"]) for row in rows)
-    found = {key: [row for row in rows if (row["business_type"], row["name"], row["stored_as"]) == key] for key in keys}
+    found = groupby(await _find(pool, files), key=itemgetter("business_type", "name", "stored_as"))
     return [
         OtherName(
             pool.address.shard_id,
-            *key,
-            resources=sum(row["resource_count"] for row in of_key),
-            tenants=len(of_key),
-            under_both=sum(row["both_count"] for row in of_key),
+            kind,
+            name,
+            stored_as,
+            resources=sum(row["resource_count"] for row in rows),
+            tenants=len(rows),
+            under_both=sum(row["both_count"] for row in rows),
         )
-        for key, of_key in found.items()
+        for (kind, name, stored_as), group in found
+        for rows in [list(group)]
     ]
 
 
@@ -62,7 +66,7 @@ async def store_under_names(pool: ShardPool, files: Mapping[str, TypeFile]) -> i
 
 
 async def _find(pool: ShardPool, files: Mapping[str, TypeFile]) -> Sequence[Any]:
-    rows = await fetch_from_shard(pool, QUERIES["list_stored_names"])
+    rows = await fetch_from_shard(pool, QUERIES["name_types"], READ_MAX)
     known = {row["name"]: msgspec.json.decode(row["stored_names"]) for row in rows}
     known |= {name: file.type.stored_names for name, file in files.items()}
     wanted = [(kind, *names) for kind, stored_names in sorted(known.items()) for names in sorted(stored_names.items())]

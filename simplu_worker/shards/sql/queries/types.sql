@@ -71,7 +71,7 @@ WHERE excluded.is_applied OR NOT known.is_applied;
 DELETE FROM public.business_types WHERE name = $1;
 
 -- name: name_types
--- The types of this shard; the first of them, for people.
+-- The types of this shard, the first $1 of them.
 SELECT name, stored_names::pg_catalog.text AS stored_names FROM public.business_types ORDER BY name LIMIT $1;
 
 -- name: note_awaited_types
@@ -139,10 +139,6 @@ CROSS JOIN LATERAL (
 GROUP BY named.name
 ORDER BY row_count DESC, named.name
 LIMIT 50;
-
--- name: list_stored_names
--- The types of this shard, each with the names under which it stores resources that are sent under another one.
-SELECT name, stored_names::pg_catalog.text AS stored_names FROM public.business_types;
 
 -- name: find_other_names
 -- The resources of each tenant of the types $1 with the names $2, which are stored as $3 now: how many, and how many of
