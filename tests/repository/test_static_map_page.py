@@ -1,4 +1,4 @@
-"""docs/shards.md specifies the hash of the static map for other programs: its code and its vectors are the worker's."""
+"""docs/routing.md specifies the hash of the static map: its code and its vectors are the worker's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.requires import ROOT
 
 from simplu_worker.shards.routing.shard_map import ShardMap, hash_of, parse_shard_map
 
-EXAMPLES: Final = {(what, name): text for what, name, text in page_examples(ROOT / "docs" / "shards.md")}
+EXAMPLES: Final = {(what, name): text for what, name, text in page_examples(ROOT / "docs" / "routing.md")}
 VECTORS: Final[list[dict[str, Any]]] = json.loads(EXAMPLES["vectors", "static map"])
 # Texts that are ids too: neither a lone surrogate nor U+0000.
 IDS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
