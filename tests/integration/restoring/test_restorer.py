@@ -141,9 +141,12 @@ async def test_rows_that_take_long_are_replaced_a_few_at_a_time(world: World) ->
     )
     await world.ask("CREATE TRIGGER wait BEFORE INSERT OR DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait()")
 
-    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=1.0)) as pools:
-        hurried = World(pools, pools.ensure_pool(world.live.address), world.backup, world.folder)
+    timeouts = ShardTimeouts(statement_s=1.0)
+    backup = ShardPool(world.backup.address, size=2, timeouts=timeouts)
+    async with Pools(size=6, timeouts=timeouts) as pools:
+        hurried = World(pools, pools.ensure_pool(world.live.address), backup, world.folder)
         await hurried.restore(RestoreMode.CATCH_UP)
+    await backup.close()
 
     assert (await world.case.resources(), await world.tenant()) == (wanted, ("active", 2))
 
