@@ -151,19 +151,23 @@ async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
         batch += [operation("patch", "r1", patch) for patch in patches]
         batch += [operation("read", "r1", request_id="read"), operation("read", "r2", request_id="gone")]
         batch += [operation("list", None, request_id="list", filters={"name": "Eva"})]
+        asked = {"address.geo.long": {"from": 1}, "date": "2026-03-01"}
+        paging = {"sort": {"by": "name", "descending": True}, "total": True}
+        batch += [operation("list", None, request_id="asked", filters=asked, pagination=paging)]
         outcomes = await writer.apply(batch)
         again = await writer.apply(batch)
         async with pool.connection() as connection:
             rows = await connection.fetch(
-                QUERIES["find_operations"], ["clinic-main"] * 2, list(map(key_of_id, ["read", "list"]))
+                QUERIES["find_operations"], ["clinic-main"] * 3, list(map(key_of_id, ["read", "list", "asked"]))
             )
             assert await connection.fetchval(QUERIES["find_unstorable"], ['{"a": "\\u0000"}']) == 0
-    assert [one.failure for one in outcomes] == [None] * 8 + [Failure.NOT_FOUND] + [None]
+    assert [one.failure for one in outcomes] == [None] * 8 + [Failure.NOT_FOUND] + [None] * 2
     assert {one.disposition for one in again} != {one.disposition for one in outcomes}
     results = {row["request_id"]: json.loads(row["result"]) for row in rows}
     expected = {"name": "Eva", "address": {"geo": {"long": 23, "alt": {}}}}
     assert results["read"]["data"] == expected
     assert [item["data"] for item in results["list"]["items"]] == [expected]
+    assert [item["data"] for item in results["asked"]["items"]] == [expected]
 
 
 @pytest.mark.slow(0.4)

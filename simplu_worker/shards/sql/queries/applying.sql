@@ -498,8 +498,8 @@ found AS (
 -- any row to pass; it would read all resources of the type and sort them.
 (
     SELECT
-        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank, 0::numeric AS sort_number,
-        ''::pg_catalog.text AS sort_text, seen > 100000 AS is_beyond, NULL::bigint AS total
+        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank,
+        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, seen > 100000 AS is_beyond, NULL::bigint AS total
     FROM (
         SELECT
             resources."resourceId", resources.data, resources.date, resources."lastUpdated",
@@ -522,8 +522,8 @@ found AS (
 UNION ALL
 (
     SELECT
-        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank, 0::numeric AS sort_number,
-        ''::pg_catalog.text AS sort_text, false AS is_beyond, NULL::bigint AS total
+        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank,
+        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, false AS is_beyond, NULL::bigint AS total
     FROM public.resources
     WHERE
         wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
@@ -548,15 +548,15 @@ UNION ALL
             pg_catalog.row_number() OVER (
                 ORDER BY
                     is_beyond, is_last, sort_rank, sort_number,
-                    CASE WHEN NOT (wanted.asked ->> 'isDescending')::boolean THEN sort_text END,
-                    CASE WHEN (wanted.asked ->> 'isDescending')::boolean THEN sort_text END DESC,
+                    CASE WHEN NOT (wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean THEN sort_text END,
+                    CASE WHEN (wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean THEN sort_text END DESC,
                     "resourceId"
             ) AS list_row
         FROM (
             SELECT
                 matched.*, keys.is_last, keys.sort_rank, keys.sort_number, keys.sort_text,
                 CASE
-                    WHEN (wanted.asked ->> 'hasTotal')::boolean THEN pg_catalog.count(*) OVER ()
+                    WHEN (wanted.asked ->> 'hasTotal'::pg_catalog.text)::boolean THEN pg_catalog.count(*) OVER ()
                 END AS total
             FROM (
                 SELECT
@@ -570,7 +570,7 @@ UNION ALL
                                 resources."resourceId", resources.data, resources.date, resources."lastUpdated"
                             FROM public.resources
                             WHERE
-                                wanted.asked -> 'index' IS NULL AND resources.id = wanted.tenant_id
+                                wanted.asked -> 'index'::pg_catalog.text IS NULL AND resources.id = wanted.tenant_id
                                 AND resources."resourceName" = wanted.resource_type
                                 AND resources."resourceId" > wanted.from_id
                             ORDER BY resources."resourceId"
@@ -580,10 +580,10 @@ UNION ALL
                         (
                             SELECT indexed."resourceId", indexed.data, indexed.date, indexed."lastUpdated"
                             FROM public.simplu_indexed(
-                                wanted.tenant_id, wanted.resource_type, wanted.asked -> 'index', wanted.first_moment,
-                                wanted.moment_behind, 100001
+                                wanted.tenant_id, wanted.resource_type, wanted.asked -> 'index'::pg_catalog.text,
+                                wanted.first_moment, wanted.moment_behind, 100001
                             ) AS indexed
-                            WHERE wanted.asked -> 'index' IS NOT NULL
+                            WHERE wanted.asked -> 'index'::pg_catalog.text IS NOT NULL
                         )
                     ) AS candidates
                 ) AS resources
@@ -592,7 +592,7 @@ UNION ALL
                         CASE
                             WHEN wanted.date_path IS NULL THEN NULL
                             WHEN
-                                (wanted.asked ->> 'orCreation')::boolean
+                                (wanted.asked ->> 'orCreation'::pg_catalog.text)::boolean
                                 AND resources.data #> wanted.date_path IS NULL
                             THEN resources.date
                             WHEN pg_catalog.length(resources.data #>> wanted.date_path) = 10
@@ -614,8 +614,9 @@ UNION ALL
                     THEN false
                     WHEN
                         wanted.path IS NOT NULL
-                        AND pg_catalog.jsonb_path_match(resources.data, wanted.path, wanted.asked -> 'values', true)
-                        IS NOT TRUE
+                        AND pg_catalog.jsonb_path_match(
+                            resources.data, wanted.path, wanted.asked -> 'values'::pg_catalog.text, true
+                        ) IS NOT TRUE
                     THEN false
                     ELSE :members_match
                 END
@@ -625,15 +626,15 @@ UNION ALL
                 SELECT
                     CASE
                         WHEN wanted.by_path IS NOT NULL THEN matched.data #> wanted.by_path
-                        WHEN wanted.asked -> 'isSorted' IS NOT NULL
+                        WHEN wanted.asked -> 'isSorted'::pg_catalog.text IS NOT NULL
                         THEN pg_catalog.to_jsonb(extract(EPOCH FROM matched.date))
                     END AS value,
-                    CASE WHEN (wanted.asked ->> 'isDescending')::boolean THEN -1 ELSE 1 END AS sign
+                    CASE WHEN (wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean THEN -1 ELSE 1 END AS sign
                 OFFSET 0
             ) AS sorted
             CROSS JOIN LATERAL (
                 SELECT
-                    wanted.asked -> 'isSorted' IS NOT NULL
+                    wanted.asked -> 'isSorted'::pg_catalog.text IS NOT NULL
                     AND pg_catalog.jsonb_typeof(sorted.value) IN ('number', 'string', 'boolean') IS NOT TRUE AS is_last,
                     sorted.sign * CASE pg_catalog.jsonb_typeof(sorted.value)
                         WHEN 'number' THEN 1
@@ -643,7 +644,7 @@ UNION ALL
                     END AS sort_rank,
                     CASE
                         WHEN pg_catalog.jsonb_typeof(sorted.value) = 'number'
-                        THEN sorted.sign * sorted.value::numeric
+                        THEN sorted.sign::numeric * sorted.value::numeric
                         ELSE 0
                     END AS sort_number,
                     CASE
@@ -665,7 +666,7 @@ UNION ALL
                 WHEN sort_text <> wanted.after ->> 4
                 THEN
                     (sort_text > wanted.after ->> 4)
-                    <> coalesce((wanted.asked ->> 'isDescending')::boolean, false)
+                    <> coalesce((wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean, false)
                 ELSE "resourceId" > wanted.after ->> 5
             END
     ) AS numbered
@@ -705,32 +706,34 @@ zoned AS MATERIALIZED (
                 SELECT resources.data ->> 'timezone'::pg_catalog.text
                 FROM public.resources
                 WHERE
-                    plain.asked ->> 'orCreation' = 'false' AND resources.id = plain.tenant_id
+                    plain.asked ->> 'orCreation'::pg_catalog.text = 'false' AND resources.id = plain.tenant_id
                     AND resources."resourceName" = 'settings' AND resources."resourceId" = 'default'
             ),
             plain.zone
         ) AS own_zone,
-        coalesce(plain.asked ->> 'isSorted', plain.asked ->> 'index') IS NOT NULL
-        OR coalesce((plain.asked ->> 'hasTotal')::boolean, false) AS is_whole
+        coalesce(plain.asked ->> 'isSorted'::pg_catalog.text, plain.asked ->> 'index'::pg_catalog.text) IS NOT NULL
+        OR coalesce((plain.asked ->> 'hasTotal'::pg_catalog.text)::boolean, false) AS is_whole
     FROM (:wanted_lists) AS plain
 ), wanted AS MATERIALIZED (
     SELECT
-        place, tenant_id, resource_type, members, first_date, last_date, page, page_size, list_id, asked, has_scalars_only,
-        size, is_short, is_whole,
-        CASE WHEN public.simplu_day('2000-01-01', own_zone) IS NOT NULL THEN own_zone END AS zone,
-        public.simplu_day(asked ->> 'first', own_zone) AS first_moment,
-        public.simplu_day(((asked ->> 'last')::pg_catalog.date + 1)::pg_catalog.text, own_zone) AS moment_behind,
+        place, tenant_id, resource_type, members, first_date, last_date, page, page_size, list_id, asked,
+        has_scalars_only, size, is_short, is_whole,
+        CASE WHEN public.simplu_day('2000-01-01'::pg_catalog.text, own_zone) IS NOT NULL THEN own_zone END AS zone,
+        public.simplu_day(asked ->> 'first'::pg_catalog.text, own_zone) AS first_moment,
+        public.simplu_day(
+            ((asked ->> 'last'::pg_catalog.text)::pg_catalog.date + 1)::pg_catalog.text, own_zone
+        ) AS moment_behind,
         CASE
-            WHEN asked -> 'date' IS NOT NULL
-            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(asked -> 'date'))
+            WHEN asked -> 'date'::pg_catalog.text IS NOT NULL
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(asked -> 'date'::pg_catalog.text))
         END AS date_path,
         CASE
-            WHEN pg_catalog.jsonb_array_length(asked -> 'by') > 0
-            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(asked -> 'by'))
+            WHEN pg_catalog.jsonb_array_length(asked -> 'by'::pg_catalog.text) > 0
+            THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(asked -> 'by'::pg_catalog.text))
         END AS by_path,
-        nullif(asked ->> 'path', ''::pg_catalog.text)::pg_catalog.jsonpath AS path,
-        asked -> 'after' AS after,
-        CASE WHEN is_whole THEN '' ELSE coalesce(asked -> 'after' ->> 5, '') END COLLATE "C" AS from_id
+        nullif(asked ->> 'path'::pg_catalog.text, ''::pg_catalog.text)::pg_catalog.jsonpath AS path,
+        asked -> 'after'::pg_catalog.text AS after,
+        CASE WHEN is_whole THEN '' ELSE coalesce(asked -> 'after'::pg_catalog.text ->> 5, '') END COLLATE "C" AS from_id
     FROM zoned
 )
 
@@ -757,7 +760,7 @@ listed AS (
             THEN pg_catalog.jsonb_build_object(
                 'expected', 'at most 100000 resources to look through',
                 'indexWouldHelp', coalesce(
-                    wanted.asked -> 'names',
+                    wanted.asked -> 'names'::pg_catalog.text,
                     (SELECT pg_catalog.jsonb_agg(name) FROM pg_catalog.jsonb_object_keys(wanted.members) AS name), '[]'
                 )
             )
@@ -902,13 +905,15 @@ SELECT position AS place, error FROM noted WHERE error IS NOT NULL
 -- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
 -- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The text
 -- with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
-WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :wanted_asked, :list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
+WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :wanted_asked,
+:list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
 :or_found
 :or_listed
 :returned;
 
 -- name: apply_wave_new
-WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :wanted_asked, :list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
+WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :wanted_asked,
+:list_head :plain_rows UNION ALL :asked_rows :list_tail, :noted
 :or_found
 :or_listed
 :returned;
