@@ -177,7 +177,7 @@ def test_version_is_the_same_everywhere() -> None:
     """The changelog decides: its newest release, or until there is one the first version."""
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, flags=re.MULTILINE)
-    assert [*released, "0.1.0"][0] == __version__ == simplu_local.__version__
+    assert [*released, "1.0.0"][0] == __version__ == simplu_local.__version__
     assert PROJECT["optional-dependencies"]["local"] == [f"simplu-local=={__version__}"]
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
     named = {page.name: versions_in(page.read_text(encoding="utf-8")) for page in pages if page.name != "releasing.md"}
