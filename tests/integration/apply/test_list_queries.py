@@ -145,9 +145,12 @@ async def compare(tenant: TenantCase, rows: Mapping[str, Stored], *, limit: int)
             assert first["hasMore"] is ("next" in first) is (len(expected) > limit)
             second = await listed(tenant, filters, **paging, page=2)
             assert ids_of(second) == expected[limit : 2 * limit], (filters, sort)
+            far = await listed(tenant, filters, **paging, page=10_000, total=True)
+            assert (far["items"], far["total"], far["hasMore"]) == ([], len(expected), False), (filters, sort)
             if first["hasMore"]:
-                after = await listed(tenant, filters, **paging, after=first["next"])
+                after = await listed(tenant, filters, **paging, after=first["next"], total=True)
                 assert (ids_of(after), after["hasMore"]) == (ids_of(second), second["hasMore"]), (filters, sort)
+                assert after["total"] == len(expected), (filters, sort)
 
 
 async def test_lists_answer_as_the_model(tenant: TenantCase) -> None:

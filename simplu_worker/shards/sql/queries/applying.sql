@@ -499,7 +499,8 @@ found AS (
 (
     SELECT
         "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank,
-        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, seen > 100000 AS is_beyond, NULL::bigint AS total
+        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, seen > 100000 AS is_beyond,
+        seen > 100000 AS is_extra, NULL::bigint AS total
     FROM (
         SELECT
             resources."resourceId", resources.data, resources.date, resources."lastUpdated",
@@ -523,7 +524,8 @@ UNION ALL
 (
     SELECT
         "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank,
-        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, false AS is_beyond, NULL::bigint AS total
+        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, false AS is_beyond,
+        false AS is_extra, NULL::bigint AS total
     FROM public.resources
     WHERE
         wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
@@ -537,15 +539,17 @@ UNION ALL
 -- fragment: asked_rows
 -- The resources of a list that asks for more (`asked_of` in operations/list_query.py). Where it is sorted, counted or
 -- found by an index, all that match are read; the others end with their page. Sorted by the type of the value (numbers,
--- texts, true and false; all else last in both directions), the value, and the id. `is_beyond` is a row behind the
--- 100,000 that a list may look through, and comes whatever the page.
+-- texts, true and false; all else last in both directions), the value, and the id. Beside those of the page are two that
+-- are `is_extra`: one that `is_beyond` the 100,000 that a list may look through, and the first one, for its total.
 (
     SELECT
-        "resourceId", data, date, "lastUpdated", list_row, is_last, sort_rank, sort_number, sort_text, is_beyond, total
+        "resourceId", data, date, "lastUpdated", list_row, is_last, sort_rank, sort_number, sort_text, is_beyond,
+        NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra, total
     FROM (
         SELECT
-            counted.*,
+            placed.*,
             pg_catalog.row_number() OVER (
+                PARTITION BY is_behind
                 ORDER BY
                     is_beyond, is_last, sort_rank, sort_number,
                     CASE WHEN NOT (wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean THEN sort_text END,
@@ -554,127 +558,134 @@ UNION ALL
             ) AS list_row
         FROM (
             SELECT
-                matched.*, keys.is_last, keys.sort_rank, keys.sort_number, keys.sort_text,
-                CASE
-                    WHEN (wanted.asked ->> 'hasTotal'::pg_catalog.text)::boolean THEN pg_catalog.count(*) OVER ()
-                END AS total
+                counted.*,
+                wanted.after IS NULL OR CASE
+                    WHEN
+                        (is_last, sort_rank, sort_number)
+                        <> ((wanted.after ->> 1)::boolean, (wanted.after ->> 2)::integer, (wanted.after ->> 3)::numeric)
+                    THEN
+                        (is_last, sort_rank, sort_number)
+                        > ((wanted.after ->> 1)::boolean, (wanted.after ->> 2)::integer, (wanted.after ->> 3)::numeric)
+                    WHEN sort_text <> wanted.after ->> 4
+                    THEN
+                        (sort_text > wanted.after ->> 4)
+                        <> coalesce((wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean, false)
+                    ELSE "resourceId" > wanted.after ->> 5
+                END AS is_behind
             FROM (
                 SELECT
-                    resources."resourceId", resources.data, resources.date, resources."lastUpdated",
-                    resources.seen > 100000 AS is_beyond
+                    matched.*, pg_catalog.row_number() OVER () = 1 AS is_first, keys.is_last, keys.sort_rank,
+                    keys.sort_number, keys.sort_text,
+                    CASE
+                        WHEN (wanted.asked ->> 'hasTotal'::pg_catalog.text)::boolean THEN pg_catalog.count(*) OVER ()
+                    END AS total
                 FROM (
-                    SELECT candidates.*, pg_catalog.row_number() OVER () AS seen
+                    SELECT
+                        resources."resourceId", resources.data, resources.date, resources."lastUpdated",
+                        resources.seen > 100000 AS is_beyond
                     FROM (
-                        (
-                            SELECT
-                                resources."resourceId", resources.data, resources.date, resources."lastUpdated"
-                            FROM public.resources
-                            WHERE
-                                wanted.asked -> 'index'::pg_catalog.text IS NULL AND resources.id = wanted.tenant_id
-                                AND resources."resourceName" = wanted.resource_type
-                                AND resources."resourceId" > wanted.from_id
-                            ORDER BY resources."resourceId"
-                            LIMIT 100001
-                        )
-                        UNION ALL
-                        (
-                            SELECT indexed."resourceId", indexed.data, indexed.date, indexed."lastUpdated"
-                            FROM public.simplu_indexed(
-                                wanted.tenant_id, wanted.resource_type, wanted.asked -> 'index'::pg_catalog.text,
-                                wanted.first_moment, wanted.moment_behind, 100001
-                            ) AS indexed
-                            WHERE wanted.asked -> 'index'::pg_catalog.text IS NOT NULL
-                        )
-                    ) AS candidates
-                ) AS resources
+                        SELECT candidates.*, pg_catalog.row_number() OVER () AS seen
+                        FROM (
+                            (
+                                SELECT
+                                    resources."resourceId", resources.data, resources.date, resources."lastUpdated"
+                                FROM public.resources
+                                WHERE
+                                    wanted.asked -> 'index'::pg_catalog.text IS NULL AND resources.id = wanted.tenant_id
+                                    AND resources."resourceName" = wanted.resource_type
+                                    AND resources."resourceId" > wanted.from_id
+                                ORDER BY resources."resourceId"
+                                LIMIT 100001
+                            )
+                            UNION ALL
+                            (
+                                SELECT indexed."resourceId", indexed.data, indexed.date, indexed."lastUpdated"
+                                FROM public.simplu_indexed(
+                                    wanted.tenant_id, wanted.resource_type, wanted.asked -> 'index'::pg_catalog.text,
+                                    wanted.first_moment, wanted.moment_behind, 100001
+                                ) AS indexed
+                                WHERE wanted.asked -> 'index'::pg_catalog.text IS NOT NULL
+                            )
+                        ) AS candidates
+                    ) AS resources
+                    CROSS JOIN LATERAL (
+                        SELECT
+                            CASE
+                                WHEN wanted.date_path IS NULL THEN NULL
+                                WHEN
+                                    (wanted.asked ->> 'orCreation'::pg_catalog.text)::boolean
+                                    AND resources.data #> wanted.date_path IS NULL
+                                THEN resources.date
+                                WHEN pg_catalog.length(resources.data #>> wanted.date_path) = 10
+                                THEN public.simplu_timestamptz(resources.data #> wanted.date_path) AT TIME ZONE 'UTC'
+                                    AT TIME ZONE wanted.zone
+                                ELSE public.simplu_timestamptz(resources.data #> wanted.date_path)
+                            END AS moment
+                        OFFSET 0
+                    ) AS own
+                    WHERE CASE
+                        WHEN resources.seen > 100000 THEN true
+                        WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
+                        WHEN
+                            wanted.date_path IS NOT NULL
+                            AND (
+                                own.moment IS NULL OR own.moment < wanted.first_moment
+                                OR own.moment >= wanted.moment_behind
+                            )
+                        THEN false
+                        WHEN
+                            wanted.path IS NOT NULL
+                            AND pg_catalog.jsonb_path_match(
+                                resources.data, wanted.path, wanted.asked -> 'values'::pg_catalog.text, true
+                            ) IS NOT TRUE
+                        THEN false
+                        ELSE :members_match
+                    END
+                    LIMIT CASE WHEN NOT wanted.is_whole THEN wanted.page * wanted.page_size + 1 END
+                ) AS matched
                 CROSS JOIN LATERAL (
                     SELECT
                         CASE
-                            WHEN wanted.date_path IS NULL THEN NULL
-                            WHEN
-                                (wanted.asked ->> 'orCreation'::pg_catalog.text)::boolean
-                                AND resources.data #> wanted.date_path IS NULL
-                            THEN resources.date
-                            WHEN pg_catalog.length(resources.data #>> wanted.date_path) = 10
-                            THEN public.simplu_timestamptz(resources.data #> wanted.date_path) AT TIME ZONE 'UTC'
-                                AT TIME ZONE wanted.zone
-                            ELSE public.simplu_timestamptz(resources.data #> wanted.date_path)
-                        END AS moment
+                            WHEN wanted.by_path IS NOT NULL THEN matched.data #> wanted.by_path
+                            WHEN wanted.asked -> 'isSorted'::pg_catalog.text IS NOT NULL
+                            THEN pg_catalog.to_jsonb(extract(EPOCH FROM matched.date))
+                        END AS value,
+                        CASE WHEN (wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean THEN -1 ELSE 1 END AS sign
                     OFFSET 0
-                ) AS own
-                WHERE CASE
-                    WHEN resources.seen > 100000 THEN true
-                    WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
-                    WHEN
-                        wanted.date_path IS NOT NULL
-                        AND (
-                            own.moment IS NULL OR own.moment < wanted.first_moment
-                            OR own.moment >= wanted.moment_behind
-                        )
-                    THEN false
-                    WHEN
-                        wanted.path IS NOT NULL
-                        AND pg_catalog.jsonb_path_match(
-                            resources.data, wanted.path, wanted.asked -> 'values'::pg_catalog.text, true
-                        ) IS NOT TRUE
-                    THEN false
-                    ELSE :members_match
-                END
-                LIMIT CASE WHEN NOT wanted.is_whole THEN wanted.page * wanted.page_size + 1 END
-            ) AS matched
-            CROSS JOIN LATERAL (
-                SELECT
-                    CASE
-                        WHEN wanted.by_path IS NOT NULL THEN matched.data #> wanted.by_path
-                        WHEN wanted.asked -> 'isSorted'::pg_catalog.text IS NOT NULL
-                        THEN pg_catalog.to_jsonb(extract(EPOCH FROM matched.date))
-                    END AS value,
-                    CASE WHEN (wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean THEN -1 ELSE 1 END AS sign
-                OFFSET 0
-            ) AS sorted
-            CROSS JOIN LATERAL (
-                SELECT
-                    wanted.asked -> 'isSorted'::pg_catalog.text IS NOT NULL
-                    AND pg_catalog.jsonb_typeof(sorted.value) IN ('number', 'string', 'boolean') IS NOT TRUE AS is_last,
-                    sorted.sign * CASE pg_catalog.jsonb_typeof(sorted.value)
-                        WHEN 'number' THEN 1
-                        WHEN 'string' THEN 2
-                        WHEN 'boolean' THEN 3
-                        ELSE 0
-                    END AS sort_rank,
-                    CASE
-                        WHEN pg_catalog.jsonb_typeof(sorted.value) = 'number'
-                        THEN sorted.sign::numeric * sorted.value::numeric
-                        ELSE 0
-                    END AS sort_number,
-                    CASE
-                        WHEN pg_catalog.jsonb_typeof(sorted.value) IN ('string', 'boolean')
-                        THEN pg_catalog.left(sorted.value #>> '{}'::pg_catalog.text[], 200)
-                        ELSE ''
-                    END COLLATE "C" AS sort_text
-                OFFSET 0
-            ) AS keys
-        ) AS counted
-        WHERE
-            is_beyond OR wanted.after IS NULL OR CASE
-                WHEN
-                    (is_last, sort_rank, sort_number)
-                    <> ((wanted.after ->> 1)::boolean, (wanted.after ->> 2)::integer, (wanted.after ->> 3)::numeric)
-                THEN
-                    (is_last, sort_rank, sort_number)
-                    > ((wanted.after ->> 1)::boolean, (wanted.after ->> 2)::integer, (wanted.after ->> 3)::numeric)
-                WHEN sort_text <> wanted.after ->> 4
-                THEN
-                    (sort_text > wanted.after ->> 4)
-                    <> coalesce((wanted.asked ->> 'isDescending'::pg_catalog.text)::boolean, false)
-                ELSE "resourceId" > wanted.after ->> 5
-            END
+                ) AS sorted
+                CROSS JOIN LATERAL (
+                    SELECT
+                        wanted.asked -> 'isSorted'::pg_catalog.text IS NOT NULL
+                        AND pg_catalog.jsonb_typeof(sorted.value) IN ('number', 'string', 'boolean') IS NOT TRUE
+                            AS is_last,
+                        sorted.sign * CASE pg_catalog.jsonb_typeof(sorted.value)
+                            WHEN 'number' THEN 1
+                            WHEN 'string' THEN 2
+                            WHEN 'boolean' THEN 3
+                            ELSE 0
+                        END AS sort_rank,
+                        CASE
+                            WHEN pg_catalog.jsonb_typeof(sorted.value) = 'number'
+                            THEN sorted.sign::numeric * sorted.value::numeric
+                            ELSE 0
+                        END AS sort_number,
+                        CASE
+                            WHEN pg_catalog.jsonb_typeof(sorted.value) IN ('string', 'boolean')
+                            THEN pg_catalog.left(sorted.value #>> '{}'::pg_catalog.text[], 200)
+                            ELSE ''
+                        END COLLATE "C" AS sort_text
+                    OFFSET 0
+                ) AS keys
+            ) AS counted
+        ) AS placed
     ) AS numbered
     WHERE
         wanted.asked IS NOT NULL AND wanted.zone IS NOT NULL
         AND (
             is_beyond AND wanted.is_whole
-            OR list_row > (wanted.page - 1) * wanted.page_size AND list_row <= wanted.page * wanted.page_size + 1
+            OR is_first AND total IS NOT NULL
+            OR is_behind AND list_row > (wanted.page - 1) * wanted.page_size
+            AND list_row <= wanted.page * wanted.page_size + 1
         )
 )
 
@@ -775,13 +786,20 @@ listed AS (
             SELECT
                 '{"page": ' || wanted.page::pg_catalog.text || ', "items": ['
                 || coalesce(
-                    pg_catalog.string_agg(item, ', ' ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), ''
+                    pg_catalog.string_agg(item, ', ' ORDER BY page_row) FILTER (
+                        WHERE page_row <= wanted.page_size AND NOT is_extra
+                    ), ''
                 )
                 || '], "limit": ' || wanted.page_size::pg_catalog.text
-                || ', "hasMore": ' || (pg_catalog.count(*) > wanted.page_size)::pg_catalog.text
-                || coalesce(', "total": ' || pg_catalog.max(total)::pg_catalog.text, '')
+                || ', "hasMore": '
+                || (pg_catalog.count(*) FILTER (WHERE NOT is_extra) > wanted.page_size)::pg_catalog.text
                 || CASE
-                    WHEN pg_catalog.count(*) > wanted.page_size
+                    WHEN (wanted.asked ->> 'hasTotal'::pg_catalog.text)::boolean
+                    THEN ', "total": ' || coalesce(pg_catalog.max(total), 0)::pg_catalog.text
+                    ELSE ''
+                END
+                || CASE
+                    WHEN pg_catalog.count(*) FILTER (WHERE NOT is_extra) > wanted.page_size
                     THEN ', "next": "' || pg_catalog.translate(
                         pg_catalog.encode(
                             pg_catalog.convert_to(
@@ -795,12 +813,15 @@ listed AS (
                 END
                 || '}' AS result,
                 coalesce(pg_catalog.bool_or(is_beyond), false) AS is_beyond,
-                coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
+                coalesce(
+                    pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size AND NOT is_extra), 0
+                ) AS page_bytes
             FROM (
                 SELECT
                     page_row,
                     bytes_so_far,
                     is_beyond,
+                    is_extra,
                     total,
                     cursor,
                     CASE WHEN bytes_so_far <= $14::bigint THEN
@@ -816,7 +837,8 @@ listed AS (
                     END AS item
                 FROM (
                     SELECT
-                        "resourceId", document, date, "lastUpdated", page_row, list_row, is_beyond, total, cursor, text,
+                        "resourceId", document, date, "lastUpdated", page_row, list_row, is_beyond, is_extra, total,
+                        cursor, text,
                         CASE
                             WHEN least_bytes > $14::bigint THEN least_bytes
                             ELSE (pg_catalog.sum(text_bytes) OVER in_order)::bigint
@@ -835,7 +857,7 @@ listed AS (
                             SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
                             FROM (
                                 SELECT
-                                    "resourceId", date, "lastUpdated", list_row, is_beyond, total,
+                                    "resourceId", date, "lastUpdated", list_row, is_beyond, is_extra, total,
                                     stored.document,
                                     pg_catalog.json_build_array(
                                         wanted.list_id, is_last, sort_rank, sort_number::pg_catalog.text, sort_text,
@@ -853,9 +875,9 @@ listed AS (
                                 CROSS JOIN LATERAL (
                                     SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
                                 ) AS stored
-                                WINDOW in_order AS (ORDER BY list_row, "resourceId")
+                                WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
                             ) AS counted
-                            WINDOW in_order AS (ORDER BY list_row, "resourceId")
+                            WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
                         ) AS checked
                         CROSS JOIN LATERAL (
                             SELECT
@@ -866,7 +888,7 @@ listed AS (
                             OFFSET 0
                         ) AS whole
                     ) AS worded
-                    WINDOW in_order AS (ORDER BY list_row, "resourceId")
+                    WINDOW in_order AS (ORDER BY is_extra, list_row, "resourceId")
                 ) AS measured
             ) AS items
         ) AS page
