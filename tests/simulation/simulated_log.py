@@ -489,7 +489,7 @@ class Server:
 
     def _batch(self, batch: Batch, rows: Sequence[LogRow]) -> Record:
         numbers = {tenant_id: str(self._tenants.index(tenant_id) + 1) for tenant_id in batch.tenant_ids}
-        tenants = [[number, tenant_id, *tenant_id.split("-", 1), "gym"] for tenant_id, number in numbers.items()]
+        tenants = [[number, tenant_id, *tenant_id.split("-", 1), "gym", "{}"] for tenant_id, number in numbers.items()]
         types = sorted({row.resource_type for row in rows})
         return Record(
             **self._run,
