@@ -160,7 +160,11 @@ async def test_examples_of_the_pages_do_what_they_say(tmp_path: Path) -> None:
         ("order", "o-1"),
     }
     assert resources["patient", "p2"] == {"phone": "030"}
-    assert resources["appointment", "a6"] == {"patientName": "Ben", "status": "moved"}
+    assert resources["appointment", "a6"] == {
+        "patientName": "Ben",
+        "status": "moved",
+        "appointmentTime": "2026-03-09T10:00:00Z",
+    }
     told = [
         json.loads(block)
         for block in re.findall(r"`(\{[^`]*\})`", SENDING.read_text(encoding="utf-8"))
