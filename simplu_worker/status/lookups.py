@@ -37,7 +37,7 @@ from simplu_worker.status.views import (
 )
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
-from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus, TenantState
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence, RequestStatus, Role, TenantState
 
 
 class Lookups:
@@ -62,12 +62,14 @@ class Lookups:
         self.monitoring = monitoring
         self._fleet = fleet
         self._runbook_url = runbook_url
-        self._waits = OperationWaits(gateway.is_decided, lambda *tenant: self._hold_of(*tenant) is not None)
+        self._waits = OperationWaits(gateway.is_decided, lambda *names: self._hold_of(names, Role.PRODUCER) is not None)
 
     def __repr__(self) -> str:
         return f"Lookups({self._gateway}, {self._fleet})"
 
-    async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
+    async def find_operation(
+        self, request_id: str, business_id: str | None, location_id: str | None, role: Role
+    ) -> HttpAnswer:
         """Answer `GET /operations/{requestId}` (docs/outcomes.md)."""
         names = None if business_id is None else (business_id, location_id or "")
         tenant_id = None if names is None else tenant_id_of(*names)
@@ -84,7 +86,7 @@ class Lookups:
             if not isinstance(found, LoggedOperation) and not is_pending:
                 found = await self._gateway.find_rejection(request_id, tenant_id, names=names) or found
         except (RetryableError, PermanentError):
-            held = None if names is None else self._own_hold_of(*names)
+            held = None if names is None else self._own_hold_of(names, role)
             if held is None:
                 raise
             return 200, asked | {"status": RequestStatus.HELD} | held
@@ -97,7 +99,7 @@ class Lookups:
             return 200, members | read_up_to | silent
         if is_pending:
             return 200, asked | {"status": RequestStatus.PENDING} | silent
-        if names is not None and (held := self._find_held(names, found, status)) is not None:
+        if names is not None and (held := self._find_held(names, role, found, status)) is not None:
             return 200, asked | {"status": RequestStatus.HELD} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
@@ -122,19 +124,24 @@ class Lookups:
         return StreamShards(self._fleet.stream_name, status.stream_shard_ids)
 
     def _find_held(
-        self, names: tuple[str, str], absence: Absence | None, status: ReadStatus | None
+        self, names: tuple[str, str], role: Role, absence: Absence | None, status: ReadStatus | None
     ) -> dict[str, Any] | None:
         """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
-        if (held := self._own_hold_of(*names)) is not None:
+        if (held := self._own_hold_of(names, role)) is not None:
             return held
         is_paused = self._gateway.paused_s(tenant_id_of(*names)) > 0
         reason = hold_reason(absence, status, is_paused=is_paused)
         return None if reason is None else {"reason": reason}
 
-    def _own_hold_of(self, business_id: str, location_id: str) -> dict[str, Any] | None:
-        """Return as `_own_hold`; None also where the held tenant may be another one with the same joined id."""
-        is_held = self._gateway.is_tenant(business_id, location_id)
-        return self._own_hold(tenant_id_of(business_id, location_id)) if is_held else None
+    def _may_tell(self, names: tuple[str, str], role: Role) -> bool:
+        """Return whether callers with *role* may see a hold of the joined id: its tenant may be another pair's."""
+        is_tenant = self._gateway.is_tenant(*names)
+        if is_tenant is None:  # no row was read, as of an unregistered tenant
+            return role is not Role.PRODUCER or any(one.view.has_operations_of(names) for one in self._readers())
+        return is_tenant
+
+    def _own_hold_of(self, names: tuple[str, str], role: Role) -> dict[str, Any] | None:
+        return self._own_hold(tenant_id_of(*names)) if self._may_tell(names, role) else None
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
         held = next(filter(None, (reader.view.hold_of(tenant_id) for reader in self._readers())), None)
@@ -142,10 +149,8 @@ class Lookups:
             return None
         return {"reason": held.reason, "since": utc_now() - timedelta(seconds=loop_time() - held.since)}
 
-    def _hold_of(self, business_id: str, location_id: str) -> dict[str, Any] | None:
-        """Return as `_tenant_hold`; None also where the held tenant may be another one with the same joined id."""
-        is_held = self._gateway.is_tenant(business_id, location_id)
-        return self._tenant_hold(tenant_id_of(business_id, location_id)) if is_held else None
+    def _hold_of(self, names: tuple[str, str], role: Role) -> dict[str, Any] | None:
+        return self._tenant_hold(tenant_id_of(*names)) if self._may_tell(names, role) else None
 
     def _tenant_hold(self, tenant_id: str) -> dict[str, Any] | None:
         """Return why operations of a tenant are held, by any replica, and what to do; None if none are.
@@ -175,7 +180,7 @@ class Lookups:
             return 404, {"businessId": business_id, "locationId": location_id, "state": state}
         return 200, msgspec.to_builtins(page)
 
-    async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:
+    async def find_tenant(self, business_id: str, location_id: str, role: Role) -> HttpAnswer:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
         names, tenant_id = (business_id, location_id), tenant_id_of(business_id, location_id)
         try:
@@ -183,8 +188,8 @@ class Lookups:
             key = control_request_id(*names)
             refused = await self._gateway.find_rejection(key, tenant_id, names=names)
         except (RetryableError, PermanentError) as exc:
-            return 503, {"error": scrub_text(str(exc)), "held": self._hold_of(*names)}
-        held = {"held": self._hold_of(*names)}
+            return 503, {"error": scrub_text(str(exc)), "held": self._hold_of(names, role)}
+        held = {"held": self._hold_of(names, role)}
         asked = {"businessId": business_id, "locationId": location_id, "refused": refused_view(refused)}
         if isinstance(found, Absence):
             return 404, asked | {"state": self._gateway.absence_of(names, found)} | held

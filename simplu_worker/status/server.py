@@ -98,7 +98,7 @@ class Views(msgspec.Struct, frozen=True):
     HTTP status and the JSON; text that is JSON already (a result as Postgres stores it) is passed as `msgspec.Raw`, so
     that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids,
-    and *tenant_by_id* the one that is made of them; *resource*
+    both with the caller's role last, and *tenant_by_id* the one id that is made of them; *resource*
     takes both, the type of the resource and its id;
     *wait* takes the name of the caller's token and the three, and returns once the operation is decided or held, after
     some seconds, or at the event, and at once False if too many wait;
@@ -116,10 +116,10 @@ class Views(msgspec.Struct, frozen=True):
     status: Callable[[], dict[str, Any]]
     fleet: Callable[[], dict[str, Any]]
     fleet_history: Callable[[], dict[str, Any]]
-    operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
+    operation: Callable[[str, str | None, str | None, Role], Awaitable[HttpAnswer]]
     wait: Wait
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
-    tenant: Callable[[str, str], Awaitable[HttpAnswer]]
+    tenant: Callable[[str, str, Role], Awaitable[HttpAnswer]]
     tenant_by_id: Callable[[str], Awaitable[HttpAnswer]]
     resource: Callable[[str, str, str, str], Awaitable[HttpAnswer]]
     shards: Callable[[], Awaitable[HttpAnswer]]
@@ -591,7 +591,7 @@ class _Endpoints:
             return _bad_request("expected businessId and locationId together, or neither of them")
         if not _are_storable(request_id, business_id, location_id):
             return _bad_request("expected ids without the character U+0000")
-        return await self._views.operation(request_id, business_id, location_id)
+        return await self._views.operation(request_id, business_id, location_id, self._role_of(request))
 
     async def operations(self, request: web.Request) -> HttpAnswer:
         try:
@@ -604,7 +604,11 @@ class _Endpoints:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
         if not _are_storable(business_id, location_id):
             return _bad_request("expected ids without the character U+0000")
-        return await self._views.tenant(business_id, location_id)
+        return await self._views.tenant(business_id, location_id, self._role_of(request))
+
+    def _role_of(self, request: web.Request) -> Role:
+        caller = self._guard.caller_of(request)
+        return Role.PRODUCER if caller is None else caller.role  # None: taken away meanwhile
 
     async def tenant_by_id(self, request: web.Request) -> HttpAnswer:
         tenant_id = request.match_info["tenantId"]

@@ -22,6 +22,7 @@ import structlog
 from simplu_worker.bulkheads import note_trouble
 from simplu_worker.consumers.pipeline.results import EntryT, Found, LookupResult, Overdue, Paused, Unregistered, Waited
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError, TenantNotMadeError, TenantPausedError
@@ -111,6 +112,11 @@ class HomeLookup(Generic[EntryT]):
         """Return whether operations of the tenant wait."""
         tenant = self._tenants.get(tenant_id)
         return tenant is not None and bool(tenant.entries)
+
+    def has_names(self, names: tuple[str, str]) -> bool:
+        """Return whether operations with this pair of business and location wait, or are held."""
+        tenant = self._tenants.get(tenant_id_of(*names))
+        return tenant is not None and names in tenant.names
 
     @property
     def is_crowded(self) -> bool:

@@ -42,6 +42,7 @@ from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.vocabulary import Role
 
 pytestmark = pytest.mark.slow
 
@@ -223,7 +224,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
         replica = ReplicaStatus("replica-1", asyncio.Event())
         fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases, stream_name="s"))
         replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
-        status, answer = await http_views(replica).operation("never-seen", None, None)
+        status, answer = await http_views(replica).operation("never-seen", None, None, Role.OPERATOR)
 
     assert (status, answer["status"], answer["readUpTo"]) == (404, "unknown", SEEN_AT)
     assert order == ["leases", "log"]
@@ -232,7 +233,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
     """The answer of those that did is not withheld."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
-        status, answer = await http_views(replica_of(routed)).operation("never-seen", None, None)
+        status, answer = await http_views(replica_of(routed)).operation("never-seen", None, None, Role.OPERATOR)
     assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
 
 

@@ -16,7 +16,7 @@ from simplu_worker.consumers.pipeline import home_lookup
 from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.types import Lever, TenantPausedError
 from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.vocabulary import Absence
+from simplu_worker.vocabulary import Absence, Role
 
 PAUSED = ("tenant b-x", "paused", "held")
 
@@ -86,12 +86,31 @@ async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
         replica = ReplicaStatus("replica-1", asyncio.Event())
         replica.start(world.gateway, world.pools, world.locator, fleet=cast(Fleet, OneReader(reader)))
         views = http_views(replica)
-        own = [await views.operation("r", "b", "c-x"), await views.tenant("b", "c-x")]
-        others = [await views.operation("r", "b-c", "x"), await views.tenant("b-c", "x")]
+        own, others = [
+            [await views.operation("r", *names, Role.OPERATOR), await views.tenant(*names, Role.OPERATOR)]
+            for names in (("b", "c-x"), ("b-c", "x"))
+        ]
 
     assert [own[0][1]["reason"], own[1][1]["held"]["reason"]] == ["paused", "paused"]
     assert others[0][1] == {"requestId": "r", "status": "held", "reason": "unregistered"}
     assert (others[1][1]["state"], others[1][1]["held"]) == ("unregistered", None)
+
+
+async def test_hold_without_a_row_is_told_to_operators_and_senders(world: World) -> None:
+    """To a producer where operations of its own pair of ids are held: the other pair may be another producer's."""
+    async with world.reading() as reader:
+        await world.put(*chain("b-c-x", 3))
+        await eventually(lambda: held_targets(reader) == [("tenant b-c-x", "unregistered", "held")])
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        replica.start(world.gateway, world.pools, world.locator, fleet=cast(Fleet, OneReader(reader)))
+        told = {
+            (role, names): ((await http_views(replica).tenant(*names, role))[1]["held"] or {}).get("reason")
+            for role in Role
+            for names in (("b", "c-x"), ("b-c", "x"))
+        }
+
+    assert [asked for asked, reason in told.items() if reason is None] == [(Role.PRODUCER, ("b-c", "x"))]
+    assert set(told.values()) == {"unregistered", None}
 
 
 async def test_pause_ends_by_itself(world: World) -> None:

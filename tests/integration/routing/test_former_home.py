@@ -34,7 +34,7 @@ from simplu_worker.shards.types import Rejection
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move
-from simplu_worker.vocabulary import Absence
+from simplu_worker.vocabulary import Absence, Role
 
 TENANT_ID = "-".join(TENANT)
 SEEN_AT = datetime(2026, 3, 1, tzinfo=UTC)
@@ -72,7 +72,8 @@ class MovedTenant:
 
     async def ask(self, request_id: str, *, is_tenant_named: bool = True) -> tuple[int, dict[str, Any]]:
         """Return the second replica's answer to `GET /operations/{requestId}`."""
-        return await http_views(self.replica).operation(request_id, *(TENANT if is_tenant_named else (None, None)))
+        names: tuple[str | None, str | None] = TENANT if is_tenant_named else (None, None)
+        return await http_views(self.replica).operation(request_id, *names, Role.OPERATOR)
 
 
 @asynccontextmanager

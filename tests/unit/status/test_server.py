@@ -41,7 +41,7 @@ from simplu_worker.status.routes.message_schemas import SCHEMAS
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 from simplu_worker.status.shared_answer import SharedAnswer
 from simplu_worker.status.unreadiness import Unreadiness
-from simplu_worker.vocabulary import DeadLetterReason, UnreadyReason
+from simplu_worker.vocabulary import DeadLetterReason, Role, UnreadyReason
 
 TOKEN = "tokén-1"
 VIEWER_TOKEN = "viewer-1"
@@ -148,7 +148,7 @@ class Daemon:
         return 200, {"cleared": 2}
 
     async def operation(
-        self, request_id: str, business_id: str | None, location_id: str | None
+        self, request_id: str, business_id: str | None, location_id: str | None, _: Role
     ) -> tuple[int, dict[str, Any]]:
         """Answer as for an operation that no shard knows."""
         self.asked.append((request_id, business_id, location_id))
@@ -175,7 +175,7 @@ class Daemon:
         self.asked.append((query.business_id, query.location_id, query.request.resource_id))
         return 200, {"operations": [], "next": None}
 
-    async def tenant(self, business_id: str, location_id: str) -> tuple[int, dict[str, Any]]:
+    async def tenant(self, business_id: str, location_id: str, _: Role) -> tuple[int, dict[str, Any]]:
         """Answer with JSON text as a shard keeps it."""
         self.asked.append((business_id, location_id))
         return 200, {"big": msgspec.Raw(b"123456789012345678901234567890")}

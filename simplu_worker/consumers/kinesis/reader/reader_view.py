@@ -100,6 +100,10 @@ class ReaderView:
         """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
         return any(entry.operation.is_named(request_id, names) for entry in self._dispatcher.pipeline.entries())
 
+    def has_operations_of(self, names: tuple[str, str]) -> bool:
+        """Return whether operations with this business id and location id wait for a shard, held ones included."""
+        return self._dispatcher.pipeline.lookup.has_names(names)
+
     def hold_of(self, tenant_id: str) -> Hold | None:
         """Return the hold of a tenant; None without one."""
         return self._dispatcher.ownership.owner_of(tenant_id)
