@@ -1,6 +1,6 @@
 """The reference's single database of restaurants is imported into four shards under load, and every row is compared.
 
-    python tests/acceptance/importing.py [--restaurants 20] [--orders 60] [--rate 50] [--kills 0]
+    python tests/acceptance/importing.py [--restaurants 50] [--orders 60] [--rate 50] [--kills 0]
 
 Starts the embedded stack with four Postgres shards and the worker, and a fifth Postgres server with the database of
 `tests/support/restaurants.py`. Tenants that the shards have get operations all the time. `simplu-worker tenants import`
@@ -45,38 +45,46 @@ COMMAND_S: Final = 3600.0
 KILLED_AFTER_S: Final = (1.0, 4.0)  # the command needs about one to start
 PLACED_S: Final = 120.0
 APPLIED_S: Final = 600.0
-PLACES_SQL: Final = "SELECT id FROM tenants WHERE business_type = 'hotel'"
+PLACES_SQL: Final = "SELECT id FROM tenants WHERE business_type = 'restaurant'"
 # The resources of restaurant $1, written by hand: the importer's statements are not used here.
 WANTED_SQL: Final = """
-SELECT 'restaurants' AS kind, id::text AS name, to_jsonb(r) - '{id,created_at,updated_at,deleted_at}'::text[] AS data
-FROM restaurants AS r WHERE id = $1
-UNION ALL SELECT 'users', id::text, jsonb_build_object('email', email) FROM users WHERE restaurant_id = $1
-UNION ALL SELECT 'categories', id::text, jsonb_build_object('name', name, 'position', position)
-FROM categories WHERE restaurant_id = $1
-UNION ALL SELECT 'products', id::text, to_jsonb(p) - '{id,restaurant_id,created_at,updated_at,deleted_at}'::text[]
+SELECT 'restaurant' AS kind, id::text AS name, to_jsonb(r) - 'id' AS data FROM restaurants AS r WHERE id = $1
+UNION ALL SELECT 'product', id::text, to_jsonb(p) - '{id,restaurant_id}'::text[]
 FROM products AS p WHERE restaurant_id = $1
-UNION ALL SELECT 'orders', id::text,
-    jsonb_build_object('orderStatus', state, 'total', total, 'note', note, 'details', details)
-FROM orders WHERE restaurant_id = $1 AND deleted_at IS NULL
-UNION ALL SELECT 'orderItems', concat(order_id, ':', line),
-    jsonb_build_object('orderId', order_id, 'productId', product_id, 'quantity', quantity, 'price', price)
-FROM order_items WHERE restaurant_id = $1
-UNION ALL SELECT 'themes', restaurant_id::text, jsonb_build_object('settings', settings, 'dark', dark)
-FROM themes WHERE restaurant_id = $1
-UNION ALL SELECT 'analyticsEvents', id::text,
-    jsonb_build_object('kind', kind, 'payload', payload, 'duration', duration)
-FROM analytics_events WHERE restaurant_id = $1
+UNION ALL SELECT 'category', id::text, to_jsonb(c) - '{id,restaurant_id}'::text[]
+FROM categories AS c WHERE restaurant_id = $1
+UNION ALL SELECT 'order', id::text, to_jsonb(o) - '{id,restaurant_id}'::text[]
+FROM orders AS o WHERE restaurant_id = $1
+UNION ALL SELECT 'order_item', concat(order_id, ':', line), to_jsonb(i) - '{line,restaurant_id}'::text[]
+FROM order_items AS i WHERE restaurant_id = $1
+UNION ALL SELECT 'theme', id::text, to_jsonb(t) - '{id,restaurant_id}'::text[]
+FROM themes AS t WHERE restaurant_id = $1
+UNION ALL SELECT 'user', id::text, to_jsonb(u) - '{id,restaurant_id,password_hash}'::text[]
+FROM users AS u WHERE restaurant_id = $1
+UNION ALL SELECT 'analytics_event', id::text, to_jsonb(e) - '{id,restaurant_id}'::text[]
+FROM analytics_events AS e WHERE restaurant_id = $1
 """
 FOUND_SQL: Final = """
 SELECT "resourceName" AS kind, "resourceId" AS name, data FROM resources
 WHERE id = $1 AND "resourceName" NOT LIKE 'type-%' AND "resourceName" <> 'settings'
 """
+# The rows of each view, with columns that the source's table has too; times of deletion included.
+VIEW_COLUMNS: Final = {
+    "restaurants": "name, address::text, created_at, updated_at, deleted_at",
+    "products": "name, price, category_id::text, created_at, updated_at, deleted_at",
+    "categories": "name, position::bigint, created_at, updated_at, deleted_at",
+    "orders": "status::text, total, created_at::timestamptz, updated_at, deleted_at",
+    "order_items": "order_id::text, product_id::text, quantity::bigint, price, created_at, updated_at, deleted_at",
+    "themes": "created_at, updated_at, deleted_at",
+    "users": "email, created_at, updated_at, deleted_at",
+    "analytics_events": "type, created_at, deleted_at",
+}
 # Each leaves the number of rows; the last ones are those that cannot be followed.
 CHANGES_SQL: Final = (
     "UPDATE orders SET total = total + 1, updated_at = now() WHERE id % 97 = $1",
     "INSERT INTO orders SELECT 7 + $1, 2, 'open', 1, 'new', NULL, now(), now()",
     "UPDATE orders SET deleted_at = now(), updated_at = now() WHERE id = 20000001 + $1",
-    "UPDATE analytics_events SET kind = 'changed' WHERE restaurant_id = 1 AND id = 1000001 + $1",
+    "UPDATE analytics_events SET type = 'changed' WHERE restaurant_id = 1 AND id = 1000001 + $1",
 )
 CHANGES: Final = 6
 CHANGE_PAUSE_S: Final = 1.0
@@ -100,7 +108,7 @@ class Imported:
 def main() -> None:
     """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--restaurants", type=int, default=20)
+    parser.add_argument("--restaurants", type=int, default=50)
     parser.add_argument("--orders", type=int, default=60, help="of each restaurant: 4.5 rows each, and 31 more")
     parser.add_argument("--rate", type=float, default=50.0, help="operations/s, of other tenants and of restaurants")
     parser.add_argument("--parallel", type=int, default=4)
@@ -133,7 +141,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def import_all(testbed: Testbed, url: str, arguments: argparse.Namespace) -> Imported:
     """Plan and import under load; return the figures, and every difference."""
     testbed.start_flow(ChainPlan("others", testbed.tenants_of()), rate=arguments.rate)
-    restaurants = [Tenant(str(number + 1), "main", "hotel") for number in range(arguments.restaurants)]
+    restaurants = [Tenant(str(number + 1), "main", "restaurant") for number in range(arguments.restaurants)]
     spread(testbed, restaurants)
     mapping = testbed.stack.group.directory / "restaurants.toml"
     mapping.write_text(mapping_text(), encoding="utf-8")
@@ -272,8 +280,23 @@ async def compare(testbed: Testbed, url: str, result: dict[str, Any]) -> list[st
             if wanted != found or certificate["rows"] != len(wanted):
                 odd = [key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)]
                 differences.append(f"{report['name']}: {len(odd)} rows differ, such as {odd[:1]}")
+            differences += await compare_views(source, urls[report["shardId"]], report["businessId"])
     finally:
         await source.close()
+    return differences
+
+
+async def compare_views(source: asyncpg.Connection, url: str, business_id: str) -> list[str]:
+    """Ask the source's tables and the shard's views the same, for one restaurant."""
+    differences = []
+    for table, columns in VIEW_COLUMNS.items():
+        column = "id" if table == "restaurants" else "restaurant_id"
+        name = "concat(order_id, ':', line)" if table == "order_items" else "id::text"
+        wanted = await source.fetch(f"SELECT {name}, {columns} FROM {table} WHERE {column} = $1", int(business_id))
+        view = f"SELECT id, {columns} FROM restaurant_{table} WHERE restaurant_id = $1"
+        found = await fetch(url, view, f"{business_id}-main")
+        if {tuple(row) for row in wanted} != {tuple(row) for row in found}:
+            differences.append(f"{business_id}: restaurant_{table} has other rows than {table}")
     return differences
 
 

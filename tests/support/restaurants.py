@@ -1,7 +1,7 @@
 """The reference's single database of restaurants, as a source of an import: its tables, its mapping, and rows.
 
-seed-002 names the tables, and that each has `restaurant_id`; the columns are the usual ones of such a system, of all
-kinds of types. The mapping begins with the tables of docs/importing.md.
+seed-002 names the tables, and that each has `restaurant_id` and `deleted_at`; the other columns are the usual ones of
+such a system, of all kinds of types. The mapping is that of docs/importing.md.
 """
 
 from __future__ import annotations
@@ -15,64 +15,8 @@ from support.requires import ROOT
 from simplu_local.postgres.server import PostgresServer
 
 PAGE: Final = ROOT / "docs" / "importing.md"
-OTHER_TABLES: Final = """
-[[tables]]
-table = "restaurants"
-resource_type = "restaurants"
-key = ["id"]
-tenant = ["id"]
-created = "created_at"
-changed = "updated_at"
-deleted = "deleted_at"
-
-[[tables]]
-table = "categories"
-resource_type = "categories"
-key = ["id"]
-tenant = ["restaurant_id"]
-created = "created_at"
-changed = "updated_at"
-deleted = "deleted_at"
-
-[[tables]]
-table = "products"
-resource_type = "products"
-key = ["id"]
-tenant = ["restaurant_id"]
-created = "created_at"
-changed = "updated_at"
-deleted = "deleted_at"
-
-[[tables]]
-table = "orders"
-resource_type = "orders"
-key = ["id"]
-tenant = ["restaurant_id"]
-created = "created_at"
-changed = "updated_at"
-deleted = "deleted_at"
-[tables.data]
-orderStatus = "state"
-total = "total"
-note = "note"
-details = "details"
-
-[[tables]]
-table = "themes"
-resource_type = "themes"
-key = ["restaurant_id"]
-tenant = ["restaurant_id"]
-changed = "updated_at"
-
-[[tables]]
-table = "analytics_events"
-resource_type = "analyticsEvents"
-key = ["id"]
-tenant = ["restaurant_id"]
-created = "created_at"
-"""
 TABLES: Final = """
-CREATE TYPE order_state AS ENUM ('open', 'paid', 'cancelled');
+CREATE TYPE order_status AS ENUM ('open', 'paid', 'cancelled');
 CREATE TABLE restaurants (
     id integer PRIMARY KEY, name text NOT NULL, address jsonb, opened date, created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL, deleted_at timestamptz
@@ -92,28 +36,30 @@ CREATE TABLE products (
     created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL, deleted_at timestamptz
 );
 CREATE TABLE orders (
-    id bigint PRIMARY KEY, restaurant_id integer NOT NULL REFERENCES restaurants, state order_state NOT NULL,
+    id bigint PRIMARY KEY, restaurant_id integer NOT NULL REFERENCES restaurants, status order_status NOT NULL,
     total numeric(12, 2) NOT NULL, note text, details json, created_at timestamp NOT NULL,
     updated_at timestamptz NOT NULL, deleted_at timestamptz
 );
 CREATE TABLE order_items (
     order_id bigint NOT NULL, line integer NOT NULL, restaurant_id integer NOT NULL REFERENCES restaurants,
     product_id bigint NOT NULL, quantity integer NOT NULL, price numeric(10, 2) NOT NULL,
-    updated_at timestamptz NOT NULL, PRIMARY KEY (order_id, line)
+    created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL, deleted_at timestamptz,
+    PRIMARY KEY (order_id, line)
 );
 CREATE TABLE themes (
-    restaurant_id integer PRIMARY KEY REFERENCES restaurants, settings jsonb NOT NULL, dark boolean,
-    updated_at timestamptz NOT NULL
+    id integer PRIMARY KEY, restaurant_id integer NOT NULL REFERENCES restaurants, settings jsonb NOT NULL,
+    dark boolean, created_at timestamptz NOT NULL, updated_at timestamptz NOT NULL, deleted_at timestamptz
 );
 CREATE TABLE analytics_events (
-    id bigint PRIMARY KEY, restaurant_id integer NOT NULL REFERENCES restaurants, kind text NOT NULL, payload jsonb,
-    duration interval, created_at timestamptz NOT NULL
+    id bigint PRIMARY KEY, restaurant_id integer NOT NULL REFERENCES restaurants, type text NOT NULL, payload jsonb,
+    duration interval, created_at timestamptz NOT NULL, deleted_at timestamptz
 );
 CREATE INDEX ON users (restaurant_id);
 CREATE INDEX ON categories (restaurant_id);
 CREATE INDEX ON products (restaurant_id);
 CREATE INDEX ON orders (restaurant_id);
 CREATE INDEX ON order_items (restaurant_id);
+CREATE INDEX ON themes (restaurant_id);
 CREATE INDEX ON analytics_events (restaurant_id);
 """
 # Rows of $1 restaurants, about $2 of each in all: most are orders with their items, as in such a database.
@@ -139,18 +85,21 @@ BEGIN
         ARRAY['hot', NULL, p::text], decode(md5(p::text), 'hex'), p / 7.0, '2021-07-01', '2025-07-01'
     FROM generate_series(1, restaurants) AS r, generate_series(1, 20) AS p;
     INSERT INTO orders
-    SELECT r * 10000000::bigint + o, r, (ARRAY['open', 'paid', 'cancelled'])[o % 3 + 1]::order_state, o * 3.50,
+    SELECT r * 10000000::bigint + o, r, (ARRAY['open', 'paid', 'cancelled'])[o % 3 + 1]::order_status, o * 3.50,
         CASE WHEN o % 5 = 0 THEN 'no onions' END, json_build_object('table', o % 12, 'guests', ARRAY[1, 2]),
         timestamp '2022-01-01 12:00:00.5' + make_interval(mins => o), '2025-08-01'
     FROM generate_series(1, restaurants) AS r, generate_series(1, orders_each) AS o;
     INSERT INTO order_items
-    SELECT r * 10000000::bigint + o, l, r, r * 100000::bigint + l, l, 9.99, '2025-08-01'
+    SELECT r * 10000000::bigint + o, l, r, r * 100000::bigint + l, l, 9.99, '2025-08-01', '2025-08-01'
     FROM generate_series(1, restaurants) AS r, generate_series(1, orders_each) AS o, generate_series(1, 3) AS l;
-    INSERT INTO themes SELECT r, '{{"colour": "red", "sizes": {{"a": 1e2}}}}', r % 2 = 0, '2025-09-01'
+    INSERT INTO themes SELECT r, r, '{{"colour": "red", "sizes": {{"a": 1e2}}}}', r % 2 = 0, '2025-09-01', '2025-09-01'
     FROM generate_series(1, restaurants) AS r;
     INSERT INTO analytics_events
     SELECT r * 1000000::bigint + e, r, 'visit', '{{"page": "/menu"}}', make_interval(secs => e), '2025-10-01'
     FROM generate_series(1, restaurants) AS r, generate_series(1, orders_each / 2) AS e;
+    UPDATE products SET deleted_at = updated_at WHERE id % 7 = 0;
+    UPDATE orders SET deleted_at = updated_at WHERE id % 10 = 3;
+    UPDATE order_items SET deleted_at = updated_at WHERE order_id % 10 = 3;
 END
 $fill$;
 ANALYZE;
@@ -160,7 +109,7 @@ ANALYZE;
 def mapping_text() -> str:
     """Return the mapping of all tables, TOML."""
     (text,) = (text for what, name, text in page_examples(PAGE) if (what, name) == ("file", "restaurants.toml"))
-    return text + OTHER_TABLES
+    return text
 
 
 async def make_restaurants(server: PostgresServer, name: str, *, restaurants: int, orders: int) -> str:

@@ -39,9 +39,9 @@ class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the rows of one table become resources.
 
     *key* are the columns of the resource id, joined by `:`. *tenant* are the columns of business and location, or of
-    one of both. *data* are the columns of the members of `data`, by member; without it all columns but those named
-    elsewhere and *leave_out*, under their own names. *created* and *changed* are times; *deleted* is a tombstone: a
-    time, or true. *resource_type_column* and *data_column* are for tables with rows of all types.
+    one of both. *data* are the columns of the members of `data`, by member; without it all columns but those of key,
+    tenant, types and tombstone, and *leave_out*, under their own names. *created* and *changed* are times; *deleted* is
+    a tombstone: a time, or true. *resource_type_column* and *data_column* are for tables with rows of all types.
     """
 
     table: Name
@@ -66,16 +66,15 @@ class TableMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def named_columns(self) -> list[str]:
         """Every column that is named, in order, some of them twice."""
-        single = (
-            self.resource_type_column,
-            self.business_type_column,
-            self.data_column,
-            self.created,
-            self.changed,
-            self.deleted,
-        )
+        single = filter(None, (self.data_column, self.created, self.changed))
         members = [] if self.data is None else self.data.values()
-        return [*self.key, *self.tenant, *filter(None, single), *members, *self.leave_out]
+        return [*self.outer_columns, *single, *members]
+
+    @property
+    def outer_columns(self) -> list[str]:
+        """The columns that are no members of the document, unless *data* says so."""
+        single = filter(None, (self.resource_type_column, self.business_type_column, self.deleted))
+        return [*self.key, *self.tenant, *single, *self.leave_out]
 
 
 class TenantMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -205,7 +204,7 @@ def read_table_of(mapping: TableMapping, columns: Sequence[SourceColumn]) -> Rea
         return ReadTable(mapping, {}, types)
     members = mapping.data
     if members is None:
-        members = {name: name for name in types if name not in mapping.named_columns}
+        members = {name: name for name in types if name not in mapping.outer_columns}
     return ReadTable(mapping, {member: members[member] for member in sorted(members)}, types)
 
 

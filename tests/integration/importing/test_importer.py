@@ -49,6 +49,11 @@ from simplu_worker.vocabulary import Absence
 slow = pytest.mark.slow(0.7)
 
 RESTAURANTS, ORDERS = 6, 10
+LISTED_PRODUCTS = "SELECT id, name, price FROM products WHERE restaurant_id = $1 AND deleted_at IS NULL ORDER BY id"
+DELETED_ORDERS = (
+    "SELECT id, total, created_at::timestamptz AS created_at, updated_at, deleted_at FROM orders"
+    " WHERE restaurant_id = $1 AND deleted_at IS NOT NULL ORDER BY id"
+)
 END_READERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -100,6 +105,13 @@ class Case:
     async def change_source(self, sql: str) -> None:
         """Run statements on the source."""
         await execute(self.url, sql)
+
+    async def name_tombstones(self, table: str) -> None:
+        """Make `deleted_at` the tombstone of *table*, in which no row has one."""
+        name = f'table = "{table}"'
+        text = mapping_text().replace(name, f'{name}\ndeleted = "deleted_at"')
+        self.mapping = parse_mapping(text.encode(), is_json=False)
+        await self.change_source(f"UPDATE {table} SET deleted_at = NULL")
 
     async def has_rows(self) -> bool:
         """Return whether a shard has a row of an import."""
@@ -162,7 +174,7 @@ async def test_every_row_is_on_the_shard_of_its_tenant_with_equal_checksums(case
     assert {report.shard_id for report in result.reports} == {"shard-1", "shard-2"}
     tenants = await case.fetch("SELECT id, state, business_type, state_changed_at > created_at AS done FROM tenants")
     assert len(tenants) == RESTAURANTS
-    assert {(row["state"], row["business_type"], row["done"]) for row in tenants} == {("active", "hotel", True)}
+    assert {(row["state"], row["business_type"], row["done"]) for row in tenants} == {("active", "restaurant", True)}
     counts = await case.fetch("SELECT id, count(*) FROM resources WHERE \"resourceName\" <> 'settings' GROUP BY id")
     assert {row["count"] for row in counts} == {row_count(1, ORDERS)}
     certificates = await case.fetch("SELECT tenant_id, step, detail::text FROM imports ORDER BY 1")
@@ -188,46 +200,77 @@ async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
         "/",
     )
     found = {row["key"]: row for row in rows}
-    order = json.loads(found["orders/10000005"]["data"])
+    order = json.loads(found["order/10000005"]["data"])
     assert order == {
         "total": 17.5,
         "note": "no onions",
         "details": {"table": 5, "guests": [1, 2]},
-        "orderStatus": "cancelled",
+        "status": "cancelled",
+        "created_at": "2022-01-01T12:05:00.5",
+        "updated_at": "2025-08-01T00:00:00+00:00",
+        "deleted_at": None,
     }
-    assert '"total": 17.50' in found["orders/10000005"]["data"]
-    assert found["orders/10000005"]["date"].isoformat() == "2022-01-01T12:05:00.500000+00:00"
-    assert json.loads(found["orderItems/10000001:2"]["data"]) == {
-        "orderId": 10000001,
-        "productId": 100002,
+    assert '"total": 17.50' in found["order/10000005"]["data"]
+    assert found["order/10000005"]["date"].isoformat() == "2022-01-01T12:05:00.500000+00:00"
+    assert json.loads(found["order_item/10000001:2"]["data"]) == {
+        "order_id": 10000001,
+        "product_id": 100002,
         "quantity": 2,
         "price": 9.99,
+        "created_at": "2025-08-01T00:00:00+00:00",
+        "updated_at": "2025-08-01T00:00:00+00:00",
+        "deleted_at": None,
     }
-    user = next(row for key, row in found.items() if key.startswith("users/"))
-    assert json.loads(user["data"]).keys() == {"email"}
+    user = next(row for key, row in found.items() if key.startswith("user/"))
+    assert json.loads(user["data"]).keys() == {"email", "created_at", "updated_at", "deleted_at"}
     assert user["date"].isoformat() == "2021-05-01T06:00:00+00:00"
-    assert json.loads(found["products/100001"]["data"])["tags"] == ["hot", None, "1"]
-    assert json.loads(found["themes/1"]["data"]) == {
+    assert json.loads(found["product/100001"]["data"])["tags"] == ["hot", None, "1"]
+    assert json.loads(found["theme/1"]["data"]) == {
         "settings": {"colour": "red", "sizes": {"a": 100}},
         "dark": False,
+        "created_at": "2025-09-01T00:00:00+00:00",
+        "updated_at": "2025-09-01T00:00:00+00:00",
+        "deleted_at": None,
     }
-    assert json.loads(found["analyticsEvents/1000002"]["data"])["duration"] == "00:00:02"
+    assert json.loads(found["analytics_event/1000002"]["data"])["duration"] == "00:00:02"
+
+
+@slow
+async def test_views_answer_the_old_queries_after_an_import(case: Case) -> None:
+    """Rows that were marked as deleted are there with that time, and the query of the reference leaves them out."""
+    await case.importer().apply()
+
+    for query in (LISTED_PRODUCTS, DELETED_ORDERS):
+        old = await _query(case.url, query, 2)
+        assert old
+        assert await case.fetch(query.replace("FROM ", "FROM restaurant_"), "2-main") == old
+    assert len(await _query(case.url, LISTED_PRODUCTS, 2)) < len(
+        await case.fetch("SELECT id FROM restaurant_products WHERE restaurant_id = '2-main'")
+    )
+
+
+async def _query(url: str, query: str, *arguments: Any) -> list[dict[str, Any]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return [dict(row) | {"id": str(row["id"])} for row in await connection.fetch(query, *arguments)]
+    finally:
+        await connection.close()
 
 
 @slow
 async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
     """It prints the certificates again, and overwrites nothing that operations have written since."""
     first = await case.importer().apply()
-    await case.fetch("UPDATE resources SET data = '{}' WHERE \"resourceName\" = 'themes'")
+    await case.fetch("UPDATE resources SET data = '{}' WHERE \"resourceName\" = 'theme'")
 
     again = await case.importer().apply()
 
     assert set(states(again).values()) == {"there"}
     assert [report.certificate for report in again.reports] == [report.certificate for report in first.reports]
-    changed = await case.fetch("SELECT data::text FROM resources WHERE \"resourceName\" = 'themes'")
+    changed = await case.fetch("SELECT data::text FROM resources WHERE \"resourceName\" = 'theme'")
     assert {row["data"] for row in changed} == {"{}"}
 
-    case.mapping = parse_mapping(mapping_text().replace('"themes"\nkey', '"looks"\nkey').encode(), is_json=False)
+    case.mapping = parse_mapping(mapping_text().replace('"theme"\nkey', '"looks"\nkey').encode(), is_json=False)
     other = await case.importer().apply()
     assert {(report.state, report.detail) for report in other.reports} == {(ImportState.THERE, OTHER_MAPPING)}
 
@@ -277,6 +320,7 @@ async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(c
 @slow
 async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> None:
     """They are no refusals."""
+    await case.name_tombstones("products")
     await case.change_source("UPDATE products SET deleted_at = now() WHERE id % 100000 <= 3")
 
     result = await case.importer().apply()
@@ -289,6 +333,7 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
 @slow
 async def test_tenant_with_deleted_rows_alone_is_noted_in_the_plan(case: Case) -> None:
     """It is imported, as operations may come for it; a source may keep such rows of businesses that left."""
+    await case.name_tombstones("restaurants")
     assert not any(ALL_DELETED in note for note in (await case.importer().plan()).notes)
     await case.change_source("INSERT INTO restaurants VALUES (9, 'Gone', NULL, NULL, now(), now(), now())")
 
@@ -366,6 +411,7 @@ NEW_ORDER = "INSERT INTO orders VALUES (77, 1, 'open', 5, 'new', NULL, now(), no
 @pytest.mark.slow(3)
 async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
     """Changed, new and tombstoned rows are there before it; tenants without other changes are not copied again."""
+    await case.name_tombstones("products")
     result = await follow(
         case,
         f"""
@@ -383,14 +429,14 @@ async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
     assert [(row["id"], row["price"]) for row in rows] == [("100001", "99.90"), ("77", None)]
     held = await case.fetch("SELECT tenants.state, imports.step FROM tenants JOIN imports ON tenant_id = id")
     assert {(row["state"], row["step"]) for row in held} == {("incoming", "following")}
-    copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'")
+    copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'")
 
     with capture_logs() as logs:
         applied = await case.importer().apply()
 
     assert set(states(applied).values()) == {"imported"}
     assert "import.differs" not in [one["event"] for one in logs]
-    again = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'")
+    again = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'")
     assert again == copied
     certificate = report_of(applied, "1 main").certificate
     assert certificate is not None
@@ -405,7 +451,7 @@ async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: C
         case,
         """
         DELETE FROM order_items WHERE restaurant_id = 2 AND line = 1;
-        UPDATE analytics_events SET kind = 'other' WHERE restaurant_id = 3;
+        UPDATE analytics_events SET type = 'other' WHERE restaurant_id = 3;
         UPDATE orders SET total = 0 WHERE id = 40000001;
         """,
     )
@@ -417,8 +463,8 @@ async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: C
     differing = sorted(one["tenant_id"] for one in logs if one["event"] == "import.differs")
     assert differing == ["2-main", "3-main", "4-main"]
     kinds = await case.fetch(
-        "SELECT DISTINCT data ->> 'kind' AS kind FROM resources"
-        " WHERE id = '3-main' AND \"resourceName\" = 'analyticsEvents'"
+        "SELECT DISTINCT data ->> 'type' AS kind FROM resources"
+        " WHERE id = '3-main' AND \"resourceName\" = 'analytics_event'"
     )
     assert [row["kind"] for row in kinds] == ["other"]
     assert report_of(result, "2 main").rows == row_count(1, ORDERS) - ORDERS
@@ -428,17 +474,17 @@ async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: C
 async def test_following_is_continued_where_it_ended_unless_the_mapping_is_another_one(case: Case) -> None:
     """Rows that were copied by another mapping have other content."""
     await follow(case, NEW_ORDER)
-    copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'")
+    copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'")
     await follow(case, "SELECT 1")
-    assert await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'") == copied
+    assert await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'") == copied
 
-    case.mapping = parse_mapping(mapping_text().replace('"themes"\nkey', '"looks"\nkey').encode(), is_json=False)
+    case.mapping = parse_mapping(mapping_text().replace('"theme"\nkey', '"looks"\nkey').encode(), is_json=False)
     result = await case.importer().apply()
 
     assert set(states(result).values()) == {"imported"}
     kinds = await case.fetch('SELECT DISTINCT "resourceName" AS kind FROM resources WHERE "resourceName" < \'r\'')
     assert "looks" in {row["kind"] for row in kinds}
-    assert "themes" not in {row["kind"] for row in kinds}
+    assert "theme" not in {row["kind"] for row in kinds}
 
 
 async def follow_beside(
@@ -475,7 +521,7 @@ CHANGE_ALL = "UPDATE products SET price = 77.70, updated_at = now() WHERE id % 1
 
 async def changed_tenants(case: Case) -> set[str]:
     """Return the tenants with the price of `CHANGE_ALL`."""
-    sql = "SELECT id FROM resources WHERE \"resourceName\" = 'products' AND data ->> 'price' = '77.70'"
+    sql = "SELECT id FROM resources WHERE \"resourceName\" = 'product' AND data ->> 'price' = '77.70'"
     return {row["id"] for row in await case.fetch(sql)}
 
 
@@ -637,7 +683,7 @@ async def test_rows_that_take_long_are_discarded_a_few_at_a_time(case: Case) -> 
     await fetch(
         pool,
         'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
-        " SELECT '2-main', 'hotel', 'orders', 'more' || number, '{}', now(), now()"
+        " SELECT '2-main', 'restaurant', 'order', 'more' || number, '{}', now(), now()"
         " FROM generate_series(1, 250) AS number",
     )
     await execute(
@@ -733,7 +779,7 @@ async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_importe
     """Its rows are gone; the certificate is of the tenant before."""
     await case.importer().apply()
     await case.fetch("UPDATE tenants SET state = 'destroyed' WHERE id = '1-main'")
-    request = ProvisionRequest("1", "main", "hotel", datetime.now(UTC))
+    request = ProvisionRequest("1", "main", "restaurant", datetime.now(UTC))
     assert await case.routed.provisioner.provision(request) is ProvisionResult.PROVISIONED
 
     result = await case.importer().apply()
@@ -772,7 +818,7 @@ async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -
             CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS
                 $$ BEGIN NEW.data := NEW.data || '{"a": 1}'; RETURN NEW; END $$;
             CREATE TRIGGER spoil BEFORE INSERT ON resources FOR EACH ROW
-                WHEN (NEW."resourceName" = 'themes' AND NEW.id = '1-main') EXECUTE FUNCTION spoil();
+                WHEN (NEW."resourceName" = 'theme' AND NEW.id = '1-main') EXECUTE FUNCTION spoil();
             """,
         )
 
@@ -851,7 +897,7 @@ async def test_transaction_timeout_of_the_source_is_not_that_of_the_import(case:
 async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
     """Before anything is registered or made."""
     case.mapping = parse_mapping(
-        mapping_text().replace('"state"', '"nope"').replace('table = "themes"', 'table = "none"').encode(),
+        mapping_text().replace('"quantity"', '"nope"').replace('table = "themes"', 'table = "none"').encode(),
         is_json=False,
     )
 
@@ -859,7 +905,7 @@ async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Cas
         await case.importer().apply()
 
     assert "public.none: expected a table or view of this name" in str(caught.value)
-    assert "public.orders: expected the columns nope, got created_at," in str(caught.value)
+    assert "public.order_items: expected the columns nope, got created_at," in str(caught.value)
     assert await case.fetch("SELECT id FROM tenants") == []
 
 
