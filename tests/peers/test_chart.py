@@ -35,7 +35,7 @@ from simplu_worker.config.misspellings import KNOWN_VARIABLES
 BASE = ROOT / "deploy" / "kubernetes"
 STREAM = {"KINESIS_STREAM_NAME": "resources-operations", "PREFETCH_MAX_BYTES": 134217728}
 QUEUE = {"SQS_ORDER_EVENTS_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/000000000000/orders"}
-CITRUS = {"CITRUS_SERVER_URL": "http://citrus:3000"}
+CITRUS = {"CITRUS_SERVER_URL": "http://citrus:8080"}
 ROLE = "arn:aws:iam::000000000000:role/simplu-worker"
 SECRET_FILE = {"API_TOKEN": {"secret": "tokens", "key": "api"}}
 MINIMAL = {"settings": STREAM | CITRUS}
