@@ -79,11 +79,12 @@ VIEW_COLUMNS: Final = {
     "users": "email, created_at, updated_at, deleted_at",
     "analytics_events": "type, created_at, deleted_at",
 }
-# Each leaves the number of rows; the last ones are those that cannot be followed.
+# Together they leave the number of rows; the last ones are those that cannot be followed.
 CHANGES_SQL: Final = (
     "UPDATE orders SET total = total + 1, updated_at = now() WHERE id % 97 = $1",
     "INSERT INTO orders SELECT 7 + $1, 2, 'open', 1, 'new', NULL, now(), now()",
     "UPDATE orders SET deleted_at = now(), updated_at = now() WHERE id = 20000001 + $1",
+    "DELETE FROM order_items WHERE order_id = 20000001 + $1 AND line = 1",
     "UPDATE analytics_events SET type = 'changed' WHERE restaurant_id = 1 AND id = 1000001 + $1",
 )
 CHANGES: Final = 6
