@@ -17,9 +17,9 @@ from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_cha
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable, tenant_id_of
-from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.shards.apply.rehearsal import find_defects
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
@@ -278,12 +278,12 @@ class ShardGateway:
         return [defective.get(index) or next(applied) for index in range(len(operations))]
 
     @of_shard
-    async def judge(self, shard_id: str, operations: Sequence[Operation]) -> dict[int, Finding]:
-        """Return by index why a schema of a shard would refuse operations, patches aside, as of now.
+    async def foresee(self, shard_id: str, operations: Sequence[Operation]) -> Foreseen:
+        """Return what the rules of a shard's business types say of operations, patches aside, as of now.
 
         Raises `RetryableError` when the shard does not answer.
         """
-        return await self._ensure_writer(shard_id).judge(operations)
+        return await self._ensure_writer(shard_id).foresee(operations)
 
     @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:

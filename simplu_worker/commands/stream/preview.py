@@ -19,8 +19,9 @@ from simplu_worker.commands.stream.wait_outcomes import LastPoll, OperationKey, 
 from simplu_worker.config.settings import Settings
 from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import Operation, RejectedRecord
+from simplu_worker.operations.operation import Days, Operation, RejectedRecord
 from simplu_worker.operations.schema_judge import Finding
+from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.vocabulary import Absence, Failure, OperationKind
 
@@ -29,6 +30,7 @@ SHARDS_AT_ONCE: Final = 64
 ERROR_SHOWN_LENGTH: Final = 100
 RESOURCES_PER_QUERY: Final = 500
 MEMBERS_SHOWN: Final = 5
+NOTHING_FORESEEN: Final = Foreseen({}, ())
 
 ResourceKey = tuple[str, str, str | None]
 """A tenant id, a resource type and a resource id."""
@@ -62,6 +64,7 @@ class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     request_id: str | None = None
     shard_id: str | None = None
     lost_members: tuple[str, ...] = ()  # of the resource as it is now, which an update would remove
+    warning: str | None = None  # of days of a list, which may be others than were meant
 
 
 async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
@@ -73,7 +76,7 @@ async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool
     homes: Mapping[str, str | Absence] = {}
     logged: Mapping[OperationKey, Mapping[str, object]] = {}
     stored: Mapping[ResourceKey, Sequence[str]] = {}
-    findings: Mapping[int, Finding] = {}
+    foreseen = NOTHING_FORESEEN
     poll = LastPoll(len(lines))
     keys = {line.key for line in lines if line.key is not None}
     if keys and set_of(settings, *ROUTES):
@@ -81,8 +84,8 @@ async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool
             homes = await _find_homes(shards.gateway, sorted({tenant_id for tenant_id, _ in keys}))
             logged = await find_operations(shards.gateway, keys, poll)
             stored = await _find_members(shards.gateway, lines)
-            findings = await _judge(shards.gateway, lines, homes)
-    found = [preview(line, homes, logged, stored, findings.get(line.number)) for line in lines]
+            foreseen = await _foresee(shards.gateway, lines, homes)
+    found = [preview(line, homes, logged, stored, foreseen) for line in lines]
     if as_json:
         print_json({"records": found, "shardsWithoutAnswer": poll.silent_shard_ids})
     else:
@@ -96,11 +99,11 @@ def preview(
     homes: Mapping[str, str | Absence],
     logged: Mapping[OperationKey, Mapping[str, object]],
     stored: Mapping[ResourceKey, Sequence[str]],
-    finding: Finding | None = None,
+    foreseen: Foreseen = NOTHING_FORESEEN,
 ) -> Preview:
     """Return the next step with a line, by the shards of tenants, the rows of the logs, and the members of resources.
 
-    *finding* is that of a schema.
+    *foreseen* is by the numbers of lines.
     """
     decoded = line.decoded
     if isinstance(decoded, RejectedRecord):
@@ -119,12 +122,15 @@ def preview(
         return _of_operation(line.number, decoded, Fate.DUPLICATE, shard_id=str(row["shard_id"]))
     if isinstance(home, Absence):
         return _of_operation(line.number, decoded, Fate.HELD, reason=home)
-    if finding is not None:
+    if (finding := foreseen.refusals.get(line.number)) is not None:
         failed = _of_operation(line.number, decoded, Fate.FAILED, reason=Failure.INVALID_DATA, shard_id=home)
         return msgspec.structs.replace(failed, error=str(finding))
     fate = Fate.VALID if home is None else Fate.APPLIED
     lost = lost_members(decoded, stored.get(_resource_of(decoded), ()))
-    return _of_operation(line.number, decoded, fate, shard_id=home, lost_members=lost)
+    applied = _of_operation(line.number, decoded, fate, shard_id=home, lost_members=lost)
+    if line.number not in foreseen.dateless or decoded.query is None:
+        return applied
+    return msgspec.structs.replace(applied, warning=_describe_days(decoded.resource_type, decoded.query.days))
 
 
 def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]:
@@ -199,32 +205,32 @@ async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[
     return homes
 
 
-async def _judge(
-    gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]
-) -> dict[int, Finding]:
-    """Return by the numbers of lines why a schema would refuse them; nothing of a shard that does not answer."""
+async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]) -> Foreseen:
+    """Return what the rules of shards say, by the numbers of lines; nothing of a shard that does not answer."""
     by_shard: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
     for line in lines:
         if isinstance(line.decoded, Operation):
             home = homes.get(line.decoded.tenant_id)
             if home is not None and not isinstance(home, Absence):
                 by_shard[home].append((line.number, line.decoded))
-    findings: dict[int, Finding] = {}
+    refusals: dict[int, Finding] = {}
+    dateless: set[int] = set()
     turns = asyncio.Semaphore(SHARDS_AT_ONCE)
 
-    async def judge(shard_id: str, sent: Sequence[tuple[int, Operation]]) -> None:
+    async def foresee(shard_id: str, sent: Sequence[tuple[int, Operation]]) -> None:
         async with turns:
             try:
-                found = await gateway.judge(shard_id, [operation for _, operation in sent])
+                found = await gateway.foresee(shard_id, [operation for _, operation in sent])
             except RetryableError as exc:
-                print_note(f"schemas of shard {shard_id}: {exc}")
+                print_note(f"business types of shard {shard_id}: {exc}")
             else:
-                findings.update({sent[index][0]: finding for index, finding in found.items()})
+                refusals.update({sent[index][0]: finding for index, finding in found.refusals.items()})
+                dateless.update(sent[index][0] for index in found.dateless)
 
     async with asyncio.TaskGroup() as tasks:
         for shard_id, sent in by_shard.items():
-            tasks.create_task(judge(shard_id, sent), name=f"judge:{shard_id}")
-    return findings
+            tasks.create_task(foresee(shard_id, sent), name=f"foresee:{shard_id}")
+    return Foreseen(refusals, dateless)
 
 
 def _print_previews(found: Sequence[Preview]) -> None:
@@ -245,11 +251,22 @@ def _print_previews(found: Sequence[Preview]) -> None:
     for one in found:
         if one.lost_members:
             print_note(f"line {one.line}: {_describe_loss(one)}")
+        if one.warning is not None:
+            print_note(f"line {one.line}: {one.warning}")
     if any(one.operation == OperationKind.UPDATE and one.fate in {Fate.VALID, Fate.HELD} for one in found):
         print_note("an update replaces the whole document; a patch keeps what it lacks")
     counts = Counter(one.fate for one in found)
     print_note(", ".join(f"{count} {fate}" for fate, count in sorted(counts.items())) or "no records")
     print_note("nothing was sent or applied")
+
+
+def _describe_days(resource_type: str, days: Days) -> str:
+    meaning = (
+        "date means the document's own member date, or else the day of creation"
+        if days.is_one
+        else "startDate and endDate mean the day of creation"
+    )
+    return f"{meaning}: the type {resource_type} names no date (docs/sending.md#list)"
 
 
 def _describe_loss(one: Preview) -> str:

@@ -20,7 +20,6 @@ import structlog
 from simplu_worker.operations.admission import HOLD, TenantRow, admit, admits_all, is_too_late
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
-from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_COUNT,
@@ -35,11 +34,13 @@ from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.judging import (
     BatchJudges,
+    Foreseen,
     Found,
     ShardRules,
     TypeRules,
     as_stored,
     count_found,
+    foresee,
 )
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
@@ -214,15 +215,13 @@ class ShardWriter:
             rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
         return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
 
-    async def judge(self, operations: Sequence[Operation]) -> dict[int, Finding]:
-        """Return by index why a schema would refuse operations that send a whole document. Raises as `apply` does."""
+    async def foresee(self, operations: Sequence[Operation]) -> Foreseen:
+        """Return what the rules of the shard's types say of operations, patches aside. Raises as `apply` does."""
         await self._check(self._pool.connection)
         await self._rules.refresh()
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_tenants"], list({one.tenant_id for one in operations}))
-        judges = BatchJudges(self._rules.by_type, {row["id"]: row["business_type"] for row in rows})
-        found = judges.judge_sent(operations)
-        return {index: one.finding for index, one in found.items() if one.judge.refuses}
+        return foresee(operations, {row["id"]: row["business_type"] for row in rows}, self._rules.by_type)
 
     async def fence_and_read_positions(
         self, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False

@@ -277,6 +277,39 @@ async def test_preview_names_what_an_update_removes(world: World, capsys: pytest
     assert "an update replaces the whole document" in capsys.readouterr().err
 
 
+async def test_preview_warns_when_a_type_of_a_list_names_no_date(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under each name of the type, and only where the list asks for days; it is applied."""
+    pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
+    types = [{"name": "visit", "date": "visitTime", "alsoNamed": ["visits"]}, {"name": "client"}]
+    definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": types}
+    await fetch(pool, "UPDATE public.business_types SET definition = $1 WHERE name = 'dental'", json.dumps(definition))
+    day = "2026-03-09"
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("visits", {"date": day}),
+        ("client", {"date": day}),
+        ("client", {"startDate": day}),
+        ("client", {"name": "Ana"}),
+    ]
+    tenant = {"businessId": TENANT[0], "locationId": TENANT[1]}
+    lines = [tenant | {"operation": "list", "resourceType": name, "filters": filters} for name, filters in asked]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    of_client = "the type client names no date (docs/sending.md#list)"
+    warnings = [
+        None,
+        f"date means the document's own member date, or else the day of creation: {of_client}",
+        f"startDate and endDate mean the day of creation: {of_client}",
+        None,
+    ]
+
+    assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)["records"]
+    assert [(one["fate"], one.get("warning")) for one in found] == [("applied", one) for one in warnings]
+    assert await preview_operations(world.settings, text, is_orders=False, as_json=False) == 0
+    assert f"line 2: {warnings[1]}\n" in capsys.readouterr().err
+
+
 async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Each line with its fate; the log has as many rows as before."""
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)

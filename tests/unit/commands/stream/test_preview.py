@@ -10,6 +10,7 @@ import pytest
 from simplu_worker.commands.stream.input_lines import parse_lines
 from simplu_worker.commands.stream.preview import Fate, Preview, preview
 from simplu_worker.operations.schema_judge import Finding
+from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.vocabulary import Absence
 
 VALID = (
@@ -56,10 +57,10 @@ def test_valid_record_fails_when_a_schema_refuses_it() -> None:
     (line,) = parse_lines(
         VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
     )
-    finding = Finding("#/required", 'the member "name"')
+    foreseen = Foreseen({1: Finding("#/required", 'the member "name"')}, ())
     logged = {("b-l", "r1"): {"shard_id": "shard-1"}}
 
-    failed = preview(line, {"b-l": "shard-1"}, {}, {}, finding)
+    failed = preview(line, {"b-l": "shard-1"}, {}, {}, foreseen)
 
     assert (failed.fate, failed.reason, failed.error, failed.shard_id) == (
         Fate.FAILED,
@@ -67,7 +68,7 @@ def test_valid_record_fails_when_a_schema_refuses_it() -> None:
         '#/required: expected the member "name"',
         "shard-1",
     )
-    assert preview(line, {"b-l": "shard-1"}, logged, {}, finding).fate is Fate.DUPLICATE
+    assert preview(line, {"b-l": "shard-1"}, logged, {}, foreseen).fate is Fate.DUPLICATE
 
 
 def test_record_that_is_no_operation_is_a_dead_letter() -> None:
