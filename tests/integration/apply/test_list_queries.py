@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -262,6 +263,11 @@ async def test_cursor_of_another_list_is_refused(tenant: TenantCase) -> None:
     ]
 
     assert await tenant.apply(*others) == [INVALID] * 3
+    list_id, *keys = json.loads(base64.b64decode(after))
+    assert keys[:4] == [False, 0, "0", ""]
+    for odd in ([False, 2**40, "0", ""], [False, 0, "--1", ""], [False, 0, "1e9", ""], [False, 0, "0", "\0"]):
+        cursor = base64.b64encode(json.dumps([list_id, *odd, "r1"]).encode()).decode()
+        assert await tenant.apply(tenant.operation("list", None, pagination={"after": cursor})) == [INVALID], odd
 
 
 @pytest.mark.slow(10)
