@@ -33,6 +33,7 @@ class CitrusShard:
     max_businesses: int = MAX_BUSINESSES
     filled_at: int | None = None
     is_active: bool = True
+    checked_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     tenants: set[str] = field(default_factory=set)
 
     def __repr__(self) -> str:
@@ -258,7 +259,7 @@ def _describe(shard: CitrusShard) -> dict[str, object]:
         "shardId": shard.shard_id,
         "connectionString": shard.connection_string,
         "isActive": shard.is_active,
-        "lastHealthCheck": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "lastHealthCheck": shard.checked_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "businessCount": len(shard.tenants),
         "maxBusinesses": shard.max_businesses,
     }

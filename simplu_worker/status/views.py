@@ -126,4 +126,5 @@ def shard_view(shard: InspectedShard) -> dict[str, Any]:
         "isActive": address.is_active,
         "tenants": address.tenant_count,
         "maxTenants": address.tenant_max,
+        "lastHealthCheck": address.last_health_check,
     } | health_view(shard.health)

@@ -19,6 +19,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.http_connector import BoundedConnector
 from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import network_cause
+from simplu_worker.operations.json_record import Time, parse_timestamp
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
@@ -71,6 +72,7 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
     is_active: bool = True
     business_count: _Count | None = None
     max_businesses: _Count | None = None
+    last_health_check: msgspec.Raw = msgspec.Raw(b"null")  # for people: another value than a time must hold nothing up
 
     def at(self, connection_string: str, file_folders: tuple[str, ...] | None) -> ShardAddress:
         return ShardAddress(
@@ -79,6 +81,7 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
             is_active=self.is_active,
             tenant_count=self.business_count,
             tenant_max=self.max_businesses,
+            last_health_check=_time_in(self.last_health_check),
             file_folders=file_folders,
         )
 
@@ -355,6 +358,13 @@ async def open_citrus(
             file_folders=file_folders,
             clock=clock,
         )
+
+
+def _time_in(raw: msgspec.Raw) -> str | None:
+    try:
+        return parse_timestamp(msgspec.json.decode(raw, type=Time)).isoformat(timespec="milliseconds")
+    except (msgspec.DecodeError, ValueError, OverflowError):
+        return None
 
 
 def _may_repeat(exc: Exception) -> bool | float:

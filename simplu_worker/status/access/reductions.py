@@ -36,7 +36,9 @@ from simplu_worker.vocabulary import (
 )
 
 # Names that labels of the metrics show as well, which need no token either; and times.
-SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
+SHOWN_TEXTS: Final = frozenset(
+    {"kind", "lastCheckAt", "lastHealthCheck", "name", "queue", "shardId", "streamShard", "version"}
+)
 STATE_MEMBERS: Final = frozenset(
     {"ready", "unable", "reason", "role", "state", "step", "citrus", "clock", "cause", "severity"}
 )

@@ -133,6 +133,7 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
         == shards["shard-1"]
     )
     assert (shards["shard-2"]["state"], shards["shard-2"]["healthy"]) == ("lost", False)
+    assert all(datetime.fromisoformat(shard["lastHealthCheck"]).tzinfo == UTC for shard in shards.values())
     assert "secret-word" not in json.dumps(answer)
 
 

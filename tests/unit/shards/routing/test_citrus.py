@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from stamina.instrumentation import set_on_retry_hooks
@@ -42,7 +43,9 @@ from simplu_worker.shards.routing.locator import Registration
 from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.vocabulary import CitrusEndpoint
 
-ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)
+ADDRESS = ShardAddress(
+    "shard-a", CONNECTION_STRING, tenant_count=3, tenant_max=10, last_health_check="2026-03-01T12:00:00.000+00:00"
+)
 NOT_FOUND = reply({"error": "not registered"}, status=404)
 HTML = b"<html><body>Please log in</body></html>"
 
@@ -56,6 +59,13 @@ async def test_locate_returns_the_shard_that_citrus_names() -> None:
 
     assert citrus.requests == [("GET", "/api/shard/clinic-main")]
     assert citrus.authorizations == {f"Bearer {API_KEY}"}
+
+
+@pytest.mark.parametrize("value", [None, 7, "soon", "2026-02-31", "0001-01-01T00:00:00+01:00", {"at": []}])
+async def test_locate_leaves_a_health_check_out_that_is_no_time(value: object) -> None:
+    """It is for people alone: the shard serves nevertheless."""
+    async with ScriptedCitrus(reply(SHARD | {"lastHealthCheck": value})).opened() as client:
+        assert await client.locate("a-b") == msgspec.structs.replace(ADDRESS, last_health_check=None)
 
 
 async def test_locate_needs_no_more_than_id_and_connection_string() -> None:
