@@ -205,7 +205,7 @@ class ShardProblem(StrEnum):
     SLOW = "slow"  # the simplest answer takes over a second
     LAGGING = "lagging"  # a standby is behind
     CONNECTIONS = "connections"  # nearly all in use
-    USAGE = "usage"  # nearly full of tenants
+    USAGE = "usage"  # nearly full of businesses
     INACTIVE = "inactive"  # marked by Citrus
     GAP = "gap"  # it takes no operations of the stream; queues go on
     CLOCK = "clock"  # over a minute off that of AWS: nothing is deleted there by the time

@@ -288,12 +288,13 @@ SHARD_HEALTHY = Gauge(
 )
 SHARD_TENANTS = Gauge(
     "simplu_shard_tenants",
-    "Tenants on a Postgres shard: counted each minute if it is in use, else as Citrus counts.",
+    "Tenants on a Postgres shard, counted each minute.",
     ["shard_id"],
 )
 SHARD_USAGE = Gauge(
     "simplu_shard_usage_ratio",
-    "Tenants on a Postgres shard over the number that Citrus allows; absent without such a limit.",
+    "Businesses on a Postgres shard, as Citrus counts them, over the number that Citrus allows; absent without such a "
+    "limit.",
     ["shard_id"],
 )
 SHARD_CONNECTIONS_RATIO = Gauge(

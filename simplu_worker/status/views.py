@@ -124,7 +124,7 @@ def shard_view(shard: InspectedShard) -> dict[str, Any]:
         "shardId": address.shard_id,
         "place": address.place,
         "isActive": address.is_active,
-        "tenants": address.tenant_count,
-        "maxTenants": address.tenant_max,
+        "businesses": address.business_count,
+        "maxBusinesses": address.business_max,
         "lastHealthCheck": address.last_health_check,
     } | health_view(shard.health)

@@ -151,7 +151,7 @@ async def test_tenants_are_provisioned_once_listed_and_shown(terminal: Terminal)
 
 
 async def test_shards_list_shows_every_shard_and_how_full_it_is(terminal: Terminal) -> None:
-    """All answer: status 0; Citrus says how many tenants each may have."""
+    """All answer: status 0; Citrus says how many businesses each may have."""
     listed, table = await terminal.run_all((("shards", "list", "--json"), {}), (("shards", "list"), {}))
     assert (listed.status, listed.json["shardsWithoutAnswer"]) == (0, [])
     shards = {shard["shardId"]: shard for shard in listed.json["shards"]}
@@ -161,7 +161,7 @@ async def test_shards_list_shows_every_shard_and_how_full_it_is(terminal: Termin
         ("healthy", "primary", True),
         ("degraded", "primary", True),
     }
-    assert first["usage"] == round(first["tenants"] / first["maxTenants"], 4)
+    assert first["usage"] == round(first["businesses"] / first["maxBusinesses"], 4)
     assert table.status == 0
     assert all(shard_id in table.out for shard_id in shards)
 

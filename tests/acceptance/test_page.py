@@ -311,10 +311,10 @@ async def test_views_show_shards_queues_and_moves(world: PageWorld, page: Browse
     await page.wait_for(f"{text_of('section-shards')}.includes('Schema')", within_s=SEEN_WITHIN_S)
     connected = f"{shard_cells('Server connections')}.filter((one) => one.endsWith(' of 97'))"
     await page.wait_for(f"{connected}.length === 2", within_s=SEEN_WITHIN_S)
-    percent = f"{shard_cells('Tenants of capacity')}.filter((one) => one.endsWith(' %'))"
+    percent = f"{shard_cells('Businesses of capacity')}.filter((one) => one.endsWith(' %'))"
     await page.wait_for(f"{percent}.length === 3", within_s=SEEN_WITHIN_S)
     assert "lost" in await page.evaluate(text_of("section-shards"))
-    usages = await page.evaluate(shard_cells("Tenants of capacity"))
+    usages = await page.evaluate(shard_cells("Businesses of capacity"))
     connections = await page.evaluate(shard_cells("Server connections"))
     assert [bool(re.fullmatch(r"\d+ %", one)) for one in usages] == [True] * 3
     assert [bool(re.fullmatch(r"[1-9]\d* of 97", one)) for one in connections].count(True) == 2
@@ -813,7 +813,7 @@ async def test_rows_on_a_phone_show_each_column_within_the_screen(page: BrowserT
     await go(page, "shards")
     cells = "[...document.querySelectorAll('#section-shards td:not(.nothing)')]"
     lines = await page.evaluate(f"{cells}.map((one) => getComputedStyle(one, '::before').content)")
-    assert {'"State"', '"Place"', '"Tenants of capacity"'} <= set(lines)
+    assert {'"State"', '"Place"', '"Businesses of capacity"'} <= set(lines)
     for view in ("overview", "shards", "stream", "queues"):
         await go(page, view)
         inside = "[...document.querySelectorAll('.scroll')].every((one) => one.scrollWidth <= one.clientWidth)"

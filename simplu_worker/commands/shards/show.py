@@ -97,11 +97,11 @@ def _row(shard: InspectedShard, beyond: Mapping[str, int], drained: Collection[s
 
 
 def _format_usage(health: Health) -> str | None:
-    """Return the share of the shard's room for tenants that is used, as Citrus counts them."""
+    """Return the share of the shard's room for businesses that is used, as Citrus counts them."""
     usage = health.observation.usage
     if usage.ratio is None:
         return None
-    return f"{usage.ratio:.0%} of {usage.tenant_max}"
+    return f"{usage.ratio:.0%} of {usage.business_max} businesses"
 
 
 def _format_connections(used: int | None, most: int | None) -> str | None:

@@ -176,9 +176,9 @@ def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:
     """Return a shard with the count and the limit that Citrus gives for it, which its list of shards may lack."""
     if capacity is None:
         return shard
-    tenant_count = shard.tenant_count if capacity.tenant_count is None else capacity.tenant_count
-    tenant_max = shard.tenant_max if capacity.tenant_max is None else capacity.tenant_max
-    return msgspec.structs.replace(shard, tenant_count=tenant_count, tenant_max=tenant_max)
+    business_count = shard.business_count if capacity.business_count is None else capacity.business_count
+    business_max = shard.business_max if capacity.business_max is None else capacity.business_max
+    return msgspec.structs.replace(shard, business_count=business_count, business_max=business_max)
 
 
 async def survey_shards(shards: Shards, query: str, *arguments: object, limits: QueryLimits = LIMITS) -> ShardRows:

@@ -94,10 +94,10 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
 
 def _print_usage(shown: ShownPlan) -> None:
     """Print how full the shards are, beside their limits where Citrus has some."""
-    limits = {one.shard_id: one.tenant_max for one in shown.survey.targets if one.tenant_max is not None}
+    limits = {one.shard_id: one.business_max for one in shown.survey.targets if one.business_max is not None}
     before, after = shown.before, shown.after
     names = sorted({*before, *after, *shown.survey.target_ids})
-    columns = ("shard", f"{shown.by} before", "after", *(("tenants at most",) if limits else ()))
+    columns = ("shard", f"{shown.by} before", "after", *(("businesses at most",) if limits else ()))
     print_table(
         columns, ((name, before[name], after[name], *((limits.get(name),) if limits else ())) for name in names)
     )

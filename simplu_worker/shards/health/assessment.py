@@ -132,19 +132,19 @@ class HealthFinding(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """The room of a shard, from Citrus; None for unknown values."""
+    """The room of a shard for businesses, from Citrus; None for unknown values."""
 
-    tenant_count: int | None = None
-    tenant_max: int | None = None
+    business_count: int | None = None
+    business_max: int | None = None
     is_active: bool = True
     accepts_new: bool | None = None
 
     @property
     def ratio(self) -> float | None:
-        """Tenants divided by the room for them; None if unknown."""
-        if self.tenant_count is None or self.tenant_max is None:
+        """Businesses divided by the room for them; None if unknown."""
+        if self.business_count is None or self.business_max is None:
             return None
-        return self.tenant_count / self.tenant_max if self.tenant_max > 0 else 1.0
+        return self.business_count / self.business_max if self.business_max > 0 else 1.0
 
 
 class ShardObservation(msgspec.Struct, frozen=True):
@@ -190,10 +190,10 @@ class Health(msgspec.Struct, frozen=True):
 def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
     """Return a shard's usage from the list of Citrus and from its answer about the shard, which is newer."""
     if capacity is None:
-        return Usage(address.tenant_count, address.tenant_max, address.is_active)
+        return Usage(address.business_count, address.business_max, address.is_active)
     return Usage(
-        address.tenant_count if capacity.tenant_count is None else capacity.tenant_count,
-        address.tenant_max if capacity.tenant_max is None else capacity.tenant_max,
+        address.business_count if capacity.business_count is None else capacity.business_count,
+        address.business_max if capacity.business_max is None else capacity.business_max,
         address.is_active,
         capacity.accepts_new,
     )
@@ -221,8 +221,8 @@ def findings(observation: ShardObservation, before: Collection[ShardProblem]) ->
         yield HealthFinding(ShardProblem.INACTIVE, "Citrus marks it inactive")
     ratio = observation.usage.ratio
     if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_raised=ShardProblem.USAGE in before):
-        count, room = observation.usage.tenant_count, observation.usage.tenant_max
-        yield HealthFinding(ShardProblem.USAGE, f"{count} tenants in room for {room}")
+        count, room = observation.usage.business_count, observation.usage.business_max
+        yield HealthFinding(ShardProblem.USAGE, f"{count} businesses in room for {room}")
 
 
 def unfit_reason(probe: ShardProbe) -> str | None:

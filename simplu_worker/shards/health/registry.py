@@ -153,11 +153,8 @@ class HealthRegistry:
         if (takes_operations := health.takes_operations) is not None:
             instruments.SHARD_HEALTHY.labels(shard_id).set(takes_operations)
         is_seen = probe is not None and health.observation.error is None
-        own_count = None if probe is None else probe.tenant_count
         instruments.set_or_remove(instruments.SHARD_USAGE, shard_id, usage.ratio)
-        instruments.set_or_remove(
-            instruments.SHARD_TENANTS, shard_id, usage.tenant_count if own_count is None else own_count
-        )
+        instruments.set_or_remove(instruments.SHARD_TENANTS, shard_id, None if probe is None else probe.tenant_count)
         instruments.set_or_remove(
             instruments.SHARD_REPLICATION_LAG, shard_id, probe.lag_s if probe is not None and is_seen else None
         )

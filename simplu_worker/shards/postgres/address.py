@@ -58,8 +58,8 @@ class ShardAddress(msgspec.Struct, frozen=True):
     shard_id: str
     connection_string: str
     is_active: bool = True
-    tenant_count: int | None = None
-    tenant_max: int | None = None
+    business_count: int | None = None
+    business_max: int | None = None
     last_health_check: str | None = None  # the time of Citrus' own, for people
     refusal: str | None = None  # why the shard may not be used; its connection string is then empty
     file_folders: tuple[str, ...] | None = None  # that files of its options have to be below; None: anywhere

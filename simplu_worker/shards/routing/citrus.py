@@ -79,8 +79,8 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
             shard_id=self.shard_id,
             connection_string=connection_string,
             is_active=self.is_active,
-            tenant_count=self.business_count,
-            tenant_max=self.max_businesses,
+            business_count=self.business_count,
+            business_max=self.max_businesses,
             last_health_check=_time_in(self.last_health_check),
             file_folders=file_folders,
         )

@@ -27,8 +27,8 @@ class Registration(msgspec.Struct, frozen=True):
 class Capacity(msgspec.Struct, frozen=True):
     """A shard's capacity as Citrus reports it; None where a member is missing."""
 
-    tenant_count: int | None = None
-    tenant_max: int | None = None
+    business_count: int | None = None
+    business_max: int | None = None
     accepts_new: bool | None = None
 
 

@@ -126,7 +126,7 @@ function workOf(status) {
 }
 
 const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:long", "place", "lastAnswerAt:time:Last answer",
-  "responseMs:ms", "tenants:number", "usage:ratio:Tenants of capacity", "serverConnections", "ourConnections",
+  "responseMs:ms", "tenants:number", "usage:ratio:Businesses of capacity", "serverConnections", "ourConnections",
   "replicationLagSeconds:seconds", "schemaVersion:number:Schema", "role");
 const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge", "trouble:long", "lagSeconds:lag",
   "held", "recordsPerSecond:rate:Records", "owner", "lagChart:chart:Lag, last hour", "rateChart:chart:Records, last hour",
@@ -227,7 +227,7 @@ export const sectionsOf = (view, known) => withAges(SECTIONS[view](known), known
 
 const hidden = new Set(["isGrey", "isSilent", "lagChart", "rateChart", "isDead", "release", "healthy", "shardId", "lastCheckAt"]);
 const factsOf = ({ usage, ...row }) => withoutNothing({
-  ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), tenantsOfCapacity: isNothing(usage) ? null : text(usage, "ratio"),
+  ...Object.fromEntries(Object.entries(row).filter(([name]) => !hidden.has(name))), businessesOfCapacity: isNothing(usage) ? null : text(usage, "ratio"),
 });
 const THINGS = {
   shards: ["shard", "status", ({ status }) => shardRows(status), "shardId"],

@@ -296,7 +296,7 @@ async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytes
         assert [target for _, _, target in moves_of(printed(capsys)[0])] == ["b", "b"]
         assert await rebalance_shards(citrus.settings, Balance(), MoveTerms(), apply=True, as_json=False) == 0
         shown = capsys.readouterr().out
-        assert "tenants at most" in shown
+        assert "businesses at most" in shown
         assert "1 of 6 tenants move" in shown
         assert Counter(shard.shard_id for shard in citrus.server.registry.homes.values()) == {"a": 5, "b": 1}
 

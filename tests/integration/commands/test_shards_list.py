@@ -291,7 +291,7 @@ async def test_tenants_list_names_the_silent_shards(
 
 def test_row_shows_room_and_lag_as_people_read_them() -> None:
     """Unknown members are left out."""
-    address = ShardAddress("s", "postgresql://u:p@h:1/d", tenant_count=9, tenant_max=10)
+    address = ShardAddress("s", "postgresql://u:p@h:1/d", business_count=9, business_max=10)
     lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
     row = command._row(
         InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))), {}, ()
@@ -305,10 +305,10 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
         "PostgreSQL": "17.2",
         "schema": "1",
         "tenants": "3",
-        "usage": "90% of 10",
+        "usage": "90% of 10 businesses",
         "connections": "5/97",
         "lag": "31.2 s, 2048 bytes, 2 standbys",
-        "odd": "its standby is 31 s behind; 9 tenants in room for 10",
+        "odd": "its standby is 31 s behind; 9 businesses in room for 10",
     }
     unknown = dict(
         zip(

@@ -47,7 +47,7 @@ async def test_local_citrus_finds_a_tenant_and_its_shard_when_an_id_has_any_char
         found.append(None if located is None else located.shard_id)
         capacities = [await citrus.fetch_capacity(shard_id) for shard_id in SHARD_IDS]
     assert found == [*SHARD_IDS]
-    assert [None if one is None else one.tenant_count for one in capacities] == [0, 1]
+    assert [None if one is None else one.business_count for one in capacities] == [0, 1]
 
 
 async def _no_shard() -> tuple[str, str]:

@@ -59,12 +59,12 @@ def rooms_of(
     *counts* are the tenants of each shard, of which Citrus may know more; *coming* those that are on their way there.
     """
     listed = list(shards)
-    limits = [shard.tenant_max for shard in listed if shard.tenant_max is not None] if by_capacity else []
+    limits = [shard.business_max for shard in listed if shard.business_max is not None] if by_capacity else []
     usual = sum(limits) / len(limits) if limits else 1.0
     rooms = []
     for shard in listed:
-        limit, shard_id = shard.tenant_max, shard.shard_id
-        taken = max(counts.get(shard_id, 0), shard.tenant_count or 0) + coming.get(shard_id, 0)
+        limit, shard_id = shard.business_max, shard.shard_id
+        taken = max(counts.get(shard_id, 0), shard.business_count or 0) + coming.get(shard_id, 0)
         capacity = limit if by_capacity and limit is not None else usual
         rooms.append(ShardRoom(shard_id, capacity, (NO_LIMIT if limit is None else limit) - taken))
     return rooms

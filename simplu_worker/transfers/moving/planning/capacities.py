@@ -40,9 +40,9 @@ def room_of(capacity: Capacity) -> int | None:
     """Return how many tenants more a shard takes; None where Citrus has no limit. Pure."""
     if capacity.accepts_new is False:
         return 0
-    if capacity.tenant_max is None or capacity.tenant_count is None:
+    if capacity.business_max is None or capacity.business_count is None:
         return None
-    return max(1 if capacity.accepts_new else 0, capacity.tenant_max - capacity.tenant_count)
+    return max(1 if capacity.accepts_new else 0, capacity.business_max - capacity.business_count)
 
 
 def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0) -> None:
@@ -58,5 +58,5 @@ def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0) 
     coming = f", and {coming_count} are to move there before" if coming_count else ""
     raise PermanentError(
         f"shard {shard_id}: expected room for a tenant, got a full shard "
-        f"({answer.tenant_count} of {answer.tenant_max}{coming}); raise maxBusinesses in Citrus, or choose another"
+        f"({answer.business_count} of {answer.business_max}{coming}); raise maxBusinesses in Citrus, or choose another"
     )

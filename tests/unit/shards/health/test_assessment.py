@@ -82,12 +82,12 @@ def test_shard_is_judged_by_what_it_says_of_itself(
     ("usage", "expected"),
     [
         (Usage(), []),
-        (Usage(tenant_count=5), []),
-        (Usage(tenant_max=5), []),
-        (Usage(tenant_count=0, tenant_max=1), []),
-        (Usage(tenant_count=80, tenant_max=100), []),
-        (Usage(tenant_count=81, tenant_max=100), [ShardProblem.USAGE]),
-        (Usage(tenant_count=0, tenant_max=0), [ShardProblem.USAGE]),
+        (Usage(business_count=5), []),
+        (Usage(business_max=5), []),
+        (Usage(business_count=0, business_max=1), []),
+        (Usage(business_count=80, business_max=100), []),
+        (Usage(business_count=81, business_max=100), [ShardProblem.USAGE]),
+        (Usage(business_count=0, business_max=0), [ShardProblem.USAGE]),
         (Usage(is_active=False), [ShardProblem.INACTIVE]),
         (Usage(9, 9, is_active=False), [ShardProblem.INACTIVE, ShardProblem.USAGE]),
     ],
@@ -167,7 +167,7 @@ def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
 
 def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
     """The list has all shards; the answer about one is newer, and may have fewer members."""
-    listed = ShardAddress("s", "postgresql://h/d", is_active=False, tenant_count=3, tenant_max=10)
+    listed = ShardAddress("s", "postgresql://h/d", is_active=False, business_count=3, business_max=10)
     assert usage_of(listed) == Usage(3, 10, is_active=False)
     assert usage_of(listed, Capacity()) == Usage(3, 10, is_active=False)
     assert usage_of(listed, Capacity(4, 20, accepts_new=True)) == Usage(4, 20, is_active=False, accepts_new=True)
@@ -236,7 +236,7 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
         "problems": ["read_only", "usage"],
         "odd": [
             "expected a server that can be written to, got a standby; let its connection string name the primary",
-            "9 tenants in room for 10",
+            "9 businesses in room for 10",
         ],
         "usage": 0.9,
         "role": "standby",

@@ -112,7 +112,7 @@ def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
         ("shard.lost", "warning", ["TimeoutError"]),
         ("shard.restored", "info", None),
         ("shard.degraded", "warning", ["its standby is 40 s behind"]),
-        ("shard.degraded", "warning", ["its standby is 50 s behind", "9 tenants in room for 10"]),
+        ("shard.degraded", "warning", ["its standby is 50 s behind", "9 businesses in room for 10"]),
         ("shard.degraded", "warning", ["its standby is 50 s behind"]),
         ("shard.restored", "info", None),
     ]
@@ -139,7 +139,7 @@ def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRe
     for state in ConnectionState:
         instruments.SHARD_CONNECTIONS.labels(SHARD, state).set(1)
     book.end(SHARD)
-    assert (gauge("healthy"), gauge("tenants"), gauge("usage_ratio")) == (None, 1, 0.5)
+    assert (gauge("healthy"), gauge("tenants"), gauge("usage_ratio")) == (None, None, 0.5)
     book.note_usages({})
     assert SHARD not in generate_latest().decode()
     assert SHARD not in book.by_shard_id

@@ -38,11 +38,11 @@ def test_book_uses_what_is_named_until_the_shard_was_found() -> None:
 def test_book_keeps_the_address_where_the_shard_was_found() -> None:
     """Another one is to be tried; what else is said of the shard holds at once."""
     book = proven()
-    named = ShardAddress("shard-1", NEW.connection_string, is_active=False, tenant_count=7)
+    named = ShardAddress("shard-1", NEW.connection_string, is_active=False, business_count=7)
 
     used = book.resolve(named)
 
-    assert used == ShardAddress("shard-1", OLD.connection_string, is_active=False, tenant_count=7)
+    assert used == ShardAddress("shard-1", OLD.connection_string, is_active=False, business_count=7)
     assert book.known_address("shard-1") == used
     assert book.contested_shard_ids() == ["shard-1"]
     assert book.due_candidate("shard-1", 0.0, is_healthy=True) is named

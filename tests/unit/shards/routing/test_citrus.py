@@ -44,7 +44,7 @@ from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.vocabulary import CitrusEndpoint
 
 ADDRESS = ShardAddress(
-    "shard-a", CONNECTION_STRING, tenant_count=3, tenant_max=10, last_health_check="2026-03-01T12:00:00.000+00:00"
+    "shard-a", CONNECTION_STRING, business_count=3, business_max=10, last_health_check="2026-03-01T12:00:00.000+00:00"
 )
 NOT_FOUND = reply({"error": "not registered"}, status=404)
 HTML = b"<html><body>Please log in</body></html>"
@@ -448,7 +448,7 @@ async def test_shards_lists_one_without_an_address_as_one_without_an_answer(memb
 
         known = (await client.list_shards())[0]
         assert (known.connection_string, known.refusal) == (ADDRESS.connection_string, None)
-        assert known.tenant_count == 7
+        assert known.business_count == 7
 
 
 async def test_shards_has_no_answer_when_one_entry_is_nonsense() -> None:

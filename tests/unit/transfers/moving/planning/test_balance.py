@@ -110,7 +110,7 @@ def test_tenants_are_balanced_by_capacity(
     capacities: dict[str, int], counts: dict[str, int], moved: dict[str, int]
 ) -> None:
     """The usage of a shard is the number of its tenants by its limit."""
-    addresses = [ShardAddress(name, "", tenant_count=counts[name], tenant_max=capacities[name]) for name in SHARDS]
+    addresses = [ShardAddress(name, "", business_count=counts[name], business_max=capacities[name]) for name in SHARDS]
     tenants = [WeighedTenant(name, str(number), name) for name in SHARDS for number in range(counts[name])]
     plan = plan_balance(tenants, rooms_of(addresses, counts, {}, by_capacity=True))
     assert Counter(one.target_id for one in plan) == moved
@@ -140,8 +140,8 @@ def test_balance_fills_no_shard_beyond_its_room_or_the_fullest_share(
 def test_room_is_what_citrus_leaves_beside_those_that_are_coming() -> None:
     """Citrus may know of more tenants than the shards have; a shard without a limit has the mean one."""
     addresses = [
-        ShardAddress("a", "", tenant_count=7, tenant_max=10),
-        ShardAddress("b", "", tenant_count=1, tenant_max=30),
+        ShardAddress("a", "", business_count=7, business_max=10),
+        ShardAddress("b", "", business_count=1, business_max=30),
         ShardAddress("c", ""),
     ]
     counts, coming = {"a": 5, "b": 3}, {"b": 2, "c": 1}
