@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from simplu_worker.commands.moves.finding import FinishedMove, FoundMove, find_m
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_json, print_note, print_table, show_count
 from simplu_worker.errors import WorkerError
-from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities, has_business
 from simplu_worker.transfers.moving.planning.places import TenantPlaces
 from simplu_worker.transfers.moving.planning.readiness import MovePlan, plan_move
 from simplu_worker.transfers.moving.types import PauseTooLongError
@@ -51,7 +51,7 @@ async def check_moves(
     """Return the moves that are possible, in the order of *requests*, and by tenant why others are refused.
 
     *places* has the places of the tenants if they are known; else all shards are asked for each. The capacities of all
-    shards are asked for at once; the moves to one shard count one after the other.
+    shards are asked for at once; the moves to one shard count one after the other, each business once.
     """
     slots = asyncio.Semaphore(PARALLEL)
     refused: dict[str, str] = {}
@@ -67,17 +67,23 @@ async def check_moves(
 
     answers = await asyncio.gather(*map(find, requests))
     capacities = await fetch_capacities(shards.locator, {one.shard_id for one in requests})
-    coming: Counter[str] = Counter()
+    coming: defaultdict[str, set[str]] = defaultdict(set)  # businesses, by shard
     possible: list[FoundMove | FinishedMove] = []
-    for found in (one for one in answers if one is not None):
-        if isinstance(found, FoundMove) and not found.has_left:
-            target_id = found.move.target_id
+    for request, found in zip(requests, answers, strict=True):
+        if found is None:
+            continue
+        capacity = capacities[request.shard_id]
+        if capacity is not None and isinstance(found, FoundMove) and not found.has_left:
+            business_id, there = request.business_id, coming[request.shard_id]
             try:
-                check_room(target_id, capacities[target_id], coming_count=coming[target_id])
+                is_there = await has_business(shards.pools.pool_of(request.shard_id), business_id)
+                is_counted = is_there or business_id in there
+                check_room(request.shard_id, capacity, coming_count=len(there), is_counted=is_counted)
             except WorkerError as exc:
-                refused[found.move.tenant_id] = str(exc)
+                refused[request.tenant_id] = str(exc)
                 continue
-            coming[target_id] += 1
+            if not is_there:
+                there.add(business_id)
         possible.append(found)
     return possible, refused
 

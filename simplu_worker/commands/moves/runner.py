@@ -26,7 +26,7 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
 from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities, has_business
 from simplu_worker.transfers.moving.types import Certificate, MoveOptions, MoveStatus
 from simplu_worker.vocabulary import MoveOutcome, MovePhase
 
@@ -151,7 +151,9 @@ class MoveRunner:
             return found
         if not found.has_left:
             capacities = await fetch_capacities(self._shards.locator, {request.shard_id})
-            check_room(request.shard_id, capacities[request.shard_id])
+            if (capacity := capacities[request.shard_id]) is not None:
+                is_there = await has_business(self._shards.pools.pool_of(request.shard_id), request.business_id)
+                check_room(request.shard_id, capacity, is_counted=is_there)
         return await Mover(self._shards.pools, self._shards.commits, found.move, self._options, show=show).run()
 
     def _watched(self, show: Callable[[MoveStatus], None]) -> Callable[[MoveStatus], None]:

@@ -414,7 +414,7 @@ async def test_drain_gives_a_shard_no_more_than_citrus_allows(
 ) -> None:
     """Citrus closes it below its limit, which it says only once the shard is that full: the third move is refused."""
     addresses = await make_shards(make_shard, "ab")
-    tenants = [("clinic", str(number)) for number in range(3)]
+    tenants = [(f"clinic{number}", "main") for number in range(3)]
     await fill(addresses[0], *tenants, rows=1)
     async with citrus_for_commands(addresses, {"-".join(tenant): "a" for tenant in tenants}) as citrus:
         citrus.server.registry.shards["b"].filled_at = 2

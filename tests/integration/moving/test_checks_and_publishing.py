@@ -130,7 +130,7 @@ async def test_full_target_is_refused_before_anything_is_written(
     """By the plan too; with the numbers, and what to do."""
     for name in ("one", "two"):
         world.registry.place(f"{name}-main", world.registry.shards["b"])
-    error = "shard b: expected room for a tenant, got a full shard (2 of 2); raise maxBusinesses in Citrus"
+    error = "shard b: expected room for a business, got a full shard (2 of 2); raise maxBusinesses in Citrus"
 
     problems = (await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])).refused
     assert problems[TENANT_ID].startswith(error)
