@@ -73,8 +73,7 @@ async def _plan(shards: Shards, shard_id: str) -> tuple[Survey, list[PlannedTran
     survey = await survey_tenants(shards, None, without=shard_id)
     running = {one.tenant.tenant_id for one in survey.begun.running}
     tenants = [one for one in survey.homes_after if one.shard_id == shard_id and one.tenant_id not in running]
-    rooms = {one.shard_id: one.room for one in survey.rooms(by_capacity=False)}
-    plan, homeless = plan_drain(tenants, rooms, survey.types)
+    plan, homeless = plan_drain(tenants, survey.rooms(by_capacity=False), survey.types)
     return survey, plan, {one.tenant_id: "expected a shard with room, got none; add a shard" for one in homeless}
 
 

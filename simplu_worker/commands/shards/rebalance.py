@@ -71,7 +71,7 @@ def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Seque
         tenants = [one for one in survey.homes_after if one.tenant_id not in survey.settled]
         return plan_by_map(tenants, locator.map, target_ids, survey.left, keep_pins=balance.keep_pins)
     rooms = [
-        one if one.shard_id in target_ids else msgspec.structs.replace(one, room=0)
+        one if one.shard_id in target_ids else msgspec.structs.replace(one, room=0, businesses=frozenset())
         for one in survey.rooms(by_capacity=balance.by is None)
     ]
     return plan_balance(survey.homes_after, rooms, settled=survey.settled, types=survey.types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
@@ -89,13 +89,14 @@ class Survey(msgspec.Struct, frozen=True):
         return frozenset((one.tenant_id, one.shard_id) for one, state in self.found if state is TenantState.MOVED)
 
     def rooms(self, *, by_capacity: bool) -> list[ShardRoom]:
-        """Return the room of each target, beside the tenants that are there or are coming."""
-        homes = {(one.tenant_id, one.shard_id) for one in self.homes}
-        coming = Counter(
-            one.target_id for one in self.begun.expected if (one.tenant.tenant_id, one.target_id) not in homes
-        )
-        counts = Counter(shard_id for _, shard_id in homes)
-        rooms = rooms_of(self.targets, counts, coming, by_capacity=by_capacity)
+        """Return the room of each target, beside the businesses that are there or are coming."""
+        there: defaultdict[str, set[str]] = defaultdict(set)
+        coming: defaultdict[str, set[str]] = defaultdict(set)
+        for home in self.homes:
+            there[home.shard_id].add(home.business_id)
+        for one in self.begun.expected:
+            coming[one.target_id].add(one.tenant.business_id)
+        rooms = rooms_of(self.targets, there, coming, by_capacity=by_capacity)
         return [msgspec.structs.replace(one, room=0) if one.shard_id in self.full else one for one in rooms]
 
 

@@ -284,9 +284,9 @@ async def test_shards_are_balanced_by_a_measure(
 
 @pytest.mark.slow(0.3)
 async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    """A small shard gets its share, and no shard gets more tenants than it has room for, whatever the measure is."""
+    """A small shard gets its share, and no shard gets more businesses than it has room for, whatever the measure is."""
     addresses = await make_shards(make_shard, "ab")
-    tenants = [("clinic", str(number)) for number in range(6)]
+    tenants = [(f"clinic{number}", "main") for number in range(6)]
     await fill(addresses[0], *tenants, rows=1)
     homes = {"-".join(tenant): "a" for tenant in tenants}
     async with citrus_for_commands(addresses, homes, limits={"a": 10, "b": 2}) as citrus:
@@ -324,7 +324,7 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
 ) -> None:
     """Planned or carried out it names those without one; the others move if they may."""
     addresses = await make_shards(make_shard, "ab")
-    tenants = [("clinic", str(number)) for number in range(3)]
+    tenants = [(f"clinic{number}", "main") for number in range(3)]
     await fill(addresses[0], *tenants, rows=1)
     homes = {"-".join(tenant): "a" for tenant in tenants}
     async with citrus_for_commands(addresses, homes, limits={"a": 10, "b": 2}) as citrus:
@@ -332,7 +332,7 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
             assert await drain(citrus.settings, "a", apply=apply) == 1
             (plan,) = printed(capsys)
             assert len(moves_of(plan)) == 2
-            assert plan["refused"] == {"clinic-2": "expected a shard with room, got none; add a shard"}
+            assert plan["refused"] == {"clinic2-main": "expected a shard with room, got none; add a shard"}
         assert await ask(addresses[1], "SELECT FROM tenants") == []
         shown = await drain_shard(citrus.settings, Drain("a"), MoveTerms(), apply=True, as_json=False)
         assert (
@@ -343,7 +343,7 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
         assert await drain(citrus.settings, "a", apply=True, partial=True) == 1
         plan, *results, verdict = printed(capsys)
         assert {one["tenant"] for one in results if one["outcome"] == "moved"} == {one[0] for one in moves_of(plan)}
-        assert verdict["keptBy"] == ["1 tenants are still there, such as clinic-2: keep it"]
+        assert verdict["keptBy"] == ["1 tenants are still there, such as clinic2-main: keep it"]
 
 
 @pytest.mark.slow(0.5)

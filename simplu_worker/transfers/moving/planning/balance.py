@@ -44,19 +44,27 @@ class PlannedTransfer(msgspec.Struct, frozen=True):
 
 
 class ShardRoom(msgspec.Struct, frozen=True):
-    """A shard, the *capacity* by which its usage is measured, and the *room*: how many more tenants may come."""
+    """A shard, the *capacity* by which its usage is measured, and the *room*: how many more businesses may come.
+
+    Tenants of *businesses*, which are there or are coming, need no room.
+    """
 
     shard_id: str
     capacity: float = 1.0
     room: int = NO_LIMIT
+    businesses: frozenset[str] = frozenset()
 
 
 def rooms_of(
-    shards: Iterable[ShardAddress], counts: Mapping[str, int], coming: Mapping[str, int], *, by_capacity: bool
+    shards: Iterable[ShardAddress],
+    there: Mapping[str, Collection[str]],
+    coming: Mapping[str, Collection[str]],
+    *,
+    by_capacity: bool,
 ) -> list[ShardRoom]:
     """Return the room of each shard; with *by_capacity* a shard without a limit counts as one with the mean limit.
 
-    *counts* are the tenants of each shard, of which Citrus may know more; *coming* those that are on their way there.
+    *there* are the businesses of each shard, of which Citrus may know more; *coming* those of tenants on their way.
     """
     listed = list(shards)
     limits = [shard.business_max for shard in listed if shard.business_max is not None] if by_capacity else []
@@ -64,9 +72,11 @@ def rooms_of(
     rooms = []
     for shard in listed:
         limit, shard_id = shard.business_max, shard.shard_id
-        taken = max(counts.get(shard_id, 0), shard.business_count or 0) + coming.get(shard_id, 0)
+        known = frozenset(there.get(shard_id, ()))
+        expected = known.union(coming.get(shard_id, ()))
+        taken = max(len(known), shard.business_count or 0) + len(expected - known)
         capacity = limit if by_capacity and limit is not None else usual
-        rooms.append(ShardRoom(shard_id, capacity, (NO_LIMIT if limit is None else limit) - taken))
+        rooms.append(ShardRoom(shard_id, capacity, (NO_LIMIT if limit is None else limit) - taken, expected))
     return rooms
 
 
@@ -85,7 +95,7 @@ def plan_balance(
     """
     movable: defaultdict[str, list[WeighedTenant]] = defaultdict(list)
     loads = {shard.shard_id: 0 for shard in shards}
-    rooms = {shard.shard_id: shard.room for shard in shards}
+    rooms = _Rooms(shards)
     for tenant in sorted(tenants, key=lambda one: (-one.weight, one)):
         if tenant.shard_id in loads:
             loads[tenant.shard_id] += tenant.weight
@@ -110,8 +120,9 @@ def plan_balance(
                 for source in reversed(by_usage)
                 if usage(source) > even
                 for target in by_usage
-                if rooms[target.shard_id] > 0 and target.capacity > 0
+                if target.capacity > 0
                 for tenant in movable[source.shard_id]
+                if rooms.takes(tenant, target.shard_id)
                 if evens_out(tenant.weight, source, target) and _has_type(tenant, target.shard_id, types)
             ),
             None,
@@ -121,8 +132,27 @@ def plan_balance(
         movable[chosen.tenant.shard_id].remove(chosen.tenant)  # a tenant that has moved stays
         loads[chosen.tenant.shard_id] -= chosen.tenant.weight
         loads[chosen.target_id] += chosen.tenant.weight
-        rooms[chosen.target_id] -= 1
+        rooms.add(chosen.tenant, chosen.target_id)
         plan.append(chosen)
+
+
+class _Rooms:
+    """The rooms of shards while a plan fills them."""
+
+    def __init__(self, shards: Iterable[ShardRoom]) -> None:
+        listed = list(shards)
+        self.left = {shard.shard_id: shard.room for shard in listed}
+        self._businesses = {shard.shard_id: set(shard.businesses) for shard in listed}
+
+    def has_business(self, tenant: WeighedTenant, shard_id: str) -> bool:
+        return tenant.business_id in self._businesses[shard_id]
+
+    def takes(self, tenant: WeighedTenant, shard_id: str) -> bool:
+        return self.left[shard_id] > 0 or self.has_business(tenant, shard_id)
+
+    def add(self, tenant: WeighedTenant, shard_id: str) -> None:
+        self.left[shard_id] -= not self.has_business(tenant, shard_id)
+        self._businesses[shard_id].add(tenant.business_id)
 
 
 def _has_type(tenant: WeighedTenant, shard_id: str, types: Mapping[str, Collection[str]] | None) -> bool:
@@ -130,15 +160,16 @@ def _has_type(tenant: WeighedTenant, shard_id: str, types: Mapping[str, Collecti
 
 
 def plan_drain(
-    tenants: Iterable[WeighedTenant], rooms: Mapping[str, int], types: Mapping[str, Collection[str]] | None = None
+    tenants: Iterable[WeighedTenant], shards: Sequence[ShardRoom], types: Mapping[str, Collection[str]] | None = None
 ) -> tuple[list[PlannedTransfer], list[WeighedTenant]]:
     """Return where the tenants of a shard are to go, and those for which there is no room.
 
-    *rooms* are the other shards, each with the number of tenants that it has room for; *types* as in `plan_balance`.
-    The shard with the most room that has the type is next, so that they fill evenly. Tenants whose type no shard has
-    come last, to any shard: its check tells what it lacks.
+    *shards* are the other ones; *types* as in `plan_balance`. The shard with the most room that has the type is next,
+    so that they fill evenly; without room one with the tenant's business. Tenants whose type no shard has come last, to
+    any shard: its check tells what it lacks.
     """
-    heap = [(-room, shard_id) for shard_id, room in rooms.items() if room > 0]
+    rooms = _Rooms(shards)
+    heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
     heapq.heapify(heap)
     plan: list[PlannedTransfer] = []
 
@@ -150,11 +181,19 @@ def plan_drain(
         if is_placed:
             negative, shard_id = heapq.heappop(heap)
             plan.append(PlannedTransfer(tenant, shard_id))
-            if negative < -1:
+            rooms.add(tenant, shard_id)
+            if rooms.left[shard_id] > 0:
                 heapq.heappush(heap, (negative + 1, shard_id))
         for one in passed:
             heapq.heappush(heap, one)
-        return is_placed
+        return is_placed or place_beside(tenant, any_type=any_type)
+
+    def place_beside(tenant: WeighedTenant, *, any_type: bool) -> bool:
+        for shard_id in rooms.left:
+            if rooms.has_business(tenant, shard_id) and (any_type or _has_type(tenant, shard_id, types)):
+                plan.append(PlannedTransfer(tenant, shard_id))
+                return True
+        return False
 
     largest_first = sorted(tenants, key=lambda one: (-one.weight, one))
     left = [one for one in largest_first if not place(one, any_type=False)]

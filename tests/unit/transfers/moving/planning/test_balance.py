@@ -22,7 +22,7 @@ from simplu_worker.transfers.moving.planning.balance import (
 SHARDS = ["a", "b", "c"]
 ALIKE = [ShardRoom(name) for name in SHARDS]
 TENANTS = st.lists(st.tuples(st.sampled_from(SHARDS), st.integers(0, 1000)), max_size=30).map(
-    lambda drawn: [WeighedTenant("b", str(number), shard, weight) for number, (shard, weight) in enumerate(drawn)]
+    lambda drawn: [WeighedTenant(str(number), "l", shard, weight) for number, (shard, weight) in enumerate(drawn)]
 )
 
 
@@ -69,8 +69,8 @@ def test_even_shards_are_left_alone(tenants: list[WeighedTenant]) -> None:
 @given(st.integers(0, 30), st.dictionaries(st.sampled_from(["b", "c", "d"]), st.integers(-3, 12)))
 def test_drain_fills_no_shard_beyond_its_room(count: int, rooms: dict[str, int]) -> None:
     """Each tenant has a place, or is named as one without."""
-    tenants = [WeighedTenant("b", str(number), "a") for number in range(count)]
-    plan, homeless = plan_drain(tenants, rooms)
+    tenants = [WeighedTenant(str(number), "l", "a") for number in range(count)]
+    plan, homeless = plan_drain(tenants, [ShardRoom(name, room=room) for name, room in rooms.items()])
     room = sum(max(0, one) for one in rooms.values())
     assert (len(plan), len(homeless)) == (min(count, room), max(0, count - room))
     filled = Counter(one.target_id for one in plan)
@@ -111,8 +111,8 @@ def test_tenants_are_balanced_by_capacity(
 ) -> None:
     """The usage of a shard is the number of its tenants by its limit."""
     addresses = [ShardAddress(name, "", business_count=counts[name], business_max=capacities[name]) for name in SHARDS]
-    tenants = [WeighedTenant(name, str(number), name) for name in SHARDS for number in range(counts[name])]
-    plan = plan_balance(tenants, rooms_of(addresses, counts, {}, by_capacity=True))
+    tenants = [WeighedTenant(f"{name}{number}", "l", name) for name in SHARDS for number in range(counts[name])]
+    plan = plan_balance(tenants, rooms_of(addresses, {}, {}, by_capacity=True))
     assert Counter(one.target_id for one in plan) == moved
 
 
@@ -138,16 +138,29 @@ def test_balance_fills_no_shard_beyond_its_room_or_the_fullest_share(
 
 
 def test_room_is_what_citrus_leaves_beside_those_that_are_coming() -> None:
-    """Citrus may know of more tenants than the shards have; a shard without a limit has the mean one."""
+    """Citrus may know of more businesses than the shards have; a shard without a limit has the mean one."""
     addresses = [
         ShardAddress("a", "", business_count=7, business_max=10),
         ShardAddress("b", "", business_count=1, business_max=30),
         ShardAddress("c", ""),
     ]
-    counts, coming = {"a": 5, "b": 3}, {"b": 2, "c": 1}
-    assert rooms_of(addresses, counts, coming, by_capacity=True) == [
-        ShardRoom("a", 10, 3),
-        ShardRoom("b", 30, 25),
-        ShardRoom("c", 20, NO_LIMIT - 1),
+    there, coming = {"a": "vwxyz", "b": "xyz"}, {"b": "uvz", "c": "x"}
+    assert rooms_of(addresses, there, coming, by_capacity=True) == [
+        ShardRoom("a", 10, 3, frozenset("vwxyz")),
+        ShardRoom("b", 30, 25, frozenset("uvxyz")),
+        ShardRoom("c", 20, NO_LIMIT - 1, frozenset("x")),
     ]
-    assert [one.capacity for one in rooms_of(addresses, counts, coming, by_capacity=False)] == [1, 1, 1]
+    assert [one.capacity for one in rooms_of(addresses, there, coming, by_capacity=False)] == [1, 1, 1]
+
+
+def test_location_needs_no_room_where_its_business_is() -> None:
+    """Citrus counts businesses: one that comes with three locations takes one place, and one that is there none."""
+    tenants = [WeighedTenant(business, str(number), "a") for business in "xyz" for number in range(3)]
+    shards = [ShardRoom("b", room=1, businesses=frozenset("y"))]
+
+    plan, homeless = plan_drain(tenants, shards)
+    balanced = plan_balance(tenants, [ShardRoom("a"), *shards])
+
+    assert Counter(one.tenant.business_id for one in plan) == {"x": 3, "y": 3}
+    assert {one.business_id for one in homeless} == {"z"}
+    assert Counter(one.tenant.business_id for one in balanced) == {"x": 3, "y": 1}
