@@ -34,18 +34,23 @@ class CitrusShard:
     filled_at: int | None = None
     is_active: bool = True
     checked_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    tenants: set[str] = field(default_factory=set)
+    tenants: dict[str, str] = field(default_factory=dict)  # the business of each, by shard key
 
     def __repr__(self) -> str:
         # Without the connection string: it contains a password.
-        usage = f"{len(self.tenants)}/{self.max_businesses}"
+        usage = f"{self.business_count}/{self.max_businesses}"
         return f"CitrusShard({self.shard_id}, {usage}, {'active' if self.is_active else 'inactive'})"
 
     @property
+    def business_count(self) -> int:
+        """How many businesses have a location here."""
+        return len(set(self.tenants.values()))
+
+    @property
     def has_room(self) -> bool:
-        """Whether another tenant may be placed here."""
-        most = self.max_businesses if self.filled_at is None else self.filled_at
-        return self.is_active and len(self.tenants) < most
+        """Whether another business may be placed here."""
+        is_filled = self.filled_at is not None and len(self.tenants) >= self.filled_at
+        return self.is_active and not is_filled and self.business_count < self.max_businesses
 
 
 @dataclass
@@ -71,17 +76,17 @@ class CitrusRegistry:
         """Return the first shard with room for another tenant; none when all are full."""
         return next((shard for shard in self.shards.values() if shard.has_room), None)
 
-    def place(self, shard_key: str, shard: CitrusShard) -> None:
-        """Make *shard* the tenant's home, in place of its earlier one."""
-        if earlier := self.homes.get(shard_key):
-            earlier.tenants.discard(shard_key)
-        shard.tenants.add(shard_key)
+    def place(self, shard_key: str, shard: CitrusShard, business_id: str | None = None) -> None:
+        """Make *shard* the tenant's home, in place of its earlier one; alone in its business, unless that is known."""
+        earlier = self.homes.get(shard_key)
+        known = None if earlier is None else earlier.tenants.pop(shard_key, None)
+        shard.tenants[shard_key] = business_id or known or shard_key
         self.homes[shard_key] = shard
 
     def forget(self, shard_key: str) -> None:
         """Remove the tenant from the registry."""
         if shard := self.homes.pop(shard_key, None):
-            shard.tenants.discard(shard_key)
+            shard.tenants.pop(shard_key, None)
 
 
 @dataclass
@@ -218,7 +223,7 @@ class CitrusServer:
             shard = self.registry.first_with_room() or self.add_shard(*await self._make_shard())
             if self.faults.rotates_shards:
                 shard = self._last_rotated = self._next_shard(self._last_rotated or shard)
-            self.registry.place(shard_key, shard)
+            self.registry.place(shard_key, shard, body["businessId"])
             if self.faults.drops_registrations:
                 self.registry.forget(shard_key)
         return web.json_response(_describe(shard), status=201)
@@ -260,7 +265,7 @@ def _describe(shard: CitrusShard) -> dict[str, object]:
         "connectionString": shard.connection_string,
         "isActive": shard.is_active,
         "lastHealthCheck": shard.checked_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "businessCount": len(shard.tenants),
+        "businessCount": shard.business_count,
         "maxBusinesses": shard.max_businesses,
     }
 

@@ -433,7 +433,7 @@ async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make
 async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: ShardMaker) -> None:
     """Tenants of one batch are made together on each shard; a second time finds all of them."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
-    requests = [request(("b", f"{number:02}"), BUSINESS_TYPE_NAMES[number % 3]) for number in range(40)]
+    requests = [request((f"b{number:02}", "l"), BUSINESS_TYPE_NAMES[number % 3]) for number in range(40)]
     async with routed_shards(shards, tenants_per_shard=20) as routed:
         assert await routed.provisioner.provision_all(requests) == [ProvisionResult.PROVISIONED] * 40
         for shard_id in ("shard-1", "shard-2"):

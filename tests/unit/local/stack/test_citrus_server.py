@@ -53,6 +53,19 @@ def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
     assert registry.homes["tenant1-0"].shard_id == "shard-2"
 
 
+def test_locations_of_a_business_count_once() -> None:
+    """As Citrus counts: wherever they came from, and until the last one leaves."""
+    registry = registry_of(0, 0)
+    first, second = registry.shards.values()
+    for shard_key in ("acme-north", "acme-south"):
+        registry.place(shard_key, first, "acme")
+    assert first.business_count == 1
+    registry.place("acme-north", second)
+    assert (first.business_count, second.business_count) == (1, 1)
+    registry.place("acme-south", second)
+    assert (first.business_count, second.business_count) == (0, 1)
+
+
 def test_shard_repr_keeps_the_secret() -> None:
     """The repr, which may be printed in a log or a test report, contains no connection string."""
     assert repr(registry_of(2).shards["shard-1"]) == "CitrusShard(shard-1, 2/3, active)"
