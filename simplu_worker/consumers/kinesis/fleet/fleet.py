@@ -157,7 +157,7 @@ class Fleet:
             _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
             _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
             _Chore("kcl leader", self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
-            _Chore("idle report", self._report_idleness, IDLE_INTERVAL_S, draw),
+            _Chore("idle report", self._report_idleness, IDLE_INTERVAL_S, lambda: 0.5),  # one write needs no spreading
         )
         if self._follower is not None:
             follow = partial(self._report_to_leader, self._follower)
