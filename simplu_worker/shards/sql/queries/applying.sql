@@ -498,9 +498,8 @@ found AS (
 -- any row to pass; it would read all resources of the type and sort them.
 (
     SELECT
-        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank,
-        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, seen > 100000 AS is_beyond,
-        seen > 100000 AS is_extra, NULL::bigint AS total
+        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, seen > 100000 AS is_beyond,
+        seen > 100000 AS is_extra, NULL::bigint AS total, NULL::pg_catalog.text AS cursor
     FROM (
         SELECT
             resources."resourceId", resources.data, resources.date, resources."lastUpdated",
@@ -523,9 +522,8 @@ found AS (
 UNION ALL
 (
     SELECT
-        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_last, 0 AS sort_rank,
-        0::numeric AS sort_number, ''::pg_catalog.text AS sort_text, false AS is_beyond,
-        false AS is_extra, NULL::bigint AS total
+        "resourceId", data, date, "lastUpdated", 0::bigint AS list_row, false AS is_beyond,
+        false AS is_extra, NULL::bigint AS total, NULL::pg_catalog.text AS cursor
     FROM public.resources
     WHERE
         wanted.is_short AND wanted.asked IS NULL AND resources.id = wanted.tenant_id
@@ -543,8 +541,11 @@ UNION ALL
 -- are `is_extra`: one that `is_beyond` the 100,000 that a list may look through, and the first one, for its total.
 (
     SELECT
-        "resourceId", data, date, "lastUpdated", list_row, is_last, sort_rank, sort_number, sort_text, is_beyond,
-        NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra, total
+        "resourceId", data, date, "lastUpdated", list_row, is_beyond,
+        NOT (is_behind AND list_row > (wanted.page - 1) * wanted.page_size) AS is_extra, total,
+        pg_catalog.json_build_array(
+            wanted.list_id, is_last, sort_rank, sort_number::pg_catalog.text, sort_text, "resourceId"
+        )::pg_catalog.text AS cursor
     FROM (
         SELECT
             placed.*,
@@ -823,7 +824,13 @@ listed AS (
                     is_beyond,
                     is_extra,
                     total,
-                    cursor,
+                    CASE
+                        WHEN page_row = wanted.page_size
+                        THEN coalesce(
+                            cursor,
+                            pg_catalog.json_build_array(wanted.list_id, false, 0, '0', '', "resourceId")::pg_catalog.text
+                        )
+                    END AS cursor,
                     CASE WHEN bytes_so_far <= $14::bigint THEN
                         '{"data": ' || coalesce(text, document::pg_catalog.text)
                         || ', "date": '
@@ -858,11 +865,7 @@ listed AS (
                             FROM (
                                 SELECT
                                     "resourceId", date, "lastUpdated", list_row, is_beyond, is_extra, total,
-                                    stored.document,
-                                    pg_catalog.json_build_array(
-                                        wanted.list_id, is_last, sort_rank, sort_number::pg_catalog.text, sort_text,
-                                        "resourceId"
-                                    )::pg_catalog.text AS cursor,
+                                    cursor, stored.document,
                                     pg_catalog.row_number() OVER in_order AS page_row,
                                     pg_catalog.sum(
                                         pg_catalog.pg_column_size(stored.document)
