@@ -24,7 +24,6 @@ LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 
 @pytest.mark.slow(15)
 async def test_worker_gives_up_no_operation_when_its_clock_is_days_ahead() -> None:
-    """One of an unknown tenant is held for as long as ever; log, status and the other replica name the clock."""
     require("libfaketime", found=bool(LIBRARIES), how="apt-get install libfaketime")
     async with Stack(shards=1, stream_shards=1, tenants_per_shard=2) as stack:
         await prepare(stack)

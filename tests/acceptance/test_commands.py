@@ -134,7 +134,6 @@ def text_of(*operations: Mapping[str, object]) -> str:
 
 
 async def test_tenants_are_provisioned_once_listed_and_shown(terminal: Terminal) -> None:
-    """Provisioned, then existed; on the list with its shard; shown; one that nobody knows is not found."""
     again = await terminal.run("tenants", "provision", "clinic", "main", "--type", "dental", "--json")
     assert again.status == 0
     where = {"businessId": "clinic", "locationId": "main", "businessType": "dental", "shardId": "shard-1"}
@@ -151,7 +150,6 @@ async def test_tenants_are_provisioned_once_listed_and_shown(terminal: Terminal)
 
 
 async def test_shards_list_shows_every_shard_and_how_full_it_is(terminal: Terminal) -> None:
-    """All answer: status 0; Citrus says how many businesses each may have."""
     listed, table = await terminal.run_all((("shards", "list", "--json"), {}), (("shards", "list"), {}))
     assert (listed.status, listed.json["shardsWithoutAnswer"]) == (0, [])
     shards = {shard["shardId"]: shard for shard in listed.json["shards"]}
@@ -167,7 +165,6 @@ async def test_shards_list_shows_every_shard_and_how_full_it_is(terminal: Termin
 
 
 async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None:
-    """An unknown type and an id that is taken are refused with the reason, on stderr, with status 1."""
     unknown = await terminal.run("tenants", "provision", "x", "y", "--type", "bakery")
     assert (unknown.status, unknown.out) == (1, "")
     assert "expected one of dental, gym, hotel, restaurant, shop, which shard" in unknown.err
@@ -178,7 +175,6 @@ async def test_tenants_provision_says_why_it_refuses(terminal: Terminal) -> None
 
 
 async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Terminal) -> None:
-    """What is missing is filled in, a key's operations take effect in order, and results keep their digits."""
     file = terminal.folder / "operations.jsonl"
     lines = [operation(resourceId="o-1", requestId="send-1")]
     lines += [operation(operation="patch", resourceId="o-1", data={"last": number}) for number in range(20)]
@@ -229,7 +225,6 @@ async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Te
 
 
 async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(terminal: Terminal) -> None:
-    """Of either queue; the events of a group in order, and each invalid line is named before anything is sent."""
     tenant = {"businessId": "clinic", "locationId": "main"}
     events = [{"type": "CREATE", "orderId": "e-1", "data": {"n": 0}, **tenant}]
     events += [{"type": "UPDATE", "orderId": "e-1", "data": {"n": number}, **tenant} for number in range(1, 13)]
@@ -252,7 +247,6 @@ async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(t
 
 
 async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal: Terminal) -> None:
-    """A failed one has its error; one of a tenant that nobody knows is held when the time is over."""
     good = operation(resourceId="o-3", requestId="once")
     text = text_of(good, operation(operation="delete", resourceId="none", data=None))
     failed = await terminal.run("operations", "send", "-", "--wait", "--json", text=text)
@@ -269,7 +263,6 @@ async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal
 
 
 async def test_operations_send_sends_nothing_when_a_line_is_bad(terminal: Terminal) -> None:
-    """The line's number and what is wrong; with --force all are sent, and the worker makes a dead letter of it."""
     text = text_of(operation(resourceId="o-5", requestId="not-sent"), operation(operation="upsert")) + "nonsense\n"
     refused = await terminal.run("operations", "send", "-", "--json", text=text)
     problems = [(problem["line"], problem["reason"]) for problem in refused.json["problems"]]
@@ -281,7 +274,6 @@ async def test_operations_send_sends_nothing_when_a_line_is_bad(terminal: Termin
 
 
 async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal: Terminal) -> None:
-    """Ctrl-C while waiting is no crash, and the ids of what was sent are printed."""
     process = await terminal.start("operations", "send", "-", "--wait")
     assert process.stdin is not None
     assert process.stderr is not None
@@ -299,7 +291,6 @@ async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal:
 
 
 async def test_commands_end_with_78_when_the_configuration_lacks_what_they_need(terminal: Terminal) -> None:
-    """Every problem, by variable; wrong usage is 2."""
     nothing = {"PATH": os.environ["PATH"]}
     argv = [sys.executable, "-m", "simplu_worker"]
 
@@ -323,7 +314,6 @@ async def test_commands_end_with_78_when_the_configuration_lacks_what_they_need(
 
 
 async def test_check_shows_every_dependency_and_what_is_odd(terminal: Terminal) -> None:
-    """All answer: status 0; what is odd is named with what to do."""
     odd = {"OPERATION_RETENTION_HOURS": "24", "SHUTDOWN_GRACE_SECONDS": "60"}
     report, table = await terminal.run_all((("check", "--json"), odd), (("check",), {}))
     assert report.status == 0
@@ -360,7 +350,6 @@ BROKEN: list[tuple[dict[str, str], list[str], str]] = [
 
 
 async def test_check_names_what_is_missing_and_shows_the_others(terminal: Terminal) -> None:
-    """Status 1, the one that fails with its reason, and all others as they are."""
     nobody = f"http://{HOST}:{free_port()}"
     variables = [{name: nobody if value == GONE else value for name, value in env.items()} for env, _, _ in BROKEN]
     reports = await terminal.run_all(*((("check", "--json"), env) for env in variables))
@@ -398,7 +387,6 @@ LEADER_TABLES = {  # of a KCL 3.x: the variables that name them, and the keys of
 
 
 async def test_check_names_the_leader_of_a_kcl_3_before_anything_is_taken(terminal: Terminal) -> None:
-    """In the lease table, beside it, and under another name: a replica would stand aside, so it is a warning."""
     async with terminal.stack.aws_client("dynamodb") as dynamodb:
         for leases, (_, coordinator, key_name) in LEADER_TABLES.items():
             await LeaseTable(dynamodb, leases).ensure()
@@ -426,7 +414,6 @@ async def test_check_names_the_leader_of_a_kcl_3_before_anything_is_taken(termin
 
 
 async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) -> None:
-    """With one server killed: `check` fails on it alone, lists and look-ups say that they could not ask it."""
     server = terminal.stack.servers["shard-2"]
     await server.kill()
     try:
@@ -442,7 +429,6 @@ async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) 
 
 
 async def test_commands_say_that_citrus_is_down(terminal: Terminal) -> None:
-    """Who cannot ask where the shards are fails with the reason, without a crash."""
     nobody = {"CITRUS_SERVER_URL": f"http://{HOST}:{free_port()}", "CITRUS_RETRY_ATTEMPTS": "1"}
     commands = (("tenants", "list"), ("tenants", "show", "clinic", "main"), ("operations", "show", "x"))
     for ended in await terminal.run_all(*((words, nobody) for words in commands)):
@@ -451,7 +437,6 @@ async def test_commands_say_that_citrus_is_down(terminal: Terminal) -> None:
 
 
 async def test_commands_survive_a_reader_that_leaves(terminal: Terminal) -> None:
-    """`tenants list | head -1` prints no traceback."""
     process = await terminal.start("tenants", "list")
     assert process.stdout is not None
     with contextlib.suppress(ProcessLookupError):
@@ -465,7 +450,6 @@ async def test_commands_survive_a_reader_that_leaves(terminal: Terminal) -> None
 
 
 async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: Terminal) -> None:
-    """Others go on; what waited is applied, each once. A pause is an operator's, by command or over HTTP."""
     await terminal.run("tenants", "provision", "clinic", "north", "--type", "dental")
     paused_at = datetime.now(UTC) - timedelta(seconds=1)
     paused = await terminal.run("tenants", "pause", "clinic", "north", "--for", "10m")

@@ -8,5 +8,4 @@ from acceptance.programs import run_program
 
 @pytest.mark.slow(25)
 def test_shard_of_the_typescript_worker_is_adopted_under_load_by_the_commands_of_the_page() -> None:
-    """Killed while it copied, run again, swapped: no operation is lost, no old row is, and nothing is dropped."""
     run_program("acceptance.adopting", "--rows", "10000", "--kills", "1")

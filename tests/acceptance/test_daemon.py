@@ -231,7 +231,6 @@ async def ended(worker: WorkerProcess, *, within_s: float) -> int:
 
 @in_stacks_loop
 async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stack: Stack) -> None:
-    """Exit 0 within the grace time; the lease rows are there without an owner, with the last checkpoint."""
     async with running_worker(stack, with_queue=True) as worker:
         await holds_all(stack, worker)
         ids = [f"drained-{number}" for number in range(20)]
@@ -251,7 +250,6 @@ async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stac
 @pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
-    """A batch without an answer is left pending: exit 0 in time, leases back, and the next worker applies it."""
     # A fifth of it is for giving the leases back, after the batch was waited for: enough on a busy machine.
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="6") as worker:
         await holds_all(stack, worker)
@@ -271,7 +269,6 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
 @pytest.mark.slow(4)
 @in_stacks_loop
 async def test_no_answer_fails_while_the_worker_ends(stack: Stack) -> None:
-    """The server of the answers ends before what they are made of, such as the session to Citrus."""
     statuses: set[int] = set()
     numbers = itertools.count()
 
@@ -300,7 +297,6 @@ async def test_no_answer_fails_while_the_worker_ends(stack: Stack) -> None:
 @pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) -> None:
-    """Whatever it still waits for; SIGINT counts like SIGTERM."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="60") as worker:
         await holds_all(stack, worker)
 
@@ -322,7 +318,6 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
 @in_stacks_loop
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
 async def test_worker_goes_on_when_the_disk_of_its_log_is_full(stack: Stack) -> None:
-    """It applies operations, counts the lines that it drops, answers probes, and ends with status 0 at SIGTERM."""
     async with running_worker(stack, log_path=Path("/dev/full")) as worker:
         await put_creates(stack, TENANT, "on-full-disk")
         await applied(stack, "on-full-disk")
@@ -338,7 +333,6 @@ async def test_worker_goes_on_when_the_disk_of_its_log_is_full(stack: Stack) -> 
 @in_stacks_loop
 @pytest.mark.skipif(sys.platform != "linux", reason="expected Linux, where the size of a pipe can be set")
 async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: Path) -> None:
-    """It applies operations, answers probes, and ends with status 0 at SIGTERM, with the pipe still full."""
     pipe = tmp_path / "log"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -378,7 +372,6 @@ async def dropped_lines(worker: WorkerProcess) -> float:
 @pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_answers_over_http(stack: Stack) -> None:
-    """What is open, what is protected, what is not there; and a second worker cannot have the port."""
     token = stack.env["API_TOKEN"]
     async with running_worker(stack) as worker:
         await put_creates(stack, TENANT, "asked-for")
@@ -421,8 +414,6 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
 @pytest.mark.slow(16)
 @in_stacks_loop
 async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
-    """What was put before `readUpTo` is decided, or the tenant is held, or the record is rejected: then it says so."""
-
     async def asked(business_id: str, request_id: str = "never-sent") -> tuple[int, dict[str, Any]]:
         path = f"/operations/{request_id}?businessId={business_id}&locationId=main"
         status, body = await get(worker, path, token=stack.env["API_TOKEN"])
@@ -465,7 +456,6 @@ async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
 @pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_sees_a_record_soon(stack: Stack) -> None:
-    """Within 1.1 s on an idle stream shard, within 300 ms on a busy one; here until committed, with slack."""
     # On a stream of its own, which the worker makes: it had no record in the last minute.
     async with running_worker(
         stack,
@@ -494,7 +484,6 @@ async def test_worker_sees_a_record_soon(stack: Stack) -> None:
 
 
 def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: Path) -> None:
-    """Exit 78, each in a line with its variable, those across variables too."""
     secret = "planted-secret-7f3a"
     secret_file = tmp_path / "token"
     secret_file.write_text(f"{secret} with spaces\n")
@@ -535,7 +524,6 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
 
 @pytest.mark.slow(2)
 def test_worker_extends_its_start_while_its_queue_is_away(tmp_path: Path) -> None:
-    """It tells systemd to wait, and no longer once the worker drains: that has a time limit of its own."""
     shards = {"shards": [{"shardId": "db-1", "connectionString": "postgresql://worker@127.0.0.1:1/shard"}]}
     (tmp_path / "map.json").write_text(json.dumps(shards), encoding="utf-8")
     settings = {
@@ -578,7 +566,6 @@ def test_worker_extends_its_start_while_its_queue_is_away(tmp_path: Path) -> Non
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
 @pytest.mark.slow(1)
 def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
-    """78 for a wrong configuration, with stdout and stderr on a full disk."""
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         command = [sys.executable, "-m", "simplu_worker", "run"]
         status = subprocess.run(command, env={}, stdout=full, stderr=full, timeout=30, check=False).returncode
@@ -587,7 +574,6 @@ def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
 
 @pytest.mark.slow(2)
 def test_key_log_that_cannot_be_written_is_named() -> None:
-    """Before TLS libraries are imported, which would open it."""
     result = run_command("run", env={"SSLKEYLOGFILE": "/nowhere/keys"})
     problem = "SSLKEYLOGFILE: expected a file that can be written, got '/nowhere/keys' (No such file or directory)"
     assert (result.returncode, result.stderr.partition(";")[0]) == (78, problem)
@@ -596,7 +582,6 @@ def test_key_log_that_cannot_be_written_is_named() -> None:
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("utf8", ["0", "1"])
 def test_arguments_and_output_are_utf8_in_every_locale(utf8: str, tmp_path: Path) -> None:
-    """The name of a tenant is that of a person's terminal, of a file, of a pipe."""
     shards = [{"shardId": f"s-{number}", "connectionString": f"postgresql://u@h/{number}"} for number in range(9)]
     (tmp_path / "map.json").write_text(json.dumps({"shards": shards}), encoding="utf-8")
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
@@ -610,7 +595,6 @@ def test_arguments_and_output_are_utf8_in_every_locale(utf8: str, tmp_path: Path
     "arguments", [["nonsense"], ["run", "--nonsense"], ["stack"], ["demo", "--operations", "many"]]
 )
 def test_command_line_says_what_is_wrong(arguments: list[str]) -> None:
-    """Exit 2, with the word that was not understood or the one that is missing, and no traceback."""
     result = run_command(*arguments)
 
     assert result.returncode == 2, result.stdout + result.stderr

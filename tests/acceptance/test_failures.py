@@ -67,7 +67,6 @@ async def frozen(server: PostgresServer) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("trouble", [killed, frozen])
 async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(full_stack: FullStack, trouble: Trouble) -> None:
-    """A lost shard's operations wait, in order, and are applied when it is back; nobody else waits with them."""
     victim, *others = full_stack.steady
     victims = [Chain(victim), Chain(victim)]
     bystanders = [Chain(tenant) for tenant in others]
@@ -137,7 +136,6 @@ def lying(lie: Lie) -> CitrusTrouble:
 async def test_worker_serves_known_tenants_and_holds_new_ones_when_citrus_is(
     full_stack: FullStack, trouble: CitrusTrouble, status: int
 ) -> None:
-    """Routes once found serve on; who has none waits, and is served when Citrus answers; only 401 is for a person."""
     known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.take_fresh_tenants())[0])
     since = full_stack.log_end
     async with trouble(full_stack):
@@ -204,7 +202,6 @@ async def cut(full_stack: FullStack) -> AsyncIterator[None]:
 async def test_worker_reads_on_after_its_last_record_when_kinesis_was(
     full_stack: FullStack, trouble: LineTrouble
 ) -> None:
-    """Nothing is lost or twice, the control queue is served meanwhile, and the failed reads are counted."""
     chains = [Chain(tenant) for tenant in (*full_stack.steady, *full_stack.steady)]
     await full_stack.put(*chains)
     failed = await failed_reads(full_stack)
@@ -216,7 +213,6 @@ async def test_worker_reads_on_after_its_last_record_when_kinesis_was(
 
 
 async def test_worker_is_not_ready_while_kinesis_does_not_answer(full_stack: FullStack) -> None:
-    """All the time, though its leases are renewed: not only when a look at the stream fails."""
     async with full_stack.kinesis_proxy.refuse_connections():
         reason = await full_stack.wait_for_readiness(503, within_s=UNREAD_S + RECOVERY_S)
         assert NO_SERVER in reason
@@ -227,7 +223,6 @@ async def test_worker_is_not_ready_while_kinesis_does_not_answer(full_stack: Ful
 
 
 async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expire(full_stack: FullStack) -> None:
-    """Who cannot renew a lease stops reading; it takes the lease and goes on when the table answers again."""
     chains = [Chain(tenant) for tenant in full_stack.steady]
     await full_stack.put(*chains)
     await full_stack.wait_until_applied(*chains, within_s=PATIENCE_S)
@@ -249,7 +244,6 @@ async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expir
 
 
 async def test_worker_applies_operations_and_makes_tenants_later_when_sqs_is_down(full_stack: FullStack) -> None:
-    """The stream goes on without the control queue; what was sent to that is done when it is back."""
     chains = [Chain(tenant) for tenant in full_stack.steady]
     tenants = [full_stack.new_tenant() for _ in range(3)]
     since = full_stack.log_end
@@ -275,7 +269,6 @@ async def deleted(full_stack: FullStack) -> AsyncIterator[None]:
 
 
 async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(full_stack: FullStack) -> None:
-    """The stream shard waits at the record, over a kill -9 too; other sources go on; the letter comes in the end."""
     waiting, other = (Chain(full_stack.steady[0], key=partition_key(number)) for number in (0, 1))
     async with deleted(full_stack):
         bad = make_item(waiting.key, b"not JSON")
@@ -301,7 +294,6 @@ async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(ful
 
 
 async def test_worker_lives_and_is_not_ready_when_the_stream_is_deleted(full_stack: FullStack) -> None:
-    """A stream that is gone is for a person: not ready, an error in the log, and tried again for ever."""
     doomed = {"KINESIS_STREAM_NAME": "doomed", "KINESIS_APPLICATION_NAME": "doomed-leases"}
     worker = WorkerProcess(full_stack.stack.group, full_stack.worker_env | doomed, number=1)
     worker.start()

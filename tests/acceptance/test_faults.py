@@ -18,7 +18,6 @@ pytestmark = pytest.mark.slow(40)
 
 
 def test_promises_are_kept_beside_a_kill_broken_connections_and_a_move(tmp_path: Path) -> None:
-    """Exactly once, in order, on the right shard, in the answers and in the feed."""
     try:
         folder = find_postgres_bin()
     except StackError as exc:

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.slow(40)
 
 
 def test_receivers_hold_what_the_logs_have_when_tenants_move_and_shards_fail_over() -> None:
-    """Every change under one id, in the order of its resource; what a promotion has undone is taken back."""
     try:
         folder = find_postgres_bin()
     except StackError as exc:

@@ -20,7 +20,6 @@ SMALL = ("--operations", "1700", "--stream-shards", "2", "--rate", "30", "--leas
 
 @pytest.mark.slow(60)
 def test_fleet_loses_doubles_and_reorders_nothing_when_replicas_come_and_go_and_the_stream_is_resharded() -> None:
-    """Every record is applied once and in order through kill -9, SIGSTOP, SIGTERM, scaling and three reshards."""
     run_program("acceptance.fleet", *SMALL)
 
 
@@ -38,7 +37,6 @@ async def _ignore(_: TrialSnapshot) -> None:
 @pytest.mark.slow(16)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_consumer_stays_when_a_worker_that_reads_by_push_stops(stack: Stack) -> None:
-    """The consumer stays when the worker stops, and the next worker finds it again."""
     env = stack.env | {"KINESIS_READ": "fan-out"}
 
     async def call_counts() -> dict[str, int]:

@@ -155,7 +155,6 @@ async def hand_over(
 
 
 async def test_each_replica_shows_the_whole_fleet() -> None:
-    """With leases, lag and rate of each replica, to a viewer too; a replica that has gone is gone from it."""
     async with Stack(shards=1, stream_shards=2) as stack:
         env = stack.env | {
             "API_VIEWER_TOKEN": VIEWER_TOKEN,

@@ -114,7 +114,6 @@ async def homes_of(urls: Mapping[str, str]) -> dict[str, list[str]]:
 
 @pytest.mark.slow(12)
 async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> None:
-    """Under load: a bad file, then one that adds a shard, retires one and leaves one out; and `shards route` agrees."""
     path = tmp_path / "map.json"
     async with Stack(shards=3, stream_shards=2) as stack:
         urls = {name: stack.servers[name].url for name in SHARD_IDS}
@@ -164,7 +163,6 @@ async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> N
 
 @pytest.mark.slow(12)
 async def test_worker_goes_on_on_a_server_that_a_dump_was_restored_into(tmp_path: Path) -> None:
-    """It holds the shard until its numbers are raised, and nothing takes effect twice, or not at all."""
     path = tmp_path / "map.json"
     async with Stack(shards=1, stream_shards=2) as stack:
         old = stack.servers["shard-1"]

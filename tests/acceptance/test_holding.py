@@ -19,5 +19,4 @@ pytestmark = pytest.mark.slow(40)
 
 
 def test_children_go_on_when_a_shard_is_frozen_through_two_reshards_and_the_worker_is_killed() -> None:
-    """Only the tenants of the frozen shard wait in the children, and then nothing is lost, doubled or out of order."""
     run_program("acceptance.holding", "reshard", "--rate", "40", "--seconds", "4", "--kill-worker", *BOUNDS)

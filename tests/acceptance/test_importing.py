@@ -25,7 +25,6 @@ in_module_loop = pytest.mark.asyncio(loop_scope="module")
 
 @pytest.mark.slow(30)
 def test_source_is_followed_under_load_until_the_cut_over() -> None:
-    """Changes that cannot be followed are found by the comparison, and copied."""
     out = run_program("acceptance.importing", "--restaurants", "5", "--orders", "20", "--follow")
     assert "rows that differ, operations lost, done twice or dead: nothing" in out
     assert "cut over in" in out
@@ -55,7 +54,6 @@ async def run_import(scene: Scene, options: str = "", *, status: int) -> dict[st
 @in_module_loop
 @pytest.mark.slow(10)
 async def test_command_plans_imports_and_prints_certificates_again(scene: Scene) -> None:
-    """Status 1 while a row is refused; each such row is a line of the file, which only its owner may read."""
     await execute(scene.servers["old-db"].url, "UPDATE themes SET updated_at = '-infinity' WHERE restaurant_id = 2")
     planned = await run_import(scene, "restaurants.toml --refused-file refused", status=1)
     path = scene.folder / "refused"
@@ -86,7 +84,6 @@ async def test_command_plans_imports_and_prints_certificates_again(scene: Scene)
 @in_module_loop
 @pytest.mark.slow(5)
 async def test_command_follows_until_it_is_interrupted(scene: Scene) -> None:
-    """It reports each round with changes, and ends with status 0; the cut-over is another command."""
     source = scene.servers["old-db"].url
     await execute(source, "INSERT INTO restaurants VALUES (9, 'New', NULL, NULL, now(), now())")
     words = ("tenants", "import", str(scene.folder / "restaurants.toml"), "--apply", "--follow", "--json")

@@ -120,7 +120,6 @@ class Reader:
 
 
 async def test_examples_of_the_pages_do_what_they_say(tmp_path: Path) -> None:
-    """Records, messages, commands and code, as they are written."""
     examples = [*page_examples(SENDING), *page_examples(OUTCOMES)]
     assert len(examples) >= 20
     aws = tmp_path / "aws"

@@ -36,7 +36,6 @@ async def ask(stack: Stack, worker: WorkerProcess, path: str, method: str = "GET
 
 
 async def test_monitoring_points_show_and_empty_what_the_worker_is_configured_with() -> None:
-    """Every queue of the configuration is shown and can be emptied by its name, and no other."""
     async with Stack(shards=1, stream_shards=1) as stack:
         names = [stack.env[name].rsplit("/", 1)[-1] for name in QUEUES]
         purge = f"/sqs/purge?queue={names[-1]}"

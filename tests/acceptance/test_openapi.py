@@ -62,7 +62,6 @@ def paths(option: str, *names: str) -> list[str]:
 
 
 async def test_answers_are_those_of_the_description() -> None:
-    """Valid and invalid requests to every path: of an operator, of one about dead letters, of a viewer, a producer."""
     required_program("schemathesis", how="make tools")
     async with Stack(shards=1, stream_shards=1) as stack:
         tokens = stack.group.directory / "tokens.json"

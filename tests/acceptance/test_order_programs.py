@@ -11,7 +11,6 @@ from acceptance.test_blackbox import running_stack
 
 @pytest.mark.slow(60)
 def test_orders_leave_no_dead_letter_when_all_replicas_are_replaced_under_load(tmp_path: Path) -> None:
-    """With a maxReceiveCount of 2 neither we nor the queue's redrive makes one."""
     with running_stack(tmp_path / "stack.env"):
         small = ("--events", "1200", "--groups", "100", "--rate", "30", "--rolling-restart")
         run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)

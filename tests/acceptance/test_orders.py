@@ -138,7 +138,6 @@ def life(tenant: Tenant, order_id: str, group: str, count: int) -> list[tuple[Te
 
 @in_rooms_loop
 async def test_orders_of_many_groups_are_applied_and_only_the_poison_is_a_dead_letter(room: Room) -> None:
-    """Order in each group, each once, groups in parallel, mixed with what is no order event."""
     lives = [life(TENANTS[number % 4], f"order-{number}", f"group-{number}", 6) for number in range(50)]
     events = [one for step in zip(*lives, strict=True) for one in step]
     for place in range(30, 300, 100):
@@ -157,7 +156,6 @@ async def test_orders_of_many_groups_are_applied_and_only_the_poison_is_a_dead_l
 
 @in_rooms_loop
 async def test_orders_of_the_priority_queue_are_applied_too(room: Room) -> None:
-    """Two queues, one worker: both are worked off."""
     await room.send("SQS_ORDER_EVENTS_QUEUE_URL", life(TENANTS[1], "ordinary", "group-0", 4))
     await room.send("SQS_PRIORITY_QUEUE_URL", life(TENANTS[1], "urgent", "group-0", 4))
     for queue in ("SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL"):
@@ -168,7 +166,6 @@ async def test_orders_of_the_priority_queue_are_applied_too(room: Room) -> None:
 
 @in_rooms_loop
 async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None:
-    """One Postgres shard is killed under load and started again: nothing is lost, nothing is a dead letter."""
     servers = list(room.stack.servers.values())
     homes = [await read_tenant_ids([server.url]) for server in servers]
     (away, there) = ([tenant for tenant in TENANTS if tenant.tenant_id in home] for home in homes)
@@ -191,7 +188,6 @@ async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None
 
 @in_rooms_loop
 async def test_worker_ends_within_the_grace_time_with_orders_on_their_way(room: Room) -> None:
-    """SIGTERM under load: exit status 0, and what was not applied is applied by the next worker."""
     before = await room.logged_count()
     lives = [life(TENANTS[number % 4], f"stop-{number}", f"stop-{number}", 5) for number in range(100)]
     events = [one for step in zip(*lives, strict=True) for one in step]

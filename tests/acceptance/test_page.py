@@ -250,7 +250,6 @@ async def page(world: PageWorld, tab: BrowserTab) -> AsyncIterator[BrowserTab]:
 
 
 async def test_overview_says_what_is_wrong_and_what_to_do(world: PageWorld, page: BrowserTab) -> None:
-    """Folded by cause: the lost shard first, and not as a held target once more; dead letters beside it."""
     await page.wait_for(f"{text_of('problems')}.includes('Dead letters in the last hour')", within_s=HISTORY_WITHIN_S)
     problems = await page.evaluate(
         "[...document.querySelectorAll('#problems .item:not(.stale)')].map((one) => one.innerText)"
@@ -273,7 +272,6 @@ async def test_overview_says_what_is_wrong_and_what_to_do(world: PageWorld, page
 
 
 async def test_held_target_is_one_item_with_all_that_is_known(world: PageWorld, page: BrowserTab) -> None:
-    """Its tenants in a list to open, since when the oldest waits, who holds it, what to do."""
     await page.wait_for(f"{text_of('held')}.includes('unregistered')")
     held = await page.evaluate("[...document.querySelectorAll('#held .item')].map((one) => one.innerText)")
     assert len([one for one in held if f"tenant {world.unregistered.tenant_id}" in one]) == 1
@@ -286,7 +284,6 @@ async def test_held_target_is_one_item_with_all_that_is_known(world: PageWorld, 
 
 
 async def test_each_thing_has_an_address_and_the_back_button_works(world: PageWorld, page: BrowserTab) -> None:
-    """Links lead from the trouble to its shard, and to its tenant; a reload shows the same thing."""
     await page.evaluate("document.querySelector('#problems a[href^=\"#/shards/\"]').click()")
     await page.wait_for(f"{text_of('section-thing')}.startsWith('Shard shard-')")
     assert NO_SERVER in await page.evaluate(text_of("section-thing"))
@@ -305,7 +302,6 @@ async def test_each_thing_has_an_address_and_the_back_button_works(world: PageWo
 
 
 async def test_views_show_shards_queues_and_moves(world: PageWorld, page: BrowserTab) -> None:
-    """A move has its rows and the commands to go on and to undo it."""
     await go(page, "shards")
     # What the first probe of each shard finds: after a start on a busy machine it may be still to come.
     await page.wait_for(f"{text_of('section-shards')}.includes('Schema')", within_s=SEEN_WITHIN_S)
@@ -332,7 +328,6 @@ async def test_views_show_shards_queues_and_moves(world: PageWorld, page: Browse
 
 
 async def test_page_goes_on_while_it_is_open(world: PageWorld, page: BrowserTab) -> None:
-    """The worker's events bring what it does next, without a request; the scrolled table is where it was."""
     await go(page, "stream")
     await wait_for_events(page)
     asked = page.requests.count(f"{world.url}status")
@@ -347,7 +342,6 @@ async def test_page_goes_on_while_it_is_open(world: PageWorld, page: BrowserTab)
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
 async def test_page_is_accessible_and_fits(page: BrowserTab, width: int, scheme: Scheme) -> None:
-    """Of each view axe-core finds nothing; tables scroll within the width of the screen, and no row is tall."""
     axe = required_axe()
     await page.show_as(width, scheme, scale=1 if width > PHONE_WIDTH else 2)
     for view in reversed(VIEWS):
@@ -364,7 +358,6 @@ async def test_page_is_accessible_and_fits(page: BrowserTab, width: int, scheme:
 
 
 async def test_token_is_asked_for_once_and_is_nowhere_but_in_the_tab(world: PageWorld, page: BrowserTab) -> None:
-    """A reload needs no token; the address and the cookies never have it; a wrong one is named as such."""
     await page.visit(world.url)
     await page.wait_for(HAS_STATUS)
     assert await page.evaluate("document.cookie + location.href") == world.url
@@ -378,7 +371,6 @@ async def test_token_is_asked_for_once_and_is_nowhere_but_in_the_tab(world: Page
 
 
 async def test_page_without_a_token_is_accessible(page: BrowserTab) -> None:
-    """The form that asks for it."""
     axe = required_axe()
     await page.evaluate("document.getElementById('forget').click()")
     await page.show_as(PHONE_WIDTH)
@@ -386,7 +378,6 @@ async def test_page_without_a_token_is_accessible(page: BrowserTab) -> None:
 
 
 async def test_tenant_and_operation_are_looked_up_by_keyboard(world: PageWorld, page: BrowserTab) -> None:
-    """A person who cannot point gets to the form, and finds the tenant's failed operations and one by its id."""
     axe = required_axe()
     await go(page, "tenants")
     await page.evaluate("document.getElementById('business').focus()")
@@ -407,7 +398,6 @@ async def test_tenant_and_operation_are_looked_up_by_keyboard(world: PageWorld, 
 
 
 async def test_operator_acts_after_a_dialog_with_the_facts(world: PageWorld, page: BrowserTab) -> None:
-    """A held target is tried at once; nothing is sent when the person leaves it."""
     url = f"{world.url}held/retry"
     button = "document.querySelector('#held .item button')"
     await page.wait_for(f"{button} !== null")
@@ -429,7 +419,6 @@ async def test_operator_acts_after_a_dialog_with_the_facts(world: PageWorld, pag
 async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
     world: PageWorld, page: BrowserTab
 ) -> None:
-    """Chosen ones or all of a filter: a plan that changes nothing, then what it names, and no more."""
     axe = required_axe()
     await world.bury("given-up", error="<b>division by zero</b> " * 20)
     await go(page, "dead-letters")
@@ -487,7 +476,6 @@ async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
 
 
 async def test_dead_letters_beyond_a_page_are_the_next_ones_by_time(world: PageWorld, page: BrowserTab) -> None:
-    """The newest of the whole queue first, though SQS shows them in no order; then the older ones, each once."""
     await world.bury(*(f"many-{number:03}" for number in range(LETTERS_MANY)), error="many")
     await go(page, "dead-letters")
     await page.evaluate("document.querySelector('#letters select').value = 'retries_exhausted'")
@@ -507,7 +495,6 @@ async def test_dead_letters_beyond_a_page_are_the_next_ones_by_time(world: PageW
 
 
 async def test_dead_letter_is_corrected_and_sent_again_under_a_new_id(world: PageWorld, page: BrowserTab) -> None:
-    """After a preview with the present row and the later operations; the log links it to the old id."""
     axe = required_axe()
     await world.bury("to-correct", error="no such column")
     await world.stack.put(world.live)
@@ -555,7 +542,6 @@ async def test_dead_letter_is_corrected_and_sent_again_under_a_new_id(world: Pag
 
 
 async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page: BrowserTab) -> None:
-    """The page has nothing that the viewer's token does not get."""
     await world.log_in(page, VIEWER_TOKEN)
     text = await page.evaluate("document.body.innerText")
     assert "viewer" in text
@@ -578,7 +564,6 @@ def deny(_: web.Request) -> web.Response:
 async def test_unready_worker_names_a_word_to_viewers_and_the_error_to_operators(
     world: PageWorld, page: BrowserTab
 ) -> None:
-    """Beside the name of the worker, on every page."""
     badge = "document.getElementById('ready').innerText"
     with world.stack.citrus.lying(deny):
         await page.wait_for(f"{badge}.startsWith('not ready: ') && {badge}.includes('CITRUS_API_KEY')", within_s=30)
@@ -589,7 +574,6 @@ async def test_unready_worker_names_a_word_to_viewers_and_the_error_to_operators
 
 
 async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: BrowserTab) -> None:
-    """By the lock that it holds on its shard, with the next probe."""
     async with world.stack.connect(world.steady) as connection, connection.transaction():
         assert await connection.fetchval(QUERIES["try_lock_schema"])
         await go(page, "moves")
@@ -600,7 +584,6 @@ async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: Br
 
 
 async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTab) -> None:
-    """One row a target, the one that waits longest first, with the tenants and readers of all."""
     first = {"target": "shard z", "reason": "gap", "ageSeconds": 9}
     other = {
         "replica": "b",
@@ -635,7 +618,6 @@ async def test_held_targets_are_folded_over_readers_and_replicas(page: BrowserTa
 
 
 async def test_time_left_of_a_move_is_that_of_its_rows(page: BrowserTab) -> None:
-    """Not known without rows, while no further ones come, or once the copy is done."""
     noted_at = utc_now()
     move = {"rows": 250, "phase": "copy"}
     move |= {"startedAt": (noted_at - timedelta(seconds=10)).isoformat(), "notedAt": noted_at.isoformat()}
@@ -647,7 +629,6 @@ async def test_time_left_of_a_move_is_that_of_its_rows(page: BrowserTab) -> None
 
 
 async def test_move_is_left_alone_until_it_stands(page: BrowserTab) -> None:
-    """While it has progress there is nothing to continue; the Overview counts it."""
     script = """
     Promise.all(['/page/held.js', '/page/overview.js'].map((one) => import(one))).then(([held, overview]) => {
       const move = (agoS, isRunning = true) => ({
@@ -671,7 +652,6 @@ async def test_move_is_left_alone_until_it_stands(page: BrowserTab) -> None:
 
 
 async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> None:
-    """A held shard has the advice of its reason; what cannot be read is not called reading."""
     script = """
     Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
       const problem = (cause, subject) => ({cause, subject, count: 1, since: 0, at: 0, problem: cause});
@@ -700,7 +680,6 @@ async def test_error_is_beside_its_problem_and_no_state(page: BrowserTab) -> Non
 
 
 async def test_incidents_of_one_cause_keep_their_own_times(page: BrowserTab) -> None:
-    """Those of now are one thing to look at, in which each target has its begin; each that is over is a row."""
     script = """
     import('/page/overview.js').then(({problemItems, overItems, verdictOf}) => {
       const one = (subject, since, at, isOver = false) => ({
@@ -727,7 +706,6 @@ async def test_incidents_of_one_cause_keep_their_own_times(page: BrowserTab) -> 
 
 
 async def test_feed_is_a_table_of_destinations_with_the_error_beside_its_problem(page: BrowserTab) -> None:
-    """A worker without a feed shows nothing of it; a viewer sees where it has stopped, and no error."""
     script = """
     Promise.all(['/page/overview.js', '/page/views.js'].map((one) => import(one))).then(([overview, views]) => {
       const destination = {name: 'crm', lagSeconds: 900, shards: 3, heldTenants: 0, stoppedShards: ['a', 'b']};
@@ -752,7 +730,6 @@ async def test_feed_is_a_table_of_destinations_with_the_error_beside_its_problem
 
 
 async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> None:
-    """The last ones would stand for those of now; the dead-letter queue is no exception. A viewer has no error."""
     script = """
     import('/page/views.js').then(({queuesOf}) => {
       const seen = {visible: 5, inFlight: 1, delayed: 0, inHand: 0, oldestInHandSeconds: 0};
@@ -778,7 +755,6 @@ async def test_queue_that_does_not_answer_has_no_numbers(page: BrowserTab) -> No
 
 
 async def test_held_operations_are_beside_the_lag_with_the_time_that_is_left(page: BrowserTab) -> None:
-    """A lag of 0 is not all: a stream shard that holds is not green, and what is held expires with the retention."""
     script = """
     const loaded = ['held', 'overview', 'views'].map((one) => import(`/page/${one}.js`));
     Promise.all(loaded).then(([held, overview, views]) => {
@@ -808,7 +784,6 @@ async def test_held_operations_are_beside_the_lag_with_the_time_that_is_left(pag
 
 
 async def test_rows_on_a_phone_show_each_column_within_the_screen(page: BrowserTab) -> None:
-    """As lines with the title of their column, without scrolling aside."""
     await page.show_as(PHONE_WIDTH)
     await go(page, "shards")
     cells = "[...document.querySelectorAll('#section-shards td:not(.nothing)')]"
@@ -821,7 +796,6 @@ async def test_rows_on_a_phone_show_each_column_within_the_screen(page: BrowserT
 
 
 async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> None:
-    """A healthy one is probed each ten seconds, so an age of twelve is usual; of a hundred shards, each 20 s."""
     script = """
     import('/page/views.js').then(({sectionsOf}) => [[12, 1], [26, 1], [26, 100], [51, 100]].map(([agoS, number]) => {
       const shard = {shardId: 'a', state: 'healthy', lastCheckAt: new Date(Date.now() - 1000 * agoS).toISOString()};
@@ -832,7 +806,6 @@ async def test_shard_is_grey_when_two_probes_are_missing(page: BrowserTab) -> No
 
 
 async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
-    """Of 24 hours, in every language of the browser; a duration has no zeros, and one unit in a tile."""
     script = """
     import('/page/format.js').then(({time, duration, rough, text}) => [
       time(new Date().setHours(23, 5, 7, 0)), [0.02, 59, 90, 900, 7260].map(duration),
@@ -848,7 +821,6 @@ async def test_times_are_as_on_the_axes_of_the_charts(page: BrowserTab) -> None:
 
 
 async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
-    """A lag that nobody has renewed is not that of now; one of a source that is gone says what it was."""
     row = {"streamShard": "s", "state": "reading", "owner": "b", "seenSecondsAgo": 42, "isSilent": True}
     replicas = [{"replica": "b", "isThis": False, "seenSecondsAgo": 42, "isSilent": True}]
     queues = [{"name": "q", "error": "no answer"}, {"name": "r", "visible": 0}]
@@ -871,7 +843,6 @@ async def test_old_numbers_are_no_numbers(page: BrowserTab) -> None:
 
 
 async def test_replica_that_was_killed_is_not_all_well(page: BrowserTab) -> None:
-    """How many of how many are gone, and since when; what the others read is not known while nobody tells."""
     problem = {"cause": "replica_gone", "problem": "Replica gone", "severity": "warning", "advice": "Look.", "count": 1}
     times = {"since": "2020-01-01T08:03:00", "at": "2020-01-01T09:00:00", "isOver": False, "subject": "replica b"}
     fleet = {"replicas": [{"replica": "a"}], "goneReplicas": [{"replica": "b"}], "problems": [{**problem, **times}]}
@@ -888,7 +859,6 @@ async def test_replica_that_was_killed_is_not_all_well(page: BrowserTab) -> None
 
 
 async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:
-    """The end of a scale is a number that people use; a missing value, and time without points, is a gap."""
     scales = [[0, "rate"], [7.3, "rate"], [0.013, "seconds"], [70, "seconds"], [1200, "number"], [0.4, "number"]]
     plot = {
         "at": [0, 30, 60, 300, 330, 9999],
@@ -908,7 +878,6 @@ async def test_charts_have_scales_and_gaps(page: BrowserTab) -> None:
 
 @pytest.mark.parametrize("width", [PHONE_WIDTH, 1280])
 async def test_page_shows_the_tenants_that_take_most_of_the_time(page: BrowserTab, width: int) -> None:
-    """A row each, with the time of all replicas beside the time and share of this one, within the screen."""
     use = {"seconds": 45.25, "share": 0.905, "operations": 12_000, "bytes": 3_145_728, "waitedSeconds": 59.5}
     mine = {
         "shardId": "shard-1",
@@ -958,7 +927,6 @@ async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, s
 
 
 async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
-    """By the worker's own variables; no colour, and nothing that a viewer may not see with that token."""
     status, output, _ = await run_top(world, "--once")
     as_json, text, _ = await run_top(world, "--json")
     viewed, shown, _ = await run_top(world, "--url", world.url, API_TOKEN=VIEWER_TOKEN)
@@ -976,7 +944,6 @@ async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
 
 
 async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld) -> None:
-    """It redraws in the size of the moment, leaves the screen as it was, and is interrupted by Ctrl-C."""
     async with open_terminal(world.stack.stack.env, "top", rows=40, columns=150) as terminal:
         await terminal.wait_for(lambda screen: "Recent errors" in screen, within_s=SEEN_WITHIN_S)
         terminal.resize(rows=16, columns=60)
@@ -990,7 +957,6 @@ async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld
 
 
 async def test_fresh_page_shows_the_last_hour_of_each_stream_shard(world: PageWorld, page: BrowserTab) -> None:
-    """The worker keeps it, a point each half minute; a viewer sees it too."""
     await go(page, "stream")
     await page.wait_for(f"{STREAM_CHARTS} === 4", within_s=HISTORY_WITHIN_S)  # lag and records of two stream shards
     await world.log_in(page, VIEWER_TOKEN)
@@ -1008,7 +974,6 @@ async def test_fresh_page_shows_the_last_hour_of_each_stream_shard(world: PageWo
 
 
 async def test_operator_releases_a_lease_after_a_dialog(world: PageWorld, page: BrowserTab) -> None:
-    """Without another replica its owner keeps it, and the notice says so."""
     url = f"{world.url}leases/shardId-000000000000/release"
     button = "document.querySelector('#section-stream td button')"
     await go(page, "stream")
@@ -1032,7 +997,6 @@ async def test_operator_releases_a_lease_after_a_dialog(world: PageWorld, page: 
 
 
 async def test_operator_pauses_and_resumes_a_tenant_after_dialogs(world: PageWorld, page: BrowserTab) -> None:
-    """Each with the facts of the tenant."""
     button = "document.querySelector('#section-tenant-levers td button')"
     await go(page, "tenants", world.steady.tenant_id)
     for title, shown in (("Pause for 4 hours", "pausedUntil"), ("Resume", "active")):
@@ -1045,7 +1009,6 @@ async def test_operator_pauses_and_resumes_a_tenant_after_dialogs(world: PageWor
 
 
 async def test_page_of_a_worker_that_is_gone_claims_nothing(world: PageWorld, page: BrowserTab) -> None:
-    """No number stands as if it were true, in any colours. The last test: no other one has a worker after it."""
     axe = required_axe()
     await page.wait_for("document.querySelectorAll('#tiles .tile').length > 5")
     world.stack.worker.kill()

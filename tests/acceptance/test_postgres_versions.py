@@ -41,7 +41,6 @@ FILES = (
 
 @pytest.mark.slow(30)
 def test_worker_does_the_same_on_postgres_15(tmp_path: Path) -> None:
-    """A part of the integration tests: writing, moving, restoring, importing, positions, the schema."""
     require("PostgreSQL 15", found=(PROGRAMS / "postgres").is_file(), how=DEBIAN)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "REQUIRE_ALL"))}
     environment = kept | {"CI": "1", PROGRAMS_VARIABLE: str(PROGRAMS), INITIAL_DATA_VARIABLE: str(tmp_path)}
@@ -62,7 +61,6 @@ def test_worker_does_the_same_on_postgres_15(tmp_path: Path) -> None:
 @pytest.mark.slow(5)
 @pytest.mark.parametrize("version", [14, 15, 16, 17])
 async def test_check_ends_well_on_each_version(version: int) -> None:
-    """As the owner of the tables, and as a role that owns none: all that a worker needs is found."""
     programs = OTHERS.get(version, PROGRAMS)
     require(
         f"PostgreSQL {version}",

@@ -125,7 +125,6 @@ async def send_work(stack: Stack) -> None:
 
 
 async def test_prometheus_scrapes_every_replica(watched: Watched) -> None:
-    """Each target is up, without an error of its last scrape: on a busy machine, of one after that."""
     states: list[tuple[str, str]] = []
 
     async def are_up() -> bool:
@@ -142,7 +141,6 @@ async def test_prometheus_scrapes_every_replica(watched: Watched) -> None:
 
 
 async def test_counts_of_the_fleet_are_those_of_its_work(watched: Watched) -> None:
-    """Counters of replicas add up: nothing is counted twice or by nobody."""
     expected = {
         'sum(simplu_operations_total{source="kinesis",outcome="succeeded"})': RECORDS,
         'sum(simplu_operations_total{source="sqs",outcome="succeeded"})': 1,
@@ -162,7 +160,6 @@ async def test_counts_of_the_fleet_are_those_of_its_work(watched: Watched) -> No
 
 
 async def test_rules_are_evaluated_without_an_error(watched: Watched) -> None:
-    """Every rule is loaded and understood; a healthy fleet has no alert but that of the one dead letter."""
     alerts: set[str] = set()
 
     async def is_well() -> bool:  # an alert of a scrape that was too slow is over with the next one
@@ -176,7 +173,6 @@ async def test_rules_are_evaluated_without_an_error(watched: Watched) -> None:
 
 
 async def test_live_scrape_passes_promtool(watched: Watched) -> None:
-    """Names, units, types and help of a running replica are as Prometheus' own checker wants them."""
     promtool = required_program("promtool", how=HOW)
     async with aiohttp.ClientSession() as session, session.get(f"{watched.workers[0].url}/metrics") as answer:
         text = await answer.read()
@@ -188,7 +184,6 @@ async def test_live_scrape_passes_promtool(watched: Watched) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 async def test_every_query_of_a_dashboard_finds_series(watched: Watched, name: str) -> None:
-    """Prometheus understands each, and each has an answer for a fleet at work."""
     empty: set[str] = set()
 
     async def finds_all() -> bool:  # after a scrape that was too slow, gauges have no value until the next one
@@ -204,7 +199,6 @@ async def test_every_query_of_a_dashboard_finds_series(watched: Watched, name: s
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 async def test_legends_of_a_dashboard_name_labels_that_the_series_have(watched: Watched, name: str) -> None:
-    """A legend with a label that is not there shows its braces."""
     for panel in panels_of(name):
         for target in panel["targets"]:
             labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -213,7 +207,6 @@ async def test_legends_of_a_dashboard_name_labels_that_the_series_have(watched: 
 
 
 async def test_drawing_of_the_dashboard_has_every_panel(watched: Watched, tmp_path: Path) -> None:
-    """The picture in the docs has the panels and the answers of this test."""
     if PICTURE:
         await work_on(watched.stack, seconds=PICTURE_S)
     end = time.time()

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.slow(30)
 
 
 def test_nothing_is_lost_when_a_standby_without_the_last_commits_is_promoted() -> None:
-    """What the stream still has is applied again before anything new."""
     try:
         folder = find_postgres_bin()
     except StackError as exc:

@@ -9,7 +9,6 @@ pytestmark = pytest.mark.slow(30)
 
 
 def test_provisioning_leaves_one_home_when_it_is_killed_or_run_twice() -> None:
-    """Whatever step was the last one, and whatever Citrus says, the next run comes to one home with its one row."""
     said = run_program("acceptance.provisioning", "--stride", "19", "--rounds", "6")
 
     assert "every tenant has one home, with its one row" in said

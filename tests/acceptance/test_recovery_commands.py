@@ -73,7 +73,6 @@ async def replay(scene: Scene, options: str = "", *, status: int = 0, hours: int
 
 
 async def test_replay_applies_what_a_shard_lacks_and_its_plan_counts_it(scene: Scene) -> None:
-    """First nothing is missing; then a tenant's operations come back, then the other's, each once."""
     assert (await replay(scene))["outcomes"] == {"duplicate": 6}
     await lose_operations(scene)
     planned = await replay(scene)
@@ -85,7 +84,6 @@ async def test_replay_applies_what_a_shard_lacks_and_its_plan_counts_it(scene: S
 
 
 async def test_replay_ends_with_the_records_of_its_range(scene: Scene) -> None:
-    """A record that arrived at the end of the range or later is not read; the end must be behind the start."""
     now = datetime.now(UTC)
     assert (await replay(scene, f"--apply --until {(now - timedelta(minutes=59)).isoformat()}"))["outcomes"] == {}
     assert (await replay(scene, f"--apply --until {now.isoformat()}"))["outcomes"] == {"duplicate": 6}
@@ -95,14 +93,12 @@ async def test_replay_ends_with_the_records_of_its_range(scene: Scene) -> None:
 
 
 async def test_replay_fails_when_the_stream_lacks_its_beginning(scene: Scene) -> None:
-    """What the stream has is applied all the same."""
     answer = await replay(scene, hours=366 * 24, status=1)
     (left,) = answer["left"].values()
     assert (answer["outcomes"], left[:25]) == ({"duplicate": 6}, "the stream keeps records ")
 
 
 async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(scene: Scene) -> None:
-    """The others are applied. Its end is 1, and the next replay applies the rest."""
     await lose_operations(scene)
     await scene.servers["db-1"].kill()
     try:
@@ -127,7 +123,6 @@ async def verify(scene: Scene, url: str, shard_id: str = "db-1", *, status: int,
 
 
 async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(scene: Scene) -> None:
-    """A backup that can; one of another shard, an empty database, none that answers, and one behind the retention."""
     await scene.back_up("db-1")
     backup = scene.backups["db-1"]
     await backup.start()
@@ -157,7 +152,6 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
 
 
 async def test_verify_backup_asks_for_the_url_by_a_variable_only(scene: Scene) -> None:
-    """Without it 78, and the name of the variable; a URL that is none is refused unseen."""
     status, out = await scene.run_lines("simplu-worker shards verify-backup db-1 --env-file worker.env")
     assert (status, out.partition(":")[0]) == (78, "BACKUP_URL")
     status, out = await scene.run_lines(
@@ -189,7 +183,6 @@ async def start_restore(scene: Scene, export: str) -> asyncio.subprocess.Process
 
 
 async def test_restore_of_a_tenant_that_is_killed_while_it_replaces_rows_goes_on(scene: Scene) -> None:
-    """The tenant waits, the next command needs no second file, and each operation takes effect once."""
     await execute(scene.servers["db-1"].url, ROWS_SQL, TENANTS[0])  # so many that the copy can be caught
     await scene.back_up("db-1")
     await scene.backups["db-1"].start()
@@ -223,7 +216,6 @@ async def test_restore_of_a_tenant_that_is_killed_while_it_replaces_rows_goes_on
 
 
 async def test_verify_backup_looks_for_the_record_of_each_position_in_the_stream(scene: Scene) -> None:
-    """A position is readable while the stream has its record, whatever the times say; then it is lost."""
     await scene.send("smile-berlin", 2)
     await scene.wait_until_applied()
     await scene.send("smile-berlin", 2)

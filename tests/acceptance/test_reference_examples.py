@@ -282,7 +282,6 @@ async def send_examples(stack: Stack, control_url: str) -> None:
 
 
 async def test_examples_of_the_references_work_as_written(record_property: Note) -> None:
-    """Each ends as the table says, none as a dead letter; and their monitoring points answer without a token."""
     found: dict[tuple[str, str], str] = {}
     results: dict[str, Any] = {}
     async with Stack(shards=1, stream_shards=1) as stack:

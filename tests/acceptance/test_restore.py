@@ -15,7 +15,6 @@ from simplu_local.processes.loopback import StackError
 
 @pytest.mark.slow(20)
 def test_nothing_is_lost_when_a_shard_is_put_back_to_an_older_backup() -> None:
-    """The stream has the rest: it is applied again, before anything new, while operations keep coming."""
     try:
         folder = find_postgres_bin()
     except StackError as exc:

@@ -34,7 +34,6 @@ async def world() -> AsyncIterator[World]:
 @pytest.mark.slow(3)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_page_leads_where_it_says(world: World, page: Path) -> None:
-    """Each step ends and prints as the page says; in the end each operation sent is applied, once."""
     async with Scene(world, page.stem) as scene:
         await SCENES[page.stem](scene)
         for step in read_steps(page):
@@ -45,7 +44,6 @@ async def test_page_leads_where_it_says(world: World, page: Path) -> None:
 @pytest.mark.slow(3)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_nothing_is_held_is_not_said_without_a_worker(world: World) -> None:
-    """Each page asks the whole fleet whether something is held, by a command that fails if no replica answers."""
     texts = [step.text for page in PAGES for step in read_steps(page) if NOTHING_IS_HELD in step.expected]
     assert texts
     assert not [text for text in texts if ASKS_FOR_HELD not in text.splitlines()]
@@ -56,7 +54,6 @@ async def test_nothing_is_held_is_not_said_without_a_worker(world: World) -> Non
 
 
 def test_every_page_has_a_scene_and_is_in_the_index() -> None:
-    """A new page is carried out, and found."""
     assert sorted(SCENES) == [page.stem for page in PAGES]
     assert sorted(re.findall(r"\]\(([\w-]+)\.md\)", INDEX.read_text(encoding="utf-8"))) == sorted(SCENES)
     assert {line for page in PAGES for line in lines_elsewhere(read_steps(page))} == STAND_INS.keys()

@@ -142,7 +142,6 @@ async def held(observer: Observer, tenant: Tenant, *, since: int) -> None:
 
 @in_module_loop
 async def test_worker_shows_no_secret_in_good_work(observer: Observer) -> None:
-    """Applied operations, dead letters, commands and a password that URLs spell otherwise leave nothing to see."""
     full_stack = observer.full_stack
     password = planted("awkward", awkward=True)
     observer.hidden.add(password)
@@ -198,7 +197,6 @@ LIES = {
 
 @in_module_loop
 async def test_worker_shows_no_secret_when_citrus_quotes_it_back(observer: Observer) -> None:
-    """Whatever Citrus answers, neither the API key that it quotes nor a connection string in it is repeated."""
     full_stack = observer.full_stack
     password = planted("quoted", awkward=True)
     observer.hidden.add(password)
@@ -222,7 +220,6 @@ async def test_worker_shows_no_secret_when_citrus_quotes_it_back(observer: Obser
 
 @in_module_loop
 async def test_worker_shows_no_secret_when_a_shard_refuses_or_is_unreachable(observer: Observer) -> None:
-    """A wrong password, and a host that nobody listens on, are told without the password."""
     full_stack, server = observer.full_stack, observer.full_stack.servers[2]
     since = full_stack.log_end
     tenants = [(await full_stack.take_fresh_tenants())[2] for _ in range(2)]
@@ -265,7 +262,6 @@ def _set_access(server: PostgresServer, access: Path, text: str) -> None:
 async def test_worker_shows_no_secret_when_its_static_shard_is_unreachable(
     observer: Observer, tmp_path: Path, way: str
 ) -> None:
-    """The passwords of DATABASE_PASSWORD, of its file and of a shard map are told neither by log nor by page."""
     full_stack = observer.full_stack
     password, port = planted(f"static-{way}", awkward=True), free_port()
     observer.hidden.add(password)
@@ -304,7 +300,6 @@ async def in_log(worker: WorkerProcess, text: str) -> bool:
 
 @in_module_loop
 async def test_worker_shows_no_content_of_records_above_debug(observer: Observer, tmp_path: Path) -> None:
-    """At LOG_LEVEL=info neither log nor metrics nor status hold anything of a record's data, filters or result."""
     full_stack = observer.full_stack
     full_stack.worker.kill()
     worker = WorkerProcess(
@@ -370,7 +365,6 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
 
 @in_module_loop
 async def test_worker_shows_no_secret_when_a_loop_fails(observer: Observer) -> None:
-    """The places of a defect are logged, and not its message, which quotes what came."""
     full_stack, worker = observer.full_stack, observer.full_stack.worker
     password = planted("leaked", awkward=True)  # nobody told the worker that this is one
     url = f"postgresql://postgres:{quote(password, safe='')}@{HOST}/d"
@@ -414,7 +408,6 @@ def refused_run(*arguments: str, **env: str) -> str:
 
 
 def test_configuration_shows_no_secret_when_every_variable_is_wrong(tmp_path: Path) -> None:
-    """All problems are named at once, and no value of a secret, nor of what may hold one, with them."""
     names = ("key", "token", "url", "queue", "host", "password", "aws")
     secret = {name: planted(name) for name in names}
     file = tmp_path / "secret"

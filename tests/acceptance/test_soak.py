@@ -20,12 +20,10 @@ HOUR = [60.0 * minute for minute in range(60)]
     ],
 )
 def test_series_is_flat_unless_most_pairs_of_its_values_grow(values: list[float], *, flat: bool) -> None:
-    """Peaks do not count, a slope does."""
     assert is_flat(growth_of(HOUR, values), values, Bound(share=0.1, least=1.0)) is flat
 
 
 def test_growth_within_the_least_value_is_none() -> None:
-    """A descriptor more of ten is no leak."""
     values = [10.0] * 30 + [12.0] * 30
     assert is_flat(growth_of(HOUR, values), values, Bound(share=0.0, least=3.0))
     assert not is_flat(growth_of(HOUR, values), values, Bound(share=0.0, least=0.0))

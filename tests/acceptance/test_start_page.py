@@ -95,7 +95,6 @@ def end_by_ctrl_c(process: subprocess.Popen[bytes]) -> int:
 
 @pytest.mark.slow(12)
 def test_commands_of_the_page_lead_to_operations_on_a_shard(tmp_path: Path) -> None:
-    """From the stack to outcomes and the status page, through a killed server, to an end that leaves nothing behind."""
     checkout = Checkout(tmp_path)
     settings = tmp_path / "local.env"
     with checkout.terminal("stack") as stack:

@@ -69,7 +69,6 @@ def kept(tmp_path: Path, *runs: dict[str, Any], mixes: Sequence[dict[str, Any]] 
 def test_benchmark_compares_runs_of_one_round_and_tells_what_was_missed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: int, status: int
 ) -> None:
-    """A ratio is of runs of the same round, and the exit status is that of the targets; the page has the medians."""
     others = ((BARE, 100_000, 32), (LANES, 6_000, 4), (SEQUENCE, 2_000, 4))
     runs = [
         figure(who, times * other, stream_shards=count, number_of_round=times)
@@ -97,7 +96,6 @@ def test_benchmark_compares_runs_of_one_round_and_tells_what_was_missed(
 def test_benchmark_compares_workers_on_records_as_users_have_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table of the mixes has Postgres's cost, and no other worker; ratios are of the same round."""
     mixes = [
         figure(WORKER, times * 10_000, number_of_round=times)
         | {"mix": "realistic", "worker": worker, "serverUs": cost, "walBytes": 10.0 * cost, "diskBytes": 700.0}
@@ -118,7 +116,6 @@ def test_benchmark_compares_workers_on_records_as_users_have_them(
 def test_benchmark_tells_the_cost_of_few_records_and_of_being_watched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two workers in the same round, and one worker alone and watched, idle and at full speed."""
     low = [
         {"round": times, "rate": 235, "streamShards": 4, "shards": 3, "invalid": 0.06, "serverUs": 200.0}
         | {"worker": worker, "clientUs": times * cost}
@@ -151,7 +148,6 @@ def test_benchmark_tells_the_cost_of_few_records_and_of_being_watched(
 
 
 def test_benchmark_tells_what_other_programs_do_better_than_the_worker(tmp_path: Path) -> None:
-    """The table has the medians of the contenders that were measured, and what they promise."""
     peers = [
         figure(who, times * rate, number_of_round=times) | {"serverUs": cost}
         for times in (1, 3)
@@ -172,7 +168,6 @@ def test_benchmark_tells_what_other_programs_do_better_than_the_worker(tmp_path:
 
 
 def test_benchmark_leaves_a_page_without_its_marks_alone(tmp_path: Path) -> None:
-    """Figures go between marks that somebody put there, or nowhere."""
     page = tmp_path / "performance.md"
     page.write_text("my own words\n")
 
@@ -183,7 +178,6 @@ def test_benchmark_leaves_a_page_without_its_marks_alone(tmp_path: Path) -> None
 
 @pytest.mark.slow(2)
 def test_scale_simulates_a_failover_within_a_lease_and_a_look(tmp_path: Path) -> None:
-    """A replica that is killed is followed by others within the lease duration and about a look, at every size."""
     page = tmp_path / "performance.md"
     page.write_text(PAGE.format("scale", "python3 run.py bench scale --write"))
 
@@ -197,7 +191,6 @@ def test_scale_simulates_a_failover_within_a_lease_and_a_look(tmp_path: Path) ->
 
 @pytest.mark.slow(10)
 def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> None:
-    """Every operation of both takes effect, and both leave figures."""
     figures = tmp_path / "figures.json"
 
     done = run(BENCHMARK, *SMALL, "--json", str(figures))

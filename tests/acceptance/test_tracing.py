@@ -143,7 +143,6 @@ def without(attributes: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 @in_place_loop
 async def test_batch_of_the_stream_has_a_span_with_its_producers_and_its_transaction(place: Place) -> None:
-    """By the conventions; malformed ones are counted, and applied; nothing of the records is in any attribute."""
     stream = place.env["KINESIS_STREAM_NAME"]
     await place.put(traceparent(7), traceparent(8, flags=0), traceparent(7), "malformed", 5, None)
     span = await place.span(f"process {stream}", lambda span: link(7) in span.links)
@@ -191,7 +190,6 @@ async def test_batch_of_the_stream_has_a_span_with_its_producers_and_its_transac
 
 @in_place_loop
 async def test_links_of_a_span_are_bounded_and_the_rest_is_counted(place: Place) -> None:
-    """Of more producers than a span has links, those that recorded their spans go first."""
     stream = place.env["KINESIS_STREAM_NAME"]
     count = LINKS_MAX + 20
     await place.put(*(traceparent(1000 + number, flags=number >= 20) for number in range(count)))
@@ -204,7 +202,6 @@ async def test_links_of_a_span_are_bounded_and_the_rest_is_counted(place: Place)
 
 @in_place_loop
 async def test_messages_of_queues_have_spans_with_their_producers(place: Place) -> None:
-    """Order events and control messages, by the message attribute."""
     orders = place.env["SQS_ORDER_EVENTS_QUEUE_URL"]
     fifo = {"MessageGroupId": "g", "MessageDeduplicationId": "d"} if orders.endswith(".fifo") else {}
     values = {
@@ -245,7 +242,6 @@ async def test_messages_of_queues_have_spans_with_their_producers(place: Place) 
 
 @in_place_loop
 async def test_collector_that_answers_late_or_is_away_delays_nothing(place: Place) -> None:
-    """No operation waits for the collector, the drain ends in time, and the key is in no line of the log."""
     place.collector.delay_s = 60
     began_at = time.monotonic()
     for _ in range(3):

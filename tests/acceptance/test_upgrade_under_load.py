@@ -8,5 +8,4 @@ from acceptance.programs import run_program
 
 @pytest.mark.slow(30)
 def test_shards_are_upgraded_under_load_while_old_and_new_workers_work_side_by_side() -> None:
-    """From the schema before to the last, killed in between, with nothing held, lost, doubled or out of order."""
     run_program("acceptance.upgrading", "--shards", "2", "--rate", "100", "--seconds", "1.5")

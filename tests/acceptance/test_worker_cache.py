@@ -112,7 +112,6 @@ async def place() -> AsyncIterator[Place]:
 
 @in_place_loop
 async def test_worker_drops_entries_after_the_commit(place: Place) -> None:
-    """Those of what was written; the others stay, and so do the epoch's lists."""
     other = await place.cached("other")
     key = await place.cached("first")
     epoch = await place.redis.ask("GET", "simplu:epoch")
@@ -127,7 +126,6 @@ async def test_worker_drops_entries_after_the_commit(place: Place) -> None:
 
 @in_place_loop
 async def test_worker_makes_up_for_what_it_had_not_said_when_it_was_killed(place: Place) -> None:
-    """Between the commit and its invalidation, too long for a redelivery to tell: the next one moves the epoch."""
     key = await place.cached("second")
     epoch = int(await place.redis.ask("GET", "simplu:epoch"))
     place.redis.freeze()
@@ -147,7 +145,6 @@ async def test_worker_makes_up_for_what_it_had_not_said_when_it_was_killed(place
 
 @in_place_loop
 async def test_worker_works_on_when_redis_is_gone_and_stops_in_time(place: Place) -> None:
-    """It stays ready, operations are applied, the trouble is logged once without the password, and the drain ends."""
     place.redis.kill()
     await place.put("third")
     await place.put("fourth")

@@ -154,13 +154,11 @@ BROKEN: dict[str, tuple[Promise, Callable[[Lines], None]]] = {
 
 
 def test_history_in_which_each_promise_is_kept_has_no_violation() -> None:
-    """Repetitions, rows left behind by a move, and an answer `held` break none."""
     assert judge(RIGHT) == []
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_history_that_breaks_a_promise_is_found(kind: str) -> None:
-    """The violation names the promise and what is wrong, and nothing else."""
     promise, damage = BROKEN[kind]
     lines = copy.deepcopy(RIGHT)
     damage(lines)
@@ -170,7 +168,6 @@ def test_history_that_breaks_a_promise_is_found(kind: str) -> None:
 
 
 def test_answer_may_go_back_after_a_promotion_that_lost_the_operation() -> None:
-    """One that came before the promotion, or about another operation, may not."""
     assert judge([*RIGHT, PROMOTION, answer(1, 3.0, "unknown"), answer(1, 3.5, "succeeded")]) == []
     for wrong in (
         [PROMOTION, answer(3, 4.7, "unknown")],
@@ -180,7 +177,6 @@ def test_answer_may_go_back_after_a_promotion_that_lost_the_operation() -> None:
 
 
 def test_events_that_a_promotion_took_back_are_not_held() -> None:
-    """Without the events that come for the operations applied again, the feed is not complete."""
     undoing = event(6, "patched", id="e-6", simpluincarnation="b", simplubehind="b:1", simplurequest="r-1")
     follow = [*RIGHT, PROMOTION, undoing]
     assert judge(follow) == []
@@ -189,7 +185,6 @@ def test_events_that_a_promotion_took_back_are_not_held() -> None:
 
 
 def test_what_is_late_is_told_from_what_is_wrong() -> None:
-    """Where operations are missing, so are their resources and events; an operation applied twice is no delay."""
     late = [line for line in RIGHT if line not in (row(1, "patch"), event(1, "patched"))]
     assert judge(late)
     assert all(map(is_of_an_end_before_its_time, judge(late)))
@@ -197,7 +192,6 @@ def test_what_is_late_is_told_from_what_is_wrong() -> None:
 
 
 def test_judge_shares_no_code_with_the_product() -> None:
-    """It imports nothing of the worker, and nothing of the embedded stack."""
     program = "import faults.judge, sys; print([one for one in sys.modules if one.startswith('simplu_')])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -62,7 +62,6 @@ async def call_all(url: str) -> None:
 async def test_authorities_of_ca_bundle_are_trusted_and_no_others(
     identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By all clients, STS's too; without the variable the cause is named."""
     async with TlsFront(identities.url, tmp_path) as front:
         url = f"https://localhost:{front.port}"
         with pytest.raises(RetryableError, match="got one of another; name the CA in AWS_CA_BUNDLE"):
@@ -76,7 +75,6 @@ async def test_authorities_of_ca_bundle_are_trusted_and_no_others(
 async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
     identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By all clients, STS's too: a request in plain text is forwarded, one over TLS goes through a tunnel."""
     proxy = Proxy()
     async with proxy.running() as proxy_url, TlsFront(identities.url, tmp_path) as front:
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "localhost.crt"))
@@ -100,7 +98,6 @@ async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
 async def test_wrong_clock_is_named_and_tried_again(
     code: str, skew: timedelta, side: str, identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AWS refuses each signature until the clock is right; its answers have its own time."""
     monkeypatch.setattr(http_session, "OWN_CLOCK", OwnClock())  # other tests of this process have the right time
 
     async def refuse(_: web.Request) -> web.Response:

@@ -49,7 +49,6 @@ def environment(source: Source) -> dict[str, str]:
 async def test_client_has_credentials_again_within_seconds_whatever_its_source_did(
     name: str, identities: Identities
 ) -> None:
-    """Missing at the start, ended under load, away and garbage: a call fails for a while, and nothing ends."""
     source = SOURCES[name](identities)
     env = environment(source)
     source.make(Health.AWAY)
@@ -77,7 +76,6 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
 
 @pytest.mark.slow
 async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time that it is asked for: botocore would wait for ever."""
     number_path = tmp_path / "number"
     program = tmp_path / "program.sh"
     program.write_text(f"#!/bin/sh\necho $$ >> {number_path}\nexec sleep 600\n")
@@ -105,7 +103,6 @@ async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow(3)
 async def test_token_file_with_a_line_break_is_named(identities: Identities) -> None:
-    """Botocore refuses it for an agent; STS refuses it as a web identity."""
     for kind, cause in ((Container, "not a legal header value"), (WebIdentity, "InvalidIdentityToken")):
         source = kind(identities)
         source.make(Health.WELL)

@@ -67,7 +67,6 @@ async def line(shard_at_rds: ShardAddress, certificate: Path) -> AsyncIterator[R
 
 
 async def test_shard_is_used_with_passwords_by_iam(line: RdsLine, caplog: pytest.LogCaptureFixture) -> None:
-    """By the first connection and all later ones, encrypted; no password is in a text about the pool."""
     pool = ShardPool(line.address_at(line.place), size=2)
     await add_tenant(pool)
     case = TenantCase(pool, ("clinic", "main"))
@@ -86,7 +85,6 @@ async def test_shard_is_used_with_passwords_by_iam(line: RdsLine, caplog: pytest
 async def test_new_connection_has_a_new_password_after_the_last_one_has_expired(
     line: RdsLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And by the key that IAM knows now; a connection that is there stays."""
     pool = ShardPool(line.address_at(line.place), size=1)
     (server,) = await fetch(pool, "SELECT pg_backend_pid() AS pid")
     (first,) = line.passwords
@@ -111,7 +109,6 @@ async def test_new_connection_has_a_new_password_after_the_last_one_has_expired(
 async def test_each_of_several_hosts_gets_a_password_of_its_own(
     line: RdsLine, shard_at_rds: ShardAddress, certificate: Path
 ) -> None:
-    """RDS refuses one for another host or port."""
     async with RdsLine(shard_at_rds, certificate, dict(SECRETS)).opened() as second:
         pool = ShardPool(line.address_at(line.place, second.place), size=1)
         line.takes_connections = False
@@ -131,7 +128,6 @@ async def test_each_of_several_hosts_gets_a_password_of_its_own(
 async def test_shard_without_a_password_is_back_once_there_are_credentials(
     line: RdsLine, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The error names the reason; shards with other passwords go on."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -158,7 +154,6 @@ async def test_shard_without_a_password_is_back_once_there_are_credentials(
 
 
 async def test_shard_is_unavailable_when_iam_does_not_know_the_key(line: RdsLine) -> None:
-    """The line checks what it gets: a signature by another secret is refused."""
     line.secrets["AKIAFIRST"] = "another"
     pool = ShardPool(line.address_at(line.place), size=1)
     with pytest.raises(ShardUnavailableError, match=r"\(28000\)"):
@@ -168,7 +163,6 @@ async def test_shard_is_unavailable_when_iam_does_not_know_the_key(line: RdsLine
 
 
 async def test_certificate_of_the_server_is_checked_when_the_string_says_so(line: RdsLine, certificate: Path) -> None:
-    """No password goes to a server that is not the one that the string names."""
     good, bad = (
         ShardPool(line.address_at(line.place, options=f"&sslmode=verify-full&sslrootcert={path}"), size=1)
         for path in (certificate.parent / "rds.crt", issue_certificate_elsewhere(certificate))
@@ -190,7 +184,6 @@ def issue_certificate_elsewhere(certificate: Path) -> Path:
 
 
 async def test_check_uses_passwords_by_iam(line: RdsLine, tmp_path: Path) -> None:
-    """As the worker does."""
     settings = settings_of(tmp_path, line.address_at(line.place))
     async with open_shards(settings) as shards:
         (checked,) = await DependencyChecks(settings).check_shards(shards)

@@ -84,7 +84,6 @@ class World:
 
 @pytest.mark.slow(40)
 async def test_worker_goes_on_whatever_its_credentials_do(identities: Identities) -> None:
-    """Missing at the start, ended under load, away and garbage: unready and named, alive, back within seconds."""
     source = WebIdentity(identities)
     source.make(Health.AWAY)
     async with Stack(shards=1, stream_shards=1) as stack:
@@ -121,7 +120,6 @@ async def test_worker_goes_on_whatever_its_credentials_do(identities: Identities
 
 @pytest.mark.slow(6)
 async def test_check_names_the_credentials(identities: Identities) -> None:
-    """As a dependency of its own, with the cause; a source that is well is named, too."""
     source = WebIdentity(identities)
     shard = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
     queues = {f"SQS_{name}_QUEUE_URL": f"http://127.0.0.1:1/1/{name}" for name in ("ORDER_EVENTS", "DEAD_LETTER")}

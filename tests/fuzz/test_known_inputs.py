@@ -34,7 +34,6 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_usual_inputs_pass(name: str) -> None:
-    """Otherwise the fuzz would find nothing else."""
     target = load_target(name)
     for data in target.seeds:
         target.check(data)
@@ -42,5 +41,4 @@ def test_usual_inputs_pass(name: str) -> None:
 
 @pytest.mark.parametrize("path", KNOWN, ids=lambda path: path.name)
 def test_input_that_failed_once_passes(path: Path) -> None:
-    """The name of its file begins with its target."""
     check_bounded(load_target(path.name.partition("-")[0]), path.read_bytes())

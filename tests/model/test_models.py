@@ -786,7 +786,6 @@ SAFE_BUT_SLOW = {
 
 @pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
 def test_every_state_keeps_the_promises(model: Model[Any], state_count: int) -> None:
-    """The agreed way breaks no promise in any state that can be reached."""
     assert state_count == search(model)
 
 
@@ -799,12 +798,10 @@ def test_every_state_keeps_the_promises(model: Model[Any], state_count: int) -> 
     ids=["lease taken", "data refused"],
 )
 def test_group_commit_comes_to_an_end(model: GroupCommitModel) -> None:
-    """A group that fails is not tried again as it is, so that no transaction is repeated without a fault."""
     search(model, forbids_cycles=True)
 
 
 def test_search_finds_that_a_group_is_tried_again_for_ever() -> None:
-    """A group with refused data, tried again as it is, never ends."""
     model = GroupCommitModel(refused=((0, 0),), rules=GroupRules(retries_together=True))
     assert_is_violated(model, "cycle", 6, forbids_cycles=True)
 
@@ -812,12 +809,10 @@ def test_search_finds_that_a_group_is_tried_again_for_ever() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "state_count"), nightly_ones(NIGHTLY, SAFE_AND_LARGE))
 def test_every_state_keeps_the_promises_in_a_larger_model(model: Model[Any], state_count: int) -> None:
-    """The agreed way breaks no promise with more operations and more trouble either."""
     assert state_count == search(model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: Model[Any], promise: str, length: int) -> None:
-    """A deviation from the agreed way breaks a promise, and the error has a shortest trace to it."""
     assert_is_violated(model, promise, length)

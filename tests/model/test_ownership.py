@@ -231,47 +231,39 @@ WRONG = {
 
 @pytest.mark.parametrize(("model", "state_count"), SAFE.values(), ids=SAFE)
 def test_every_state_keeps_the_promises(model: OwnershipModel, state_count: int) -> None:
-    """The agreed way breaks no promise in any state that can be reached, and its steps end."""
     assert state_count == search(model, forbids_cycles=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "state_count"), SAFE_AND_LARGE.values(), ids=SAFE_AND_LARGE)
 def test_every_state_keeps_the_promises_in_a_larger_model(model: OwnershipModel, state_count: int) -> None:
-    """The same with more operations and more trouble."""
     assert state_count == search(model, forbids_cycles=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: OwnershipModel, promise: str, length: int) -> None:
-    """A deviation from the agreed way breaks a promise or goes round in a cycle, and the error has the way to it."""
     assert_is_violated(model, promise, length, forbids_cycles=True)
 
 
 def test_random_history_keeps_the_promises() -> None:
-    """With up to three tenants, eight operations and all kinds of trouble at once."""
     walk_all(range(60))
 
 
 @pytest.mark.slow
 def test_random_history_keeps_the_promises_in_many() -> None:
-    """The same, of more histories."""
     walk_all(range(60, 400))
 
 
 @pytest.mark.parametrize("rules", [Rules(lifts_holds=True), Rules(leaves_held=True), Rules(keeps_given=True)])
 def test_random_history_breaks_a_promise_when_a_rule_is_left_out(rules: Rules) -> None:
-    """The histories are not blind."""
     with pytest.raises(Violation):
         walk_all(range(300), rules)
 
 
 def test_catch_up_need_not_end_when_it_has_lanes_of_its_own() -> None:
-    """A batch of it may always be in flight when it reaches the main reader."""
     assert merge_model.fair_cycle(merge_model.own_lanes)
 
 
 def test_catch_up_ends_when_it_reaches_the_main_reader_with_shared_lanes() -> None:
-    """Nothing that is in flight has to be waited for."""
     assert not merge_model.fair_cycle(merge_model.shared_lanes)

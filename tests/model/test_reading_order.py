@@ -28,13 +28,11 @@ def read(*batches: BatchRef, position: int = ROWS_MAX) -> LogCursor:
 
 
 def test_horizon_is_an_id() -> None:
-    """Ids are numbers of transactions with the shard's offset."""
     assert readable_below(700, 0) == 700
     assert readable_below(700, 1_000_000) == 1_000_700
 
 
 def test_cursor_goes_on_within_a_batch_and_behind_it() -> None:
-    """A page may end within a batch, which is remembered once."""
     cursor = LogCursor(2)
     assert (cursor.batch_id, cursor.position) == (2, 0)
     cursor = cursor.advanced(A, 10).advanced(A, 20)
@@ -45,13 +43,11 @@ def test_cursor_goes_on_within_a_batch_and_behind_it() -> None:
 
 @pytest.mark.parametrize("passed", [A, BatchRef(B.batch_id, "another"), BatchRef(4, "late")])
 def test_cursor_refuses_a_batch_that_it_has_passed(passed: BatchRef) -> None:
-    """Also one with the number of the last, and another token: what was read before is to be found undone first."""
     with pytest.raises(ValueError, match=f"expected a batch behind 5, got {passed.batch_id}"):
         read(A, B).advanced(passed, 1)
 
 
 def test_batch_is_remembered_until_it_is_safe() -> None:
-    """Of the safe ones the newest stays, to come back to, and so does the last one read."""
     assert read(A, B, C).settled({A}) == LogCursor(0, (A, B, C), ROWS_MAX)
     assert read(A, B, C).settled({A, B}) == LogCursor(0, (B, C), ROWS_MAX)
     assert read(A, B, C, position=7).settled({A, B, C}) == LogCursor(0, (C,), 7)
@@ -60,26 +56,22 @@ def test_batch_is_remembered_until_it_is_safe() -> None:
 
 
 def test_reader_goes_on_where_all_is_there() -> None:
-    """From its position within a batch too."""
     for batches in ((A,), (A, B), (A, B, C)):
         cursor = read(*batches, position=7)
         assert resume(cursor, set(batches)) == Resumption(cursor)
 
 
 def test_reader_goes_back_to_the_newest_batch_that_is_there() -> None:
-    """A part of the batch behind it may have been read, and is undone with it."""
     resumption = resume(read(A, B, C, position=7), {A, B})
     assert (resumption.cursor, resumption.undone) == (LogCursor(0, (A, B), ROWS_MAX), (C,))
 
 
 def test_batch_below_the_newest_may_be_undone() -> None:
-    """Its transaction had the lower number and committed later: the standby lacks it alone."""
     resumption = resume(read(A, B, C, position=7), {A, C})
     assert (resumption.cursor, resumption.undone) == (LogCursor(0, (A, C), 7), (B,))
 
 
 def test_reader_begins_anew_where_nothing_is_there() -> None:
-    """A number with another token is another batch."""
     resumption = resume(read(A, B), {BatchRef(A.batch_id, "another")})
     assert (resumption.cursor, resumption.undone) == (LogCursor(0, (), ROWS_MAX), (A, B))
     assert resumption.cursor.batch_id == 0
@@ -87,7 +79,6 @@ def test_reader_begins_anew_where_nothing_is_there() -> None:
 
 @given(st.sets(st.integers(1, 20)), st.data())
 def test_what_was_read_is_there_or_undone(numbers: set[int], data: st.DataObject) -> None:
-    """And the reader goes on behind what is there, whatever a standby lacks."""
     batches = [BatchRef(number, str(number)) for number in sorted(numbers)]
     there = {one for one in batches if data.draw(st.booleans())}
     resumption = resume(read(*batches), there)
@@ -97,7 +88,6 @@ def test_what_was_read_is_there_or_undone(numbers: set[int], data: st.DataObject
 
 
 def test_tenant_is_followed_to_its_new_shard_behind_the_marker_on_the_former() -> None:
-    """There and back: each marker has the epoch that begins with its move, and none counts backwards."""
     epochs = TenantEpochs()
     assert epochs.may_read("a", 0)
     assert not epochs.may_read("a", 1)

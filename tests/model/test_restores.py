@@ -115,19 +115,16 @@ SAFE_BUT_SLOW = {
 
 @pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
 def test_every_state_keeps_the_promises(model: AnyModel, state_count: int) -> None:
-    """The agreed way breaks no promise in any state that can be reached."""
     assert state_count == search(model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "state_count"), SAFE_AND_LARGE.values(), ids=SAFE_AND_LARGE)
 def test_every_state_keeps_the_promises_in_a_larger_model(model: AnyModel, state_count: int) -> None:
-    """The same with more restorers and more trouble."""
     assert state_count == search(model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: AnyModel, promise: str, length: int) -> None:
-    """A deviation from the agreed way breaks a promise, and the error has the way to it."""
     assert_is_violated(model, promise, length)

@@ -132,14 +132,12 @@ def queries_of(manifests: list[Manifest]) -> dict[str, str]:
 
 
 def test_helm_lint_has_no_complaint() -> None:
-    """With the schema of the values."""
     done = helm("lint", "--strict", str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 chart(s) failed" in done.stdout
 
 
 def test_manifests_fit_the_schemas_with_each_two_values(rendered: list[list[Manifest]], tmp_path: Path) -> None:
-    """Those of Kubernetes, KEDA and prometheus-operator know every member; every kind is among them."""
     everything = [manifest for manifests in rendered for manifest in manifests]
     assert schema_problems(everything, tmp_path) == ""
     assert {manifest["kind"] for manifest in everything} == {
@@ -149,12 +147,10 @@ def test_manifests_fit_the_schemas_with_each_two_values(rendered: list[list[Mani
 
 
 def test_example_of_external_secrets_fits_its_schema() -> None:
-    """The ExternalSecret makes the Secret that the page gives to the chart."""
     assert custom_resource_problems(ROOT / "deploy" / "helm" / "external-secret.example.yaml") == ""
 
 
 def test_names_and_labels_meet(rendered: list[list[Manifest]]) -> None:
-    """Every selector finds the pods of the Deployment, every reference what it names, and all are in the namespace."""
     for row, manifests in zip(ROWS, rendered, strict=True):
         deployment = of_kind(manifests, "Deployment")
         pod = deployment["spec"]["template"]
@@ -178,7 +174,6 @@ def test_names_and_labels_meet(rendered: list[list[Manifest]]) -> None:
 
 
 def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> None:
-    """Numbers are written out, and every variable of a file is below a mount."""
     for manifests in rendered:
         data = of_kind(manifests, "ConfigMap")["data"]
         mounts = [
@@ -194,7 +189,6 @@ def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> No
 
 
 def test_feed_file_is_in_the_secret_that_the_pod_mounts(tmp_path: Path) -> None:
-    """With the secrets of its webhooks, which only the worker's group may read; without a Secret there is none."""
     manifests = render(MINIMAL | {"feed": {"secret": "destinations", "key": "all.json"}}, tmp_path)
     pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
     (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "feed"]
@@ -206,7 +200,6 @@ def test_feed_file_is_in_the_secret_that_the_pod_mounts(tmp_path: Path) -> None:
 
 
 def test_volumes_of_a_person_are_mounted_beside_the_chart_s_own(tmp_path: Path) -> None:
-    """The worker's group may read them, also where the chart has none itself."""
     mine = {"name": "authorities", "configMap": {"name": "rds"}}
     mount = {"name": "authorities", "mountPath": "/etc/ssl/shards", "readOnly": True}
     for others in ({}, {"shardMap": {"secret": "map"}}):
@@ -219,7 +212,6 @@ def test_volumes_of_a_person_are_mounted_beside_the_chart_s_own(tmp_path: Path) 
 
 
 def test_identity_of_irsa_is_an_annotation_and_that_of_pods_is_none(rendered: list[list[Manifest]]) -> None:
-    """An association names the account of Pod Identity; a role there as well would be another one's."""
     seen: Counter[str] = Counter()
     for row, manifests in zip(ROWS, rendered, strict=True):
         for account in [one for one in manifests if one["kind"] == "ServiceAccount"]:
@@ -231,7 +223,6 @@ def test_identity_of_irsa_is_an_annotation_and_that_of_pods_is_none(rendered: li
 
 
 def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path) -> None:
-    """Another HTTP_PORT goes to all of them; what scrapes and what is let in are the same port, by its name."""
     settings = {"settings": STREAM | CITRUS | {"HTTP_PORT": 9090}, "networkPolicy": {"enabled": True}}
     for kind, list_name in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")):
         monitoring = {"monitoring": {"kind": kind[0].lower() + kind[1:]}}
@@ -251,7 +242,6 @@ def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["annotations", "podMonitor", "serviceMonitor"])
 def test_probes_and_scrapers_use_https_where_it_is_served(kind: str, tmp_path: Path) -> None:
-    """With the files of the Secret, or with a person's own that the settings name, and not without them."""
     own = {"settings": {"HTTP_TLS_CERT_FILE": "/etc/tls/tls.crt", "HTTP_TLS_KEY_FILE": "/etc/tls/tls.key"}}
     for tls, scheme in (({}, None), ({"tls": {"secret": "certificate"}}, "HTTPS"), (own, "HTTPS")):
         manifests = render(merged(MINIMAL, {"monitoring": {"kind": kind}}, tls), tmp_path)
@@ -272,7 +262,6 @@ def test_probes_and_scrapers_use_https_where_it_is_served(kind: str, tmp_path: P
 
 
 def test_behavior_is_that_of_the_simulated_day(tmp_path: Path) -> None:
-    """And so are the triggers, the bounds and the time between two looks: benchmarks/NOTES.md has the day."""
     (design,) = [one for one in designs() if one.name == CHART_DESIGN]
     expected = design.behavior
     scaling = {"openStreamShards": STREAM_SHARDS}
@@ -307,7 +296,6 @@ def test_behavior_is_that_of_the_simulated_day(tmp_path: Path) -> None:
 def test_values_of_the_page_make_the_chart_that_it_describes(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Both blocks of values, together and the first alone; the summary of the run names the manifests."""
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
     deployment, scaling = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
     assert deployment["secrets"]["environment"] == [
@@ -321,7 +309,6 @@ def test_values_of_the_page_make_the_chart_that_it_describes(
 
 
 def test_drain_fits_the_time_that_a_pod_has(rendered: list[list[Manifest]]) -> None:
-    """SHUTDOWN_GRACE_SECONDS, 25 unless set otherwise, and 15 s."""
     for manifests in rendered:
         grace_s = int(of_kind(manifests, "ConfigMap")["data"].get("SHUTDOWN_GRACE_SECONDS", "25"))
         pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
@@ -329,7 +316,6 @@ def test_drain_fits_the_time_that_a_pod_has(rendered: list[list[Manifest]]) -> N
 
 
 def test_pods_are_restricted(rendered: list[list[Manifest]]) -> None:
-    """As the Pod Security Standard `restricted` has it, and with a root file system that nothing writes to."""
     for manifests in rendered:
         pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
         (container,) = pod["containers"]
@@ -347,7 +333,6 @@ def test_pods_are_restricted(rendered: list[list[Manifest]]) -> None:
 
 
 def test_queries_name_metrics_of_the_worker(rendered: list[list[Manifest]]) -> None:
-    """A renamed metric does not leave a trigger behind that never fires."""
     scaled = [queries_of(one) for one in rendered if any(manifest["kind"] == "ScaledObject" for manifest in one)]
     named = {name for queries in scaled for query in queries.values() for name in METRIC.findall(query)}
     assert named
@@ -355,7 +340,6 @@ def test_queries_name_metrics_of_the_worker(rendered: list[list[Manifest]]) -> N
 
 
 def test_queries_count_late_stream_shards_messages_and_processor_time(tmp_path: Path) -> None:
-    """A lag counts as its part of a minute, at most 1, once however many replicas report it; other pods not at all."""
     settings = {"settings": STREAM | QUEUE | CITRUS, "autoscaling": {"kind": "keda", "openStreamShards": 4}}
     own, other = 'namespace="resources",pod="applier-7-a"', 'namespace="resources",pod="applier-7-b"'
     foreign = 'namespace="resources",pod="web-1"'
@@ -383,7 +367,6 @@ def test_queries_count_late_stream_shards_messages_and_processor_time(tmp_path: 
 
 @pytest.mark.parametrize("name", ["applier", "a" * 52])
 def test_queries_select_the_pods_of_this_release_alone(name: str, tmp_path: Path) -> None:
-    """Not those of one whose name goes on; also where Kubernetes shortens the name of a pod."""
     values = {"nameOverride": name, "autoscaling": {"kind": "keda", "openStreamShards": 4}}
     queries = queries_of(render(merged(MINIMAL, values), tmp_path)).values()
     (matcher,) = {found for query in queries for found in re.findall(r'pod=~"(.*?)"', query)}
@@ -400,7 +383,6 @@ def test_queries_select_the_pods_of_this_release_alone(name: str, tmp_path: Path
 def test_replicas_are_bounded_by_open_stream_shards(
     kind: str, shards: int, most: int, bound: int, tmp_path: Path
 ) -> None:
-    """More would idle; the least number is never undercut."""
     scaling = {"kind": kind, "openStreamShards": shards, "maxReplicas": most}
     manifests = render(merged(MINIMAL, {"autoscaling": scaling}), tmp_path)
     specs = [one["spec"] for one in manifests if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
@@ -410,7 +392,6 @@ def test_replicas_are_bounded_by_open_stream_shards(
 
 @pytest.mark.parametrize("running", [7, 0, None])
 def test_upgrade_with_autoscaling_leaves_the_replicas_that_run(running: int | None, tmp_path: Path) -> None:
-    """Without a number Kubernetes would set one replica; at the first install it may, as autoscaling follows."""
     scaled = merged(MINIMAL, {"autoscaling": {"kind": "keda", "openStreamShards": 4}})
     with running_cluster(running) as cluster:
         deployments = [of_kind(render(values, tmp_path, cluster=cluster), "Deployment") for values in (scaled, MINIMAL)]
@@ -445,7 +426,6 @@ def test_upgrade_with_autoscaling_leaves_the_replicas_that_run(running: int | No
     ],
 )
 def test_mistakes_are_refused(values: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    """With what was expected; a secret among the settings is one."""
     whole = values if values in ({}, {"settings": STREAM}) else merged(MINIMAL, values)
     done = helm("template", *chart_arguments(whole, tmp_path))
     assert done.returncode != 0
@@ -454,7 +434,6 @@ def test_mistakes_are_refused(values: dict[str, Any], problem: str, tmp_path: Pa
 
 
 def test_chart_and_base_run_the_same_pod(tmp_path: Path) -> None:
-    """The Deployment and the budget of the kustomize base are those of the chart with its defaults, but for names."""
     manifests = render(MINIMAL | {"nameOverride": "simplu-worker", "topology": {"keys": [HOSTNAME]}}, tmp_path)
     for kind, file in (("Deployment", "deployment.yaml"), ("PodDisruptionBudget", "pod-disruption-budget.yaml")):
         base = yaml.safe_load((BASE / file).read_text(encoding="utf-8"))
@@ -476,7 +455,6 @@ def without_names(value: Any) -> Any:
 
 
 def test_settings_change_restarts_the_replicas(tmp_path: Path) -> None:
-    """Pods read their variables once; the checksum makes new ones."""
     sums = [
         of_kind(render(merged(MINIMAL, {"settings": {"LOG_LEVEL": level}}), tmp_path), "Deployment")["spec"][
             "template"

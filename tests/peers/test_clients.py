@@ -48,7 +48,6 @@ def language(request: pytest.FixtureRequest) -> Language:
 async def test_operations_of_a_client_are_applied_once_and_in_order(
     shared: SharedStream, tmp_path: Path, language: Language
 ) -> None:
-    """PutRecords is refused, cut and failed meanwhile, and the worker is killed with -9."""
     with producer(language) as program:
         figures = await run_trial(shared, program, tmp_path, operations=OPERATIONS, keys=KEYS)
     assert figures.violations == 0, figures
@@ -68,7 +67,6 @@ def messages_program(language: Language) -> Iterator[Program]:
 async def test_messages_of_a_client_are_applied_and_outcomes_have_their_types(
     shared: SharedStream, tmp_path: Path, messages_program: Program
 ) -> None:
-    """A tenant by a control message, order events of a FIFO and a standard queue, and each kind of answer."""
     env = shared.stack.env
     await shared.create(1)
     async with shared.stack.aws_client("sqs") as sqs:
@@ -117,7 +115,6 @@ async def test_messages_of_a_client_are_applied_and_outcomes_have_their_types(
 @pytest.mark.peers(10)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_example_of_the_page_in_typescript_does_what_it_says(shared: SharedStream) -> None:
-    """As it is written but for the tenant and the stream, with the types of the package."""
     require_node()
     (example,) = (one for one in page_examples(CLIENTS / "typescript" / "README.md") if one.name == "typescript")
     own = {"smile": TENANT.business_id, "berlin": TENANT.location_id, "resources-operations": shared.stream}
@@ -134,7 +131,6 @@ async def test_example_of_the_page_in_typescript_does_what_it_says(shared: Share
 
 @pytest.mark.peers(8)
 def test_client_in_typescript_does_what_the_cases_say_and_what_the_one_in_python_does(tmp_path: Path) -> None:
-    """The tables that both share, and random scripts of the batcher with what the other one answered."""
     require_node()
     scripts = [{"name": f"seed {seed}", "steps": make_script(seed)} for seed in range(SCRIPTS)]
     path = tmp_path / "scripts.json"
@@ -146,7 +142,6 @@ def test_client_in_typescript_does_what_the_cases_say_and_what_the_one_in_python
 
 @pytest.mark.peers(8)
 def test_packages_have_their_client_alone(tmp_path: Path) -> None:
-    """With types; neither has tests, and none needs more than the SDKs of AWS."""
     require_node()
     with typescript_copy() as copy, tarfile.open(build_tarball(copy, tmp_path)) as archive:
         names = {name.removeprefix("package/") for name in archive.getnames()}

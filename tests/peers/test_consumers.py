@@ -59,7 +59,6 @@ def with_repeats(records: Sequence[PutRecord]) -> list[PutRecord]:
 @pytest.mark.peers(60)
 @pytest.mark.parametrize("contender", PEERS)
 async def test_consumer_applies_each_operation_once_and_in_order(contender: Contender) -> None:
-    """Records that come again change nothing, and a list finds what was written before it."""
     PEERS[contender].command()  # skips the test where it is not built
     records = list(make_records(RECORDS, TENANTS))
     documents, log = apply(records)

@@ -47,7 +47,6 @@ LONG_LEASE_S = 15  # a replica without the lease table reads on for so long
 async def test_application_is_taken_over_and_handed_back_replica_by_replica(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
-    """No record is lost, through a reshard on each side; the rows stay those of the KCL."""
     await shared.create(STREAM_SHARDS)
     with shared.kcl(KCL_2, "kcl-first") as first:
         await shared.wait_until_read(await shared.put(100), first, within_s=FIRST_READ_S)
@@ -98,7 +97,6 @@ async def test_application_is_taken_over_and_handed_back_replica_by_replica(
 async def test_records_that_both_have_read_are_dropped_by_the_log_when_a_replica_reads_them_again(
     shared: SharedStream,
 ) -> None:
-    """A replica is killed before its checkpoint; the KCL reads the records again, and its application crashes, too."""
     await shared.create(STREAM_SHARDS)
 
     async def are_checkpointed() -> bool:

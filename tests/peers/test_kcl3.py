@@ -71,7 +71,6 @@ async def wait_until_refused(worker: WorkerProcess, leader: str, *, within_s: fl
 @pytest.mark.peers(30)
 @pytest.mark.parametrize("where", TABLES)
 async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, where: str) -> None:
-    """The replica names it in /readyz and takes no lease; the KCL, which took the leases over from ours, reads on."""
     await shared.create(STREAM_SHARDS)
     await create_leases(shared)
     coordinator, metrics = (name and name.format(table=shared.table) for name in TABLES[where])

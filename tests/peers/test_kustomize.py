@@ -26,7 +26,6 @@ def build(folder: Path) -> list[Manifest]:
 
 
 def test_base_is_built_and_fits_the_schemas(tmp_path: Path) -> None:
-    """Every kind that docs/kubernetes.md names, each with the label of the pods, and no example."""
     manifests = build(BASE)
     assert schema_problems(manifests, tmp_path) == ""
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
@@ -43,7 +42,6 @@ def test_base_is_built_and_fits_the_schemas(tmp_path: Path) -> None:
 
 
 def test_image_of_a_registry_is_named_in_one_place(tmp_path: Path) -> None:
-    """`newName`, as the page has it."""
     folder = shutil.copytree(BASE, tmp_path / "base")
     path = folder / "kustomization.yaml"
     text = path.read_text(encoding="utf-8")

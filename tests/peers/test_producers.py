@@ -103,7 +103,6 @@ def by_partition_key(items: Sequence[Item], results: Sequence[PutResult]) -> dic
 async def test_operations_of_an_aws_sdk_are_applied_once_and_in_order(
     shared: SharedStream, tmp_path: Path, language: str
 ) -> None:
-    """As they come from the SDK's PutRecords, which parses our answers."""
     program = SDKS[language]
     where = [shared.stack.kinesis_url] if language == "Java" else []
     command = [*program.command(), *where, shared.stream]

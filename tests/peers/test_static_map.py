@@ -53,7 +53,6 @@ def worker_place(case: dict[str, Any]) -> int:
 
 @pytest.mark.peers(10)
 def test_go_of_the_page_finds_the_workers_shard(tmp_path: Path) -> None:
-    """Of the vectors, and of keys with any number of shards and of retired ones."""
     examples = {what: text for what, _, text in page_examples(ROOT / "docs" / "routing.md")}
     cases = json.loads(examples["vectors"]) + [
         {"key": f"café-{number}", "shards": number, "retired": list(range(0, number - 1, 3))}

@@ -19,12 +19,10 @@ WITHOUT_CAUSE = {"WorkerAbsent"}  # no replica is there to tell it
 
 
 def test_every_cause_and_reason_has_words() -> None:
-    """None is forgotten."""
     assert (set(CAUSES), set(HELD)) == (set(ProblemCause), set(HoldReason))
 
 
 def test_alerts_are_as_bad_as_their_causes() -> None:
-    """The first alert of a cause has its severity, and is there; a cause that is critical has one that is."""
     told = [one for one in ALL if one.alerts]
     assert [one.alerts for one in told if SEVERITIES[one.alerts[0]] != one.severity] == []
     assert {name for one in told for name in one.alerts} <= SEVERITIES.keys()
@@ -32,13 +30,11 @@ def test_alerts_are_as_bad_as_their_causes() -> None:
 
 
 def test_critical_alerts_are_causes_that_the_page_shows() -> None:
-    """Who is woken finds on the page what woke them."""
     told = {name for one in ALL for name in one.alerts}
     assert {name for name, severity in SEVERITIES.items() if severity == "critical"} - told == WITHOUT_CAUSE
 
 
 def test_thresholds_of_page_and_alerts_agree() -> None:
-    """Where both judge the same number."""
     rules = {rule["alert"]: rule["expr"] for rule in GROUP["rules"]}
     for alert, most in (
         ("NearRetention", problems.NEAR_RATIO),

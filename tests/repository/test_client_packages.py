@@ -11,7 +11,6 @@ CLIENTS = ROOT / "clients"
 
 
 def test_pages_name_the_packages_with_their_versions() -> None:
-    """A reader copies the names of the files."""
     python = tomllib.loads((CLIENTS / "python" / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     node = json.loads((CLIENTS / "typescript" / "package.json").read_text(encoding="utf-8"))["version"]
     wheel, tarball = f"simplu_client-{python}-py3-none-any.whl", f"simplu-client-{node}.tgz"

@@ -12,19 +12,16 @@ from support.requires import ROOT
 
 
 def test_figures_of_the_page_are_those_of_the_runs() -> None:
-    """`python -m support.correctness_page` in tests/ writes them."""
     page = PAGE.read_text(encoding="utf-8")
     assert page == render(page)
     assert "<!-- figures: models -->\n| model" in page
 
 
 def test_every_model_is_in_the_table() -> None:
-    """Its subject is the beginning of its name."""
     assert {name.partition(":")[0] for name in (*SAFE, *WRONG)} == SUBJECTS.keys()
 
 
 def test_every_left_out_rule_is_left_out_in_code_or_has_a_reason() -> None:
-    """Once; the designs and tests that are named exist."""
     elsewhere = [rule for one in ELSEWHERE for rule in one.tests]
     assert sorted(WRONG) == sorted([*BY_DESIGN, *elsewhere])
     assert set(BY_DESIGN.values()) - DESIGNS == set()
@@ -32,7 +29,6 @@ def test_every_left_out_rule_is_left_out_in_code_or_has_a_reason() -> None:
 
 
 def test_every_fault_that_was_found_is_noticed_today() -> None:
-    """By the test that the list names, which the page counts."""
     listed = (ROOT / "tests" / "README.md").read_text(encoding="utf-8").partition("### What was found\n")[2]
     rows = listed.partition("\n**")[0].splitlines()[5:]
     assert f"**What was found.** {len(rows)} defects" in PAGE.read_text(encoding="utf-8")
@@ -42,7 +38,6 @@ def test_every_fault_that_was_found_is_noticed_today() -> None:
 
 
 def test_every_fault_of_a_weather_has_changed_the_course_of_histories() -> None:
-    """In those of the last commit; a weather with a fault that changes nothing is milder than it looks."""
     campaigns = read_campaigns(CAMPAIGNS)
     last = [one["faults"] for one in campaigns if one["commit"] == campaigns[-1]["commit"]]
     without = [

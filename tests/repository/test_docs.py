@@ -43,7 +43,6 @@ def command_lines(page: Path) -> list[str]:
 
 
 def test_alerts_have_a_runbook_each() -> None:
-    """docs/monitoring.md has a section for each alert, and none for an alert that is gone."""
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
     page = (DOCS / "monitoring.md").read_text(encoding="utf-8")
     section = page.partition("\n## Alerts\n")[2].partition("\n## ")[0]
@@ -58,7 +57,6 @@ def source_of(path: str) -> Path:
 
 
 def test_runbook_urls_lead_to_pages_and_headings_that_exist() -> None:
-    """The link of an alert ends at the heading of that alert."""
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
     alerts = re.findall(r"- alert: (\w+)$.*?runbook_url: (\S+)$", rules, flags=re.MULTILINE | re.DOTALL)
     assert len(alerts) == rules.count("- alert: ")
@@ -69,14 +67,12 @@ def test_runbook_urls_lead_to_pages_and_headings_that_exist() -> None:
 
 
 def test_causes_lead_to_headings_that_exist() -> None:
-    """Those about alerts to the same headings as the alerts do."""
     for cause in (*CAUSES.values(), *HELD.values()):
         path, _, anchor = cause.runbook.partition("#")
         assert not anchor or anchor in map(anchor_of, headings(ROOT / path)), cause.runbook
 
 
 def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:
-    """Each panel leads to the heading that explains it."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "deploy" / "grafana").glob("*.json")]
     urls = {url for text in texts for url in re.findall(rf'"{DOCS_URL}/([^"]+)"', text)}
     assert len(urls) > 10
@@ -88,7 +84,6 @@ def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
 def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
-    """What a newcomer copies works: each command and each option is the program's."""
     commands = {command.words: {*command.options, *ALWAYS_THERE} for command in program_commands()}
     for line in command_lines(page):
         words = line.split()
@@ -99,20 +94,17 @@ def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
 
 
 def test_page_describes_every_request_to_the_shard_manager() -> None:
-    """A program that stands for Citrus is written from the table, and from the size of its answers."""
     page = (DOCS / "shard-manager.md").read_text(encoding="utf-8")
     assert len(re.findall(r"^\| `[A-Z]+ /api/", page, flags=re.MULTILINE)) == len(CitrusEndpoint)
     assert f"at most {REPLY_MAX_BYTES // 2**20} MiB" in page
 
 
 def test_page_of_commands_is_the_generated_one() -> None:
-    """`python -m support.commands_page` in tests/ writes docs/commands.md again when a command changes."""
     page = PAGE.read_text(encoding="utf-8")
     assert render_page(page) == page
 
 
 def test_table_has_every_command_that_plans_first() -> None:
-    """Each with what takes it back; and no command has another option for that."""
     section = PAGE.read_text(encoding="utf-8").partition("\n## Commands that change data\n")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`.+?`) \|.+\| .+ \|$", section, flags=re.MULTILINE)
     named = {re.sub(r" --.*", "", name) for cell in cells for name in re.findall(r"`([a-z -]+)`", cell)}
@@ -123,7 +115,6 @@ def test_table_has_every_command_that_plans_first() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
-    """Links within the repository are relative, and their files and anchors are there."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if re.match(r"https?:", link):
             continue
@@ -135,7 +126,6 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_make_targets_that_are_named_exist(page: Path) -> None:
-    """`make X` is a target, and run.py knows it too, for those without make."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= targets
@@ -144,7 +134,6 @@ def test_make_targets_that_are_named_exist(page: Path) -> None:
 
 
 def test_images_are_used_and_have_a_text() -> None:
-    """Every picture is shown somewhere, with words for those who do not see it."""
     shown = {
         (page.parent / path).resolve()
         for page in PAGES

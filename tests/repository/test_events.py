@@ -143,12 +143,10 @@ def catalogued_keys() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.slow
 def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
-    """docs/events.md has one row for each event of the package."""
     assert sorted({one.event for one in logged_events()}) == sorted(event for event, _ in catalogued_events())
 
 
 def test_catalogue_names_the_level_at_which_an_event_is_logged() -> None:
-    """An operator filters by level, so the catalogue's is the code's."""
     levels: defaultdict[str, set[str]] = defaultdict(set)
     for one in logged_events():
         levels[one.event] |= one.levels
@@ -156,7 +154,6 @@ def test_catalogue_names_the_level_at_which_an_event_is_logged() -> None:
 
 
 def test_keys_of_an_event_are_the_same_wherever_it_is_logged() -> None:
-    """A query for a key finds every line of the event; a fact that is unknown is null."""
     keys: defaultdict[str, set[frozenset[str]]] = defaultdict(set)
     for one in logged_events():
         keys[one.event].add(one.keys)
@@ -164,13 +161,11 @@ def test_keys_of_an_event_are_the_same_wherever_it_is_logged() -> None:
 
 
 def test_catalogue_names_the_keys_of_each_event() -> None:
-    """Alerts and dashboards on logs rely on them; a new key is a change that users see."""
     expected = {one.event: sorted(one.keys) for one in logged_events()}
     assert catalogued_keys() == sorted(expected.items())
 
 
 def test_events_are_nouns_and_what_became_of_them() -> None:
-    """Events are `noun.past_verb`, in lower case, so that they can be searched for."""
     assert not [one.event for one in logged_events() if not re.fullmatch(EVENT, one.event)]
 
 
@@ -186,13 +181,11 @@ def test_events_are_nouns_and_what_became_of_them() -> None:
     ],
 )
 def test_keys_are_found_in_each_way_of_writing_them(source: str, expected: set[str]) -> None:
-    """The comparison above is worth what this finds."""
     (found,) = events_in(ast.parse(source))
     assert (found.event, set(found.keys)) == ("a.b", expected)
 
 
 @pytest.mark.parametrize("source", ["log.info('a.b', **facts)", "def f(x):\n log.info('a.b', **{x: 1})"])
 def test_keys_that_cannot_be_read_are_an_error(source: str) -> None:
-    """Nobody could rely on them."""
     with pytest.raises(AssertionError, match="expected keys as literals"):
         list(events_in(ast.parse(source)))

@@ -57,7 +57,6 @@ def command_lines(names: set[str]) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["tenants", "move", "--help"]])
 def test_help_imports_the_command_lines_alone(arguments: list[str]) -> None:
-    """No settings, no log, no event loop, no client of anything."""
     status, names = imported_by(*arguments)
     assert status == 0
     assert names & (AWS | POSTGRES | SETTINGS | NOT_OURS | {"asyncio", "msgspec", "ssl"}) == set()
@@ -67,7 +66,6 @@ def test_help_imports_the_command_lines_alone(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["check", "replay", "tap", "top"])
 def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> None:
-    """`--help` shows the one without importing the other."""
     module, summary = COMMANDS[name]
     command = getattr(importlib.import_module(f"simplu_worker.commands.{module}.cli"), name)
     assert command.__doc__.splitlines()[0] == summary
@@ -80,7 +78,6 @@ def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> N
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_command_that_asks_one_shard_imports_no_client_of_aws(arguments: list[str]) -> None:
-    """Nor one of HTTP: Citrus is not configured."""
     _, names = imported_by(*arguments)
     assert names & (AWS | NOT_OURS) == set()
     assert names >= POSTGRES | SETTINGS
@@ -89,7 +86,6 @@ def test_command_that_asks_one_shard_imports_no_client_of_aws(arguments: list[st
 
 
 def test_worker_imports_what_it_uses() -> None:
-    """The lists name modules that exist: a worker with a stream imports all of them but what nothing needs."""
     status, names = imported_by("run")
     assert status == 78  # a queue for dead letters is missing; everything is imported by then
     assert names >= AWS | POSTGRES | SETTINGS

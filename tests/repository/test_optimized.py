@@ -10,7 +10,6 @@ PRODUCT = [path for folder in ("simplu_worker", "simplu_local", "clients") for p
 
 
 def test_product_has_no_assert_for_python_to_leave_out() -> None:
-    """S101 forbids them, but a comment may allow one."""
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in PRODUCT

@@ -30,7 +30,6 @@ PAGE = ROOT / "docs" / "correctness.md"
 
 @pytest.mark.parametrize("program", JAVA_PROGRAMS, ids=lambda program: program.folder.name)
 def test_jars_have_exact_versions_and_hashes(program: JavaProgram) -> None:
-    """And the library that the program is about is among them."""
     pins = program.pins.read_text(encoding="utf-8").splitlines()
     versions = re.findall(r"<version>(.*?)</version>", program.pom.read_text(encoding="utf-8"))[1:]
 
@@ -43,7 +42,6 @@ def test_jars_have_exact_versions_and_hashes(program: JavaProgram) -> None:
     "program", [*JAVA_PROGRAMS, *GO_PROGRAMS, JAVASCRIPT_SDK], ids=lambda program: f"{program.name} {program.version}"
 )
 def test_page_has_the_version(program: BuiltProgram | NodeProgram) -> None:
-    """The versions that the worker is tested with are in the docs."""
     assert EXACT.fullmatch(program.version)
     page = PAGES.get(program, PAGE) if isinstance(program, GoProgram) else PAGE
     assert program.version in page.read_text(encoding="utf-8")
@@ -51,7 +49,6 @@ def test_page_has_the_version(program: BuiltProgram | NodeProgram) -> None:
 
 @pytest.mark.parametrize("module", CUSTOM_RESOURCES.modules, ids=lambda module: module.path)
 def test_modules_with_schemas_have_exact_versions_and_hashes(module: GoModule) -> None:
-    """And the page has the version."""
     assert EXACT.fullmatch(module.version.removeprefix("v"))
     assert module.hash.startswith("h1:")
     assert module.version.removeprefix("v") in PAGES[HELM].read_text(encoding="utf-8")
@@ -59,7 +56,6 @@ def test_modules_with_schemas_have_exact_versions_and_hashes(module: GoModule) -
 
 
 def test_pins_have_no_addresses() -> None:
-    """The registry is that of the machine."""
     lock = json.loads((ROOT / "requirements" / "npm" / "package-lock.json").read_text(encoding="utf-8"))
     poms = [program.pom.read_text(encoding="utf-8") for program in JAVA_PROGRAMS]
     folders = [program.folder for program in GO_PROGRAMS]

@@ -39,7 +39,6 @@ def rows() -> list[Row]:
 
 
 def test_table_has_rows_of_each_text_in_order() -> None:
-    """No statement is there twice, and each row says one of the words that the page explains."""
     found = rows()
     assert tuple(dict.fromkeys(row.text for row in found)) == TEXTS
     assert len(found) > 100
@@ -49,7 +48,6 @@ def test_table_has_rows_of_each_text_in_order() -> None:
 
 
 def test_rows_without_evidence_are_none() -> None:
-    """What works is shown, and what differs has a reason in words beside the place that tells more."""
     assert [row for row in rows() if row.here in SHOWN and not EVIDENCE.search(row.how)] == []
     reasons = {row: re.sub(r"`[^`]*`|\([^)]*\)", "", row.how) for row in rows() if row.here == "differs"}
     assert [row for row, reason in reasons.items() if len(reason.split()) < 4] == []
@@ -57,5 +55,4 @@ def test_rows_without_evidence_are_none() -> None:
 
 @pytest.mark.parametrize(("path", "name"), dict.fromkeys(TEST.findall(PAGE.read_text(encoding="utf-8"))))
 def test_named_test_exists(path: str, name: str) -> None:
-    """A test that was renamed or deleted shows nothing."""
     assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -12,7 +12,6 @@ DIGESTS = ROOT / "tests" / "repository" / "released_migrations.sha256"
 
 
 def test_released_migrations_never_change() -> None:
-    """Each is as its release had it; from the first release on there is one."""
     lines = DIGESTS.read_text(encoding="utf-8").splitlines() if DIGESTS.exists() else []
     released = {name: digest for digest, name in (line.split() for line in lines)}
     now = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in MIGRATIONS.glob("*.sql")}

@@ -44,14 +44,12 @@ def wanted() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_requirements_have_nothing_but_hashed_pins_in(path: Path) -> None:
-    """Each pin has hashes, and there is no address, index or other option."""
     without = {name: rest for name, (_, rest) in pins(path).items() if not rest or not all(map(HASH.fullmatch, rest))}
     assert without == {}
 
 
 @pytest.mark.parametrize("name", wanted())
 def test_requirements_satisfy_the_project_in(name: str) -> None:
-    """Each dependency of pyproject.toml is pinned to a version it allows; else `make lock` was forgotten."""
     pinned = pins(ROOT / "requirements" / f"{name}.txt")
     unsatisfied = []
     for requirement in map(Requirement, wanted()[name]):
@@ -63,6 +61,5 @@ def test_requirements_satisfy_the_project_in(name: str) -> None:
 
 @pytest.mark.parametrize(("smaller", "larger"), [("worker", "local"), ("local", "dev")])
 def test_requirements_agree_between(smaller: str, larger: str) -> None:
-    """A larger set pins all of a smaller one to the same versions: an environment with `dev` also serves `local`."""
     pinned = [{n: v for n, (v, _) in pins(ROOT / "requirements" / f"{s}.txt").items()} for s in (smaller, larger)]
     assert pinned[0].items() <= pinned[1].items()

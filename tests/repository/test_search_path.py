@@ -55,7 +55,6 @@ def unqualified_tables(code: str) -> set[str]:
 
 
 def test_sql_names_the_schema_of_all_that_it_uses() -> None:
-    """A role that may create in `public` has nothing of its own run by the worker."""
     for name, text in TEXTS.items():
         code = code_of(text)
 
@@ -67,7 +66,6 @@ def test_sql_names_the_schema_of_all_that_it_uses() -> None:
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if "/" in name])
 def test_every_function_has_a_search_path_of_its_own(name: str) -> None:
-    """Whoever calls it; but for one whose body the server parses when the function is made."""
     text = COMMENT.sub("", TEXTS[name])
     closed = re.findall(rf"^LANGUAGE \w+ [^\n]*{CLOSED}$", text, re.MULTILINE)
     parsed = re.findall(r"^LANGUAGE sql [^\n]*\n(?:RETURN|BEGIN ATOMIC)\b", text, re.MULTILINE)

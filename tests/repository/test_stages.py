@@ -61,7 +61,6 @@ def repository() -> Repository:
     ],
 )
 def test_stage_is_due_without_a_result_of_the_same_files(results: dict[str, str], expected: list[str]) -> None:
-    """A table."""
     recorded = {name: structs.replace(RESULT, digest=digest) for name, digest in results.items()}
     assert due_stages({"a": "1", "b": "2"}, recorded) == expected
 
@@ -75,12 +74,10 @@ def test_stage_is_due_without_a_result_of_the_same_files(results: dict[str, str]
     ],
 )
 def test_line_says_why_a_stage_runs_or_not(digest: str, result: Result | None, expected: str) -> None:
-    """A table."""
     assert describe("peers", digest, result) == expected
 
 
 def test_digest_is_of_names_contents_and_the_declaration() -> None:
-    """The order in which files are listed makes no difference."""
     same = [digest_of("d", {"a": "1", "b": "2"}), digest_of("d", {"b": "2", "a": "1"})]
     others = [digest_of("e", {"a": "1", "b": "2"}), digest_of("d", {"a": "2", "b": "1"}), digest_of("d", {"a": "1"})]
     assert len({*same}) == 1
@@ -88,7 +85,6 @@ def test_digest_is_of_names_contents_and_the_declaration() -> None:
 
 
 def test_figures_are_those_that_programs_print() -> None:
-    """The counts of pytest, and the inputs of all targets of the fuzz."""
     tests = "created: 2/2 workers\n======= 190 passed, 1 skipped in 342.17s (0:05:42) ========\n"
     fuzz = "records  coverage        154 inputs, none failed\nhttp     coverage      1,083 inputs, none failed\n"
     assert figures_of([tests, fuzz]) == "190 passed, 1 skipped, 1,237 inputs"
@@ -118,13 +114,11 @@ def test_figures_are_those_that_programs_print() -> None:
     ],
 )
 def test_file_covers_what_it_imports_starts_and_opens(text: str, expected: set[str]) -> None:
-    """And what that needs in turn; of conftest.py what it imports, where one of its fixtures is used."""
     files = SMALL | {"tests/a/test_b.py": text}
     assert Repository(files, files.__getitem__).closure(["tests/a/test_b.py"]) == IN_EACH | expected
 
 
 def test_every_test_file_is_of_one_stage_or_runs_in_each_run() -> None:
-    """What belongs to two would run twice; a pattern without a file is of tests that have gone."""
     files = checkout_files()
     owners = Counter(path for stage in STAGES for path in files_of(stage, files))
     assert {path: count for path, count in owners.items() if count != 1} == {}
@@ -136,7 +130,6 @@ def test_every_test_file_is_of_one_stage_or_runs_in_each_run() -> None:
 
 @pytest.mark.slow(13)
 def test_stage_covers_what_its_tests_import() -> None:
-    """Each import of each file that a stage covers leads to a file that it covers."""
     files = repository().files
     for stage in STAGES:
         covered = covered_by(stage, repository())
@@ -159,7 +152,6 @@ def places_imported(path: str) -> set[str]:
 
 @pytest.mark.slow
 def test_site_covers_the_files_that_its_pages_show() -> None:
-    """Pages link to files of the repository, which become pages too."""
     site = next(stage for stage in STAGES if stage.name == "site")
     outside = {str(place).removeprefix("repository/") for place in stage_site(ROOT) if place.parts[0] == "repository"}
     covered = covered_by(site, repository())

@@ -42,7 +42,6 @@ def read_map(written: dict[str, Any]) -> ShardMap:
 
 
 def test_vectors_of_the_page_are_the_workers() -> None:
-    """Each key has the hash and the place that the page names, by the worker and by the code of the page."""
     shard_of = page_function()
     assert len(VECTORS) > 5
     for vector in VECTORS:
@@ -56,13 +55,11 @@ def test_vectors_of_the_page_are_the_workers() -> None:
 @pytest.mark.slow
 @given(IDS, st.integers(1, 200), st.sets(st.integers(0, 199)))
 def test_code_of_the_page_finds_the_workers_shard(key: str, count: int, retired: set[int]) -> None:
-    """For every key, number of shards and choice of retired ones, as long as one is left."""
     written = written_map(count, retired - {count - 1})
     assert page_function()(key, written)["shardId"] == read_map(written).shard_of(key).shard_id
 
 
 def test_code_of_the_page_follows_pins() -> None:
-    """A pinned tenant has its shard, even a retired one; others are hashed."""
     written = written_map(4, {2}, tenants={"smile-berlin": "2"})
     found = [page_function()(key, written)["shardId"] for key in ("smile-berlin", "smile-hamburg")]
     assert found == [read_map(written).shard_of(key).shard_id for key in ("smile-berlin", "smile-hamburg")]

@@ -116,17 +116,14 @@ def bodies_of(tokens: tuple[Token, ...]) -> list[str]:
 
 
 def test_queries_name_the_tenant_when_they_are_about_tenants_rows() -> None:
-    """Invariant 7: every table of tenants' rows is narrowed to a tenant that is handed in or locked."""
     assert {name for name, text in QUERIES.items() if unnamed(text)} == NOT_OF_ONE_TENANT.keys()
 
 
 def test_every_table_has_a_column_that_names_the_tenant_or_no_tenants_rows() -> None:
-    """A table that a migration adds is one or the other, and says so here."""
     assert set(TABLES) == TENANT_COLUMNS.keys() | OF_NO_TENANT.keys()
 
 
 def test_every_sql_file_is_looked_at() -> None:
-    """What is in a folder of its own has a rule of its own."""
     assert {folder.name for folder in FOLDERS} == {"queries", *SCRIPTS}
 
 
@@ -140,7 +137,6 @@ def test_every_sql_file_is_looked_at() -> None:
     ],
 )
 def test_script_touches_no_tenants_rows(file: Path) -> None:
-    """Neither its statements nor the functions it makes; but for views, and for the function that reads one."""
     text = file.read_text(encoding="utf-8")
     code = [text, *(body for statement in statements_of(text) for body in bodies_of(statement))]
     changing = [
@@ -157,7 +153,6 @@ def test_script_touches_no_tenants_rows(file: Path) -> None:
 
 @pytest.mark.parametrize("name", BUSINESS_TYPES)
 def test_view_shows_whose_each_row_is(name: str) -> None:
-    """Its first column is the tenant's id, so that a reader can name one; it is of one type of business."""
     statements = view_statements(BUSINESS_TYPES[name].type, server_version=18)
 
     for view, statement in zip(BUSINESS_TYPES[name].views, statements, strict=True):
@@ -173,7 +168,6 @@ def test_view_shows_whose_each_row_is(name: str) -> None:
 
 @pytest.mark.parametrize("table", sorted({*TABLES} - OPEN_TABLES))
 def test_table_has_policies(table: str) -> None:
-    """Readers' roles are bounded by the shard itself; roles that may write are not (docs/reading.md)."""
     text = "".join(migration.text for migration in MIGRATIONS)
     readers = re.findall(rf"CREATE POLICY simplu_reader ON public.{table}\s+FOR SELECT USING \(([^;]+)\);", text)
 

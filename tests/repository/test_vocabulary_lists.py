@@ -10,7 +10,6 @@ from support.vocabulary_lists import pages, render_page, unexplained
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
 def test_lists_are_made_from_the_vocabulary(path: Path) -> None:
-    """`python -m support.vocabulary_lists` in tests/ writes them; each word with an explanation has its own."""
     page = path.read_text(encoding="utf-8")
     assert render_page(page) == page
     assert list(unexplained(page)) == []

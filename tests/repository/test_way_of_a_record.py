@@ -43,7 +43,6 @@ def names_of(function: Callable[..., Any]) -> set[str]:
 
 @both
 def test_way_is_short(stations: list[Station]) -> None:
-    """A reader of the code keeps it in mind."""
     assert 8 < len(stations) <= STATIONS_MAX
     assert sum(then.startswith("back in") for *_, then in stations) <= TURNS_BACK_MAX
     own = sum("the task of" in then for *_, then in stations)
@@ -61,7 +60,6 @@ def first_shared() -> int:
 @pytest.mark.slow
 @both
 def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
-    """By a call in its own source, or in that of the function to which control returns."""
     broken = []
     for station, following in itertools.pairwise(stations):
         class_name, name, _, then = station
@@ -75,7 +73,6 @@ def test_each_station_leads_to_the_next_one(stations: list[Station]) -> None:
 
 
 def test_last_station_sends_the_statement() -> None:
-    """The one whose text the page names."""
     class_name, name, _, then = STATIONS[-1]
     assert "_send" in names_of(function_of(class_name, name))
     assert "QUERIES" in inspect.getsource(function_of(class_name, "_send"))

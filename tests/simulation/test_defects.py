@@ -57,7 +57,6 @@ class _At(Random):
 
 @pytest.mark.parametrize("how", ["return", "break", "raise", "end"])
 def test_defect_leaves_no_lock_held_when_it_is_raised_at_any_step(how: str) -> None:
-    """Between a `with` block and its exit nothing is raised, whichever way the block ends."""
     own: dict[str, Any] = {}
     exec(compile(SOURCE, f"{WATCHED[0]}made_up.py", "exec"), own)
     lines = set[str]()

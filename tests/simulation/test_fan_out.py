@@ -67,7 +67,6 @@ def seeds() -> range:
 
 @pytest.mark.parametrize("seed", slow_after(3, seeds()))
 def test_nothing_is_lost_doubled_or_out_of_order_by_push(seed: int) -> None:
-    """Silent, ended, repeated, taken and refused subscriptions; kills, reshards, outages and losses beside them."""
     simulate(seed, weather=list(Weather)[seed % 2], twist=read_by_push)
 
 
@@ -122,7 +121,6 @@ def is_noticed(seed: int, make_fleet: FleetMaker, wrong: WrongAboutFanOut) -> bo
 @pytest.mark.slow(1)
 @pytest.mark.parametrize("design", WRONG_ABOUT_FAN_OUT)
 def test_simulation_notices_when_reading_by_push_is_wrong(design: str) -> None:
-    """Each fault shows the design that has no answer to it; the worker has one."""
     wrong = WRONG_ABOUT_FAN_OUT[design]
     found = next((seed for seed in range(SEEDS_UNTIL_FOUND) if is_noticed(seed, wrong.make_fleet, wrong)), None)
     assert found is not None
@@ -131,7 +129,6 @@ def test_simulation_notices_when_reading_by_push_is_wrong(design: str) -> None:
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_wrong_design_overrides_methods_of_its_base_only(design: type) -> None:
-    """A method that its base does not have would never be called."""
     own = {name for name, value in vars(design).items() if inspect.isfunction(value) or isinstance(value, property)}
     assert own
     assert own <= {name for base in design.__mro__[1:-1] for name in vars(base)}

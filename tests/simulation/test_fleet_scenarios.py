@@ -110,8 +110,6 @@ async def waits_while_put(world: World, keys: Sequence[str], *, for_s: float) ->
 
 @pytest.mark.parametrize(("cpu_share", "least", "most"), [(0.3, 0.9, 1.1), (1.0, 0.3, 0.4)])
 def test_busy_fleet_reads_more_rarely_and_settles_as_much(cpu_share: float, least: float, most: float) -> None:
-    """Each read brings more operations, and none waits for more than a second."""
-
     def reads() -> float:
         return REGISTRY.get_sample_value("simplu_kinesis_reads_total", {"reader": "main"}) or 0.0
 
@@ -130,8 +128,6 @@ def test_busy_fleet_reads_more_rarely_and_settles_as_much(cpu_share: float, leas
 
 @pytest.mark.parametrize("seed", range(4))
 def test_stream_shards_are_read_again_within_two_seconds_of_the_lease_when_a_replica_is_killed(seed: int) -> None:
-    """At the default lease of 10 s: KCL takes up to 40 s."""
-
     async def work(world: World) -> None:
         await until_well(world)
         await asyncio.sleep(world.draws.uniform(0, 10))
@@ -144,8 +140,6 @@ def test_stream_shards_are_read_again_within_two_seconds_of_the_lease_when_a_rep
 
 @pytest.mark.parametrize("seed", range(4))
 def test_stream_shards_are_read_again_within_two_seconds_when_a_replica_is_stopped(seed: int) -> None:
-    """C13: its leases are given back, and others take them at their next scan."""
-
     async def work(world: World) -> None:
         await until_well(world)
         await asyncio.sleep(world.draws.uniform(0, 10))
@@ -158,8 +152,6 @@ def test_stream_shards_are_read_again_within_two_seconds_when_a_replica_is_stopp
 
 @pytest.mark.parametrize("trouble", [Trouble(request_lost=0.3), Trouble(answer_lost=0.3), Trouble(throttled=0.3)])
 def test_leases_are_given_back_when_some_requests_fail_at_the_stop(trouble: Trouble) -> None:
-    """One lost request must not cost the whole duration of the lease."""
-
     async def work(world: World) -> None:
         await until_well(world)
         world.network.trouble = trouble
@@ -171,8 +163,6 @@ def test_leases_are_given_back_when_some_requests_fail_at_the_stop(trouble: Trou
 
 
 def test_no_stream_shard_is_unread_for_two_seconds_when_replicas_are_replaced_one_by_one() -> None:
-    """C13: a rolling restart under load."""
-
     async def work(world: World) -> None:
         await until_well(world)
         for replica in list(world.alive()):
@@ -192,8 +182,6 @@ def test_no_stream_shard_is_unread_for_two_seconds_when_replicas_are_replaced_on
 
 
 def test_two_hundred_leases_are_taken_within_two_seconds_when_their_replica_is_stopped() -> None:
-    """The work of a graceful stop does not grow with the leases, up to here."""
-
     async def work(world: World) -> None:
         await until_well(world)
         replica = world.start_replica()
@@ -206,8 +194,6 @@ def test_two_hundred_leases_are_taken_within_two_seconds_when_their_replica_is_s
 
 
 def test_one_replica_takes_all_leases_in_one_pass() -> None:
-    """C10."""
-
     async def work(world: World) -> None:
         await world.until(lambda: world.alive()[0].fleet.is_set_up, within_s=10)
 
@@ -217,8 +203,6 @@ def test_one_replica_takes_all_leases_in_one_pass() -> None:
 
 
 def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
-    """C10, C11: 40 stream shards, from 5 replicas to 6: one lease at a time, and not one more than needed."""
-
     async def work(world: World) -> None:
         await until_well(world)
         before = world.owners()
@@ -235,8 +219,6 @@ def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
 
 @pytest.mark.parametrize("seed", range(16, 20))
 def test_no_other_stream_shard_waits_when_leases_go_to_a_replica_that_joins(seed: int) -> None:
-    """The new owner of a lease writes its row in each shard. The old one sees that, and delays no other row."""
-
     async def work(world: World) -> None:
         await until_well(world)
         await asyncio.sleep(world.draws.uniform(0, 10))
@@ -254,8 +236,6 @@ def test_no_other_stream_shard_waits_when_leases_go_to_a_replica_that_joins(seed
 
 @pytest.mark.parametrize("seed", range(9, 13))
 def test_no_other_stream_shard_waits_when_a_row_is_not_as_it_was_left_and_dynamodb_is_down(seed: int) -> None:
-    """The owner of the lease cannot be found out then; that takes seconds, and concerns that row alone."""
-
     async def work(world: World) -> None:
         places = {key: put_one(world, key, -number) for number, key in enumerate(KEYS)}
         await until_well(world)
@@ -278,8 +258,6 @@ def test_no_other_stream_shard_waits_when_a_row_is_not_as_it_was_left_and_dynamo
 
 @pytest.mark.parametrize("trouble", [Trouble(throttled=0.5), Trouble(answer_lost=0.5), Trouble(request_lost=0.5)])
 def test_no_lease_is_lost_when_half_of_the_requests_fail_for_a_minute(trouble: Trouble) -> None:
-    """C6, C7: a healthy replica keeps its leases; a write whose answer was lost is known again."""
-
     async def work(world: World) -> None:
         await until_well(world)
         owners = world.owners()
@@ -296,8 +274,6 @@ def test_no_lease_is_lost_when_half_of_the_requests_fail_for_a_minute(trouble: T
 
 
 def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None:
-    """Then it stops, and begins again when DynamoDB is back."""
-
     async def work(world: World) -> None:
         await until_well(world)
         world.network.down.add("dynamodb")
@@ -314,8 +290,6 @@ def test_reading_goes_on_until_the_lease_expires_when_dynamodb_is_down() -> None
 
 
 def test_stream_whose_leases_were_never_seen_is_shown_as_unread() -> None:
-    """As at a first start with a wrong policy: nothing else alerts."""
-
     async def work(world: World) -> None:
         world.network.down.add("dynamodb")
         await asyncio.sleep(30.0)
@@ -329,8 +303,6 @@ def test_stream_whose_leases_were_never_seen_is_shown_as_unread() -> None:
 
 
 def test_replica_is_not_ready_when_no_lease_row_can_be_read() -> None:
-    """And it goes on once the rows are corrected."""
-
     async def work(world: World) -> None:
         await until_well(world)
         (replica,) = world.alive()
@@ -348,8 +320,6 @@ def test_replica_is_not_ready_when_no_lease_row_can_be_read() -> None:
 
 @pytest.mark.parametrize("refused", ["all", "writes"])
 def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
-    """Also while the rows name their last owners, and while none can be read: an alert goes by the gauge."""
-
     def unowned() -> float | None:
         return REGISTRY.get_sample_value("simplu_kinesis_leases", {"state": "unowned"})
 
@@ -379,7 +349,6 @@ def test_stream_that_nobody_reads_is_shown_as_such(refused: str) -> None:
 
 
 def test_stream_shard_that_a_listing_lacks_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listing may not show a new one yet; an end that its lease told would be for ever, and nobody would see it."""
     listed = KinesisClient.list_shards
 
     async def stale(self: KinesisClient, **members: Any) -> dict[str, Any]:
@@ -401,8 +370,6 @@ def test_stream_shard_that_a_listing_lacks_is_read_on(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("stopped_s", "reports"), [(4500.0, 1.0), (1800.0, 0.0)])
 def test_records_that_expired_while_the_fleet_was_stopped_are_told(stopped_s: float, reports: float) -> None:
-    """Also those of a stream with so little traffic that the oldest record left is young, and all are one reply."""
-
     def told() -> float:
         return REGISTRY.get_sample_value("simplu_kinesis_expired_positions_total") or 0.0
 
@@ -428,8 +395,6 @@ def test_records_that_expired_while_the_fleet_was_stopped_are_told(stopped_s: fl
 
 
 def test_lag_grows_when_a_replica_has_never_had_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a rollout with a wrong policy: no other alert tells that nothing is read."""
-
     async def work(world: World) -> None:
         do = world.kinesis.do
 
@@ -452,8 +417,6 @@ def test_lag_grows_when_a_replica_has_never_had_a_reply(monkeypatch: pytest.Monk
 
 
 def test_lease_is_made_again_when_its_row_was_deleted_by_hand() -> None:
-    """C8: within three looks of the auditor; what was applied is not applied again."""
-
     async def work(world: World) -> None:
         await produce(world)
         await until_well(world)
@@ -470,8 +433,6 @@ def test_lease_is_made_again_when_its_row_was_deleted_by_hand() -> None:
 
 
 def test_nothing_is_lost_or_doubled_when_all_is_suspended_for_longer_than_an_iterator_lives() -> None:
-    """C19, C20: at LATEST, before the first record; what was written meanwhile is read."""
-
     async def work(world: World) -> None:
         await world.until(lambda: is_all_read(world), within_s=10)
         await asyncio.sleep(2)
@@ -491,8 +452,6 @@ def test_nothing_is_lost_or_doubled_when_all_is_suspended_for_longer_than_an_ite
 
 @pytest.mark.parametrize("records", [0, 1])
 def test_end_is_written_when_everything_before_it_was_checkpointed_already(records: int) -> None:
-    """C3: with the last record checkpointed before the end is found, and without any record."""
-
     async def work(world: World) -> None:
         for number in range(records):
             world.put("key-0", [world.operation("key-0", f"r-{number}", str(number))])
@@ -509,8 +468,6 @@ def test_end_is_written_when_everything_before_it_was_checkpointed_already(recor
 
 
 def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> None:
-    """Replies without an iterator, of one that is open: what was put between the last of them and its close is read."""
-
     async def work(world: World) -> None:
         await until_well(world)
         replies = 0
@@ -533,8 +490,6 @@ def test_end_is_not_believed_that_came_before_the_stream_shard_was_closed() -> N
 
 
 def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
-    """C2: children begin at TRIM_HORIZON, once."""
-
     async def work(world: World) -> None:
         split(world)
         await asyncio.sleep(1)
@@ -557,8 +512,6 @@ def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
 
 
 def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_registered() -> None:
-    """Others' operations of the child are applied meanwhile; the tenant's own wait, in order, until it is there."""
-
     async def work(world: World) -> None:
         registered, unregistered = world.shards.tenants.values()
         registered.created_at = world.loop.utc()
@@ -585,8 +538,6 @@ def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_re
 
 
 def test_list_of_pending_tenants_that_cannot_be_read_is_named_and_delays_only_what_waits_for_it() -> None:
-    """It stays in the row: the children wait for SHARD_END, and the parents are read to their end."""
-
     async def work(world: World) -> None:
         registered, unregistered = world.shards.tenants.values()
         registered.created_at = world.loop.utc()
@@ -636,7 +587,6 @@ def held_while_another_shard_is_slow(make_fleet: FleetMaker) -> None:
 
 
 def test_held_tenant_is_live_again_only_where_the_main_reader_dispatches() -> None:
-    """Not where all is applied: what the main reader dropped since would be lost."""
     held_while_another_shard_is_slow(Fleet)
     with pytest.raises(ViolationError, match="passed record"):
         held_while_another_shard_is_slow(
@@ -679,7 +629,6 @@ def idle_shard_fails_over_while_nobody_reads(make_fleet: FleetMaker, lost_count:
 
 @pytest.mark.parametrize("lost_count", [2, 1000])
 def test_what_an_idle_shard_lost_while_nobody_read_is_applied_again(lost_count: int) -> None:
-    """The next owner has nothing for it, begins behind all that it lost, and asks it; with its row and without."""
     idle_shard_fails_over_while_nobody_reads(Fleet, lost_count)
     with pytest.raises(ViolationError, match="is unsettled"):
         idle_shard_fails_over_while_nobody_reads(
@@ -711,7 +660,6 @@ def shard_fails_over_when_the_parent_is_finished(make_fleet: FleetMaker, *, is_i
 
 @pytest.mark.parametrize("is_idle", [True, False])
 def test_what_a_shard_lost_of_a_finished_parent_is_read_again_by_the_children(*, is_idle: bool) -> None:
-    """No other reader can; each tenant's operations of the parent come before those of the child."""
     shard_fails_over_when_the_parent_is_finished(Fleet, is_idle=is_idle)
     with pytest.raises(ViolationError, match="is unsettled"):
         shard_fails_over_when_the_parent_is_finished(
@@ -720,8 +668,6 @@ def test_what_a_shard_lost_of_a_finished_parent_is_read_again_by_the_children(*,
 
 
 def test_tenant_that_waits_with_what_its_parents_owed_gets_all_that_the_last_owner_held() -> None:
-    """Its shard lacks the parents' end, its own operations are far behind, and the owner of the child was killed."""
-
     async def work(world: World) -> None:
         other, waiting, first, last = world.shards.tenants.values()
         other.shard_id = first.shard_id = SHARD_IDS[1]
@@ -763,8 +709,6 @@ def test_tenant_that_waits_with_what_its_parents_owed_gets_all_that_the_last_own
 
 @pytest.mark.parametrize("seed", range(4))
 def test_nobody_waits_for_a_lost_shard_when_the_stream_is_resharded_meanwhile(seed: int) -> None:
-    """Invariant 4, across a reshard and a change of owners: the other shard's tenants go on in the children."""
-
     async def work(world: World) -> None:
         await world.until(lambda: is_all_read(world), within_s=10)
         world.network.down.add(SHARD_IDS[0])
@@ -790,8 +734,6 @@ def test_nobody_waits_for_a_lost_shard_when_the_stream_is_resharded_meanwhile(se
 
 
 def test_child_is_read_and_the_parent_forgotten_when_it_is_past_its_retention() -> None:
-    """C21, C23: all were asleep for longer than the stream keeps records; the children do not wait for ever."""
-
     async def work(world: World) -> None:
         await until_well(world)
         for replica in world.replicas:
@@ -812,8 +754,6 @@ def test_child_is_read_and_the_parent_forgotten_when_it_is_past_its_retention() 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_nothing_is_doubled_or_out_of_order_when_a_replica_wakes_up_after_its_leases_were_taken(seed: int) -> None:
-    """A process that was stopped for longer than the lease goes on with what it had in hand: it does no harm."""
-
     async def work(world: World) -> None:
         world.network.trouble = Trouble(longest_s=4.0)
         async with asyncio.TaskGroup() as tasks:
@@ -830,8 +770,6 @@ def test_nothing_is_doubled_or_out_of_order_when_a_replica_wakes_up_after_its_le
 
 
 def test_clocks_ten_minutes_apart_do_no_harm() -> None:
-    """C32: leases go by the monotonic clock of each replica alone."""
-
     async def work(world: World) -> None:
         await until_well(world)
         owners = world.owners()
@@ -844,8 +782,6 @@ def test_clocks_ten_minutes_apart_do_no_harm() -> None:
 
 
 def test_stream_is_read_in_order_while_it_is_scaled_from_one_to_eight_to_two() -> None:
-    """UpdateShardCount makes short-lived stream shards; all are read, parents first."""
-
     async def work(world: World) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(produce(world))
@@ -863,8 +799,6 @@ def test_stream_is_read_in_order_while_it_is_scaled_from_one_to_eight_to_two() -
 
 
 def test_reshard_storm_leaves_no_stream_shard_unread() -> None:
-    """C1: splits and merges without a pause, four replicas; everything is accounted for."""
-
     async def work(world: World) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(produce(world))
@@ -882,8 +816,6 @@ def test_reshard_storm_leaves_no_stream_shard_unread() -> None:
 
 
 def test_idle_fleet_asks_little_of_dynamodb() -> None:
-    """C16: one stream shard, one replica: a write every third of the lease, a scan every tenth."""
-
     async def work(world: World) -> None:
         await until_well(world)
         writes = 0
@@ -901,8 +833,6 @@ def test_idle_fleet_asks_little_of_dynamodb() -> None:
 
 
 def test_repr_of_a_world_tells_what_is_in_it() -> None:
-    """For whoever looks at a failure."""
-
     async def work(world: World) -> None:
         replica: Replica = world.replicas[0]
 
@@ -913,8 +843,6 @@ def test_repr_of_a_world_tells_what_is_in_it() -> None:
 
 
 def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_target() -> None:
-    """With its next renewal, in the back-off of the targets, too; a replica that takes the lease later does not."""
-
     async def work(world: World) -> None:
         for number, key in enumerate(KEYS):
             put_one(world, key, number)
@@ -940,8 +868,6 @@ def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_targe
 
 
 def test_request_to_retry_names_the_replicas_that_could_not_be_asked() -> None:
-    """The lease table is throttled: the person repeats the request."""
-
     async def work(world: World) -> None:
         for number, key in enumerate(KEYS):
             put_one(world, key, number)
@@ -960,8 +886,6 @@ def test_request_to_retry_names_the_replicas_that_could_not_be_asked() -> None:
 
 
 def test_request_to_release_is_withdrawn_after_errors_too() -> None:
-    """Of a replica that is alone: otherwise the lease would be taken from it by one that starts days later."""
-
     async def work(world: World) -> None:
         await until_well(world)
         (replica,) = world.alive()
@@ -983,8 +907,6 @@ def give_troubles(world: World, trouble: Inability | None, *numbers: int) -> Non
 
 
 def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
-    """No stream shard is unread meanwhile, the others name it, and it has its share again once it can work."""
-
     async def work(world: World) -> None:
         unable, other, *_ = world.replicas
         await until_well(world)
@@ -1012,8 +934,6 @@ def test_replica_that_can_do_nothing_gives_its_leases_away() -> None:
 
 
 def test_replica_that_can_do_nothing_at_its_start_takes_no_lease() -> None:
-    """The others name it all the same."""
-
     async def work(world: World) -> None:
         await until_well(world)
         world.start_replica()
@@ -1029,8 +949,6 @@ def test_replica_that_can_do_nothing_at_its_start_takes_no_lease() -> None:
 
 
 def test_no_lease_moves_when_no_replica_can_do_anything() -> None:
-    """Neither at the begin of the trouble nor at its end, which each notices at a time of its own."""
-
     async def work(world: World) -> None:
         await until_well(world)
         owners = world.owners()
@@ -1045,8 +963,6 @@ def test_no_lease_moves_when_no_replica_can_do_anything() -> None:
 
 
 def test_leases_of_a_dead_replica_are_taken_when_none_can_work() -> None:
-    """As soon as it is clear that no replica without a trouble takes them."""
-
     async def work(world: World) -> None:
         await until_well(world)
         give_troubles(world, Inability.CITRUS_UNREACHABLE, *range(4))
@@ -1058,8 +974,6 @@ def test_leases_of_a_dead_replica_are_taken_when_none_can_work() -> None:
 
 
 def test_request_to_release_ends_before_its_answer_would_be_too_late() -> None:
-    """Whatever the duration of a lease: one that is cut off withdraws nothing."""
-
     async def work(world: World) -> None:
         await until_well(world)
         (replica,) = world.alive()

@@ -113,8 +113,6 @@ async def kcl_application(world: World) -> list[KclWorker]:
 
 
 def test_fleet_takes_a_kcl_application_over_while_it_runs_and_goes_on_from_its_checkpoints() -> None:
-    """Beside it first, then instead of it; what the KCL was through with is not applied again."""
-
     async def work(world: World) -> None:
         put_all(world, "theirs")
         workers = await kcl_application(world)
@@ -138,8 +136,6 @@ def test_fleet_takes_a_kcl_application_over_while_it_runs_and_goes_on_from_its_c
 
 
 def test_kcl_application_resumes_where_the_fleet_stopped() -> None:
-    """Our leases are free at once, so it takes them in its next passes, at the last records that we applied."""
-
     async def work(world: World) -> None:
         for _ in range(2):
             world.start_replica()
@@ -175,8 +171,6 @@ EVERYWHERE = pytest.mark.parametrize("places", [BEFORE_3_5, SINCE_3_5, MOVING], 
 @EVERYWHERE
 @pytest.mark.parametrize("version", [LEADING, "CLIENT_VERSION_3X_WITH_ROLLBACK"])
 def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(version: str, places: Places) -> None:
-    """It would take back what we take. Whether it lives shows by its heartbeat, every 30 s."""
-
     async def work(world: World) -> None:
         leader = Process("kcl-3")
         world.start(leader, _lead(world, version, places))
@@ -197,8 +191,6 @@ def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(
 @EVERYWHERE
 @pytest.mark.parametrize("version", ["CLIENT_VERSION_UPGRADE_FROM_2X", "CLIENT_VERSION_2X", "CLIENT_VERSION_INIT"])
 def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str, places: Places) -> None:
-    """Then there is nobody who assigns leases."""
-
     async def work(world: World) -> None:
         world.start(Process("kcl-3"), _lead(world, version, places))
         await asyncio.sleep(1)
@@ -210,8 +202,6 @@ def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str, places: P
 
 @EVERYWHERE
 def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_third_look(places: Places) -> None:
-    """At the first look nobody knows whether it lives: 70 s later its heartbeat has not moved twice."""
-
     async def work(world: World) -> None:
         leader = Process("kcl-3")
         world.start(leader, _lead(world, LEADING, places))
@@ -229,8 +219,6 @@ def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_third_look(places: 
 
 @pytest.mark.parametrize("table", [f"{APPLICATION}-WorkerMetricStats", APPLICATION], ids=["before 3.5", "3.5"])
 def test_fleet_takes_nothing_between_two_leaders_of_the_kcl_3(table: str) -> None:
-    """Its workers show by their metrics that one of them becomes the leader soon; nobody leads for 120 s."""
-
     async def work(world: World) -> None:
         leader = Process("kcl-3")
         world.start(leader, _lead(world, LEADING, SINCE_3_5))
@@ -253,8 +241,6 @@ def test_fleet_takes_nothing_between_two_leaders_of_the_kcl_3(table: str) -> Non
 
 
 def test_fleet_takes_nothing_from_the_moment_at_which_a_leader_of_the_kcl_3_5_comes() -> None:
-    """Every scan shows it; the looks in between compare heartbeats only."""
-
     async def work(world: World) -> None:
         replica = world.start_replica()
         await world.until(lambda: shares(world) == [8], within_s=5)
@@ -273,8 +259,6 @@ def test_fleet_takes_nothing_from_the_moment_at_which_a_leader_of_the_kcl_3_5_co
 
 
 def test_fleet_looks_for_a_kcl_3_leader_before_it_takes_its_first_lease() -> None:
-    """A look that fails is repeated, and until one succeeds no lease is taken."""
-
     async def work(world: World) -> None:
         world.start(Process("kcl-3"), _lead(world, LEADING, BEFORE_3_5))
         await asyncio.sleep(1)
@@ -297,8 +281,6 @@ def test_fleet_looks_for_a_kcl_3_leader_before_it_takes_its_first_lease() -> Non
 
 
 def test_fleet_leaves_the_other_rows_of_the_kcl_3_5_alone() -> None:
-    """None of them is a lease: they are not taken, not changed, not removed, and not in any status."""
-
     async def work(world: World) -> None:
         others = [
             leader_row("kcl-3-worker", "v1"),
@@ -324,8 +306,6 @@ def test_fleet_leaves_the_other_rows_of_the_kcl_3_5_alone() -> None:
 
 
 def test_fleet_hands_a_lease_over_when_a_kcl_3_leader_assigns_it_to_another_worker() -> None:
-    """It stops reading, writes its last checkpoint and lets the next owner begin; then it writes nothing more."""
-
     async def work(world: World) -> None:
         replica, leader, worker, lease_key = await _led_replica(world)
         counter = world.leases()[lease_key].counter
@@ -353,8 +333,6 @@ def test_fleet_hands_a_lease_over_when_a_kcl_3_leader_assigns_it_to_another_work
 
 @pytest.mark.slow(1)
 def test_fleet_loses_a_lease_that_a_kcl_3_leader_assigns_because_its_hand_over_takes_too_long() -> None:
-    """The leader's second write names the same owner with a counter one higher: that is not a write of ours."""
-
     async def work(world: World) -> None:
         replica, leader, worker, lease_key = await _led_replica(world)
         world.network.slow = dict.fromkeys(SHARD_IDS, 60.0)

@@ -127,7 +127,6 @@ def shard_is_put_back_beyond_retention(make_fleet: FleetMaker, *, waits: bool, i
 def test_shard_that_was_put_back_beyond_retention_is_held_until_the_gap_is_accepted(
     *, waits: bool, is_early: bool
 ) -> None:
-    """Across new readers too; then all is applied, in order, that the stream has. The other shard goes on."""
     shard_is_put_back_beyond_retention(Fleet, waits=waits, is_early=is_early)
 
 
@@ -136,15 +135,12 @@ def test_shard_that_was_put_back_beyond_retention_is_held_until_the_gap_is_accep
     [("a shard goes on over a gap", False), ("a gap is known to the reader alone that found it", True)],
 )
 def test_simulation_notices_operations_over_a_gap(design: str, *, waits: bool) -> None:
-    """Which nobody has accepted."""
     with pytest.raises(ViolationError, match="over a gap"):
         shard_is_put_back_beyond_retention(WRONG_ABOUT_GAPS[design], waits=waits)
 
 
 @pytest.mark.parametrize("is_early", [False, True])
 def test_idle_shard_that_was_put_back_is_marked_before_its_first_operation(*, is_early: bool) -> None:
-    """People learn of it from the rounds; the checkpoint goes on, as nothing of the shard is pending."""
-
     async def work(world: World) -> None:
         put_for_both(world, 0)
         await until_well(world)
@@ -164,8 +160,6 @@ def test_idle_shard_that_was_put_back_is_marked_before_its_first_operation(*, is
 
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_shard_that_was_put_back_to_before_a_split_is_held(*, is_gone: bool) -> None:
-    """Its rows are those of the parent, which has lost records, or has left the stream."""
-
     async def work(world: World) -> None:
         put_for_both(world, 0)
         await until_well(world)
@@ -230,7 +224,6 @@ def fleet_is_stopped_beyond_retention(make_fleet: FleetMaker) -> None:
 
 
 def test_fleet_that_was_stopped_beyond_retention_goes_on() -> None:
-    """All shards lack the same; a hold would let the rest expire."""
     fleet_is_stopped_beyond_retention(Fleet)
     for design in ("a fleet that was stopped has gaps", SELF_TRUST):
         with pytest.raises(ViolationError, match="not reached"):
@@ -256,7 +249,6 @@ def stream_is_idle_before_a_failover(make_fleet: FleetMaker) -> None:
 
 
 def test_failover_after_an_idle_time_beyond_retention_is_made_good() -> None:
-    """The rows were written again all the time, so all that came later is in the stream."""
     stream_is_idle_before_a_failover(Fleet)
     with pytest.raises(ViolationError, match="not reached"):
         stream_is_idle_before_a_failover(WRONG_ABOUT_GAPS["a row that has left the stream is a gap, however new it is"])
@@ -264,8 +256,6 @@ def test_failover_after_an_idle_time_beyond_retention_is_made_good() -> None:
 
 @pytest.mark.parametrize("is_replaced", [False, True])
 def test_shard_without_rows_goes_on(*, is_replaced: bool) -> None:
-    """A new shard, or one that was adopted with its tenants: nothing of it can have gone back."""
-
     async def work(world: World) -> None:
         put_for_both(world, 0)
         await until_well(world)
@@ -284,8 +274,6 @@ def test_shard_without_rows_goes_on(*, is_replaced: bool) -> None:
 
 
 def test_shard_that_was_away_beyond_retention_without_operations_goes_on() -> None:
-    """Its readers find their own tokens: it has not gone back."""
-
     async def work(world: World) -> None:
         put_for_both(world, 0)
         await until_well(world)

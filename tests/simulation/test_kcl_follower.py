@@ -126,8 +126,6 @@ def owner_counts(world: World) -> Counter[str | None]:
 
 
 def test_follower_reads_what_the_leader_assigns_and_nothing_else() -> None:
-    """It gets the leases in time, reads them, is ready, and keeps its metrics fresh; it takes nothing on its own."""
-
     async def work(world: World) -> None:
         leader = Leader(world, pays_itself=False)
         replica = world.start_replica()
@@ -149,8 +147,6 @@ def test_follower_reads_what_the_leader_assigns_and_nothing_else() -> None:
 
 @pytest.mark.slow(2)
 def test_follower_hands_over_what_the_leader_takes_and_takes_nothing_back() -> None:
-    """The KCL begins at the follower's last checkpoint. The shares become even, and stay."""
-
     async def work(world: World) -> None:
         replica = world.start_replica()
         put_all(world, "before")
@@ -173,8 +169,6 @@ def test_follower_hands_over_what_the_leader_takes_and_takes_nothing_back() -> N
 
 @pytest.mark.slow(1)
 def test_followers_take_all_when_the_leader_is_dead_though_each_reports_metrics() -> None:
-    """Their own rows are no sign of life of the KCL. They balance then as they do without it."""
-
     async def work(world: World) -> None:
         leader = Leader(world)
         replicas = [world.start_replica() for _ in range(2)]
@@ -215,8 +209,6 @@ def test_follower_rolls_back_with_the_fleet_and_forward_again() -> None:
 
 
 def test_follower_that_stops_gets_nothing_more() -> None:
-    """Its metrics go before its leases, which the leader assigns to the others."""
-
     async def work(world: World) -> None:
         Leader(world, pays_itself=False)
         first, second = world.start_replica(), world.start_replica()
@@ -231,8 +223,6 @@ def test_follower_that_stops_gets_nothing_more() -> None:
 
 
 def test_follower_ends_the_hand_over_of_a_lease_that_it_has_lost() -> None:
-    """It does not read the stream shard, and the next owner waits for it: without an answer for a leader's 40 s."""
-
     async def work(world: World) -> None:
         leader = Leader(world, pays_itself=False)
         first, second = world.start_replica(), world.start_replica()

@@ -28,7 +28,6 @@ def replica_of(stopping: asyncio.Event, grace_s: float = 25.0, **receivers: Queu
 
 @virtually
 async def test_t28_stuck_loop_is_named_by_its_queue(world: World) -> None:
-    """T28: one loop of one queue that turns no more fails liveness, and the reason names the queue and how long."""
     gate = asyncio.Event()
     gate.set()
 
@@ -54,7 +53,6 @@ async def test_t28_stuck_loop_is_named_by_its_queue(world: World) -> None:
 
 @virtually
 async def test_queue_that_does_not_answer_is_not_stuck(world: World) -> None:
-    """Hung calls and a queue that refuses everything are trouble, which a restart would not end."""
     world.faults.add(SqsFault(action="GetQueueAttributes", kind="fail", count=5))
     world.faults.add(SqsFault(action="ReceiveMessage", kind="hang", count=3))
     world.faults.add(SqsFault(action="ReceiveMessage", kind="fail", count=200))
@@ -67,7 +65,6 @@ async def test_queue_that_does_not_answer_is_not_stuck(world: World) -> None:
 
 @virtually
 async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) -> None:
-    """Loops that have ended turn no more: in a drain that is no fault, for as long as the drain may last."""
     grace_s = 600.0
     queue, desk = world.queue(), Desk(takes_s=500)
     await world.send(queue, "a")
@@ -83,7 +80,6 @@ async def test_drain_of_minutes_is_live_until_its_grace_is_over(world: World) ->
 
 @virtually
 async def test_drain_that_does_not_end_is_not_live_after_its_grace(world: World) -> None:
-    """What is still there when the daemon should have cut the drain can only be ended from outside."""
     stopping = asyncio.Event()
     replica = replica_of(stopping)
     stopping.set()
@@ -96,7 +92,6 @@ async def test_drain_that_does_not_end_is_not_live_after_its_grace(world: World)
 
 @virtually
 async def test_loop_of_the_leases_counts_until_the_drain(world: World) -> None:
-    """A fleet that does not turn is stuck; one that has stopped turning because of the stop is not."""
     stopping = asyncio.Event()
     replica = replica_of(stopping, 600.0)
     replica.fleet = cast(Fleet, FleetThatTurned(last_turn=world.loop.time()))

@@ -131,7 +131,6 @@ MOVES_OF_ONE_MAX = 8  # in an hour
 def test_load_of_a_large_fleet_becomes_even_and_stays_so_with_few_moves(
     skew: str, record_property: Callable[[str, object], None]
 ) -> None:
-    """From even counts, which are up to 2.7 times the mean of the load; loads swing by a third within the hour."""
     draw_mean, permitted = SKEWS[skew]
     fleet = Fleet(draw_mean)
     at_first = fleet.spread()
@@ -152,7 +151,6 @@ def test_load_of_a_large_fleet_becomes_even_and_stays_so_with_few_moves(
 
 
 def test_idle_fleet_moves_nothing() -> None:
-    """Without records the loads are the counts."""
     fleet = Fleet(lambda _: 0.0)
     fleet.run(60)
 
@@ -160,7 +158,6 @@ def test_idle_fleet_moves_nothing() -> None:
 
 
 def test_replicas_that_are_added_get_their_share_within_thirty_scans() -> None:
-    """Though they make no other replica heavy, and see no other newcomer at first."""
     fleet = Fleet(lambda _: 0.0)
     fleet.run(4)
     fleet.add(5)
@@ -174,7 +171,6 @@ def test_replicas_that_are_added_get_their_share_within_thirty_scans() -> None:
 
 @pytest.mark.slow(1)
 def test_stream_shard_that_becomes_busy_is_left_alone_and_its_neighbours_move() -> None:
-    """A hot stream shard costs no pause: the others of its replica go."""
     fleet = Fleet(lambda _: 50.0)
     fleet.run(30)
     fleet.means[7] = 1000.0

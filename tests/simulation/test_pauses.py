@@ -44,11 +44,9 @@ def tenants_are_paused(make_fleet: FleetMaker, *, kills: bool) -> None:
 
 @pytest.mark.parametrize("kills", [False, True])
 def test_pause_ends_before_the_stream_loses_what_waits(*, kills: bool) -> None:
-    """By itself, once half of the retention is over for the oldest record; for all records of its tenant, in order."""
     tenants_are_paused(Fleet, kills=kills)
 
 
 def test_simulation_notices_a_pause_that_outlasts_the_retention() -> None:
-    """Records are lost."""
     with pytest.raises(ViolationError):
         tenants_are_paused(ENDLESS_PAUSES, kills=False)

@@ -71,7 +71,6 @@ def logged(logs: list[Any], event: str) -> list[Any]:
 
 @virtually
 async def test_t1_message_that_comes_to_a_parked_poll_after_the_stop_goes_back_at_once(world: World) -> None:
-    """T1: the poll that is parked at a stop is waited for; what it brings is for others at once, received once here."""
     queue, desk = world.queue(), Desk()
     async with world.receiving(queue, desk) as running:
         await asyncio.sleep(0.5)
@@ -87,7 +86,6 @@ async def test_t1_message_that_comes_to_a_parked_poll_after_the_stop_goes_back_a
 
 @virtually
 async def test_t2_no_handler_starts_once_the_receiver_has_ended(world: World) -> None:
-    """T2: when `run` returns, nothing of the receiver is left that could use what is closed after it."""
     queue, desk = world.queue(), Desk(takes_s=0.3)
     await world.send(queue, *bodies(300))
     async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=5)) as running:
@@ -103,7 +101,6 @@ async def test_t2_no_handler_starts_once_the_receiver_has_ended(world: World) ->
 
 @virtually
 async def test_t3_idle_receiver_ends_with_its_poll(world: World) -> None:
-    """T3: an idle receiver ends when its parked poll does, which is short for that reason."""
     queue = world.queue()
     async with world.receiving(queue, Desk(), poll_wait_s=2, stop_wait_s=3) as running:
         await asyncio.sleep(10.5)
@@ -114,7 +111,6 @@ async def test_t3_idle_receiver_ends_with_its_poll(world: World) -> None:
 
 @virtually
 async def test_t4_deletes_that_are_not_sent_yet_are_sent_before_the_end(world: World) -> None:
-    """T4: what is handled when the stop comes is deleted, though its batch is not full and SQS is in trouble."""
     queue, desk = world.queue(), Desk()
     world.faults.add(SqsFault(action="DeleteMessageBatch", kind="fail", count=3))
     await world.send(queue, *bodies(9))
@@ -126,7 +122,6 @@ async def test_t4_deletes_that_are_not_sent_yet_are_sent_before_the_end(world: W
 
 @virtually
 async def test_t5_what_was_not_begun_goes_back_at_once_and_what_was_is_finished(world: World) -> None:
-    """T5: of ten received, two begun: the two end and are deleted, the eight go back in one call with visibility 0."""
     queue, desk = world.queue(), Desk(takes_s=12)
     await world.send(queue, *bodies(10))
     async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=1, call_count=2)) as running:
@@ -142,7 +137,6 @@ async def test_t5_what_was_not_begun_goes_back_at_once_and_what_was_is_finished(
 
 @virtually
 async def test_t6_nothing_goes_back_before_the_last_poll_has_ended(world: World) -> None:
-    """T6: a dying receiver does not take again what it gave back, and sends no copies."""
     queue, desk = world.queue(), Desk(lambda _: ReturnToQueue(0), takes_s=1)
     await world.send(queue, *bodies(25))
     async with world.receiving(
@@ -160,7 +154,6 @@ async def test_t6_nothing_goes_back_before_the_last_poll_has_ended(world: World)
 
 @virtually
 async def test_t7_rolling_restart_under_load_makes_no_dead_letter(world: World) -> None:
-    """T7: three replicas restarted one after the other, maxReceiveCount 2: nothing reaches the dead-letter queue."""
     letters = world.queue(is_fifo=True)
     policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
     queue, desk = world.queue(is_fifo=True, RedrivePolicy=policy), Desk(takes_s=0.4)
@@ -200,7 +193,6 @@ async def test_t7_rolling_restart_under_load_makes_no_dead_letter(world: World) 
 
 @virtually
 async def test_t8_handler_that_never_returns_does_not_stop_the_stop(world: World) -> None:
-    """T8: at the end of the drain it is cancelled, its messages are named, and are for others at once."""
     queue, desk = world.queue(), Desk(takes_s=None)
     await world.send(queue, *bodies(3))
     with capture_logs() as logs:
@@ -216,8 +208,6 @@ async def test_t8_handler_that_never_returns_does_not_stop_the_stop(world: World
 
 @virtually
 async def test_t8_dead_letter_that_is_never_done_does_not_stop_the_stop(world: World) -> None:
-    """T8: nor does what hangs behind the verdict; the message is for others at once."""
-
     async def mark() -> None:
         await asyncio.Event().wait()
 
@@ -237,7 +227,6 @@ async def test_t8_dead_letter_that_is_never_done_does_not_stop_the_stop(world: W
 
 @virtually
 async def test_t9_messages_do_not_expire_while_they_wait_in_memory(world: World) -> None:
-    """T9: one handler, ten messages, each takes 0.4 of the visibility timeout: each is received once."""
     queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=12)
     await world.send(queue, *bodies(10))
     async with world.receiving(queue, desk, limits=ONE_BY_ONE):
@@ -247,8 +236,6 @@ async def test_t9_messages_do_not_expire_while_they_wait_in_memory(world: World)
 
 @pytest.mark.parametrize("timeout_s", [5, 600])
 def test_t10_visibility_is_the_queues_own(timeout_s: int) -> None:
-    """T10: how long a message is claimed for, and how often, follows the queue's visibility timeout."""
-
     async def test(world: World) -> None:
         queue, desk = world.queue(VisibilityTimeout=str(timeout_s)), Desk(takes_s=2.0 * timeout_s)
         await world.send(queue, "a")
@@ -264,7 +251,6 @@ def test_t10_visibility_is_the_queues_own(timeout_s: int) -> None:
 
 @virtually
 async def test_t10_visibility_follows_the_queue_when_it_is_changed(world: World) -> None:
-    """T10: a timeout that is changed while the worker runs counts from then on."""
     queue, desk = world.queue(VisibilityTimeout="600"), Desk()
     async with world.receiving(queue, desk) as running:
         await asyncio.sleep(1)
@@ -274,7 +260,6 @@ async def test_t10_visibility_follows_the_queue_when_it_is_changed(world: World)
 
 @virtually
 async def test_t11_handler_may_take_many_times_the_visibility_timeout(world: World) -> None:
-    """T11: a handler of five visibility timeouts gets its message once."""
     queue, desk = world.queue(VisibilityTimeout="10"), Desk(takes_s=50)
     await world.send(queue, "a")
     async with world.receiving(queue, desk):
@@ -284,7 +269,6 @@ async def test_t11_handler_may_take_many_times_the_visibility_timeout(world: Wor
 
 @virtually
 async def test_t12_two_thousand_in_memory_are_claimed_in_time_by_tens(world: World) -> None:
-    """T12: with 2,000 in hand and 30 s, claims go out in full batches, spread, and none is lost."""
     queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=90)
     await world.send(queue, *bodies(2000))
     limits = SchedulerLimits(message_count=2000, batch_count=100, call_count=20, poll_count=8)
@@ -302,7 +286,6 @@ async def test_t12_two_thousand_in_memory_are_claimed_in_time_by_tens(world: Wor
 
 @virtually
 async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> None:
-    """T12: when claims fail past the deadline, the verdict is not carried out, counted, and the message comes again."""
     queue, desk = world.queue(VisibilityTimeout="6"), Desk(takes_s=10)
     world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="fail", count=12))
     await world.send(queue, "a")
@@ -316,7 +299,6 @@ async def test_t12_message_whose_lease_was_lost_is_not_deleted(world: World) -> 
 
 @virtually
 async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> None:
-    """T12: a queued message of which the lease was lost is dropped, with those of its group behind it."""
     queue, desk = world.queue(is_fifo=True, VisibilityTimeout="6"), Desk(takes_s=15)
     world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="fail", count=10))
     await world.send(queue, "a1", "a2", "a3")
@@ -331,7 +313,6 @@ async def test_t12_message_whose_lease_was_lost_is_not_started(world: World) -> 
 
 @virtually
 async def test_t13_no_claim_follows_when_a_message_has_gone_back(world: World) -> None:
-    """T13: the claim that is under way ends before a message goes back, and there is none after it."""
     queue, desk = world.queue(VisibilityTimeout="3"), Desk(lambda _: ReturnToQueue(600), takes_s=0.95)
     world.faults.add(SqsFault(action="ChangeMessageVisibilityBatch", kind="delay", delay_ms=400))
     await world.send(queue, "a")
@@ -343,7 +324,6 @@ async def test_t13_no_claim_follows_when_a_message_has_gone_back(world: World) -
 
 @virtually
 async def test_t14_delete_with_an_expired_handle_is_counted_and_does_no_harm(world: World) -> None:
-    """T14: a FIFO queue refuses it: `stale_receipt`, and the message comes again, as a redelivery."""
     queue, desk = world.queue(is_fifo=True), Desk(takes_s=1)
     await world.send(queue, "a")
     async with world.receiving(queue, desk, limits=SchedulerLimits(message_count=1)) as running:
@@ -356,7 +336,6 @@ async def test_t14_delete_with_an_expired_handle_is_counted_and_does_no_harm(wor
 
 @virtually
 async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
-    """T15: claims are cut to twelve hours after the receive, none is refused; then the lease is lost, with a log."""
     queue, desk = world.queue(VisibilityTimeout="5000"), Desk(takes_s=44_000)
     await world.send(queue, "a")
     with capture_logs() as logs:
@@ -371,7 +350,6 @@ async def test_t15_message_is_given_up_at_twelve_hours(world: World) -> None:
 
 @virtually
 async def test_t15_delay_is_cut_to_what_is_left_of_twelve_hours(world: World) -> None:
-    """T15: a delay that would reach past twelve hours after the receive is cut, not refused."""
     queue, desk = world.queue(VisibilityTimeout="5000"), Desk(lambda _: ReturnToQueue(43_200), takes_s=600)
     await world.send(queue, "a")
     async with world.receiving(queue, desk):
@@ -414,7 +392,6 @@ class FailureDesk(Desk):
 
 @virtually
 async def test_t16_failures_are_retried_by_the_configured_delays_and_then_no_more(world: World) -> None:
-    """T16: gaps between tries follow the delays, by failures; after the last comes a dead letter, and one receive."""
     queue, letters = world.queue(VisibilityTimeout="4"), Letters()
     desk = FailureDesk(lambda _: True)
     await world.send(queue, "a")
@@ -429,7 +406,6 @@ async def test_t16_failures_are_retried_by_the_configured_delays_and_then_no_mor
 
 @virtually
 async def test_t16_followers_of_a_failing_head_use_up_neither_receives_nor_tries(world: World) -> None:
-    """T16: a follower that then fails once, for a moment, is tried again, and is no dead letter."""
     queue, letters = world.queue(is_fifo=True, VisibilityTimeout="4"), Letters()
     failed_once: set[str] = set()
 
@@ -449,7 +425,6 @@ async def test_t16_followers_of_a_failing_head_use_up_neither_receives_nor_tries
 
 @virtually
 async def test_t16_stop_between_two_tries_returns_the_message_and_its_followers(world: World) -> None:
-    """T16: what waits for its next try is not waited for at a stop; all return in their order, none is given up."""
     queue, letters = world.queue(is_fifo=True), Letters()
     desk = FailureDesk(lambda message: message.body == "head")
     await world.send(queue, "head", *bodies(3), group="g")
@@ -466,7 +441,6 @@ async def test_t16_stop_between_two_tries_returns_the_message_and_its_followers(
 
 @virtually
 async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(world: World) -> None:
-    """T16: a dependency's trouble of hours costs few tries and receives, and never a dead letter."""
     queue, letters = world.queue(), Letters()
     ends_at = 4 * 3600.0
 
@@ -493,7 +467,6 @@ async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(worl
 
 @virtually
 async def test_t17_message_received_twice_is_handled_once_and_deleted_by_its_newest_handle(world: World) -> None:
-    """T17: a redelivery of what is in hand is the same work; ids of a delete batch are places."""
     queue, desk = world.queue(), Desk(takes_s=2)
     await world.send(queue, *bodies(3))
     async with world.receiving(queue, desk) as running:
@@ -508,7 +481,6 @@ async def test_t17_message_received_twice_is_handled_once_and_deleted_by_its_new
 
 @virtually
 async def test_t18_only_the_failed_entries_of_a_delete_are_tried_again(world: World) -> None:
-    """T18: three of ten fail on SQS's side: these three are deleted again."""
     queue, desk = world.queue(), Desk()
     world.faults.add(SqsFault(action="DeleteMessageBatch", kind="entries", entries=3, count=2))
     await world.send(queue, *bodies(10))
@@ -520,7 +492,6 @@ async def test_t18_only_the_failed_entries_of_a_delete_are_tried_again(world: Wo
 
 @virtually
 async def test_t18_entries_at_fault_are_not_tried_again(world: World) -> None:
-    """T18: what SQS finds at fault is left to come again."""
     queue, desk = world.queue(VisibilityTimeout="20"), Desk()
     fault = SqsFault(
         action="DeleteMessageBatch", kind="entries", entries=3, code="ReceiptHandleIsInvalid", sender_fault=True
@@ -536,7 +507,6 @@ async def test_t18_entries_at_fault_are_not_tried_again(world: World) -> None:
 
 @virtually
 async def test_t18_deletes_are_tried_again_inside_the_visibility_window_only(world: World) -> None:
-    """T18: when SQS deletes nothing for longer than the visibility timeout, the messages are left to come again."""
     queue, desk = world.queue(VisibilityTimeout="10"), Desk()
     world.faults.add(SqsFault(action="DeleteMessageBatch", kind="fail", count=10))
     await world.send(queue, "a")
@@ -548,7 +518,6 @@ async def test_t18_deletes_are_tried_again_inside_the_visibility_window_only(wor
 
 @virtually
 async def test_t19_message_is_not_deleted_before_its_letter_is_stored(world: World) -> None:
-    """T19: while the dead-letter queue is down a message that can never be handled waits, hidden, and its group too."""
     queue, letters = world.queue(is_fifo=True, VisibilityTimeout="30"), Letters()
     letters.works.clear()
     desk = Desk(lambda message: BURY if message.body == "a1" else Done())
@@ -566,7 +535,6 @@ async def test_t19_message_is_not_deleted_before_its_letter_is_stored(world: Wor
 
 @virtually
 async def test_operation_is_given_up_after_its_dead_letter_and_before_the_delete(world: World) -> None:
-    """`before_delete` runs between the dead letter and the delete; after its error the message is received again."""
     queue, letters, order = world.queue(), Letters(), list[str]()
     troubles = [RetryableError("shard down"), KeyError("bug"), None]
 
@@ -594,7 +562,6 @@ async def test_operation_is_given_up_after_its_dead_letter_and_before_the_delete
 
 @virtually
 async def test_t22_group_is_blocked_by_its_failed_head_only(world: World) -> None:
-    """T22: after the second of ten fails, the group goes on after that one's delay, not after a visibility timeout."""
     queue, failures = world.queue(is_fifo=True, VisibilityTimeout="900"), [ReturnToQueue(5)]
 
     def verdict(message: Message) -> Verdict:
@@ -619,7 +586,6 @@ async def test_t22_group_is_blocked_by_its_failed_head_only(world: World) -> Non
 
 @virtually
 async def test_t24_thousand_groups_over_eight_slots_all_get_their_turn(world: World) -> None:
-    """T24: beside one group that never ends, a thousand others are handled within their fair share of time."""
     queue, desk = world.queue(is_fifo=True), Desk(takes_s=0.1)
     await world.send(queue, *bodies(400), group="busy")
     for group in range(1000):
@@ -639,7 +605,6 @@ async def test_t24_thousand_groups_over_eight_slots_all_get_their_turn(world: Wo
 
 @virtually
 async def test_t25_poll_that_never_returns_is_noticed_counted_and_replaced(world: World) -> None:
-    """T25: a poll without an answer is given up a few seconds after its wait, and the next one works."""
     queue, desk = world.queue(), Desk()
     world.faults.add(SqsFault(action="ReceiveMessage", kind="hang", count=2))
     await world.send(queue, "a")
@@ -673,8 +638,6 @@ async def test_t25_poll_that_never_returns_is_noticed_counted_and_replaced(world
     ],
 )
 def test_t26_loop_goes_on_after_each_class_of_error(fault: SqsFault, level: str) -> None:
-    """T26: whatever a receive raises is logged, waited out, and the loop goes on."""
-
     async def test(world: World) -> None:
         queue, desk = world.queue(), Desk()
         fault.count = 3
@@ -697,7 +660,6 @@ def test_t26_loop_goes_on_after_each_class_of_error(fault: SqsFault, level: str)
 
 @virtually
 async def test_t26_bug_in_a_handler_is_logged_and_its_messages_are_handled_again(world: World) -> None:
-    """T26: what no handler may raise is the trouble of its messages alone: no loop dies in silence."""
     tries: Counter[str] = Counter()
 
     def verdict(message: Message) -> Verdict:
@@ -717,8 +679,6 @@ async def test_t26_bug_in_a_handler_is_logged_and_its_messages_are_handled_again
 
 @virtually
 async def test_receiver_forgets_all_messages_at_a_bug_of_its_own_and_receives_them_again(world: World) -> None:
-    """During the back-off nothing is in flight: SQS has all messages, whatever became of them here."""
-
     class Mute(Desk):
         async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
             verdicts = await super().handle(messages)
@@ -735,7 +695,6 @@ async def test_receiver_forgets_all_messages_at_a_bug_of_its_own_and_receives_th
 
 @virtually
 async def test_t28_liveness_is_of_each_loop(world: World) -> None:
-    """T28: the last turn is that of the loop that turned least lately; one that is stuck shows, though others turn."""
     queue, desk = world.queue(), Desk()
     gate = asyncio.Event()
     gate.set()
@@ -754,7 +713,6 @@ async def test_t28_liveness_is_of_each_loop(world: World) -> None:
 
 @virtually
 async def test_t29_idle_queue_is_alive_and_well(world: World) -> None:
-    """T29: hours without a message are no reason for doubt."""
     queue = world.queue()
     async with world.receiving(queue, Desk()) as running:
         for _ in range(4):
@@ -765,7 +723,6 @@ async def test_t29_idle_queue_is_alive_and_well(world: World) -> None:
 
 @virtually
 async def test_t31_gauge_and_permits_are_back_after_any_mix(world: World) -> None:
-    """T31: after successes, failures, waits, lost leases and a cancelled call nothing is in hand or counted."""
     queue = world.queue(VisibilityTimeout="4")
     verdicts: list[Verdict] = [Done(), ReturnToQueue(1), RetryHeld(0.5), BURY, Done()]
     desk = Desk(lambda _: verdicts[world.draws.randrange(5)], takes_s=0.5)
@@ -801,7 +758,6 @@ async def test_t31_gauge_and_permits_are_back_after_any_mix(world: World) -> Non
 
 @virtually
 async def test_t34_hand_is_bounded_when_the_handler_is_slow(world: World) -> None:
-    """T34: however much waits in the queue, no more is in hand than the limits say, in messages and in bytes."""
     queue, desk = world.queue(), Desk(takes_s=None)
     await world.send(queue, *(body * 250 for body in bodies(500)))
     async with world.receiving(
@@ -821,7 +777,6 @@ async def test_t34_hand_is_bounded_when_the_handler_is_slow(world: World) -> Non
 
 @virtually
 async def test_polls_become_more_under_load_and_one_again_when_idle(world: World) -> None:
-    """Another poll is started when one came back full, up to the limit; an empty one leaves a single poll."""
     queue, desk = world.queue(), Desk()
     async with world.receiving(queue, desk, limits=SchedulerLimits(poll_count=3)) as running:
         await asyncio.sleep(12)
@@ -836,7 +791,6 @@ async def test_polls_become_more_under_load_and_one_again_when_idle(world: World
 
 @virtually
 async def test_receive_of_a_fifo_queue_is_repeated_under_its_id_when_its_answer_got_lost(world: World) -> None:
-    """The messages of a lost answer come with the repetition, at once and in order; the next receive has a new id."""
     queue, desk = world.queue(is_fifo=True, VisibilityTimeout="600"), Desk()
     world.faults.add(SqsFault(action="ReceiveMessage", kind="cut", applied=True))
     await world.send(queue, "a1", "a2", "b1")
@@ -850,7 +804,6 @@ async def test_receive_of_a_fifo_queue_is_repeated_under_its_id_when_its_answer_
 
 @virtually
 async def test_receive_of_a_fifo_queue_has_a_new_id_after_a_refusal_and_after_minutes(world: World) -> None:
-    """An answer that says no has taken nothing, and SQS forgets an id after five minutes."""
     queue = world.queue(is_fifo=True)
     world.faults.add(SqsFault(action="ReceiveMessage", kind="throttle"))
     world.faults.add(SqsFault(action="ReceiveMessage", kind="hang", count=15))
@@ -867,7 +820,6 @@ async def test_receive_of_a_fifo_queue_has_a_new_id_after_a_refusal_and_after_mi
 
 @virtually
 async def test_gate_is_awaited_before_each_poll(world: World) -> None:
-    """While the gate is closed there is no poll; the hand goes on."""
     queue, desk, gate = world.queue(), Desk(), asyncio.Event()
 
     async def pass_gate() -> None:
@@ -893,7 +845,6 @@ async def test_gate_is_awaited_before_each_poll(world: World) -> None:
 
 @virtually
 async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -> None:
-    """With every call taken, a message that has waited long enough is handled when one ends, and nothing spins."""
     queue, waits = world.queue(), [RetryHeld(1.0)]
 
     class Slow(Desk):
@@ -912,7 +863,6 @@ async def test_wait_that_is_over_goes_on_waiting_for_a_free_call(world: World) -
 
 @virtually
 async def test_waiting_heads_leave_half_of_the_hand_to_others(world: World) -> None:
-    """Groups in trouble go back to the queue rather than fill the hand: the others are handled at once."""
     queue = world.queue(is_fifo=True)
     desk = Desk(lambda message: RetryHeld(5.0) if message.body.startswith("bad") else Done())
     for number in range(60):
@@ -927,7 +877,6 @@ async def test_waiting_heads_leave_half_of_the_hand_to_others(world: World) -> N
 
 @virtually
 async def test_queue_that_does_not_answer_at_the_start_is_waited_for(world: World) -> None:
-    """Nothing is received before the queue's visibility timeout is known."""
     queue, desk = world.queue(), Desk()
     world.faults.add(SqsFault(action="GetQueueAttributes", kind="fail", count=5))
     await world.send(queue, "a")
@@ -940,7 +889,6 @@ async def test_queue_that_does_not_answer_at_the_start_is_waited_for(world: Worl
 
 @virtually
 async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) -> None:
-    """Its redrive policy, its visibility timeout and what keeps its messages are held against how it is consumed."""
     letters = world.queue(MessageRetentionPeriod="3600")
     policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
     queue = world.queue(RedrivePolicy=policy, VisibilityTimeout="10", MessageRetentionPeriod="7200")
@@ -953,7 +901,6 @@ async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) ->
 
 @virtually
 async def test_stats_tell_what_is_in_memory_and_what_became_of_the_rest(world: World) -> None:
-    """The monitoring points show the real queue, hand, handlers and outcomes."""
     queue, desk = world.queue(), Desk(takes_s=20)
     await world.send(queue, *bodies(7))
     async with world.receiving(queue, desk, limits=SchedulerLimits(batch_count=2, call_count=1)) as running:
@@ -967,7 +914,6 @@ async def test_stats_tell_what_is_in_memory_and_what_became_of_the_rest(world: W
 
 @virtually
 async def test_age_of_the_oldest_message_grows_while_it_is_in_flight_and_between_its_receives(world: World) -> None:
-    """It is counted from when the message was sent; it stays for a minute after the last receive, and ends at 0."""
     queue, is_down = world.queue(), True
     desk = Desk(lambda _: ReturnToQueue(40) if is_down else Done())
     await world.send(queue, "old")

@@ -12,8 +12,6 @@ SEEDS_UNTIL_FOUND = 20
 
 @pytest.mark.parametrize("seed", slow_after(4, range(16)))
 def test_order_holds_and_nothing_is_lost_whatever_happens(seed: int) -> None:
-    """Every message is applied or buried, in the order of its group, whatever fails and whoever is killed."""
-
     async def test(world: World) -> None:
         await check_queues(world, seed)
 
@@ -23,6 +21,5 @@ def test_order_holds_and_nothing_is_lost_whatever_happens(seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("design", WRONG_ABOUT_QUEUES)
 def test_histories_of_queues_notice_when_a_design_is_wrong(design: str) -> None:
-    """Each rule that is left out breaks the order, or loses or doubles a message."""
     wrong = WRONG_ABOUT_QUEUES[design]
     assert any(are_queues_wrong(seed, wrong) for seed in range(wrong.seed, wrong.seed + SEEDS_UNTIL_FOUND))

@@ -98,13 +98,11 @@ def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(seeds: range, 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.STORM))
 def test_nothing_is_lost_doubled_or_out_of_order_in_a_storm(seeds: range, record_property: Note) -> None:
-    """The same where commits are lost, stream shards split and replicas killed while others of them are made good."""
     check(seeds, Weather.STORM, record_property)
 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.GREAT_STORM))
 def test_nothing_is_lost_doubled_or_out_of_order_in_a_great_storm(seeds: range, record_property: Note) -> None:
-    """The same with more tenants, records and replicas, and more of everything that happens."""
     check(seeds, Weather.GREAT_STORM, record_property)
 
 
@@ -112,13 +110,11 @@ def test_nothing_is_lost_doubled_or_out_of_order_in_a_great_storm(seeds: range, 
 def test_nothing_is_lost_doubled_or_out_of_order_when_anything_raises_anything(
     seeds: range, record_property: Note
 ) -> None:
-    """The same where the doors to services, and the worker's own code in the middle of a step, raise foreign errors."""
     check(seeds, Weather.DEFECTS, record_property)
 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.MOVES))
 def test_nothing_is_lost_doubled_or_out_of_order_while_tenants_move(seeds: range, record_property: Note) -> None:
-    """The same where tenants move all the time, and the shards that they leave and come to lose commits."""
     check(seeds, Weather.MOVES, record_property)
 
 
@@ -126,13 +122,11 @@ def test_nothing_is_lost_doubled_or_out_of_order_while_tenants_move(seeds: range
 def test_nothing_is_lost_doubled_or_out_of_order_while_stream_shards_are_split(
     seeds: range, record_property: Note
 ) -> None:
-    """The same where stream shards are split and merged all the time, and shards lose commits around that."""
     check(seeds, Weather.RESHARDS, record_property)
 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.FEEDS))
 def test_feed_tells_all_in_order_while_it_changes_hands(seeds: range, record_property: Note) -> None:
-    """As below, where tenants move, publishers die, the file changes and shards lose commits all the time."""
     check(seeds, Weather.FEEDS, record_property)
 
 
@@ -163,14 +157,12 @@ def check(seeds: Iterable[int], weather: Weather, record_property: Note) -> None
 
 @pytest.mark.parametrize("first_seed", slow_after(1, range(0, KCL_SEEDS, KCL_BLOCK)))
 def test_nothing_is_lost_doubled_or_out_of_order_while_a_kcl_leader_has_leases_handed_over(first_seed: int) -> None:
-    """Each lease has one writer at a time, and in the end the replicas have all leases again."""
     for seed in range(first_seed, first_seed + KCL_BLOCK):
         simulate(seed, twist=hand_leases_over)
 
 
 @pytest.mark.parametrize(("weather", "seed"), [(Weather.FAIR, 3), (Weather.WHOLE, 6)])
 def test_simulation_is_the_same_when_repeated(weather: Weather, seed: int) -> None:
-    """A seed that failed can be looked at."""
     first, second = simulate(seed, weather=weather), simulate(seed, weather=weather)
 
     assert (first.loop.time(), first.table.rows) == (second.loop.time(), second.table.rows)
@@ -196,7 +188,6 @@ def test_simulation_notices_when_a_design_is_wrong(design: str, record_property:
 @pytest.mark.nightly
 @pytest.mark.parametrize("design", [one for one in FURTHER if seed_of(one) is not None])
 def test_simulation_notices_when_a_further_design_is_wrong(design: str) -> None:
-    """Each that a history has noticed shows with that seed, or soon after it."""
     found = seed_of(design)
     assert found is not None
     weather, first = found

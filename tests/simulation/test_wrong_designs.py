@@ -15,7 +15,6 @@ DESIGNS = [
 
 
 def test_wrong_designs_override_methods_of_their_base_only() -> None:
-    """A method that its base does not have would never be called."""
     for design in DESIGNS:
         own = {name for name, one in vars(design).items() if inspect.isfunction(one) or isinstance(one, property)}
         assert own, design

@@ -44,7 +44,6 @@ def advisories_url() -> Iterator[str]:
 
 @pytest.mark.slow(10)
 def test_audit_fails_for_the_lock_file_that_an_advisory_is_about(advisories_url: str) -> None:
-    """Each lock file has its command; one without an advisory passes, and one with an advisory names it."""
     commands: list[str] = runpy.run_path(str(ROOT / "run.py"))["COMMANDS"]["audit"][2]
     assert len(commands) == len(list((ROOT / "requirements").glob("*.txt")))
     failed = []

@@ -12,7 +12,6 @@ from benchmarks.throughput.page import replace_part
 
 @pytest.mark.slow(4)
 def test_notes_have_the_day_and_the_chart_neither_flaps_nor_falls_behind() -> None:
-    """The table is that of these rules and these values."""
     page = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
     assert replace_part(page, "autoscaling", COMMAND, report()) == page
     days = results()

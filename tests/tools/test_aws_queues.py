@@ -59,7 +59,6 @@ def commands_in(text: str, prefix: str) -> Iterator[list[str]]:
 
 @pytest.mark.slow
 def test_queues_that_pages_create_are_those_of_the_template() -> None:
-    """With every attribute but the redrive policy, which is optional."""
     expected = template_queues()
     created = [
         (OTHER_NAMES.get(page.name, re.compile(r"$^")).sub("", name), attributes)
@@ -71,7 +70,6 @@ def test_queues_that_pages_create_are_those_of_the_template() -> None:
 
 
 def test_queues_that_the_plan_creates_are_those_of_the_template() -> None:
-    """`aws plan` and data.yaml are two ways to the same queues."""
     queues = template_queues()
     expected = {name: attributes for name, attributes in queues.items() if "-redrive" not in name}
     url = "https://sqs.eu-central-1.amazonaws.com/000000000000/{}".format
@@ -89,7 +87,6 @@ def test_queues_that_the_plan_creates_are_those_of_the_template() -> None:
 
 
 def test_redrive_policies_fit_by_the_worker_s_own_rules() -> None:
-    """`check` has nothing against the queues of the template."""
     targets = {
         "ControlRedriveQueue.Arn": "shard-creation-queue-redrive",
         "OrderRedriveQueue.Arn": "order-events-redrive.fifo",

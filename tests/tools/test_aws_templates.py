@@ -76,7 +76,6 @@ def account() -> Iterator[Account]:
 
 @pytest.mark.slow(5)
 def test_templates_pass_cfn_lint() -> None:
-    """Without an error, a warning or an information."""
     done = lint(*FILES)
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -85,7 +84,6 @@ def test_templates_pass_cfn_lint() -> None:
 async def test_resources_of_the_templates_leave_nothing_to_plan(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`aws plan`, which asks for everything that the worker uses, finds each resource, and its settings fit."""
     outputs = account.create("data", {})
     for name, value in account.environment().items():
         monkeypatch.setenv(name, value)
@@ -107,7 +105,6 @@ async def test_resources_of_the_templates_leave_nothing_to_plan(
 
 @pytest.mark.slow(3)
 def test_templates_take_an_on_demand_stream_and_a_key() -> None:
-    """The stream has no number of stream shards, stream and queues have the key, and a policy lets programs use it."""
     key = f"arn:aws:kms:{REGION}:{ACCOUNT_ID}:key/k"
     parameters = {"OnDemand": "true", "KmsKeyArn": key}
     with running_moto() as url:
@@ -129,7 +126,6 @@ def test_templates_take_an_on_demand_stream_and_a_key() -> None:
 
 @pytest.mark.slow(3)
 def test_policy_of_the_page_is_the_template_s(account: Account) -> None:
-    """docs/aws.md has the worker's policy for those who have no CloudFormation."""
     account.create("access", {})
     page = PAGE.read_text(encoding="utf-8")
     (text,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
@@ -138,7 +134,6 @@ def test_policy_of_the_page_is_the_template_s(account: Account) -> None:
 
 
 def test_page_deploys_each_template_with_the_parameters_that_it_needs() -> None:
-    """Every parameter without a default has a value, and none is unknown; roles and policies need a capability."""
     found = deployments()
     assert {one.name for one in found} == {file.stem for file in FILES}
     for one in found:
@@ -192,7 +187,6 @@ def test_service_runs_the_worker_and_scales(account: Account) -> None:
 
 @pytest.mark.parametrize("least", range(1, 9))
 def test_service_can_be_updated_with_any_number_of_tasks(least: int) -> None:
-    """ECS rounds the most that run down and the least up: there is room for another task between them."""
     unused = dict.fromkeys(("ClusterName", "SecurityGroup", "SubnetIds", "Task"), "")
     template = Template(TEMPLATES / "service.yaml", unused | {"MinTasks": least})
     (service,) = template.resources("AWS::ECS::Service").values()
@@ -222,7 +216,6 @@ def _scale(scaling: Any, parameters: dict[str, str]) -> tuple[tuple[dict[str, An
 
 @pytest.mark.slow(2)
 def test_alarms_are_taken_by_cloudwatch(account: Account) -> None:
-    """With the parameters of the page; each asks for people by the topic."""
     (deployment,) = [one for one in deployments() if one.name == "alarms"]
     template = Template(TEMPLATES / "alarms.yaml", deployment.parameters)
     with account.client("cloudwatch") as cloudwatch:
@@ -236,7 +229,6 @@ def test_alarms_are_taken_by_cloudwatch(account: Account) -> None:
 
 
 def test_templates_have_the_same_defaults() -> None:
-    """A name that is the parameter of several templates means one resource."""
     defaults: defaultdict[str, set[str]] = defaultdict(set)
     for file in FILES:
         text = file.read_text(encoding="utf-8").partition("\nResources:")[0]
@@ -247,7 +239,6 @@ def test_templates_have_the_same_defaults() -> None:
 
 
 def test_service_sets_variables_that_the_worker_has() -> None:
-    """And all that `run` needs are among them."""
     text = (TEMPLATES / "service.yaml").read_text(encoding="utf-8")
     named = set(re.findall(r"\{Name: ([A-Z_]+), Value", text))
     assert named - VARIABLES.keys() == set()
@@ -255,7 +246,6 @@ def test_service_sets_variables_that_the_worker_has() -> None:
 
 
 def test_alarms_name_pages_that_exist() -> None:
-    """Each description of an alarm for people leads to a page, and to a heading or alert that it has."""
     text = (TEMPLATES / "alarms.yaml").read_text(encoding="utf-8")
     for page, names in re.findall(r"(docs/[\w-]+\.md)(?:, ([\w ]+))?", text):
         content = (ROOT / page).read_text(encoding="utf-8").lower()

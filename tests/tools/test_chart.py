@@ -32,7 +32,6 @@ OF_AWS_CLIENTS = {
 
 
 def test_names_are_the_variables_of_the_worker() -> None:
-    """Those that are not secret as settings, the secrets as files: so Helm refuses a misspelt one."""
     files = {f"{name}_FILE" for name in SECRETS}
     assert set(NAMES["settings"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE | OF_AWS_CLIENTS
     assert set(NAMES["secrets"]) == {*SECRETS}
@@ -40,7 +39,6 @@ def test_names_are_the_variables_of_the_worker() -> None:
 
 
 def test_schema_has_every_value_and_no_other() -> None:
-    """At each depth; where a value is a person's own, such as labels, the schema leaves its members open."""
     assert members_of_schema(SCHEMA) - {"global"} == members_of_values(VALUES, SCHEMA)
     named = {f"{path}.{name}".strip(".") for path, names in NAMES["values"].items() for name in names}
     assert named == {path for path in members_of_schema(SCHEMA) if "*" not in path}
@@ -66,13 +64,11 @@ def members_of_values(values: dict[str, Any], schema: dict[str, Any], prefix: st
 
 
 def test_chart_has_the_version_of_the_package() -> None:
-    """The image of that version is what it runs."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
 
 
 def test_chart_names_only_variables_and_metrics_of_the_worker() -> None:
-    """In templates, values and the rules of prometheus-adapter."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
     variables = set(re.findall(r"\b(?:AWS|KINESIS|SQS|CITRUS|DATABASE|FEED|HTTP|SHUTDOWN|SHARD)_[A-Z_]+\b", text))
     assert variables
@@ -81,7 +77,6 @@ def test_chart_names_only_variables_and_metrics_of_the_worker() -> None:
 
 
 def test_defaults_in_the_templates_are_those_of_the_worker() -> None:
-    """The templates calculate with the drain, the lease and the port where the settings have none."""
     text = (CHART / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
     defaults = dict(re.findall(r'get \.Values\.settings "(\w+)" \| default (\d+)', text))
     assert defaults.keys() == {"SHUTDOWN_GRACE_SECONDS", "KINESIS_LEASE_DURATION_SECONDS", "HTTP_PORT"}
@@ -91,7 +86,6 @@ def test_defaults_in_the_templates_are_those_of_the_worker() -> None:
 
 
 def test_rules_of_the_adapter_are_the_queries_of_the_chart() -> None:
-    """Both ways scale alike."""
     adapter = yaml.safe_load((HELM / "prometheus-adapter.values.yaml").read_text(encoding="utf-8"))
     late_after_s = str(VALUES["autoscaling"]["lateAfterSeconds"])
     template = (CHART / "templates" / "scaledobject.yaml").read_text(encoding="utf-8")
@@ -108,7 +102,6 @@ def test_rules_of_the_adapter_are_the_queries_of_the_chart() -> None:
 
 
 def test_memory_is_enough_for_what_the_worker_takes() -> None:
-    """The sum of the page on operating: records read ahead, 100 MiB, three queues, and the cache."""
     needed_mib = VARIABLES["PREFETCH_MAX_BYTES"].default / 2**20 + 100 + 3 * 32 + 16
     assert VALUES["resources"]["limits"]["memory"] == VALUES["resources"]["requests"]["memory"] == "512Mi"
     assert needed_mib < 0.75 * 512

@@ -34,7 +34,6 @@ def series_names() -> set[str]:
 
 
 def test_dashboards_are_as_their_description_makes_them(tmp_path: Path) -> None:
-    """Change dashboards.toml, then run the script: it needs nothing but Python."""
     script = [sys.executable, "-I", "-S", str(FOLDER / "make_dashboards.py"), "--to", str(tmp_path)]
     subprocess.run(script, check=True, timeout=30, cwd=ROOT)
     made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
@@ -43,7 +42,6 @@ def test_dashboards_are_as_their_description_makes_them(tmp_path: Path) -> None:
 
 
 def test_links_lead_to_the_address_that_the_script_gets(tmp_path: Path) -> None:
-    """Nobody is sent to the example's host."""
     command = ["make_dashboards.py", "--to", str(tmp_path), "--docs", "https://wiki.internal/docs/"]
     subprocess.run([sys.executable, "-I", "-S", str(FOLDER / command[0]), *command[1:]], check=True, timeout=30)
     text = (tmp_path / "fleet.json").read_text(encoding="utf-8")
@@ -52,7 +50,6 @@ def test_links_lead_to_the_address_that_the_script_gets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_dashboard_has_its_uid_and_a_data_source_to_choose(name: str) -> None:
-    """Links lead to the uid; whoever imports it has another Prometheus than we."""
     found = dashboard(name)
     first = found["templating"]["list"][0]
     assert (found["uid"], first["name"], first["type"]) == (UIDS[name], "datasource", "datasource")
@@ -61,7 +58,6 @@ def test_dashboard_has_its_uid_and_a_data_source_to_choose(name: str) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_panels_have_words_a_unit_and_a_link(name: str) -> None:
-    """A panel that needs an explanation from elsewhere is of no use at night."""
     for panel in panels_of(name):
         assert panel["description"].endswith("."), panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
@@ -70,7 +66,6 @@ def test_panels_have_words_a_unit_and_a_link(name: str) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_panels_do_not_overlap(name: str) -> None:
-    """Grafana would move them, each time in another way."""
     cells: set[tuple[int, int]] = set()
     for panel in dashboard(name)["panels"]:
         place = panel["gridPos"]
@@ -88,7 +83,6 @@ def test_panels_do_not_overlap(name: str) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_queries_name_series_that_exist(name: str) -> None:
-    """A renamed metric would leave an empty panel behind. Matchers choose the jobs, and the shard."""
     for panel in panels_of(name):
         for target in panel["targets"]:
             named = set(re.findall(r"\b(?:simplu|process)_[a-z_]+", target["expr"]))
@@ -102,7 +96,6 @@ def test_queries_name_series_that_exist(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("lag", "held"), [(0.1, 0.9), (0.9, 0.1)])
 def test_retention_used_is_the_highest_of_lag_and_holds(lag: float, held: float, tmp_path: Path) -> None:
-    """Whichever is nearer to the end of the retention, on any stream shard."""
     program = required_program("promtool", how="apt-get install --no-install-recommends prometheus")
     (panel,) = [panel for panel in panels_of("fleet") if panel["title"] == "Retention used"]
     series = [

@@ -63,13 +63,11 @@ def alert_names(path: Path, key: str) -> list[str]:
 
 
 def test_dockerfile_passes_hadolint() -> None:
-    """The Dockerfile follows hadolint's rules without exception."""
     done = judge(required_program("hadolint", how=TOOLS_HOW), "Dockerfile")
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_dockerfile_runs_the_worker_as_a_numbered_user() -> None:
-    """Process 1 is the worker itself, in exec form, and Kubernetes can tell that it is not root."""
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^(?:USER|ENTRYPOINT|CMD) .*$", text, flags=re.MULTILINE) == [
         "USER 65532:65532",
@@ -79,7 +77,6 @@ def test_dockerfile_runs_the_worker_as_a_numbered_user() -> None:
 
 
 def test_labels_of_the_image_are_those_of_the_project() -> None:
-    """Name, license and base; version and revision are arguments that the pages give to the build."""
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     (labels,) = re.findall(r"^LABEL (.*)$", text, re.MULTILINE)
     found = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', labels))
@@ -100,7 +97,6 @@ def test_labels_of_the_image_are_those_of_the_project() -> None:
 
 
 def test_settings_of_the_base_are_variables_of_the_worker() -> None:
-    """Those that are not secret in the ConfigMap, secrets in the Secret, which External Secrets makes too."""
     settings = yaml.safe_load((DEPLOY / "kubernetes" / "configmap.yaml").read_text())["data"]
     secrets = yaml.safe_load((DEPLOY / "kubernetes" / "secret.example.yaml").read_text())
     assert settings.keys() <= KNOWN_VARIABLES - {*SECRETS}
@@ -112,18 +108,15 @@ def test_settings_of_the_base_are_variables_of_the_worker() -> None:
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_manifest_is_valid(path: Path) -> None:
-    """Each manifest has only members Kubernetes knows, with values of their types."""
     done = judge(required_program("kubernetes-validate", how=TOOLS_HOW), "--strict", "--quiet", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_deployment_has_no_variables_of_services() -> None:
-    """A service called "database" would set DATABASE_PORT."""
     assert "\n      enableServiceLinks: false\n" in (DEPLOY / "kubernetes" / "deployment.yaml").read_text()
 
 
 def test_kustomization_lists_every_manifest_but_the_example() -> None:
-    """No manifest is forgotten, and no example secret is ever applied with the rest."""
     text = (DEPLOY / "kubernetes" / "kustomization.yaml").read_text()
     listed = re.findall(r"^  - ([\w.-]+\.yaml)$", text, flags=re.MULTILINE)
     assert {path.name for path in MANIFESTS} - {"secret.example.yaml"} == set(listed)
@@ -131,13 +124,11 @@ def test_kustomization_lists_every_manifest_but_the_example() -> None:
 
 @UNITS
 def test_unit_passes_systemd(unit: Path, tmp_path: Path) -> None:
-    """Systemd has nothing to say about the units with the drop-in."""
     assert complaints(unit_in(tmp_path, unit)) == []
 
 
 @UNITS
 def test_unit_is_hardened(unit: Path, tmp_path: Path) -> None:
-    """Systemd's exposure score of the units is 1.2 or better."""
     program = required_program("systemd-analyze", how="apt-get install --no-install-recommends systemd")
     path = unit_in(tmp_path, unit).with_name(unit.name)
     done = judge(program, "security", "--offline=true", "--threshold=12", "--no-pager", str(path))
@@ -145,7 +136,6 @@ def test_unit_is_hardened(unit: Path, tmp_path: Path) -> None:
 
 
 def test_template_is_the_unit_with_an_environment_of_its_own() -> None:
-    """Nothing else differs, apart from the comment at the top."""
     unit, template = (path.read_text().partition("[Unit]\n")[2].splitlines() for path in (UNIT, TEMPLATE))
     changes = [line for line in difflib.ndiff(unit, template) if line[0] in "+-"]
     assert changes == [
@@ -156,7 +146,6 @@ def test_template_is_the_unit_with_an_environment_of_its_own() -> None:
 
 
 def test_credentials_of_the_drop_in_are_secrets_of_the_worker() -> None:
-    """Each is loaded, and named by the variable of its file."""
     text = DROP_IN.read_text()
     loaded = re.findall(r"^LoadCredential=(\w+):/etc/simplu-worker/credentials/(\w+)$", text, flags=re.MULTILINE)
     named = re.findall(r"^Environment=(\w+)_FILE=%d/(\w+)$", text, flags=re.MULTILINE)
@@ -165,7 +154,6 @@ def test_credentials_of_the_drop_in_are_secrets_of_the_worker() -> None:
 
 
 def test_units_leave_more_time_than_a_drain_takes() -> None:
-    """And a watchdog that waits longer than the worker is silent."""
     values = dict(
         re.findall(r"^(TimeoutStopSec|WatchdogSec|RestartPreventExitStatus)=(\d+)$", UNIT.read_text(), re.MULTILINE)
     )
@@ -176,14 +164,12 @@ def test_units_leave_more_time_than_a_drain_takes() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [("check", "rules", ALERTS.name), ("test", "rules", ALERTS_TEST.name)])
 def test_alerts_pass_promtool(command: tuple[str, ...]) -> None:
-    """The rules are valid, fire when they must, and are silent when all is well."""
     program = required_program("promtool", how="apt-get install --no-install-recommends prometheus")
     done = judge(program, *command, cwd=ALERTS.parent)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_alerts_are_each_tested_firing_and_silent() -> None:
-    """Every alert has a case in which it fires and one in which it does not."""
     text = ALERTS_TEST.read_text()
     names = set(alert_names(ALERTS, "alert"))
     silent = set(re.findall(r"alertname: (\w+), exp_alerts: \[\]", text))
@@ -192,7 +178,6 @@ def test_alerts_are_each_tested_firing_and_silent() -> None:
 
 
 def test_alerts_say_how_bad_and_what_to_do() -> None:
-    """Every alert has a severity, the address of its runbook, a summary and a description."""
     text = ALERTS.read_text()
     count = len(alert_names(ALERTS, "alert"))
     assert [count] * len(KEYS_OF_EVERY_ALERT) == [
@@ -201,14 +186,12 @@ def test_alerts_say_how_bad_and_what_to_do() -> None:
 
 
 def test_alerts_name_only_metrics_the_worker_has() -> None:
-    """A renamed metric does not leave an alert behind that never fires."""
     named = set(re.findall(r"simplu_[a-z_]+", ALERTS.read_text() + ALERTS_TEST.read_text()))
     families = {family.name for family in REGISTRY.collect()}  # texts name a histogram without its suffixes
     assert set() == named - metric_names() - families
 
 
 def test_alerts_keep_fleets_apart() -> None:
-    """Every aggregation and every match of two sides has the job: two fleets have the same names of stream shards."""
     (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
     found = [
         (rule["alert"], labels)
@@ -220,7 +203,6 @@ def test_alerts_keep_fleets_apart() -> None:
 
 
 def test_alertmanager_example_keeps_fleets_apart() -> None:
-    """One fleet's alert is no part of another fleet's message, and silences none of its alerts."""
     settings = yaml.safe_load(ALERTMANAGER.read_text())
     routes = [settings["route"], *settings["route"]["routes"]]
     assert [one for one in routes if "job" not in one["group_by"]] == []
@@ -228,14 +210,12 @@ def test_alertmanager_example_keeps_fleets_apart() -> None:
 
 
 def test_alertmanager_example_passes_amtool() -> None:
-    """Alertmanager would take the example as it is."""
     done = judge(required_program("amtool", how=AMTOOL_HOW), "check-config", str(ALERTMANAGER))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(("severity", "receiver"), [("critical", "on-call"), ("warning", "tickets")])
 def test_alertmanager_example_sends_each_severity_to_its_receiver(severity: str, receiver: str) -> None:
-    """Every severity that an alert has wakes somebody, or makes a ticket."""
     program = required_program("amtool", how=AMTOOL_HOW)
     done = judge(program, "config", "routes", "test", f"--config.file={ALERTMANAGER}", f"severity={severity}")
     assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
@@ -254,7 +234,6 @@ def receiver_members(kind: str) -> dict[str, str]:
     [("pagerduty_configs", "routing_key", "pagerduty-key"), ("slack_configs", "api_url", "slack-url")],
 )
 def test_alertmanager_example_has_its_secrets_in_files(kind: str, secret: str, file: str) -> None:
-    """The example can be kept in a repository."""
     members = receiver_members(kind)
     assert secret not in members
     assert members[f"{secret}_file"] == f"/etc/alertmanager/{file}"
@@ -262,7 +241,6 @@ def test_alertmanager_example_has_its_secrets_in_files(kind: str, secret: str, f
 
 @pytest.mark.parametrize("kind", ["pagerduty_configs", "slack_configs"])
 def test_alertmanager_example_tells_what_an_alert_says(kind: str, tmp_path: Path) -> None:
-    """Summary, description and the link to the runbook are in each message."""
     program = required_program("amtool", how=AMTOOL_HOW)
     annotations = {"summary": "Summary.", "description": "Description.", "runbook_url": "https://runbook"}
     alert = {"status": "firing", "labels": {}, "annotations": annotations}
@@ -279,6 +257,5 @@ def test_alertmanager_example_tells_what_an_alert_says(kind: str, tmp_path: Path
 
 
 def test_alertmanager_example_inhibits_alerts_that_exist() -> None:
-    """A renamed alert is not left behind in a rule that matches nothing."""
     matched = re.findall(r'alertname=~?"([^"]+)"', ALERTMANAGER.read_text())
     assert {name for names in matched for name in names.split("|")} <= set(alert_names(ALERTS, "alert"))

@@ -35,7 +35,6 @@ PATIENCE_S = 60.0
 
 @pytest.mark.slow(30)
 def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -> None:
-    """A checkout's commands and a wheel's, in the order of the page; `check` refuses what the page shows."""
     checkout = copy_files(checkout_files(), tmp_path / "checkout")
     place = tmp_path / "place"
     environment = newcomer_environment(tmp_path / "bin")
@@ -64,7 +63,6 @@ def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -
 
 @pytest.mark.slow(20)
 def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> None:
-    """COPY, RUN and ENV as they are written. The image has no pip, and nothing of the embedded stack."""
     context = context_of(checkout_files(), DOCKERIGNORE.read_text(encoding="utf-8"))
     environment = newcomer_environment(tmp_path / "bin")
     run_lines("uv venv -q --seed --python python3 base", folder=tmp_path, environment=environment)
@@ -140,7 +138,6 @@ def check_bill_of_materials(image: ImageBuild) -> None:
 
 
 def test_page_names_the_pythons_and_the_extras_of_the_project() -> None:
-    """Each Python in the classifiers, and a row for each extra."""
     page = PAGE.read_text(encoding="utf-8")
     named = re.search(r"Python ([\d., or]+) with", page)
     assert named is not None
@@ -153,7 +150,6 @@ def test_page_names_the_pythons_and_the_extras_of_the_project() -> None:
 
 @pytest.mark.slow
 def test_sources_of_the_dockerfile_are_in_the_context() -> None:
-    """Each source of a COPY is there and not left out by .dockerignore; one that is left out is found."""
     instructions = parse_dockerfile(DOCKERFILE.read_text(encoding="utf-8"))
     ignored = DOCKERIGNORE.read_text(encoding="utf-8")
     assert missing_sources(instructions, context_of(checkout_files(), ignored)) == []

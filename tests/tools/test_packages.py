@@ -81,7 +81,6 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow(2)
 def test_wheels_have_one_package_each_and_the_sdist_makes_the_same_wheel(packages: Packages) -> None:
-    """Each file of the package that a commit would have, its SQL, its page and py.typed included, and nothing else."""
     wheel = contents(packages.wheel)
     files = set(checkout_files())
     for name, found in (("simplu_worker", wheel), ("simplu_local", contents(packages.local_wheel))):
@@ -94,7 +93,6 @@ def test_wheels_have_one_package_each_and_the_sdist_makes_the_same_wheel(package
 
 @pytest.mark.slow(2)
 def test_sdist_has_the_repository_and_no_secret_folder(packages: Packages) -> None:
-    """Sources, tests and docs, of which each is a file of the repository."""
     with tarfile.open(packages.sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     assert names - {"PKG-INFO"} <= {*checkout_files()}
@@ -156,7 +154,6 @@ def test_extra_alone_is_enough_for_its_modules(extra: str, packages: Packages, c
 
 @pytest.mark.slow(10)
 def test_mark_of_types_tells_the_truth(packages: Packages, tmp_path: Path) -> None:
-    """A program of a user gets the types of the installed wheel, and mypy finds a mistake by them."""
     environment = newcomer_environment(tmp_path / "bin")
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     lines = f"""
@@ -174,7 +171,6 @@ def versions_in(page: str) -> set[str]:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    """The changelog decides: its newest release, or until there is one the first version."""
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, flags=re.MULTILINE)
     assert [*released, "1.0.0"][0] == __version__ == simplu_local.__version__

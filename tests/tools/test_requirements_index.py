@@ -70,7 +70,6 @@ def pinned_wheels(packages: Iterable[dict[str, Any]], hashes: set[str]) -> dict[
 @pytest.mark.slow
 @pytest.mark.parametrize("lock", LOCKS)
 def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
-    """Each pin has a wheel with one of the lock's hashes for Linux and macOS and each supported Python."""
     uv = required_program("uv", how="python3 run.py setup")
     path = ROOT / "requirements" / f"{lock}.txt"
     command = [uv, "pip", "compile", str(path), "--no-deps", "--universal", "--python-version", "3.11"]
@@ -92,7 +91,6 @@ def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
 
 @pytest.mark.slow(20)
 def test_old_pip_takes_the_pins(tmp_path: Path) -> None:
-    """Where uv cannot install, pip can. That of Python 3.11 wants each extra in the pin of its package."""
     venv.create(tmp_path, with_pip=True)
     command = [f"{tmp_path}/bin/pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
     command += ["-r", f"{ROOT}/requirements/worker.txt"]
@@ -116,5 +114,4 @@ def test_old_pip_takes_the_pins(tmp_path: Path) -> None:
 def test_missing_names_packages_without_a_wheel(
     wheel: str, platform: str, python: tuple[int, int], expected: list[str]
 ) -> None:
-    """A wheel counts only for the systems and Pythons in its name."""
     assert missing({"a": [wheel]}, tags_of(platform, python)) == expected

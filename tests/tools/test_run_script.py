@@ -119,7 +119,6 @@ def installed(calls: Sequence[str]) -> list[str]:
 def test_choice_is_of_the_pythons_that_run(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: dict[str, int], expected: str
 ) -> None:
-    """By the newest name, whatever the order on the PATH; shims of version managers are there and do not run."""
     for path, status in there.items():
         shim(tmp_path / path, says="3.12", exit_status=status)
     monkeypatch.setenv("PATH", ":".join(str(tmp_path / name) for name in ("new comer/.venv/bin", "a", "b")))
@@ -127,13 +126,11 @@ def test_choice_is_of_the_pythons_that_run(
 
 
 def test_choice_has_venv_unless_uv_makes_the_environment(script: ModuleType) -> None:
-    """Debian's python3 lacks ensurepip without python3-venv."""
     assert script.ask(sys.executable, "venv", "no_such_module") == ("{}.{}".format(*sys.version_info), False)
     assert script.ask(sys.executable, "venv", "ensurepip")[1]
 
 
 def test_script_ends_with_advice_when_no_python_suits(project: Path, tmp_path: Path) -> None:
-    """On a PATH of failing shims and run by a Python too old: exit 1, what it saw, what to do."""
     path = shim(tmp_path / "shims" / "python3.13", exit_status=127)
     code = "import run; run.PROBE = 'print(3.9); exit(1)'; run.main('demo', [])"
     environ = {"PATH": str(tmp_path / "shims"), "LC_ALL": "C.UTF-8"}
@@ -147,7 +144,6 @@ def test_script_ends_with_advice_when_no_python_suits(project: Path, tmp_path: P
 
 
 def test_uv_installs_with_hashes_and_the_certificates_of_the_system(shell: Shell) -> None:
-    """In each of its calls; the command then gets its arguments, and a second run installs nothing."""
     status, out, calls = shell.run("demo", "--hold")
     assert (status, out) == (0, "demo demo --hold\n")
     assert {call.split()[0] for call in calls} == {"1"}
@@ -158,7 +154,6 @@ def test_uv_installs_with_hashes_and_the_certificates_of_the_system(shell: Shell
 
 @pytest.mark.slow
 def test_environment_follows_its_pins(shell: Shell, project: Path) -> None:
-    """What changed is installed, and nothing taken away: `dev` has all of `local`, and the demo keeps it."""
     shell.run("demo")
     assert installed(shell.run("setup")[2]) == ["requirements/dev.txt", "."]
     (project / "requirements" / "local.txt").write_text("# changed\n")
@@ -168,7 +163,6 @@ def test_environment_follows_its_pins(shell: Shell, project: Path) -> None:
 
 
 def test_environment_is_made_anew_when_it_is_stale(shell: Shell, project: Path, tmp_path: Path) -> None:
-    """Its Python is another one or gone, an installation was cut short, or it was carried here from another folder."""
     stamp = project / ".venv" / "simplu-worker.json"
     shell.run("setup")
     shell.environ["PYTHON_INSIDE"] = "3.13"
@@ -183,7 +177,6 @@ def test_environment_is_made_anew_when_it_is_stale(shell: Shell, project: Path, 
 
 
 def test_pip_installs_what_uv_cannot(shell: Shell) -> None:
-    """It reads other settings, and so may reach a mirror."""
     shell.environ["PIP_STATUS"] = "2"
     status, _, calls = shell.run("setup")
     assert status == 0
@@ -191,7 +184,6 @@ def test_pip_installs_what_uv_cannot(shell: Shell) -> None:
 
 
 def test_second_run_waits_for_the_first(shell: Shell, project: Path) -> None:
-    """While one run installs, another one waits, says so, and goes on when the first is done."""
     with (project / "run.py").open("r+") as own_text:
         fcntl.flock(own_text, fcntl.LOCK_EX)
         second = shell.start("setup")
@@ -205,20 +197,17 @@ def test_second_run_waits_for_the_first(shell: Shell, project: Path) -> None:
 
 
 def test_wrong_command_shows_the_usage() -> None:
-    """A command that does not exist is wrong usage."""
     done = subprocess.run([sys.executable, str(ROOT / "run.py"), "dmeo"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("Usage: python3 run.py COMMAND")
 
 
 def test_script_has_the_syntax_of_python_3_6() -> None:
-    """An old python3 must be able to read the script, or it could not say what to install."""
     ast.parse((ROOT / "run.py").read_text(), feature_version=(3, 6))
 
 
 @pytest.mark.slow
 def test_make_lists_its_targets() -> None:
-    """`make` alone lists every command of run.py."""
     done = subprocess.run(["make", "-s", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = [line.split()[1] for line in done.stdout.splitlines()]
     expected = (

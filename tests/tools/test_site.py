@@ -42,7 +42,6 @@ def pages_of_site() -> list[Path]:
 
 
 def test_navigation_has_every_page_once() -> None:
-    """A page that is not in the order of the site is found by nobody, and a page that is gone ends the build."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
     listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", navigation, re.MULTILINE)
     assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in pages_of_site())
@@ -50,13 +49,11 @@ def test_navigation_has_every_page_once() -> None:
 
 @pytest.mark.slow(8)
 def test_site_has_no_broken_link_and_loads_nothing_from_elsewhere(site: Path) -> None:
-    """The generator is strict, and its pages are looked through once more."""
     assert find_problems(site) == []
 
 
 @pytest.mark.slow(1)
 def test_search_works_from_files(site: Path) -> None:
-    """The index is a script, which pages may load from files, and has the text of all pages."""
     text = (site / "search.js").read_text(encoding="utf-8")
     items = json.loads(text.partition("=")[2].strip().rstrip(";"))["items"]
     found = {item["location"].partition("#")[0] for item in items}
@@ -80,7 +77,6 @@ def without_word(word: str, paths: Iterable[str]) -> list[str]:
 
 @pytest.mark.slow(4)
 async def test_person_finds_a_page_by_the_search_without_a_server(site: Path, tmp_path: Path) -> None:
-    """A word that is typed leads to the pages that have it, in a Chromium that opens them from files."""
     async with open_browser(tmp_path) as tab:
         await tab.visit((site / "index.html").as_uri())
         await tab.evaluate("document.querySelector('.md-search__button').click()")
@@ -98,7 +94,6 @@ async def test_person_finds_a_page_by_the_search_without_a_server(site: Path, tm
 
 @pytest.mark.slow(10)
 async def test_pages_fit_a_phone_and_follow_the_colours_of_the_system(site: Path, tmp_path: Path) -> None:
-    """No page scrolls sideways: wide tables and code do, each within itself. A reader's dark system gets dark pages."""
     phone = next(look for look in LOOKS if look.width < WIDE)
     async with open_browser(tmp_path) as tab:
         # To read the index of the search takes longer than all that is looked at here.
@@ -110,7 +105,6 @@ async def test_pages_fit_a_phone_and_follow_the_colours_of_the_system(site: Path
 
 
 def test_files_outside_of_docs_become_pages(tmp_path: Path) -> None:
-    """Pages stay pages, a file is shown with its text, links lead to their places, a file name becomes a heading."""
     for name, text in {
         "docs/a/b.md": "# B\n[c.md](../c.md#part-2) [c.md](../c.md) [C](../c.md) [no](../../R.md)"
         " [f](../../deploy/f.yaml) [here](#y) [web](https://example.org/x.md)",

@@ -209,7 +209,6 @@ def check_rights(systemd: Systemd) -> None:
 
 
 async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine, short_watchdog: None) -> None:
-    """A frozen process is replaced without a person."""
     machine.configure()
     systemd = machine.systemd
     systemd.systemctl("start", PLAIN)
@@ -218,7 +217,6 @@ async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine, short_
 
 
 async def test_start_is_not_ended_while_a_dependency_is_away(machine: Machine, short_start: None) -> None:
-    """A restart would bring nothing back; a stop ends the start."""
     systemd = machine.systemd
     away = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}
     control = {"SQS_SHARD_CREATION_QUEUE_URL": "http://127.0.0.1/000000000000/control"}
@@ -240,7 +238,6 @@ async def test_start_is_not_ended_while_a_dependency_is_away(machine: Machine, s
 
 
 async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
-    """Exit status 78: a restart does not correct it."""
     machine.configure(TENANT_WAIT_SECONDS="soon")
     systemd = machine.systemd
     systemd.systemctl("start", PLAIN, status=1)
@@ -249,7 +246,6 @@ async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
 
 
 async def test_commands_of_the_page_run_a_worker_that_reads_its_own_files(machine: Machine) -> None:
-    """As the user of the page the worker reads a map that is closed to others, also at a reload; two run beside it."""
     port = machine.configure()
     systemd = machine.systemd
     machine.write_map(MAP, mode=0o600)

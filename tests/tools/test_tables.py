@@ -21,7 +21,6 @@ def _whole(*, stops_at_first: bool = False) -> Callable[[], None]:
 
 
 def test_table_has_a_row_for_each_combination_with_its_id() -> None:
-    """The rows are those of pytest, in its order."""
     assert rows_of(_is_table) == [
         ("three-1", {"left": 1, "right": 3, "word": "a"}),
         ("three-two", {"left": 2, "right": 3, "word": "a"}),
@@ -31,7 +30,6 @@ def test_table_has_a_row_for_each_combination_with_its_id() -> None:
 
 
 def test_every_row_that_fails_is_named() -> None:
-    """A row that fails keeps no other from being tried."""
     with pytest.raises(ExceptionGroup, match="3 of 4 rows fail") as caught:
         _whole()()
     assert [error.__notes__ for error in caught.value.exceptions] == [
@@ -57,6 +55,5 @@ async def _with_loop(number: int) -> None: ...
 
 
 def test_rows_are_tests_of_their_own_where_they_need_something() -> None:
-    """Rows with marks, functions with fixtures, and those with an event loop are left to pytest."""
     functions: list[Callable[..., object]] = [_with_slow_row, _with_fixture, _with_loop]
     assert [rows_of(function) for function in functions] == [None, None, None]

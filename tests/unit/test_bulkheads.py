@@ -43,7 +43,6 @@ def count_of(target: TargetKind) -> float:
 
 
 async def test_trouble_is_counted_logged_and_shown_without_its_message() -> None:
-    """The message may quote a record; the type and the place do not."""
     before = count_of(SHARD)
     with capture_logs() as logs, contain(SHARD, "shard-1", "probe"):
         _fail(ValueError("the name of a patient"))
@@ -63,7 +62,6 @@ async def test_trouble_is_counted_logged_and_shown_without_its_message() -> None
 
 
 async def test_trouble_of_one_loop_is_one_with_a_count() -> None:
-    """A loop that fails each second does not drive the others out."""
     for _ in range(3):
         note_trouble(SHARD, "shard-1", "probe", ValueError())
     note_trouble(SHARD, "shard-2", "probe", ValueError())
@@ -72,14 +70,12 @@ async def test_trouble_of_one_loop_is_one_with_a_count() -> None:
 
 
 async def test_trouble_of_a_tenant_names_no_tenant() -> None:
-    """The id of a tenant is no fact for pages."""
     note_trouble(TargetKind.TENANT, "clinic-main", "find", ValueError())
 
     assert [one.name for one in current_troubles()] == [None]
 
 
 async def test_trouble_is_gone_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The target is well again."""
     note_trouble(SHARD, "shard-1", "probe", ValueError())
     loop = asyncio.get_running_loop()
     later = loop.time() + SOUND_AFTER_S + 1
@@ -89,7 +85,6 @@ async def test_trouble_is_gone_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_process_without_memory_ends() -> None:
-    """Nothing can be relied on: the exception passes every bulkhead."""
     with pytest.raises(MemoryError), contain(SHARD, "shard-1", "probe"):
         raise MemoryError
     with pytest.raises(ExceptionGroup), contain(SHARD, "shard-1", "probe"):
@@ -97,7 +92,6 @@ async def test_process_without_memory_ends() -> None:
 
 
 async def test_foreseen_error_passes_and_a_foreign_one_becomes_an_internal_error() -> None:
-    """Callers know our errors, and treat an internal one as the outage of its target."""
     with pytest.raises(PermanentError), translate(SHARD, "shard-1", "apply", WorkerError):
         raise PermanentError("refused")
     with pytest.raises(InternalError) as raised, translate(SHARD, "shard-1", "apply", WorkerError):
@@ -108,7 +102,6 @@ async def test_foreseen_error_passes_and_a_foreign_one_becomes_an_internal_error
 
 
 async def test_internal_error_is_noted_once_on_its_way() -> None:
-    """The bulkhead that caught it first has noted it."""
     with contain(SHARD, "shard-1", "lane"), translate(SHARD, "shard-1", "apply", WorkerError):
         _fail(KeyError())
 
@@ -133,7 +126,6 @@ def failing(times: int, calls: list[float], *, then: Callable[[], None]) -> Call
 
 @pytest.mark.slow
 async def test_loop_runs_again_after_what_it_raises() -> None:
-    """With a back-off of about a second at first."""
     calls: list[float] = []
     await keep_running(SHARD, "shard-1", "loop", failing(1, calls, then=lambda: None), draw=lambda: 0.0)
 
@@ -142,7 +134,6 @@ async def test_loop_runs_again_after_what_it_raises() -> None:
 
 
 async def test_stop_ends_the_back_off() -> None:
-    """A drain does not wait for a loop that fails."""
     stopping = asyncio.Event()
     calls: list[float] = []
     stopping.set()
@@ -152,7 +143,6 @@ async def test_stop_ends_the_back_off() -> None:
 
 
 async def test_back_off_grows_to_a_minute_and_begins_anew_after_a_good_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that fails once a day is tried again at once."""
     loop, now = asyncio.get_running_loop(), 1000.0
     monkeypatch.setattr(loop, "time", lambda: now)
     failures = FailureCount()

@@ -13,6 +13,5 @@ class _StatusError(RetryableError):
 
 
 def test_retryable_error_has_its_message_as_text_whatever_its_arguments_are() -> None:
-    """Logs and dead letters show the text."""
     error = _StatusError(503)
     assert (str(error), error.retry_after_s) == ("expected status 200, got 503", 2.0)

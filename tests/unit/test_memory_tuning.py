@@ -31,7 +31,6 @@ print(faults() - before, gc.get_freeze_count())
 
 @pytest.mark.slow
 def test_settled_process_reuses_the_memory_of_blocks_that_are_let_go_of() -> None:
-    """Without that the kernel is asked for each page again, 20 MB ten times. Another C library goes its own way."""
     require("glibc", found=platform.libc_ver()[0] == "glibc", how="run this on a Linux that has it")
     unsettled, _ = faults("unsettled")
     settled, _ = faults("settled")
@@ -41,7 +40,6 @@ def test_settled_process_reuses_the_memory_of_blocks_that_are_let_go_of() -> Non
 
 
 def test_settled_process_does_not_look_through_what_stays() -> None:
-    """Whichever C library it has."""
     _, frozen = faults("settled")
 
     assert frozen > 0
@@ -65,6 +63,5 @@ print(gc.isenabled(), gc.get_freeze_count() > 100_000)
 
 
 def test_collector_passes_over_what_the_imports_have_made() -> None:
-    """It was off until then, and is on afterwards."""
     done = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["True", "True"]

@@ -51,7 +51,6 @@ def certificate_error(code: int) -> ssl.SSLCertVerificationError:
     ],
 )
 def test_cause_is_in_words(error: BaseException, cause: str) -> None:
-    """None of them has a colon: callers put the address and a colon before it."""
     text = network_cause(error, ca_setting="sslrootcert")
     assert cause in text
     assert ":" not in text
@@ -68,5 +67,4 @@ def test_cause_is_in_words(error: BaseException, cause: str) -> None:
     ],
 )
 def test_reason_not_to_listen_has_a_remedy(error: OSError, cause: str) -> None:
-    """Of the address in `HTTP_HOST` and `HTTP_PORT`."""
     assert listen_cause(error).startswith(cause)

@@ -74,7 +74,6 @@ def pool_at(host: str) -> ShardPool:
 
 
 async def test_name_without_an_answer_leaves_the_shared_threads_alone(resolver: Resolver) -> None:
-    """However often shards with that name are probed, one thread waits for it."""
     shared = ThreadPoolExecutor(2)
     asyncio.get_running_loop().set_default_executor(shared)
     for _ in range(20):
@@ -103,7 +102,6 @@ async def ask_dead_citrus() -> None:
 async def test_server_without_an_answer_of_its_name_leaves_the_shared_threads_alone(
     resolver: Resolver, ask: Callable[[], Awaitable[None]]
 ) -> None:
-    """A webhook is named by others, and Citrus may be in a zone whose name servers are away."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     for _ in range(3):
         await ask()
@@ -112,8 +110,6 @@ async def test_server_without_an_answer_of_its_name_leaves_the_shared_threads_al
 
 
 async def test_each_host_of_an_address_is_looked_up_by_itself(resolver: Resolver) -> None:
-    """The name of one without an answer does not keep the pool from the next."""
-
     async def is_next_one_asked() -> bool:
         with pytest.raises(ShardUnavailableError):
             await pool_at("dead.example:1,live.example").probe()
@@ -124,7 +120,6 @@ async def test_each_host_of_an_address_is_looked_up_by_itself(resolver: Resolver
 
 
 async def test_lookup_goes_on_for_others_when_a_caller_is_cancelled(resolver: Resolver) -> None:
-    """All share one; a later call asks again, as the answer may be another by then."""
     callers = [asyncio.ensure_future(look_up_host("dead.example")) for _ in range(3)]
     await asyncio.sleep(0)
     callers[0].cancel()
@@ -138,7 +133,6 @@ async def test_lookup_goes_on_for_others_when_a_caller_is_cancelled(resolver: Re
 
 
 async def test_error_of_the_lookup_is_the_error_of_the_shard(resolver: Resolver) -> None:
-    """As when asyncpg looks the name up; the next call asks again."""
     resolver.error = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     with pytest.raises(ShardUnavailableError, match=UNKNOWN_HOST):
         await pool_at("unknown.example").probe()
@@ -150,6 +144,5 @@ async def test_error_of_the_lookup_is_the_error_of_the_shard(resolver: Resolver)
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "fe80::1%1", "/var/run/postgresql", ""])
 async def test_address_or_folder_needs_no_lookup(resolver: Resolver, host: str) -> None:
-    """Only names are looked up."""
     await look_up_host(host)
     assert not resolver.asked

@@ -158,7 +158,6 @@ async def tables(case: Case) -> set[str]:
 async def test_adopt_takes_every_row_when_the_table_is_of_any_layout(
     make_shard: ShardMaker, tenant_columns: str, data_type: str
 ) -> None:
-    """Tenant, type, id and document stay; `date` and `lastUpdated` are those of the old row; the shard is then ours."""
     address, is_joined = await make_shard("shard-1", is_empty=True), tenant_columns == "joined"
     async with case_of(address, is_joined=is_joined, data_type=data_type) as case:
         updated_at = WRITTEN_AT + timedelta(days=3)
@@ -195,7 +194,6 @@ async def test_adopt_takes_every_row_when_the_table_is_of_any_layout(
 
 
 async def test_adopted_shard_has_all_that_a_fresh_one_has(case: Case, make_shard: ShardMaker) -> None:
-    """Tables, views, indexes, functions, policies, constraints: those of `ensure_schema`, under the same names."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     fresh = ShardPool(await make_shard("shard-2", is_empty=True), size=1)
     await ensure_schema(fresh)
@@ -237,7 +235,6 @@ async def test_adopted_shard_has_all_that_a_fresh_one_has(case: Case, make_shard
 
 
 async def test_rows_under_two_names_of_a_type_are_one_resource(case: Case) -> None:
-    """The plan names them, as it names others, before it is known by any other way; one is copied by choice alone."""
     twice = [await case.old.insert(CLINIC, name, "p-1", {"name": name}) for name in ("patient", "patients")]
     await case.old.insert(CLINIC, "patients", "p-2", {})
     await case.old.insert(GYM, "patients", "p-1", {})
@@ -258,7 +255,6 @@ async def test_rows_under_two_names_of_a_type_are_one_resource(case: Case) -> No
 async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
     case: Case, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whose rows cannot be taken, which resources are there twice, which rows are bad: all named, with what to do."""
     twice = [await case.old.insert(CLINIC, "patient", "p-1", {"n": n}) for n in range(2)]
     await case.old.insert(("who", "knows"), "patient", "p-1", {})
     await case.old.insert(("gym", "east"), "member", "m-1", {})
@@ -307,7 +303,6 @@ async def test_plan_changes_nothing_and_says_what_stands_in_the_way(
 async def test_adopt_takes_the_row_that_was_chosen_when_there_are_several(
     case: Case, choice: Duplicates, n: int
 ) -> None:
-    """By the time they were updated, and by their id where that is the same; the others stay in the old table."""
     at = WRITTEN_AT
     await case.old.insert(CLINIC, "patient", "p-1", {"n": 2}, updated_at=at + timedelta(hours=1))
     await case.old.insert(CLINIC, "patient", "p-1", {"n": 1}, updated_at=at)
@@ -322,7 +317,6 @@ async def test_adopt_takes_the_row_that_was_chosen_when_there_are_several(
 
 
 async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) -> None:
-    """Only where that was chosen; everything else is taken."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.old.insert(CLINIC, "patient", "p-2", "7")
     await case.old.insert(("who", "knows"), "patient", "p-1", {})
@@ -335,7 +329,6 @@ async def test_adopt_leaves_in_the_old_table_what_cannot_be_taken(case: Case) ->
 
 
 async def test_adopt_follows_what_the_other_program_does_after_the_copy(case: Case) -> None:
-    """Inserts, updates, deletes, another id, another tenant, a duplicate that goes: ours is as the old table is."""
     for number in range(8):
         await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
     await case.old.insert(CLINIC, "patient", "p-7", {"n": "newer"})
@@ -367,7 +360,6 @@ async def test_adopt_follows_what_the_other_program_does_after_the_copy(case: Ca
 
 
 async def test_adopt_takes_nothing_of_before_when_the_old_table_was_truncated(case: Case) -> None:
-    """What is gone there is gone here."""
     for number in range(8):
         await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
     await case.adopter().copy(await case.plan(), AdoptionChoices())
@@ -380,7 +372,6 @@ async def test_adopt_takes_nothing_of_before_when_the_old_table_was_truncated(ca
 
 
 async def test_adopt_refuses_when_the_other_program_still_writes(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would fail after the swap; what is copied is kept, and the next run needs little."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     tasks: list[asyncio.Task[int]] = []
     original = case.pool.connection
@@ -418,7 +409,6 @@ async def test_adopt_refuses_when_the_other_program_still_writes(case: Case, mon
 async def test_adopt_swaps_nothing_when_what_was_planned_is_no_longer_so(
     case: Case, change: str, choices: AdoptionChoices
 ) -> None:
-    """A duplicate, a bad row, an unknown tenant that came after the plan is nobody's choice; another plan names it."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.old.insert(CLINIC, "patient", "p-2", {})
     adopter, plan = case.adopter(), await case.plan()
@@ -433,7 +423,6 @@ async def test_adopt_swaps_nothing_when_what_was_planned_is_no_longer_so(
 
 
 async def test_adopt_takes_rows_anew_when_their_tenant_is_another_one_than_before(case: Case) -> None:
-    """Between a copy and the swap tenants may be registered, change their type, or turn out to be elsewhere."""
     for tenant in (CLINIC, GYM, DASHED):
         await case.old.insert(tenant, "patient", "p-1", {})
     case.names.elsewhere = {"gym-west": None}
@@ -449,7 +438,6 @@ async def test_adopt_takes_rows_anew_when_their_tenant_is_another_one_than_befor
 
 
 async def test_adopt_takes_the_other_duplicates_when_the_choice_changes(case: Case) -> None:
-    """A copy was made by one choice, the swap by another."""
     for n in range(3):
         await case.old.insert(CLINIC, "patient", "p-1", {"n": n})
     await case.adopter().copy(await case.plan(), AdoptionChoices(duplicates=Duplicates.OLDEST))
@@ -464,7 +452,6 @@ class KilledError(WorkerError):
 
 
 async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case) -> None:
-    """After each of its transactions; every row is there once in the end."""
     for number in range(20):
         await case.old.insert((CLINIC, GYM)[number % 2], "patient", f"p-{number}", {"n": number})
     ends = iter(range(1, 100))
@@ -496,7 +483,6 @@ async def test_adopt_goes_on_where_it_was_when_it_was_killed_anywhere(case: Case
 
 
 async def test_adopt_is_done_once_when_two_do_it(case: Case) -> None:
-    """They share the work, and both say what was adopted."""
     for number in range(30):
         await case.old.insert(CLINIC, "patient", f"p-{number}", {"n": number})
 
@@ -507,7 +493,6 @@ async def test_adopt_is_done_once_when_two_do_it(case: Case) -> None:
 
 
 async def test_adopt_again_changes_nothing_and_says_what_was_adopted(case: Case) -> None:
-    """Idempotent."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     adopted = await case.adopt()
     before = await fetch(case.pool, "SELECT oid FROM pg_class ORDER BY oid")
@@ -517,7 +502,6 @@ async def test_adopt_again_changes_nothing_and_says_what_was_adopted(case: Case)
 
 
 async def test_adopt_makes_an_empty_shard_ours_when_the_old_table_has_no_rows(case: Case) -> None:
-    """Nobody has written yet."""
     assert await case.adopt(AdoptionChoices()) == AdoptionResult("shard-1", row_count=0, tenant_count=0)
 
     async with case.pool.connection() as connection:
@@ -525,7 +509,6 @@ async def test_adopt_makes_an_empty_shard_ours_when_the_old_table_has_no_rows(ca
 
 
 async def test_other_program_goes_on_with_its_own_rights_while_it_is_copied(case: Case) -> None:
-    """It may write to its table and to nothing else; what it does is noted all the same."""
     role = f"other_{case.pool.address.place.rpartition('/')[2]}"
     await case.old.insert(CLINIC, "patient", "p-1", {"n": 1})
     await case.adopter().copy(await case.plan(), AdoptionChoices())
@@ -547,7 +530,6 @@ async def test_other_program_goes_on_with_its_own_rights_while_it_is_copied(case
 
 
 async def test_copy_is_taken_back_by_the_statement_of_the_page(case: Case) -> None:
-    """Before the swap: nothing of it stays, the other program goes on, and another copy can begin."""
     (statement,) = re.findall(r"`(DROP SCHEMA simplu_adoption, [^`]+)`", PAGE.read_text(encoding="utf-8"))
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.adopter().copy(await case.plan(), AdoptionChoices())
@@ -561,7 +543,6 @@ async def test_copy_is_taken_back_by_the_statement_of_the_page(case: Case) -> No
 
 
 async def test_workers_touch_nothing_while_a_shard_is_being_adopted(case: Case) -> None:
-    """Until the swap it is another program's, and the error names the way to adopt it."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.adopter().copy(await case.plan(), AdoptionChoices())
 
@@ -570,7 +551,6 @@ async def test_workers_touch_nothing_while_a_shard_is_being_adopted(case: Case) 
 
 
 async def test_adopt_does_not_overwrite_the_default_row_when_the_other_program_has_one(case: Case) -> None:
-    """Every tenant has the one row `settings`/`default` afterwards."""
     await case.old.insert(CLINIC, "settings", "default", {"mine": True})
     await case.old.insert(GYM, "member", "m-1", {})
 
@@ -592,7 +572,6 @@ async def test_adopt_does_not_overwrite_the_default_row_when_the_other_program_h
     ],
 )
 async def test_plan_names_what_is_in_the_way_of_our_tables(case: Case, statement: str, says: str) -> None:
-    """Another program's tables of the same names are not touched, and nothing is begun."""
     await case.old.connection.execute(statement)
     plan = await case.plan()
 
@@ -612,7 +591,6 @@ async def test_plan_names_what_is_in_the_way_of_our_tables(case: Case, statement
     ],
 )
 async def test_plan_refuses_what_it_does_not_know(case: Case, statement: str, says: str) -> None:
-    """Only a table like that of the TypeScript worker is taken over."""
     await case.old.connection.execute(statement)
 
     with pytest.raises(PermanentError, match=says):
@@ -620,7 +598,6 @@ async def test_plan_refuses_what_it_does_not_know(case: Case, statement: str, sa
 
 
 async def test_plan_refuses_a_shard_that_is_ours(shard: ShardPool) -> None:
-    """There is nothing to adopt."""
     adopter = Adopter(shard, Names(shard.address), Businesses())  # type: ignore[arg-type]
 
     with pytest.raises(PermanentError, match="its schema is ours"):
@@ -628,7 +605,6 @@ async def test_plan_refuses_a_shard_that_is_ours(shard: ShardPool) -> None:
 
 
 async def test_plan_refuses_a_shard_that_is_being_adopted_as_another_one(case: Case) -> None:
-    """A connection string that leads to the wrong database."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.adopter().copy(await case.plan(), AdoptionChoices())
     pool = ShardPool(ShardAddress("shard-2", case.pool.address.connection_string), size=1)
@@ -639,7 +615,6 @@ async def test_plan_refuses_a_shard_that_is_being_adopted_as_another_one(case: C
 
 
 async def test_plan_holds_an_unreadable_business_against_its_tenants_alone(case: Case) -> None:
-    """It is named, and the others are planned."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     await case.old.insert(GYM, "member", "m-1", {})
     case.businesses.unreadable = {"gym"}
@@ -651,7 +626,6 @@ async def test_plan_holds_an_unreadable_business_against_its_tenants_alone(case:
 
 
 async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> None:
-    """A transaction that uses the old table holds the swap off; it is tried again, and then that one is named."""
     await case.old.insert(CLINIC, "patient", "p-1", {})
     plan = await case.plan()
     await case.adopter().copy(plan, AdoptionChoices())

@@ -132,7 +132,6 @@ def as_object(text: str) -> Any:
 async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
     begun: tuple[Adopter, ShardPool], seed: int, *, newest: bool
 ) -> None:
-    """Of each resource the chosen one of its rows, of those that can be taken; of rows that are gone nothing."""
     adopter, pool = begun
     random = Random(seed)
     other = Other(pool, random)

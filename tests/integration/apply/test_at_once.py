@@ -90,7 +90,6 @@ async def statements(pool: ShardPool) -> AsyncIterator[list[str]]:
 
 
 async def test_writer_applies_a_usual_batch_in_one_statement(case: TenantCase, writer: ShardWriter) -> None:
-    """With the position of the reader, whose row is known; in three round trips with BEGIN and COMMIT."""
     claim = claim_of()
     await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
     claim.position = StreamPosition("8/0", ARRIVED_AT)
@@ -115,8 +114,6 @@ async def test_writer_applies_a_usual_batch_in_one_statement(case: TenantCase, w
 
 
 async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
-    """Column by column, but for the transaction and its time: also of several sources, to the microsecond."""
-
     def at(microseconds: int) -> datetime:
         return ARRIVED_AT + timedelta(microseconds=microseconds)
 
@@ -140,7 +137,6 @@ async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: 
 
 
 async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase, writer: ShardWriter) -> None:
-    """In the same statement."""
     batch = [
         case.operation("update", "none", {"v": 1}),
         case.operation("update", "r0", {"v": 1}),
@@ -159,7 +155,6 @@ async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase,
 async def test_readers_that_share_a_transaction_write_their_positions_before(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """In one round trip for all of them, in the order of the rows."""
     claims = [claim_of(number) for number in (2, 0, 1)]
     for claim in claims:
         await writer.apply([case.operation("update", "r0", {"v": 0})], claim)
@@ -182,7 +177,6 @@ async def test_readers_that_share_a_transaction_write_their_positions_before(
 async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transaction(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """As in the steps; and what was to be applied is applied once when numbers are free."""
     numbers = "SELECT pg_current_xact_id()::text::bigint + number FROM generate_series(1, 20) AS number"
     await fetch(
         case.pool,
@@ -219,7 +213,6 @@ async def test_nothing_is_applied_where_the_log_has_the_number_of_the_transactio
 async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
     case: TenantCase, writer: ShardWriter, change: str, expected: Outcome | Disposition
 ) -> None:
-    """The shard decides by the row as it is now; nothing of the statement stays."""
     await fetch(case.pool, f"UPDATE tenants SET {change} WHERE id = $1", TENANT_ID)
     create = case.operation("create", "r1", {"v": 1})
     async with statements(case.pool) as noted:
@@ -233,7 +226,6 @@ async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
 
 
 async def test_batch_of_a_tenant_without_a_row_is_held(case: TenantCase, writer: ShardWriter) -> None:
-    """Whatever the writer remembers."""
     await fetch(case.pool, "DELETE FROM tenants WHERE id = $1", TENANT_ID)
     assert await writer.apply([case.operation("update", "r0", {"v": 1})]) == [HOLD]
     assert await case.resources() == {("patient", "r0"): {"v": 0}}
@@ -242,7 +234,6 @@ async def test_batch_of_a_tenant_without_a_row_is_held(case: TenantCase, writer:
 async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
     case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
 ) -> None:
-    """The row is as before, but a restore has replaced what it has; the statement began before."""
     await rival.execute("BEGIN")
     await rival.execute("UPDATE tenants SET state = 'fenced'")
     await rival.execute("""UPDATE resources SET "resourceId" = 'r9'""")
@@ -259,7 +250,6 @@ async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
 async def test_batch_sees_what_an_attempt_before_it_has_committed_while_it_waited(
     case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
 ) -> None:
-    """The outcome of the attempt is unknown to the reader, which knows its token; the statement began before."""
     claim = claim_of()
     await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
     late = str(uuid.uuid4())
@@ -279,7 +269,6 @@ async def test_batch_sees_what_an_attempt_before_it_has_committed_while_it_waite
 async def test_nothing_is_applied_when_another_reader_has_written_the_row(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """Neither the effects nor the position; the reader keeps the tokens that it knew."""
     claim = claim_of()
     await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
     before = list(claim.fencing_tokens)
@@ -297,7 +286,6 @@ async def test_nothing_is_applied_when_another_reader_has_written_the_row(
 
 
 async def test_operation_that_the_log_has_is_applied_once(case: TenantCase, writer: ShardWriter) -> None:
-    """The statement fails as a whole; the steps find the duplicate, with the form of insert for it."""
     first = case.operation("create", "r1", {"v": 1})
     assert await writer.apply([first]) == [SUCCEEDED]
     async with statements(case.pool) as noted:
@@ -309,7 +297,6 @@ async def test_operation_that_the_log_has_is_applied_once(case: TenantCase, writ
 
 
 async def test_operation_at_fault_is_found_step_by_step(case: TenantCase, writer: ShardWriter) -> None:
-    """One that a trigger refuses, and one with data that Postgres cannot store, fail alone."""
     await make_touchy(case.pool)
     batch = [
         case.operation("create", "r1", {"v": 1}),
@@ -323,7 +310,6 @@ async def test_operation_at_fault_is_found_step_by_step(case: TenantCase, writer
 
 
 async def test_locks_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
-    """While it runs, no fence of the tenant and no other reader of the stream shard gets in between."""
     claim = claim_of()
     await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
     async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:

@@ -182,7 +182,6 @@ async def plain_role(pair: Pair) -> AsyncIterator[str]:
 
 
 async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: ShardMaker) -> None:
-    """One look; what the server has on disk is all there is. The servers of tests have not even that."""
     async with open_shard(await make_shard()) as shard:
         await add_tenant(shard.pool)
         await shard.are_safe(await shard.applied(3))
@@ -196,14 +195,12 @@ async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: 
 async def test_facts_are_not_enough_where_only_another_commit_tells(
     make_shard: ShardMaker, setting: dict[str, str]
 ) -> None:
-    """Then the shard is asked."""
     async with open_shard(await make_shard()) as shard:
         await shard.wait_for_read(replace(await shard.facts(), **setting))
         assert shard.pools.look_count == 1
 
 
 async def test_what_another_run_has_shown_is_not_safe_once_a_standby_is_awaited(make_shard: ShardMaker) -> None:
-    """It may be lost."""
     async with open_shard(await make_shard()) as shard:
         facts = await shard.facts()
         run = Server("00000009", facts.server.started_at)
@@ -214,7 +211,6 @@ async def test_what_another_run_has_shown_is_not_safe_once_a_standby_is_awaited(
 
 
 async def test_late_answer_of_another_run_shows_nothing(make_shard: ShardMaker) -> None:
-    """Its server is gone: what it has shown may be lost, whatever it said of standbys."""
     async with open_shard(await make_shard()) as shard:
         await shard.wait_for_read(facts := await shard.facts())
         late = replace(facts, server=Server("00000009", facts.server.started_at))
@@ -227,7 +223,6 @@ async def test_late_answer_of_another_run_shows_nothing(make_shard: ShardMaker) 
 async def test_standbys_are_noted_between_commits_unless_the_answer_is_of_an_earlier_run(
     make_shard: ShardMaker,
 ) -> None:
-    """Of a server that is gone by then; the standbys of a later run replace all others."""
     async with open_shard(await make_shard()) as shard:
         await shard.wait_for_read(facts := await shard.facts())
         seen = replace(facts, standbys=(Standby("s", "streaming", 0),))
@@ -237,7 +232,6 @@ async def test_standbys_are_noted_between_commits_unless_the_answer_is_of_an_ear
 
 
 async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
-    """The server lost it, or is another one: the waiting caller must apply it again; others are not affected."""
     async with open_shard(await make_shard()) as shard:
         await add_tenant(shard.pool)
         known, lost = await shard.applied(2), [*await shard.applied(), operation("create", "never", "{}")]
@@ -249,7 +243,6 @@ async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMak
 
 
 async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker) -> None:
-    """One that a server noted which has gone, or was restarted, is to be made again."""
     async with open_shard(await make_shard()) as shard:
         server = await shard.note_server()
         for other in (
@@ -262,7 +255,6 @@ async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker)
 
 @pytest.mark.slow(0.3)
 async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Shard, pair: Pair) -> None:
-    """With `synchronous_commit` off a later commit is made to wait; a transaction of ours waits anyway."""
     database = database_of(shard.pool.address)
     await execute(pair.primary.url, f"ALTER DATABASE {database} SET synchronous_commit = off")
     async with without_wal_writer(pair), open_shard(shard.pool.address) as unhurried:
@@ -283,7 +275,6 @@ async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Sha
 
 @pytest.mark.slow(0.4)
 async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard) -> None:
-    """Aurora answers such a question with an error, and keeps its commits otherwise."""
     url = shard.pool.address.connection_string
     await execute(url, "CREATE FUNCTION pg_catalog.aurora_version() RETURNS text RETURN '16.1'")
     try:
@@ -301,7 +292,6 @@ async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard
 
 
 async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) -> None:
-    """No wait ends while the standby hangs, and all end as soon as it goes on."""
     await shard.are_safe(await shard.applied())
     assert shard.safety == ["replicated"]
     pair.standby.suspend()
@@ -313,7 +303,6 @@ async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) 
 
 
 async def test_what_is_read_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) -> None:
-    """The answer itself tells so if the standby has all of it by then."""
     await pair.standby.catch_up()
     await shard.applied()
     await pair.standby.catch_up()
@@ -328,7 +317,6 @@ async def test_what_is_read_is_safe_once_the_standby_has_it(shard: Shard, pair: 
 
 
 async def test_standby_that_the_prober_has_seen_is_awaited_when_it_is_away(shard: Shard, pair: Pair) -> None:
-    """Else a worker whose first message for a shard comes while a standby is away would not know of it."""
     registry = HealthRegistry()
     prober = asyncio.create_task(Prober(shard.pools, registry, shard.commits).run())
     await eventually(lambda: any(health.observation.probe for health in registry.by_shard_id.values()))
@@ -346,7 +334,6 @@ async def test_standby_that_the_prober_has_seen_is_awaited_when_it_is_away(shard
 
 
 async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
-    """Not a statement for each message: concurrent waits share statements, also while all wait."""
     pair.standby.suspend()
     batches = [await shard.applied() for _ in range(20)]
     tasks = [shard.wait_for(batch) for batch in batches for _ in range(10)]
@@ -358,7 +345,6 @@ async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
 
 
 async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: Shard, pair: Pair) -> None:
-    """The next one looks for all."""
     pair.standby.suspend()
     first, *others = [shard.wait_for(await shard.applied()) for _ in range(3)]
     await shard.looks_in_vain(first, *others)
@@ -370,7 +356,6 @@ async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: S
 
 
 async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, pair: Pair) -> None:
-    """It must not stop a queue; it is logged once, and once more when it keeps up again."""
     with capture_logs() as logs:
         await shard.are_safe(await shard.applied())
         pair.standby.suspend()
@@ -402,7 +387,6 @@ async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, p
 
 @pytest.mark.slow(0.3)
 async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_default(shard: Shard, pair: Pair) -> None:
-    """The server's owner names the standbys that commits must reach: no wait ends while one hangs, however long."""
     database = database_of(shard.pool.address)
     # The warning that a wait was cut short is to come whatever the database sends by default.
     for setting in ("synchronous_commit = local", "client_min_messages = error"):
@@ -441,7 +425,6 @@ async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_defaul
 
 @pytest.mark.slow(3)
 async def test_commit_behind_a_pooler_is_given_up_as_soon_as_any_other(shard: Shard, pair: Pair) -> None:
-    """There the COMMIT, which waits for the standby, is a request of its own."""
     await pair.standby.make_synchronous()
     try:
         async with (
@@ -462,7 +445,6 @@ async def test_commit_behind_a_pooler_is_given_up_as_soon_as_any_other(shard: Sh
 async def test_standby_that_may_not_be_seen_is_said_and_not_waited_for(
     shard: Shard, pair: Pair, plain_role: str
 ) -> None:
-    """Without pg_monitor a standby shows how far it is only by its slot; that is enough."""
     with capture_logs() as logs:
         async with open_shard(as_role(shard.pool.address, plain_role)) as blind:
             await blind.are_safe(await blind.applied())
@@ -476,7 +458,6 @@ async def test_standby_that_may_not_be_seen_is_said_and_not_waited_for(
 
 @pytest.mark.slow(0.3)
 async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, pair: Pair, plain_role: str) -> None:
-    """Its restart_lsn is the standby's position on disk, and every role may see it."""
     await execute(pair.primary.url, "SELECT pg_create_physical_replication_slot('follower')")
     await use_slot(pair, "follower")
     try:
@@ -496,7 +477,6 @@ async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, p
 
 @pytest.mark.slow(0.4)
 async def test_receivers_that_cannot_be_promoted_are_not_waited_for(shard: Shard, pair: Pair) -> None:
-    """A logical subscriber, and a program that keeps the log, do not count for a failover, and are often far behind."""
     copies = pair.primary._folder / "copies"
     copies.mkdir()
     copies.chmod(0o777)
@@ -525,7 +505,6 @@ async def test_receivers_that_cannot_be_promoted_are_not_waited_for(shard: Shard
 
 @pytest.mark.slow(2)
 async def test_promoted_standby_without_the_last_commits_is_found_out() -> None:
-    """Neither operations nor a transaction are taken for safe on a server that does not have them."""
     require_postgres()
     with ProcessGroup() as group:
         pair = await start_pair(group)

@@ -21,7 +21,6 @@ from simplu_worker.vocabulary import DeadLetterReason
 async def test_operation_at_which_pure_code_fails_is_a_dead_letter_and_the_others_are_applied(
     make_shard: ShardMaker,
 ) -> None:
-    """Once, also when the batch comes again."""
     shard = await make_shard("shard-1")
     async with routed_shards([shard]) as routed:
         pool = routed.pools.ensure_pool(shard)
@@ -38,8 +37,6 @@ async def test_operation_at_which_pure_code_fails_is_a_dead_letter_and_the_other
 
 
 async def test_shard_is_in_trouble_when_no_operation_is_at_fault(make_shard: ShardMaker) -> None:
-    """The caller holds it, as one that does not answer; no operation is given up for it."""
-
     class Crashing(ShardGateway):
         async def _apply(
             self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None

@@ -32,7 +32,6 @@ async def stored_before(tenant: TenantCase, data: str, resource_id: str = "r1") 
 
 @pytest.mark.parametrize("kind", ["create", "update", "patch"])
 async def test_bomb_is_invalid_data_and_its_neighbours_are_applied(tenant: TenantCase, kind: str) -> None:
-    """It leaves its row, no effect, and takes no longer than any other operation."""
     await tenant.apply(tenant.operation("create", "old", {"v": 1}))
     bomb = tenant.operation(kind, "new" if kind == "create" else "old", BOMB)
 
@@ -46,7 +45,6 @@ async def test_bomb_is_invalid_data_and_its_neighbours_are_applied(tenant: Tenan
 
 
 async def test_bomb_is_a_duplicate_when_a_worker_with_other_bounds_applied_it(tenant: TenantCase) -> None:
-    """The log is asked first: an operation that has a row keeps its outcome."""
     bomb = tenant.operation("create", "r1", BOMB)
     assert await tenant.apply(without_bounds(bomb)) == [SUCCEEDED]
 
@@ -66,7 +64,6 @@ def nested(depth: int) -> str:
 async def test_deep_data_is_invalid_data_and_its_neighbours_are_applied(
     tenant: TenantCase, kind: str, depth: int
 ) -> None:
-    """Beside data that Postgres refuses too: each leaves its row, and its redelivery is a duplicate."""
     await tenant.apply(tenant.operation("create", "old", {"v": 1}))
     deep = tenant.operation(kind, "new" if kind == "create" else "old", nested(depth))
     other = tenant.operation("create", "r0", '{"a": "\\u0000"}')
@@ -84,7 +81,6 @@ async def test_deep_data_is_invalid_data_and_its_neighbours_are_applied(
 
 
 async def test_data_is_stored_read_and_merged_up_to_the_bound_of_levels(tenant: TenantCase) -> None:
-    """A patch into the deepest level adds none."""
     patch = '{"a":' * 511 + '{"b": 1}' + "}" * 511
     reading = tenant.operation("read", "r1")
 
@@ -98,7 +94,6 @@ async def test_data_is_stored_read_and_merged_up_to_the_bound_of_levels(tenant: 
 
 
 async def test_list_with_deep_filters_is_invalid_data(tenant: TenantCase) -> None:
-    """As Postgres would find them."""
     listing = tenant.operation("list", None, filters=nested(5_000))
 
     assert await tenant.apply(listing, tenant.operation("create", "r1", {})) == [INVALID_DATA, SUCCEEDED]
@@ -106,7 +101,6 @@ async def test_list_with_deep_filters_is_invalid_data(tenant: TenantCase) -> Non
 
 
 async def test_numbers_are_stored_up_to_the_bounds(tenant: TenantCase) -> None:
-    """Ten thousand of a thousand digits are ten megabytes of text: they can be read, and are too large for a list."""
     numbers = f'{{"a": [{",".join(["1e999"] * 10_000)}]}}'
     reading, listing = tenant.operation("read", "r1"), tenant.operation("list", None)
 
@@ -125,7 +119,6 @@ async def test_numbers_are_stored_up_to_the_bounds(tenant: TenantCase) -> None:
 @pytest.mark.parametrize("bomb", [BOMB, ZEROS], ids=["large", "small"])
 @pytest.mark.slow(0.3)
 async def test_stored_bomb_is_never_written_out(tenant: TenantCase, bomb: str) -> None:
-    """Whatever reads it gets `result_too_large`; it can be replaced, deleted, and made small, and not be added to."""
     for resource_id in ("read", "replaced", "deleted", "shrunk"):
         await stored_before(tenant, bomb, resource_id)
 
@@ -147,7 +140,6 @@ async def test_stored_bomb_is_never_written_out(tenant: TenantCase, bomb: str) -
 @pytest.mark.parametrize("member", ["1e5000", "1e-5000", "0e-5000", "1" * 1200])
 @pytest.mark.parametrize("size", [10, 1000])
 async def test_patch_counts_what_was_stored_before(tenant: TenantCase, size: int, member: str) -> None:
-    """A number beyond the bounds makes the result invalid data until a patch removes it; it can always be read."""
     await stored_before(tenant, f'{{"long": {member}, "text": "{"x" * size}"}}')
     reading = tenant.operation("read", "r1")
 
@@ -162,8 +154,6 @@ async def test_patch_counts_what_was_stored_before(tenant: TenantCase, size: int
 
 
 async def test_patches_end_as_invalid_data_when_each_adds_a_little(tenant: TenantCase) -> None:
-    """The stored result counts: a patch that would exceed the bounds has no effect, and a smaller one behind it has."""
-
     def patch(name: str, count: int) -> Operation:
         return tenant.operation("patch", "r1", {name: [1] * count})
 
@@ -181,7 +171,6 @@ async def test_patches_end_as_invalid_data_when_each_adds_a_little(tenant: Tenan
 
 
 async def test_patches_are_merged_once_more_only_when_a_resource_is_found_to_be_large(tenant: TenantCase) -> None:
-    """In one batch, several large resources, and patches before and behind."""
     large = json.dumps({f"m{number}": "x" * 100 for number in range(2000)})
     ids = [f"r{number}" for number in range(3)]
     await tenant.apply(*(tenant.operation("create", name, large) for name in ids), tenant.operation("create", "s", {}))

@@ -153,7 +153,6 @@ def shard(line: PlainErrorsLine) -> Shard:
 
 @pytest.mark.parametrize("place", PLACES)
 async def test_error_of_the_server_holds_what_the_table_says(shard: Shard, line: PlainErrorsLine, place: str) -> None:
-    """A code of each class, wherever the transaction of a batch meets it; never another error, nor an outcome."""
     codes = ALL_CODES if place == "resources" else CODES
 
     found = {code: await shard.fate_of(place, code, line.address) for code in codes}
@@ -163,14 +162,12 @@ async def test_error_of_the_server_holds_what_the_table_says(shard: Shard, line:
 
 @pytest.mark.parametrize("place", ["position", "resources"])
 async def test_error_that_a_trigger_raises_is_about_its_row(shard: Shard, line: PlainErrorsLine, place: str) -> None:
-    """Whatever its code: the operation fails alone, and no value is called invalid. Only the position is of no row."""
     found = {code: await shard.fate_of(place, code, line.direct_address) for code in CODES}
 
     assert found == dict.fromkeys(CODES, Fate.OPERATION if place in OF_OPERATIONS else Fate.SHARD)
 
 
 async def test_error_of_a_probe_is_the_shards(shard: Shard, line: PlainErrorsLine) -> None:
-    """Whatever its code, also that of a server without transaction ids (54000): the shard stays held."""
     for code in CODES:
         pool = ShardPool(line.address, size=1, timeouts=TIMEOUTS)
         async with shard.refusing("probe", code):
@@ -183,7 +180,6 @@ async def test_error_of_a_probe_is_the_shards(shard: Shard, line: PlainErrorsLin
 async def test_error_of_a_control_message_counts_as_its_try_where_the_table_blames_an_operation(
     shard: Shard, line: PlainErrorsLine
 ) -> None:
-    """A statement that fails is a try of its message; all else is waited for, as a statement that takes too long is."""
     address = line.address
     rename = ResourceRename(*TENANT, "patient", "old", "BAD", None, datetime(2026, 3, 1, tzinfo=UTC))
     tries: set[str] = set()

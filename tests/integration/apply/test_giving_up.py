@@ -85,7 +85,6 @@ def sent(tenant: TenantCase) -> Operation:
 
 
 async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sent: Operation) -> None:
-    """The row has the operation's position, by which a reader recognises its record; twice is once."""
     assert await tenant.give_up(sent) == GIVEN_UP == failed(Failure.RETRIES_EXHAUSTED)
     before = await tenant.everything()
 
@@ -103,7 +102,6 @@ async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sen
 async def test_give_up_changes_nothing_when_another_reader_applied_the_operation(
     tenant: TenantCase, sent: Operation
 ) -> None:
-    """An existing row stays as it is, and another operation under the request id is reported."""
     await tenant.apply(sent)
     before = await tenant.everything()
 
@@ -121,7 +119,6 @@ async def test_give_up_changes_nothing_when_another_reader_applied_the_operation
 async def test_give_up_obeys_the_tenants_row(
     tenant: TenantCase, sent: Operation, state: str, expected: Outcome
 ) -> None:
-    """The shard decides here too: a tenant that is not on it gets no row."""
     await tenant.set_state(state)
 
     assert await tenant.give_up(sent) == expected
@@ -130,7 +127,6 @@ async def test_give_up_obeys_the_tenants_row(
 
 
 async def test_give_up_writes_nothing_when_the_tenant_is_unknown(tenant: TenantCase) -> None:
-    """No row of the tenant is a hold; a tenant that came too late for the operation, a dead letter."""
     stranger = TenantCase(tenant.pool, ("nobody", "nowhere"))
     young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
     await add_tenant(tenant.pool, young.ids, created_at=datetime(2027, 1, 1, tzinfo=UTC))
@@ -142,7 +138,6 @@ async def test_give_up_writes_nothing_when_the_tenant_is_unknown(tenant: TenantC
 
 
 async def test_give_up_waits_for_a_fence(tenant: TenantCase, sent: Operation) -> None:
-    """The tenant's row is held as by a batch: a mover's fence comes before the row or after it, never between."""
     mover = await asyncpg.connect(tenant.pool.address.connection_string)
     await mover.execute("BEGIN")
     await mover.execute("UPDATE tenants SET state = 'fenced' WHERE id = $1", tenant.tenant_id)
@@ -161,7 +156,6 @@ async def test_give_up_waits_for_a_fence(tenant: TenantCase, sent: Operation) ->
 async def test_give_up_can_be_tried_again_when_the_line_is_cut_at_the_commit(
     make_shard: ShardMaker, *, after: bool
 ) -> None:
-    """Whether the row was written is unknown; a repetition shows it."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         case = TenantCase(pool, TENANT)
@@ -181,7 +175,6 @@ async def test_give_up_can_be_tried_again_when_the_line_is_cut_at_the_commit(
 async def test_replay_takes_the_place_of_what_was_given_up(
     tenant: TenantCase, sent: Operation, source: Source, sequence_number: str | None
 ) -> None:
-    """It is applied as a new one, its row has all its facts, and both records are redeliveries from then on."""
     await tenant.give_up(sent)
     given_up = await log_row(tenant, sent.request_id)
     replay = replayed(sent, sequence_number, source=source)
@@ -219,7 +212,6 @@ ORDER BY batch_id
 
 @pytest.mark.parametrize("request_id", ["8d6ac1b8-90c9-4a13-b3f5-c6ba2ff0f1ab", "ord-ж-7"])
 async def test_row_whose_place_a_replay_took_is_kept_under_another_key(tenant: TenantCase, request_id: str) -> None:
-    """With all its facts, for what follows the log; no reader, list or count has it, and the record stays applied."""
     other = tenant.operation("create", "r0", {})
     sent = tenant.operation("create", data={"v": 1}, request_id=request_id, sequence_number="100")
     await tenant.apply(other)
@@ -264,7 +256,6 @@ async def test_row_whose_place_a_replay_took_is_kept_under_another_key(tenant: T
     ],
 )
 async def test_replay_leaves_its_own_outcome(tenant: TenantCase, kind: str, data: Any, expected: Outcome) -> None:
-    """The replay's outcome is the operation's final outcome."""
     first = tenant.operation(kind, None if kind == "list" else "r1", data, sequence_number="100")
     await tenant.give_up(first)
 
@@ -276,7 +267,6 @@ async def test_replay_leaves_its_own_outcome(tenant: TenantCase, kind: str, data
 
 
 async def test_replay_comes_to_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, sent: Operation) -> None:
-    """A destroyed tenant's log still has the outcome of the last try."""
     await tenant.give_up(sent)
     await tenant.set_state("destroying")
 
@@ -287,7 +277,6 @@ async def test_replay_comes_to_tenant_destroyed_when_the_tenant_is(tenant: Tenan
 async def test_replay_under_a_used_request_id_is_told_when_it_is_another_operation(
     tenant: TenantCase, sent: Operation
 ) -> None:
-    """The row of an operation that was given up is replaced by its own replay alone."""
     await tenant.give_up(sent)
     other = tenant.operation("create", data={"v": 2}, request_id=sent.request_id, sequence_number="200")
 
@@ -297,7 +286,6 @@ async def test_replay_under_a_used_request_id_is_told_when_it_is_another_operati
 
 
 async def test_replays_in_one_batch_are_applied_once_and_in_order(tenant: TenantCase, sent: Operation) -> None:
-    """Of several with one request id the first replay is applied, in its place of the batch; the rest are dropped."""
     gone = tenant.operation("patch", data={"w": 1}, sequence_number="101")
     await tenant.give_up(sent)
     await tenant.give_up(gone)
@@ -313,7 +301,6 @@ async def test_replays_in_one_batch_are_applied_once_and_in_order(tenant: Tenant
 
 
 async def test_replay_can_be_given_up_as_well(tenant: TenantCase, sent: Operation) -> None:
-    """The row then has the replay's position; neither record is applied any more, and the next replay is."""
     replay = replayed(sent, "200")
     await tenant.give_up(sent)
 
@@ -326,7 +313,6 @@ async def test_replay_can_be_given_up_as_well(tenant: TenantCase, sent: Operatio
 
 
 async def test_replay_stays_a_replay_when_it_fails_by_itself_again(make_shard: ShardMaker) -> None:
-    """What rolls its batch back rolls back that it took the row's place, too."""
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool)
     case = TenantCase(pool, TENANT)
@@ -352,7 +338,6 @@ async def test_replay_stays_a_replay_when_it_fails_by_itself_again(make_shard: S
 
 @pytest.mark.parametrize("number", ["200", "300"], ids=["one record", "two replays"])
 async def test_replay_is_applied_once_when_two_readers_apply_it_at_once(shard: ShardPool, number: str) -> None:
-    """Both see the row that was given up; the second to lock it finds another one, looks again, and is dropped."""
     case = TenantCase(shard, TENANT)
     await add_tenant(shard, TENANT)
     first, second = (case.operation("create", name, {}, sequence_number="100") for name in ("r1", "r2"))
@@ -374,7 +359,6 @@ async def test_replay_is_applied_once_when_two_readers_apply_it_at_once(shard: S
 
 
 async def test_replay_looks_again_when_the_row_it_would_replace_changes_meanwhile(tenant: TenantCase) -> None:
-    """It waits for the row's lock; only an unchanged row is replaced, otherwise the batch is tried again."""
     rival = await asyncpg.connect(tenant.pool.address.connection_string)
     wanted = "WHERE request = simplu_key($1)"
     moved = f"UPDATE log_rows SET request = '\\x03'::bytea || request || repeat('x', 10)::bytea {wanted}"
@@ -424,7 +408,6 @@ STEPS = st.lists(
 async def test_log_lets_each_operation_take_effect_once_whatever_is_given_up_and_replayed(
     tenant: TenantCase, steps: list[tuple[bool, list[tuple[int, int]]]]
 ) -> None:
-    """Batches and giving up, of records of three operations at any places, in any order."""
     known: dict[int, Known] = {}
     await fetch(tenant.pool, "DELETE FROM resources WHERE id = $1", tenant.tenant_id)
     await empty_log(tenant.pool)

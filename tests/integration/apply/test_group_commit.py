@@ -68,7 +68,6 @@ def creates(case: TenantCase, reader: int, count: int = 3) -> list[Operation]:
 
 
 async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None:
-    """With the positions of all their readers."""
     outcomes = await together(case, writer_of(case.pool), [creates(case, one) for one in range(READERS)], claims())
 
     assert outcomes == [[SUCCEEDED] * 3] * READERS
@@ -80,7 +79,6 @@ async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None
 
 
 async def test_readers_move_their_positions_together_again_and_again(case: TenantCase) -> None:
-    """Each knows the token that the last transaction has left."""
     writer, claimed = writer_of(case.pool), claims()
     for turn in range(3):
         for claim in claimed:
@@ -97,7 +95,6 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
 
 @pytest.mark.slow
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
-    """A batch that does not fit joins the next transaction; one batch always fits."""
     sizes = [5, 1, 1, GROUP_MAX_COUNT + 1, 2]
     batches = [creates(case, reader, size) for reader, size in enumerate(sizes)]
 
@@ -108,7 +105,6 @@ async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantC
 
 
 async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
-    """A statement is not larger than that, whatever the memory holds."""
     sizes = [GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES // 4, GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES, 1]
     batches = [[case.operation("create", f"r{size}-{n}", {"text": "x" * size})] for n, size in enumerate(sizes)]
 
@@ -119,7 +115,6 @@ async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: Te
 
 
 async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMaker) -> None:
-    """No batch waits for others to join, or for a transaction of others."""
     pool = ShardPool(await make_shard(), size=3, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
@@ -139,7 +134,6 @@ async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMak
 
 
 async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -> None:
-    """The others are applied, each alone."""
     claimed = claims()
     claimed[3].fencing_tokens = ["00000000-0000-0000-0000-000000000001"]
 
@@ -151,7 +145,6 @@ async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -
 
 
 async def test_operation_that_cannot_be_stored_fails_alone(case: TenantCase) -> None:
-    """In any caller's batch."""
     batches = [creates(case, one) for one in range(READERS)]
     batches[5][1] = case.operation("create", "bad", '{"a": "\\u0000"}')
 
@@ -162,7 +155,6 @@ async def test_operation_that_cannot_be_stored_fails_alone(case: TenantCase) -> 
 
 
 async def test_operation_that_fails_by_itself_holds_its_tenant_in_all_batches_behind_it(case: TenantCase) -> None:
-    """As within one batch: the tenant's later ones are not applied before it."""
     await add_tenant(case.pool, ("clinic", "other"), created_at=TENANT_MADE_AT)
     other = TenantCase(case.pool, ("clinic", "other"))
     await make_touchy(case.pool)
@@ -183,7 +175,6 @@ async def test_operation_that_fails_by_itself_holds_its_tenant_in_all_batches_be
 
 
 async def test_caller_that_is_cancelled_leaves_the_others_alone(case: TenantCase) -> None:
-    """While it waits: nothing of its batch is applied."""
     writer = writer_of(case.pool)
     await writer.apply([case.operation("list", None)])
     async with case.pool.connection():
@@ -199,7 +190,6 @@ async def test_caller_that_is_cancelled_leaves_the_others_alone(case: TenantCase
 
 
 async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: ShardMaker) -> None:
-    """Not while one is left; after the last its connection ends, and is not lent again."""
     # The transaction waits as long as the test does: after a wait in vain it would begin anew.
     pool = ShardPool(await make_shard(), size=2, timeouts=ShardTimeouts(row_lock_s=60.0))
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -227,7 +217,6 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
 
 @pytest.mark.slow(3)
 async def test_all_who_wait_learn_that_no_transaction_could_begin(case: TenantCase) -> None:
-    """And the next batch starts afresh."""
     writer = writer_of(case.pool)
     await writer.apply([case.operation("list", None)])
     address = case.pool.address

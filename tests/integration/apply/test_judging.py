@@ -90,7 +90,6 @@ def counted(path: str, validation: str, resource_type: str = "patient") -> float
 async def test_operation_is_refused_alone_when_its_document_does_not_fit(
     judged: TenantCase, kind: str, source: Source
 ) -> None:
-    """Order events too: its row has the finding, its neighbours are applied, and a redelivery is a duplicate."""
     await judged.apply(judged.operation("create", "old", {"v": 1}))
     bad = judged.operation(kind, "new" if kind == "create" else "old", {"v": "secret"}, source=source)
     before = counted("#/properties/v/type", "enforce")
@@ -113,7 +112,6 @@ async def test_operation_is_refused_alone_when_its_document_does_not_fit(
 
 @pytest.mark.parametrize("kind", ["create", "update", "patch"])
 async def test_operation_is_applied_and_counted_when_its_type_only_warns(tenant: TenantCase, kind: str) -> None:
-    """Once: its redelivery has no effect."""
     await define(tenant.pool, patient("warn"))
     await tenant.apply(tenant.operation("create", "old", {"v": 1}))
     bad = tenant.operation(kind, "new" if kind == "create" else "old", {"v": 10})
@@ -128,7 +126,6 @@ async def test_operation_is_applied_and_counted_when_its_type_only_warns(tenant:
 
 
 async def test_batch_in_one_statement_is_judged(judged: TenantCase) -> None:
-    """Once the writer remembers the tenant it would need no other statement."""
     writer = ShardWriter(judged.pool, tenant_wait=TENANT_WAIT)
     for number in range(20):
         assert await writer.apply([judged.operation("create", f"r{number}", {"v": 1})]) == [SUCCEEDED]
@@ -141,7 +138,6 @@ async def test_batch_in_one_statement_is_judged(judged: TenantCase) -> None:
 
 
 async def test_patches_are_judged_by_the_document_that_each_leaves(judged: TenantCase) -> None:
-    """One after the other, also behind a create of the batch; a refused one leaves the document as it was."""
     batch = [
         judged.operation("create", "r1", {"v": 1}),
         judged.operation("patch", "r1", {"v": None}),
@@ -172,7 +168,6 @@ async def test_patches_are_judged_by_the_document_that_each_leaves(judged: Tenan
 
 
 async def test_laborious_patches_are_judged_one_by_one(judged: TenantCase) -> None:
-    """The worker merges them whether they are judged or not."""
     many = {f"m{number}": None for number in range(2000)}
     await judged.apply(judged.operation("create", "r1", {"v": 1}))
 
@@ -187,7 +182,6 @@ async def test_laborious_patches_are_judged_one_by_one(judged: TenantCase) -> No
 
 
 async def test_data_that_cannot_be_stored_are_invalid_whatever_the_schema_says(judged: TenantCase) -> None:
-    """Without a finding, and found before `not_found`, as without a schema."""
     await judged.apply(judged.operation("create", "r1", {"v": 1}))
     batch = [
         judged.operation("create", "r2", '{"v": 1, "w": "\\u0000"}'),
@@ -201,7 +195,6 @@ async def test_data_that_cannot_be_stored_are_invalid_whatever_the_schema_says(j
 
 
 async def test_other_operations_and_types_are_not_judged(judged: TenantCase) -> None:
-    """A type by its other names is; reads, lists and deletes write no document."""
     outcomes = await judged.apply(
         judged.operation("create", "r1", {}, resource_type="room"),
         judged.operation("create", "r1", {}, resource_type="client"),
@@ -213,7 +206,6 @@ async def test_other_operations_and_types_are_not_judged(judged: TenantCase) -> 
 
 
 async def test_operation_keeps_its_outcome_when_the_schema_changes(tenant: TenantCase) -> None:
-    """The log is asked first."""
     bad, late = tenant.operation("create", "r1", {}), tenant.operation("create", "r2", {})
     assert await tenant.apply(bad) == [SUCCEEDED]
 
@@ -225,7 +217,6 @@ async def test_operation_keeps_its_outcome_when_the_schema_changes(tenant: Tenan
 
 
 async def test_schema_is_read_again_while_the_writer_runs(tenant: TenantCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a few seconds; the definition of another type that has not changed stays as it is."""
     now = 1000.0
     monkeypatch.setattr("simplu_worker.shards.apply.judging.loop_time", lambda: now)
     judges = ShardRules(tenant.pool)
@@ -249,7 +240,6 @@ async def test_schema_is_read_again_while_the_writer_runs(tenant: TenantCase, mo
 
 
 async def test_broken_definition_is_the_trouble_of_its_type_alone(tenant: TenantCase) -> None:
-    """It is named once, its operations are applied unjudged, and the worker goes on."""
     await write_definition(tenant.pool, '{"name": "gym"}', name="gym")
     remote = patient("enforce", {"$ref": "http://127.0.0.1:1/x"})
     await define(tenant.pool, remote, {"name": "room", "validation": "enforce", "schema": {"required": ["v"]}})
@@ -279,7 +269,6 @@ async def test_broken_definition_is_the_trouble_of_its_type_alone(tenant: Tenant
 async def test_judged_patch_that_waits_for_its_row_is_judged_by_what_was_written_meanwhile(
     judged: TenantCase, size: int
 ) -> None:
-    """Another batch has made it such that the patch does not fit any more."""
     await define(judged.pool, patient("enforce", {"properties": {"items": {"maxProperties": 3}}}))
     await judged.apply(judged.operation("create", "r1", {"items": {}, "text": "x" * size}))
     patch = judged.operation("patch", "r1", {"items": {"c": 1, "d": 1}})
@@ -312,7 +301,6 @@ documents = st.dictionaries(st.sampled_from("abcv"), json_values, max_size=4)
 async def test_judged_merge_is_that_of_the_shard(
     judged: TenantCase, document: dict[str, Any], patches: list[dict[str, Any]]
 ) -> None:
-    """With a schema that takes everything a document becomes what it becomes without one."""
     await define(judged.pool, {"name": "judged", "validation": "enforce", "schema": {}})
     outcomes: list[list[Outcome]] = []
     number = next(iter(await fetch(judged.pool, "SELECT count(*) AS count FROM resources")))["count"]

@@ -76,7 +76,6 @@ PATCHES: dict[str, Callable[[int], tuple[Any, Any]]] = {
 
 @pytest.mark.parametrize("shape", PATCHES)
 async def test_patch_takes_linear_time_whatever_its_shape(tenant: TenantCase, shape: str) -> None:
-    """60,000 nulls onto 60,000 other members took longer than any statement may."""
     acts = []
     for count in (SMALL, LARGE):
         document, patch = PATCHES[shape](count)
@@ -100,7 +99,6 @@ FILTERS: dict[str, Callable[[int], Any]] = {
 
 @pytest.mark.parametrize("shape", FILTERS)
 async def test_list_takes_linear_time_whatever_its_filters(tenant: TenantCase, shape: str) -> None:
-    """Whether an array contains another takes Postgres the product of their lengths, and nothing interrupts it."""
     acts = []
     for count in (SMALL, LARGE):
         document, resource_type = FILTERS[shape](count), f"{shape}-{count}"
@@ -118,7 +116,6 @@ async def test_list_takes_linear_time_whatever_its_filters(tenant: TenantCase, s
 
 
 async def test_waves_take_linear_time_when_a_batch_changes_one_resource(tenant: TenantCase) -> None:
-    """A wave for each operation, and none takes longer than the one before."""
     await tenant.apply(tenant.operation("create", data={}))
     acts = []
     for count in (100, 400):
@@ -132,7 +129,6 @@ async def test_waves_take_linear_time_when_a_batch_changes_one_resource(tenant: 
 
 
 async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCase) -> None:
-    """Reads before one do not see it, those behind it do, and it sees all earlier writes."""
     assert is_laborious(json.dumps(LABORIOUS))
     batch = [
         tenant.operation("create", "r1", {"n1": 1, "keep": 1.50}),
@@ -173,7 +169,6 @@ async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCas
     ],
 )
 async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(tenant: TenantCase, members: str) -> None:
-    """As any other operation, a short patch with the same members among them, and its neighbours are applied."""
     await tenant.apply(tenant.operation("create", "r1", {"a": 1}))
     patch = json.dumps(LABORIOUS)[:-1] + f", {members}}}"
     assert await tenant.apply(tenant.operation("patch", "r1", f"{{{members}}}")) == [failed(Failure.INVALID_DATA)]
@@ -189,7 +184,6 @@ async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(ten
 
 
 async def test_laborious_patch_may_have_the_escape_of_a_nul_as_text(tenant: TenantCase) -> None:
-    """Behind an escaped backslash it is none."""
     await tenant.apply(tenant.operation("create", "r1", {}))
     patch = json.dumps(LABORIOUS)[:-1] + ', "fine": "\\\\u0000"}'
     assert await tenant.apply(tenant.operation("patch", "r1", patch)) == [SUCCEEDED]
@@ -199,7 +193,6 @@ async def test_laborious_patch_may_have_the_escape_of_a_nul_as_text(tenant: Tena
 
 
 async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_may_be_huge(tenant: TenantCase) -> None:
-    """The text of a number beyond the bounds, as on an adopted shard, is never built."""
     await tenant.apply(tenant.operation("create", "r1", {"n1": 1}))
     await fetch(
         tenant.pool,
@@ -213,7 +206,6 @@ async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_ma
 
 
 async def test_patches_of_one_large_resource_share_its_reading_and_its_writing(tenant: TenantCase) -> None:
-    """Each took the time of the whole document, and held the neighbours in its batch that long."""
     await tenant.apply(tenant.operation("create", "r1", members(30_000)))
     acts = []
     for count in (2, 32):
@@ -242,7 +234,6 @@ async def test_patches_of_one_large_resource_share_its_reading_and_its_writing(t
 async def test_patch_that_waits_for_a_row_keeps_what_was_written_meanwhile(
     tenant: TenantCase, patches: Sequence[dict[str, Any]], size: int
 ) -> None:
-    """Of another batch: that from another source, or with another partition key."""
     await tenant.apply(tenant.operation("create", "r1", {"old": "x" * size, "gone": 1}))
     rival = await asyncpg.connect(tenant.pool.address.connection_string)
     async with rival.transaction():

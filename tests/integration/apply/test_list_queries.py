@@ -155,18 +155,15 @@ async def compare(tenant: TenantCase, rows: Mapping[str, Stored], *, limit: int)
 
 
 async def test_lists_answer_as_the_model(tenant: TenantCase) -> None:
-    """Each filter, sort and page."""
     await compare(tenant, await fill(tenant, 300), limit=7)
 
 
 @pytest.mark.slow(20)
 async def test_lists_of_20000_answer_as_the_model(tenant: TenantCase) -> None:
-    """With pages in the middle of ties."""
     await compare(tenant, await fill(tenant, 20_000), limit=500)
 
 
 async def test_cursor_walks_a_whole_list_once(tenant: TenantCase) -> None:
-    """Each resource comes once, whatever the page size and the ties are."""
     rows = await fill(tenant, 100)
     for sort in SORTS:
         paging: dict[str, Any] = {"limit": 9} | ({} if sort is None else {"sort": sort})
@@ -195,7 +192,6 @@ async def dated(tenant: TenantCase) -> AsyncIterator[TenantCase]:
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
 async def test_days_are_those_of_the_named_date_and_zone(dated: TenantCase, zone: str) -> None:
-    """Whenever the appointments were booked; settings of the same batch count."""
     rows = await fill(dated, 200)
     days: list[dict[str, Any]] = [
         {"date": "2026-03-02"},
@@ -215,7 +211,6 @@ async def test_days_are_those_of_the_named_date_and_zone(dated: TenantCase, zone
 
 
 async def test_unknown_time_zone_is_the_outcome_of_the_list_alone(dated: TenantCase) -> None:
-    """With the member of the settings."""
     settings = dated.operation("create", "default", {"timezone": "Mars/Base"}, resource_type="settings")
     asked, other = (dated.operation("list", None, filters=one) for one in ({"date": "2026-03-02"}, {"v": 1}))
 
@@ -243,7 +238,6 @@ PROBLEMS: dict[str, tuple[Any, Any]] = {
 
 
 async def test_query_that_cannot_be_meant_has_an_outcome(tenant: TenantCase) -> None:
-    """With the member and what was expected; nothing else fails."""
     lists = [tenant.operation("list", None, filters=one, pagination=paging) for one, paging in PROBLEMS.values()]
 
     outcomes = await tenant.apply(*lists, tenant.operation("create", "r1", {}))
@@ -253,7 +247,6 @@ async def test_query_that_cannot_be_meant_has_an_outcome(tenant: TenantCase) -> 
 
 
 async def test_cursor_of_another_list_is_refused(tenant: TenantCase) -> None:
-    """Its place means nothing there."""
     await fill(tenant, 10)
     after = (await listed(tenant, {}, limit=2))["next"]
     others = [
@@ -272,7 +265,6 @@ async def test_cursor_of_another_list_is_refused(tenant: TenantCase) -> None:
 
 @pytest.mark.slow(10)
 async def test_list_that_looks_through_too_much_says_so(tenant: TenantCase) -> None:
-    """With the members that an index would help with; a page that is full before costs nothing."""
     await fetch(
         tenant.pool,
         "INSERT INTO resources SELECT $1, 'dental', 'patient', 'r' || n, '{\"v\": 1}', now(), now()"

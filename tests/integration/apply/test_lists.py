@@ -38,7 +38,6 @@ async def ids_listed(tenant: TenantCase, **members: Any) -> list[str]:
 
 
 async def test_list_filters_by_equality_of_top_level_members(tenant: TenantCase) -> None:
-    """A filter's value equals the row's as JSON values do: 1 is 1.0, null is a value, containing is not enough."""
     await tenant.apply(*(tenant.operation("create", name, data) for name, data in DOCUMENTS.items()))
     await tenant.apply(tenant.operation("create", "stranger", {"v": 1}, resource_type="other"))
     expected = {
@@ -65,7 +64,6 @@ async def test_list_filters_by_equality_of_top_level_members(tenant: TenantCase)
 
 
 async def test_list_filters_by_day_of_creation(tenant: TenantCase) -> None:
-    """`date` is one UTC day, `startDate` and `endDate` bound it, both inclusive; a filter of null is none."""
     times = {
         "a": "2026-02-28T23:59:59.999999Z",
         "b": "2026-03-01T00:00:00Z",
@@ -97,7 +95,6 @@ async def test_list_filters_by_day_of_creation(tenant: TenantCase) -> None:
 
 
 async def test_list_pages_in_order_of_resource_id(tenant: TenantCase) -> None:
-    """Pages follow each other in byte order of the ids, whatever order they were made in; only the last has no more."""
     ids = ["r10", "r2", "R1", "é", "r1", "𝒓", "empty", " "]
     await tenant.apply(*(tenant.operation("create", name, {"n": name}) for name in ids))
     in_order = sorted(name for name in ids)
@@ -123,7 +120,6 @@ async def test_list_pages_in_order_of_resource_id(tenant: TenantCase) -> None:
 
 
 async def test_list_clamps_its_limit(tenant: TenantCase) -> None:
-    """No list returns more than LIST_RESULT_LIMIT rows, and each names its limit; far pages are only empty."""
     await tenant.apply(*(tenant.operation("create", f"r{number}", {}) for number in range(5)))
 
     clamped = await listed(tenant, pagination={"limit": 10**30}, list_limit=2)
@@ -134,7 +130,6 @@ async def test_list_clamps_its_limit(tenant: TenantCase) -> None:
 
 
 async def test_read_and_list_show_a_resource_in_full(tenant: TenantCase) -> None:
-    """The result has data as stored and both times in UTC."""
     reading = tenant.operation("read")
     listing = tenant.operation("list", None)
     await tenant.apply(
@@ -167,7 +162,6 @@ ODD_DOCUMENTS = {
 
 
 async def test_list_has_documents_and_ids_of_any_content_as_they_are_stored(tenant: TenantCase) -> None:
-    """To the digit: the result is put together as text."""
     await tenant.apply(*(tenant.operation("create", name, text) for name, text in ODD_DOCUMENTS.items()))
     asked = tenant.operation("list", None)
     assert await tenant.apply(asked) == [SUCCEEDED]
@@ -187,7 +181,6 @@ async def test_list_has_documents_and_ids_of_any_content_as_they_are_stored(tena
 
 
 async def test_read_and_list_see_the_writes_before_them_and_none_after(tenant: TenantCase) -> None:
-    """Within one batch a reading operation stands where it was sent."""
     readings = [tenant.operation("read") for _ in range(3)]
     listings = [tenant.operation("list", None, filters='{"v": 2}') for _ in range(3)]
 
@@ -212,7 +205,6 @@ async def test_read_and_list_see_the_writes_before_them_and_none_after(tenant: T
 
 
 async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) -> None:
-    """A result of more than 1 MiB is `result_too_large` with no result; a page that fits is given."""
     big = {"text": "x" * 400_000}
     await tenant.apply(*(tenant.operation("create", name, big) for name in ("a", "b", "c")))
     all_three = tenant.operation("list", None)
@@ -228,7 +220,6 @@ async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) 
 @pytest.mark.parametrize("others", [0, 300], ids=["one item", "ids of which each character takes six bytes"])
 @pytest.mark.slow(0.3)
 async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: TenantCase, others: int) -> None:
-    """Exactly 1 MiB of JSON text still fits, one byte more does not."""
     await tenant.apply(tenant.operation("create", data={"text": ""}))
     for number in range(others):
         await fetch(
@@ -261,7 +252,6 @@ async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: Tenant
 
 @pytest.mark.slow(4)
 async def test_page_of_documents_with_much_text_is_not_measured_to_its_end(tenant: TenantCase) -> None:
-    """Ten times as many documents with numbers of 1,000 digits take far less than that: the first ones are enough."""
     numbers = '{"a": [' + ",".join(["1e999"] * 5000) + "]}"
     for first in range(0, 100, 10):
         created = [
@@ -304,7 +294,6 @@ SHAPES = [
 
 
 async def test_text_of_a_small_document_is_built_as_it_has_few_numbers(tenant: TenantCase) -> None:
-    """3,000 bytes have no more than 250 numbers, which `has_bounded_text` would count before a text is built."""
     documents = [
         document
         for number in ("0", "0.0", "7", "-1e400", "1e-9")
@@ -327,7 +316,6 @@ async def test_text_of_a_small_document_is_built_as_it_has_few_numbers(tenant: T
 
 
 async def test_bounds_below_the_text_of_a_document_are_below_it(tenant: TenantCase) -> None:
-    """Of what has the least text for what is stored, in small and in large numbers, and of each number near a bound."""
     documents = [
         document
         for shape in SHAPES

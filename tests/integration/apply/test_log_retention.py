@@ -89,7 +89,6 @@ async def left_on(address: ShardAddress) -> int:
 
 
 async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Pools, make_shard: ShardMaker) -> None:
-    """Rows completed longer ago than the window go, on every shard, in several statements; the event counts them."""
     shards = [await make_shard(name) for name in ("shard-1", "shard-2", "shard-3")]
     for number, address in enumerate(shards):
         pools.ensure_pool(address)
@@ -104,7 +103,6 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
 
 
 async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools, make_shard: ShardMaker) -> None:
-    """While the retention of a source is unknown, every row stays."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=400 * DAY, count=5)
@@ -116,7 +114,6 @@ async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools
 async def test_retention_forgets_nothing_while_the_clocks_are_apart(
     pools: Pools, make_shard: ShardMaker, clock: OwnClock
 ) -> None:
-    """Neither rows of the log nor what is kept beside it; in the next turn after they agree again it does."""
     address = await make_shard()
     pool = pools.ensure_pool(address)
     await add_rows(address, "old", age=15 * DAY + timedelta(minutes=1), count=5)
@@ -148,7 +145,6 @@ async def expect_counts(address: ShardAddress, count: int) -> None:
 async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """SQS keeps a message for 14 days."""
     address = await make_shard()
     pools.ensure_pool(address)
     for message_id, days in (("old", 16), ("young", 14)):
@@ -167,7 +163,6 @@ async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
 async def test_retention_forgets_rejections_with_the_log(
     pools: Pools, make_shard: ShardMaker, table: str, first: str
 ) -> None:
-    """As long as the log's rows of that time, and no longer; all in one turn, also where the log has no old row."""
     address = await make_shard()
     pools.ensure_pool(address)
     for request_id, days in (*((f"old-{number}", 16) for number in range(5)), ("young", 14)):
@@ -185,7 +180,6 @@ async def test_retention_forgets_rejections_with_the_log(
 
 
 async def test_retention_forgets_refused_events_of_the_feed_with_the_log(pools: Pools, make_shard: ShardMaker) -> None:
-    """As long as the log's rows of that time, and no longer, all in one turn; not what another worker deletes now."""
     address = await make_shard()
     pools.ensure_pool(address)
     for event_id, days in (("locked", 16), *((f"old-{number}", 16) for number in range(5)), ("young", 14)):
@@ -204,7 +198,6 @@ async def test_retention_forgets_refused_events_of_the_feed_with_the_log(pools: 
 
 
 async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools, make_shard: ShardMaker) -> None:
-    """A batch that another transaction has locked is passed over with its rows, and not waited for."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=5)
@@ -222,7 +215,6 @@ async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools
 
 
 async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: Pools, make_shard: ShardMaker) -> None:
-    """A turn that has no time left stops after the statement at hand; nothing is lost by that."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=25)
@@ -242,7 +234,6 @@ async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: 
 async def test_retention_deletes_whole_batches(
     pools: Pools, make_shard: ShardMaker, batch_rows: int, expected: int
 ) -> None:
-    """No row is left without its batch: as many rows and batches as a statement may delete, but one batch at least."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=72, batch_rows=batch_rows)
@@ -260,7 +251,6 @@ async def test_retention_deletes_whole_batches(
 
 
 async def test_retention_deletes_batches_without_rows(pools: Pools, make_shard: ShardMaker) -> None:
-    """As the deletion of a tenant leaves one."""
     address = await make_shard()
     pools.ensure_pool(address)
     made = "INSERT INTO log_batches VALUES ($1, now() - make_interval(days => $2), 0, 'd', {}, '{{}}', '{{}}', '{{}}')"
@@ -278,7 +268,6 @@ async def test_retention_deletes_batches_without_rows(pools: Pools, make_shard: 
 
 @pytest.mark.slow(2)
 async def test_retention_keeps_its_pace_beside_other_work(pools: Pools, make_shard: ShardMaker) -> None:
-    """The pauses follow what the shard takes, and statements grow: an event loop that is busy delays little."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=6000)
@@ -306,7 +295,6 @@ async def on_deleted_outcome(address: ShardAddress, action: str) -> None:
 
 
 async def test_statement_counts_the_time_of_the_results_that_it_deletes(make_shard: ShardMaker) -> None:
-    """They may be of some MB each, and take nearly all of it."""
     address = await make_shard()
     await add_rows(address, "old", age=20 * DAY, count=4)
     await on_deleted_outcome(address, "PERFORM pg_sleep(0.05)")
@@ -321,7 +309,6 @@ async def test_statement_counts_the_time_of_the_results_that_it_deletes(make_sha
 
 @pytest.mark.slow(0.3)
 async def test_retention_deletes_fewer_rows_after_a_statement_that_took_too_long(make_shard: ShardMaker) -> None:
-    """It goes on in the same turn, and deletes what is beside the log too."""
     address = await make_shard()
     await add_rows(address, "old", age=20 * DAY, count=60, batch_rows=6)
     await execute(
@@ -339,7 +326,6 @@ async def test_retention_deletes_fewer_rows_after_a_statement_that_took_too_long
 async def test_retention_warns_of_a_shard_whose_old_rows_stay_turn_after_turn(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """With the error; every ten turns in a row, until all old rows are deleted."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=4)
@@ -365,7 +351,6 @@ async def test_retention_warns_of_a_shard_whose_old_rows_stay_turn_after_turn(
 async def test_retention_does_not_pass_by_deleted_rows_with_every_statement(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """While a transaction still sees deleted rows, as a backup does, a statement begins where the one before ended."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=20 * DAY, count=20_000)
@@ -390,7 +375,6 @@ async def test_retention_does_not_pass_by_deleted_rows_with_every_statement(
 
 
 async def test_retention_passes_over_shards_that_are_not_to_be_touched(pools: Pools, make_shard: ShardMaker) -> None:
-    """An empty database has no log, and the database of another shard keeps its own."""
     empty, other = await make_shard("shard-1", is_empty=True), await make_shard("shard-9")
     await add_rows(other, "old", age=20 * DAY, count=5)
     pools.ensure_pool(empty)
@@ -402,7 +386,6 @@ async def test_retention_passes_over_shards_that_are_not_to_be_touched(pools: Po
 async def test_retention_goes_on_with_other_shards_when_one_is_down(
     pools: Pools, make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
-    """A shard that is down is tried once; then it is left alone until a probe or a use succeeds."""
     well = await make_shard("shard-1")
     down = ShardAddress("shard-2", breakable_server.url)
     for address in (well, down):
@@ -415,7 +398,6 @@ async def test_retention_goes_on_with_other_shards_when_one_is_down(
 
 @pytest.mark.slow(0.3)
 async def test_forgetting_does_not_read_the_table_when_nothing_is_old(pools: Pools, make_shard: ShardMaker) -> None:
-    """After deleted rows' pages were filled again, a look for old rows reads a few pages and not all of them."""
     address = await make_shard()
     pools.ensure_pool(address)
     await stop_autovacuum(address.connection_string, "log_batches", "log_rows", "log_outcomes")
@@ -440,7 +422,6 @@ async def test_forgetting_does_not_read_the_table_when_nothing_is_old(pools: Poo
 
 
 async def test_window_is_raised_to_the_longest_source_and_says_so_once(endpoint_url: str) -> None:
-    """Stream and queues are asked each time; the warning comes when the answer changes."""
     async with client_of("sqs", endpoint_url) as sqs, client_of("kinesis", endpoint_url) as kinesis:
         await kinesis.create_stream(StreamName="window", ShardCount=1)
         stream = Stream(kinesis, "window")
@@ -457,7 +438,6 @@ async def test_window_is_raised_to_the_longest_source_and_says_so_once(endpoint_
 
 
 async def test_window_is_unknown_when_a_source_does_not_say(endpoint_url: str) -> None:
-    """A queue or a stream that is gone, refuses or is unreachable makes it unknown, and the log names it."""
     async with client_of("sqs", endpoint_url) as sqs, client_of("kinesis", "http://127.0.0.1:1") as kinesis:
         queue = Queue(sqs, (await sqs.create_queue(QueueName="known"))["QueueUrl"])
         gone = Queue(sqs, queue.url.replace("known", "gone"))
@@ -474,7 +454,6 @@ async def test_window_is_unknown_when_a_source_does_not_say(endpoint_url: str) -
 
 
 async def test_stream_tells_its_retention_and_takes_records(endpoint_url: str) -> None:
-    """The summary has what `check` and the retention need; records that are taken are not returned."""
     async with client_of("kinesis", endpoint_url) as kinesis:
         await kinesis.create_stream(StreamName="put", ShardCount=2)
         stream = Stream(kinesis, "put")
@@ -485,7 +464,6 @@ async def test_stream_tells_its_retention_and_takes_records(endpoint_url: str) -
 
 
 async def test_stream_returns_the_records_that_it_did_not_take() -> None:
-    """A request may be refused in part, or as a whole."""
     aws = ScriptedAws()
     aws.answer({"FailedRecordCount": 1, "Records": [{"ErrorCode": "InternalFailure"}, {"SequenceNumber": "1"}]})
     aws.refuse("ProvisionedThroughputExceededException")
@@ -497,7 +475,6 @@ async def test_stream_returns_the_records_that_it_did_not_take() -> None:
 
 
 async def test_describe_table_tells_key_and_capacity_or_that_there_is_none(endpoint_url: str) -> None:
-    """The partition key comes first, however the service lists the parts; None for a table that does not exist."""
     async with client_of("dynamodb", endpoint_url) as dynamodb:
         names = ("part", "sort")
         shape: dict[str, Any] = {

@@ -38,7 +38,6 @@ _resource_numbers = itertools.count(1)
 @settings(max_examples=60, suppress_health_check=NO_CHECKS)
 @given(pairs=st.lists(st.tuples(OBJECTS, OBJECTS | st.dictionaries(NAMES, SCALARS)), min_size=1, max_size=20))
 async def test_patch_keeps_to_the_rfc_for_any_documents(tenant: TenantCase, pairs: list[tuple[Any, Any]]) -> None:
-    """With any names of members, as the reference model merges."""
     ids = [f"r{next(_resource_numbers)}" for _ in pairs]
     sent = [tenant.operation("create", *one) for one in zip(ids, (target for target, _ in pairs), strict=True)]
     sent += [tenant.operation("patch", *one) for one in zip(ids, (patch for _, patch in pairs), strict=True)]
@@ -78,7 +77,6 @@ async def test_patch_keeps_to_the_rfc_for_any_documents(tenant: TenantCase, pair
     ],
 )
 async def test_patch_merges_as_the_rfc_has_it(tenant: TenantCase, target: Any, patch: Any, expected: Any) -> None:
-    """Case by case."""
     operations = [tenant.operation("create", "r1", target), tenant.operation("patch", "r1", patch)]
 
     assert await tenant.apply(*operations) == [SUCCEEDED] * 2

@@ -21,7 +21,6 @@ async def stored_names(tenant: TenantCase) -> set[str]:
 
 @pytest.mark.parametrize("careful_least", [0, 1], ids=["fast", "careful"])
 async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCase, careful_least: int) -> None:
-    """In one batch too, where each must see the one before; the log has the names that were sent."""
     writer = writer_of(tenant.pool, careful_least=careful_least)
     created = tenant.operation("create", "r1", {"v": 1}, resource_type=SENT)
     again = tenant.operation("create", "r1", {"v": 2})
@@ -45,7 +44,6 @@ async def test_operations_under_both_names_are_of_one_resource(tenant: TenantCas
 
 
 async def test_name_is_another_one_for_tenants_of_its_type_only(tenant: TenantCase) -> None:
-    """A gym has no patients, and may have resources of that name."""
     gym = ("gym", "main")
     await add_tenant(tenant.pool, gym, business_type="gym")
 
@@ -65,7 +63,6 @@ ORDER: dict[str, Any] = {"customer_name": "Test", "customer_email": "test@exampl
 
 @pytest.mark.parametrize("business_type", ["restaurant", "shop"])
 async def test_order_of_the_reference_is_taken_as_it_is(tenant: TenantCase, business_type: str) -> None:
-    """CREATE, UPDATE and DELETE of an order event (seed-003), and the orders view with totals by status."""
     one = (business_type, "main")
     await add_tenant(tenant.pool, one, business_type=business_type)
     events = [
@@ -82,7 +79,6 @@ async def test_order_of_the_reference_is_taken_as_it_is(tenant: TenantCase, busi
 
 
 async def test_restaurant_is_read_as_in_the_reference(tenant: TenantCase) -> None:
-    """The query of seed-002, on the view; a product with `deleted_at` is deleted for it."""
     one = ("trattoria", "rome")
     await add_tenant(tenant.pool, one, business_type="restaurant")
     documents = [{"name": "Pizza", "price": 9.5}, {"name": "Old", "price": 1, "deleted_at": "2026-01-01T00:00:00Z"}]

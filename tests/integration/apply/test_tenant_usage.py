@@ -18,7 +18,6 @@ LOUD, QUIET = ("clinic", "loud"), ("clinic", "quiet")
 
 
 async def test_committed_transactions_are_divided_among_their_tenants(make_shard: ShardMaker) -> None:
-    """Batches that shared one are noted once; a batch that was rolled back is not."""
     pool, time = ShardPool(await make_shard(), size=1), ShardTime()
     cases = [TenantCase(pool, ids) for ids in (LOUD, QUIET)]
     for case in cases:

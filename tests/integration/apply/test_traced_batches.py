@@ -62,7 +62,6 @@ def id_of(span: ReadableSpan) -> int:
 
 
 async def test_transaction_of_many_batches_is_linked_with_each(case: TenantCase, spans: RecordedSpans) -> None:
-    """It is the child of the first one; the others have a link to it, and it has one to each of them."""
     writer = writer_of(case.pool)
     await writer.apply([case.operation("list", None)])  # not within a batch: it has no span
     assert spans.ended() == []
@@ -84,7 +83,6 @@ async def test_transaction_of_many_batches_is_linked_with_each(case: TenantCase,
 async def test_failed_transactions_of_a_batch_have_spans_by_class_and_code(
     case: TenantCase, spans: RecordedSpans
 ) -> None:
-    """While the writer looks for the operation at fault; the texts of errors, which may quote data, are in none."""
     await make_touchy(case.pool)
     writer = writer_of(case.pool)
     operations = [case.operation("create", "good", {"n": 1}), case.operation("create", "bad", {"raise": "P0001"})]
@@ -106,8 +104,6 @@ async def test_failed_transactions_of_a_batch_have_spans_by_class_and_code(
 
 
 async def test_batch_that_is_not_sampled_costs_no_search_for_producers(case: TenantCase) -> None:
-    """And has no span of its transaction."""
-
     def traceparents() -> list[str]:
         raise AssertionError("asked for the producers of a batch that is not recorded")
 
@@ -118,8 +114,6 @@ async def test_batch_that_is_not_sampled_costs_no_search_for_producers(case: Ten
 
 
 async def test_process_that_does_not_trace_describes_no_batch(case: TenantCase) -> None:
-    """Without a tracer nothing is made."""
-
     def describe() -> TracedBatch:
         raise AssertionError("described a batch that is not traced")
 

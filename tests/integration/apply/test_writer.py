@@ -62,7 +62,6 @@ def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: TenantCase, kind: str) -> None:
-    """A new operation has its effect, and leaves one row of the log with all its facts; its position is no such."""
     await prepare(tenant, kind)
     arrived_at = ARRIVED_AT + timedelta(microseconds=1)
     number = "49590338271490256608559692538361571095921575989136588898"
@@ -97,7 +96,6 @@ async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: Ten
 
 @pytest.mark.parametrize("kind", CANNOT)
 async def test_writer_logs_a_failure_when_the_resource_is_not_as_it_must_be(tenant: TenantCase, kind: str) -> None:
-    """What cannot take effect is an outcome in the log with its error, and changes no resource."""
     if kind == "create":
         await tenant.apply(tenant.operation("create", data='{"first": true}'))
     before = await tenant.resources()
@@ -116,7 +114,6 @@ async def test_writer_logs_a_failure_when_the_resource_is_not_as_it_must_be(tena
 async def test_writer_changes_nothing_when_an_operation_is_redelivered(
     tenant: TenantCase, kind: str, *, conflicting: bool
 ) -> None:
-    """The same operation again, from wherever and with whatever timestamp, is dropped: also when it had failed."""
     if (kind == "create") == conflicting:
         await tenant.apply(tenant.operation("create", data=DATA))
     first = of_kind(tenant, kind)
@@ -132,7 +129,6 @@ async def test_writer_changes_nothing_when_an_operation_is_redelivered(
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_writer_applies_once_when_an_operation_comes_twice_in_one_batch(tenant: TenantCase, kind: str) -> None:
-    """The first of two is applied and logged with its own times, the second is dropped."""
     await prepare(tenant, kind)
     first = of_kind(tenant, kind)
     second = of_kind(tenant, kind, request_id=first.request_id, arrived_at=ARRIVED_AT + timedelta(seconds=1))
@@ -148,7 +144,6 @@ async def test_writer_applies_once_when_an_operation_comes_twice_in_one_batch(te
 async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_something_else(
     tenant: TenantCase, kind: str
 ) -> None:
-    """Another operation under a used request id is reported, never dropped, and changes nothing; also in one batch."""
     await prepare(tenant, kind)
     first = of_kind(tenant, kind)
     other = of_kind(tenant, kind, request_id=first.request_id, **KINDS[kind][1])
@@ -163,7 +158,6 @@ async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_somethin
 
 
 async def test_writer_keeps_the_same_request_id_apart_for_two_tenants(tenant: TenantCase) -> None:
-    """A request id identifies an operation within its tenant."""
     other = TenantCase(tenant.pool, (tenant.ids[0], "other"))
     await add_tenant(tenant.pool, other.ids)
 
@@ -177,7 +171,6 @@ async def test_writer_keeps_the_same_request_id_apart_for_two_tenants(tenant: Te
 
 
 async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: TenantCase) -> None:
-    """`date` is the create's timestamp and stays, `lastUpdated` the last writer's, never the clock's."""
     await tenant.apply(
         tenant.operation("create", data={"a": 1}, timestamp="2020-02-29T23:59:59.999999+02:00"),
         tenant.operation("update", data={"a": 2}, timestamp="9999-12-31T23:59:59.999999Z"),
@@ -196,7 +189,6 @@ async def test_writer_dates_a_resource_by_the_operations_timestamps(tenant: Tena
 
 
 async def test_writer_takes_ids_of_the_greatest_length(tenant: TenantCase) -> None:
-    """Ids of as many characters as the contract allows fit the keys, each character four bytes long."""
     ids = ("🏨" * 128, "🦷" * 128)
     case = TenantCase(tenant.pool, ids)
     await add_tenant(tenant.pool, ids)
@@ -211,14 +203,12 @@ async def test_writer_takes_ids_of_the_greatest_length(tenant: TenantCase) -> No
     "text", ["a'b", '"; DROP TABLE tenants; --', "../../etc", "%2F\\", "$1", "NULL", "\u0001", " "]
 )
 async def test_writer_keeps_ids_as_they_are(tenant: TenantCase, text: str) -> None:
-    """Quotes, SQL and path characters in ids are only text."""
     assert await tenant.apply(tenant.operation("create", text, data={text: text}, resource_type=text)) == [SUCCEEDED]
 
     assert await tenant.resources() == {(text, text): {text: text}}
 
 
 async def test_writer_keeps_data_as_jsonb_does(tenant: TenantCase) -> None:
-    """No number loses a digit, and of two members with one name the last counts."""
     big = "123456789012345678901234567890.123456789012345678901234567890"
     text = f'{{"b": {big}, "a": 1.50, "a": 9223372036854775808, "aa": -0.0, "é": "\\u00e9\\ud83c\\udfe8"}}'
 
@@ -233,7 +223,6 @@ DESTROYED_STATES = ("destroying", "destroyed")
 
 
 async def test_writer_holds_operations_when_the_shard_has_no_row_of_the_tenant(tenant: TenantCase) -> None:
-    """An operation of a tenant that is not here is neither applied nor logged."""
     stranger = TenantCase(tenant.pool, ("nobody", "nowhere"))
 
     assert await tenant.apply(stranger.operation("create", data={}), tenant.operation("create", data={})) == [
@@ -245,7 +234,6 @@ async def test_writer_holds_operations_when_the_shard_has_no_row_of_the_tenant(t
 
 @pytest.mark.parametrize("state", HELD_STATES)
 async def test_writer_holds_operations_when_the_tenant_is_on_the_move(tenant: TenantCase, state: str) -> None:
-    """Only `active` takes operations; a held one leaves nothing, and is applied when the tenant is back."""
     waiting = tenant.operation("create", data={"a": 1})
     await tenant.set_state(state)
 
@@ -258,7 +246,6 @@ async def test_writer_holds_operations_when_the_tenant_is_on_the_move(tenant: Te
 
 @pytest.mark.parametrize("state", DESTROYED_STATES)
 async def test_writer_logs_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, state: str) -> None:
-    """Operations of a destroyed tenant end with that outcome; a redelivery is one, other contents are reported."""
     await tenant.apply(tenant.operation("create", data={"a": 1}))
     await tenant.set_state(state)
     late = tenant.operation("update", data={"a": 2})
@@ -276,7 +263,6 @@ async def test_writer_logs_tenant_destroyed_when_the_tenant_is(tenant: TenantCas
 
 
 async def test_writer_refuses_an_operation_when_another_tenant_has_the_same_id(tenant: TenantCase) -> None:
-    """`a-b`+`c` and `a`+`b-c` have one id: the row belongs to one, the other's operations are dead letters."""
     business, location = tenant.ids
     owner = TenantCase(tenant.pool, (business, f"{location}-x"))
     other = TenantCase(tenant.pool, (f"{business}-{location}", "x"))
@@ -301,7 +287,6 @@ async def test_writer_refuses_an_operation_when_another_tenant_has_the_same_id(t
 async def test_writer_gives_up_an_operation_when_it_came_too_long_before_its_tenant(
     tenant: TenantCase, source: Source, waited: timedelta, *, is_dead: bool
 ) -> None:
-    """Arrival + wait ≤ created_at is unknown_tenant for every reader (idea 7); only streams have readers."""
     young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
     await add_tenant(tenant.pool, young.ids, created_at=ARRIVED_AT + waited)
 
@@ -312,7 +297,6 @@ async def test_writer_gives_up_an_operation_when_it_came_too_long_before_its_ten
 
 
 async def test_writer_refuses_to_write_when_the_database_is_another_shards(shard: ShardPool) -> None:
-    """Identity is checked before the first write: also after the address changed."""
     await add_tenant(shard)
     await fetch(shard, "UPDATE shard_meta SET shard_id = 'another'")
     case = TenantCase(shard, ("clinic", "main"))
@@ -324,7 +308,6 @@ async def test_writer_refuses_to_write_when_the_database_is_another_shards(shard
 
 
 def test_outcomes_of_the_log_are_told_apart() -> None:
-    """A duplicate is passed over in silence, a reuse is a dead letter with a text for people."""
     assert (DUPLICATE.disposition, DUPLICATE.reason) == (Disposition.DUPLICATE, None)
     assert (REUSED.disposition, REUSED.reason) == (Disposition.DEAD_LETTER, DeadLetterReason.REQUEST_ID_REUSED)
     assert "requestId" in str(REUSED.error)
@@ -344,7 +327,6 @@ def test_outcomes_of_the_log_are_told_apart() -> None:
     ],
 )
 async def test_time_is_the_same_for_postgres_whether_or_not_its_text_is_kept(tenant: TenantCase, text: str) -> None:
-    """Texts of the usual form go there as they came."""
     rows = await fetch(tenant.pool, "SELECT $1::text::timestamptz AS at", utc_text(text))
 
     assert rows == [{"at": parse_timestamp(text)}]

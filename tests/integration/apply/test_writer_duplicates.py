@@ -42,7 +42,6 @@ def failures(case: TenantCase) -> float:
 
 @pytest.mark.parametrize("careful_least", [0, 1, CAREFUL_LEAST])
 async def test_writer_applies_the_rest_when_every_batch_has_a_duplicate(case: TenantCase, careful_least: int) -> None:
-    """Redelivered operations and creates of what exists have the outcomes of either form, in every batch."""
     before, writer = failures(case), writer_of(case.pool, careful_least=careful_least)
     first = case.operation("create", "r0", {"v": 0})
     assert await writer.apply([first]) == [SUCCEEDED]
@@ -71,7 +70,6 @@ async def test_writer_applies_the_rest_when_every_batch_has_a_duplicate(case: Te
 
 
 async def test_writer_is_plain_again_when_duplicates_have_gone(case: TenantCase) -> None:
-    """One failure is followed by batches that do not fail, whatever they have, and these by plain ones."""
     writer, before = writer_of(case.pool, careful_least=1), failures(case)
     first = case.operation("create", "r1", {"v": 1})
     forms = []
@@ -87,7 +85,6 @@ async def test_writer_is_plain_again_when_duplicates_have_gone(case: TenantCase)
 
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
 async def test_writer_waits_for_another_transaction_that_writes_the_same_row(case: TenantCase, end: str) -> None:
-    """A plain insert waits as one with ON CONFLICT does: the operation has its effect once, whoever commits."""
     create = case.operation("create", "r1", {"v": 1})
     rival = await asyncpg.connect(case.pool.address.connection_string)
     await rival.execute("BEGIN")
@@ -108,7 +105,6 @@ async def test_writer_waits_for_another_transaction_that_writes_the_same_row(cas
 async def test_writer_blames_an_operation_when_a_constraint_of_the_owner_refuses_it(
     case: TenantCase, careful_least: int
 ) -> None:
-    """A key that is not ours fails in both forms: the operation is at fault, and others of its batch are applied."""
     await fetch(case.pool, "CREATE UNIQUE INDEX ON resources ((data ->> 'email'))")
     other = TenantCase(case.pool, (TENANT[0], "other"))
     await add_tenant(case.pool, other.ids)
@@ -126,7 +122,6 @@ async def test_writer_blames_an_operation_when_a_constraint_of_the_owner_refuses
 
 @pytest.mark.parametrize("careful_least", [0, CAREFUL_LEAST])
 async def test_batch_of_redeliveries_alone_leaves_nothing(case: TenantCase, careful_least: int) -> None:
-    """They come by the thousand, and the log has room for what was new."""
     operations = [case.operation("create", f"r{number}", {}) for number in range(3)]
     writer = writer_of(case.pool, careful_least=careful_least)
     await writer.apply(operations)

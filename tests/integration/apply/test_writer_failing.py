@@ -100,7 +100,6 @@ async def case_on(pool: ShardPool, location: str = TENANT[1]) -> TenantCase:
 async def test_writer_blames_an_operation_when_it_fails_by_itself(
     touchy: ShardPool, kind: str, code: str, error: str
 ) -> None:
-    """It is UNEXPECTED, with class and code alone; it leaves no row and no effect, and the shard is healthy."""
     case = await case_on(touchy)
     if kind == "update":
         await case.apply(case.operation("create", data={"v": 1}))
@@ -116,7 +115,6 @@ async def test_writer_blames_an_operation_when_it_fails_by_itself(
 
 
 async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_itself(touchy: ShardPool) -> None:
-    """Earlier operations are applied, later ones are held, and other tenants are not affected."""
     case, other = await case_on(touchy), await case_on(touchy, "other")
     bad = case.operation("create", "r2", BAD)
     batch = [
@@ -143,7 +141,6 @@ async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_
 
 @pytest.mark.slow
 async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(hurried: ShardPool) -> None:
-    """Refused data fail alone and hold no tenant; only a tenant's first operation that fails otherwise is blamed."""
     case, other, slow = await case_on(hurried), await case_on(hurried, "other"), await case_on(hurried, "slow")
     batch = [
         case.operation("create", "r1", '{"v": "\\u0000"}'),
@@ -175,7 +172,6 @@ async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(hu
 
 
 async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_shard: ShardMaker) -> None:
-    """A deferred constraint of the owner's speaks at the commit: the batch is halved all the same."""
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool, deferred=True)
     case, other = await case_on(pool), await case_on(pool, "other")
@@ -194,7 +190,6 @@ async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_sha
 async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
     touchy: ShardPool, faults: list[str], data: st.DataObject
 ) -> None:
-    """As one by one: before the first failing operation all are applied or invalid, behind it all are held."""
     await fetch(touchy, "DELETE FROM resources")
     await empty_log(touchy)
     await fetch(touchy, "DELETE FROM tenants")
@@ -221,7 +216,6 @@ async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
 
 @pytest.mark.slow
 async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(hurried: ShardPool) -> None:
-    """The batch waits for the deadline once and the culprit alone once more, not once for each halving."""
     case, other = await case_on(hurried), await case_on(hurried, "other")
     batch = [other.operation("create", f"r{number}", {"v": number}) for number in range(60)]
     batch[40] = case.operation("create", data=SLOW)
@@ -238,7 +232,6 @@ async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(hurried
 async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(
     hurried: ShardPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is remembered: its next tries cost its neighbours the time of a part, not that of a batch."""
     case, other = await case_on(hurried), await case_on(hurried, "other")
     slow, writer = case.operation("create", "r1", SLOW), writer_of(hurried)
     failed_in = failed_budgets(hurried, monkeypatch)
@@ -255,7 +248,6 @@ async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(
 
 @pytest.mark.slow
 async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(touchy: ShardPool) -> None:
-    """It is the shard that is slow: the batch is tried again, and no operation is given up for that."""
     touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=0.5))
     case = await case_on(touchy)
     await fetch(
@@ -275,7 +267,6 @@ async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(
 async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(
     hurried: ShardPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With all other operations of the batch in the log, no search is needed."""
     case, other = await case_on(hurried), await case_on(hurried, "other")
     known = [case.operation("create", data={"v": 0}), other.operation("create", data={"v": 0})]
     assert await case.apply(*known) == [SUCCEEDED] * 2
@@ -288,7 +279,6 @@ async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(
 
 @pytest.mark.slow
 async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: ShardPool) -> None:
-    """A batch with operations that exceed the timeout together, but not alone, is applied one by one."""
     pool = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=20.0))
     case = await case_on(pool)
     batch = [case.operation("create", f"r{number}", {"sleep": 0.1}) for number in range(8)]
@@ -301,7 +291,6 @@ async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: S
 async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_in_it(
     make_shard: ShardMaker, moment: str
 ) -> None:
-    """Before the log is written no operation can be at fault: it is the shard that cannot take the batch."""
     timeouts = ShardTimeouts(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)
     pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
     case = await case_on(pool)
@@ -314,7 +303,6 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
 
 
 async def test_writer_blames_nobody_when_another_session_cancels_the_statement(touchy: ShardPool) -> None:
-    """Before its timeout, again and again: that says nothing about the operation."""
     case = await case_on(touchy)
     other = await asyncpg.connect(touchy.address.connection_string)
 
@@ -333,7 +321,6 @@ async def test_writer_blames_nobody_when_another_session_cancels_the_statement(t
 async def test_writer_blames_nobody_when_the_shard_does_not_work(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """A failing operation is not at fault while the shard does not answer a trivial query."""
     pool = ShardPool(await make_shard(), size=1)
     await make_touchy(pool)
     case = await case_on(pool)
@@ -349,7 +336,6 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
 
 
 async def test_writer_blames_an_operation_when_the_log_itself_refuses_its_row(touchy: ShardPool) -> None:
-    """A constraint of the owner's on the log is one as any other: the others are applied."""
     case = await case_on(touchy)
     await fetch(touchy, "ALTER TABLE log_rows ADD CHECK (1 / (octet_length(request) - 4) > -10)")
     poisonous = case.operation("create", data={}, request_id="abc")
@@ -364,7 +350,6 @@ async def test_writer_blames_an_operation_when_the_log_itself_refuses_its_row(to
 
 
 async def test_writer_blames_no_value_when_an_expression_index_of_the_owner_refuses_it(shard: ShardPool) -> None:
-    """Valid data of which an index makes no number are UNEXPECTED, not `invalid_data`: the owner may drop the index."""
     case, other = await case_on(shard), await case_on(shard, "other")
     await fetch(shard, "CREATE INDEX ages ON resources (((data ->> 'age')::integer))")
     bad = case.operation("create", "r2", {"age": "forty"})

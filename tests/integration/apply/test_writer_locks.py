@@ -98,7 +98,6 @@ def batch_of(case: TenantCase, other: TenantCase) -> list[Operation]:
 async def test_writer_applies_all_others_when_a_row_of_a_tenant_is_locked(
     pool: ShardPool, rival: Rival, lock: str, careful_least: int, *, is_claimed: bool
 ) -> None:
-    """The tenant's operations are LOCKED, and none of them leaves anything."""
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
     writer, batch, before = writer_of(pool, careful_least=careful_least), batch_of(case, other), waits(pool)
     claim = PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0")) if is_claimed else None
@@ -121,7 +120,6 @@ async def test_writer_applies_all_others_when_a_row_of_a_tenant_is_locked(
 
 @pytest.mark.parametrize("lock", [LOCKS["tenant"], LOCKS["resource"]], ids=["tenant", "resource"])
 async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: ShardPool, rival: Rival, lock: str) -> None:
-    """In one statement with rows that the writer remembers."""
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
     writer = writer_of(pool)
     await writer.apply([case.operation("patch", "r1", {}), other.operation("patch", "r1", {})])
@@ -136,7 +134,6 @@ async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: Shard
 
 
 async def test_writer_finds_a_locked_row_when_batches_share_a_transaction(make_shard: ShardMaker) -> None:
-    """Each reader gets the outcomes of its own batch."""
     pool = ShardPool(await make_shard(), size=1, timeouts=QUICK)
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
     writer, rival = writer_of(pool), Rival(await asyncpg.connect(pool.address.connection_string))
@@ -157,7 +154,6 @@ async def test_writer_finds_a_locked_row_when_batches_share_a_transaction(make_s
 
 
 async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: ShardPool, rival: Rival) -> None:
-    """The tenant is remembered: its next try comes after the others, and costs them one short wait."""
     case, other = await case_on(pool, "locked"), await case_on(pool, "other")
     writer = writer_of(pool)
     await rival.lock(LOCKS["tenant"])
@@ -175,7 +171,6 @@ async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: Shard
 
 @pytest.mark.slow
 async def test_writer_waits_no_more_than_a_second_when_many_tenants_are_locked(pool: ShardPool, rival: Rival) -> None:
-    """Beyond a number of waits the rest of the batch is held as well, and is found unlocked by a next try."""
     writer = writer_of(pool)
     cases = [TenantCase(pool, ("clinic", f"location-{number}")) for number in range(40)]
     for case in cases:
@@ -199,7 +194,6 @@ async def apply_until_done(writer: ShardWriter, batch: list[Operation]) -> int:
 
 
 async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(pool: ShardPool, rival: Rival) -> None:
-    """That row is of no tenant: the batch waits for the other reader."""
     case = await case_on(pool, "main")
     writer, claim = writer_of(pool), PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0"))
     await writer.apply([case.operation("create", "r2", {})], claim)
@@ -217,7 +211,6 @@ async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(po
 
 
 async def test_writer_holds_nobody_when_a_lock_is_released_in_time(pool: ShardPool, rival: Rival) -> None:
-    """A row that is locked for a moment, as by a move, delays the batch by that moment."""
     pool = ShardPool(pool.address, size=2, timeouts=ShardTimeouts(row_lock_s=60.0))
     case = await case_on(pool, "main")
     await rival.lock("SELECT FROM tenants FOR UPDATE")

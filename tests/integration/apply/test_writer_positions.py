@@ -105,7 +105,6 @@ async def take_away(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> 
 async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_next(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """It has all values of the claim, under a token that only its writer knows."""
     held = ("tenant:a-x", "slots:AA")
     claim = claim_of(pending_since=ARRIVED_AT, read_to="9/1", held=held, parents_done=True, read_up_to=ARRIVED_AT)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
@@ -138,7 +137,6 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
 
 
 async def test_writer_writes_no_row_without_a_claim(case: TenantCase, writer: ShardWriter) -> None:
-    """Operations from other sources than a stream do not move its position."""
     assert await writer.apply([case.operation("create", data={})]) == [SUCCEEDED]
     assert await rows(case.pool) == {}
 
@@ -147,7 +145,6 @@ async def test_writer_writes_no_row_without_a_claim(case: TenantCase, writer: Sh
 async def test_writer_applies_nothing_when_the_row_is_another_readers(
     case: TenantCase, writer: ShardWriter, known: str
 ) -> None:
-    """Neither effects nor log nor row; what the reader knows of the row stays as it was."""
     claim, other = claim_of(), claim_of(pending_from="6/0")
     if known == "a row":
         await writer.apply([case.operation("create", "r0", {})], claim)
@@ -194,7 +191,6 @@ async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader
 async def test_writer_applies_nothing_when_the_row_that_a_reader_knew_is_gone(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """A server without it lacks the applied operations as well."""
     claim = claim_of()
     await writer.apply([case.operation("create", data={})], claim)
     await fetch(case.pool, "DELETE FROM stream_positions")
@@ -209,7 +205,6 @@ async def test_writer_applies_nothing_when_the_row_that_a_reader_knew_is_gone(
 async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """The second waits for the first and then finds another row, whether there was one before or not."""
     for pending_from in ("7/0", "8/0"):
         seen = [row["token"] for row in (await rows(case.pool)).values()]
         first, second = (
@@ -233,7 +228,6 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
 async def test_rows_are_written_in_one_order_whether_they_are_known_or_new(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """While a row waits for another transaction no row behind it is locked: otherwise two could wait for each other."""
     known, behind = claim_of("shardId-b"), claim_of("shardId-a")
     await writer.write_positions([known, claim_of("shardId-a")])
     lock = "SELECT FROM stream_positions WHERE stream_shard_id = $1 FOR UPDATE"
@@ -260,7 +254,6 @@ async def _refused(writer: ShardWriter, operations: list[Any], claim: PositionCl
 async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_committed(
     make_shard: ShardMaker, known: str, *, after: bool
 ) -> None:
-    """Either row is its own; only the reader that made a row cannot distinguish a missing row from a lost one."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -289,7 +282,6 @@ async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_commit
 async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """The server ends it, as at a restart: the row is the one before, which the reader still knows."""
     claim = claim_of()
     await writer.apply([case.operation("create", data={})], claim)
     batch = [case.operation("update", data={"v": 1})]
@@ -319,7 +311,6 @@ async def _outcome(writer: ShardWriter, operations: list[Any], claim: PositionCl
 async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """The batch that was sent after it has committed, and the row that it expects is no more: nothing is overtaken."""
     claim = claim_of()
     await writer.apply([case.operation("create", data={"v": 0})], claim)
     seen = list(claim.fencing_tokens)
@@ -335,7 +326,6 @@ async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
 
 
 async def test_writer_writes_the_row_with_each_part_of_a_batch(make_shard: ShardMaker) -> None:
-    """What a batch is cut into are transactions of their own; each knows the row that the one before it left."""
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -376,7 +366,6 @@ async def test_writer_writes_the_row_with_each_part_of_a_batch(make_shard: Shard
 async def test_writer_stops_between_two_parts_when_the_row_is_another_readers_by_then(
     make_shard: ShardMaker,
 ) -> None:
-    """The first part is applied, with the position as before; nothing of the second is."""
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -404,7 +393,6 @@ async def test_writer_stops_between_two_parts_when_the_row_is_another_readers_by
 
 
 async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: TenantCase, writer: ShardWriter) -> None:
-    """Its row in the log is as much of the shard as an effect; without the own row it is not written."""
     claim = claim_of()
     bad = case.operation("create", data={})
     assert await writer.give_up(bad, claim) == GIVEN_UP
@@ -422,7 +410,6 @@ async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: Te
 
 
 async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: TenantCase, writer: ShardWriter) -> None:
-    """Rows of several stream shards at once: another reader's row does not prevent the other writes."""
     known, new, stolen, gone = (claim_of(f"shardId-{number}") for number in range(4))
     for claim in (known, stolen, gone):
         assert await writer.write_positions([claim]) == []
@@ -445,7 +432,6 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
 
 
 async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: ShardMaker) -> None:
-    """As a batch does; and then the same reader goes on."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -461,7 +447,6 @@ async def test_touch_leaves_the_rows_in_doubt_when_nobody_answers(make_shard: Sh
 
 
 async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: ShardWriter) -> None:
-    """The rows that are asked for; and the first tenant, where one of them is not there."""
     unmoved = partial(StoredPositions, move_token="")
     assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
     claim = claim_of(pending_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
@@ -481,7 +466,6 @@ async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: Shar
 
 
 async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
-    """A reader new to the shard may have sent that tenant operations elsewhere, which are lost."""
     for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
         await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
         query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
@@ -505,7 +489,6 @@ async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCa
 
 
 async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter) -> None:
-    """A fenced tenant does; one that was moved or destroyed, or never came, does not."""
     states = ("active", "fenced", "incoming", "ready", "moved", "destroying", "destroyed")
     for state in states:
         await add_tenant(case.pool, (state, "main"), created_at=TENANT_MADE_AT)
@@ -518,7 +501,6 @@ async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter)
 
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
-    """The rows of the ancestors are lost only together with it; a reader that knew the old token must read again."""
     claim, parents = claim_of(pending_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
     await writer.write_positions([claim, parents])
 
@@ -544,7 +526,6 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
 async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """Its token shows afterwards whether the rows read are unchanged."""
     standing = await writer.fence_and_read_positions(claim_of(), [PARENT])
 
     assert standing is not None
@@ -558,7 +539,6 @@ async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
 
 
 async def test_shard_without_a_schema_knows_nothing(make_shard: ShardMaker) -> None:
-    """There is no tenant on it yet; nothing is written, and nothing fails."""
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     writer = writer_of(pool)
 
@@ -571,7 +551,6 @@ async def test_shard_without_a_schema_knows_nothing(make_shard: ShardMaker) -> N
 async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """Those that are named, of that stream; doing it again does nothing."""
     await writer.write_positions([claim_of(f"shardId-{number}") for number in range(3)])
     await writer.forget_positions("another-stream", ["shardId-0"])
     assert sorted(await rows(case.pool)) == ["shardId-0", "shardId-1", "shardId-2"]
@@ -591,7 +570,6 @@ async def standing(writer: ShardWriter) -> StreamPosition:
 async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """The mark and the acceptance are void once the row has another position."""
     claim = claim_of()
     await writer.write_positions([claim])
     await writer.mark_gap(STREAM, STREAM_SHARD_ID, "6/0")
@@ -618,7 +596,6 @@ async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
 
 @pytest.mark.parametrize("knows_row", [True, False])
 async def test_fence_leaves_the_time_of_the_content(case: TenantCase, writer: ShardWriter, *, knows_row: bool) -> None:
-    """The token is another one, and the row stays as old as it is."""
     claim = claim_of()
     claim.as_of = ARRIVED_AT
     await writer.write_positions([claim])
@@ -634,7 +611,6 @@ async def test_fence_leaves_the_time_of_the_content(case: TenantCase, writer: Sh
 
 
 async def test_dead_letter_is_part_of_a_batch_that_moves_the_row(case: TenantCase, writer: ShardWriter) -> None:
-    """A batch of which nothing is applied is passed over as well."""
     claim = claim_of()
     early = case.operation("create", data={}, arrived_at=TENANT_MADE_AT - timedelta(days=1))
 

@@ -207,7 +207,6 @@ async def test_writer_equals_one_by_one_application_whatever_the_batches(
 async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(
     tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], others: list[int], careful: int
 ) -> None:
-    """Two readers of one stream shard, each in order, each in batches of its own, leave what one alone would."""
     example = Example(tenant.pool)
     both = await example.prepare(drawn)
     for request, _ in both:

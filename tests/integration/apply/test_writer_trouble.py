@@ -68,7 +68,6 @@ async def lost_races(pool: ShardPool, count: float) -> bool:
 async def test_writer_fails_an_operation_when_postgres_cannot_store_its_data(
     tenant: TenantCase, kind: str, data: str, *, exists: bool
 ) -> None:
-    """It is `invalid_data`, whether its resource is there or not; a redelivery is one, and nothing is changed."""
     if exists:
         await tenant.apply(tenant.operation("create", data={"kept": 1}))
     before = await tenant.resources()
@@ -83,7 +82,6 @@ async def test_writer_fails_an_operation_when_postgres_cannot_store_its_data(
 
 @pytest.mark.parametrize("exists", [True, False], ids=["there", "not there"])
 async def test_writer_fails_a_list_when_postgres_cannot_read_its_filters(tenant: TenantCase, *, exists: bool) -> None:
-    """Filters that jsonb refuses are `invalid_data`, whether there is anything to filter or not."""
     if exists:
         await tenant.apply(tenant.operation("create", data={"a": 1}))
 
@@ -96,7 +94,6 @@ def deep(operation: Operation, depth: int) -> Operation:
 
 
 async def test_writer_fails_an_operation_when_its_data_is_nested_too_deep_for_the_server(tenant: TenantCase) -> None:
-    """Data deeper than the server's stack are `invalid_data`, and hurt nothing else of the batch."""
     batch = [
         tenant.operation("create", data={"a": 1}),
         deep(tenant.operation("create", "r2", data={}), 100_000),
@@ -108,7 +105,6 @@ async def test_writer_fails_an_operation_when_its_data_is_nested_too_deep_for_th
 
 
 async def test_writer_stores_and_merges_data_as_deep_as_a_record_may_be(tenant: TenantCase) -> None:
-    """What passes the decoder's bound is not refused by the server, a patch of a patch of a patch included."""
     create, patch = tenant.operation("create", data={}), tenant.operation("patch", data={})
 
     assert await tenant.apply(deep(create, 510), deep(patch, 510)) == [SUCCEEDED, SUCCEEDED]
@@ -162,12 +158,10 @@ async def check_fifty(tenant: TenantCase, places: tuple[int, ...], bad: str) -> 
 async def test_writer_applies_all_others_in_order_when_some_of_a_batch_are_unstorable(
     tenant: TenantCase, places: tuple[int, ...]
 ) -> None:
-    """Of a batch of fifty only what Postgres cannot store fails; all others are applied, in their order."""
     await check_fifty(tenant, places, '{"v": 1e200000}')
 
 
 async def test_writer_makes_the_same_of_a_reuse_when_its_batch_is_cut(refusing: TenantCase) -> None:
-    """First and second under one request id keep their parts, on whichever side of a cut they come to lie."""
     other_tenant = TenantCase(refusing.pool, ("other", "main"))
     await add_tenant(refusing.pool, other_tenant.ids)
     first = refusing.operation("create", data={"v": 1})
@@ -185,7 +179,6 @@ async def test_writer_makes_the_same_of_a_reuse_when_its_batch_is_cut(refusing: 
 async def test_writer_lets_nothing_overtake_when_a_held_tenant_comes_back_between_two_halves(
     refusing: TenantCase,
 ) -> None:
-    """A tenant that is held in the first half is held in the second, even if it takes operations again by then."""
     held = TenantCase(refusing.pool, ("held", "main"))
     await add_tenant(held.pool, held.ids, state="fenced")
     await fetch(
@@ -219,7 +212,6 @@ SELECT pg_advisory_lock({GATE});
 
 
 async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard: ShardMaker) -> None:
-    """Postgres ends one of two transactions that wait for each other; the batch runs again and is applied once."""
     address = await make_shard()
     await execute(
         address.connection_string,
@@ -274,7 +266,6 @@ async def hurried(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 
 
 async def test_writer_tries_again_when_a_table_was_locked(hurried: ShardPool) -> None:
-    """A lock timeout is a lost race: once the table is free the batch is applied."""
     case = await case_on(hurried)
     lost = races_lost(hurried)
     rival = await asyncpg.connect(hurried.address.connection_string)
@@ -291,7 +282,6 @@ async def test_writer_tries_again_when_a_table_was_locked(hurried: ShardPool) ->
 
 
 async def test_writer_gives_the_batch_back_when_it_loses_every_race(hurried: ShardPool) -> None:
-    """After a few races the shard counts as unable to take the batch, and nothing of it was applied."""
     case = await case_on(hurried)
     rival = await asyncpg.connect(hurried.address.connection_string)
     await rival.execute("BEGIN")
@@ -305,7 +295,6 @@ async def test_writer_gives_the_batch_back_when_it_loses_every_race(hurried: Sha
 
 
 async def test_writer_tries_again_when_a_row_of_the_log_goes_between_two_looks(shard: ShardPool) -> None:
-    """A row that retention is deleting exists for the insert, and is gone for the following read."""
     case = await case_on(shard)
     old, new = case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})
     await case.apply(old)
@@ -323,7 +312,6 @@ async def test_writer_tries_again_when_a_row_of_the_log_goes_between_two_looks(s
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
 async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
-    """Whether the commit took place is unknown; the same batch again is dropped or applied, by the log."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         case = await case_on(pool)
@@ -350,7 +338,6 @@ async def fragile(breakable_server: PostgresServer) -> AsyncIterator[ShardPool]:
 async def test_writer_applies_once_when_the_server_is_killed_within_a_batch(
     fragile: ShardPool, breakable_server: PostgresServer
 ) -> None:
-    """A server that dies in the middle of a batch has committed nothing of it; after its start all is applied."""
     case = await case_on(fragile)
     batch = [case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})]
 
@@ -376,7 +363,6 @@ async def unavailable(case: TenantCase, batch: list[Operation]) -> str:
 
 @pytest.mark.slow(2)
 async def test_writer_gives_up_a_server_when_it_hangs(breakable_server: PostgresServer) -> None:
-    """A frozen server is given up in time, with an open connection and without; afterwards all is applied once."""
     pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=QUICK)
     assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     case = await case_on(pool)
@@ -399,7 +385,6 @@ async def test_writer_gives_up_a_server_when_it_hangs(breakable_server: Postgres
 async def test_writer_gives_the_batch_back_when_the_server_is_read_only(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """A former primary takes no writes: the shard is unavailable, and no operation is at fault."""
     address = await make_shard()
     pool = ShardPool(address, size=1)
     case = await case_on(pool)
@@ -420,7 +405,6 @@ async def test_writer_gives_the_batch_back_when_the_server_is_read_only(
 
 
 async def test_writer_gives_the_batch_back_when_the_database_is_empty(make_shard: ShardMaker) -> None:
-    """A shard without a schema has no tenants yet."""
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     case = TenantCase(pool, TENANT)
 
@@ -431,7 +415,6 @@ async def test_writer_gives_the_batch_back_when_the_database_is_empty(make_shard
 async def test_writer_gives_the_batch_back_when_an_argument_shows_that_the_shard_is_not_ours(
     shard: ShardPool,
 ) -> None:
-    """A shard that refuses what should work is unavailable: nothing of a batch is ever blamed for it."""
     case = await case_on(shard)
     batch: list[Any] = [case.operation("create", data={})]
     assert await case.apply(*batch) == [SUCCEEDED]

@@ -66,7 +66,6 @@ async def make_table(dynamodb: Client) -> str:
 
 @pytest.mark.slow
 async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
-    """Type and locations of a business that is there; None of one that is not; the whole table in pages."""
     table = await make_table(dynamodb)
     businesses = {f"b-{number}": ("gym", [f"l-{number}", "é 1"]) for number in range(60)}
     await put_businesses(dynamodb, table, businesses)
@@ -88,7 +87,6 @@ async def test_find_reads_what_the_references_write(dynamodb: Client) -> None:
 
 
 async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds() -> None:
-    """A type does not change; a business that is just being made must not stay unknown."""
     clock = Clock()
     async with scripted(clock) as (aws, info):
         aws.answer({"Item": ITEM})
@@ -107,7 +105,6 @@ async def test_find_remembers_a_business_for_minutes_and_its_absence_for_seconds
 
 
 async def test_find_asks_anew_when_its_caller_wants_it_fresher() -> None:
-    """A caller that misses a location looks up the business again, to find a location that was added a moment ago."""
     clock = Clock()
     async with scripted(clock) as (aws, info):
         aws.answer({"Item": ITEM})
@@ -120,7 +117,6 @@ async def test_find_asks_anew_when_its_caller_wants_it_fresher() -> None:
 
 
 async def test_find_asks_once_for_many_who_want_the_same() -> None:
-    """Callers during a request share its answer or its error; a caller after it makes another request."""
     async with scripted() as (aws, info):
         aws.refuse("InternalServerError", status=500)
         answers = await asyncio.gather(*(info.find("clinic") for _ in range(20)), return_exceptions=True)
@@ -131,7 +127,6 @@ async def test_find_asks_once_for_many_who_want_the_same() -> None:
 
 
 async def test_find_is_asked_again_when_who_asked_was_cancelled() -> None:
-    """A caller that gives up leaves the question to the next, not an answer that never comes."""
     async with scripted() as (aws, info):
         aws.answer({"Item": ITEM})
         aws.answer({"Item": ITEM})
@@ -152,7 +147,6 @@ async def test_find_is_asked_again_when_who_asked_was_cancelled() -> None:
     ],
 )
 async def test_find_raises_our_errors(code: str, error: type[Exception], says: str) -> None:
-    """By DynamoDB's code; nothing of it is remembered."""
     async with scripted() as (aws, info):
         aws.refuse(code)
         with pytest.raises(error, match=says):
@@ -162,7 +156,6 @@ async def test_find_raises_our_errors(code: str, error: type[Exception], says: s
 
 
 async def test_find_all_asks_again_for_keys_that_were_not_reached() -> None:
-    """BatchGetItem may leave keys out; those are asked for again, and no business is called absent for it."""
     async with scripted() as (aws, info):
         keys: dict[str, Any] = {TABLE: {"Keys": [{"id": {"S": "clinic"}}]}}
         aws.answer({"Responses": {TABLE: []}, "UnprocessedKeys": keys})

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 async def test_clock_is_compared_with_each_kind_of_answer(
     monkeypatch: pytest.MonkeyPatch, operation: str, ahead: timedelta, *, is_apart: bool
 ) -> None:
-    """Of the calls of botocore and of the direct ones, errors included."""
     clock = OwnClock()
     monkeypatch.setattr(http_session, "OWN_CLOCK", clock)
     aws = ScriptedAws()

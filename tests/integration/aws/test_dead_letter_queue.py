@@ -79,7 +79,6 @@ def letter(number: int = 1, record: bytes = b"{}", *, tenant: str = "b") -> Dead
 
 
 async def test_store_returns_when_all_letters_are_in_the_queue(client: Client) -> None:
-    """More letters than one call takes are all stored, counted, and logged by tenant without their records."""
     url = await new_url(client)
     letters = DeadLetterQueue(client, url)
     await letters.read_limits()
@@ -97,13 +96,11 @@ async def test_store_returns_when_all_letters_are_in_the_queue(client: Client) -
 
 
 async def test_store_of_nothing_asks_nobody() -> None:
-    """An empty batch needs no queue."""
     async with asyncio.timeout(5), client_of("sqs", "http://127.0.0.1:1") as client:
         await DeadLetterQueue(client, "http://127.0.0.1:1/1/q").store([], stopping=asyncio.Event())
 
 
 async def test_store_waits_while_the_queue_refuses(client: Client) -> None:
-    """A refusal is not the end: once the queue is there, the letter is in it."""
     url = await new_url(client)
     await client.delete_queue(QueueUrl=url)
     letters = DeadLetterQueue(client, url, draw=lambda: 0.0)
@@ -118,7 +115,6 @@ async def test_store_waits_while_the_queue_refuses(client: Client) -> None:
 
 
 async def test_store_raises_when_stopped_before_all_is_stored() -> None:
-    """At a stop the caller learns that its records must not be passed over."""
     stopping = asyncio.Event()
     stopping.set()
     async with client_of("sqs", "http://127.0.0.1:1") as client:
@@ -128,7 +124,6 @@ async def test_store_raises_when_stopped_before_all_is_stored() -> None:
 
 
 async def test_store_still_stores_when_stopping_and_the_queue_answers(client: Client) -> None:
-    """A stop alone keeps no letter out of a queue that works."""
     url, stopping = await new_url(client), asyncio.Event()
     stopping.set()
     await DeadLetterQueue(client, url).store([letter()], stopping=stopping)
@@ -136,7 +131,6 @@ async def test_store_still_stores_when_stopping_and_the_queue_answers(client: Cl
 
 
 async def test_store_sends_failed_entries_again_alone() -> None:
-    """Of a batch taken in part, the rest is sent again one by one, and nothing twice."""
     aws = ScriptedAws()
     async with aws.running() as url, client_of("sqs", url) as client:
         letters = DeadLetterQueue(client, f"{url}/1/q", draw=lambda: 0.0)
@@ -155,7 +149,6 @@ async def test_store_sends_failed_entries_again_alone() -> None:
 
 
 async def test_store_keeps_a_call_within_what_one_takes() -> None:
-    """Letters that are too long together go in several calls, in order."""
     aws = ScriptedAws()
     noise = random.Random(1)
     async with aws.running() as url, client_of("sqs", url) as client:
@@ -168,7 +161,6 @@ async def test_store_keeps_a_call_within_what_one_takes() -> None:
 
 
 async def test_store_fits_letters_to_the_queue(client: Client) -> None:
-    """The queue's own limit counts, also one that is learnt only from a refusal."""
     url = await new_url(client, MaximumMessageSize="4096")
     record = random.Random(1).randbytes(20_000)
     await DeadLetterQueue(client, url, draw=lambda: 0.0).store([letter(1, record)], stopping=asyncio.Event())
@@ -178,7 +170,6 @@ async def test_store_fits_letters_to_the_queue(client: Client) -> None:
 
 
 async def test_store_compresses_a_record_of_megabytes(client: Client) -> None:
-    """A record longer than any message is kept whole where compression allows it."""
     url = await new_url(client)
     await DeadLetterQueue(client, url).store([letter(1, b'{"a":"b"}' * 1_000_000)], stopping=asyncio.Event())
     (message,) = await stored(client, url, 1)
@@ -186,7 +177,6 @@ async def test_store_compresses_a_record_of_megabytes(client: Client) -> None:
 
 
 async def test_store_names_group_and_position_to_a_fifo_queue(client: Client) -> None:
-    """In a FIFO queue the letters of one key are one group, and a letter stored twice is there once."""
     url = await new_url(client, ".fifo", FifoQueue="true")
     letters = DeadLetterQueue(client, url)
     for number in (1, 2, 2, 3):

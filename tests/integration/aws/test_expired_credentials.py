@@ -24,7 +24,6 @@ def reason_of(replica: ReplicaStatus) -> UnreadyReason | None:
 
 
 async def test_replica_names_expired_credentials_until_renewed() -> None:
-    """Not in the seconds in which renewed ones may come."""
     aws, source, replica = ScriptedAws(), credential_source(), ReplicaStatus("r", asyncio.Event())
     aws.refuse("ExpiredTokenException")
     aws.answer({"TableNames": []})

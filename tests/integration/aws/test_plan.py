@@ -19,7 +19,6 @@ from simplu_worker.config.settings import Settings
 @pytest.mark.slow(4)
 @pytest.mark.usefixtures("aws_credentials")
 async def test_commands_of_the_plan_leave_nothing_to_plan(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is run with its options as the CLI reads them; then everything that was missing is there."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     queues = {
         "sqs_shard_creation_queue_url": "planned",

@@ -142,7 +142,6 @@ def events(logs: Iterable[Any]) -> list[str]:
 
 
 async def test_epoch_is_moved_when_an_invalidation_fails_by_a_defect(redis: RedisServer) -> None:
-    """The operations are committed: all entries become stale, and the commit is no failure."""
     broken: Any = 7  # no resource
     async with running(redis.url) as cache:
         assert await poll_until_epoch(cache, "started")
@@ -160,7 +159,6 @@ async def poll_until_epoch(cache: Cache, reason: str) -> bool:
 
 
 async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> None:
-    """The entry is deleted and the version of its type counted up; other entries, types and keys stay."""
     async with running(redis.url) as cache:
         await settled(cache)
         epoch = await epoch_of(redis)
@@ -177,7 +175,6 @@ async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> 
 
 @pytest.mark.slow
 async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: RedisServer) -> None:
-    """The one before it may have been killed between a commit and its invalidation, with notes nobody else has."""
     entries = [key(number) for number in range(50)]
     await redis.ask("SET", "simplu:epoch", "7")
     await redis.ask("MSET", "simplu:list:7:0:clinic", "[]", "others", "1")
@@ -195,7 +192,6 @@ async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: Red
 
 @pytest.mark.slow
 async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis: RedisServer) -> None:
-    """A sweep goes step by step through all keys of the server, and invalidations go on between its steps."""
     await fill(redis, 30_000)
     await put(redis, *(key(number) for number in range(100)))
     async with running(redis.url) as cache:
@@ -210,7 +206,6 @@ async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis:
 
 @pytest.mark.slow
 async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: RedisServer) -> None:
-    """The epoch is moved when it is back, what waits is told, and the outage is told of once."""
     with capture_logs() as logs:
         async with running(redis.url) as cache:
             await settled(cache)
@@ -237,7 +232,6 @@ async def test_cache_loses_nothing_when_redis_is_killed_and_comes_back(redis: Re
 
 
 async def test_cache_notices_a_restart_of_redis_when_nothing_is_written(redis: RedisServer) -> None:
-    """It may have come back with what it had before: entries that were deleted since."""
     async with running(redis.url) as cache:
         await settled(cache)
         await put(redis, key(1))
@@ -251,7 +245,6 @@ async def test_cache_notices_a_restart_of_redis_when_nothing_is_written(redis: R
 
 
 async def test_cache_goes_on_when_redis_hung(redis: RedisServer) -> None:
-    """What was sent and not answered is sent again, over a new connection, and the epoch is moved."""
     async with running(redis.url, call_timeout_s=1.5) as cache:
         await settled(cache)
         epoch = await epoch_of(redis)
@@ -271,7 +264,6 @@ async def test_cache_goes_on_when_redis_hung(redis: RedisServer) -> None:
 
 
 async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
-    """A worker does not need it; when it comes it is told."""
     redis = RedisServer(group)
     with capture_logs() as logs:
         async with running(redis.url) as cache:
@@ -286,7 +278,6 @@ async def test_cache_starts_without_redis(group: ProcessGroup) -> None:
 
 @pytest.mark.slow
 async def test_cache_makes_up_for_what_it_had_no_room_for(redis: RedisServer) -> None:
-    """Memory is bounded while Redis is away: then all is in doubt, lists and entries; said once an outage."""
     with capture_logs() as logs:
         async with running(redis.url, waiting_max_bytes=10 * (KEY_OVERHEAD_BYTES + 100)) as cache:
             await settled(cache)
@@ -309,7 +300,6 @@ async def test_cache_makes_up_for_what_it_had_no_room_for(redis: RedisServer) ->
 
 
 async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisServer) -> None:
-    """Somebody wrote over it: the other keys of the batch are told, and lists are made up for by the epoch."""
     with capture_logs() as logs:
         async with running(redis.url) as cache:
             await settled(cache)
@@ -331,7 +321,6 @@ async def test_cache_moves_the_epoch_when_a_version_is_no_number(redis: RedisSer
 
 @pytest.mark.parametrize("trouble", ["read-only", "out of memory", "not allowed", "wrong password"])
 async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble: str) -> None:
-    """Trouble of the whole server is an outage, whatever its error: nothing is lost, and the epoch is moved."""
     begin = {
         "read-only": ("REPLICAOF", "127.0.0.1", "1"),
         "out of memory": ("CONFIG", "SET", "maxmemory", "1"),
@@ -368,7 +357,6 @@ async def test_cache_waits_while_redis_takes_nothing(redis: RedisServer, trouble
 
 
 async def test_flush_waits_until_all_is_told(redis: RedisServer) -> None:
-    """A stop in order leaves nothing behind."""
     async with running(redis.url) as cache:
         cache.invalidate(key(number) for number in range(2000))
         await cache.flush(PATIENCE_S)
@@ -377,7 +365,6 @@ async def test_flush_waits_until_all_is_told(redis: RedisServer) -> None:
 
 
 async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) -> None:
-    """What is left is said: the next process moves the epoch."""
     async with running(redis.url) as cache:
         await settled(cache)
         redis.kill()
@@ -393,7 +380,6 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
 
 @pytest.mark.slow
 async def test_stop_is_not_lost_in_a_call(redis: RedisServer) -> None:
-    """Wherever the cancellation comes: one that is lost holds up the stop of the worker."""
     for count in range(60):
         cache = Cache(redis.url, ping_interval_s=0.001)
         task = asyncio.create_task(cache.run())
@@ -405,7 +391,6 @@ async def test_stop_is_not_lost_in_a_call(redis: RedisServer) -> None:
 
 
 async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
-    """The drain has its own end."""
     async with running(redis.url, call_timeout_s=3) as cache:
         await settled(cache)
         redis.freeze()
@@ -449,7 +434,6 @@ async def _is_epoch(redis: RedisServer, epoch: int) -> bool:
 
 
 async def test_gateway_tells_the_cache_what_was_written(routed: RoutedShards, redis: RedisServer) -> None:
-    """Writes that took effect, and redelivered ones: before the crash nobody may have said it."""
     create = operation("create", "r1", {"n": 1})
     others = [operation("patch", "r2", {}), operation("read", "r3"), operation("list", None)]
     async with running(redis.url) as cache:
@@ -472,7 +456,6 @@ async def test_gateway_tells_the_cache_what_was_written(routed: RoutedShards, re
 async def test_gateway_tells_the_cache_when_the_answer_to_a_commit_was_lost(
     make_shard: ShardMaker, redis: RedisServer
 ) -> None:
-    """Nobody knows that it was committed until the batch is sent again and found in the log."""
     address = await make_shard("shard-1")
     async with Line(address).opened() as line, routed_shards([line.address]) as routed, running(redis.url) as cache:
         routed.register(TENANT, "shard-1")
@@ -500,8 +483,6 @@ async def _is_applied(gateway: ShardGateway, operations: list[Any]) -> bool:
 
 @pytest.mark.slow
 async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, redis: RedisServer) -> None:
-    """It is not on the way of a commit: neither frozen nor gone."""
-
     async def seconds(gateway: ShardGateway, count: int = 40) -> float:
         """Return the median time of a batch."""
         times = []
@@ -528,7 +509,6 @@ async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, red
 
 
 async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
-    """Both ids of a rename, and both rows of an administrator; when they are redelivered too."""
     ids = [("patient", "old"), ("patient", "new"), ("role", "u-1"), ("doctor", "u-1")]
     row = await fetch(pool_of(routed), "SELECT staff_resource_type FROM business_types WHERE name = 'dental'")
     ids[3] = (row[0]["staff_resource_type"], "u-1")
@@ -551,7 +531,6 @@ async def test_renames_and_administrators_tell_the_cache(routed: RoutedShards, r
 
 @pytest.mark.slow
 async def test_deletion_of_a_tenant_tells_the_cache(routed: RoutedShards, redis: RedisServer) -> None:
-    """Of every row that it deletes, of whatever type."""
     case = TenantCase(pool_of(routed), TENANT)
     await case.apply(*(operation("create", f"r{number}", {}) for number in range(25)))
     await routed.destroyer.destroy(*TENANT, AT)
@@ -568,7 +547,6 @@ async def test_deletion_of_a_tenant_tells_the_cache(routed: RoutedShards, redis:
 
 
 async def test_provisioning_tells_the_cache_of_the_default_row(routed: RoutedShards, redis: RedisServer) -> None:
-    """A reader may have remembered that there is none."""
     one = ResourceKey("gym-main", "settings", "default")
     request = ProvisionRequest(business_id="gym", location_id="main", business_type="gym", requested_at=AT)
     async with running(redis.url) as cache:
@@ -605,7 +583,6 @@ async def running_task(cache: Cache) -> AsyncIterator[None]:
 
 
 async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: CacheAdmin) -> None:
-    """Ours are the counts of invalidations; hits and misses are the server's, for readers ask it and not us."""
     await put(redis, key(1), key(2))
     await redis.ask("MSET", key().version, "3", "simplu:list:1", "[]", "others", "1")
     await redis.ask("GET", key(1).entry)
@@ -623,8 +600,6 @@ async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: 
 
 
 async def test_hits_and_misses_of_readers_are_metrics(redis: RedisServer, desk: CacheAdmin) -> None:
-    """Of all readers since the start of the replica, over restarts of Redis; the worker's own calls are none."""
-
     def reads(outcome: CacheRead) -> float:
         return REGISTRY.get_sample_value("simplu_cache_reads_total", {"outcome": outcome}) or 0.0
 
@@ -660,7 +635,6 @@ async def test_hits_and_misses_of_readers_are_metrics(redis: RedisServer, desk: 
 
 
 async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: CacheAdmin) -> None:
-    """What is known here is all the more of interest then."""
     redis.kill()
     stats = await desk.read_stats()
     assert (stats["server"], stats["keys"]) == (None, None)
@@ -672,7 +646,6 @@ async def test_stats_are_given_when_redis_is_gone(redis: RedisServer, desk: Cach
 
 
 async def test_keys_are_ours_only_and_bounded(redis: RedisServer, desk: CacheAdmin) -> None:
-    """Names, sorted; and whether there are more."""
     await fill(redis, 3000)
     await put(redis, key(1), key(2))
     assert await desk.list_keys(10) == (["simplu:epoch", key(1).entry, key(2).entry], True)
@@ -681,7 +654,6 @@ async def test_keys_are_ours_only_and_bounded(redis: RedisServer, desk: CacheAdm
 
 
 async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer, desk: CacheAdmin) -> None:
-    """Counters stay, for counted anew they would come by the numbers of stale lists; keys of others are not touched."""
     await fill(redis, 3000)
     await put(redis, *(key(number) for number in range(20)))
     await redis.ask("MSET", key().version, "3", "simplu:list:1", "[]")
@@ -692,7 +664,6 @@ async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer,
 
 
 async def test_check_asks_redis_once(redis: RedisServer) -> None:
-    """Without it operations go on: a warning, and never its password."""
     assert await DependencyChecks(Settings()).check_cache() == []
     checks = DependencyChecks(Settings(redis_url=Secret(redis.url)))
     (answer,) = await checks.check_cache()
@@ -705,7 +676,6 @@ async def test_check_asks_redis_once(redis: RedisServer) -> None:
 
 
 async def test_check_warns_of_a_redis_cluster(group: ProcessGroup) -> None:
-    """It refuses every command with keys of two slots, whichever they are, for ever."""
     options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-config-file", "nodes.conf")
     cluster = RedisServer(group, *options)
     await cluster.start()
@@ -728,7 +698,6 @@ async def test_check_warns_of_a_redis_cluster(group: ProcessGroup) -> None:
     ],
 )
 async def test_redis_is_named_without_its_credentials(url: str, place: str) -> None:
-    """Neither by what is logged nor by a repr; a password among the options is known to the log too."""
     commands = create_redis_commands(url)
     assert commands.place == place
     assert repr(commands) == f"RedisCommands({place})"
@@ -738,7 +707,6 @@ async def test_redis_is_named_without_its_credentials(url: str, place: str) -> N
 
 
 async def test_redis_url_with_options_nobody_knows_is_refused() -> None:
-    """Without showing it: it may hold a password."""
     with pytest.raises(ConfigurationError) as caught:
         create_redis_commands("redis://:pass-word@host/0?nonsense=1")
     assert "pass-word" not in str(caught.value)
@@ -746,7 +714,6 @@ async def test_redis_url_with_options_nobody_knows_is_refused() -> None:
 
 
 def test_redis_url_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is an extra: what to install is said."""
     monkeypatch.delitem(sys.modules, "simplu_worker.cache.redis_commands")
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .*install simplu-worker\[cache\]$"):
@@ -754,7 +721,6 @@ def test_redis_url_without_the_package_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_redis_errors_name_no_key(redis: RedisServer) -> None:
-    """Their texts go into the log."""
     commands = create_redis_commands(redis.url)
     await redis.ask("SET", "simplu:epoch", "secret-name")
     with pytest.raises(CacheUnavailableError) as caught:
@@ -766,7 +732,6 @@ async def test_redis_errors_name_no_key(redis: RedisServer) -> None:
 
 
 async def test_cache_is_void_when_another_replica_ended_without_giving_back_its_leases(redis: RedisServer) -> None:
-    """It may have been killed between a commit and its invalidation, and nobody would commit that operation again."""
     async with running(redis.url) as cache:
         await settled(cache)
         before = await epoch_of(redis)

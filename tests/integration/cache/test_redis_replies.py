@@ -47,7 +47,6 @@ async def lying_redis(reply: bytes) -> AsyncIterator[int]:
     ids=["long", "many", "line without end", "no length", "negative length", "nested", "not Redis"],
 )
 async def test_unreadable_reply_is_an_error_in_time(reply: bytes) -> None:
-    """The length that a reply announces is not waited for beyond the time-out."""
     async with lying_redis(reply) as port:
         commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=0.2)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: "):
@@ -59,7 +58,6 @@ async def test_unreadable_reply_is_an_error_in_time(reply: bytes) -> None:
     "reply", [b"+QUEUED\r\n", b"$-1\r\n", b"*1\r\n:1\r\n", b"$5\r\nseven\r\n"], ids=["text", "nil", "list", "bytes"]
 )
 async def test_epoch_is_a_number(reply: bytes) -> None:
-    """Any other reply to INCR is none of Redis: the caller tries again, and the cause names no reply."""
     async with lying_redis(reply) as port:
         commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=5)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: expected a reply of Redis"):
@@ -71,7 +69,6 @@ async def test_epoch_is_a_number(reply: bytes) -> None:
     "keys", [b":2\r\n", b"-ERR no\r\n", b"$1\r\nk\r\n", b"$-1\r\n"], ids=["number", "error", "text", "nil"]
 )
 async def test_keys_are_a_list(keys: bytes) -> None:
-    """Any other reply to SCAN is none of Redis."""
     async with lying_redis(b"*2\r\n$1\r\n0\r\n" + keys) as port:
         commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=5)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: expected a reply of Redis"):
@@ -81,7 +78,6 @@ async def test_keys_are_a_list(keys: bytes) -> None:
 
 @pytest.mark.parametrize("reply", [b"-ERR " + b"x" * 60_000 + b"\r\n", b"]" * 60_000 + b"\r\n"], ids=["error", "none"])
 async def test_error_shows_the_beginning_of_a_reply(reply: bytes) -> None:
-    """It is logged, and shown on the status page."""
     async with lying_redis(reply) as port:
         commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=5)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: ") as caught:
@@ -95,7 +91,6 @@ async def test_error_shows_the_beginning_of_a_reply(reply: bytes) -> None:
 
 
 async def test_error_names_address_and_cause() -> None:
-    """Not a class of the library alone, nor nothing at all."""
     commands = RedisCommands("redis://:pass-word@127.0.0.1:1/3", on_connect=None, call_timeout_s=1)
     with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:1/3: {NO_SERVER}$") as caught:
         await commands.ping()

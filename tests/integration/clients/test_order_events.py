@@ -45,8 +45,6 @@ def receive(sqs: Any, url: str) -> list[tuple[str, int, str]]:
 
 
 async def test_events_of_two_tenants_and_a_corrected_one_all_arrive(sqs: Any) -> None:
-    """Equal ids of two tenants are two events, and neither waits for the other; a dead letter is sent again."""
-
     def send_and_receive() -> list[tuple[str, int]]:
         url = sqs.create_queue(QueueName="orders.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
         client = Client(order_queue_url=url, sqs=sqs)

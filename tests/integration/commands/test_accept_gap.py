@@ -44,7 +44,6 @@ async def held_shard(make_shard: ShardMaker, shard_id: str) -> ShardAddress:
 async def test_gap_of_one_shard_is_accepted_once(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its own rows with a mark that holds, and no other shard's; then there is none left, which is an error."""
     settings = settings_of(tmp_path, await held_shard(make_shard, "a"), await held_shard(make_shard, "b"))
     status, planned = await answer_of(capfd, settings, "a", apply=False)
     assert (status, planned["applied"]) == (0, False)
@@ -63,7 +62,6 @@ async def test_gap_of_one_shard_is_accepted_once(
 async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A shard that is down, and one that no worker may use, are named; an empty one has none."""
     other = await make_shard("c-other")
     await execute(other.connection_string, "DELETE FROM schema_migrations")
     empty = await make_shard("d-empty", is_empty=True)
@@ -79,7 +77,6 @@ async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
 async def test_accepted_gaps_are_printed_as_a_table(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With what follows; without a gap, where to look."""
     settings = settings_of(tmp_path, await held_shard(make_shard, "a"))
     assert await accept_gaps(settings, None, apply=False, as_json=False) == 0
     assert "nothing was changed; with --apply" in capfd.readouterr().err

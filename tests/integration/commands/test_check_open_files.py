@@ -28,8 +28,6 @@ ENVIRON = {
 @pytest.mark.slow(3)
 @pytest.mark.parametrize(("open_files", "is_named"), [(400, True), (1024, False)])
 def test_check_names_a_low_limit_on_open_files(open_files: int, is_named: bool) -> None:  # noqa: FBT001
-    """1,024, which is usual, is enough for the defaults."""
-
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
 

@@ -23,7 +23,6 @@ WELL = "empty: the schema is created with the first tenant"
 
 @pytest.mark.slow(4)
 async def test_check_leaves_room_on_a_server_of_many_shards(tmp_path: Path) -> None:
-    """All at once would need more connections than it has, which workers need too; so would one kept for each shard."""
     with ProcessGroup() as group:
         (hba := group.directory / "hba.conf").write_text("host all all 127.0.0.0/8 trust\n")
         settings = {"hba_file": str(hba), "listen_addresses": "*", "max_connections": str(ROOM)}

@@ -33,7 +33,6 @@ VALUES ('operations', '{}', '{}/0', true, gen_random_uuid())
 
 
 def test_check_names_the_sources_when_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without one nothing is odd and nothing is done: it is refused, as `run` refuses it."""
     for name in SOURCES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_REGION", REGION)
@@ -49,7 +48,6 @@ def test_check_names_the_sources_when_none_is_configured(monkeypatch: pytest.Mon
 async def test_check_names_the_positions_of_another_stream_when_the_stream_was_made_again(
     endpoint_url: str, make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the lease table and on each shard, with what to do; nothing of that is odd before."""
     shard = await make_shard("shard-1")
     path = tmp_path / "map.json"
     path.write_text(json.dumps({"shards": [{"shardId": "shard-1", "connectionString": shard.connection_string}]}))

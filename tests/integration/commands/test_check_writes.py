@@ -55,7 +55,6 @@ async def checked(address: ShardAddress, folder: Path) -> tuple[CheckStatus, str
 async def test_check_finds_writes_that_a_shard_refuses(
     make_shard: ShardMaker, tmp_path: Path, ruin: str, code: str, *, is_empty: bool
 ) -> None:
-    """A worker would hold the shard, or fail there."""
     address = await make_shard(is_empty=is_empty)
     await execute(address.connection_string, ruin)
     status, result = await checked(address, tmp_path)
@@ -66,7 +65,6 @@ async def test_check_finds_writes_that_a_shard_refuses(
 @pytest.mark.slow
 @pytest.mark.parametrize("is_empty", [True, False])
 async def test_check_leaves_a_shard_as_it_was(make_shard: ShardMaker, tmp_path: Path, *, is_empty: bool) -> None:
-    """No row, and no table on an empty one."""
     address = await make_shard(is_empty=is_empty)
     connection = await asyncpg.connect(address.connection_string)
     tables = "SELECT relname, n_live_tup FROM pg_stat_user_tables ORDER BY relname"

@@ -212,7 +212,6 @@ async def late_reader(world: World) -> AsyncIterator[Any]:
 
 
 async def test_replayed_operations_are_applied_exactly_once(bench: Bench) -> None:
-    """Unknown tenant, letters, tenant made, replay: applied in order, with the ids they had; again: nothing changes."""
     world = bench.world
     sent = [
         record("create", "late-x", 1),
@@ -258,7 +257,6 @@ async def test_replayed_operations_are_applied_exactly_once(bench: Bench) -> Non
 async def test_replay_killed_between_send_and_delete_sends_again_what_is_dropped(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is lost: the letters are there again; and nothing is applied twice, with or without an id of its own."""
     world = bench.world
     await world.provision("a-x", "shard-1")
     data = [record("create", "a-x", 1), without_id(record("create", "a-x", 2))]
@@ -300,7 +298,6 @@ async def test_replay_killed_between_send_and_delete_sends_again_what_is_dropped
 
 @pytest.mark.parametrize("has_id", [True, False])
 async def test_replayed_operation_takes_the_place_of_the_one_given_up(bench: Bench, *, has_id: bool) -> None:
-    """Its row is marked; the replay replaces it, once, though its letter is stored twice and sent in two runs."""
     world = bench.world
     await world.provision("a-x", "shard-1")
     data = record("create", "a-x", 1, resource_id="r1")
@@ -324,7 +321,6 @@ async def test_replayed_operation_takes_the_place_of_the_one_given_up(bench: Ben
 
 
 async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> None:
-    """Filters, the order of failing, no contents unless asked for; foreign messages are named."""
     secret = {"note": "private"}
     moments = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 1, 2)]
     await bench.store(
@@ -365,7 +361,6 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
 
 
 async def test_list_fails_when_not_all_letters_have_room(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nobody may take the printed records for all, and then delete the letters."""
     await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(1, 4)))
     with capture_logs():
         assert await list_dead_letters(bench.settings, ALL, LIST_IN_ONE_BYTE, as_json=False) == 1
@@ -374,7 +369,6 @@ async def test_list_fails_when_not_all_letters_have_room(bench: Bench, capfd: py
 
 
 async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
-    """Counts, reasons and the way on; nothing of the records."""
     data = record("create", "a-x", 1, data={"note": "private"})
     await bench.store(letter(bench, data), letter(bench, b"{private", "2", reason=DeadLetterReason.INVALID_JSON))
     assert await list_dead_letters(bench.settings, ALL, LIST, as_json=False) == 0
@@ -392,7 +386,6 @@ async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.Capture
 async def test_plan_that_sends_nothing_does_not_say_that_apply_would(
     bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Without dead letters, and with such as would only come back."""
     assert await replay_dead_letters(bench.settings, ALL, PLAN, as_json=False) == 0
     assert "nor would --apply send any" in capfd.readouterr().err
     await bench.store(letter(bench, b"{", "2", reason=DeadLetterReason.INVALID_JSON))
@@ -401,7 +394,6 @@ async def test_plan_that_sends_nothing_does_not_say_that_apply_would(
 
 
 async def test_replay_sends_in_order_of_the_source_and_each_record_once(bench: Bench) -> None:
-    """However the queue mixes them: by number; a letter stored twice is sent once, and both are deleted."""
     letters = [letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 41)]
     await bench.store(*letters[::-1], *letters[:5])
     done = await bench.replay()
@@ -412,7 +404,6 @@ async def test_replay_sends_in_order_of_the_source_and_each_record_once(bench: B
 
 
 async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench) -> None:
-    """Status 1 and a reason for each that stays; forced, letters that would come back are sent too."""
     good = letter(bench, record("create", "a-x", 1), "1")
     await bench.store(
         good,
@@ -436,7 +427,6 @@ async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench
 
 
 async def test_replay_takes_a_truncated_record_from_the_stream(bench: Bench) -> None:
-    """By its position, also out of an aggregate, if its digest matches; a message or a lost record is left."""
     world = bench.world
     noise = hashlib.shake_256(b"n").hexdigest(30_000)
     big = [record("create", "a-x", n, resource_id=f"r{n}", data={"noise": noise[n:]}) for n in range(3)]
@@ -458,7 +448,6 @@ async def test_replay_takes_a_truncated_record_from_the_stream(bench: Bench) -> 
 
 
 async def test_replay_takes_an_aggregate_apart_that_lay_outside(bench: Bench) -> None:
-    """Its records go one by one, each applied once."""
     world = bench.world
     await world.provision("a-x", "shard-1")
     parts = [record("create", "a-x", n, resource_id=f"r{n}") for n in range(3)]
@@ -568,7 +557,6 @@ async def received(bench: Bench, url: str, count: int) -> list[dict[str, Any]]:
 
 
 async def test_replay_sends_messages_to_their_queues(bench: Bench) -> None:
-    """Same body and attributes; to a FIFO queue in order, in their groups, and once however often it is run."""
     control = await bench.new_queue("control")
     orders = await bench.new_queue("orders.fifo", FifoQueue="true")
     bench.more["SQS_SHARD_CREATION_QUEUE_URL"] = control
@@ -621,7 +609,6 @@ async def test_replay_sends_messages_to_their_queues(bench: Bench) -> None:
 
 
 async def test_replay_empties_a_fifo_queue_of_letters(bench: Bench) -> None:
-    """Which shows no more than a poll of a group until that is deleted: round by round, in order."""
     letters = await bench.new_queue("letters.fifo", FifoQueue="true")
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = letters
     await bench.store(*(letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 36)), url=letters)
@@ -636,7 +623,6 @@ async def test_replay_empties_a_fifo_queue_of_letters(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ["standard", "letters.fifo"])
 async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: Bench, name: str) -> None:
-    """By reason; a plan deletes nothing, and other messages of the queue stay."""
     is_fifo = name.endswith(".fifo")
     url = await bench.new_queue(name, **({"FifoQueue": "true"} if is_fifo else {}))
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
@@ -663,7 +649,6 @@ async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: B
 
 @pytest.mark.parametrize("command", ["replay", "discard"])
 async def test_letters_that_stay_may_have_others_behind_them_in_a_fifo_queue(bench: Bench, command: str) -> None:
-    """Those that a filter does not match keep the rest of their group from being shown, and no other group's."""
     chosen = DeadLetterFilter(reasons=frozenset({INVALID}))
 
     async def run(*, apply: bool, limit: int | None = None) -> Ended:
@@ -692,7 +677,6 @@ async def test_letters_that_stay_may_have_others_behind_them_in_a_fifo_queue(ben
 
 
 async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue lets only so many be in flight; the next run has the rest."""
     monkeypatch.setattr("simplu_worker.commands.dead_letters.browse.IN_FLIGHT_MAX", 10)
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = await bench.new_queue("crowded")
     url = bench.more["SQS_DEAD_LETTER_QUEUE_URL"]
@@ -711,7 +695,6 @@ async def test_letters_that_are_too_many_for_a_run_are_told(bench: Bench, monkey
 
 @pytest.mark.parametrize("name", ["many", "many.fifo"])
 async def test_named_letters_are_acted_on_without_reading_the_whole_queue(bench: Bench, name: str) -> None:
-    """A queue may have many thousands; those that were not read are not hidden from other readers, nor counted."""
     url = await bench.new_queue(name, **({"FifoQueue": "true"} if name.endswith(".fifo") else {}))
     bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
     valid = record("create", "late-x", 1)
@@ -731,7 +714,6 @@ async def test_named_letters_are_acted_on_without_reading_the_whole_queue(bench:
 
 
 async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Bench) -> None:
-    """A plan first, whose time an application needs: what came after the plan stays."""
     desk = HttpDesk(bench.settings)
     valid = record("create", "late-x", 1)
     early, late = datetime(2026, 1, 2, tzinfo=UTC), utc_now() + timedelta(hours=1)
@@ -771,7 +753,6 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
 
 
 async def test_letter_is_corrected_under_a_new_id_that_the_log_links_to_the_old_one(bench: Bench) -> None:
-    """A plan changes nothing; a letter that is gone, and one with a part of its record, are refused by name."""
     desk = HttpDesk(bench.settings)
     valid = record("create", "late-x", 1)
     await bench.store(letter(bench, b"{", "1", reason=INVALID), letter(bench, valid, "2"))
@@ -799,7 +780,6 @@ async def test_letter_is_corrected_under_a_new_id_that_the_log_links_to_the_old_
 
 
 async def test_newest_letters_are_those_of_the_whole_queue(bench: Bench) -> None:
-    """SQS shows messages in no order, so all are read; the older ones make room, also for the size of the records."""
     desk = HttpDesk(bench.settings)
     times = [datetime(2026, 1, day, tzinfo=UTC) for day in (3, 9, 1, 7, 5, 8, 2, 6, 4)] * 3
     valid = record("create", "late-x", 1)
@@ -813,7 +793,6 @@ async def test_newest_letters_are_those_of_the_whole_queue(bench: Bench) -> None
 
 
 async def test_desk_without_a_queue_answers_that_it_has_none() -> None:
-    """The queue is in the settings, or it is not."""
     with capture_logs() as logs:
         status, answer = await HttpDesk(settings_in({})).list(LettersRequest(), OPERATOR)
     assert (status, "SQS_DEAD_LETTER_QUEUE_URL" in answer["error"]) == (503, True)
@@ -823,7 +802,6 @@ async def test_desk_without_a_queue_answers_that_it_has_none() -> None:
 async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Letters that were not sent are returned and named, and the next run sees them at once."""
     monkeypatch.setattr(put_records, "RETRY_MAX_S", 0.01)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
     await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(3)))
@@ -834,7 +812,6 @@ async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
 
 
 async def test_replay_says_that_letters_are_hidden_from_it(bench: Bench) -> None:
-    """Another command holds them, or one that was killed: not everything was seen, so the status is 1."""
     await bench.store(letter(bench, record("create", "a-x", 1)))
     reply = await bench.world.sqs.receive_message(QueueUrl=bench.world.queue_url, VisibilityTimeout=30)
     done = await bench.replay()
@@ -847,7 +824,6 @@ async def test_replay_says_that_letters_are_hidden_from_it(bench: Bench) -> None
 
 
 async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> None:
-    """No other reader receives them while they are read; their visibility timeouts are renewed at half time."""
     now = 0.0
     await bench.store(*(letter(bench, b"{}", str(n)) for n in range(25)))
     async with DeadLetterBrowser(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as browser:
@@ -865,7 +841,6 @@ async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> Non
 
 @pytest.mark.slow(10)
 async def test_commands_work_as_processes(bench: Bench) -> None:
-    """JSON alone on stdout; status 2 for a time that is none, 78 without the queue, 1 when something is left."""
     await bench.store(
         letter(bench, record("create", "a-x", 1)),
         letter(bench, b"{", "2", reason=INVALID),

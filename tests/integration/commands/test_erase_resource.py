@@ -155,7 +155,6 @@ def _logs_are_not_printed() -> Iterator[None]:
 async def test_nothing_of_the_resource_is_left_in_any_table(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, page_rows: int
 ) -> None:
-    """A plan changes nothing; a second run finds nothing; results of others, and of other types, stay."""
     monkeypatch.setattr(eraser, "PAGE_ROWS", page_rows)
     address = await make_shard("a")
     reads = await plant(address)
@@ -201,7 +200,6 @@ async def test_nothing_of_the_resource_is_left_in_any_table(
 async def test_people_read_what_was_found_and_what_stays(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Without content; and nothing was found the second time."""
     address = await make_shard("a")
     await plant(address)
     await ask(
@@ -226,7 +224,6 @@ async def test_people_read_what_was_found_and_what_stays(
 async def test_tables_of_before_an_adoption_are_named(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """On every shard that has one: an adoption may have left rows of the tenant where the tenant has no home."""
     home, other, usual = [await make_shard(name) for name in "abc"]
     await add_tenant_at(home)
     for address in (home, other):
@@ -240,7 +237,6 @@ async def test_tables_of_before_an_adoption_are_named(
 
 
 async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """As each change of a resource that no operation makes; one for the row that was there."""
     address = await make_shard("a")
     await plant(address)
     for _ in range(2):
@@ -257,7 +253,6 @@ async def test_erasure_leaves_a_mark(make_shard: ShardMaker, tmp_path: Path, ter
 async def test_erasure_finds_the_resource_by_any_name_of_its_type(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, name: str
 ) -> None:
-    """Its row, a row from before its type got the name, and results, whichever name was sent; of no other type."""
     address = await make_shard("a")
     pool = ShardPool(address, size=1)
     await add_tenant(pool)
@@ -283,7 +278,6 @@ async def test_erasure_finds_the_resource_by_any_name_of_its_type(
 async def test_redelivery_does_not_bring_it_back_and_a_late_operation_is_found(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
-    """What the log has is dropped; what was put before the erasure and is read after it is in the next plan."""
     address = await make_shard("a")
     await add_tenant_at(address)
     pool = ShardPool(address, size=1)
@@ -309,7 +303,6 @@ async def move(settings: Settings, shard_id: str) -> int:
 async def test_former_home_loses_it_too_and_a_rollback_does_not_bring_it_back(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And the shards are equal as before; the deletion is repeated by its mark."""
     addresses = [await make_shard("a"), await make_shard("b")]
     await plant(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -342,7 +335,6 @@ async def erase_beside_a_former_home_that_is_down(
 async def test_former_home_that_was_down_is_erased_by_the_same_command(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
-    """The first time it is named, and the status says that this was not all."""
     addresses = [await make_shard("a"), await make_shard("b")]
     await plant(addresses[0])
     settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=4)
@@ -356,7 +348,6 @@ async def test_former_home_that_was_down_is_erased_by_the_same_command(
 async def test_rollback_repeats_the_deletion_on_a_former_home_that_was_down(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
-    """By the mark on the home."""
     addresses = [await make_shard("a"), await make_shard("b")]
     await fill(addresses[0])
     await ask(
@@ -372,7 +363,6 @@ async def test_rollback_repeats_the_deletion_on_a_former_home_that_was_down(
 async def test_rollback_to_a_former_home_with_other_results_is_refused(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal
 ) -> None:
-    """They would come back; the copy is deleted, and the tenant stays."""
     addresses = [await make_shard("a"), await make_shard("b")]
     await plant(addresses[0])
     settings = await erase_beside_a_former_home_that_is_down(addresses, tmp_path, terminal, results=4)
@@ -385,7 +375,6 @@ async def test_rollback_to_a_former_home_with_other_results_is_refused(
 
 @pytest.mark.slow(2)
 async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """Nothing is erased before that: the mover may have read it, and write it to the other shard."""
     addresses = [await make_shard("a"), await make_shard("b")]
     await plant(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -407,7 +396,6 @@ async def test_move_that_has_begun_ends_first(make_shard: ShardMaker, tmp_path: 
 
 @pytest.mark.slow(0.3)
 async def test_fenced_tenant_is_left_alone(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """By a move, or by a restore that replaces its rows."""
     address = await make_shard("a")
     await plant(address)
     await ask(address, "UPDATE tenants SET state = 'fenced'")
@@ -420,7 +408,6 @@ async def test_fenced_tenant_is_left_alone(make_shard: ShardMaker, tmp_path: Pat
 @pytest.mark.parametrize("change", ["move_token = 3", "state = 'fenced'", "epoch = 2"])
 @pytest.mark.slow(1)
 async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMaker, change: str) -> None:
-    """Before its first transaction, or between two: what the mover has read may be on another shard by now."""
     pools = Pools(size=2)
     async with pools:
         pool = pools.ensure_pool(await make_shard("a"))
@@ -439,7 +426,6 @@ async def test_erasure_ends_where_a_mover_has_come_meanwhile(make_shard: ShardMa
 
 @pytest.mark.slow(0.4)
 async def test_batch_in_flight_leaves_no_result(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """It has read the resource before it was deleted, and commits afterwards: the erasure waits for it."""
     address = await make_shard("a")
     await plant(address)
     batch = await asyncpg.connect(address.connection_string)
@@ -473,7 +459,6 @@ async def _waits(address: ShardAddress) -> bool:
 
 @pytest.mark.slow(3)
 async def test_erasure_that_was_killed_goes_on(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """By SIGKILL, with the row deleted, and results still there."""
     address = await make_shard("a")
     await plant(address)
     settings = settings_of(tmp_path, address)
@@ -502,7 +487,6 @@ async def test_erasure_that_was_killed_goes_on(make_shard: ShardMaker, tmp_path:
 
 @pytest.mark.slow(0.3)
 async def test_ids_before_a_rename_are_named(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """What was read under them is found by them; a repair of two resources is no rename."""
     address = await make_shard("a")
     await plant(address)
     pools = Pools(size=1)
@@ -527,7 +511,6 @@ async def test_ids_before_a_rename_are_named(make_shard: ShardMaker, tmp_path: P
 
 
 async def test_tenant_that_no_shard_has_is_refused(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """For a typing error must not look like an erasure; with a silent shard it may be there."""
     address = await make_shard("a")
     await fill(address)
     erasure = Erasure("nobody", "main", "patient", PERSON)
@@ -540,7 +523,6 @@ async def test_tenant_that_no_shard_has_is_refused(make_shard: ShardMaker, tmp_p
 
 @pytest.mark.slow(1.5)
 async def test_cache_has_nothing_of_it_afterwards(make_shard: ShardMaker, tmp_path: Path, terminal: Terminal) -> None:
-    """Neither its entry nor a list; without an answer of Redis the status says that this was not all."""
     address = await make_shard("a")
     await plant(address)
     with ProcessGroup() as group:
@@ -598,7 +580,6 @@ def letter(number: int, data: bytes, **members: Any) -> DeadLetter:
 async def test_dead_letters_with_it_are_deleted_or_rewritten(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client, *, is_fifo: bool
 ) -> None:
-    """Those of other resources stay, and so do the records of others in an aggregate."""
     address = await make_shard("a")
     await fill(address)
     fifo = {"FifoQueue": "true"} if is_fifo else {}
@@ -663,7 +644,6 @@ async def test_dead_letters_that_sqs_does_not_delete_are_not_reported_as_erased(
     refused: int,
     counts: tuple[int, int, int],
 ) -> None:
-    """Neither in the report nor in the log; of three to delete and one to rewrite SQS refuses the first *refused*."""
     address = await make_shard("a")
     await fill(address)
     monkeypatch.setattr(browse, "POLL_WAIT_S", 0)
@@ -709,7 +689,6 @@ async def test_dead_letters_that_sqs_does_not_delete_are_not_reported_as_erased(
 async def test_shards_are_erased_though_the_dead_letter_queue_is_not_there(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client
 ) -> None:
-    """The status says that this was not all."""
     address = await make_shard("a")
     await plant(address)
     url = (await sqs.create_queue(QueueName=f"{uuid4()}-letters"))["QueueUrl"] + "-gone"
@@ -723,7 +702,6 @@ async def test_shards_are_erased_though_the_dead_letter_queue_is_not_there(
 async def test_sources_are_named_with_their_retention(
     make_shard: ShardMaker, tmp_path: Path, terminal: Terminal, sqs: Client, endpoint_url: str
 ) -> None:
-    """Their records cannot be reached; one that does not answer has none."""
     address = await make_shard("a")
     await fill(address)
     name = f"{uuid4()}"

@@ -131,7 +131,6 @@ async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int
 
 @pytest.mark.slow
 async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 0, and the number of compared tenants."""
     await world.enlist("good", "dental", "main", "side")
     await world.live(("good", "main"))
     await world.live(("good", "side"), "shard-2")
@@ -147,7 +146,6 @@ async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.C
 
 @pytest.mark.slow(0.3)
 async def test_check_names_registrations_without_a_tenant(world: World) -> None:
-    """Of business-info's tenants; not those registered nowhere, those to be forgotten; none while a shard is silent."""
     await world.enlist("new", "gym", "main")
     await world.enlist("gone", "gym", "main")
     await world.enlist("well", "gym", "main")
@@ -169,7 +167,6 @@ async def test_check_names_registrations_without_a_tenant(world: World) -> None:
 
 @pytest.mark.slow(0.3)
 async def test_check_looks_at_a_bounded_number_of_registrations(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tenants business-info lists; an empty table is no trouble."""
     monkeypatch.setattr("simplu_worker.commands.check.registrations.SAMPLE_SIZE", 3)
     async with open_shards(world.settings) as shards:
         assert await sample_registrations(world.settings, shards) == RegistrationSample()
@@ -179,7 +176,6 @@ async def test_check_looks_at_a_bounded_number_of_registrations(world: World, mo
 
 @pytest.mark.slow(0.3)
 async def test_audit_names_every_difference(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each by its kind and tenant, once, whatever the page it is on; status 1."""
     await world.enlist("good", "dental", "main")
     await world.live(("good", "main"))
     await world.enlist("new", "dental", "main")
@@ -240,7 +236,6 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
 async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The shard is named, the status is 1, and the tenants of other shards are compared."""
     down = silent("shard-3")
     world.citrus.add_shard(down.shard_id, down.connection_string)
     await world.enlist("there", "dental", "main")
@@ -258,7 +253,6 @@ async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
 async def test_provision_plans_and_then_makes_what_no_shard_has(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The plan changes nothing; `--apply` makes it, as old as can be; the second time nothing is left to do."""
     await world.enlist("chain", "hotel", *(f"l-{number:02}" for number in range(20)))
     await world.enlist("there", "dental", "main")
     await world.live(("there", "main"), "shard-2")
@@ -288,7 +282,6 @@ async def test_provision_plans_and_then_makes_what_no_shard_has(
 async def test_provision_leaves_alone_what_is_not_its_to_decide(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A destroyed tenant, an id that is taken, an unknown type and an item that cannot be read are named; status 1."""
     await world.enlist("gone", "dental", "main")
     await world.add("shard-2", ("gone", "main"), state="destroyed")
     await world.enlist("ending", "dental", "main")
@@ -315,7 +308,6 @@ async def test_provision_leaves_alone_what_is_not_its_to_decide(
 
 @pytest.mark.slow(0.3)
 async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """It may have them: they are named, and the shard; status 1."""
     down: ShardAddress = silent("shard-3")
     world.citrus.add_shard(down.shard_id, down.connection_string)
     await world.enlist("new", "dental", "main")
@@ -328,7 +320,6 @@ async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, caps
 
 
 def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """Items that are not shown are counted and not kept; the JSON has all of them."""
     for as_json in (False, True):
         shown: StreamedList[dict[str, int]] = StreamedList(
             "rows", ["n"], lambda row: [row["n"]], as_json=as_json, table_max=2

@@ -93,7 +93,6 @@ async def roll_back(
 async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a person does it; the map names the new home each time."""
     settings = settings_of(tmp_path, *shards)
 
     assert await move(settings, "b", apply=False) == 0
@@ -145,7 +144,6 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
 async def test_move_that_is_repeated_says_that_it_was_finished(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Planned or carried out, also once its former rows are cleaned up; nothing is copied or compared again."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     certificate = answer_of(capsys)["certificate"]
@@ -174,7 +172,6 @@ async def differing(shards: list[ShardAddress], settings: Settings) -> None:
 async def test_rows_of_a_move_that_ended_with_others_stay_until_these_are_repaired(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The former shard may have the only good ones."""
     settings = settings_of(tmp_path, *shards)
     await differing(shards, settings)
     assert await move_tenants(settings, [MoveRequest(*TENANT, "b")], MoveTerms(), apply=True, as_json=False) == 1
@@ -196,7 +193,6 @@ async def test_rows_of_a_move_that_ended_with_others_stay_until_these_are_repair
 async def test_move_whose_former_rows_differed_is_never_called_equal(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also once a cleanup was told to delete them."""
     settings = settings_of(tmp_path, *shards)
     await differing(shards, settings)
     assert await clean_up_tenants(settings, "0s", differing=True, apply=True, as_json=False) == 0
@@ -215,7 +211,6 @@ async def test_move_whose_former_rows_differed_is_never_called_equal(
 async def test_cleanup_finds_the_home_when_the_shard_in_between_has_left_the_map(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, is_destroyed: bool
 ) -> None:
-    """What the tenant left before it went there could never be deleted otherwise."""
     addresses = [await make_shard(name) for name in "abc"]
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -234,7 +229,6 @@ async def test_cleanup_finds_the_home_when_the_shard_in_between_has_left_the_map
 async def test_nothing_moves_to_a_shard_that_is_retired_in_the_map(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It gets no more tenants."""
     settings = settings_of(tmp_path, *shards)
     path = tmp_path / "map.json"
     content = json.loads(path.read_text())
@@ -250,7 +244,6 @@ async def test_nothing_moves_to_a_shard_that_is_retired_in_the_map(
 async def test_cleanup_cleans_what_it_can_when_a_shard_is_down(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What tenants with their home there have left stays; all others are cleaned up, and the shard is named."""
     there, here = ("to", "there"), ("to", "here")
     addresses = [await make_shard(name) for name in "abc"]
     await fill(addresses[0], there, here)
@@ -294,7 +287,6 @@ def with_redis(settings: Settings, redis: RedisServer) -> Settings:
 async def test_cache_is_cleared_after_moves(
     shards: list[ShardAddress], tmp_path: Path, redis: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Readers may have filled it from the former shard. If Redis does not answer, the same command clears it later."""
     settings = with_redis(settings_of(tmp_path, *shards), redis)
 
     assert await move(settings, "b") == 0
@@ -311,7 +303,6 @@ async def test_cache_is_cleared_after_moves(
 async def test_cache_is_cleared_when_a_command_is_interrupted(
     shards: list[ShardAddress], make_shard: ShardMaker, tmp_path: Path, redis: RedisServer
 ) -> None:
-    """One of its tenants has moved by then; while none has left its shard the cache stays as it is."""
     other, third = ("clinic", "second"), await make_shard("c")
     await fill(third, other)
     settings = with_redis(settings_of(tmp_path, *shards, third, tenants={"-".join(other): "c"}), redis)
@@ -338,7 +329,6 @@ async def _is_certified(source: ShardAddress) -> bool:
 async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
-    """What a killed command has left, also of a tenant that was destroyed since."""
     settings = settings_of(tmp_path, *shards)
     await ask(shards[0], f"UPDATE tenants SET state = '{state}'")
     await ask(
@@ -376,7 +366,6 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     shard_id: str,
     error: str,
 ) -> None:
-    """Nothing is written, and other tenants move."""
     settings = settings_of(tmp_path, *shards)
     requests = [MoveRequest(*tenant, shard_id)]
     if tenant != TENANT:
@@ -391,7 +380,6 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
 
 
 async def test_role_that_may_not_copy_is_refused(shards: list[ShardAddress]) -> None:
-    """COPY may not write tables with policies that are in force."""
     await execute(
         shards[1].connection_string,
         "CREATE ROLE mover_guest LOGIN; GRANT USAGE ON SCHEMA public TO mover_guest;"
@@ -408,7 +396,6 @@ async def test_role_that_may_not_copy_is_refused(shards: list[ShardAddress]) -> 
 
 @pytest.mark.slow
 async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]) -> None:
-    """By PUT, the last step."""
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         assert await move(citrus.settings, "b") == 0
         assert citrus.named(TENANT_ID) == "b"
@@ -419,7 +406,6 @@ async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: 
 async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Citrus has room for two businesses of three: the moves to it follow each other. A further location needs none."""
     tenants = [TENANT, ("second", "main"), (TENANT[0], "other"), ("third", "main")]
     await fill(shards[0], *tenants[1:], rows=1)
     requests = [MoveRequest(*tenant, "b") for tenant in tenants]
@@ -440,7 +426,6 @@ async def test_plan_of_moves_to_a_shard_is_what_becomes_of_them(
 async def test_move_that_has_committed_is_ended_on_a_full_shard(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The tenant has left the other one, and cannot stay there; one that has not is refused."""
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         citrus.server.registry.shards["b"].filled_at = 0
         assert await move(citrus.settings, "b") == 1
@@ -470,7 +455,6 @@ async def test_move_that_has_committed_is_ended_on_a_full_shard(
 async def test_citrus_that_cannot_be_written_leaves_a_warning(
     shards: list[ShardAddress], capsys: pytest.CaptureFixture[str], lie: Lie, warning: str
 ) -> None:
-    """The tenant has moved, so the status is 0; the same command publishes it once Citrus is back."""
     async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
         with citrus.door.lying(lie):
             assert await move(citrus.settings, "b") == 0
@@ -490,7 +474,6 @@ async def test_citrus_that_cannot_be_written_leaves_a_warning(
 async def test_map_that_cannot_be_written_leaves_a_warning(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same; the file has gone while the tenant moved."""
     settings = settings_of(tmp_path, *shards)
     path, elsewhere = tmp_path / "map.json", tmp_path / "elsewhere.json"
     async with copy_held_up(shards[0]):
@@ -513,7 +496,6 @@ async def test_map_that_cannot_be_written_leaves_a_warning(
 async def test_rollback_that_was_stopped_goes_on(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It does not delete the rows that the tenant has left: only the changes since are copied."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     await stop_in_copy(roll_back(settings), shards[1], shards[0])
@@ -531,7 +513,6 @@ async def test_rollback_that_was_stopped_goes_on(
 async def test_rollback_that_was_stopped_after_its_commit_is_ended(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run again it gives the certificate, and does not move the tenant away once more."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     assert await roll_back(settings) == 0
@@ -551,7 +532,6 @@ async def test_rollback_that_was_stopped_after_its_commit_is_ended(
 async def test_rollback_that_was_stopped_before_it_published_the_home_moves_nothing_again(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message names the command that publishes it; then a rollback is another one."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     published = (tmp_path / "map.json").read_bytes()
@@ -573,7 +553,6 @@ async def test_rollback_that_was_stopped_before_it_published_the_home_moves_noth
 async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a certificate of both, and a warm way back."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     await ask(shards[0], NOT_CERTIFIED)
@@ -591,7 +570,6 @@ async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
 async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its bounds are those of a move; with --stay its copy goes, and there is none a second time."""
     settings = settings_of(tmp_path, *shards)
     assert await move(settings, "b") == 0
     capsys.readouterr()
@@ -612,7 +590,6 @@ async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
 async def test_bug_in_one_move_leaves_the_others_alone(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is logged, and the command ends with 1; here by a journal that nobody of ours has written."""
     other = ("clinic", "second")
     await fill(shards[0], other)
     await ask(
@@ -646,7 +623,6 @@ async def test_bug_in_one_move_leaves_the_others_alone(
     ],
 )
 def test_file_of_moves_is_refused_with_the_line(tmp_path: Path, text: str, error: str) -> None:
-    """Before anything is moved."""
     path = tmp_path / "moves.csv"
     path.write_text(text)
     with pytest.raises(UsageError, match=error):
@@ -654,7 +630,6 @@ def test_file_of_moves_is_refused_with_the_line(tmp_path: Path, text: str, error
 
 
 def test_file_of_moves_has_a_line_for_each_tenant(tmp_path: Path) -> None:
-    """Comments and empty lines are left out; spreadsheets begin a file with a byte order mark."""
     path = tmp_path / "moves.csv"
     path.write_text(
         '\ufeff# to the new shard\n\nclinic, main ,b\n"smile, ltd",berlin,c\r\n', encoding="utf-8", newline=""

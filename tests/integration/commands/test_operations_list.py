@@ -92,7 +92,6 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
 
 
 async def test_command_prints_the_operations_newest_first(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """One a line, without those of another tenant; the end needs no cursor."""
     assert await world.run() == 0
     shown = capsys.readouterr()
     lines = [line for line in shown.out.splitlines() if "2026-03-01T12:00:00.000+00:00" in line]
@@ -105,7 +104,6 @@ async def test_command_prints_the_operations_newest_first(world: World, capsys: 
 
 
 async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """In JSON, from cursor to cursor."""
     assert await world.run(ListRequest(limit=2), as_json=True) == 0
     printed = json.loads(capsys.readouterr().out)
     status, first = await world.ask(limit="2")
@@ -141,7 +139,6 @@ async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest
     ],
 )
 async def test_list_has_what_the_filters_want(world: World, query: dict[str, str], expected: list[str]) -> None:
-    """Over HTTP; the command's options become the same request."""
     names = {"resourceType": "resource_type", "resourceId": "resource_id"}
     options: dict[str, Any] = {names.get(name, name): value for name, value in query.items()}
     status, answer = await world.ask(**query)
@@ -170,7 +167,6 @@ async def test_list_has_what_the_filters_want(world: World, query: dict[str, str
     ],
 )
 def test_command_refuses_options_that_cannot_be_meant(options: dict[str, Any], problem: str) -> None:
-    """As wrong usage, before anything is opened."""
     with pytest.raises(UsageError) as refused:
         OperationListOptions(**options).parse()
     assert str(refused.value).startswith(problem)
@@ -181,14 +177,12 @@ def test_command_refuses_options_that_cannot_be_meant(options: dict[str, Any], p
     [{"limit": "501"}, {"since": "1d"}, {"status": "held"}, {"after": "forged"}, {"resource": "x"}, {"locationId": ""}],
 )
 async def test_http_refuses_a_query_that_cannot_be_meant(world: World, query: dict[str, str]) -> None:
-    """With 400 and an error for people."""
     status, answer = await world.ask(**query)
     assert status == 400
     assert "expected" in answer["error"]
 
 
 async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """With status 1 or 404, and its state; an id that cannot be one is refused."""
     status, answer = await world.ask(businessId="nobody")
     assert (status, answer) == (404, {"businessId": "nobody", "locationId": "main", "state": "unregistered"})
     capsys.readouterr()  # the call of an operator is logged
@@ -201,7 +195,6 @@ async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFi
 
 
 async def test_shard_without_answer_is_an_error(make_shard: ShardMaker, tmp_path: Path) -> None:
-    """Raised for status 1, and 503 over HTTP."""
     down = silent("shard-1")
     with pytest.raises(RetryableError, match="shard-1"):
         await list_operations(settings_of(tmp_path, down), *TENANT, ListRequest(), as_json=False)
@@ -221,7 +214,6 @@ async def test_shard_without_answer_is_an_error(make_shard: ShardMaker, tmp_path
 
 
 async def test_command_goes_on_where_a_page_ends_at_a_bound(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """For some seconds, so that a person is not asked to go on for nothing; then it prints how far it came."""
     pool = world.routed.pools.by_shard_id()["shard-1"]
     await crowd_log(pool, "smile-berlin", 100)
     await crowd_log(pool, TENANT_ID, 100)
@@ -245,13 +237,11 @@ async def test_command_goes_on_where_a_page_ends_at_a_bound(world: World, capsys
 
 
 async def test_command_reports_an_empty_list(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """With status 0: the tenant is there."""
     assert await world.run(ListRequest(resource_id="none")) == 0
     assert capsys.readouterr().err == "the log has no such operation\n"
 
 
 async def test_preview_names_what_an_update_removes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """The members that the resource has now, and a hint where that is not known."""
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
     await fetch(
         pool,
@@ -280,7 +270,6 @@ async def test_preview_names_what_an_update_removes(world: World, capsys: pytest
 async def test_preview_warns_when_a_type_of_a_list_names_no_date(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Under each name of the type, and only where the list asks for days; it is applied."""
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
     types = [{"name": "visit", "date": "visitTime", "alsoNamed": ["visits"]}, {"name": "client"}]
     definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": types}
@@ -311,7 +300,6 @@ async def test_preview_warns_when_a_type_of_a_list_names_no_date(
 
 
 async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line with its fate; the log has as many rows as before."""
     pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
     before = await fetch(pool, "SELECT count(*) AS count FROM operations")
     common = {"operation": "create", "resourceType": "patient", "resourceId": "p9", "data": {}}

@@ -62,7 +62,6 @@ def _quiet() -> Iterator[None]:
 
 
 async def test_provision_creates_a_tenant_once(world: World) -> None:
-    """A repetition finds it, and any control message is newer."""
     expected = "clinic main, dental, on shard shard-1\n"
     assert await world.provision() == (0, f"provisioned: {expected}", "")
     before = await world.row()
@@ -72,7 +71,6 @@ async def test_provision_creates_a_tenant_once(world: World) -> None:
 
 @pytest.mark.parametrize("state", ["destroying", "destroyed"])
 async def test_provision_leaves_a_destroyed_tenant_and_names_the_way_back(world: World, state: str) -> None:
-    """Only a control message brings it back, within its grace time too."""
     await add_tenant(world.pool, state=state)
     before = await world.row()
     status, out, notes = await world.provision()
@@ -82,7 +80,6 @@ async def test_provision_leaves_a_destroyed_tenant_and_names_the_way_back(world:
 
 
 async def test_provision_leaves_a_tenant_that_moves(world: World) -> None:
-    """Its copy has no other command's changes."""
     await add_tenant(world.pool, state="fenced")
     status, _, notes = await world.provision()
     assert (status, (await world.row())["state"]) == (1, "fenced")
@@ -90,7 +87,6 @@ async def test_provision_leaves_a_tenant_that_moves(world: World) -> None:
 
 
 async def test_destruction_that_waits_destroys_a_tenant_that_was_provisioned_since(world: World) -> None:
-    """The command is no control message: what one from before asks for still counts."""
     await add_tenant(world.pool)
     sent_at = datetime.now(UTC) - timedelta(seconds=60)
     assert (await world.provision())[0] == 0
@@ -99,7 +95,6 @@ async def test_destruction_that_waits_destroys_a_tenant_that_was_provisioned_sin
 
 
 async def test_provision_prints_the_type_that_the_tenant_has(world: World) -> None:
-    """Not the one that was asked for, which the tenant does not get."""
     await add_tenant(world.pool)
     assert await world.provision("gym") == (
         0,

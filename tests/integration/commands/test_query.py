@@ -159,7 +159,6 @@ async def test_query_prints_the_rows_of_all_shards_with_their_shards(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """In each format; of some shards where these are named, and of a tenant's alone."""
     settings = settings_of(tmp_path, await make_reader(*two), *two)
 
     table = await run(capfd, settings, PATIENTS, printed=RowFormat.TABLE)
@@ -187,7 +186,6 @@ async def test_query_of_a_tenant_asks_its_shard_as_a_role_that_sees_one_tenant(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """Without a tenant such a role sees nothing, and that is said."""
     role = await make_reader(*two, statements=[GRANTS])
     settings = settings_of(tmp_path, role, *two)
 
@@ -207,7 +205,6 @@ async def test_query_as_a_role_that_bypasses_the_policies_sees_all_tenants(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """As docs/reading.md describes it: no policy of its own is needed."""
     role = await make_reader(*two, options="BYPASSRLS", statements=[GRANTS])
     printed = await run(capfd, settings_of(tmp_path, role, *two), "SELECT id FROM tenants")
     assert sorted(row["row"]["id"] for row in printed.rows) == ["clinic-main", "smile-main"]
@@ -229,7 +226,6 @@ SELECT
 async def test_query_prints_values_of_each_type_as_the_server_writes_them(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, make_shard: ShardMaker, make_reader: ReaderMaker
 ) -> None:
-    """Nothing is rounded or lost on the way, and null is not an empty text."""
     shard = await make_shard()
     settings = settings_of(tmp_path, await make_reader(shard), shard)
 
@@ -264,7 +260,6 @@ async def test_query_bounds_the_rows_of_each_shard_and_says_that_there_are_more(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """The first ones are printed, in the order of the statement."""
     settings = settings_of(tmp_path, await make_reader(*two), *two)
     numbers = "SELECT n FROM generate_series(1, 12) AS n ORDER BY n DESC;"
 
@@ -281,7 +276,6 @@ async def test_query_bounds_the_rows_of_each_shard_and_says_that_there_are_more(
 async def test_query_bounds_the_bytes_of_each_shard(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, make_shard: ShardMaker, make_reader: ReaderMaker
 ) -> None:
-    """What is beyond never leaves the server, however large one value is; the rows before are printed."""
     shard = await make_shard()
     settings = settings_of(tmp_path, await make_reader(shard), shard)
     growing = "SELECT n, repeat('x', 100 * n) AS text FROM generate_series(1, {}) AS n"
@@ -334,7 +328,6 @@ async def test_query_names_the_error_of_a_statement_once_for_all_shards(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """Nothing is printed or written; what reads only in its first word is refused by the servers."""
     made = ["CREATE SEQUENCE counted", "GRANT USAGE ON counted TO {role}", "CREATE TABLE noted (n integer)"]
     function = (
         "CREATE FUNCTION kept() RETURNS integer LANGUAGE sql SECURITY DEFINER "
@@ -371,7 +364,6 @@ async def test_query_refuses_a_role_that_can_do_more_than_read(
     statement: str,
     able: str | None,
 ) -> None:
-    """Or may become one that can: what a statement does is bounded by its role alone."""
     shard = await make_shard()
     role = await make_reader(shard, options=options, statements=[GRANTS, statement])
     printed = await run(capfd, settings_of(tmp_path, role, shard), "SELECT 1 AS a")
@@ -383,7 +375,6 @@ async def test_query_refuses_a_role_that_can_do_more_than_read(
 async def test_query_needs_a_role_that_may_read_the_id_of_the_shard(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, make_shard: ShardMaker, make_reader: ReaderMaker
 ) -> None:
-    """Else rows of one shard could be shown as those of another. A role that does not exist is no silent shard."""
     shard = await make_shard()
     role = await make_reader(shard, statements=["GRANT SELECT ON resources TO {role}"])
     closed = await run(capfd, settings_of(tmp_path, role, shard), "SELECT 1 AS a")
@@ -396,7 +387,6 @@ async def test_query_needs_a_role_that_may_read_the_id_of_the_shard(
 
 
 async def test_query_needs_a_reader(capfd: pytest.CaptureFixture[str], tmp_path: Path, make_shard: ShardMaker) -> None:
-    """The worker's own role is never used in its place."""
     with pytest.raises(ConfigurationError, match="READER_USERNAME: expected the role that asks shards, got nothing"):
         await run(capfd, settings_of(tmp_path, None, await make_shard()), "SELECT 1 AS a")
 
@@ -409,7 +399,6 @@ async def test_query_names_shards_without_an_answer_and_prints_the_rows_of_the_o
     make_reader: ReaderMaker,
     breakable_server: PostgresServer,
 ) -> None:
-    """One is down, one frozen; the end says so."""
     stuck = await copy_shard(breakable_server, "db-4")
     settings = settings_of(tmp_path, await make_reader(*two), *two, silent("db-3"), stuck)
     async with frozen(breakable_server):
@@ -425,7 +414,6 @@ async def test_query_ends_a_statement_by_its_timeout(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """On the shard where it takes long; the rows of the other are printed."""
     settings = settings_of(tmp_path, await make_reader(*two), *two)
     slow = "SELECT CASE WHEN shard_id = 'db-1' THEN pg_sleep(60)::text ELSE 'quick' END AS a FROM shard_meta"
     printed = await run(capfd, settings, slow, timeout_s=1.0)
@@ -439,7 +427,6 @@ async def test_query_prints_no_rows_of_a_shard_with_other_columns(
     two: tuple[ShardAddress, ShardAddress],
     make_reader: ReaderMaker,
 ) -> None:
-    """They would stand below the wrong names; JSON names each."""
     await execute(two[0].connection_string, "CREATE TABLE noted AS SELECT 1 AS a, 2 AS b")
     await execute(two[1].connection_string, "CREATE TABLE noted AS SELECT 2 AS b, 1 AS a")
     settings = settings_of(tmp_path, await make_reader(*two), *two)
@@ -459,7 +446,6 @@ async def test_query_asks_the_standby_of_a_shard(
     make_reader: ReaderMaker,
     breakable_server: PostgresServer,
 ) -> None:
-    """As the map names it, whichever of the two servers is the standby now; a shard without one is named."""
     primary, standby = await make_shard(), await copy_shard(breakable_server)
     lone = await make_shard("lone")
     role = await make_reader(primary, lone)
@@ -487,7 +473,6 @@ async def test_query_asks_the_standby_of_a_shard(
 async def test_question_leaves_no_advisory_lock_behind_a_pooler(
     make_shard: ShardMaker, make_reader: ReaderMaker, postgres_server: PostgresServer
 ) -> None:
-    """The session goes on for other clients, and a lock on what the worker locks would stay with it."""
     shard = await make_shard()
     role = await make_reader(shard)
     held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
@@ -515,7 +500,6 @@ async def test_query_logs_in_with_the_password_of_the_reader(
     make_reader: ReaderMaker,
     postgres_server: PostgresServer,
 ) -> None:
-    """Without one, or with a wrong one, no other is tried: the one in the connection string is the worker's."""
     shard = await make_shard()
     role = await make_reader(shard)
     users = f'"{role}" "{PASSWORD}"\n"worker" "of-the-worker"\n'.encode()
@@ -559,7 +543,6 @@ def heed_interrupts() -> None:
 async def test_signal_ends_the_statements_of_a_query_on_all_servers(
     tmp_path: Path, two: tuple[ShardAddress, ShardAddress], make_reader: ReaderMaker, number: int, status: int
 ) -> None:
-    """They would run on for as long as --timeout allows."""
     role = await make_reader(*two)
     connection = await asyncpg.connect(two[0].connection_string)
 
@@ -587,7 +570,6 @@ async def test_signal_ends_the_statements_of_a_query_on_all_servers(
 async def test_query_ends_when_nobody_reads_its_rows(
     tmp_path: Path, two: tuple[ShardAddress, ShardAddress], make_reader: ReaderMaker
 ) -> None:
-    """As before `head`: without a word."""
     settings = settings_of(tmp_path, await make_reader(*two), *two)
     process = await started("SELECT repeat('x', 1000000) AS text", settings, "--json")
     assert process.stdout is not None

@@ -116,7 +116,6 @@ def unpinned(folder: Path) -> ShardMap:
 async def test_tenant_with_two_homes_is_moved_once_at_most(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The answers of shards are not of one moment; the mover finds out whether the tenant is split."""
     addresses = [await make_shard(name) for name in "abc"]
     for address in addresses[:2]:
         await fill(address)
@@ -135,7 +134,6 @@ async def test_tenant_with_two_homes_is_moved_once_at_most(
 async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A map that could not be written names the first shard; its row leads to the second, and that one to the third."""
     addresses = [await make_shard(name) for name in "abc"]
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -151,7 +149,6 @@ async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
 
 @pytest.mark.slow
 async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A plan first; then all tenants have left, the map names their new shard, and it can be removed."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -175,7 +172,6 @@ async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: 
 
 @pytest.mark.slow(0.3)
 async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also where it has no row of the tenant any more: that of a move back which was taken back."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     async with citrus_for_commands(addresses, {TENANT_ID: "a"}) as citrus:
@@ -205,7 +201,6 @@ async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsy
 async def test_shard_is_kept_while_citrus_does_not_say_where_it_looks(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It lists its shards, and answers for no tenant."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[1])
     async with citrus_for_commands(addresses, {TENANT_ID: "b"}) as citrus:
@@ -221,7 +216,6 @@ async def test_shard_is_kept_while_citrus_does_not_say_where_it_looks(
 async def test_shard_that_was_added_is_filled_with_the_tenants_that_belong_there(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As docs/runbook/add-shard.md has it: all are pinned before, and those that have moved are not any more."""
     addresses = await make_shards(make_shard, "abcde")
     write_map(tmp_path, addresses[:4], {})
     shorter = unpinned(tmp_path)
@@ -254,7 +248,6 @@ async def test_shard_that_was_added_is_filled_with_the_tenants_that_belong_there
 
 
 async def test_shard_that_takes_no_tenants_is_no_target(make_shard: ShardMaker, tmp_path: Path) -> None:
-    """With the shards that do."""
     settings = settings_of(tmp_path, *await make_shards(make_shard, "ab"))
     with pytest.raises(PermanentError, match="--to: expected shards that take tenants, of a, b, got z"):
         await rebalance(settings, Balance(to=("b", "z")))
@@ -265,7 +258,6 @@ async def test_shard_that_takes_no_tenants_is_no_target(make_shard: ShardMaker, 
 async def test_shards_are_balanced_by_a_measure(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: Weight
 ) -> None:
-    """The largest tenant that fits moves; here one of two alike."""
     addresses = await make_shards(make_shard, "ab")
     tenants = [("clinic", str(number)) for number in range(2)]
     await fill(addresses[0], *tenants, rows=10)
@@ -284,7 +276,6 @@ async def test_shards_are_balanced_by_a_measure(
 
 @pytest.mark.slow(0.3)
 async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    """A small shard gets its share, and no shard gets more businesses than it has room for, whatever the measure is."""
     addresses = await make_shards(make_shard, "ab")
     tenants = [(f"clinic{number}", "main") for number in range(6)]
     await fill(addresses[0], *tenants, rows=1)
@@ -305,7 +296,6 @@ async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytes
 async def test_shard_that_is_full_for_citrus_gets_nothing(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever the numbers are: the tenants go to the next one. A full shard gives as before."""
     addresses = await make_shards(make_shard, "abc")
     tenants = [("clinic", str(number)) for number in range(4)]
     await fill(addresses[0], *tenants, rows=1)
@@ -322,7 +312,6 @@ async def test_shard_that_is_full_for_citrus_gets_nothing(
 async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Planned or carried out it names those without one; the others move if they may."""
     addresses = await make_shards(make_shard, "ab")
     tenants = [(f"clinic{number}", "main") for number in range(3)]
     await fill(addresses[0], *tenants, rows=1)
@@ -350,7 +339,6 @@ async def test_drain_moves_nothing_unless_all_tenants_have_a_place(
 async def test_tenants_go_to_shards_with_their_business_type(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also if an emptier one lacks it. Where no shard has it, the plan says what is missing, and moves nobody."""
     addresses = await make_shards(make_shard, "abc")
     tenants = {"a": [("t", str(number)) for number in range(3)], "b": [("u", "0")]}
     for address, there in zip(addresses, tenants.values(), strict=False):
@@ -380,7 +368,6 @@ async def test_tenants_go_to_shards_with_their_business_type(
 async def test_plan_says_whose_pause_would_be_too_long(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the moves would, one by one: that keeps no other tenant of a drain from moving."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
@@ -397,7 +384,6 @@ async def test_plan_says_whose_pause_would_be_too_long(
 @pytest.mark.slow(0.3)
 @pytest.mark.parametrize("by", [Weight.ROWS, Weight.BYTES])
 async def test_weights_of_a_large_shard_are_those_of_a_part_of_its_pages(make_shard: ShardMaker, by: Weight) -> None:
-    """About the same, by a quarter of the pages; reading all of them may take an hour."""
     address = await make_shard("a")
     await fill(address, ("clinic", "large"), ("clinic", "small"), rows=5000)
     await ask(address, "ANALYZE resources")
@@ -412,7 +398,6 @@ async def test_weights_of_a_large_shard_are_those_of_a_part_of_its_pages(make_sh
 async def test_drain_gives_a_shard_no_more_than_citrus_allows(
     make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Citrus closes it below its limit, which it says only once the shard is that full: the third move is refused."""
     addresses = await make_shards(make_shard, "ab")
     tenants = [(f"clinic{number}", "main") for number in range(3)]
     await fill(addresses[0], *tenants, rows=1)
@@ -427,7 +412,6 @@ async def test_drain_gives_a_shard_no_more_than_citrus_allows(
 
 @pytest.mark.slow
 async def test_capacities_are_asked_for_all_shards_at_once(make_shard: ShardMaker) -> None:
-    """Each answer takes a while; together they take no longer. The others count where one does not answer."""
     addresses = await make_shards(make_shard, "abcd")
     async with citrus_for_commands(addresses, {}) as citrus, open_shards(citrus.settings) as shards:
         citrus.server.faults.latency_s = 1.0
@@ -446,7 +430,6 @@ async def test_capacities_are_asked_for_all_shards_at_once(make_shard: ShardMake
 
 @pytest.mark.slow(2)
 async def test_drain_is_undone(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The tenants that it has moved come back, but for one that has moved on; no other tenant that left does."""
     addresses = await make_shards(make_shard, "abc")
     tenants = [("clinic", str(number)) for number in range(4)]
     names = ["-".join(tenant) for tenant in tenants]
@@ -478,7 +461,6 @@ async def test_drain_is_undone(make_shard: ShardMaker, tmp_path: Path, capsys: p
 async def test_drained_shard_takes_no_tenants_until_its_undo(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither of another drain, nor of a rebalance, nor new ones; what is there already stays as it is."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "a", "new-one": "a"})
@@ -512,7 +494,6 @@ async def test_drained_shard_takes_no_tenants_until_its_undo(
 async def test_drain_that_was_stopped_is_undone(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The copy is deleted. A shard that takes no tenants gets none back."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -534,7 +515,6 @@ async def test_drain_that_was_stopped_is_undone(
 async def test_move_of_a_command_that_runs_is_left_alone(
     make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rebalance counts its tenant as moved, and does not end it; nor does a drain. However long it takes."""
     monkeypatch.setattr(running_note, "NOTE_INTERVAL_S", 0.05)
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
@@ -568,7 +548,6 @@ async def test_move_of_a_command_that_runs_is_left_alone(
 async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the map would place the tenant elsewhere by now: no copy and no journal of it is left."""
     addresses = await make_shards(make_shard, "abc")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
@@ -589,7 +568,6 @@ async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
 async def test_move_whose_command_was_killed_goes_on(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A rebalance waits until it counts as killed: a second here."""
     addresses, settings = await make_stopped_move(make_shard, tmp_path)
     noted = f"updated_at = clock_timestamp() - interval '{RUNNING_S - 1} s'"
     await ask(addresses[0], f"UPDATE moves SET detail = '{{}}', {noted}")
@@ -604,7 +582,6 @@ async def test_move_whose_command_was_killed_goes_on(
 async def test_move_without_a_certificate_is_ended_by_a_rebalance(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its command was killed after the commit, before or after the activation."""
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -626,7 +603,6 @@ async def test_move_without_a_certificate_is_ended_by_a_rebalance(
 async def test_move_to_the_shard_that_is_drained_is_taken_back(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It had not committed; the shard has nothing of the tenant then."""
     addresses, settings = await make_stopped_move(make_shard, tmp_path)
     capsys.readouterr()
 
@@ -644,7 +620,6 @@ async def test_move_to_the_shard_that_is_drained_is_taken_back(
 async def test_move_to_the_shard_that_is_drained_is_ended_and_its_tenant_moves_on(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It had committed: the tenant could not stay. The move to the shard is no drain's, the one away from it is."""
     addresses = await make_shards(make_shard, "abc")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)
@@ -669,7 +644,6 @@ async def test_move_to_the_shard_that_is_drained_is_ended_and_its_tenant_moves_o
 async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The copy is deleted, and the tenant stays."""
     addresses, settings = await make_stopped_move(make_shard, tmp_path)
     await ask(addresses[0], "UPDATE moves SET step = 'undoing'")
     capsys.readouterr()
@@ -684,7 +658,6 @@ async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
 async def test_drain_to_a_shard_without_a_schema_names_the_command_that_creates_it(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Planned or carried out, it fails until then; a cleanup passes the shard by."""
     addresses = [await make_shard("a"), await make_shard("b", is_empty=True)]
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses)

@@ -49,13 +49,11 @@ async def serving() -> AsyncIterator[str]:
 
 
 async def test_answer_is_whole_when_it_comes_in_parts() -> None:
-    """The status of many shards is larger than any single read."""
     async with serving() as url, open_replica(SETTINGS, url) as replica:
         assert len((await replica.ask("GET", "/large"))["text"]) == 300_000
 
 
 async def test_events_are_whole_when_they_come_in_parts() -> None:
-    """And end where the replica ends them; a connection that breaks is to be tried again."""
     async with serving() as url, open_replica(SETTINGS, url) as replica:
         events = [event async for event in replica.listen("/events")]
         assert events == [("status", '{"a": 1}', {"a": 1}), ("fleet", "{}", {})]

@@ -85,7 +85,6 @@ async def ask(address: ShardAddress, query: str) -> list[dict[str, Any]]:
 async def test_plan_is_printed_and_then_carried_out(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The plan writes nothing; the certificate names the file with the rows that were overwritten."""
     settings = settings_of(tmp_path, *shards)
 
     assert await restore_tenant(settings, command(apply=False), as_json=True) == 0
@@ -111,7 +110,6 @@ async def test_plan_is_printed_and_then_carried_out(
 async def test_restore_does_not_wait_for_what_takes_long_to_count(
     shards: list[ShardAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tenant may have millions of operations, and be fenced until the command has ended."""
     monkeypatch.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
     settings = settings_of(tmp_path, *shards)
 
@@ -125,7 +123,6 @@ async def test_restore_does_not_wait_for_what_takes_long_to_count(
 async def test_plan_names_what_was_erased_since_the_backup(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It comes back, and has to be erased again; what was erased before the backup is in none."""
     settings = settings_of(tmp_path, *shards)
     assert await erase_resource(settings, Erasure(*TENANT, "patient", "r2"), apply=True, as_json=True) == 0
     capsys.readouterr()
@@ -142,7 +139,6 @@ async def test_plan_names_what_was_erased_since_the_backup(
 async def test_restore_that_was_killed_goes_on_with_its_own_file(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The plan says so; the tenant is fenced until then."""
     await ask(shards[0], "UPDATE tenants SET state = 'fenced', move_token = 4")
     await ask(
         shards[0],
@@ -169,8 +165,6 @@ async def test_restore_that_ends_too_early_names_the_next_command(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
-    """After an error, and after Ctrl-C: the tenant waits."""
-
     async def fail(_: Restorer) -> None:
         raise error
 
@@ -187,8 +181,6 @@ async def test_restore_that_ends_too_early_names_the_next_command(
 async def test_restore_that_was_not_confirmed_is_not_repeated_by_the_same_command(
     shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tenant goes on, and the cache was cleared, or the command says that it was not; another file repeats it."""
-
     async def fail(*_: object) -> None:
         raise asyncio.CancelledError
 
@@ -225,7 +217,6 @@ async def test_restore_that_was_not_confirmed_is_not_repeated_by_the_same_comman
 async def test_restore_that_cannot_be_is_refused_before_the_first_write(
     shards: list[ShardAddress], tmp_path: Path, where: int, change: str, error: str
 ) -> None:
-    """With the reason."""
     await ask(shards[where], change)
     before = await ask(shards[0], "SELECT *, ctid FROM tenants")
 
@@ -237,14 +228,12 @@ async def test_restore_that_cannot_be_is_refused_before_the_first_write(
 
 
 async def test_shard_itself_is_no_backup(shards: list[ShardAddress], tmp_path: Path) -> None:
-    """Its rows would be deleted, and there would be none to copy."""
     with pytest.raises(PermanentError, match="BACKUP_URL: expected a backup, got the database of the shard itself"):
         await restore_tenant(settings_of(tmp_path, shards[0], shards[0]), command(), as_json=True)
     assert len(await ask(shards[0], "SELECT FROM resources")) == 1
 
 
 async def test_restore_asks_for_what_it_needs(shards: list[ShardAddress], tmp_path: Path) -> None:
-    """The backup by a variable only, and to catch up the stream."""
     with pytest.raises(ConfigurationError, match="BACKUP_URL: expected the connection string"):
         await restore_tenant(settings_of(tmp_path, shards[0], None), command(), as_json=True)
     with pytest.raises(ConfigurationError, match="KINESIS_STREAM_NAME"):

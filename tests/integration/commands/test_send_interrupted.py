@@ -87,7 +87,6 @@ async def interrupted(*words: str, awaits: str, **env: str) -> tuple[int, list[d
 
 
 async def test_send_prints_the_ids_when_it_is_interrupted_while_it_puts(kinesis_url: str) -> None:
-    """The request under way may be done: it is unknown, and only what comes after it is certainly not sent."""
     hang = {"do": "fault", "action": "PutRecord", "kind": "hang", "applied": True}
     async with aiohttp.ClientSession() as session, session.post(f"{kinesis_url}/_control", json=hang) as answer:
         assert answer.status == 200
@@ -105,7 +104,6 @@ async def test_send_prints_the_ids_when_it_is_interrupted_while_it_puts(kinesis_
 async def test_send_prints_the_ids_when_it_is_interrupted_while_it_waits(
     kinesis_url: str, make_shard: ShardMaker, tmp_path: Path
 ) -> None:
-    """No worker applies them; they are on the stream, and will be applied once."""
     shard = {"shardId": "shard-1", "connectionString": (await make_shard("shard-1")).connection_string}
     (path := tmp_path / "map.json").write_text(json.dumps({"shards": [shard]}))
     env = {"AWS_ENDPOINT_URL_KINESIS": kinesis_url, "SHARD_MAP_FILE": str(path)}

@@ -70,13 +70,11 @@ def assert_read(done: subprocess.CompletedProcess[str]) -> None:
 
 @pytest.mark.slow(0.5)
 def test_send_reads_a_pipe(piped: IO[bytes]) -> None:
-    """As `cat FILE | simplu-worker operations send -` does."""
     assert_read(send(piped))
 
 
 @pytest.mark.slow(2)
 def test_send_reads_a_stdin_that_cannot_be_opened_again() -> None:
-    """A socket has no name to be opened by; a pipe of another user may not be."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(LINE)
@@ -87,14 +85,12 @@ def test_send_reads_a_stdin_that_cannot_be_opened_again() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.slow(2)
 def test_pipe_of_another_user_is_read(piped: IO[bytes]) -> None:
-    """As after `sudo -u`."""
     done = run("-c", READ_AS_NOBODY, stdin=piped)
     assert (done.stdout.encode(), done.stderr) == (LINE, "")
 
 
 @pytest.mark.slow(2)
 def test_file_that_the_user_may_not_read_is_named(tmp_path: Path) -> None:
-    """With the way around it."""
     file = tmp_path / "operations.jsonl"
     file.write_bytes(LINE)
     file.chmod(0)
@@ -107,7 +103,6 @@ def test_file_that_the_user_may_not_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow(2)
 def test_send_names_a_closed_stdin() -> None:
-    """As after `<&-`."""
     command = f"{shlex.quote(sys.executable)} -m simplu_worker operations send - <&-"
     env = {"PATH": os.environ["PATH"]} | SETTINGS
     done = subprocess.run(["sh", "-c", command], env=env, cwd="/", capture_output=True, text=True, check=False)

@@ -20,7 +20,6 @@ NOWHERE = "http://127.0.0.1:1"
 async def test_send_names_the_stream_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The address and the cause, while it still tries."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", NOWHERE)
     settings = settings_in({"AWS_REGION": "eu-west-1", "KINESIS_STREAM_NAME": "operations"})
     options = SendOptions(wait=False, timeout_s=60, force=False)

@@ -72,7 +72,6 @@ def by_id(shards: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shard: ShardMaker) -> None:
-    """Those that answer, that do not, and that must not be asked; in order of their ids."""
     good = await make_shard("a-good")
     async with routed_shards([silent("d-down"), good], tenants_per_shard=10, timeouts=PATIENT) as routed:
         routed.citrus.registry.shards["d-down"].is_active = False
@@ -86,7 +85,6 @@ async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shar
 
 
 async def test_roll_call_names_a_shard_whose_address_may_not_be_used(make_shard: ShardMaker) -> None:
-    """It is asked nothing."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         refused = ShardAddress("shard-2", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
 
@@ -99,7 +97,6 @@ async def test_roll_call_names_a_shard_whose_address_may_not_be_used(make_shard:
 
 
 async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServer) -> None:
-    """Whatever hangs."""
     address = await copy_shard(breakable_server)
     shards = [ShardAddress(f"shard-{number}", address.connection_string) for number in range(8)]
     async with routed_shards(shards) as routed, frozen(breakable_server):
@@ -110,7 +107,6 @@ async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServ
 
 
 async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMaker) -> None:
-    """Each inspection is a connection; a moment later the shards are inspected again."""
     now = 100.0
     async with routed_shards([await make_shard("shard-1")]) as routed:
         call = ShardInspector(routed.locator, routed.pools, clock=lambda: now)
@@ -121,7 +117,6 @@ async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMak
 
 
 async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
-    """What the pool knows is in it too, and no secret is."""
     good = await make_shard("shard-1")
     async with routed_shards([good, silent("shard-2")], timeouts=PATIENT) as routed:
         await add_tenant(routed.pools.ensure_pool(good))
@@ -138,7 +133,6 @@ async def test_shards_view_asks_every_shard_and_names_the_silent(make_shard: Sha
 
 
 async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() -> None:
-    """503, and before the start too."""
     assert (await http_views(ReplicaStatus("replica-1", asyncio.Event())).shards())[0] == 503
 
     class Silent:
@@ -152,7 +146,6 @@ async def test_shards_view_says_that_it_cannot_when_nobody_names_the_shards() ->
 
 
 async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: ShardMaker) -> None:
-    """The page reads it every two seconds."""
     good = await make_shard("shard-1")
     book = HealthRegistry()
     async with routed_shards([good, silent("shard-2")], timeouts=PATIENT) as routed:
@@ -175,7 +168,6 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
 
 
 async def test_status_shows_a_known_shard_that_may_not_be_used(make_shard: ShardMaker) -> None:
-    """It has no pool, and its health says why."""
     book = HealthRegistry()
     async with routed_shards([await make_shard("shard-1")]) as routed:
         replica = replica_of(routed, book)
@@ -191,7 +183,6 @@ async def test_status_shows_a_known_shard_that_may_not_be_used(make_shard: Shard
 
 
 async def test_status_says_of_sources_that_they_drain(make_shard: ShardMaker) -> None:
-    """Nothing new is fetched from them then."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         replica = ReplicaStatus("replica-1", asyncio.Event())
         fleet = cast("Fleet", SimpleNamespace(stream_name="s", outage=None, readers=list, status=list))
@@ -204,7 +195,6 @@ async def test_status_says_of_sources_that_they_drain(make_shard: ShardMaker) ->
 async def test_operation_view_takes_the_time_before_it_asks_the_log(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is applied in between is in no answer of the log, and must not be in the time that is decided."""
     order: list[str] = []
     shard = await make_shard("shard-1")
     row = "('s', 'a', 'TRIM_HORIZON', true, gen_random_uuid())"
@@ -232,7 +222,6 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 
 
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:
-    """The answer of those that did is not withheld."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         status, answer = await http_views(replica_of(routed)).operation("never-seen", None, None, Role.OPERATOR)
     assert (status, answer["status"], answer["shardsWithoutAnswer"]) == (404, "unknown", ["shard-2"])
@@ -241,7 +230,6 @@ async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_sh
 async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """0 when all answer, else 1; passwords are in no place."""
     good = await make_shard("shard-1")
     assert await list_shards(settings_of(tmp_path, good), as_json=True) == 0
     answer = json.loads(capfd.readouterr().out)
@@ -264,7 +252,6 @@ async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
 async def test_shards_list_prints_a_table(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line for each shard, with its oddities."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
     assert await list_shards(settings_of(tmp_path, *shards), as_json=False) == 1
     printed = capfd.readouterr()
@@ -279,7 +266,6 @@ async def test_shards_list_prints_a_table(
 async def test_tenants_list_names_the_silent_shards(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And prints the tenants of the others."""
     good = await make_shard("shard-1")
     async with routed_shards([good]) as routed:
         await add_tenant(routed.pools.ensure_pool(good))
@@ -290,7 +276,6 @@ async def test_tenants_list_names_the_silent_shards(
 
 
 def test_row_shows_room_and_lag_as_people_read_them() -> None:
-    """Unknown members are left out."""
     address = ShardAddress("s", "postgresql://u:p@h:1/d", business_count=9, business_max=10)
     lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
     row = command._row(
@@ -332,7 +317,6 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
 async def test_shards_list_names_a_schema_in_which_others_may_create(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the statement that ends it; the shard is as healthy as before."""
     open_one, closed_one = await make_shard("shard-1"), await make_shard("shard-2")
     await execute(open_one.connection_string, "GRANT CREATE ON SCHEMA public TO PUBLIC")
     try:
@@ -352,7 +336,6 @@ async def test_shards_list_names_a_schema_in_which_others_may_create(
 async def test_list_counts_documents_beyond_the_bounds(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such as an adopted shard may have; in the table only where there are any."""
     with_bomb, other = await make_shard("shard-1"), await make_shard("shard-2")
     async with routed_shards([with_bomb]) as routed:
         case = TenantCase(routed.pools.ensure_pool(with_bomb), TENANT)

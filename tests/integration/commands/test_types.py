@@ -83,7 +83,6 @@ def states_of(answer: Answer) -> tuple[int, dict[str, str]]:
 async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An empty shard gets nothing; a second time finds nothing to do."""
     shards = [await make_shard("a"), await make_shard("b"), await make_shard("c", is_empty=True)]
     terminal = Terminal(tmp_path, capfd, *shards)
     terminal.write("bistro", "boutique")
@@ -102,7 +101,6 @@ async def test_types_apply_plans_first_and_then_does_it_on_all_shards(
 async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With its cause, and with status 1; a refusal on one shard leaves that one as it is."""
     shards = [await make_shard("a"), await make_shard("b"), silent("c")]
     await execute(shards[0].connection_string, "CREATE TABLE boutique_sales ()")
     terminal = Terminal(tmp_path, capfd, *shards)
@@ -124,7 +122,6 @@ async def test_shard_that_does_not_answer_is_named_and_the_others_are_done(
 async def test_types_show_has_a_line_for_each_version(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The most common one first, with its tenants; a type that no shard has is a failure."""
     shards = [await make_shard(name) for name in ("a", "b", "c")]
     terminal = Terminal(tmp_path, capfd, *shards)
     await execute(shards[1].connection_string, "UPDATE business_types SET digest = 'other' WHERE name = 'gym'")
@@ -151,7 +148,6 @@ async def test_types_show_has_a_line_for_each_version(
 async def test_type_is_removed_by_name_alone(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A type whose file is gone stays; one that a file has is not removed."""
     terminal = Terminal(tmp_path, capfd, await make_shard("a"))
     terminal.write("bistro", "boutique")
     await terminal.apply()
@@ -169,7 +165,6 @@ async def test_type_is_removed_by_name_alone(
 async def test_types_check_counts_the_resources_that_no_file_knows(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """By shard and name; not what the worker makes itself, and not of other types."""
     address = await make_shard("a")
     terminal = Terminal(tmp_path, capfd, address, await make_shard("b"))
     terminal.write("bistro")
@@ -253,7 +248,6 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
 async def test_resources_under_other_names_are_moved_once_the_type_has_these(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan names them and changes nothing; two documents of one id are left, until one of them is deleted."""
     monkeypatch.setattr(apply_module, "REREAD_S", 0.0)
     monkeypatch.setattr(other_names, "PAGE_ROWS", 2)
     address = await make_shard("a")
@@ -301,7 +295,6 @@ async def test_resources_under_other_names_are_moved_once_the_type_has_these(
 async def test_folder_is_refused_with_the_problems_of_all_files(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Before any shard is asked."""
     terminal = Terminal(tmp_path, capfd, await make_shard("a"))
     with pytest.raises(ConfigurationError, match=r"expected a file NAME\.json for each business type, got none"):
         await terminal.apply()

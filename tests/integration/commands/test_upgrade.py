@@ -64,7 +64,6 @@ async def lose_gym(address: ShardAddress) -> None:
 async def test_shards_upgrade_plans_first_and_then_does_it(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every shard, or those that are named; a second time finds nothing to do."""
     current, empty = await make_shard("a-current"), await make_shard("b-empty", is_empty=True)
     behind = [await make_shard("c-behind"), await make_shard("d-behind")]
     for address in behind:
@@ -96,7 +95,6 @@ async def test_shards_upgrade_plans_first_and_then_does_it(
 async def test_shards_upgrade_creates_the_schema_of_an_empty_shard_that_is_named(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Not of one that is not named, whose database may be a wrong one; a second time finds nothing to do."""
     named, other = await make_shard("a-named", is_empty=True), await make_shard("b-other", is_empty=True)
     settings = settings_of(tmp_path, named, other)
 
@@ -111,7 +109,6 @@ async def test_shards_upgrade_creates_the_schema_of_an_empty_shard_that_is_named
 async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One that is newer, one that does not answer, one with another program's tables; the others are upgraded."""
     newer, strange = await make_shard("a-newer"), await make_shard("b-strange", is_empty=True)
     behind = await make_shard("c-behind")
     await execute(newer.connection_string, "INSERT INTO schema_migrations (version, name) VALUES (99, 'later')")
@@ -136,7 +133,6 @@ async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone
 async def test_shards_upgrade_prints_a_table_and_what_to_do(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """For people: the result on stdout, remarks on stderr, and no password in either."""
     behind = await make_shard("shard-1")
     await lose_gym(behind)
     settings = settings_of(tmp_path, behind)
@@ -156,7 +152,6 @@ async def test_shards_upgrade_prints_a_table_and_what_to_do(
 
 
 async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: ShardMaker, tmp_path: Path) -> None:
-    """And names those that there are."""
     settings = settings_of(tmp_path, await make_shard("shard-1"))
 
     with pytest.raises(PermanentError, match="expected shards out of shard-1; got shard-9"):
@@ -180,14 +175,12 @@ async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: Shar
     ],
 )
 def test_doing_is_described_in_a_line(activity: UpgradeActivity, text: str) -> None:
-    """The step, its progress, and the blockers; control characters of names are escaped."""
     assert describe_activity(activity) == text
 
 
 def test_progress_says_now_and_then_whom_a_shard_waits_for_when_it_is_no_terminal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A line at once, then every ten seconds, and one at the end of each shard."""
     now = [0.0]
     waiting = UpgradeActivity(TITLE, 0, 3, waits_for=[BLOCKER])
     with UpgradeProgress(2, clock=lambda: now[0]) as progress:

@@ -80,7 +80,6 @@ async def case(pools: Pools, address: ShardAddress) -> TenantCase:
 async def test_feed_sends_each_applied_change_when_it_is_committed(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """Each change of a resource is an event, in the order of its key; what failed or only read is none."""
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
     async with running(feed):
@@ -116,7 +115,6 @@ async def test_feed_sends_each_applied_change_when_it_is_committed(
 async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
     pools: Pools, address: ShardAddress, case: TenantCase, seen_by: str
 ) -> None:
-    """In the row of the cursor, from which people and other replicas have it."""
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
 
@@ -141,7 +139,6 @@ async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
 
 
 async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:
-    """Those to hundreds of shards at once would all be too late, and each shard would seem to be away."""
     opened: list[asyncio.StreamWriter] = []
     ending = asyncio.Event()
 
@@ -167,7 +164,6 @@ async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:
 async def test_shard_that_is_out_of_the_map_is_forgotten(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What its publisher said of it would be shown for ever. Once it is back it is there again."""
     monkeypatch.setattr("simplu_worker.feed.feed.LIST_S", 0.1)
     receiver = Receiver()
     publisher = feed_of(pools, [address], [receiver.configured()], "publisher")
@@ -194,7 +190,6 @@ async def test_shard_that_is_out_of_the_map_is_forgotten(
 async def test_feed_of_a_shard_that_gets_its_tables_has_all_changes(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They came after the destination had begun elsewhere, though the feed sees the shard later."""
     monkeypatch.setattr("simplu_worker.feed.rows.NEW_S", NEW_S)
     receiver, later = Receiver(), Receiver("later")
     has_looked = asyncio.Event()
@@ -232,7 +227,6 @@ async def has_begun(pool: ShardPool, destination: str) -> bool:
 async def test_publisher_is_replaced_where_the_clock_of_the_shard_has_gone_back(
     pools: Pools, address: ShardAddress
 ) -> None:
-    """The row of one that is gone would be its own until that clock is where it was."""
     pool = pools.pool_of(address.shard_id)
     assert await claim(pool, token=str(uuid4()), publisher="gone", noise="0000")
     assert not await claim(pool, token=str(uuid4()), publisher="two", noise="0000")
@@ -245,7 +239,6 @@ async def test_publisher_is_replaced_where_the_clock_of_the_shard_has_gone_back(
 async def test_documents_are_read_by_bytes(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each event comes once, in order, with its document; one that no destination takes is empty."""
     monkeypatch.setattr("simplu_worker.feed.rows.READ_MAX_BYTES", 3000)
     monkeypatch.setattr("simplu_worker.feed.rows.DOCUMENT_MAX_BYTES", 5000)
     receiver = Receiver()
@@ -282,7 +275,6 @@ async def test_documents_are_read_by_bytes(
 async def test_feed_goes_on_where_it_was_when_it_is_restarted(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """A replica that stopped gave its row back; the next one begins behind what was delivered."""
     first, second = Receiver(), Receiver()
     feed = feed_of(pools, [address], [first.configured()])
     async with running(feed):
@@ -301,7 +293,6 @@ async def test_feed_goes_on_where_it_was_when_it_is_restarted(
 async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused_for_a_while(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """Only the key of the event that waits waits, and the others are not sent again behind it."""
     receiver = Receiver()
     is_down = True
     receiver.answer = lambda event: RetryLater("busy") if is_down and event.resource_id == "r3" else Delivered()
@@ -327,7 +318,6 @@ async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused
 async def test_feed_ends_when_it_is_cancelled_while_it_loses_the_row(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """The loss of the row ends what it does; then it does not begin again, but ends."""
     is_called, is_cancelled = asyncio.Event(), asyncio.Event()
 
     def answer(_: FeedEvent) -> Delivery:
@@ -359,7 +349,6 @@ async def test_feed_ends_when_it_is_cancelled_while_it_loses_the_row(
 
 @pytest.mark.slow(5)
 async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: ShardMaker) -> None:
-    """That is no defect of the worker; the rows of all others are given back."""
     async with Pools(size=6) as pools:
         hanging, other = [pools.ensure_pool(await make_shard(name)) for name in ("hanging", "other")]
         feed, stopping = feed_of(pools, [hanging.address, other.address], [Receiver().configured()]), asyncio.Event()
@@ -377,7 +366,6 @@ async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: S
 async def test_feed_drops_the_memories_that_nobody_needs(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of a destination which has left the file, and those of a lost row, as soon as they are old."""
     monkeypatch.setattr("simplu_worker.feed.feed.MEASURE_S", 0.1)
     one, two = Receiver("one"), Receiver("two")
     feed = feed_of(pools, [address], [one.configured(), two.configured()])
@@ -415,7 +403,6 @@ async def test_feed_drops_the_memories_that_nobody_needs(
 async def test_cursor_moves_on_when_a_destination_is_back_on_a_shard_at_rest(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """Without another change: the target of a move may wait for it."""
     receiver = Receiver()
     is_down = True
     receiver.answer = lambda _: RetryLater("down") if is_down else Delivered()
@@ -441,7 +428,6 @@ async def test_cursor_moves_on_when_a_destination_is_back_on_a_shard_at_rest(
 async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """A destination holds only itself."""
     hanging, other = Receiver("hanging"), Receiver("other")
     hanging.hangs = True
     feed = feed_of(pools, [address], [hanging.configured(), other.configured()])
@@ -456,7 +442,6 @@ async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
 async def test_feed_sends_the_rest_of_a_batch_when_its_window_was_full_for_long(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """A shard at rest, whose newest batch was read in part, is read on."""
     receiver = Receiver()
     is_down = True
     receiver.answer = lambda _: RetryLater("down", 0.1) if is_down else Delivered()
@@ -473,7 +458,6 @@ async def test_feed_sends_the_rest_of_a_batch_when_its_window_was_full_for_long(
 async def test_read_of_the_log_goes_on_behind_a_batch_whose_rest_is_longer_than_a_read(
     address: ShardAddress, case: TenantCase, *, is_of_tenant: bool
 ) -> None:
-    """Though nothing is left of that batch: its rows were dropped by a move, or are those of other tenants."""
     async with Pools(size=2) as pools:
         pool, other = pools.ensure_pool(address), ("other", "main")
         await add_tenant(pool, other)
@@ -508,7 +492,6 @@ async def load_feed(pool: ShardPool, token: str, *, last_incarnation: str = "") 
 async def test_incarnation_begins_when_the_server_has_lost_that_the_first_one_was_published(
     pools: Pools, address: ShardAddress
 ) -> None:
-    """Also where nothing is known to be undone: a destination that has left the file may have got events in it."""
     pool, token = pools.ensure_pool(address), str(uuid4())
     await claim(pool, token=token, publisher="a", noise="0001")
     first = await load_feed(pool, token)
@@ -523,7 +506,6 @@ async def test_incarnation_begins_when_the_server_has_lost_that_the_first_one_wa
 
 
 async def test_incarnation_begins_when_the_one_of_the_publisher_is_lost(pools: Pools, address: ShardAddress) -> None:
-    """Receivers know it, and would take events of an earlier one for undone ones; so do those of a row that is lost."""
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
     assert await claim(pool, token=token, publisher="one", noise="0000")
     first = await load_feed(pool, token)
@@ -541,7 +523,6 @@ async def test_incarnation_begins_when_the_one_of_the_publisher_is_lost(pools: P
 async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_were_read(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """A promoted server has other batches under the numbers of those that it lacks: they would be passed unread."""
     pool, token = pools.pool_of(address.shard_id), str(uuid4())
     await case.apply(case.operation("create", "r1", {}))
     assert await claim(pool, token=token, publisher="one", noise="0000")
@@ -559,7 +540,6 @@ async def test_cursor_is_written_in_the_run_of_the_server_in_which_its_events_we
 async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_killed(
     make_shard: ShardMaker,
 ) -> None:
-    """The row of a killed publisher expires; the next one sends nothing that the first one had noted as delivered."""
     address = await make_shard("a")
     first, second = Receiver(), Receiver()
     async with Pools(size=4) as pools, Pools(size=4) as others:
@@ -634,7 +614,6 @@ async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_differ
 async def test_publisher_writes_nothing_when_another_one_has_the_row(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """The token in the row fences: a publisher that lost it moves no cursor, and claims the row anew."""
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
 
@@ -663,7 +642,6 @@ async def test_publisher_writes_nothing_when_another_one_has_the_row(
 async def test_refused_event_is_kept_and_the_feed_goes_on_when_its_tries_are_over(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """It is a row of `feed_refusals`, and later events of its key come."""
     receiver = Receiver()
     tries = 0
 
@@ -692,7 +670,6 @@ async def test_refused_event_is_kept_and_the_feed_goes_on_when_its_tries_are_ove
 async def test_feed_stops_on_the_shard_when_an_event_is_refused_and_the_terms_say_so(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """The reason is in the row of the cursor, which stays before the event."""
     receiver = Receiver()
     receiver.answer = lambda _: Refused("400")
     terms = DestinationTerms("receiver", tries=1, on_refusal=OnRefusal.STOP)
@@ -712,7 +689,6 @@ async def test_feed_stops_on_the_shard_when_an_event_is_refused_and_the_terms_sa
 async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """The gap has its bounds, and comes before what follows."""
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
     async with running(feed):
@@ -747,7 +723,6 @@ async def forget_log(case: TenantCase) -> None:
 async def test_new_destination_begins_where_its_terms_say(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """Now, at a time, or at the oldest batch of the log."""
     await case.apply(case.operation("create", "old", {}))
     await fetch(case.pool, "UPDATE log_batches SET completed_at = completed_at - interval '2 hours'")
     await case.apply(case.operation("create", "new", {}))
@@ -773,7 +748,6 @@ async def test_new_destination_begins_where_its_terms_say(
 async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """Numbers are no order of commits: what lies above a running transaction is read once it has ended."""
     receiver = Receiver()
     feed = feed_of(pools, [address], [receiver.configured()])
     async with running(feed):
@@ -791,7 +765,6 @@ async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committ
 async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_wanted(
     pools: Pools, address: ShardAddress, case: TenantCase, name: str
 ) -> None:
-    """The data is the row as it is when the event is published; a deleted resource has none. A type has names."""
     receiver = Receiver()
     wanted = FeedFilter(resource_types=frozenset({name}))
     terms = DestinationTerms("receiver", filter=wanted, data=FeedData.CURRENT)
@@ -817,7 +790,6 @@ async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_w
 async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_back(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """What it got may be lost with any run of the server that nobody judged for it: it is told when it is back."""
     kept, dropped = Receiver("kept"), Receiver("dropped")
     feed = feed_of(pools, [address], [kept.configured(), dropped.configured()])
 
@@ -872,7 +844,6 @@ async def live_through_failover(feed: Feed, receiver: Receiver, case: TenantCase
 async def test_publisher_does_not_know_all_that_came_before_it_has_read_to_the_end(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read may find fewer rows than it asks for, though there are more: here none of them is for the destination."""
     monkeypatch.setattr("simplu_worker.feed.shard_feed.READ_MAX", 2)
     await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
     await case.apply(operation("create", "wanted", {}, resource_type="invoice"))
@@ -900,7 +871,6 @@ async def test_publisher_does_not_know_all_that_came_before_it_has_read_to_the_e
 async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """That one delivered events behind its cursor: whether the shard has lost them, its successor cannot know."""
     receiver = Receiver()
     receiver.answer = lambda event: RetryLater("waits") if event.resource_id == "r1" else Delivered()
     feed = feed_of(pools, [address], [receiver.configured()])
@@ -927,7 +897,6 @@ async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_t
 async def test_publisher_remembers_an_event_that_it_has_sent_when_no_answer_came(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """The receiver may have it: if its commit is lost then, an incarnation begins."""
     receiver = Receiver()
 
     async def is_called_again() -> bool:

@@ -23,7 +23,6 @@ from simplu_worker.network_errors import NO_SERVER, NO_TLS
 async def test_check_reaches_each_destination_as_far_as_that_needs_no_event(
     kinesis_url: str, sqs_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Streams, queues and hosts that are there and that are not; a path, which may be a secret, is not shown."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs_url)
     monkeypatch.setattr(socket, "getaddrinfo", NameServer(("127.0.0.2", "10.0.0.1")).getaddrinfo)

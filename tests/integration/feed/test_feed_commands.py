@@ -66,7 +66,6 @@ async def shown(settings: Settings, output: Output, name: str = "receiver") -> d
 async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
     world: World, settings: Settings, output: Output
 ) -> None:
-    """Under the same ids and in order, then what is new; the plan changes nothing, another destination gets nothing."""
     receiver, other = Receiver(), Receiver("other")
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured(), other.configured()])
     case = world.case("a")
@@ -109,7 +108,6 @@ async def test_replay_sends_again_from_a_time_on_while_the_feed_runs(
 async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
     world: World, settings: Settings, output: Output
 ) -> None:
-    """It is tried once more, kept as refused, and what waited behind it comes; the next refused one stops again."""
     receiver = Receiver()
     calls: list[str | None] = []
 
@@ -150,7 +148,6 @@ async def test_skip_passes_the_event_at_which_a_feed_has_stopped(
 async def test_skip_lets_a_disabled_destination_go_on_where_it_was(
     world: World, settings: Settings, output: Output
 ) -> None:
-    """Nothing that waited is lost; a destination that goes on, and one that is unknown, has nothing to pass."""
     receiver = Receiver()
     receiver.answer = lambda _: Disabled("410")
     feed = feed_of(world.pools, [world.shard_pools["a"].address], [receiver.configured()])
@@ -173,7 +170,6 @@ async def test_skip_lets_a_disabled_destination_go_on_where_it_was(
 async def test_skip_passes_an_event_that_the_receiver_cannot_take(
     world: World, settings: Settings, output: Output, on_refusal: OnRefusal
 ) -> None:
-    """It is tried once more, kept as refused though it was not refused, and what waited behind it comes."""
     receiver = Receiver()
     failed: list[str] = []
 
@@ -211,7 +207,6 @@ async def test_skip_passes_an_event_that_the_receiver_cannot_take(
 async def test_skip_passes_the_source_of_a_tenant_that_has_moved(
     world: World, settings: Settings, output: Output
 ) -> None:
-    """Its events on the target come in order, although the source did not send what it has."""
     receiver = Receiver()
     receiver.answer = lambda event: RetryLater("down") if event.shard_id == "a" else Delivered()
     source, target = world.case("a"), world.case("b")
@@ -242,7 +237,6 @@ async def test_skip_passes_the_source_of_a_tenant_that_has_moved(
 async def test_show_lists_what_a_destination_refused_last(
     world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The newest five, with type, subject, error and time; no secret of an error, and no data."""
     receiver = Receiver()
     receiver.answer = lambda event: Refused(f"https://user:hunter2@crm/{event.resource_id}: 422")
     terms = DestinationTerms("receiver", tries=1, data=FeedData.CURRENT)
@@ -274,7 +268,6 @@ async def test_show_lists_what_a_destination_refused_last(
 async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_left_the_file(
     world: World, settings: Settings, output: Output
 ) -> None:
-    """Never while a replica has it in its file; otherwise it has no lag and no gauge. In a file again it begins now."""
     left, other = Receiver("left"), Receiver("other")
     feed = feed_of(world.pools, [pool.address for pool in world.shard_pools.values()], [left.configured()])
     case = world.case("a")
@@ -316,7 +309,6 @@ async def test_forget_deletes_what_the_shards_have_of_a_destination_that_has_lef
 async def test_show_names_shards_that_do_not_answer_and_those_without_a_publisher(
     world: World, tmp_path: Path, output: Output
 ) -> None:
-    """A shard behind is one with changes that were not delivered, whether or not anybody publishes it."""
     receiver = Receiver()
     address = world.shard_pools["a"].address
     feed = feed_of(world.pools, [address], [receiver.configured()])
@@ -338,7 +330,6 @@ async def test_show_names_shards_that_do_not_answer_and_those_without_a_publishe
 async def test_commands_print_tables_for_people(
     world: World, settings: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With what follows; without a destination, when there will be one."""
     assert await show_feed(settings, None, as_json=False) == 0
     assert "once a worker with FEED_FILE publishes the shard" in capfd.readouterr().err
     receiver = Receiver()
@@ -368,7 +359,6 @@ async def test_commands_print_tables_for_people(
 
 @pytest.mark.slow(10)
 async def test_each_replica_shows_the_destinations_of_all_shards(world: World) -> None:
-    """Also of a shard that another one publishes, and with what has stopped there."""
     address = world.shard_pools["a"].address
     receiver = Receiver()
     receiver.answer = lambda _: Disabled("410")

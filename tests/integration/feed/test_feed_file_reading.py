@@ -62,7 +62,6 @@ def problems_of(folder: Folder) -> tuple[str, ...]:
 
 
 def test_file_that_cannot_be_read_is_named(folder: Folder) -> None:
-    """And so is a secret's; neither is read beyond a bound."""
     folder.secret.write_bytes(b"whsec_" + b"\xff" * 5000)
     assert problems_of(folder) == (
         f"FEED_FILE: destination crm: secretFiles: {folder.secret}: expected at most 4096 bytes, got more",
@@ -80,7 +79,6 @@ def test_file_that_cannot_be_read_is_named(folder: Folder) -> None:
 
 
 async def test_signal_has_the_file_used_as_it_is_now_and_a_bad_one_changes_nothing(folder: Folder) -> None:
-    """The log tells which destinations are new, changed by a member or by a secret, and gone."""
     used: asyncio.Queue[FeedFile] = asyncio.Queue()
     wanted = asyncio.Event()
     before = {outcome: reload_count(outcome) for outcome in ("applied", "refused")}

@@ -82,24 +82,20 @@ async def state_after(receiver: Receiver, *events: FeedEvent, secret: str = SECR
 
 
 def test_file_of_the_page_is_one() -> None:
-    """With its secret."""
     (found,) = parse_feed_file(EXAMPLES["webhook"].encode(), AllowedHosts(), lambda _: SECRET).destinations
     assert found.name == "crm"
 
 
 def test_event_of_the_page_is_valid() -> None:
-    """By the schema."""
     Draft202012Validator(FEED_SCHEMAS["feed-event"]).validate(json.loads(EXAMPLES["example"]))
 
 
 async def test_receiver_applies_each_event_once(receiver: Receiver) -> None:
-    """However often it comes."""
     events = [batch(1, ONE), batch(2, ONE), batch(1, ONE), batch(2, ONE)]
     assert await state_after(receiver, *events) == ["i1-1-0", "i1-2-0"]
 
 
 async def test_receiver_takes_back_what_a_new_incarnation_undoes(receiver: Receiver) -> None:
-    """By the first event of it, of any resource; events before the bound hold."""
     before = [batch(41, ONE), batch(42, ONE), batch(43, ONE, "p-2")]
     assert await state_after(receiver, *before, batch(42, TWO, "p-3")) == ["i1-41-0", "i2-42-0"]
     assert await state_after(receiver, batch(61, TWO), batch(60, TWO, "p-4")) == [
@@ -109,31 +105,26 @@ async def test_receiver_takes_back_what_a_new_incarnation_undoes(receiver: Recei
 
 
 async def test_receiver_keeps_an_event_that_a_new_incarnation_begins_with(receiver: Receiver) -> None:
-    """It has the id of before, as its commit was not lost: it is taken back, and applied again."""
     again = batch(42, TWO, id="i1-42-0")
     assert await state_after(receiver, batch(42, ONE), again, batch(43, TWO, "p-2")) == ["i1-42-0", "i2-43-0"]
 
 
 async def test_receiver_drops_an_undone_event_that_comes_late(receiver: Receiver) -> None:
-    """From a publisher that did not know yet; an earlier one that holds is applied."""
     late = [batch(43, ONE), batch(40, ONE, "p-2"), batch(50, TWO), batch(61, TWO)]
     assert await state_after(receiver, batch(70, THREE), *late) == ["i3-70-0", "i1-40-0", "i2-50-0"]
 
 
 async def test_receiver_that_missed_an_incarnation_compares_with_each_bound(receiver: Receiver) -> None:
-    """The event of the first one is behind the bound of the second, and not behind that of the third."""
     assert await state_after(receiver, batch(50, ONE), batch(70, THREE)) == ["i3-70-0"]
 
 
 async def test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before(receiver: Receiver) -> None:
-    """That one was lost as well, or began behind a later batch: ids tell which is newer."""
     before = [batch(29, ONE), batch(42, TWO)]
     assert await state_after(receiver, *before, batch(31, EARLIER)) == ["i1-29-0", "i3-31-0"]
     assert await state_after(receiver, batch(43, TWO), batch(90, EARLIER)) == ["i1-29-0", "i3-31-0", "i3-90-0"]
 
 
 async def test_receiver_takes_back_what_an_undone_event_names(receiver: Receiver) -> None:
-    """Once, though the bounds say the same; a change that is applied again has a new id."""
     undone = batch(42, TWO, id="undone-1", kind=FeedKind.UNDONE, undoes="i1-42-0")
     again = batch(43, TWO, reapplies="i1-42-0")
     state = await state_after(receiver, batch(42, ONE), undone, again, undone, batch(42, ONE))
@@ -141,13 +132,11 @@ async def test_receiver_takes_back_what_an_undone_event_names(receiver: Receiver
 
 
 async def test_receiver_keeps_shards_apart(receiver: Receiver) -> None:
-    """Incarnations and batches are those of one shard."""
     other = batch(50, Incarnation("i9", "i9:1"), shard_id="shard-2", id="other-50-0")
     assert await state_after(receiver, other, batch(42, TWO)) == ["other-50-0", "i2-42-0"]
 
 
 async def test_receiver_refuses_what_another_secret_has_signed(receiver: Receiver) -> None:
-    """And applies none of it."""
     wrong = "whsec_" + base64.b64encode(b"x" * 32).decode()
     async with open_webhook(receiver.url, [wrong], LOOPBACK) as webhook:
         (delivery,) = await webhook.publish([batch(1, ONE)])

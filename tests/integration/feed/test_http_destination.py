@@ -119,7 +119,6 @@ def status(number: int, **headers: str) -> Respond:
 
 
 async def test_webhook_is_a_cloud_event_that_the_library_verifies(receiver: Receiver, webhook: HttpDestination) -> None:
-    """With the event's id, which stays the same when it is sent again."""
     event = feed_event(data='{"name": "Zoë"}'.encode())
     assert await webhook.publish([event]) == [Delivered()]
     ((path, headers, body),) = receiver.requests
@@ -131,7 +130,6 @@ async def test_webhook_is_a_cloud_event_that_the_library_verifies(receiver: Rece
 
 
 async def test_webhook_is_signed_by_every_secret_so_that_one_can_be_replaced(receiver: Receiver) -> None:
-    """A receiver with the old secret and one with the new one both accept it; one with another does not."""
     async with open_webhook(receiver.url, SECRETS[:2], LOOPBACK) as destination:
         await destination.publish([feed_event()])
     ((_, headers, body),) = receiver.requests
@@ -143,7 +141,6 @@ async def test_webhook_is_signed_by_every_secret_so_that_one_can_be_replaced(rec
 
 
 async def test_each_try_is_signed_with_its_own_time(receiver: Receiver) -> None:
-    """So that a repetition after hours is not refused as an old one."""
     now = utc_now()
     async with open_guarded_session("127.0.0.1", LOOPBACK, connections=1, timeout_s=30) as session:
         destination = HttpDestination(session, receiver.url, WebhookForm(SECRETS[:1]), utc=lambda: now)
@@ -161,7 +158,6 @@ async def test_each_try_is_signed_with_its_own_time(receiver: Receiver) -> None:
 async def test_events_of_a_resource_arrive_in_order_from_a_receiver_that_fails_now_and_then(
     receiver: Receiver, webhook: HttpDestination
 ) -> None:
-    """Of one resource one at a time, of others at the same time, whatever the answers are."""
     answers = itertools.cycle([204, 500, 204, 204, 503, 204, 429, 204, 204, 204])
 
     async def respond(request: web.Request) -> web.StreamResponse:
@@ -177,8 +173,6 @@ async def test_events_of_a_resource_arrive_in_order_from_a_receiver_that_fails_n
 
 
 async def test_event_that_is_refused_holds_its_resource_alone(receiver: Receiver, webhook: HttpDestination) -> None:
-    """However often it is refused."""
-
     async def respond(request: web.Request) -> web.StreamResponse:
         return web.Response(status=422 if b"bad" in await request.read() else 200)
 
@@ -198,8 +192,6 @@ async def test_event_that_is_refused_holds_its_resource_alone(receiver: Receiver
 async def test_receiver_that_hangs_is_left_after_the_time_of_one_request(
     receiver: Receiver, impatient: HttpDestination
 ) -> None:
-    """Not of one for each resource; and the call ends by itself."""
-
     async def respond(_: web.Request) -> web.StreamResponse:
         await receiver.is_over.wait()
         return web.Response()
@@ -215,7 +207,6 @@ async def test_receiver_that_hangs_is_left_after_the_time_of_one_request(
 async def test_receiver_that_answers_500_is_left_after_some_failures(
     receiver: Receiver, webhook: HttpDestination
 ) -> None:
-    """It is in trouble, and gets no more requests in this call."""
     receiver.respond = status(500)
     deliveries = await webhook.publish(resources(150, 150))
     assert {type(delivery) for delivery in deliveries} == {RetryLater}
@@ -223,7 +214,6 @@ async def test_receiver_that_answers_500_is_left_after_some_failures(
 
 
 async def test_events_that_a_receiver_fails_on_do_not_hold_others(receiver: Receiver, webhook: HttpDestination) -> None:
-    """Even where they come first, and hang: here until all others are there, then they get no answer."""
     others, came = set[bytes](), asyncio.Event()
 
     async def respond(request: web.Request) -> web.StreamResponse:
@@ -245,7 +235,6 @@ async def test_events_that_a_receiver_fails_on_do_not_hold_others(receiver: Rece
 
 
 async def test_retry_after_is_obeyed_for_all_events(receiver: Receiver, webhook: HttpDestination) -> None:
-    """No request comes in this call once one was answered so."""
     receiver.respond = status(429, Retry_After="7")
     deliveries = await webhook.publish(resources(150, 150))
     assert {(type(one), one.after_s) for one in deliveries if isinstance(one, RetryLater)} == {(RetryLater, 7.0)}
@@ -253,7 +242,6 @@ async def test_retry_after_is_obeyed_for_all_events(receiver: Receiver, webhook:
 
 
 async def test_receiver_that_answers_410_is_asked_no_more(receiver: Receiver, webhook: HttpDestination) -> None:
-    """By Standard Webhooks it wants no more events."""
     receiver.respond = status(410)
     deliveries = await webhook.publish(resources(150, 150))
     assert {type(delivery) for delivery in deliveries} == {Disabled}
@@ -262,7 +250,6 @@ async def test_receiver_that_answers_410_is_asked_no_more(receiver: Receiver, we
 
 @pytest.mark.parametrize("number", [301, 302, 303, 307, 308])
 async def test_redirect_is_not_followed(receiver: Receiver, webhook: HttpDestination, number: int) -> None:
-    """It could lead anywhere."""
     receiver.respond = status(number, Location=f"{receiver.url}/elsewhere")
     (delivery,) = await webhook.publish([feed_event()])
     assert isinstance(delivery, RetryLater)
@@ -272,7 +259,6 @@ async def test_redirect_is_not_followed(receiver: Receiver, webhook: HttpDestina
 
 @pytest.mark.parametrize("how", ["long", "slow", "cut", "compressed"])
 async def test_body_of_an_answer_neither_matters_nor_costs(receiver: Receiver, how: str) -> None:
-    """Its status came before; it is read to a bound, and not unpacked."""
     sent = 0
 
     async def respond(request: web.Request) -> web.StreamResponse:
@@ -299,8 +285,6 @@ async def test_body_of_an_answer_neither_matters_nor_costs(receiver: Receiver, h
 
 @pytest.mark.parametrize("interim", [b"100 Continue\r\n", b"103 Early Hints\r\nlink: </x>\r\n"])
 async def test_receiver_with_endless_interim_answers_is_left(interim: bytes) -> None:
-    """Before the time of a request is over: they come faster than aiohttp counts it."""
-
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         with contextlib.suppress(OSError):
@@ -316,7 +300,6 @@ async def test_receiver_with_endless_interim_answers_is_left(interim: bytes) -> 
 
 
 async def test_event_leaves_its_data_out_where_they_are_too_large(receiver: Receiver, webhook: HttpDestination) -> None:
-    """And is refused, without a request, where that does not help."""
     large = feed_event(0, "p-1", data=b'"' + b"x" * EVENT_MAX_BYTES + b'"')
     hopeless = feed_event(1, "p-2", request_id="x" * EVENT_MAX_BYTES)
     first, second = await webhook.publish([large, hopeless])
@@ -325,7 +308,6 @@ async def test_event_leaves_its_data_out_where_they_are_too_large(receiver: Rece
 
 
 async def test_notification_is_posted_as_the_typescript_worker_did(receiver: Receiver) -> None:
-    """An event that it did not tell is none here, and counts as delivered."""
     async with open_notification(f"{receiver.url}/base", LOOPBACK) as destination:
         events = [
             feed_event(0, data=b"{}"),
@@ -360,7 +342,6 @@ NOT_ALLOWED = "expected an address of the public internet, or one of FEED_ALLOWE
 async def test_name_that_leads_elsewhere_at_the_next_look_up_is_refused(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The address of each connection is judged: DNS rebinding leads nowhere. Each connection takes two look-ups."""
     monkeypatch.setattr(socket, "getaddrinfo", NameServer(("127.0.0.1",), ("127.0.0.1",), ("127.0.0.2",)).getaddrinfo)
     url = receiver.url.replace("127.0.0.1", "rebound.example")
     deliveries = []
@@ -388,7 +369,6 @@ async def test_name_that_leads_elsewhere_at_the_next_look_up_is_refused(
 async def test_name_that_leads_into_this_network_is_refused(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
 ) -> None:
-    """Also a name that the list has: its addresses need a network of the list."""
     monkeypatch.setattr(socket, "getaddrinfo", NameServer(addresses).getaddrinfo)
     url = receiver.url.replace("127.0.0.1", "rebound.example")
     async with open_webhook(url, SECRETS[:1], AllowedHosts.parse(("rebound.example",))) as destination:
@@ -403,7 +383,6 @@ FORMS = ("127.0.0.1", "localhost", "2130706433", "127.1", "0x7f.1", "[::1]", "[:
 
 @pytest.mark.parametrize("host", FORMS)
 async def test_every_form_of_loopback_is_refused(receiver: Receiver, host: str) -> None:
-    """Those that the file's check cannot know as well."""
     url = receiver.url.replace("127.0.0.1", host)
     async with open_webhook(url, SECRETS[:1], AllowedHosts()) as destination:
         (delivery,) = await destination.publish([feed_event()])
@@ -413,7 +392,6 @@ async def test_every_form_of_loopback_is_refused(receiver: Receiver, host: str) 
 
 
 async def test_proxy_of_the_environment_is_not_used(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would connect in the worker's place, to whatever address it finds."""
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with open_webhook(receiver.url, SECRETS[:1], LOOPBACK) as destination:

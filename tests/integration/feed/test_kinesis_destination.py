@@ -74,7 +74,6 @@ async def received(client: Client, stream: str) -> list[tuple[str, str]]:
 async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_each_request(
     client: Client, stream: str, kinesis_url: str
 ) -> None:
-    """PutRecords accepts some records of a request and refuses others, without an order among them."""
     await command_server(kinesis_url, do="set", options={"write_throttling": True})
     # So large that a call is over the quota of several seconds, however slow the machine is.
     data = json.dumps({"text": 16 * 1024 * "x"}).encode()
@@ -97,7 +96,6 @@ async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_e
 async def test_request_that_fails_as_a_whole_is_the_last_one_of_its_call(
     client: Client, impatient: Client, stream: str, kinesis_url: str, fault: dict[str, Any]
 ) -> None:
-    """A stream that is down is not asked once for each key; what it took without an answer comes twice, in order."""
     events = [feed_event(number, f"p-{number % 7}") for number in range(70)]
     await command_server(kinesis_url, do="fault", action="PutRecords", **fault)
     assert {type(one) for one in await KinesisDestination(impatient, stream).publish(events)} == {RetryLater}
@@ -110,7 +108,6 @@ async def test_request_that_fails_as_a_whole_is_the_last_one_of_its_call(
 async def test_event_without_room_for_its_data_says_so_and_large_ones_share_no_request(
     client: Client, stream: str
 ) -> None:
-    """A request has at most 5 MiB."""
     data = b'"' + b"x" * (EVENT_MAX_BYTES - 2000) + b'"'
     events = [feed_event(number, f"p-{number}", data=data) for number in range(8)]
     events.append(feed_event(8, "p-8", data=b'"' + b"x" * EVENT_MAX_BYTES + b'"'))
@@ -120,7 +117,6 @@ async def test_event_without_room_for_its_data_says_so_and_large_ones_share_no_r
 
 
 async def test_event_that_is_too_large_without_its_data_is_refused(client: Client, stream: str) -> None:
-    """By itself: its neighbours are delivered, but for those of its key."""
     large = feed_event(1, "p-1", request_id="x" * EVENT_MAX_BYTES)
     events = [feed_event(0, "p-1"), large, feed_event(2, "p-1"), feed_event(3, "p-2")]
     first, second, third, fourth = await KinesisDestination(client, stream).publish(events)
@@ -129,7 +125,6 @@ async def test_event_that_is_too_large_without_its_data_is_refused(client: Clien
 
 
 async def test_partition_key_is_that_of_the_event_or_the_hash_of_a_longer_one(client: Client, stream: str) -> None:
-    """Characters count, not bytes."""
     ids = ["漢" * 200, "x" * 300]
     await publish_all(KinesisDestination(client, stream), [feed_event(n, text) for n, text in enumerate(ids)])
     keys = {record["simpluresourceid"]: record["key"] for record in await records_of(client, stream)}
@@ -138,7 +133,6 @@ async def test_partition_key_is_that_of_the_event_or_the_hash_of_a_longer_one(cl
 
 
 async def test_stream_that_does_not_exist_or_may_not_be_written_refuses_no_event(client: Client) -> None:
-    """A person has to correct that; the events wait."""
     (delivery,) = await KinesisDestination(client, "none").publish([feed_event()])
     assert isinstance(delivery, RetryLater)
     assert "ResourceNotFoundException" in delivery.error
@@ -151,7 +145,6 @@ async def test_stream_that_does_not_exist_or_may_not_be_written_refuses_no_event
 
 
 async def test_record_whose_content_is_refused_takes_no_other_with_it() -> None:
-    """Kinesis refuses the whole request then; each record is sent alone, and the bad one is refused."""
     aws = ScriptedAws()
     aws.refuse("ValidationException")
     aws.answer({"FailedRecordCount": 0, "Records": [{"SequenceNumber": "1", "ShardId": "s"}]})
@@ -168,7 +161,6 @@ async def test_record_whose_content_is_refused_takes_no_other_with_it() -> None:
 async def test_stream_is_named_by_its_arn_in_its_own_region(
     kinesis_url: str, client: Client, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever region the worker is in."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
     arn = (await client.describe_stream_summary(StreamName=stream))["StreamDescriptionSummary"]["StreamARN"]
     async with open_kinesis(arn, region="us-west-2") as destination:
@@ -178,7 +170,6 @@ async def test_stream_is_named_by_its_arn_in_its_own_region(
 
 
 async def test_records_are_those_that_botocore_would_send() -> None:
-    """Byte for byte as JSON; and a client without the hooks sends none."""
     aws = ScriptedAws()
     records = [PutRecord(bytes(range(256)), "ü"), PutRecord(b"", "k")]
     for _ in range(2):

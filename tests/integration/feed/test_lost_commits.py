@@ -57,7 +57,6 @@ async def fail_over(pair: Pair, pools: Pools, address: ShardAddress) -> ShardAdd
 @pytest.mark.slow(12)
 @pytest.mark.parametrize("publisher", ["lives", "dies"])
 async def test_events_of_lost_commits_are_undone_when_a_stale_standby_is_promoted(publisher: str) -> None:
-    """A publisher that lives names each; after one that died, the bounds in every event tell the same."""
     require_postgres()
     with ProcessGroup() as group:
         pair = await start_pair(group)
@@ -116,7 +115,6 @@ async def test_events_of_lost_commits_are_undone_when_a_stale_standby_is_promote
 
 @pytest.mark.slow(15)
 async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_through(make_shard: ShardMaker) -> None:
-    """A publisher does not know what the one before it sent under another filter, or what it left out itself."""
     wide, narrow = (
         Receiver().configured(terms=DestinationTerms("receiver", FeedFilter(resource_types=chosen)))
         for chosen in (None, frozenset({"other"}))
@@ -164,7 +162,6 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
 
 @pytest.mark.slow(8)
 async def test_feed_ends_while_a_standby_is_silent() -> None:
-    """What the standby lacks is not published, and is not waited for: the next publisher has it."""
     require_postgres()
     receiver = Receiver()
     with ProcessGroup() as group:

@@ -36,7 +36,6 @@ FROM generate_series(1, 20000) AS made (number)
 
 @pytest.mark.slow(4)
 async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(world: World) -> None:
-    """The tenant alone waits, over a restart too; then its events come in order, those of its copies never."""
     addresses = [pool.address for pool in world.shard_pools.values()]
     receiver = Receiver()
     is_down = True
@@ -76,7 +75,6 @@ async def test_events_of_the_target_wait_for_the_source_when_a_tenant_moves(worl
 
 @pytest.mark.slow(4)
 async def test_data_of_an_event_is_read_where_its_tenant_is_now(world: World) -> None:
-    """A replica that does not know that shard says so, in another way than of a deleted resource."""
     source, target = world.case("a"), world.case("b")
     await source.apply_each(*(source.operation("create", name, {"n": 1}) for name in ("moved", "newer", "gone")))
     await world.move()
@@ -99,7 +97,6 @@ async def data_of(pools: Pools, address: ShardAddress) -> dict[str | None, bytes
 
 @pytest.mark.slow(8)
 async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: ShardMaker) -> None:
-    """A promotion could take the cursor back: then the source's events would come again behind the target's."""
     require_postgres()
     receiver = Receiver()
     is_down = True
@@ -143,7 +140,6 @@ async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: S
 async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_were_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A move waits for a destination for seconds, then it leaves an event for the changes that it deletes."""
     addresses = [pool.address for pool in world.shard_pools.values()]
     receiver = Receiver()
     is_down = True
@@ -174,8 +170,6 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
 
 @pytest.mark.slow(12)
 async def test_events_before_a_return_come_when_the_publisher_is_killed_behind_it(world: World) -> None:
-    """It had read the arrival, for which the tenant is held, and not delivered what was before it."""
-
     async def is_held() -> bool:
         return await fetch(world.shard_pools["a"], "SELECT FROM feed_cursors WHERE held <> '[]'") != []
 
@@ -203,8 +197,6 @@ async def test_events_before_a_return_come_when_the_publisher_is_killed_behind_i
 async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads nothing now, and is told of what was deleted once it is back."""
-
     async def has_left() -> bool:
         return await fetch(world.shard_pools["a"], "SELECT FROM feed_cursors WHERE NOT is_in_file") != []
 
@@ -225,7 +217,6 @@ async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
 
 @pytest.mark.slow(6)
 async def test_events_come_in_order_when_a_tenant_moves_there_and_back_under_load(world: World) -> None:
-    """Every change arrives once for its resource in the order of its versions, whichever shard has it."""
     addresses = [pool.address for pool in world.shard_pools.values()]
     receiver = Receiver()
     feed = feed_of(world.pools, addresses, [receiver.configured()])
@@ -259,7 +250,6 @@ async def test_events_come_in_order_when_a_tenant_moves_there_and_back_under_loa
 @pytest.mark.slow(4)
 @pytest.mark.parametrize("later", [1, 0])
 async def test_tenant_has_a_gap_of_its_own_when_the_log_has_lost_what_was_held(world: World, later: int) -> None:
-    """It comes behind the source's events and before what is left, also if nothing is; no other tenant has one."""
     addresses = [pool.address for pool in world.shard_pools.values()]
     receiver = Receiver()
     is_down = True
@@ -296,7 +286,6 @@ async def test_tenant_has_a_gap_of_its_own_when_the_log_has_lost_what_was_held(w
 
 @pytest.mark.slow(2)
 async def test_new_destination_waits_for_the_source_when_a_tenant_has_just_moved(world: World) -> None:
-    """It begins behind the arrival on the target; until it has a place on the source, that tenant alone waits."""
     source, target = world.case("a"), world.case("b")
     other = TenantCase(world.shard_pools["b"], OTHER)
     await source.apply(source.operation("create", "r1", {}))
@@ -322,7 +311,6 @@ async def test_new_destination_waits_for_the_source_when_a_tenant_has_just_moved
 
 
 async def test_departures_are_found_without_a_look_at_the_rest_of_the_log(world: World) -> None:
-    """A destination that is down for a day has millions of batches before it, and the question comes each second."""
     pool = world.shard_pools["a"]
     await fetch(pool, BATCHES_SQL)
     await fetch(pool, "ANALYZE log_batches, tenants")

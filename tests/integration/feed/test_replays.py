@@ -79,7 +79,6 @@ async def test_replay_loses_nothing_when_the_publisher_is_killed_behind_it(
 
 @pytest.mark.slow(12)
 async def test_replay_with_an_end_keeps_a_tenant_that_waits_for_its_source(world: World) -> None:
-    """Its events were not sent: they come once the source is passed, and others from its arrival on come again."""
     receiver = Receiver()
     is_down = True
     receiver.answer = lambda event: RetryLater("down", 0.2) if is_down and event.shard_id == "a" else Delivered()

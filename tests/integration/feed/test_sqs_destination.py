@@ -63,7 +63,6 @@ def resources(count: int, keys: int) -> list[FeedEvent]:
 async def test_events_of_a_group_arrive_in_order_when_the_queue_takes_a_part_of_each_request(
     client: Client, url: str, sqs_url: str
 ) -> None:
-    """SendMessageBatch accepts some entries of a request and refuses others."""
     events = resources(200, 13)
     await command_server(sqs_url, do="fault", action="SendMessageBatch", kind="entries", entries=3, count=12)
     calls = await publish_all(SqsDestination(Queue(client, url)), events)
@@ -82,7 +81,6 @@ async def test_events_of_a_group_arrive_in_order_when_the_queue_takes_a_part_of_
 async def test_request_that_fails_as_a_whole_delivers_nothing_and_its_repetition_comes_once(
     client: Client, impatient: Client, url: str, sqs_url: str, fault: dict[str, Any]
 ) -> None:
-    """The queue knows an event by its id, so that what it took without an answer does not come twice."""
     events = resources(10, 5)
     await command_server(sqs_url, do="fault", action="SendMessageBatch", **fault)
     assert {type(one) for one in await SqsDestination(Queue(impatient, url)).publish(events)} == {RetryLater}
@@ -94,7 +92,6 @@ async def test_request_that_fails_as_a_whole_delivers_nothing_and_its_repetition
 
 
 async def test_event_comes_again_in_a_new_incarnation_or_a_replay(client: Client, url: str) -> None:
-    """A receiver takes back what does not come again; a repetition within one is swallowed by the queue."""
     first = feed_event()
     again = [feed_event(incarnation=Incarnation("two", "two:6")), feed_event(replay=9)]
     assert await publish_all(SqsDestination(Queue(client, url)), [first, first, *again, *again])
@@ -104,7 +101,6 @@ async def test_event_comes_again_in_a_new_incarnation_or_a_replay(client: Client
 async def test_entry_that_the_queue_finds_at_fault_is_refused_and_holds_its_group_alone(
     client: Client, url: str, sqs_url: str
 ) -> None:
-    """Others are delivered."""
     code = "InvalidMessageContents"
     fault = {"kind": "entries", "entries": 1, "code": code, "sender_fault": True}
     await command_server(sqs_url, do="fault", action="SendMessageBatch", **fault)
@@ -114,7 +110,6 @@ async def test_entry_that_the_queue_finds_at_fault_is_refused_and_holds_its_grou
 
 
 async def test_message_is_what_a_queue_of_any_age_takes(client: Client, url: str) -> None:
-    """At most 256 KiB a request, ids of visible ASCII, no character that SQS refuses."""
     data = b'"' + b"x" * (EVENT_MAX_BYTES - 2000) + b'"'
     odd = "\ufffe \uffff \x00 ü"
     events = [
@@ -134,20 +129,17 @@ async def test_message_is_what_a_queue_of_any_age_takes(client: Client, url: str
 
 
 async def test_event_that_is_too_large_without_its_data_is_refused(client: Client, url: str) -> None:
-    """Before any request; also where only its characters make it so."""
     large = [feed_event(0, "a", request_id="x" * EVENT_MAX_BYTES), feed_event(1, "b", request_id="\uffff" * 80_000)]
     deliveries = await SqsDestination(Queue(client, url)).publish(large)
     assert [type(delivery) for delivery in deliveries] == [Refused, Refused]
 
 
 async def test_queue_that_does_not_exist_refuses_no_event(client: Client, url: str) -> None:
-    """A person has to correct that; the events wait."""
     (delivery,) = await SqsDestination(Queue(client, f"{url[:-5]}-none.fifo")).publish([feed_event()])
     assert isinstance(delivery, RetryLater)
 
 
 async def test_queue_is_asked_in_the_region_of_its_url(sqs_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever region the worker is in; without one in the URL, in the worker's."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", sqs_url)
     regions = []
     for url in ("https://sqs.eu-west-3.amazonaws.com/1/changes.fifo", f"{sqs_url}/000000000000/changes.fifo"):

@@ -53,7 +53,6 @@ async def amiss(gateway: ShardGateway) -> str:
 
 
 async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) -> None:
-    """Through the gateway as through the writer; a tenant that has moved is looked up again."""
     case = TenantCase(pool_of(routed), TENANT)
     bad, late = case.operation("create", data={}), case.operation("delete")
 
@@ -70,7 +69,6 @@ async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) ->
 
 
 async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> None:
-    """Also while every connection of the pool is in use; its own is gone afterwards."""
     pool = pool_of(routed)
     async with pool.connection() as one, pool.connection():
         await routed.gateway.probe("shard-1")
@@ -82,7 +80,6 @@ async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> 
 
 
 async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard: ShardMaker) -> None:
-    """The shard gets one of them, and at the first use another that checks its identity and schema."""
     async with Line(await make_shard()).opened() as line, routed_shards([line.address]) as routed:
         for expected in (2, 3):
             forget_probes(pool_of(routed))
@@ -97,7 +94,6 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
 
 @pytest.mark.slow(6)
 async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: PostgresServer) -> None:
-    """By a deadline of its own, with all connections of the pool stuck; once it goes on the shard is well."""
     async with Pools(size=1, timeouts=HURRIED) as pools:
         pool = pools.ensure_pool(await copy_shard(breakable_server))
         case = TenantCase(pool, TENANT)
@@ -125,7 +121,6 @@ async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: 
 
 
 async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: ShardMaker) -> None:
-    """A probe shows the health of an unused shard; its result holds for a moment, in spite of later findings."""
     address = await make_shard()
     async with Pools(size=1) as pools:
         down = silent("shard-1")
@@ -144,7 +139,6 @@ async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: Shard
 
 
 async def test_probe_raises_when_the_server_is_read_only(routed: RoutedShards, postgres_server: PostgresServer) -> None:
-    """A former primary that answers takes no operations."""
     setting = f"ALTER DATABASE {database_of(pool_of(routed).address)} SET default_transaction_read_only"
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
 
@@ -154,7 +148,6 @@ async def test_probe_raises_when_the_server_is_read_only(routed: RoutedShards, p
 
 
 async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: ShardMaker) -> None:
-    """What no batch could be applied to is no shard that works, until its first batch was."""
     wrong = ShardAddress("shard-1", (await make_shard("shard-9")).connection_string)
     for address, expected in (
         (wrong, "leads to the database of shard shard-9"),
@@ -167,7 +160,6 @@ async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: Shar
 
 
 async def test_probe_raises_when_the_server_refuses_the_connection_for_any_reason(make_shard: ShardMaker) -> None:
-    """An error of connecting is never taken for one of a statement, or of data."""
     address = await make_shard()
     for option in ("application_name=x%00y", "target_session_attrs=standby", "work_mem=x"):
         pool = ShardPool(ShardAddress("shard-1", f"{address.connection_string}?{option}"), size=1)
@@ -180,7 +172,6 @@ async def test_probe_raises_when_the_server_refuses_the_connection_for_any_reaso
 
 
 async def test_pool_connects_anew_when_a_probe_finds_that_the_shard_is_back(make_shard: ShardMaker) -> None:
-    """Connections of before the trouble may lead nowhere."""
     pool = ShardPool(await make_shard(), size=1)
     old = await fetch(pool, "SELECT pg_backend_pid()")
     with pytest.raises(ShardUnavailableError):
@@ -196,7 +187,6 @@ async def test_pool_connects_anew_when_a_probe_finds_that_the_shard_is_back(make
 
 
 async def test_probe_leaves_no_connection_when_it_is_cancelled(make_shard: ShardMaker) -> None:
-    """Wherever it is cancelled."""
     address = await make_shard()
     pool = ShardPool(address, size=1)
     for number in range(20):
@@ -211,7 +201,6 @@ async def test_probe_leaves_no_connection_when_it_is_cancelled(make_shard: Shard
 
 
 async def test_probe_says_nothing_when_an_operation_can_be_applied(routed: RoutedShards) -> None:
-    """After it returned a batch is taken."""
     case = TenantCase(pool_of(routed), TENANT)
 
     await routed.gateway.probe("shard-1")

@@ -106,7 +106,6 @@ def is_(state: ShardState) -> Sees:
 
 
 async def test_look_tells_that_the_clock_of_a_shard_is_wrong(pools: Pools, make_shard: ShardMaker) -> None:
-    """It is named with the difference, and takes operations all the same."""
     address = await make_shard()
     pools.ensure_pool(address).clock = clock_off_by(-DAYS)
     health = assess(ShardObservation(probe=await well(pools, address)))
@@ -116,7 +115,6 @@ async def test_look_tells_that_the_clock_of_a_shard_is_wrong(pools: Pools, make_
 
 
 async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) -> None:
-    """Its server, its connections, its schema and tenants; nothing is changed, and no connection stays."""
     address = await make_shard()
     await add_tenant(pools.ensure_pool(address))
     await add_tenant(pools.ensure_pool(address), ("gone", "main"), state="destroyed")
@@ -135,7 +133,6 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
 
 
 async def test_look_sees_an_upgrade_as_long_as_it_lasts(pools: Pools, make_shard: ShardMaker) -> None:
-    """By the lock that it holds; another lock of a number like it, or on another database, is none."""
     address, other = await make_shard(), await make_shard("shard-2")
     async with pools.ensure_pool(other).transaction() as beside:
         assert await beside.fetchval(QUERIES["try_lock_schema"])
@@ -150,7 +147,6 @@ async def test_look_sees_an_upgrade_as_long_as_it_lasts(pools: Pools, make_shard
 
 
 async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools, make_shard: ShardMaker) -> None:
-    """That reads a table."""
     probe = await probe_shard(pools.ensure_pool(await make_shard()), counts_tenants=False)
     assert (probe.schema_version, probe.tenant_count) == (SCHEMA_VERSION, None)
 
@@ -158,7 +154,6 @@ async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools,
 async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """An empty one is well; another program's, or another shard's, is lost."""
     empty, others = await make_shard("empty", is_empty=True), await make_shard("others", is_empty=True)
     await execute(others.connection_string, "CREATE TABLE theirs (id int)")
     wrong = ShardAddress("wrong", (await make_shard("right")).connection_string)
@@ -185,7 +180,6 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
 async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """It sees nothing of a full disk; and it is no reason to call the shard back."""
     async with PlainErrorsLine(await make_shard()).opened() as line:
         pool = pools.ensure_pool(line.address)
         with pytest.raises(ShardUnavailableError):
@@ -206,7 +200,6 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
 async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
     pools: Pools, make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """It answers, and takes no operations."""
     address = await make_shard()
     pool = pools.ensure_pool(address)
     setting = f"ALTER DATABASE {database_of(address)} SET default_transaction_read_only"
@@ -226,7 +219,6 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
 async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """All connections count, and the nearest limit is that of the role."""
     address = await make_shard()
     role = f"little_{database_of(address)}"
     await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 4")
@@ -247,7 +239,6 @@ async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
 
 
 async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, breakable_server: PostgresServer) -> None:
-    """Some hosted servers lack some: those facts are left out, and the shard is healthy."""
     address = await copy_shard(breakable_server)
     await execute(address.connection_string, "CREATE ROLE curious LOGIN")
     await execute(address.connection_string, "GRANT ALL ON ALL TABLES IN SCHEMA public TO curious")
@@ -265,7 +256,6 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
 async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """A shard without room for another connection works on with the open ones: it is not lost."""
     address = await make_shard()
     role = f"single_{database_of(address)}"
     await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
@@ -286,7 +276,6 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
 
 
 async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, make_shard: ShardMaker) -> None:
-    """A shard that answers is not lost, though not all of its answers come in time."""
     address = await make_shard()
     pool = pools.ensure_pool(address)
     await fetch(pool, "SELECT 1")
@@ -310,7 +299,6 @@ async def held_lock(address: ShardAddress, table: str) -> AsyncIterator[None]:
 
 
 async def test_look_says_nothing_of_health_when_it_is_cancelled(pools: Pools, make_shard: ShardMaker) -> None:
-    """Wherever it is, and no connection is left."""
     address = await make_shard()
     pool = pools.ensure_pool(address)
     for number in range(15):
@@ -325,7 +313,6 @@ async def test_look_says_nothing_of_health_when_it_is_cancelled(pools: Pools, ma
 
 
 async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_server: PostgresServer) -> None:
-    """It can be read, and is no place to write to."""
     address = await copy_shard(breakable_server)
     async with in_recovery(breakable_server):
         probe = await well(pools, address)
@@ -336,7 +323,6 @@ async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_se
 
 
 async def test_look_shows_how_far_a_standby_is_behind() -> None:
-    """From the standby, and from its primary, in seconds and bytes."""
     with ProcessGroup() as group:
         programs = PostgresPrograms.find(group.directory)
         require("pg_basebackup", found=can_copy(programs.folder), how="install simplu-worker[local]")
@@ -368,7 +354,6 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
 async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """Its observations are shown as metrics, with the connections of the pool as they are when metrics are read."""
     pool = pools.ensure_pool(await make_shard("prober-1"))
     async with looking(pools) as book:
         await comes_to(book, "prober-1", is_(ShardState.HEALTHY))
@@ -391,7 +376,6 @@ async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
 
 
 async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools, make_shard: ShardMaker) -> None:
-    """Soon after the locator names them; one at an address that may not be used is lost, until it is named no more."""
     idle = await make_shard("idle-1")
     refused = ShardAddress("refused-1", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
     known = [idle, refused]
@@ -417,7 +401,6 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
 
 
 async def test_prober_forgets_a_dead_shard_that_is_not_listed_until_it_is_again(make_shard: ShardMaker) -> None:
-    """Its metrics end, nobody asks Citrus about it any more, and the others stay."""
     kept, gone = await make_shard("kept-1"), silent("gone-1")
     known, now, book = [kept, gone], 0.0, HealthRegistry()
     labels = {"shard_id": "gone-1"}
@@ -456,7 +439,6 @@ async def test_prober_forgets_a_dead_shard_that_is_not_listed_until_it_is_again(
 
 
 async def test_prober_leaves_the_address_of_a_pool_alone(pools: Pools, make_shard: ShardMaker) -> None:
-    """The last list may be older than a failover."""
     used = pools.ensure_pool(await make_shard("used-1"))
     former = ShardAddress("used-1", "postgresql://u@127.0.0.1:1/former")
     book = HealthRegistry()
@@ -475,7 +457,6 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
     breakable_server: PostgresServer,
     make_shard: ShardMaker,
 ) -> None:
-    """Other shards are probed in the same time; no caller needs to use the shard."""
     pool = hurried_pools.ensure_pool(await copy_shard(breakable_server))
     other = hurried_pools.ensure_pool(await make_shard("shard-2"))
     async with looking(hurried_pools) as book:
@@ -514,7 +495,6 @@ async def notice(pool: ShardPool) -> None:
 async def test_prober_looks_at_others_while_many_shards_hang(
     hurried_pools: Pools, breakable_server: PostgresServer, make_shard: ShardMaker
 ) -> None:
-    """A look that waits holds up no other."""
     hanging = await copy_shard(breakable_server)
     for number in range(30):
         hurried_pools.ensure_pool(ShardAddress(f"hanging-{number}", hanging.connection_string))
@@ -527,7 +507,6 @@ async def test_prober_looks_at_others_while_many_shards_hang(
 
 
 async def test_look_names_why_nobody_answers(pools: Pools) -> None:
-    """Without the connection string."""
     seen = await inspect_shard(pools.ensure_pool(silent("shard-1")))
     assert isinstance(seen, ShardSilence)
     assert seen.error.startswith(NO_SERVER)

@@ -22,7 +22,6 @@ async def version_of(pool: ShardPool) -> int:
 
 
 async def test_facts_are_those_of_the_server(make_shard: ShardMaker) -> None:
-    """Settings as the server has them, and counts that grow with what is counted."""
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     try:
         version = await version_of(pool)
@@ -53,7 +52,6 @@ async def test_facts_are_those_of_the_server(make_shard: ShardMaker) -> None:
 
 
 async def test_dead_rows_are_those_that_wait_for_a_vacuum(make_shard: ShardMaker) -> None:
-    """Of the worker's tables alone; after the vacuum there are none."""
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     try:
         url = pool.address.connection_string
@@ -83,7 +81,6 @@ async def test_dead_rows_are_those_that_wait_for_a_vacuum(make_shard: ShardMaker
 
 
 async def test_facts_are_left_out_where_the_server_lacks_one(make_shard: ShardMaker) -> None:
-    """A hosted server may lack facts or hide them, and `check` goes on: here counts that this server lacks."""
     pool = ShardPool(await make_shard(), size=1)
     try:
         another = OLD if await version_of(pool) >= OWN_CHECKPOINTER_SINCE else CURRENT

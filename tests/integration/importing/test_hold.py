@@ -33,7 +33,6 @@ def lookup_of(routed: RoutedShards) -> HomeLookup[QueuedOperation]:
 
 
 async def test_operations_of_an_incoming_tenant_are_never_overdue(make_shard: ShardMaker) -> None:
-    """As those of an unregistered tenant are. Once it is active its shard is found."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         assert isinstance(await lookup_of(routed).look_up(TENANT), Overdue)
 

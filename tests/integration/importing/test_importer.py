@@ -153,7 +153,6 @@ async def case(make_shard: ShardMaker, postgres_server: PostgresServer, restaura
 
 @pytest.mark.slow(1)
 async def test_plan_names_shard_rows_and_bytes_and_changes_nothing(case: Case) -> None:
-    """Citrus has registered one tenant; the others get their shard at --apply."""
     case.routed.register(("3", "main"), "shard-2")
 
     result = await case.importer().plan()
@@ -167,7 +166,6 @@ async def test_plan_names_shard_rows_and_bytes_and_changes_nothing(case: Case) -
 
 
 async def test_every_row_is_on_the_shard_of_its_tenant_with_equal_checksums(case: Case) -> None:
-    """Types, ids, documents and times are those of the source; the certificate stays on the shard."""
     result = await case.importer().apply()
 
     assert set(states(result).values()) == {"imported"}
@@ -191,7 +189,6 @@ async def test_every_row_is_on_the_shard_of_its_tenant_with_equal_checksums(case
 
 @pytest.mark.slow(1)
 async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
-    """Exact numbers, enums, arrays with nulls, json, times in UTC; a composite key; a column that is left out."""
     await case.importer().apply()
 
     rows = await case.fetch(
@@ -237,7 +234,6 @@ async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
 
 @slow
 async def test_views_answer_the_old_queries_after_an_import(case: Case) -> None:
-    """Rows that were marked as deleted are there with that time, and the query of the reference leaves them out."""
     await case.importer().apply()
 
     for query in (LISTED_PRODUCTS, DELETED_ORDERS):
@@ -259,7 +255,6 @@ async def _query(url: str, query: str, *arguments: Any) -> list[dict[str, Any]]:
 
 @slow
 async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
-    """It prints the certificates again, and overwrites nothing that operations have written since."""
     first = await case.importer().apply()
     await case.fetch("UPDATE resources SET data = '{}' WHERE \"resourceName\" = 'theme'")
 
@@ -277,7 +272,6 @@ async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
 
 @pytest.mark.slow(3)
 async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(case: Case) -> None:
-    """Each with its reason. Nothing is dropped silently; with --leave-refused the others are taken."""
     await case.change_source("""
         ALTER TABLE analytics_events DROP CONSTRAINT analytics_events_pkey;
         INSERT INTO analytics_events SELECT * FROM analytics_events WHERE id = 1000001;
@@ -319,7 +313,6 @@ async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(c
 
 @slow
 async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> None:
-    """They are no refusals."""
     await case.name_tombstones("products")
     await case.change_source("UPDATE products SET deleted_at = now() WHERE id % 100000 <= 3")
 
@@ -332,7 +325,6 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
 
 @slow
 async def test_tenant_with_deleted_rows_alone_is_noted_in_the_plan(case: Case) -> None:
-    """It is imported, as operations may come for it; a source may keep such rows of businesses that left."""
     await case.name_tombstones("restaurants")
     assert not any(ALL_DELETED in note for note in (await case.importer().plan()).notes)
     await case.change_source("INSERT INTO restaurants VALUES (9, 'Gone', NULL, NULL, now(), now(), now())")
@@ -345,7 +337,6 @@ async def test_tenant_with_deleted_rows_alone_is_noted_in_the_plan(case: Case) -
 
 @slow
 async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
-    """Not a whole page of them for each connection, also where a tenant is read by its keys."""
     await case.change_source(
         "INSERT INTO orders SELECT 1000 + n, 4, 'open', 1, repeat('x', 1000000), NULL, now(), now()"
         " FROM generate_series(1, 10) AS n"
@@ -366,7 +357,6 @@ async def test_long_documents_are_in_memory_a_few_at_a_time(case: Case) -> None:
 
 @slow
 async def test_run_that_is_cancelled_is_continued_from_a_new_snapshot(case: Case) -> None:
-    """Its tenants are held until then, and no row of the first snapshot stays."""
     first = asyncio.create_task(case.importer(max_rows_per_s=20).apply())  # it would take far longer than the look
     assert await poll_until(case.has_rows, within_s=60)
     assert await case.routed.gateway.find("1-main") is Absence.MOVING
@@ -410,7 +400,6 @@ NEW_ORDER = "INSERT INTO orders VALUES (77, 1, 'open', 5, 'new', NULL, now(), no
 
 @pytest.mark.slow(3)
 async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
-    """Changed, new and tombstoned rows are there before it; tenants without other changes are not copied again."""
     await case.name_tombstones("products")
     result = await follow(
         case,
@@ -446,7 +435,6 @@ async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
 
 @slow
 async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: Case) -> None:
-    """A deletion without a tombstone, and a change without a change column: these tenants are copied again."""
     await follow(
         case,
         """
@@ -472,7 +460,6 @@ async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: C
 
 @pytest.mark.slow(2)
 async def test_following_is_continued_where_it_ended_unless_the_mapping_is_another_one(case: Case) -> None:
-    """Rows that were copied by another mapping have other content."""
     await follow(case, NEW_ORDER)
     copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'theme'")
     await follow(case, "SELECT 1")
@@ -527,7 +514,6 @@ async def changed_tenants(case: Case) -> set[str]:
 
 @slow
 async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_followed(case: Case) -> None:
-    """Each round names the error. Those that failed are followed from where they were left, also by the next run."""
     await case.importer().plan()
     broken = case.routed.pools.pool_of("shard-1").address.connection_string
 
@@ -547,7 +533,6 @@ async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_follo
 
 @slow
 async def test_tenants_that_are_not_followed_are_named_when_following_begins(case: Case) -> None:
-    """Not only in the report, which comes at the end."""
     await case.importer().plan()
     broken = case.routed.pools.pool_of("shard-1").address.connection_string
     await execute(broken, REFUSE_WRITES)
@@ -567,7 +552,6 @@ async def test_tenants_that_are_not_followed_are_named_when_following_begins(cas
 
 @slow
 async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the_others_back(case: Case) -> None:
-    """It is tried again in each round, and refused at the cut-over, which names the row."""
     result = await follow_beside(
         case,
         [
@@ -585,7 +569,6 @@ async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the
 
 @slow
 async def test_shard_with_another_address_is_followed_there(case: Case, make_shard: ShardMaker) -> None:
-    """A replica may take a shard's place while the source is followed; Citrus names its address."""
     pool = case.routed.pools.ensure_pool(next(iter(await case.routed.locator.list_shards())))
     address = pool.address
     registered = case.routed.citrus.registry.shards[address.shard_id]
@@ -613,7 +596,6 @@ async def test_shard_with_another_address_is_followed_there(case: Case, make_sha
 
 @slow
 async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(case: Case) -> None:
-    """The others are, and the report names the one."""
     shard = "UPDATE imports SET token = gen_random_uuid() WHERE tenant_id = '2-main'"
     await case.importer().plan()
     url = case.routed.pools.pool_of("shard-1").address.connection_string
@@ -627,7 +609,6 @@ async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(ca
 
 @slow
 async def test_import_goes_on_where_the_clock_of_the_shard_has_gone_back(case: Case) -> None:
-    """As after a failover to a replica with another clock: its tenants are continued, and then known as imported."""
     await follow(case, "SELECT 1")
     for pool in case.routed.pools.by_shard_id().values():
         await execute(
@@ -676,7 +657,6 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case, monke
 
 @pytest.mark.slow(3)
 async def test_rows_that_take_long_are_discarded_a_few_at_a_time(case: Case) -> None:
-    """Documents may be of some MB each; an import must not become one that neither goes on nor is discarded."""
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id = 2")
     await case.importer().apply()
     pool = case.routed.pools.pool_of("shard-1")
@@ -704,7 +684,6 @@ async def test_rows_that_take_long_are_discarded_a_few_at_a_time(case: Case) -> 
 
 @slow
 async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) -> None:
-    """The run that took it over last. The other one reports that, and writes no more; each tenant is whole."""
     first = asyncio.create_task(case.importer(max_rows_per_s=100).apply())  # it goes on when the second one comes
     assert await poll_until(case.has_rows, within_s=60)
 
@@ -722,7 +701,6 @@ async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) ->
 
 @slow
 async def test_tenant_that_a_shard_has_is_refused(case: Case) -> None:
-    """Active, moved away, destroyed or incoming by a move: an import never mixes rows. Others are imported."""
     await case.importer().plan()  # opens the pools
     pools = case.routed.pools.by_shard_id()
     await add_tenant(pools["shard-1"], ("1", "main"))
@@ -743,7 +721,6 @@ async def test_tenant_that_a_shard_has_is_refused(case: Case) -> None:
 
 @slow
 async def test_another_database_of_the_same_name_is_another_source(case: Case) -> None:
-    """Its tenants may have the same ids: those that are there are refused, and not taken for imported."""
     await case.importer().apply()
     await case.fetch("UPDATE imports SET source = regexp_replace(source, 'of .*', 'of 7') WHERE tenant_id = '1-main'")
 
@@ -758,7 +735,6 @@ async def test_another_database_of_the_same_name_is_another_source(case: Case) -
 
 @slow
 async def test_import_of_a_source_with_another_identity_is_discarded_by_its_name(case: Case) -> None:
-    """As after a dump is restored on a newer server: the tenants are refused until then, and the text has the name."""
     await follow(case, "SELECT 1")
     await case.fetch("UPDATE imports SET source = 'pos of 7' WHERE tenant_id IN ('1-main', '4-main')")
 
@@ -776,7 +752,6 @@ async def test_import_of_a_source_with_another_identity_is_discarded_by_its_name
 
 @slow
 async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_imported(case: Case) -> None:
-    """Its rows are gone; the certificate is of the tenant before."""
     await case.importer().apply()
     await case.fetch("UPDATE tenants SET state = 'destroyed' WHERE id = '1-main'")
     request = ProvisionRequest("1", "main", "restaurant", datetime.now(UTC))
@@ -790,7 +765,6 @@ async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_importe
 
 @slow
 async def test_snapshot_is_that_of_the_beginning_for_all_tenants(case: Case) -> None:
-    """A writer that was not stopped changes nothing of the import."""
     changed = False
 
     def change(_: int) -> None:
@@ -809,7 +783,6 @@ async def test_snapshot_is_that_of_the_beginning_for_all_tenants(case: Case) -> 
 
 @slow
 async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -> None:
-    """A trigger of the shard's owner that changes documents: the tenant is not activated."""
     await case.importer().plan()
     for address in [pool.address for pool in case.routed.pools.by_shard_id().values()]:
         await execute(
@@ -832,7 +805,6 @@ async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -
 
 @slow
 async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case) -> None:
-    """The others are imported at once. While a shard is silent no tenant is made: it may have it."""
     await case.importer().plan()
     broken = case.routed.pools.pool_of("shard-2").address.connection_string
     await execute(
@@ -855,7 +827,6 @@ async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case
 
 @pytest.mark.slow(2)
 async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_run(case: Case) -> None:
-    """Each is reported with the error, by class and code; those that come later miss the snapshot, not a table."""
     ended = False
     tasks: list[asyncio.Future[None]] = []
 
@@ -879,7 +850,6 @@ async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_r
 
 @slow
 async def test_transaction_timeout_of_the_source_is_not_that_of_the_import(case: Case) -> None:
-    """PostgreSQL has this setting from version 17 on. The snapshot would end with its transaction."""
     await case.change_source("""
         DO $$ BEGIN
             IF current_setting('server_version_num')::int >= 170000 THEN
@@ -895,7 +865,6 @@ async def test_transaction_timeout_of_the_source_is_not_that_of_the_import(case:
 
 @slow
 async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
-    """Before anything is registered or made."""
     case.mapping = parse_mapping(
         mapping_text().replace('"quantity"', '"nope"').replace('table = "themes"', 'table = "none"').encode(),
         is_json=False,
@@ -911,7 +880,6 @@ async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Cas
 
 @slow
 async def test_names_of_a_mapping_are_quoted(case: Case) -> None:
-    """A table or column with any name is read, and is no SQL."""
     await case.change_source("""
         CREATE TABLE "Robert""); DROP TABLE themes; --" ("o'k" integer, "select" integer, "a ""b" text);
         INSERT INTO "Robert""); DROP TABLE themes; --" VALUES (1, 5, 'x');
@@ -934,7 +902,6 @@ async def test_names_of_a_mapping_are_quoted(case: Case) -> None:
 
 @slow
 async def test_role_without_rights_is_refused(case: Case) -> None:
-    """With the class and the code of the server's error."""
     await case.change_source("CREATE ROLE poor LOGIN PASSWORD 'poor'")
     url, case.url = case.url, re.sub(r"//[^@]*@", "//poor:poor@", case.url)
 
@@ -948,7 +915,6 @@ async def test_role_without_rights_is_refused(case: Case) -> None:
 
 @slow
 async def test_column_without_an_equality_is_refused_with_a_remedy_of_the_source(case: Case) -> None:
-    """No command of ours changes the source's tables."""
     await case.change_source("CREATE TABLE odd (tenant json, number integer); INSERT INTO odd VALUES ('1', 1)")
     table = {"table": "odd", "resource_type": "odd", "key": ["number"], "tenant": ["tenant"]}
     mapping = {"tenants": {"business_type": "gym", "location": "main"}, "tables": [table]}
@@ -963,7 +929,6 @@ async def test_column_without_an_equality_is_refused_with_a_remedy_of_the_source
 async def test_source_of_our_own_shape_needs_no_mapping(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """A joined id with several dashes is that of the one pair in business-info; other rows keep their tenant back."""
     name = f"own_{next(_numbers)}"
     url = await postgres_server.create_database(name)
     await execute(
@@ -1013,7 +978,6 @@ async def test_source_of_our_own_shape_needs_no_mapping(
 async def test_rows_under_other_names_become_resources_of_their_type(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """Two rows that are one resource are refused; the others have equal checksums under the stored name."""
     name = f"own_{next(_numbers)}"
     url = await postgres_server.create_database(name)
     await execute(
@@ -1046,7 +1010,6 @@ async def test_rows_under_other_names_become_resources_of_their_type(
 
 @slow
 async def test_source_is_untouched(case: Case) -> None:
-    """No table, no slot, no row: its write-ahead log does not even move by an import's transactions."""
     connection = await asyncpg.connect(case.url)
     try:
         counts = "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_replication_slots)"

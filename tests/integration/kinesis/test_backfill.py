@@ -87,7 +87,6 @@ async def all_succeeded(pool: ShardPool, **counts: int) -> None:
 
 
 async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: World) -> None:
-    """The next batch finds another row than it left, and all tenants of the shard are read again, in order."""
     shard, other = await world.shard("shard-1"), await world.shard("shard-2")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 6), chain("b-x", 6), chain("c-x", 6)))
@@ -113,7 +112,6 @@ async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: Wor
 
 
 async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
-    """Nothing is sent there any more; the rounds find that its row is not as it was left. The log tells the times."""
     shard = await world.shard("shard-1")
     begin = utc_now().replace(microsecond=0)
     async with world.reading() as reader, looked_after(world, reader):
@@ -131,7 +129,6 @@ async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
 
 
 async def test_answer_does_not_call_decided_what_a_shard_has_lost_when_nobody_knows_of_the_loss(world: World) -> None:
-    """The rows of the shard go back with its log, and are in the same answer; the lease table does not go back."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader, looked_after(world, reader):
         await world.put(*chain("a-x", 3))
@@ -168,7 +165,6 @@ async def test_answer_does_not_call_decided_what_a_shard_has_lost_when_nobody_kn
 async def test_row_gets_the_last_batch_soon_when_no_other_follows(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch writes the position before it; those who ask what is decided must not wait for the usual rewrite."""
     monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 3600.0)
     shard = await world.shard("shard-1")
     async with world.reading() as reader, looked_after(world, reader):
@@ -184,7 +180,6 @@ async def test_row_gets_the_last_batch_soon_when_no_other_follows(
 
 
 async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) -> None:
-    """The new owner of the lease reads the row first, also where its own records are for other shards."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
@@ -199,7 +194,6 @@ async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) ->
 
 
 async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world: World) -> None:
-    """Without a row, no position is known: the stream is read from the time of the first tenant on."""
     shard = await world.shard("shard-1")
     snapshot = await ShardSnapshot.take(shard)
     async with world.reading() as reader:
@@ -214,7 +208,6 @@ async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world
 async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_that_they_live_elsewhere(
     world: World,
 ) -> None:
-    """A route may be older than a move; the shard itself reports its tenants."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3), chain("c-x", 3)))
@@ -230,7 +223,6 @@ async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_th
 
 
 async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: World) -> None:
-    """The operations applied by a backfill are as little claimed as all others."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
@@ -248,7 +240,6 @@ async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: Wor
 
 
 async def test_reader_that_stopped_in_order_leaves_nothing_to_be_read_again(world: World) -> None:
-    """Its final position on each shard is its checkpoint, where the next one starts."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader, looked_after(world, reader):
         await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
@@ -265,7 +256,6 @@ async def test_reader_that_stopped_in_order_leaves_nothing_to_be_read_again(worl
 
 
 async def test_two_readers_of_one_stream_shard_apply_everything_once_and_in_order(world: World) -> None:
-    """Each finds the other's rows and reads again; the log drops what the other applied."""
     shard, other = await world.shard("shard-1"), await world.shard("shard-2")
     async with world.reading(), world.reading():
         for first in range(0, 60, 6):
@@ -278,7 +268,6 @@ async def test_two_readers_of_one_stream_shard_apply_everything_once_and_in_orde
 
 
 async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long_hold(world: World) -> None:
-    """A row contains two positions: that of the held tenants, with their names, and that of all others."""
     shard, other = await world.shard("shard-1"), await world.shard("shard-2")
     await fetch(other, "UPDATE tenants SET state = 'fenced' WHERE id = 'c-x' RETURNING id")
     async with world.reading(settings=_AT_ONCE_AHEAD) as reader:
@@ -305,7 +294,6 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
 
 
 async def test_tenant_that_waits_during_a_backfill_gets_what_was_lost_before_anything_else(world: World) -> None:
-    """A fence on the shard that lost something holds the tenant from the first of its operations that it lacks."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
@@ -324,7 +312,6 @@ async def test_tenant_that_waits_during_a_backfill_gets_what_was_lost_before_any
 
 
 async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_lost(world: World) -> None:
-    """The row of a given-up operation is as much part of the shard as any other."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*chain("a-x", 3))
@@ -340,7 +327,6 @@ async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_los
 
 
 async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
-    """The readers of the children then have no record of it to read again."""
     shard = await world.shard("shard-1")
     async with world.reading(is_end=_is_end) as reader:
         await world.put(*chain("a-x", 30))
@@ -353,7 +339,6 @@ async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
 
 
 async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world: World) -> None:
-    """The shard lost the end of the parent, and there is no reader of that any more."""
     shard = await world.shard("shard-1")
     async with world.reading(is_end=_is_end) as reader:
         await world.put(*chain("a-x", 3))
@@ -381,5 +366,4 @@ async def _is_end(_: Sequence[object]) -> bool:
 
 
 def test_position_before_all_parts_of_a_record_is_before_the_first() -> None:
-    """An aggregate's parts all come behind it."""
     assert Position(7, -1) < Position(7, 0)

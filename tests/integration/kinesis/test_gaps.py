@@ -128,7 +128,6 @@ def is_held(reader: StreamShardReader) -> bool:
 
 
 async def test_shard_restored_beyond_retention_is_held_until_the_gap_is_accepted(world: World, later: Later) -> None:
-    """Nothing is written to it, by no later reader either, and people see why; the other shard goes on."""
     shard, other = await world.shard("shard-1"), await world.shard("shard-2")
     async with later.reading(world) as reader, looked_after(world, reader):
         backup, last = await back_up_and_lose(world, later, reader)
@@ -155,7 +154,6 @@ async def test_shard_restored_beyond_retention_is_held_until_the_gap_is_accepted
 
 
 async def test_idle_shard_restored_beyond_retention_is_marked_and_nothing_else(world: World, later: Later) -> None:
-    """A better backup in its place needs no acceptance."""
     shard = await world.shard("shard-1")
     async with later.reading(world) as reader, looked_after(world, reader):
         backup, last = await back_up_and_lose(world, later, reader)
@@ -176,7 +174,6 @@ async def test_idle_shard_restored_beyond_retention_is_marked_and_nothing_else(w
 
 
 async def test_failover_after_an_idle_time_beyond_retention_is_made_good_at_once(world: World, later: Later) -> None:
-    """The row's record has left the stream, but the row is young: everything after it is there."""
     shard = await world.shard("shard-1")
     async with later.reading(world) as reader, looked_after(world, reader):
         numbers = await world.put(*chain("a-x", 3))
@@ -200,7 +197,6 @@ async def test_failover_after_an_idle_time_beyond_retention_is_made_good_at_once
 
 
 async def test_fleet_that_was_stopped_beyond_retention_goes_on(world: World, later: Later) -> None:
-    """The record of its checkpoint has left the stream too: all shards lack the same."""
     shard = await world.shard("shard-1")
     async with later.reading(world) as reader, looked_after(world, reader):
         numbers = await world.put(*chain("a-x", 3))

@@ -80,7 +80,6 @@ async def following(dynamodb: Client) -> Following:
 
 
 async def test_metrics_are_written_where_the_kcl_reads_them_and_deleted_at_the_end(following: Following) -> None:
-    """Not without a KCL; in its own table while there is one and it has not moved; else in the lease table."""
     states = []
     await following.follower.report()
     states.append(await following.rows())
@@ -102,7 +101,6 @@ async def test_metrics_are_written_where_the_kcl_reads_them_and_deleted_at_the_e
 
 
 async def test_metrics_are_not_put_among_the_leases_of_a_kcl_before_3_5(following: Following) -> None:
-    """Its state is in a table of its own; that of the metrics comes later."""
     coordinator = following.tables.coordinator
     await following.client.create_table(
         TableName=coordinator,
@@ -122,7 +120,6 @@ async def test_metrics_are_not_put_among_the_leases_of_a_kcl_before_3_5(followin
 
 
 async def test_metrics_that_cannot_be_written_are_trouble_until_they_can(dynamodb: Client) -> None:
-    """The replica is not ready then, because the leader gives it nothing; its leases are kept."""
     aws = ScriptedAws()
     aws.answer({"Items": [migration_row(LEADING), table_migration_row("COMPLETE")]})
     for _ in range(3):  # the rows of the coordinator table
@@ -162,7 +159,6 @@ async def test_assigned_lease_is_begun_only_while_it_is_assigned(
     change: Callable[..., Any],
     is_taken: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """A leader that assigns it to another worker meanwhile leaves the counter: a plain take would take it back."""
     lease = Lease("a", TRIM_HORIZON, counter=3, owner=ME)
     await following.table.create(lease)
     leader = Kcl3Peer(following.client, following.table.name, "kcl:leader")

@@ -62,7 +62,6 @@ async def application(dynamodb: Client) -> Application:
 
 
 async def test_leader_is_found_in_the_lease_table_when_there_is_no_other_table(application: Application) -> None:
-    """An application that began with KCL 3.5 has no other; a beat that stays for two looks is a dead leader."""
     table = application.table.name
     none_yet = await application.look()
     await application.put(table, migration_row(LEADING))
@@ -76,7 +75,6 @@ async def test_leader_is_found_in_the_lease_table_when_there_is_no_other_table(a
 
 
 async def test_outlook_is_there_from_the_first_look_until_the_leader_comes(application: Application) -> None:
-    """What a person has to know before it happens: an upgrade that would begin, an application that would lead."""
     outlooks = []
     for row in (migration_row("CLIENT_VERSION_UPGRADE_FROM_2X"), migration_row(LEADING), leader_row("kcl-1", "v1")):
         outlooks.append(application.watch.outlook)
@@ -89,7 +87,6 @@ async def test_outlook_is_there_from_the_first_look_until_the_leader_comes(appli
 
 
 async def test_outlook_follows_each_scan(application: Application) -> None:
-    """A mode that the KCL 3.5 writes into the lease table is known before the next look; a rollback, too."""
     await application.look()
     outlooks = []
     for version in ("CLIENT_VERSION_UPGRADE_FROM_2X", "CLIENT_VERSION_2X"):
@@ -102,7 +99,6 @@ async def test_outlook_follows_each_scan(application: Application) -> None:
 
 
 async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> None:
-    """The names of both may be overridden; a worker's metrics count when its leader is gone."""
     names = {"coordinator": f"state-{uuid4()}", "worker_metrics": f"metrics-{uuid4()}"}
     application = Application(dynamodb, **names)
     await application.table.ensure()
@@ -121,12 +117,10 @@ async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> Non
 
 
 async def test_tables_have_the_names_that_the_kcl_gives_them() -> None:
-    """They follow from the application's name, which is that of the lease table."""
     assert KclTables.of("app") == KclTables("app-CoordinatorState", "app-WorkerMetricStats")
 
 
 async def test_lease_table_counts_when_the_others_may_not_be_read(dynamodb: Client) -> None:
-    """The missing right is named with its table; the workers' table is not read before it matters."""
     aws = ScriptedAws()
     aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
     aws.refuse("AccessDeniedException", status=400)
@@ -147,7 +141,6 @@ async def test_lease_table_counts_when_the_others_may_not_be_read(dynamodb: Clie
 
 
 async def test_what_was_known_stays_when_a_look_fails(dynamodb: Client) -> None:
-    """The next look compares with the last one that succeeded."""
     aws = ScriptedAws()
     aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
     for _ in range(3):  # the rows of the coordinator table

@@ -107,7 +107,6 @@ async def shared(dynamodb: Client) -> Shared:
 
 
 async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared) -> None:
-    """Owner, counter, switches and our own meter change, no other attribute, known or unknown."""
     before = reference_row(KEY, AT, owner="kcl-a:uuid", counter=4711) | {
         "checkpointSubSequenceNumber": number(7),
         "parentShardId": {"SS": ["shardId-000000000000"]},
@@ -136,7 +135,6 @@ async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared)
 
 
 async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(shared: Shared) -> None:
-    """It survives take and renewal: a KCL worker may still commit it."""
     await shared.kcl.create(reference_row(KEY, AT))
     await shared.kcl.take(await shared.read_row())
     await shared.kcl.prepare_checkpoint(KEY, LATER, b"state")
@@ -153,7 +151,6 @@ async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(share
 
 
 async def test_rows_that_are_no_leases_are_left_alone(shared: Shared) -> None:
-    """The KCL 3.5 keeps its leader, workers and migrations in the lease table."""
     looks_like_a_lease = {
         "leaseKey": {"S": "of a later version"},
         "entityType": {"S": "SOMETHING"},
@@ -182,7 +179,6 @@ async def test_rows_that_are_no_leases_are_left_alone(shared: Shared) -> None:
 
 
 async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(shared: Shared) -> None:
-    """With the sub-sequence number, without an owner, and without an attribute that the KCL rejects."""
     await shared.table.create(Lease(KEY, LATEST, started_at=datetime(2026, 1, 31, tzinfo=UTC)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
@@ -202,7 +198,6 @@ async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(sh
 
 
 async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: Shared) -> None:
-    """The KCL cleans up by them; and it takes no finished lease of the worker for unfinished."""
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
@@ -215,7 +210,6 @@ async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: 
 
 
 async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(shared: Shared) -> None:
-    """The KCL does not know the list: its children wait for SHARD_END, the worker's for either."""
     pending = frozenset({"tenant:b-l", "tenant:c-l"})
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
@@ -242,7 +236,6 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
 
 
 async def test_finished_lease_of_the_peer_is_finished_for_us(shared: Shared) -> None:
-    """Its children may begin."""
     await shared.kcl.create(reference_row(KEY, AT))
     await shared.kcl.take(await shared.read_row())
     await shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN)
@@ -252,7 +245,6 @@ async def test_finished_lease_of_the_peer_is_finished_for_us(shared: Shared) -> 
 
 
 async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_took_the_lease(shared: Shared) -> None:
-    """C5, C12: the counter has moved, by either kind of worker."""
     await shared.kcl.create(reference_row(KEY, AT))
     await shared.kcl.take(await shared.read_row())
     by_us = await shared.table.take(await shared.read_lease(), OURS)
@@ -267,7 +259,6 @@ async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_to
 
 
 async def test_renewal_whose_answer_was_lost_is_known_again_by_both(shared: Shared) -> None:
-    """C6: a landed write is no loss; both kinds recognise their own write in the row."""
     await shared.kcl.create(reference_row(KEY, AT))
     await shared.kcl.take(await shared.read_row())
     stale = dict(shared.kcl.held[KEY])
@@ -282,7 +273,6 @@ async def test_renewal_whose_answer_was_lost_is_known_again_by_both(shared: Shar
 
 
 async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> None:
-    """DeleteLeaseThenUpdateLeaseWithMetaInfo: no write of the worker creates half a row."""
     await shared.kcl.create(reference_row(KEY, AT))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
@@ -320,7 +310,6 @@ async def hand_over(shared: Shared) -> HandOver:
 async def test_hand_over_of_a_kcl_3_leader_is_seen_and_ends_with_our_last_checkpoint(
     shared: Shared, hand_over: HandOver
 ) -> None:
-    """Until then we renew under our own name, and the next owner waits; its lease stays its own."""
     renewed = await shared.table.renew(hand_over.lease, OURS)
     assert renewed is not None
     checkpointed = await shared.table.renew(renewed, OURS, Position(int(LATER)))
@@ -341,7 +330,6 @@ async def test_hand_over_of_a_kcl_3_leader_is_seen_and_ends_with_our_last_checkp
 
 
 async def test_release_that_does_not_know_of_the_hand_over_ends_it(shared: Shared, hand_over: HandOver) -> None:
-    """A stop between two renewals: the next owner begins at our last checkpoint, at once."""
     await shared.table.write_children(hand_over.lease, OURS, CHILDREN)
     released = await shared.table.release(hand_over.lease, OURS, Position(int(LATER)))
     row = await shared.read_row()
@@ -358,7 +346,6 @@ async def test_lease_that_a_kcl_3_leader_assigned_is_lost_whatever_we_knew(
     hand_over: HandOver,
     is_seen: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """The counter is one higher and the owner is the one in our copy of the row: still no write of ours."""
     lease: Lease | None = hand_over.lease
     if is_seen:
         lease = await shared.table.renew(hand_over.lease, OURS)
@@ -379,7 +366,6 @@ async def test_lease_that_a_kcl_3_leader_assigned_is_lost_whatever_we_knew(
 async def test_renewal_during_a_hand_over_whose_answer_was_lost_is_recognised(
     shared: Shared, hand_over: HandOver
 ) -> None:
-    """By the checkpoint owner: the row names the next owner already."""
     landed = await shared.table.renew(hand_over.lease, OURS)
 
     assert await shared.table.renew(hand_over.lease, OURS) == landed
@@ -389,7 +375,6 @@ async def test_renewal_during_a_hand_over_whose_answer_was_lost_is_recognised(
 
 
 async def test_lease_that_is_being_handed_over_to_us_is_its_last_owners(shared: Shared) -> None:
-    """It is neither free for us nor ours, until the last owner has handed it over, or is gone."""
     await shared.kcl.create(reference_row(KEY, AT, owner="kcl-last:uuid", counter=5))
     leader = Kcl3Peer(shared.client, shared.table.name, "kcl-leader:uuid")
     await leader.initiate_handoff(await shared.read_row(), OURS)
@@ -406,7 +391,6 @@ async def test_lease_that_is_being_handed_over_to_us_is_its_last_owners(shared: 
 
 
 async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -> None:
-    """The condition is the same: of takers that saw one counter, one gets it, again and again."""
     await shared.kcl.create(reference_row(KEY, AT))
     peers = [shared.peer(f"kcl-{count}:uuid") for count in range(4)]
     for turn in range(20):
@@ -474,7 +458,6 @@ async def owners(shared: Shared) -> Counter[Any]:
 
 
 async def test_leases_are_shared_evenly_by_both_kinds_and_stay(shared: Shared) -> None:
-    """Live mixing: two workers of the KCL, two of ours join; then one of the KCL dies."""
     for count in range(10):
         await shared.table.create(Lease(f"shardId-{count:012}", Position(17)))
     kcl_b = shared.peer("kcl-b:uuid", seed=2)

@@ -28,7 +28,6 @@ CHILD = Lease("shardId-3", TRIM_HORIZON, parents=frozenset({"shardId-2"}))
     ids=["the grandparent", "the parent", "both"],
 )
 async def test_ancestors_that_a_scan_does_not_show_are_found_in_the_table(dynamodb: Client, hidden: set[str]) -> None:
-    """Two reshards within a second: without the grandparent, what a shard lost of it would not be read again."""
     table, view = LeaseTable(dynamodb, f"leases-{uuid4()}"), StreamView()
     await table.ensure()
     family = [GRANDPARENT, PARENT, CHILD]

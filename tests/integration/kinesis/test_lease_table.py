@@ -61,7 +61,6 @@ async def lease_in(table: LeaseTable) -> Lease:
 
 
 async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: LeaseTable) -> None:
-    """Hash key leaseKey, on demand, and the index for which a KCL 3.x would wait."""
     described = (await dynamodb.describe_table(TableName=table.name))["Table"]
     index = described["GlobalSecondaryIndexes"][0]
 
@@ -76,7 +75,6 @@ async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: Leas
 
 
 async def test_table_is_made_once_when_many_replicas_start_together(dynamodb: Client) -> None:
-    """Late replicas find the table, and its rows stay."""
     table = LeaseTable(dynamodb, f"leases-{uuid4()}")
     async with asyncio.TaskGroup() as tasks:
         for _ in range(5):
@@ -88,7 +86,6 @@ async def test_table_is_made_once_when_many_replicas_start_together(dynamodb: Cl
 
 
 async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> None:
-    """An application name that names some other table is a person's mistake, and nothing is written there."""
     name = f"orders-{uuid4()}"
     await dynamodb.create_table(
         TableName=name,
@@ -103,7 +100,6 @@ async def test_table_is_refused_when_its_key_is_another(dynamodb: Client) -> Non
 
 @pytest.mark.parametrize("state", ["INACCESSIBLE_ENCRYPTION_CREDENTIALS", "ARCHIVED"])
 async def test_table_that_nobody_can_use_is_an_error_and_not_waited_for(dynamodb: Client, state: str) -> None:
-    """It lasts until a person acts, who needs to know."""
     aws = ScriptedAws()
     aws.answer({"Table": {"TableStatus": state}})
     async with aws.running() as url, client_of("dynamodb", url) as client:
@@ -112,7 +108,6 @@ async def test_table_that_nobody_can_use_is_an_error_and_not_waited_for(dynamodb
 
 
 async def test_lease_is_created_once_with_the_attributes_of_the_kcl(dynamodb: Client, table: LeaseTable) -> None:
-    """A second creation changes nothing."""
     created = [await table.create(NEW), await table.create(replace(NEW, checkpoint=SHARD_END))]
 
     assert created == [True, False]
@@ -133,7 +128,6 @@ async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbag
     dynamodb: Client,
     table: LeaseTable,
 ) -> None:
-    """One bad row stops no replica, and is logged once."""
     await table.create(NEW)
     for row in (
         {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}},
@@ -150,7 +144,6 @@ async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbag
 
 
 async def test_scan_reads_all_pages(dynamodb: Client, table: LeaseTable) -> None:
-    """DynamoDB gives 1 MB at a time."""
     leases = [replace(NEW, lease_key=f"shardId-{number:012}") for number in range(4)]
     for lease in leases:
         await table.create(lease)
@@ -165,7 +158,6 @@ async def test_scan_reads_all_pages(dynamodb: Client, table: LeaseTable) -> None
 
 
 async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
-    """Of takers that saw the same counter one gets the lease. One after another: moto's conditions race (rarely)."""
     await table.create(NEW)
     tries = [await table.take(NEW, f"host:{number}:x") for number in range(10)]
     winners = [lease for lease in tries if lease is not None]
@@ -176,7 +168,6 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
 
 
 async def test_take_is_refused_when_the_owner_has_renewed_meanwhile(table: LeaseTable, taken: Lease) -> None:
-    """A stale scan takes nothing from a living owner."""
     renewed = await table.renew(taken, ME)
 
     assert await table.take(taken, OTHER) is None
@@ -184,7 +175,6 @@ async def test_take_is_refused_when_the_owner_has_renewed_meanwhile(table: Lease
 
 
 async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
-    """The KCL counts changes of hands since the last checkpoint, and ends a graceful hand-over by a take."""
     await dynamodb.update_item(
         TableName=table.name,
         Key={"leaseKey": {"S": NEW.lease_key}},
@@ -200,7 +190,6 @@ async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseT
 
 
 async def test_renewal_writes_the_throughput_that_its_owner_measures(table: LeaseTable, taken: Lease) -> None:
-    """A renewal without one leaves it; a take keeps it as an estimate, and names the next owner as its meter."""
     first = await table.renew(taken, ME, throughput_kbps=12.3456)
     assert first is not None
     second = await table.renew(first, ME)
@@ -215,7 +204,6 @@ async def test_renewal_writes_the_throughput_that_its_owner_measures(table: Leas
 
 
 async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: Lease) -> None:
-    """A renewal without one leaves it; that of an owner before is none."""
     report = LeaseReport(ME, "1.0", lag_s=0.5, records_per_s=12.0, held_count=2)
     first = await table.renew(taken, ME, report=report)
     assert first is not None
@@ -229,7 +217,6 @@ async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: 
 
 
 async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable, taken: Lease) -> None:
-    """It moves no counter, so the owner's write does not fail; a later owner is not asked."""
     retry = HoldRetry("1", "shard s-1")
     assert await table.write_retry(taken, retry)
     renewed = await table.renew(taken, ME)
@@ -242,7 +229,6 @@ async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable
 
 
 async def test_lease_is_released_once_when_its_owner_is_asked(table: LeaseTable, taken: Lease) -> None:
-    """The owner renews until another worker takes it; then the request is done, and the row names who released it."""
     assert await table.ask_to_release(taken)
     asked = await table.renew(taken, ME)
     assert asked is not None
@@ -259,7 +245,6 @@ async def test_lease_is_released_once_when_its_owner_is_asked(table: LeaseTable,
 
 
 async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, taken: Lease) -> None:
-    """Its owner may take it again from the next one, unlike one that a person had released."""
     given = await table.renew(taken, ME, is_given_away=True)
     assert given is not None
     kept = await table.renew(given, ME)
@@ -276,7 +261,6 @@ async def test_lease_is_given_away_until_it_is_taken_or_kept(table: LeaseTable, 
 
 
 async def test_report_of_a_replica_without_a_lease_is_in_the_row(table: LeaseTable, taken: Lease) -> None:
-    """It moves no counter, so the owner's write does not fail, and it makes no row."""
     report = LeaseReport(OTHER, "1", unable="shards_unreachable", beat=1)
     await table.write_idle_report(taken.lease_key, report)
     await table.write_idle_report("shardId-none", report)
@@ -287,7 +271,6 @@ async def test_report_of_a_replica_without_a_lease_is_in_the_row(table: LeaseTab
 
 
 async def test_request_to_release_is_withdrawn(table: LeaseTable, taken: Lease) -> None:
-    """And its owner renews on."""
     assert await table.ask_to_release(taken)
     assert await table.withdraw_release(taken)
     assert await table.scan() == [taken]
@@ -295,14 +278,12 @@ async def test_request_to_release_is_withdrawn(table: LeaseTable, taken: Lease) 
 
 
 async def test_request_makes_no_row(table: LeaseTable, taken: Lease) -> None:
-    """A lease that was deleted in between must not come back as half a row."""
     assert await table.delete(taken)
     assert not await table.write_retry(taken, HoldRetry("1"))
     assert await table.scan() == []
 
 
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
-    """The counter moves with and without a checkpoint; a checkpoint ends the count of switches."""
     renewed = await table.renew(taken, ME)
     assert renewed is not None
     checkpointed = await table.renew(renewed, ME, Position(17, 3))
@@ -317,7 +298,6 @@ async def test_checkpoint_leaves_attributes_of_others_alone_and_ends_a_prepared_
     table: LeaseTable,
     taken: Lease,
 ) -> None:
-    """Attributes that the KCL or its successor writes survive all writes of the worker."""
     await dynamodb.update_item(
         TableName=table.name,
         Key={"leaseKey": {"S": NEW.lease_key}},
@@ -350,7 +330,6 @@ async def test_renewal_fails_when_another_took_the_lease(
     taken: Lease,
     checkpoint: Position | None,
 ) -> None:
-    """The new owner's row stays as it is: a late checkpoint writes nothing."""
     by_other = await table.take(taken, OTHER)
 
     assert await table.renew(taken, ME, checkpoint) is None
@@ -362,7 +341,6 @@ async def test_renewal_fails_when_the_row_was_deleted(
     table: LeaseTable,
     taken: Lease,
 ) -> None:
-    """No write brings a deleted row back."""
     await dynamodb.delete_item(TableName=table.name, Key={"leaseKey": {"S": NEW.lease_key}})
 
     assert await table.renew(taken, ME, Position(17)) is None
@@ -390,7 +368,6 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
     expected_counter: int,
     expected_checkpoint: Position,
 ) -> None:
-    """A landed write of its own is no loss of the lease; a higher checkpoint overwrites it, a lower does not."""
     await table.renew(taken, ME, landed)
 
     renewed = await table.renew(taken, ME, repeated)
@@ -406,7 +383,6 @@ TENANTS, FEWER = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l
 async def test_renewal_sets_pending_tenants_in_the_same_write(
     dynamodb: Client, table: LeaseTable, taken: Lease
 ) -> None:
-    """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
     first = await table.renew(taken, ME, Position(17), pending_tenants=TENANTS)
     assert first is not None
     row = await row_in(dynamodb, table)
@@ -427,7 +403,6 @@ async def test_renewal_sets_pending_tenants_in_the_same_write(
 
 
 async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
-    """The next owner continues with the list; with SHARD_END it is ignored."""
     renewed = await table.renew(taken, ME, pending_tenants=TENANTS)
     assert renewed is not None
     await table.release(renewed, ME)
@@ -441,7 +416,6 @@ async def test_lease_that_is_finished_or_released_may_keep_its_list(table: Lease
 
 
 async def test_pending_tenants_are_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
-    """A late list would let children run ahead of operations pending at the new owner."""
     by_other = await table.take(taken, OTHER)
 
     assert await table.renew(taken, ME, Position(17), pending_tenants=TENANTS) is None
@@ -472,7 +446,6 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
     expected_counter: int,
     expected: tuple[Position, frozenset[str]],
 ) -> None:
-    """The renewed lease has the last list and the highest checkpoint, with or without the first try."""
     await table.renew(taken, ME, landed[0], pending_tenants=landed[1])
 
     renewed = await table.renew(taken, ME, repeated[0], pending_tenants=repeated[1])
@@ -483,7 +456,6 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
 
 
 async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fails(dynamodb: Client) -> None:
-    """The lease is kept, and the returned lease does not contain the list."""
     aws = ScriptedAws()
     aws.refuse("ConditionalCheckFailedException")
     row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
@@ -503,7 +475,6 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
 
 
 async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:
-    """The worker has the lease, once."""
     assert await table.take(NEW, ME) == taken
 
 
@@ -512,7 +483,6 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
     table: LeaseTable,
     taken: Lease,
 ) -> None:
-    """The owner is absent then, not empty; the counter moves; a repetition does no harm."""
     released = [await table.release(taken, ME, Position(17)), await table.release(taken, ME, Position(17))]
     row = await row_in(dynamodb, table)
 
@@ -522,7 +492,6 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
 
 
 async def test_release_keeps_the_checkpoint_when_none_is_given(table: LeaseTable, taken: Lease) -> None:
-    """A lease can be released before the first read, also while a renewal is in flight."""
     await table.renew(taken, ME, Position(17))
 
     assert await table.release(taken, ME) is True
@@ -530,7 +499,6 @@ async def test_release_keeps_the_checkpoint_when_none_is_given(table: LeaseTable
 
 
 async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
-    """A late release takes nothing from the new owner."""
     by_other = await table.take(taken, OTHER)
 
     assert await table.release(taken, ME, Position(17)) is False
@@ -538,7 +506,6 @@ async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseT
 
 
 async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynamodb: Client) -> None:
-    """DynamoDB Local, and others, send no row with the error: it is read, consistently."""
     aws = ScriptedAws()
     aws.refuse("ConditionalCheckFailedException")
     row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
@@ -571,7 +538,6 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
     expected: type[Exception],
     outcome: str,
 ) -> None:
-    """By code, with one try: the caller's loop decides when to retry."""
     before = request_count("scan", outcome)
     aws = ScriptedAws()
     aws.refuse(code, status=status)
@@ -584,7 +550,6 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
 
 
 async def test_table_is_out_of_reach_when_nobody_listens(dynamodb: Client) -> None:
-    """A failed connection may be retried."""
     async with ScriptedAws().running() as url:
         pass
     async with client_of("dynamodb", url) as client:
@@ -599,7 +564,6 @@ def request_count(operation: str, outcome: str) -> float:
 
 
 async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: LeaseTable) -> None:
-    """In the same write as the checkpoint; unchanged by writes without it; kept by a release and a take."""
     ahead = ReadAhead(Position(40, 2), frozenset({"tenant:a-x"}))
     await table.create(Lease("a", TRIM_HORIZON))
     taken = await table.take(Lease("a", TRIM_HORIZON), ME)
@@ -623,7 +587,6 @@ async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: Lea
 
 
 async def test_renew_writes_how_far_the_stream_shard_is_read(table: LeaseTable) -> None:
-    """A renewal without it removes it; of another owner it tells only what was read before."""
     up_to = datetime(2026, 1, 1, 8, 0, 0, 250_000, tzinfo=UTC)
     await table.create(Lease("a", TRIM_HORIZON))
     taken = await table.take(Lease("a", TRIM_HORIZON), ME)

@@ -35,7 +35,6 @@ async def pause(world: World, seconds: float) -> None:
 
 
 async def test_operations_of_a_paused_tenant_wait_until_it_is_resumed(world: World) -> None:
-    """Whichever way the batches of the tenant took before. All others go on, and its own order is kept."""
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -77,7 +76,6 @@ class OneReader:
 
 
 async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
-    """`b` at `c-x` and `b-c` at `x` have one id, of which one is a tenant."""
     await world.provision("b-c-x", "shard-1")
     async with world.reading() as reader:
         assert isinstance(await world.gateway.steer_tenant("b", "c-x", Lever(pause_s=3600.0)), tuple)
@@ -97,7 +95,6 @@ async def test_hold_is_told_to_its_own_pair_of_ids_alone(world: World) -> None:
 
 
 async def test_hold_without_a_row_is_told_to_operators_and_senders(world: World) -> None:
-    """To a producer where operations of its own pair of ids are held: the other pair may be another producer's."""
     async with world.reading() as reader:
         await world.put(*chain("b-c-x", 3))
         await eventually(lambda: held_targets(reader) == [("tenant b-c-x", "unregistered", "held")])
@@ -114,7 +111,6 @@ async def test_hold_without_a_row_is_told_to_operators_and_senders(world: World)
 
 
 async def test_pause_ends_by_itself(world: World) -> None:
-    """At its time, without a person, and not before."""
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
 
@@ -130,7 +126,6 @@ async def test_pause_ends_by_itself(world: World) -> None:
 
 
 async def test_end_of_a_pause_is_known_without_an_operation(world: World) -> None:
-    """What a person asks about a tenant reads its row again while that had a pause."""
     await world.provision("b-x", "shard-1")
     gateway = world.gateway
     await pause(world, 3600.0)
@@ -144,7 +139,6 @@ async def test_end_of_a_pause_is_known_without_an_operation(world: World) -> Non
 
 
 async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> None:
-    """That nothing is lost comes before it. It ends on the row: for every replica and every source."""
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
 
@@ -164,7 +158,6 @@ async def test_pause_ends_when_half_of_the_retention_is_over(world: World) -> No
 async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_again_once_it_is_restored(
     world: World,
 ) -> None:
-    """A pause binds only a tenant that may be resumed."""
     await world.provision("b-x", "shard-1")
     shard, gateway = await world.shard("shard-1"), world.gateway
     destroyer = Destroyer(world.locator, gateway._directory, world.pools)
@@ -188,7 +181,6 @@ async def test_operations_of_a_paused_tenant_end_once_it_is_destroyed_and_wait_a
 
 
 async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
-    """Every replica reads it with the tenant's row; a tenant that has it no longer is forgotten."""
     await world.provision("b-x", "shard-1")
     shard, weights = await world.shard("shard-1"), world.gateway.time_of("shard-1").weights
 
@@ -206,7 +198,6 @@ async def test_weight_is_obeyed_from_the_next_batch_on(world: World) -> None:
 
 
 async def test_nothing_is_set_for_another_pair_of_ids_or_a_tenant_that_is_not_active(world: World) -> None:
-    """The id of a tenant alone does not tell whose it is."""
     await world.provision("b-x", "shard-1")
     await world.provision("c-x-y", "shard-1")
     shard = await world.shard("shard-1")

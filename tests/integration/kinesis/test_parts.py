@@ -27,7 +27,6 @@ def without_ids(one: bytes) -> bytes:
 
 
 async def test_parts_of_one_record_go_to_their_tenants_and_the_bad_ones_to_the_dead_letters(world: World) -> None:
-    """Each tenant's in their order, on its own shard; the checkpoint is behind the record when all are done."""
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-2")
     parts = mixed(chain("a-x", 9), chain("b-x", 9))
@@ -57,7 +56,6 @@ async def test_parts_of_one_record_go_to_their_tenants_and_the_bad_ones_to_the_d
 async def test_parts_that_wait_are_applied_once_after_a_restart_in_the_middle_of_their_record(
     world: World, *, is_packed: bool
 ) -> None:
-    """The lease says that the record is to be read again, the log drops the parts that were applied, ids or not."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     late = chain("late-x", 4)
@@ -95,7 +93,6 @@ async def test_parts_that_wait_are_applied_once_after_a_restart_in_the_middle_of
 
 
 async def test_record_of_many_parts_is_read_through_a_small_batch_and_held_parts_are_caught_up(world: World) -> None:
-    """Parts of a tenant that comes late are applied in their order, though others of the record went ahead."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*(array(*mixed(chain("a-x", 500), chain("late-x", 500))) for _ in range(1)))
     more = await world.put(array(*mixed(chain("a-x", 300, first=500), chain("late-x", 300, first=500))))
@@ -111,7 +108,6 @@ async def test_record_of_many_parts_is_read_through_a_small_batch_and_held_parts
 
 
 async def test_record_of_too_many_parts_is_one_dead_letter(world: World) -> None:
-    """None of them is applied; its neighbours are."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(
         *chain("a-x", 1), array(*chain("a-x", 1001, first=1)), array(*chain("a-x", 1000, first=1001)), b"[]"
@@ -125,7 +121,6 @@ async def test_record_of_too_many_parts_is_one_dead_letter(world: World) -> None
 
 
 async def test_record_of_bad_parts_alone_holds_up_no_record_behind_it(world: World) -> None:
-    """Many of them share a letter."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*chain("a-x", 3), *[array(*[b"0"] * 1000)] * 20, *chain("a-x", 3, first=3))
     async with world.reading() as reader:

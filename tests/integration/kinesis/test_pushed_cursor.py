@@ -110,7 +110,6 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
 
 
 async def test_records_come_by_push_and_the_quota_of_polling_is_left(world: World) -> None:
-    """No GetRecords is sent; the consumer is registered once, and stays."""
     await world.put(3)
     await world.read_until(lambda: world.cursor.is_pushed)
     await world.read_all()
@@ -130,7 +129,6 @@ async def test_records_come_by_push_and_the_quota_of_polling_is_left(world: Worl
 
 
 async def test_subscription_is_renewed_without_a_gap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Kinesis ends it; the records come from the last one on, also where events without records came."""
     monkeypatch.setattr(subscription_schedule, "RENEW_AFTER_S", 0.25)
     await world.read_until(lambda: world.cursor.is_pushed)
     for _ in range(20):
@@ -145,7 +143,6 @@ async def test_subscription_is_renewed_without_a_gap(world: World, monkeypatch: 
 
 @pytest.mark.parametrize("kind", ["silent", "end", "repeat"])
 async def test_broken_subscription_costs_no_record(world: World, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
-    """A silent one is left, one that ends is replaced, and records that come twice are dropped; polling goes on."""
     monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 0.3)
     await world.strike(kind, count=2)
     for _ in range(15):
@@ -159,7 +156,6 @@ async def test_broken_subscription_costs_no_record(world: World, monkeypatch: py
 
 
 async def test_subscription_that_another_takes_is_got_back(world: World) -> None:
-    """The other one has the lease now, or believes so: until a renewal of the lease fails, this reader goes on."""
     await world.put()
     await world.read_until(lambda: world.cursor.is_pushed)
     await world.read_all()
@@ -180,7 +176,6 @@ async def test_subscription_that_another_takes_is_got_back(world: World) -> None
 
 @pytest.mark.parametrize("action", ["SubscribeToShard", "RegisterStreamConsumer", "DescribeStreamConsumer"])
 async def test_reader_polls_where_fan_out_is_refused(world: World, action: str) -> None:
-    """No permission for one of the calls: an error for people, and no wait for records."""
     fault = KinesisFault(action=action, kind="fail", code="AccessDeniedException", status=400, count=99)
     await send_commands(world.url, fault)
     with capture_logs() as logs:
@@ -194,7 +189,6 @@ async def test_reader_polls_where_fan_out_is_refused(world: World, action: str) 
 
 
 async def test_consumer_that_was_removed_is_registered_again(world: World) -> None:
-    """By a person, while the workers run."""
     await world.put()
     await world.read_until(lambda: world.cursor.is_pushed)
     assert await world.consumers.remove("me")
@@ -205,7 +199,6 @@ async def test_consumer_that_was_removed_is_registered_again(world: World) -> No
 
 
 async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:
-    """An end that is not accepted is read again, by polling."""
     await world.put()
     await world.read_until(lambda: world.cursor.is_pushed)
     await world.client.split_shard(StreamName=NAME, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
@@ -220,7 +213,6 @@ async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:
 async def test_end_of_a_stream_shard_is_found_when_no_event_names_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server whose events go on is polled after a while without records; records that it pushes come once."""
     await send_commands(world.url, SetOptions({"pushes_ends": False}))
     await world.put()
     await world.read_until(lambda: world.cursor.is_pushed)
@@ -243,7 +235,6 @@ async def test_end_of_a_stream_shard_is_found_when_no_event_names_it(
 
 
 async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
-    """Kinesis waits then, as the connection is full."""
     await world.read_until(lambda: world.cursor.is_pushed)
     taken_bytes = world.memory.room_bytes
     world.memory.reserve(taken_bytes)
@@ -259,7 +250,6 @@ async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
 
 
 async def test_stop_ends_a_wait_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle stream shard has an event every few seconds only."""
     monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 60.0)
     await send_commands(world.url, SetOptions({"heartbeat_ms": 60_000}))
     await world.read_until(lambda: world.cursor.is_pushed)
@@ -273,7 +263,6 @@ async def test_stop_ends_a_wait_at_once(world: World, monkeypatch: pytest.Monkey
 async def test_command_removes_the_consumer(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which no stop does; a name that is not registered is an error with those that are."""
     await world.read_until(lambda: world.cursor.is_pushed)
     monkeypatch.setenv("AWS_ENDPOINT_URL", world.url)
     settings = Settings(aws_region=REGION, kinesis_stream_name=NAME, kinesis_application_name="other")

@@ -47,7 +47,6 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.2)]
 
 
 async def test_reader_applies_each_tenants_operations_in_stream_order(world: World) -> None:
-    """Each in its own shard, both shards at once; then no record is pending, and none became a dead letter."""
     tenants = {"a-x": "shard-1", "b-x": "shard-2", "c-x": "shard-1"}
     for tenant, shard_id in tenants.items():
         await world.provision(tenant, shard_id)
@@ -65,7 +64,6 @@ async def test_reader_applies_each_tenants_operations_in_stream_order(world: Wor
 
 
 async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) -> None:
-    """Its operations wait in order, the checkpoint before them; they are applied soon after it is provisioned."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*chain("a-x", 3), *chain("new-x", 3), *chain("a-x", 3, first=3))
     shard = await world.shard("shard-1")
@@ -93,7 +91,6 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 async def test_aggregate_of_bad_parts_holds_up_no_record_behind_it(
     world: World, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """However many it has, one letter is stored; its neighbours are applied."""
     parts_max = PARTS_MAX if count > 101 else 100
     monkeypatch.setattr(record_decoder, "PARTS_MAX", parts_max)
     await world.provision("a-x", "shard-1")
@@ -110,7 +107,6 @@ async def test_aggregate_of_bad_parts_holds_up_no_record_behind_it(
 
 
 async def test_reader_applies_and_reports_operations_with_a_wrong_partition_key(world: World) -> None:
-    """They are applied as any other; they are counted, one line of the log names the last, and the status too."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*chain("a-x", 3))  # with the key `key`
     sample = "simplu_kinesis_wrong_partition_keys_total", {"problem": "another_key"}
@@ -129,7 +125,6 @@ async def test_reader_applies_and_reports_operations_with_a_wrong_partition_key(
 
 
 async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_margin(world: World) -> None:
-    """Not at TENANT_WAIT_SECONDS but a minute later, after a fresh 404; younger operations wait on."""
     ahead = WAIT + MARGIN - timedelta(seconds=45)  # it takes some seconds until nothing has happened
     numbers = await world.put(record("create", "nobody-x", 0))
 
@@ -155,7 +150,6 @@ async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_marg
 
 
 async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(world: World) -> None:
-    """Every kind of garbage; the operations around it are applied."""
     await world.provision("a-x", "shard-1")
     garbage = [
         b"not json",
@@ -182,7 +176,6 @@ async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(wo
 
 
 async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) -> None:
-    """No record is finished or read until then; records read for other lanes go on."""
     await world.provision("a-x", "shard-1")
     name = f"not-yet-{uuid4()}"
     queue_url = world.queue_url.rpartition("/")[0] + f"/{name}"
@@ -205,7 +198,6 @@ async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) ->
 
 
 async def test_lane_waits_for_its_dead_letter_and_others_do_not(world: World) -> None:
-    """A reused request id is found by the shard; its lane waits until the letter is stored, the other lane works."""
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-2")
     queue_url = world.queue_url.rpartition("/")[0] + f"/not-yet-{uuid4()}"
@@ -224,7 +216,6 @@ async def test_lane_waits_for_its_dead_letter_and_others_do_not(world: World) ->
 
 
 async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: World) -> None:
-    """Its records stay pending; the next reader, with a working queue, reads them again and stores the dead letter."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*chain("a-x", 3), b"not json")
     shard = await world.shard("shard-1")
@@ -242,7 +233,6 @@ async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: W
 
 
 async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> None:
-    """Until some operations are applied; then it continues."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     numbers = await world.put(*chain("a-x", 60))
@@ -259,7 +249,6 @@ async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> No
 
 
 async def test_reader_decodes_nothing_beyond_what_it_sends_ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undecoded records take less memory. The status shows the reader as reading all the same."""
     for name in ("LATE_AFTER_S", "HOLD_AFTER_S"):
         monkeypatch.setattr(lane, name, 60.0)
     monkeypatch.setattr(dispatcher, "AHEAD_MAX_COUNT", 1)
@@ -284,7 +273,6 @@ async def test_reader_decodes_nothing_beyond_what_it_sends_ahead(world: World, m
 async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next records contain a tenant of another shard, to which nothing was sent yet."""
     monkeypatch.setattr(lane, "LATE_AFTER_S", 0.1)
     monkeypatch.setattr(lane, "HOLD_AFTER_S", 60.0)
     await world.provision("a-x", "shard-1")
@@ -302,7 +290,6 @@ async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
 async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is_frozen(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """Invariant 4: the lookup of one tenant must not wait for the lookup of another."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     for number in range(20):
@@ -323,7 +310,6 @@ async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is
 
 
 async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakable_server: PostgresServer) -> None:
-    """Running lookups and a batch without an answer are abandoned after *drain_s*; their operations stay pending."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-3")
     await world.provision("b-x", "shard-3")
@@ -347,7 +333,6 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
 
 @pytest.mark.parametrize("state", ["fenced", "incoming", "ready"])
 async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str) -> None:
-    """While its shard reports it so, in order with later operations; its neighbours in the batch are applied."""
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -371,7 +356,6 @@ async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str
 
 
 async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
-    """All that a lane has of a tenant goes back together, in order, however many batches it would have been."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     await world.put(*chain("a-x", 3))
@@ -393,7 +377,6 @@ async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
 async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first(
     world: World, *, is_held: bool
 ) -> None:
-    """The route is known then; later operations must still not overtake those that wait for the lookup, or are held."""
     await world.put(*chain("new-x", 3))
 
     async with world.reading() as reader:
@@ -409,7 +392,6 @@ async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first
 
 
 async def test_reader_follows_a_tenant_that_moved(world: World) -> None:
-    """Whatever Citrus still answers: the shards' own rows decide, and the order is kept on the way."""
     await world.provision("a-x", "shard-1")
     old, new = [await world.shard(shard_id) for shard_id in ("shard-1", "shard-2")]
 
@@ -430,7 +412,6 @@ async def test_reader_follows_a_tenant_that_moved(world: World) -> None:
 
 
 async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_in_the_middle(world: World) -> None:
-    """The checkpoint never passes a pending operation; the log drops the operations after it that were applied."""
     tenants = {"a-x": "shard-1", "b-x": "shard-2"}
     for tenant, shard_id in tenants.items():
         await world.provision(tenant, shard_id)
@@ -452,7 +433,6 @@ async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_i
 
 
 async def test_reader_passes_over_the_record_of_its_checkpoint(world: World) -> None:
-    """It starts with that record, to see that it is still kept, and does nothing about it a second time."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(b"not json", *chain("a-x", 3))
 
@@ -466,7 +446,6 @@ async def test_reader_passes_over_the_record_of_its_checkpoint(world: World) -> 
 
 
 async def test_two_readers_of_one_stream_shard_do_no_harm(world: World) -> None:
-    """Idea 2: each applies in order, and the log drops what the other applied."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*chain("a-x", 1500))
 
@@ -501,7 +480,6 @@ def reply(*sequence_numbers: str, next_iterator: str | None) -> dict[str, Any]:
 async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
     world: World, scripted: tuple[Stream, ScriptedAws]
 ) -> None:
-    """To the end of the closed stream shard, which then names its children; each record once."""
     world.stream, aws = scripted
     child = {
         "ShardId": "shardId-000000000001",

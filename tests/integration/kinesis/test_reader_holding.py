@@ -72,7 +72,6 @@ def padded(tenant: str, count: int, size_bytes: int, *, first: int = 0) -> list[
 
 
 async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, breakable_server: PostgresServer) -> None:
-    """Its operations take no memory; they are applied in order when the shard is back."""
     broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-3")
@@ -103,7 +102,6 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
 
 @pytest.mark.slow(7)
 async def test_others_go_on_when_a_shard_has_no_transaction_ids_left(world: World) -> None:
-    """It answers 54000 to every write, and to probes: it is held, no operation is at fault, and no reader ends."""
     with ProcessGroup() as group:
         server = PostgresServer(
             group, PostgresPrograms.find(group.directory), database="wraparound", settings=wraparound.SETTINGS
@@ -137,7 +135,6 @@ async def test_others_go_on_when_a_shard_has_no_transaction_ids_left(world: Worl
 async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """The batch itself is waited for; more than a mebibyte behind it is not kept in memory."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-3")
@@ -164,7 +161,6 @@ async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
 
 
 async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(world: World) -> None:
-    """However many there are, in order, and its neighbour has not waited."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     await world.put(*chain("late-x", 5000), *chain("a-x", 3))
@@ -186,7 +182,6 @@ async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(worl
 async def test_tenants_held_together_are_applied_when_they_are_registered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More tenants than have holds of their own share the overflow hold, and each gets its operations in order."""
     monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", 3)
     monkeypatch.setattr(dispatcher, "OVERFLOW_INTERVAL_FIRST_S", 0.5)
     tenants = [f"new{number}-x" for number in range(20)]
@@ -216,7 +211,6 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
 
 
 async def test_held_operations_become_dead_letters_each_at_its_own_time(world: World) -> None:
-    """Not a millisecond early; younger ones stay held, and are applied when the tenant is registered (idea 7)."""
     now: datetime | None = None
     (old,) = await world.put(record("create", "nobody-x", 0))
     await asyncio.sleep(0.1)
@@ -249,7 +243,6 @@ async def test_held_operations_become_dead_letters_each_at_its_own_time(world: W
 async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its last try: a dead letter, a marked row, then its tenant's later operations; no other tenant waited."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3, 0.4, 3600.0))  # the last one when the test says so
     for tenant in ("a-x", "b-x"):
         await world.provision(tenant, "shard-1")
@@ -288,7 +281,6 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
 async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_name_in_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tenant stays held, and goes on once the shard takes the mark."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -312,7 +304,6 @@ async def test_operation_whose_mark_the_shard_refuses_has_one_dead_letter_and_a_
 
 
 async def test_mark_is_not_taken_by_a_shard_where_the_tenant_does_not_live(world: World) -> None:
-    """The tenant has moved since its operation failed there: nothing is given up."""
     await world.provision("a-x", "shard-1")
     await world.shard("shard-2")
     batches = ClaimedBatches(world.gateway, Ownership(CheckpointTracker()), None)
@@ -327,7 +318,6 @@ async def test_mark_is_not_taken_by_a_shard_where_the_tenant_does_not_live(world
     ids=["tenant", "resource"],
 )
 async def test_others_go_on_when_another_program_keeps_rows_of_a_tenant_locked(world: World, lock: str) -> None:
-    """Its tenant is held until that ends; the others of the stream shard and the Postgres shard do not wait for it."""
     for tenant in ("a-x", "b-x"):
         await world.provision(tenant, "shard-1")
     shard = await world.shard("shard-1")
@@ -357,7 +347,6 @@ async def test_others_go_on_when_another_program_keeps_rows_of_a_tenant_locked(w
 async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After four tries, though nothing else is applied there; what is behind each of them follows."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
     tenants = [f"t{number}-x" for number in range(20)]
     for tenant in tenants:
@@ -377,7 +366,6 @@ async def test_failures_of_many_tenants_are_given_up_on_a_shard_that_works(
 async def test_failures_of_many_tenants_are_those_of_a_shard_that_refuses_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is named, and for an hour none is given up, as by a trigger that a person takes back."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
     tenants = ["a-x", "b-x", "c-x", "d-x"]
     for tenant in tenants:
@@ -402,7 +390,6 @@ async def test_failures_of_many_tenants_are_those_of_a_shard_that_refuses_all(
 async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its last try: then there is no dead letter, and the operations behind it follow in order."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3,) * 50)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -425,7 +412,6 @@ async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
 async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
     world: World, *, is_listed_by_slot: bool
 ) -> None:
-    """From its first record on, and only these tenants; each is released on its own."""
     tenants = ["a-x", "b-x", "p-x", "q-x"]
     for tenant in tenants:
         await world.provision(tenant, "shard-1")
@@ -458,7 +444,6 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
 
 
 async def test_time_read_up_to_goes_on_for_others_while_a_tenant_is_held(world: World) -> None:
-    """Also when no record comes any more: soon the row of the lease lists who is held."""
     async with world.reading(settings=msgspec.structs.replace(SETTINGS, ahead_from_s=0.2)) as reader:
         await world.put(*chain("nobody-x", 1))
         await eventually(lambda: reader.ahead is not None)
@@ -471,7 +456,6 @@ async def test_time_read_up_to_goes_on_for_others_while_a_tenant_is_held(world: 
 
 
 async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_held(world: World) -> None:
-    """Its position is written again from the first renewal on: the next successor, soon after, needs it as much."""
     await world.provision("a-x", "shard-1")
     await world.provision("p-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -491,7 +475,6 @@ async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_
 async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """The checkpoint is before every hold; of what lies behind it nothing is lost and nothing applied twice."""
     broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-3")
@@ -534,7 +517,6 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
 
 
 async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World) -> None:
-    """No part of it is applied, its neighbours are, also when a catch-up reads it again."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     stray = aggregate([("key", None, one) for one in chain("a-x", 3, first=3)])
@@ -554,7 +536,6 @@ async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World
 
 
 async def test_reader_goes_on_when_every_record_is_larger_than_its_memory(world: World) -> None:
-    """One after the other, by the main reader and by a catch-up."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     await world.put(*mixed(padded("a-x", 2, 60_000), padded("late-x", 2, 60_000)))
@@ -573,7 +554,6 @@ async def test_reader_goes_on_when_every_record_is_larger_than_its_memory(world:
 async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """Whether it was committed is not known, so it is read again like the rest; others do not wait for its answer."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-3")
@@ -600,7 +580,6 @@ async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
 async def test_tenant_over_its_share_is_read_again_until_its_lane_keeps_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waits for its lane at the position of the main reader too, which goes on; nothing that it has read is lost."""
     for place, name, seconds in ((share, "OVER_SHARE_S", 0.02), (lane, "SHARE_S", 0.01)):
         monkeypatch.setattr(place, name, seconds)
     monkeypatch.setattr(pacing, "SHARED_REPLY_BYTES", 20_000)  # of the main reader: it is behind the catch-up

@@ -35,7 +35,6 @@ def applying(world: World) -> tuple[ApplyingSink, ReplayTotals]:
 
 
 async def test_replay_applies_each_operation_once_and_in_order(world: World) -> None:
-    """Also a second time, and those of a tenant that has moved since its route was remembered."""
     for tenant, shard_id in (("a-x", "one"), ("b-x", "two")):
         await world.provision(tenant, shard_id)
     sink, totals = applying(world)
@@ -57,7 +56,6 @@ async def test_replay_applies_each_operation_once_and_in_order(world: World) -> 
 
 
 async def test_replay_leaves_a_tenant_from_the_first_operation_on_that_cannot_be_applied(world: World) -> None:
-    """Fenced, or failing on its healthy shard: its later operations are left too, those before and others are not."""
     for tenant in ("a-x", "b-x", "c-x"):
         await world.provision(tenant, "one")
     one = await world.shard("one")
@@ -78,7 +76,6 @@ async def test_replay_leaves_a_tenant_from_the_first_operation_on_that_cannot_be
 
 
 async def test_operations_without_a_tenant_are_left_until_they_are_dead_letters(world: World) -> None:
-    """As the worker counts them, which has stored their dead letters; in a dry run too, which changes nothing."""
     await world.provision("a-x", "one")
     sink, _ = applying(world)
     await sink.send(operations_of(chain("a-x", 1)))
@@ -96,7 +93,6 @@ async def test_operations_without_a_tenant_are_left_until_they_are_dead_letters(
 
 
 async def test_a_paused_tenant_is_left_in_a_dry_run_too(world: World) -> None:
-    """Also one that was paused after its route was found."""
     for tenant in ("a-x", "b-x"):
         await world.provision(tenant, "one")
     one = await world.shard("one")

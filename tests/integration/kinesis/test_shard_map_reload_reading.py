@@ -42,7 +42,6 @@ def held_targets(reader: StreamShardReader) -> list[tuple[str, str]]:
 
 @pytest.mark.slow(1)
 async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_tenant_lives(world: World) -> None:
-    """The lane of the tenant learns that the shard has no tenants, and returns its operations to the lookup."""
     await world.provision("b-x", "shard-2")
     old, new = await world.shard("shard-2"), await world.shard("shard-1")
     async with world.reading() as reader:
@@ -61,7 +60,6 @@ async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_te
 async def test_what_is_held_for_a_shard_that_leaves_is_held_by_tenant_then(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """No operation waits for the shard any more; a tenant that gets a home later is caught up there."""
     broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-2"))
     await world.provision("b-x", "shard-2")
     new = await world.shard("shard-1")

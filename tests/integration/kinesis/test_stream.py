@@ -77,7 +77,6 @@ async def read(stream: Stream, start: Start, *, limit: int = 100) -> Reply:
 
 @pytest.mark.slow
 async def test_stream_is_created_once_when_many_replicas_start_together(kinesis: Client) -> None:
-    """The others find it."""
     stream = Stream(kinesis, f"stream-{uuid4()}")
     async with asyncio.TaskGroup() as tasks:
         for _ in range(5):
@@ -90,14 +89,12 @@ async def test_stream_is_created_once_when_many_replicas_start_together(kinesis:
 
 
 async def test_stream_is_gone_when_it_is_missing_and_must_not_be_created(kinesis: Client) -> None:
-    """The error names the stream and what to do."""
     with pytest.raises(StreamGoneError, match=r"absent.*KINESIS_CREATE_STREAM"):
         await Stream(kinesis, "absent").ensure(create=False, stream_shard_count=1)
 
 
 @pytest.mark.slow
 async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: ScriptedAws) -> None:
-    """Another replica creates it at the same time, and it is not active at once."""
     aws.refuse("ResourceNotFoundException")
     aws.refuse("ResourceInUseException")
     for status in ("CREATING", "ACTIVE"):
@@ -115,7 +112,6 @@ async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: Scripted
 
 
 async def test_stream_may_be_named_by_its_arn(kinesis: Client, stream: Stream) -> None:
-    """The same records by the same short name."""
     described = await kinesis.describe_stream_summary(StreamName=stream.name)
     by_arn = Stream(kinesis, described["StreamDescriptionSummary"]["StreamARN"])
     await by_arn.ensure(create=False, stream_shard_count=1)
@@ -125,7 +121,6 @@ async def test_stream_may_be_named_by_its_arn(kinesis: Client, stream: Stream) -
 
 
 async def test_stream_shards_name_their_parents_after_a_split_and_a_merge(kinesis: Client, stream: Stream) -> None:
-    """A split has one parent, a merge two; the parents are closed."""
     root = (await stream.list_stream_shards())[0].stream_shard_id
     await kinesis.split_shard(StreamName=stream.name, ShardToSplit=root, NewStartingHashKey=str(2**127))
     children = [shard.stream_shard_id for shard in await stream.list_stream_shards() if shard.is_open]
@@ -155,7 +150,6 @@ def shard_of(number: int) -> StreamShard:
 
 
 async def test_list_of_stream_shards_goes_on_with_nothing_but_the_token(scripted: Stream, aws: ScriptedAws) -> None:
-    """API_ListShards: with NextToken, StreamName must not be sent."""
     aws.answer({"Shards": [raw_shard(0)], "NextToken": "more"})
     aws.answer({"Shards": [raw_shard(1)]})
 
@@ -164,7 +158,6 @@ async def test_list_of_stream_shards_goes_on_with_nothing_but_the_token(scripted
 
 
 async def test_list_of_stream_shards_starts_again_when_its_token_expired(scripted: Stream, aws: ScriptedAws) -> None:
-    """API_ListShards: a token is valid for 300 s. No stream shard is returned twice."""
     aws.answer({"Shards": [raw_shard(0)], "NextToken": "old"})
     aws.refuse("ExpiredNextTokenException")
     aws.answer({"Shards": [raw_shard(0)], "NextToken": "new"})
@@ -174,7 +167,6 @@ async def test_list_of_stream_shards_starts_again_when_its_token_expired(scripte
 
 
 async def test_records_come_in_order_with_their_facts(stream: Stream) -> None:
-    """Bytes as they were put, and an arrival in UTC."""
     before = datetime.now(UTC)
     reply = await read(stream, TrimHorizon())
 
@@ -189,7 +181,6 @@ async def test_records_come_in_order_with_their_facts(stream: Stream) -> None:
 
 
 async def test_records_are_read_on_from_the_next_iterator(stream: Stream) -> None:
-    """A limit cuts the reply; the next iterator continues after it; the reply at the tip is empty."""
     replies = [await read(stream, TrimHorizon(), limit=2)]
     for _ in range(2):
         iterator = replies[-1].next_iterator
@@ -210,7 +201,6 @@ async def test_records_are_read_on_from_the_next_iterator(stream: Stream) -> Non
     ],
 )
 async def test_iterator_starts_where_requested(stream: Stream, start_at: Any, expected: list[bytes]) -> None:
-    """Each kind of start, on a stream shard of three records."""
     records = (await read(stream, TrimHorizon())).records
 
     reply = await read(stream, start_at(records))
@@ -224,7 +214,6 @@ async def test_reply_has_no_next_iterator_at_the_end_of_a_closed_stream_shard(
     aws: ScriptedAws,
     ending: dict[str, None],
 ) -> None:
-    """The member is null or missing; the children are named with both parents of a merge."""
     parents = ["shardId-000000000000", "shardId-000000000001"]
     child = raw_shard(2, ParentShards=parents)
     aws.answer({"Records": [], "ChildShards": [child]} | ending)
@@ -239,7 +228,6 @@ async def test_reply_has_arrivals_in_utc_when_kinesis_writes_them_as_numbers(
     scripted: Stream,
     aws: ScriptedAws,
 ) -> None:
-    """AWS sends seconds since the epoch, to the millisecond."""
     record = {
         "SequenceNumber": "495",
         "PartitionKey": "key",
@@ -276,7 +264,6 @@ async def test_errors_of_kinesis_become_ours_by_their_code(
     status: int,
     expected: type[Exception],
 ) -> None:
-    """API_GetRecords and the common errors; asked once, and throttling is counted."""
     before = KINESIS_THROTTLED._value.get()
     aws.refuse(code, status=status)
 
@@ -289,12 +276,10 @@ async def test_errors_of_kinesis_become_ours_by_their_code(
 
 
 async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Stream) -> None:
-    """Past its retention, or never there."""
     with pytest.raises(StreamGoneError):
         await stream.get_iterator("shardId-000000000099", TrimHorizon())
 
 
 async def test_wrong_call_is_refused_by_the_service(stream: Stream) -> None:
-    """A request that the service's model does not allow: botocore sends it, as it does not validate parameters."""
     with pytest.raises(PermanentError, match="expected it, or its stream shard, to exist"):
         await stream.get_iterator("", TrimHorizon())

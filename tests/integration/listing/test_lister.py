@@ -142,7 +142,6 @@ def random_rows(seed: int, count: int = 60) -> list[LogRow]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 async def test_pages_have_each_operation_once_newest_first(routed: RoutedShards, seed: int) -> None:
-    """Whatever the filters, and the sizes of pages and chunks; at equal times too. None is of another tenant."""
     rows = random_rows(seed)
     await write_log_rows(pool_of(routed), rows)
     draw = random.Random(seed)
@@ -160,7 +159,6 @@ async def test_pages_have_each_operation_once_newest_first(routed: RoutedShards,
 
 
 async def test_list_has_the_members_of_an_operation(routed: RoutedShards) -> None:
-    """As the worker has written them; the last page has no cursor, and names the shard."""
     case = TenantCase(pool_of(routed), TENANT)
     await case.apply_each(
         case.operation("create", data={"a": 1}, request_id="one"),
@@ -188,7 +186,6 @@ async def test_list_has_the_members_of_an_operation(routed: RoutedShards) -> Non
 
 
 async def test_page_ends_at_a_bound_and_tells_how_far_it_came(routed: RoutedShards) -> None:
-    """A page may be empty with a cursor; the next one goes on, and the last one has none."""
     pool = pool_of(routed)
     await crowd_log(pool, OTHERS[0], 1000)
     await write_log_rows(pool, [LogRow(TENANT_ID, "old", -10_000_000_000)])
@@ -204,7 +201,6 @@ async def test_page_ends_at_a_bound_and_tells_how_far_it_came(routed: RoutedShar
 
 
 async def test_page_ends_when_its_time_is_over(routed: RoutedShards) -> None:
-    """After one chunk at least: so each page gets further."""
     pool = pool_of(routed)
     await crowd_log(pool, OTHERS[0], 100)
     await write_log_rows(pool, [LogRow(TENANT_ID, "old", -10_000_000_000)])
@@ -226,7 +222,6 @@ async def test_page_ends_when_its_time_is_over(routed: RoutedShards) -> None:
 async def test_tenant_with_few_operations_has_them_listed_at_once(
     routed: RoutedShards, count: int, page_count: int
 ) -> None:
-    """However long the log is; one with more is searched for by time, and is not counted again for the next page."""
     pool = pool_of(routed)
     await crowd_log(pool, OTHERS[0], 1000)
     await write_log_rows(pool, [LogRow(TENANT_ID, f"old-{n}", -10_000_000_000 - n) for n in range(count)])
@@ -240,7 +235,6 @@ async def test_tenant_with_few_operations_has_them_listed_at_once(
 
 
 async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: RoutedShards) -> None:
-    """Rows of one time are told apart by their request ids alone."""
     rows = [LogRow(tenant_id, f"r{n:03}") for n in range(50) for tenant_id in (TENANT_ID, *OTHERS)]
     rows += [LogRow(TENANT_ID, "before", -1), LogRow(TENANT_ID, "after", 1)]
     await write_log_rows(pool_of(routed), rows)
@@ -256,7 +250,6 @@ async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: Ro
 async def test_chunk_ends_after_batches_and_rows(
     routed: RoutedShards, rows_a_batch: int, least_pages: int, most_pages: int
 ) -> None:
-    """After so many batches, those of others too, or so many rows of the tenant's batches, those of others too."""
     rows = [
         LogRow(TENANT_ID if number == 0 else OTHERS[0], f"{batch}-{number}", -batch, batch="b")
         for batch in range(40)
@@ -274,7 +267,6 @@ async def test_chunk_ends_after_batches_and_rows(
 
 
 async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(routed: RoutedShards) -> None:
-    """Whatever the statistics are: so the bound on rows is one on the work. It stops once the page is full."""
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 3000)
     await fetch(pool, "ANALYZE log_batches, log_rows")
@@ -298,7 +290,6 @@ async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(r
 
 @pytest.mark.slow(0.3)
 async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(make_shard: ShardMaker) -> None:
-    """A part of the log takes longer than its time: the error tells what to do."""
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(search_s=0.004)) as routed:
         pool = pool_of(routed)
         await add_tenants(pool)
@@ -313,7 +304,6 @@ async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(
 
 
 async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(routed: RoutedShards) -> None:
-    """Few rows may be on many cold pages: the search goes on with the other way."""
     pool = pool_of(routed)
     await crowd_log(pool, TENANT_ID, 100)
     pool._timeouts = replace(pool._timeouts, search_s=0.0)
@@ -348,7 +338,6 @@ async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(ro
 
 
 async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> None:
-    """While the log of a shard does not answer lists, one connection waits for it, and not one for each list."""
     pool = pool_of(routed)
     blocker = await asyncpg.connect(pool.address.connection_string)
     lister = OperationLister(routed.directory, routed.pools)
@@ -368,7 +357,6 @@ async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> No
 
 
 async def test_lister_follows_a_tenant_that_has_moved(routed: RoutedShards) -> None:
-    """Its cached route leads to a row that is not the tenant's home any more."""
     lister = OperationLister(routed.directory, routed.pools)
     assert (await page_of(lister)).shard_id == "shard-1"
     await add_tenant(pool_of(routed, "shard-2"))
@@ -394,13 +382,11 @@ async def test_lister_follows_a_tenant_that_has_moved(routed: RoutedShards) -> N
 async def test_list_of_no_tenant_is_an_absence(
     routed: RoutedShards, tenant: tuple[str, str], expected: Absence
 ) -> None:
-    """As for one operation."""
     routed.register(("registered", "only"), "shard-2")
     assert await routed.gateway.list_operations(*tenant, ListRequest()) is expected
 
 
 async def test_list_is_not_that_of_another_pair_with_the_same_id(routed: RoutedShards) -> None:
-    """`a-b c` and `a b-c` have one id; the row has the names."""
     await add_tenant(pool_of(routed), ("a-b", "c"))
     routed.register(("a-b", "c"), "shard-1")
     await write_log_rows(pool_of(routed), [LogRow("a-b-c", "r")])
@@ -412,7 +398,6 @@ async def test_list_is_not_that_of_another_pair_with_the_same_id(routed: RoutedS
 
 
 async def test_list_raises_when_the_shard_does_not_answer(make_shard: ShardMaker) -> None:
-    """Silence is not taken for an empty log."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-2")
         with pytest.raises(RetryableError):
@@ -420,7 +405,6 @@ async def test_list_raises_when_the_shard_does_not_answer(make_shard: ShardMaker
 
 
 async def test_forged_cursor_leads_to_no_row_of_another_tenant(routed: RoutedShards) -> None:
-    """It is a place in time and nothing more."""
     await write_log_rows(pool_of(routed), [LogRow(OTHERS[0], "r1"), LogRow(TENANT_ID, "r0")])
     lister = lister_of(routed, NO_FEW)
     for after in (SearchPosition(COMPLETED_AT, "r2"), SearchPosition(COMPLETED_AT, OTHERS[0]), SearchPosition()):
@@ -446,7 +430,6 @@ async def fill(address: ShardAddress) -> None:
 
 
 async def test_list_works_behind_a_pooler(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
-    """In transaction mode: the settings of a search are those of its transaction."""
     address = await make_shard("shard-1")
     await fill(address)
     async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
@@ -454,7 +437,6 @@ async def test_list_works_behind_a_pooler(make_shard: ShardMaker, postgres_serve
 
 
 async def test_list_works_for_a_role_with_row_level_security(make_shard: ShardMaker) -> None:
-    """A role that may write the tables, and does not own them."""
     address = await make_shard("shard-1")
     await fill(address)
     tables = "ALL TABLES IN SCHEMA public"

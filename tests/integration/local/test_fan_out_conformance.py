@@ -118,7 +118,6 @@ async def texts(subscription: Subscription, count: int) -> list[str]:
 
 @BOTH
 async def test_consumer_is_registered_once_found_again_and_removed(stream: Stream) -> None:
-    """API_RegisterStreamConsumer, API_DescribeStreamConsumer, API_ListStreamConsumers, API_DeregisterStreamConsumer."""
     assert await stream.consumers.find("me") is None
     registered = await stream.consumers.ensure("me")
     assert registered.arn.rpartition(":")[0].endswith(f":stream/{stream.name}/consumer/me")
@@ -138,7 +137,6 @@ async def test_consumer_is_registered_once_found_again_and_removed(stream: Strea
 
 @BOTH
 async def test_records_are_pushed_from_the_position_on(stream: Stream) -> None:
-    """API_StartingPosition: what is stored, then what comes; the continuation is a position to go on from."""
     await stream.put("a", "b")
     async with stream.subscribe(TrimHorizon()) as subscription:
         assert await texts(subscription, 2) == ["a", "b"]
@@ -155,7 +153,6 @@ async def test_records_are_pushed_from_the_position_on(stream: Stream) -> None:
 @BOTH
 @pytest.mark.parametrize("kind", ["after", "latest"])
 async def test_subscription_begins_behind_a_record_or_with_the_next(stream: Stream, kind: str) -> None:
-    """API_StartingPosition, AFTER_SEQUENCE_NUMBER and LATEST."""
     numbers = await stream.put("a", "b")
     start: Start = AfterSequenceNumber(numbers[0]) if kind == "after" else Latest()
     async with stream.subscribe(start) as subscription:
@@ -166,10 +163,6 @@ async def test_subscription_begins_behind_a_record_or_with_the_next(stream: Stre
 
 @pytest.mark.parametrize("endpoint_url", ["ours"], indirect=True)
 async def test_end_of_a_closed_stream_shard_names_its_children(stream: Stream) -> None:
-    """API_SubscribeToShardEvent, ChildShards: both, with their parent, and then the subscription is over.
-
-    kinesis-mock goes on with empty events and names no children.
-    """
     await stream.put("a")
     await stream.client.split_shard(StreamName=stream.name, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
     await stream.settle()

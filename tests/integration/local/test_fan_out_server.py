@@ -73,7 +73,6 @@ async def texts(events: AsyncIterator[dict[str, Any]], count: int) -> list[str]:
 
 
 async def test_records_are_pushed_up_to_the_end(consumer: Consumer) -> None:
-    """Those that are stored, those that come, and after a reshard the children."""
     await consumer.put("a")
     events = await consumer.subscribe()
     assert await texts(events, 1) == ["a"]
@@ -86,7 +85,6 @@ async def test_records_are_pushed_up_to_the_end(consumer: Consumer) -> None:
 
 
 async def test_earlier_subscription_fails_when_another_takes_it(consumer: Consumer) -> None:
-    """An event of its stream is the exception; a call within five seconds is refused at once."""
     earlier = await consumer.subscribe()
     await anext(earlier)
     with pytest.raises(ClientError, match="ResourceInUseException"):
@@ -100,14 +98,12 @@ async def test_earlier_subscription_fails_when_another_takes_it(consumer: Consum
 
 
 async def test_subscription_ends_without_an_error_after_its_time(consumer: Consumer) -> None:
-    """The option shortens it for tests."""
     await send_commands(consumer.url, SetOptions({"subscription_ms": 50}))
     events = await consumer.subscribe()
     assert len([event async for event in events]) == 1
 
 
 async def test_faults_strike_subscriptions(consumer: Consumer) -> None:
-    """Refused, silent, ended early, and with each event twice."""
     await consumer.put("a")
     kinds: tuple[Literal["fail", "silent", "end", "repeat"], ...] = ("fail", "silent", "end", "repeat")
     code = "AccessDeniedException"

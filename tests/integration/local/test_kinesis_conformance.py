@@ -174,7 +174,6 @@ ALL = ("ours", "moto", "kinesis-mock")
 
 @on(*ALL)
 async def test_records_are_read_as_they_were_put(stream: Stream) -> None:
-    """PutRecords answers in order; GetRecords returns bytes, keys, numbers and times."""
     await stream.create()
     entries = [{"PartitionKey": f"k-{number}", "Data": bytes([number, 0, 255])} for number in range(5)]
     put = await stream.client.put_records(StreamName=stream.name, Records=entries)
@@ -190,7 +189,6 @@ async def test_records_are_read_as_they_were_put(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_iterators_start_where_they_say(stream: Stream) -> None:
-    """The five types of API_GetShardIterator."""
     await stream.create()
     numbers = await stream.put("a", "b")
     await asyncio.sleep(0.02)  # a later millisecond
@@ -212,7 +210,6 @@ async def test_iterators_start_where_they_say(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_iterator_can_be_used_again(stream: Stream) -> None:
-    """An iterator is a position, not a cursor."""
     await stream.create()
     await stream.put("a", "b")
     iterator = await stream.iterator()
@@ -224,7 +221,6 @@ async def test_iterator_can_be_used_again(stream: Stream) -> None:
 
 @on("ours", "moto")
 async def test_put_records_takes_500(stream: Stream) -> None:
-    """API_PutRecords."""
     await stream.create()
     entries = [{"PartitionKey": "k", "Data": b"x"}] * 501
     assert (await stream.client.put_records(StreamName=stream.name, Records=entries[1:]))["FailedRecordCount"] == 0
@@ -233,7 +229,6 @@ async def test_put_records_takes_500(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_millis_behind_latest_falls_to_zero(stream: Stream) -> None:
-    """API_GetRecords: the distance of the answer from the tip."""
     await stream.create()
     for text in "abcd":
         await stream.put(text)
@@ -251,7 +246,6 @@ async def test_millis_behind_latest_falls_to_zero(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_partition_key_decides_by_its_md5(stream: Stream) -> None:
-    """API_PutRecord: "an MD5 hash function is used to map partition keys to 128-bit integer values"."""
     await stream.create(5)
     size = HASH_KEYS // 5
     keys = [f"key-{number}" for number in range(40)]
@@ -264,7 +258,6 @@ async def test_partition_key_decides_by_its_md5(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_new_stream_covers_all_hash_keys_evenly(stream: Stream) -> None:
-    """API_CreateStream."""
     await stream.create(3)
     size = HASH_KEYS // 3
     ranges = ranges_of(await stream.shards())
@@ -273,7 +266,6 @@ async def test_new_stream_covers_all_hash_keys_evenly(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_what_is_not_there_is_not_found(stream: Stream) -> None:
-    """ResourceNotFoundException for a stream, and for a stream shard; ResourceInUseException for a second stream."""
     missing = await code_of(stream.client.describe_stream_summary(StreamName=stream.name))
     await stream.create()
     missing_shard = await code_of(stream.iterator(shard=7))
@@ -284,7 +276,6 @@ async def test_what_is_not_there_is_not_found(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_stream_is_described_and_deleted(stream: Stream) -> None:
-    """API_DescribeStream(Summary), retention, API_DeleteStream."""
     await stream.create(2)
     for hours in (48, 24):
         change = "increase" if hours > 24 else "decrease"
@@ -304,7 +295,6 @@ async def test_stream_is_described_and_deleted(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_merged_child_has_both_parents(stream: Stream) -> None:
-    """API_MergeShards."""
     await stream.create(2)
     await stream.merge(0, 1)
     child = (await stream.shards())[-1]
@@ -314,7 +304,6 @@ async def test_merged_child_has_both_parents(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_records_of_a_parent_stay_in_it(stream: Stream) -> None:
-    """After a split the parent keeps its records; later ones are in the child, with greater numbers."""
     await stream.create()
     before = await stream.put("a", "b")
     await stream.split(0, HASH_KEYS // 2)
@@ -326,7 +315,6 @@ async def test_records_of_a_parent_stay_in_it(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_closed_stream_shard_ends_with_its_children(stream: Stream) -> None:
-    """API_GetRecords: after the last record, no NextShardIterator, but ChildShards; also for earlier iterators."""
     await stream.create()
     earlier = await stream.iterator("LATEST")
     await stream.put("a", "b")
@@ -345,7 +333,6 @@ async def test_closed_stream_shard_ends_with_its_children(stream: Stream) -> Non
 
 @on("ours", "kinesis-mock")
 async def test_both_parents_of_a_merge_end_with_the_same_child(stream: Stream) -> None:
-    """API_ChildShard: ParentShards contains both."""
     await stream.create(2)
     await stream.merge(0, 1)
     for shard in (0, 1):
@@ -357,7 +344,6 @@ async def test_both_parents_of_a_merge_end_with_the_same_child(stream: Stream) -
 
 @on("ours", "kinesis-mock")
 async def test_shard_filters_choose_by_state(stream: Stream) -> None:
-    """API_ShardFilter: AT_LATEST, AFTER_SHARD_ID, FROM_TRIM_HORIZON."""
     await stream.create(2)
     await stream.split(0, 100)
     filters = [{"Type": "AT_LATEST"}, {"Type": "AFTER_SHARD_ID", "ShardId": shard_id(1)}, {"Type": "FROM_TRIM_HORIZON"}]
@@ -367,7 +353,6 @@ async def test_shard_filters_choose_by_state(stream: Stream) -> None:
 
 @on("ours")
 async def test_shard_filter_finds_what_was_open_at_the_trim_horizon(stream: Stream) -> None:
-    """API_ShardFilter: AT_TRIM_HORIZON, "all the shards that were open at TRIM_HORIZON"."""
     await stream.create(2)
     await asyncio.sleep(0.01)  # a later millisecond
     await stream.split(0, 100)
@@ -376,7 +361,6 @@ async def test_shard_filter_finds_what_was_open_at_the_trim_horizon(stream: Stre
 
 @on("ours", "kinesis-mock")
 async def test_shard_filters_choose_by_time(stream: Stream, endpoint_url: str, servers: Servers) -> None:
-    """API_ShardFilter: AT_TIMESTAMP, FROM_TIMESTAMP."""
     step_s = servers.clock_step_s(endpoint_url)
     await stream.create()
     await stream.put("a")
@@ -394,7 +378,6 @@ async def test_shard_filters_choose_by_time(stream: Stream, endpoint_url: str, s
 
 @on("ours", "kinesis-mock")
 async def test_list_of_stream_shards_comes_in_pages(stream: Stream) -> None:
-    """API_ListShards: MaxResults and NextToken; StreamName beside NextToken is rejected."""
     await stream.create(5)
     page = await stream.client.list_shards(StreamName=stream.name, MaxResults=2)
     pages = [page]
@@ -410,7 +393,6 @@ async def test_list_of_stream_shards_comes_in_pages(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_shard_count_is_doubled_and_halved(stream: Stream) -> None:
-    """API_UpdateShardCount: equal ranges, and every closed stream shard has children."""
     await stream.create(2)
     for count in (4, 2, 1):
         await stream.scale(count)
@@ -427,7 +409,6 @@ async def test_shard_count_is_doubled_and_halved(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_shard_count_at_most_doubles(stream: Stream) -> None:
-    """API_UpdateShardCount: "scale up to more than double", "scale down below half"."""
     await stream.create(4)
     for count in (9, 1):
         call = stream.client.update_shard_count(
@@ -438,14 +419,12 @@ async def test_shard_count_at_most_doubles(stream: Stream) -> None:
 
 @on("ours")
 async def test_iterator_is_refused_when_it_is_garbage(stream: Stream) -> None:
-    """API_GetRecords."""
     await stream.create()
     assert await code_of(stream.client.get_records(ShardIterator="garbage")) == "InvalidArgumentException"
 
 
 @on("ours")
 async def test_sequence_number_is_refused_when_it_is_garbage(stream: Stream) -> None:
-    """API_GetShardIterator."""
     await stream.create()
     code = await code_of(stream.iterator("AT_SEQUENCE_NUMBER", StartingSequenceNumber="17"))
     assert code == "InvalidArgumentException"
@@ -454,7 +433,6 @@ async def test_sequence_number_is_refused_when_it_is_garbage(stream: Stream) -> 
 @pytest.mark.filterwarnings("ignore:Sending a large body")
 @on("ours", "kinesis-mock")
 async def test_record_has_its_largest_size(stream: Stream) -> None:
-    """API_PutRecord: 1 MiB unless the stream allows more."""
     await stream.create()
     code = await code_of(stream.put("x" * (1024 * 1024 + 1)))
     assert code in {"InvalidArgumentException", "ValidationException"}
@@ -462,7 +440,6 @@ async def test_record_has_its_largest_size(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_writers_at_once_lose_nothing(stream: Stream) -> None:
-    """Each record is stored once, in its writer's order."""
     await stream.create()
 
     async def write(writer: int) -> None:

@@ -85,7 +85,6 @@ async def code_of(awaitable: Any) -> tuple[str, int]:
 
 
 async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
-    """Any bytes and any key are read in order, with the sequence number of the put's answer."""
     keys, data = ["k", "ключ", 'quoted "k"\n', "k" * 256], [b"", bytes(range(256)), b"\xff\xfe", b"text"]
     entries = [{"PartitionKey": k, "Data": d, "ExplicitHashKey": "0"} for k, d in zip(keys, data, strict=True)]
     answer = await kinesis.put_records(StreamName=NAME, Records=entries)
@@ -108,7 +107,6 @@ async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
 async def test_fault_refuses_the_next_calls_only(
     url: str, kinesis: Client, fault: KinesisFault, expected: tuple[str, int]
 ) -> None:
-    """A fault strikes as many calls as it counts, and no more."""
     await send_commands(url, fault)
     assert await code_of(put(kinesis, b"refused")) == expected
     await put(kinesis, b"taken")
@@ -119,7 +117,6 @@ async def test_fault_refuses_the_next_calls_only(
 async def test_cut_loses_the_request_or_only_its_answer(
     url: str, kinesis: Client, *, applied: bool, expected: list[bytes]
 ) -> None:
-    """The client cannot see whether the server has done its request."""
     await send_commands(url, KinesisFault(action="PutRecord", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await put(kinesis, b"cut")
@@ -127,7 +124,6 @@ async def test_cut_loses_the_request_or_only_its_answer(
 
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client) -> None:
-    """The call has no answer until then, and continues afterwards."""
     await send_commands(url, KinesisFault(action="PutRecord", kind="hang"))
     async with asyncio.TaskGroup() as tasks:
         late = tasks.create_task(put(kinesis, b"late"))
@@ -139,7 +135,6 @@ async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client
 
 
 async def test_server_stops_while_a_call_hangs() -> None:
-    """A hanging call does not keep the server from ending; its client gets an error."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with client_of("kinesis", url) as client, asyncio.TaskGroup() as tasks:
@@ -155,7 +150,6 @@ async def test_server_stops_while_a_call_hangs() -> None:
 
 
 async def test_delay_answers_late(url: str, kinesis: Client) -> None:
-    """The answer comes after the delay."""
     await send_commands(url, KinesisFault(action="PutRecord", kind="delay", delay_ms=100))
     started_at = asyncio.get_running_loop().time()
     await put(kinesis, b"late")
@@ -163,7 +157,6 @@ async def test_delay_answers_late(url: str, kinesis: Client) -> None:
 
 
 async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Client) -> None:
-    """Answers without records, far from the tip, come before those with records."""
     await put(kinesis, b"a")
     await send_commands(url, KinesisFault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
     answers, place = [], await iterator(kinesis)
@@ -177,7 +170,6 @@ async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Clie
 
 
 async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Client) -> None:
-    """The first page shows the parent as open, the second its children: a tree that never existed."""
     await send_commands(url, SetOptions({"page_size": 1}), KinesisFault(action="ListShards", kind="then", then=SPLIT))
     torn = await Stream(kinesis, NAME).list_stream_shards()
     whole = await Stream(kinesis, NAME).list_stream_shards()
@@ -186,7 +178,6 @@ async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Clien
 
 
 async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Client) -> None:
-    """Neither needs a real wait."""
     stream = Stream(kinesis, NAME)
     for command in (AdvanceClock(ms=300_001), ExpireIterators()):
         place = await stream.get_iterator(SHARD, TrimHorizon())
@@ -196,7 +187,6 @@ async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Cl
 
 
 async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
-    """A sequence number of a trimmed record means the next record."""
     numbers = [await put(kinesis, data) for data in (b"a", b"b", b"c")]
     await send_commands(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
     stream = Stream(kinesis, NAME)
@@ -205,7 +195,6 @@ async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
 
 
 async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> None:
-    """A stream that is not ACTIVE or UPDATING is not listed."""
     await send_commands(url, ForceStatus(NAME, "CREATING"))
     assert await code_of(kinesis.list_shards(StreamName=NAME)) == ("ResourceInUseException", 400)
     await send_commands(url, ForceStatus(NAME, None))
@@ -213,7 +202,6 @@ async def test_status_is_forced_and_given_back(url: str, kinesis: Client) -> Non
 
 
 async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url: str, kinesis: Client) -> None:
-    """API_GetRecords: five transactions a second and stream shard."""
     place = await iterator(kinesis)
     # At once, and many: on a busy machine a few may take over a second.
     reads = [kinesis.get_records(ShardIterator=place) for _ in range(60)]
@@ -226,7 +214,6 @@ async def test_sixth_read_of_a_second_is_throttled_unless_throttling_is_off(url:
 
 
 async def test_reader_sees_the_end_of_a_stream_shard_through_our_door(kinesis: Client) -> None:
-    """The worker's own client of Kinesis understands the end, and both parents of a merge."""
     await kinesis.merge_shards(StreamName=NAME, ShardToMerge=SHARD, AdjacentShardToMerge=f"{SHARD[:-1]}1")
     stream = Stream(kinesis, NAME)
     reply = await stream.get_records(await stream.get_iterator(SHARD, TrimHorizon()), limit=1)
@@ -236,15 +223,12 @@ async def test_reader_sees_the_end_of_a_stream_shard_through_our_door(kinesis: C
 
 @pytest.mark.parametrize("body", [b"", b"[", b'{"do": "dance"}', b'{"do": "set", "options": {"tempo": 1}}'])
 async def test_control_refuses_what_it_does_not_know(url: str, body: bytes) -> None:
-    """A mistyped command is an error, not a fault that never strikes."""
     async with ClientSession() as session, session.post(f"{url}/_control", data=body) as reply:
         assert (reply.status, list(await reply.json())) == (400, ["error"])
 
 
 @pytest.mark.slow(0.4)
 async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
-    """20,000 records by four writers are stored once each, in every writer's order."""
-
     async def write(writer: int) -> None:
         for start in range(0, 5000, 500):
             entries = [
@@ -268,7 +252,6 @@ async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
 
 @pytest.mark.slow(0.4)
 async def test_program_serves_until_it_is_told_to_stop() -> None:
-    """As a child process it answers on its port, and SIGTERM ends it with status 0."""
     port = free_port()
     argv = [sys.executable, "-m", "simplu_local.kinesis.server", "--port", str(port), "--no-throttling"]
     with ProcessGroup() as group:
@@ -285,7 +268,6 @@ async def test_program_serves_until_it_is_told_to_stop() -> None:
 
 
 async def test_request_in_cbor_is_answered_in_cbor(url: str, kinesis: Client) -> None:
-    """The AWS SDK for Java sends it; errors, too. `tests/peers` has the SDK itself."""
     bodies = {
         "PutRecord": b"\xa3\x6aStreamName\x66stream\x6cPartitionKey\x61k\x64Data\x42\xff\x00",
         "PutRecords": b"\x18",

@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 
 def test_moto_answers_on_one_connection_again_and_again(endpoint_url: str) -> None:
-    """Connections stay open, as AWS's do, so clients are tested on connections that were used before."""
     connection = HTTPConnection(urlsplit(endpoint_url).netloc, timeout=10)
     sockets = []
     for _ in range(3):

@@ -68,7 +68,6 @@ async def _connected(server: PostgresServer, around: AsyncExitStack) -> Connecti
 
 
 async def test_server_refuses_connections_when_it_is_killed(server: PostgresServer) -> None:
-    """The server is down, and afterwards up on the same port."""
     async with killed(server):
         with pytest.raises(ConnectionError):
             await _execute(server, WRITE)
@@ -77,7 +76,6 @@ async def test_server_refuses_connections_when_it_is_killed(server: PostgresServ
 
 
 async def test_server_answers_nothing_when_it_is_frozen(server: PostgresServer) -> None:
-    """The system accepts connections, and the server answers only after the fault."""
     async with frozen(server):
         writing = asyncio.create_task(_execute(server, WRITE))
         done, _ = await asyncio.wait({writing}, timeout=0.3)
@@ -87,7 +85,6 @@ async def test_server_answers_nothing_when_it_is_frozen(server: PostgresServer) 
 
 
 async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer) -> None:
-    """On old and new connections, also with the SQLSTATE of a former primary."""
     async with AsyncExitStack() as around:
         old = await _connected(server, around)
         async with read_only(server):
@@ -102,7 +99,6 @@ async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer
 
 @pytest.mark.slow
 async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer) -> None:
-    """The server reports that it is a standby; once promoted, it has its earlier rows."""
     await _execute(server, WRITE)
     async with in_recovery(server):
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
@@ -114,7 +110,6 @@ async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer
 
 
 async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresServer) -> None:
-    """Every statement that writes the table takes longer by the given time, and no other statement."""
     loop = asyncio.get_running_loop()
     async with slowed(server, "notes", statement_s=0.3):
         started = loop.time()
@@ -125,7 +120,6 @@ async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresSe
 
 @pytest.mark.slow(1)
 async def test_server_takes_no_connection_when_all_are_taken(server: PostgresServer) -> None:
-    """Superusers cannot connect either; existing connections are ended."""
     async with AsyncExitStack() as around:
         old = await _connected(server, around)
         async with without_connections(server):
@@ -138,7 +132,6 @@ async def test_server_takes_no_connection_when_all_are_taken(server: PostgresSer
 
 @pytest.mark.slow(0.3)
 async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: PostgresServer) -> None:
-    """The server still answers, and accepts every write again when there is space."""
     with ProcessGroup() as group:
         async with AsyncExitStack() as around:
             disk = await _enter_disk(around, server, group)
@@ -155,7 +148,6 @@ async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: Post
 
 @pytest.mark.slow
 async def test_disk_goes_when_the_process_group_ends(tmp_path: Path) -> None:
-    """However its program ends: the group ends the process that keeps the disk mounted."""
     with ProcessGroup() as group:
         try:
             async with small_disk(group, tmp_path / "disk", DISK_BYTES) as disk:

@@ -174,7 +174,6 @@ def count_of(message: dict[str, Any]) -> int:
 
 @on(*ALL)
 async def test_message_comes_as_it_was_sent(client: Client) -> None:
-    """Body, attributes and digests equal those that were sent, and the times are in milliseconds."""
     queue = await Queue.make(client)
     body = 'Zażółć {"a": "\\u0000"} \U0001f600\t\r\n'
     attributes = {
@@ -195,7 +194,6 @@ async def test_message_comes_as_it_was_sent(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_message_with_a_forbidden_character_is_refused(client: Client) -> None:
-    """API_SendMessage, MessageBody: only characters that XML allows."""
     queue = await Queue.make(client)
     assert await code_of(queue.send("a\x00b")) == "InvalidMessageContents"
     assert await code_of(queue.send("a\ufffeb")) == "InvalidMessageContents"
@@ -203,7 +201,6 @@ async def test_message_with_a_forbidden_character_is_refused(client: Client) -> 
 
 @on(*ALL)
 async def test_message_is_refused_when_too_large(client: Client) -> None:
-    """A queue may have a lower limit than the maximum."""
     queue = await Queue.make(client, MaximumMessageSize="1024")
     await queue.send("x" * 1024)
     assert await code_of(queue.send("x" * 1025)) == "InvalidParameterValue"
@@ -211,7 +208,6 @@ async def test_message_is_refused_when_too_large(client: Client) -> None:
 
 @on("ours")
 async def test_message_is_too_large_with_its_attributes(client: Client) -> None:
-    """See "Amazon SQS message metadata": name, type and value of attributes are part of the size."""
     queue = await Queue.make(client, MaximumMessageSize="1024")
     attribute = {"a": {"DataType": "String", "StringValue": "v"}}
     await queue.send("x" * (1024 - len("aStringv")), MessageAttributes=attribute)
@@ -221,7 +217,6 @@ async def test_message_is_too_large_with_its_attributes(client: Client) -> None:
 @pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # aiohttp's name, of the client
 @on(*ALL)
 async def test_queue_takes_a_mebibyte_by_default(client: Client) -> None:
-    """Since August 2025: "Amazon SQS message quotas"."""
     queue = await Queue.make(client)
     assert await queue.attribute("MaximumMessageSize") == str(1024 * 1024)
     await queue.send("x" * 1024 * 1024)
@@ -235,7 +230,6 @@ async def test_queue_takes_a_mebibyte_by_default(client: Client) -> None:
 
 @on(*ALL)
 async def test_poll_waits_and_ends_with_the_first_message(client: Client) -> None:
-    """API_ReceiveMessage, WaitTimeSeconds; by default the queue's own."""
     loop = asyncio.get_running_loop()
     queue = await Queue.make(client, ReceiveMessageWaitTimeSeconds="1")
     started = loop.time()
@@ -251,7 +245,6 @@ async def test_poll_waits_and_ends_with_the_first_message(client: Client) -> Non
 
 @on(*ALL)
 async def test_delayed_message_comes_later(client: Client) -> None:
-    """By its own delay or by the queue's; delayed messages are counted separately."""
     queue = await Queue.make(client, DelaySeconds="3")
     await queue.send("late")
     await queue.send("at once", DelaySeconds=0)
@@ -265,7 +258,6 @@ async def test_delayed_message_comes_later(client: Client) -> None:
 
 @on(*ALL)
 async def test_message_comes_again_when_its_visibility_timeout_ends(client: Client) -> None:
-    """The message is the same, its count is greater, the first time is kept, and the receipt handle is new."""
     queue = await Queue.make(client, VisibilityTimeout="3")
     await queue.send("a")
     (first,) = await queue.receive()
@@ -279,7 +271,6 @@ async def test_message_comes_again_when_its_visibility_timeout_ends(client: Clie
 
 @on(*ALL)
 async def test_receive_has_a_visibility_timeout_of_its_own(client: Client) -> None:
-    """API_ReceiveMessage, VisibilityTimeout: for these messages only; with 0 they are visible again at once."""
     queue = await Queue.make(client, VisibilityTimeout="600")
     await queue.send("a")
     assert await queue.bodies(VisibilityTimeout=0) == ["a"]
@@ -290,7 +281,6 @@ async def test_receive_has_a_visibility_timeout_of_its_own(client: Client) -> No
 
 @on(*ALL)
 async def test_visibility_can_be_ended_and_prolonged(client: Client) -> None:
-    """API_ChangeMessageVisibility counts from now; 0 makes the message visible."""
     queue = await Queue.make(client, VisibilityTimeout="3")
     await queue.send("a")
     (message,) = await queue.receive()
@@ -302,7 +292,6 @@ async def test_visibility_can_be_ended_and_prolonged(client: Client) -> None:
 
 @on("ours")
 async def test_visibility_is_refused_when_the_message_is_not_in_flight(client: Client) -> None:
-    """API_ChangeMessageVisibility, MessageNotInflight."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -312,7 +301,6 @@ async def test_visibility_is_refused_when_the_message_is_not_in_flight(client: C
 
 @on("ours", "moto")
 async def test_visibility_is_refused_beyond_12_hours_from_the_receive(client: Client) -> None:
-    """A timeout that is too long is rejected, not shortened: "Amazon SQS visibility timeout"."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -327,7 +315,6 @@ async def test_visibility_is_refused_beyond_12_hours_from_the_receive(client: Cl
 
 @on("ours", "moto")
 async def test_delete_works_once_and_again(client: Client) -> None:
-    """API_DeleteMessage: deleting a message again is no error."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -338,7 +325,6 @@ async def test_delete_works_once_and_again(client: Client) -> None:
 
 @on(*ALL)
 async def test_delete_works_on_a_standard_queue_when_the_receipt_has_expired(client: Client) -> None:
-    """The last receipt handle of a message that is visible again still deletes it."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -349,7 +335,6 @@ async def test_delete_works_on_a_standard_queue_when_the_receipt_has_expired(cli
 
 @on("ours", "moto")
 async def test_delete_with_an_earlier_receipt_is_no_error_on_a_standard_queue(client: Client) -> None:
-    """API_DeleteMessage: with an old handle "the delete request succeeds, but the message might not be deleted"."""
     queue = await Queue.make(client)
     await queue.send("a")
     (first,) = await queue.receive(VisibilityTimeout=0)
@@ -361,7 +346,6 @@ async def test_delete_with_an_earlier_receipt_is_no_error_on_a_standard_queue(cl
 
 @on(*ALL)
 async def test_delete_refuses_what_is_no_receipt_handle(client: Client) -> None:
-    """API_DeleteMessage, ReceiptHandleIsInvalid."""
     queue = await Queue.make(client)
     wrong = client.delete_message(QueueUrl=queue.url, ReceiptHandle="no such handle")
     assert await code_of(wrong) == "ReceiptHandleIsInvalid"
@@ -369,7 +353,6 @@ async def test_delete_refuses_what_is_no_receipt_handle(client: Client) -> None:
 
 @on(*ALL)
 async def test_batch_delete_fails_in_part(client: Client) -> None:
-    """Entries are answered one by one; a rejected entry does not keep the others from being deleted."""
     queue = await Queue.make(client)
     await queue.send("a", "b")
     handles = [message["ReceiptHandle"] for message in await queue.receive()]
@@ -381,7 +364,6 @@ async def test_batch_delete_fails_in_part(client: Client) -> None:
 
 @on(*ALL)
 async def test_batch_change_fails_in_part(client: Client) -> None:
-    """Entries are answered one by one."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -406,7 +388,6 @@ async def test_batch_change_fails_in_part(client: Client) -> None:
     ],
 )
 async def test_batch_is_refused_as_a_whole(client: Client, ids: list[str], code: str) -> None:
-    """1 to 10 entries, each with a distinct id of letters, digits, hyphens and underscores."""
     queue = await Queue.make(client)
     entries = [{"Id": name, "MessageBody": "x"} for name in ids]
     refused = client.send_message_batch(QueueUrl=queue.url, Entries=entries)
@@ -418,7 +399,6 @@ async def test_batch_is_refused_as_a_whole(client: Client, ids: list[str], code:
 
 @on(*ALL)
 async def test_group_is_locked_while_one_of_it_is_in_flight(client: Client) -> None:
-    """Other groups are served in the meantime; a delete unlocks the group."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "B0", "A1", "A2")
     (first,) = await queue.receive(1)
@@ -431,7 +411,6 @@ async def test_group_is_locked_while_one_of_it_is_in_flight(client: Client) -> N
 
 @on(*ALL)
 async def test_group_waits_for_its_head_when_later_ones_are_given_back(client: Client) -> None:
-    """Messages returned to the queue are delivered only after the one before them, and then in order."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "A1", "A2")
     messages = await queue.receive()
@@ -444,7 +423,6 @@ async def test_group_waits_for_its_head_when_later_ones_are_given_back(client: C
 
 @on("ours", "ministack")
 async def test_group_keeps_its_order_after_the_visibility_timeout(client: Client) -> None:
-    """A message that was received and not deleted is delivered again before those behind it."""
     queue = await Queue.make(client, fifo=True, VisibilityTimeout="1")
     await queue.send(*(f"A{number}" for number in range(6)))
     assert await queue.bodies(4) == ["A0", "A1", "A2", "A3"]
@@ -453,7 +431,6 @@ async def test_group_keeps_its_order_after_the_visibility_timeout(client: Client
 
 @on(*ALL)
 async def test_many_groups_come_each_in_its_order(client: Client) -> None:
-    """However groups are mixed in one receive, each group's messages are delivered in the order sent."""
     queue = await Queue.make(client, fifo=True)
     await queue.send(*(f"{'ABC'[number % 3]}{number}" for number in range(24)))
     received: list[str] = []
@@ -467,7 +444,6 @@ async def test_many_groups_come_each_in_its_order(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_sequence_numbers_grow(client: Client) -> None:
-    """The sender and the receiver get the same number."""
     queue = await Queue.make(client, fifo=True)
     sent = [
         await client.send_message(
@@ -483,7 +459,6 @@ async def test_sequence_numbers_grow(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_repeated_message_is_dropped_for_five_minutes(client: Client) -> None:
-    """By its deduplication id, or by its text where the queue is set so; deleted messages count too."""
     queue = await Queue.make(client, fifo=True, ContentBasedDeduplication="true")
     ids = {"QueueUrl": queue.url, "MessageGroupId": "A"}
     first = await client.send_message(MessageBody="x", **ids)
@@ -498,7 +473,6 @@ async def test_repeated_message_is_dropped_for_five_minutes(client: Client) -> N
 
 @on(*ALL)
 async def test_fifo_queue_wants_its_ids(client: Client) -> None:
-    """API_SendMessage: MessageGroupId always, MessageDeduplicationId unless by content; no delay per message."""
     queue = await Queue.make(client, fifo=True)
     no_group = client.send_message(QueueUrl=queue.url, MessageBody="x", MessageDeduplicationId="1")
     assert await code_of(no_group) == "MissingParameter"
@@ -509,7 +483,6 @@ async def test_fifo_queue_wants_its_ids(client: Client) -> None:
 
 @on(*ALL)
 async def test_group_id_does_not_lock_in_a_standard_queue(client: Client) -> None:
-    """See "Amazon SQS fair queues": there the group id only names a tenant."""
     queue = await Queue.make(client)
     await queue.send("a", "b", MessageGroupId="tenant")
     assert (await queue.bodies(1), await queue.bodies(1)) == (["a"], ["b"])
@@ -517,7 +490,6 @@ async def test_group_id_does_not_lock_in_a_standard_queue(client: Client) -> Non
 
 @on("ours", "ministack")
 async def test_earlier_receipt_is_refused_by_a_fifo_queue(client: Client) -> None:
-    """After another receive of the message, the first handle neither deletes it nor changes its visibility."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0")
     (first,) = await queue.receive(VisibilityTimeout=0)
@@ -531,7 +503,6 @@ async def test_earlier_receipt_is_refused_by_a_fifo_queue(client: Client) -> Non
 
 @on("ours")
 async def test_expired_receipt_is_refused_by_a_fifo_queue(client: Client) -> None:
-    """Even if the message was not received again: localstack pull request 12442, which tested AWS."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0")
     (message,) = await queue.receive(VisibilityTimeout=1)
@@ -549,7 +520,6 @@ async def visible(queue: Queue, count: int) -> bool:
 
 @on("ours")
 async def test_receive_attempt_gives_the_same_again(client: Client) -> None:
-    """API_ReceiveMessage, ReceiveRequestAttemptId: the same messages and handles; a new id waits for the group."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "A1", "B0")
     first = await queue.receive(2, ReceiveRequestAttemptId="1")
@@ -559,7 +529,6 @@ async def test_receive_attempt_gives_the_same_again(client: Client) -> None:
 
 @on("ours")
 async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client) -> None:
-    """Then the same id starts a new receive."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "A1", "B0")
     (first,) = await queue.receive(1, ReceiveRequestAttemptId="1")
@@ -573,7 +542,6 @@ async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client
 @on(*ALL)
 @pytest.mark.parametrize("fifo", [False, True])
 async def test_message_goes_to_the_dead_letter_queue_when_received_too_often(client: Client, *, fifo: bool) -> None:
-    """The message moves at the receive after the last allowed one, and keeps its id and its attributes."""
     queue, letters = await Queue.make_with_redrive(client, 2, fifo=fifo)
     attributes = {"Kind": {"DataType": "String", "StringValue": "ORDER"}}
     await queue.send("A0", MessageAttributes=attributes)
@@ -587,7 +555,6 @@ async def test_message_goes_to_the_dead_letter_queue_when_received_too_often(cli
 
 @on("ours", "ministack")
 async def test_dead_letter_names_its_source(client: Client) -> None:
-    """API_ReceiveMessage, DeadLetterQueueSourceArn."""
     queue, letters = await Queue.make_with_redrive(client, 1)
     await queue.send("a")
     assert (await queue.bodies(VisibilityTimeout=0), await queue.bodies()) == (["a"], [])
@@ -597,7 +564,6 @@ async def test_dead_letter_names_its_source(client: Client) -> None:
 
 @on("ours")
 async def test_move_task_sends_dead_letters_back(client: Client) -> None:
-    """API_StartMessageMoveTask: to the source queues, as new messages; one task at a time per queue."""
     queue, letters = await Queue.make_with_redrive(client, 1)
     await queue.send("a", "b")
     before = await queue.receive(VisibilityTimeout=0)
@@ -620,7 +586,6 @@ async def test_move_task_sends_dead_letters_back(client: Client) -> None:
 
 @on("ours")
 async def test_move_task_is_for_dead_letter_queues_alone(client: Client) -> None:
-    """API_StartMessageMoveTask: the source must be a dead-letter queue that exists."""
     queue = await Queue.make(client)
     arn = await queue.attribute("QueueArn")
     assert await code_of(client.start_message_move_task(SourceArn=arn)) == "InvalidParameterValue"
@@ -632,7 +597,6 @@ async def test_move_task_is_for_dead_letter_queues_alone(client: Client) -> None
 
 @on(*ALL)
 async def test_missing_queue_is_not_found(client: Client) -> None:
-    """With the name in its model, and the code of the query protocol."""
     queue = await Queue.make(client)
     await client.delete_queue(QueueUrl=queue.url)
     for call in (queue.receive(), queue.send("x"), queue.counts(), client.get_queue_url(QueueName="missing")):
@@ -643,7 +607,6 @@ async def test_missing_queue_is_not_found(client: Client) -> None:
 
 @on(*ALL)
 async def test_queue_is_found_by_its_name(client: Client) -> None:
-    """A list by prefix contains it; creating it again with the same attributes returns the same queue."""
     queue = await Queue.make(client, VisibilityTimeout="77")
     name = queue.url.rpartition("/")[2]
     assert (await client.get_queue_url(QueueName=name))["QueueUrl"] == queue.url
@@ -657,7 +620,6 @@ async def test_queue_is_found_by_its_name(client: Client) -> None:
 
 @on(*ALL)
 async def test_attributes_can_be_changed(client: Client) -> None:
-    """They apply from then on; unknown names and invalid values are rejected."""
     queue = await Queue.make(client)
     await client.set_queue_attributes(QueueUrl=queue.url, Attributes={"VisibilityTimeout": "1"})
     assert await queue.attribute("VisibilityTimeout") == "1"
@@ -667,7 +629,6 @@ async def test_attributes_can_be_changed(client: Client) -> None:
 
 @on("ours")
 async def test_attributes_are_refused_when_wrong(client: Client) -> None:
-    """API_SetQueueAttributes, InvalidAttributeName and InvalidAttributeValue."""
     queue = await Queue.make(client)
     unknown = client.set_queue_attributes(QueueUrl=queue.url, Attributes={"Nonsense": "1"})
     assert await code_of(unknown) == "InvalidAttributeName"
@@ -677,7 +638,6 @@ async def test_attributes_are_refused_when_wrong(client: Client) -> None:
 
 @on("ours", "moto")
 async def test_purge_empties_the_queue(client: Client) -> None:
-    """API_PurgeQueue: messages in flight too; a second purge within a minute is rejected."""
     queue = await Queue.make(client)
     await queue.send("a", "b")
     await queue.receive(1)
@@ -690,7 +650,6 @@ async def test_purge_empties_the_queue(client: Client) -> None:
 @on(*ALL)
 @pytest.mark.parametrize("count", [0, 11])
 async def test_receive_takes_one_to_ten_messages(client: Client, count: int) -> None:
-    """API_ReceiveMessage, MaxNumberOfMessages."""
     queue = await Queue.make(client)
     refused = client.receive_message(QueueUrl=queue.url, MaxNumberOfMessages=count)
     assert await code_of(refused) == "InvalidParameterValue"
@@ -698,7 +657,6 @@ async def test_receive_takes_one_to_ten_messages(client: Client, count: int) -> 
 
 @on("ours", "moto")
 async def test_receive_waits_20_seconds_at_most(client: Client) -> None:
-    """API_ReceiveMessage, WaitTimeSeconds."""
     queue = await Queue.make(client)
     refused = client.receive_message(QueueUrl=queue.url, WaitTimeSeconds=21)
     assert await code_of(refused) == "InvalidParameterValue"
@@ -706,7 +664,6 @@ async def test_receive_waits_20_seconds_at_most(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_receivers_at_once_get_each_message_once(client: Client) -> None:
-    """No message is lost, and none is delivered twice within the visibility timeout."""
     queue, seen = await Queue.make(client, VisibilityTimeout="300"), Counter[str]()
     for start in range(0, 400, 10):
         entries = [{"Id": str(number), "MessageBody": f"{start + number}"} for number in range(10)]

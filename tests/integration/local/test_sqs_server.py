@@ -82,7 +82,6 @@ async def parked(url: str, count: int) -> bool:
 
 
 async def test_error_names_shape_and_older_code(url: str) -> None:
-    """AWS JSON: the shape in `__type`, the query protocol's code in a header."""
     headers = {"X-Amz-Target": "AmazonSQS.ReceiveMessage", "Content-Type": "application/x-amz-json-1.0"}
     async with (
         ClientSession() as session,
@@ -107,7 +106,6 @@ async def test_error_names_shape_and_older_code(url: str) -> None:
 async def test_fault_refuses_the_next_calls_only(
     url: str, sqs: Client, fault: SqsFault, expected: tuple[str, int]
 ) -> None:
-    """A fault strikes as many calls as it counts, and no more."""
     await send_commands(url, fault)
     assert await code_of(send(sqs, url, "refused")) == expected
     await send(sqs, url, "taken")
@@ -115,7 +113,6 @@ async def test_fault_refuses_the_next_calls_only(
 
 
 async def test_fault_may_be_for_one_queue_alone(url: str, sqs: Client) -> None:
-    """Calls on other queues succeed."""
     await send_commands(url, SqsFault(action="SendMessage", kind="throttle", queue="queue.fifo"))
     await send(sqs, url, "taken")
     assert await code_of(send(sqs, url, "x", name="queue.fifo")) == ("RequestThrottled", 400)
@@ -125,7 +122,6 @@ async def test_fault_may_be_for_one_queue_alone(url: str, sqs: Client) -> None:
 async def test_cut_loses_the_request_or_only_its_answer(
     url: str, sqs: Client, *, applied: bool, expected: list[str]
 ) -> None:
-    """The client cannot see whether the server has done its request."""
     await send_commands(url, SqsFault(action="SendMessage", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await send(sqs, url, "cut")
@@ -133,7 +129,6 @@ async def test_cut_loses_the_request_or_only_its_answer(
 
 
 async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str, sqs: Client) -> None:
-    """Without the id the group stays locked until the visibility timeout of the lost messages ends."""
     await send(sqs, url, "a", "b", name="queue.fifo")
     await send_commands(url, SqsFault(action="ReceiveMessage", kind="cut", applied=True))
     with pytest.raises(BotoCoreError):
@@ -143,7 +138,6 @@ async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str,
 
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) -> None:
-    """The call has no answer until then, and continues afterwards."""
     await send_commands(url, SqsFault(action="ReceiveMessage", kind="hang"))
     await send(sqs, url, "a")
 
@@ -160,7 +154,6 @@ async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) ->
 
 @pytest.mark.parametrize("sender_fault", [False, True])
 async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sender_fault: bool) -> None:
-    """The answer lists the first entries as failed, and they are not deleted; the others are."""
     await send(sqs, url, *"abcd")
     messages = await receive(sqs, url)
     await send_commands(
@@ -174,7 +167,6 @@ async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sende
 
 
 async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) -> None:
-    """SQS may have deleted a message although the answer lists it as failed."""
     await send(sqs, url, *"ab")
     await send_commands(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=1, applied=True))
     answer = await delete(sqs, url, await receive(sqs, url))
@@ -183,7 +175,6 @@ async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) ->
 
 
 async def test_duplicate_gives_a_message_out_twice(url: str, sqs: Client) -> None:
-    """At-least-once delivery: two receivers get the same message, each with its own handle."""
     await send(sqs, url, "a")
     await send_commands(url, SqsFault(action="ReceiveMessage", kind="duplicate"))
     first, second = await receive(sqs, url), await receive(sqs, url)
@@ -194,7 +185,6 @@ async def test_duplicate_gives_a_message_out_twice(url: str, sqs: Client) -> Non
 
 @pytest.mark.parametrize(("name", "code"), [("queue", None), ("queue.fifo", "InvalidParameterValue")])
 async def test_receipts_expire_on_demand(url: str, sqs: Client, name: str, code: str | None) -> None:
-    """All handles of a queue at once; a FIFO queue accepts none of them afterwards."""
     await send(sqs, url, "a", "b", name=name)
     messages = await receive(sqs, url, name)
     await send_commands(url, ExpireReceipts(queue=name))
@@ -204,7 +194,6 @@ async def test_receipts_expire_on_demand(url: str, sqs: Client, name: str, code:
 
 
 async def test_clock_goes_forward_on_demand(url: str, sqs: Client) -> None:
-    """Due changes happen at once, also for polls that already wait."""
     await send(sqs, url, "a")
     await receive(sqs, url, VisibilityTimeout=3600)
     async with asyncio.TaskGroup() as tasks:
@@ -215,7 +204,6 @@ async def test_clock_goes_forward_on_demand(url: str, sqs: Client) -> None:
 
 
 async def test_poll_wakes_when_a_group_is_unlocked(url: str, sqs: Client) -> None:
-    """A delete unlocks the next message of the group."""
     await send(sqs, url, "a", "b", name="queue.fifo")
     answer = await sqs.receive_message(QueueUrl=queue_url(url, "queue.fifo"))
     async with asyncio.TaskGroup() as tasks:
@@ -229,7 +217,6 @@ async def test_poll_wakes_when_a_group_is_unlocked(url: str, sqs: Client) -> Non
 async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
     url: str, sqs: Client, *, outlive: bool, expected: list[str]
 ) -> None:
-    """AWS may deliver a message to a poll without a client: it stays hidden until its visibility timeout ends."""
     await send_commands(url, SetOptions(options={"polls_outlive_clients": outlive}))
     poll = asyncio.ensure_future(bodies(sqs, url, WaitTimeSeconds=9))
     assert await poll_until(lambda: parked(url, 1), within_s=5)
@@ -241,7 +228,6 @@ async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
 
 
 async def test_wrong_commands_are_refused(url: str) -> None:
-    """The answer names the reason, and the command has no effect."""
     with pytest.raises(ValueError, match="does not exist"):
         await send_commands(url, ExpireReceipts(queue="missing"))
     with pytest.raises(ValueError, match="Expected `bool`"):

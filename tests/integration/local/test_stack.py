@@ -142,7 +142,6 @@ async def answer_of(url: str, *, timeout_s: float = 5.0) -> object:
 
 
 async def test_stack_answers_on_all_parts(stack: Stack) -> None:
-    """Once the stack is entered, each Postgres server, the stream, the queues, the table and Citrus answer."""
     urls = stack.env["STACK_POSTGRES_URLS"].split()
     assert [await answer_of(url) for url in urls] == ["shard_1", "shard_2", "shard_3"]
     assert len({server.pid for server in stack.servers.values()}) == 3
@@ -166,7 +165,6 @@ async def test_stack_answers_on_all_parts(stack: Stack) -> None:
 
 
 async def test_postgres_listens_on_loopback_alone_with_its_port_on_the_command_line(stack: Stack) -> None:
-    """A shard can be found by its port in the process list, and reached only from this machine."""
     server = stack.servers["shard-1"]
     assert f" -p {server.port} " in command_line_of(server)
     connection = await asyncpg.connect(server.url)
@@ -175,14 +173,12 @@ async def test_postgres_listens_on_loopback_alone_with_its_port_on_the_command_l
 
 
 async def test_citrus_refuses_when_the_key_is_wrong(stack: Stack) -> None:
-    """Without the API key an answer reveals nothing, not even whether a path exists."""
     for key in ("", "wrong", "\u00e9"):
         assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/api/shards/health")).status == 401
         assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/nothing")).status == 401
 
 
 async def test_citrus_makes_a_fourth_shard_when_three_are_full(other_stack: Stack, tmp_path: Path) -> None:
-    """The tenth tenant gets one new Postgres server, and the environment file is rewritten."""
     file = tmp_path / "env"
     other_stack.write_env_file(file)
     door = CitrusDoor(other_stack.citrus_url, other_stack.citrus_api_key)
@@ -204,7 +200,6 @@ async def never() -> tuple[str, str]:
 
 @pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
 async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
-    """Look-up, registration, capacity and re-pointing return the members of docs/shard-manager.md, for any key."""
     citrus = CitrusServer(api_key="key", make_shard=never, max_businesses=1)
     for number in (1, 2):
         citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")
@@ -243,7 +238,6 @@ def environment_by_shell(file: Path) -> dict[str, str]:
 
 
 async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack: Stack, tmp_path: Path) -> None:
-    """The file has mode 0600 because it contains secrets; the stack removes it only if it was not replaced."""
     file = tmp_path / "stack env"
     stack.write_env_file(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -258,7 +252,6 @@ async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack:
 
 
 async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: Stack) -> None:
-    """Each shard is a separate process; after kill -9 it starts on the same port with all committed rows."""
     one, other = stack.servers["shard-1"], stack.servers["shard-2"]
     open_connection = await asyncpg.connect(one.url)
     await open_connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
@@ -277,7 +270,6 @@ async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: S
 
 
 async def test_suspended_server_hangs_until_it_is_resumed(server: PostgresServer) -> None:
-    """A paused server neither refuses nor answers, and afterwards continues normally."""
     server.suspend()
     with pytest.raises(TimeoutError):
         await answer_of(server.url, timeout_s=0.3)
@@ -286,7 +278,6 @@ async def test_suspended_server_hangs_until_it_is_resumed(server: PostgresServer
 
 
 async def test_stopped_server_starts_again_on_the_same_address(server: PostgresServer) -> None:
-    """An orderly stop, of a paused server too, keeps data and port; databases created later are kept as well."""
     url = await server.create_database('odd "name"')
     server.suspend()
     await server.stop()
@@ -299,7 +290,6 @@ async def test_stopped_server_starts_again_on_the_same_address(server: PostgresS
 
 
 async def test_server_takes_another_port_when_its_own_is_taken(server: PostgresServer) -> None:
-    """Another program may take a port between its choice and its use."""
     rival = PostgresServer(server._group, server._programs, database="rival")
     rival.port = server.port
     await rival.start()
@@ -311,7 +301,6 @@ async def test_server_takes_another_port_when_its_own_is_taken(server: PostgresS
 async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without `unshare`, root starts Postgres as user `nobody`, from a copy where `nobody` cannot go."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     package = find_postgres_bin().parent.parent
@@ -331,7 +320,6 @@ async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
 
 
 async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) -> None:
-    """Two runs on one machine share no port, no folder and no secret."""
     secrets = (
         "STACK_POSTGRES_URLS",
         "AWS_ENDPOINT_URL",
@@ -348,7 +336,6 @@ async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) ->
 
 
 async def test_nothing_is_left_when_the_parent_is_killed() -> None:
-    """Kill -9 of the process that entered the stack ends all its processes, paused ones too, and removes its folder."""
     with program() as parent:
         assert parent.stdout is not None
         started = json.loads(parent.stdout.readline())
@@ -363,7 +350,6 @@ async def test_nothing_is_left_when_the_parent_is_killed() -> None:
 
 
 async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> None:
-    """A child that ignores the signals to end is killed, with its descendants in other sessions."""
     script = "trap '' INT TERM; setsid sh -c 'trap \"\" INT TERM; sleep 60' & echo ready; sleep 60; sleep 60"
     with ProcessGroup() as group:
         log = tmp_path / "log"
@@ -386,7 +372,6 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
 
 
 async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
-    """`stack` removes a stale file, writes its own once all services answer, restarts killed servers, and cleans up."""
     file = tmp_path / "env"
     file.write_text("API_TOKEN=stale\nSTACK_POSTGRES_URLS=stale\n")
     with program(str(file), TMPDIR=str(tmp_path)) as command:

@@ -68,7 +68,6 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[Connection]:
 async def test_log_of_a_tenant_is_read_completely_and_once_however_it_is_cut(
     shard: Connection, scanned_rows: int, few_rows: int
 ) -> None:
-    """In order of time, also where a part ends among rows of one instant, and where an instant has more than a part."""
     start = BEGIN + timedelta(seconds=11.5 if scanned_rows == 3 else 0.5)
     expected = [
         row["key"]
@@ -87,7 +86,6 @@ async def test_log_of_a_tenant_is_read_completely_and_once_however_it_is_cut(
 
 
 async def test_changed_keys_are_those_of_the_tenant_since_a_time(shard: Connection) -> None:
-    """With the requests; a little more than since then, for a clock that was set back."""
     keys, requests = await read_changed_keys(shard, "own", BEGIN + timedelta(seconds=13.995))
     assert requests == {key_of_id("q12000")}
     assert keys == {("order", "r12000")}
@@ -96,7 +94,6 @@ async def test_changed_keys_are_those_of_the_tenant_since_a_time(shard: Connecti
 @pytest.mark.parametrize("start_s", [1.0, 11.0])
 @pytest.mark.slow(0.3)
 async def test_few_rows_of_a_tenant_are_read_without_those_of_others(shard: Connection, start_s: float) -> None:
-    """By primary key, however long ago the time is."""
     moved = "WHERE request IN (simplu_key('q10'), simplu_key('q11500'))"
     await shard.execute(f"UPDATE log_rows SET tenant_no = (SELECT number FROM tenants WHERE id = 'small') {moved}")
     await shard.execute("VACUUM ANALYZE log_rows")

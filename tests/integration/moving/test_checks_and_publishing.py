@@ -79,7 +79,6 @@ async def world(addresses: list[ShardAddress]) -> AsyncIterator[CitrusWorld]:
 
 @pytest.mark.slow(2)
 async def test_move_writes_nothing_while_citrus_is_away(world: CitrusWorld, capsys: pytest.CaptureFixture[str]) -> None:
-    """It names no shards; the same command moves the tenant once it does."""
     before = await world.case("a").resources()
     world.set_away(is_away=True)
     result = await world.move(capsys)
@@ -100,7 +99,6 @@ async def test_move_writes_nothing_while_citrus_is_away(world: CitrusWorld, caps
 async def test_move_ends_without_citrus_and_the_same_command_publishes_it(
     world: CitrusWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], point: str
 ) -> None:
-    """Only the shards decide where the tenant is; the former one leads to its home until Citrus does."""
     before = await world.case("a").resources()
 
     async def go_away(_: object) -> None:
@@ -127,7 +125,6 @@ async def test_move_ends_without_citrus_and_the_same_command_publishes_it(
 async def test_full_target_is_refused_before_anything_is_written(
     world: CitrusWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the plan too; with the numbers, and what to do."""
     for name in ("one", "two"):
         world.registry.place(f"{name}-main", world.registry.shards["b"])
     error = "shard b: expected room for a business, got a full shard (2 of 2); raise maxBusinesses in Citrus"
@@ -147,7 +144,6 @@ async def test_full_target_is_refused_before_anything_is_written(
 async def test_target_without_the_business_type_is_refused_before_anything_is_written(
     world: CitrusWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the plan too: the tenant's default settings and views would be missing there."""
     pool = world.case("b").pool
     await fetch(pool, "UPDATE business_types SET name = 'another' WHERE name = 'dental'")
     error = "shard b: expected the business type dental of the tenant, got a shard without it; write it there with"
@@ -170,7 +166,6 @@ async def test_unfinished_move_to_a_third_shard_is_named_before_anything_is_writ
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Its copy would stay there for ever; the command that ends it does so, and then the tenant moves on."""
     shards = [*addresses, await make_shard("c")]
     async with routed_shards(shards) as routed:
         routed.register(TENANT, "a")

@@ -55,7 +55,6 @@ def differing(comparison: Comparison) -> list[str]:
 async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A log may have more rows than one statement can read in its time."""
     await execute(world.shard_pools["a"].address.connection_string, NOTES)
     certificate = await world.move()
     sums = certificate.comparison.source
@@ -99,7 +98,6 @@ async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
 )
 @pytest.mark.slow(0.4)
 async def test_difference_beside_the_resources_is_found(world: World, shard_id: str, statement: str, name: str) -> None:
-    """In any column that is copied, and a row that only one shard has."""
     await execute(world.shard_pools["a"].address.connection_string, NOTES)
     await world.move()
     await fetch(world.shard_pools[shard_id], statement)
@@ -118,7 +116,6 @@ async def test_difference_beside_the_resources_is_found(world: World, shard_id: 
 )
 @pytest.mark.slow(0.4)
 async def test_notes_that_were_made_since_are_no_difference(world: World, shard_id: str, statement: str) -> None:
-    """A try of a message may be counted beside the fence, and its row goes with the message."""
     await execute(world.shard_pools["a"].address.connection_string, NOTES)
     await world.move()
     await fetch(world.shard_pools[shard_id], statement)

@@ -109,7 +109,6 @@ async def struck(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[Struck
 async def test_same_command_ends_a_move_whose_mover_was_killed(
     struck: Struck, movers: KilledMovers, capsys: pytest.CaptureFixture[str], point: str
 ) -> None:
-    """Between any two phases, though operations came in since."""
     assert await movers.move(struck.path, "b", point) == -signal.SIGKILL
     assert await struck.states() == POINTS[point]
     await struck.write_like_a_worker()
@@ -122,7 +121,6 @@ async def test_same_command_ends_a_move_whose_mover_was_killed(
 async def test_worker_ends_the_pause_of_a_move_whose_mover_was_killed(
     struck: Struck, movers: KilledMovers, capsys: pytest.CaptureFixture[str], point: str
 ) -> None:
-    """The fence after its deadline, or the activation; the tenant goes on, and the same command ends the rest."""
     assert await movers.move(struck.path, "b", point) == -signal.SIGKILL
     settler = MoveSettler(struck.pools, ReplicationWaiter(struck.pools))
     has_left = POINTS[point] == ("moved", "ready")
@@ -151,7 +149,6 @@ async def test_mover_goes_on_when_a_server_was_killed_and_started_again(
     killed: str,
     point: str,
 ) -> None:
-    """The source's or the target's, between any two phases: the command ends the move without help."""
     monkeypatch.setattr("simplu_worker.transfers.moving.mover.PAUSE_S", 0.05)
     addresses = [
         await (copy_shard(breakable_server, shard_id) if shard_id == killed else make_shard(shard_id))

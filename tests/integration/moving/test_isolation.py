@@ -33,7 +33,6 @@ CREATE TRIGGER take_long AFTER INSERT ON public.log_batches FOR EACH STATEMENT E
 async def test_move_keeps_every_operation_whatever_isolation_is_the_default(
     make_shard: ShardMaker, postgres_server: PostgresServer, level: str, way: str
 ) -> None:
-    """What waits for a lock and reads then has to see the commit that it waited for."""
     shards = [await make_shard("a"), await make_shard("b")]
     for shard in shards:
         await isolate(shard, level)
@@ -72,7 +71,6 @@ FROM tenants WHERE id = 'clinic-main'
 async def test_repair_keeps_what_a_batch_wrote_that_it_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where transactions see one moment by default."""
     for pool in world.shard_pools.values():
         await isolate(pool.address, "repeatable read")
         pool.address = pool.address  # connections from now on have the new default

@@ -25,7 +25,6 @@ from simplu_worker.vocabulary import MovePhase
 async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """New connections lead there without an error, and find the mover's token: only the server is another one."""
     require_postgres()
     with ProcessGroup() as group:
         pair = await start_pair(group)

@@ -57,7 +57,6 @@ SCANS_SQL = "SELECT sum(seq_scan) FROM pg_stat_user_tables WHERE relname IN ('re
 
 @pytest.mark.slow
 async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
-    """Its home is the target, the source has what it had, and the certificate names both."""
     before = await world.case("a").resources(), await world.case("a").log()
 
     certificate = await world.move()
@@ -72,7 +71,6 @@ async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
 
 @pytest.mark.slow(0.3)
 async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
-    """As it is at the fence; there and back."""
     source, target = world.shard_pools["a"], world.shard_pools["b"]
     await fetch(source, "UPDATE tenants SET paused_until = now() + interval '1 hour', weight = 0.25")
     query = "SELECT paused_until, weight FROM tenants WHERE id = $1"
@@ -88,7 +86,6 @@ async def test_what_people_have_set_moves_with_the_tenant(world: World) -> None:
 
 @pytest.mark.slow(3)
 async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) -> None:
-    """No operation is lost, applied twice or out of order; the way back is warm."""
     stopping = asyncio.Event()
     world.values = {str(number): number for number in range(1, 401)}
     writing = asyncio.create_task(world.write_until(stopping))
@@ -113,7 +110,6 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
 async def test_mover_that_is_killed_is_continued_by_the_next_one(
     world: World, statement: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any of its transactions; whatever it has left, the next one ends it, or a worker does."""
     count = 0
     for pool in world.shard_pools.values():
         original = pool.transaction
@@ -138,7 +134,6 @@ async def test_mover_that_is_killed_is_continued_by_the_next_one(
 
 @pytest.mark.slow
 async def test_two_movers_exclude_each_other(world: World) -> None:
-    """One of them moves the tenant; the other ends with an error, or finds the tenant there."""
     results = await asyncio.gather(world.move(), world.move(), return_exceptions=True)
 
     assert any(isinstance(one, Certificate) for one in results), results
@@ -148,7 +143,6 @@ async def test_two_movers_exclude_each_other(world: World) -> None:
 
 
 async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None:
-    """With the next token, so that the mover that has set it cannot commit."""
     pool = world.shard_pools["a"]
     settler = MoveSettler(world.pools, world.commits)
     fence = "UPDATE tenants SET state = 'fenced', move_token = 7, fenced_until = clock_timestamp() + $1::interval"
@@ -162,7 +156,6 @@ async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None
 
 
 async def test_worker_ends_a_fence_with_a_deadline_that_no_fence_has(world: World) -> None:
-    """The mover is gone, and the clock was set back since: the tenant does not wait until that day."""
     pool = world.shard_pools["a"]
     await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() + interval '20 days'")
     assert await MoveSettler(world.pools, world.commits).end_overdue_fence("a", TENANT_ID)
@@ -171,7 +164,6 @@ async def test_worker_ends_a_fence_with_a_deadline_that_no_fence_has(world: Worl
 
 @pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
 async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World, clock: OwnClock) -> None:
-    """Both are named, with the shard; once the clocks agree the fence ends."""
     pool = world.shard_pools["a"]
     await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() - interval '1 second'")
     right, pool.clock = pool.clock, clock
@@ -187,7 +179,6 @@ async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World,
 
 
 async def test_time_of_a_locked_row_is_that_after_the_wait(world: World) -> None:
-    """A batch in flight makes no clock look as if it was set back, and its rows of the log are from before."""
     pool = world.shard_pools["a"]
     async with pool.transaction() as batch:
         await batch.fetch("SELECT FROM public.tenants WHERE id = $1 FOR SHARE", TENANT_ID)
@@ -208,8 +199,6 @@ async def _read_locked(pool: ShardPool) -> MovingTenant | None:
 async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rejected records, and the tries of messages; the warm way back takes those since the move along."""
-
     async def note(shard_id: str, request_id: str, tries: int) -> None:
         pool = world.shard_pools[shard_id]
         rejection = Rejection(
@@ -247,7 +236,6 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
 async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no_old_rows_along(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing that was copied of the tenant before that is on its new shard."""
     source: ShardPool = world.shard_pools["a"]
     original, is_remade = source.transaction, False
 
@@ -271,7 +259,6 @@ async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no
 
 @pytest.mark.slow(1)
 async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything(world: World) -> None:
-    """Only on the shard that it left; the row that leads to its home stays."""
     await world.move()
     before = await world.case("b").resources()
 
@@ -295,7 +282,6 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
 
 @pytest.mark.slow(1)
 async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
-    """Each scan of a table would pass over all that those before it have deleted."""
     await world.move()
     observer = await asyncpg.connect(world.shard_pools["a"].address.connection_string)
 
@@ -318,7 +304,6 @@ async def test_cleanup_finds_rows_by_their_keys(world: World) -> None:
 
 
 async def test_copied_batches_of_a_tenant_are_found_among_those_of_others(world: World) -> None:
-    """A shard that was filled by moves has millions of them, and each move begins with this question."""
     pool = world.shard_pools["b"]
     await fetch(pool, COPIED_SQL)
     await fetch(pool, "ANALYZE log_batches, tenants")
@@ -332,7 +317,6 @@ async def test_copied_batches_of_a_tenant_are_found_among_those_of_others(world:
 
 @pytest.mark.slow(0.4)
 async def test_move_is_undone_before_its_commit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copy goes, and the mover that made it can do nothing any more."""
     is_copied, is_undone = asyncio.Event(), asyncio.Event()
 
     async def wait(_: object) -> None:
@@ -355,7 +339,6 @@ async def test_move_is_undone_before_its_commit(world: World, monkeypatch: pytes
 
 @pytest.mark.slow(0.3)
 async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: World) -> None:
-    """Both for every replica to see; the certificate stays as it was given when the command is run once more."""
     with pytest.raises(PermanentError, match="expected a pause of at most 0 s"):
         await world.mover(options=structs.replace(OPTIONS, max_pause_s=0.0)).run()
     (failed,) = await world.journal("a")
@@ -374,7 +357,6 @@ async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: W
 
 
 async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World) -> None:
-    """A move that has committed keeps its positions, and counts as failed once."""
     pool, position = world.shard_pools["a"], {"stream": "s"}
     await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 1, "open", False)
     detail = json.dumps({"positions": [position], "error": "no answer"})
@@ -390,7 +372,6 @@ async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World
 
 @pytest.mark.slow(0.4)
 async def test_difference_is_found_and_repaired_when_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A changed, a lost and a strange resource; not one that was written since."""
     pool, case = world.shard_pools["b"], world.case("b")
 
     async def spoil(_: Any) -> None:
@@ -432,7 +413,6 @@ async def test_difference_is_found_and_repaired_when_asked(world: World, monkeyp
 async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any_more(
     world: World, since: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cleanup that was killed has left some; those of a former life are not the tenant's."""
     await world.move()
     source, target = world.shard_pools["a"], world.shard_pools["b"]
     if since == "cleanup":
@@ -458,7 +438,6 @@ async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any
 
 @pytest.mark.slow(0.3)
 async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_the_fence(world: World) -> None:
-    """With the stream positions of then: what readers have written on the source since is not true of the tenant."""
     position = (
         "INSERT INTO stream_positions (stream, stream_shard_id, pending_from, parents_done, token)"
         " VALUES ('s', 'shard-1', $1, true, gen_random_uuid())"
@@ -485,7 +464,6 @@ async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_
 async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mover is killed while it deletes what an earlier life of the tenant has left on the target."""
     target = world.shard_pools["b"]
     await fetch(target, ROWS, TENANT_ID, 50)
     await fetch(target, LOGGED, TENANT_ID, 700)
@@ -507,7 +485,6 @@ async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover
 async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it has deleted is copied again, though the progress was complete."""
     target = world.shard_pools["b"]
     before = await world.case("a").resources(), await world.case("a").log()
 
@@ -537,7 +514,6 @@ async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
 
 @pytest.mark.slow(0.3)
 async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_nothing(world: World) -> None:
-    """The rows are on no shard any more: a copy of what the cleanup has left would be an empty tenant."""
     await world.move()
     assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
     for table in ("tenants", "resources", "log_batches", "log_rows", "arrivals"):
@@ -553,7 +529,6 @@ async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_no
 async def test_cleanup_deletes_what_a_tenant_left_that_is_not_on_its_next_shard_any_more(
     world: World, make_shard: ShardMaker, since: str
 ) -> None:
-    """It has arrived there, so nobody needs the rows that it left before."""
     await world.move()
     if since == "moved on":
         world.shard_pools["c"] = world.pools.ensure_pool(await make_shard("c"))
@@ -584,7 +559,6 @@ SLOW_ROWS = (
 
 @pytest.mark.slow(5)
 async def test_rows_that_take_long_are_copied_and_deleted_a_few_at_a_time(world: World) -> None:
-    """Documents may be of some MB each: a chunk that runs into its timeout is tried with fewer of them."""
     await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 1000')
     before = await world.case("a").resources()
     for pool in world.shard_pools.values():
@@ -624,7 +598,6 @@ FROM batch, resources WHERE "resourceId"::int <= $1
 @pytest.mark.slow(5)
 @pytest.mark.parametrize("changed_count", [0, 30])
 async def test_long_documents_are_compared_a_few_at_a_time(world: World, changed_count: int) -> None:
-    """A range that runs into its timeout is compared in smaller ones, and so are documents that are left out."""
     await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 30')
     await fetch(world.shard_pools["a"], LONG_DOCUMENT)
     await world.move()
@@ -648,7 +621,6 @@ async def test_long_documents_are_compared_a_few_at_a_time(world: World, changed
 
 @pytest.mark.slow(0.3)
 async def test_rename_before_an_undone_move_is_not_forgotten_on_the_way_back(world: World) -> None:
-    """The rollback of a move to elsewhere keeps what the warm way back to the former shard needs."""
     await world.move()
     await world.rename("b", "7", "new")
     before = await world.case("b").resources()

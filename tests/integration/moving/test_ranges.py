@@ -46,7 +46,6 @@ FROM generate_series(1, 100) AS number
 async def test_range_is_read_by_its_key_whatever_the_statistics_are(
     make_shard: ShardMaker, name: str, arguments: tuple[str | int | None, ...]
 ) -> None:
-    """Before the first ANALYZE and after it."""
     async with Pools(size=2) as pools:
         pool = pools.ensure_pool(await make_shard("a"))
         await add_tenant(pool)
@@ -67,7 +66,6 @@ async def test_range_is_read_by_its_key_whatever_the_statistics_are(
 async def test_named_resources_are_found_by_their_keys_whatever_the_statistics_are(
     make_shard: ShardMaker, name: str
 ) -> None:
-    """Right after the copy of a large tenant the statistics are those of small ones: one row for each tenant."""
     async with Pools(size=2) as pools:
         pool = pools.ensure_pool(await make_shard("a"))
         await add_tenant(pool)

@@ -30,7 +30,6 @@ from simplu_worker.transfers.moving.types import (
 async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
     world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
 ) -> None:
-    """The disk of the target is full during the copy; one of the servers takes no writes."""
     monkeypatch.setattr("simplu_worker.transfers.moving.mover.PATIENCE_S", 0.0)
     monkeypatch.setattr("simplu_worker.transfers.moving.mover.PAUSE_S", 0.05)
     table = "resources" if shard_id == "b" else "moves"
@@ -76,7 +75,6 @@ VALUES ('clinic-main', 'clinic-main', '', 'dental', 'destroyed', now(), now())
 async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_command(
     world: World, shard_id: str, statements: str, error: str
 ) -> None:
-    """Whatever it is; the journal has it too, once there is a row of the move."""
     await execute(world.shard_pools[shard_id].address.connection_string, statements)
     with pytest.raises(StatedError, match=error):
         await world.move()
@@ -123,7 +121,6 @@ def moment(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 @pytest.mark.slow(2)
 async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World, moment: Time) -> None:
-    """They would take as long while the tenant waits."""
     world.commits = moment.commits(world, late_count=100)
     with pytest.raises(PauseTooLongError, match="standbys of shards a and b"):
         await moment.mover(world).run()
@@ -140,7 +137,6 @@ async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(wor
 
 @pytest.mark.slow(0.4)
 async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None:
-    """One that is cut off during the copy is awaited then: promoted later, it would be a second home."""
     seen: list[tuple[str, int]] = []
 
     class WatchedCommits(ReplicationWaiter):
@@ -158,7 +154,6 @@ async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None
 async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refuses_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, moment: Time, slow_count: int
 ) -> None:
-    """By the time that its statements take when nothing comes of them."""
     sent = 0
 
     async def take_long(_: object) -> None:
@@ -185,7 +180,6 @@ async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refu
 async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is_too_long(
     world: World, moment: Time
 ) -> None:
-    """As the move would be; nothing is written."""
     move = Move(TENANT_ID, "a", "b")
     commits = moment.commits(world, late_count=100)
     with pytest.raises(PauseTooLongError, match=r"standbys of shards a and b follow, .* nothing was written"):
@@ -202,7 +196,6 @@ async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is
 async def test_plan_of_a_tenant_that_takes_long_to_count_has_its_pause(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is not refused for it: the move itself counts nothing."""
     monkeypatch.setattr("simplu_worker.shards.postgres.pool.COUNT_S", 0.0)
     plan = await plan_move(world.pools, LateCommits(world.pools, late_count=0), Move(TENANT_ID, "a", "b"))
     assert plan.pause_s > 0

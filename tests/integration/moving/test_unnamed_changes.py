@@ -99,8 +99,6 @@ async def test_move_takes_along_what_the_log_does_not_name_when_it_changes_after
     keys: set[tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By a delta of the catch-up, or by the last one."""
-
     async def act(_: Any) -> None:
         await change(world, "a")
 
@@ -117,8 +115,6 @@ async def test_move_takes_along_what_the_log_does_not_name_when_it_changes_after
 async def test_next_mover_takes_along_what_the_log_does_not_name_when_the_first_one_is_killed(
     world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes on from the copy, and from the barrier before it."""
-
     async def act(_: Any) -> None:
         await change(world, "a")
         raise asyncio.CancelledError
@@ -137,8 +133,6 @@ async def test_next_mover_takes_along_what_the_log_does_not_name_when_the_first_
 async def test_next_mover_takes_along_what_the_log_does_not_name_when_a_rollback_was_killed(
     world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rollback has begun on the source, and has not come to the copy, from which the next mover goes on."""
-
     async def killed(*_: Any) -> None:
         raise asyncio.CancelledError
 
@@ -160,7 +154,6 @@ async def test_next_mover_takes_along_what_the_log_does_not_name_when_a_rollback
 async def test_warm_way_back_takes_along_what_the_log_does_not_name(
     world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]]
 ) -> None:
-    """All of it since the fence of the move here; and the verification before that finds no difference in it."""
     await world.move()
     await change(world, "b")
 
@@ -175,7 +168,6 @@ async def test_warm_way_back_takes_along_what_the_log_does_not_name(
 
 
 async def test_repair_refuses_rows_that_were_written_since_the_fence(world: World) -> None:
-    """By whatever the shard has not noted, such as statements of its owner; resources that are gone come back."""
     await world.move()
     target = world.shard_pools["b"]
     await fetch(target, BY_HAND)

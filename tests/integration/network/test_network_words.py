@@ -43,7 +43,6 @@ CA_SETTINGS = ("AWS_CA_BUNDLE", "sslrootcert", "ssl_ca_certs of REDIS_URL", "SSL
 
 @pytest.mark.slow(6)
 def test_errors_of_the_network_have_address_cause_and_remedy_at_each_door(tmp_path: Path) -> None:
-    """In words of ours: no class, number or text of a library, no password."""
     make_certificates(tmp_path)
     own = {name: str(tmp_path / CA_FILE) for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE")}
     own |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "swordfish", "PYTHONPATH": str(ROOT / "tests")}

@@ -24,7 +24,6 @@ async def is_compiled(connection: Connection) -> bool:
 @on_installed_servers
 @pytest.mark.slow(1)
 async def test_plan_with_a_scan_that_is_not_allowed_is_not_compiled(folder: Path) -> None:
-    """Before version 18 the planner adds 10,000,000,000 to its cost: it is compiled for half a second, at each run."""
     async with running_server(folder, database="compiling") as server:
         pool = ShardPool(ShardAddress("shard-1", server.url), size=1)
         try:

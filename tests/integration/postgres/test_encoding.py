@@ -45,7 +45,6 @@ async def odd(
 
 
 async def test_database_that_is_not_utf8_is_refused(odd: ShardAddress, encoding: str, tmp_path: Path) -> None:
-    """By a batch, a provisioning, a probe and the command `check`, each with what to do."""
     reason = f"expected a database with encoding UTF8, got {encoding}; create one with ENCODING 'UTF8'"
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(odd)

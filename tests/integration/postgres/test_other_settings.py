@@ -58,7 +58,6 @@ async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
 async def test_settings_are_those_of_the_worker_whatever_the_defaults_of_the_database(
     shards: list[ShardAddress], postgres_server: PostgresServer, way: str
 ) -> None:
-    """In a transaction, in a statement outside of one, and after it; a snapshot has its own isolation."""
     async with reached(way, postgres_server, shards[0]) as (address,):
         pool = ShardPool(address, size=1)
         for _ in range(2):
@@ -79,7 +78,6 @@ async def test_settings_are_those_of_the_worker_whatever_the_defaults_of_the_dat
 async def test_tenant_is_made_written_to_moved_and_repaired_whatever_the_defaults_of_the_database(
     shards: list[ShardAddress], postgres_server: PostgresServer, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Provisioning with its confirmation, a batch, a read, a list of days, a move, a repair."""
     async with (
         reached(way, postgres_server, *shards) as addresses,
         routed_shards(addresses) as routed,

@@ -49,7 +49,6 @@ async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
 
 
 async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: ShardMaker) -> None:
-    """A pool costs nothing before its first use, at most its size after it, and nothing when it was closed."""
     address = await make_shard()
     pool = ShardPool(address, size=2)
     assert (pool.counts(), await backends(address)) == ({"open": 0, "idle": 0, "waiting": 0}, 0)
@@ -66,7 +65,6 @@ async def test_pool_opens_connections_only_when_used_and_keeps_them(make_shard: 
 async def test_variable_that_asyncpg_takes_is_named_or_harmless(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each that its source has, with a value that it does not take."""
     address, problems = await make_shard(), {}
     source = inspect.getsource(asyncpg.connect_utils)
     names = re.findall(r"""(?:getenv|environ\.get)\(\s*["'](PG\w+)""", source)
@@ -98,7 +96,6 @@ async def ask_and_end(pool: ShardPool) -> None:
 async def test_pool_is_unavailable_when_a_connection_is_ended_between_preparing_and_running(
     make_shard: ShardMaker,
 ) -> None:
-    """As the circuit breaker may end it; asyncpg has an AttributeError for that."""
     pool = ShardPool(await make_shard(), size=1)
     with pytest.raises(ShardUnavailableError, match=re.escape(state_words("08003"))) as raised:
         await ask_and_end(pool)
@@ -107,7 +104,6 @@ async def test_pool_is_unavailable_when_a_connection_is_ended_between_preparing_
 
 
 async def test_pool_raises_other_attribute_errors(make_shard: ShardMaker) -> None:
-    """They are defects of ours."""
     pool = ShardPool(await make_shard(), size=1)
     with pytest.raises(AttributeError, match="nothing"):
         async with pool.connection():
@@ -116,7 +112,6 @@ async def test_pool_raises_other_attribute_errors(make_shard: ShardMaker) -> Non
 
 
 async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: ShardMaker) -> None:
-    """Waiting for a connection is bounded."""
     pool = ShardPool(await make_shard(), size=1, timeouts=ShardTimeouts(acquire_s=0.5))
     async with pool.connection():
         with pytest.raises(ShardUnavailableError, match=ALL_IN_USE):
@@ -126,7 +121,6 @@ async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: S
 
 
 async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardPool) -> None:
-    """Deadlines and plans of a budget hold within its transaction, and leave nothing to the next use."""
     names = "ARRAY['lock_timeout', 'plan_cache_mode', 'enable_seqscan']"
     query = f"SELECT array_to_string(ARRAY(SELECT current_setting(name) FROM unnest({names}) AS name), ' ')"
     async with shard.transaction(budget=StatementBudget.SEARCH) as connection:
@@ -137,7 +131,6 @@ async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardP
 
 
 async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) -> None:
-    """Errors of ours and of the server roll it back and keep the connection; a bug ends the connection."""
     await ask(shard, "CREATE TABLE numbers (n int)")
 
     async def insert(*, then: str = "SELECT 1", error: Exception | None = None) -> None:
@@ -158,7 +151,6 @@ async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) 
 
 
 async def test_transaction_can_be_used_again_when_its_opening_failed(shard: ShardPool) -> None:
-    """A setting that the server refuses after BEGIN gives no connection back in the aborted transaction."""
     complaints: list[str] = []  # asyncpg's, of a connection that comes back within a transaction
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
     broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(pause_lock_s=1e9))
@@ -175,7 +167,6 @@ async def test_transaction_can_be_used_again_when_its_opening_failed(shard: Shar
 
 @pytest.mark.slow
 async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: ShardMaker) -> None:
-    """Wherever a transaction is cancelled, no connection goes back in the middle of it, and all or nothing is there."""
     address = await make_shard()
     pool = ShardPool(address, size=2)
     await ask(pool, "CREATE TABLE pairs (n int)")
@@ -201,7 +192,6 @@ async def test_pool_ends_the_connection_when_its_use_is_cancelled(make_shard: Sh
 
 
 async def test_pool_is_at_hand_again_when_a_use_took_too_long(shard: ShardPool) -> None:
-    """A query that is cancelled at its deadline takes its connection with it, not its place in the pool."""
     for _ in range(5):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
@@ -211,7 +201,6 @@ async def test_pool_is_at_hand_again_when_a_use_took_too_long(shard: ShardPool) 
 
 
 async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker) -> None:
-    """The next connection goes to the new place; one in use ends when it is given back."""
     old, new = await make_shard(), await make_shard()
     async with Line(new).opened() as line, Pools(size=2) as pools:
         pool = pools.ensure_pool(old)
@@ -226,7 +215,6 @@ async def test_pool_follows_its_address_when_that_changes(make_shard: ShardMaker
 
 @pytest.mark.slow
 async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: ShardMaker) -> None:
-    """A server that does not answer in time is given up, at the new place as at the old one."""
     timeouts = ShardTimeouts(reply_s=0.3)
     async with Pools(size=1, timeouts=timeouts) as pools:
         for address in (await make_shard(), await make_shard()):
@@ -245,7 +233,6 @@ async def end_last_use(pool: ShardPool) -> None:
 
 
 async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMaker) -> None:
-    """Health and the last error follow the results, in the metrics too; a shard that has left has none any more."""
     address = await make_shard("shard-health")
     labels = {"shard_id": "shard-health"}
     async with Pools(size=1) as pools:
@@ -275,7 +262,6 @@ async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMa
 async def test_pool_is_not_healthy_again_by_a_read_when_a_write_was_refused(
     make_shard: ShardMaker, trouble: str, *, look_is_enough: bool
 ) -> None:
-    """A commit makes it so, once; a look only where it would see that writes are refused, or when it is long ago."""
     async with PlainErrorsLine(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         await _check_unhealthy_after_refusal(pool, trouble, look_is_enough=look_is_enough)
@@ -317,7 +303,6 @@ def at_port(address: ShardAddress, port: int) -> ShardAddress:
 
 
 async def test_pool_blames_the_statement_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
-    """A value that cannot be sent is not a problem of the shard."""
     with pytest.raises(ValueRefusedError, match="22000"):
         async with shard.connection() as connection:
             await connection.fetchval("SELECT $1::text", "\ud800")
@@ -339,7 +324,6 @@ async def test_pool_blames_the_statement_when_an_argument_cannot_be_encoded(shar
     ],
 )
 async def test_pool_translates_errors_of_the_server(shard: ShardPool, statement: str, error: type[Exception]) -> None:
-    """Callers decide by class alone, and the connection or its successor works on."""
     with pytest.raises(error) as caught:
         async with shard.transaction() as connection:
             await connection.execute(statement)
@@ -365,7 +349,6 @@ BAD_PLACES = [
 
 @pytest.mark.parametrize("place", BAD_PLACES)
 async def test_pool_is_unavailable_when_its_address_is_no_good(place: str) -> None:
-    """Any error of the libraries over an address is a problem of that shard, reported without its password."""
     pool = ShardPool(ShardAddress("shard-9", f"postgresql://u:{ENCODED_PASSWORD}@{place}"), size=1, timeouts=QUICK)
 
     with pytest.raises(ShardUnavailableError, match="shard shard-9") as caught:
@@ -378,8 +361,6 @@ async def test_pool_is_unavailable_when_its_address_is_no_good(place: str) -> No
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x00" * 64, b"R\x00\x00\x00\x08"])
 async def test_pool_is_unavailable_when_something_else_answers(greeting: bytes) -> None:
-    """A server that does not speak Postgres's protocol is an unavailable shard, not a bug."""
-
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(greeting)
@@ -398,7 +379,6 @@ async def test_pool_is_unavailable_when_something_else_answers(greeting: bytes) 
 
 
 async def test_pool_is_unavailable_when_the_server_is_not_what_the_address_asks_for(make_shard: ShardMaker) -> None:
-    """`target_session_attrs` is asked of the server, and one that is not so is passed over."""
     address = await make_shard()
     wanted = ShardAddress("shard-1", f"{address.connection_string}?target_session_attrs=standby")
     pool = ShardPool(wanted, size=1)
@@ -413,7 +393,6 @@ def put_first(path: Path, line: str) -> None:
 
 
 async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_server: PostgresServer) -> None:
-    """A wrong password or database is reported by code and place; the password appears nowhere, also not in the log."""
     address = await copy_shard(breakable_server)
     superuser = await asyncpg.connect(address.connection_string)
     await superuser.execute("CREATE ROLE guest LOGIN PASSWORD 'another'")
@@ -439,7 +418,6 @@ async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_serve
 
 
 async def test_pools_refuse_an_address_that_may_not_be_used(make_shard: ShardMaker) -> None:
-    """An address that was refused opens nothing and spoils no pool that works."""
     address = await make_shard()
     refused = ShardAddress("shard-1", "postgresql://u:p@evil.example/d").validate_or_refuse(("*.internal",))
     async with Pools(size=1) as pools:
@@ -452,7 +430,6 @@ async def test_pools_refuse_an_address_that_may_not_be_used(make_shard: ShardMak
 
 
 async def test_pools_close_in_time_when_a_server_hangs(breakable_server: PostgresServer) -> None:
-    """A frozen shard does not hold up the end."""
     address = await copy_shard(breakable_server)
     hurried = msgspec.structs.replace(UNHURRIED, close_s=0.5)
     async with asyncio.timeout(PATIENT_S), Pools(size=2, timeouts=hurried) as pools:
@@ -463,7 +440,6 @@ async def test_pools_close_in_time_when_a_server_hangs(breakable_server: Postgre
 
 
 async def test_pool_works_on_when_its_server_was_restarted(breakable_server: PostgresServer) -> None:
-    """Connections that died with their server are replaced without an error."""
     address = await copy_shard(breakable_server)
     async with Pools(size=2) as pools:
         await ask(pools.ensure_pool(address))

@@ -30,7 +30,6 @@ async def pooled(make_shard: ShardMaker, postgres_server: PostgresServer) -> Asy
 
 @pytest.mark.slow
 async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddress) -> None:
-    """Several workers share its few connections to the server: every transaction may meet another one."""
     async with Pools(size=4) as one, Pools(size=4) as other:
         cases = [
             TenantCase(pools.ensure_pool(pooled), (f"clinic-{n}", "main")) for n in range(3) for pools in (one, other)
@@ -57,7 +56,6 @@ async def test_pools_work_through_a_pooler_in_transaction_mode(pooled: ShardAddr
 async def test_pooler_that_is_full_cuts_off_no_shard_with_connections_of_its_own(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """PgBouncer refuses the third client with the code of a broken connection; the first two go on."""
     address = await make_shard()
     async with running_pooler(postgres_server, SETTINGS | {"max_client_conn": 2}) as port, Pools(size=6) as pools:
         pool = pools.ensure_pool(
@@ -79,7 +77,6 @@ async def test_pooler_that_is_full_cuts_off_no_shard_with_connections_of_its_own
 
 
 async def test_pool_takes_no_server_for_a_pooler(shard: ShardPool) -> None:
-    """There statements stay prepared."""
     async with shard.connection() as connection:
         for _ in range(2):
             await connection.fetchval("SELECT 42")
@@ -88,8 +85,6 @@ async def test_pool_takes_no_server_for_a_pooler(shard: ShardPool) -> None:
 
 
 async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(shard: ShardPool) -> None:
-    """The pooler could drop it again; the transaction can be retried, on other connections."""
-
     async def twice() -> None:
         async with shard.transaction() as connection:
             await connection.fetchval("SELECT 42")
@@ -106,8 +101,6 @@ async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(
 
 @pytest.mark.parametrize("change", ["ALTER TABLE things ALTER n TYPE text", "ALTER TABLE things ADD m int"])
 async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: str) -> None:
-    """The first transaction after it can be retried, and all connections have dropped their prepared statements."""
-
     async def read() -> int:
         async with shard.transaction() as connection:
             return len(await connection.fetch("SELECT * FROM things"))
@@ -128,7 +121,6 @@ async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: 
 
 
 async def test_pool_tries_again_when_a_type_changed_under_a_statement(shard: ShardPool) -> None:
-    """What asyncpg knows of a type is out of date: nothing is wrong with the shard."""
     async with shard.connection() as connection:
         await connection.execute("CREATE TYPE pair AS (a int, b int)")
         await connection.execute("CREATE TABLE pairs (p pair)")

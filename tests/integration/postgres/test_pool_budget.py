@@ -83,7 +83,6 @@ async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
 async def test_pools_serve_every_shard_when_there_are_few_connections(
     empty: ShardAddress, shard_count: int, max_connections: int
 ) -> None:
-    """With several callers at each of them at once, and again after all are served, however busy the machine is."""
     patient = ShardTimeouts(acquire_s=60.0)
     async with watched(empty) as counts, Pools(size=4, max_connections=max_connections, timeouts=patient) as pools:
         for _ in range(2):
@@ -98,7 +97,6 @@ async def test_pools_serve_every_shard_when_there_are_few_connections(
 
 
 async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(empty: ShardAddress) -> None:
-    """Many callers of one shard delay the others by no more than one turn of each shard."""
     async with Pools(size=2, max_connections=2, timeouts=ShardTimeouts(acquire_s=60.0)) as pools:
         crowd, *others = shards(pools, empty, 6)
         is_over = False
@@ -121,7 +119,6 @@ async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(emp
 
 
 async def test_pools_take_the_connection_that_was_idle_longest(empty: ShardAddress) -> None:
-    """A shard in recent use keeps its connections."""
     async with Pools(size=2, max_connections=2) as pools:
         first, second, third = shards(pools, empty, 3)
         for pool in (first, second):
@@ -134,7 +131,6 @@ async def test_pools_take_the_connection_that_was_idle_longest(empty: ShardAddre
 
 
 async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(empty: ShardAddress) -> None:
-    """One connection it has at once; more when those of the others were not used for a turn."""
     async with Pools(size=4, max_connections=4) as pools:
         one, other = shards(pools, empty, 2)
         async with asyncio.TaskGroup() as tasks:
@@ -163,7 +159,6 @@ async def test_pools_let_a_shard_grow_when_others_have_done_without_for_a_while(
 
 
 async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAddress) -> None:
-    """By the deadline for waiting; the shard is not blamed, and has its turn as soon as there is one."""
     async with Pools(size=1, max_connections=1, timeouts=ShardTimeouts(acquire_s=2.0)) as pools:
         one, other = shards(pools, empty, 2)
         async with one.connection():
@@ -174,7 +169,6 @@ async def test_pools_say_that_all_are_in_use_when_nobody_can_give(empty: ShardAd
 
 
 async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: ShardAddress) -> None:
-    """After the deadline for an answer at the latest."""
     timeouts = msgspec.structs.replace(UNHURRIED, reply_s=1.0, cancel_s=0.5)
     async with ShardLine(empty) as line, Pools(size=2, max_connections=2, timeouts=timeouts) as pools:
         hanging = pools.ensure_pool(line.address)
@@ -203,7 +197,6 @@ async def test_pools_give_the_places_of_a_shard_that_hangs_to_others(empty: Shar
 
 
 async def test_pools_lose_no_place_when_uses_are_cancelled(empty: ShardAddress) -> None:
-    """Wherever: while waiting, connecting, asking, or giving back."""
     async with Pools(size=2, max_connections=3) as pools:
         pooled = shards(pools, empty, 6)
         for number in range(40):
@@ -223,7 +216,6 @@ async def test_pools_lose_no_place_when_uses_are_cancelled(empty: ShardAddress) 
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddress, seed: int) -> None:
-    """Lines that are cut, swallow, are slow or refuse, and cancelled uses: in the end every slot is free."""
     draw = random.Random(seed)
     timeouts = msgspec.structs.replace(QUICK, connect_s=0.2, acquire_s=0.5, reply_s=0.2, cancel_s=0.1, probe_s=0.2)
     async with ShardLine(empty) as line, Pools(size=2, max_connections=3, timeouts=timeouts) as pools:
@@ -272,7 +264,6 @@ async def is_served(pool: ShardPool) -> bool:
 
 
 async def test_pools_have_a_size_within_the_budget(empty: ShardAddress) -> None:
-    """A pool that is allowed more than all together have gets that many."""
     async with Pools(size=9, max_connections=2) as pools:
         (pool,) = shards(pools, empty, 1)
         async with asyncio.TaskGroup() as tasks:
@@ -286,7 +277,6 @@ async def test_pools_have_a_size_within_the_budget(empty: ShardAddress) -> None:
 
 
 async def test_pools_cost_little_for_shards_that_nobody_uses() -> None:
-    """Five hundred of them cost a megabyte or two, and no connection."""
     tracemalloc.start()
     try:
         async with Pools(size=4, max_connections=200) as pools:

@@ -42,7 +42,6 @@ def no_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(
     line: ShardLine, pool: ShardPool, no_probe_is_due: None
 ) -> None:
-    """After a few failures no request goes there until a probe succeeds; then all do."""
     async with line.refuse_connections():
         assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
         for _ in range(FAILURES_MAX):
@@ -58,7 +57,6 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(
 
 @pytest.mark.slow
 async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, pool: ShardPool) -> None:
-    """Within two seconds, also without a prober: one of the callers probes."""
     async with line.refuse_connections():
         for _ in range(FAILURES_MAX):
             await unavailable(pool)
@@ -74,7 +72,6 @@ async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, 
 
 
 async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
-    """Its connections are needed elsewhere; callers that wait for one get an error too."""
     timeouts = msgspec.structs.replace(UNHURRIED, probe_s=0.2)
     pool = ShardPool(line.address, size=1, timeouts=timeouts)
     await ask(pool)
@@ -97,7 +94,6 @@ async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_ans
 async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(
     line: ShardLine, no_probe_is_due: None
 ) -> None:
-    """It is looked at by one at a time, and used as soon as it is ready."""
     pool = ShardPool(line.address, size=1, timeouts=UNHURRIED)
     with line.saying(STARTING_UP):
         for _ in range(FAILURES_MAX + 1):
@@ -109,7 +105,6 @@ async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(
 
 
 async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, pool: ShardPool) -> None:
-    """A caller that needs one more gets an error; the shard is not cut off, and a probe succeeds."""
     with line.saying(TOO_MANY):
         async with pool.connection():
             for _ in range(FAILURES_MAX + 1):
@@ -125,7 +120,6 @@ async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, po
 
 
 async def test_probe_tells_of_a_server_that_is_full_and_takes_no_writes(line: ShardLine, pool: ShardPool) -> None:
-    """On the connection that there is."""
     async with pool.connection() as connection:
         await connection.execute("SET default_transaction_read_only = on")
     with line.saying(TOO_MANY), pytest.raises(ShardUnavailableError, match="25006"):
@@ -133,7 +127,6 @@ async def test_probe_tells_of_a_server_that_is_full_and_takes_no_writes(line: Sh
 
 
 async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(make_shard: ShardMaker) -> None:
-    """Failing statements, refused data and a read-only server do not count as unreachable."""
     async with PlainErrorsLine(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=1)
         for code in ("23505", "22P05", "25006", "53100", "57014", "P0001", "42501", "40001") * 2:
@@ -144,7 +137,6 @@ async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(make_shard
 
 
 async def test_pool_does_not_cut_off_a_shard_for_what_a_function_raises(pool: ShardPool) -> None:
-    """An owner's trigger may raise the codes of a server that is shutting down."""
     for _ in range(2 * FAILURES_MAX):
         with pytest.raises(StatementFailedError):
             await ask(pool, "DO $$ BEGIN RAISE SQLSTATE '57P01'; END $$")
@@ -153,7 +145,6 @@ async def test_pool_does_not_cut_off_a_shard_for_what_a_function_raises(pool: Sh
 
 
 async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
-    """The state of the old address does not apply to the new one."""
     async with Pools(size=1, timeouts=UNHURRIED) as pools, line.refuse_connections():
         pool = pools.ensure_pool(line.address)
         for _ in range(FAILURES_MAX):
@@ -163,7 +154,6 @@ async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard
 
 
 async def test_pool_does_not_go_back_to_an_address_that_a_caller_has_from_before_a_switch() -> None:
-    """It waited for something else meanwhile. Another switch goes back."""
     old, new, third = (ShardAddress("s", f"postgresql://u@{name}.example/d") for name in ("old", "new", "third"))
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(old)
@@ -178,7 +168,6 @@ async def test_pool_does_not_go_back_to_an_address_that_a_caller_has_from_before
 async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_on(
     breakable_server: PostgresServer, no_probe_is_due: None
 ) -> None:
-    """By a probe every second, with every connection stuck; one slow statement before that does not count."""
     timeouts = msgspec.structs.replace(UNHURRIED, probe_s=0.5)
     pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=timeouts)
     await ask(pool)

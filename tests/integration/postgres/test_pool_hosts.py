@@ -93,7 +93,6 @@ async def make_read_only(server: PostgresServer, *, is_on: bool) -> None:
 async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
     pair: Pair, postgres_server: PostgresServer
 ) -> None:
-    """A host that refuses costs no wait."""
     pool = pair.pool()
     async with pair.first.refuse_connections():
         with within(0, AT_ONCE_S):
@@ -104,7 +103,6 @@ async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
 async def test_pool_uses_the_second_host_at_once_when_the_first_is_starting(
     pair: Pair, postgres_server: PostgresServer
 ) -> None:
-    """Nor for one that is not ready."""
     pool = pair.pool()
     with pair.first.saying(STARTING_UP), within(0, AT_ONCE_S):
         assert await port_of(pool) == postgres_server.port
@@ -114,7 +112,6 @@ async def test_pool_uses_the_second_host_at_once_when_the_first_is_starting(
 async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
 ) -> None:
-    """The first costs its share of the time, once: it comes last from then on, until the other one fails."""
     pool = pair.pool(timeouts=HURRIED)
     with pair.first.blackhole():
         with within(DEAF_S, AT_ONCE_S):
@@ -144,7 +141,6 @@ async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
 async def test_pool_uses_the_host_that_is_what_is_wanted(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer, option: str, *, is_first: bool
 ) -> None:
-    """By default, one of several hosts that takes writes."""
     await make_read_only(breakable_server, is_on=True)
     pool = pair.pool(option)
     try:
@@ -155,7 +151,6 @@ async def test_pool_uses_the_host_that_is_what_is_wanted(
 
 
 async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) -> None:
-    """The error comes at once."""
     pool = pair.pool("?target_session_attrs=standby")
     with within(0, AT_ONCE_S):
         assert "expected a server that is standby, got another" in await unavailable(pool)
@@ -165,7 +160,6 @@ async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) ->
 async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
 ) -> None:
-    """A former primary is recognised by its first refusal; no connection to it is used again."""
     pool = pair.pool()
     async with pool.connection() as one, pool.connection() as other:
         assert one.place == other.place
@@ -196,7 +190,6 @@ async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
 async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
 ) -> None:
-    """At the first probe after that; before, the shard counts as lost."""
     database = pair.addresses[0].connection_string.rpartition("/")[2]
     setting = f"ALTER DATABASE {database} SET default_transaction_read_only"
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
@@ -216,7 +209,6 @@ async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
 
 
 async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, postgres_server: PostgresServer) -> None:
-    """Before any write there; if no other host is left, the error names the problem."""
     await execute(pair.addresses[0].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
     pool = pair.pool()
     assert await port_of(pool) == postgres_server.port
@@ -230,7 +222,6 @@ async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, p
 async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is_given_away(
     pair: Pair, breakable_server: PostgresServer
 ) -> None:
-    """The same string, right yesterday, leads elsewhere today: every new connection checks its database."""
     await execute(pair.addresses[1].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
     pool = ShardPool(pair.first.address, size=1, timeouts=PATIENT)
     assert await port_of(pool) == breakable_server.port
@@ -253,7 +244,6 @@ async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is
 async def test_pool_leads_to_an_empty_database_so_that_it_can_be_set_up(
     postgres_server: PostgresServer, statement: str
 ) -> None:
-    """A database without an identity has no owner yet; its other contents are for the schema check."""
     name = f"pair_{next(_numbers)}"
     url = await postgres_server.create_database(name)
     if statement:

@@ -35,7 +35,6 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 @pytest.mark.slow
 async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
-    """After the deadline, with no second wait for giving the connection back; its place is free a moment later."""
     pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, reply_s=0.5, cancel_s=1.0))
     assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     with line.blackhole():
@@ -51,7 +50,6 @@ async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything
 
 @pytest.mark.slow
 async def test_pool_gives_a_connect_up_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
-    """Where there is no connection yet, by the deadline for connecting."""
     pool = ShardPool(line.address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, connect_s=0.5))
     with line.blackhole(), within(0.5, AT_ONCE_S):
         assert await unavailable(pool) == NO_ANSWER
@@ -60,7 +58,6 @@ async def test_pool_gives_a_connect_up_in_time_when_the_line_swallows_everything
 
 
 async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMaker) -> None:
-    """The task ends in a moment, and with it what the server did for it."""
     address = await make_shard()
     pool = ShardPool(address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0))
     sleeping = "query LIKE 'SELECT pg_sleep%' AND state = 'active'"
@@ -82,7 +79,6 @@ async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMa
 
 
 async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
-    """At once, so that a stop of the worker does not hang; nor is a pool that is closed waited for."""
     pool = ShardPool(line.address, size=1, timeouts=UNHURRIED)
     await ask(pool)
     asked_before = len(line.asked)
@@ -105,7 +101,6 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
 
 @pytest.mark.slow
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
-    """A statement without a waiting caller is stopped on the server."""
     address = await make_shard()
     pool = ShardPool(address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0, reply_s=0.5))
     assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
@@ -119,7 +114,6 @@ async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: S
 
 @pytest.mark.slow
 async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine) -> None:
-    """Those that are idle at once, those in use after a while, in a blackhole as well."""
     pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, close_s=0.5))
     await ask(pool)
     asked_before = len(line.asked)
@@ -137,7 +131,6 @@ async def test_pool_closes_in_time_when_a_connection_is_in_use(line: ShardLine) 
 
 
 async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMaker) -> None:
-    """Not longer than it takes."""
     address = await make_shard()
     pool = ShardPool(address, size=1, timeouts=msgspec.structs.replace(UNHURRIED, lock_s=60.0, statement_s=60.0))
     holder = await asyncpg.connect(address.connection_string)
@@ -157,7 +150,6 @@ async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMa
 
 @pytest.mark.slow
 async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(make_shard: ShardMaker) -> None:
-    """A deadlock of many such callers ends by the timeout for waiting, and is not reported as the server's fault."""
     hurried = msgspec.structs.replace(UNHURRIED, acquire_s=0.5)
     pool = ShardPool(await make_shard("shard-nested"), size=2, timeouts=hurried)
     both = asyncio.Barrier(2)
@@ -183,7 +175,6 @@ async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(ma
 
 
 async def test_pool_serves_in_the_order_of_asking(make_shard: ShardMaker) -> None:
-    """First come, first served: no caller waits longer than those before it."""
     pool = ShardPool(await make_shard(), size=3)
     served = []
 
@@ -206,7 +197,6 @@ async def test_pool_serves_in_the_order_of_asking(make_shard: ShardMaker) -> Non
 
 @pytest.mark.parametrize("when", ["waits", "has its turn"])
 async def test_pool_loses_no_place_when_one_who_waits_is_cancelled(make_shard: ShardMaker, when: str) -> None:
-    """Neither before a connection is there nor at the moment it is handed on."""
     pool = ShardPool(await make_shard(), size=1)
     async with asyncio.TaskGroup() as tasks:
         async with pool.connection():
@@ -223,7 +213,6 @@ async def test_pool_loses_no_place_when_one_who_waits_is_cancelled(make_shard: S
 
 
 async def test_pool_asks_the_server_nothing_but_what_its_users_do(line: ShardLine, pool: ShardPool) -> None:
-    """Taking a connection and giving it back costs no message, and the same connection is used again."""
     await ask(pool, "SELECT 2")
     line.asked.clear()
     for _ in range(10):
@@ -233,7 +222,6 @@ async def test_pool_asks_the_server_nothing_but_what_its_users_do(line: ShardLin
 
 
 async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(line: ShardLine, pool: ShardPool) -> None:
-    """It is dropped, and its slot is free, as soon as that is known; no caller gets an error."""
     for end in (line.cut, line.half_close):
         before = line.connection_count
         end()
@@ -242,7 +230,6 @@ async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(li
 
 
 async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(line: ShardLine) -> None:
-    """Its user gets an error at once, no other caller does."""
     pool = ShardPool(line.address, size=2, timeouts=msgspec.structs.replace(UNHURRIED, statement_s=60.0))
 
     async def is_sent() -> bool:
@@ -264,7 +251,6 @@ async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(l
 
 
 async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: ShardPool) -> None:
-    """A shard that is slow but answers is neither unhealthy nor cut off."""
     with line.add_latency(0.05):
         async with asyncio.TaskGroup() as tasks:
             for _ in range(6):
@@ -275,7 +261,6 @@ async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: 
 
 @pytest.mark.slow
 async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: ShardMaker) -> None:
-    """Surplus connections are closed after a while; the ones used last are lent first."""
     address = await make_shard()
     all_four, counts = asyncio.Barrier(4), set[int]()
     async with Pools(size=4, timeouts=msgspec.structs.replace(UNHURRIED, idle_s=0.3)) as pools:
@@ -302,7 +287,6 @@ async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: Sha
 
 
 async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMaker) -> None:
-    """A connection with a silently vanished peer ends in seconds, idle or in use."""
     pool = ShardPool(await make_shard(), size=1)
     async with pool.connection() as connection:
         endpoint = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
@@ -317,7 +301,6 @@ async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMake
 
 
 async def test_pools_cost_nothing_for_shards_that_are_down(line: ShardLine, make_shard: ShardMaker) -> None:
-    """Nothing is opened before its first use, so a dead shard delays no start."""
     async with line.refuse_connections(), Pools(size=4) as pools:
         dead = pools.ensure_pool(ShardAddress("dead", line.address.connection_string))
         assert await ask(pools.ensure_pool(await make_shard())) == 1

@@ -126,14 +126,12 @@ async def unavailable(pool: ShardPool) -> str:
 
 
 async def test_pool_encrypts_as_its_string_says(guarded: Guard) -> None:
-    """By default, if the server supports it."""
     expected = {"": True, "sslmode=disable": False, "sslmode=prefer": True, "sslmode=require": True}
     async with guarded(OFFERED) as make_pool:
         assert {option: await is_encrypted(make_pool(option)) for option in expected} == expected
 
 
 async def test_pool_is_unavailable_when_it_must_encrypt_and_the_server_cannot(guarded: Guard) -> None:
-    """Encryption is required only if the address demands it."""
     async with guarded(IMPOSSIBLE) as make_pool:
         assert not await is_encrypted(make_pool())
         assert not await is_encrypted(make_pool("sslmode=prefer"))
@@ -141,7 +139,6 @@ async def test_pool_is_unavailable_when_it_must_encrypt_and_the_server_cannot(gu
 
 
 async def test_pool_talks_only_to_a_server_with_the_right_papers(guarded: Guard, papers: Papers) -> None:
-    """By the authority that the string names, and with `verify-full` for the host that it names."""
     async with guarded(OFFERED) as make_pool:
         for mode, authority, host, is_good in [
             ("verify-ca", "authority", HOST, True),
@@ -159,7 +156,6 @@ async def test_pool_talks_only_to_a_server_with_the_right_papers(guarded: Guard,
 
 
 async def test_pool_shows_its_papers_when_the_server_asks(guarded: Guard, papers: Papers) -> None:
-    """A certificate and its key instead of a password."""
     mine = f"sslcert={papers.path('guest.crt')}&sslkey={papers.path('guest.key')}"
     async with guarded(DEMANDED) as make_pool:
         assert await is_encrypted(make_pool(f"sslmode=require&{mine}"))
@@ -167,7 +163,6 @@ async def test_pool_shows_its_papers_when_the_server_asks(guarded: Guard, papers
 
 
 async def test_pool_stops_the_server_through_tls_when_a_use_is_cancelled(guarded: Guard) -> None:
-    """The request to stop goes the same way."""
     async with guarded(OFFERED) as make_pool:
         pool = make_pool("sslmode=require")
 
@@ -224,7 +219,6 @@ async def strict(breakable_server: PostgresServer) -> AsyncIterator[ShardAddress
 async def test_pool_has_its_password_from_the_string_or_from_a_file(
     strict: ShardAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The file is read again for each connection, so a password may be changed in it."""
     place = strict.place.partition("/")[0]
     file = tmp_path / "pass"
     file.write_text(f"nowhere:*:*:{GUEST}:no\n{place}:*:{GUEST}:wrong\n")
@@ -256,7 +250,6 @@ async def test_pool_has_its_password_from_the_string_or_from_a_file(
 async def test_error_names_a_password_file_that_gives_no_password(
     strict: ShardAddress, tmp_path: Path, mode: int | None, problem: str
 ) -> None:
-    """The driver passes over such a file in silence, and the server refuses the password that is missing."""
     place = strict.place.partition("/")[0]
     file = tmp_path / "pass"
     if mode is not None:

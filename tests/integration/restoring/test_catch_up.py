@@ -49,7 +49,6 @@ async def data_of(pool: ShardPool) -> list[dict[str, object]]:
 async def test_restored_tenant_and_its_neighbour_have_each_operation_once(
     world: World, make_shard: ShardMaker, tmp_path: Path, mode: RestoreMode
 ) -> None:
-    """To catch up, what came since the backup is applied again, in order; as of the backup it is not. New ones are."""
     live = await world.shard("shard-1")
     async with world.reading() as reader, looked_after(world, reader), Pools(size=2) as backups:
         await world.put(*mixed(chain("a-x", FIRST), chain("b-x", FIRST)))

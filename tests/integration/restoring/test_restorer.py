@@ -108,7 +108,6 @@ def are_duplicates(outcomes: list[Outcome]) -> bool:
 
 
 async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world: World) -> None:
-    """Also when it is redelivered; the other tenant, and the positions, are as before."""
     others, positions = await world.other.everything(), await world.ask("SELECT * FROM stream_positions ORDER BY 2")
     wanted, log = await TenantCase(world.backup, TENANT).resources(), await world.case.log()
 
@@ -127,7 +126,6 @@ async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world
 
 @pytest.mark.slow(4)
 async def test_rows_that_take_long_are_replaced_a_few_at_a_time(world: World) -> None:
-    """Documents may be of some MB each; a tenant must not stay fenced since a chunk of them takes too long."""
     many = """
         INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
         SELECT $1, 'dental', 'settings', number::text, '{}', now(), now() FROM generate_series(1, 250) AS number
@@ -152,7 +150,6 @@ async def test_rows_that_take_long_are_replaced_a_few_at_a_time(world: World) ->
 
 
 async def test_log_gets_what_only_the_backup_has(world: World) -> None:
-    """An operation that the shard has lost in a failover is in the backup's resources: it must not be applied again."""
     lost = [row["request_id"] for row in await fetch(world.backup, "SELECT request_id FROM operations")][:2]
     await world.ask("DELETE FROM log_rows WHERE request IN (simplu_key($1), simplu_key($2))", *lost)
     before = await TenantCase(world.backup, TENANT).log()
@@ -166,7 +163,6 @@ async def test_log_gets_what_only_the_backup_has(world: World) -> None:
 async def test_log_that_is_older_than_its_retention_is_passed_page_by_page(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backup may have millions of such rows: no statement may read them all, the tenant is fenced meanwhile."""
     before = await TenantCase(world.backup, TENANT).log()
     await world.ask("DELETE FROM log_rows WHERE request IN (simplu_key($1), simplu_key($2), simplu_key($3))", *before)
     batch = """
@@ -193,7 +189,6 @@ async def test_log_that_is_older_than_its_retention_is_passed_page_by_page(
 
 
 async def test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup(world: World) -> None:
-    """Its log forgets what came since; positions are lowered, with new tokens, or gone where it has none."""
     backup = TenantCase(world.backup, TENANT)
     others, tokens = await world.other.everything(), await world.ask("SELECT token FROM stream_positions")
 
@@ -211,7 +206,6 @@ async def test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup(wo
 
 @pytest.mark.parametrize("mode", RestoreMode)
 async def test_what_is_overwritten_is_in_the_file(world: World, mode: RestoreMode) -> None:
-    """Every row of the resources and of the log, each a line of JSON, readable by its owner alone."""
     resources, log = await world.case.resources(), await world.case.log()
 
     await world.restore(mode)
@@ -231,7 +225,6 @@ async def test_what_is_overwritten_is_in_the_file(world: World, mode: RestoreMod
 async def test_restorer_that_is_killed_is_continued_by_the_next_one(
     world: World, mode: RestoreMode, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At any of its transactions; the file that the journal names has what was overwritten."""
     before, log = await world.case.resources(), await world.case.log()
     original, count = world.live.transaction, 0
 
@@ -261,7 +254,6 @@ async def test_restorer_that_is_killed_is_continued_by_the_next_one(
 
 
 async def test_two_restorers_exclude_each_other(world: World) -> None:
-    """One restores the tenant; the other ends with an error, or restores it once more."""
     mode = RestoreMode.AS_OF_BACKUP
     results = await asyncio.gather(world.restore(mode, "1"), world.restore(mode, "2"), return_exceptions=True)
 
@@ -272,7 +264,6 @@ async def test_two_restorers_exclude_each_other(world: World) -> None:
 
 
 async def test_restorer_that_wakes_up_late_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one has ended the restore, and the tenant has gone on since."""
     mode, late = RestoreMode.AS_OF_BACKUP, world.restorer(RestoreMode.AS_OF_BACKUP, "late")
     original, waiting, going_on = late._replace, asyncio.Event(), asyncio.Event()
 
@@ -298,7 +289,6 @@ async def test_restorer_that_wakes_up_late_writes_nothing(world: World, monkeypa
 async def test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced(
     world: World, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not a worker after any time, not a move, not a rollback of one."""
     restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
     original, seen = getattr(restorer, step), []
     mover = Mover(world.pools, world.commits, Move(TENANT_ID, "a", "a"), MoveOptions(KEPT), show=lambda _: None)
@@ -322,7 +312,6 @@ async def test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_
 async def test_worker_ends_the_fence_of_a_restorer_that_was_killed_before_it_overwrote_anything(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the deadline; the tenant goes on as it was."""
     monkeypatch.setattr(module, "FENCE_S", -1.0)
     restorer = world.restorer(RestoreMode.CATCH_UP)
     before = await world.case.everything()
@@ -336,7 +325,6 @@ async def test_worker_ends_the_fence_of_a_restorer_that_was_killed_before_it_ove
 
 
 async def test_restore_begins_nothing_while_the_clocks_are_apart(world: World) -> None:
-    """The rows of the log that the backup adds are chosen by their age."""
     before = await world.case.everything()
     world.pools.pool_of("a").clock = clock_off_by(-DAYS)
     with pytest.raises(ClocksApartError, match=APART):
@@ -346,7 +334,6 @@ async def test_restore_begins_nothing_while_the_clocks_are_apart(world: World) -
 
 
 async def test_nothing_is_overwritten_where_the_file_cannot_be_made(world: World) -> None:
-    """The tenant goes on at once."""
     (world.folder / "export.jsonl").write_text("another one's")
     before = await world.case.everything()
 
@@ -360,7 +347,6 @@ async def test_nothing_is_overwritten_where_the_file_cannot_be_made(world: World
 async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commits(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failover takes back the copy and leaves the fence: the rows are copied again before the tenant goes on."""
     restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
     original, times = restorer._release, 0
 
@@ -381,7 +367,6 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
 
 
 async def test_restore_goes_on_where_the_shard_is_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica has taken its place, at an address that the locator names."""
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     address = world.live.address
     restore = Restore(TENANT_ID, "a", RestoreMode.CATCH_UP, world.folder / "export.jsonl", KEPT)
@@ -404,7 +389,6 @@ async def test_restore_goes_on_where_the_shard_is_now(world: World, monkeypatch:
 
 
 async def test_end_without_an_answer_is_no_new_beginning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shard has the release, and its standbys confirm it only at the second time."""
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     original, times = world.commits.wait_for_transaction, 0
 
@@ -427,7 +411,6 @@ async def test_end_without_an_answer_is_no_new_beginning(world: World, monkeypat
 async def test_release_that_is_never_confirmed_is_told_as_one(
     world: World, monkeypatch: pytest.MonkeyPatch, *, has_answer: bool
 ) -> None:
-    """The tenant goes on: a second restore would undo what it applies. Also where the release had no answer."""
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
@@ -454,7 +437,6 @@ async def test_release_that_is_never_confirmed_is_told_as_one(
 async def test_shard_that_has_lost_the_fence_is_exported_once_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tenant has gone on since: what it had before is in the first file, what it had then in the second."""
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
     original, times = restorer._replace, 0
@@ -484,7 +466,6 @@ def _files(world: World) -> list[Path]:
 async def test_release_waits_for_a_moment_without_batches_and_does_not_copy_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction that has written a position may take longer than the release waits for its lock."""
     restorer = world.restorer(RestoreMode.CATCH_UP)
     original, times = restorer._release, 0
 
@@ -505,7 +486,6 @@ async def test_release_waits_for_a_moment_without_batches_and_does_not_copy_agai
 
 
 async def test_rows_that_the_tenant_has_left_elsewhere_do_not_count_as_its_own_any_more(world: World) -> None:
-    """The journal of its last move ends: nothing is compared with them, or repaired from them."""
     await world.ask(
         "INSERT INTO arrivals (tenant_id, source_shard_id, move_token, progress) VALUES ($1, 'z', 1, '{}')", TENANT_ID
     )
@@ -514,7 +494,6 @@ async def test_rows_that_the_tenant_has_left_elsewhere_do_not_count_as_its_own_a
 
 
 async def test_tenant_that_is_being_moved_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The restore waits for the fence of a mover, and then says so."""
     monkeypatch.setattr(module, "PATIENCE_S", 0.0)
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
     until = datetime.now(UTC) + timedelta(minutes=1)

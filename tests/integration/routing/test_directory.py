@@ -56,7 +56,6 @@ async def found(routed: RoutedShards) -> str:
 
 
 async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShards) -> None:
-    """A hundred callers at once are one request to Citrus, and later ones are none."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1")
     before = requests_to("get_shard")
@@ -73,7 +72,6 @@ async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShard
 
 
 async def test_find_asks_a_shard_once_when_many_tenants_are_new(make_shard: ShardMaker) -> None:
-    """A hundred tenants that are looked up together cost their shard one query, and not one each."""
     shard = await make_shard("shard-1")
     names = [("shop", str(number)) for number in range(100)]
     async with Pools(size=1) as pools:
@@ -98,7 +96,6 @@ async def test_find_asks_a_shard_once_when_many_tenants_are_new(make_shard: Shar
 
 
 async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: RoutedShards) -> None:
-    """Of a hundred callers the first asks; the others share one answer that was begun after they came."""
     before = requests_to("get_shard")
 
     answers = await asyncio.gather(*(found(routed) for _ in range(100)))
@@ -111,7 +108,6 @@ async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: Routed
 
 
 async def test_find_shares_trouble_when_many_want_the_same_tenant() -> None:
-    """While Citrus is down a hundred callers do not wait for a hundred tries one after another."""
     citrus = ScriptedCitrus(reply({}, status=500))
     async with citrus.opened() as client, Pools(size=1) as pools:
         directory = Directory(client, pools)
@@ -124,7 +120,6 @@ async def test_find_shares_trouble_when_many_want_the_same_tenant() -> None:
 
 
 async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() -> None:
-    """Somebody else asks then, and nobody waits for an answer that will not come."""
     citrus = ScriptedCitrus(no_reply(), reply({"error": "not registered"}, status=404))
     async with citrus.opened(timeout_s=60.0) as client, Pools(size=1) as pools:
         directory = Directory(client, pools)
@@ -139,7 +134,6 @@ async def test_find_goes_on_for_the_others_when_the_one_who_asks_is_cancelled() 
 
 
 async def test_find_asks_anew_when_a_tenant_was_forgotten(routed: RoutedShards) -> None:
-    """What was found is believed until a shard says otherwise."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1")
     await found(routed)
@@ -154,7 +148,6 @@ async def test_find_asks_anew_when_a_tenant_was_forgotten(routed: RoutedShards) 
 
 
 async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedShards) -> None:
-    """A map that differs from the shards is logged, and the shard that has the row is right."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-2")
 
@@ -170,7 +163,6 @@ async def test_find_follows_the_shards_when_citrus_names_another(routed: RoutedS
 
 
 async def test_find_believes_the_named_shard_when_another_has_an_old_row(routed: RoutedShards) -> None:
-    """The named shard's own row counts, whatever is left elsewhere."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1")
     await put(routed, "shard-2")
@@ -179,7 +171,6 @@ async def test_find_believes_the_named_shard_when_another_has_an_old_row(routed:
 
 
 async def test_find_says_not_here_when_no_shard_has_a_row(routed: RoutedShards) -> None:
-    """Registered, and not provisioned yet; a destroyed row elsewhere is nobody's home."""
     routed.register(TENANT, "shard-1")
     assert await found(routed) == "absent: not_here"
 
@@ -189,14 +180,12 @@ async def test_find_says_not_here_when_no_shard_has_a_row(routed: RoutedShards) 
 
 
 async def test_find_says_not_here_when_the_named_shard_is_empty(make_shard: ShardMaker) -> None:
-    """A shard without a schema has nobody."""
     async with routed_shards([await make_shard("shard-1", is_empty=True)]) as routed:
         routed.register(TENANT, "shard-1")
         assert await found(routed) == "absent: not_here"
 
 
 async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> None:
-    """`moved_to` leads to the shard that has the tenant now, before Citrus knows."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to="shard-2")
     await put(routed, "shard-2")
@@ -206,7 +195,6 @@ async def test_find_follows_a_tenant_where_it_moved(routed: RoutedShards) -> Non
 
 @pytest.mark.parametrize("moved_to", ["shard-2", "shard-99"])
 async def test_find_waits_when_a_tenant_moved_where_it_is_not(routed: RoutedShards, moved_to: str) -> None:
-    """A pointer to a shard without the row, or to none, is trouble: nobody may make the tenant anew."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to=moved_to)
 
@@ -215,7 +203,6 @@ async def test_find_waits_when_a_tenant_moved_where_it_is_not(routed: RoutedShar
 
 
 async def test_find_ends_when_moves_lead_round_in_a_circle(routed: RoutedShards) -> None:
-    """Two shards that point at each other hold the tenant, and end nobody's patience."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to="shard-2")
     await put(routed, "shard-2", "moved", moved_to="shard-1")
@@ -238,7 +225,6 @@ async def test_find_ends_when_moves_lead_round_in_a_circle(routed: RoutedShards)
 async def test_find_returns_the_shard_as_the_tenants_state_says(
     routed: RoutedShards, state: str, expected: str
 ) -> None:
-    """A tenant on the move is held; one that is destroyed has its shard, which ends its operations."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", state)
 
@@ -246,7 +232,6 @@ async def test_find_returns_the_shard_as_the_tenants_state_says(
 
 
 async def test_find_holds_a_tenant_when_its_shard_is_not_active(routed: RoutedShards) -> None:
-    """`isActive: false` is asked again, and not remembered."""
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1")
     shard = routed.citrus.registry.shards["shard-1"]
@@ -258,7 +243,6 @@ async def test_find_holds_a_tenant_when_its_shard_is_not_active(routed: RoutedSh
 
 
 async def test_find_waits_when_a_shard_that_may_be_home_does_not_answer(make_shard: ShardMaker) -> None:
-    """Neither the named shard nor another that is down is taken for "no row"; a row elsewhere is an answer."""
     up, down = await make_shard("shard-1"), silent("shard-2")
     async with routed_shards([up, down]) as routed:
         routed.register(TENANT, "shard-2")
@@ -274,7 +258,6 @@ async def test_find_waits_when_a_shard_that_may_be_home_does_not_answer(make_sha
 
 
 async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
-    """The error is the caller's, once for each: a shard elsewhere is not looked for."""
     async with (
         ScriptedCitrus(reply(SHARD)).opened(allowed_hosts=("*.example",)) as client,
         Pools(size=1) as pools,
@@ -284,7 +267,6 @@ async def test_find_is_refused_when_the_address_may_not_be_used() -> None:
 
 
 async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) -> None:
-    """Every shard is asked once for all; what one tenant meets is not the others' trouble."""
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]) as routed:
         first, second, third = await routed.locator.list_shards()
         for shard, location, state in (
@@ -320,7 +302,6 @@ async def test_homes_answers_for_each_of_many_tenants(make_shard: ShardMaker) ->
 
 
 async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_one(make_shard: ShardMaker) -> None:
-    """A destroyed row is nobody's home, also where the tenant is named to live."""
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
         first, second = await routed.locator.list_shards()
         await add_tenant(routed.pools.ensure_pool(first), state="destroyed")
@@ -333,7 +314,6 @@ async def test_homes_prefers_a_living_row_when_the_named_shard_has_a_destroyed_o
 
 
 async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earlier_ones(make_shard: ShardMaker) -> None:
-    """The error is that of the tenants it was asked for."""
     address = await make_shard("shard-1")
     async with ScriptedCitrus(reply(status=503)).opened() as client, Pools(size=1) as pools:
         await add_tenant(pools.ensure_pool(address))
@@ -345,7 +325,6 @@ async def test_homes_gives_those_that_were_found_when_citrus_does_not_name_earli
 
 
 async def test_find_uses_the_new_address_when_a_shard_has_moved_to_another_place(make_shard: ShardMaker) -> None:
-    """What Citrus says of a shard's place is followed at the next question."""
     async with routed_shards([silent("shard-1")]) as routed:
         routed.register(TENANT, "shard-1")
         with pytest.raises(ShardUnavailableError):
@@ -357,7 +336,6 @@ async def test_find_uses_the_new_address_when_a_shard_has_moved_to_another_place
 
 
 async def test_find_asks_the_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
-    """With a map the tenant is found on the shard its key had when there were fewer shards."""
     shards = [await make_shard(f"shard-{number}") for number in (1, 2)]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     locator = StaticMap(ShardMap(shards=mapped))

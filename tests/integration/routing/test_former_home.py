@@ -107,7 +107,6 @@ async def tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
 async def test_answers_come_from_the_home_when_a_replica_has_the_route_from_before_the_move(
     tenant: MovedTenant,
 ) -> None:
-    """The statement that reads the outcome reads the tenant's row too, and finds it moved."""
     before = tenant.case("shard-1").operation("create", data={})
     assert await tenant.routed.gateway.give_up("shard-1", before) == GIVEN_UP
     await tenant.move()
@@ -126,7 +125,6 @@ async def test_answers_come_from_the_home_when_a_replica_has_the_route_from_befo
 @pytest.mark.slow
 @pytest.mark.parametrize("question", ["tenant", "list", "rejection", "survey"])
 async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant: MovedTenant, question: str) -> None:
-    """Whichever comes first."""
     await tenant.routed.gateway.note_rejections("shard-1", "letters", [REJECTION])
     first = tenant.case("shard-1").operation("create", data={})
     await tenant.case("shard-1").apply(first)
@@ -156,7 +154,6 @@ async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant
 
 @pytest.mark.slow(0.4)
 async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(tenant: MovedTenant) -> None:
-    """Notes and tries of messages are rows of the home alone: rows on a former one would refuse the way back."""
     await tenant.move()
 
     assert await tenant.late.note_rejections("shard-1", "letters", [REJECTION]) == {}
@@ -174,7 +171,6 @@ async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(ten
 
 
 async def test_note_is_not_left_behind_when_a_mover_has_the_tenants_row(tenant: MovedTenant) -> None:
-    """The statement waits for the mover's commit, and reads the row again."""
     pool = tenant.pool("shard-1")
     async with pool.transaction() as mover:
         await mover.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = $1", TENANT_ID)
@@ -192,7 +188,6 @@ async def test_note_is_not_left_behind_when_a_mover_has_the_tenants_row(tenant: 
 
 
 async def test_answer_says_that_the_tenant_moves_when_no_shard_is_its_home(tenant: MovedTenant) -> None:
-    """Between the two homes nothing is known: the answer names that, and no time up to which all is decided."""
     applied = tenant.case("shard-1").operation("create", data={})
     await tenant.case("shard-1").apply(applied)
     await add_tenant(tenant.pool("shard-2"))
@@ -210,7 +205,6 @@ async def test_answer_says_that_the_tenant_moves_when_no_shard_is_its_home(tenan
 
 
 async def test_fenced_tenant_is_answered_from_its_shard(tenant: MovedTenant) -> None:
-    """Its log is whole there until another shard is its home."""
     applied = tenant.case("shard-1").operation("create", data={})
     await tenant.case("shard-1").apply(applied)
     await tenant.case("shard-1").set_state("fenced")

@@ -48,7 +48,6 @@ def case_of(routed: RoutedShards) -> TenantCase:
 
 
 async def test_gateway_applies_where_the_tenant_was_found(routed: RoutedShards) -> None:
-    """Found once, then remembered; a redelivery through the same route is dropped."""
     case = case_of(routed)
     create = case.operation("create", data={"a": 1})
 
@@ -67,7 +66,6 @@ async def test_gateway_applies_where_the_tenant_was_found(routed: RoutedShards) 
     ],
 )
 async def test_gateway_knows_that_it_can_do_nothing_at_its_start(faults: dict[str, Any], reason: Inability) -> None:
-    """Without any operation."""
     async with routed_shards([silent("shard-1"), silent("shard-2")]) as routed:
         for name, value in faults.items():
             setattr(routed.citrus.faults, name, value)
@@ -77,14 +75,12 @@ async def test_gateway_knows_that_it_can_do_nothing_at_its_start(faults: dict[st
 
 
 async def test_gateway_can_do_something_while_one_shard_answers(make_shard: ShardMaker) -> None:
-    """Its start ends with the first one that does."""
     async with routed_shards([silent("shard-1"), await make_shard("shard-2")]) as routed:
         await routed.gateway.look_around()
         assert routed.gateway.inability is None
 
 
 async def test_gateway_keeps_a_tenant_in_use_when_its_operations_are_applied(routed: RoutedShards) -> None:
-    """Whoever sends them need not ask where it lives: its route is put in line to be made fresh all the same."""
     case = case_of(routed)
     await routed.gateway.find(TENANT_ID)
     assert routed.gateway.is_up("shard-1")
@@ -97,7 +93,6 @@ async def test_gateway_keeps_a_tenant_in_use_when_its_operations_are_applied(rou
 
 
 async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed: RoutedShards) -> None:
-    """A tenant that is not there any more is asked for anew, and found where it moved."""
     case = case_of(routed)
     await routed.gateway.find(TENANT_ID)
     await add_tenant(pool_of(routed, "shard-2"))
@@ -112,7 +107,6 @@ async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed:
 
 
 async def test_route_is_used_until_the_lookup_of_a_held_tenant_has_another_answer(routed: RoutedShards) -> None:
-    """A lookup without an answer would leave a tenant of a shard that is back without its route."""
     await routed.gateway.find(TENANT_ID)
     asking = asyncio.create_task(routed.gateway.find_again(TENANT_ID))
     await asyncio.sleep(0)
@@ -127,7 +121,6 @@ async def test_route_is_used_until_the_lookup_of_a_held_tenant_has_another_answe
 async def test_gateway_writes_to_the_new_place_when_the_address_was_refreshed(
     routed: RoutedShards, make_shard: ShardMaker
 ) -> None:
-    """After a failover the lane's next try goes to the new server, whose identity is checked first."""
     case = case_of(routed)
     await routed.gateway.find(TENANT_ID)
     shard = routed.citrus.registry.shards["shard-1"]
@@ -150,7 +143,6 @@ async def test_gateway_writes_to_the_new_place_when_the_address_was_refreshed(
 
 
 async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) -> None:
-    """One operation as the log has it, its result as Postgres wrote it; None where there is none."""
     case = case_of(routed)
     create = case.operation("create", data='{"n": 12345678901234567890.10}')
     read, missing = case.operation("read"), case.operation("delete", "r2")
@@ -179,7 +171,6 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
 
 
 async def test_gateway_finds_no_operation_of_another_pair_with_the_same_tenant_id(routed: RoutedShards) -> None:
-    """A caller that may see the tenants of a business must not see those of another one."""
     await add_tenant(pool_of(routed, "shard-1"), ("a", "b-c"))
     routed.register(("a", "b-c"), "shard-1")
     case = TenantCase(pool_of(routed, "shard-1"), ("a", "b-c"))
@@ -192,7 +183,6 @@ async def test_gateway_finds_no_operation_of_another_pair_with_the_same_tenant_i
 
 
 async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
-    """Operations and rejections; not where a shard is silent, of nobody, or at a former home."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
         for shard_id, business_id in (("shard-1", "b1"), ("shard-2", "b2"), ("shard-2", "gone")):
@@ -223,7 +213,6 @@ async def test_gateway_tells_what_is_decided(make_shard: ShardMaker) -> None:
 async def test_gateway_asks_a_shard_together_for_those_that_ask_at_the_same_moment(
     routed: RoutedShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one finds a connection at once; the others wait for it, and share one query."""
     case = case_of(routed)
     assert await case.apply(case.operation("create", data={}, request_id="r7")) == [SUCCEEDED]
     assert not await routed.gateway.is_decided(TENANT_ID, TENANT[0], "before")  # its home is known then
@@ -241,7 +230,6 @@ async def test_gateway_asks_a_shard_together_for_those_that_ask_at_the_same_mome
 
 
 async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:
-    """The newest of several with that id is returned, and the shards that did not answer are named."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
     async with routed_shards([*shards, silent("shard-4")]) as routed:
         for shard_id, tenant in (("shard-2", ("b", "1")), ("shard-1", ("b", "2"))):
@@ -261,7 +249,6 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
 async def test_gateway_finds_nothing_when_asked_with_text_that_cannot_be_stored(
     routed: RoutedShards, text: str
 ) -> None:
-    """What comes from outside may be any text; what no shard can hold is not there."""
     assert await routed.gateway.find_operation(text, TENANT_ID) == FoundOperation(None)
     assert await routed.gateway.find_operation(text, None) == FoundOperation(None)
     assert await routed.gateway.find_operation("request", text) == FoundOperation(None)
@@ -269,7 +256,6 @@ async def test_gateway_finds_nothing_when_asked_with_text_that_cannot_be_stored(
 
 
 async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) -> None:
-    """The row, and how much there is of it; an absence where no shard has it."""
     case = case_of(routed)
     await case.apply(case.operation("create", data={}), case.operation("delete", "r2"))
 
@@ -285,7 +271,6 @@ async def test_gateway_returns_a_tenant_with_its_counts(routed: RoutedShards) ->
 
 @pytest.mark.parametrize("name", ["patient", "patients"])
 async def test_gateway_finds_what_was_sent_under_any_name_of_a_type(routed: RoutedShards, name: str) -> None:
-    """The resource, and the operations, each with the name that it was sent under."""
     case = case_of(routed)
     await case.apply(case.operation("create", "r1", {}, resource_type="patients"), case.operation("read", "r1"))
     await case.apply(case.operation("create", "r1", {}, resource_type="note"))
@@ -302,7 +287,6 @@ async def test_gateway_finds_what_was_sent_under_any_name_of_a_type(routed: Rout
 async def test_gateway_returns_the_present_row_of_a_resource(
     routed: RoutedShards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its times and its size; without a row that there is none, and too long a document without its text."""
     case = case_of(routed)
     await case.apply(case.operation("create", "r1", data={"n": 1}))
     found = await routed.gateway.find_resource(*TENANT, "patient", "r1")
@@ -322,7 +306,6 @@ async def test_gateway_returns_the_present_row_of_a_resource(
 
 
 async def test_gateway_raises_when_the_tenants_shard_does_not_answer(make_shard: ShardMaker) -> None:
-    """Silence is not taken for "not there"."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-2")
         with pytest.raises(RetryableError):
@@ -332,7 +315,6 @@ async def test_gateway_raises_when_the_tenants_shard_does_not_answer(make_shard:
 
 
 async def test_survey_asks_every_shard_and_names_the_silent(make_shard: ShardMaker) -> None:
-    """Rows come with their shard's id; an empty shard has none, and one of another identity is as good as silent."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
     wrong = ShardAddress("shard-3", (await make_shard("shard-9")).connection_string)
     async with routed_shards([*shards, wrong, silent("shard-4")]) as routed:

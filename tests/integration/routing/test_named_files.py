@@ -52,7 +52,6 @@ async def use(shards: Shards) -> Any:
 async def test_shard_is_refused_and_others_go_on_when_citrus_names_a_pipe(
     case: tuple[Shards, ScriptedCitrus, ShardAddress], tmp_path: Path, place: str, option: str
 ) -> None:
-    """Wherever it is, and whichever option names it; the error says why."""
     shards, citrus, address = case
     path = pipe_in(tmp_path / place)
     string = f"postgresql://u@127.0.0.1:1/d?sslmode=require&{option}={path}"
@@ -69,7 +68,6 @@ async def test_shard_is_refused_and_others_go_on_when_citrus_names_a_pipe(
 
 
 async def test_import_fails_with_the_reason_when_its_source_names_a_pipe(tmp_path: Path) -> None:
-    """It may be in any folder, as its operator wrote it; the other bounds hold."""
     path = pipe_in(tmp_path / "anywhere")
     source = ImportSource(ShardAddress("source", f"postgresql://u@127.0.0.1:1/d?sslmode=require&sslrootcert={path}"))
     expected = f"IMPORT_SOURCE_URL: option sslrootcert: expected a regular file, .* at {path}"

@@ -81,7 +81,6 @@ async def store(notes: RejectionNotes, *letters: DeadLetter) -> None:
 
 
 async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker) -> None:
-    """With its tenant and without, the last one of an id; an operation of that id is applied, and is its answer."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
     async with routed_shards([*shards, silent("shard-4")]) as routed, open_notes(routed, Letters()) as notes:
         case = await add_registered(routed, TENANT, "shard-1")
@@ -118,7 +117,6 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
 
 
 async def test_rejection_is_told_to_its_own_pair_of_ids_alone(make_shard: ShardMaker) -> None:
-    """`a-b` at `c` and `a` at `b-c` have one id, of which one is a tenant; requests may have the same id too."""
     async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
         await add_registered(routed, ("a", "b-c"), "shard-1")
         pairs = (("a", "b-c"), ("a-b", "c"))
@@ -134,7 +132,6 @@ async def test_rejection_is_told_to_its_own_pair_of_ids_alone(make_shard: ShardM
 
 
 async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: ShardMaker) -> None:
-    """Without a tenant in the question, as it has none; on the first shard that answers."""
     origin = Origin(Source.SQS, "orders", datetime.now(UTC), message_id="m-1")
     nameless = msgspec.structs.replace(letter("d-1"), origin=origin, business_id=None, location_id=None)
     shards = [silent("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")]
@@ -149,7 +146,6 @@ async def test_message_without_a_tenant_is_found_by_its_message_id(make_shard: S
 
 @pytest.mark.parametrize("is_registered", [True, False])
 async def test_refused_control_message_is_told_with_its_tenant(make_shard: ShardMaker, *, is_registered: bool) -> None:
-    """The last one, whether the tenant has a home or not; not to another tenant with the same joined id."""
     origin = Origin(Source.SQS, "control", datetime.now(UTC), message_id="m-1")
     refused = msgspec.structs.replace(letter("-", error="no such type"), origin=origin, request_id=None)
     async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
@@ -176,7 +172,6 @@ async def test_refused_control_message_is_told_with_its_tenant(make_shard: Shard
 
 
 async def test_notes_of_tenants_without_a_home_are_bounded(make_shard: ShardMaker) -> None:
-    """Anybody can name any tenant: beyond the bound they are dropped and counted, and others are written."""
     full = """
         INSERT INTO unplaced_rejections
         SELECT 'r' || number, 't', 't', 'too_large', 'e', 'q', 's', NULL, NULL, now()
@@ -194,7 +189,6 @@ async def test_notes_of_tenants_without_a_home_are_bounded(make_shard: ShardMake
 
 
 async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_shard: ShardMaker) -> None:
-    """The shard of the remembered route refuses it; the note waits, and the home is looked up anew."""
     async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
         await add_registered(routed, TENANT, "shard-1")
         assert await routed.gateway.find(TENANT_ID) == "shard-1"
@@ -210,7 +204,6 @@ async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_sh
 
 @pytest.mark.slow(2)
 async def test_note_waits_until_its_tenant_has_moved(make_shard: ShardMaker) -> None:
-    """It is neither lost nor written as one of a tenant without a home."""
     async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
         case = await add_registered(routed, TENANT, "shard-1")
         await case.set_state("incoming")
@@ -223,7 +216,6 @@ async def test_note_waits_until_its_tenant_has_moved(make_shard: ShardMaker) -> 
 
 
 async def test_command_shows_lines_that_were_rejected_since_it_sent_them(make_shard: ShardMaker) -> None:
-    """Not a record with the same id that was rejected before."""
     line = {"operation": "read", "businessId": "b", "locationId": "l", "resourceType": "x", "resourceId": "y"}
     at = datetime.now(UTC)
     text = json.dumps(line | {"requestId": "r-1"}).encode()
@@ -255,7 +247,6 @@ async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id
 async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(
     make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
-    """Of a server that hangs; the note is written once it answers."""
     hanging = await copy_shard(breakable_server, "shard-2")
     letters = Letters()
     timeouts = msgspec.structs.replace(UNHURRIED, statement_s=60.0)  # whoever waits for the hanging one is noticed
@@ -282,8 +273,6 @@ async def _is_noted(routed: RoutedShards, request_id: str, tenant_id: str) -> bo
 async def test_notes_that_wait_are_bounded_and_those_dropped_are_counted(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By number, and by time where the shard does not answer."""
-
     def dropped() -> float:
         return REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0
 

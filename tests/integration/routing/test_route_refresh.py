@@ -101,7 +101,6 @@ def soon(is_so: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
 
 
 async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: World) -> None:
-    """Not before it is, not by those who use it, and not again until it is past it again."""
     before = requests_to("get_shard")
     assert not await world.later(FRESH_S / 2)
     assert await world.later(LATE_S)
@@ -113,7 +112,6 @@ async def test_a_route_past_its_freshness_is_served_and_asked_for_once(world: Wo
 
 @pytest.mark.slow(2)
 async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_for_an_hour(world: World) -> None:
-    """It is said once, and when it is over."""
     world.routed.citrus.faults.is_unreachable = True
     with capture_logs() as logs:
         for _ in range(12):
@@ -132,7 +130,6 @@ async def test_known_tenants_are_served_and_new_ones_held_while_citrus_is_away_f
 
 @pytest.mark.parametrize("status", [401, 403, 418, 429, 503])
 async def test_known_tenants_are_served_while_citrus_refuses_to_answer(world: World, status: int) -> None:
-    """Whatever it says instead; a new tenant is held, and not taken for unregistered."""
     world.routed.citrus.faults.status = status
     world.routed.citrus.faults.retry_after_s = 20
     assert not await world.later(LATE_S)
@@ -142,7 +139,6 @@ async def test_known_tenants_are_served_while_citrus_refuses_to_answer(world: Wo
 
 
 async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) -> None:
-    """The question is behind their back, and one that never ends keeps no other from being asked."""
     world.routed.citrus.faults.latency_s = 3600
     world.clock.now += LATE_S
     async with running(world.routed.refresh):
@@ -158,7 +154,6 @@ async def test_known_tenants_wait_for_nobody_while_citrus_is_slow(world: World) 
 
 @pytest.mark.slow
 async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away(world: World) -> None:
-    """It was held for a moment, as in a move: its shard says that it is still there, or where it went."""
     world.routed.citrus.faults.is_unreachable = True
     pool = world.pool("shard-1")
     assert await world.found() == "shard-1"
@@ -182,7 +177,6 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
 
 @pytest.mark.parametrize("named", ["shard-2", None])
 async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world: World, named: str | None) -> None:
-    """Another shard, or none: it is a conflict in the log and nothing else."""
     world.routed.citrus.faults.wrong_shards[TENANT_ID] = named
     with capture_logs() as logs:
         assert await world.later(LATE_S)
@@ -194,7 +188,6 @@ async def test_a_route_stays_when_citrus_lies_and_the_shard_has_the_tenant(world
 
 
 async def test_a_citrus_that_flips_is_followed_only_where_the_shards_say_so(world: World) -> None:
-    """Of two shards that are named in turns one has the tenant, and its operations go there."""
     case = TenantCase(world.pool("shard-1"), TENANT)
     for number in range(6):
         world.routed.citrus.faults.wrong_shards[TENANT_ID] = f"shard-{number % 2 + 1}"
@@ -206,7 +199,6 @@ async def test_a_citrus_that_flips_is_followed_only_where_the_shards_say_so(worl
 
 
 async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wrong(world: World) -> None:
-    """The next operation finds where the tenant is now."""
     await add_tenant(world.pool("shard-2"))
     await fetch(world.pool("shard-1"), "DELETE FROM tenants")
     world.routed.register(TENANT, "shard-2")
@@ -217,14 +209,12 @@ async def test_a_route_is_given_up_when_citrus_and_the_shard_agree_that_it_is_wr
 
 
 async def test_a_route_is_given_up_when_its_shard_is_marked_inactive(world: World) -> None:
-    """The tenant is held then, as one that is found for the first time is."""
     world.routed.citrus.registry.shards["shard-1"].is_active = False
     assert await world.later(LATE_S)
     assert await world.routed.gateway.find(TENANT_ID) == Absence.INACTIVE
 
 
 async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(world: World) -> None:
-    """Whoever is down is not thereby elsewhere."""
     world.routed.citrus.registry.shards["shard-1"].connection_string = silent("shard-1").connection_string
     world.pool("shard-1")
     world.routed.citrus.faults.wrong_shards[TENANT_ID] = "shard-2"
@@ -233,7 +223,6 @@ async def test_a_route_stays_when_citrus_differs_and_the_shard_says_nothing(worl
 
 
 async def test_a_route_stays_when_citrus_names_an_address_that_may_not_be_used(world: World) -> None:
-    """It is told, and asked again when it is past its freshness again."""
     world.routed.locator._allowed_hosts = ("*.internal",)  # type: ignore[attr-defined]
     with capture_logs() as logs:
         assert await world.later(LATE_S)
@@ -244,7 +233,6 @@ async def test_a_route_stays_when_citrus_names_an_address_that_may_not_be_used(w
 
 
 async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, make_shard: ShardMaker) -> None:
-    """Another shard's database, an empty one, none at all, one that is read-only: each is tried and left."""
     shard = world.routed.citrus.registry.shards["shard-1"]
     right = shard.connection_string
     other, empty, standby = (
@@ -276,7 +264,6 @@ async def test_a_wrong_address_does_nothing_to_a_shard_that_works(world: World, 
 async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_tenants(
     make_shard: ShardMaker,
 ) -> None:
-    """Within a second or so, and nobody asked for any of its tenants."""
     old, new = await make_shard("shard-1"), await make_shard("shard-1")
     async with routed_shards([old]) as routed:
         tenants = [("clinic", str(number)) for number in range(20)]
@@ -303,7 +290,6 @@ async def test_a_shard_in_trouble_is_asked_for_once_and_followed_for_all_its_ten
 
 
 async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(world: World) -> None:
-    """The dead one may be gone for ever; until the named one confirms the tenant, the route stays."""
     world.routed.citrus.registry.place(TENANT_ID, world.routed.citrus.registry.shards["shard-2"])
     world.pool("shard-1").address = silent("shard-1")
     assert await world.later(LATE_S)
@@ -316,7 +302,6 @@ async def test_route_to_a_dead_shard_ends_when_the_named_one_has_the_tenant(worl
 
 @pytest.mark.slow(0.3)
 async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -> None:
-    """The list of all, not one for each."""
     addresses = [await make_shard(f"shard-{number}") for number in range(6)]
     async with routed_shards(addresses) as routed:
         for number, address in enumerate(addresses):
@@ -337,7 +322,6 @@ async def test_many_shards_in_trouble_are_one_question(make_shard: ShardMaker) -
 
 
 async def test_an_absence_may_be_a_few_seconds_old_where_the_caller_says_so(world: World) -> None:
-    """A tenant that nobody knows costs one request for many operations; who needs a fresh answer gets one."""
     directory = world.routed.directory
     before = requests_to("get_shard")
     for _ in range(10):
@@ -355,7 +339,6 @@ async def test_an_absence_may_be_a_few_seconds_old_where_the_caller_says_so(worl
 
 
 async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_does_not_have(world: World) -> None:
-    """And for many at once; a row that comes to the named shard meanwhile is seen at once."""
     tenants = [("none", str(number)) for number in range(20)]
     for tenant in tenants:
         world.routed.register(tenant, "shard-2")
@@ -378,7 +361,6 @@ async def test_other_shards_are_asked_once_in_seconds_for_those_that_their_own_d
 
 @pytest.mark.slow
 async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_not(make_shard: ShardMaker) -> None:
-    """Tried while the shard does not answer, used once it takes writes; the first start finds it, too."""
     replica, old = await make_shard("shard-1"), silent("shard-1")
     database = replica.connection_string.rpartition("/")[2]
     shard_map = ShardMap(shards=(MappedShard("shard-1", old.connection_string, replica.connection_string),))
@@ -409,7 +391,6 @@ async def test_a_promoted_replica_of_the_map_is_followed_and_the_old_primary_is_
 async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
     make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
-    """Its old address is asked in vain, the new one is learned by itself, and the next batch goes there."""
     old, new = await copy_shard(breakable_server), await make_shard()
     async with routed_shards([old]) as routed:
         routed.register(TENANT, SHARD_ID)
@@ -430,7 +411,6 @@ async def test_a_killed_shard_is_followed_to_where_citrus_names_it_then(
 
 
 async def test_a_replica_of_the_map_is_left_alone_while_the_primary_takes_writes(make_shard: ShardMaker) -> None:
-    """An error more is no failover, even where the replica would take writes, as a copy by logical replication does."""
     primary, copy = await make_shard("shard-1"), await make_shard("shard-1")
     locator = StaticMap(ShardMap(shards=(MappedShard("shard-1", primary.connection_string, copy.connection_string),)))
     async with Pools(size=1) as pools:

@@ -34,7 +34,6 @@ def reload_count(outcome: str) -> float:
 async def test_reload_places_new_tenants_by_the_new_map_and_leaves_the_others_where_they_are(
     world: World, shards: Shards
 ) -> None:
-    """A shard that is added takes its share of new keys; those of before are found, and a conflict is said."""
     old, new = tenant_on(2, 3, before=0), tenant_on(2, 3, before=0, number=1)
     assert await world.provision(old) is ProvisionResult.PROVISIONED
     assert await world.found(old) == "shard-1"
@@ -59,7 +58,6 @@ async def test_reload_places_new_tenants_by_the_new_map_and_leaves_the_others_wh
 
 
 async def test_reload_takes_a_marked_map_when_all_are_in_place(world: World, shards: Shards) -> None:
-    """Each tenant has a row where the map places it, as far as the shards answer; a pin puts it there."""
     tenant = tenant_on(2, 3, before=0)
     await world.provision(tenant)
     assert (await world.reload(*shards[:2], all_in_place=True))["event"] == "shard_map.reloaded"
@@ -81,7 +79,6 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES.keys())
 async def test_reload_refuses_a_bad_file_and_goes_on_by_the_map_before(world: World, content: bytes) -> None:
-    """With an error that says why, and no secret in it."""
     tenant, refused = tenant_on(0, 2), reload_count("refused")
     await world.provision(tenant)
     world.path.write_bytes(content)
@@ -97,7 +94,6 @@ async def test_reload_refuses_a_bad_file_and_goes_on_by_the_map_before(world: Wo
 
 
 async def test_reload_refuses_a_file_that_is_gone_and_takes_it_when_it_is_back(world: World, shards: Shards) -> None:
-    """Whoever replaces it in two steps may send the signal in between."""
     applied = reload_count("applied")
     world.path.unlink()
     assert "No such file" in (await world.hang_up())["problems"][0]
@@ -107,7 +103,6 @@ async def test_reload_refuses_a_file_that_is_gone_and_takes_it_when_it_is_back(w
 
 
 async def test_reload_refuses_shards_in_another_order(world: World, shards: Shards) -> None:
-    """Where a key may have lived is told by the order alone."""
     said = await world.reload(*shards[1::-1])
 
     assert said["event"] == "shard_map.refused"
@@ -115,7 +110,6 @@ async def test_reload_refuses_shards_in_another_order(world: World, shards: Shar
 
 
 async def test_reload_follows_a_pin_to_where_the_tenant_was_moved(world: World, shards: Shards) -> None:
-    """Published after the move: the route is asked for anew at once, and there is no conflict."""
     tenant = tenant_on(0, 2)
     await world.provision(tenant)
     assert await world.found(tenant) == "shard-1"
@@ -135,7 +129,6 @@ async def test_reload_follows_a_pin_to_where_the_tenant_was_moved(world: World, 
 async def test_reload_uses_another_address_once_the_shard_is_found_there(
     world: World, shards: Shards, make_shard: ShardMaker
 ) -> None:
-    """A wrong one does nothing to a shard that works; the right one is used from the next connection on."""
     tenant = tenant_on(0, 2)
     await world.provision(tenant)
     pool = world.pools.pool_of("shard-1")
@@ -159,7 +152,6 @@ async def test_reload_uses_another_address_once_the_shard_is_found_there(
 async def test_reload_uses_another_address_at_once_where_the_shard_was_never_found(
     shards: Shards, tmp_path: Path
 ) -> None:
-    """A mistake in the first map is mended without a restart."""
     write_map(tmp_path / "map.json", silent("shard-1"))
     async with worker(tmp_path / "map.json") as world:
         with pytest.raises(ShardUnavailableError):
@@ -175,7 +167,6 @@ async def test_reload_uses_another_address_at_once_where_the_shard_was_never_fou
 async def test_a_tenant_whose_pin_is_taken_away_is_not_made_again(
     world: World, shards: Shards, *, is_restarted: bool
 ) -> None:
-    """Nor by a worker that never saw the pin: every shard that answers is asked, and its word is followed."""
     tenant = tenant_on(0, 2)
     await world.reload(*shards[:2], pins={"-".join(tenant): "shard-2"})
     await world.provision(tenant)
@@ -190,7 +181,6 @@ async def test_a_tenant_whose_pin_is_taken_away_is_not_made_again(
 async def test_a_tenant_of_a_retired_shard_is_not_made_again_while_that_is_silent(
     shards: Shards, tmp_path: Path
 ) -> None:
-    """The place a key had before its shard was retired is one of its homes: it must answer."""
     write_map(tmp_path / "map.json", shards[0], silent("shard-2"), retired=("shard-2",))
     async with worker(tmp_path / "map.json") as world:
         with pytest.raises(ShardUnavailableError, match="shard-2"):
@@ -201,7 +191,6 @@ async def test_a_tenant_of_a_retired_shard_is_not_made_again_while_that_is_silen
 async def test_a_tenant_made_while_a_shard_was_retired_is_not_made_again_where_its_shard_is_silent(
     shards: Shards, tmp_path: Path
 ) -> None:
-    """Where the retired shard is taken back, or replaced in its place, keys may be on the shards past it."""
     path = tmp_path / "map.json"
     write_map(path, *shards, retired=("shard-2",))
     async with worker(path) as world:
@@ -238,7 +227,6 @@ def histories(seed: int, count: int) -> Iterator[tuple[int, tuple[str, ...], dic
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_no_tenant_is_split_whatever_maps_follow_each_other(shards: Shards, tmp_path: Path, seed: int) -> None:
-    """Added, retired, taken back, pinned and not: each tenant is made once, by whichever worker, and found there."""
     tenants = [("clinic", f"{number}") for number in range(40)]
     path = tmp_path / "map.json"
     write_map(path, shards[0])
@@ -265,7 +253,6 @@ async def test_no_tenant_is_split_whatever_maps_follow_each_other(shards: Shards
 
 
 async def test_a_hangup_without_a_map_is_said_and_nothing_else() -> None:
-    """It ends no process."""
     wanted = asyncio.Event()
     wanted.set()
 

@@ -23,7 +23,6 @@ from simplu_worker.vocabulary import Absence
 async def test_reload_lets_a_shard_leave_only_when_it_was_retired_and_says_that_it_is_empty(
     world: World, shards: Shards
 ) -> None:
-    """Else tenants would be lost from sight; and a silent one says nothing."""
     tenant = tenant_on(1, 2)
     await world.provision(tenant)
 
@@ -39,7 +38,6 @@ async def test_reload_lets_a_shard_leave_only_when_it_was_retired_and_says_that_
 
 
 async def test_reload_keeps_a_shard_that_does_not_say_whether_it_is_empty(shards: Shards, tmp_path: Path) -> None:
-    """No answer is not "none"."""
     down = silent("shard-2")
     write_map(tmp_path / "map.json", shards[0], down, retired=("shard-2",))
     async with worker(tmp_path / "map.json") as world:
@@ -61,7 +59,6 @@ async def left(world: World, shards: Shards) -> tuple[str, str]:
 
 
 async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shards) -> None:
-    """Whoever still comes with operations is told that nobody lives there, and whoever names it gets no connection."""
     pool = world.pools.ensure_pool(shards[1])
     tenant = await left(world, shards)
     create = operation("create", "r1", {}, tenant=tenant)
@@ -86,7 +83,6 @@ async def test_a_shard_that_left_is_never_written_to(world: World, shards: Shard
 
 
 async def test_a_shard_that_left_may_come_back(world: World, shards: Shards) -> None:
-    """With connections of its own, also for those who have sent there before."""
     tenant = await left(world, shards)
     assert (await world.reload(*shards[:2]))["added"] == ["shard-2"]
 
@@ -97,7 +93,6 @@ async def test_a_shard_that_left_may_come_back(world: World, shards: Shards) -> 
 
 
 async def test_what_is_in_flight_on_a_shard_that_leaves_is_ended_and_not_cut(world: World, shards: Shards) -> None:
-    """Its connections are closed when they are given back; nobody else waits for that."""
     await world.reload(*shards[:2], retired=("shard-2",))
     pool = world.pools.ensure_pool(shards[1])
     wanted = asyncio.Event()

@@ -62,7 +62,6 @@ async def transaction_undone(pool: ShardPool) -> AsyncIterator[Connection]:
 async def test_view_shows_its_resources_with_types_and_no_others(
     tenant: TenantCase, name: str, view: str, singular: str, plural: str
 ) -> None:
-    """Singular or plural, of that type of business alone; columns that Postgres can compare and add up."""
     await fetch(tenant.pool, "UPDATE tenants SET business_type = $2 WHERE id = $1", tenant.tenant_id, name)
     await tenant.apply(
         tenant.operation("create", "a", {}, resource_type=singular),
@@ -89,7 +88,6 @@ async def test_view_shows_its_resources_with_types_and_no_others(
 
 
 async def test_views_give_values_of_their_types(tenant: TenantCase) -> None:
-    """A document's texts and numbers become times, numbers and booleans."""
     appointment = {
         "patientName": "Ana",
         "appointmentTime": "2026-03-02T10:30:00+01:00",
@@ -151,7 +149,6 @@ async def test_views_give_values_of_their_types(tenant: TenantCase) -> None:
     ],
 )
 async def test_value_is_null_when_it_is_not_of_the_type(tenant: TenantCase, document: str, expected: list[Any]) -> None:
-    """As a time, a number, a whole number, a truth: whatever the session's time zone and date style are."""
     async with transaction_undone(tenant.pool) as connection:
         await connection.execute("SET LOCAL timezone = 'Asia/Kolkata'; SET LOCAL datestyle = 'SQL, DMY'")
         row = await connection.fetchrow(CASTS, document)
@@ -163,7 +160,6 @@ async def test_value_is_null_when_it_is_not_of_the_type(tenant: TenantCase, docu
 @settings(max_examples=30, suppress_health_check=NO_CHECKS)
 @given(values=st.lists(JSON_VALUES, min_size=1, max_size=40))
 async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, values: list[Any]) -> None:
-    """One odd value makes one null, in every typed column of every view."""
     members = {
         member
         for file in BUSINESS_TYPES.values()
@@ -190,7 +186,6 @@ async def test_views_never_fail_whatever_the_documents_hold(tenant: TenantCase, 
 
 
 async def test_packaged_types_change_nothing_when_they_are_written_again(make_shard: ShardMaker) -> None:
-    """Views stay the same relations, with the rights that were given on them, and go by their readers' rights."""
     pool = ShardPool(await make_shard(), size=1)
     role = f"reader_of_views_{next(_numbers)}"
     await fetch(pool, f"CREATE ROLE {role}")

@@ -37,7 +37,6 @@ async def compression_of_results(server: PostgresServer) -> str:
 @on_installed_servers
 @pytest.mark.slow(2)
 async def test_results_are_compressed_by_lz4_where_the_server_has_it(folder: Path) -> None:
-    """The column has the method then, whoever writes; otherwise the schema is made without it."""
     async with running_server(folder, database="choosing") as server:
         connection = await asyncpg.connect(server.url)
         has_lz4 = await connection.fetchval(HAS_LZ4)  # Debian's has

@@ -139,7 +139,6 @@ async def test_list_looks_at_no_more_rows_than_it_must(
     index: str,
     most: int,
 ) -> None:
-    """In order of id it stops when the page is full; days are looked up by date; in any kind of plan."""
     async with filled.connection() as connection:
         await connection.execute("BEGIN")
         await connection.execute(f"SET LOCAL plan_cache_mode = {mode}")
@@ -161,7 +160,6 @@ async def test_list_looks_at_no_more_rows_than_it_must(
     ],
 )
 async def test_waves_read_by_keys_whatever_the_statistics_are(make_shard: ShardMaker, known: int, grown: int) -> None:
-    """A plan is used while tables grow, and of a tenant that was copied statistics know hardly a row."""
     pool = ShardPool(await make_shard(), size=1)
     plans = {}
     async with pool.connection() as connection:
@@ -186,7 +184,6 @@ async def test_waves_read_by_keys_whatever_the_statistics_are(make_shard: ShardM
 
 @pytest.mark.parametrize("view", VIEW_CASES)
 async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPool, view: str) -> None:
-    """One resource, all of them, or those of some days: never by a look at other tenants' rows."""
     tenant, resource_id, *_ = COLUMNS[view]
     by_key = f"SELECT * FROM {view} WHERE {tenant} = $1 AND \"{resource_id}\" = 'r000007'"
     by_day = f"SELECT * FROM {view} WHERE {tenant} = $1 AND date >= $2 AND date < $3 ORDER BY date"
@@ -203,7 +200,6 @@ async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPo
 
 
 async def test_check_of_a_type_looks_at_no_rows_but_those_it_counts_and_judges(filled: ShardPool) -> None:
-    """A join would read all resources, and up to PostgreSQL 16 a search for several names those behind them."""
     (known,) = await fetch(filled, 'SELECT array_agg(DISTINCT "resourceName") AS names FROM resources')
     names = sorted(known["names"])
     async with filled.connection() as connection:
@@ -217,7 +213,6 @@ async def test_check_of_a_type_looks_at_no_rows_but_those_it_counts_and_judges(f
 
 
 async def test_locations_of_a_business_are_found_by_their_index(filled: ShardPool) -> None:
-    """Not by a look at every tenant of the shard."""
     async with filled.connection() as connection:
         plan = await explained(connection, QUERIES["find_locations"], "business-7")
 
@@ -242,7 +237,6 @@ async def updates(pool: ShardPool, batches: list[list[Operation]]) -> tuple[int,
 async def test_updates_stay_on_their_page_with_all_our_indexes_and_not_with_one_on_last_updated(
     make_shard: ShardMaker,
 ) -> None:
-    """Measured: every update is heap-only; an index on a column that each write changes takes that to none."""
     pool = ShardPool(await make_shard(), size=1)
     await add_tenant(pool)
     case = TenantCase(pool, ("clinic", "main"))

@@ -84,7 +84,6 @@ def ids() -> list[str]:
 
 
 async def test_keys_are_the_same_in_sql_and_come_back_as_ids(shard: ShardPool) -> None:
-    """`simplu_key` is `key_of_id`, and `simplu_id` is `id_of_key`; also of a key that a row has kept."""
     texts = ids()
     keys = [key_of_id(text) for text in texts]
     rows = await fetch(
@@ -106,7 +105,6 @@ async def test_keys_are_the_same_in_sql_and_come_back_as_ids(shard: ShardPool) -
 
 
 async def test_view_has_the_ids_as_they_were_sent(tenant: TenantCase) -> None:
-    """Those of requests and of resources, in any shape; each operation is found by its own."""
     texts = list(dict.fromkeys(text for text in ids()[::3] if text.isprintable() and len(text) <= 128))
     sent = [tenant.operation("create", text, {}, request_id=text) for text in texts]
 
@@ -174,7 +172,6 @@ async def plans_of(connection: asyncpg.Connection[Any], query: str, request: str
 async def test_one_operation_of_a_large_log_is_found_as_the_page_for_readers_says(
     large_address: Callable[[], Awaitable[ShardAddress]],
 ) -> None:
-    """By both columns of the key, for each role, shape of id and kind of plan; `request_id` is in no index."""
     (paragraph,) = re.findall(r"(?s)\*\*One operation\*\*.*?\n\n", PAGE.read_text(encoding="utf-8"))
     advice = " ".join(paragraph.split())
     (by_key,) = re.findall(r"`(request_key = simplu_key\()'…'\)`", advice)
@@ -220,7 +217,6 @@ LOOKUPS: Final = {
 async def test_query_looks_at_no_row_of_a_large_log_but_its_own(
     large_address: Callable[[], Awaitable[ShardAddress]], name: str, mode: str
 ) -> None:
-    """A search for the first of many, which statistics recommend, would read the whole table for a new tenant."""
     connection = await asyncpg.connect((await large_address()).connection_string)
     arguments, count = LOOKUPS[name]
     key = key_of_id(REQUESTS[0])
@@ -240,7 +236,6 @@ async def test_query_looks_at_no_row_of_a_large_log_but_its_own(
 async def test_tenant_that_was_made_again_is_confirmed_without_a_look_at_its_former_log(
     large_address: Callable[[], Awaitable[ShardAddress]], mode: str
 ) -> None:
-    """Which has no row since then; an operation of its new life is found."""
     connection = await asyncpg.connect((await large_address()).connection_string)
     await connection.execute(f"SET plan_cache_mode = {mode}; PREPARE asked AS {QUERIES['find_home_candidates']}")
     batch = f"(SELECT max(batch_id) FROM log_rows JOIN tenants ON number = tenant_no WHERE id = '{TENANT_ID}')"

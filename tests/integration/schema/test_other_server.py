@@ -81,7 +81,6 @@ async def replicated(old: str, new: str) -> None:
 async def test_shard_on_a_server_with_lower_numbers_is_held_until_its_numbers_are_raised(
     old_server: PostgresServer, bring: object
 ) -> None:
-    """Then what was applied before is dropped, new operations and tenants are taken, and the log's order goes on."""
     old = await copy_shard(old_server)
     pool = ShardPool(old, size=2)
     await add_tenant(pool)
@@ -120,7 +119,6 @@ async def test_shard_on_a_server_with_lower_numbers_is_held_until_its_numbers_ar
 async def test_verify_backup_names_the_command_that_a_restored_dump_needs(
     old_server: PostgresServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may take the shard's place; then workers hold the shard until its numbers are raised."""
     old = await copy_shard(old_server)
     pool = ShardPool(old, size=1)
     await add_tenant(pool)
@@ -145,7 +143,6 @@ async def test_verify_backup_names_the_command_that_a_restored_dump_needs(
 
 @pytest.mark.slow(0.4)
 async def test_number_that_the_log_has_is_taken_for_no_fresh_one(make_shard: object) -> None:
-    """Where the log is ahead of its server only in part, the batch's own row shows it: nothing is applied."""
     assert callable(make_shard)
     pool = ShardPool(await make_shard(), size=2)
     await add_tenant(pool)

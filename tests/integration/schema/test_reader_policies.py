@@ -131,7 +131,6 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
 async def test_reader_sees_one_tenant_when_it_names_that(
     shard: ShardPool, make_role: RoleMaker, query: str, expected: list[str]
 ) -> None:
-    """With any query, in every table it may read and through the views; of the worker's journals nothing."""
     reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
 
     assert await seen(reader, query, tenant="clinic-main") == expected
@@ -142,7 +141,6 @@ async def test_reader_sees_one_tenant_when_it_names_that(
 async def test_reader_is_shown_nothing_of_others_when_its_own_function_would_tell(
     shard: ShardPool, make_role: RoleMaker
 ) -> None:
-    """The policy comes before any condition of the query that could give a row away."""
     reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
     told: list[str] = []
     connection = await asyncpg.connect(reader)
@@ -163,7 +161,6 @@ async def test_reader_is_shown_nothing_of_others_when_its_own_function_would_tel
 
 
 async def test_reader_sees_nothing_of_the_log_but_its_view(shard: ShardPool, make_role: RoleMaker) -> None:
-    """The tables of the log are for writers: without a right they are refused, and with one they are empty."""
     reader = await make_role("GRANT SELECT ON operations TO {role}")
     misled = await make_role(f"GRANT SELECT ON operations, {', '.join(LOG_TABLES)} TO {{role}}")
 
@@ -176,7 +173,6 @@ async def test_reader_sees_nothing_of_the_log_but_its_view(shard: ShardPool, mak
 
 
 async def test_reader_that_names_another_tenant_sees_that_one_alone(shard: ShardPool, make_role: RoleMaker) -> None:
-    """Whatever it did before on its connection, also for a single operation."""
     connection = await asyncpg.connect(await make_role("GRANT SELECT ON operations TO {role}"))
     requests = {row["tenant_id"]: row["request_id"] for row in await fetch(shard, "SELECT * FROM operations")}
     assert len(requests) == 2
@@ -197,7 +193,6 @@ async def test_reader_that_names_another_tenant_sees_that_one_alone(shard: Shard
 async def test_role_confined_to_a_tenant_has_a_view_of_the_owners(
     shard: ShardPool, make_role: RoleMaker, tenant: str | None
 ) -> None:
-    """A policy does not bound `operations`, which has its owner's rights; another tenant's name shows nothing."""
     await fetch(
         shard,
         "CREATE VIEW main_operations WITH (security_barrier) AS"
@@ -218,7 +213,6 @@ async def test_role_confined_to_a_tenant_has_a_view_of_the_owners(
 
 
 async def test_reader_sees_no_more_when_it_plants_what_the_view_uses(shard: ShardPool, make_role: RoleMaker) -> None:
-    """Functions and operators of its own in the search path: the view means those of when it was made."""
     reader = await make_role("GRANT SELECT ON operations TO {role}", "CREATE SCHEMA {role} AUTHORIZATION {role}")
     connection = await asyncpg.connect(reader)
     role = await connection.fetchval("SELECT current_user")
@@ -248,7 +242,6 @@ async def test_reader_sees_no_more_when_it_plants_what_the_view_uses(shard: Shar
 async def test_reader_sees_its_own_resource_type_when_two_tenants_share_a_batch(
     shard: ShardPool, make_role: RoleMaker
 ) -> None:
-    """What the rows of a transaction share has the types of all of them; each operation names its own alone."""
     reader = await make_role("GRANT SELECT ON operations TO {role}")
     types = {ids: f"type-of-{ids[0]}" for ids in TENANTS}
     await writer_of(shard).apply(
@@ -273,7 +266,6 @@ async def test_reader_sees_its_own_resource_type_when_two_tenants_share_a_batch(
     ],
 )
 async def test_reader_changes_nothing(make_role: RoleMaker, statement: str) -> None:
-    """A policy grants nothing without a right."""
     connection = await asyncpg.connect(await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}"))
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -282,7 +274,6 @@ async def test_reader_changes_nothing(make_role: RoleMaker, statement: str) -> N
 
 
 async def test_every_table_and_view_is_bounded_when_it_has_rows_of_tenants(shard: ShardPool) -> None:
-    """The tables without row-level security are known to have nothing of tenants; the views go by their readers."""
     tables = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
     views = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace"
     async with shard.connection() as connection:
@@ -298,7 +289,6 @@ async def test_every_table_and_view_is_bounded_when_it_has_rows_of_tenants(shard
 
 
 async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role: RoleMaker) -> None:
-    """A role that may write the tables sees and writes every tenant; the policies are none of its business."""
     url = await make_role("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
     pool = ShardPool(ShardAddress(shard.address.shard_id, url), size=1)
 
@@ -322,7 +312,6 @@ async def test_worker_does_all_when_it_owns_no_table(shard: ShardPool, make_role
 async def test_reader_has_its_tenant_looked_up_when_its_query_names_it_too(
     shard: ShardPool, make_role: RoleMaker
 ) -> None:
-    """The policy alone would have the table searched; the tenant in the query is found by the index, in views too."""
     reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
     connection = await asyncpg.connect(reader)
     await connection.execute("SET simplu.tenant = 'clinic-main'; SET enable_seqscan = off")
@@ -354,7 +343,6 @@ async def run(connection: asyncpg.Connection[Any], block: str) -> str:
 
 
 async def test_page_for_readers_is_true(shard: ShardPool) -> None:
-    """Each block of docs/reading.md does, run in their order by the roles it names, what the page shows."""
     page = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"(?ms)^```sql\n-- as (\w+)\n(.*?)^```\n(?:\n```text\n(.*?)\n```)?", page)
     roles = {role for _, block, _ in blocks for role in re.findall(r"CREATE ROLE (\w+)", block)}
@@ -375,7 +363,6 @@ async def test_page_for_readers_is_true(shard: ShardPool) -> None:
 async def test_reader_with_a_policy_of_its_own_sees_all_before_and_after_the_upgrade(
     shard: ShardPool, make_role: RoleMaker
 ) -> None:
-    """Such a policy may be made while the shard has none, and the upgrade then takes nothing from that reader."""
     reader = await make_role(
         "GRANT SELECT ON resources TO {role}", "CREATE POLICY {role} ON resources FOR SELECT TO {role} USING (true)"
     )

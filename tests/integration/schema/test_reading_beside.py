@@ -23,7 +23,6 @@ FROM operations GROUP BY completed_at
 
 @pytest.mark.slow
 async def test_reader_sees_whole_transactions_of_its_tenant(make_shard: ShardMaker) -> None:
-    """However often it reads, while both tenants' operations come in the same transactions."""
     address = await make_shard()
     pool = ShardPool(address, size=2)
     cases = [TenantCase(pool, ids) for ids in (TENANT, OTHER)]

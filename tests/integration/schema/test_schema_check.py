@@ -37,7 +37,6 @@ async def version_of(pool: ShardPool) -> int | None:
 
 
 async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_shard: ShardMaker) -> None:
-    """An empty shard gets the tables, every business type, its identity, and the record of its migrations."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
 
@@ -58,7 +57,6 @@ async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_sh
 
 
 async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) -> None:
-    """A second time makes nothing again."""
     before = await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid")
 
     await ensure_schema(shard)
@@ -67,7 +65,6 @@ async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) 
 
 
 async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: ShardMaker) -> None:
-    """Workers that meet an empty shard at the same moment make one schema, and none of them fails."""
     address = await make_shard("shard-7", is_empty=True)
     replicas = [ShardPool(address, size=1, timeouts=ShardTimeouts(lock_s=60.0, statement_s=60.0)) for _ in range(5)]
 
@@ -81,7 +78,6 @@ async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: S
 
 
 async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: ShardMaker) -> None:
-    """An error rolls back everything made before it."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE TYPE moves AS (a int)")  # no table, so the shard counts as empty
@@ -94,7 +90,6 @@ async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: S
 
 
 async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make_shard: ShardMaker) -> None:
-    """Waiting in vain for another worker's transaction is a lost race, which callers take for "try again later"."""
     address = await make_shard("shard-7", is_empty=True)
     async with Pools(size=1) as others, Pools(size=1, timeouts=ShardTimeouts(lock_s=0.05)) as pools:
         async with others.ensure_pool(address).transaction() as connection:
@@ -108,7 +103,6 @@ async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make
 
 
 async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
-    """A connection string that leads to another shard's database is not to be used, and the error names both."""
     address = await make_shard("shard-2")
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(ShardAddress("shard-1", address.connection_string))
@@ -129,7 +123,6 @@ async def test_check_schema_refuses_another_shards_database(make_shard: ShardMak
     ],
 )
 async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMaker, statement: str) -> None:
-    """A database with anything of another program in it is left alone."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, statement)
@@ -141,7 +134,6 @@ async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMak
 async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_put_something_there(
     make_shard: ShardMaker,
 ) -> None:
-    """Hosted Postgres comes with extensions that have views in the public schema."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE EXTENSION pg_buffercache")
@@ -169,7 +161,6 @@ AFTER_NEXT = NEXT + 1
     ],
 )
 async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPool, statement: str, came: str) -> None:
-    """The newest migration decides; the error names the actual version and what to do."""
     await fetch(shard, statement)
 
     with pytest.raises(ShardUnavailableError, match=came):
@@ -184,14 +175,12 @@ async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPo
     ],
 )
 async def test_check_schema_takes_later_versions_that_work_with_it(shard: ShardPool, statement: str) -> None:
-    """So workers and shards can be upgraded one by one, in either order."""
     await fetch(shard, statement)
 
     assert await version_of(shard) is not None
 
 
 async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:
-    """Tables like ours without an identity are not a shard."""
     await fetch(shard, "DELETE FROM shard_meta")
 
     with pytest.raises(ShardUnavailableError, match="no identity"):
@@ -200,7 +189,6 @@ async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION, NEXT])
 async def test_all_tables_columns_and_keys_are_checked(make_shard: ShardMaker, version: int) -> None:
-    """Those of all migrations up to the version of the shard, as their files have them."""
     migrations = [*MIGRATIONS, MADE_UP][:version]
     async with upgrade_pool(await make_shard("shard-7", is_empty=True)) as pool:
         async with pool.transaction() as connection:
@@ -232,7 +220,6 @@ async def test_all_tables_columns_and_keys_are_checked(make_shard: ShardMaker, v
     ],
 )
 async def test_check_schema_names_what_is_missing(shard: ShardPool, statement: str, missing: str) -> None:
-    """A table of another role is none: its triggers would run with the worker's rights."""
     url = shard.address.connection_string
     await execute(url, f"CREATE ROLE {STRANGER}")
     try:
@@ -262,7 +249,6 @@ REMAKE = re.compile(r"then run: (ALTER TABLE .*)$")
     ],
 )
 async def test_shard_is_held_until_its_unique_index_is_remade(shard: ShardPool, statements: list[str]) -> None:
-    """Without the index an operation is applied twice. The error names it, and the statement that makes it again."""
     assert await probe_refusal(shard) is None
     for statement in statements:
         await fetch(shard, statement)
@@ -278,7 +264,6 @@ async def test_shard_is_held_until_its_unique_index_is_remade(shard: ShardPool, 
 
 
 async def test_shard_is_well_with_the_same_key_in_another_form(shard: ShardPool) -> None:
-    """In another order, with another name and more columns at hand, or of a table in partitions."""
     await fetch(shard, NO_KEY)
     await fetch(shard, f"{UNIQUE} (request, tenant_no) INCLUDE (batch_id)")
     async with shard.transaction() as connection:
@@ -292,7 +277,6 @@ async def test_shard_is_well_with_the_same_key_in_another_form(shard: ShardPool)
 
 
 async def test_first_use_after_an_error_checks_the_shard_again(shard: ShardPool) -> None:
-    """Another server may answer there now, such as one with a restored backup."""
     assert await fetch_from_shard(shard, QUERIES["list_tenants"]) == []
     await fetch(shard, NO_KEY)
     with pytest.raises(ShardUnavailableError):
@@ -325,7 +309,6 @@ WRITER_IS_GONE = "DROP POLICY simplu_writer ON resources"
     ],
 )
 async def test_shard_is_held_when_a_policy_may_hide_rows(shard: ShardPool, statement: str, policy: str | None) -> None:
-    """From a role that owns no table: it would take them for missing. The owner sees them all the same."""
     url = shard.address.connection_string
     await execute(
         url,
@@ -355,7 +338,6 @@ async def probe_refusal(pool: ShardPool) -> str | None:
 
 
 async def test_shard_is_refused_until_the_role_has_the_rights_that_are_named(shard: ShardPool) -> None:
-    """By the first use and by each probe, which `check` makes too; read-only tables need SELECT alone."""
     url = shard.address.connection_string
     await execute(
         url,

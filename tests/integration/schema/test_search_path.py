@@ -104,7 +104,6 @@ async def trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> Sh
 
 @pytest.mark.slow(0.3)
 async def test_decoys_are_what_unqualified_statements_use(trapped: ShardAddress) -> None:
-    """So the tests below would notice one: functions, operators, tables; and asyncpg's own question about a type."""
     async with parse_trees(trapped.connection_string) as trees:
         for statement in (
             "SELECT jsonb_path_exists($1::jsonb, '$.*')",
@@ -120,7 +119,6 @@ async def test_decoys_are_what_unqualified_statements_use(trapped: ShardAddress)
 
 @pytest.mark.slow
 async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddress) -> None:
-    """By the server's parse trees; of the types of arguments and columns there is none that asyncpg would ask for."""
     assert await strangers(trapped, of_adoption=False) == {}
 
 
@@ -128,7 +126,6 @@ async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddres
 async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """And its scripts run no decoy."""
     address = await make_shard("shard-1", is_empty=True)
     await execute(address.connection_string, OLD_TABLE)
     await trap(postgres_server, address, tables=["resources"])
@@ -172,13 +169,11 @@ async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
 
 @pytest.mark.slow(0.4)
 async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
-    """Neither their statements nor the functions that these call."""
     await apply_all_kinds(trapped)
 
 
 @pytest.mark.slow(0.3)
 async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, postgres_server: PostgresServer) -> None:
-    """In transaction mode no setting of a connection stays, and none is needed."""
     async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
         url = f"postgresql://guest@{HOST}:{port}/{database_of(trapped)}"
         await apply_all_kinds(ShardAddress(trapped.shard_id, url))
@@ -186,7 +181,6 @@ async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, po
 
 @pytest.mark.slow(0.3)
 async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
-    """Not in the schema that another role has made in the worker's name, and without use of what it has planted."""
     address = await make_shard("shard-3", is_empty=True)
     await trap(postgres_server, address, tables=[])
     async with pool_of(address) as pool:
@@ -199,7 +193,6 @@ async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_ser
 
 @pytest.mark.slow(0.3)
 async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
-    """What it makes means what it says, whoever looks at the tables."""
     async with pool_of(trapped) as pool:
         done = await upgrader(pool).run()
 
@@ -212,7 +205,6 @@ async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
 
 @pytest.mark.slow(0.3)
 async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:
-    """The attacker's tables have the same names, and come first in the search path."""
     async with pool_of(trapped) as pool, pool.connection() as connection:
         path = await connection.fetchval("SELECT pg_catalog.current_schemas(false)::pg_catalog.text")
         found = connection.home
@@ -225,7 +217,6 @@ async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddr
 async def test_shard_may_be_in_any_schema_of_the_search_path(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """The first one, as Postgres would choose it; whatever its name."""
     address = await make_shard("shard-4", is_empty=True)
     await execute(address.connection_string, 'CREATE SCHEMA "Our ""home"""')
     path = f'ALTER DATABASE {database_of(address)} SET search_path = "Our ""home""", public'
@@ -244,7 +235,6 @@ async def test_shard_may_be_in_any_schema_of_the_search_path(
 
 @pytest.mark.parametrize("owner", ["worker_role", "owner_role", "postgres"])
 async def test_shard_is_found_by_a_role_without_special_rights(make_shard: ShardMaker, owner: str) -> None:
-    """Its tables belong to it, to a role that it is a member of, or to a superuser; the attacker's do not."""
     address = await make_shard()
     made = f"""
         CREATE ROLE worker_role LOGIN; CREATE ROLE owner_role; GRANT owner_role TO worker_role;

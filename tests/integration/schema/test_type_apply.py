@@ -65,7 +65,6 @@ async def rows_of(pool: ShardPool) -> dict[str, dict[str, Any]]:
 
 
 async def test_type_is_written_with_its_view_and_nothing_the_second_time(pool: ShardPool) -> None:
-    """The row has the file's text, which is the struct of a type; documents show in the view."""
     file = file_of("bakery", NAME, CITY, PRICE)
     assert (await plan_on(pool, {"bakery": file}, remove=())) == (await applied(pool, file))
 
@@ -95,7 +94,6 @@ USED = "SELECT relid::regclass::text AS t, indexrelname AS name, idx_scan FROM p
 
 
 async def test_filtered_members_have_indexes_that_lists_use(pool: ShardPool) -> None:
-    """Of texts and of the date; they go with the member."""
     plan = await applied(pool, read_type(FILTERED))
     assert len(plan.index_statements) == 2
     assert (await applied(pool, read_type(FILTERED))).index_statements == []
@@ -135,7 +133,6 @@ FROM generate_series(0, 29999) AS number
 
 
 async def test_view_that_gets_a_column_keeps_its_readers(pool: ShardPool) -> None:
-    """It is the same relation, with the same grants; a change of its columns is refused, and nothing is written."""
     role = f"reader_of_loaves_{next(_numbers)}"
     await applied(pool, file_of("bakery", NAME))
     await fetch(pool, f"CREATE ROLE {role}")
@@ -164,7 +161,6 @@ async def test_view_that_gets_a_column_keeps_its_readers(pool: ShardPool) -> Non
 
 @pytest.mark.parametrize("statement", ["CREATE VIEW bakery_loaves AS SELECT 1 AS a", "CREATE TABLE bakery_loaves ()"])
 async def test_what_is_no_view_of_ours_is_not_replaced(pool: ShardPool, statement: str) -> None:
-    """Whoever made it."""
     await fetch(pool, statement)
     plan = await applied(pool, file_of("bakery", NAME))
 
@@ -173,7 +169,6 @@ async def test_what_is_no_view_of_ours_is_not_replaced(pool: ShardPool, statemen
 
 
 async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardPool) -> None:
-    """Tenants that were destroyed or have moved away do not need it; all others do."""
     await applied(pool, file_of("bakery", NAME))
     await add_tenant(pool)
     await fetch(pool, "UPDATE tenants SET business_type = 'bakery'")
@@ -191,7 +186,6 @@ async def test_type_is_removed_with_its_views_when_no_tenant_has_it(pool: ShardP
 
 
 async def test_upgrade_leaves_a_type_that_was_applied(pool: ShardPool) -> None:
-    """Under the name of a packaged type, which is written again once the applied one was removed."""
     own = file_of("gym", NAME, view="gym_loaves")
     plan = await applied(pool, own)
     assert set(plan.dropped_views) == set(BUSINESS_TYPES["gym"].views)
@@ -206,7 +200,6 @@ async def test_upgrade_leaves_a_type_that_was_applied(pool: ShardPool) -> None:
 
 
 async def test_upgrade_is_refused_when_another_type_has_a_view_of_the_package(pool: ShardPool) -> None:
-    """It would take the view from that type's readers."""
     await applied(pool, file_of("fitness", NAME, view="gym_loaves"))
     types = {"gym": file_of("gym", NAME, view="gym_loaves")}
     with pytest.raises(ShardUnavailableError, match="the view gym_loaves is one of the type fitness"):
@@ -214,7 +207,6 @@ async def test_upgrade_is_refused_when_another_type_has_a_view_of_the_package(po
 
 
 async def test_packaged_type_of_the_same_file_is_taken_over(pool: ShardPool) -> None:
-    """From then on upgrades leave it alone."""
     assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.TAKEN_OVER}
     assert (await applied(pool, BUSINESS_TYPES["gym"])).changes == {"gym": TypeChange.CURRENT}
 
@@ -223,7 +215,6 @@ async def test_packaged_type_of_the_same_file_is_taken_over(pool: ShardPool) -> 
 async def test_apply_gives_up_when_a_reader_keeps_the_view_and_works_behind_one_that_does_not(
     pool: ShardPool,
 ) -> None:
-    """A wait for a lock is short, so that other readers do not queue behind it; then it is tried again."""
     await applied(pool, file_of("bakery", NAME))
     more = {"bakery": file_of("bakery", NAME, PRICE)}
     async with pool.transaction() as reader:
@@ -239,7 +230,6 @@ async def test_apply_gives_up_when_a_reader_keeps_the_view_and_works_behind_one_
 
 
 async def test_empty_shard_gets_nothing(make_shard: ShardMaker) -> None:
-    """Its database may be a wrong one."""
     address: ShardAddress = await make_shard("shard-7", is_empty=True)
     pool = ShardPool(address, size=1)
 

@@ -18,7 +18,6 @@ from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, U
 
 
 async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool) -> None:
-    """In the order of the file, reported step by step; the second time there is nothing to do."""
     watcher = Watcher(lambda doing: doing.done_count == doing.count > 0)
 
     done = await upgrader(pool, report=watcher).run()
@@ -36,7 +35,6 @@ async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool)
 
 @pytest.mark.slow(0.3)
 async def test_upgraded_shard_is_like_one_that_is_made_today(pool: ShardPool, make_shard: ShardMaker) -> None:
-    """The same tables, indexes, functions, views and policies."""
     async with upgrade_pool(await make_shard("shard-2", is_empty=True)) as new:
         async with new.transaction() as connection:
             await make_schema(connection, "shard-2", migrations=[*MIGRATIONS, MADE_UP])
@@ -62,7 +60,6 @@ async def catalogue(pool: ShardPool) -> list[Any]:
 
 
 async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: ShardPool) -> None:
-    """A new type is a new file and nothing else; one that was changed is applied again."""
     first = await upgrader(pool, types={"bakery": BAKERY}).run()
     second = await upgrader(pool, types={"bakery": BAKERY}).run()
     third = await upgrader(pool, types={"bakery": read_type(f"{BAKERY.text}\n")}).run()
@@ -78,7 +75,6 @@ async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: S
 
 
 async def test_upgrade_changes_nothing_on_an_empty_shard(make_shard: ShardMaker) -> None:
-    """Its schema comes with its first tenant."""
     pool = ShardPool(await make_shard("shard-7", is_empty=True), size=2)
 
     assert await upgrader(pool).run() is None
@@ -88,7 +84,6 @@ async def test_upgrade_changes_nothing_on_an_empty_shard(make_shard: ShardMaker)
 
 
 async def test_upgrade_refuses_to_go_backwards(pool: ShardPool) -> None:
-    """A shard that is newer is left as it is, with its types."""
     await upgrader(pool, types={"bakery": BAKERY}).run()
 
     older = await Upgrader(pool, types={"dental": BAKERY}).run()
@@ -100,7 +95,6 @@ async def test_upgrade_refuses_to_go_backwards(pool: ShardPool) -> None:
 
 
 async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: ShardPool) -> None:
-    """Finished statements stay, and the migration is not recorded before all are finished."""
     broken = f"{INDEX}; CREATE TABLE IF NOT EXISTS notes (a int); SELECT 1 / (SELECT count(*) FROM tenants);"
 
     with pytest.raises(Exception, match=r"22012|shard-1"):
@@ -116,7 +110,6 @@ async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: Sha
 
 @pytest.mark.slow
 async def test_upgrade_runs_once_when_two_are_started_at_once(make_shard: ShardMaker) -> None:
-    """The second one waits for the first, and finds nothing left to do."""
     address = await make_shard()
     pools = [ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS) for _ in range(2)]
 

@@ -35,7 +35,6 @@ OF_ONE_VERSION: Final = {"count_checkpoints"}  # of the server
 )
 @pytest.mark.slow(0.3)
 async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: ShardPool, text: str) -> None:
-    """A connection's outdated plan is made again within the batch that met it; nothing is held for it."""
     users = ShardPool(pool.address, size=2, timeouts=ShardTimeouts())
     writer = writer_of(users)
     await add_tenant(users)
@@ -52,7 +51,6 @@ async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: Sh
 
 
 async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behind(pool: ShardPool) -> None:
-    """Also where it has worked on the shard before; and it goes on when it may again."""
     users = ShardPool(pool.address, size=2)
     writer = writer_of(users)
     await add_tenant(users)
@@ -77,7 +75,6 @@ async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behin
 
 
 async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:
-    """The newer one with the version before, and the older one with a migration that says so."""
     both = MIGRATIONS, [*MIGRATIONS, MADE_UP]
     before = [await version_for(pool, migrations) for migrations in both]
 
@@ -92,7 +89,6 @@ async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: S
 async def test_every_query_means_something_on_each_schema_that_a_worker_works_on(
     make_shard: ShardMaker, version: int
 ) -> None:
-    """Its own, the one before, and a later one that says so."""
     async with upgrade_pool(await make_shard("shard-1", is_empty=True)) as pool:
         async with pool.transaction() as connection:
             await make_schema(connection, "shard-1", migrations=[*MIGRATIONS, MADE_UP][:version])

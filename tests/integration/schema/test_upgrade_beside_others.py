@@ -39,7 +39,6 @@ async def stranger(pool: ShardPool) -> AsyncIterator[asyncpg.Connection[Any]]:
 async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
-    """A table that another session has locked is tried for again and again, each time for a short while."""
     watcher = Watcher(lambda doing: bool(doing.waits_for))
     async with asyncio.TaskGroup() as tasks:
         transaction = stranger.transaction()
@@ -61,7 +60,6 @@ async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
 async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
-    """The error names the statement, the session that holds the lock, and what to do."""
     # Twice 0.5 s, after which it looks for whom it waits; a slow machine may miss one of these.
     hurried = ShardPool(pool.address, size=CONNECTIONS, timeouts=replace(UPGRADE_TIMEOUTS, lock_s=3.0))
     async with stranger.transaction():
@@ -79,7 +77,6 @@ async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
 async def test_upgrade_builds_an_index_whatever_the_defaults_of_the_database(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
-    """It waits for older snapshots as long as they last, its own lock has none, and no limit of the role ends it."""
     name = pool.address.connection_string.rpartition("/")[2]
     defaults = {
         "default_transaction_isolation": "'repeatable read'",
@@ -104,7 +101,6 @@ async def test_upgrade_builds_an_index_whatever_the_defaults_of_the_database(
 
 
 async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: ShardPool) -> None:
-    """The server keeps what a failed build leaves, and never uses it."""
     for location in ("north", "south"):
         await add_tenant(pool, ("clinic", location))
     unique = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"
@@ -124,7 +120,6 @@ async def test_upgrade_builds_an_index_anew_when_it_was_left_half_built(pool: Sh
 async def test_upgrade_waits_for_a_build_that_a_killed_one_has_left_to_the_server(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
-    """The server goes on with the statement of a client that is gone; its index is taken as it is then."""
     killed = await asyncpg.connect(pool.address.connection_string)
     watcher = Watcher(lambda doing: any(one.application == "builds the same index" for one in doing.waits_for))
     async with asyncio.TaskGroup() as tasks:
@@ -157,7 +152,6 @@ async def until_built(pool: ShardPool) -> None:
 
 @pytest.mark.slow
 async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger: asyncpg.Connection[Any]) -> None:
-    """Ctrl-C ends the statement on the server too, and its lock blocks no session afterwards."""
     watcher = Watcher(lambda doing: bool(doing.waits_for))
     snapshot = stranger.transaction(isolation="repeatable_read")
     await snapshot.start()
@@ -179,7 +173,6 @@ async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger:
 async def test_upgrade_works_through_a_pooler_in_transaction_mode(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """Also where that has no third connection for a look: nothing waits for one."""
     address = await make_shard()
     settings = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 2}
     async with running_pooler(postgres_server, settings) as port:

@@ -92,7 +92,6 @@ async def xids_of(pool: ShardPool) -> dict[str, str]:
 
 @pytest.mark.slow(20)
 async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pair, make_shard: ShardMaker) -> None:
-    """A standby that hangs delays no effect and no other shard; nothing is applied twice for it."""
     addresses = [await copy_shard(pair.primary, "shard-1"), await make_shard("shard-2")]
     async with routed_shards(addresses) as routed:
         pools = [routed.pools.ensure_pool(address) for address in addresses]
@@ -141,7 +140,6 @@ class UnknowingGateway(ShardGateway):
 async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
     make_shard: ShardMaker, error: Exception, verdict: Verdict
 ) -> None:
-    """They are found applied at the retry, and the message behind one in its group has waited for it."""
     address = await make_shard()
     async with routed_shards([address]) as routed:
         pool = routed.pools.ensure_pool(address)
@@ -162,7 +160,6 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
 
 
 async def test_order_is_given_up_once_its_mark_is_safe(make_shard: ShardMaker) -> None:
-    """A failover that loses the mark would let a late redelivery be applied behind later ones of its group."""
     address = await make_shard()
     async with routed_shards([address]) as routed:
         pool = routed.pools.ensure_pool(address)
@@ -189,7 +186,6 @@ CONTROLS = ["create", "create again", "rename", "admin", "destroy", "destroy all
 
 @pytest.mark.parametrize("what", CONTROLS)
 async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: str) -> None:
-    """Each of them waits for the standby, also when all it finds is that it was done before."""
     address = await copy_shard(pair.primary)
     async with routed_shards([address]) as routed:
         pool = routed.pools.ensure_pool(address)
@@ -230,7 +226,6 @@ async def change(routed: RoutedShards, what: str) -> str:
 
 
 async def test_control_message_comes_again_when_its_commit_cannot_be_known_to_be_safe(pair: Pair) -> None:
-    """The tenant is made; its message is put off, and finds it made."""
     address = await copy_shard(pair.primary)
     async with routed_shards([address]) as routed:
         request = ProvisionRequest(*TENANT, "dental", AT)

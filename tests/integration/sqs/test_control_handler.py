@@ -206,7 +206,6 @@ def kinds(verdicts: Sequence[Verdict]) -> list[type]:
     ],
 )
 async def test_message_is_done_when_it_is_applied(what: str, results: list[Any]) -> None:
-    """The result is logged with the type and the tenant of the message."""
     desk = Desk()
     desk.script_answers(what, "1", *results)
     with capture_logs() as logs:
@@ -218,7 +217,6 @@ async def test_message_is_done_when_it_is_applied(what: str, results: list[Any])
 
 @pytest.mark.parametrize(("what", "stale"), [("create", ProvisionResult.STALE), ("destroy", DestructionResult.STALE)])
 async def test_message_is_done_and_logged_when_it_is_stale(what: str, stale: Any) -> None:
-    """An older message than the newest applied is acknowledged."""
     desk = Desk()
     desk.script_answers(what, "1", stale)
     with capture_logs() as logs:
@@ -240,7 +238,6 @@ async def test_message_is_done_and_logged_when_it_is_stale(what: str, stale: Any
 async def test_destruction_of_a_business_is_what_its_locations_come_to(
     results: dict[str, DestructionResult], event: str
 ) -> None:
-    """Done when any tenant is destroyed, stale when all were newer; without a location it is held as for a tenant."""
     desk = Desk()
     desk.script_answers("destroy_all", "", results)
     with capture_logs() as logs:
@@ -256,7 +253,6 @@ async def test_destruction_of_a_business_is_what_its_locations_come_to(
 
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_outage_holds_a_message_and_never_makes_a_dead_letter(what: str) -> None:
-    """An outage holds a message for as long as it lasts, at most a minute at a time; logged once a batch."""
     desk = Desk()
     waits = []
     with capture_logs() as logs:
@@ -269,7 +265,6 @@ async def test_outage_holds_a_message_and_never_makes_a_dead_letter(what: str) -
 
 
 async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
-    """An outage is logged once a batch and error, with the number of messages."""
     desk = Desk()
     for number in range(30):
         desk.script_answers("create", str(number), RetryableError("one" if number < 20 else "two"))
@@ -286,7 +281,6 @@ def retry_count(reason: str) -> float:
 
 @pytest.mark.parametrize("error", [ShardNotAllowedError("not allowed"), CitrusDeniedError("401")])
 async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> None:
-    """The message is held; the log line is an error, and each retry is counted apart from those of an outage."""
     desk, counted = Desk(), retry_count("blocked")
     desk.script_answers("create", "1", error)
     with capture_logs() as logs:
@@ -299,7 +293,6 @@ async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> 
 
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> None:
-    """The dead letter of a refused message has the error and the tenant."""
     desk = Desk()
     desk.script_answers(what, "" if what == "destroy_all" else "1", PermanentError("expected something else"))
     location = None if what == "destroy_all" else "1"
@@ -318,7 +311,6 @@ def failed_on_shard() -> FailedOnShardError:
 
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_unforeseen_error_on_a_shard_is_retried_then_given_up_without_its_text(what: str) -> None:
-    """By the configured delays and the message's own failures; the log has the traceback, and the number."""
     desk = Desk()
     desk.script_answers(what, "" if what == "destroy_all" else "1", *(failed_on_shard() for _ in range(3)))
     handled, failing = handler(desk), message(what, tries=9)
@@ -339,7 +331,6 @@ async def test_unforeseen_error_on_a_shard_is_retried_then_given_up_without_its_
 
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(what: str) -> None:
-    """The message is held with a back-off, at most a minute, for as long as it takes."""
     desk = Desk()
     desk.script_answers(what, "" if what == "destroy_all" else "1", *(KeyError("secret") for _ in range(20)))
     handled = handler(desk)
@@ -351,8 +342,6 @@ async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(w
 
 
 async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
-    """A shard that is down by then counts no failure."""
-
     class Down(Counts):
         async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             raise OUTAGE
@@ -370,8 +359,6 @@ async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
 
 
 async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
-    """Each of the batch is held by its own tries; the other messages are not touched by it."""
-
     class Broken(Desk):
         async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
             raise KeyError("a bug")
@@ -384,7 +371,6 @@ async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
     ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
 )
 async def test_invalid_message_is_a_dead_letter_and_reaches_no_shard(body: str, reason: str) -> None:
-    """A rejected message reaches no shard."""
     desk = Desk()
     bad = Message("m", "r", body, {}, NOW, 1, None)
     (verdict,) = await handler(desk).handle([bad])
@@ -408,7 +394,6 @@ async def test_invalid_message_is_a_dead_letter_and_reaches_no_shard(body: str, 
     ],
 )
 async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, absent: Any, reason: str) -> None:
-    """A tenant, a resource, a business type may still come: for TENANT_WAIT_SECONDS after the message was sent."""
     desk = Desk()
     ages = [timedelta(), WAIT - timedelta(seconds=3), WAIT - timedelta(seconds=0.1), WAIT]
     verdicts = []
@@ -427,7 +412,6 @@ async def test_message_waits_for_what_is_not_there_then_is_given_up(what: str, a
 
 
 async def test_messages_about_one_tenant_keep_their_order_and_others_go_together() -> None:
-    """Creations of different tenants are one call; messages about one tenant follow each other."""
     desk = Desk()
     batch = [
         message("create", "1"),
@@ -454,7 +438,6 @@ async def test_messages_about_one_tenant_keep_their_order_and_others_go_together
 
 
 async def test_messages_of_many_tenants_are_handled_at_once() -> None:
-    """A hundred renames need not wait for each other: what bounds them is the slots of each shard."""
     desk = Desk()
     verdicts = await handler(desk).handle([message("rename", str(number)) for number in range(100)])
     assert verdicts == [Done()] * 100
@@ -462,7 +445,6 @@ async def test_messages_of_many_tenants_are_handled_at_once() -> None:
 
 
 async def test_message_behind_one_that_waits_is_not_applied() -> None:
-    """About the same tenant it waits as long; about its whole business too; others do not wait."""
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
     desk.script_answers("admin", "2", KeyError("x"))
@@ -489,7 +471,6 @@ async def test_message_behind_one_that_waits_is_not_applied() -> None:
 
 
 async def test_message_behind_a_buried_one_is_applied() -> None:
-    """A refused message holds no other message back."""
     desk = Desk()
     desk.script_answers("create", "1", PermanentError("no"))
     batch = [message("create", "1", group="g"), message("admin", "1", group="g"), message("NO_TYPE", group="g")]
@@ -502,7 +483,6 @@ async def test_message_behind_a_buried_one_is_applied() -> None:
 
 
 async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> None:
-    """At once, so the group waits for its head alone; other groups' messages about that tenant are held with it."""
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
     batch = [
@@ -519,7 +499,6 @@ async def test_later_ones_of_a_group_go_back_when_one_of_it_is_not_decided() -> 
 
 
 async def test_groups_of_a_standard_queue_say_nothing_about_order() -> None:
-    """There a group id is for fairness between tenants only."""
     desk = Desk()
     desk.script_answers("create", "1", OUTAGE)
     batch = [message("create", "1", group="g"), message("create", "2", group="g")]
@@ -527,7 +506,6 @@ async def test_groups_of_a_standard_queue_say_nothing_about_order() -> None:
 
 
 async def test_empty_call_is_no_trouble() -> None:
-    """An empty call gives no verdicts."""
     assert await handler(Desk()).handle([]) == []
 
 
@@ -536,7 +514,6 @@ async def test_empty_call_is_no_trouble() -> None:
 
 @pytest.mark.slow
 async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard: ShardMaker) -> None:
-    """One batch in order, redelivered whole: the newest message decides the state, and nothing happens twice."""
     address = await make_shard("shard-1", is_empty=True)
     async with routed_shards([address]) as routed:
         control = handler(routed=routed)
@@ -568,7 +545,6 @@ async def test_life_of_a_tenant_from_creation_to_destruction_and_back(make_shard
 
 
 async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_not(make_shard: ShardMaker) -> None:
-    """`destroy_all` needs every shard's answer; other businesses' messages of the same batch are done."""
     address = await make_shard("shard-1")
     async with routed_shards([address, silent("shard-2")]) as routed:
         control = handler(routed=routed)
@@ -579,8 +555,6 @@ async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_
 
 
 async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: ShardMaker) -> None:
-    """Whatever the message asks for; each try may be another replica's. The count goes with the dead letter."""
-
     def bug(_: object) -> None:
         raise ZeroDivisionError("a secret")
 
@@ -625,7 +599,6 @@ REFUSING = (
 
 
 async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are_not(make_shard: ShardMaker) -> None:
-    """A trigger refuses one tenant; of the creations in its transaction the others are made."""
     address = await make_shard("shard-1")
     async with routed_shards([address]) as routed:
         for statement in REFUSING:
@@ -650,7 +623,6 @@ async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_message_of_a_locked_tenant_waits_and_those_beside_it_do_not(make_shard: ShardMaker, what: str) -> None:
-    """Another program keeps the tenant's row locked; no wait for it counts as a try."""
     address = await make_shard("shard-1")
     async with routed_shards([address]) as routed:
         control = handler(routed=routed)
@@ -673,8 +645,6 @@ async def test_message_of_a_locked_tenant_waits_and_those_beside_it_do_not(make_
 
 
 async def test_bug_before_a_shard_is_known_counts_nothing(make_shard: ShardMaker) -> None:
-    """A creation that fails while its shard is named is retried until it succeeds."""
-
     class Crashing(Desk):
         async def register(self, *_: object) -> None:
             raise ZeroDivisionError("a secret")

@@ -153,7 +153,6 @@ def logged(logs: list[Any], event: str) -> list[dict[str, Any]]:
 
 
 async def test_creation_is_provisioned_and_deleted(desk: Desk) -> None:
-    """A `SHARD_CREATION` reaches the provisioner as sent, is logged with its tenant, and is gone."""
     shards = RecordingShards()
     await desk.send(json.dumps(CREATION), MessageType="SHARD_CREATION")
     async with consuming(desk, shards) as logs:
@@ -169,7 +168,6 @@ async def test_creation_is_provisioned_and_deleted(desk: Desk) -> None:
 
 
 async def test_stale_creation_is_acknowledged(desk: Desk) -> None:
-    """An older message than the newest applied is deleted and logged as such."""
     await desk.send(json.dumps(CREATION))
     async with consuming(desk, RecordingShards(ProvisionResult.STALE)) as logs:
         await desk.reaches(0, 0, 0)
@@ -177,7 +175,6 @@ async def test_stale_creation_is_acknowledged(desk: Desk) -> None:
 
 
 async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Desk) -> None:
-    """A message that the provisioner refuses is a dead letter with the reason, and is logged with its tenant."""
     await desk.send(json.dumps(CREATION | {"businessType": "zoo"}))
     async with consuming(desk, RecordingShards(PermanentError("expected one of dental, gym, hotel"))) as logs:
         await desk.reaches(0, 0, 1)
@@ -193,7 +190,6 @@ async def test_refused_creation_becomes_a_dead_letter_with_the_refusal(desk: Des
     ("body", "reason"), [("{", "invalid_json"), ('{"businessType":1}', "invalid_message"), ("{}", "unknown_type")]
 )
 async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reason: str) -> None:
-    """A message that is no control message is a dead letter with its text; the provisioner never gets it."""
     shards = RecordingShards()
     await desk.send(body)
     async with consuming(desk, shards):
@@ -204,7 +200,6 @@ async def test_invalid_message_becomes_a_dead_letter(desk: Desk, body: str, reas
 
 @pytest.mark.slow(1)
 async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) -> None:
-    """Trouble puts the message off, and it is never a dead letter, whatever the configured delays."""
     shards = RecordingShards(*(RetryableError("citrus is down") for _ in range(2)))
     await desk.send(json.dumps(CREATION))
     async with consuming(desk, shards) as logs:
@@ -214,7 +209,6 @@ async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) 
 
 
 async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -> None:
-    """An unforeseen error on a shard is retried by the configured delays, then given up, and its count forgotten."""
     failed = FailedOnShardError("KeyError", shard_id="shard-1", tenant_id="b-l")
     shards = RecordingShards(*(failed for _ in range(3)))
     await desk.send(json.dumps(CREATION))
@@ -240,7 +234,6 @@ async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -
     ],
 )
 async def test_other_types_are_applied_and_deleted(desk: Desk, control_type: str, members: dict[str, str]) -> None:
-    """Every type of the contract is logged with its tenant, without the person or the data, and is gone."""
     await desk.send(json.dumps(CREATION | members), MessageType=control_type)
     async with consuming(desk, RecordingShards()) as logs:
         await desk.reaches(0, 0, 0)
@@ -249,7 +242,6 @@ async def test_other_types_are_applied_and_deleted(desk: Desk, control_type: str
 
 
 async def test_message_becomes_a_dead_letter_when_its_tenant_does_not_come(desk: Desk) -> None:
-    """After TENANT_WAIT_SECONDS a message about an unknown tenant is a dead letter that names the tenant."""
     await desk.send(json.dumps(CREATION | {"action": "destroy"}), MessageType="SHARD_DESTRUCTION")
     async with consuming(desk, RecordingShards()):
         await desk.reaches(0, 0, 1)
@@ -259,7 +251,6 @@ async def test_message_becomes_a_dead_letter_when_its_tenant_does_not_come(desk:
 
 @pytest.mark.slow
 async def test_message_waits_while_the_dead_letter_queue_refuses(desk: Desk) -> None:
-    """A message is not deleted before its dead letter is stored; at a stop it is given back."""
     await desk.client.delete_queue(QueueUrl=desk.letters.url)
     await desk.send("{")
     async with consuming(desk, RecordingShards(), stop_wait_s=3) as logs:

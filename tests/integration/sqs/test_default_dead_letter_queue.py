@@ -21,7 +21,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.mark.slow(2)
 async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_weeks(client: Client) -> None:
-    """A later start finds it, and leaves it as an operator has set it."""
     control = (await client.create_queue(QueueName="control"))["QueueUrl"]
     url = f"{control}-dead-letters"
 
@@ -38,13 +37,11 @@ async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_week
 
 @pytest.mark.slow
 async def test_default_queue_of_another_account_is_a_problem_of_the_configuration(client: Client) -> None:
-    """Its letters would go to a queue that nobody reads."""
     with pytest.raises(ConfigurationError, match=r"SQS_DEAD_LETTER_QUEUE_URL: .* of another account"):
         await ensure_default_queue(client, "http://127.0.0.1/999999999999/control-dead-letters", asyncio.Event())
 
 
 async def test_default_queue_that_may_not_be_created_is_a_problem_of_the_configuration() -> None:
-    """The text says what to allow, or which variable to set."""
     aws = ScriptedAws()
     aws.refuse(MISSING)
     aws.refuse("AccessDenied")
@@ -54,7 +51,6 @@ async def test_default_queue_that_may_not_be_created_is_a_problem_of_the_configu
 
 
 async def test_default_queue_is_created_unencrypted_where_sqs_knows_no_encryption() -> None:
-    """An emulator may refuse the attribute."""
     aws = ScriptedAws()
     aws.refuse(MISSING)
     aws.refuse("InvalidAttributeName")
@@ -67,7 +63,6 @@ async def test_default_queue_is_created_unencrypted_where_sqs_knows_no_encryptio
 
 @pytest.mark.slow
 async def test_default_queue_is_waited_for_while_sqs_does_not_answer() -> None:
-    """An outage ends no worker; a stop does. Each failure is told."""
     aws, stopping, failures = ScriptedAws(), asyncio.Event(), list[int]()
     for _ in range(2):
         aws.script.append((503, {"__type": "ServiceUnavailable", "message": "later"}))

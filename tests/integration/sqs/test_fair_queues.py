@@ -206,7 +206,6 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_locked(world: World, *,
 @pytest.mark.slow(40)
 @pytest.mark.parametrize("is_fifo", [True, False], ids=["fifo", "standard"])
 async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, is_fifo: bool) -> None:
-    """They are done before one that sends at once what takes its shard long, which is in order in each group."""
     queue = await world.make_queue(is_fifo=is_fifo)
     groups = range(FLOOD_COUNT * 3 // 4)
     # Of much more than what the shard does meanwhile, however much slower the quiet ones are than it. All are there
@@ -226,7 +225,6 @@ async def test_quiet_tenants_do_not_wait_for_one_that_is_slow(world: World, *, i
 
 @pytest.mark.slow(10)
 async def test_group_with_many_messages_has_one_receive_in_hand(world: World) -> None:
-    """SQS gives out no more of a group: the others have all other slots, and go on."""
     queue = await world.make_queue(is_fifo=True)
     await send(queue, "ann", [(f"flood-{number}", "g") for number in range(2 * FLOOD_COUNT)], sleep_s=0.05)
     async with world.consuming(queue) as (desk, receiver):
@@ -240,7 +238,6 @@ async def test_group_with_many_messages_has_one_receive_in_hand(world: World) ->
 
 @pytest.mark.slow(15)
 async def test_ordinary_queue_has_its_turns_beside_a_full_priority_queue(world: World) -> None:
-    """It is emptied before that one, which goes first meanwhile."""
     first, second = await world.make_queue(is_fifo=True), await world.make_queue(is_fifo=True)
     await send(first, "ann", [(f"high-{number}", f"h{number}") for number in range(8 * FLOOD_COUNT)])
     await send(second, "ann", [(f"low-{number}", f"l{number}") for number in range(FLOOD_COUNT // 4)])

@@ -194,7 +194,6 @@ async def standard_desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
 
 
 async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: Desk) -> None:
-    """A call for two shards and many groups takes one transaction on each, once the homes of the tenants are known."""
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
     before = {row["xid"] for business_id in HOMES for row in await desk.log(business_id)}
     messages = [
@@ -212,7 +211,6 @@ async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: D
 
 
 async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Desk) -> None:
-    """Messages of that tenant wait in flight, with those of their groups behind them; none is a try."""
     await desk.done(message("ann", "first", group="a"), message("cat", "first", group="c"))
     rival = await asyncpg.connect(desk.pool("shard-1").address.connection_string)
     await rival.execute("BEGIN")
@@ -230,7 +228,6 @@ async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Des
 
 
 async def test_messages_of_a_paused_tenant_are_hidden_for_long_and_others_go_on(desk: Desk) -> None:
-    """Its pause is read with its row; those behind it in its group return with it. It ends by its row, too."""
     await desk.done(message("ann", "first", group="a"))
     paused = [message("ann", f"o{number}", group=group) for number, group in enumerate(("a", "a", "b"))]
     await desk.routed.gateway.steer_tenant("ann", "main", Lever(pause_s=7200.0))
@@ -247,7 +244,6 @@ async def test_messages_of_a_paused_tenant_are_hidden_for_long_and_others_go_on(
 
 
 async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
-    """A message is not hidden beyond half of the retention; then the pause ends on the row, for every source."""
     desk.handler._queue.retention = timedelta(hours=1)
     late = message("ann", "o")
     await desk.routed.gateway.steer_tenant("ann", "main", Lever(pause_s=7200.0))
@@ -262,7 +258,6 @@ async def test_pause_ends_before_the_queue_loses_what_waits(desk: Desk) -> None:
 
 
 async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:
-    """CREATE inserts, UPDATE merges, DELETE removes; a failure is an outcome, and its message is done."""
     messages = [
         message("ann", "o1", "CREATE", {"status": "new", "note": "x"}),
         message("ann", "o1", "UPDATE", {"status": "paid", "note": None}),
@@ -278,7 +273,6 @@ async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:
 
 
 async def test_orders_are_judged_by_the_schema_of_their_type(desk: Desk) -> None:
-    """A CREATE as it was sent, an UPDATE by what it leaves. A refused message is done, and the next one is applied."""
     order = {"name": "order", "validation": "enforce", "schema": {"required": ["status"]}}
     definition = {"name": "dental", "defaultSettings": {}, "staffResourceType": "dentist", "resourceTypes": [order]}
     await fetch(
@@ -301,7 +295,6 @@ async def test_orders_are_judged_by_the_schema_of_their_type(desk: Desk) -> None
 
 
 async def test_order_is_applied_once_when_it_is_received_again(desk: Desk) -> None:
-    """A redelivery, and another message with the same deduplication id and content, change nothing."""
     labels = {"source": "sqs", "operation": "create", "outcome": "duplicate"}
     count = REGISTRY.get_sample_value("simplu_operations_total", labels) or 0
     first = message("ann", "o1", "CREATE", {"n": 1}, deduplication_id="same")
@@ -328,7 +321,6 @@ def sent_after(seconds: float, type_: str, data: dict[str, Any], **members: Any)
 
 
 async def test_id_of_an_order_event_names_another_one_after_the_window(desk_with_window: Desk) -> None:
-    """Whatever its content; what was applied before stays so, by whichever message and however late it comes back."""
     handle, orders = desk_with_window.handle, partial(desk_with_window.orders, "ann")
     late = REGISTRY.get_sample_value("simplu_repetitions_late_total") or 0
     first = sent_after(0, "UPDATE", {"status": "pending"}, deduplication_id="pending")
@@ -366,7 +358,6 @@ async def test_id_of_an_order_event_names_another_one_after_the_window(desk_with
 async def test_replay_is_a_repetition_when_the_first_event_had_a_time_that_counts_for_nothing(
     desk_with_window: Desk,
 ) -> None:
-    """However late the replay of an event that was applied comes, it carries the time of the first message."""
     event = {"type": "UPDATE", "orderId": "o1", "data": {"status": "pending"}, "firstSentAt": None}
     first = sent_after(0, "UPDATE", {}, body=json.dumps(event), deduplication_id="pending")
     assert await desk_with_window.handle(
@@ -392,7 +383,6 @@ async def test_replay_is_a_repetition_when_the_first_event_had_a_time_that_count
 
 
 async def test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batch(desk_with_window: Desk) -> None:
-    """After an outage that was longer than the window; each finds the row of the one before."""
     events = [
         sent_after(601 * number, type_, {"n": number}, deduplication_id="tick")
         for number, type_ in enumerate(["CREATE", "UPDATE", "CREATE", "DELETE", "UPDATE"])
@@ -409,7 +399,6 @@ async def test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batc
 
 
 async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(desk: Desk) -> None:
-    """A different operation under a used id is refused, never dropped; its group goes on."""
     used = message("ann", "o1", "CREATE", {"n": 1}, deduplication_id="same")
     reused = message("ann", "o1", "UPDATE", {"n": 2}, deduplication_id="same")
     verdicts = await desk.handle(used, reused, message("ann", "o1", "UPDATE", {"n": 3}))
@@ -425,7 +414,6 @@ async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(
 
 
 async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_applied(desk: Desk) -> None:
-    """A rejected message is a dead letter at once, with the ids it has, and holds no other message back."""
     messages = steps("ann", "o1", 4, group="g")
     messages[2] = message("ann", "o1", body='{"type":"UPDATE","orderId":"o1","deduplicationId":"p"}', group="g")
     verdicts = await desk.handle(*messages)
@@ -440,7 +428,6 @@ async def test_poison_in_the_middle_of_a_group_is_buried_and_the_others_are_appl
 
 @pytest.mark.slow
 async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> None:
-    """While an earlier tenant's shard has not taken its operation, no later one of the group is applied anywhere."""
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
     await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
     mixed = [message(business_id, "o1", data={"n": 1}, group="mixed") for business_id in ("ann", "bob", "cat", "ann")]
@@ -463,7 +450,6 @@ async def test_group_of_several_tenants_is_applied_in_its_order(desk: Desk) -> N
 
 @pytest.mark.slow
 async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk: Desk) -> None:
-    """There a group id is for fairness: a held message delays no other."""
     desk = standard_desk
     await fetch(desk.pool("shard-2"), "UPDATE tenants SET state = 'fenced'")
     verdicts = await desk.handle(*(message(business_id, "o1") for business_id in ("bob", "ann", "cat")))
@@ -472,7 +458,6 @@ async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk:
 
 
 async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk: Desk) -> None:
-    """A message is held until a "not registered" of after the wait and a minute; then dead letters, in order."""
     early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
     fresh = message("dan", "o1", sent_at=late, group="fresh")
     with capture_logs() as logs:
@@ -493,7 +478,6 @@ async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk:
 
 
 async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: Desk) -> None:
-    """A "not registered" counts for seconds; before a message is given up, Citrus is asked again."""
     early = NOW - TENANT_WAIT - timedelta(seconds=60)
     before = requests_to("get_shard")
     for number in range(5):
@@ -506,7 +490,6 @@ async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: D
 
 
 async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_group_alone(desk: Desk) -> None:
-    """By the configured delays, in flight; other groups of the same tenant, in the same transaction, are applied."""
     await make_touchy(desk.pool("shard-1"))
     failing = [message("ann", "o1", data=BAD, group="bad"), message("ann", "o2", group="bad")]
     others = [*steps("ann", "o3", 3, group="good"), message("cat", "o4", group="good-too")]
@@ -518,7 +501,6 @@ async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_grou
 
 
 async def test_group_that_is_larger_than_a_batch_stops_where_one_of_it_fails(desk: Desk) -> None:
-    """The messages behind it are not applied in the next batch either; another group in that batch is."""
     await make_touchy(desk.pool("shard-1"))
     text = "x" * 90_000
     large = [message("ann", f"o{number}", data={"text": text}, group="large") for number in range(15)]
@@ -548,7 +530,6 @@ class WatchedGateway(ShardGateway):
 
 
 async def test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is_safe(desk: Desk) -> None:
-    """A failover that loses the first one would leave the second alone on the shard."""
     routed = desk.routed
     gateway = WatchedGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
     gateway.steps = []
@@ -560,7 +541,6 @@ async def test_group_that_is_larger_than_a_batch_goes_on_once_its_first_batch_is
 
 
 async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind_the_letter(desk: Desk) -> None:
-    """First the letter, then the marked row, then the next of the group; a replay of the letter takes effect."""
     await make_touchy(desk.pool("shard-1"))
     bad, behind = message("ann", "o1", data=BAD), message("ann", "o2")
 
@@ -596,7 +576,6 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
 
 
 async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
-    """The row belongs on the tenant's home: the message is received again, and its home is looked up again."""
     await make_touchy(desk.pool("shard-1"))
     bad = message("ann", "o1", data=BAD)
     (verdict,) = [await desk.handle(bad) for _ in range(3)][-1]
@@ -609,7 +588,6 @@ async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -
 
 @pytest.mark.slow(2)
 async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) -> None:
-    """Messages without an answer of their shard are held, and are applied once when they come again."""
     await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
     stuck, behind = steps("bob", "o1", 2, group="stuck")
     async with shut_gate(desk.pool("shard-2")) as gate:
@@ -633,7 +611,6 @@ async def test_shard_that_does_not_answer_keeps_nobody_else_waiting(desk: Desk) 
 async def test_orders_are_applied_when_their_shard_is_back(
     make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
-    """A shard that is down is trouble, not the message's fault: it waits with back-off, however often it came."""
     breakable = await copy_shard(breakable_server, "shard-2")
     async with open_desk([await make_shard("shard-1"), breakable]) as desk:
         await desk.handle(*(message(business_id, "first", group=business_id) for business_id in HOMES))
@@ -654,7 +631,6 @@ async def test_orders_are_applied_when_their_shard_is_back(
 async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gone(
     make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
-    """While a shard does not answer, Citrus is asked for its tenants again."""
     breakable = await copy_shard(breakable_server, "shard-2")
     async with open_desk([await make_shard("shard-1"), breakable]) as desk:
         await desk.handle(message("bob", "first"))
@@ -681,7 +657,6 @@ class CrashingGateway(ShardGateway):
 
 
 async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
-    """It is found among those it came with, tried again by the delays, then a letter; only its group waits for it."""
     routed = desk.routed
     gateway = CrashingGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
     async with open_handler(gateway, "orders.fifo", utc=lambda: NOW) as handler:
@@ -716,7 +691,6 @@ class GatedCitrus:
 
 @pytest.mark.slow(2)
 async def test_slow_answers_of_citrus_are_not_waited_for_and_count_when_they_come(desk: Desk) -> None:
-    """Messages of tenants that were found go on; the others are held, and their tenants are not looked up twice."""
     routed = desk.routed
     citrus = GatedCitrus(routed.locator)
     gateway = ShardGateway(Directory(citrus, routed.pools), citrus, routed.pools, tenant_wait=TENANT_WAIT)
@@ -772,7 +746,6 @@ POISON = st.lists(st.booleans(), min_size=6, max_size=6)
 async def test_groups_keep_their_order_whatever_happens_to_them(
     desk: Desk, plans: list[tuple[list[str], list[bool]]], calls: list[tuple[str | None, list[int]]]
 ) -> None:
-    """Any tenants, groups and calls, tenants that come and go: each group's effects are in its order, and complete."""
     groups = [Group(f"group-{next(_numbers)}", *plan) for plan in plans]
     for fenced, counts in [*calls, *[(None, [12] * 3)] * 2]:
         if fenced is not None:

@@ -65,7 +65,6 @@ async def reached(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_queue_receives_what_was_sent_with_its_facts(client: Client) -> None:
-    """A message carries its body, its attributes that are text, its count, its time and its place of origin."""
     queue = await new_queue(client)
     await client.send_message(
         QueueUrl=queue.url,
@@ -83,7 +82,6 @@ async def test_queue_receives_what_was_sent_with_its_facts(client: Client) -> No
 
 
 async def test_queue_tells_its_attributes(client: Client) -> None:
-    """What the queue was made with can be read, and how much is in it."""
     queue = await new_queue(client, VisibilityTimeout="77", MaximumMessageSize="2048")
     await send(queue, "a", "b", "c")
     await queue.receive(wait_s=1, max_messages=1)
@@ -93,7 +91,6 @@ async def test_queue_tells_its_attributes(client: Client) -> None:
 
 
 async def test_queue_deletes_more_than_one_batch(client: Client) -> None:
-    """Any number of messages is deleted, ten a call, and one received twice only once."""
     queue = await new_queue(client)
     await send(queue, *map(str, range(23)))
     messages = await receive_all(queue, 23)
@@ -102,7 +99,6 @@ async def test_queue_deletes_more_than_one_batch(client: Client) -> None:
 
 
 async def test_queue_gives_messages_back_at_once_when_visibility_is_zero(client: Client) -> None:
-    """A message given back comes again with a higher count."""
     queue = await new_queue(client)
     await send(queue, "a")
     messages = await receive_all(queue, 1)
@@ -112,7 +108,6 @@ async def test_queue_gives_messages_back_at_once_when_visibility_is_zero(client:
 
 
 async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: str) -> None:
-    """A queue that is not there is a refusal; a server that is not there is trouble."""
     queue = Queue(client, f"{server_url}/123456789012/missing")
     with pytest.raises(PermanentError, match=r"NonExistentQueue|QueueDoesNotExist"):
         await queue.receive(wait_s=0, max_messages=1)
@@ -122,7 +117,6 @@ async def test_queue_refuses_when_it_does_not_exist(client: Client, server_url: 
 
 
 async def test_queue_deletes_again_only_what_sqs_had_trouble_with() -> None:
-    """Of a batch that failed in part, what SQS had trouble with is tried again, and a bad receipt handle is not."""
     aws = ScriptedAws()
     async with aws.running() as url, client_of("sqs", url) as client:
         queue = Queue(client, f"{url}/1/q")
@@ -197,7 +191,6 @@ async def receiving(
 
 
 async def test_receiver_deletes_what_was_handled(client: Client) -> None:
-    """Every message is handled once, deleted, and counted."""
     queue, desk = await new_queue(client), Desk()
     desk.opened.set()
     await send(queue, *map(str, range(15)))
@@ -214,7 +207,6 @@ async def emptied(queue: Queue) -> bool:
 
 
 async def test_receiver_takes_no_more_than_its_limit(client: Client) -> None:
-    """Messages above the limit stay in the queue for other receivers."""
     queue, desk = await new_queue(client), Desk()
     await send(queue, *map(str, range(8)))
     async with receiving(queue, desk, limit=3) as (receiver, _):
@@ -237,7 +229,6 @@ async def in_hand(receiver: QueueReceiver, count: int) -> bool:
 
 
 async def test_receiver_keeps_a_message_hidden_while_it_is_in_hand(client: Client) -> None:
-    """A handler may take longer than the queue's visibility timeout: no other receiver gets the message."""
     queue, desk = await new_queue(client, VisibilityTimeout="4"), Desk()
     await send(queue, "a")
     async with receiving(queue, desk):
@@ -249,7 +240,6 @@ async def test_receiver_keeps_a_message_hidden_while_it_is_in_hand(client: Clien
 
 
 async def test_receiver_puts_a_message_off_as_the_handler_says(client: Client) -> None:
-    """A message put off is hidden for that long, whatever its heartbeat would have done."""
     queue, desk = await new_queue(client, VisibilityTimeout="4"), Desk(ReturnToQueue(delay_s=600))
     desk.opened.set()
     await send(queue, "a")
@@ -262,7 +252,6 @@ async def test_receiver_puts_a_message_off_as_the_handler_says(client: Client) -
 
 
 async def test_receiver_finishes_what_is_in_hand_when_stopped(client: Client) -> None:
-    """After a stop no message is received, but those in flight are handled and deleted before the receiver ends."""
     queue, desk = await new_queue(client), Desk()
     await send(queue, "a")
     async with receiving(queue, desk, stop_wait_s=3) as (receiver, stopping):
@@ -275,7 +264,6 @@ async def test_receiver_finishes_what_is_in_hand_when_stopped(client: Client) ->
 
 
 async def test_receiver_gives_back_what_a_late_poll_brings_when_stopped(client: Client) -> None:
-    """A message that comes with the last poll, after the stop, is left for others at once."""
     queue, desk = await new_queue(client), Desk()
     async with receiving(queue, desk, poll_wait_s=9, stop_wait_s=30) as (receiver, stopping):
         await reached(lambda: parked(receiver))
@@ -296,7 +284,6 @@ async def unparked(receiver: QueueReceiver) -> bool:
 
 
 async def test_receiver_ends_soon_when_stopped_while_a_poll_is_parked(client: Client) -> None:
-    """A poll that does not answer within the time for that is cut."""
     queue = await new_queue(client)
     async with receiving(queue, Desk(), poll_wait_s=10, stop_wait_s=0.1) as (receiver, stopping):
         await reached(lambda: parked(receiver))
@@ -306,7 +293,6 @@ async def test_receiver_ends_soon_when_stopped_while_a_poll_is_parked(client: Cl
 
 
 async def test_receiver_goes_on_when_the_queue_comes_back(client: Client) -> None:
-    """A missing queue is polled again until it exists; until then the receiver reports the error."""
     queue, desk = await new_queue(client), Desk()
     desk.opened.set()
     await client.delete_queue(QueueUrl=queue.url)

@@ -131,7 +131,6 @@ async def receiving(queue: Queue, desk: Desk, **options: Any) -> AsyncIterator[Q
 
 
 async def test_t25_hung_poll_is_replaced(sqs: Sqs) -> None:
-    """T25: a server that accepts and never answers costs one poll; the next one works."""
     queue, desk = await sqs.queue(), Desk()
     sqs.fault("ReceiveMessage", "hang")
     await sqs.send(queue, "a")
@@ -141,7 +140,6 @@ async def test_t25_hung_poll_is_replaced(sqs: Sqs) -> None:
 
 
 async def test_t27_connection_that_was_dropped_costs_one_quick_retry(sqs: Sqs) -> None:
-    """T27: a pooled connection that is dead fails the first poll on it, and the next is made within a second."""
     queue, desk = await sqs.queue(), Desk()
     async with receiving(queue, desk):
         await reached(lambda: sqs.server.state()["polls"] == 1)
@@ -155,7 +153,6 @@ async def test_t27_connection_that_was_dropped_costs_one_quick_retry(sqs: Sqs) -
 
 
 async def test_t32_heartbeats_leave_while_fifty_polls_are_parked(sqs: Sqs) -> None:
-    """T32b: polls have a client of their own, so that what keeps messages hidden never waits behind them."""
     queue, empty = await sqs.queue(), await sqs.queue()
     await sqs.send(queue, "a")
     (message,) = await queue.receive(wait_s=1, max_messages=1)
@@ -170,7 +167,6 @@ async def test_t32_heartbeats_leave_while_fifty_polls_are_parked(sqs: Sqs) -> No
 
 
 async def test_lost_answer_of_a_fifo_receive_is_had_again_at_once(sqs: Sqs) -> None:
-    """When the answer of a poll was lost after the server had sent it, its messages come with the repeated poll."""
     queue, desk = await sqs.queue(is_fifo=True, VisibilityTimeout="600"), Desk()
     sqs.server.run_command(SetOptions(options={"polls_outlive_clients": True}))
     sqs.fault("ReceiveMessage", "delay", applied=True, delay_ms=60_000)
@@ -181,7 +177,6 @@ async def test_lost_answer_of_a_fifo_receive_is_had_again_at_once(sqs: Sqs) -> N
 
 
 async def test_t14_expired_receipt_handle_is_refused_by_a_fifo_queue(sqs: Sqs) -> None:
-    """T14: the delete of an expired receipt fails as an entry, is counted, and the message is handled again."""
     queue, calls = await sqs.queue(is_fifo=True), itertools.count()
 
     def verdict(_: Message) -> Verdict:
@@ -198,7 +193,6 @@ async def test_t14_expired_receipt_handle_is_refused_by_a_fifo_queue(sqs: Sqs) -
 
 
 async def test_order_holds_in_every_group_whatever_goes_wrong(sqs: Sqs) -> None:
-    """Through lost answers, partial failures, heads that fail and a visibility timeout, each group is done in order."""
     queue, failures = await sqs.queue(is_fifo=True, VisibilityTimeout="3"), itertools.count()
     bodies = [f"g{number % 30}-{number // 30:03}" for number in range(600)]
     desk = Desk(lambda _: ReturnToQueue(1) if next(failures) % 97 == 50 else Done())
@@ -220,7 +214,6 @@ async def test_order_holds_in_every_group_whatever_goes_wrong(sqs: Sqs) -> None:
 
 
 async def test_throughput_is_that_of_batches(sqs: Sqs) -> None:
-    """Under load several polls run at a time, and handled messages are deleted by tens."""
     queue, desk = await sqs.queue(), Desk()
     await sqs.send(queue, *map(str, range(2000)))
     async with receiving(queue, desk):

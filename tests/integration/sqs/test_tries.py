@@ -139,7 +139,6 @@ async def desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
 
 
 async def test_waits_use_up_no_tries(desk: Desk) -> None:
-    """After any number of receives the first failure is the first try: no event is buried by one."""
     async with desk.replica() as handler:
         for order_id, receive_count in (("follower", 4), ("outage", 9), ("late", 1000)):
             waited = message(order_id, BAD, receive_count=receive_count)
@@ -150,7 +149,6 @@ async def test_waits_use_up_no_tries(desk: Desk) -> None:
 
 
 async def test_tries_are_counted_across_replicas_and_restarts(desk: Desk) -> None:
-    """Each try by another process, received once more: four tries, then a dead letter that says so; no row is left."""
     seen = []
     for receive_count in range(1, 5):
         async with desk.replica() as handler:
@@ -171,7 +169,6 @@ async def test_tries_are_counted_across_replicas_and_restarts(desk: Desk) -> Non
 
 @pytest.mark.slow(16)
 async def test_order_whose_statement_is_always_too_slow_is_given_up(desk: Desk) -> None:
-    """Each call lasts longer than the part of a batch that the order is then: its failure counts."""
     counted: list[dict[str, int]] = []
     verdict: object = None
     async with desk.replica(delays_s=(1,)) as handler, asyncio.timeout(60):
@@ -183,7 +180,6 @@ async def test_order_whose_statement_is_always_too_slow_is_given_up(desk: Desk) 
 
 
 async def test_success_costs_the_table_nothing(desk: Desk) -> None:
-    """Only failures are written, and the count of a message that succeeds then is left to the retention."""
     async with desk.replica() as handler:
         assert await handler.handle([message("o1", GOOD), message("o2", GOOD)]) == [Done(), Done()]
         assert await desk.counts() == {}
@@ -196,8 +192,6 @@ async def test_success_costs_the_table_nothing(desk: Desk) -> None:
 async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted(
     breakable_server: PostgresServer,
 ) -> None:
-    """That is an outage: the message is held with a back-off, and the next failure is the first."""
-
     class Breaking(ShardGateway):
         async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             await breakable_server.kill()
@@ -218,8 +212,6 @@ async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted
 
 
 async def test_failure_is_no_failure_when_the_tenant_has_moved_before_it_is_counted(desk: Desk) -> None:
-    """Nothing is written on its former shard; the message is held, and its tenant looked up anew."""
-
     class Moving(ShardGateway):
         async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             await fetch(desk.pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-9'")
@@ -233,8 +225,6 @@ async def test_failure_is_no_failure_when_the_tenant_has_moved_before_it_is_coun
 
 @pytest.mark.slow
 async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded(desk: Desk) -> None:
-    """Nor before the failure is collected: a call that ended before submits the group again with the next one."""
-
     class Slow(ShardGateway):
         recorded = asyncio.Event()
 
@@ -257,8 +247,6 @@ async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded
 
 
 async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
-    """No shard is known yet, so the process remembers: the message is given up for its own failures there too."""
-
     class Crashing(ShardGateway):
         async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
             raise ZeroDivisionError("a secret")
@@ -272,8 +260,6 @@ async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
 
 
 async def test_defect_of_the_gateway_in_a_lookup_is_an_outage_and_no_try(desk: Desk) -> None:
-    """It may concern all tenants: their messages wait for a repaired version, however long that takes."""
-
     class Broken(ShardGateway):
         async def find_taker(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
             raise InternalError("an error inside the worker")
@@ -284,8 +270,6 @@ async def test_defect_of_the_gateway_in_a_lookup_is_an_outage_and_no_try(desk: D
 
 
 async def test_bug_that_one_order_meets_is_counted_on_its_shard(desk: Desk) -> None:
-    """An unforeseen error of ours is a failure of the operation as well."""
-
     class Crashing(ShardGateway):
         async def apply(
             self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
@@ -299,8 +283,6 @@ async def test_bug_that_one_order_meets_is_counted_on_its_shard(desk: Desk) -> N
 
 
 async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
-    """The process counts then, and the log has the traceback."""
-
     class Crashing(ShardGateway):
         async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             raise ZeroDivisionError("a secret")
@@ -314,8 +296,6 @@ async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
 
 
 async def test_row_whose_deletion_fails_is_left_to_the_retention(desk: Desk) -> None:
-    """The dead letter is stored by then: the message must not come again for it."""
-
     class Forgetful(ShardGateway):
         async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
             raise RetryableError("the shard is down")
@@ -408,7 +388,6 @@ async def is_empty(queue: Queue) -> bool:
 @pytest.mark.slow(8)
 @pytest.mark.parametrize("cause", ["outage", "late tenant"])
 async def test_waits_with_restarts_use_up_no_tries(breakable_server: PostgresServer, sqs_url: str, cause: str) -> None:
-    """The shard is down, or the tenant is not registered, while workers come and go; then one failure, for a moment."""
     address = await copy_shard(breakable_server)
     async with client_of("sqs", sqs_url) as client, routed_shards([address]) as routed:
         desk = Desk(routed, routed.pools.ensure_pool(address))
@@ -452,7 +431,6 @@ async def test_waits_with_restarts_use_up_no_tries(breakable_server: PostgresSer
 
 @pytest.mark.slow(12)
 async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk, sqs_url: str) -> None:
-    """At a resume within seconds, though they are hidden for half an hour; and when their worker stops."""
     async with client_of("sqs", sqs_url) as client:
         queue, letters = await make_queues(client)
         await desk.routed.gateway.steer_tenant(*TENANT, Lever(pause_s=7200.0))
@@ -481,7 +459,6 @@ async def test_messages_of_a_paused_tenant_come_back_when_it_goes_on(desk: Desk,
 
 @pytest.mark.slow(2)
 async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(desk: Desk, sqs_url: str) -> None:
-    """The head fails four times; then a follower fails once, for a moment, and is applied: one letter, no receive."""
     async with client_of("sqs", sqs_url) as client:
         queue, letters = await make_queues(client)
         await send(queue, {"head": BAD, "shaky": BAD, "last": GOOD})

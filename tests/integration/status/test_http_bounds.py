@@ -119,7 +119,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.slow(12)
 def test_turns_of_the_event_loop_stay_short_under_a_flood_of_any_path() -> None:
-    """No path makes operations wait: with and without a flood a turn of the loop stays short, in CPU time."""
     with flooded() as server:
         server.measure()
         assert server.probe() == b"HTTP/1.1 200 OK"
@@ -149,7 +148,6 @@ def test_turns_of_the_event_loop_stay_short_under_a_flood_of_any_path() -> None:
 )
 @pytest.mark.slow(2)
 def test_probes_are_answered_under_a_flood_of_connections(payload: str) -> None:
-    """At the limit a new connection takes the place of another one: a probe waits for little of the server's work."""
     with flooded(result_bytes=4 << 20) as server, contextlib.ExitStack() as floods:
         for _ in range(2):
             floods.enter_context(server.crowd("replace", payload, connections=500))
@@ -178,7 +176,6 @@ def test_half_sent_requests_end_and_leave_files_to_open() -> None:
 
 @pytest.mark.slow(2)
 def test_slow_readers_are_cut_off() -> None:
-    """An answer that is not taken in time is dropped with its connection."""
     with flooded(answer_s=0.3, request_s=0.3, result_bytes=8 << 20) as server:
         calm = server.measure()
         with server.crowd("hold", _request("/operations/r", AUTHORIZATION).decode(), connections=4):
@@ -186,5 +183,4 @@ def test_slow_readers_are_cut_off() -> None:
 
 
 def test_limits_are_those_of_the_documentation() -> None:
-    """Half-sent requests end after 10 s, an answer has 30 s, and strangers have 100 connections."""
     assert (CONNECTION_LIMITS.count, CONNECTION_LIMITS.request_s, CONNECTION_LIMITS.answer_s) == (100, 10.0, 30.0)

@@ -222,7 +222,6 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def test_sqs_stats_shows_each_queue_as_sqs_tells_of_it_now(site: Site) -> None:
-    """Messages visible, in flight and delayed are read when they are asked for, of the dead letters' queue too."""
     await site.send(site.letters, 3)
     await site.letters.receive(wait_s=1, max_messages=1)
     await site.client.send_message(QueueUrl=site.letters.url, MessageBody="late", DelaySeconds=900)
@@ -238,7 +237,6 @@ async def test_sqs_stats_shows_each_queue_as_sqs_tells_of_it_now(site: Site) -> 
 
 
 async def test_sqs_stats_shows_what_is_in_hand_of_a_queue_that_is_consumed(site: Site) -> None:
-    """The worker's messages in flight are shown beside SQS's counts, with the age of the oldest."""
     await site.send(site.queue, 2)
     row = await site.shown(lambda row: row["inHand"] == 2)
     assert (row["consumed"], row["isFifo"], row["state"]) == (True, True, "polling")
@@ -247,7 +245,6 @@ async def test_sqs_stats_shows_what_is_in_hand_of_a_queue_that_is_consumed(site:
 
 
 async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site) -> None:
-    """The redrive policy is named by its queue, not by an ARN with an account in it."""
     arn = (await site.client.get_queue_attributes(QueueUrl=site.letters.url, AttributeNames=["QueueArn"]))["Attributes"]
     policy = msgspec.json.encode({"deadLetterTargetArn": arn["QueueArn"], "maxReceiveCount": 4}).decode()
     redriven = await new_queue(site.client, RedrivePolicy=policy)
@@ -257,7 +254,6 @@ async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site)
 
 @pytest.mark.parametrize("kind", ["fail", "cut"])
 async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
-    """A failing queue does not hide the others, and its last counts are not those of now."""
     await site.send(site.letters, 1)
     site.server.run_command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
     row = await site.row_of(site.queue)
@@ -267,7 +263,6 @@ async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: 
 
 
 async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
-    """All messages of the queue are gone, those in flight too; other queues are unchanged; the purge is logged."""
     site.desk.is_open.set()
     other = await new_queue(site.client)
     cast(dict[str, Any], site.replica.monitoring.queues)[other.name] = other
@@ -286,7 +281,6 @@ async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
 
 
 async def test_purge_without_a_name_empties_the_only_source_queue(site: Site) -> None:
-    """The dead-letter queue beside it is unchanged; with two source queues the name is required."""
     await site.send(site.letters, 2)
 
     assert (await site.ask("/sqs/purge", "DELETE"))[1]["queue"] == site.queue.name
@@ -299,7 +293,6 @@ async def test_purge_without_a_name_empties_the_only_source_queue(site: Site) ->
 
 
 async def test_purge_is_429_when_the_queue_was_purged_less_than_a_minute_ago(site: Site) -> None:
-    """SQS accepts one purge of a queue in 60 s: the answer explains it, and names the time to wait."""
     path = f"/sqs/purge?queue={site.letters.name}"
     assert (await site.ask(path, "DELETE"))[0] == 202
     status, answer = await site.ask(path, "DELETE")
@@ -308,7 +301,6 @@ async def test_purge_is_429_when_the_queue_was_purged_less_than_a_minute_ago(sit
 
 
 async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(site: Site) -> None:
-    """A queue that exists is out of reach all the same; the answer names those that are not."""
     foreign = await new_queue(site.client)
     await site.send(foreign, 1)
     status, answer = await site.ask(f"/sqs/purge?queue={foreign.name}", "DELETE")
@@ -317,7 +309,6 @@ async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(sit
 
 
 async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
-    """A request that fails is reported, not ignored."""
     site.server.run_command(SqsFault(action="PurgeQueue", kind="cut"))
     status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
     assert (status, answer["queue"], bool(answer["error"])) == (503, site.letters.name, True)
@@ -327,7 +318,6 @@ async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
 
 
 async def test_handler_status_says_whether_the_worker_works(site: Site) -> None:
-    """Running while its sources are consumed, and draining once a stop has come."""
     _, running = await site.ask("/handler/status")
     site.replica.stopping.set()
     _, draining = await site.ask("/handler/status")
@@ -337,7 +327,6 @@ async def test_handler_status_says_whether_the_worker_works(site: Site) -> None:
 
 
 async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
-    """The handler's messages, its totals, and the outcomes; the queues are those of /sqs/stats."""
     await site.send(site.queue, 3)
     await site.desk.is_busy.wait()
     at_work = await site.row_of(site.queue, "/handler/stats", "handlers")
@@ -353,7 +342,6 @@ async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
 
 
 async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) -> None:
-    """An order event that is being applied is pending, like an operation from the stream."""
     site.monitor(orders={site.queue.name: cast(OrderHandler, OneOrder())})
     assert site.replica.lookups
     asked = [("event-1", None), ("event-1", ("a", "b")), ("event-1", ("a", "c")), ("event-2", None)]
@@ -362,7 +350,6 @@ async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) ->
 
 
 async def test_status_shows_each_queue_that_is_consumed(site: Site) -> None:
-    """Depth, in flight, oldest age and outcomes are in /status, as last seen, without asking SQS."""
     row = await site.shown(lambda row: row["visible"] is not None, "/status")
     assert {"state", "visible", "inFlight", "delayed", "inHand", "oldestInHandSeconds", "outcomes"} <= row.keys()
 
@@ -371,7 +358,6 @@ async def test_status_shows_each_queue_that_is_consumed(site: Site) -> None:
 
 
 async def test_cache_is_not_enabled_without_one(site: Site) -> None:
-    """Its stats report it, and there is nothing to list or clear; the answers name the setting."""
     assert await site.ask("/cache/stats") == (200, {"enabled": False})
     for path, method in (("/cache/keys", "GET"), ("/cache/clear", "DELETE")):
         status, answer = await site.ask(path, method)
@@ -380,7 +366,6 @@ async def test_cache_is_not_enabled_without_one(site: Site) -> None:
 
 
 async def test_cache_stats_shows_the_worker_and_the_server(site: Site) -> None:
-    """The invalidations are counted by the worker, hits and misses by the server."""
     site.monitor(cache=FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key"))
     status, answer = await site.ask("/cache/stats")
     assert (status, answer["enabled"], answer["redis"]) == (200, True, "redis.example:6379/0")
@@ -389,7 +374,6 @@ async def test_cache_stats_shows_the_worker_and_the_server(site: Site) -> None:
 
 
 async def test_cache_keys_are_ours_and_not_more_than_can_be_read(site: Site) -> None:
-    """Keys of others in the same Redis are not shown; `hasMore` marks a truncated list."""
     names = [f"simplu:resource:a-b:order:{number:05}" for number in range(KEYS_MAX + 1)]
     redis = FakeRedis(*names[:2], "another:key")
     site.monitor(cache=redis)
@@ -401,7 +385,6 @@ async def test_cache_keys_are_ours_and_not_more_than_can_be_read(site: Site) -> 
 
 
 async def test_cache_is_cleared_of_our_keys_alone(site: Site) -> None:
-    """Keys of others stay; the answer has the number of deleted keys."""
     redis = FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key")
     site.monitor(cache=redis)
     status, answer = await site.ask("/cache/clear", "DELETE")
@@ -410,7 +393,6 @@ async def test_cache_is_cleared_of_our_keys_alone(site: Site) -> None:
 
 
 async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
-    """Out of reach is a fact of the stats and no answer elsewhere; its text is scrubbed."""
     register_secret("password-of-the-cache")
     redis = FakeRedis()
     redis.trouble = RetryableError("no connection to redis://:password-of-the-cache@redis.example")
@@ -438,7 +420,6 @@ async def test_cache_in_trouble_is_shown_without_secrets(site: Site) -> None:
     ],
 )
 async def test_monitoring_point_is_503_before_the_start(path: str, method: str) -> None:
-    """Before the parts are there nothing is known: neither that there is no cache, nor which queues there are."""
     views = http_views(ReplicaStatus("replica-1", asyncio.Event()))
     http = open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), views=views, allow_destructive=True)
     async with http as port, ClientSession() as session:
@@ -448,13 +429,11 @@ async def test_monitoring_point_is_503_before_the_start(path: str, method: str) 
 
 
 async def test_handler_status_is_starting_before_the_start() -> None:
-    """An early request is answered that the worker is starting."""
     status = ReplicaStatus("replica-1", asyncio.Event()).handler_status()
     assert (status["running"], status["state"]) == (False, "starting")
 
 
 async def test_replica_without_a_stream_is_ready_once_a_queue_has_answered() -> None:
-    """Not before: whoever starts the next replica by that would go on without one that reads."""
     server, desk = SqsServer(), Desk()
     replica = ReplicaStatus("replica-1", asyncio.Event())
     async with AsyncExitStack() as stack:

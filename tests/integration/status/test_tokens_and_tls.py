@@ -91,7 +91,6 @@ async def broken(*_: object) -> tuple[int, dict[str, Any]]:
 
 
 async def test_producer_sees_outcomes_and_results_of_its_tenants(tmp_path: Path) -> None:
-    """An operation, a list of them, a tenant; of a lost shard no place."""
     async with serving(tmp_path, listed("shop", "producer"), operation=decided, tenant=broken) as answers:
         assert await answers.ask(f"/operations/r?{OWN}", "shop") == await decided()
         assert (await answers.ask(f"/operations?{OWN}", "shop"))[0] == 503  # it starts
@@ -101,7 +100,6 @@ async def test_producer_sees_outcomes_and_results_of_its_tenants(tmp_path: Path)
 
 @pytest.mark.parametrize("path", [f"/operations/r?{FOREIGN}", f"/operations?{FOREIGN}", "/tenants/smile/berlin"])
 async def test_producer_gets_the_same_answer_about_any_foreign_tenant(tmp_path: Path, path: str) -> None:
-    """Nothing is asked, so that it cannot learn whether the tenant exists."""
     async with serving(tmp_path, listed("shop", "producer"), operation=decided, tenant=decided) as answers:
         status, answer = await answers.ask(path, "shop")
         assert (status, list(answer)) == (404, ["error"])
@@ -121,7 +119,6 @@ async def test_producer_gets_the_same_answer_about_any_foreign_tenant(tmp_path: 
     ],
 )
 async def test_producer_has_to_name_one_tenant(tmp_path: Path, query: str) -> None:
-    """Without it all shards would be asked, and a second value could be the one that counts."""
     async with serving(tmp_path, listed("shop", "producer"), operation=decided) as answers:
         for path in ("/operations/r", "/operations"):
             assert (await answers.ask(f"{path}?{query}", "shop"))[0] == 400
@@ -142,14 +139,12 @@ async def test_producer_has_to_name_one_tenant(tmp_path: Path, query: str) -> No
     ],
 )
 async def test_producer_may_call_nothing_else(tmp_path: Path, method: str, path: str) -> None:
-    """No state of the worker, no action, not even about its own tenant."""
     async with serving(tmp_path, listed("shop", "producer")) as answers:
         status, answer = await answers.ask(path, "shop", method)
         assert (status, "producer" in answer["error"]) == (403, True)
 
 
 async def test_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
-    """A token that is taken away is refused from then on; a file that cannot be used is logged once a minute."""
     async with serving(tmp_path, listed("ann", "operator"), listed("eve", "viewer")) as answers:
         assert (await answers.ask("/status", "ann"))[1]["role"] == "operator"
         with capture_logs() as logs:
@@ -169,7 +164,6 @@ async def test_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path: Path) 
 
 
 async def test_answer_to_a_token_that_is_taken_away_meanwhile_is_not_given(tmp_path: Path) -> None:
-    """A request that waits for its answer ends with 401."""
     asked, is_over = asyncio.Event(), asyncio.Event()
 
     async def wait(*_: object) -> tuple[int, dict[str, Any]]:
@@ -188,7 +182,6 @@ async def test_answer_to_a_token_that_is_taken_away_meanwhile_is_not_given(tmp_p
 
 @pytest.mark.slow
 async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None:
-    """Before its next event, while those of others go on."""
     number = 0
 
     def status() -> dict[str, Any]:
@@ -226,7 +219,6 @@ async def test_stream_of_a_token_that_is_taken_away_ends(tmp_path: Path) -> None
     ],
 )
 def test_producers_need_https_off_the_machine(peer: str | None, context: str | None, *, expected: bool) -> None:
-    """Its token would be read along."""
     known = {"peername": None if peer is None else (peer, 4711), "sslcontext": context}
 
     class Transport(asyncio.Transport):
@@ -238,7 +230,6 @@ def test_producers_need_https_off_the_machine(peer: str | None, context: str | N
 
 
 def test_first_file_that_cannot_be_used_ends_the_start(tmp_path: Path) -> None:
-    """With the variable, and no content."""
     path = tmp_path / "tokens.json"
     path.write_text('{"tokens": [{"name": "x", "sha256": "SECRET"}]}')
     for expected in ("API_TOKENS_FILE: Expected `str` matching regex", "API_TOKENS_FILE: expected a file that"):
@@ -289,7 +280,6 @@ async def tls_site(tmp_path: Path) -> AsyncIterator[TlsSite]:
 
 
 async def test_https_is_served_to_who_trusts_the_certificate(tls_site: TlsSite) -> None:
-    """By name, or as a command on this machine does, by the certificate itself; plain HTTP gets nothing."""
     by_name = ssl.create_default_context(cafile=tls_site.certificate)
     own = own_client_context(tls_site.certificate)
     async with aiohttp.ClientSession() as session:
@@ -303,7 +293,6 @@ async def test_https_is_served_to_who_trusts_the_certificate(tls_site: TlsSite) 
 
 
 async def test_renewed_certificate_is_shown_to_new_connections(tls_site: TlsSite, tmp_path: Path) -> None:
-    """Those that are open go on; half of a renewal changes nothing, and is logged."""
     reader, writer, first = await tls_site.connect()
     other, other_key = make_certificate(tmp_path, "renewed")
     with capture_logs() as logs:
@@ -323,7 +312,6 @@ async def test_renewed_certificate_is_shown_to_new_connections(tls_site: TlsSite
 
 @pytest.mark.slow(0.3)
 async def test_handshakes_that_do_not_end_keep_nobody_out(tls_site: TlsSite) -> None:
-    """No more are open than connections may be, and the oldest one ends for a new one."""
     silent = []
     for _ in range(30):
         _, writer = await asyncio.open_connection("127.0.0.1", tls_site.port)

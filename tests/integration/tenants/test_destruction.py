@@ -85,7 +85,6 @@ def deletion(routed: RoutedShards, grace: timedelta = NO_GRACE, **options: Any) 
 
 
 async def test_destroy_ends_operations_at_once_and_keeps_the_rows(routed: RoutedShards) -> None:
-    """From the commit on operations end `tenant_destroyed`; nothing is deleted yet, and Citrus is not told."""
     case = TenantCase(pool_of(routed), TENANT)
     with capture_logs() as logs:
         assert await destroy(routed) is DestructionResult.DESTROYING
@@ -101,7 +100,6 @@ async def test_destroy_ends_operations_at_once_and_keeps_the_rows(routed: Routed
 
 
 async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
-    """The grace time begins once; a newer destruction is only remembered, an older one is stale."""
     await destroy(routed)
     (before,) = await fetch(pool_of(routed), "SELECT state_changed_at FROM tenants")
     newer = DESTROYED_AT + timedelta(days=1)
@@ -114,20 +112,17 @@ async def test_destroy_changes_nothing_when_it_is_redelivered(routed: RoutedShar
 
 
 async def test_destroy_is_stale_when_a_newer_creation_was_applied(routed: RoutedShards) -> None:
-    """A destruction of before the newest creation does nothing."""
     assert await destroy(routed, at=TENANT_MADE_AT - timedelta(seconds=1)) is DestructionResult.STALE
     assert await states(routed) == {"clinic-main": "active"}
 
 
 async def test_destroy_says_unknown_when_every_shard_was_asked_and_has_no_row(routed: RoutedShards) -> None:
-    """Neither registered nor anywhere: whoever asked decides what to do about that."""
     assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
     routed.register(("no", "one"), "shard-2")
     assert await destroy(routed, ("no", "one")) is DestructionResult.UNKNOWN
 
 
 async def test_destroy_finds_the_home_when_citrus_names_another_or_none(routed: RoutedShards) -> None:
-    """The shards have the last word: an earlier home, the shard it moved to, one that Citrus has forgotten."""
     away, moved, lost = ("a", "way"), ("mo", "ved"), ("lo", "st")
     routed.register(away, "shard-1")
     routed.register(moved, "shard-1")
@@ -142,7 +137,6 @@ async def test_destroy_finds_the_home_when_citrus_names_another_or_none(routed: 
 
 
 async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shard: ShardMaker) -> None:
-    """A silent shard may be the home; an inactive one is asked later."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-2")
         with pytest.raises(ShardUnavailableError, match="shard shard-2"):
@@ -155,7 +149,6 @@ async def test_destroy_waits_when_somebody_who_must_be_asked_is_silent(make_shar
 
 
 async def test_destroy_waits_when_citrus_names_a_host_that_is_not_allowed() -> None:
-    """As with a creation: an operator can mend it."""
     evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
     async with ScriptedCitrus(reply(evil)).opened(allowed_hosts=("db",)) as client, Pools(size=1) as pools:
         with pytest.raises(ShardNotAllowedError, match=r"evil\.example"):
@@ -163,7 +156,6 @@ async def test_destroy_waits_when_citrus_names_a_host_that_is_not_allowed() -> N
 
 
 async def test_destroy_is_refused_when_another_tenant_has_the_id(routed: RoutedShards) -> None:
-    """`a-b` at `c` is not destroyed in the name of `a` at `b-c`."""
     await add_tenant(pool_of(routed), ("a-b", "c"))
     with pytest.raises(PermanentError, match="'a-b-c' is taken"):
         await destroy(routed, ("a", "b-c"))
@@ -171,7 +163,6 @@ async def test_destroy_is_refused_when_another_tenant_has_the_id(routed: RoutedS
 
 
 async def test_destroy_waits_for_a_batch_under_way_and_for_no_later_one(make_shard: ShardMaker) -> None:
-    """What a batch began before is committed whole; what comes after finds the tenant destroyed."""
     async with routed_shards([await make_shard("shard-1")], timeouts=PATIENT) as routed:
         routed.register(TENANT, "shard-1")
         case = TenantCase(pool_of(routed), TENANT)
@@ -196,7 +187,6 @@ async def test_destroy_waits_for_a_batch_under_way_and_for_no_later_one(make_sha
 
 
 async def test_destroy_all_destroys_every_location_on_every_shard(routed: RoutedShards) -> None:
-    """Each by its own row: what is newer, or is another business's, stays; a row left by a move says nothing."""
     await add_tenant(pool_of(routed), ("clinic", "newer"), created_at=DESTROYED_AT + timedelta(days=1))
     await add_tenant(pool_of(routed), ("clinic", "moved"), state="moved", moved_to="shard-2")
     await add_tenant(pool_of(routed), ("clinic", "again"), state="destroyed")
@@ -227,7 +217,6 @@ async def test_destroy_all_destroys_every_location_on_every_shard(routed: Routed
 
 
 async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: ShardMaker) -> None:
-    """Every shard must answer: one that does not may have a location; an empty one has none."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
     async with routed_shards(shards) as routed:
         await add_tenant(pool_of(routed))
@@ -240,7 +229,6 @@ async def test_destroy_all_begins_nothing_when_a_shard_is_silent(make_shard: Sha
 
 
 async def test_destroy_all_leaves_a_creation_alone_that_is_still_on_its_way(routed: RoutedShards) -> None:
-    """It ends the locations that exist: without a row nothing shows that an older creation comes too late."""
     assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
 
     late = ProvisionRequest("clinic", "second", "dental", DESTROYED_AT - timedelta(hours=1))
@@ -250,7 +238,6 @@ async def test_destroy_all_leaves_a_creation_alone_that_is_still_on_its_way(rout
 
 
 async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedShards) -> None:
-    """The others are destroyed, and the message comes again for the one that is not at home anywhere yet."""
     await add_tenant(pool_of(routed), ("clinic", "second"), state="fenced")
     with pytest.raises(RetryableError, match="being moved"):
         await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
@@ -262,7 +249,6 @@ async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedSh
 
 
 async def test_destroy_all_waits_for_no_copy_of_a_move_that_was_given_up(routed: RoutedShards) -> None:
-    """The copy stays until `tenants rollback` deletes it, and no mover can end the move."""
     await add_tenant(pool_of(routed, "shard-2"), ("clinic", "main"), state="incoming")
 
     assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
@@ -277,7 +263,6 @@ async def test_destroy_all_waits_for_no_copy_of_a_move_that_was_given_up(routed:
 
 
 async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: RoutedShards) -> None:
-    """By the shard's own clock, from the destruction on; an active tenant is never touched."""
     await add_tenant(pool_of(routed), ("still", "there"))
     await fetch(pool_of(routed), ADD_RESOURCES, "still-there", 2)
     await destroy(routed)
@@ -298,7 +283,6 @@ async def test_deletion_deletes_nothing_before_the_grace_time_is_over(routed: Ro
 
 @pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
 async def test_deletion_destroys_nothing_while_the_clocks_are_apart(routed: RoutedShards, clock: OwnClock) -> None:
-    """A tenant in its grace time stays whole, and one after it too; a later turn deletes once the clocks agree."""
     await destroy(routed)
     right, pool_of(routed).clock = pool_of(routed).clock, clock
     assert await deletion(routed).delete_due() == 0
@@ -314,7 +298,6 @@ async def test_deletion_destroys_nothing_while_the_clocks_are_apart(routed: Rout
 async def test_tenants_are_neither_destroyed_nor_made_while_the_clocks_are_apart(
     routed: RoutedShards, clock: OwnClock
 ) -> None:
-    """The times in their rows would be wrong for good: by them rows are deleted, and operations given up."""
     right, pool_of(routed).clock = pool_of(routed).clock, clock
     with pytest.raises(ClocksApartError, match=APART):
         await destroy(routed)
@@ -327,7 +310,6 @@ async def test_tenants_are_neither_destroyed_nor_made_while_the_clocks_are_apart
 
 
 async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(routed: RoutedShards) -> None:
-    """The row says destroyed, the log stays for its own retention, and a creation too old stays stale."""
     case = TenantCase(pool_of(routed), TENANT)
     applied = case.operation("create", "r9", {})
     assert await case.apply(applied) == [SUCCEEDED]
@@ -346,7 +328,6 @@ async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(route
 
 
 async def test_deletion_forgets_failed_messages_and_rejected_records_of_the_tenant(routed: RoutedShards) -> None:
-    """Only with the end of its own deletion; those of others stay."""
     for tenant_id in ("clinic-main", "another-one"):
         await fetch(pool_of(routed), "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", tenant_id)
         rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
@@ -362,7 +343,6 @@ async def test_deletion_forgets_failed_messages_and_rejected_records_of_the_tena
 
 @pytest.mark.slow
 async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed: RoutedShards) -> None:
-    """A turn that has no time left stops; what was begun is never taken back, and the next turn goes on."""
     await fetch(pool_of(routed), ADD_RESOURCES.replace("number::text", "'more-' || number"), "clinic-main", 25)
     await destroy(routed)
     assert await deletion(routed, turn_s=0.001, statement_max_rows=10).delete_due() == 0
@@ -379,7 +359,6 @@ async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed:
 
 @pytest.mark.slow(2)
 async def test_large_tenant_does_not_keep_a_small_one_from_its_end(routed: RoutedShards) -> None:
-    """Each has a share of the turn: what is due cannot be taken back any more, and its creation waits."""
     await fetch(pool_of(routed), ADD_RESOURCES.replace("1, $2::int", "10, 5000 + $2::int"), "clinic-main", 0)
     await destroy(routed)
     small = ("small", "main")
@@ -398,7 +377,6 @@ async def test_large_tenant_does_not_keep_a_small_one_from_its_end(routed: Route
 async def test_locked_tenants_do_not_keep_the_others_from_their_end(
     make_shard: ShardMaker, lock: str, *, is_begun: bool
 ) -> None:
-    """A turn leaves them to the next one after a short wait, before their deletion has begun and after."""
     locked = [f"clinic-{number}" for number in range(3)]
     others = [f"clinic-{number}" for number in range(3, 10)]
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts()) as routed:
@@ -421,7 +399,6 @@ async def test_locked_tenants_do_not_keep_the_others_from_their_end(
 
 @pytest.mark.slow
 async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_shard: ShardMaker) -> None:
-    """Rows may be large: a statement that meets its deadline is tried with a tenth of the rows."""
     async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(statement_s=1.0)) as routed:
         routed.register(TENANT, "shard-1")
         pool = pool_of(routed)
@@ -443,7 +420,6 @@ async def test_deletion_takes_fewer_rows_when_a_statement_takes_too_long(make_sh
 
 
 async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(routed: RoutedShards) -> None:
-    """What a shard's owner forbids for one tenant is said, and is tried again in every turn."""
     pool = pool_of(routed)
     await add_tenant(pool, ("x", "1"))
     await fetch(pool, ADD_RESOURCES, "x-1", 3)
@@ -461,7 +437,6 @@ async def test_deletion_goes_on_with_other_tenants_when_one_cannot_be_deleted(ro
 
 
 async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard: ShardMaker) -> None:
-    """Both delete, neither waits for the other, and one of them says that it is over."""
     address = await make_shard("shard-1")
     async with routed_shards([address]) as one, routed_shards([address]) as other:
         one.register(TENANT, "shard-1")
@@ -479,7 +454,6 @@ async def test_deletion_by_two_replicas_at_once_ends_the_tenant_once(make_shard:
 
 @pytest.mark.slow(1)
 async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(make_shard: ShardMaker) -> None:
-    """Batches go on all the time: nothing of before is there after, and what is applied after is not deleted."""
     async with routed_shards([await make_shard("shard-1")], timeouts=PATIENT) as routed:
         routed.register(TENANT, "shard-1")
         await add_tenant(pool_of(routed))
@@ -522,7 +496,6 @@ async def test_tenant_is_destroyed_and_made_again_under_load_without_a_trace(mak
 
 
 async def test_deletion_leaves_a_tenant_alone_that_was_made_again_meanwhile(routed: RoutedShards) -> None:
-    """A replica that found the tenant due before another's deletion ended, and it was made again, deletes nothing."""
     late = deletion(routed)
     await destroy(routed)
     (due,) = await late._begin_due(pool_of(routed))
@@ -536,7 +509,6 @@ async def test_deletion_leaves_a_tenant_alone_that_was_made_again_meanwhile(rout
 
 
 async def test_deletion_goes_on_with_other_shards_when_one_is_down(make_shard: ShardMaker) -> None:
-    """Shards that nobody has used yet are asked too; empty, silent and refused ones keep nobody waiting."""
     well = await make_shard("shard-1")
     shards = [well, await make_shard("shard-2", is_empty=True), silent("shard-3")]
     async with Pools(size=1) as pools:
@@ -551,7 +523,6 @@ async def test_deletion_goes_on_with_other_shards_when_one_is_down(make_shard: S
 
 
 async def test_deletion_runs_beside_everything_until_it_is_cancelled(routed: RoutedShards) -> None:
-    """Turn after turn, also while Citrus gives no answer: then on the shards that are known."""
     await destroy(routed)
     for shard in routed.citrus.registry.shards.values():
         shard.connection_string = "no-address"  # Citrus says nothing that could be used

@@ -107,7 +107,6 @@ async def why(world: World, *names: tuple[str, str]) -> str:
 
 
 async def test_tenant_is_made_at_its_first_use_where_citrus_names_it(world: World) -> None:
-    """With the type of business-info, and older than any control message; its operations are taken at once."""
     world.routed.register(NAME, "shard-2")
 
     assert await world.use(NAME) == "shard-2"
@@ -128,7 +127,6 @@ async def test_tenant_is_made_at_its_first_use_where_citrus_names_it(world: Worl
 
 
 async def test_any_control_message_counts_as_newer_than_a_first_use(world: World) -> None:
-    """A creation finds the tenant there and is noted, a destruction destroys it."""
     world.routed.register(NAME, "shard-1")
     await world.use(NAME)
     at = datetime(1971, 1, 1, tzinfo=UTC)
@@ -142,19 +140,16 @@ async def test_any_control_message_counts_as_newer_than_a_first_use(world: World
 
 
 async def test_nothing_is_made_when_citrus_does_not_know_the_tenant(world: World) -> None:
-    """Business-info alone is no reason: registering is somebody else's to do."""
     assert await world.use(NAME) is Absence.UNREGISTERED
     assert world.businesses.ages == []
 
 
 async def test_nothing_is_made_when_it_is_not_wanted(world: World) -> None:
-    """Without `PROVISION_ON_FIRST_USE` the tenant waits for its `SHARD_CREATION`."""
     world.routed.register(NAME, "shard-1")
     assert await world.routed.gateway.provision_on_first_use(ID, [NAME]) is Absence.NOT_HERE
 
 
 async def test_tenant_is_made_beside_a_silent_shard_that_cannot_have_it(make_shard: ShardMaker) -> None:
-    """By a map that says that all are in place; by any other map the silent one may have it."""
     shards = [silent("shard-1"), await make_shard("shard-2")]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     for is_marked in (False, True):
@@ -183,7 +178,6 @@ async def test_tenant_is_made_beside_a_silent_shard_that_cannot_have_it(make_sha
 async def test_nothing_is_made_when_business_info_gives_no_reason(
     world: World, name: tuple[str, str], expected: str
 ) -> None:
-    """The reason is told to who asks, and logged once; when business-info is mended the tenant is made."""
     world.businesses.known["spa"] = Business("spa", "spa", frozenset({"main"}))
     world.routed.register(name, "shard-1")
 
@@ -198,14 +192,12 @@ async def test_nothing_is_made_when_business_info_gives_no_reason(
 
 
 async def test_location_that_is_not_remembered_is_asked_for_anew(world: World) -> None:
-    """What is remembered of a business for minutes is no reason to refuse a location that it has by now."""
     world.routed.register(("clinic", "closed"), "shard-1")
     await why(world, ("clinic", "closed"))
     assert world.businesses.ages == [FRESH_S, 5.0]
 
 
 async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(world: World) -> None:
-    """A destroyed row is nobody's home, but only a control message brings its tenant back."""
     await add_tenant(world.pool("shard-2"), NAME, state="destroyed")
     world.routed.register(NAME, "shard-1")
 
@@ -214,7 +206,6 @@ async def test_nothing_is_made_when_the_tenant_was_destroyed_on_another_shard(wo
 
 
 async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(make_shard: ShardMaker) -> None:
-    """Neither by the gateway, which must ask it, nor by what makes tenants."""
     async with open_world([await make_shard("shard-1"), silent("shard-2")], CLINIC) as world:
         world.routed.register(NAME, "shard-1")
         with pytest.raises(RetryableError, match="shard-2"):
@@ -225,7 +216,6 @@ async def test_nothing_is_made_while_a_shard_that_may_have_it_does_not_answer(ma
 
 
 async def test_trouble_with_business_info_is_told_and_passes(world: World) -> None:
-    """An error is a reason like any other, said again when it is another one."""
     world.routed.register(NAME, "shard-1")
     with capture_logs() as logs:
         for error in ("slow down", "slow down", "no access"):
@@ -237,7 +227,6 @@ async def test_trouble_with_business_info_is_told_and_passes(world: World) -> No
 
 
 async def test_name_that_business_info_knows_is_made_when_two_give_one_id(world: World) -> None:
-    """`a-b`+`c` and `a`+`b-c` have one id: whichever is listed is made, whoever sends first."""
     world.businesses.known["a-b"] = Business("a-b", "gym", frozenset({"c"}))
     world.routed.register(("a-b", "c"), "shard-1")
 
@@ -247,7 +236,6 @@ async def test_name_that_business_info_knows_is_made_when_two_give_one_id(world:
 
 @pytest.mark.slow
 async def test_tenants_that_come_together_are_made_together(world: World) -> None:
-    """A burst takes a few looks at the shards, and each tenant is made once, however many ask for it."""
     names = [(f"b-{number}", "main") for number in range(40)]
     for name in names:
         world.businesses.known[name[0]] = Business(name[0], "hotel", frozenset({"main"}))
@@ -264,7 +252,6 @@ async def test_tenants_that_come_together_are_made_together(world: World) -> Non
 
 
 async def test_others_are_made_when_who_makes_them_is_cancelled(world: World) -> None:
-    """Whoever gives up leaves the rest of the group to the next in line."""
     world.routed.register(NAME, "shard-1")
     tasks = [asyncio.ensure_future(world.gateway.provision_on_first_use(ID, [NAME])) for _ in range(2)]
     await asyncio.sleep(0)

@@ -45,7 +45,6 @@ async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:
 
 
 async def test_confirm_tells_the_other_one_when_its_home_was_undone(routed: RoutedShards) -> None:
-    """Whoever made the home that is gone finds that out, and tries again."""
     routed.register(TENANT, "shard-2")
     await make_unfinished(pool_of(routed, "shard-2"))
 
@@ -68,7 +67,6 @@ async def test_confirm_tells_the_other_one_when_its_home_was_undone(routed: Rout
 async def test_confirm_comes_to_the_same_from_either_home(
     routed: RoutedShards, first: dict[str, bool], second: dict[str, bool], kept: str, asked_on: str
 ) -> None:
-    """Whoever looks, what has operations stays, then what is confirmed, then what was made first."""
     routed.register(TENANT, "shard-1")
     await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0, **first)
     await make_unfinished(pool_of(routed, "shard-2"), **second)
@@ -85,7 +83,6 @@ async def test_confirm_comes_to_the_same_from_either_home(
 
 
 async def test_confirm_undoes_nothing_when_both_homes_have_something_to_lose(routed: RoutedShards) -> None:
-    """A person is called, again and again, and both stay as they are."""
     routed.register(TENANT, "shard-1")
     for shard_id in ("shard-1", "shard-2"):
         await make_unfinished(pool_of(routed, shard_id), touched=True)
@@ -103,7 +100,6 @@ async def test_confirm_undoes_nothing_when_both_homes_have_something_to_lose(rou
 async def test_split_tenant_is_counted_until_a_person_has_removed_one_home(
     routed: RoutedShards, removed_from: list[str]
 ) -> None:
-    """The metric is 1 from the first search on, and 0 after a sweep that finds the tenant in one place, or in none."""
     routed.register(TENANT, "shard-2")
     for shard_id in ("shard-1", "shard-2"):
         await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
@@ -121,7 +117,6 @@ async def test_split_tenant_is_counted_until_a_person_has_removed_one_home(
 
 
 async def test_split_tenant_stays_counted_while_a_shard_does_not_answer(routed: RoutedShards) -> None:
-    """A shard that is down is no proof that the tenant has left it."""
     routed.register(TENANT, "shard-2")
     for shard_id in ("shard-1", "shard-2"):
         await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
@@ -149,7 +144,6 @@ async def test_split_tenant_stays_counted_while_a_shard_does_not_answer(routed: 
     ],
 )
 async def test_confirm_keeps_what_more_than_provisioning_wrote_to(routed: RoutedShards, change: str) -> None:
-    """Control messages leave no row in the log, but what they did is seen."""
     routed.register(TENANT, "shard-1")
     await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
     await make_unfinished(pool_of(routed, "shard-2"))
@@ -161,7 +155,6 @@ async def test_confirm_keeps_what_more_than_provisioning_wrote_to(routed: Routed
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read"])
 async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedShards, level: str) -> None:
-    """A home that was untouched when it was seen, and is not any more once its row is held, stays."""
     routed.register(TENANT, "shard-1")
     await isolate(address_of(routed, "shard-2"), level)
     await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
@@ -184,7 +177,6 @@ async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedS
 
 
 async def test_confirm_leaves_a_tenant_destroyed_that_was_made_again(routed: RoutedShards) -> None:
-    """What was there before it was made again stays: its row, and its log."""
     routed.register(TENANT, "shard-1")
     await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
     await make_unfinished(pool_of(routed, "shard-2"), epoch=2)
@@ -195,7 +187,6 @@ async def test_confirm_leaves_a_tenant_destroyed_that_was_made_again(routed: Rou
 
 @pytest.mark.parametrize("state", ["destroyed", "incoming", "ready", "moved"])
 async def test_confirm_has_no_rival_in_a_row_where_nobody_lives(routed: RoutedShards, state: str) -> None:
-    """The row of a tenant that was destroyed, comes by a move or has gone by one to this very shard is no home."""
     routed.register(TENANT, "shard-1")
     await make_unfinished(pool_of(routed, "shard-1"))
     await add_tenant(pool_of(routed, "shard-2"), state=state, moved_to="shard-1" if state == "moved" else None)
@@ -205,7 +196,6 @@ async def test_confirm_has_no_rival_in_a_row_where_nobody_lives(routed: RoutedSh
 
 
 async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_shard: ShardMaker) -> None:
-    """With a map only some shards are asked; where a tenant moved from there is asked too."""
     shards = [await make_shard(f"shard-{number}") for number in (1, 2, 3)]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     shard_map = ShardMap(shards=mapped)
@@ -235,7 +225,6 @@ async def test_confirm_follows_a_move_to_a_shard_that_is_no_earlier_home(make_sh
 
 
 async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_shard: ShardMaker) -> None:
-    """A new tenant does not wait for it; when it is back, and has the tenant since long ago, that one stays."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         with capture_logs() as logs:
             assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
@@ -254,7 +243,6 @@ async def test_unconfirmed_confirms_what_was_made_while_a_shard_was_silent(make_
 
 
 async def test_unconfirmed_gives_the_rest_a_turn_when_a_shard_is_in_trouble(make_shard: ShardMaker) -> None:
-    """A shard that has no tables, or another one's, does not end the turn."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), await make_shard("shard-3")]
     async with routed_shards(shards) as routed:
         routed.register(TENANT, "shard-1")

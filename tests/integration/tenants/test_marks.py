@@ -70,7 +70,6 @@ async def forget_marks(pool: ShardPool) -> None:
 
 
 async def test_provisioning_marks_the_default_rows(routed: RoutedShards, pool: ShardPool) -> None:
-    """One of each new tenant; none when nothing is made."""
     await provision(routed, TENANT, OTHER)
     await provision(routed, TENANT)
 
@@ -78,7 +77,6 @@ async def test_provisioning_marks_the_default_rows(routed: RoutedShards, pool: S
 
 
 async def test_rename_marks_both_ids(routed: RoutedShards, pool: ShardPool) -> None:
-    """And a rename that changes nothing marks nothing."""
     await provision(routed, TENANT)
     await forget_marks(pool)
     case = TenantCase(pool, TENANT)
@@ -98,7 +96,6 @@ async def test_rename_marks_both_ids(routed: RoutedShards, pool: ShardPool) -> N
 async def test_administrator_marks_the_rows_that_were_added(
     routed: RoutedShards, pool: ShardPool, business_type: str, staff_type: str | None
 ) -> None:
-    """The role, and the person's own resource; only one of them where the other is there already."""
     await provision(routed, TENANT, business_type=business_type)
     await forget_marks(pool)
     query = "SELECT staff_resource_type AS type FROM business_types WHERE name = $1"
@@ -117,7 +114,6 @@ async def test_administrator_marks_the_rows_that_were_added(
 
 
 async def test_deletion_leaves_a_batch_for_what_it_deletes(routed: RoutedShards, pool: ShardPool) -> None:
-    """One for each statement that deletes resources of a tenant, and one at its end; each names it, and has no rows."""
     await provision(routed, TENANT, OTHER)
     case = TenantCase(pool, TENANT)
     await case.apply(*(case.operation("create", f"r{n}", {}, arrived_at=datetime.now(UTC)) for n in range(5)))
@@ -135,7 +131,6 @@ async def test_deletion_leaves_a_batch_for_what_it_deletes(routed: RoutedShards,
 
 
 async def test_nobody_is_shown_a_mark(routed: RoutedShards, pool: ShardPool) -> None:
-    """No view, list or count has it, and none is found by what may be its id."""
     await provision(routed, TENANT)
     routed.register(TENANT, "shard-1")
     case = TenantCase(pool, TENANT)

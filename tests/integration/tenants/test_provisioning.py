@@ -80,7 +80,6 @@ def provisioned(outcome: str) -> float:
 
 @pytest.mark.parametrize("business_type", sorted(BUSINESS_TYPES))
 async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, business_type: str) -> None:
-    """A new tenant is active where Citrus placed it, with exactly one row, and takes operations at once."""
     before = provisioned("succeeded")
     with capture_logs() as logs:
         result = await routed.provisioner.provision(request(business_type=business_type))
@@ -123,7 +122,6 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
 
 
 async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
-    """A second time is fine, and never overwrites or brings back what operations made of the default row."""
     await routed.provisioner.provision(request())
     case = TenantCase(pool_of(routed, "shard-1"), TENANT)
     before = provisioned("existed")
@@ -142,7 +140,6 @@ async def test_provision_changes_nothing_when_it_is_redelivered(routed: RoutedSh
 
 
 async def test_provision_remembers_the_newest_control_message(routed: RoutedShards) -> None:
-    """An older message than the newest applied is stale; the same and newer ones find the tenant there."""
     newer, older = REQUESTED_AT + timedelta(microseconds=1), REQUESTED_AT - timedelta(days=1)
     await routed.provisioner.provision(request())
 
@@ -158,7 +155,6 @@ async def test_provision_remembers_the_newest_control_message(routed: RoutedShar
 
 
 async def test_provision_takes_the_first_and_the_last_time_there_is(routed: RoutedShards) -> None:
-    """Timestamps at the ends of the calendar are kept as they are, and not taken for infinity."""
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
     await routed.provisioner.provision(request(at=first))
     assert await routed.provisioner.provision(request(at=last)) is ProvisionResult.EXISTED
@@ -168,7 +164,6 @@ async def test_provision_takes_the_first_and_the_last_time_there_is(routed: Rout
 
 
 async def test_provision_is_refused_when_no_shard_can_have_the_business_type(routed: RoutedShards) -> None:
-    """Citrus is not told of a tenant that cannot be made."""
     before = provisioned("failed")
     with pytest.raises(PermanentError, match=r"businessType: expected a letter, .*, got 'no type'"):
         await routed.provisioner.provision(request(business_type="no type"))
@@ -178,7 +173,6 @@ async def test_provision_is_refused_when_no_shard_can_have_the_business_type(rou
 
 
 async def test_provision_is_refused_when_another_tenant_has_the_same_id(routed: RoutedShards) -> None:
-    """`a-b`+`c` and `a`+`b-c` have one id: the second to come is refused, and the first stays as it is."""
     await routed.provisioner.provision(request(("a-b", "c")))
     before = await tenants(routed, "shard-1")
 
@@ -190,7 +184,6 @@ async def test_provision_is_refused_when_another_tenant_has_the_same_id(routed: 
 
 
 async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(make_shard: ShardMaker) -> None:
-    """Tenants that are made at the same time on an empty shard are all there, and the schema is one."""
     address = await make_shard("shard-1", is_empty=True)
     made = [("b", str(number)) for number in range(4)]
     patient = ShardTimeouts(lock_s=60.0, statement_s=60.0)  # one of them waits for the other's schema
@@ -207,7 +200,6 @@ async def test_provision_makes_the_schema_once_when_two_come_to_an_empty_shard(m
 
 
 async def test_provision_goes_on_when_it_was_killed_after_the_registration(routed: RoutedShards) -> None:
-    """Registered and not made: Citrus says 409, all shards are asked, and the tenant is made where it was named."""
     routed.register(TENANT, "shard-2")
 
     assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
@@ -219,7 +211,6 @@ async def test_provision_goes_on_when_it_was_killed_after_the_registration(route
 async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
     routed: RoutedShards, *, is_registered: bool
 ) -> None:
-    """A tenant that another shard has is found there, also when Citrus has forgotten it: there is never a second."""
     await add_tenant(pool_of(routed, "shard-2"))
     if is_registered:
         routed.register(TENANT, "shard-1")
@@ -231,7 +222,6 @@ async def test_provision_makes_nothing_when_the_tenant_lives_elsewhere(
 
 
 async def test_provision_makes_the_tenant_when_another_shard_has_only_a_destroyed_one(routed: RoutedShards) -> None:
-    """A destroyed row is nobody's home."""
     await add_tenant(pool_of(routed, "shard-2"), state="destroyed")
 
     assert await routed.provisioner.provision(request()) is ProvisionResult.PROVISIONED
@@ -242,7 +232,6 @@ async def test_provision_makes_the_tenant_when_another_shard_has_only_a_destroye
 async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_registered_before(
     make_shard: ShardMaker, *, is_empty: bool
 ) -> None:
-    """Behind a 409 every shard may be the home and has to answer; a name given just now keeps nobody waiting."""
     async with routed_shards([await make_shard("shard-1", is_empty=is_empty), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-1")
         with pytest.raises(ShardUnavailableError, match="shard shard-2"):
@@ -256,7 +245,6 @@ async def test_provision_waits_for_a_silent_shard_only_when_the_tenant_was_regis
 
 
 async def test_provision_finds_the_home_when_another_shard_is_silent(make_shard: ShardMaker) -> None:
-    """A row that was found is an answer; who is silent besides does not matter."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2"), silent("shard-3")]
     async with routed_shards(shards) as routed:
         routed.register(TENANT, "shard-1")
@@ -266,7 +254,6 @@ async def test_provision_finds_the_home_when_another_shard_is_silent(make_shard:
 
 
 async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make_shard: ShardMaker) -> None:
-    """Nothing is made anywhere else instead."""
     async with routed_shards([silent("shard-1"), await make_shard("shard-2")], tenants_per_shard=1) as routed:
         with pytest.raises(ShardUnavailableError, match="shard shard-1"):
             await routed.provisioner.provision(request())
@@ -278,7 +265,6 @@ async def test_provision_waits_when_the_named_shard_is_silent_or_not_active(make
 
 
 async def test_provision_waits_when_the_list_of_shards_has_one_that_may_not_be_used(make_shard: ShardMaker) -> None:
-    """An address that is not allowed is a home that cannot be asked; it does not make the message a dead letter."""
     address = await make_shard("shard-1")
     named = {"shardId": "shard-1", "connectionString": address.connection_string}
     evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
@@ -296,7 +282,6 @@ async def test_provision_waits_when_the_list_of_shards_has_one_that_may_not_be_u
 
 
 async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: RoutedShards) -> None:
-    """Tenant and default row come together or not at all; the next try makes both."""
     pool = pool_of(routed, "shard-1")
     await fetch(pool, "ALTER TABLE resources ADD CONSTRAINT nothing CHECK (false)")
     with pytest.raises(RefusedOnShardError, match=r"\(23514\)"):
@@ -310,7 +295,6 @@ async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: Rout
 async def test_provision_is_undone_when_its_transaction_took_too_long(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`created_at` is the transaction's clock: one that took 30 s, here nothing, is not to be believed, and aborts."""
     monkeypatch.setattr(clock_check, "REGISTRATION_MOST", timedelta())
     async with routed_shards([await make_shard("shard-1")]) as routed:
         with pytest.raises(RetryableError, match="took over 30 s"):
@@ -321,7 +305,6 @@ async def test_provision_is_undone_when_its_transaction_took_too_long(
 
 
 async def test_provision_waits_when_another_transaction_holds_the_tenant(make_shard: ShardMaker) -> None:
-    """A lost race is tried again later, as every trouble of a shard's is."""
     address = await make_shard("shard-1")
     async with routed_shards([address], timeouts=ShardTimeouts(lock_s=0.1)) as routed:
         await add_tenant(pool_of(routed, "shard-1"))
@@ -337,7 +320,6 @@ async def test_provision_waits_when_another_transaction_holds_the_tenant(make_sh
 
 
 async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: RoutedShards) -> None:
-    """In the grace time the tenant is active again as it was: same rows, same `created_at`."""
     routed.register(TENANT, "shard-1")
     case = TenantCase(pool_of(routed, "shard-1"), TENANT)
     await add_tenant(case.pool)
@@ -355,7 +337,6 @@ async def test_provision_takes_a_destruction_back_when_it_is_newer(routed: Route
 
 
 async def test_provision_logs_the_type_that_an_existing_tenant_has(routed: RoutedShards) -> None:
-    """A tenant keeps its type, whatever a later message asks for."""
     routed.register(TENANT, "shard-1")
     await add_tenant(pool_of(routed, "shard-1"))
     with capture_logs() as logs:
@@ -365,7 +346,6 @@ async def test_provision_logs_the_type_that_an_existing_tenant_has(routed: Route
 
 
 async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards) -> None:
-    """Once the deletion has begun there is no way back: the tenant is made again when it is over."""
     routed.register(TENANT, "shard-1")
     pool = pool_of(routed, "shard-1")
     await add_tenant(pool, state="destroying")
@@ -377,7 +357,6 @@ async def test_provision_waits_when_rows_are_being_deleted(routed: RoutedShards)
 
 
 async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) -> None:
-    """It is as new: of the type that is asked for now, with its default row, and a `created_at` of now."""
     routed.register(TENANT, "shard-1")
     case = TenantCase(pool_of(routed, "shard-1"), TENANT)
     await add_tenant(case.pool, state="destroyed")
@@ -393,7 +372,6 @@ async def test_provision_makes_a_destroyed_tenant_again(routed: RoutedShards) ->
 
 
 async def test_operations_of_before_are_not_applied_when_the_tenant_was_made_again(routed: RoutedShards) -> None:
-    """What the log knows stays a duplicate, and what nobody had applied in time is nobody's any more (idea 7)."""
     routed.register(TENANT, "shard-1")
     case = TenantCase(pool_of(routed, "shard-1"), TENANT)
     await add_tenant(case.pool)
@@ -413,7 +391,6 @@ async def test_operations_of_before_are_not_applied_when_the_tenant_was_made_aga
 
 
 async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make_shard: ShardMaker) -> None:
-    """An operator can mend it, so the message waits; earlier ones of the same batch are made."""
     address = await make_shard("shard-1")
     named = {"shardId": "shard-1", "connectionString": address.connection_string}
     evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
@@ -431,7 +408,6 @@ async def test_provision_waits_when_citrus_names_a_host_that_is_not_allowed(make
 
 @pytest.mark.slow
 async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: ShardMaker) -> None:
-    """Tenants of one batch are made together on each shard; a second time finds all of them."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)]
     requests = [request((f"b{number:02}", "l"), BUSINESS_TYPE_NAMES[number % 3]) for number in range(40)]
     async with routed_shards(shards, tenants_per_shard=20) as routed:
@@ -446,7 +422,6 @@ async def test_provision_all_makes_many_in_one_transaction_a_shard(make_shard: S
 
 
 async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shard: ShardMaker) -> None:
-    """A bad type, a taken id, a row that the shard refuses, a silent shard: each is the trouble of its own tenant."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         pool = pool_of(routed, "shard-1")
         await fetch(pool, "ALTER TABLE tenants ADD CONSTRAINT picky CHECK (location_id <> 'bad')")
@@ -479,7 +454,6 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
 async def test_provision_all_is_whole_or_nothing_when_the_line_is_cut_at_the_commit(
     make_shard: ShardMaker, moment: str, again: str
 ) -> None:
-    """Nothing is known then: all of the batch come again, and find all of it there, or nothing."""
     address = await make_shard("shard-1")
     requests = [request(("b", str(number))) for number in range(5)]
     async with Line(address).opened() as line, routed_shards([line.address]) as routed:
@@ -493,7 +467,6 @@ async def test_provision_all_is_whole_or_nothing_when_the_line_is_cut_at_the_com
 
 
 async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(make_shard: ShardMaker) -> None:
-    """The same batch twice at the same time, in different orders: each is made by one of the two."""
     address = await make_shard("shard-1")
     requests = [request(("b", f"{number:02}")) for number in range(30)]
     async with routed_shards([address]) as one, routed_shards([address]) as other, asyncio.TaskGroup() as tasks:
@@ -506,7 +479,6 @@ async def test_provision_all_makes_each_once_when_two_replicas_do_it_at_once(mak
 
 
 async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_shard: ShardMaker) -> None:
-    """By its pin or its hash. In a map without the mark it may live on a silent shard; the error says so."""
     shards = [silent("shard-1"), silent("shard-2"), await make_shard("shard-3")]
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in shards)
     hashed = next(("b", str(one)) for one in range(200) if bucket_of(f"b-{one}", 3) == 2)
@@ -530,7 +502,6 @@ async def test_provision_waits_for_no_shard_but_its_own_in_a_marked_map(make_sha
 
 
 async def test_provision_asks_earlier_homes_of_a_static_map(make_shard: ShardMaker) -> None:
-    """With a map nobody knows whether the tenant is new: each shard its key ever had must answer, and no other."""
     first, second = await make_shard("shard-1"), await make_shard("shard-2")
     third = silent("shard-3")
     mapped = tuple(MappedShard(shard.shard_id, shard.connection_string) for shard in (first, second, third))

@@ -64,7 +64,6 @@ def meddled(routed: RoutedShards, before: Callable[[], Awaitable[None]], changed
 
 
 async def test_provision_confirms_a_new_tenant(routed: RoutedShards) -> None:
-    """Shards are asked before and after the commit, and Citrus whether it still knows."""
     lists, questions = requests_to("shards_health"), requests_to("get_shard")
 
     assert await routed.provisioner.provision(REQUEST) is ProvisionResult.PROVISIONED
@@ -74,8 +73,6 @@ async def test_provision_confirms_a_new_tenant(routed: RoutedShards) -> None:
 
 
 async def test_provision_registers_again_what_citrus_has_forgotten(routed: RoutedShards) -> None:
-    """Registered, made, forgotten: Citrus is told again, and its word does not move the tenant."""
-
     async def forget() -> None:
         routed.citrus.registry.homes.pop(TENANT_ID, None)
         routed.citrus.registry.shards["shard-1"].is_active = False  # so that it names the other one
@@ -90,7 +87,6 @@ async def test_provision_registers_again_what_citrus_has_forgotten(routed: Route
 
 @pytest.mark.parametrize("age_s", [3600.0, -3600.0])
 async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: RoutedShards, age_s: float) -> None:
-    """Another replica, sent to the other shard, made it there at the same time: the later one is undone, for both."""
     changed: list[ResourceKey] = []
 
     async def make_elsewhere() -> None:
@@ -111,7 +107,6 @@ async def test_provision_keeps_one_home_when_citrus_changed_its_answer(routed: R
 
 
 async def test_provision_goes_on_when_it_was_killed_before_the_confirmation(make_shard: ShardMaker) -> None:
-    """The same message finds the tenant made and not confirmed: it then does what was left, or waits."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(TENANT, "shard-1")
         await make_unfinished(pool_of(routed, "shard-1"))
@@ -126,7 +121,6 @@ async def test_provision_goes_on_when_it_was_killed_before_the_confirmation(make
 async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_two_shards(
     make_shard: ShardMaker,
 ) -> None:
-    """Both were told 409 and a shard of their own, at the same time: every tenant has one home in the end, for both."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     requests = [ProvisionRequest("b", f"{number:02}", "gym", AT) for number in range(20)]
     async with routed_shards(shards) as one, routed_shards(shards[::-1]) as other:
@@ -152,7 +146,6 @@ async def test_provision_all_leaves_one_home_each_when_two_replicas_are_sent_to_
 
 @pytest.mark.slow(0.4)
 async def test_provision_all_puts_single_calls_into_few_transactions(make_shard: ShardMaker) -> None:
-    """Tenants that come one by one, at the same time, are made and confirmed together, and see to the schema once."""
     address = await make_shard("shard-1", is_empty=True)
     async with routed_shards([address]) as routed, asyncio.TaskGroup() as tasks:
         for number in range(60):
@@ -166,7 +159,6 @@ async def test_provision_all_puts_single_calls_into_few_transactions(make_shard:
 
 
 async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
-    """The others of the batch are made; the shard's health names the type until it is there."""
     pool = pool_of(routed, "shard-1")
     requests = [ProvisionRequest("b", name, kind, AT) for name, kind in (("1", "spa"), ("2", "hotel"), ("3", "spa"))]
 
@@ -197,7 +189,6 @@ async def test_provision_waits_when_the_shard_lacks_the_business_type(routed: Ro
 
 
 async def test_tenants_that_are_not_tried_again_wait_no_longer(routed: RoutedShards) -> None:
-    """Their message was given up, or is no more; after an hour their rows go, and there are not too many before."""
     pool = pool_of(routed, "shard-1")
     await routed.provisioner.provision_all([ProvisionRequest("b", "1", "spa", AT)])
     await fetch(pool, "UPDATE awaited_types SET tried_at = tried_at - interval '6 minutes'")
@@ -215,7 +206,6 @@ async def test_tenants_that_are_not_tried_again_wait_no_longer(routed: RoutedSha
 
 
 async def test_no_tenant_is_made_of_a_type_that_is_removed_meanwhile(routed: RoutedShards) -> None:
-    """The removal waits for tenants that are being made; one that is made behind it finds the type gone."""
     pool = pool_of(routed, "shard-1")
     async with pool.transaction() as removing:
         await removing.execute(QUERIES["lock_tenants_table"])
@@ -240,14 +230,12 @@ async def test_no_tenant_is_made_of_a_type_that_is_removed_meanwhile(routed: Rou
 async def test_provision_is_refused_when_an_id_cannot_be_stored(
     routed: RoutedShards, tenant: tuple[str, str], complaint: str
 ) -> None:
-    """Before Citrus is told of it."""
     with pytest.raises(PermanentError, match=f"{complaint}: expected 1 to 128 characters"):
         await routed.provisioner.provision(ProvisionRequest(*tenant, "dental", AT))
     assert routed.citrus.registry.homes == {}
 
 
 async def test_provision_makes_nothing_twice_when_a_destroyed_row_is_named(routed: RoutedShards) -> None:
-    """The named shard has the row of a tenant that was destroyed there and lives elsewhere since: it is found."""
     routed.register(TENANT, "shard-1")
     await add_tenant(pool_of(routed, "shard-1"), state="destroyed")
     await add_tenant(pool_of(routed, "shard-2"))
@@ -257,7 +245,6 @@ async def test_provision_makes_nothing_twice_when_a_destroyed_row_is_named(route
 
 
 async def test_provisioner_uses_the_directory_it_is_given(routed: RoutedShards) -> None:
-    """A tenant that was asked for before it was there is found as soon as it is made."""
     directory = Directory(routed.locator, routed.pools)
     assert await directory.find(TENANT_ID) == "unregistered"
 
@@ -279,7 +266,6 @@ async def test_provisioner_uses_the_directory_it_is_given(routed: RoutedShards) 
 async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_answers(
     routed: RoutedShards, *, forgets: bool, wavers: bool
 ) -> None:
-    """Many that ask for the same tenants at once end with one home for each, whatever they were told."""
     faults = routed.citrus.faults
     faults.drops_registrations, faults.rotates_shards = forgets, wavers
     requests = [ProvisionRequest("b", str(number), "gym", AT) for number in range(5)]
@@ -301,7 +287,6 @@ async def test_provision_leaves_one_home_when_citrus_forgets_and_changes_its_ans
 async def test_provision_makes_the_first_to_come_when_citrus_knows_a_stranger_by_the_same_id(
     routed: RoutedShards,
 ) -> None:
-    """Citrus says 409 for `a` `b-c`, as it has `a-b` `c` by the same key: it has no row, and the second is refused."""
     routed.register(("a-b", "c"), "shard-2")
 
     assert await routed.provisioner.provision(ProvisionRequest("a", "b-c", "gym", AT)) is ProvisionResult.PROVISIONED

@@ -97,7 +97,6 @@ async def enforce(routed: RoutedShards, resource_type: str, schema: dict[str, An
 
 
 async def test_rename_gives_the_resource_another_id_and_merges(routed: RoutedShards) -> None:
-    """Everything else stays; members are merged as a `patch` merges them, and no number loses a digit."""
     case = await made(routed, "old", data='{"name": "Ann", "tags": {"a": 1, "b": 2}, "drop": 1}')
     more = '{"tags": {"a": null, "c": 1.000000000000000000000000000001}, "drop": null, "number": "ap2403-00017"}'
 
@@ -116,7 +115,6 @@ async def test_rename_gives_the_resource_another_id_and_merges(routed: RoutedSha
 
 
 async def test_rename_finds_the_resource_by_any_name_of_its_type(routed: RoutedShards) -> None:
-    """Its marks have the name under which it is stored, by which moves read it; readers of the cache may use either."""
     case = await made(routed, "old")
     touched: list[ResourceKey] = []
     changes = ResourceChanges(routed.directory, routed.pools, on_change=touched.extend)
@@ -132,7 +130,6 @@ async def test_rename_finds_the_resource_by_any_name_of_its_type(routed: RoutedS
 
 
 async def test_rename_changes_nothing_when_it_is_redelivered(routed: RoutedShards) -> None:
-    """It is done; what was merged may have been changed since, and is not merged again."""
     case = await made(routed, "old")
     await rename(routed, additional_data='{"name": "Bea"}')
     assert await case.apply(case.operation("patch", "new", {"name": "Cid"})) == [SUCCEEDED]
@@ -143,7 +140,6 @@ async def test_rename_changes_nothing_when_it_is_redelivered(routed: RoutedShard
 
 
 async def test_rename_merges_laborious_data_as_well(routed: RoutedShards) -> None:
-    """Thousands of nulls take linear time, and data of a resource that is not there change nothing."""
     case = await made(routed, "old", data='{"name": "Ann", "n1": 1}')
     more = json.dumps(dict.fromkeys([f"n{number}" for number in range(1000)]) | {"age": 1.50})
 
@@ -154,7 +150,6 @@ async def test_rename_merges_laborious_data_as_well(routed: RoutedShards) -> Non
 
 
 async def test_rename_is_refused_when_the_schema_refuses_its_result(routed: RoutedShards) -> None:
-    """With `enforce`, by the merged document, as a `patch`; the error has no value of it."""
     case = await made(routed, "old", data='{"age": 7}')
     await enforce(routed, "patient", {"properties": {"age": {"maximum": 9}}})
 
@@ -169,7 +164,6 @@ async def test_rename_is_refused_when_the_schema_refuses_its_result(routed: Rout
 
 
 async def test_admin_is_refused_when_a_schema_refuses_its_rows(routed: RoutedShards) -> None:
-    """Neither of the two rows is there."""
     for resource_type in ("medic", "role"):
         await enforce(routed, resource_type, {"required": ["clearance"]})
         with pytest.raises(PermanentError, match=f'the schema of {resource_type} refuses .* the member "clearance"'):
@@ -179,7 +173,6 @@ async def test_admin_is_refused_when_a_schema_refuses_its_rows(routed: RoutedSha
 
 @pytest.mark.parametrize("depth", [513, 100_000])
 async def test_rename_is_refused_when_its_data_are_too_deep(routed: RoutedShards, depth: int) -> None:
-    """As data beyond the other bounds: nothing changes, and the error says what is expected."""
     case = await made(routed, "old")
     deep = '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
 
@@ -190,7 +183,6 @@ async def test_rename_is_refused_when_its_data_are_too_deep(routed: RoutedShards
 
 
 async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: RoutedShards) -> None:
-    """Neither is overwritten, and the error says what to do."""
     case = await made(routed, "old", "new")
     before = await case.everything()
     with pytest.raises(PermanentError, match="got one of each id; delete one of them"):
@@ -199,7 +191,6 @@ async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: Rou
 
 
 async def test_rename_says_missing_when_there_is_neither(routed: RoutedShards) -> None:
-    """One of another type, or of another tenant, is not it."""
     case = await made(routed)
     await case.apply(case.operation("create", "old", {}, resource_type="visit"))
     assert await rename(routed) is ChangeResult.MISSING
@@ -207,7 +198,6 @@ async def test_rename_says_missing_when_there_is_neither(routed: RoutedShards) -
 
 @pytest.mark.parametrize("text", ['{"a": "\\u0000"}', '{"a": 1e999999}', '{"a": "\\ud800"}'])
 async def test_rename_is_refused_when_postgres_cannot_store_what_is_added(routed: RoutedShards, text: str) -> None:
-    """The message is at fault; the resource stays as it was."""
     case = await made(routed, "old")
     before = await case.everything()
     with pytest.raises(
@@ -245,7 +235,6 @@ async def test_rename_and_operations_come_one_after_the_other(routed: RoutedShar
 
 
 async def test_renames_beside_batches_lose_nothing(routed: RoutedShards) -> None:
-    """Many renames and batches at once over the same rows: each is done or tried again, none twice."""
     case = await made(routed, *(f"old-{number}" for number in range(20)))
 
     async def renamed(number: int) -> ChangeResult:
@@ -275,7 +264,6 @@ async def test_renames_beside_batches_lose_nothing(routed: RoutedShards) -> None
 
 @pytest.mark.parametrize(("business_type", "staff"), [("dental", "medic"), ("gym", "trainer"), ("hotel", "staff")])
 async def test_admin_gets_a_role_and_a_staff_resource(make_shard: ShardMaker, business_type: str, staff: str) -> None:
-    """Both have the user's id; which kind of staff goes by the tenant's own business type."""
     async with routed_shards([await make_shard("shard-1")]) as routed:
         routed.register(TENANT, "shard-1")
         case = case_of(routed)
@@ -301,7 +289,6 @@ async def test_admin_gets_a_role_and_a_staff_resource(make_shard: ShardMaker, bu
 
 
 async def test_admin_is_never_overwritten(routed: RoutedShards) -> None:
-    """What operations made of the rows stays, and one that is missing is made."""
     case = case_of(routed)
     await add_admin(routed)
     patch = case.operation("patch", "u-1", {"phone": "123"}, resource_type="medic")
@@ -315,7 +302,6 @@ async def test_admin_is_never_overwritten(routed: RoutedShards) -> None:
 
 
 async def test_admin_waits_when_the_shard_lacks_the_business_type(routed: RoutedShards) -> None:
-    """The error names the known types, and the shard notes that the tenant waits."""
     with pytest.raises(UnknownBusinessTypeError, match=r"expected one of dental, .*, which shard shard-1 has"):
         await add_admin(routed, "spa")
     with pytest.raises(PermanentError, match="businessType: expected a letter"):
@@ -331,7 +317,6 @@ async def test_admin_waits_when_the_shard_lacks_the_business_type(routed: Routed
 
 @pytest.mark.parametrize("change", [rename, add_admin])
 async def test_change_goes_by_the_state_of_the_tenant(routed: RoutedShards, change: Any) -> None:
-    """Destroyed: acknowledged without effect. On the move: it waits. Unknown: whoever asked decides."""
     case = await made(routed, "old")
     before = await case.resources()
     for state in ("destroying", "destroyed"):
@@ -352,7 +337,6 @@ async def test_change_goes_by_the_state_of_the_tenant(routed: RoutedShards, chan
 
 @pytest.mark.parametrize("change", [rename, add_admin])
 async def test_change_is_refused_when_another_tenant_has_the_id(routed: RoutedShards, change: Any) -> None:
-    """`a` at `b-c` does not write into what is `a-b`'s at `c`."""
     await add_tenant(case_of(routed).pool, ("a-b", "c"))
     routed.register(("a", "b-c"), "shard-1")
     with pytest.raises(PermanentError, match="'a-b-c' is taken"):
@@ -361,7 +345,6 @@ async def test_change_is_refused_when_another_tenant_has_the_id(routed: RoutedSh
 
 @pytest.mark.parametrize("change", [rename, add_admin])
 async def test_change_waits_when_the_shard_is_silent_or_the_row_is_gone(change: Any, make_shard: ShardMaker) -> None:
-    """Nothing is known then; the directory asks anew the next time."""
     async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
         routed.register(("far", "away"), "shard-2")
         with pytest.raises(ShardUnavailableError, match="shard shard-2"):
@@ -378,7 +361,6 @@ async def test_change_waits_when_the_shard_is_silent_or_the_row_is_gone(change: 
 
 
 async def test_change_waits_when_citrus_names_a_host_that_is_not_allowed() -> None:
-    """An operator can mend it."""
     evil = {"shardId": "shard-2", "connectionString": "postgresql://u:secret-word@evil.example/d"}
     async with ScriptedCitrus(reply(evil)).opened(allowed_hosts=("db",)) as client, Pools(size=1) as pools:
         changes = ResourceChanges(Directory(client, pools), pools)

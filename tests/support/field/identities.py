@@ -174,10 +174,10 @@ def base_env(identities: Identities) -> dict[str, str]:
 class WebIdentity(Source):
     """IRSA: a token in a file, for STS."""
 
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
+    def env(self) -> dict[str, str]:
         return {"AWS_WEB_IDENTITY_TOKEN_FILE": str(self.folder / "token"), "AWS_ROLE_ARN": ROLE}
 
-    def make(self, health: Health) -> None:  # noqa: D102 - as above
+    def make(self, health: Health) -> None:
         super().make(Health.GARBAGE if health is Health.GARBAGE else Health.WELL)
         if health is Health.AWAY:
             (self.folder / "token").unlink(missing_ok=True)
@@ -192,12 +192,12 @@ class Process(Source):
     def _program(self) -> Path:
         return self.folder / "program.py"
 
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
+    def env(self) -> dict[str, str]:
         # It asks the agent, which knows whether the source is well.
         (self.folder / "config").write_text(f"[default]\ncredential_process = {sys.executable} -IS {self._program}\n")
         return {}
 
-    def make(self, health: Health) -> None:  # noqa: D102 - as above
+    def make(self, health: Health) -> None:
         super().make(health)
         if health is Health.AWAY:
             self._program.unlink(missing_ok=True)
@@ -217,7 +217,7 @@ class Process(Source):
 class Container(Source):
     """The agent of EKS Pod Identity, or of ECS, with the caller's token in a file."""
 
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
+    def env(self) -> dict[str, str]:
         (self.folder / "token").write_text(self.identities.token)
         return {
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.identities.url}/container",
@@ -228,17 +228,17 @@ class Container(Source):
 class Metadata(Source):
     """The metadata of an EC2 instance."""
 
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
+    def env(self) -> dict[str, str]:
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.identities.url}
 
 
 class KeyFile(Source):
     """A file of keys, which another program writes."""
 
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
+    def env(self) -> dict[str, str]:
         return {}
 
-    def make(self, health: Health) -> None:  # noqa: D102 - as above
+    def make(self, health: Health) -> None:
         self.identities.end_all()
         path = self.folder / "credentials"
         match health:

@@ -79,7 +79,6 @@ def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
 async def test_frequent_call_is_one_line_without_its_content(
     logged: tuple[str, io.StringIO], service: str, operation: str, arguments: dict[str, Any], answer: dict[str, Any]
 ) -> None:
-    """Those that are made without botocore's work have a line too, a refusal with its code."""
     level, stream = logged
     aws = ScriptedAws()
     async with aws.running() as url, client_of(service, url) as client:
@@ -99,7 +98,6 @@ async def test_frequent_call_is_one_line_without_its_content(
 
 @pytest.mark.parametrize("service", CALLS)
 async def test_each_call_is_one_line_without_its_content(logged: tuple[str, io.StringIO], service: str) -> None:
-    """An answer, a refusal and a connection that is refused each have a line at debug, and none at info."""
     level, stream = logged
     operation, arguments = CALLS[service]
     aws = ScriptedAws()

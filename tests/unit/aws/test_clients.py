@@ -46,7 +46,6 @@ def variables_of_botocore() -> list[str]:
 
 @pytest.mark.slow(8)
 async def test_variable_that_botocore_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before any request; one that is not refused harms none."""
     problems: dict[str, str] = {}
     loader = clients._session().get_component("data_loader")
     async with serving(no_streams) as url:
@@ -76,7 +75,6 @@ async def test_variable_that_botocore_refuses_is_named(monkeypatch: pytest.Monke
 
 
 async def test_model_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models in the folders of `AWS_DATA_PATH` come before those of botocore."""
     folder = tmp_path / "kinesis" / "2013-12-02"
     folder.mkdir(parents=True)
     (folder / "service-2.json").write_text('{"metadata": ')
@@ -90,7 +88,6 @@ async def test_model_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: p
 async def test_credentials_are_asked_for_in_the_region_of_the_first_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others may have regions of their own, as destinations of the feed have; AWS may refuse the role's calls there."""
     asked: list[str] = []
 
     async def assume_role(request: web.Request) -> web.Response:
@@ -184,7 +181,6 @@ async def never(_: web.Request) -> web.StreamResponse:
 
 @pytest.mark.parametrize("service", ["dynamodb", "kinesis", "sqs"])
 async def test_answer_is_read_up_to_a_limit(service: str) -> None:
-    """No service sends as much."""
     calls = {"dynamodb": "list_tables", "kinesis": "list_streams", "sqs": "list_queues"}
     async with serving(endless) as url, open_client(service, region=REGION, endpoint_url=url) as client:
         error = f"^{url}: expected an answer of at most {REPLY_MAX_BYTES} bytes"
@@ -203,7 +199,6 @@ async def test_answer_is_read_up_to_a_limit(service: str) -> None:
     ],
 )
 async def test_error_names_address_and_cause(answer: Handler | None, error: str) -> None:
-    """Not a class of a library, and no byte of the answer. A compressed answer, never asked for, stays compressed."""
     read_timeout_s = 0.3 if answer is never else 60.0  # a busy machine takes its time for an answer that comes
     async with serving(answer or never) as url:
         asked = "http://127.0.0.1:1/" if answer is None else url
@@ -214,7 +209,6 @@ async def test_error_names_address_and_cause(answer: Handler | None, error: str)
 
 
 async def test_error_in_place_of_an_event_stream_may_break_off() -> None:
-    """Its body is not read by our session, but later, by aiobotocore."""
     consumer = f"arn:aws:kinesis:{REGION}:123456789012:stream/s/consumer/c:1"
     async with serving(failing_broken_off) as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
         with pytest.raises(RetryableError, match=BROKEN_OFF), translate_errors():

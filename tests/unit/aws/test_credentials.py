@@ -59,7 +59,6 @@ def source_of(provider: ScriptedProvider, *, answer_kept_s: float = ANSWER_KEPT_
 
 
 async def test_source_is_asked_once_for_all_who_wait() -> None:
-    """A thousand polls that begin at the same time do not run a program a thousand times."""
     provider = ScriptedProvider(keys("one"))
     source = source_of(provider)
     found = await asyncio.gather(*(source.get_frozen_credentials() for _ in range(100)))
@@ -70,7 +69,6 @@ async def test_source_is_asked_once_for_all_who_wait() -> None:
 
 @pytest.mark.slow
 async def test_source_that_fails_is_asked_once_for_all_who_wait() -> None:
-    """They all get the error, and the next one after that a new answer."""
     provider = ScriptedProvider(nothing, keys("one"))
     source = source_of(provider)
     provider.is_open.clear()
@@ -92,7 +90,6 @@ async def test_source_that_fails_is_asked_once_for_all_who_wait() -> None:
 
 
 async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> None:
-    """A request with a time limit does not take the answer of the others with it."""
     provider = ScriptedProvider(keys("one"))
     source = source_of(provider)
     provider.is_open.clear()
@@ -105,7 +102,6 @@ async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> Non
 
 
 async def test_renewal_delays_no_other_request() -> None:
-    """A source that hangs while minutes are left holds up the one who asks, and no one else."""
     now = datetime.now(UTC)
     times, is_asked, is_open = [now], asyncio.Event(), asyncio.Event()
 
@@ -127,7 +123,6 @@ async def test_renewal_delays_no_other_request() -> None:
 
 
 async def test_refused_credentials_are_asked_for_anew() -> None:
-    """Another program may have written new ones."""
     source = source_of(ScriptedProvider(keys("one"), keys("two")), answer_kept_s=0.0)
     assert (await source.get_frozen_credentials()).access_key == "one"
     source.forget()
@@ -135,7 +130,6 @@ async def test_refused_credentials_are_asked_for_anew() -> None:
 
 
 async def test_credentials_that_are_new_are_kept_whatever_was_refused() -> None:
-    """Requests of the moment before come back refused, many of them."""
     provider = ScriptedProvider(keys("one"))
     source = source_of(provider, answer_kept_s=60.0)  # however long these calls take
     for _ in range(3):
@@ -161,7 +155,6 @@ SKEWED: Any = {"Error": {"Code": "SignatureDoesNotMatch"}, "ResponseMetadata": {
     ],
 )
 def test_cause_is_named_without_what_the_source_answered(exc: Exception, expected: str) -> None:
-    """An answer may be anything, a secret too; botocore's own texts are kept, up to a length."""
     text = describe(exc)
     assert expected in text
     assert "secret" not in text

@@ -25,7 +25,6 @@ WORK = "[profile work]\nregion = eu-west-3\n"
 def test_region_is_that_of_the_profile(
     config: str, profile: str | None, *, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing profile, and a file in another format, are problems that a client names: no other region hides them."""
     (file := tmp_path / "config").write_text(config)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))

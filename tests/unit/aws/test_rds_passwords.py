@@ -24,13 +24,11 @@ HOST = "shard-1.cluster-abc.eu-west-3.rds.amazonaws.com"
     ],
 )
 def test_region_is_that_in_the_name_of_an_endpoint(host: str, region: str | None) -> None:
-    """Another name has none, and the worker's own region counts."""
     assert region_of_host(host) == region
 
 
 @pytest.mark.parametrize("token", [None, "session/token+="])
 async def test_password_is_that_of_botocore(monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
-    """But for the second in which it is signed: botocore's own function needs a client, with the model of RDS."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     if token is not None:

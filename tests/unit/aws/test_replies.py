@@ -75,7 +75,6 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 
 def test_records_and_rows_alone_are_decoded_by_us() -> None:
-    """Botocore parses all other replies."""
     records = {"GetRecords": decode_get_records, "PutRecords": decode_put_records}
     assert records | {"Scan": decode_rows, "UpdateItem": decode_rows} == DECODERS
 
@@ -94,7 +93,6 @@ ROW = {"leaseKey": {"S": "one"}, "leaseCounter": {"N": "1"}, "parentShardId": {"
     ids=str,
 )
 def test_rows_are_decoded_as_by_botocore(operation: str, reply: dict[str, Any]) -> None:
-    """But for binary values, which the worker writes into no row. A member that is null is left out."""
     body = json.dumps(reply).encode()
     shape = get_session().get_service_model("dynamodb").operation_model(operation).output_shape
     parsed = create_parser("json").parse({"body": body, "headers": {}, "status_code": 200}, shape)
@@ -107,7 +105,6 @@ OUTAGE: Answer = (500, {"__type": "InternalServerError"}, {})
 
 @pytest.mark.slow
 async def test_call_is_tried_again_as_often_as_the_client_was_opened_for() -> None:
-    """With the same id, and the number of the try; a refusal that is final is not tried again."""
     recorder = Recorder(OUTAGE, (200, {"Items": [], "LastEvaluatedKey": None}, {}), OUTAGE)
     async with (
         recorder.running() as url,
@@ -124,7 +121,6 @@ async def test_call_is_tried_again_as_often_as_the_client_was_opened_for() -> No
 
 
 async def test_final_refusal_is_not_tried_again() -> None:
-    """By botocore's rules."""
     recorder = Recorder((400, {"__type": "AccessDeniedException", "message": "no"}, {}))
     async with (
         recorder.running() as url,
@@ -143,7 +139,6 @@ DEEP = '{"Items":[{"a":' + "[" * 100_000
 )
 @pytest.mark.parametrize("operation", ["GetRecords", "Scan", "DeleteMessageBatch"])
 async def test_answer_that_is_no_reply_is_transient(operation: str, text: str) -> None:
-    """A proxy may answer in place of AWS."""
     service, method, arguments = CALLS[operation]
 
     async def answer(_: web.BaseRequest) -> web.Response:
@@ -157,7 +152,6 @@ async def test_answer_that_is_no_reply_is_transient(operation: str, text: str) -
 
 
 async def test_cancelled_call_ends_at_once() -> None:
-    """Its connection is closed: an answer that comes later is not that of the next call."""
     recorder, hanging = Recorder(), asyncio.Event()
 
     async def answer_late(request: web.BaseRequest) -> web.Response:

@@ -29,7 +29,6 @@ WHOLE: dict[str, Any] = {
 
 
 def test_message_is_read_with_all_its_facts() -> None:
-    """Every member of a message is parsed."""
     assert parse_message(WHOLE) == Message(
         message_id="m",
         receipt_handle="h",
@@ -58,7 +57,6 @@ def test_message_is_read_with_all_its_facts() -> None:
     ],
 )
 def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> None:
-    """A field that is missing or of another type has its default: the message itself can still be handled."""
     message = parse_message(WHOLE | change)
     assert message is not None
     assert (message.message_id, message.receive_count >= 1, message.try_count >= 1) == ("m", True, True)
@@ -69,7 +67,6 @@ def test_message_is_read_whatever_its_attributes_are(change: dict[str, Any]) -> 
     "change", [{"MessageId": None}, {"MessageId": ""}, {"ReceiptHandle": None}, {"ReceiptHandle": 5}]
 )
 def test_message_without_its_ids_is_passed_over(change: dict[str, Any]) -> None:
-    """A message that cannot be deleted cannot be handled: it is left to the redrive policy."""
     assert parse_message(WHOLE | change) is None
 
 
@@ -82,7 +79,6 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(sorted(WHOLE)), JSON))
 def test_message_is_read_or_passed_over_whatever_comes(change: dict[str, Any]) -> None:
-    """No answer of SQS ends the loop that receives; a message with both ids can be handled."""
     message = parse_message(WHOLE | change)
     ids = [(WHOLE | change)[name] for name in ("MessageId", "ReceiptHandle")]
     assert (message is not None) == all(isinstance(text, str) and text for text in ids)
@@ -90,7 +86,6 @@ def test_message_is_read_or_passed_over_whatever_comes(change: dict[str, Any]) -
 
 
 def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None:
-    """A replay, which is sent later, has a higher one than the message that it replays."""
     queue = Queue(None, "http://x/1/q")
     fifo = parse_message(WHOLE)
     standard = parse_message(WHOLE | {"Attributes": {"SentTimestamp": "1767225600123"}})
@@ -101,7 +96,6 @@ def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None
 
 
 def test_size_counts_body_and_attributes_in_bytes() -> None:
-    """The size of a message is that of its texts in UTF-8."""
     message = parse_message(WHOLE | {"Body": "żó\ud800"})
     assert message is not None
     assert message.size_bytes == 2 + 2 + 3 + 2
@@ -121,7 +115,6 @@ ENVELOPE = {
 
 
 def test_envelope_of_sns_is_taken_off() -> None:
-    """The message is the one sent to SNS, with its attributes; attributes of SQS itself override them."""
     assert unwrap(json.dumps(ENVELOPE), {"A": "own"}) == ('{"a": 1}', {"A": "own", "B": "2"})
     message = parse_message(WHOLE | {"Body": json.dumps(ENVELOPE)})
     assert message is not None
@@ -143,11 +136,9 @@ def test_envelope_of_sns_is_taken_off() -> None:
     ],
 )
 def test_what_is_no_envelope_stays_as_it_is(body: str) -> None:
-    """An envelope that is malformed is left to the decoder of the message."""
     assert unwrap(body, {"A": "1"}) == (body, {"A": "1"})
 
 
 def test_envelope_with_malformed_attributes_is_taken_off_all_the_same() -> None:
-    """Attributes of wrong types are left out."""
     body = json.dumps(ENVELOPE | {"MessageAttributes": ["x"]})
     assert unwrap(body, {}) == ('{"a": 1}', {})

@@ -48,7 +48,6 @@ def item(*locations: dict[str, Any], **members: Any) -> dict[str, Any]:
     ],
 )
 def test_business_of_reads_an_item(given: dict[str, Any], expected: Business) -> None:
-    """Both names of the type are taken, a location is active unless it says no, and one that is bad spoils no other."""
     assert business_of(given) == expected
     assert business_of(given).active == expected.locations - expected.inactive
 
@@ -68,7 +67,6 @@ def test_business_of_reads_an_item(given: dict[str, Any], expected: Business) ->
     ],
 )
 def test_business_of_says_what_is_wrong_with_an_item(given: dict[str, Any], error: str, item_id: str | None) -> None:
-    """Without id, type or a list there is no business; the error names the member."""
     with pytest.raises(UnreadableItemError, match=error):
         business_of(given)
     assert id_of(given) == item_id
@@ -84,6 +82,5 @@ def test_business_of_says_what_is_wrong_with_an_item(given: dict[str, Any], erro
     ],
 )
 def test_why_not_names_what_is_missing(business: Business | None, location_id: str, expected: str | None) -> None:
-    """A tenant is made for a business and an active location that are there."""
     found = refusal_reason(business, location_id)
     assert (found is None) if expected is None else (found or "").startswith(expected)

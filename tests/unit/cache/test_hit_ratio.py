@@ -22,7 +22,6 @@ from simplu_worker.cache.cache import hit_ratio, increase
     ],
 )
 def test_hit_ratio_is_unknown_only_without_reads(hits: object, misses: object, expected: float | None) -> None:
-    """All hits are a ratio too; some servers do not count."""
     assert hit_ratio(hits, misses) == expected
 
 
@@ -32,5 +31,4 @@ def test_hit_ratio_is_unknown_only_without_reads(hits: object, misses: object, e
     ids=["first", "same", "more", "restarted", "restarted-unread"],
 )
 def test_increase_is_what_was_counted_since(count: int, before: int | None, expected: int) -> None:
-    """A server that begins again at 0 has counted all that it has."""
     assert increase(count, before) == expected

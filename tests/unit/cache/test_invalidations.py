@@ -53,7 +53,6 @@ SIZE_BYTES = KEY_OVERHEAD_BYTES + 4 * len("clinic-mainpatient0000")
     ],
 )
 def test_touched_is_what_was_written_now_or_before(kind: str, outcome: Outcome, *, is_touched: bool) -> None:
-    """Writes that took effect, and duplicates of writes: nobody knows whether the cache was told of those."""
     data = "{}" if kind in {"create", "update", "patch"} else None
     one = operation(kind, None if kind == "list" else "r1", data)
 
@@ -62,7 +61,6 @@ def test_touched_is_what_was_written_now_or_before(kind: str, outcome: Outcome, 
 
 
 def test_touched_are_all_that_were_written() -> None:
-    """One that was not does not hide those behind it."""
     kinds = ["list", "create", "read", "delete"]
     batch = [operation(kind, None if kind == "list" else kind, "{}" if kind == "create" else None) for kind in kinds]
     found = [one.resource_id for one in changed_keys(batch, [SUCCEEDED] * 4, {})]
@@ -70,7 +68,6 @@ def test_touched_are_all_that_were_written() -> None:
 
 
 def test_keys_have_the_name_sent_and_the_stored_one() -> None:
-    """Readers of both read the same resource."""
     one = operation("create", "r1", "{}", resource_type="patients")
 
     keys = [key.resource_type for key in changed_keys([one], [SUCCEEDED], {"patients": {"patient"}, "x": {"y"}})]
@@ -79,13 +76,11 @@ def test_keys_have_the_name_sent_and_the_stored_one() -> None:
 
 
 def test_keys_are_those_of_the_contract() -> None:
-    """Readers know these names."""
     one = ResourceKey("clinic-main", "patient", "r:1")
     assert (one.entry, one.version) == ("simplu:resource:clinic-main:patient:r:1", "simplu:version:clinic-main:patient")
 
 
 def test_versions_are_counted_up_once_a_batch() -> None:
-    """Once for each type of each tenant, however many of its resources changed."""
     keys = [key(1), key(2), key(3, "room"), ResourceKey("other-main", "room", "1"), key(4)]
     assert versions_of(keys) == [
         "simplu:version:clinic-main:patient",
@@ -95,7 +90,6 @@ def test_versions_are_counted_up_once_a_batch() -> None:
 
 
 def test_invalidations_wait_once_each_in_their_order() -> None:
-    """What changes again while it waits is told once; what changes after it was taken is told again."""
     waiting = InvalidationQueue()
     waiting.add([key(1), key(2), key(1)])
     assert (len(waiting), waiting.size_bytes) == (2, 2 * SIZE_BYTES)
@@ -107,7 +101,6 @@ def test_invalidations_wait_once_each_in_their_order() -> None:
 
 
 def test_queue_is_empty_without_keys_and_without_an_epoch_move() -> None:
-    """Either is something to send."""
     for keys, reason, expected in (
         ([], None, False),
         ([key(1)], None, True),
@@ -122,14 +115,12 @@ def test_queue_is_empty_without_keys_and_without_an_epoch_move() -> None:
 
 
 def test_invalidations_are_taken_in_batches_of_a_bounded_size() -> None:
-    """A pipeline has an end."""
     waiting = InvalidationQueue()
     waiting.add(key(number) for number in range(BATCH_MAX_KEYS + 1))
     assert [len(waiting.take().keys), len(waiting.take().keys)] == [BATCH_MAX_KEYS, 1]
 
 
 def test_invalidations_put_all_in_doubt_when_there_is_no_room() -> None:
-    """What waits is forgotten, and the epoch makes up for it."""
     waiting = InvalidationQueue(max_bytes=3 * SIZE_BYTES)
     assert waiting.add(map(key, range(3))) == 0
     assert waiting.add(map(key, range(5))) == 4
@@ -138,7 +129,6 @@ def test_invalidations_put_all_in_doubt_when_there_is_no_room() -> None:
 
 
 def test_invalidations_put_back_are_told_again() -> None:
-    """With their doubt; what came in meanwhile waits once."""
     waiting = InvalidationQueue()
     waiting.require_epoch_move(EpochMoveReason.STARTED)
     waiting.add([key(1), key(2)])
@@ -160,7 +150,6 @@ def test_invalidations_put_back_are_told_again() -> None:
     ],
 )
 def test_doubt_that_covers_more_stays(doubts: list[EpochMoveReason], expected: EpochMoveReason | None) -> None:
-    """Entries of single resources are swept for every doubt but that about a version alone."""
     waiting = InvalidationQueue()
     for doubt in doubts:
         waiting.require_epoch_move(doubt)
@@ -179,7 +168,6 @@ def test_doubt_that_covers_more_stays(doubts: list[EpochMoveReason], expected: E
     )
 )
 def test_invalidations_forget_nothing_but_with_a_doubt(steps: list[tuple[str, list[int] | int]]) -> None:
-    """A key that was added is taken after that, or all is in doubt after that; and there is never more than fits."""
     waiting = InvalidationQueue(max_bytes=12 * SIZE_BYTES)
     pending: set[ResourceKey] = set()
     for what, argument in steps:
@@ -198,7 +186,6 @@ def test_invalidations_forget_nothing_but_with_a_doubt(steps: list[tuple[str, li
 
 
 def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
-    """The doubt covers what was there before it, not what comes after."""
     waiting = InvalidationQueue(max_bytes=SIZE_BYTES)
     waiting.add([key(1), key(2)])
     assert waiting.take().epoch_move is EpochMoveReason.OVERFLOWED
@@ -207,12 +194,10 @@ def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
 
 
 def test_queue_counts_the_keys_of_each_overflow() -> None:
-    """Also where one addition has several."""
     assert InvalidationQueue(max_bytes=SIZE_BYTES - 1).add([key(1), key(2), key(3)]) == 3
 
 
 def test_batch_without_a_move_of_the_epoch_takes_no_other_back() -> None:
-    """The reason that came since stays."""
     queue = InvalidationQueue()
     queue.require_epoch_move(EpochMoveReason.REFUSED)
     queue.requeue(InvalidationBatch(None, []))

@@ -17,7 +17,6 @@ KEYS = "abc"
 
 @pytest.mark.parametrize("case", read_cases("batcher"), ids=lambda case: case["name"])
 def test_batcher_does_what_the_case_says(case: dict[str, Any]) -> None:
-    """The table that both clients share."""
     run = Run()
     for step in case["steps"]:
         expected = {
@@ -29,7 +28,6 @@ def test_batcher_does_what_the_case_says(case: dict[str, Any]) -> None:
 
 
 def test_scripts_reach_what_matters() -> None:
-    """What the client in TypeScript is compared by has acceptances, records given up, and pauses."""
     steps = [step for seed in range(20) for step in make_script(seed)]
     assert any(len(step.get("accepted", ())) > 1 for step in steps)
     assert any(len(step.get("givenUp", ())) > 1 for step in steps)
@@ -56,7 +54,6 @@ class Stream:
 @pytest.mark.slow
 @given(st.data())
 def test_stream_has_each_key_in_its_order_and_nothing_is_lost(data: st.DataObject) -> None:
-    """Of what comes twice the first one counts, as for the worker. What is given up is the end of its key's queue."""
     batcher: Batcher[int] = Batcher(Limits(give_up_s=300, base_s=10, max_s=100))
     stream, now, requests = Stream(data), 0.0, list[list[Record[int]]]()
     added: dict[str, list[int]] = defaultdict(list)

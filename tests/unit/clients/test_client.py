@@ -65,7 +65,6 @@ def accepted_of(sent: Sent) -> Future[Position]:
 
 
 def test_callbacks_send_while_the_queue_is_full() -> None:
-    """They run in the threads that make room: each of these would wait for the others."""
     kinesis, count, followed = Memory(), 200, threading.Semaphore(0)
     client = Client(stream="s", kinesis=kinesis, limits=Limits(max_count=2))
 
@@ -102,7 +101,6 @@ class Gate(Memory):
 
 
 def test_operations_of_a_key_share_a_record() -> None:
-    """Those that are queued while a record of the key is in a request."""
     kinesis = Gate({"ShardId": "s", "SequenceNumber": "1"})
     client = Client(stream="s", kinesis=kinesis)
     sent = [client.send(operation_of(0))]
@@ -115,7 +113,6 @@ def test_operations_of_a_key_share_a_record() -> None:
 
 
 def test_send_waits_for_room_until_its_deadline() -> None:
-    """Room for its key: the others have theirs."""
     kinesis = Gate({"ShardId": "s", "SequenceNumber": "1"})
     client = Client(stream="s", kinesis=kinesis, limits=Limits(max_count=20))
     for _ in range(2):
@@ -129,7 +126,6 @@ def test_send_waits_for_room_until_its_deadline() -> None:
 
 @pytest.mark.parametrize("results", [[], [{}], [{"ShardId": "s", "SequenceNumber": "1"}] * 3])
 def test_reply_without_a_result_for_each_record_ends_no_sender(results: list[dict[str, str]]) -> None:
-    """What has none is sent again."""
     kinesis = Gate(*results)
     client = Client(stream="s", kinesis=kinesis, limits=Limits(base_s=0.001))
     accepted = [accepted_of(client.send(operation_of(0)))]
@@ -141,7 +137,6 @@ def test_reply_without_a_result_for_each_record_ends_no_sender(results: list[dic
 
 
 def test_close_does_not_wait_for_a_request_that_it_has_given_up() -> None:
-    """Its reply may come byte by byte."""
     kinesis = Gate()
     client = Client(stream="s", kinesis=kinesis)
     client.send(operation_of(0))
@@ -199,7 +194,6 @@ EVENT = Sent("r", "b", "l")
 def test_reply_that_comes_byte_by_byte_ends_with_the_time_for_it(
     worker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A socket's own timeout begins anew with each byte."""
     monkeypatch.setattr("simplu_client.client.HTTP_MARGIN_S", 0.5)
     verdict, _ = Client(url=f"{worker_url}/slow", token="t")._ask(EVENT, None, 0)
     assert isinstance(verdict, AskAgain)
@@ -207,20 +201,17 @@ def test_reply_that_comes_byte_by_byte_ends_with_the_time_for_it(
 
 
 def test_token_is_sent_without_the_line_break_at_its_end(worker_url: str) -> None:
-    """As of a file; and the time that an answer names is waited for."""
     verdict, retry_after_s = Client(url=worker_url, token="secret\n")._ask(EVENT, None, 0)
     assert (verdict, retry_after_s, Worker.asked) == (AskAgain("pending", ""), 7.0, ["Bearer secret"])
 
 
 @pytest.mark.parametrize("token", ["sec\nret", "sec ret", "secrét", ""])
 def test_token_that_no_worker_has_is_refused_and_not_shown(token: str) -> None:
-    """Whatever is wrong with it."""
     with pytest.raises(SimpluError, match=r"token: expected visible ASCII characters without spaces$"):
         Client(url="http://127.0.0.1:1", token=token)
 
 
 def test_callback_closes_the_client() -> None:
-    """The thread that it runs in is not waited for."""
     client = Client(stream="s", kinesis=Memory())
     left: Future[list[NotSentError]] = Future()
     accepted_of(client.send(operation_of(0))).add_done_callback(lambda _: left.set_result(client.close(WITHIN_S)))
@@ -237,7 +228,6 @@ CREATION: ControlMessage = {
 
 
 def test_timestamp_that_is_none_is_the_time_of_sending() -> None:
-    """As null counts as absent, and the worker refuses what has no timestamp."""
     memory = Memory()
     with Client(stream="s", control_queue_url="q", kinesis=memory, sqs=memory) as client:
         client.send(cast("Operation", {**operation_of(0), "timestamp": None}))
@@ -248,7 +238,6 @@ def test_timestamp_that_is_none_is_the_time_of_sending() -> None:
 
 @pytest.mark.parametrize("name", ["businessId", "locationId", "businessType"])
 def test_control_message_that_lacks_a_member_is_an_invalid_one(name: str) -> None:
-    """Whichever it is."""
     message = {member: value for member, value in CREATION.items() if member != name}
     client = Client(control_queue_url="q", sqs=Memory())
     with pytest.raises(InvalidOperationError, match=name):
@@ -256,7 +245,6 @@ def test_control_message_that_lacks_a_member_is_an_invalid_one(name: str) -> Non
 
 
 def test_partition_key_is_by_the_rule_of_the_worker() -> None:
-    """And another rule than the packages know is refused."""
     kinesis = Memory()
     with Client(stream="s", kinesis=kinesis, partition_key="tenant") as client:
         client.send(operation_of(0))
@@ -275,7 +263,6 @@ class Name(str, Enum):  # noqa: UP042 - a StrEnum is its value everywhere, this 
 
 
 def test_texts_of_an_enum_are_their_values() -> None:
-    """In the partition key, the group, and what the outcome is asked for by; not the names, as in an f-string."""
     memory = Memory()
     tenant: dict[str, Any] = {"businessId": Name.BUSINESS, "locationId": Name.LOCATION}
     listing: Any = {"operation": "list", **tenant, "resourceType": Name.TYPE}

@@ -53,7 +53,6 @@ def message_of(case: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_message_is_what_the_case_says(case: dict[str, Any]) -> None:
-    """The table that both clients share."""
     message = message_of(case)
     own = partition_key(message, case.get("rule", "resource-type"))
     found = encode(message, case["kind"], key=own)
@@ -75,7 +74,6 @@ def test_message_is_what_the_case_says(case: dict[str, Any]) -> None:
     ids=lambda case: case["name"],
 )
 def test_client_and_worker_agree_on_operations(case: dict[str, Any]) -> None:
-    """The worker decodes what the client sends, with the partition key that it expects, and rejects what it refuses."""
     message = {"timestamp": "2026-01-31T09:00:00Z", "requestId": "r"} | message_of(case)
     decoded = decode_operation(json.dumps(message).encode(), ORIGIN, max_bytes=10 << 20, list_limit=1000)
     assert isinstance(decoded, Operation) == ("problem" not in case)
@@ -86,14 +84,12 @@ def test_client_and_worker_agree_on_operations(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["kind"] != "operation"], ids=lambda case: case["name"])
 def test_client_and_schemas_agree_on_messages(case: dict[str, Any]) -> None:
-    """Of the order queues and the control queue; the schemas are what their decoders accept."""
     message = {"timestamp": "2026-01-31T09:00:00Z"} | message_of(case)
     name = str(message.get("messageType", "order-event")).lower().replace("_", "-")
     assert Draft202012Validator(SCHEMAS[name]).is_valid(message) == ("problem" not in case)
 
 
 def test_pattern_of_times_is_the_one_of_the_worker() -> None:
-    """In both languages."""
     assert _TIME.pattern == TIME
     typescript = (ROOT / "clients" / "typescript" / "src" / "messages.ts").read_text(encoding="utf-8")
     assert f"const TIME = /{TIME}/;" in typescript
@@ -102,7 +98,6 @@ def test_pattern_of_times_is_the_one_of_the_worker() -> None:
 @pytest.mark.slow
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON))
 def test_data_of_the_client_is_what_the_worker_reads(data: dict[str, Any]) -> None:
-    """Or the client refuses it: a lone surrogate."""
     message = {"operation": "create", "businessId": "b", "locationId": "l", "resourceType": "t", "data": data}
     found = encode(message | {"timestamp": "2026-01-31T09:00:00Z", "requestId": "r"}, "operation")
     if isinstance(found, Encoded):
@@ -114,7 +109,6 @@ def test_data_of_the_client_is_what_the_worker_reads(data: dict[str, Any]) -> No
 
 @given(st.integers(0, (1 << 48) - 1), st.binary(min_size=10, max_size=10))
 def test_request_ids_are_uuids_of_version_7(ms: int, random: bytes) -> None:
-    """With the time in front, so they are in order of their milliseconds."""
     found = uuid7(ms, random)
     read = uuid.UUID(found)
     assert (str(read), read.version, read.variant) == (found, 7, uuid.RFC_4122)
@@ -128,6 +122,5 @@ def test_request_ids_are_uuids_of_version_7(ms: int, random: bytes) -> None:
     [("o-1", True), ("x" * 128, True), ("x" * 129, False), ("o 1", False), ("ö", False), ("", False), ("o\n", False)],
 )
 def test_ids_of_sqs_are_as_it_allows_them(text: str, is_kept: bool) -> None:  # noqa: FBT001 - a table
-    """What SQS refuses has a digest in its place, the same for the same text."""
     assert (queue_id(text) == text) == is_kept
     assert is_kept or len(queue_id(text)) == 64

@@ -16,7 +16,6 @@ from simplu_worker import vocabulary
 
 @pytest.mark.parametrize("case", read_cases("outcomes"), ids=lambda case: case["name"])
 def test_answer_means_what_the_case_says(case: dict[str, Any]) -> None:
-    """The table that both clients share."""
     sent_at = datetime.fromisoformat(case["sentAt"]) if "sentAt" in case else None
     verdict = judge(case["http"], case["answer"], sent_at)
     assert type(verdict).__name__ == case["expect"]
@@ -31,7 +30,6 @@ def test_answer_means_what_the_case_says(case: dict[str, Any]) -> None:
 
 
 def test_failures_are_those_of_the_worker() -> None:
-    """In both languages; nothing else may be the `error` of an operation that failed."""
     failures = {failure.value for failure in vocabulary.Failure}
     assert set(get_args(Failure)) == failures
     source = (ROOT / "clients" / "typescript" / "src" / "errors.ts").read_text(encoding="utf-8")
@@ -41,5 +39,4 @@ def test_failures_are_those_of_the_worker() -> None:
 
 @pytest.mark.parametrize(("count", "draw", "expected"), [(1, 0.0, 0.05), (2, 0.5, 0.15), (5, 0.0, 0.8), (99, 0.5, 1.5)])
 def test_pause_between_questions_grows(count: int, draw: float, expected: float) -> None:
-    """Up to two seconds."""
     assert ask_after_s(count, draw=draw) == pytest.approx(expected)

@@ -66,7 +66,6 @@ def _without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_redis_without_its_extra_is_named_with_every_other_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, as_file: bool
 ) -> None:
-    """Before anything starts, beside invalid and missing variables, whether the URL comes as a value or as a file."""
     (path := tmp_path / "url").write_text("redis://cache")
     redis = {"REDIS_URL_FILE": str(path)} if as_file else {"REDIS_URL": "redis://cache"}
     problems = problems_of(monkeypatch, COMPLETE | redis | {"HTTP_PORT": "x", "SQS_DEAD_LETTER_QUEUE_URL": ""})
@@ -76,12 +75,10 @@ def test_redis_without_its_extra_is_named_with_every_other_problem(
 
 @pytest.mark.usefixtures("_without_redis")
 def test_redis_without_its_extra_does_not_matter_to_a_command_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same variables serve a laptop on which the extra is not installed."""
     assert problems_of(monkeypatch, COMPLETE | {"REDIS_URL": "redis://cache"}, for_run=False) == []
 
 
 def test_traces_without_their_extra_are_named_with_every_other_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the cache is; a command that is no worker does not need them."""
     monkeypatch.delitem(sys.modules, "simplu_worker.telemetry.tracing.exported_spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     problems = problems_of(monkeypatch, COMPLETE | {"TRACES": "true", "HTTP_PORT": "x"})
@@ -91,7 +88,6 @@ def test_traces_without_their_extra_are_named_with_every_other_problem(monkeypat
 
 
 def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The contents of the map, options of the Redis URL and the AWS profile, beside a value that is invalid."""
     (path := tmp_path / "map.json").write_text(
         json.dumps(
             {
@@ -119,7 +115,6 @@ def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch
 def test_only_shard_outside_the_allowed_hosts_is_named_with_every_other_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`DATABASE_*` is checked as a connection string from a map is."""
     changes = {
         "CITRUS_SERVER_URL": "",
         "DATABASE_HOST": "db.example",
@@ -134,7 +129,6 @@ def test_only_shard_outside_the_allowed_hosts_is_named_with_every_other_problem(
 def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A profile may name the region, so its absence is known only once the profile was read."""
     (config := tmp_path / "config").write_text("[default]\noutput = json\n")
     changes = {"AWS_REGION": "", "AWS_CONFIG_FILE": str(config), "HTTP_PORT": "x"}
     assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT", "AWS_REGION"]
@@ -146,14 +140,12 @@ def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
 def test_file_of_profiles_in_another_format_is_named(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By the variable that has it."""
     (file := tmp_path / "file").write_text("no profiles [[[\n")
     changes = {name: str(file), "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
     assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == [name]
 
 
 def test_each_variable_is_named_once_when_its_part_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A region that is missing, or an invalid URL, is not a second problem of the client or the cache."""
     assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "REDIS_URL": f"http://{WORD}"})) == [
         "REDIS_URL",
         "AWS_REGION",
@@ -161,7 +153,6 @@ def test_each_variable_is_named_once_when_its_part_fails_too(monkeypatch: pytest
 
 
 def test_region_is_no_problem_before_there_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The missing source is; which region is wanted depends on it."""
     assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "KINESIS_STREAM_NAME": ""})) == [
         "KINESIS_STREAM_NAME"
     ]
@@ -171,7 +162,6 @@ def test_region_is_no_problem_before_there_is_a_source(monkeypatch: pytest.Monke
 def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
     monkeypatch: pytest.MonkeyPatch, *, for_run: bool
 ) -> None:
-    """It is part of the answer to "got nothing"; its value is not shown."""
     problems = problems_of(monkeypatch, COMPLETE | {"HTTP_PORT": "x", "CITRUS_API_KYE": WORD}, for_run=for_run)
     expected = "expected the name of a variable, got one that the worker ignores; did you mean CITRUS_API_KEY?"
     assert problems[1:] == [f"CITRUS_API_KYE: {expected}"]
@@ -179,7 +169,6 @@ def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
 
 @pytest.mark.slow
 def test_address_of_a_service_is_a_warning(tmp_path: Path) -> None:
-    """The port is that of the env file, and the command says why it does not take the one of the environment."""
     (path := tmp_path / "map.json").write_text(
         json.dumps({"shards": [{"shardId": "a", "connectionString": "postgresql://u@db.example/one"}]})
     )
@@ -202,7 +191,6 @@ def test_address_of_a_service_is_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
-    """It may be of another program, so the command runs; its stdout has nothing of the warning."""
     (path := tmp_path / "map.json").write_text(
         json.dumps({"shards": [{"shardId": "a", "connectionString": "postgresql://u@db.example/one"}]})
     )
@@ -227,14 +215,12 @@ def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["replay --since 2026-01-01", "tap", "operations show r-1", "dead-letters list"])
 def test_tenant_cannot_be_left_empty(command: str) -> None:
-    """An option of two names has no form without them."""
     with pytest.raises(CycloptsError):
         app.parse_args([*command.split(), "--empty-tenant"], exit_on_error=False, print_error=False)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e400"])
 def test_pace_of_a_move_is_a_number(value: str) -> None:
-    """Such a number fails only in the first chunk."""
     command = ["tenants", "move", "clinic", "main", "--to", "b", "--max-rows-per-second", value]
     with pytest.raises(CycloptsError):
         app.parse_args(command, exit_on_error=False, print_error=False)
@@ -248,7 +234,6 @@ def test_pace_of_a_move_is_a_number(value: str) -> None:
     ],
 )
 def test_embedded_stack_has_one_of_each_at_least(command: str) -> None:
-    """Without one the demo would wait for ever, or fail in the midst of it."""
     app.parse_args(command.replace("0", "1").split(), exit_on_error=False, print_error=False)
     with pytest.raises(CycloptsError):
         app.parse_args(command.split(), exit_on_error=False, print_error=False)
@@ -259,7 +244,6 @@ def test_embedded_stack_has_one_of_each_at_least(command: str) -> None:
     ["tenants cleanup --older-than 7", "dead-letters list --since 7", "operations list b l --since 7"],
 )
 def test_malformed_time_is_an_error_of_usage(tmp_path: Path, command: str) -> None:
-    """Also where the command reads it when it runs: no crash of the worker, and the status of a wrong command line."""
     (tmp_path / "map.json").write_text('{"shards": [{"shardId": "a", "connectionString": "postgresql://h/d"}]}')
     environ = {"SHARD_MAP_FILE": str(tmp_path / "map.json"), "SQS_DEAD_LETTER_QUEUE_URL": "http://127.0.0.1:1/0/q"}
     environ |= {"AWS_REGION": "eu-central-1", "PATH": os.defpath}

@@ -8,13 +8,11 @@ from simplu_worker.config.settings import VARIABLES
 
 
 def test_page_in_the_repository_is_the_generated_one() -> None:
-    """The tables of docs/configuration.md are made again whenever a setting changes."""
     page = PAGE.read_text(encoding="utf-8")
     assert render_page(page) == page
 
 
 def test_page_has_every_variable_and_every_area_once() -> None:
-    """Every setting has one row, with a sentence."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(VARIABLES)

@@ -51,16 +51,13 @@ OF_OTHERS = [
 
 @pytest.mark.parametrize(("name", "nearest"), MISSPELT)
 def test_misspelling_names_the_nearest_known_variable(name: str, nearest: str) -> None:
-    """A letter too many, too few, wrong or exchanged, and words left out or abbreviated."""
     assert find_misspellings([name]) == {name: nearest}
 
 
 @pytest.mark.parametrize("name", OF_OTHERS)
 def test_misspelling_is_none_when_the_variable_is_of_another_program(name: str) -> None:
-    """Other programs share the environment."""
     assert find_misspellings([name]) == {}
 
 
 def test_misspelling_is_none_when_the_variable_is_known() -> None:
-    """Every variable is known, and each secret also as the file of that secret."""
     assert find_misspellings(KNOWN_VARIABLES) == {}

@@ -113,7 +113,6 @@ GOOD = [
 
 @pytest.mark.parametrize(("variable", "value", "expected"), GOOD)
 def test_settings_accept_a_value(variable: str, value: str, expected: object) -> None:
-    """A good value has its type in the attribute of its name."""
     settings = settings_of({**COMPLETE, variable: value})
     assert (value if expected is None else expected) == getattr(settings, variable.lower())
 
@@ -176,14 +175,12 @@ BAD = [
 
 @pytest.mark.parametrize(("variable", "value"), BAD)
 def test_settings_name_variable_value_and_expectation_when_a_value_is_wrong(variable: str, value: str) -> None:
-    """A wrong value is one problem: the variable, the expected value, the actual one. The default stands for it."""
     settings, problems = draft_of({**COMPLETE, variable: value})
     assert [f"{variable}: expected {describe_values(schemas()[variable])}, got {value!r}"] == problems
     assert getattr(settings, variable.lower()) == VARIABLES[variable].default
 
 
 def test_settings_say_what_they_expect() -> None:
-    """The words of a problem are those of the type and its bounds; a long value is shown in part."""
     wrong = {"DATABASE_PORT": "x", "TENANT_WAIT_SECONDS": "-1", "LOG_LEVEL": "y", "ORDER_EVENTS_BUSINESS_ID": "b" * 129}
     wrong |= {"SQS_RETRY_DELAYS_SECONDS": ",".join("1" * 101), "ORDER_EVENTS_LOCATION_ID": "l"}
     delays = "comma-separated seconds, at most 100, each between 0 and 43200"
@@ -199,7 +196,6 @@ def test_settings_say_what_they_expect() -> None:
 @pytest.mark.parametrize("address", ["tcp://10.0.0.1:5432", "udp://[fd00::1]:53"])
 @pytest.mark.parametrize(("name", "default"), [("DATABASE_PORT", 5432), ("HTTP_PORT", 8080)])
 def test_port_is_unset_when_it_is_the_address_of_a_service(name: str, default: int, address: str) -> None:
-    """Kubernetes sets it in every pod, for a service called "database" or "http"; no other variable of ours."""
     assert getattr(settings_of({**COMPLETE, name: address}), name.lower()) == default
     assert problems_of({**COMPLETE, "KINESIS_SHARD_COUNT": address}) != []
 
@@ -255,7 +251,6 @@ RULES = [
 
 @pytest.mark.parametrize(("change", "expected"), RULES)
 def test_settings_follow_the_rules_across_variables(change: dict[str, str], expected: list[str]) -> None:
-    """What cannot be meant together, and what `run` cannot do without, is a problem of the variable to change."""
     assert expected == names_of(problems_of({**COMPLETE, **change}))
 
 
@@ -271,7 +266,6 @@ def test_settings_follow_the_rules_across_variables(change: dict[str, str], expe
     ],
 )
 def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: str, region: str | None) -> None:
-    """The references name the queue and no region; a profile may name one, and goes first."""
     environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url}
     assert draft_of(environ)[0].aws_region == region
     assert draft_of({**environ, "AWS_PROFILE": "work"})[0].aws_region is None
@@ -280,7 +274,6 @@ def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: st
 
 
 def test_region_is_that_of_the_control_queue_when_the_profile_names_none(tmp_path: Path) -> None:
-    """As of a person who has set the format of the AWS CLI alone."""
     url = "https://sqs.us-east-1.amazonaws.com/123456789012/control"
     environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url, "HOME": str(tmp_path)}
     (config := tmp_path / ".aws" / "config").parent.mkdir()
@@ -292,7 +285,6 @@ def test_region_is_that_of_the_control_queue_when_the_profile_names_none(tmp_pat
 
 @pytest.mark.parametrize("name", ["control", "control.fifo", "control/"])
 def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: str) -> None:
-    """The default is a standard queue; a named queue goes first."""
     named = {**COMPLETE, "SQS_SHARD_CREATION_QUEUE_URL": f"http://h:4566/0/{name}"}
     default = settings_of({**named, "SQS_DEAD_LETTER_QUEUE_URL": ""})
     assert default.dead_letter_queue_url == "http://h:4566/0/control-dead-letters"
@@ -300,27 +292,23 @@ def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: 
 
 
 def test_settings_report_rules_when_single_values_are_wrong_too() -> None:
-    """Every problem is reported at once, rules across variables included."""
     names = names_of(problems_of({"KINESIS_STREAM_NAME": "a b", "HTTP_PORT": "x"}))
     assert names == ["KINESIS_STREAM_NAME", "HTTP_PORT", "SQS_DEAD_LETTER_QUEUE_URL", "AWS_REGION", "CITRUS_SERVER_URL"]
 
 
 def test_settings_need_less_when_not_for_run() -> None:
-    """A command that needs no sources gets settings without them, but never contradictory ones."""
     assert problems_of({}, for_run=False) == []
     both = {"CITRUS_SERVER_URL": "http://c", "SHARD_MAP_FILE": __file__}
     assert names_of(problems_of(both, for_run=False)) == ["SHARD_MAP_FILE"]
 
 
 def test_settings_are_frozen() -> None:
-    """No part of the worker changes them for another."""
     with pytest.raises(ValidationError, match="frozen"):
         Settings().http_port = 3
 
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_settings_read_a_secret_from_its_file_when_name_file_is_set(name: str, tmp_path: Path) -> None:
-    """NAME_FILE gives the file's text without the line break at its end."""
     secret = f"rediss://user:{PLANTED.replace('/', '%2F')}@cache/0" if name == "REDIS_URL" else PLANTED
     (file := tmp_path / "secret").write_bytes(secret.encode() + b"\r\n")
     settings = settings_of({**COMPLETE, f"{name}_FILE": str(file), name: ""})
@@ -329,7 +317,6 @@ def test_settings_read_a_secret_from_its_file_when_name_file_is_set(name: str, t
 
 
 def test_line_end_in_a_variable_of_every_request_is_refused() -> None:
-    """Each request would fail, as if the service had not answered."""
     names = ["AWS_SECRET_ACCESS_KEY", "AWS_EXECUTION_ENV", "AWS_SECURITY_TOKEN", "https_proxy"]
     problems = problems_of(COMPLETE | dict.fromkeys(names, f"{PLANTED}\n") | {"AWS_ACCESS_KEY_ID": "a"})
     assert [problem.partition(":")[0] for problem in problems] == names
@@ -338,20 +325,17 @@ def test_line_end_in_a_variable_of_every_request_is_refused() -> None:
 
 @pytest.mark.parametrize("url", ["cache:6379", "http://cache", "redis://", "redis://a b", "redis://cache:0", "unix://"])
 def test_settings_refuse_a_redis_url_that_is_none_and_do_not_show_it(url: str) -> None:
-    """A value that is no URL of Redis may still contain its password."""
     expected = "REDIS_URL: expected a redis://, rediss:// or unix:// URL, got something else, which is not shown"
     assert problems_of({**COMPLETE, "REDIS_URL": url}) == [expected]
 
 
 def test_settings_mask_the_password_of_the_redis_url_and_leave_its_host_readable() -> None:
-    """An error about the cache names where it is; the password in the URL is a secret wherever it turns up."""
     settings_of({**COMPLETE, "REDIS_URL": "redis://:passw0rd-of-redis@cache.internal:6379/0"})
     text = log_module.scrub_text("cannot reach cache.internal:6379 with passw0rd-of-redis")
     assert text == "cannot reach cache.internal:6379 with ***"
 
 
 def test_settings_report_secret_files_when_they_cannot_be_read(tmp_path: Path) -> None:
-    """A problem names the variable, the path and the reason."""
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe" + PLANTED.encode())
     files = {"API_TOKEN": "none", "CITRUS_API_KEY": "empty", "DATABASE_PASSWORD": "binary", "AWS_SESSION_TOKEN": "."}
@@ -366,7 +350,6 @@ def test_settings_report_secret_files_when_they_cannot_be_read(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["API_VIEWER_TOKEN", "API_VIEWER_TOKEN_FILE"])
 def test_settings_refuse_one_token_for_both_roles(name: str, tmp_path: Path) -> None:
-    """In a variable or in a file; the token is not shown."""
     (file := tmp_path / "token").write_text(PLANTED)
     token = str(file) if name.endswith("_FILE") else PLANTED
     (problem,) = problems_of({**COMPLETE, "API_TOKEN": PLANTED, name: token})
@@ -381,7 +364,6 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 @examples(max_examples=20)  # each reads all variables
 @given(st.dictionaries(st.sampled_from(list(VARIABLES)), TEXTS))
 def test_settings_are_read_or_refused_when_values_are_anything(environ: dict[str, str]) -> None:
-    """Any text in any variable gives settings, and problems of one line each; never an exception."""
     problems = problems_of(environ, for_run=False)
     assert [len(problem.splitlines()) for problem in problems] == [1] * len(problems)
 
@@ -404,7 +386,6 @@ LEAKS = [
 
 @pytest.mark.parametrize("change", LEAKS)
 def test_settings_show_no_secret_when_it_is_part_of_a_problem(change: dict[str, str]) -> None:
-    """No problem shows a secret, in any variable."""
     problems = problems_of({**COMPLETE, **change})
     assert problems != []
     assert PLANTED not in "".join(problems)
@@ -424,20 +405,17 @@ ENV_TEXTS = [
 
 @pytest.mark.parametrize(("text", "expected"), ENV_TEXTS)
 def test_env_file_is_read_as_people_write_it(text: str, expected: dict[str, str], tmp_path: Path) -> None:
-    """Quotes, `.env` habits, comments, CRLF and a byte order mark are all understood; nothing is interpolated."""
     (file := tmp_path / "env").write_bytes(text.encode())
     assert expected == variables_in(file)
 
 
 @given(value=st.text(st.characters(exclude_characters="\0\r'\\", exclude_categories=["Cs"])))
 def test_env_file_gives_back_what_stack_quotes(value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What shlex.quote writes is read as it was, line breaks included, but for quotes and backslashes."""
     (file := tmp_path_factory.getbasetemp() / "quoted").write_bytes(f"A={shlex.quote(value)}\n".encode())
     assert variables_in(file) == {"A": value}
 
 
 def test_env_file_problems_name_lines_without_their_text_when_they_cannot_be_read(tmp_path: Path) -> None:
-    """Every bad line is named by its number; its text may be a secret."""
     (file := tmp_path / "env").write_text('A=1\n\nhunter2 hunter2\nB=\'hunter2\nC="x" hunter2\nD=1\nhunter2\nE=\0\n')
     with pytest.raises(ConfigurationError) as raised:
         load_env_file(file)
@@ -448,7 +426,6 @@ def test_env_file_problems_name_lines_without_their_text_when_they_cannot_be_rea
 
 
 def test_env_file_has_a_bound_for_blanks_in_a_row(tmp_path: Path) -> None:
-    """Reading takes time by their square, as the fuzzer found; a person's file has none."""
     (file := tmp_path / "env").write_text("A=1\nB=2" + " \t" * 500 + "# comment\nC=3\n")
     assert variables_in(file) == {"A": "1", "B": "2", "C": "3"}
     file.write_text("A=1\nB=2" + "\x1f" * 1001 + "3\n")
@@ -458,7 +435,6 @@ def test_env_file_has_a_bound_for_blanks_in_a_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"A=\xff\n"])
 def test_env_file_is_a_configuration_error_when_missing_or_not_text(content: bytes | None, tmp_path: Path) -> None:
-    """A file that cannot be read is named."""
     file = tmp_path / "env"
     if content is not None:
         file.write_bytes(content)
@@ -467,7 +443,6 @@ def test_env_file_is_a_configuration_error_when_missing_or_not_text(content: byt
 
 
 def test_env_file_fills_only_what_the_environment_lacks(tmp_path: Path) -> None:
-    """The environment wins; its empty variables are filled."""
     (file := tmp_path / "env").write_text("A=file\nB=file\nC=file\n")
     with patch.dict(os.environ, {"A": "environment", "B": ""}, clear=True):
         load_env_file(file)
@@ -475,7 +450,6 @@ def test_env_file_fills_only_what_the_environment_lacks(tmp_path: Path) -> None:
 
 
 def test_aws_environment_is_what_botocore_reads_when_prepared(tmp_path: Path) -> None:
-    """Empty variables are gone, secrets come out of their files, botocore's own _FILE variables stay."""
     (file := tmp_path / "key").write_text("secret-key\n")
     keys = {"AWS_ACCESS_KEY_ID": "id-of-the-key", "AWS_CONFIG_FILE": "/config", "OTHER": ""}
     environ = keys | {"AWS_PROFILE": "", "AWS_SECRET_ACCESS_KEY_FILE": str(file)}

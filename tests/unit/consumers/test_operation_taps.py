@@ -40,7 +40,6 @@ def taken(taps: OperationTaps, chosen: TapFilter, *decided: tuple[Operation, Out
 
 
 def test_event_has_the_outcome_and_no_content() -> None:
-    """What is not decided yet is no event, and a dead letter is one once it is stored."""
     one = operation(data=msgspec.Raw('{"secret": 1}'))
     outcomes = [
         APPLIED,
@@ -58,7 +57,6 @@ def test_event_has_the_outcome_and_no_content() -> None:
 
 
 def test_content_is_shown_where_it_is_asked_for_and_cut() -> None:
-    """A document may have megabytes."""
     (event,) = taken(OperationTaps(), TapFilter(shows_content=True), (operation(data=msgspec.Raw('{"a": 1}')), APPLIED))
     assert event["content"] == '{"a": 1}'
     (event,) = taken(
@@ -82,13 +80,11 @@ def test_content_is_shown_where_it_is_asked_for_and_cut() -> None:
     ],
 )
 def test_every_criterion_is_met(chosen: TapFilter, *, expected: bool) -> None:
-    """By tenant, type, kind and outcome."""
     one = operation(business_id="b", location_id="l", resource_type="patient", kind="create")
     assert bool(taken(OperationTaps(), chosen, (one, APPLIED))) is expected
 
 
 def test_dead_letter_is_an_event_with_its_reason() -> None:
-    """Also of a record that was no operation."""
     entry = queued_operation()
     taps = OperationTaps()
     tap = taps.add(TapFilter(outcome="dead_letter"))
@@ -101,7 +97,6 @@ def test_dead_letter_is_an_event_with_its_reason() -> None:
 
 @pytest.mark.parametrize(("size", "kept_count"), [(10, EVENTS_MAX), (KEPT_MAX_BYTES // 8, 8)])
 def test_events_beyond_the_bound_are_dropped_and_counted(size: int, kept_count: int) -> None:
-    """By their number and their size; there is room again once they are taken."""
     tap = OperationTaps().add(TapFilter())
     for _ in range(kept_count + 5):
         tap.put(b"x" * size)
@@ -111,6 +106,5 @@ def test_events_beyond_the_bound_are_dropped_and_counted(size: int, kept_count: 
 
 
 def test_without_a_tap_nothing_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One check of an attribute is all that a batch costs."""
     monkeypatch.setattr(OperationTaps, "publish", None)
     count_outcomes([operation()], [APPLIED], now=NOW)

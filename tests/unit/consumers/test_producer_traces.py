@@ -29,11 +29,9 @@ TEXT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ],
 )
 def test_member_of_the_record_itself_is_found(record: bytes, expected: list[str]) -> None:
-    """Of any record, however it is written; a value of another type is malformed, and nothing raises."""
     assert expected == list(traceparents_of_records([record, b"{}"]))
 
 
 def test_attribute_of_each_message_is_found() -> None:
-    """By its exact name."""
     attributes = [{"traceparent": TEXT, "BusinessId": "b"}, {"BusinessId": "b"}, {"Traceparent": "x"}, {}]
     assert list(traceparents_of_messages(attributes)) == [TEXT]

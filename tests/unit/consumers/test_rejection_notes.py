@@ -69,12 +69,10 @@ NOTE_OF_CONTROL = msgspec.structs.replace(NOTE_OF_MESSAGE, request_id="simplu:co
     ],
 )
 def test_letter_is_noted_if_its_request_can_be_named(members: dict[str, object], expected: list[Rejection]) -> None:
-    """By its request id, its message id or as a control message; not what the log answers or Postgres cannot store."""
     assert rejections_of([msgspec.structs.replace(LETTER, **members)]) == expected
 
 
 def test_first_parts_of_an_aggregate_are_noted_when_it_is_rejected_as_a_whole() -> None:
-    """Its own record has no ids."""
     part = RejectedRecord(DeadLetterReason.INVALID_MESSAGE, "elsewhere", OF_STREAM, "clinic", "main", "a")
     letter = msgspec.structs.replace(LETTER, request_id=None, business_id=None, location_id=None, named=(part,))
 
@@ -83,7 +81,6 @@ def test_first_parts_of_an_aggregate_are_noted_when_it_is_rejected_as_a_whole() 
 
 
 def test_parts_of_a_letter_are_noted_each_for_its_own_tenant() -> None:
-    """The letter itself has the ids of none."""
     first = RejectedRecord(DeadLetterReason.INVALID_JSON, "no JSON", OF_STREAM)
     parts = (
         first,

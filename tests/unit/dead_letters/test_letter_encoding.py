@@ -60,7 +60,6 @@ def decoded(text: str) -> dict[str, Any]:
 
 
 def test_letter_has_the_members_of_the_contract_for_kinesis() -> None:
-    """A letter of a Kinesis record carries its whole position and the effective ids."""
     expected = {
         "reason": "invalid_message",
         "error": "expected an object",
@@ -83,7 +82,6 @@ def test_letter_has_the_members_of_the_contract_for_kinesis() -> None:
 
 
 def test_letter_names_the_queue_and_message_for_sqs() -> None:
-    """A letter of an SQS message names its queue, and has no members of streams."""
     expected = {
         "kind": "sqs",
         "queue": "control",
@@ -96,20 +94,17 @@ def test_letter_names_the_queue_and_message_for_sqs() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "żółć 漢字 🦷", 'quote " backslash \\ \x00\x01\x1f\x7f \ufffe\uffff \u2028'])
 def test_letter_keeps_text_as_text_when_the_record_is_utf8(text: str) -> None:
-    """Any UTF-8 record is contained as text, and the letter has no character that SQS refuses."""
     encoded = encode_dead_letter(letter(text.encode()), 262_144)
     assert (text, True) == (decoded(encoded)["record"], all(" " <= character <= "~" for character in encoded))
 
 
 def test_letter_takes_base64_when_the_record_is_not_utf8() -> None:
-    """Bytes that are no text are kept exactly."""
     record = b"\xff\xfe{"
     members = decoded(encode_dead_letter(letter(record), 262_144))
     assert (record, False) == (base64.b64decode(members["recordBase64"]), "record" in members)
 
 
 def test_letter_takes_gzip_when_the_text_is_too_long() -> None:
-    """A record that fits only when compressed is compressed, always to the same bytes."""
     record = b'{"name":"anna"}' * 50_000
     encoded = encode_dead_letter(letter(record), 262_144)
     members = decoded(encoded)
@@ -122,13 +117,11 @@ def test_letter_takes_gzip_when_the_text_is_too_long() -> None:
 
 
 def test_letter_takes_gzip_when_only_the_escapes_make_it_too_long() -> None:
-    """The size that counts is that of the encoded letter: a character of three bytes takes six when escaped."""
     record = ("漢" * 60_000).encode()
     assert "recordGzip" in decoded(encode_dead_letter(letter(record), 262_144))
 
 
 def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
-    """Of a record that is too long even when compressed the letter has an excerpt, the size and the hash."""
     record = random.Random(1).randbytes(1_000_000)  # bytes that do not compress
     members = decoded(encode_dead_letter(letter(record), 262_144))
     assert (record[:65_536], 1_000_000, hashlib.sha256(record).hexdigest(), True) == (
@@ -141,7 +134,6 @@ def test_letter_keeps_the_first_64_kib_when_nothing_else_fits() -> None:
 
 @pytest.mark.slow
 def test_letter_cuts_text_between_characters_when_truncated() -> None:
-    """The excerpt of a text is text: a character that it cuts is dropped."""
     noise = random.Random(2)  # text that does not compress
     text = "x" + "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(300_000))
     members = decoded(encode_dead_letter(letter(text.encode()), 262_144))
@@ -149,7 +141,6 @@ def test_letter_cuts_text_between_characters_when_truncated() -> None:
 
 
 def test_letter_takes_base64_when_the_escapes_of_the_excerpt_do_not_fit() -> None:
-    """64 KiB of control characters would be 384 KiB of escapes; base64 holds them."""
     noise = random.Random(3)  # text that does not compress
     record = bytes(noise.randrange(1, 32) for _ in range(65_536))
     record += "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(200_000)).encode()
@@ -160,7 +151,6 @@ def test_letter_takes_base64_when_the_escapes_of_the_excerpt_do_not_fit() -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("record", [b'{"name":"anna"}' * 200, b"anna" * 1000, random.Random(4).randbytes(5000)])
 def test_letter_takes_the_best_form_that_fits(record: bytes) -> None:
-    """Each form is taken when the queue accepts exactly its size, and a smaller one when it does not."""
     forms, max_bytes = [], 262_144
     while max_bytes >= 1_000:
         text = encode_dead_letter(letter(record), max_bytes)
@@ -175,7 +165,6 @@ def test_letter_takes_the_best_form_that_fits(record: bytes) -> None:
 
 @pytest.mark.parametrize("max_bytes", range(2_000, 2_008))
 def test_excerpt_is_as_long_as_its_letter_may_be(max_bytes: int) -> None:
-    """Base64 goes by groups of four characters for three bytes."""
     record = random.Random(5).randbytes(5_000)
     text = encode_dead_letter(letter(record), max_bytes)
     assert "truncated" in decoded(text)
@@ -183,7 +172,6 @@ def test_excerpt_is_as_long_as_its_letter_may_be(max_bytes: int) -> None:
 
 
 def test_letter_has_neither_attributes_nor_error_nor_record_when_they_do_not_fit() -> None:
-    """The smallest letter still tells the place, size and hash of the record."""
     large = msgspec.structs.replace(letter(b"x", origin=SQS, error="e" * 500), message_attributes={"a": "v" * 2_000})
     members, small = decoded(encode_dead_letter(large, 1_024)), decoded(encode_dead_letter(letter(origin=SQS), 262_144))
     record = members.pop("recordBase64")
@@ -195,7 +183,6 @@ def test_letter_has_neither_attributes_nor_error_nor_record_when_they_do_not_fit
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "x", "xx"])
 def test_letter_cuts_no_character(prefix: str) -> None:
-    """An error and an excerpt end with a whole character, wherever their bytes end."""
     noise = random.Random(6)  # text that does not compress
     text = prefix + "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(300_000))
     members = decoded(encode_dead_letter(letter(text.encode(), error=text), 262_144))
@@ -204,13 +191,11 @@ def test_letter_cuts_no_character(prefix: str) -> None:
 
 
 def test_compressed_record_has_no_time_in_it() -> None:
-    """A letter that is stored again is the same text, and the queue drops the second."""
     members = decoded(encode_dead_letter(letter(b"a" * 100_000), 50_000))
     assert base64.b64decode(members["recordGzip"])[4:8] == bytes(4)
 
 
 def test_letter_is_compact_json_with_times_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the time zone of the host."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
@@ -222,13 +207,11 @@ def test_letter_is_compact_json_with_times_in_utc(monkeypatch: pytest.MonkeyPatc
 
 
 def test_letter_cuts_its_error_when_it_is_long() -> None:
-    """An error is at most 2 KiB, cut between characters; lone surrogates do not break it."""
     members = decoded(encode_dead_letter(letter(error="ż" * 5_000 + "\ud800"), 262_144))
     assert members["error"] == "ż" * 1_024
 
 
 def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
-    """The ids that the decoder found go into the letter."""
     rejected = RejectedRecord(
         reason=DeadLetterReason.INVALID_MESSAGE,
         error="businessId: expected a string",
@@ -255,7 +238,6 @@ def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
 
 @given(record=st.binary(max_size=6_000), max_bytes=st.integers(1_024, 8_000), error=st.text(max_size=200))
 def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, error: str) -> None:
-    """The letter of any record fits, and contains the record, or its size and an excerpt."""
     encoded = encode_dead_letter(letter(record, error=error), max_bytes)
     members = decoded(encoded)
     if "recordGzip" in members:
@@ -273,7 +255,6 @@ def test_letter_fits_and_gives_the_record_back(record: bytes, max_bytes: int, er
 
 
 def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
-    """The group follows the key, the de-duplication id the position; both are short, of a small alphabet."""
     first, again = fifo_ids_of(letter(b"a")), fifo_ids_of(letter(b"b"))
     other = fifo_ids_of(letter(origin=SQS))
     assert first == again
@@ -296,7 +277,6 @@ def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
 def test_group_of_a_letter_is_its_key_else_its_group_else_its_tenant(
     partition_key: str | None, group_id: str | None, ids: tuple[str | None, str | None], expected: str
 ) -> None:
-    """The letters of one key stay in order; a lone surrogate is a key like any other."""
     origin = msgspec.structs.replace(KINESIS, partition_key=partition_key, group_id=group_id)
     one = msgspec.structs.replace(letter(origin=origin), business_id=ids[0], location_id=ids[1])
 
@@ -315,7 +295,6 @@ def test_group_of_a_letter_is_its_key_else_its_group_else_its_tenant(
     ],
 )
 def test_deduplication_id_of_a_letter_differs_by_each_part_of_its_position(change: dict[str, object]) -> None:
-    """Two letters of one queue are never taken for each other."""
     other = letter(origin=msgspec.structs.replace(KINESIS, **change))
     by_reason = msgspec.structs.replace(letter(), reason=DeadLetterReason.INVALID_JSON)
     assert len({fifo_ids_of(one).deduplication_id for one in (letter(), other, by_reason)}) == 3
@@ -326,5 +305,4 @@ def test_deduplication_id_of_a_letter_differs_by_each_part_of_its_position(chang
     [(0, 0.0, 0.25), (1, 0.0, 0.25), (1, 1.0, 0.5), (2, 0.0, 0.5), (7, 1.0, 30.0), (10_000, 0.5, 22.5)],
 )
 def test_backoff_doubles_up_to_its_cap(failure_count: int, draw: float, expected: float) -> None:
-    """The pause doubles with every failure, within the upper half of its span, and stops at the cap."""
     assert expected == backoff_s(failure_count, draw=draw, base_s=0.5, max_s=30.0)

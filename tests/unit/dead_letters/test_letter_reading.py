@@ -87,7 +87,6 @@ LETTER = DeadLetter(
 
 @given(letter=LETTERS, max_bytes=st.sampled_from([1500, 3000, 262_144]))
 def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) -> None:
-    """Text, base64, gzip, or an excerpt with size and hash of the whole: every member comes back."""
     text = encode_dead_letter(letter, max_bytes)
     members = json.loads(text)
     read = parse_dead_letter(text)
@@ -105,7 +104,6 @@ def test_letter_is_read_as_it_was_written(letter: DeadLetter, max_bytes: int) ->
 
 
 def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
-    """Each of the four forms is recognized."""
     noise = hashlib.shake_256(b"x").digest(100_000)
     cases = {
         "record": b"text",
@@ -121,7 +119,6 @@ def test_letter_is_read_with_every_way_to_hold_its_record() -> None:
 
 
 def test_letter_cuts_the_error_and_is_read() -> None:
-    """An error that was cut at the encoding stays cut."""
     read = parse_dead_letter(encode_dead_letter(msgspec.structs.replace(LETTER, error="x" * 5000), 262_144))
     assert read.letter.error == "x" * ERROR_MAX_BYTES
 
@@ -153,7 +150,6 @@ WRITTEN = json.loads(encode_dead_letter(LETTER, 262_144))
     ],
 )
 def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None:
-    """Messages that SQS itself moved there, incomplete letters, letters of a later version."""
     with pytest.raises(NotADeadLetterError) as caught:
         parse_dead_letter(body)
     assert "private" not in str(caught.value)
@@ -162,13 +158,11 @@ def test_reading_refuses_what_is_no_letter_without_quoting_it(body: str) -> None
 @pytest.mark.slow
 @given(body=st.text(max_size=200) | st.recursive(st.none() | st.text(max_size=5), st.lists).map(json.dumps))
 def test_reading_raises_nothing_else_whatever_the_text(body: str) -> None:
-    """No foreign message raises another error."""
     with pytest.raises(NotADeadLetterError):
         parse_dead_letter(body)
 
 
 def test_reading_unpacks_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few bytes that decompress to gigabytes are refused."""
     monkeypatch.setattr(letter, "UNPACKED_MAX_BYTES", 1000)
     packed = {name: base64.b64encode(gzip.compress(b"a" * size)).decode() for name, size in (("ok", 999), ("no", 1001))}
     read = parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": packed["ok"]}))
@@ -197,7 +191,6 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
     attributes: dict[str, str] | None,
     expected: tuple[str, str] | None,
 ) -> None:
-    """An unreadable record has none."""
     letter = msgspec.structs.replace(
         LETTER, business_id=own[0], location_id=own[1], record=record, message_attributes=attributes
     )
@@ -205,7 +198,6 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
 
 
 def test_whole_record_is_known_by_its_size_and_hash() -> None:
-    """An excerpt is replaced by the record that it was cut from, and by no other."""
     record = b"whole"
     whole = WholeRecord(len(record), hashlib.sha256(record).hexdigest())
     assert [whole.matches(one) for one in (record, b"whol", b"other")] == [True, False, False]
@@ -214,7 +206,6 @@ def test_whole_record_is_known_by_its_size_and_hash() -> None:
 
 @pytest.mark.parametrize("lacking", ["recordBytes", "recordSha256"])
 def test_reading_refuses_an_excerpt_without_the_facts_of_the_whole(lacking: str) -> None:
-    """Without them the whole record could not be recognized."""
     members = WRITTEN | {"truncated": True, "recordBytes": 9, "recordSha256": "0"}
     assert parse_dead_letter(json.dumps(members)).whole == WholeRecord(9, "0")
     del members[lacking]
@@ -223,20 +214,17 @@ def test_reading_refuses_an_excerpt_without_the_facts_of_the_whole(lacking: str)
 
 
 def test_reading_refuses_base64_with_other_characters_in_it() -> None:
-    """A packed record is what the letter was written with, or nothing."""
     packed = base64.b64encode(gzip.compress(b"x")).decode()
     with pytest.raises(NotADeadLetterError):
         parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": f"%{packed}"}))
 
 
 def test_refusal_names_the_member_that_is_wrong() -> None:
-    """It is shown to the operator."""
     with pytest.raises(NotADeadLetterError, match="attempts"):
         parse_dead_letter(json.dumps(WRITTEN | {"attempts": "many"}))
 
 
 def test_times_of_a_letter_are_read_as_utc() -> None:
-    """Whatever zone they are written in."""
     source = WRITTEN["source"] | {"arrivedAt": "2026-01-01T02:00:00+02:00"}
     read = parse_dead_letter(json.dumps(WRITTEN | {"failedAt": "2026-01-02T02:00:00+02:00", "source": source})).letter
     assert (read.failed_at, read.origin.arrived_at) == (LETTER.failed_at, LETTER.origin.arrived_at)
@@ -250,7 +238,6 @@ PARTS = st.lists(st.tuples(st.integers(0, 5000), MAYBE), min_size=2, max_size=40
 def test_parts_of_a_letter_are_read_as_they_were_written(
     letter: DeadLetter, parts: list[tuple[int, str | None]], max_bytes: int
 ) -> None:
-    """With the id that each part has or gets by its position; where there is no room, the counts at least."""
     numbers, ids = zip(*sorted(parts, key=lambda part: part[0]), strict=True)
     written = BadParts(9999, len(parts), {"invalid_json": len(parts)}, numbers, ids)
     letter = msgspec.structs.replace(letter, parts=written)
@@ -276,12 +263,10 @@ PART_NUMBERS = st.integers(0, 300) | st.tuples(st.integers(0, 300), st.integers(
     )
 )
 def test_ranges_are_read_as_they_were_written(numbers: list[PartNumber]) -> None:
-    """Numbers in a row take no room."""
     assert parse_ranges(format_ranges(numbers), len(numbers)) == tuple(numbers)
 
 
 def test_ranges_are_short_for_numbers_in_a_row() -> None:
-    """As most bad parts are."""
     assert format_ranges([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
     assert format_ranges([0, (1, 0), (1, 1), (1, 2), (2, 3), (3, 4), 5, 6]) == "0,1:0-2,2:3,3:4,5-6"
 
@@ -307,7 +292,6 @@ def test_ranges_are_short_for_numbers_in_a_row() -> None:
     ],
 )
 def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
-    """Letters may be forged: no text takes more memory than its count allows."""
     with pytest.raises(ValueError, match=r"expected|invalid"):
         parse_ranges(text, 2)
 
@@ -324,7 +308,6 @@ def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> Non
     ],
 )
 def test_reading_refuses_parts_that_contradict_themselves(parts: object) -> None:
-    """It is no dead letter of this worker."""
     body = json.loads(encode_dead_letter(LETTER, 10_000)) | {"parts": parts}
     with pytest.raises(NotADeadLetterError):
         parse_dead_letter(json.dumps(body))

@@ -24,7 +24,6 @@ PUBLIC = ("8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808
 
 @pytest.mark.parametrize("text", INSIDE)
 def test_address_is_refused_when_it_is_not_of_the_public_internet(text: str) -> None:
-    """Whatever the name that leads there, and whatever the names of the list; a network of the list allows it."""
     address = ip_address(text)
     assert not is_public(embedded(address))
     for allowed in (AllowedHosts(), AllowedHosts.parse(("*", "hooks.example"))):
@@ -37,7 +36,6 @@ def test_address_is_refused_when_it_is_not_of_the_public_internet(text: str) -> 
 
 @pytest.mark.parametrize("text", PUBLIC)
 def test_address_of_the_public_internet_is_allowed_unless_a_list_has_neither_it_nor_its_name(text: str) -> None:
-    """Without a list any, with one by name or by network."""
     address = ip_address(text)
     assert AllowedHosts().address_problem("hooks.example", address) is None
     assert AllowedHosts.parse(("*.example",)).address_problem("HOOKS.example.", address) is None
@@ -48,14 +46,12 @@ def test_address_of_the_public_internet_is_allowed_unless_a_list_has_neither_it_
 
 @pytest.mark.parametrize("address", sorted(METADATA, key=str), ids=str)
 def test_metadata_service_is_allowed_by_its_own_address_alone(address: IPv4Address | IPv6Address) -> None:
-    """A wide network of the list does not open it."""
     for entry in ("0.0.0.0/0", "::/0", "169.254.0.0/16", "169.254.169.254/31", "fd00::/8"):
         assert AllowedHosts.parse((entry,)).address_problem("name.example", address) is not None
     assert AllowedHosts.parse((str(address),)).address_problem("name.example", address) is None
 
 
 def test_host_is_judged_before_any_connection_as_far_as_its_name_tells() -> None:
-    """With networks in the list a name may lead to one of these; without, it has to match."""
     assert AllowedHosts().host_problem("hooks.example") is None
     assert AllowedHosts.parse(("*.example",)).host_problem("hooks.example") is None
     assert AllowedHosts.parse(("*.example",)).host_problem("hooks.test") == (
@@ -68,7 +64,6 @@ def test_host_is_judged_before_any_connection_as_far_as_its_name_tells() -> None
 
 @pytest.mark.parametrize("entry", ["10.0.0.1/8", "300.0.0.0/8", "a/b"])
 def test_entry_with_a_slash_has_to_be_a_network(entry: str) -> None:
-    """A typing error must not become a pattern that matches nothing."""
     with pytest.raises(ValueError, match="expected a network such as"):
         AllowedHosts.parse((entry,))
 
@@ -77,14 +72,12 @@ def test_entry_with_a_slash_has_to_be_a_network(entry: str) -> None:
 def test_names_never_open_an_address_outside_of_the_public_internet(
     address: IPv4Address | IPv6Address, names: list[str]
 ) -> None:
-    """No list of names alone does, for any address."""
     problem = AllowedHosts.parse(tuple(names)).address_problem("hooks.example", address)
     assert (problem is None) == is_public(embedded(address))
 
 
 @given(address=st.ip_addresses(v=4))
 def test_address_within_ipv6_is_judged_as_the_one_of_ipv4(address: IPv4Address) -> None:
-    """By all forms that lead there."""
     number = int(address)
     for text in (
         f"::ffff:{address}",
@@ -95,7 +88,6 @@ def test_address_within_ipv6_is_judged_as_the_one_of_ipv4(address: IPv4Address) 
 
 
 def test_list_has_names_in_small_letters_without_a_dot_at_the_end_and_networks_apart() -> None:
-    """As DNS has them: a dot at the end is the root."""
     assert AllowedHosts.parse(("Hooks.Example.", "10.0.0.0/8", "*.test")) == AllowedHosts(
         ("hooks.example", "*.test"), (ip_network("10.0.0.0/8"),)
     )
@@ -112,7 +104,6 @@ def test_list_has_names_in_small_letters_without_a_dot_at_the_end_and_networks_a
     ],
 )
 def test_address_leads_to_another_or_is_itself(text: str, inner: str) -> None:
-    """A list with `::1` opens the loopback, one with `::/0` no metadata service in an obsolete form."""
     address = ip_address(text)
     assert embedded(address) == ip_address(inner)
     problem = AllowedHosts.parse(("::/0",)).address_problem("hooks.example", address)
@@ -120,10 +111,8 @@ def test_address_leads_to_another_or_is_itself(text: str, inner: str) -> None:
 
 
 def test_problem_names_the_address_that_a_destination_has() -> None:
-    """There is no name to show."""
     assert (AllowedHosts().host_problem("127.0.0.1") or "").endswith("got another for 127.0.0.1")
 
 
 def test_names_that_look_like_numbers_are_names() -> None:
-    """The system resolves `127.1` and `2130706433`; the address that it finds is judged."""
     assert [parse_address(host) for host in ("127.1", "2130706433", "0x7f000001", "localhost", "")] == [None] * 5

@@ -13,7 +13,6 @@ class User:
 
 @pytest.mark.parametrize(("count", "part"), [(0, 50), (1, 50), (2, 50), (3, 33), (10, 10), (20, 5), (1000, 5)])
 def test_users_have_equal_parts_within_bounds(count: int, part: int) -> None:
-    """However often one enters; those that leave, and those that are gone, have none."""
     budget, users = Budget[User](100, least=5, most=50), [User() for _ in range(count)]
     for user in users + users:
         budget.enter(user)
@@ -24,7 +23,6 @@ def test_users_have_equal_parts_within_bounds(count: int, part: int) -> None:
 
 
 def test_user_that_is_gone_has_no_part() -> None:
-    """A shard that is out of the map takes its memories with it."""
     budget, gone, left = Budget[User](100, least=5, most=90), User(), User()
     budget.enter(gone)
     del gone

@@ -28,7 +28,6 @@ from simplu_worker.vocabulary import FeedStop
     ],
 )
 def test_replay_puts_a_cursor_back_only(cursor: Place, behind: int | None, expected: Replay | None) -> None:
-    """What the destination did not get yet comes anyway, and is not passed by a replay."""
     assert choose_replay(cursor, None, (), behind, None) == expected
 
 
@@ -53,7 +52,6 @@ def held(tenant_id: str, batch_id: int = 5, *, is_passed: bool = False) -> HeldT
 def test_replay_leaves_out_what_was_delivered_behind_its_end(
     until: int, tenants: tuple[HeldTenant, ...], expected: Replay | None
 ) -> None:
-    """And nothing of a tenant that waits for its source: its events were not sent."""
     assert choose_replay(Place(90, 3), None, tenants, 50, until) == expected
 
 
@@ -72,7 +70,6 @@ def test_replay_leaves_out_what_was_delivered_behind_its_end(
 def test_replay_during_another_one_sends_what_either_asks_for(
     cursor: int, behind: int, until: int | None, expected: Replay | None
 ) -> None:
-    """The earlier one leaves out the batches 61 to 89, which were delivered."""
     assert choose_replay(Place(cursor, 3), LeftOut(60, 89), (held("x", 50),), behind, until) == expected
 
 
@@ -93,7 +90,6 @@ def test_replay_during_another_one_sends_what_either_asks_for(
 def test_skip_passes_what_is_named_and_nothing_else(
     stopped: FeedStop | None, tenants: tuple[HeldTenant, ...], tenant_id: str | None, expected: object
 ) -> None:
-    """A stopped destination without a tenant, a waiting tenant by its name; else the error says what there is."""
     if isinstance(expected, str):
         with pytest.raises(PermanentError, match=expected):
             choose_skip(stopped, "why", "id-1", tenants, tenant_id)
@@ -102,7 +98,6 @@ def test_skip_passes_what_is_named_and_nothing_else(
 
 
 def test_skip_passes_an_event_of_a_destination_that_goes_on() -> None:
-    """One that has stopped is resumed first, which passes the event at which it stopped."""
     assert choose_skip(None, "503", None, (held("x"),), None, "id-2") == PassEvent("id-2")
     with pytest.raises(PermanentError, match="expected no --event"):
         choose_skip(FeedStop.REFUSED, "why", "id-1", (), None, "id-2")

@@ -34,7 +34,6 @@ def decoded(event: FeedEvent, max_bytes: int = ENOUGH) -> dict[str, Any]:
 
 
 def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -> None:
-    """Each member once, and none without a value."""
     event = feed_event(3, data=b'{"a": 1}', incarnation=Incarnation("two", "two:41,one:7"), reapplies="old-1-1")
     assert decoded(event) == {
         "specversion": "1.0",
@@ -63,20 +62,17 @@ def test_event_has_what_cloud_events_asks_for_and_what_a_receiver_decides_by() -
 
 
 def test_event_without_data_has_no_member_about_data() -> None:
-    """Nor one of an incarnation without a bound, or of a change that was applied once; an undone one names another."""
     absent = {"simpludata", "datacontenttype", "data", "simplubehind", "simplureapplies", "simpluundoes"}
     assert decoded(feed_event()).keys() & absent == set()
     assert decoded(feed_event(kind=FeedKind.UNDONE, undoes="token-7-1"))["simpluundoes"] == "token-7-1"
 
 
 def test_event_of_a_tenant_is_about_it() -> None:
-    """It has no resource."""
     found = decoded(feed_event(kind=FeedKind.TENANT_MOVED, resource_type=None, resource_id=None))
     assert (found["subject"], found["partitionkey"]) == ("smile-berlin", "smile-berlin")
 
 
 def test_event_of_a_whole_shard_has_its_bounds_as_data() -> None:
-    """And no tenant."""
     bounds = EventBounds(behind=3, through=9, from_time=AT, to_time=AT + timedelta(hours=1))
     found = decoded(feed_event(kind=FeedKind.GAP, bounds=bounds, shard_id="a/b ü", **OF_SHARD))
     assert found["data"] == {
@@ -95,7 +91,6 @@ def test_event_of_a_whole_shard_has_its_bounds_as_data() -> None:
 
 
 def test_event_leaves_its_data_out_where_the_destination_would_not_take_them() -> None:
-    """Exactly at the bound; and there is no event where it is too large without data too."""
     event = feed_event(data=b'"' + b"x" * 1000 + b'"')
     whole = len(encode_event(event, ENOUGH) or b"")
     bare = len(encode_event(event, whole - 1) or b"")
@@ -109,7 +104,6 @@ def test_event_leaves_its_data_out_where_the_destination_would_not_take_them() -
 
 
 def test_names_of_members_are_those_that_cloud_events_allows() -> None:
-    """Lower-case letters and digits, at most 20."""
     assert [name for name in CloudEventMembers.__struct_fields__ if not re.fullmatch("[a-z0-9]{1,20}", name)] == []
 
 
@@ -120,20 +114,17 @@ def test_names_of_members_are_those_that_cloud_events_allows() -> None:
     )
 )
 def test_data_come_as_they_are(data: Any) -> None:
-    """Whatever JSON they are, `null` included."""
     assert decoded(feed_event(data=json.dumps(data).encode()))["data"] == data
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_ids_come_as_they_are(text: str) -> None:
-    """Whatever characters they have."""
     found = decoded(feed_event(resource_id=text, request_id=text))
     assert (found["simpluresourceid"], found["simplurequest"]) == (text, text)
     assert found["subject"] == f"smile-berlin/patient/{text}"
 
 
 def test_notification_is_that_of_the_typescript_worker() -> None:
-    """Word for word, with a time as JavaScript writes it."""
     berlin = timezone(timedelta(hours=1))
     event = feed_event(kind=FeedKind.RESOURCE_CREATED, data=b'{"a":1}', time=AT.astimezone(berlin))
     assert encode_notification(event, ENOUGH) == (
@@ -148,7 +139,6 @@ def test_notification_is_that_of_the_typescript_worker() -> None:
 
 @pytest.mark.parametrize("kind", FeedKind)
 def test_notification_is_about_resources_alone(kind: FeedKind) -> None:
-    """The TypeScript worker had no other."""
     of_resource, of_tenant = feed_event(kind=kind), feed_event(kind=kind, resource_type=None, resource_id=None)
     assert (encode_notification(of_resource, ENOUGH) is not None) == (kind in NOTIFICATION_TYPES)
     assert encode_notification(of_tenant, ENOUGH) is None
@@ -158,6 +148,5 @@ def test_notification_is_about_resources_alone(kind: FeedKind) -> None:
 
 @pytest.mark.usefixtures("far_from_utc")
 def test_time_without_fractions_has_milliseconds_in_a_notification() -> None:
-    """As `toISOString` writes it, in UTC wherever the worker runs."""
     encoded = encode_notification(feed_event(time=datetime(2026, 3, 1, tzinfo=UTC)), ENOUGH)
     assert b'"timestamp":"2026-03-01T00:00:00.000Z"' in (encoded or b"")

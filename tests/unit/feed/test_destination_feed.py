@@ -39,7 +39,6 @@ async def running(receiver: Receiver) -> AsyncIterator[DestinationFeed]:
 
 
 def test_destination_that_asks_for_a_pause_gets_nothing_in_it() -> None:
-    """Not only none of the events that were tried: what is read meanwhile waits as well."""
     receiver = Receiver()
     receiver.answer = lambda _: RetryLater("429", 60.0)
 
@@ -59,7 +58,6 @@ def test_destination_that_asks_for_a_pause_gets_nothing_in_it() -> None:
 
 
 def test_event_that_is_not_taken_again_and_again_is_named() -> None:
-    """So that a person can pass it, and then the next one; one that was taken late is not named."""
     receiver = Receiver()
     failing, late, second = (feed_event(number, f"p-{number}") for number in (1, 2, 3))
     untaken = {failing.id, second.id}

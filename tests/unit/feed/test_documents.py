@@ -38,7 +38,6 @@ ROWS = [
 
 
 def test_each_document_is_read_once_where_a_destination_wants_it() -> None:
-    """And every event of the resource gets it, but for its deletion."""
     wanted = WantedDocuments(ROWS, TERMS)
     assert [resource_id for _, _, resource_id in wanted.resources] == ["a", "b", "c"]
     assert wanted.by_event({0: b"A", 2: b""}) == {"e3": b"A", "e6": b"A", "e7": b""}
@@ -46,6 +45,5 @@ def test_each_document_is_read_once_where_a_destination_wants_it() -> None:
 
 
 def test_rows_before_the_first_that_wants_a_document_that_is_left_need_no_other() -> None:
-    """They go on with what was read, and the rest is read again."""
     wanted = WantedDocuments(ROWS, TERMS)
     assert [wanted.row_count(left_at) for left_at in (1, 2)] == [4, 6]

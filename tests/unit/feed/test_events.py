@@ -80,7 +80,6 @@ def log_row(**columns: Any) -> LogRow:
 
 
 def test_row_of_an_operation_is_the_event_of_its_resource() -> None:
-    """With the place and the time of its row."""
     event = FeedEvent(
         id="token-3",
         kind=FeedKind.RESOURCE_PATCHED,
@@ -126,7 +125,6 @@ ROWS: list[tuple[dict[str, Any], list[tuple[str, FeedKind]]]] = [
 
 
 def test_row_gives_the_events_of_its_kind() -> None:
-    """Nothing of what only reads, has failed, or is the copy of a move; resources in those of a resource alone."""
     for columns, expected in ROWS:
         events = read_row(log_row(**columns), "shard-1", OLDER).events
         assert [(one.id, one.kind) for one in events] == expected, columns
@@ -136,7 +134,6 @@ def test_row_gives_the_events_of_its_kind() -> None:
 
 
 def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
-    """A batch tells of each once; of a tenant that is not there any more, nothing."""
     batch = log_batch(
         types=["patient", "invoice"],
         origins=["queue", "stream/shard-7"],
@@ -173,7 +170,6 @@ def test_rows_of_a_batch_are_each_of_its_own_tenant_type_and_origin() -> None:
 
 
 def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:
-    """Until the feed of its source has passed its departure; a batch that lacks one of these is no arrival."""
     arrival = BULK | {"kind": "a", "origins": ["shard-2"]}
     assert read_row(log_row(**arrival), "shard-1", OLDER).arrival == HeldTenant(4, "smile-berlin", 2, "shard-2", 7, -1)
     without: list[dict[str, Any]] = [{"kind": "r"}, {"origins": []}, {"tenants": []}, {"epoch": None}]
@@ -182,7 +178,6 @@ def test_arrival_of_a_tenant_is_held_behind_the_row_before_it() -> None:
 
 
 def test_undone_event_is_that_of_its_change_but_for_what_it_takes_back() -> None:
-    """Under the same key, without the data."""
     event = feed_event(data=b"{}", reapplies="old-1-1")
     expected = feed_event(
         id="token-7-0-undone-two", kind=FeedKind.UNDONE, time=LATER, incarnation=NEWER, undoes="token-7-0"
@@ -201,7 +196,6 @@ def test_undone_event_is_that_of_its_change_but_for_what_it_takes_back() -> None
 
 
 def test_gap_is_of_the_shard_or_of_one_tenant() -> None:
-    """Its id is the same when it is made again, and another for each tenant."""
     gap = FeedEvent(
         id="shard-1-gap-5-9",
         kind=FeedKind.GAP,

@@ -22,7 +22,6 @@ def event(change: Change, incarnation: str = "i1") -> Event:
 
 @pytest.mark.parametrize("is_late", [False, True])
 def test_event_that_a_shard_has_taken_back_may_come_again_behind_those_of_the_next_shard(*, is_late: bool) -> None:
-    """Also if the receiver dropped it, as it had read of the promotion first, in another stream shard."""
     follower = Follower()
     promotion = event(LATER, "i2")
     for one in [promotion, event(CREATED)] if is_late else [event(CREATED), promotion]:

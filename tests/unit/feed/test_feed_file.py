@@ -62,7 +62,6 @@ def problems_of(parsing: Callable[[], object]) -> list[str]:
 
 
 def test_file_gives_each_destination_with_its_defaults() -> None:
-    """In the order of the file; a notification has data, as it always had, and a slash at its end does not count."""
     stream, queue, crm, live = parse(KINESIS, SQS, WEBHOOK, NOTIFICATION)
     assert [one.name for one in (stream, queue, crm, live)] == ["stream", "queue", "crm", "live"]
     assert stream == FeedDestination(DestinationTerms("stream"), DestinationKind.KINESIS, "changes")
@@ -79,7 +78,6 @@ def test_file_gives_each_destination_with_its_defaults() -> None:
 
 
 def test_file_gives_every_member() -> None:
-    """Each is taken as written."""
     filters = {"businessTypes": ["dental"], "resourceTypes": ["order"], "kinds": ["resource.created", "tenant.moved"]}
     others = {"data": "current", "begin": "2026-01-31T09:00:00+01:00", "tries": 3, "onRefusal": "stop"}
     (found,) = parse(KINESIS | filters | others)
@@ -99,7 +97,6 @@ def test_file_gives_every_member() -> None:
 
 
 def test_destination_shows_neither_its_target_nor_its_secrets() -> None:
-    """The path of a webhook may be a secret by itself."""
     assert repr(parse(WEBHOOK)[0]) == "FeedDestination('crm', webhook)"
 
 
@@ -149,7 +146,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 def test_file_is_refused_when_a_member_is_wrong() -> None:
-    """With what was expected and what came, and nothing secret."""
     for members, problem in WRONG:
         (found,) = problems_of(partial(parse, WEBHOOK | members))
         assert found.startswith(problem)
@@ -167,14 +163,12 @@ WHOLE: list[tuple[bytes, str]] = [
 
 
 def test_file_is_refused_when_it_is_no_list_of_destinations() -> None:
-    """An empty list is an error too: it is more often an accident than a wish."""
     for content, problem in WHOLE:
         (found,) = problems_of(partial(parse_feed_file, content, NO_HOSTS, read_secret))
         assert found.startswith(problem)
 
 
 def test_file_is_refused_with_every_problem_at_once() -> None:
-    """Of all destinations and of all members, each once."""
     other = {"name": "crm", "kind": "sqs", "target": "https://sqs/1/changes", "secretFiles": ["/run/first"]}
     found = problems_of(lambda: parse(WEBHOOK | {"tries": 0, "color": 1}, other, other, {"name": "x"}, {"kind": 1}))
     assert [problem.split(": ")[:2] for problem in found] == [
@@ -208,7 +202,6 @@ TARGETS: list[tuple[dict[str, Any], str, bool]] = [
 
 @pytest.mark.parametrize(("entry", "target", "is_right"), TARGETS)
 def test_target_is_what_its_kind_needs(entry: dict[str, Any], target: str, is_right: bool) -> None:  # noqa: FBT001
-    """A standard queue of SQS has no order, so that it cannot be one."""
     if is_right:
         assert parse(entry | {"target": target})[0].target == target
     else:
@@ -217,7 +210,6 @@ def test_target_is_what_its_kind_needs(entry: dict[str, Any], target: str, is_ri
 
 
 def test_list_of_hosts_allows_http_and_its_own_networks() -> None:
-    """What it names, and nothing else."""
     allowed = AllowedHosts.parse(("*.internal", "10.0.0.0/8"))
     for target in ("http://live.internal", "http://10.1.2.3:4000"):
         assert parse(NOTIFICATION | {"target": target}, allowed=allowed)[0].target == target
@@ -228,14 +220,12 @@ def test_list_of_hosts_allows_http_and_its_own_networks() -> None:
 
 @pytest.mark.parametrize("key", [b"", b"x" * 23, b"x" * 65])
 def test_secret_has_24_to_64_bytes(key: bytes) -> None:
-    """As Standard Webhooks has it."""
     assert secret_problem("whsec_" + base64.b64encode(key).decode()) == (
         f"expected whsec_ and 24 to 64 bytes in base64, got {len(key)} bytes"
     )
 
 
 def test_secret_of_24_or_64_bytes_is_right() -> None:
-    """Both bounds belong to the range."""
     for count in (24, 64):
         assert secret_problem("whsec_" + base64.b64encode(bytes(count)).decode()) is None
 
@@ -244,7 +234,6 @@ def test_secret_of_24_or_64_bytes_is_right() -> None:
     "secret", [SECRET + "!!!!", "", "hunter2", "whsec_hunter2!", "whsec_ü", base64.b64encode(bytes(32)).decode()]
 )
 def test_secret_is_refused_without_its_prefix_or_base64(secret: str) -> None:
-    """And is not shown."""
     assert "expected whsec_" in (problem := secret_problem(secret) or "")
     assert "hunter2" not in problem
 
@@ -257,7 +246,6 @@ VALUES = (
 @pytest.mark.slow
 @given(changes=st.dictionaries(st.sampled_from([*WEBHOOK, "begin", "kinds", "data"]) | st.text(), VALUES))
 def test_file_is_read_or_refused_whatever_its_members_are(changes: dict[str, Any]) -> None:
-    """With no other error, and every problem on one line."""
     problems: tuple[str, ...] = ()
     try:
         parse(WEBHOOK | changes)

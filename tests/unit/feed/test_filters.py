@@ -31,5 +31,4 @@ CASES: list[tuple[FeedFilter, tuple[FeedEvent, ...]]] = [
 
 @pytest.mark.parametrize(("chosen", "expected"), CASES)
 def test_filter_lets_through_what_all_of_its_parts_do(chosen: FeedFilter, expected: tuple[FeedEvent, ...]) -> None:
-    """No destination gets an event of another tenant than its own; `undone` and shard-wide events are never missed."""
     assert expected == tuple(one for one in ALL if lets_through(chosen, one))

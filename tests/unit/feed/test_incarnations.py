@@ -23,13 +23,11 @@ from simplu_worker.feed.places import Place
 
 @given(first=st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)), later_ms=st.integers(1, 10**12))  # noqa: DTZ001
 def test_id_of_a_newer_incarnation_is_greater(first: datetime, later_ms: int) -> None:
-    """By a millisecond or by decades, whatever the noise: receivers compare ids as texts."""
     at = first.replace(tzinfo=UTC)
     assert incarnation_id(at, "ffff") < incarnation_id(at + timedelta(milliseconds=later_ms), "0000")
 
 
 def test_id_of_an_incarnation_is_greater_than_all_that_are_known() -> None:
-    """A server that was promoted may have a clock that is behind."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
     before = [incarnation_id(at + timedelta(seconds=later_s), "ffff") for later_s in (5, 60, 0)]
     bounds = bounds_with(bounds_with("", before[0], Place(1, 0)), before[1], Place(2, 0))
@@ -49,12 +47,10 @@ def test_id_of_an_incarnation_is_greater_than_all_that_are_known() -> None:
     ],
 )
 def test_bounds_begin_with_the_newest_and_leave_out_what_it_contains(bounds: str, cursor: int, expected: str) -> None:
-    """An incarnation that began at the same place, or behind it, says nothing more."""
     assert bounds_with(bounds, "new", Place(cursor, 0)) == expected
 
 
 def test_bounds_are_bounded() -> None:
-    """The oldest go."""
     bounds = ""
     for number in range(40):
         bounds = bounds_with(bounds, f"i{number}", Place(number, 0))
@@ -63,7 +59,6 @@ def test_bounds_are_bounded() -> None:
 
 
 def test_replica_waits_longer_the_more_shards_it_publishes() -> None:
-    """And never so long that a killed publisher is not replaced within ten seconds."""
     delays = [claim_delay_s(count, draw) for count in (0, 1, 8, 100, 10_000) for draw in (0.0, 1.0)]
     assert [claim_delay_s(count, 0.5) for count in (0, 8)] == pytest.approx([0.05, 0.56])
     assert claim_delay_s(0, 1) < claim_delay_s(8, 0) < claim_delay_s(100, 0)
@@ -72,7 +67,6 @@ def test_replica_waits_longer_the_more_shards_it_publishes() -> None:
 
 
 def test_run_of_a_server_is_another_after_a_promotion_a_restore_and_new_numbers() -> None:
-    """To the microsecond of its start."""
     at = datetime(2026, 3, 1, tzinfo=UTC)
     runs = [("1", at, 0), ("2", at, 0), ("1", at + timedelta(microseconds=1), 0), ("1", at, 1000)]
     assert run_of_server(*runs[0]) == "1/1772323200.000000/0"

@@ -31,7 +31,6 @@ def event(number: int, name: str = "") -> FeedEvent:
 
 
 def test_events_of_lost_batches_are_taken_back_newest_first() -> None:
-    """Those behind the cursor whose batch is not there; a change that comes again names the old event."""
     memory = SentEvents(event_budget())
     memory.known_from = Place(0, 0)
     for number in range(1, 5):
@@ -49,7 +48,6 @@ def test_events_of_lost_batches_are_taken_back_newest_first() -> None:
 
 
 def test_memory_whose_events_are_all_undone_leaves_its_part_to_others() -> None:
-    """Until it has an event again."""
     budget = event_budget()
     memory = SentEvents(budget)
     memory.note(BatchRef(1, "t1"), Place(1, 0), event(1), now=0)
@@ -61,7 +59,6 @@ def test_memory_whose_events_are_all_undone_leaves_its_part_to_others() -> None:
 
 
 def test_change_that_comes_again_is_that_of_its_tenant_and_request() -> None:
-    """No event without both comes again; the oldest of too many are forgotten."""
     memory, of_shard = SentEvents(event_budget()), msgspec.structs.replace(event(1), tenant=None)
     without_request = msgspec.structs.replace(event(1), request_id=None)
     for one in (of_shard, without_request):
@@ -78,7 +75,6 @@ def test_change_that_comes_again_is_that_of_its_tenant_and_request() -> None:
 
 
 def test_events_are_remembered_as_long_as_a_standby_may_lag() -> None:
-    """To the second; what is forgotten is known to be missing, also if it was before the memory was complete."""
     memory = SentEvents(event_budget())
     assert not memory.is_complete_behind(Place(9, 9))
     memory.note(BatchRef(1, "t1"), Place(1, 0), event(1), now=0)
@@ -94,7 +90,6 @@ def test_events_are_remembered_as_long_as_a_standby_may_lag() -> None:
 
 
 def test_memory_is_not_complete_behind_what_it_has_forgotten() -> None:
-    """By their number, and by their age."""
     memory = SentEvents(event_budget())
     memory.known_from = Place(0, 0)
     for number in range(EVENTS_MAX + 1):
@@ -107,7 +102,6 @@ def test_memory_is_not_complete_behind_what_it_has_forgotten() -> None:
 
 
 def test_memories_of_a_process_share_one_budget() -> None:
-    """However many shards and destinations there are: the parts of those that fill up first shrink."""
     budget = event_budget()
     memories = [SentEvents(budget) for _ in range(50 * 2)]
     noted = [(BatchRef(number, ""), Place(number, 1), event(number)) for number in range(4 * EVENTS_MIN)]
@@ -121,7 +115,6 @@ def test_memories_of_a_process_share_one_budget() -> None:
 
 
 def test_memory_without_new_events_is_empty_in_the_end() -> None:
-    """That of a lost row; its part goes to the others."""
     budget = event_budget()
     idle, busy = SentEvents(budget), SentEvents(budget)
     for memory in (idle, busy):
@@ -133,7 +126,6 @@ def test_memory_without_new_events_is_empty_in_the_end() -> None:
 
 
 def test_memory_is_whole_under_one_filter() -> None:
-    """Another one lets events through that this one has left out; the same one changes nothing."""
     memory = SentEvents(event_budget())
     memory.note_whole(Place(1, 0))
     memory.note_filter(FeedFilter())

@@ -10,7 +10,6 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def test_views_add_up_the_shards_of_each_destination_of_the_file() -> None:
-    """The oldest event counts, the error is that of a stop if there is one; what the file does not name is left out."""
     shards = [
         ShardView("b", "crm", NOW - timedelta(seconds=5), 2, "refused", "400"),
         ShardView("a", "crm", NOW - timedelta(seconds=90), 1, None, "busy"),

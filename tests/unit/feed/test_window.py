@@ -48,7 +48,6 @@ def window_from(position: int = 0) -> Window:
 
 
 def test_cursor_stays_before_the_oldest_event_that_is_not_done() -> None:
-    """Delivered events beyond it are not sent again."""
     window, events = window_from(9), [event(1, "a"), event(2, "b"), event(3, "c")]
     assert (window.cursor, window.behind_since, window.next_due_at()) == (Place(0, 9), None, None)
     window.add(events, Place(3, 0))
@@ -60,7 +59,6 @@ def test_cursor_stays_before_the_oldest_event_that_is_not_done() -> None:
 
 
 def test_key_waits_behind_its_first_event_that_waits() -> None:
-    """And no other key does."""
     window, events = window_from(), [event(1, "a"), event(2, "a"), event(3, "b"), event(4, "c")]
     window.add(events, Place(4, 0))
     assert window.due(10, now=0) == events
@@ -73,7 +71,6 @@ def test_key_waits_behind_its_first_event_that_waits() -> None:
 
 
 def test_next_event_is_due_when_the_first_of_a_key_is() -> None:
-    """Not at the time of one behind it, which never waited: the feed would not rest meanwhile."""
     window, events = window_from(), [event(1, "a"), event(2, "a"), event(3, "b"), event(4, "c")]
     window.add(events, Place(4, 0))
     sent = [events[0], events[2], events[3]]
@@ -82,7 +79,6 @@ def test_next_event_is_due_when_the_first_of_a_key_is() -> None:
 
 
 def test_event_behind_one_that_fails_is_due_as_soon_as_that_one_is_delivered() -> None:
-    """However long the first one failed: else a key with many events would get on by one of them a pause."""
     window, events = window_from(), [event(number) for number in range(1, 4)]
     window.add(events, Place(3, 0))
     for failure in (RetryLater("500"), Refused("400")):
@@ -94,7 +90,6 @@ def test_event_behind_one_that_fails_is_due_as_soon_as_that_one_is_delivered() -
 
 
 def test_window_has_room_until_it_is_half_full() -> None:
-    """So that a read finds enough room for what it brings."""
     window = window_from()
     window.add([event(number) for number in range(EVENTS_MAX // 2)], Place(1, 0))
     assert window.has_room
@@ -103,7 +98,6 @@ def test_window_has_room_until_it_is_half_full() -> None:
 
 
 def test_window_knows_the_kinds_of_events_that_are_not_done() -> None:
-    """A delivered one does not count, even while one before it waits."""
     window, events = window_from(), [event(1, "a"), event(2, "b")]
     events[1].event = msgspec.structs.replace(events[1].event, kind=FeedKind.UNDONE)
     window.add(events, Place(2, 0))
@@ -115,7 +109,6 @@ def test_window_knows_the_kinds_of_events_that_are_not_done() -> None:
 
 
 def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> None:
-    """Until then its key waits; the pause between two tries is bounded."""
     window, one = window_from(), event(1)
     window.add([one], Place(1, 0))
     assert window.settle([one], [Refused("no")], tries=2, now=0, draw=0) == []
@@ -128,7 +121,6 @@ def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> N
 
 @pytest.mark.parametrize("failure", [RetryLater("503"), RetryLater("429", 60.0)])
 def test_event_that_a_person_passes_is_finished_by_its_next_failure(failure: RetryLater) -> None:
-    """Whatever the reason; but not one that was not tried, as another of its key before it failed."""
     window, events = window_from(), [event(1), event(2)]
     events[1].is_passed = True
     window.add(events, Place(2, 0))
@@ -142,7 +134,6 @@ def test_event_that_a_person_passes_is_finished_by_its_next_failure(failure: Ret
 
 
 def test_disabled_destination_is_reported_and_keeps_its_event() -> None:
-    """A person lets it go on."""
     window, one = window_from(), event(1)
     window.add([one], Place(1, 0))
     assert window.settle([one], [Disabled("410")], tries=2, now=0, draw=0) == [Disabled("410")]
@@ -150,7 +141,6 @@ def test_disabled_destination_is_reported_and_keeps_its_event() -> None:
 
 
 def test_retries_come_after_growing_pauses_up_to_a_bound() -> None:
-    """However often the destination is busy."""
     window, one = window_from(), event(1)
     window.add([one], Place(1, 0))
     waits_s = []
@@ -164,7 +154,6 @@ def test_retries_come_after_growing_pauses_up_to_a_bound() -> None:
 
 
 def test_window_is_full_when_its_documents_are() -> None:
-    """Whatever their number: a document may have a megabyte."""
     window = window_from()
     large = [event(number) for number in (1, 2, 3)]
     for one in large:
@@ -178,7 +167,6 @@ def test_window_is_full_when_its_documents_are() -> None:
 
 
 def test_documents_in_the_windows_of_a_process_share_one_budget() -> None:
-    """However many shards and destinations there are; a window without documents always has room."""
     budget = document_budget()
     windows = [Window(Place(0, 0), budget) for _ in range(4 * TOTAL_DOCUMENT_BYTES // DOCUMENTS_MAX_BYTES)]
     small = event(1)
@@ -197,7 +185,6 @@ def test_documents_in_the_windows_of_a_process_share_one_budget() -> None:
 
 
 def test_window_has_room_for_one_document_at_least() -> None:
-    """Also where the windows of all others have more than the process is to have."""
     budget = document_budget()
     others = [Window(Place(0, 0), budget) for _ in range(2 * TOTAL_DOCUMENT_BYTES // DOCUMENTS_MIN_BYTES)]
     large = event(1)

@@ -129,7 +129,6 @@ def openmetrics_of(registry: CollectorRegistry) -> str:
 
 
 def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
-    """Dashboards rely on names and labels, so that a change of one is a change of the contract."""
     defined = {
         metric._name: (metric._type, list(metric._labelnames))
         for metric in vars(instruments).values()
@@ -171,7 +170,6 @@ def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
 def test_known_label_sets_exist_before_anything_was_counted(
     series: str, names: tuple[str, ...], values: tuple[Iterable[str], ...]
 ) -> None:
-    """Each known label set is there from the start, so that `rate()` sees the first error."""
     absent = [
         combination
         for combination in product(*values)
@@ -181,7 +179,6 @@ def test_known_label_sets_exist_before_anything_was_counted(
 
 
 def test_findings_have_a_bounded_number_of_series(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First the paths are given up, then the types; what has a series keeps it."""
     names = instruments.SCHEMA_FINDINGS._labelnames
     counter = prometheus_client.Counter("of_this_test", "Of this test.", names, registry=None)
     monkeypatch.setattr(instruments, "SCHEMA_FINDINGS", counter)
@@ -201,7 +198,6 @@ def test_findings_have_a_bounded_number_of_series(monkeypatch: pytest.MonkeyPatc
 
 
 def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
-    """A queue is known only at start; from then on its outcomes are there."""
     instruments.start_queue_at_zero("control-of-this-test")
     counted = [
         REGISTRY.get_sample_value("simplu_sqs_messages_total", {"queue": "control-of-this-test", "outcome": outcome})
@@ -221,7 +217,6 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
     ],
 )
 def test_remove_stream_shard_drops_its_series_and_no_other(gauge: Gauge, series: str) -> None:
-    """A stream shard that ended leaves no stale value behind, and removing it twice is fine."""
     gauge.labels("shardId-test-1").set(5)
     gauge.labels("shardId-test-2").set(6)
     instruments.remove_stream_shard("shardId-test-1")
@@ -232,7 +227,6 @@ def test_remove_stream_shard_drops_its_series_and_no_other(gauge: Gauge, series:
 
 
 def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
-    """A metric by stream shard that is new is not forgotten there."""
     by_stream_shard = [
         metric
         for metric in vars(instruments).values()
@@ -246,7 +240,6 @@ def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
 
 
 def test_remove_shard_drops_every_series_that_names_it() -> None:
-    """A metric by shard that is new is not forgotten there, and removing it twice is fine."""
     by_shard = [
         metric
         for metric in vars(instruments).values()
@@ -263,7 +256,6 @@ def test_remove_shard_drops_every_series_that_names_it() -> None:
 
 
 def test_build_info_is_one_with_the_version() -> None:
-    """What runs can be joined to any other metric."""
     instruments.set_build_info("9.9.9-test")
     families = {family.name: family for family in parse_text(generate_latest().decode())}
     samples = [sample for sample in families["simplu_build_info"].samples if sample.labels["version"] == "9.9.9-test"]
@@ -271,14 +263,12 @@ def test_build_info_is_one_with_the_version() -> None:
 
 
 def test_metrics_have_no_created_series() -> None:
-    """Nothing reads them, and they would double the scraped data."""
     ours = [line for line in generate_latest().decode().splitlines() if "simplu_" in line]
     assert [line for line in ours if "_created" in line] == []
 
 
 @given(batches=st.lists(st.lists(st.sampled_from([0.0, 0.0625, 0.5, 0.75, 1.0, 1.5, 2.0, 64.0])), max_size=5))
 def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: list[list[float]]) -> None:
-    """Whatever the batches, the text is that of a Histogram which saw the values one by one."""
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     batch_histogram = BatchHistogram(
         "t_seconds", "Time.", label="source", label_values=["a"], buckets=(0.5, 1.0, 2.0), registry=ours
@@ -294,7 +284,6 @@ def test_batch_histogram_shows_what_the_clients_own_histogram_shows(batches: lis
 
 
 def test_batch_histogram_counts_a_negative_value_as_zero() -> None:
-    """The clocks of a source and of the worker differ, but a histogram's sum never falls."""
     registry = CollectorRegistry()
     histogram = BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
     histogram.observe_many("new", [(-3.0, 1), (1.0, 1)])
@@ -303,7 +292,6 @@ def test_batch_histogram_counts_a_negative_value_as_zero() -> None:
 
 
 def test_batch_histogram_refuses_a_name_that_is_taken() -> None:
-    """Two metrics of one name would make a scrape that Prometheus refuses."""
     registry = CollectorRegistry()
     BatchHistogram("t_seconds", "Time.", label="source", buckets=(0.5,), registry=registry)
     with pytest.raises(ValueError, match="Duplicated"):
@@ -311,7 +299,6 @@ def test_batch_histogram_refuses_a_name_that_is_taken() -> None:
 
 
 def test_all_metrics_parse_in_both_formats() -> None:
-    """Prometheus reads the exposed text, in the old format and in OpenMetrics, with the same names."""
     text = parse_text(generate_latest().decode())
     families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # untyped vendor code
         openmetrics_of(REGISTRY)

@@ -94,7 +94,6 @@ def word_of(node: ast.expr) -> str | None:
 
 
 def test_names_have_the_prefix_and_at_most_one_base_unit_as_the_last_word() -> None:
-    """prometheus.io/docs/practices/naming: one prefix, one base unit, written out, at the end."""
     for metric in METRICS:
         name = metric.name.removesuffix("_total") if metric.kind == "counter" else metric.name
         assert re.fullmatch(r"simplu(_[a-z]+)+", name)
@@ -106,14 +105,12 @@ def test_names_have_the_prefix_and_at_most_one_base_unit_as_the_last_word() -> N
 
 
 def test_help_is_short() -> None:
-    """Grafana and Prometheus show it beside the name, the page of all metrics in a cell."""
     for metric in METRICS:
         assert re.fullmatch(r"[A-Z1]\S*[^\n]*\.", metric.help), metric.name
         assert len(metric.help) <= HELP_MAX_LENGTH, metric.name
 
 
 def test_labels_have_few_values() -> None:
-    """No label takes an id of a tenant, a resource, a request or a message: none of them is known here."""
     for metric in METRICS:
         assert [label for label in metric.labels if value_count(metric, label) is None] == [], metric.name
         assert 0 < series_max(metric) <= 600, metric.name
@@ -121,7 +118,6 @@ def test_labels_have_few_values() -> None:
 
 @pytest.mark.parametrize("metric", HISTOGRAMS, ids=lambda metric: metric.name)
 def test_buckets_rise_in_steps_that_tell_times_apart(metric: Defined) -> None:
-    """As many as can be scraped from hundreds of shards, and none so wide that it hides the answer."""
     assert len(metric.buckets) <= BUCKETS_MAX
     assert metric.buckets[0] > 0
     assert all(1 < after / before <= BUCKET_STEP_MAX for before, after in pairwise(metric.buckets))
@@ -129,7 +125,6 @@ def test_buckets_rise_in_steps_that_tell_times_apart(metric: Defined) -> None:
 
 
 def test_bounds_hold_for_the_series_that_exist_from_the_start() -> None:
-    """A bound above is not a guess that nothing checks."""
     by_name = {metric.name.removesuffix("_total"): metric for metric in METRICS}
     above = [
         family.name
@@ -141,7 +136,6 @@ def test_bounds_hold_for_the_series_that_exist_from_the_start() -> None:
 
 
 def test_fixed_label_values_exist_from_the_start() -> None:
-    """`rate()` does not see the first of a series that begins with 1."""
     found = set(fixed_label_sets())
     metrics = {name: metric for name, metric in vars(instruments).items() if isinstance(metric, MetricWrapperBase)}
     assert len(found) >= 15
@@ -158,8 +152,6 @@ def test_fixed_label_values_exist_from_the_start() -> None:
 
 
 def test_page_has_the_number_of_series() -> None:
-    """Users reckon the size of a scrape from it; the numbers are the next full hundred, and ten."""
-
     def most(by: str | None) -> int:
         own = [one for one in METRICS if (set(one.labels) & set(BY_INSTANCE)) == ({by} if by else set())]
         step = 10 if by else 100
@@ -175,13 +167,11 @@ def test_page_has_the_number_of_series() -> None:
 
 
 def test_page_of_metrics_is_the_generated_one() -> None:
-    """`python -m support.metrics_page` in tests/ writes docs/metrics.md again when a metric or a word changes."""
     page = PAGE.read_text(encoding="utf-8")
     assert render_page(page) == page
     assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == list(AREAS.values())
 
 
 def test_words_are_those_of_labels_that_exist() -> None:
-    """A label that is renamed keeps its words."""
     labels = {f"{metric.name} {label}" for metric in METRICS for label in metric.labels}
     assert WORDS.keys() - labels == set()

@@ -64,12 +64,10 @@ def tenant(state: TenantState = TenantState.ACTIVE, *, business_id: str = "a-b",
 )
 @pytest.mark.parametrize("source", list(Source))
 def test_state_of_the_tenant_decides(state: TenantState, expected: Outcome | None, source: Source) -> None:
-    """Only an active tenant's operations are applied; those of a destroyed one leave their row."""
     assert admit(operation(source=source), tenant(state), tenant_wait=WAIT) == expected
 
 
 def test_operation_is_held_when_the_shard_has_no_row() -> None:
-    """However long it waited: this shard may just be the wrong one."""
     early = operation(arrived_at=CREATED_AT - 2 * WAIT)
 
     assert admit(early, None, tenant_wait=WAIT) == HOLD
@@ -77,7 +75,6 @@ def test_operation_is_held_when_the_shard_has_no_row() -> None:
 
 @pytest.mark.parametrize("state", list(TenantState))
 def test_operation_is_a_dead_letter_when_its_id_is_anothers(state: TenantState) -> None:
-    """`a-b` at `c` and `a` at `b-c` have the same id; the row stays, so every reader says the same."""
     outcome = admit(operation(), tenant(state, business_id="a", location_id="b-c"), tenant_wait=WAIT)
 
     assert outcome is not None
@@ -95,7 +92,6 @@ def test_operation_is_a_dead_letter_when_its_tenant_came_too_late(
     arrived_before: timedelta,
     is_late: bool,  # noqa: FBT001
 ) -> None:
-    """At arrival + wait ≤ created_at another reader may have given it up; so nobody applies it any more (idea 7)."""
     outcome = admit(operation(arrived_at=CREATED_AT - arrived_before), tenant(state), tenant_wait=WAIT)
 
     came_too_late = outcome is not None and outcome.reason is DeadLetterReason.UNKNOWN_TENANT
@@ -103,7 +99,6 @@ def test_operation_is_a_dead_letter_when_its_tenant_came_too_late(
 
 
 def test_message_of_a_queue_is_never_too_late() -> None:
-    """It is in its queue until it is applied: nobody passes it over for its age."""
     message = operation(arrived_at=CREATED_AT - 2 * WAIT, source=Source.SQS)
 
     assert admit(message, tenant(), tenant_wait=WAIT) is None
@@ -121,14 +116,12 @@ def test_message_of_a_queue_is_never_too_late() -> None:
 def test_batch_is_not_admitted_whole_when_one_operation_came_too_late(
     arrived_before: list[timedelta], *, admitted: bool
 ) -> None:
-    """The oldest operation decides."""
     batch = [operation(arrived_at=CREATED_AT - before) for before in arrived_before]
 
     assert admits_all(batch, {"a-b-c": tenant()}, tenant_wait=WAIT) is admitted
 
 
 def test_batch_is_not_admitted_whole_when_one_tenant_was_made_too_late() -> None:
-    """The tenant that was made last decides."""
     other = replace(operation(arrived_at=CREATED_AT - WAIT / 2), business_id="z", tenant_id="z-c")
     rows = {"a-b-c": tenant(), "z-c": replace(tenant(business_id="z"), created_at=CREATED_AT + WAIT)}
 
@@ -144,7 +137,6 @@ cases = st.tuples(
 def test_batch_is_admitted_whole_only_when_each_operation_is(
     row: tuple[TenantState | None, tuple[str, str], int], late: list[int]
 ) -> None:
-    """The short way never applies an operation that the long way would not."""
     state, (business_id, location_id), _ = row
     found = None if state is None else tenant(state, business_id=business_id, location_id=location_id)
     rows = {} if found is None else {"a-b-c": found}
@@ -155,7 +147,6 @@ def test_batch_is_admitted_whole_only_when_each_operation_is(
 
 
 def test_batch_is_not_admitted_whole_when_one_of_its_tenants_is_not_active() -> None:
-    """Whatever the others are."""
     operations = [operation(), replace(operation(), tenant_id="other")]
     rows = {"a-b-c": tenant(), "other": tenant(TenantState.FENCED)}
     assert admits_all(operations, rows, tenant_wait=timedelta(seconds=60)) is False
@@ -163,7 +154,6 @@ def test_batch_is_not_admitted_whole_when_one_of_its_tenants_is_not_active() -> 
 
 
 def test_operation_is_not_too_late_for_a_tenant_that_is_not_its_own() -> None:
-    """Without a row, and beside the row of another pair with its id, nothing is known of its tenant's age."""
     late = operation(arrived_at=CREATED_AT - 2 * WAIT)
 
     assert is_too_late(late, tenant(), tenant_wait=WAIT)

@@ -88,7 +88,6 @@ def with_text(name: str, text: str, kind: str = "create") -> bytes:
 
 
 def test_operation_holds_what_the_record_says() -> None:
-    """Every member, the position it came from, and the record's size."""
     record = b' {"operation":"create", "businessId":"clinic","locationId":"main","resourceType":"appointment",\n'
     record += b'"resourceId":"a-1","data" : {"n": 1.50,"n":18446744073709551616123} ,"timestamp":"2026-01-31",'
     record += b'"requestId":"request-1","traceId":[null]} '
@@ -115,7 +114,6 @@ def test_operation_holds_what_the_record_says() -> None:
 
 @pytest.mark.parametrize("kind", list(OperationKind))
 def test_kind_is_the_records_operation(kind: OperationKind) -> None:
-    """All six; only those that need data keep it, and only a list asks a question."""
     operation = decoded(kind, data={"room": 4})
 
     assert operation.kind is kind
@@ -126,7 +124,6 @@ def test_kind_is_the_records_operation(kind: OperationKind) -> None:
 
 @pytest.mark.parametrize("name", ["destroy", "CREATE", "", "create ", "créate"])
 def test_kind_is_refused_when_it_is_unknown(name: str) -> None:
-    """The error names the known ones."""
     refusal = rejected(name)
 
     assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
@@ -143,7 +140,6 @@ REQUIRED = [
 @pytest.mark.parametrize("value", [..., None])
 @pytest.mark.parametrize(("kind", "name"), REQUIRED)
 def test_record_is_refused_when_a_required_member_is_missing_or_null(kind: str, name: str, value: Any) -> None:
-    """The error names the member, and the letter still has the ids that could be read."""
     refusal = rejected(kind, **{name: value})
 
     assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
@@ -152,7 +148,6 @@ def test_record_is_refused_when_a_required_member_is_missing_or_null(kind: str, 
 
 
 def test_operation_itself_is_required() -> None:
-    """Nothing is guessed."""
     assert "operation" in rejected(operation=...).error
 
 
@@ -167,7 +162,6 @@ OPTIONAL = [
 
 @pytest.mark.parametrize(("kind", "name"), OPTIONAL)
 def test_null_counts_as_absent(kind: str, name: str) -> None:
-    """For every member that may be missing, in digest too: serialisers write one for every unset member."""
     assert decoded(kind, **{name: None}) == msgspec.structs.replace(
         decoded(kind, **{name: ...}), size_bytes=len(json.dumps(message(kind, **{name: None})))
     )
@@ -179,7 +173,6 @@ def test_null_counts_as_absent(kind: str, name: str) -> None:
 )
 @pytest.mark.parametrize("character", ["x", "é", "漢", "🏨"])
 def test_ids_are_measured_in_characters(name: str, longest: int, character: str) -> None:
-    """From one to the longest, whatever a character takes in UTF-8 or as an escape."""
     for length in (1, 127, 128, longest):
         for ascii_only in (True, False):
             record = json.dumps(message(**{name: character * length}), ensure_ascii=ascii_only).encode()
@@ -205,7 +198,6 @@ WRONG_TYPES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG_TYPES.items() for value in values])
 def test_record_is_refused_when_a_member_has_a_wrong_type(name: str, value: Any) -> None:
-    """Nothing is converted; the error names the member and not its value."""
     refusal = rejected("list" if name in {"filters", "pagination"} else "create", **{name: value})
 
     assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
@@ -214,7 +206,6 @@ def test_record_is_refused_when_a_member_has_a_wrong_type(name: str, value: Any)
 
 @pytest.mark.parametrize("record", [b"[]", b'"create"', b"null", b"42", b"true", b"[{}]", b"1e999"])
 def test_record_is_refused_when_it_is_no_object(record: bytes) -> None:
-    """JSON, but not a message."""
     refusal = decode(record)
 
     assert isinstance(refusal, RejectedRecord)
@@ -222,14 +213,12 @@ def test_record_is_refused_when_it_is_no_object(record: bytes) -> None:
 
 
 def test_unknown_members_are_ignored() -> None:
-    """Whatever is in them; they are not part of the operation."""
     noise: dict[str, Any] = {"traceparent": "\ud800", "data2": {"a": [1, {}]}, "business_id": "other", "": None}
 
     assert decoded(**noise).digest == decoded().digest
 
 
 def test_last_of_two_members_counts() -> None:
-    """As with PostgreSQL's jsonb and most parsers."""
     record = json.dumps(message()).replace('"a-1"', '"a-0", "resourceId": "a-1"').encode()
     operation = decode(record)
 
@@ -256,7 +245,6 @@ def test_last_of_two_members_counts() -> None:
     ],
 )
 def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
-    """No offset is UTC, a date alone its midnight; beyond the microsecond it is cut."""
     parsed = parse_timestamp(text)
 
     assert (parsed, parsed.tzinfo) == (expected, UTC)
@@ -277,7 +265,6 @@ def test_timestamp_is_read_as_utc(text: str, expected: datetime) -> None:
     ],
 )
 def test_timestamp_is_refused_when_it_is_none_of_rfc_3339(text: str) -> None:
-    """The year counts in UTC."""
     assert rejected(timestamp=text) == RejectedRecord(
         reason=DeadLetterReason.INVALID_MESSAGE,
         error=f"timestamp: expected {EXPECTED_TIME}, got another text",
@@ -290,7 +277,6 @@ def test_timestamp_is_refused_when_it_is_none_of_rfc_3339(text: str) -> None:
 
 
 def test_request_id_is_refused_when_it_has_the_prefix_of_derived_ones() -> None:
-    """However it is spelled; elsewhere, or in another case, the word is free."""
     for text in ('"simplu:mine"', '"simplu:"', '"\\u0073implu:mine"'):
         refusal = decode(with_text("requestId", text))
         assert isinstance(refusal, RejectedRecord)
@@ -300,7 +286,6 @@ def test_request_id_is_refused_when_it_has_the_prefix_of_derived_ones() -> None:
 
 
 def test_request_id_is_derived_from_the_position_when_the_record_has_none() -> None:
-    """The same for every reading of one position, whatever arrives when; another for every other position."""
     positions = {
         "name": "other-stream",
         "stream_shard_id": "shardId-000000000001",
@@ -322,7 +307,6 @@ def test_request_id_is_derived_from_the_position_when_the_record_has_none() -> N
 @example(("a\0b", "c", 1), ("a", "b\0c", 1))
 @example(("1", "1", 1), ("1", "11", 1))
 def test_derived_ids_differ_when_positions_do(one: tuple[str, str, int], other: tuple[str, str, int]) -> None:
-    """No part of a position runs into the next, for names as AWS allows them."""
     one_id, other_id = (
         derived_request_id(
             msgspec.structs.replace(
@@ -343,7 +327,6 @@ def test_derived_ids_differ_when_positions_do(one: tuple[str, str, int], other: 
 
 
 def test_create_takes_its_request_id_when_it_has_no_resource_id() -> None:
-    """The effective one: derived where the record has none either."""
     assert decoded(resourceId=...).resource_id == "request-1"
     assert decoded(resourceId=..., requestId=...).resource_id == derived_request_id(ORIGIN)
 
@@ -351,7 +334,6 @@ def test_create_takes_its_request_id_when_it_has_no_resource_id() -> None:
 @pytest.mark.parametrize("text", [r"\u0000", r"a\u0000b", r"\ud800", r"\uDFFF", r"\uDe00\uD83d", r"\ud83d\ud83d\ude00"])
 @pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])
 def test_ids_are_refused_when_they_hold_what_text_cannot(name: str, text: str) -> None:
-    """U+0000 and lone surrogates, after an even count of backslashes; the letter names the member."""
     for backslashes in ("", r"\\", r"\\\\"):
         refusal = decode(with_text(name, f'"{backslashes}{text}"'))
         assert isinstance(refusal, RejectedRecord), backslashes
@@ -372,7 +354,6 @@ def test_ids_are_refused_when_they_hold_what_text_cannot(name: str, text: str) -
     ],
 )
 def test_ids_are_kept_when_only_their_spelling_looks_dangerous(text: str, expected: str) -> None:
-    """An escaped backslash before a `u` is no escape, and a pair of surrogates is a character."""
     operation = decode(with_text("resourceId", f'"{text}"'))
 
     assert isinstance(operation, Operation)
@@ -390,7 +371,6 @@ def test_ids_are_kept_when_only_their_spelling_looks_dangerous(text: str, expect
     ],
 )
 def test_data_that_postgres_will_refuse_is_an_operation(data: str, kept: str) -> None:
-    """It has to leave its row, with the outcome `invalid_data`."""
     for kind in KINDS_WITH_DATA:
         operation = decode(with_text("data", data, kind))
         assert isinstance(operation, Operation)
@@ -438,7 +418,6 @@ NOT_JSON: list[bytes] = [
 
 @pytest.mark.parametrize("record", NOT_JSON)
 def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) -> None:
-    """Of any kind; also inside what would be data, filters, or nothing of ours."""
     refusal = decode(record)
     assert isinstance(refusal, RejectedRecord)
     assert (refusal.reason, refusal.business_id) == (DeadLetterReason.INVALID_JSON, None)
@@ -456,7 +435,6 @@ def test_record_is_invalid_json_when_it_is_no_json_text_in_utf_8(record: bytes) 
 @pytest.mark.parametrize("character", ["\x1e", "\x1f"])
 @pytest.mark.parametrize("text", ['{{"a": "{0}"}}', '{{"{0}": 1}}', '{{{0}"a": 1}}', '{{"a": [1,{0} 2]}}'])
 def test_json_with_a_character_of_separators_is_none(name: str, character: str, text: str) -> None:
-    """Batches are joined by them, and JSON is not looked through for them (shards/postgres/column_packing.py)."""
     refusal = decode(with_text(name, text.format(character), "create" if name == "data" else "list"))
 
     assert isinstance(refusal, RejectedRecord)
@@ -464,7 +442,6 @@ def test_json_with_a_character_of_separators_is_none(name: str, character: str, 
 
 
 def test_invalid_json_wins_when_a_record_has_other_faults_before_it() -> None:
-    """The first fault met must not hide that the text is no JSON at all."""
     for start in (b'{"businessId": 5, ', rb'{"businessId": "\ud800", '):
         refusal = decode(start + b'"locationId": }')
         assert isinstance(refusal, RejectedRecord)
@@ -490,7 +467,6 @@ def deep_value(depth: int, opening: str = "[", closing: str = "]") -> str:
 
 @pytest.mark.parametrize("kind", KINDS_WITH_DATA)
 def test_data_may_be_nested_up_to_the_bound_of_documents(kind: str) -> None:
-    """Whatever the record around it."""
     operation = decode(with_text("data", nested(512), kind))
 
     assert isinstance(operation, Operation)
@@ -500,7 +476,6 @@ def test_data_may_be_nested_up_to_the_bound_of_documents(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS_WITH_DATA)
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP[::3])
 def test_deeper_data_is_an_operation_beyond_the_bounds(kind: str, opening: str, closing: str, depth: int) -> None:
-    """All else of it is as sent, so that its redelivery is a duplicate, and other data a reuse."""
     data = deep_value(depth, opening, closing)
 
     operation = decode(with_text("data", data, kind))
@@ -512,7 +487,6 @@ def test_deeper_data_is_an_operation_beyond_the_bounds(kind: str, opening: str, 
 
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
 def test_deep_filters_are_beyond_the_bounds(opening: str, closing: str, depth: int) -> None:
-    """As Postgres would find them; and nothing of them is looked into."""
     filters = deep_value(depth, opening, closing)
 
     operation = decode(with_text("filters", filters, "list"))
@@ -526,7 +500,6 @@ def test_deep_filters_are_beyond_the_bounds(opening: str, closing: str, depth: i
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP[::3])
 @pytest.mark.parametrize("name", ["noise", "filters", "pagination", "simpluReplay"])
 def test_deep_members_are_ignored_where_others_would_be(name: str, opening: str, closing: str, depth: int) -> None:
-    """The operation is applied as if they were flat."""
     operation = decode(with_text(name, deep_value(depth, opening, closing)))
 
     assert isinstance(operation, Operation)
@@ -536,7 +509,6 @@ def test_deep_members_are_ignored_where_others_would_be(name: str, opening: str,
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP[::3])
 @pytest.mark.parametrize("name", ["businessId", "operation", "timestamp", "requestId"])
 def test_deep_members_are_refused_where_a_text_is_expected(name: str, opening: str, closing: str, depth: int) -> None:
-    """As flat ones are."""
     refusal = decode(with_text(name, deep_value(depth, opening, closing)))
 
     assert isinstance(refusal, RejectedRecord)
@@ -544,7 +516,6 @@ def test_deep_members_are_refused_where_a_text_is_expected(name: str, opening: s
 
 
 def test_data_is_an_object_however_deep_it_is() -> None:
-    """An array has the reason of a flat one."""
     refusal = decode(with_text("data", "[" * 600 + "]" * 600))
 
     assert isinstance(refusal, RejectedRecord)
@@ -554,7 +525,6 @@ def test_data_is_an_object_however_deep_it_is() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
 def test_last_of_two_deep_members_counts(opening: str, closing: str, depth: int) -> None:
-    """As of two flat ones."""
     deep, deeper = deep_value(depth, opening, closing), deep_value(depth + 1, opening, closing)
     for first, last in ((deep, deeper), (deeper, deep), ("{}", deep), (deep, "{}")):
         operation = decode(with_text("data", f'{first}, "data": {last}'))
@@ -579,7 +549,6 @@ BREAKS = [
 @pytest.mark.parametrize("name", ["data", "filters", "noise"])
 @pytest.mark.parametrize(("old", "new"), BREAKS)
 def test_deep_text_is_invalid_json_when_it_is_broken_at_any_depth(name: str, old: str, new: str) -> None:
-    """A record with it is no JSON, as if it were flat."""
     deep = nested(5_000)
     for number in (0, 513, 4_998):
         at = deep.index("[") + number if old == "[" else len(deep) - 2 - number
@@ -592,7 +561,6 @@ def test_deep_text_is_invalid_json_when_it_is_broken_at_any_depth(name: str, old
 @pytest.mark.parametrize("name", ["data", "filters", "noise"])
 @pytest.mark.parametrize("count", [514, 700, 2000])
 def test_text_is_invalid_json_when_its_brackets_are_not_closed(name: str, count: int) -> None:
-    """Also one that is too short to close as many as make it deep, which is not looked through for its depth."""
     kind = "list" if name == "filters" else "create"
     refusal = decode(with_text(name, '{"a": ' + "[" * count + "}", kind))
 
@@ -601,7 +569,6 @@ def test_text_is_invalid_json_when_its_brackets_are_not_closed(name: str, count:
 
 
 def test_brackets_in_strings_are_not_nesting() -> None:
-    """Nor are those that a quote, escaped or not, seems to let out."""
     for text in ("[" * 10_000, '"' + "{[" * 10_000, "\\" + "[" * 10_000, '\\"' + "[" * 10_000, '["' * 5_000):
         operation = decoded(data={"a": text, text: [text, text]})
         assert operation.text is not None
@@ -618,7 +585,6 @@ JSON_VALUES = st.recursive(
 
 @given(st.text(st.sampled_from(list("\\ud83d\\ude00dDFfx")), max_size=24) | TEXTS.map(json.dumps))
 def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
-    """Each by the escape of U+0000: what JSON makes of the text is otherwise the same."""
     record = replace_lone_surrogates(text.encode()).decode()
     try:
         before = json.loads(f'"{text}"')
@@ -639,19 +605,16 @@ def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
     ],
 )
 def test_letters_after_an_escaped_backslash_are_no_surrogate(text: str, expected: str) -> None:
-    """The text of a record may look like an escape; the search goes on behind it."""
     assert replace_lone_surrogates(text.encode()).decode() == expected
 
 
 @pytest.mark.usefixtures("far_from_utc")
 def test_timestamp_is_in_utc_wherever_the_worker_runs() -> None:
-    """A day filter means the same day for every replica."""
     parsed = [parse_timestamp(text) for text in ("2026-01-31T23:00:00-02:00", "2026-02-01T01:00:00")]
     assert [moment.isoformat() for moment in parsed] == ["2026-02-01T01:00:00+00:00"] * 2
 
 
 def test_record_is_too_large_when_it_passes_the_bound() -> None:
-    """By a byte, whatever is in it; at the bound it is read."""
     record = json.dumps(message()).encode()
 
     at_bound = decode_operation(record, ORIGIN, max_bytes=len(record), list_limit=LIST_LIMIT)
@@ -694,7 +657,6 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
     ],
 )
 def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
-    """The event loop stands still meanwhile, for ten times as long as counting to a quarter of a million, at most."""
     record = b'{"data": ' + body + b"}"
     assert least_cpu_s(lambda: decode(record)) < 10 * _least_s_of_counting()
 
@@ -723,7 +685,6 @@ def _count_to_a_quarter_million() -> None:
     ],
 )
 def test_pagination_has_defaults_and_bounds(pagination: Any, expected: tuple[int, int]) -> None:
-    """First page, 100 rows; the limit is clamped, a page beyond all tables stays within what Postgres counts."""
     query = decoded("list", pagination=pagination).query
 
     assert query is not None
@@ -732,7 +693,6 @@ def test_pagination_has_defaults_and_bounds(pagination: Any, expected: tuple[int
 
 @pytest.mark.parametrize("pagination", [{"page": 0}, {"limit": 0}, {"page": -1}, {"limit": -5}])
 def test_pagination_is_refused_below_one(pagination: Any) -> None:
-    """The error names the member."""
     refusal = rejected("list", pagination=pagination)
 
     assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
@@ -761,7 +721,6 @@ def day_bounds(first: str | None, last: str | None, *, is_one: bool) -> Days:
     ],
 )
 def test_day_filters_bound_the_date(filters: Any, expected: tuple[str | None, str | None]) -> None:
-    """Days of UTC, both ends inclusive; together they must all hold; none of them is compared with data."""
     query = decoded("list", filters=filters | {"status": "open"}).query
 
     assert query is not None
@@ -772,7 +731,6 @@ def test_day_filters_bound_the_date(filters: Any, expected: tuple[str | None, st
 @pytest.mark.parametrize("value", ["", "soon", 20260131, True, [], {}, "2026-02-30", "\ud800", "\0", 1e9])
 @pytest.mark.parametrize("name", ["date", "startDate", "endDate"])
 def test_list_has_a_problem_when_a_day_filter_is_no_day(name: str, value: Any) -> None:
-    """It names the filter, and is the outcome of the list."""
     query = decoded("list", filters={name: value}).query
 
     assert query is not None
@@ -780,7 +738,6 @@ def test_list_has_a_problem_when_a_day_filter_is_no_day(name: str, value: Any) -
 
 
 def test_filters_keep_the_text_of_their_values() -> None:
-    """No number loses a digit; of two of one name the last counts, as in jsonb."""
     text = '{"n": 1.50000000000000000000001, "o" : [{"b":1, "a" : [ ]}], "z": null, "n": 18446744073709551617}'
     operation = decode(with_text("filters", text, "list"))
 
@@ -790,7 +747,6 @@ def test_filters_keep_the_text_of_their_values() -> None:
 
 
 def test_filters_and_pagination_are_not_looked_into_when_nothing_is_listed() -> None:
-    """A create with a date that is none is a create: only an object is asked for."""
     for kind in ("create", "read", "delete"):
         assert decoded(kind, filters={"date": 3}, pagination={"page": 0}).query is None
 
@@ -816,7 +772,6 @@ PARTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_digest_differs_when_any_part_of_the_operation_does() -> None:
-    """Kind, type, resource id as sent, and the bytes of data, filters and pagination; a version comes first."""
     digests = [decoded().digest, *(decoded(kind, **members).digest for kind, members in PARTS)]
 
     assert len(set(digests)) == len(digests)
@@ -824,7 +779,6 @@ def test_digest_differs_when_any_part_of_the_operation_does() -> None:
 
 
 def test_digest_is_over_the_bytes_of_data_as_sent() -> None:
-    """Equal as JSON is not enough: that would have to be computed alike by every version for ever."""
     digests = set()
     for data in (
         '{"a": 1, "b": 2}',
@@ -841,7 +795,6 @@ def test_digest_is_over_the_bytes_of_data_as_sent() -> None:
 
 
 def test_digest_is_the_same_when_only_the_delivery_differs() -> None:
-    """A retry with a new timestamp, in other order and spacing, with noise, from another position."""
     retry = message(timestamp="2027-01-01", noise=1)
     record = (
         json.dumps(dict(reversed(retry.items())), indent=2).encode().replace(b'{\n    "room": 4\n  }', b'{"room": 4}')
@@ -854,7 +807,6 @@ def test_digest_is_the_same_when_only_the_delivery_differs() -> None:
 
 
 def test_digest_is_what_earlier_versions_wrote() -> None:
-    """Frozen: the rows of a shard outlive the version that wrote them."""
     parts = b'6,11,3,11,0,0\0create\0appointment\0a-1\0{"room": 4}\0\0'
 
     assert decoded().digest == b"\x01" + hashlib.sha256(parts).digest()[:7]
@@ -862,7 +814,6 @@ def test_digest_is_what_earlier_versions_wrote() -> None:
 
 @given(st.lists(st.binary(max_size=4) | st.sampled_from([b"", b"\0", b",", b"1", b"null"]), min_size=6, max_size=6))
 def test_digest_keeps_its_parts_apart(parts: list[bytes]) -> None:
-    """Moving bytes from one part to the next is another operation."""
     one = digest_of(OperationKind.LIST, "t", parts[1].hex(), *parts[3:])
     shifted = [parts[3] + parts[4][:1], parts[4][1:], parts[5]]
     other = digest_of(OperationKind.LIST, "t", parts[1].hex(), *shifted)
@@ -922,7 +873,6 @@ def mutated_records(draw: st.DrawFn) -> bytes:
 
 @given(st.binary(max_size=200) | mutated_records() | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_an_operation_or_a_reason(record: bytes) -> None:
-    """Never an exception; and the reason is `invalid_json` exactly for what is no JSON text."""
     result = decode(record)
 
     try:
@@ -945,7 +895,6 @@ MEMBER_VALUES = st.fixed_dictionaries(
 @pytest.mark.slow
 @given(st.sampled_from(list(OperationKind)), MEMBER_VALUES)
 def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, Any]) -> None:
-    """What is accepted keeps the contract's bounds, and *data* is what the record says."""
     record = json.dumps(message(kind) | members, ensure_ascii=True).encode()
     result = decode(record)
     if isinstance(result, RejectedRecord):
@@ -964,7 +913,6 @@ def test_any_members_are_an_operation_or_a_reason(kind: str, members: dict[str, 
 @pytest.mark.slow
 @given(st.dictionaries(TEXTS, JSON_VALUES, max_size=4), st.sampled_from([None, 0, 3]), st.booleans())
 def test_data_is_kept_as_the_bytes_it_came_as(data: dict[str, Any], indent: int | None, ascii_only: bool) -> None:  # noqa: FBT001
-    """With its spaces, escapes and order."""
     try:
         text = json.dumps(data, indent=indent, ensure_ascii=ascii_only)
         record = with_text("data", f" {text}\n")
@@ -977,7 +925,6 @@ def test_data_is_kept_as_the_bytes_it_came_as(data: dict[str, Any], indent: int 
 
 
 def test_error_never_quotes_the_record() -> None:
-    """It is logged; only the name of an operation that is none may be in it."""
     secret = "4111-1111"
     texts: list[object] = [[secret], {secret: secret}, secret * 40]
     wrong: dict[str, dict[str, list[object]]] = {
@@ -995,7 +942,6 @@ def test_error_never_quotes_the_record() -> None:
 
 
 def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
-    """Python 3.11.2, Debian 12's, takes some of them wrongly: a record would be decided differently there."""
     package = Path(simplu_worker.__file__).parent
     suspicious = re.compile(r"[\])}][*+?]\+|\(\?>")
     found = [str(file) for file in package.rglob("*.py") if suspicious.search(file.read_text(encoding="utf-8"))]
@@ -1007,7 +953,6 @@ def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
     [("b", "b"), ("", ""), ("ż" * 256, "ż" * 256), ("b" * 257, None), (7, None), (None, None), (["b"], None)],
 )
 def test_rejection_has_ids_only_where_they_may_be_ids(value: object, expected: str | None) -> None:
-    """A text of at most 256 characters; anything else is not repeated in the dead letter."""
     assert short_text(msgspec.Raw(json.dumps(value).encode())) == expected
     found = decode(json.dumps({"operation": "none", "businessId": value}).encode())
     assert isinstance(found, RejectedRecord)
@@ -1017,7 +962,6 @@ def test_rejection_has_ids_only_where_they_may_be_ids(value: object, expected: s
 @pytest.mark.parametrize("number", ["1e999", "9" * 5000, "[1e999]", '{"a":-1e999}'])
 @pytest.mark.parametrize("name", ["locationId", "resourceId", "requestId"])
 def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_represent(name: str, number: str) -> None:
-    """Postgres can, and it is valid JSON."""
     found = decode(with_text(name, number))
     assert isinstance(found, RejectedRecord)
     assert (found.reason, found.business_id) == (DeadLetterReason.INVALID_MESSAGE, "clinic")
@@ -1035,24 +979,20 @@ def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_re
     ],
 )
 def test_time_is_kept_as_it_came_only_where_postgres_reads_it_alike(text: str, expected: str) -> None:
-    """A text of the usual form in UTC, with at most six decimals, costs no second text."""
     assert utc_text(text) == expected
     assert (parse_timestamp(text).tzinfo, parse_timestamp(expected)) == (UTC, parse_timestamp(text))
 
 
 @pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])
 def test_refusal_begins_with_the_member_that_holds_what_text_cannot(name: str) -> None:
-    """As all refusals of a member."""
     assert rejected(**{name: "a\0b"}).error.startswith(f"{name}: ")
 
 
 def test_refusal_of_a_kind_tells_its_length_and_not_its_text() -> None:
-    """Errors are logged."""
     error = rejected(operation="secrets").error
     assert ("of 7 characters" in error, "secrets" in error) == (True, False)
 
 
 def test_digest_without_a_resource_id_has_an_empty_one() -> None:
-    """Frozen, as all of the digest."""
     parts = b"4,11,0,0,0,0\0list\0appointment\0\0\0\0"
     assert digest_of("list", "appointment", None, b"", b"", b"") == b"\x01" + hashlib.sha256(parts).digest()[:7]

@@ -76,13 +76,11 @@ MANY = [
 
 @pytest.mark.parametrize("members", MANY)
 def test_replayed_record_is_the_operation_that_it_was(members: dict[str, Any]) -> None:
-    """With the derived id and its place put in, at another place: same ids, same data, same digest."""
     data = record(**members)
     assert same_but_origin(decoded(with_request_id(data, FIRST)), decoded(data, FIRST))
 
 
 def test_replayed_create_gets_no_resource_id() -> None:
-    """The digest is over the resource id as sent: none. Its request id serves as before."""
     sent = with_request_id(record() + b" \n", FIRST)
     assert "resourceId" not in json.loads(sent)
     operation = decoded(sent)
@@ -113,7 +111,6 @@ def test_replayed_create_gets_no_resource_id() -> None:
     ],
 )
 def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: Any) -> None:
-    """No place, half a place or another one: the prefix is not for clients."""
     refused = decoded(record(requestId=DERIVED, simpluReplay=replay))
     assert isinstance(refused, RejectedRecord)
     assert refused.reason is DeadLetterReason.INVALID_MESSAGE
@@ -122,13 +119,11 @@ def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: An
 
 @pytest.mark.parametrize("request_id", ["simplu:", "simplu:mine", DERIVED + "0", DERIVED[:-1], DERIVED.upper()])
 def test_other_ids_with_the_prefix_are_refused_beside_any_place(request_id: str) -> None:
-    """Only the very id passes; what has not the prefix is a client's own and needs no place."""
     outcome = decoded(record(requestId=request_id, simpluReplay=PLACE))
     assert isinstance(outcome, RejectedRecord) == request_id.startswith("simplu:")
 
 
 def test_replayed_record_without_its_id_is_refused_nothing_and_gets_a_new_one() -> None:
-    """The place alone means nothing: the id is derived from where the record is."""
     operation = decoded(record(simpluReplay=PLACE))
     assert isinstance(operation, Operation)
     assert operation.request_id == derived_request_id(AGAIN)
@@ -136,7 +131,6 @@ def test_replayed_record_without_its_id_is_refused_nothing_and_gets_a_new_one() 
 
 @given(stream=st.text(max_size=8), shard=st.text(max_size=8), number=st.text(max_size=8), sub=st.integers(0, 9))
 def test_derived_id_passes_wherever_its_record_was(stream: str, shard: str, number: str, sub: int) -> None:
-    """Whatever the names, the place that is put in gives the id that is put in."""
     origin = msgspec.structs.replace(
         FIRST, name=stream, stream_shard_id=shard, sequence_number=number, sub_sequence_number=sub
     )
@@ -144,7 +138,6 @@ def test_derived_id_passes_wherever_its_record_was(stream: str, shard: str, numb
 
 
 def test_part_of_a_record_keeps_its_id_when_it_is_sent_again_alone() -> None:
-    """Its index is a part of its place; how many parts follow it is not."""
     sent = with_request_id(record(), PART)
     operation, again = decoded(record(), PART), decoded(sent)
 

@@ -113,13 +113,11 @@ def decode_alone(records: Sequence[bytes]) -> list[Operation | RejectedRecord]:
 
 @given(st.lists(st.sampled_from(list(RECORDS.values())), min_size=1, max_size=12))
 def test_a_record_is_the_same_beside_any_others(records: list[bytes]) -> None:
-    """Valid, unusual, invalid, or no JSON at all."""
     assert decode_together(records) == decode_alone(records)
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_changes_no_usual_one(name: str) -> None:
-    """Before it and behind it."""
     usual = [RECORDS["create"], RECORDS["update"], RECORDS["list"]]
     records = [*usual, RECORDS[name], *usual]
 
@@ -130,14 +128,12 @@ def test_a_record_changes_no_usual_one(name: str) -> None:
 
 
 def test_all_records_at_once_are_what_they_are_alone() -> None:
-    """Each has a fault or a need of its own."""
     records = list(RECORDS.values())
 
     assert decode_together(records) == decode_alone(records)
 
 
 def test_each_record_without_ids_gets_those_of_its_own_position() -> None:
-    """As alone, and so the same for every reader."""
     decoded = decode_together([NAMELESS, RECORDS["create"], NAMELESS])
 
     ids = [(one.request_id, one.resource_id) for one in decoded if isinstance(one, Operation)]
@@ -146,7 +142,6 @@ def test_each_record_without_ids_gets_those_of_its_own_position() -> None:
 
 
 def test_of_several_faults_the_first_rule_is_named() -> None:
-    """The order of the rules, and not that of the columns in which a batch is decoded."""
     faulty = record("upsert", requestId="simplu:1", data=[1], filters=7)
     second = record("update", requestId="simplu:1", resourceId=..., data=[1])
     third = record("update", resourceId=..., data=[1])

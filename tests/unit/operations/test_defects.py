@@ -32,13 +32,11 @@ def raising(times: int) -> Callable[[], str]:
 
 
 def test_step_that_raises_once_is_taken_again() -> None:
-    """What does not come again is no fault of the record."""
     assert try_twice(raising(1)) == "done"
     assert isinstance(try_twice(raising(2)), ZeroDivisionError)
 
 
 def test_record_is_rejected_when_its_decoder_raises_twice() -> None:
-    """With the type and the place of the error, and without its message."""
     rejected = decode_or_reject(raising(2), ORIGIN, sound=raising(0))
 
     assert isinstance(rejected, RejectedRecord)
@@ -48,21 +46,17 @@ def test_record_is_rejected_when_its_decoder_raises_twice() -> None:
 
 
 def test_record_is_not_at_fault_when_a_sound_one_fails_too() -> None:
-    """The decoder fails at everything: it is the trouble of the source, and nothing becomes a dead letter."""
     with pytest.raises(ZeroDivisionError):
         decode_or_reject(raising(2), ORIGIN, sound=raising(1))
 
 
 def test_sound_records_are_operations_and_messages() -> None:
-    """Else every record at which a decoder fails would stop its source."""
     assert isinstance(decode_operation(SOUND_RECORD, ORIGIN, 1000, 1), Operation)
     assert isinstance(decode_order(SOUND_EVENT, {}, ORIGIN, OrderRules(1000), deduplication_id="a"), Operation)
     assert isinstance(decode_control(SOUND_MESSAGE, {}, ORIGIN), ShardCreation)
 
 
 def test_lack_of_memory_says_nothing_of_a_record() -> None:
-    """It passes."""
-
     def step() -> None:
         raise MemoryError
 

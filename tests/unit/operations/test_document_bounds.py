@@ -62,7 +62,6 @@ def plain_digits(literal: str) -> int:
     ids=itertools.count(),
 )
 def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
-    """At each bound, and one beyond it; digits in strings are no numbers."""
     assert exceeds_bounds(document.encode()) is expected
 
 
@@ -89,14 +88,12 @@ def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
     ids=itertools.count(),
 )
 def test_large_document_exceeds_the_bounds(make: Callable[[], str], *, expected: bool) -> None:
-    """At each bound, and one beyond it. The documents are made by the test, they take megabytes."""
     assert exceeds_bounds(make().encode()) is expected
 
 
 @pytest.mark.slow
 @given(st.from_regex(r"-?(0|[1-9][0-9]{0,5})(\.[0-9]{1,5})?[eE][+-]?0{0,2}([0-9]|9[89][0-9]|100[0-9])", fullmatch=True))
 def test_number_has_the_digits_that_postgres_writes(literal: str) -> None:
-    """Of a zero only the places behind the point count."""
     value = Decimal(literal)
     digits = plain_digits(literal) if value or "e-" in literal.lower() else len(format(value.quantize(Decimal(1)), "f"))
     if not value and "e-" not in literal.lower():
@@ -112,7 +109,6 @@ def test_number_has_the_digits_that_postgres_writes(literal: str) -> None:
     st.uuids(version=4),
 )
 def test_number_is_found_wherever_it_may_be(before: str, behind: str, form: str, id_: UUID) -> None:
-    """Beside a UUID too, of which most look as if they had numbers with exponents; these are strings."""
     ids = f', "4e50-{id_}": "{id_}"' + "}"
     assert exceeds_bounds((form.format(f"{before}-1.5E+1000{behind}")[:-1] + ids).encode())
     assert not exceeds_bounds((form.format(f"{before}-1.5E+10{behind}")[:-1] + ids).encode())
@@ -127,15 +123,12 @@ def test_number_is_found_wherever_it_may_be(before: str, behind: str, form: str,
     )
 )
 def test_usual_documents_do_not_exceed_the_bounds(value: Any) -> None:
-    """Whatever their strings contain."""
     assert not exceeds_bounds(json.dumps({"a": value, "b": 1e99}).encode())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["1e5", '"\\""', "7" * 499, "[]", '", 1e77"', '{"1e55":[]}'])
 def test_bounds_take_linear_time(text: str) -> None:
-    """For four times the text about four times as long, whatever it is; a number with an exponent needs all passes."""
-
     def least_s(size: int) -> float:
         document = f'{{"e": 1e99, {array_of(size // len(text), text)[1:]}'.encode()
         return least_cpu_s(lambda: exceeds_bounds(document))

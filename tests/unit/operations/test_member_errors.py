@@ -81,7 +81,6 @@ def error_of(rejected: object) -> str:
     ],
 )
 def test_error_of_an_operation_names_member_expected_and_got(members: dict[str, Any], error: str) -> None:
-    """Whichever step of decoding has found it."""
     record = {name: value for name, value in (RECORD | members).items() if value is not ...}
 
     assert error_of(decode_operation(json.dumps(record).encode(), ORIGIN, 10_000, 100)) == error
@@ -97,7 +96,6 @@ def test_error_of_an_operation_names_member_expected_and_got(members: dict[str, 
     ],
 )
 def test_error_of_a_whole_record_names_it(record: bytes, error: str) -> None:
-    """In place of a member."""
     assert error_of(decode_operation(record, ORIGIN, 100, 100)) == error
 
 
@@ -113,7 +111,6 @@ def test_error_of_a_whole_record_names_it(record: bytes, error: str) -> None:
     ],
 )
 def test_error_of_an_order_event_names_member_expected_and_got(members: dict[str, Any], error: str) -> None:
-    """As that of an operation does."""
     body = json.dumps({name: value for name, value in (EVENT | members).items() if value is not ...})
 
     assert error_of(decode_order(body, {}, ORIGIN, OrderRules(10_000), deduplication_id=None)) == error
@@ -136,7 +133,6 @@ def test_error_of_an_order_event_names_member_expected_and_got(members: dict[str
     ],
 )
 def test_error_of_a_control_message_names_member_expected_and_got(message: dict[str, Any], error: str) -> None:
-    """As that of an operation does."""
     assert error_of(decode_control(json.dumps(message), {}, ORIGIN)) == error
 
 
@@ -145,5 +141,4 @@ def test_error_of_a_control_message_names_member_expected_and_got(message: dict[
     ["Invalid enum value - at `$.a`", "Invalid RFC3339 encoded datetime", "Expected `bytes`, got `x` - at `$[0]`"],
 )
 def test_unforeseen_error_of_the_decoder_has_the_style_too(text: str) -> None:
-    """A later version of it may have other texts."""
     assert STYLE.fullmatch(shape_error(msgspec.ValidationError(text)).replace("[0]", "0")) is not None

@@ -32,7 +32,6 @@ WIDE: list[Any] = [{}] * SMALL_PATCH_MAX_OBJECTS
 
 @given(document=OBJECTS, patch=OBJECTS)
 def test_merge_equals_the_rfc_for_any_documents(document: Any, patch: Any) -> None:
-    """As the reference model merges."""
     merged = merge_texts(json.dumps(document), json.dumps(patch))
 
     expected = merge_patch(parse_json(json.dumps(document)), parse_json(json.dumps(patch)))
@@ -40,7 +39,6 @@ def test_merge_equals_the_rfc_for_any_documents(document: Any, patch: Any) -> No
 
 
 def test_merge_keeps_every_number_as_it_was_written() -> None:
-    """Numbers are never parsed: none loses a digit, and none costs more than its text."""
     document = '{"a": 1.000, "b": -0, "c": 1e131071, "d": 123456789012345678901234567890.10, "gone": 1}'
 
     merged = merge_texts(document, '{"gone": null, "e": {"f": 1E+5, "g": null}}')
@@ -50,7 +48,6 @@ def test_merge_keeps_every_number_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"\\udc00": 1}'])
 def test_merge_refuses_a_lone_surrogate(text: str) -> None:
-    """Postgres refuses it too, with the outcome that such data have."""
     with pytest.raises(ValueError, match="surrogates"):
         merge_texts("{}", text)
 
@@ -70,15 +67,12 @@ def test_merge_refuses_a_lone_surrogate(text: str) -> None:
 def test_patches_are_laborious_when_they_are_large_and_have_nulls_or_objects(
     patch: dict[str, Any], *, expected: bool
 ) -> None:
-    """All others take Postgres linear time; in lists there is nothing to merge."""
     assert is_laborious(json.dumps(patch)) is expected
 
 
 def test_patches_are_laborious_when_they_are_deep() -> None:
-    """However short they are: each level is a copy of the document."""
     assert is_laborious('{"a":' * 100 + "1" + "}" * 100)
 
 
 def test_patches_are_left_to_postgres_when_a_name_cannot_be_stored() -> None:
-    """It refuses them."""
     assert not is_laborious(json.dumps({"\ud800": LONG, "b": None}))

@@ -37,7 +37,6 @@ def depth_of(value: object) -> int:
 
 @given(JSON_VALUES, st.booleans())
 def test_text_is_nested_as_deep_as_its_value(value: object, indented: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
-    """For any JSON text."""
     text, depth = json.dumps(value, indent=1 if indented else None).encode(), depth_of(value)
 
     assert not is_nested_deeper(text, depth)
@@ -77,7 +76,6 @@ def restored(cut: CutRecord) -> bytes:
 
 @given(deep_texts())
 def test_cut_text_is_flat_and_has_the_values_of_the_record(record: bytes) -> None:
-    """Each in its place, byte for byte."""
     cut = cut_deep_values(record)
 
     assert restored(cut) == record
@@ -88,7 +86,6 @@ def test_cut_text_is_flat_and_has_the_values_of_the_record(record: bytes) -> Non
 @pytest.mark.slow
 @given(deep_texts(), st.data())
 def test_cut_text_is_json_exactly_where_the_record_is(record: bytes, data: st.DataObject) -> None:
-    """A fault at any depth is found."""
     at = data.draw(st.integers(0, len(record)))
     splice = data.draw(st.sampled_from([b"", b"[", b"]", b"{", b"}", b'"', b",", b":", b"1", b"-", b" ", b"\\"]))
     broken = record[:at] + splice + record[at + data.draw(st.integers(0, 1)) :]
@@ -112,12 +109,10 @@ def is_json(text: bytes, parse: Callable[[bytes], object]) -> bool:
 
 @pytest.mark.parametrize("end", ["]" * 20, "}" * 300, ""])
 def test_text_with_brackets_that_do_not_match_is_no_json(end: str) -> None:
-    """Too many, of another kind, or none."""
     assert not is_json(("[" * 10 + end).encode(), parse_cut)
 
 
 def test_search_for_depth_takes_no_memory_for_what_is_in_strings() -> None:
-    """A record of ten megabytes may come on every stream shard at once."""
     record = b'{"data": ["' + b"[" * 100_000 + rb"\"" * 50_000 + b'"]}'
     tracemalloc.start()
 
@@ -140,8 +135,6 @@ def test_search_for_depth_takes_no_memory_for_what_is_in_strings() -> None:
     ids=["deep", "wide", "open", "saw"],
 )
 def test_cut_takes_linear_time(shape: Callable[[int], bytes]) -> None:
-    """Four times the text takes four times as long, or a little more."""
-
     def least_s(count: int) -> float:
         record = b'{"a":' + shape(count) + b"}"
         return least_cpu_s(lambda: is_json(record, parse_cut))

@@ -12,12 +12,10 @@ from simplu_worker.operations.operation import ID_MAX, is_id, is_storable
     [("", True), ("żó", True), ("a\0", False), ("a\ud800b", False), ("\udfff", False), ("\ud7ff\ue000", True)],
 )
 def test_text_is_storable_without_nul_and_surrogates(text: str, *, expected: bool) -> None:
-    """Postgres stores neither."""
     assert is_storable(text) is expected
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", False), ("x", True), ("x" * ID_MAX, True), ("x" * 129, False)])
 def test_id_has_1_to_128_characters(text: str, *, expected: bool) -> None:
-    """And they are storable."""
     assert is_id(text) is expected
     assert not is_id(text + "\0")

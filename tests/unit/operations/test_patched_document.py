@@ -38,7 +38,6 @@ def compact(value: Any) -> bytes:
 @pytest.mark.slow
 @given(document=OBJECTS, patches=st.lists(OBJECTS, max_size=4))
 def test_document_and_its_size_are_those_after_each_patch(document: Any, patches: list[Any]) -> None:
-    """By the reference model, and measured as a whole."""
     patched = PatchedDocument(json.dumps(document, ensure_ascii=False))
 
     for patch in patches:
@@ -62,7 +61,6 @@ def test_document_and_its_size_are_those_after_each_patch(document: Any, patches
     ],
 )
 def test_patch_beyond_the_bound_of_values_changes_nothing(patch: Any, count: int) -> None:
-    """Smaller ones behind it are merged, up to the bound; *count* is how many values there is room for then."""
     members = {f"m{number}": number for number in range(DOCUMENT_MAX_VALUES - 2)}
     patched = PatchedDocument(json.dumps(members))
     before = patched.text()
@@ -77,7 +75,6 @@ def test_patch_beyond_the_bound_of_values_changes_nothing(patch: Any, count: int
 
 
 def test_patch_beyond_the_bound_of_text_changes_nothing() -> None:
-    """Numbers count as they are written out."""
     patched = PatchedDocument(json.dumps({"a": "x" * (DOCUMENT_MAX_BYTES - 1100)}))
 
     assert not patched.merge('{"b": [1e999, 1e99]}')
@@ -88,13 +85,11 @@ def test_patch_beyond_the_bound_of_text_changes_nothing() -> None:
 
 @pytest.mark.parametrize("text", ['{"a": 1e5000}', '{"\\ud800": 1}', "{"])
 def test_document_without_a_size_is_refused(text: str) -> None:
-    """What is beyond the bounds is merged in another way."""
     with pytest.raises(UnmeasuredError):
         PatchedDocument(text)
 
 
 def test_patch_that_is_no_text_changes_nothing() -> None:
-    """Postgres refuses it too."""
     patched = PatchedDocument('{"a": 1}')
 
     with pytest.raises(UnmeasuredError):
@@ -112,5 +107,4 @@ def test_patch_that_is_no_text_changes_nothing() -> None:
     ],
 )
 def test_size_is_that_of_the_text_without_spaces(value: bytes, expected: tuple[int, int]) -> None:
-    """Of spaces within strings too."""
     assert size_of(value) == DocumentSize(*expected)

@@ -40,7 +40,6 @@ def read(record: bytes) -> dict[str, Any]:
     ],
 )
 def test_members_are_read_as_far_as_the_text_is_one_of_json(record: bytes, members: dict[str, str]) -> None:
-    """Only texts of the outermost object, and not those of its documents."""
     assert read(record) == members
 
 
@@ -58,7 +57,6 @@ def test_members_are_read_as_far_as_the_text_is_one_of_json(record: bytes, membe
 def test_members_of_a_record_with_a_comma_too_many_are_those_without_it(
     members: dict[str, Any], *, is_ascii: bool
 ) -> None:
-    """Whatever the rest of the record is."""
     record = json.dumps(members, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")[:-1] + b",}"
 
     assert read(record) == {name: members[name] for name in NAMES if isinstance(members.get(name), str)}

@@ -39,7 +39,6 @@ DURATIONS = st.timedeltas(min_value=timedelta(0), max_value=timedelta(days=400))
 def test_effective_retention_is_the_longest_source_and_a_day_when_that_is_longer(
     configured: timedelta, sources: list[timedelta | None], expected: timedelta | None
 ) -> None:
-    """As configured, raised to the longest source + 24 h; unknown as soon as one source does not say."""
     assert effective_retention(configured, sources) == expected
 
 
@@ -47,14 +46,12 @@ def test_effective_retention_is_the_longest_source_and_a_day_when_that_is_longer
 def test_effective_retention_never_forgets_what_a_source_still_has(
     configured: timedelta, sources: list[timedelta]
 ) -> None:
-    """Never shorter than configured, nor than any source and the margin."""
     effective = effective_retention(configured, sources)
     assert effective is not None
     assert all(effective >= bound for bound in (configured, *(source + SOURCE_MARGIN for source in sources)))
 
 
 def test_rest_leaves_deleting_its_share_of_the_time() -> None:
-    """A statement and the pause after it are, together, ten times the statement."""
     busy_s = 0.2
     assert busy_s / (busy_s + deletion_pause_s(busy_s)) == pytest.approx(DELETING_SHARE)
 
@@ -72,7 +69,6 @@ def test_rest_leaves_deleting_its_share_of_the_time() -> None:
 def test_deleting_takes_more_of_the_time_only_when_rows_stay_for_longer_than_two_turns(
     late_s: float, expected: float
 ) -> None:
-    """A row is due up to a turn before it is deleted; that alone is no delay."""
     assert deleting_share(late_s, 60.0) == expected
     busy_s = 0.2
     assert busy_s / (busy_s + deletion_pause_s(busy_s, expected)) == pytest.approx(expected)
@@ -93,7 +89,6 @@ def test_deleting_takes_more_of_the_time_only_when_rows_stay_for_longer_than_two
 def test_next_statement_has_more_rows_after_a_quick_one_and_fewer_after_a_slow_one(
     row_count: int, busy_s: float, expected: int
 ) -> None:
-    """Within the bounds, and never none."""
     assert next_row_count(row_count, busy_s, 1000) == expected
 
 
@@ -101,7 +96,6 @@ def test_next_statement_has_more_rows_after_a_quick_one_and_fewer_after_a_slow_o
 def test_row_count_settles_where_a_statement_takes_neither_too_little_nor_too_much(
     us_per_row: float, first_count: int
 ) -> None:
-    """Whatever a row costs, after some statements: none takes too long, unless of one row, or is needlessly short."""
     row_count = first_count
     for _ in range(30):
         row_count = next_row_count(row_count, row_count * us_per_row / 1e6, first_count)

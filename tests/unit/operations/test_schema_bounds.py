@@ -63,7 +63,6 @@ def deep(levels: int) -> dict[str, Any]:
     ],
 )
 def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(schema: dict[str, Any]) -> None:
-    """Recursive ones too, where one way leads back."""
     check_bounds(schema)
 
 
@@ -101,7 +100,6 @@ def test_schema_is_accepted_when_each_value_is_compared_with_few_subschemas(sche
 def test_schema_is_refused_with_its_place_when_it_refers_elsewhere_or_costs_too_much(
     place: str, schema: dict[str, Any]
 ) -> None:
-    """The message begins with the place in the schema."""
     with pytest.raises(InvalidSchemaError) as refused:
         check_bounds(schema)
 
@@ -109,13 +107,11 @@ def test_schema_is_refused_with_its_place_when_it_refers_elsewhere_or_costs_too_
 
 
 def test_refusal_says_what_came_and_what_to_do() -> None:
-    """Also where one keyword is as much as many subschemas."""
     with pytest.raises(InvalidSchemaError, match=r"at most 1000 subschemas, got 1001; have fewer .* in enum"):
         check_bounds({"enum": OBJECTS})
 
 
 def test_names_are_those_of_properties_at_every_depth() -> None:
-    """A finding may show them."""
     schema = {
         "properties": {"a": {"items": {"properties": {"b": {}}}}},
         "required": ["c"],

@@ -71,7 +71,6 @@ NUMBER = {"$defs": {"n": {"type": ["number", "null"], "maximum": 5}}}
 def test_finding_has_the_place_and_the_words_of_the_schema(
     schema: dict[str, Any], document: dict[str, Any], line: str | None
 ) -> None:
-    """Neither a value of the document nor a name that the schema does not have is in it, and it is short."""
     found = Schema(schema).judge(json.dumps(document).encode())
 
     assert found is not None
@@ -84,12 +83,10 @@ def test_finding_has_the_place_and_the_words_of_the_schema(
 
 @pytest.mark.parametrize(("count", "expected"), [(198, '"' + 198 * "x" + '"'), (199, '"' + 198 * "x" + "…")])
 def test_value_of_the_schema_has_two_hundred_characters(count: int, expected: str) -> None:
-    """A longer one ends in an ellipsis."""
     assert Schema({"const": "x" * count}).judge(b"1") == Finding("#/const", expected)
 
 
 def test_format_is_an_annotation() -> None:
-    """As in draft 2020-12 itself."""
     assert Schema({"properties": {"a": {"format": "email"}}}).judge(b'{"a": "no address"}') is None
 
 
@@ -106,14 +103,12 @@ def test_format_is_an_annotation() -> None:
     ],
 )
 def test_document_is_judged_by_its_exact_text(text: bytes, found: Finding | None) -> None:
-    """Of two members with one name the last counts, as for Postgres."""
     schema = Schema({"type": "object", "properties": {"a": {"type": "number", "minimum": 0, "multipleOf": 0.01}}})
     assert schema.judge(b'{"a": 1}'.ljust(JUDGED_MAX_BYTES)) is None
     assert schema.judge(text.replace(b"-1e-400", b"-1E-300")) == found
 
 
 def test_large_document_is_not_explained_behind_alternatives() -> None:
-    """The errors of all of them would be collected, for seconds."""
     alternatives = Schema(
         {"properties": {"a": {"anyOf": [{"items": {"type": "null"}}, {"items": {"type": "string"}}]}}}
     )
@@ -140,7 +135,6 @@ def test_large_document_is_not_explained_behind_alternatives() -> None:
     )
 )
 def test_document_that_fits_has_no_finding(document: Any) -> None:
-    """The schema has every value, by types and recursion, so there is nothing to find."""
     anything = {
         "type": ["object", "array", "string", "number", "boolean", "null"],
         "additionalProperties": {"$ref": "#"},
@@ -172,7 +166,6 @@ def test_document_that_fits_has_no_finding(document: Any) -> None:
     ],
 )
 def test_problem_of_a_schema_begins_with_its_place(schema: dict[str, Any], problem: str | None) -> None:
-    """None for a schema that can be used."""
     found = find_schema_problem(schema)
 
     assert (found is None) == (problem is None)
@@ -180,7 +173,6 @@ def test_problem_of_a_schema_begins_with_its_place(schema: dict[str, Any], probl
 
 
 def test_error_of_our_own_is_not_one_of_the_document() -> None:
-    """It would be stored as a finding, and nobody would see it."""
     with pytest.raises(TypeError):
         Schema({}).judge([])  # type: ignore[arg-type]
 
@@ -201,24 +193,20 @@ class PanicException(BaseException):
     ids=repr,
 )
 def test_panic_of_the_library_is_an_error_of_a_schema_or_document(error: BaseException, *, is_of_library: bool) -> None:
-    """It is no `Exception`, so that it would end the worker."""
     assert _is_of_library(error) == is_of_library
 
 
 def test_error_without_a_place_is_told_at_the_root() -> None:
-    """With its text."""
     assert _problem_of(PanicException("no more memory")) == "#: no more memory"
 
 
 @pytest.mark.parametrize("path", [["properties", "a", "type"], ["unknown"], []], ids=str)
 def test_place_that_tells_nothing_is_a_document_that_does_not_fit(path: list[str]) -> None:
-    """One that the schema does not have, or at which stands a keyword that we do not know."""
     error: Any = SimpleNamespace(kind=None, schema_path=path)
     assert _expected_by(error, {"unknown": 1}) == UNFIT.expected
 
 
 def test_findings_are_counted_by_their_place() -> None:
-    """Documents that fit are not counted."""
     schema = Schema({"properties": {"a": {"type": "string"}}, "required": ["a"]})
     documents = [b'{"a": "x"}', b'{"a": 1}', b'{"a": 2}', b"{}"]
 
@@ -231,7 +219,6 @@ def resource_type(name: str, validation: Validation, schema: dict[str, Any] | No
 
 
 def test_judges_are_those_of_types_with_validation_and_a_sound_schema() -> None:
-    """By all names; a schema with a problem takes the judge of its own type alone."""
     types = [
         resource_type("patient", Validation.ENFORCE, {"type": "object"}, also_named=["client"]),
         resource_type("room", Validation.WARN, {}),
@@ -271,7 +258,6 @@ made_up = st.recursive(
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYWORDS), made_up, max_size=5), made_up)
 def test_schema_of_any_form_has_a_problem_or_judges(schema: dict[str, Any], document: Any) -> None:
-    """Nothing else is raised, whatever an operator writes."""
     if find_schema_problem(schema) is None:
         found = Schema(schema).judge(json.dumps(document).encode())
         assert found is None or found.schema_path.startswith("#")

@@ -22,7 +22,6 @@ TICK = timedelta(microseconds=1)
 
 @pytest.mark.parametrize(("arrived_at", "expected"), [(LATEST, True), (LATEST - TICK, True), (LATEST + TICK, False)])
 def test_operation_is_overdue_a_minute_after_the_wait(arrived_at: datetime, *, expected: bool) -> None:
-    """The margin is for clock skew and a slow registration."""
     assert is_overdue(arrived_at, now=NOW, tenant_wait=WAIT) is expected
 
 
@@ -31,12 +30,10 @@ def test_operation_is_overdue_a_minute_after_the_wait(arrived_at: datetime, *, e
     [([], ABSENCE_MAX_AGE_S), ([NOW, LATEST + TICK], ABSENCE_MAX_AGE_S), ([NOW, LATEST], 0.0)],
 )
 def test_absence_is_looked_up_again_when_it_gives_up_an_operation(arrivals: list[datetime], expected: float) -> None:
-    """One that only puts operations off may be some seconds old."""
     assert absence_max_age_s(arrivals, now=NOW, tenant_wait=WAIT) == expected
 
 
 def test_error_says_how_long_was_waited() -> None:
-    """With the margin."""
     assert unknown_tenant_error(WAIT) == (
         "its tenant was not registered within 960 s; register it and replay this dead letter"
     )

@@ -100,7 +100,6 @@ def apply_waves(operations: Sequence[Operation]) -> tuple[dict[int, Outcome], Ro
 
 @given(st.lists(OPERATIONS, max_size=30))
 def test_waves_have_the_effect_of_one_by_one_application(operations: list[Operation]) -> None:
-    """Rows and what every operation saw or became, for any interleaving of kinds, tenants, types and resources."""
     outcomes, rows = apply_waves(operations)
 
     assert (list(map(outcomes.get, range(len(operations)))), rows) == apply_one_by_one(operations)
@@ -110,7 +109,6 @@ def test_waves_have_the_effect_of_one_by_one_application(operations: list[Operat
 def test_waves_have_the_same_effect_when_some_writes_are_isolated(
     operations: list[Operation], data: st.DataObject
 ) -> None:
-    """An isolated write is alone in its wave, and whatever reads see stays the same."""
     writes = [position for position, one in enumerate(operations) if one.kind.writes]
     isolated = data.draw(st.sets(st.sampled_from(writes))) if writes else set()
 
@@ -129,7 +127,6 @@ def test_waves_have_the_same_effect_when_some_writes_are_isolated(
 
 @given(st.lists(OPERATIONS, max_size=30))
 def test_waves_hold_each_operation_once_and_write_each_resource_once(operations: list[Operation]) -> None:
-    """Reads where reads belong, in the batch's order, and no wave is empty."""
     waves = plan_waves(operations)
 
     assert sorted(position for wave in waves for position in (*wave.reads, *wave.writes)) == list(
@@ -146,7 +143,6 @@ def test_waves_hold_each_operation_once_and_write_each_resource_once(operations:
 
 @given(st.lists(OPERATIONS, max_size=12))
 def test_waves_are_as_few_as_what_depends_on_each_other_allows(operations: list[Operation]) -> None:
-    """As many as the longest chain of operations that must not share a wave, and not one more."""
     longest: list[int] = []
     for position, one in enumerate(operations):
         same_type = [
@@ -186,19 +182,16 @@ def test_waves_are_as_few_as_what_depends_on_each_other_allows(operations: list[
 def test_waves_are_what_a_person_would_draw(
     operations: list[Operation], expected: list[tuple[list[int], list[int]]]
 ) -> None:
-    """Simple batches, as (reads, writes) of each wave."""
     assert [(wave.reads, wave.writes) for wave in plan_waves(operations)] == expected
 
 
 def test_list_sees_every_write_before_it_however_early_the_last_one_can_be() -> None:
-    """The second write of a resource is a wave later than a first write of another one."""
     create, read_all = OperationKind.CREATE, OperationKind.LIST
     waves = plan_waves([operation(create, "1"), operation(create, "1"), operation(create, "2"), operation(read_all)])
     assert [(wave.reads, wave.writes) for wave in waves] == [([], [0, 2]), ([], [1]), ([3], [])]
 
 
 def test_waves_of_many_resources_are_few() -> None:
-    """A thousand patches of a thousand resources go in one statement, five times each in five."""
     batch = [operation(PATCH, str(number % 1000)) for number in range(5000)]
 
     assert [len(wave.writes) for wave in plan_waves(batch)] == [1000] * 5

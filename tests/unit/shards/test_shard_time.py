@@ -50,7 +50,6 @@ HEAVY: TrueCosts = {("loud", LIST): 0.01, ("loud", CREATE): 0.0001, ("quiet", CR
 
 
 def test_heavy_lists_are_charged_to_their_tenant_alone() -> None:
-    """Within a few transactions, though each has a few operations of the others."""
     time, loud = ShardTime(), [operation("loud", LIST)] * 30 + [operation("loud")] * 60
     for _ in range(10):
         run(time, [*loud, *[operation("quiet")] * 5], HEAVY)
@@ -61,7 +60,6 @@ def test_heavy_lists_are_charged_to_their_tenant_alone() -> None:
 
 
 def test_heavy_kind_of_a_tenant_is_found_where_transactions_differ() -> None:
-    """Of one with many lists more is expected than of one with few."""
     time = ShardTime()
     for number in range(200):
         run(time, [operation("loud", LIST)] * (number % 7) + [operation("loud")] * 60, HEAVY)
@@ -71,7 +69,6 @@ def test_heavy_kind_of_a_tenant_is_found_where_transactions_differ() -> None:
 
 
 def test_cost_of_a_tenant_that_has_never_sent_anything_is_that_of_its_kind() -> None:
-    """On a slow shard each operation takes long, whoever sends it."""
     time = ShardTime()
     for _ in range(20):
         run(time, [operation(f"t{number}") for number in range(500)], dict.fromkeys(_keys(500), 0.002))
@@ -80,7 +77,6 @@ def test_cost_of_a_tenant_that_has_never_sent_anything_is_that_of_its_kind() -> 
 
 
 def test_large_documents_cost_more_than_small_ones() -> None:
-    """Of one tenant, and so of all."""
     time, costs = ShardTime(), {("a", CREATE): 0.0001}
     for number in range(200):
         run(time, [operation("a", size_bytes=100 if number % 2 else 200_000)] * 20, costs, byte_s=1e-8)
@@ -92,7 +88,6 @@ def test_large_documents_cost_more_than_small_ones() -> None:
     ("took_s", "change"), [(0.02, 2.0), (0.005, 0.5), (0.010, 1.0), (100.0, CHANGE_MAX), (0.0, 1 / CHANGE_MAX)]
 )
 def test_each_cost_is_corrected_in_proportion_to_its_part(took_s: float, change: float) -> None:
-    """Of ten milliseconds the list is expected to take five, its bytes two, and the transaction three."""
     time, one = ShardTime(), operation("a", LIST, size_bytes=100_000)
     time.note([Demand.of([one])], took_s)
 
@@ -103,7 +98,6 @@ def test_each_cost_is_corrected_in_proportion_to_its_part(took_s: float, change:
 
 
 def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_kind() -> None:
-    """All of them together: their creates are expected to take ten milliseconds of thirteen."""
     time = ShardTime()
     time.note([Demand.of([operation(f"t{number}", size_bytes=0)]) for number in range(100)], 0.026)
 
@@ -114,7 +108,6 @@ def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_ki
 
 
 def test_tenant_has_a_cost_of_its_own_from_a_known_part_of_a_transaction_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its list is expected to take exactly half of ten milliseconds."""
     monkeypatch.setattr(shard_time, "NOTED_SHARE", 0.5)
     time, one = ShardTime(), operation("a", LIST, size_bytes=100_000)
     time.note([Demand.of([one])], 0.02)
@@ -122,7 +115,6 @@ def test_tenant_has_a_cost_of_its_own_from_a_known_part_of_a_transaction_on(monk
 
 
 def test_only_weights_other_than_one_are_remembered() -> None:
-    """A row that has the usual weight again is that of an ordinary tenant."""
     time = ShardTime()
     time.note_weights({"a": 2.0, "b": 0.5, "c": 1.0})
     assert time.weights == {"a": 2.0, "b": 0.5}
@@ -131,7 +123,6 @@ def test_only_weights_other_than_one_are_remembered() -> None:
 
 
 def test_many_small_transactions_say_nothing_about_an_operation() -> None:
-    """They take as long as their round trips do."""
     time = ShardTime()
     for _ in range(200):
         time.note([Demand.of([operation("a")])], 0.02)
@@ -140,7 +131,6 @@ def test_many_small_transactions_say_nothing_about_an_operation() -> None:
 
 
 def test_seconds_of_a_transaction_are_divided_among_its_tenants() -> None:
-    """In proportion to what their operations are expected to take, bytes included; nothing is left over."""
     time, loud, quiet = ShardTime(), [operation("loud", LIST)] * 30, [operation("quiet", size_bytes=50)] * 5
     for _ in range(10):
         run(time, [*loud, *quiet], HEAVY)
@@ -172,7 +162,6 @@ def test_seconds_of_a_transaction_are_divided_among_its_tenants() -> None:
 def test_turns_are_short_while_a_tenant_may_flood_the_shard(
     waiting: int, now: float, batch_s: float, turn_s: float, *, is_shared: bool
 ) -> None:
-    """Batches that wait share a transaction. Of several tenants one may have begun to flood the shard just now."""
     time = ShardTime()
     time.waiting_count += waiting
     if now >= 10.0:
@@ -181,7 +170,6 @@ def test_turns_are_short_while_a_tenant_may_flood_the_shard(
 
 
 def test_batch_takes_several_times_as_long_as_a_transaction_without_operations() -> None:
-    """Otherwise a shard that is far away would do little but begin and commit."""
     time = ShardTime()
     time.note_flood(0.0)
     for _ in range(100):
@@ -198,7 +186,6 @@ def test_batch_takes_several_times_as_long_as_a_transaction_without_operations()
 
 
 def test_transactions_that_stand_still_do_not_become_larger() -> None:
-    """Twenty of them take three times as long as expected: a quick one was seen a moment ago."""
     time = ShardTime()
     time.note_flood(0.0)
     time.note([Demand.of([operation("a")])], 0.004)
@@ -208,7 +195,6 @@ def test_transactions_that_stand_still_do_not_become_larger() -> None:
 
 
 def test_batches_between_two_of_a_lane_wait_or_were_in_its_transaction() -> None:
-    """Whichever is more."""
     time = ShardTime()
     assert time.batches_between == 0
     time.together_count = 3
@@ -232,7 +218,6 @@ def test_batches_between_two_of_a_lane_wait_or_were_in_its_transaction() -> None
 def test_costs_are_bounded_whatever_a_transaction_took(
     transactions: list[tuple[list[tuple[str, OperationKind, int]], float]],
 ) -> None:
-    """Also one that took no time at all, or hours."""
     time = ShardTime()
     for parts, took_s in transactions:
         operations = [operation(*part) for part in parts]
@@ -243,7 +228,6 @@ def test_costs_are_bounded_whatever_a_transaction_took(
 
 
 def test_only_the_last_tenants_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others cost what their kind does."""
     monkeypatch.setattr(shard_time, "TENANT_KINDS_MAX", 2)
     time = ShardTime()
     for tenant_id in ("a", "b", "c"):
@@ -259,7 +243,6 @@ def test_only_the_last_tenants_are_remembered(monkeypatch: pytest.MonkeyPatch) -
 def test_tenant_that_was_measured_again_is_one_of_the_last(
     monkeypatch: pytest.MonkeyPatch, measured: str, remembered: list[bool]
 ) -> None:
-    """The one that was measured longest ago is forgotten for a further one, and for no other."""
     monkeypatch.setattr(shard_time, "TENANT_KINDS_MAX", 2)
     time = ShardTime()
     for tenant_id in measured:

@@ -28,7 +28,6 @@ def took(**seconds: float) -> dict[str, TenantUse]:
 
 
 def test_tenant_has_the_sums_of_all_that_it_took_and_waited() -> None:
-    """In both windows."""
     usage = TenantUsage()
     usage.note(took(a=1.0, b=0.5), NOW)
     usage.note({"a": TenantUse(2.0, 3, 50, 0.25)}, NOW + 15)
@@ -40,21 +39,18 @@ def test_tenant_has_the_sums_of_all_that_it_took_and_waited() -> None:
 
 
 def test_use_is_added_to_another() -> None:
-    """Each number of it."""
     use = TenantUse(1.0, 2, 3, 4.0)
     use.add(TenantUse(0.5, 1, 10, 0.25))
     assert use == TenantUse(1.5, 3, 13, 4.25)
 
 
 def test_tenant_that_did_not_wait_is_not_counted() -> None:
-    """Else it would take the place of another one."""
     usage = TenantUsage()
     usage.note_waits({"a": 1.0, "b": 0.0}, NOW)
     assert usage.last_minute(NOW).by_tenant == {"a": TenantUse(waited_s=1.0)}
 
 
 def test_slot_counts_the_largest_tenants() -> None:
-    """Twice as many until it is cut; one that has ended is cut."""
     usage, names = TenantUsage(), [f"t{number:02}" for number in range(2 * COUNTED_MAX + 1)]
     seconds = {name: 1.0 + number for number, name in enumerate(names)}
     largest = set(names[-COUNTED_MAX:])
@@ -71,7 +67,6 @@ def test_slot_counts_the_largest_tenants() -> None:
 
 
 def test_slot_ends_where_the_next_one_begins() -> None:
-    """What came then is in the window for longer, however late in its slot the former came."""
     usage, began_at = TenantUsage(), NOW - NOW % HOUR_SLOT_S
     usage.note(took(a=1.0), began_at + 9.0)
     usage.note(took(b=1.0), began_at + MINUTE_SLOT_S)
@@ -85,7 +80,6 @@ def test_slot_ends_where_the_next_one_begins() -> None:
 )
 @pytest.mark.parametrize("interval_s", [5, 10_000])
 def test_window_has_what_came_in_it(after_s: int, windows: tuple[bool, bool], interval_s: int) -> None:
-    """At least five sixths of it, and nothing older, also where nothing came since."""
     usage, began_at = TenantUsage(), NOW - NOW % HOUR_SLOT_S
     usage.note(took(a=1.0), began_at)
     for passed_s in range(interval_s, after_s + 1, interval_s):
@@ -96,7 +90,6 @@ def test_window_has_what_came_in_it(after_s: int, windows: tuple[bool, bool], in
 
 
 def test_window_keeps_no_slot_that_is_over() -> None:
-    """However many there were."""
     usage = TenantUsage()
     for number in range(2 * SLOT_COUNT):
         usage.note(took(a=1.0), NOW + number * HOUR_SLOT_S)
@@ -105,7 +98,6 @@ def test_window_keeps_no_slot_that_is_over() -> None:
 
 
 def test_ten_are_shown_and_none_that_only_waited() -> None:
-    """The first one took most; of equal ones the order does not change."""
     usage = TenantUsage()
     usage.note(took(**{f"t{number:02}": 1.0 + number // 2 for number in range(30)}), NOW)
     usage.note_waits({"idle": 100.0}, NOW)
@@ -118,7 +110,6 @@ def test_ten_are_shown_and_none_that_only_waited() -> None:
 
 
 def test_tenant_that_comes_last_is_found_behind_many_that_took_more_before() -> None:
-    """What it takes in each of its transactions is little beside what they have taken until then."""
     usage = TenantUsage()
     usage.note(took(**{f"early{number}": 1.0 for number in range(3 * COUNTED_MAX)}), NOW)
     for turn in range(400):
@@ -141,7 +132,6 @@ notes = st.lists(
 @pytest.mark.slow
 @given(notes)
 def test_seconds_lack_a_known_part_of_all_at_most(transactions: list[tuple[float, dict[str, float]]]) -> None:
-    """So a tenant that takes more is never missing; and memory has a bound, whatever the number of tenants."""
     counted = 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tenant_usage, "COUNTED_MAX", counted)

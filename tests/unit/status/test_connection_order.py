@@ -18,14 +18,12 @@ def full_of_views(names: str) -> ConnectionOrder[str]:
 
 
 def test_nothing_is_closed_below_the_limit() -> None:
-    """As many as allowed stay open."""
     order = ConnectionOrder[str](2)
     assert [order.add("a"), order.add("b")] == [None, None]
     assert repr(order) == "ConnectionOrder(2 receiving, 0 viewing, 0 sending, 0 lasting, at most 2)"
 
 
 def test_the_one_that_waits_longest_for_a_request_is_closed_first() -> None:
-    """An answer makes its connection the youngest; one whose answer is being made or sent is spared."""
     order = ConnectionOrder[str](4)
     for name in "abcd":
         order.add(name)
@@ -40,7 +38,6 @@ def test_the_one_that_waits_longest_for_a_request_is_closed_first() -> None:
 
 
 def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_request() -> None:
-    """A new connection is closed itself only if the answers of all others are still being made."""
     order = full_of_views("ab")
     order.send("b")
     assert order.add("x") == "b"
@@ -50,7 +47,6 @@ def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_
 
 
 def test_the_answer_that_has_lasted_longest_gives_way_in_place_of_the_new_connection() -> None:
-    """A probe is answered, however many wait for an operation or listen to events."""
     order = full_of_views("abc")
     order.last("b")
     order.last("a")
@@ -61,7 +57,6 @@ def test_the_answer_that_has_lasted_longest_gives_way_in_place_of_the_new_connec
 
 
 def test_a_closed_connection_stays_removed() -> None:
-    """Its last steps come after it was closed for another one."""
     order = ConnectionOrder[str](1)
     order.add("a")
     assert order.add("b") == "a"
@@ -75,7 +70,6 @@ def test_a_closed_connection_stays_removed() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["add", "view", "send", "last", "receive", "remove"]), st.integers(0, 6))))
 def test_there_are_never_more_than_allowed(steps: list[tuple[str, int]]) -> None:
-    """Whatever the order of steps, and each connection is in one state."""
     order = ConnectionOrder[int](3)
     opened: set[int] = set()
     for step, connection in steps:
@@ -90,7 +84,6 @@ def test_there_are_never_more_than_allowed(steps: list[tuple[str, int]]) -> None
 
 
 def test_places_are_limited_for_a_path_and_for_all() -> None:
-    """A freed place can be taken again; one path does not take those of all others."""
     places = Places(each_max=2, all_max=3)
     assert [places.take(path) for path in ("a", "a", "a", "b", "b")] == [True, True, False, True, False]
     places.free("a")

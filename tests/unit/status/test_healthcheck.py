@@ -43,7 +43,6 @@ def a_worker(certificate: tuple[Path, Path] | None = None, status: int = 200) ->
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_worker_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str) -> None:
-    """It would be asked for the worker on its own machine; NO_PROXY has usually the address of the metadata alone."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     certificate = make_certificate(tmp_path) if scheme == "https" else None
@@ -55,7 +54,6 @@ def test_worker_is_asked_without_the_proxy(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_certificate_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One that has expired, and one that was renewed while the server keeps its own, end no worker."""
     make_certificates(tmp_path)
     certificate = tmp_path / f"{Fault.EXPIRED}.pem"
     monkeypatch.setenv("HTTP_TLS_CERT_FILE", str(certificate))
@@ -68,7 +66,6 @@ def test_certificate_decides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for the worker itself."""
     with a_worker() as port:
         monkeypatch.setattr(healthcheck, "DEFAULT_PORT", str(port))
         monkeypatch.setenv("HTTP_PORT", "tcp://10.0.0.1:80")
@@ -76,7 +73,6 @@ def test_service_link_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_worker_that_is_not_live_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the status of its answer."""
     with a_worker(status=503) as port:
         monkeypatch.setenv("HTTP_PORT", str(port))
         with pytest.raises(urllib.error.HTTPError, match="503"):

@@ -31,7 +31,6 @@ AFTER = SearchPosition(datetime(2026, 3, 1, tzinfo=UTC), "r")
     ],
 )
 def test_query_asks_for_its_members(pairs: list[tuple[str, str]], expected: ListRequest) -> None:
-    """An empty value counts as absent."""
     assert parse_listing_request([*TENANT, *pairs]) == OperationListQuery("b", "l", expected)
 
 
@@ -62,14 +61,12 @@ def test_query_asks_for_its_members(pairs: list[tuple[str, str]], expected: List
     ],
 )
 def test_query_is_refused_when_it_cannot_be_meant(pairs: list[tuple[str, str]], problem: str) -> None:
-    """The error names the parameter."""
     with pytest.raises(ValueError, match="expected") as refused:
         parse_listing_request(pairs)
     assert str(refused.value).startswith(problem)
 
 
 def test_error_shows_a_bounded_part_of_an_unknown_name() -> None:
-    """A name comes from outside: it may be long, and any text."""
     with pytest.raises(ValueError, match="expected the parameters") as refused:
         parse_listing_request([*TENANT, ("\udcff\n" * 5000, "")])
     assert len(str(refused.value)) < 400

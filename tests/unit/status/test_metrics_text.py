@@ -15,7 +15,6 @@ from simplu_worker.status.shared_answer import SharedAnswer
 
 
 async def test_one_rendering_serves_all_scrapers_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gauges are refreshed once for each format, and the text is the library's."""
     monkeypatch.setattr(metrics_text, "SharedAnswer", partial(SharedAnswer, fresh_s=60.0))  # a long moment
     registry = CollectorRegistry()
     many = Counter("many_total", "Many series.", ["name"], registry=registry)
@@ -43,5 +42,4 @@ async def test_one_rendering_serves_all_scrapers_of_a_moment(monkeypatch: pytest
     ],
 )
 def test_format_follows_the_accept_header(accept: str, wanted: MetricsFormat) -> None:
-    """Two formats serve all scrapers, so that at most two renderings are kept."""
     assert accepted_format(accept) is wanted

@@ -48,7 +48,6 @@ async def looked(shards: Shards, count: int = 4) -> None:
 
 
 async def test_wait_ends_when_the_operation_is_decided() -> None:
-    """Of two that wait for it, both; another one waits on."""
     shards = Shards()
     waits = shards.waits()
     first, second, other = [
@@ -67,7 +66,6 @@ async def test_wait_ends_when_the_operation_is_decided() -> None:
 
 
 async def test_wait_for_a_silent_shard_delays_no_other() -> None:
-    """And ends itself when it is stopped."""
     shards, stop = Shards(), asyncio.Event()
     waits, shards.silent = shards.waits(), "s"
     silent = asyncio.create_task(waits.wait("k", "s", "l", "a", 60.0, stop))
@@ -80,7 +78,6 @@ async def test_wait_for_a_silent_shard_delays_no_other() -> None:
 
 
 async def test_wait_ends_when_the_tenant_is_held() -> None:
-    """Then it may last."""
     shards = Shards()
     waiting = asyncio.create_task(shards.waits().wait("k", "t", "l", "a", 60.0, asyncio.Event()))
     await looked(shards)
@@ -89,7 +86,6 @@ async def test_wait_ends_when_the_tenant_is_held() -> None:
 
 
 async def test_wait_ends_after_its_time_or_at_a_stop_and_nothing_is_asked_then() -> None:
-    """Looks end with their wait."""
     shards = Shards()
     waits, stop = shards.waits(), asyncio.Event()
     assert await waits.wait("k", "t", "l", "a", 0.01, asyncio.Event())
@@ -103,7 +99,6 @@ async def test_wait_ends_after_its_time_or_at_a_stop_and_nothing_is_asked_then()
 
 
 async def test_look_that_fails_ends_no_wait() -> None:
-    """Whether a shard does not answer, or by a defect; the next one finds it."""
     for failure in (RetryableError("no answer"), RuntimeError("a defect")):
         shards = Shards()
         shards.failure = failure
@@ -120,7 +115,6 @@ async def test_look_that_fails_ends_no_wait() -> None:
     [("k{}", "t{}", WAITS_MAX), ("k", "t{}", WAITS_OF_TOKEN_MAX), ("k{}", "t", WAITS_OF_TENANT_MAX)],
 )
 async def test_waits_are_bounded_and_make_room(token: str, tenant: str, bound: int) -> None:
-    """By replica, token and tenant: one more is refused at once, another's is not."""
     shards = Shards()
     waits, stops = shards.waits(), [asyncio.Event() for _ in range(bound)]
 

@@ -20,5 +20,4 @@ from simplu_worker.status.own_server import own_url
     ],
 )
 def test_own_url_is_where_the_server_listens(http_host: str | None, expected: str) -> None:
-    """All addresses include those of loopback."""
     assert own_url(http_host, 8080) == expected

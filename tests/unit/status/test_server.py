@@ -239,7 +239,6 @@ async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
 
 @pytest.mark.parametrize("path", ["/livez", "/healthz", "/readyz"])
 async def test_health_is_200_when_nothing_is_wrong(site: Site, path: str) -> None:
-    """A probe needs no token."""
     status, _, body = await site.ask(path)
     assert (status, msgspec.json.decode(body)) == (200, {"status": "ok"})
 
@@ -251,7 +250,6 @@ async def test_health_is_200_when_nothing_is_wrong(site: Site, path: str) -> Non
 async def test_health_is_503_with_the_reason_when_something_is_wrong(
     site: Site, daemon: Daemon, path: str, reason: str
 ) -> None:
-    """Liveness and readiness each have their own reason."""
     daemon.live, daemon.ready = "no batch for 60 s", Unreadiness(UnreadyReason.DRAINING)
     status, _, body = await site.ask(path)
     assert (status, msgspec.json.decode(body)) == (503, {"status": "unavailable", "reason": reason})
@@ -264,7 +262,6 @@ async def test_health_is_503_with_the_reason_when_something_is_wrong(
 async def test_unready_worker_names_a_word_and_its_error_to_operators_alone(
     daemon: Daemon, headers: dict[str, str], detail: dict[str, str]
 ) -> None:
-    """An orchestrator, an alert and a viewer need no more; the text is that of a dependency."""
     daemon.ready = Unreadiness(UnreadyReason.CITRUS_REFUSES_KEY, "SECRET is refused")
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
         status, _, body = await Site(session, port).ask("/readyz", **headers)
@@ -273,7 +270,6 @@ async def test_unready_worker_names_a_word_and_its_error_to_operators_alone(
 
 
 async def test_readiness_names_the_decision_that_is_waited_for(site: Site, daemon: Daemon) -> None:
-    """Ready all the same: the other shards go on."""
     daemon.awaited = "1 shard held for a gap"
     status, _, body = await site.ask("/readyz")
     assert (status, msgspec.json.decode(body)) == (200, {"status": "ok", "detail": "1 shard held for a gap"})
@@ -281,7 +277,6 @@ async def test_readiness_names_the_decision_that_is_waited_for(site: Site, daemo
 
 @pytest.mark.parametrize("accept", ["", "text/plain", "*/*", "text/plain;version=0.0.4"])
 async def test_metrics_are_prometheus_text_when_openmetrics_is_not_accepted(site: Site, accept: str) -> None:
-    """The content type is what Prometheus 3 insists on, and the text parses."""
     status, headers, body = await site.ask("/metrics", Accept=accept)
     names = {family.name for family in parse_text(body.decode())}
     assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
@@ -289,7 +284,6 @@ async def test_metrics_are_prometheus_text_when_openmetrics_is_not_accepted(site
 
 
 async def test_metrics_are_as_they_are_when_asked_for(site: Site, daemon: Daemon) -> None:
-    """Gauges that no event sets are set before they are shown, and only then."""
     await site.ask("/livez")
     assert daemon.asked == []
     await site.ask("/metrics")
@@ -305,7 +299,6 @@ async def test_metrics_are_as_they_are_when_asked_for(site: Site, daemon: Daemon
     ],
 )
 async def test_metrics_are_openmetrics_when_accepted(site: Site, accept: str) -> None:
-    """What a scraper that prefers OpenMetrics gets is OpenMetrics to the last line."""
     status, headers, body = await site.ask("/metrics", Accept=accept)
     families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # untyped vendor code
         body.decode()
@@ -322,7 +315,6 @@ async def test_metrics_are_openmetrics_when_accepted(site: Site, accept: str) ->
 async def test_protected_path_is_401_without_the_right_token(
     site: Site, daemon: Daemon, authorization: str | None
 ) -> None:
-    """No view is asked for a client that cannot name the token, and the answer names the scheme."""
     headers = {} if authorization is None else {"Authorization": authorization}
     for path in PROTECTED:
         status, answered, body = await site.ask(path, **headers)
@@ -333,14 +325,12 @@ async def test_protected_path_is_401_without_the_right_token(
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
 async def test_status_is_shown_when_the_token_is_right(site: Site, scheme: str) -> None:
-    """The scheme's name has no case; the token may hold any characters."""
     status, _, body = await site.ask("/status", Authorization=f"{scheme} {TOKEN}")
     assert (status, msgspec.json.decode(body)) == (200, {"role": "operator", "replica": "worker-1", "ready": True})
 
 
 @pytest.mark.parametrize("token", [None, ""])
 async def test_protected_path_is_403_when_no_token_is_configured(daemon: Daemon, token: str | None) -> None:
-    """Without a token every request is refused, the empty token included, and the answer names the variable to set."""
     async with (
         open_http("127.0.0.1", 0, tokens=Tokens(operator=token), views=daemon.views()) as port,
         ClientSession() as session,
@@ -364,7 +354,6 @@ async def test_protected_path_is_403_when_no_token_is_configured(daemon: Daemon,
 async def test_operation_is_asked_with_the_decoded_ids(
     site: Site, daemon: Daemon, path: str, expected: tuple[str | None, ...]
 ) -> None:
-    """Ids are percent-decoded once, slashes in them included, and the view's status and JSON are the answer."""
     status, _, body = await site.ask(path, **AUTHORIZED)
     assert daemon.asked == [expected]
     assert (status, msgspec.json.decode(body)) == (404, {"status": "unknown", "lagSeconds": 0.5})
@@ -383,14 +372,12 @@ async def test_operation_is_asked_with_the_decoded_ids(
     ],
 )
 async def test_ids_are_refused_when_they_cannot_be_meant(site: Site, daemon: Daemon, path: str) -> None:
-    """Half a tenant, or a character that Postgres cannot hold, is the client's mistake."""
     status, _, body = await site.ask(path, **AUTHORIZED)
     assert (status, daemon.asked) == (400, [])
     assert msgspec.json.decode(body)["error"].startswith("expected")
 
 
 async def test_list_is_asked_with_the_decoded_query(site: Site, daemon: Daemon) -> None:
-    """The tenant and the filters are percent-decoded once."""
     status, _, body = await site.ask("/operations?businessId=b%2F1&locationId=l+%C3%A9&resourceId=%2525", **AUTHORIZED)
     assert (status, daemon.asked) == (200, [("b/1", "l é", "%25")])
     assert msgspec.json.decode(body) == {"operations": [], "next": None}
@@ -398,14 +385,12 @@ async def test_list_is_asked_with_the_decoded_query(site: Site, daemon: Daemon) 
 
 @pytest.mark.parametrize("query", ["", "?businessId=b", f"?{'&'.join(['businessId=b'] * 2)}", "?x%ED%A0%80=1"])
 async def test_list_is_refused_when_its_query_cannot_be_meant(site: Site, daemon: Daemon, query: str) -> None:
-    """The error is for people."""
     status, _, body = await site.ask(f"/operations{query}", **AUTHORIZED)
     assert (status, daemon.asked) == (400, [])
     assert "expected" in msgspec.json.decode(body)["error"]
 
 
 async def test_lists_leave_places_to_lookups_of_one_operation(daemon: Daemon) -> None:
-    """A list takes longer than a lookup, and is of another kind: each kind has its own turns."""
     held = asyncio.Event()
 
     async def hold(_: OperationListQuery) -> tuple[int, dict[str, Any]]:
@@ -429,7 +414,6 @@ async def test_lists_leave_places_to_lookups_of_one_operation(daemon: Daemon) ->
 
 
 async def test_tenant_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon) -> None:
-    """Both ids may hold slashes; JSON text of a view keeps its digits."""
     status, headers, body = await site.ask("/tenants/b%2F1/l%2f2", **AUTHORIZED)
     assert (status, daemon.asked) == (200, [("b/1", "l/2")])
     assert headers["Content-Type"].startswith("application/json")
@@ -440,14 +424,12 @@ async def test_tenant_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon) 
     "path", ["/nowhere", "/operations/", "/operations/a/b", "/tenants/", "/tenants/b/l/", "/status/"]
 )
 async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
-    """Paths that are not in the contract do not exist, with or without the token."""
     status, _, body = await site.ask(path)
     assert (status, msgspec.json.decode(body)) == (404, {"error": "there is nothing at this path"})
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_other_methods_are_405(site: Site, method: str) -> None:
-    """Reading paths accept GET and HEAD only; the answer names them."""
     for path in ("/", "/metrics", "/status", "/operations", "/operations/a%2Fb"):
         status, headers, body = await site.ask(path, method, **AUTHORIZED)
         assert (path, status, headers["Allow"]) == (path, 405, "GET,HEAD")
@@ -459,7 +441,6 @@ async def test_other_methods_are_405(site: Site, method: str) -> None:
 async def test_nothing_is_emptied_when_the_method_is_not_delete(
     loose_site: Site, daemon: Daemon, path: str, method: str
 ) -> None:
-    """A link, a prefetch or a form cannot empty anything."""
     status, headers, body = await loose_site.ask(path, method, **AUTHORIZED)
     assert (status, headers["Allow"], daemon.asked) == (405, "DELETE", [])
     if method != "HEAD":
@@ -468,14 +449,12 @@ async def test_nothing_is_emptied_when_the_method_is_not_delete(
 
 @pytest.mark.parametrize("path", MONITORING)
 async def test_monitoring_point_answers_with_its_view(site: Site, path: str) -> None:
-    """Each path of the references has a view of its own."""
     status, _, body = await site.ask(path, **AUTHORIZED)
     assert (status, msgspec.json.decode(body)) == (200, {"path": path})
 
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_when_that_is_not_allowed(site: Site, daemon: Daemon, path: str) -> None:
-    """The token alone does not allow deletions; the answer names the variable that does."""
     status, _, body = await site.ask(path, "DELETE", **AUTHORIZED)
     assert (status, daemon.asked) == (403, [])
     assert "ALLOW_DESTRUCTIVE_HTTP" in msgspec.json.decode(body)["error"]
@@ -483,7 +462,6 @@ async def test_nothing_is_emptied_when_that_is_not_allowed(site: Site, daemon: D
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daemon: Daemon, path: str) -> None:
-    """Deletions that are allowed need the token; the refusal does not reveal that they are allowed."""
     statuses = [
         (await loose_site.ask(path, "DELETE"))[0],
         (await loose_site.ask(path, "DELETE", Authorization="Bearer wrong"))[0],
@@ -493,7 +471,6 @@ async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daem
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_when_no_token_is_configured(daemon: Daemon, path: str) -> None:
-    """Without a configured token every request is refused, even if deletions are allowed."""
     http = open_http("127.0.0.1", 0, tokens=Tokens(), views=daemon.views(), allow_destructive=True)
     async with http as port, ClientSession() as session:
         status, _, _ = await Site(session, port).ask(path, "DELETE", Authorization="Bearer ")
@@ -504,7 +481,6 @@ COUNTS_AND_STATES = ["/status", "/shards", "/sqs/stats", "/handler/status", "/ha
 
 
 async def test_reads_are_open_only_where_that_is_allowed(daemon: Daemon) -> None:
-    """Counts and states without a token; nothing else, and nothing to a page of another site."""
     http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), opens_reads=True)
     async with http as port, ClientSession() as session:
         site = Site(session, port)
@@ -518,7 +494,6 @@ async def test_reads_are_open_only_where_that_is_allowed(daemon: Daemon) -> None
 
 
 async def test_viewers_see_counts_and_names_and_change_nothing(daemon: Daemon) -> None:
-    """No view that only operators may ask is asked, even where deletions are allowed."""
     http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), allow_destructive=True)
     async with http as port, ClientSession() as session:
         site = Site(session, port)
@@ -538,8 +513,6 @@ async def test_viewers_see_counts_and_names_and_change_nothing(daemon: Daemon) -
 
 
 async def test_viewers_see_no_results_and_no_error_texts(daemon: Daemon) -> None:
-    """An answer that fails shows its cause to operators alone; an error of the request itself is shown."""
-
     async def fail(*_: object) -> tuple[int, dict[str, Any]]:
         return 503, {"error": "shard-1: SECRET"}
 
@@ -564,7 +537,6 @@ OWN_OPERATION = "/operations/r1?businessId=b&locationId=l"
 
 
 async def test_operation_waits_before_it_is_looked_up(site: Site, daemon: Daemon) -> None:
-    """For the time that was asked for, without a turn of the path."""
     assert (await site.ask(f"{OWN_OPERATION}&wait=0.01", **AUTHORIZED))[0] == 404
     assert daemon.asked == [("wait", "operator", "r1", "b", "l", 0.01), ("r1", "b", "l")]
     waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)) for _ in range(VIEWS_AT_ONCE)]
@@ -577,7 +549,6 @@ async def test_operation_waits_before_it_is_looked_up(site: Site, daemon: Daemon
 
 
 async def test_operation_that_is_waited_for_is_answered_at_a_stop(daemon: Daemon, patient_stop: float) -> None:
-    """At once, and as it is then."""
     async with ClientSession() as session:
         async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
             waiting = asyncio.create_task(Site(session, port).ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED))
@@ -586,7 +557,6 @@ async def test_operation_that_is_waited_for_is_answered_at_a_stop(daemon: Daemon
 
 
 async def test_wait_beyond_the_bound_is_answered_at_once(site: Site, daemon: Daemon) -> None:
-    """As the operation is now, with the time after which to ask again."""
     daemon.waiting_max = 2
     waiting = [asyncio.create_task(site.ask(f"{OWN_OPERATION}&wait=20", **AUTHORIZED)) for _ in range(2)]
     await eventually(lambda: daemon.waiting == 2)
@@ -602,7 +572,6 @@ async def test_wait_beyond_the_bound_is_answered_at_once(site: Site, daemon: Dae
 
 
 async def test_probe_is_answered_while_answers_that_last_have_all_connections(daemon: Daemon) -> None:
-    """The one that has lasted longest gives way."""
     limits = ConnectionLimits(count=4)
     http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), limits=limits)
     async with http as port, ClientSession() as session:
@@ -623,7 +592,6 @@ async def test_probe_is_answered_while_answers_that_last_have_all_connections(da
     ["wait=x", "wait=-1", "wait=20.1", "wait=nan", "wait=inf", "wait=1&wait=2", "wait=1", "wait=1&businessId=b"],
 )
 async def test_wait_is_a_number_of_seconds_for_a_named_tenant(site: Site, daemon: Daemon, query: str) -> None:
-    """Else a look would ask all shards."""
     tenant = "" if query in {"wait=1", "wait=1&businessId=b"} else "&businessId=b&locationId=l"
     status, _, body = await site.ask(f"/operations/r1?{query}{tenant}", **AUTHORIZED)
     assert (status, daemon.asked) == (400, [])
@@ -639,14 +607,12 @@ async def test_wait_is_a_number_of_seconds_for_a_named_tenant(site: Site, daemon
     ],
 )
 async def test_refusal_names_the_tokens_that_help(daemon: Daemon, tokens: Tokens, path: str, expected: str) -> None:
-    """Only roles that are configured, and may call the path."""
     async with open_http("127.0.0.1", 0, tokens=tokens, views=daemon.views()) as port, ClientSession() as session:
         status, _, body = await Site(session, port).ask(path)
     assert (status, msgspec.json.decode(body)["error"].rpartition("value of ")[2]) == (401, expected)
 
 
 async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
-    """Its role, its peer and its subject; not a viewer's, and no token."""
     http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), allow_destructive=True)
     with capture_logs() as logs:
         async with http as port, ClientSession() as session:
@@ -675,7 +641,6 @@ async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_call_of_an_operator_that_is_not_allowed_is_logged(site: Site, path: str) -> None:
-    """Someone with the token has tried; nothing was done."""
     with capture_logs() as logs:
         await site.ask(path, "DELETE", **AUTHORIZED)
     calls = [(entry["path"], entry["refused"]) for entry in logs if entry["event"] == "http.called"]
@@ -684,7 +649,6 @@ async def test_call_of_an_operator_that_is_not_allowed_is_logged(site: Site, pat
 
 
 async def test_operators_calls_beyond_the_rate_are_logged_once_a_second(daemon: Daemon, stopped_clock: None) -> None:
-    """A flood must not fill the log; that of a caller without the token has no line."""
     limits = ConnectionLimits(calls_per_s=0.01, calls_burst=1)
     http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), limits=limits)
     with capture_logs() as logs:
@@ -699,7 +663,6 @@ async def test_operators_calls_beyond_the_rate_are_logged_once_a_second(daemon: 
 
 
 async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemon) -> None:
-    """One line an action, after its end: which target, which queue, and how many."""
     http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), allow_destructive=True)
     with capture_logs() as logs:
         async with http as port, ClientSession() as session:
@@ -739,7 +702,6 @@ async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemo
     ],
 )
 async def test_lever_beyond_its_bounds_is_refused(site: Site, daemon: Daemon, word: str, body: bytes) -> None:
-    """Before anything is set."""
     url = f"http://127.0.0.1:{site.port}/tenants/b/l/{word}"
     async with site.session.post(url, data=body, headers=AUTHORIZED) as response:
         answer = await response.json()
@@ -747,7 +709,6 @@ async def test_lever_beyond_its_bounds_is_refused(site: Site, daemon: Daemon, wo
 
 
 async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemon, stopped_clock: None) -> None:
-    """The answer names the time after which to call again; paths that do not exist count, too."""
     limits = ConnectionLimits(calls_per_s=0.1, calls_burst=3)
     http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), limits=limits)
     async with http as port, ClientSession() as session:
@@ -773,7 +734,6 @@ async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemo
     ],
 )
 async def test_action_is_an_operators(daemon: Daemon, path: str, body: bytes | None, expected: tuple[str, ...]) -> None:
-    """By a POST with the operators' token alone; neither a link nor a viewer acts."""
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
         url = URL(f"http://127.0.0.1:{port}{path}", encoded=True)
         refused = []
@@ -800,7 +760,6 @@ async def test_action_is_an_operators(daemon: Daemon, path: str, body: bytes | N
     ],
 )
 async def test_body_that_cannot_be_meant_is_refused(site: Site, daemon: Daemon, body: bytes, expected: int) -> None:
-    """By its form or its size; nothing is tried."""
     url = f"http://127.0.0.1:{site.port}/held/retry"
     async with site.session.post(url, data=body, headers=AUTHORIZED) as response:
         answer = await response.json()
@@ -826,7 +785,6 @@ async def test_body_that_cannot_be_meant_is_refused(site: Site, daemon: Daemon, 
 async def test_requests_about_dead_letters_are_read_strictly(
     daemon: Daemon, action: str, body: bytes, expected: int
 ) -> None:
-    """A misspelt member is refused: without it a filter would match more than was meant."""
     calls = await send_to_desk(daemon, action, body, expected)
     assert calls == ([(action, Actor("operator", "127.0.0.1"))] if expected == 200 else [])
 
@@ -844,7 +802,6 @@ async def test_requests_about_dead_letters_are_read_strictly(
     ],
 )
 async def test_request_to_correct_a_dead_letter_is_read_strictly(daemon: Daemon, body: bytes, expected: int) -> None:
-    """It is for operators alone."""
     calls = await send_to_desk(daemon, "edit", body, expected)
     assert calls == ([("edit", Actor("operator", "127.0.0.1"))] if expected == 200 else [])
 
@@ -883,7 +840,6 @@ async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str,
 
 
 async def test_listener_that_goes_away_at_once_is_no_error(daemon: Daemon) -> None:
-    """A tab is closed, or reloaded, at any moment: before the answer begins, too."""
     request = b"GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
     with capture_logs() as logs:
         async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
@@ -899,7 +855,6 @@ async def test_listener_that_goes_away_at_once_is_no_error(daemon: Daemon) -> No
 
 @pytest.mark.parametrize(("headers", "role"), [(AUTHORIZED, "operator"), (VIEWING, "viewer")])
 async def test_events_are_the_answers_of_the_role(daemon: Daemon, headers: dict[str, str], role: str) -> None:
-    """As soon as a listener has connected; each is what its path answers."""
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
         site = Site(session, port)
         events = await read_events(site, 2, **headers)
@@ -912,7 +867,6 @@ async def test_events_are_the_answers_of_the_role(daemon: Daemon, headers: dict[
 
 
 async def test_listeners_are_bounded_and_end_with_the_server(daemon: Daemon, patient_stop: float) -> None:
-    """A further one is refused; none delays the end of the server."""
     async with ClientSession() as session, AsyncExitStack() as listening:
         async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
             url = f"http://127.0.0.1:{port}/events"
@@ -932,7 +886,6 @@ async def test_listeners_are_bounded_and_end_with_the_server(daemon: Daemon, pat
 async def test_place_of_a_listener_that_has_gone_is_free_at_once(
     daemon: Daemon, path: str, listeners_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not with the next event, which a worker at rest may have much later."""
     monkeypatch.setattr(server, "changes", partial(changes, every_s=60.0, alive_s=60.0))
     monkeypatch.setattr(server, "tapped", partial(tapped, alive_s=60.0))
     async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port, ClientSession() as session:
@@ -950,7 +903,6 @@ async def test_place_of_a_listener_that_has_gone_is_free_at_once(
 
 
 async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
-    """Five at once; a call with content is logged as such."""
     assert TAPS_MAX == 5
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
         site = Site(session, port)
@@ -968,33 +920,28 @@ async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
 
 
 async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:
-    """The queue's name is decoded once; when to ask again is in the header too."""
     status, headers, _ = await loose_site.ask("/sqs/purge?queue=a%2Fb%20c.fifo", "DELETE", **AUTHORIZED)
     assert (status, headers["Retry-After"]) == (429, "60")
     assert daemon.asked == [("purge", "a/b c.fifo")]
 
 
 async def test_purge_is_refused_when_it_names_two_queues(loose_site: Site, daemon: Daemon) -> None:
-    """One request empties one queue."""
     status, _, _ = await loose_site.ask("/sqs/purge?queue=a&queue=b", "DELETE", **AUTHORIZED)
     assert (status, daemon.asked) == (400, [])
 
 
 @pytest.mark.parametrize("query", ["", "?queue=", "?name=a"])
 async def test_purge_is_asked_without_a_name(loose_site: Site, daemon: Daemon, query: str) -> None:
-    """The view knows whether there is only one source queue."""
     await loose_site.ask(f"/sqs/purge{query}", "DELETE", **AUTHORIZED)
     assert daemon.asked == [("purge", None)]
 
 
 async def test_cache_is_cleared_when_that_is_allowed(loose_site: Site, daemon: Daemon) -> None:
-    """With the token and the leave to do so, the view is asked once."""
     status, _, body = await loose_site.ask("/cache/clear", "DELETE", **AUTHORIZED)
     assert (status, msgspec.json.decode(body), daemon.asked) == (200, {"cleared": 2}, [("clear_cache",)])
 
 
 async def test_head_has_the_status_of_get_and_no_body(site: Site) -> None:
-    """A HEAD is a GET that sends the headers only."""
     for path in (*OPEN, *PROTECTED, "/nowhere"):
         got = await site.ask(path, **AUTHORIZED)
         status, headers, body = await site.ask(path, "HEAD", **AUTHORIZED)
@@ -1002,7 +949,6 @@ async def test_head_has_the_status_of_get_and_no_body(site: Site) -> None:
 
 
 async def test_every_answer_is_neither_stored_nor_sniffed(site: Site) -> None:
-    """Whatever the path and the outcome, the safe headers are there and versions are not."""
     for path in (*OPEN, *PROTECTED, "/nowhere"):
         _, headers, _ = await site.ask(path)
         assert (path, headers["Cache-Control"], headers["X-Content-Type-Options"]) == (path, "no-store", "nosniff")
@@ -1010,8 +956,6 @@ async def test_every_answer_is_neither_stored_nor_sniffed(site: Site) -> None:
 
 
 async def test_failing_view_is_500_without_detail(daemon: Daemon) -> None:
-    """A bug's text may hold anything, so that it goes to the log and not to the client; the next answer is fine."""
-
     def fail() -> dict[str, Any]:
         raise RuntimeError("postgres://user:secret@host")
 
@@ -1031,7 +975,6 @@ async def test_failing_view_is_500_without_detail(daemon: Daemon) -> None:
 
 
 async def test_schemas_of_messages_are_served_by_the_listed_names(site: Site) -> None:
-    """The list names files beside it; another name is a 404."""
     _, _, body = await site.ask("/schemas/")
     names = msgspec.json.decode(body)["schemas"]
     answers = [msgspec.json.decode((await site.ask(f"/schemas/{name}"))[2]) for name in names]
@@ -1040,7 +983,6 @@ async def test_schemas_of_messages_are_served_by_the_listed_names(site: Site) ->
 
 
 async def test_page_runs_only_files_of_this_server(site: Site) -> None:
-    """The policy allows no script or style within the document, and none from elsewhere; the page needs none."""
     status, headers, body = await site.ask("/")
     page = body.decode()
     policy = headers["Content-Security-Policy"]
@@ -1051,7 +993,6 @@ async def test_page_runs_only_files_of_this_server(site: Site) -> None:
 
 
 async def test_files_of_the_page_are_served_small_and_need_no_other_host(site: Site) -> None:
-    """All that the page and its scripts name is there; together less than 120 KB."""
     wanted, found = ["/"], dict[str, bytes]()
     while wanted:
         path = wanted.pop()
@@ -1074,26 +1015,22 @@ async def test_files_of_the_page_are_served_small_and_need_no_other_host(site: S
 
 
 async def test_page_offers_every_reason_of_dead_letters(site: Site) -> None:
-    """Those that the worker takes, and any."""
     _, _, body = await site.ask("/")
     assert set(re.findall(r"<option[^>]*>(\w+)", body.decode())) == {"any", *map(str, DeadLetterReason)}
 
 
 @pytest.mark.parametrize("path", ["/page/files.py", "/page/index.html", "/page/", "/page/%2e%2e%2fserver.py"])
 async def test_nothing_but_the_files_of_the_page_is_served(site: Site, path: str) -> None:
-    """Neither the server's part, nor anything of another folder."""
     status, _, _ = await site.ask(path)
     assert status == 404
 
 
 async def test_page_holds_no_secret(site: Site) -> None:
-    """The page needs no token; a person types it there."""
     _, _, body = await site.ask("/")
     assert TOKEN.encode() not in body
 
 
 async def test_server_stops_at_once_when_a_connection_is_kept_alive(daemon: Daemon, patient_stop: float) -> None:
-    """An idle connection of a scraper does not delay the shutdown, and the port is free again after it."""
     async with ClientSession() as session:
         async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
             await Site(session, port).ask("/livez")
@@ -1108,7 +1045,6 @@ async def test_server_stops_at_once_when_a_connection_is_kept_alive(daemon: Daem
 
 
 async def test_server_says_so_when_the_port_is_taken(daemon: Daemon) -> None:
-    """A second server on one port is an error at its start, not a silent half."""
     async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
         with pytest.raises(OSError, match=str(port)):
             async with open_http("127.0.0.1", port, tokens=TOKENS, views=daemon.views()):
@@ -1145,7 +1081,6 @@ async def answer_to(port: int, sent: bytes) -> bytes:
 async def test_malformed_request_is_neither_repeated_nor_logged(
     site: Site, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A header beside the token, or a client that speaks TLS: the answer and the log have none of its bytes."""
     caplog.set_level("DEBUG")
     with capture_logs() as logs:
         answer = await answer_to(site.port, sent)
@@ -1161,13 +1096,11 @@ async def test_malformed_request_is_neither_repeated_nor_logged(
 
 @pytest.mark.parametrize("path", ["/livez", "/nowhere"])
 async def test_unknown_expectation_is_not_repeated(site: Site, path: str) -> None:
-    """A header that the library refuses before the path is looked at."""
     answer = await answer_to(site.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nExpect: secret-token\r\n\r\n".encode())
     assert (answer.partition(b" ")[2][:3], b"secret-token" in answer) == (b"400", False)
 
 
 async def test_malformed_body_is_neither_repeated_nor_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """No path reads a body: the head is answered, and the rest costs a line without its bytes at most."""
     caplog.set_level("DEBUG")
     sent = b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nsecret-token\r\nzz\r\n\r\n"
     with capture_logs() as logs:
@@ -1180,7 +1113,6 @@ async def test_malformed_body_is_neither_repeated_nor_logged(site: Site, caplog:
 
 @pytest.mark.parametrize("path", ["/status", "/shards", "/sqs/stats", "/handler/stats", "/cache/stats", "/cache/keys"])
 async def test_answer_is_shared_among_callers(daemon: Daemon, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many clients of one path cost as much as one; beyond its places a request is refused and told when to repeat."""
     monkeypatch.setattr(server, "SharedAnswer", partial(SharedAnswer, fresh_s=60.0))  # a busy machine connects slowly
     calls = 0
 
@@ -1216,7 +1148,6 @@ async def test_answer_is_shared_among_callers(daemon: Daemon, path: str, monkeyp
 
 
 async def test_operations_are_looked_up_a_few_at_a_time(daemon: Daemon) -> None:
-    """Many clients of a path whose answers differ take turns, so that they leave connections to operations."""
     running = longest = 0
     are_refused = asyncio.Event()
 
@@ -1246,7 +1177,6 @@ async def test_operations_are_looked_up_a_few_at_a_time(daemon: Daemon) -> None:
 
 
 async def test_refused_requests_take_no_place(daemon: Daemon) -> None:
-    """Clients without the token cannot keep those with it from an answer."""
     held = asyncio.Event()
 
     async def hold(*_: object) -> tuple[int, dict[str, Any]]:
@@ -1267,7 +1197,6 @@ async def test_refused_requests_take_no_place(daemon: Daemon) -> None:
 
 
 async def test_server_answers_over_both_families_when_it_has_no_host(daemon: Daemon) -> None:
-    """On one port, also where that is any free one."""
     require_ipv6()
     async with open_http(None, 0, tokens=TOKENS, views=daemon.views()) as port, ClientSession() as session:
         for host in ("127.0.0.1", "[::1]"):
@@ -1277,14 +1206,12 @@ async def test_server_answers_over_both_families_when_it_has_no_host(daemon: Dae
 async def test_server_answers_over_ipv4_when_the_kernel_has_no_ipv6(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An address that this machine does not have is refused as all addresses are without IPv6."""
     monkeypatch.setattr(server, "IPV6", "2001:db8::1")
     async with open_http(None, 0, tokens=TOKENS, views=daemon.views()) as port, ClientSession() as session:
         assert (await Site(session, port).ask("/livez"))[0] == 200
 
 
 async def test_server_does_not_start_when_another_program_has_the_port_of_one_family(daemon: Daemon) -> None:
-    """It would get the probes and scrapers of that family; and nothing stays open."""
     require_ipv6()
     with socket.create_server(("::", 0), family=socket.AF_INET6) as other:
         port = other.getsockname()[1]

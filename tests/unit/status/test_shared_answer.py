@@ -30,14 +30,12 @@ class Made:
 
 
 async def test_answer_is_made_once_for_concurrent_callers() -> None:
-    """A hundred callers cost as much as one."""
     made = Made()
     assert await asyncio.gather(*(made.shared() for _ in range(100))) == [1] * 100
     assert repr(made.shared) == "SharedAnswer(made_at=0.0)"
 
 
 async def test_answer_is_kept_for_a_moment_from_its_end_on() -> None:
-    """A caller after that gets a new one."""
     made = Made()
     answers = [await made.shared()]
     for now in (0.9, 1.0, 1.9, 2.0):
@@ -47,7 +45,6 @@ async def test_answer_is_kept_for_a_moment_from_its_end_on() -> None:
 
 
 async def test_error_is_not_kept() -> None:
-    """The next caller tries again."""
     made = Made()
     made.error = ValueError("once")
     with pytest.raises(ValueError, match="once"):
@@ -57,7 +54,6 @@ async def test_error_is_not_kept() -> None:
 
 
 async def test_forgotten_answer_is_made_again() -> None:
-    """Also one that was being made when what it shows was changed."""
     made = Made()
     await made.shared()
     made.shared.forget()
@@ -70,7 +66,6 @@ async def test_forgotten_answer_is_made_again() -> None:
 
 
 async def test_cancelled_caller_leaves_the_work_to_the_next() -> None:
-    """Callers that wait get an answer, whoever goes away."""
     made = Made()
     made.may_end.clear()
     callers = [asyncio.create_task(made.shared()) for _ in range(3)]

@@ -12,7 +12,6 @@ from simplu_worker.status.tls import load_tls
 
 
 def test_certificate_tells_its_end_expired_or_not(tmp_path: Path) -> None:
-    """Its own end, whatever the time is."""
     now = datetime.now(UTC)
     assert now < load_tls(*make_certificate(tmp_path)).certificate_end < now + timedelta(days=4000)
     make_certificates(tmp_path)

@@ -43,7 +43,6 @@ def pipe() -> Iterator[Pipe]:
 
 
 def test_stream_writes_all_in_order_when_the_descriptor_takes_them(pipe: Pipe) -> None:
-    """And `drain` returns once they are written."""
     for number in range(100):
         pipe.stream.write(f"line {number} ü\n")
     assert pipe.stream.drain(within_s=PATIENCE_S)
@@ -52,7 +51,6 @@ def test_stream_writes_all_in_order_when_the_descriptor_takes_them(pipe: Pipe) -
 
 
 def test_stream_drops_what_finds_no_room_and_goes_on_when_it_is_read_again(pipe: Pipe) -> None:
-    """No write waits; memory is bounded; the lines that are written are whole; the number of the others is told."""
     line = "x" * 999 + "\n"
     count = 2 * WAITING_MAX_BYTES // len(line)
     for _ in range(count):
@@ -72,7 +70,6 @@ def test_stream_drops_what_finds_no_room_and_goes_on_when_it_is_read_again(pipe:
 
 
 def test_stream_drops_lines_when_its_pipe_is_closed() -> None:
-    """And ends soon all the same: nothing is tried again while it drains."""
     pipe = Pipe()
     os.close(pipe.reading)
     for _ in range(3):
@@ -83,7 +80,6 @@ def test_stream_drops_lines_when_its_pipe_is_closed() -> None:
 
 
 def test_stream_waits_for_room_when_its_descriptor_is_non_blocking(pipe: Pipe) -> None:
-    """Another process that shares the pipe may have made it so."""
     os.set_blocking(pipe.file.fileno(), False)
     text = "y" * 300_000 + "\n"
     pipe.stream.write(text)

@@ -62,7 +62,6 @@ def _logger(name: str = "simplu_worker.test") -> Any:
 
 
 def test_log_writes_one_json_line_with_facts_when_an_event_comes(stream: io.StringIO) -> None:
-    """Time in UTC, level, logger, event, then the facts."""
     _logger().info("batch.applied", shard_id="a", operation_count=3, at=None, odd="\ud800\u2028")
     _logger().debug("batch.planned")
     (line,) = _lines_of(stream)
@@ -79,7 +78,6 @@ def test_log_writes_one_json_line_with_facts_when_an_event_comes(stream: io.Stri
 
 
 def test_log_takes_libraries_from_warning_on(stream: io.StringIO) -> None:
-    """Libraries are in the same form, scrubbed; their info is not shown, and odd arguments do no harm."""
     register_secret(PLANTED)
     logging.getLogger("asyncpg").info("connected")
     logging.getLogger("asyncpg").warning("lost %s", PLANTED)
@@ -92,7 +90,6 @@ def test_log_takes_libraries_from_warning_on(stream: io.StringIO) -> None:
 
 
 def test_log_has_errors_of_the_network_in_words(stream: io.StringIO) -> None:
-    """Those of libraries too; any other error stays as it is."""
     refused = RuntimeError("HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded")
     refused.__context__ = ConnectionRefusedError(111, "Connection refused")
     logging.getLogger("opentelemetry").warning("Transient error %s encountered with %s", refused, ValueError("spans"))
@@ -102,7 +99,6 @@ def test_log_has_errors_of_the_network_in_words(stream: io.StringIO) -> None:
 
 
 def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> None:
-    """At debug botocore stays at info: its debug output contains bodies and signatures."""
     configure_logging("debug", "json", stream=stream)
     logging.getLogger("botocore.endpoint").debug("body")
     logging.getLogger("botocore.credentials").info("found")
@@ -112,14 +108,12 @@ def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> No
 
 
 def test_recent_errors_are_about_the_subject_that_is_known(stream: io.StringIO) -> None:
-    """Each line of an event has all of its keys; the subject is the first that is not null."""
     _logger().warning("order.refused", shard_id=None, queue="orders", attempts=2)
     (recent,) = recent_errors()
     assert (recent["about"], recent["error"]) == ("orders", "attempts 2")
 
 
 def test_log_is_readable_when_console(stream: io.StringIO) -> None:
-    """A person gets a plain line, and the exceptions inside a group below it."""
     configure_logging("info", "console", stream=stream)
     register_secret(PLANTED)
     _logger().warning(
@@ -155,12 +149,10 @@ SCRUBBED = [
 
 @pytest.mark.parametrize(("text", "expected"), SCRUBBED)
 def test_scrubbing_masks_what_looks_like_a_secret(text: str, expected: str) -> None:
-    """Passwords in URLs and DSNs, tokens and keys are masked; the rest stays readable."""
     assert expected == scrub_text(text)
 
 
 def test_scrubbing_reaches_into_every_value(stream: io.StringIO) -> None:
-    """Nested values, keys, bytes, sets, exceptions and objects are all looked through; odd values become text."""
     register_secret(PLANTED)
     register_secret("short")
 
@@ -193,7 +185,6 @@ def test_scrubbing_reaches_into_every_value(stream: io.StringIO) -> None:
 
 
 def test_scrubbing_ends_when_a_value_contains_itself() -> None:
-    """A value that holds itself is cut at a depth."""
     value: list[object] = []
     value.append(value)
     assert scrub(value, depth=2) == [["…"]]
@@ -201,7 +192,6 @@ def test_scrubbing_ends_when_a_value_contains_itself() -> None:
 
 @given(before=st.text(), after=st.text(), secret=st.text("ab%2/'\"\\é", min_size=6))
 def test_scrubbing_leaves_no_registered_secret_in_any_text(before: str, after: str, secret: str) -> None:
-    """Whatever surrounds it, a registered secret is not in the text afterwards, nor as repr or JSON shows it."""
     secrets = log_module._Secrets()
     secrets.add(secret)
     for shown in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret)):
@@ -211,14 +201,12 @@ def test_scrubbing_leaves_no_registered_secret_in_any_text(before: str, after: s
 @pytest.mark.parametrize("secret", ["correct horse battery", 'correct"horse"battery', "correct'horse' battery"])
 @pytest.mark.parametrize("text", ["password={}", "password='{}' host=h", '"token_secret": "{}"', "postgres://u:{}@h"])
 def test_scrubbing_masks_all_words_of_a_registered_secret(secret: str, text: str) -> None:
-    """A pattern ends at a blank or a quote, and what it leaves is no longer the registered text."""
     register_secret(secret)
     masked = scrub_text(text.format(secret))
     assert not [word for word in ("correct", "horse", "battery") if word in masked]
 
 
 def test_registering_secrets_takes_linear_time() -> None:
-    """Each of a thousand shards has a password, which is registered with every new pool of connections."""
     assert least_cpu_s(partial(_register, 400)) < 9 * least_cpu_s(partial(_register, 100))
 
 
@@ -235,13 +223,11 @@ HOSTILE = ["a.", "a://b:", "password='", "secret", "authorization", "Bearer ", "
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_scrubbing_is_quick_when_a_text_is_hostile(part: str) -> None:
-    """A megabyte of any beginning of a pattern costs no more than counting to 20 millions, a fraction of a second."""
     counting_s = least_cpu_s(lambda: sum(1 for _ in range(250_000)))
     assert cpu_s(lambda: scrub_text(part * (1_000_000 // len(part)))) < 80 * counting_s
 
 
 def test_exceptions_are_written_with_type_and_scrubbed_message(stream: io.StringIO) -> None:
-    """A warning has type and message, an error the traceback too, all scrubbed, causes and groups included."""
     register_secret(PLANTED)
     try:
         _fail()
@@ -269,7 +255,6 @@ def _event(name: str = "shard.lost", level: str = "warning", **facts: Any) -> Fa
 
 
 def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None:
-    """The first is written at once; its repeats once the window ends, by whatever event comes next."""
     fold = LogDeduplicator(window_s=10)
     assert [_event(n=1)] == fold.admit(_event(n=1), 0)
     assert fold.admit(_event(n=2), 1) == []
@@ -280,14 +265,12 @@ def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None
 
 
 def test_fold_writes_one_line_a_window_when_a_storm_goes_on() -> None:
-    """A warning every second for 35 seconds is four lines, and their counts add up."""
     fold = LogDeduplicator(window_s=10)
     lines = [line for second in range(35) for line in fold.admit(_event(), second)] + fold.flush()
     assert [line.get("repeated") for line in lines] == [None, 10, 10, 10, 4]
 
 
 def test_fold_writes_an_event_as_new_when_its_window_ended_without_repeats() -> None:
-    """The same warning a minute later is no repeat."""
     fold = LogDeduplicator(window_s=10)
     fold.admit(_event(), 0)
     assert [_event()] == fold.admit(_event(), 60)
@@ -307,21 +290,18 @@ def test_fold_writes_an_event_as_new_when_its_window_ended_without_repeats() -> 
     ],
 )
 def test_fold_keeps_apart_what_is_not_the_same(other: Facts) -> None:
-    """Another shard, source, tenant, error class, logger, event or level is another thing."""
     fold = LogDeduplicator()
     fold.admit(_event(), 0)
     assert [_event() | other] == fold.admit(_event() | other, 0)
 
 
 def test_fold_ignores_the_message_when_the_error_class_is_the_same() -> None:
-    """Only the class of an error counts."""
     fold = LogDeduplicator()
     fold.admit(_event(error="OSError: host a"), 0)
     assert fold.admit(_event(error="OSError: host b"), 0) == []
 
 
 def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
-    """The number of remembered events is bounded, and a replaced one is still counted."""
     fold = LogDeduplicator(max_keys=1)
     fold.admit(_event("a"), 0)
     fold.admit(_event("a"), 0)
@@ -330,7 +310,6 @@ def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))
 def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]]) -> None:
-    """The lines with their counts add up to the events that were logged."""
     fold, now, lines = LogDeduplicator(window_s=10, max_keys=2), 0.0, list[Facts]()
     for name, level, pause in comings:
         now += pause
@@ -345,7 +324,6 @@ def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]
 
 
 def test_flush_writes_what_is_folded_when_the_process_ends(stream: io.StringIO) -> None:
-    """Nothing that was counted is lost at exit."""
     for _ in range(3):
         _logger().warning("shard.lost", shard_id="a")
         _logger().info("batch.applied")
@@ -365,13 +343,11 @@ def folded(event: str, **facts: Any) -> Facts:
 
 
 def test_fold_ends_at_the_end_of_its_window() -> None:
-    """An event that comes then is written."""
     log = LogDeduplicator(window_s=10.0)
     assert [len(log.admit(folded("a"), now)) for now in (0.0, 10.0, 10.1)] == [1, 1, 0]
 
 
 def test_fold_forgets_the_oldest_event_with_its_summary_beside_those_that_are_due() -> None:
-    """No repetition is lost."""
     log = LogDeduplicator(window_s=10.0, max_keys=2)
     for event, now in (("a", 0.0), ("a", 1.0), ("b", 5.0), ("b", 6.0), ("c", 6.0)):
         log.admit(folded(event), now)
@@ -380,7 +356,6 @@ def test_fold_forgets_the_oldest_event_with_its_summary_beside_those_that_are_du
 
 
 def test_flush_leaves_nothing_to_write_again() -> None:
-    """Each repetition is counted once."""
     log = LogDeduplicator()
     for now in (0.0, 1.0):
         log.admit(folded("a"), now)
@@ -402,7 +377,6 @@ def test_flush_leaves_nothing_to_write_again() -> None:
 def test_events_are_the_same_by_their_facts_and_the_class_of_their_error(
     one: Facts, other: Facts, *, expected: bool
 ) -> None:
-    """What differs between two of one trouble does not count."""
     assert (dedup_key(folded("a") | one) == dedup_key(folded("a") | other)) is expected
 
 
@@ -424,7 +398,6 @@ def test_events_are_the_same_by_their_facts_and_the_class_of_their_error(
 def test_recent_errors_name_the_cause_of_each_event(
     facts: dict[str, Any], about: str | None, expected: str | None
 ) -> None:
-    """The error or the problems, or else the other facts: no warning is without one on the status page."""
     _logger().warning("thing.happened", **facts)
     (one,) = recent_errors()
     assert (one["event"], one["about"], one["error"], one["count"]) == ("thing.happened", about, expected, 1)
@@ -432,7 +405,6 @@ def test_recent_errors_name_the_cause_of_each_event(
 
 @pytest.mark.usefixtures("stream")
 def test_recent_errors_mask_secrets_and_count_repetitions() -> None:
-    """As the log does."""
     for _ in range(3):
         _logger().warning("shard.lost", shard_id="a", problems=["postgresql://u:hunter22@h/d"])
     flush_logging()
@@ -450,7 +422,6 @@ class _UnprintableError(Exception):
 
 
 def test_log_writes_the_name_of_an_event_when_its_facts_have_no_text(stream: io.StringIO) -> None:
-    """Whoever logs goes on, as bulkheads log what they catch; the error's own message may quote anything."""
     _logger().error("order.failed", value=_UnprintableError())
     _logger().info("batch.applied", shard_id="a")
 
@@ -462,7 +433,6 @@ def test_log_writes_the_name_of_an_event_when_its_facts_have_no_text(stream: io.
 
 
 def test_log_writes_no_text_of_a_library_that_could_not_be_scrubbed(stream: io.StringIO) -> None:
-    """It may contain a secret."""
     logging.getLogger("library").error("sent %s", PLANTED, exc_info=_UnprintableError())
 
     assert [line["event"] for line in _lines_of(stream)] == ["log.failed"]
@@ -470,8 +440,6 @@ def test_log_writes_no_text_of_a_library_that_could_not_be_scrubbed(stream: io.S
 
 
 def test_log_raises_when_there_is_no_memory(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process without memory ends."""
-
     def scrub_nothing(_: Facts) -> Facts:
         raise MemoryError
 

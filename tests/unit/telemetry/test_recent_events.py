@@ -19,7 +19,6 @@ def event(name: str, at: datetime = NOW, level: str = "warning", **facts: Any) -
 
 
 def test_dead_letters_do_not_drive_out_the_loss_of_a_shard() -> None:
-    """A bad producer of many tenants is one row, with the count of all."""
     recent = RecentEvents()
     recent.note(event("shard.lost", shard_id="shard-1", problems=["refused"]))
     for number in range(1000):
@@ -36,7 +35,6 @@ def test_dead_letters_do_not_drive_out_the_loss_of_a_shard() -> None:
 
 
 def test_event_has_its_worst_level_and_its_last_error() -> None:
-    """What is not a warning or an error is none."""
     recent = RecentEvents()
     recent.note(event("order.failed", level="error", queue="q", error="first"))
     recent.note(event("order.failed", queue="q", error="second"))
@@ -47,7 +45,6 @@ def test_event_has_its_worst_level_and_its_last_error() -> None:
 
 @pytest.mark.parametrize(("silent", "count"), [(timedelta(minutes=59), 2), (timedelta(hours=2), 1)])
 def test_event_begins_anew_after_an_hour_of_silence(silent: timedelta, count: int) -> None:
-    """Its first time is then that of the new trouble."""
     recent = RecentEvents()
     recent.note(event("shard.lost", shard_id="a"))
     recent.note(event("shard.lost", NOW + silent, shard_id="a"))
@@ -56,7 +53,6 @@ def test_event_begins_anew_after_an_hour_of_silence(silent: timedelta, count: in
 
 
 def test_event_is_shown_for_a_day() -> None:
-    """Later it is no longer recent."""
     recent = RecentEvents()
     recent.note(event("shard.lost", shard_id="a"))
     assert len(recent.view(NOW + timedelta(hours=24))) == 1
@@ -64,7 +60,6 @@ def test_event_is_shown_for_a_day() -> None:
 
 
 def test_texts_of_a_library_share_one_row() -> None:
-    """They are no closed set; a long text is cut."""
     recent = RecentEvents()
     for number in range(EVENTS_MAX + 5):
         recent.note(event(f"Task {number} was destroyed", logger="asyncio.base") | {"logger": "asyncio.base"})
@@ -75,7 +70,6 @@ def test_texts_of_a_library_share_one_row() -> None:
 
 
 def test_rows_are_bounded() -> None:
-    """However many names there are, the last ones stay."""
     recent = RecentEvents()
     for number in range(EVENTS_MAX + 1):
         recent.note(event("a" * (number % 25 + 1) + "." + "b" * (number // 25 + 1)))

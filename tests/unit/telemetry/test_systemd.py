@@ -37,7 +37,6 @@ def systemd() -> Iterator[tuple[str, socket.socket]]:
 def test_notifier_sends_one_assignment_per_call(
     systemd: tuple[str, socket.socket], call: Callable[[SystemdNotifier], None], expected: bytes
 ) -> None:
-    """Each call is one datagram with one assignment."""
     path, sock = systemd
     call(SystemdNotifier({"NOTIFY_SOCKET": path}))
     assert expected == sock.recv(1000)
@@ -45,7 +44,6 @@ def test_notifier_sends_one_assignment_per_call(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract socket names are Linux's")
 def test_notifier_sends_when_the_socket_has_an_abstract_name() -> None:
-    """A leading @ is the zero byte of an abstract name."""
     name = f"simplu-worker-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name)
@@ -56,7 +54,6 @@ def test_notifier_sends_when_the_socket_has_an_abstract_name() -> None:
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
 def test_notifier_does_nothing_when_there_is_no_unix_socket(environ: dict[str, str]) -> None:
-    """Outside systemd every call is without effect, and there is no watchdog."""
     notifier = SystemdNotifier({**environ, "WATCHDOG_USEC": "30000000"})
     notifier.notify_ready()
     notifier.notify_watchdog()
@@ -64,7 +61,6 @@ def test_notifier_does_nothing_when_there_is_no_unix_socket(environ: dict[str, s
 
 
 def test_notifier_drops_the_message_when_nobody_listens() -> None:
-    """A socket that is gone is systemd's trouble and never the worker's."""
     SystemdNotifier({"NOTIFY_SOCKET": "/nowhere/at/all"}).notify_ready()
 
 
@@ -82,5 +78,4 @@ def test_notifier_drops_the_message_when_nobody_listens() -> None:
     ],
 )
 def test_watchdog_interval_is_half_of_what_systemd_allows(environ: dict[str, str], expected: float | None) -> None:
-    """The interval is half of WATCHDOG_USEC, and only where it is meant for this process."""
     assert expected == SystemdNotifier({"NOTIFY_SOCKET": "/run/x", **environ}).watchdog_interval_s

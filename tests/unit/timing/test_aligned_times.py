@@ -14,7 +14,6 @@ GRIDS = st.sampled_from([GRID_S, 5 * GRID_S])
 
 @given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_MIN_S, 60.0), grid_s=GRIDS)
 def test_moment_is_in_time_and_little_early(since: float, interval_s: float, grid_s: float) -> None:
-    """It may be a hundredth of a second late, or as early as the grid is wide."""
     off_s = aligned_time(since, interval_s, grid_s) - (since + interval_s)
     assert EARLY_S - grid_s - MILLISECOND_S < off_s < EARLY_S + MILLISECOND_S
 
@@ -24,7 +23,6 @@ def test_moment_is_in_time_and_little_early(since: float, interval_s: float, gri
     lateness_s=st.lists(st.floats(-MILLISECOND_S, 5 * MILLISECOND_S), min_size=5, max_size=5),
 )
 def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: float, lateness_s: list[float]) -> None:
-    """No drift: late wake-ups of the process make no interval longer, early ones make none shorter."""
     wanted = aligned_time(first, 1.0)
     for turn, late_s in enumerate(lateness_s, start=1):
         assert aligned_time(wanted + turn - 1 + late_s, 1.0) == pytest.approx(wanted + turn, abs=2 * MILLISECOND_S)
@@ -32,14 +30,12 @@ def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: fl
 
 @given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_MIN_S, 60.0), grid_s=GRIDS)
 def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float, grid_s: float) -> None:
-    """All lie on the grid, from any start."""
     moment = aligned_time(since, interval_s, grid_s)
     assert moment == pytest.approx(round(moment / grid_s) * grid_s, abs=MILLISECOND_S)
 
 
 @pytest.mark.parametrize(("since", "interval_s"), [(100.03, 0.205), (100.03, 0.0), (float("-inf"), 1.0)])
 def test_short_interval_and_no_beginning_are_left_as_they_are(since: float, interval_s: float) -> None:
-    """A tenth of a second counts there."""
     assert aligned_time(since, interval_s) == since + interval_s
 
 
@@ -49,7 +45,6 @@ def test_short_interval_and_no_beginning_are_left_as_they_are(since: float, inte
     lateness_s=st.lists(st.floats(-5 * MILLISECOND_S, 5 * MILLISECOND_S), min_size=5, max_size=5),
 )
 def test_short_pauses_end_together(start: float, interval_s: float, lateness_s: list[float]) -> None:
-    """From any start, and each once an interval, although the process wakes a little early or late."""
     pause_s = shared_pause_s(start, interval_s)
     assert EARLY_S <= pause_s <= interval_s + EARLY_S
     wanted = start + pause_s

@@ -32,7 +32,6 @@ class Machine:
 
 
 def test_clock_is_taken_as_it_is_before_the_first_answer() -> None:
-    """Nothing is known against it; an answer without a valid date changes that as little."""
     machine = Machine()
     machine.clock.compare("soon")
     assert (machine.clock.ahead_s, machine.clock.problem) == (None, None)
@@ -40,7 +39,6 @@ def test_clock_is_taken_as_it_is_before_the_first_answer() -> None:
 
 
 def test_jump_shows_at_once_between_two_answers() -> None:
-    """Either way, for as long as the clock is wrong, without another answer."""
     machine = Machine()
     machine.answer()
     machine.uptime_s += 3600
@@ -54,7 +52,6 @@ def test_jump_shows_at_once_between_two_answers() -> None:
 
 
 def test_earliest_is_the_time_of_the_clock_that_is_behind_when_they_are_apart() -> None:
-    """So that an operation is given up only once both clocks say that it waited long enough."""
     machine = Machine()
     machine.answer()
     machine.set_by = timedelta(days=20)
@@ -66,7 +63,6 @@ def test_earliest_is_the_time_of_the_clock_that_is_behind_when_they_are_apart() 
 
 
 def test_answers_are_compared_at_intervals_and_a_change_is_logged_once() -> None:
-    """A busy worker gets thousands of answers a second."""
     machine = Machine()
     machine.answer()
     machine.set_by = timedelta(hours=1)

@@ -21,7 +21,6 @@ from simplu_worker.timing.clock_agreement import (
     [(0.0, False), (60.0, False), (60.1, True), (-60.0, False), (-60.1, True), (float("nan"), True)],
 )
 def test_clocks_are_apart_when_they_differ_by_over_a_minute(ahead_s: float, *, expected: bool) -> None:
-    """In either direction."""
     assert are_apart(ahead_s) is expected
 
 
@@ -38,7 +37,6 @@ def test_clocks_are_apart_when_they_differ_by_over_a_minute(ahead_s: float, *, e
     ],
 )
 def test_problem_names_the_clock_and_what_waits(problem: str | None, expected: str | None) -> None:
-    """An error for people; a clock that nothing is known of is no problem."""
     assert problem == expected
 
 
@@ -57,7 +55,6 @@ def test_problem_names_the_clock_and_what_waits(problem: str | None, expected: s
 def test_own_clock_is_wrong_when_aws_or_several_shards_say_so(
     of_aws: float | None, shards: list[float], expected: float | None
 ) -> None:
-    """AWS decides, as many shards may be databases of one server."""
     assert probable_own_ahead_s(of_aws, shards) == expected
 
 
@@ -72,5 +69,4 @@ def test_own_clock_is_wrong_when_aws_or_several_shards_say_so(
     ],
 )
 def test_date_header_is_an_instant_or_nothing(date: str, expected: datetime | None) -> None:
-    """Whatever a server sends, it raises nothing."""
     assert parse_http_date(date) == expected

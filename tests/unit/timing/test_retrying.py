@@ -20,7 +20,6 @@ def _without_pauses() -> Iterator[None]:
 
 
 async def test_repetition_neither_logs_the_arguments_nor_adds_a_metric() -> None:
-    """They may be secrets; our doors log and count what people need."""
     answers = iter((RetryableError("not now"), "an answer"))
 
     async def ask(_secret: str) -> str:

@@ -20,7 +20,6 @@ def waiting_at(event: asyncio.Event) -> int:
 @pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("within_s", [None, LONG_S])
 async def test_wait_ends_when_any_of_its_events_is_set(at: int, within_s: float | None) -> None:
-    """Whichever it is, and no event goes on keeping a waiter."""
     events = [asyncio.Event() for _ in range(3)]
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         wait = tasks.create_task(wait_any(*events, within_s=within_s))
@@ -33,7 +32,6 @@ async def test_wait_ends_when_any_of_its_events_is_set(at: int, within_s: float 
 
 @pytest.mark.parametrize("within_s", [-1.0, 0.0, 0.01])
 async def test_wait_ends_when_the_time_is_over(within_s: float) -> None:
-    """Without any event."""
     event = asyncio.Event()
     async with asyncio.timeout(5):
         await wait_any(event, within_s=within_s)
@@ -41,7 +39,6 @@ async def test_wait_ends_when_the_time_is_over(within_s: float) -> None:
 
 
 async def test_wait_ends_at_once_when_an_event_is_set_already() -> None:
-    """Without a turn of the event loop."""
     event, other = asyncio.Event(), asyncio.Event()
     event.set()
     with pytest.raises(StopIteration):
@@ -49,7 +46,6 @@ async def test_wait_ends_at_once_when_an_event_is_set_already() -> None:
 
 
 async def test_wait_sees_an_event_that_is_cleared_again_before_its_turn() -> None:
-    """A wake-up is never lost: the waiter runs after the event was cleared, and checks then."""
     event = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         tasks.create_task(wait_any(event))
@@ -59,7 +55,6 @@ async def test_wait_sees_an_event_that_is_cleared_again_before_its_turn() -> Non
 
 
 async def test_wait_leaves_nothing_behind_when_cancelled() -> None:
-    """Neither at its events, nor in the clock."""
     event, other = asyncio.Event(), asyncio.Event()
     wait = asyncio.create_task(wait_any(event, other, within_s=LONG_S))
     await asyncio.sleep(0)
@@ -71,7 +66,6 @@ async def test_wait_leaves_nothing_behind_when_cancelled() -> None:
 
 @pytest.mark.parametrize("is_set", [True, False])
 async def test_sleep_returns_whether_its_event_is_set(is_set: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """That is how a loop learns that it is to stop."""
     event = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         ended = tasks.create_task(sleep_or_event(0.01, until=event))
@@ -82,7 +76,6 @@ async def test_sleep_returns_whether_its_event_is_set(is_set: bool) -> None:  # 
 
 
 async def test_deadline_is_moved() -> None:
-    """The block goes on beyond its first deadline."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout_at(loop.time()) as deadline:
         move_deadline(deadline, loop.time() + LONG_S)
@@ -101,6 +94,5 @@ async def wait_and_move_deadline() -> None:
 
 
 async def test_deadline_that_has_passed_is_not_moved() -> None:
-    """A renewal may come while the block is being cancelled; it ends with the timeout, and no other error."""
     with pytest.raises(TimeoutError):
         await wait_and_move_deadline()

@@ -72,7 +72,6 @@ def requests_of(lines: list[str]) -> Iterator[tuple[str, dict[str, object]]]:
 
 @pytest.mark.slow
 def test_plan_creates_each_resource_that_is_missing() -> None:
-    """Stream, tables and queues, in this order, with commands whose options are those of the API."""
     steps = plan(NOTHING, settings_with())
     about = ["stream s", "table leases", "table business-info", "queue c", "queue o.fifo", "queue p.fifo"]
     assert [step.about for step in steps] == [*about, "queue letters"]
@@ -106,7 +105,6 @@ def test_plan_creates_each_resource_that_is_missing() -> None:
 
 
 def test_plan_is_empty_when_nothing_is_missing() -> None:
-    """A configuration without sources needs nothing either."""
     assert plan(EVERYTHING, settings_with()) == []
     unset = Settings()
     assert plan(AwsFacts(has_stream=False, tables={"business-info": TABLE}, queues={}), unset) == []
@@ -126,7 +124,6 @@ def test_plan_is_empty_when_nothing_is_missing() -> None:
 def test_plan_mends_settings_of_queues_that_do_not_fit(
     url: str, changed: QueueAttributes, changes: Mapping[str, object], expected: Mapping[str, str] | None
 ) -> None:
-    """A visibility timeout below the grace time, and dead letters that expire early; nothing else."""
     quiet = EVERYTHING.queues | dict.fromkeys((ORDERS, PRIORITY), replace(QUEUE, visibility_timeout_s=60))  # type: ignore[operator]
     steps = plan(replace(EVERYTHING, queues=quiet | {url: changed}), settings_with(**changes))
     made = [one for step in steps for one in requests_of(step.commands)]
@@ -135,7 +132,6 @@ def test_plan_mends_settings_of_queues_that_do_not_fit(
 
 
 def test_plan_names_the_resource_of_an_arn_and_the_default_dead_letter_queue() -> None:
-    """A command takes names; the queue of dead letters that the worker would create itself is created as well."""
     arn = "arn:aws:kinesis:eu-central-1:123456789012:stream/of-arn"
     settings = settings_with(kinesis_stream_name=arn, sqs_dead_letter_queue_url=None)
     facts = replace(EVERYTHING, has_stream=False, queues={**EVERYTHING.queues, f"{CONTROL}-dead-letters": None})
@@ -143,6 +139,5 @@ def test_plan_names_the_resource_of_an_arn_and_the_default_dead_letter_queue() -
 
 
 def test_commands_without_a_region_leave_it_to_the_profile() -> None:
-    """As the worker does."""
     (step,) = plan(replace(EVERYTHING, has_stream=False), settings_with(aws_region=None))
     assert "--region" not in step.commands[0]

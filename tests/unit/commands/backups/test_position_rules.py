@@ -71,21 +71,18 @@ def facts(
 def test_position_is_judged_by_its_age_unless_no_worker_is_ahead_of_it(
     found: StreamPosition, checkpoint: Position | None, state: PositionState
 ) -> None:
-    """Against the retention; the checkpoint shows that there is nothing between."""
     checkpoints = {} if checkpoint is None else {"a": checkpoint}
     (judged,) = judge_positions(facts({"a": found}, checkpoints=checkpoints))
     assert (judged.stream_shard_id, judged.position, judged.state) == ("a", found.pending_from, state)
 
 
 def test_beginning_of_the_stream_counts_from_the_first_tenant() -> None:
-    """No operation was applied before: less the wait for a tenant."""
     begun = facts({"a": row("TRIM_HORIZON")}, checkpoints={"a": Position(9)}, first_tenant_hours=48)
     (judged,) = judge_positions(begun)
     assert (judged.state, judged.since) == (LOST, NOW - timedelta(hours=48, minutes=5))
 
 
 def test_stream_shard_without_a_row_is_judged_unless_it_has_parents() -> None:
-    """Those with parents have records since the parents' rows only; without tenants nothing is read."""
     shards: dict[str, tuple[str, ...]] = {"b": (), "a": (), "child": ("a",)}
     judged = judge_positions(facts({"a": row("5/0", 2)}, shards=shards, first_tenant_hours=30))
     since = NOW - timedelta(hours=30, minutes=5)
@@ -97,7 +94,6 @@ def test_stream_shard_without_a_row_is_judged_unless_it_has_parents() -> None:
 
 
 def test_longest_gap_is_that_of_the_oldest_position_that_is_read_from() -> None:
-    """Level ones are not; without any it is zero."""
     old, young = NOW - timedelta(hours=9), NOW - timedelta(hours=2)
     level = JudgedPosition("a", "1/0", LEVEL, old)
     readable = JudgedPosition("b", "1/0", READABLE, young)
@@ -119,5 +115,4 @@ def test_longest_gap_is_that_of_the_oldest_position_that_is_read_from() -> None:
 def test_record_of_a_readable_position_has_to_be_in_the_stream(
     position: str, state: PositionState, expected: str | None
 ) -> None:
-    """Where there is one: the beginning of a stream has none."""
     assert record_to_confirm(JudgedPosition("a", position, state, NOW)) == expected

@@ -16,7 +16,6 @@ def verdict(*statuses: CheckStatus, odd: list[Finding] | None = None) -> str:
 
 
 def test_check_ends_with_what_failed_or_warns() -> None:
-    """Nothing is odd only if nothing is; what is off is well."""
     ok, warning, failed, off = CheckStatus.OK, CheckStatus.WARNING, CheckStatus.FAILED, CheckStatus.OFF
     assert verdict(ok, off) == "nothing odd"
     assert verdict(ok, odd=ODD) == "nothing failed; see what is odd"
@@ -26,7 +25,6 @@ def test_check_ends_with_what_failed_or_warns() -> None:
 
 
 def test_check_has_the_words_of_the_page_for_what_failed() -> None:
-    """Each cause once, the worst first."""
     names = ("shard a", "order events", "shard b", "business-info", "credentials")
     rows = [CheckedDependency(name, "", CheckStatus.FAILED, "", 0.0) for name in names]
     _, *advice = verdict_on(CheckReport(rows, []))

@@ -200,13 +200,11 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
 def test_findings_name_what_is_odd_and_nothing_else(
     facts: CheckFacts, changes: dict[str, object], expected: list[str]
 ) -> None:
-    """Each rule reports a finding just beyond its bound, the subject first, and none at the bound."""
     found = [str(finding) for finding in find_oddities(facts, settings_with(**changes), {})]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 
 def test_misspelt_variable_is_odd() -> None:
-    """A variable of another program may have such a name, so it is no failure."""
     found = find_oddities(CheckFacts(), settings_with(), {"LOG_LVL": "LOG_LEVEL"})
     assert [str(finding) for finding in found] == [
         "LOG_LVL: no variable of the worker, which ignores it; did you mean LOG_LEVEL?"
@@ -225,7 +223,6 @@ def test_misspelt_variable_is_odd() -> None:
     ],
 )
 def test_use_of_quotas_is_described(registered: list[str], own: str | None, expected: str) -> None:
-    """Of this configuration, beside the other consumers that Kinesis names."""
     assert expected in describe_reading(registered, own, 4)
 
 
@@ -239,7 +236,6 @@ def test_use_of_quotas_is_described(registered: list[str], own: str | None, expe
     ],
 )
 def test_full_list_of_consumers_is_odd(read: str, registered: list[str], *, is_odd: bool) -> None:
-    """The registration will be refused."""
     facts = CheckFacts(registered_consumers=registered)
     found = find_oddities(facts, settings_with(kinesis_read=read, kinesis_consumer_name="me"), {})
     assert ["stream consumers" in str(finding) for finding in found].count(True) == is_odd

@@ -19,7 +19,6 @@ def problem(text: str, subject: str | None, severity: str = "warning", **members
 
 
 def test_check_says_what_the_running_fleet_calls_wrong() -> None:
-    """A shard that it holds is no all-clear, however well it answers `check`."""
     lost, held = problem("Lost", "shard a", "critical"), problem("Held", "tenant t", reason="not_here")
     over = problem("Failing", "queue q", "critical", isOver=True)
     many = [problem("Held", f"tenant {number}") for number in range(7)]

@@ -10,7 +10,6 @@ from simplu_worker.vocabulary import DeadLetterReason, Source
 
 
 def test_options_are_the_filter_of_their_names() -> None:
-    """Each narrows it; a time without an offset is in UTC."""
     options = FilterOptions(
         reason=(DeadLetterReason.TOO_LARGE, DeadLetterReason.INVALID_JSON),
         source=Source.SQS,

@@ -39,7 +39,6 @@ def parsed(record: bytes = b"{", whole: WholeRecord | None = None, **members: An
 
 
 def test_corrected_record_is_another_operation_with_the_key_that_it_has_to_have() -> None:
-    """No digit is lost; the id of the text, and the position of a replay, do not count."""
     text = '{"requestId": "old", "simpluReplay": {}, "data": {"n": 12345678901234567890.10}, ' + TEXT[1:].replace(
         '"data": {"n": 1}', '"date": null'
     )
@@ -60,7 +59,6 @@ def test_corrected_record_is_another_operation_with_the_key_that_it_has_to_have(
 
 
 def test_old_id_of_a_record_without_one_is_that_of_its_position() -> None:
-    """As a replay would send it."""
     edited = edit_record(parsed(), TEXT, "new", RULES)
     assert edited.old_request_id == derived_request_id(STREAM)
 
@@ -77,7 +75,6 @@ def test_old_id_of_a_record_without_one_is_that_of_its_position() -> None:
     ],
 )
 def test_text_that_would_come_back_is_refused(text: str, request_id: str, error: str) -> None:
-    """With the reason; under its old id the operation would be dropped as a redelivery."""
     with pytest.raises(ValueError, match=error.replace("(", r"\(")):
         edit_record(parsed(request_id="old"), text, request_id, RULES)
 
@@ -93,12 +90,10 @@ def test_text_that_would_come_back_is_refused(text: str, request_id: str, error:
     ],
 )
 def test_letter_of_which_a_part_would_be_lost_is_not_editable(letter: ParsedDeadLetter, error: str) -> None:
-    """Never a truncated one."""
     with pytest.raises(NotEditableError, match=error):
         edit_record(letter, TEXT, "new", RULES)
 
 
 def test_part_of_a_record_is_editable() -> None:
-    """It is one operation."""
     part = parsed(origin=msgspec.structs.replace(STREAM, part_index=2))
     assert edit_record(part, TEXT, "new", RULES).operation.request_id == "new"

@@ -101,12 +101,10 @@ CASES: list[tuple[str, DeadLetter, LetterTarget, Relation]] = [
 
 @pytest.mark.parametrize(("one", "target", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_letter_is_about_the_resource_that_it_names(one: DeadLetter, target: LetterTarget, expected: Relation) -> None:
-    """By its ids and its type; what cannot be read counts as about it where it has the id and the tenant."""
     assert judge_letter(one, target) == expected
 
 
 def test_id_is_found_as_json_escapes_it() -> None:
-    """In a record that cannot be read."""
     target = msgspec.structs.replace(TARGET, resource_id="zoë")
     one = letter(b'{"resourceId":"zo\\u00eb"', business_id="clinic", location_id="main")
     assert judge_letter(one, target) == Relation.ABOUT
@@ -124,7 +122,6 @@ def packed(flags: list[bool]) -> bytes:
 @pytest.mark.slow
 @given(flags=st.lists(st.booleans(), min_size=1, max_size=8), is_bad=st.booleans(), has_numbers=st.booleans())
 def test_aggregate_keeps_the_records_of_others(flags: list[bool], *, is_bad: bool, has_numbers: bool) -> None:
-    """With their keys, numbers and request ids; without any others it is deleted."""
     parts = None
     numbers = tuple(10 + 2 * index for index in range(len(flags)))
     if is_bad:

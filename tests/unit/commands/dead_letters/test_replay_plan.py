@@ -123,7 +123,6 @@ def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
     ],
 )
 def test_filters_mean_what_all_of_them_mean(filters: DeadLetterFilter, expected: bool) -> None:  # noqa: FBT001
-    """Several reasons are alternatives; everything else is narrowed by each further filter."""
     assert filters.match(letter(), "m-1") is expected
 
 
@@ -139,7 +138,6 @@ def test_filters_mean_what_all_of_them_mean(filters: DeadLetterFilter, expected:
     ],
 )
 def test_filter_matches_all_only_without_any_criterion(filters: DeadLetterFilter) -> None:
-    """A deletion of all letters asks for another confirmation."""
     assert (filters.is_all, DeadLetterFilter().is_all) == (False, True)
 
 
@@ -149,13 +147,11 @@ def test_filter_matches_all_only_without_any_criterion(filters: DeadLetterFilter
 def test_filter_is_complete_when_each_named_message_is_found(
     message_ids: tuple[str, ...], expected: list[bool]
 ) -> None:
-    """Without names any number of further letters may match."""
     filters = DeadLetterFilter(message_ids=frozenset(message_ids))
     assert [filters.is_complete(count) for count in range(3)] == expected
 
 
 def test_leading_zeros_do_not_change_the_order() -> None:
-    """Numbers with and without them may meet; a letter without a number comes first."""
     origins = [msgspec.structs.replace(STREAM, sequence_number=number) for number in (None, "9", "0010", "11")]
     expected = [letter(origin=origin) for origin in origins]
     mixed = [expected[index] for index in (2, 0, 3, 1)]
@@ -163,20 +159,17 @@ def test_leading_zeros_do_not_change_the_order() -> None:
 
 
 def test_record_key_takes_any_text() -> None:
-    """A lone surrogate may be in a name that a forged letter has."""
     odd = [letter(origin=msgspec.structs.replace(STREAM, name=name)) for name in ("\ud800", "\ud801", "?")]
     assert len({record_key(one) for one in odd}) == 3
 
 
 def test_message_counts_with_its_attributes_as_sqs_counts() -> None:
-    """Body, names, types and values; more than one message fits a request only by their sum."""
     message = QueueMessage("żó", {"a": "bc"}, FifoIds("g", "d"))
     assert list(message.texts()) == ["żó", "a", "bc", "String"]
     assert Resend(Source.SQS, "q", "g", message=message).size_bytes == 4 + 1 + 2 + 6
 
 
 def test_letters_are_ordered_by_source_and_place() -> None:
-    """Sequence numbers are numbers, not text; sub-sequence numbers come after; a queue without them goes by time."""
     places = [("9", 0), ("10", 0), ("10", 1), ("10", 2), ("200", 0), ("1000", 0)]
     in_stream = [
         msgspec.structs.replace(STREAM, sequence_number=number, sub_sequence_number=sub) for number, sub in places
@@ -191,7 +184,6 @@ def test_letters_are_ordered_by_source_and_place() -> None:
 
 
 def test_letters_of_one_place_are_one_and_others_are_not() -> None:
-    """A letter stored twice is sent once; without a place, only the very same record is the same."""
     again = letter(failed_at=FAILED_AT + timedelta(hours=1), attempts=4)
     nowhere = msgspec.structs.replace(ORDERS, message_id=None, sequence_number=None)
     assert record_key(letter()) == record_key(again)
@@ -209,13 +201,11 @@ def test_letters_of_one_place_are_one_and_others_are_not() -> None:
 
 
 def test_record_with_a_request_id_is_sent_as_it_is() -> None:
-    """Byte for byte, under its partition key."""
     data = json.dumps(VALID | {"requestId": "mine"}, indent=3).encode()
     assert list(sent_for(letter(data)).records) == [NewRecord("b-l-patient", data)]
 
 
 def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
-    """One without a key, of an older letter, has an order and a key of its own."""
     keyless = letter(VALID | {"requestId": "r"}, origin=msgspec.structs.replace(STREAM, partition_key=None))
     for one, key in ((letter(VALID | {"requestId": "r"}), "b-l-patient"), (keyless, record_key(keyless))):
         sent = sent_for(one)
@@ -224,7 +214,6 @@ def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
 
 
 def test_record_without_one_is_sent_with_the_id_it_had() -> None:
-    """Read at its new place it is the same operation: id, resource, digest."""
     one = letter()
     (sent,) = sent_for(one).records
     elsewhere = msgspec.structs.replace(STREAM, sequence_number="900")
@@ -238,7 +227,6 @@ def test_record_without_one_is_sent_with_the_id_it_had() -> None:
 
 
 def test_replayed_record_that_failed_again_keeps_the_first_id() -> None:
-    """A letter about a record that a replay sent is sent unchanged: its id is that of its first place."""
     (sent,) = sent_for(letter()).records
     later = msgspec.structs.replace(STREAM, sequence_number="900")
     (again,) = sent_for(letter(sent.data, origin=later)).records
@@ -258,20 +246,17 @@ def test_replayed_record_that_failed_again_keeps_the_first_id() -> None:
 def test_record_that_would_come_back_is_left_unless_forced(
     record: bytes | dict[str, Any], reason: DeadLetterReason
 ) -> None:
-    """The fault is in its own bytes or in the log; forced, it is sent unchanged."""
     one = letter(record, reason=reason)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     assert [sent.data for sent in sent_for(one, FORCED).records] == [one.record]
 
 
 def test_record_that_is_valid_by_now_is_sent() -> None:
-    """For example after OPERATION_MAX_BYTES was raised: the worker's current decision counts."""
     sent = sent_for(letter(VALID | {"requestId": "r"}, reason=DeadLetterReason.TOO_LARGE))
     assert len(sent.records) == 1
 
 
 def test_aggregate_is_taken_apart_and_its_records_are_sent_in_order() -> None:
-    """Each under its own key; what of it is no operation goes along and becomes a letter of its own."""
     parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)] + [b"bad"]
     whole = aggregate([("k1", None, parts[0]), ("k2", None, parts[1]), ("k1", None, parts[2]), ("k2", None, parts[3])])
     sent = sent_for(letter(whole, reason=DeadLetterReason.INVALID_MESSAGE))
@@ -282,7 +267,6 @@ def test_aggregate_is_taken_apart_and_its_records_are_sent_in_order() -> None:
 
 
 def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
-    """Its producer may have sent them again itself, under ids of other places; forced, each has that of its place."""
     whole = aggregate([("k1", None, json.dumps(VALID).encode()), ("k1", None, json.dumps(VALID).encode())])
     one = letter(whole, reason=DeadLetterReason.INVALID_MESSAGE)
     assert left_for(one) is LeftReason.WITHOUT_REQUEST_IDS
@@ -291,7 +275,6 @@ def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
 
 
 def test_letter_of_one_part_of_an_array_is_sent_as_a_record_of_its_own() -> None:
-    """With the id of its place in the array, which the worker knows again."""
     place = msgspec.structs.replace(STREAM, part_index=3, parts_behind=1)
     (sent,) = sent_for(msgspec.structs.replace(letter(VALID), origin=place)).records
     decoded = decode_operation(sent.data, STREAM, 10_000, 1000)
@@ -300,7 +283,6 @@ def test_letter_of_one_part_of_an_array_is_sent_as_a_record_of_its_own() -> None
 
 
 def test_letters_of_parts_are_sent_in_their_order_and_each_once() -> None:
-    """The same bytes may occur twice in an array: these are two operations."""
     letters = [
         msgspec.structs.replace(letter(VALID), origin=msgspec.structs.replace(STREAM, part_index=index))
         for index in (10, 9, None, 2)
@@ -311,7 +293,6 @@ def test_letters_of_parts_are_sent_in_their_order_and_each_once() -> None:
 
 
 def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
-    """As after a defect; in an aggregate, too."""
     parts = [json.dumps(VALID | {"requestId": f"r{n}"}).encode() for n in range(3)]
     array = b"[%b]" % b",".join(parts)
     for whole in (array, aggregate([("key", None, array)])):
@@ -320,7 +301,6 @@ def test_array_that_the_worker_could_not_unpack_is_sent_in_parts() -> None:
 
 
 def test_record_of_too_many_operations_is_left_unless_forced() -> None:
-    """It would come back; forced, it is sent as it came."""
     whole = b"[%b]" % b",".join([json.dumps(VALID).encode()] * 1001)
     one = letter(whole, reason=DeadLetterReason.TOO_LARGE)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
@@ -338,7 +318,6 @@ def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[PartNumber, ...] | 
 
 
 def test_bad_parts_of_an_aggregate_are_sent_with_the_ids_of_their_positions() -> None:
-    """Not of their positions in the letter, where good parts of the aggregate were."""
     resend = sent_for(letter_of_parts())
     assert [record.partition_key for record in resend.records] == ["k1", "k2", "k1"]
     decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]
@@ -347,7 +326,6 @@ def test_bad_parts_of_an_aggregate_are_sent_with_the_ids_of_their_positions() ->
 
 
 def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
-    """Its own reason is that of the first."""
     parts = BadParts(9, 2, {"unknown_tenant": 1, "too_large": 1}, (1, 2))
     one = letter(reason=DeadLetterReason.UNKNOWN_TENANT, parts=parts)
     found = {reason for reason in DeadLetterReason if DeadLetterFilter(reasons=frozenset({reason})).match(one, "m")}
@@ -355,7 +333,6 @@ def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
 
 
 def test_bad_parts_are_left_together_when_one_would_come_back_unless_forced() -> None:
-    """The letter stays whole: what is sent of it would be lost with it if it were deleted."""
     one = letter_of_parts(("k3", b"{"), numbers=(3, 8, 9, 10))
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     resend = sent_for(one, FORCED)
@@ -363,7 +340,6 @@ def test_bad_parts_are_left_together_when_one_would_come_back_unless_forced() ->
 
 
 def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
-    """Their ids cannot be derived."""
     assert left_for(letter_of_parts(numbers=None)) is LeftReason.WITHOUT_REQUEST_IDS
     broken = msgspec.structs.replace(letter_of_parts(), record=b"{}")
     assert left_for(broken) is LeftReason.NOT_A_LETTER
@@ -371,7 +347,6 @@ def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
 
 
 def test_aggregate_with_too_many_parts_is_left_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its bad parts would come back as a letter."""
     monkeypatch.setattr(replay_plan, "PARTS_MAX", 2)
     whole = json.dumps(VALID | {"requestId": "own"}).encode()
     one = letter(aggregate([("k", None, whole), ("k", None, b""), ("k", None, b"")]))
@@ -381,7 +356,6 @@ def test_aggregate_with_too_many_parts_is_left_unless_forced(monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["another", "orders.fifo"])
 def test_letter_of_a_source_that_is_not_configured_is_left(name: str) -> None:
-    """Sent to where it came from, or nowhere."""
     assert left_for(letter(origin=msgspec.structs.replace(STREAM, name=name)), FORCED) is (
         LeftReason.SOURCE_NOT_CONFIGURED
     )
@@ -397,7 +371,6 @@ FIRST_SENT_AT = ORDERS.arrived_at.isoformat()
 
 
 def test_message_is_sent_as_it_was() -> None:
-    """Same body, attributes and group; but not the same de-duplication id, for SQS would drop it, and it be lost."""
     attributes = {"MessageType": "SHARD_CREATION"}
     one = letter(b'{"a": 1}', origin=CONTROL, reason=GIVEN_UP, message_attributes=attributes, deduplication_id="d-1")
     message = sent_for(one).message
@@ -413,7 +386,6 @@ def test_message_is_sent_as_it_was() -> None:
 
 
 def test_message_has_the_same_new_id_whenever_it_is_sent_again() -> None:
-    """Killed between send and delete, and run again: SQS drops the second. Another message has another."""
     first, again, other = (
         sent_for(letter(EVENT, origin=origin, reason=GIVEN_UP, failed_at=failed_at)).message
         for origin, failed_at in (
@@ -440,7 +412,6 @@ def test_message_has_the_same_new_id_whenever_it_is_sent_again() -> None:
     ],
 )
 def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effective: str | None, expected: str) -> None:
-    """An event that had its id from the message gets it into its body."""
     message = sent_for(letter(EVENT | members, origin=ORDERS, reason=GIVEN_UP, request_id=effective)).message
     assert message is not None
     body = json.loads(message.body)
@@ -453,7 +424,6 @@ def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effect
     [None, "", "yesterday", 7, [], "1999-12-31T00:00:00Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:00", {"a": None}],
 )
 def test_order_event_is_sent_with_its_own_time_when_its_member_says_nothing(sent: object) -> None:
-    """What the worker does not take for the time of the first message, the replay does not either."""
     one = letter(EVENT | {"firstSentAt": sent, "deduplicationId": "d-1"}, origin=ORDERS, reason=GIVEN_UP)
     message = sent_for(one).message
     assert message is not None
@@ -468,7 +438,6 @@ def test_order_event_is_sent_with_its_own_time_when_its_member_says_nothing(sent
 
 
 def test_order_event_without_a_tenant_keeps_the_one_that_it_had() -> None:
-    """Another default tenant since then changes nothing; one that had none gets the default one."""
     event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
     rules = msgspec.structs.replace(RULES, order_tenant=("other", "place"))
     for had, expected in ((("b", "l"), ("b", "l")), ((None, None), ("other", "place"))):
@@ -481,7 +450,6 @@ def test_order_event_without_a_tenant_keeps_the_one_that_it_had() -> None:
 
 
 def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
-    """The id has to go into the event itself; the envelope's attributes go along, the message's own win."""
     found = {"BusinessId": {"Type": "String", "Value": "b"}, "LocationId": {"Type": "String", "Value": "outer"}}
     event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
     envelope = {"Type": "Notification", "Message": json.dumps(event), "MessageAttributes": found}
@@ -494,7 +462,6 @@ def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
 
 @pytest.mark.parametrize("body", [b"[1]", b"nonsense", b'{"Type":"Notification","Message":7,"deduplicationId":"d"}'])
 def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> None:
-    """Forced, it comes back as the same letter; nothing is made up."""
     one = letter(body, origin=ORDERS, reason=DeadLetterReason.INVALID_JSON, request_id="d-1")
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     message = sent_for(one, FORCED).message
@@ -504,7 +471,6 @@ def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> N
 
 @pytest.mark.parametrize("reason", DeadLetterReason)
 def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None:
-    """Only faults outside the message may be corrected by now; order events are judged by the current rules."""
     for origin, sent in (
         (CONTROL, {"retries_exhausted", "unknown_tenant", "internal_error"}),
         (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),
@@ -513,7 +479,6 @@ def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None
 
 
 def test_control_message_goes_to_its_queue() -> None:
-    """Forced also where its fault lasts; without a group it has that of replays, which only a FIFO queue reads."""
     one = letter(b"{}", origin=CONTROL, reason=DeadLetterReason.INVALID_MESSAGE)
     assert "invalid_message" in getattr(plan_resend(one, RULES), "detail", "")
     sent = sent_for(one, FORCED)
@@ -523,7 +488,6 @@ def test_control_message_goes_to_its_queue() -> None:
 
 
 def test_letter_of_another_source_names_what_is_expected() -> None:
-    """The setting, the letter's source, and the sources of this worker."""
     stream, queue = (msgspec.structs.replace(origin, name="mine") for origin in (STREAM, ORDERS))
     stream_detail, queue_detail = (
         getattr(plan_resend(letter(origin=origin), RULES), "detail", "") for origin in (stream, queue)
@@ -533,7 +497,6 @@ def test_letter_of_another_source_names_what_is_expected() -> None:
 
 
 def test_message_that_is_no_text_is_left() -> None:
-    """SQS takes text only."""
     assert left_for(letter(b"\xff", origin=CONTROL, reason=GIVEN_UP)) is LeftReason.SEND_REFUSED
 
 
@@ -558,7 +521,6 @@ def resend(group: str, size: int = 10, *, source: Source = Source.KINESIS, count
     )
 )
 def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]]) -> None:
-    """All goes out, once, in order; no group twice in a request, and none is too large unless one alone is."""
     requests = [ResendRequest()]
     resends = [resend(group, size, source=source, count=count) for group, size, source, count in items]
     for one in resends:
@@ -595,7 +557,6 @@ def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]
     ],
 )
 def test_request_takes_another_resend_while_it_has_room(others: list[Resend], one: Resend, *, expected: bool) -> None:
-    """Each of its bounds alone ends it."""
     request = ResendRequest()
     for other in others:
         request.add(other)
@@ -603,12 +564,10 @@ def test_request_takes_another_resend_while_it_has_room(others: list[Resend], on
 
 
 def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
-    """A minute after a kill they are back; a hundred thousand take longer to claim again."""
     assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
 
 
 def test_order_event_has_the_deduplication_id_of_its_message_when_its_letter_names_no_request() -> None:
-    """It is that of the event, then."""
     one = letter(EVENT, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
     message = sent_for(one).message
     assert message is not None
@@ -616,14 +575,12 @@ def test_order_event_has_the_deduplication_id_of_its_message_when_its_letter_nam
 
 
 def test_order_event_with_a_reused_id_is_sent_only_when_forced() -> None:
-    """As a record of the stream."""
     one = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=DeadLetterReason.REQUEST_ID_REUSED)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     assert sent_for(one, FORCED).message is not None
 
 
 def test_order_event_gets_its_id_before_its_last_brace() -> None:
-    """White space around an event is legal JSON."""
     one = letter(b" " + json.dumps(EVENT).encode() + b"\n", origin=ORDERS, reason=GIVEN_UP, request_id="d-1")
     message = sent_for(one).message
     assert message is not None
@@ -631,7 +588,6 @@ def test_order_event_gets_its_id_before_its_last_brace() -> None:
 
 
 def test_bad_parts_of_an_array_are_sent_with_the_ids_of_their_positions() -> None:
-    """Their indexes in the array count."""
     numbers = ((0, 3), (0, 8), (2, 0))
     resend = sent_for(letter_of_parts(numbers=numbers))
     decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]

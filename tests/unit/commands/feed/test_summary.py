@@ -15,7 +15,6 @@ HELD = HeldTenant(1, "smile-berlin", 2, "c", 5, 0)
 
 
 def test_summary_has_each_destination_with_its_shards_and_what_is_odd() -> None:
-    """The lag is that of the shard that is the furthest behind, which others do not hide."""
     answers = {
         "b": [
             ShardDestination("crm", (HELD,), "one", lag_s=10.0, refusal_count=2),
@@ -44,7 +43,6 @@ def test_summary_has_each_destination_with_its_shards_and_what_is_odd() -> None:
 
 
 def test_summary_counts_nothing_of_a_destination_that_no_publisher_has_in_its_file() -> None:
-    """But names it, with what it refused; one that some publisher has is counted on all shards."""
     late = ShardDestination("crm", (HELD,), None, FeedStop.REFUSED, lag_s=90.5, refusal_count=2, is_in_file=False)
     (left,) = summarise({"a": [late], "b": [late]})
     assert left == DestinationSummary("crm", 0.0, 2, (), (), (), (), 4, is_in_file=False)
@@ -54,8 +52,6 @@ def test_summary_counts_nothing_of_a_destination_that_no_publisher_has_in_its_fi
 
 
 def test_summary_has_the_latest_refusals_of_all_shards() -> None:
-    """The newest first."""
-
     def refused(*days: int) -> ShardDestination:
         found = tuple(RefusedEvent(feed_event(day), f"{day}", datetime(2026, 1, day, tzinfo=UTC)) for day in days)
         return ShardDestination("crm", (), refusals=found)

@@ -21,7 +21,6 @@ def lines(*rows: dict[str, Any], stream: str | None = "operations") -> list[str]
 
 
 def test_nothing_is_held_only_if_every_replica_says_so() -> None:
-    """What another replica holds counts, and an unread, an unowned and a silent stream shard are not known."""
     idle = stream_shard("a")
     assert lines(idle, stream_shard("b")) == [NOTHING_IS_HELD]
     assert lines(idle, stream_shard("b", state="ended", owner=None, heldTargets=None)) == [NOTHING_IS_HELD]
@@ -40,7 +39,6 @@ def test_nothing_is_held_only_if_every_replica_says_so() -> None:
 
 
 def test_held_targets_have_their_replica_the_oldest_first() -> None:
-    """Those that each replica names are listed together."""
     named = [
         {"target": "tenant a", "reason": "moving", "ageSeconds": 1.0, "streamShard": "s0"},
         {"target": "shard b", "reason": "shard_unavailable", "ageSeconds": 9.0, "streamShard": "s1"},

@@ -16,7 +16,6 @@ EVENTS = [SentEvent("status", b'{"a": 1}'), SentEvent("fleet", b'{"b": 2}'), Sen
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_events_are_the_same_however_the_stream_is_cut(cuts: list[int]) -> None:
-    """A network cuts anywhere; comments are no events, and one that is not complete waits."""
     splitter = EventSplitter(1000)
     ends = [0, *sorted(cuts), len(STREAM)]
     parts = [STREAM[begin:end] for begin, end in itertools.pairwise(ends)]
@@ -24,7 +23,6 @@ def test_events_are_the_same_however_the_stream_is_cut(cuts: list[int]) -> None:
 
 
 def test_event_is_refused_when_it_is_too_large() -> None:
-    """A server that is no worker must not fill the memory."""
     splitter = EventSplitter(100)
     assert list(splitter.feed(b"data: " + b"x" * 94)) == []
     with pytest.raises(ValueError, match="at most 100 bytes"):

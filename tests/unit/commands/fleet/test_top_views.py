@@ -89,7 +89,6 @@ def rows_of(title: str) -> list[list[str]]:
 
 
 def test_tables_are_those_with_rows_and_the_worst_is_first() -> None:
-    """Held targets by age, each once, shards with a problem before healthy ones, stream shards by lag."""
     titles = [table.title for table in tables_of(STATUS, FLEET, QUEUES)]
     expected = ["Held", "In progress", "Shards", "Replicas", "Stream shards", "Queues", "Recent errors and warnings"]
     assert titles == expected
@@ -108,7 +107,6 @@ def test_tables_are_those_with_rows_and_the_worst_is_first() -> None:
 
 
 def test_moves_catch_ups_and_upgrades_are_in_progress() -> None:
-    """And shards for which an upgrade is due."""
     assert rows_of("In progress") == [
         ["move", "tenant t", "copy", "a to b, 1,200 rows"],
         ["catch-up", "shard c", "30.0 s behind", "s0, 1,200 records"],
@@ -118,7 +116,6 @@ def test_moves_catch_ups_and_upgrades_are_in_progress() -> None:
 
 
 def test_replicas_have_latency_and_dead_letters() -> None:
-    """Of a KCL neither is known."""
     assert [row[5:8] for row in rows_of("Replicas")] == [
         ["under 500 ms", "2", "–"],
         ["under 2.5 s", "1", "4"],
@@ -127,12 +124,10 @@ def test_replicas_have_latency_and_dead_letters() -> None:
 
 
 def test_tables_are_none_when_nothing_is_known() -> None:
-    """A worker that starts."""
     assert tables_of({}, {}, []) == []
 
 
 def test_dead_letters_that_wait_are_marked() -> None:
-    """Each of them asks for a person; messages in a source do not."""
     table = next(one for one in tables_of(STATUS, FLEET, QUEUES) if one.title == "Queues")
     assert [(row[1].text, row[2]) for row in table.rows] == [
         ("polling", ScreenCell("3")),
@@ -141,7 +136,6 @@ def test_dead_letters_that_wait_are_marked() -> None:
 
 
 def test_first_line_names_readiness_lag_holds_and_shards() -> None:
-    """The numbers by which a person sees whether all is well."""
     cells = status_line(STATUS, FLEET)
     assert ScreenCell("ready", "good") in cells
     assert ScreenCell("lag 1 min 30 s", "bad") in cells
@@ -160,7 +154,6 @@ def test_first_line_names_readiness_lag_holds_and_shards() -> None:
     [("healthy", "good"), ("lost", "bad"), ("elsewhere", ""), ("waits for memory", "warn"), (None, "")],
 )
 def test_state_has_a_tone(state: str | None, tone: str) -> None:
-    """A word that is not known is one to read."""
     assert state_cell(state).tone == tone
 
 
@@ -177,7 +170,6 @@ def test_state_has_a_tone(state: str | None, tone: str) -> None:
     ],
 )
 def test_duration_is_for_people(seconds: float | None, text: str) -> None:
-    """Two units at most."""
     assert duration_text(seconds) == text
 
 
@@ -188,7 +180,6 @@ def table_of(count: int) -> ScreenTable:
 
 @given(st.lists(st.integers(1, 40), max_size=8), st.integers(-5, 120))
 def test_tables_fit_the_terminal(counts: list[int], lines: int) -> None:
-    """Never more lines than there are; no line is left free while a shown table has hidden rows."""
     fitted = fit_tables([table_of(count) for count in counts], lines)
     used = sum(len(table.rows) + FRAME_LINES for table in fitted)
     assert used <= max(lines, 0)
@@ -199,14 +190,12 @@ def test_tables_fit_the_terminal(counts: list[int], lines: int) -> None:
 
 
 def test_each_table_has_a_few_rows_before_the_first_has_all() -> None:
-    """A long list of held targets must not hide the shards."""
     fitted = fit_tables([table_of(50), table_of(50)], 2 * FRAME_LINES + 2 * ROWS_AT_LEAST + 4)
     assert [len(table.rows) for table in fitted] == [ROWS_AT_LEAST + 4, ROWS_AT_LEAST]
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 60), (40, 8)])
 def test_screen_fits_the_terminal(width: int, height: int) -> None:
-    """No line is wider, and there are not more of them, after a change of the size too."""
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=width, height=height, color_system=None)
     console.print(draw(console, STATUS, FLEET, QUEUES, "a notice"))
@@ -217,7 +206,6 @@ def test_screen_fits_the_terminal(width: int, height: int) -> None:
 
 
 def test_screen_without_a_terminal_has_all_rows_and_no_colour() -> None:
-    """A pipe or a file has no height, and no program there reads escapes; nor does any text bring its own."""
     output = io.StringIO()
     console = Console(file=output, width=200)
     errors = [{"at": "", "event": f"event {number}", "error": "\x1b[31mred"} for number in range(40)]

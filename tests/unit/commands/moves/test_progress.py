@@ -33,7 +33,6 @@ def copied(row_count: int, row_total: int = 0, phase: MovePhase = MovePhase.COPY
 
 
 def test_figures_have_rows_bytes_rate_and_the_rows_left() -> None:
-    """The rate is of the rows that this command has copied; rows are left only while they are copied."""
     rate = MoveRate(100.0)
     figures = [
         rate.note(status, now)
@@ -53,7 +52,6 @@ def test_figures_have_rows_bytes_rate_and_the_rows_left() -> None:
 
 
 def test_all_moves_together_have_the_sums() -> None:
-    """Of those that run and those that have ended; the time left is that of the rows, and later that of the moves."""
     clock = Clock()
     with MoveProgress(2, as_json=True, clock=clock) as progress:
         one, two = progress.watch("one"), progress.watch("two")
@@ -73,7 +71,6 @@ def test_all_moves_together_have_the_sums() -> None:
 
 
 def test_time_left_is_unknown_while_tenants_have_not_begun() -> None:
-    """Their rows are not counted yet."""
     clock = Clock()
     with MoveProgress(3, as_json=True, clock=clock) as progress:
         show = progress.watch("one")
@@ -83,7 +80,6 @@ def test_time_left_is_unknown_while_tenants_have_not_begun() -> None:
 
 
 def test_time_left_is_not_known_while_nothing_is_copied() -> None:
-    """The rate of before a shard froze says nothing; the time since the last progress does."""
     clock = Clock()
     with MoveProgress(1, as_json=True, clock=clock) as progress:
         show = progress.watch("one")
@@ -99,7 +95,6 @@ def test_time_left_is_not_known_while_nothing_is_copied() -> None:
 
 
 def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C cancels the command; an error has words of its own."""
     for error, text in (
         (asyncio.CancelledError(), "interrupted: 0 of 2 ended, 0 rows, 0.0 MiB, 0 rows/s; the same command"),
         (ValueError(), ""),
@@ -116,7 +111,6 @@ def test_interrupted_moves_tell_how_far_they_are(capsys: pytest.CaptureFixture[s
 def test_lines_of_json_come_for_each_tenant_from_time_to_time_and_never_in_the_pause(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With the phase and the figures of each; a short move prints none."""
     clock = Clock()
     with MoveProgress(2, as_json=True, clock=clock) as progress:
         one, two = progress.watch("one"), progress.watch("two")
@@ -145,7 +139,6 @@ def test_lines_of_json_come_for_each_tenant_from_time_to_time_and_never_in_the_p
 
 
 def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.CaptureFixture[str]) -> None:
-    """On stderr, where it is no terminal."""
     clock = Clock()
     with MoveProgress(2, as_json=False, clock=clock) as progress:
         one, two = progress.watch("one"), progress.watch("two")
@@ -168,5 +161,4 @@ def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.Captu
     ],
 )
 def test_time_left(seconds: float | None, text: str) -> None:
-    """In seconds, and from two minutes on in minutes."""
     assert describe_time_left(seconds) == text

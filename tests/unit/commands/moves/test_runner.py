@@ -28,7 +28,6 @@ def certificate(source: dict[str, TypeSum], target: dict[str, TypeSum]) -> Certi
 
 
 def test_line_has_the_shards_the_epochs_the_sizes_the_times_and_the_verdict() -> None:
-    """As docs/moving.md shows it."""
     sums = {"patient": TypeSum(101_002, 40_000_000, 7), LOG: TypeSum(268, 0, 9)}
     assert describe(certificate(sums, sums)) == (
         "smile-berlin: shard-1 → shard-2, epoch 1 → 2, 101270 rows (41.3 MiB) copied in 3.9 s, paused for 26 ms; "
@@ -37,7 +36,6 @@ def test_line_has_the_shards_the_epochs_the_sizes_the_times_and_the_verdict() ->
 
 
 def test_table_has_the_rows_the_bytes_and_the_checksum_of_each_type_those_that_differ_first() -> None:
-    """Of both shards where they differ, the source first."""
     source = {"note": TypeSum(1, 20, 5), "patient": TypeSum(3, 600, -1), LOG: TypeSum(9, 0, 2**64 + 10)}
     target = source | {"note": TypeSum(1, 21, 6)}
     assert sum_rows(certificate(source, target)) == [
@@ -48,7 +46,6 @@ def test_table_has_the_rows_the_bytes_and_the_checksum_of_each_type_those_that_d
 
 
 def test_table_is_short() -> None:
-    """The smallest types are counted alone; the certificate in `moves` and with `--json` has them."""
     sums = {f"type-{number:02}": TypeSum(100 - number) for number in range(TYPES_SHOWN + 3)}
     rows = sum_rows(certificate(sums, sums))
     assert [row[0] for row in rows[:2]] == ["type-00", "type-01"]

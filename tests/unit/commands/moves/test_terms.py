@@ -21,12 +21,10 @@ from simplu_worker.errors import UsageError
     ],
 )
 def test_options_of_moves(words: str, name: str, options: object) -> None:
-    """A rollback takes those of a move, but moves one tenant alone."""
     _, bound, _ = app.parse_args(words.split(), print_error=False, exit_on_error=False)
     assert bound.arguments[name] == options
 
 
 def test_measure_and_pins_exclude_each_other() -> None:
-    """By a measure no tenant is left where it is because it is pinned."""
     with pytest.raises(UsageError, match="expected --by or --keep-pins, got both"):
         rebalance_shards(by="rows", keep_pins=True)

@@ -13,12 +13,10 @@ AFTER_S = 0.01
 
 
 def test_people_are_told_within_three_seconds() -> None:
-    """With some time to spare for the start of the command."""
     assert NOTE_AFTER_S <= 2.5
 
 
 async def test_each_cause_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """A new cause is a new line; the end of the wait ends the lines."""
     causes = iter(["refused", "refused", "timed out", "timed out", "refused"])
     said = asyncio.Event()
 
@@ -35,7 +33,6 @@ async def test_each_cause_is_said_once(capsys: pytest.CaptureFixture[str]) -> No
 
 
 async def test_nothing_is_said_while_there_is_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    """What goes on needs no reason."""
     looks = 0
     looked_often = asyncio.Event()
 

@@ -46,7 +46,6 @@ def row_of(line: InputLine, **changes: object) -> dict[str, Any]:
 
 
 def test_fates_of_says_of_each_line_what_became_of_it() -> None:
-    """Succeeded, failed with its error, reused by another operation, not heard of, bad, and not sent: in that order."""
     numbers = itertools.count(1)
     lines = read(text_of(*(WHOLE | {"requestId": f"r{next(numbers)}"} for _ in range(4)), b"bad", WHOLE))
     keys = [line.key for line in lines[:3]]
@@ -68,20 +67,17 @@ def test_fates_of_says_of_each_line_what_became_of_it() -> None:
 
 
 def test_printable_shows_what_would_steer_a_terminal() -> None:
-    """Control characters, line ends and lone surrogates of strangers' ids are shown as escapes; all else stays."""
     assert escape_unprintable("a\x1b[2J\nü\udc80") == "a\\x1b[2J\\nü\\udc80"
     assert escape_unprintable(None) == ""
 
 
 def test_print_table_takes_no_markup_and_folds_nothing_for_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """A cell in brackets is text, and a long one stays on one line where stdout is no terminal."""
     print_table(("id",), [["[red]" + "x" * 300]])
     assert "[red]" + "x" * 300 in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["12\u00a0€", "\u00ad", "\u0085", "\U000e0067", "\x1b[2J\n", 'ü"\\'])
 def test_line_of_json_is_json_whatever_the_text(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    """No-break spaces are usual; what the terminal would obey is escaped as in JSON. Numbers keep their text."""
     print_json_line({"text": text, "n": msgspec.Raw(b"1.10000000000000000000000001")})
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["text"] == text
@@ -90,7 +86,6 @@ def test_line_of_json_is_json_whatever_the_text(capsys: pytest.CaptureFixture[st
 
 
 def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]) -> None:
-    """What Postgres wrote stays: no number loses a digit."""
     print_json({"result": msgspec.Raw(b'{"n": 1.10000000000000000000000001}'), "at": NOW})
     out = capsys.readouterr().out
     assert "1.10000000000000000000000001" in out
@@ -98,8 +93,6 @@ def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]
 
 
 def test_place_of_shows_no_credentials() -> None:
-    """An endpoint may have been given with user and password."""
-
     class Meta:
         endpoint_url = "https://user:secret@kinesis.example:443/"
 
@@ -110,7 +103,6 @@ def test_place_of_shows_no_credentials() -> None:
 
 
 def test_scrubbed_masks_every_text_of_a_report() -> None:
-    """Whatever a library put into an error, a password in a URL does not come out."""
     secret = "http://user:hunter22@host/"
     report = CheckReport(
         [CheckedDependency("d", secret, CheckStatus.FAILED, f"no {secret}", 0.1)], [Finding(secret, secret, secret)]
@@ -119,7 +111,6 @@ def test_scrubbed_masks_every_text_of_a_report() -> None:
 
 
 def test_require_names_every_variable_that_a_command_lacks() -> None:
-    """Both problems at once, each with its variable; nothing when all is there."""
     with pytest.raises(ConfigurationError) as raised:
         require_settings(Settings(), routes=True, stream=True)
     assert [problem.partition(":")[0] for problem in raised.value.problems] == [
@@ -132,7 +123,6 @@ def test_require_names_every_variable_that_a_command_lacks() -> None:
 
 
 def test_id_without_room_keeps_its_ends() -> None:
-    """Those of stream shards differ in their last digits alone."""
     name = "shardId-000000000003"
     assert [shorten_middle(name, length) for length in (20, 19, 11, 4, 1)] == [
         name,
@@ -144,7 +134,6 @@ def test_id_without_room_keeps_its_ends() -> None:
 
 
 def test_notes_and_results_appear_above_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not within them: a bar is drawn over what another console writes."""
     written = io.StringIO()
     with Progress(console=Console(file=written, force_terminal=True, width=80)):
         print_note("a note")

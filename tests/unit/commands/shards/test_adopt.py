@@ -9,7 +9,6 @@ from simplu_worker.transfers.adoption.adopter import AdoptionProgress, AdoptionS
 
 
 def test_progress_is_a_line_now_and_then_when_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    """On stderr, at most one every ten seconds, with the share where it is known."""
     now = 0.0
     with AdoptionReporter(clock=lambda: now) as progress:
         progress.show(AdoptionProgress(AdoptionStep.COPYING, 10, 100))

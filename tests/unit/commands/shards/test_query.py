@@ -19,7 +19,6 @@ EXPECTED = "expected a statement that begins with SELECT, VALUES, TABLE or WITH"
 
 
 def test_statement_is_the_argument_or_the_content_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that exists is read even if its name could be a statement."""
     (tmp_path / "count.sql").write_text("\ufeff-- how many\nSELECT count(*) FROM tenants;\n", encoding="utf-8")
     (tmp_path / "select.sql").write_text("VALUES (1)", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -44,7 +43,6 @@ def test_statement_is_the_argument_or_the_content_of_a_file(tmp_path: Path, monk
 def test_statement_that_does_not_read_is_refused_before_any_shard_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, message: str
 ) -> None:
-    """By its first word; the servers refuse the rest."""
     (tmp_path / "copy.sql").write_text("COPY tenants TO STDOUT", encoding="utf-8")
     (tmp_path / "latin.sql").write_bytes(b"SELECT '\xe9'")
     monkeypatch.chdir(tmp_path)
@@ -61,17 +59,14 @@ def test_statement_that_does_not_read_is_refused_before_any_shard_is_asked(
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options: tuple[str, ...], message: str) -> None:
-    """Before the settings are read."""
     with pytest.raises(UsageError, match=message):
         app(["shards", "query", "SELECT 1", *options])
 
 
 @given(st.lists(st.text(alphabet=st.sampled_from('a",\r\n ;é')), min_size=1))
 def test_line_of_csv_is_read_back_as_it_was(cells: list[str]) -> None:
-    """By any reader."""
     assert [*csv.reader(io.StringIO(csv_line(cells), newline=""))] == [cells]
 
 
 def test_null_is_empty_in_csv_and_an_empty_text_is_quoted() -> None:
-    """As COPY has it."""
     assert csv_line([None, "", "a", "b c", "1,2"]) == ',"",a,b c,"1,2"\n'

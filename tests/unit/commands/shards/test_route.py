@@ -57,7 +57,6 @@ async def printed(
 async def test_route_names_the_shard_of_each_key_and_the_way_there(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Pins first, then the hash, past retired shards; in the order in which they were asked for, each once."""
     retired = frozenset({1, 3})
     settings = settings_of(tmp_path, 5, retired=retired, pins={"clinic-7": "shard-3"})
 
@@ -76,7 +75,6 @@ async def test_route_names_the_shard_of_each_key_and_the_way_there(
 async def test_route_tells_what_would_move_when_a_shard_is_added(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Only to the new shard, and about one in the new number of them."""
     settings = settings_of(tmp_path, 4, pins={KEYS[0]: "shard-2"})
 
     said = await printed(settings, *KEYS, with_shards=5, capfd=capfd)
@@ -96,7 +94,6 @@ async def test_route_tells_what_would_move_when_a_shard_is_added(
 async def test_route_estimates_by_sample_keys_where_none_are_given(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The same ones each time; fewer shards move those of the last one."""
     said = await printed(settings_of(tmp_path, 8), with_shards=7, capfd=capfd)
 
     assert said["routes"] == []
@@ -115,7 +112,6 @@ async def test_route_estimates_by_sample_keys_where_none_are_given(
 async def test_route_prints_a_table_and_a_sentence_for_people(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Long lists are truncated with a note; control characters of an id are escaped."""
     settings = settings_of(tmp_path, 3, pins={"pin-ned": "shard-1"})
     assert await route_keys(settings, ["pin-ned", "ev\x1bil"], 4, as_json=False) == 0
     out = capfd.readouterr().out
@@ -141,13 +137,11 @@ async def test_route_prints_a_table_and_a_sentence_for_people(
 async def test_route_refuses_a_number_of_shards_that_no_map_can_have(
     tmp_path: Path, count: int, retired: set[int], with_shards: int, expected: str
 ) -> None:
-    """With the expected value."""
     with pytest.raises(PermanentError, match=expected):
         await route_keys(settings_of(tmp_path, count, retired=frozenset(retired)), [], with_shards, as_json=True)
 
 
 def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One a line, in place of the dash; each once."""
     monkeypatch.setattr("sys.stdin", io.StringIO("b-1\r\n\nc-1\na-1\n"))
 
     assert read_keys(["a-1", "-", "d-1"]) == ["a-1", "b-1", "c-1", "d-1"]
@@ -156,7 +150,6 @@ def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.Monkey
 
 
 async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An estimate by sample keys would not answer the question."""
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(PermanentError, match="got none on stdin"):
         await route_keys(settings_of(tmp_path, 2), ["-"], 3, as_json=True)
@@ -166,7 +159,6 @@ async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.
 def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 2, and the expected arguments; a mistyped option is no key."""
     monkeypatch.setattr("sys.argv", ["simplu-worker", "shards", "route", *words])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -175,13 +167,11 @@ def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
 
 
 async def test_route_asks_for_a_way_to_find_shards() -> None:
-    """By the names of the variables."""
     with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE"):
         await route_keys(settings_in({"AWS_REGION": "eu-west-1"}), ["a-b"], None, as_json=True)
 
 
 async def test_route_goes_by_database_variables_as_a_map_of_one(capfd: pytest.CaptureFixture[str]) -> None:
-    """All keys are there."""
     env = {
         "AWS_REGION": "eu-west-1",
         "DATABASE_HOST": "db.internal",
@@ -201,8 +191,6 @@ def citrus_settings(url: str) -> Settings:
 
 
 async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.CaptureFixture[str]) -> None:
-    """Exit status 1 if one is not; a shard that is marked inactive is shown as such."""
-
     async def make_shard() -> tuple[str, str]:
         raise AssertionError
 
@@ -227,7 +215,6 @@ async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.Capture
 
 
 async def test_route_says_of_which_keys_citrus_gives_no_answer(capfd: pytest.CaptureFixture[str]) -> None:
-    """The others are shown."""
     scripted = ScriptedCitrus(reply(status=503))
     async with scripted.opened():
         said = await printed(citrus_settings(scripted.url), "a-1", capfd=capfd)

@@ -45,7 +45,6 @@ def without(*names: str) -> dict[str, Any]:
 
 
 def test_lines_of_leaves_a_whole_record_as_it_is() -> None:
-    """Not a byte of a record that lacks nothing changes, but for white space around it."""
     record = b'{ "requestId":"r", "operation" : "delete","businessId":"b","locationId":"l","resourceType":"t", '
     record += b'"resourceId":"\\u00e9","timestamp":"2026-01-01" }'
     (line,) = read(b"  " + record + b"\r\n")
@@ -54,7 +53,6 @@ def test_lines_of_leaves_a_whole_record_as_it_is() -> None:
 
 @pytest.mark.parametrize("absent", [without("requestId", "timestamp"), WHOLE | {"requestId": None, "timestamp": None}])
 def test_lines_of_fills_in_request_id_and_timestamp_when_they_are_missing(absent: dict[str, Any]) -> None:
-    """Missing or null: a new id and now; the record on the stream has both."""
     (line,) = read(text_of(absent))
     expected = {**WHOLE, "requestId": "new-1", "timestamp": "2026-03-01T12:00:00Z"}
     assert json.loads(line.record) == expected
@@ -62,7 +60,6 @@ def test_lines_of_fills_in_request_id_and_timestamp_when_they_are_missing(absent
 
 
 def test_completed_keeps_every_digit_of_the_data() -> None:
-    """The added members do not change the bytes of the others."""
     data = b'{"n": 1.10000000000000000000000001, "e": 1E400, "s": "\\ud800"}'
     record = b'{"data":' + data + b"}"
     assert complete_record(record, {"requestId": "x"}) == b'{"data":' + data + b',"requestId":"x"}'
@@ -70,7 +67,6 @@ def test_completed_keeps_every_digit_of_the_data() -> None:
 
 @pytest.mark.parametrize("record", [b"nonsense", b"[1]", b"\xff", b'{"a":', b"[" * 5000])
 def test_completed_leaves_what_is_no_object(record: bytes) -> None:
-    """A record that is no JSON object is the worker's to refuse, as it came."""
     assert complete_record(record, {"requestId": "x"}) == record
 
 
@@ -85,7 +81,6 @@ def test_completed_leaves_what_is_no_object(record: bytes) -> None:
     ],
 )
 def test_lines_of_refuses_what_the_worker_refuses(record: dict[str, Any] | bytes, reason: str) -> None:
-    """The rules are the worker's own, and the line's number is the file's, empty lines counted."""
     good, bad = read(text_of(WHOLE, b"", b"  ", record))
     assert isinstance(good.decoded, Operation)
     assert isinstance(bad.decoded, RejectedRecord)
@@ -93,7 +88,6 @@ def test_lines_of_refuses_what_the_worker_refuses(record: dict[str, Any] | bytes
 
 
 def test_lines_of_refuses_a_request_id_of_another_operation() -> None:
-    """The same line twice is a redelivery; another operation under its id would be a dead letter."""
     again, other, elsewhere = WHOLE, WHOLE | {"resourceId": "o-2"}, WHOLE | {"resourceId": "o-2", "locationId": "m"}
     decoded = [line.decoded for line in read(text_of(WHOLE, again, other, elsewhere))]
     reasons = [one.reason if isinstance(one, RejectedRecord) else None for one in decoded]
@@ -110,7 +104,6 @@ def test_lines_of_refuses_a_request_id_of_another_operation() -> None:
 
 
 def test_partition_key_is_hashed_when_kinesis_would_not_take_it() -> None:
-    """Kinesis takes 256 characters; three ids may be longer together."""
     long = WHOLE | {"businessId": "b" * 128, "locationId": "l" * 128}
     keys = [line.partition_key for line in read(text_of(long, long | {"resourceType": "x"}, long))]
     assert [len(key) for key in keys] == [64, 64, 64]
@@ -118,7 +111,6 @@ def test_partition_key_is_hashed_when_kinesis_would_not_take_it() -> None:
 
 
 def test_partition_key_is_not_hashed_while_kinesis_takes_it() -> None:
-    """Exactly 256 characters are not too long."""
     longest = WHOLE | {"businessId": "b" * 128, "locationId": "l" * 121}
     (line,) = read(text_of(longest))
     assert (len(line.partition_key), line.partition_key[:1]) == (256, "b")
@@ -134,7 +126,6 @@ def test_partition_key_is_not_hashed_while_kinesis_takes_it() -> None:
     ],
 )
 def test_rejected_line_has_a_key_of_its_ids_else_of_its_number(record: bytes, expected: str) -> None:
-    """Rejected lines do not all go to one stream shard."""
     (line,) = read(b"\n" + record)
     assert line.partition_key == expected
     assert isinstance(line.decoded, RejectedRecord)
@@ -146,12 +137,10 @@ def test_rejected_line_has_a_key_of_its_ids_else_of_its_number(record: bytes, ex
     [(b"{}", b'{"a":"1"}'), (b' {"b":2} \n', b' {"b":2,"a":"1"}'), (b'{"a":null}', b'{"a":"1"}')],
 )
 def test_completed_appends_what_is_missing(record: bytes, expected: bytes) -> None:
-    """Behind the other members, with a comma only where there are any."""
     assert complete_record(record, {"a": "1"}) == expected
 
 
 def test_lines_of_clamps_a_list_as_the_worker_does() -> None:
-    """The limit is the worker's; without one it is the contract's."""
     record = {**without("data", "resourceId"), "operation": "list", "pagination": {"limit": 500}}
     (line,) = read(text_of(record))
     assert isinstance(line.decoded, Operation)
@@ -176,7 +165,6 @@ def fifo_of(line: InputLine, run_id: str = "run") -> FifoIds:
 
 
 def test_events_get_an_id_and_a_group() -> None:
-    """A whole event stays as it is; the tenant's order is the group of an event that names none."""
     absent = {name: value for name, value in EVENT.items() if name != "deduplicationId"}
     nameless = {"type": "DELETE", "orderId": "o-2", "groupId": "all", "deduplicationId": None}
     whole, numbered, third = read_events(text_of(EVENT, b"", absent, nameless))
@@ -188,7 +176,6 @@ def test_events_get_an_id_and_a_group() -> None:
 
 
 def test_ids_that_sqs_refuses_are_hashed() -> None:
-    """The same one for the same event of a run; the event keeps its own."""
     odd = EVENT | {"deduplicationId": "d 1", "groupId": "g" * 129}
     first, again = map(fifo_of, read_events(text_of(odd, odd)))
     assert first == again
@@ -196,7 +183,6 @@ def test_ids_that_sqs_refuses_are_hashed() -> None:
 
 
 def test_events_of_two_tenants_share_neither_group_nor_id() -> None:
-    """A queue has the events of all tenants, and only within one are an order and a deduplicationId unique."""
     tenants: list[dict[str, Any]] = [{"locationId": "l"}, {"locationId": "m"}, {"businessId": None, "locationId": None}]
     ids = [fifo_of(line) for line in read_events(text_of(*(EVENT | tenant for tenant in tenants)))]
     assert [one.group_id for one in ids] == ["b-l-o-1", "b-m-o-1", "x-y-o-1"]
@@ -204,7 +190,6 @@ def test_events_of_two_tenants_share_neither_group_nor_id() -> None:
 
 
 def test_event_that_is_sent_again_by_a_later_run_has_another_id() -> None:
-    """Corrected or not: it may be a dead letter since, and SQS would confirm and drop it for five minutes."""
     first, corrected = read_events(text_of(EVENT, EVENT | {"data": {"n": 1}}))
     ids = {fifo_of(line, run_id).deduplication_id for line in (first, corrected) for run_id in ("1", "2")}
     assert len(ids) == 4
@@ -221,7 +206,6 @@ def test_event_that_is_sent_again_by_a_later_run_has_another_id() -> None:
     ],
 )
 def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterReason) -> None:
-    """With its line; the others stay."""
     good, rejected = read_events(text_of(EVENT, bad))
     assert isinstance(good.decoded, Operation)
     assert isinstance(rejected.decoded, RejectedRecord)
@@ -230,7 +214,6 @@ def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterRe
 
 
 def test_line_that_is_an_array_is_taken_apart_as_by_the_worker() -> None:
-    """Each operation of it is a record of its own, with its own ids; what the worker refuses is refused here."""
     text = b"[%b, 7,%b]\n[]\n[%b\n%b" % (
         json.dumps(without("requestId")).encode(),
         json.dumps(WHOLE | {"locationId": "other"}).encode(),

@@ -45,7 +45,6 @@ OF_OPERATION = {
 def test_valid_record_has_the_fate_of_its_tenant(
     homes: dict[str, Any], logged: dict[Any, Any], expected: dict[str, Any]
 ) -> None:
-    """The log decides first: an operation that was applied stays applied, wherever its tenant is now."""
     (line,) = parse_lines(
         VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
     )
@@ -53,7 +52,6 @@ def test_valid_record_has_the_fate_of_its_tenant(
 
 
 def test_valid_record_fails_when_a_schema_refuses_it() -> None:
-    """With the place in the schema; what the log has stays as it is."""
     (line,) = parse_lines(
         VALID, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=lambda: "new", max_bytes=10_000, list_limit=10
     )
@@ -72,7 +70,6 @@ def test_valid_record_fails_when_a_schema_refuses_it() -> None:
 
 
 def test_record_that_is_no_operation_is_a_dead_letter() -> None:
-    """With the reason and the error that its letter would have."""
     lines = parse_lines(
         b'{"operation": "upsert"}\n{', now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10
     )
@@ -99,7 +96,6 @@ def test_record_that_is_no_operation_is_a_dead_letter() -> None:
 def test_update_names_the_members_that_it_removes(
     kind: str, data: bytes, stored: list[str], expected: tuple[str, ...]
 ) -> None:
-    """Those at the top that the resource has now; other operations remove none by lacking them."""
     text = VALID.replace(b"create", kind.encode()).replace(b'{"secret": 1}', data)
     (line,) = parse_lines(text, now=datetime(2026, 1, 1, tzinfo=UTC), new_id=str, max_bytes=10_000, list_limit=10)
     assert preview(line, {"b-l": "shard-1"}, {}, {RESOURCE: stored}).lost_members == expected

@@ -33,7 +33,6 @@ def refusal(code: str, *, is_sender_fault: bool) -> dict[str, object]:
 
 
 async def test_entry_that_sqs_finds_at_fault_is_not_sent_again() -> None:
-    """It would be refused eight times; the code is all that SQS tells of the cause."""
     aws = ScriptedAws()
     aws.answer(refusal("InvalidMessageContents", is_sender_fault=True))
     async with queue_of(aws) as queue:
@@ -48,7 +47,6 @@ async def test_entry_that_sqs_may_take_later_is_sent_again(
     is_sender_fault: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Alone, and in the end with the code; that too many requests came counts as the sender's fault, too."""
     monkeypatch.setattr(put_records, "RETRY_BASE_S", 0.001)
     aws = ScriptedAws()
     aws.answer(refusal(code, is_sender_fault=is_sender_fault))

@@ -18,7 +18,6 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord
     most_bytes=st.integers(min_value=100, max_value=2000),
 )
 def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord], most: int, most_bytes: int) -> None:
-    """All records in their order, no put too long, and no key twice in one; only a single record may be too large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(put_requests, "PUT_MAX_COUNT", most)
         patch.setattr(put_requests, "PUT_MAX_BYTES", most_bytes)
@@ -44,15 +43,12 @@ def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord
     ],
 )
 def test_put_counts_data_and_keys(sizes: list[int], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key counts with its bytes in UTF-8: five each here."""
     monkeypatch.setattr(put_requests, "PUT_MAX_BYTES", 100)
     records = [NewRecord(f"{number:03}ż", b"x" * size) for number, size in enumerate(sizes)]
     assert [len(put) for put in cut_into_puts(records)] == expected
 
 
 def test_sends_keep_the_order_of_groups_within_bounds() -> None:
-    """Ten messages, 256 KiB, and no group twice; messages of a standard queue have no group."""
-
     def messages(*groups: str | None, size: int = 1) -> list[OutgoingMessage]:
         ids = [None if group is None else FifoIds(group, str(number)) for number, group in enumerate(groups)]
         return [OutgoingMessage("x" * size, fifo) for fifo in ids]
@@ -69,6 +65,5 @@ def test_sends_keep_the_order_of_groups_within_bounds() -> None:
 
 
 def test_put_has_as_many_records_as_it_may() -> None:
-    """500 by the contract of Kinesis."""
     records = [NewRecord(str(number), b"") for number in range(1001)]
     assert [len(put) for put in cut_into_puts(records)] == [500, 500, 1]

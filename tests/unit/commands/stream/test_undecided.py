@@ -33,7 +33,6 @@ def lease(*held: HeldTarget) -> Lease:
     ],
 )
 def test_report_has_the_reason_and_the_time(leases: list[Lease], shard_id: str, expected: tuple[str, str, int]) -> None:
-    """Of the tenant, or of its shard: the oldest."""
     reason, target, age_s = expected
     found = with_report(Undecided("other_replica"), leases, "b-l", shard_id, now=NOW)
     assert found == Undecided(reason, since=NOW - timedelta(seconds=age_s), target=target)
@@ -41,7 +40,6 @@ def test_report_has_the_reason_and_the_time(leases: list[Lease], shard_id: str, 
 
 
 def test_reports_of_others_change_nothing() -> None:
-    """Nor do leases without one."""
     undecided = Undecided("not_here")
     leases = [Lease("shardId-1", TRIM_HORIZON), lease(HeldTarget("tenant b-m", "paused", 1.0))]
     assert with_report(undecided, leases, "b-l", None, now=NOW) == undecided

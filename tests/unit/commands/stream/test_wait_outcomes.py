@@ -54,5 +54,4 @@ ERRORS = {"shard-2": "127.0.0.1:5432/d: ConnectionRefusedError"}
     ],
 )
 def test_reason_names_address_and_cause(poll: LastPoll, errors: dict[str, str], expected: str) -> None:
-    """What is missing decides: the tenants that are held, the list of the shards, a shard, or the worker."""
     assert describe_poll(poll, errors) == expected

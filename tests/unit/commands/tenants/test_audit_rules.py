@@ -100,7 +100,6 @@ OTHER = ("a-b", "c")
     ],
 )
 def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[DifferenceKind]) -> None:
-    """Each difference once, the gravest first; what a silent shard may have is not called missing."""
     found = find_differences(tenant, known_types=TYPES)
     assert [difference.kind for difference in found] == kinds
     assert {(one.business_id, one.location_id) for one in found} <= {("a", "b-c")}
@@ -108,7 +107,6 @@ def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[Differe
 
 
 def test_differences_tell_where_and_whose() -> None:
-    """The detail names shards, types and the other business and location."""
     rows = (row("s2", kind="gym"), row("s3", name=OTHER))
     details = [one.detail for one in find_differences(subject(DENTAL, *rows), known_types=TYPES)]
     assert details == [
@@ -135,7 +133,6 @@ def test_differences_tell_where_and_whose() -> None:
     ],
 )
 def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: ProvisionStep | None) -> None:
-    """A row in any state is a reason to leave a tenant alone; so is a shard that does not answer."""
     planned = plan_tenant(tenant, TYPES)
     assert (None if planned is None else planned.step) is step
 
@@ -153,6 +150,5 @@ def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: Provision
     ],
 )
 def test_missing_row_is_described_with_the_route_and_the_rows_that_are_there(tenant: AuditSubject, detail: str) -> None:
-    """From these the operator tells a tenant that was never made from one that moved to nowhere."""
     found = find_differences(tenant, known_types=TYPES)
     assert detail in [one.detail for one in found if one.kind is DifferenceKind.NO_ROW]

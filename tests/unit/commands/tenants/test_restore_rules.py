@@ -52,14 +52,12 @@ def judged(age: timedelta | None, state: PositionState = PositionState.READABLE)
 def test_rows_of_a_backup_are_refused_unless_they_are_all_of_this_tenant(
     backup: dict[str, Any] | None, refusal: str, mode: RestoreMode
 ) -> None:
-    """In both modes."""
     found = refusal_of_rows(backup, ROW, mode)
     assert refusal in (found or "")
     assert (found is None) == (refusal == "")
 
 
 def test_tenant_that_was_made_again_is_restored_as_of_the_backup_only() -> None:
-    """No operation from before it was made would be applied to it."""
     backup = ROW | {"created_at": NOW - DAY}
     assert refusal_of_rows(backup, ROW, RestoreMode.AS_OF_BACKUP) is None
     assert "destroyed and made again" in (refusal_of_rows(backup, ROW, RestoreMode.CATCH_UP) or "")
@@ -79,14 +77,12 @@ def test_tenant_that_was_made_again_is_restored_as_of_the_backup_only() -> None:
 def test_positions_are_refused_that_the_stream_or_the_logs_do_not_reach(
     position: JudgedPosition, kept: timedelta, refusal: str | None
 ) -> None:
-    """With time to spare for the restore and the catch-up."""
     found = refusal_of_positions([judged(timedelta()), position], now=NOW, retention=DAY, log_kept=kept)
     assert (refusal or "") in (found or "")
     assert (found is None) == (refusal is None)
 
 
 def test_backup_is_a_database_of_its_own() -> None:
-    """Not the shard's, and not one that follows it; another database of the same server may be one."""
     live = {"is_standby": False, "started_at": NOW, "database": "shard"}
     assert "the database of the shard itself" in (refusal_of_database(live, live) or "")
     assert "got a standby" in (refusal_of_database(live | {"is_standby": True, "started_at": NOW - DAY}, live) or "")
@@ -108,7 +104,6 @@ def test_backup_is_a_database_of_its_own() -> None:
 def test_restore_that_has_ended_is_repeated_only_with_another_file(
     step: RestoreStep, mode: RestoreMode, hours: float, export: str | None, *, is_refused: bool
 ) -> None:
-    """It undoes what the tenant has applied since; the same command may have been repeated for want of an answer."""
     journal = Journal("run", 1, RestoreMode.AS_OF_BACKUP, step, 4, {"export": "/first"}, NOW, hours * 3600)
     found = refusal_of_repetition(journal, mode, None if export is None else Path(export))
     assert (found is not None) == is_refused
@@ -117,7 +112,6 @@ def test_restore_that_has_ended_is_repeated_only_with_another_file(
 
 @given(st.lists(st.integers(0, 60)), st.integers(2, 60), st.integers(1, 60))
 def test_what_is_not_refused_is_within_both_retentions(ages: list[int], retention_h: int, kept_h: int) -> None:
-    """For every position, whatever the retentions are."""
     positions = [judged(timedelta(hours=age)) for age in ages]
     retention, kept = timedelta(hours=retention_h), timedelta(hours=kept_h)
     found = refusal_of_positions(positions, now=NOW, retention=retention, log_kept=kept)

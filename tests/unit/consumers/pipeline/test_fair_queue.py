@@ -62,14 +62,12 @@ def counts(batch: list[Entry]) -> dict[str, int]:
 
 
 def test_everything_goes_at_once_where_it_fits() -> None:
-    """Nobody has to wait then."""
     queue = queue_of(("a", 5), ("b", 3))
     assert counts(queue.take(WIDE)) == {"a": 5, "b": 3}
     assert (len(queue), list(queue), queue.take(WIDE)) == (0, [], [])
 
 
 def test_tenant_waits_while_it_has_entries() -> None:
-    """Each stretch counts once, also of one that is not served; not the time in which it had none."""
     queue = queue_of(("a", 2), ("b", 1))
     assert queue.count_waits(1.0) == {"a": 1.0, "b": 1.0}
     queue.take(BatchBounds(1, 10**9, 1e9))
@@ -83,14 +81,12 @@ def test_tenant_waits_while_it_has_entries() -> None:
 
 
 def test_tenant_with_a_thousand_entries_does_not_delay_one_with_a_few() -> None:
-    """All of the few are in the next batch."""
     queue = queue_of(("loud", 1000), ("a", 3), ("b", 2))
     assert counts(queue.take(BatchBounds(2000, 10**9, 0.0205))) == {"loud": 15, "a": 3, "b": 2}
     assert counts(queue.take(BatchBounds(2000, 10**9, 0.0205))) == {"loud": 20}
 
 
 def test_tenants_get_the_same_time_not_the_same_count() -> None:
-    """A heavy entry costs its tenant as many turns as it takes time."""
     queue = queue_of(("heavy", 100), ("light", 10_000), ("plain", 10_000))
     taken: Counter[str] = Counter()
     for _ in range(30):
@@ -101,7 +97,6 @@ def test_tenants_get_the_same_time_not_the_same_count() -> None:
 
 
 def test_tenant_that_comes_later_is_in_the_next_batch_and_saves_up_nothing() -> None:
-    """It was away for long, and the others were served."""
     queue = queue_of(("a", 1000), ("b", 1000))
     for _ in range(10):
         queue.take(BatchBounds(2000, 10**9, 0.1))
@@ -114,7 +109,6 @@ def test_tenant_that_comes_later_is_in_the_next_batch_and_saves_up_nothing() -> 
 
 
 def test_tenant_that_had_its_turn_does_not_get_the_next_one_by_leaving_for_a_moment() -> None:
-    """What it was served counts until the others had as much."""
     queue = queue_of(("heavy", 1), ("a", 100), ("b", 100))
     assert counts(queue.take(BatchBounds(2000, 10**9, 0.03)))["heavy"] == 1
     queue.append(entries_of("heavy", 1), 0.0)
@@ -125,7 +119,6 @@ def test_tenant_that_had_its_turn_does_not_get_the_next_one_by_leaving_for_a_mom
 
 
 def test_tenants_with_entries_and_those_that_had_none() -> None:
-    """A tenant whose last entry was taken or removed has none, and arrives again with the next one."""
     queue = queue_of(("a", 1), ("b", 2), ("c", 1))
     assert (queue.tenants, queue.arrived) == ({"a", "b", "c"}, {"a", "b", "c"})
 
@@ -138,7 +131,6 @@ def test_tenants_with_entries_and_those_that_had_none() -> None:
 
 
 def test_tenant_that_was_served_is_behind_those_that_were_not() -> None:
-    """Whichever of them came first, and however many there are."""
     queue = queue_of(*((tenant_id, 9) for tenant_id in "bcef"), ("heavy", 1))
     assert counts(queue.take(BatchBounds(8, 10**9, 1e9))) == {"b": 2, "c": 2, "e": 2, "f": 1, "heavy": 1}
     queue.append([*entries_of("a", 1), *entries_of("heavy", 1)], 0.0)
@@ -146,13 +138,11 @@ def test_tenant_that_was_served_is_behind_those_that_were_not() -> None:
 
 
 def test_turn_ends_a_quantum_after_the_next_tenant() -> None:
-    """Two entries of half a quantum, then two of a whole one: the next tenant is a quantum behind by then."""
     queue = queue_of(("light", 9), ("z", 9))
     assert [entry.chain for entry in queue.take(BatchBounds(4, 10**9, 1e9))] == ["light", "light", "z", "z"]
 
 
 def test_tenant_with_more_weight_gets_more_time() -> None:
-    """In proportion; others have a weight of 1."""
     time = Known()
     time.note_weights({"a": 3.0})
     queue: FairQueue[Entry] = FairQueue(time)
@@ -162,7 +152,6 @@ def test_tenant_with_more_weight_gets_more_time() -> None:
 
 @pytest.mark.parametrize("bounds", [BatchBounds(1, 10**9, 1e9), BatchBounds(9, 10**9, 1e-9)], ids=["others", "nobody"])
 def test_nothing_is_remembered_of_a_tenant_that_was_served_once_nobody_waits(bounds: BatchBounds) -> None:
-    """It is not behind those that come later; also where its entry was too large for a batch with others."""
     queue = queue_of(("heavy", 1))
     if bounds.count == 1:
         queue.append(entries_of("z", 1), 0.0)
@@ -173,7 +162,6 @@ def test_nothing_is_remembered_of_a_tenant_that_was_served_once_nobody_waits(bou
 
 
 def test_nothing_is_remembered_of_a_tenant_once_the_queue_was_cleared() -> None:
-    """Nor of its entries, and all were returned."""
     queue = queue_of(("heavy", 2), ("z", 2))
     queue.put_back(queue.take(BatchBounds(1, 10**9, 1e9)))
     assert [entry.chain for entry in queue.clear()] == ["heavy", "heavy", "z", "z"]
@@ -184,7 +172,6 @@ def test_nothing_is_remembered_of_a_tenant_once_the_queue_was_cleared() -> None:
 
 
 def test_tenants_that_were_served_and_left_are_forgotten_while_others_wait() -> None:
-    """Memory has a bound: only those that are ahead of the others are known."""
     queue = queue_of(("a", 1000))
     for number in range(100):
         queue.append(entries_of(f"t{number}", 1), 0.0)
@@ -193,7 +180,6 @@ def test_tenants_that_were_served_and_left_are_forgotten_while_others_wait() -> 
 
 
 def test_tenant_that_is_hurried_does_not_wait_for_its_turn() -> None:
-    """The others get the rest."""
     queue = queue_of(("a", 10), ("heavy", 3), ("b", 10))
     queue.hurried = frozenset({"heavy"})
 
@@ -209,18 +195,15 @@ def test_tenant_that_is_hurried_does_not_wait_for_its_turn() -> None:
     ids=["count", "bytes", "cost"],
 )
 def test_batch_is_bounded(bounds: BatchBounds, expected: int) -> None:
-    """By each of the bounds: an entry has two bytes, and costs a millisecond."""
     assert len(queue_of(("a", 50), ("b", 50)).take(bounds)) == expected
 
 
 @pytest.mark.parametrize("bounds", [BatchBounds(1, 1, 1e9), BatchBounds(9, 1, 1e9), BatchBounds(9, 10**9, 1e-9)])
 def test_one_entry_always_goes(bounds: BatchBounds) -> None:
-    """However large or costly it is."""
     assert len(queue_of(("a", 5)).take(bounds)) == 1
 
 
 def test_what_was_put_back_goes_first_and_others_follow() -> None:
-    """Also one by one."""
     queue = queue_of(("a", 5), ("b", 5))
     batch = queue.take(BatchBounds(4, 10**9, 1e9))
     queue.put_back(batch)
@@ -236,7 +219,6 @@ def test_what_was_put_back_goes_first_and_others_follow() -> None:
     ids=["count", "bytes", "cost"],
 )
 def test_what_was_put_back_counts_towards_the_bounds(bounds: BatchBounds) -> None:
-    """Three entries, and two others."""
     queue = queue_of(("a", 50), ("b", 50))
     queue.put_back(queue.take(BatchBounds(3, 10**9, 1e9)))
     assert (len(queue.take(bounds)), len(queue)) == (5, 95)
@@ -248,7 +230,6 @@ def test_what_was_put_back_counts_towards_the_bounds(bounds: BatchBounds) -> Non
     ids=["count", "bytes", "cost"],
 )
 def test_batch_of_everything_has_no_turns(bounds: BatchBounds) -> None:
-    """It fits exactly, and what was put back is first; with one entry more the tenants take turns."""
     queue = queue_of(("p", 5), ("q", 3))
     queue.put_back(queue.take(BatchBounds(2, 10**9, 1e9)))
     assert [entry.chain for entry in queue.take(bounds)] == list("pqppppqq")
@@ -258,7 +239,6 @@ def test_batch_of_everything_has_no_turns(bounds: BatchBounds) -> None:
 
 
 def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
-    """The others of the tenant, and what was put back, stay."""
     queue = queue_of(("a", 5), ("b", 5))
     entries = queue.of_tenant("a")
 
@@ -270,7 +250,6 @@ def test_newest_entries_beyond_a_time_are_those_that_leave() -> None:
 @pytest.mark.slow
 @given(st.data())
 def test_order_of_a_tenant_is_kept_and_nothing_is_lost(data: st.DataObject) -> None:
-    """Whatever comes, is taken, put back, or removed."""
     queue: FairQueue[Entry] = FairQueue(Known())
     sent: defaultdict[str, list[Entry]] = defaultdict(list)
     taken: defaultdict[str, list[Entry]] = defaultdict(list)

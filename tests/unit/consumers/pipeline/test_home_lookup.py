@@ -63,7 +63,6 @@ class NoTenant:
 async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
     arrived_at: datetime, first_age_s: float
 ) -> None:
-    """Its first answer may be seconds old; operations are given up only by a fresh one."""
     gateway = NoTenant()
     letters: list[DeadLetter] = []
     async with running(gateway, letters) as dispatcher:
@@ -157,7 +156,6 @@ class Moving(Maker):
 
 
 def test_tenant_that_moves_is_asked_for_every_ten_milliseconds_and_goes_on_without_a_hold() -> None:
-    """A move pauses it for less than what an operation may wait in memory."""
     gateway = Moving(20)
 
     async def go() -> None:
@@ -174,7 +172,6 @@ def test_tenant_that_moves_is_asked_for_every_ten_milliseconds_and_goes_on_witho
 
 
 def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_often() -> None:
-    """Its mover was killed: the lookups go on, with back-off."""
     gateway = Moving(float("inf"))
 
     async def go() -> None:
@@ -194,7 +191,6 @@ def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_o
 
 
 async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> None:
-    """With thousands of new tenants most are found for another reader while they wait in line."""
     gateway = FoundSince()
     async with running(gateway) as dispatcher:
         dispatcher.send([queued_operation(arrived_at=NOW)])
@@ -203,7 +199,6 @@ async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> Non
 
 
 async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> None:
-    """The gateway gets the business and location of the operations; then these go to the tenant's shard."""
     maker = Maker({("b", "l")})
     async with running(maker) as dispatcher:
         dispatcher.send([queued_operation(arrived_at=NOW)])
@@ -213,7 +208,6 @@ async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> 
 
 @pytest.mark.slow
 async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
-    """It stays `not_here`, the log has the reason, and the lookups go on with the names seen."""
     maker = Maker(set())
     with capture_logs() as logs:
         async with running(maker) as dispatcher:
@@ -237,7 +231,6 @@ class Silent(NoTenant):
 
 @pytest.mark.slow
 async def test_tenant_is_held_alone_when_a_silent_shard_may_have_it() -> None:
-    """It may never come there: what waits for that shard is not what waits for this tenant."""
     with capture_logs() as logs:
         async with running(Silent()) as dispatcher:
             dispatcher.send([queued_operation(arrived_at=NOW)])
@@ -255,7 +248,6 @@ async def eventually(is_so: Callable[[], bool]) -> None:
 
 @pytest.mark.slow
 async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> None:
-    """An empty lookup has no periodic check: each added tenant wakes it."""
     maker = Maker({("b", "l")})
     async with running(maker) as dispatcher:
         for come in range(1, 4):
@@ -267,8 +259,6 @@ async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> No
 
 @pytest.mark.parametrize("has_tenant", [True, False])
 def test_lookups_end_at_once_when_stopping(has_tenant: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Whether they wait for the next check or for a tenant."""
-
     async def stopped_within_s() -> float:
         async with running(Maker(set())) as dispatcher:
             if has_tenant:

@@ -90,7 +90,6 @@ async def result_of(lane: Lane[Entry]) -> object:
 
 
 async def test_wait_of_a_tenant_is_noted_when_the_next_batch_is_made() -> None:
-    """Of every tenant with operations in the lane."""
     time = ShardTime()
     source = Answering(APPLIED)
     lane = source.lane([entry_of("a"), entry_of("b")], time=time)
@@ -104,7 +103,6 @@ async def test_wait_of_a_tenant_is_noted_when_the_next_batch_is_made() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 async def test_outcome_of_what_was_taken_in_flight_counts_no_longer(outcome: str) -> None:
-    """That of the others in the batch does. What was queued behind is taken too, and never sent."""
     source = Answering(OUTCOMES[outcome])
     first, other, second = entry_of("a-x"), entry_of("b-x"), entry_of("a-x")
     lane = source.lane([first, other])
@@ -127,7 +125,6 @@ async def test_outcome_of_what_was_taken_in_flight_counts_no_longer(outcome: str
 
 
 async def test_what_was_taken_in_flight_is_not_sent_again_after_a_failure() -> None:
-    """The rest of the batch is, before what is queued behind it."""
     source = Answering(DOWN, APPLIED)
     entries = [entry_of(chain) for chain in ("a-x", "b-x", "c-x")]
     lane = source.lane(entries[:2])
@@ -142,7 +139,6 @@ async def test_what_was_taken_in_flight_is_not_sent_again_after_a_failure() -> N
 
 
 async def test_what_was_taken_in_flight_does_not_leave_with_the_others() -> None:
-    """Whoever took it has it."""
     source = Answering(DOWN)
     entries = [entry_of("a-x"), entry_of("b-x")]
     lane = source.lane(entries, held=True)
@@ -156,7 +152,6 @@ async def test_what_was_taken_in_flight_does_not_leave_with_the_others() -> None
 
 @pytest.mark.slow
 async def test_shard_that_fails_is_tried_for_a_while_before_its_lane_is_emptied() -> None:
-    """A short failure costs nobody a hold; a held shard is not tried again."""
     source = Answering(*[DOWN] * 20)
     source.may_answer.set()
     entries, began_at = [entry_of("a-x")], loop_time()
@@ -169,7 +164,6 @@ async def test_shard_that_fails_is_tried_for_a_while_before_its_lane_is_emptied(
 
 
 async def test_source_that_stops_a_batch_gets_all_of_the_lane() -> None:
-    """At once, with what it has raised; a turn that was asked for sends an empty batch."""
     stop = LaneStopError("its row is behind")
     source = Answering(stop, APPLIED)
     source.may_answer.set()
@@ -182,7 +176,6 @@ async def test_source_that_stops_a_batch_gets_all_of_the_lane() -> None:
 
 
 async def test_entry_at_fault_for_a_crash_is_found_alone() -> None:
-    """The batch stays in the lane until the source decides; sent one by one, in order, only one of them crashes."""
     source = Answering(ZeroDivisionError("a secret"), APPLIED, ZeroDivisionError("a secret"), APPLIED)
     source.may_answer.set()
     entries = [entry_of(chain) for chain in ("a-x", "b-x", "c-x")]
@@ -200,7 +193,6 @@ async def test_entry_at_fault_for_a_crash_is_found_alone() -> None:
 
 
 async def test_failing_chain_does_not_stop_other_chains_of_its_tenant() -> None:
-    """The shard held all of the tenant behind it: those of other chains are sent again at once, in their order."""
     entries = [entry_of(chain, "ann-main") for chain in ("bad", "good", "bad", "good", "other")]
     entries[4] = entry_of("other", "bob-main")
     source = Answering([FAILING, NOT_HERE, NOT_HERE, NOT_HERE, APPLIED], APPLIED)
@@ -216,7 +208,6 @@ async def test_failing_chain_does_not_stop_other_chains_of_its_tenant() -> None:
 
 
 async def test_late_repetitions_are_told_apart() -> None:
-    """They are in the log all the same."""
     entries = [entry_of("a-x"), entry_of("b-x")]
     source = Answering([APPLIED, LATE])
     source.may_answer.set()

@@ -34,7 +34,6 @@ SOME_LISTS = {f"t{number}": 0.001 for number in range(100)} | {f"list-{number}":
     ],
 )
 def test_tenant_over_its_share(costs_s: dict[str, float], active_count: int, turns: int, expected: str | None) -> None:
-    """Loud tenants have twice what those with less have on average, and the others would wait OVER_SHARE_S for them."""
     assert find_over_share(costs_s, {}, active_count=active_count, turns=turns) == expected
 
 
@@ -43,10 +42,8 @@ def test_tenant_over_its_share(costs_s: dict[str, float], active_count: int, tur
     [({}, "a"), ({"a": 0.1}, "a"), ({"a": 3.0}, None), ({"a": 10.0}, None), ({"b": 0.05}, "b"), ({"b": 10.0}, "a")],
 )
 def test_tenant_over_the_share_that_its_weight_gives_it(weights: dict[str, float], expected: str | None) -> None:
-    """One with ten times the weight may have ten times as much queued."""
     assert find_over_share({"a": 4.0, "b": 0.8}, weights, active_count=2, turns=1) == expected
 
 
 def test_few_of_many_lanes_count() -> None:
-    """Else a list in each of 32 full lanes would be over its tenant's share."""
     assert [turns_of(count) for count in (0, 1, 31)] == [1, 2, 1 + WAITS_MAX]

@@ -23,12 +23,10 @@ KINDS = [
 
 @pytest.mark.parametrize(("status", "kind"), [(status, kind) for statuses, kind in KINDS for status in statuses])
 def test_status_decides(status: int, kind: type[Delivery]) -> None:
-    """2xx alone is a delivery; 410 is the end; 4xx are about the event, but for three."""
     assert type(delivery_of("h", status, None, now=NOW)) is kind
 
 
 def test_errors_name_the_host_and_what_came() -> None:
-    """And nothing of the URL's path."""
     assert delivery_of("h.example", 500, None, now=NOW) == RetryLater("h.example: expected a status 2xx, got 500")
     assert delivery_of("h.example", 302, "9", now=NOW) == RetryLater(
         "h.example: expected a status 2xx, got a redirect (302); name its target in FEED_FILE"
@@ -52,7 +50,6 @@ HEADERS = [
 
 @pytest.mark.parametrize(("header", "expected"), HEADERS)
 def test_retry_after_is_seconds_or_a_time(header: str | None, expected: float | None) -> None:
-    """Bounded by an hour; another text counts as none."""
     assert retry_after_s(header, now=NOW) == expected
     assert delivery_of("h", 503, header, now=NOW) == RetryLater("h: expected a status 2xx, got 503", expected)
 
@@ -74,7 +71,6 @@ def test_call_is_over_when_the_receiver_says_so(
     is_over: bool,  # noqa: FBT001
     failure: Delivery | None,
 ) -> None:
-    """By a pause that it asks for, or by 410; a refused event is no failure of the receiver."""
     health = CallHealth()
     for delivery in deliveries:
         health.note(delivery)

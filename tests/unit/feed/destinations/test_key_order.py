@@ -21,7 +21,6 @@ def order_of(keys: str) -> KeyOrder:
 
 
 def test_round_has_the_next_event_of_each_key() -> None:
-    """In the order of the events; the next round begins behind what was delivered."""
     order = order_of("abacab")
     rounds = []
     while found := order.next_round():
@@ -37,7 +36,6 @@ def test_round_has_the_next_event_of_each_key() -> None:
     [(LATER, RetryLater(BEHIND, 3.0)), (Refused("bad"), RetryLater(BEHIND)), (Disabled("gone"), RetryLater(BEHIND))],
 )
 def test_events_behind_one_that_was_not_delivered_wait(failed: Delivery, behind: Delivery) -> None:
-    """Those of its key; others go on."""
     order = order_of("abab")
     order.note(0, failed)
     order.note(1, Delivered())
@@ -47,12 +45,10 @@ def test_events_behind_one_that_was_not_delivered_wait(failed: Delivery, behind:
 
 
 def test_lanes_have_the_events_of_each_key_in_order() -> None:
-    """The lane of the first event first."""
     assert order_of("abacab").lanes() == [[0, 2, 4], [1, 5], [3]]
 
 
 def test_giving_up_leaves_what_was_sent() -> None:
-    """And is the same for all others."""
     order = order_of("aab")
     order.note(0, Delivered())
     order.give_up(LATER)
@@ -60,14 +56,12 @@ def test_giving_up_leaves_what_was_sent() -> None:
 
 
 def test_event_that_was_not_sent_is_tried_later() -> None:
-    """As when all senders have ended before its turn."""
     order = order_of("aab")
     order.note(0, Delivered())
     assert order.deliveries() == [Delivered(), RetryLater(BEHIND), RetryLater(BEHIND)]
 
 
 def test_noting_another_event_than_the_next_of_its_key_is_a_defect() -> None:
-    """The order would be lost."""
     with pytest.raises(ValueError, match="before another one of its key"):
         order_of("aa").note(1, Delivered())
 
@@ -77,7 +71,6 @@ OUTCOMES = st.sampled_from([Delivered(), LATER, Refused("bad")])
 
 @given(keys=st.text("abc", max_size=30), data=st.data())
 def test_no_event_is_sent_before_those_of_its_key_were_delivered(keys: str, data: st.DataObject) -> None:
-    """For any keys and outcomes; each event is sent once at most, and has its own outcome."""
     order = order_of(keys)
     sent: dict[int, Any] = {}
     while found := order.next_round():
@@ -95,7 +88,6 @@ def test_no_event_is_sent_before_those_of_its_key_were_delivered(keys: str, data
 
 @given(sizes=st.lists(st.integers(1, 12)), max_count=st.integers(1, 5))
 def test_requests_keep_the_order_and_both_limits(sizes: list[int], max_count: int) -> None:
-    """But for an item that is too large by itself; and no request could take the first item of the next one."""
     requests = requests_of(list(enumerate(sizes)), max_count=max_count, max_bytes=10)
     assert [index for request in requests for index in request] == list(range(len(sizes)))
     totals = [sum(sizes[index] for index in request) for request in requests]

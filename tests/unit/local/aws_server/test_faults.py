@@ -10,7 +10,6 @@ from simplu_local.kinesis.model import KinesisOptions
 
 
 def test_options_change_in_place_when_the_names_and_types_are_known() -> None:
-    """Objects with a reference to the options see the change; other members stay."""
     options = KinesisOptions(page_size=7)
     change_options(options, {"read_throttling": False, "update_delay_ms": 0})
     assert options == KinesisOptions(page_size=7, read_throttling=False, update_delay_ms=0)
@@ -18,7 +17,6 @@ def test_options_change_in_place_when_the_names_and_types_are_known() -> None:
 
 @pytest.mark.parametrize("changes", [{"unknown": 1}, {"page_size": 1, "update_delay_ms": "soon"}])
 def test_options_stay_when_a_change_is_invalid(changes: dict[str, object]) -> None:
-    """A command with one invalid member changes no member."""
     options = KinesisOptions()
     with pytest.raises(msgspec.ValidationError):
         change_options(options, changes)

@@ -11,12 +11,10 @@ from simplu_local.aws_server.sealing import seal, unseal
 
 @pytest.mark.parametrize("payload", [b"", b"x", bytes(range(256))])
 def test_payload_is_the_same_when_it_was_sealed(payload: bytes) -> None:
-    """Sealing keeps every byte."""
     assert unseal(seal(payload)) == payload
 
 
 def test_text_is_rejected_when_one_character_is_another() -> None:
-    """The checksum covers the payload."""
     text = seal(b"8 bytes.")
     others = [text[:at] + ("B" if text[at] == "A" else "A") + text[at + 1 :] for at in range(len(text))]
     assert {unseal(one) for one in others} == {None}
@@ -24,5 +22,4 @@ def test_text_is_rejected_when_one_character_is_another() -> None:
 
 @pytest.mark.parametrize("text", ["", "not base64!", "AAA", base64.b64encode(b"no checksum").decode()])
 def test_text_is_rejected_when_it_was_not_sealed(text: str) -> None:
-    """Neither base64 nor length matters."""
     assert unseal(text) is None

@@ -39,14 +39,12 @@ def result_with(*, differences: list[str], finished_count: int = 1) -> TrialResu
 def test_conclusion_has_each_sentence_on_one_line_and_what_to_try_next(
     result: TrialResult, *, was_held: bool, expected: tuple[int, str]
 ) -> None:
-    """A run with --hold does not end with the advice to run it with --hold; 80 columns break no sentence."""
     written = io.StringIO()
     status = print_conclusion(Console(file=written, width=80), result, was_held=was_held)
     assert (status, written.getvalue()) == expected
 
 
 def test_demo_that_stands_still_tells_for_how_long() -> None:
-    """And no lag of 0, which leaves out what is held; it has the lag again once something is finished."""
     now, written = [0.0], io.StringIO()
     display = Display(Console(file=written, width=200), clock=lambda: now[0])
     for seconds, finished in ((0, 5), (3, 5), (9, 5), (12, 6)):

@@ -34,13 +34,11 @@ JSON = st.recursive(
     ],
 )
 def test_item_is_read_as_json_has_it(encoded: str, expected: Any) -> None:
-    """Byte strings become base64, and times of the SDK seconds."""
     assert json.loads(json_of(bytes.fromhex(encoded))) == expected
 
 
 @pytest.mark.parametrize("encoded", ["", "62c328", "a161", "f8ff", "d74101", "c16161", "81" * 40])
 def test_what_is_no_item_is_refused(encoded: str) -> None:
-    """Cut off, not UTF-8, of another kind than JSON has, no time, or too deep."""
     with pytest.raises(KinesisError) as refused:
         json_of(bytes.fromhex(encoded))
 
@@ -50,13 +48,11 @@ def test_what_is_no_item_is_refused(encoded: str) -> None:
 @pytest.mark.slow
 @given(JSON)
 def test_answer_is_read_again_as_it_was(value: Any) -> None:
-    """Whatever its sizes; members that are blobs or times have tests of their own."""
     assert json.loads(json_of(cbor_of(json.dumps(value).encode()))) == value
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**41))
 def test_blobs_and_times_are_written_as_the_sdk_reads_them(data: bytes, at_ms: int) -> None:
-    """Blobs as byte strings, times as milliseconds with tag 1; read again they are what JSON has."""
     record = {"Data": base64.b64encode(data).decode(), "ApproximateArrivalTimestamp": at_ms / 1000}
     encoded = cbor_of(json.dumps({"Records": [record]}).encode())
 
@@ -66,5 +62,4 @@ def test_blobs_and_times_are_written_as_the_sdk_reads_them(data: bytes, at_ms: i
 
 
 def test_answer_without_a_body_has_none() -> None:
-    """As of DeleteStream."""
     assert cbor_of(b"") == b""

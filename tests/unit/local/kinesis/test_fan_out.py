@@ -76,7 +76,6 @@ def code_of(action: Any, *arguments: Any, **more: Any) -> str:
 
 
 def test_consumer_is_registered_found_listed_and_deregistered() -> None:
-    """API_RegisterStreamConsumer: CREATING at first; a name once, and twenty of them."""
     kinesis = Kinesis(consumer_delay_ms=100)
     arn = kinesis.register()
     by_name = kinesis("DescribeStreamConsumer", StreamARN=kinesis.arn, ConsumerName="me")["ConsumerDescription"]
@@ -100,7 +99,6 @@ def test_consumer_is_registered_found_listed_and_deregistered() -> None:
 
 
 def test_subscription_sends_what_is_stored_what_comes_and_signs_of_life() -> None:
-    """API_SubscribeToShardEvent: the continuation is a position also where there are no records."""
     kinesis = Kinesis(heartbeat_ms=1000)
     arn = kinesis.register()
     first = kinesis.put("a")
@@ -125,7 +123,6 @@ def test_subscription_sends_what_is_stored_what_comes_and_signs_of_life() -> Non
 
 
 def test_later_call_takes_the_subscription_after_five_seconds() -> None:
-    """API_SubscribeToShard: ResourceInUseException before, and afterwards for the earlier one."""
     kinesis = Kinesis()
     arn = kinesis.register()
     earlier = kinesis.subscribe(arn)
@@ -141,7 +138,6 @@ def test_later_call_takes_the_subscription_after_five_seconds() -> None:
 
 
 def test_subscription_ends_after_its_time() -> None:
-    """API_SubscribeToShard: five minutes."""
     kinesis = Kinesis()
     subscription = kinesis.subscribe(kinesis.register())
     kinesis.now_ms += 299_999
@@ -153,7 +149,6 @@ def test_subscription_ends_after_its_time() -> None:
 
 
 def test_last_event_of_a_closed_stream_shard_names_its_children() -> None:
-    """API_SubscribeToShardEvent: ChildShards, and no ContinuationSequenceNumber."""
     kinesis = Kinesis(push_interval_ms=0)
     subscription = kinesis.subscribe(kinesis.register())
     kinesis.put("a")
@@ -168,7 +163,6 @@ def test_last_event_of_a_closed_stream_shard_names_its_children() -> None:
 
 
 def test_consumers_have_two_mebibytes_a_second_each() -> None:
-    """API_SubscribeToShard, beside what GetRecords takes."""
     kinesis = Kinesis(push_interval_ms=0)
     for number in range(8):
         kinesis.put("x" * (MIB - 1 - number))
@@ -187,7 +181,6 @@ def test_consumers_have_two_mebibytes_a_second_each() -> None:
     payload=st.binary(max_size=300),
 )
 def test_messages_are_those_that_botocore_reads(headers: dict[str, str], payload: bytes) -> None:
-    """Its decoder checks both checksums."""
     buffer = EventStreamBuffer()
     buffer.add_data(encode_message(headers, payload))
     (message,) = list(buffer)

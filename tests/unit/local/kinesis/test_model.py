@@ -91,7 +91,6 @@ def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
 
 @given(st.integers(0, 2**36 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**36 - 1))
 def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordinal: int, second: int) -> None:
-    """A sequence number has 56 digits and can be decoded."""
     parts = SequenceNumber(made_s, index, ordinal, second)
     text = str(encode_sequence_number(parts))
     assert (len(text), parse_sequence_number(text)) == (56, parts)
@@ -99,12 +98,10 @@ def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordin
 
 @pytest.mark.parametrize("text", ["0", "1", "49", str(2**185), "9" * 56, "9" * 128])
 def test_sequence_number_is_refused_when_it_is_not_of_our_form(text: str) -> None:
-    """Any other number is recognized."""
     assert parse_sequence_number(text) is None
 
 
 def test_token_survives_the_way_to_the_client_and_back() -> None:
-    """The two kinds of tokens are distinguished, and short enough for API_GetRecords (512)."""
     iterator = IteratorToken("s" * 128, START_MS, shard_id(1), 10**12, START_MS, 7)
     page = PageToken(NAME, START_MS, shard_id(1), "AT_LATEST", 0, START_MS)
     assert [unseal_token(seal_token(iterator)), unseal_token(seal_token(page))] == [iterator, page]
@@ -113,7 +110,6 @@ def test_token_survives_the_way_to_the_client_and_back() -> None:
 
 @given(st.text(max_size=100))
 def test_token_is_refused_when_it_is_garbage(text: str) -> None:
-    """A text that was not sealed here decodes to none."""
     assert unseal_token(text) is None
     assert unseal_token(base64.b64encode(text.encode()).decode()) is None
 
@@ -123,7 +119,6 @@ def test_token_is_refused_when_it_is_garbage(text: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 1000])
 def test_equal_ranges_cover_all_hash_keys(count: int) -> None:
-    """No gap and no overlap from 0 to 2^128-1."""
     ranges = equal_ranges(count)
     assert [ranges[0].start, ranges[-1].end, len(ranges)] == [0, HASH_KEYS - 1, count]
     assert [one.end + 1 for one in ranges[:-1]] == [one.start for one in ranges[1:]]
@@ -134,7 +129,6 @@ def test_equal_ranges_cover_all_hash_keys(count: int) -> None:
     [(1, 2, 1, 0), (2, 4, 2, 0), (4, 2, 0, 2), (3, 6, 3, 0), (6, 3, 0, 3), (2, 3, 2, 1), (3, 2, 1, 2), (4, 4, 0, 0)],
 )
 def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: int, merges: int) -> None:
-    """Only missing ranges are made; thirds and sixths count as equal in spite of their rounding."""
     steps = scaling_steps(equal_ranges(before), after)
     kinds = [type(step) for step in steps]
     assert (kinds.count(Split), kinds.count(Merge)) == (splits, merges)
@@ -144,7 +138,6 @@ def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: i
 
 
 def test_read_quota_allows_five_reads_a_second() -> None:
-    """API_GetRecords: five transactions a second; at an even interval of 200 ms no read is throttled."""
     quota = ReadQuota()
     assert [quota.acquire(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
     paced = ReadQuota()
@@ -156,7 +149,6 @@ def test_read_quota_allows_five_reads_a_second() -> None:
     [(MIB, False, 0), (2 * MIB, False, 1), (4 * MIB, False, 1001), (10 * MIB, True, 5000)],
 )
 def test_read_quota_closes_for_as_long_as_the_answer_was_large(size_bytes: int, was_full: bool, closed_ms: int) -> None:  # noqa: FBT001
-    """API_GetRecords: 2 MiB a second; an answer of 10 MiB closes the stream shard for five seconds."""
     quota = ReadQuota()
     assert quota.acquire(START_MS)
     quota.count_read(size_bytes, START_MS, was_full=was_full)
@@ -166,7 +158,6 @@ def test_read_quota_closes_for_as_long_as_the_answer_was_large(size_bytes: int, 
 
 
 def test_write_quota_counts_records_and_bytes() -> None:
-    """API_PutRecords: 1,000 records and 1 MiB a second; a larger record passes when the bucket is full."""
     small, large = WriteQuota(), WriteQuota()
     assert [small.acquire(1, START_MS) for _ in range(1001)] == [True] * 1000 + [False]
     assert [large.acquire(3 * MIB, START_MS + at_ms) for at_ms in (0, 1000, 2000, 3000)] == [True, False, False, True]
@@ -176,7 +167,6 @@ def test_write_quota_counts_records_and_bytes() -> None:
 
 
 def test_iterators_start_where_they_say() -> None:
-    """The five types of API_GetShardIterator."""
     kinesis = Kinesis()
     numbers = []
     for text in "abc":
@@ -194,7 +184,6 @@ def test_iterators_start_where_they_say() -> None:
 
 
 def test_iterator_is_refused_when_its_arguments_make_no_sense() -> None:
-    """API_GetShardIterator: unknown stream shard, foreign number, a time in the future."""
     kinesis = Kinesis(2)
     number = kinesis.put("key", "a", ExplicitHashKey="0")["SequenceNumber"]
     at = {"ShardIteratorType": "AT_SEQUENCE_NUMBER"}
@@ -236,13 +225,11 @@ def test_iterator_is_refused_when_its_arguments_make_no_sense() -> None:
     ],
 )
 def test_request_is_refused_as_the_api_reference_says(code: str, action: str, request_: dict[str, Any]) -> None:
-    """The errors of each action's page."""
     assert refusal(Kinesis(), action, **request_) == code
 
 
 @pytest.mark.slow
 def test_reading_goes_by_number_and_by_size() -> None:
-    """API_GetRecords: at most Limit records and 10 MiB, and at least one record if any is stored."""
     kinesis = Kinesis()
     for number in range(15):
         kinesis.put("k", str(number % 10) * (MIB - 1))
@@ -255,7 +242,6 @@ def test_reading_goes_by_number_and_by_size() -> None:
 
 
 def test_read_throttling_closes_a_stream_shard_for_all_its_readers() -> None:
-    """API_GetRecords: the quota is the stream shard's, not the reader's; other stream shards are not affected."""
     kinesis = Kinesis(2, read_throttling=True)
     iterators = [kinesis.iterator(0), kinesis.iterator(0), kinesis.iterator(1)]
     for number in range(5):
@@ -267,7 +253,6 @@ def test_read_throttling_closes_a_stream_shard_for_all_its_readers() -> None:
 
 
 def test_answer_of_ten_mebibytes_closes_the_stream_shard_for_five_seconds() -> None:
-    """API_GetRecords: subsequent calls made within the next 5 seconds throw."""
     kinesis = Kinesis(read_throttling=True)
     for _ in range(11):
         kinesis.put("k", "x" * (MIB - 1))
@@ -280,7 +265,6 @@ def test_answer_of_ten_mebibytes_closes_the_stream_shard_for_five_seconds() -> N
 
 
 def test_write_throttling_refuses_single_records() -> None:
-    """API_PutRecords: a rejected record has an ErrorCode in its place, and those of other stream shards pass."""
     kinesis = Kinesis(2, write_throttling=True)
     data = base64.b64encode(bytes(MIB - 100)).decode()
     hash_keys = ["0", "0", str(HASH_KEYS - 1)]
@@ -292,7 +276,6 @@ def test_write_throttling_refuses_single_records() -> None:
 
 
 def test_millis_behind_is_the_distance_of_the_answer_from_the_tip() -> None:
-    """API_GetRecords: 0 when no record is left, else the age of the last record returned."""
     kinesis = Kinesis()
     for text in "abc":
         kinesis.put("k", text)
@@ -306,7 +289,6 @@ def test_millis_behind_is_the_distance_of_the_answer_from_the_tip() -> None:
 
 
 def test_iterator_expires_after_five_minutes_and_on_demand() -> None:
-    """API_GetShardIterator: five minutes after it was returned, used or not."""
     kinesis = Kinesis()
     iterator = kinesis.iterator()
     kinesis.now_ms += 300_000
@@ -319,7 +301,6 @@ def test_iterator_expires_after_five_minutes_and_on_demand() -> None:
 
 
 def test_records_go_when_their_retention_is_over() -> None:
-    """API_IncreaseStreamRetentionPeriod: 24 hours at first; reading continues with the oldest stored record."""
     kinesis = Kinesis()
     kinesis.put("k", "a")
     iterator = kinesis.iterator()
@@ -334,7 +315,6 @@ def test_records_go_when_their_retention_is_over() -> None:
 
 
 def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
-    """The oldest records of all stream shards are trimmed; the newest stay; positions do not change."""
     kinesis = Kinesis(2, memory_max_bytes=100_000)
     for number in range(1000):
         kinesis.now_ms += 1
@@ -350,7 +330,6 @@ def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
 
 
 def test_stream_goes_through_its_states_in_its_time() -> None:
-    """CREATING, ACTIVE, UPDATING, DELETING; actions that a state does not allow are rejected."""
     delays = {"create_delay_ms": 100, "update_delay_ms": 100, "delete_delay_ms": 100}
     kinesis = Kinesis(2, **delays)
 
@@ -378,7 +357,6 @@ def test_stream_goes_through_its_states_in_its_time() -> None:
 
 
 def test_stream_is_found_by_its_arn() -> None:
-    """Every action accepts StreamARN in place of StreamName."""
     kinesis = Kinesis()
     arn = kinesis("DescribeStream")["StreamDescription"]["StreamARN"]
     assert kinesis("ListShards", StreamARN=arn) == kinesis("ListShards")
@@ -389,7 +367,6 @@ def test_stream_is_found_by_its_arn() -> None:
 
 
 def test_split_gives_each_half_a_child_and_leaves_the_records() -> None:
-    """API_SplitShard: the new key starts the upper child; the parent keeps its records and accepts no more."""
     kinesis = Kinesis()
     before = kinesis.put("k", "before", ExplicitHashKey="7")
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
@@ -404,7 +381,6 @@ def test_split_gives_each_half_a_child_and_leaves_the_records() -> None:
 
 
 def test_children_have_greater_numbers_than_their_parents_however_soon_they_follow() -> None:
-    """Forty generations within one millisecond."""
     kinesis = Kinesis()
     for _ in range(20):
         stream = kinesis.account.streams[NAME]
@@ -418,7 +394,6 @@ def test_children_have_greater_numbers_than_their_parents_however_soon_they_foll
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_merge_gives_the_child_both_parents(order: tuple[int, int]) -> None:
-    """API_MergeShards: the first named is the parent, the other the adjacent parent."""
     kinesis = Kinesis(2)
     first, second = (shard_id(index) for index in order)
     kinesis("MergeShards", ShardToMerge=first, AdjacentShardToMerge=second)
@@ -428,7 +403,6 @@ def test_merge_gives_the_child_both_parents(order: tuple[int, int]) -> None:
 
 
 def test_reshard_is_refused_when_it_is_not_possible() -> None:
-    """Not adjacent, closed, unknown, outside its range, more than double, less than half."""
     kinesis = Kinesis(3)
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
     table: list[tuple[str, str, dict[str, Any]]] = [
@@ -444,7 +418,6 @@ def test_reshard_is_refused_when_it_is_not_possible() -> None:
 
 
 def test_end_of_a_closed_stream_shard_names_its_children() -> None:
-    """API_GetRecords: after the last records NextShardIterator is missing, and ChildShards is present."""
     kinesis = Kinesis()
     kinesis.put("k", "a")
     open_answer = kinesis("GetRecords", ShardIterator=kinesis.iterator())
@@ -459,7 +432,6 @@ def test_end_of_a_closed_stream_shard_names_its_children() -> None:
 
 
 def test_end_comes_with_the_last_records_and_as_null_when_that_is_set() -> None:
-    """Services return either form."""
     kinesis = Kinesis(end_with_last_records=True, null_next_iterator=True)
     kinesis.put("k", "a")
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
@@ -468,7 +440,6 @@ def test_end_comes_with_the_last_records_and_as_null_when_that_is_set() -> None:
 
 
 def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
-    """API_ListShards: expired ones are not listed, but their children still name them as parents."""
     kinesis = Kinesis()
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
     kinesis.now_ms += 24 * HOUR_MS + 1
@@ -483,7 +454,6 @@ def test_closed_stream_shards_are_forgotten_after_the_retention() -> None:
 
 
 def test_shard_filters_choose_by_state_and_time() -> None:
-    """API_ShardFilter."""
     kinesis = Kinesis(2)
     kinesis.now_ms += 10_000
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey="10")
@@ -506,7 +476,6 @@ def test_shard_filters_choose_by_state_and_time() -> None:
 
 
 def test_pages_keep_their_filter_and_show_a_reshard_between_them() -> None:
-    """API_ListShards: each page shows the stream at its time, so the first still has the parent as open."""
     kinesis = Kinesis(4)
     latest = {"Type": "AT_LATEST"}
     first = kinesis("ListShards", MaxResults=2, ShardFilter=latest)
@@ -520,7 +489,6 @@ def test_pages_keep_their_filter_and_show_a_reshard_between_them() -> None:
 
 
 def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
-    """API_ListShards: 300 seconds, and neither StreamName nor a filter beside it."""
     kinesis = Kinesis(2)
     token = kinesis("ListShards", MaxResults=1)["NextToken"]
     codes = [
@@ -537,7 +505,6 @@ def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
 
 
 def test_faults_are_taken_in_order_and_count_down() -> None:
-    """A fault strikes only its own action, and only its own stream shard if it names one."""
     faults = FaultQueue[KinesisFault]()
     faults.add(KinesisFault(action="GetRecords", kind="throttle", count=2))
     faults.add(KinesisFault(action="GetRecords", kind="fail", stream_shard_id="a"))
@@ -569,7 +536,6 @@ def test_reader_that_follows_parents_before_children_reads_everything_once_and_i
     steps: list[tuple[str, int]],
     end_with_last_records: bool,  # noqa: FBT001
 ) -> None:
-    """After any splits and merges the open hash ranges cover every key once, and no record is lost or doubled."""
     kinesis = Kinesis(shard_count, update_delay_ms=30, end_with_last_records=end_with_last_records)
     put: dict[str, list[str]] = defaultdict(list)
     for number, (action, argument) in enumerate(steps):

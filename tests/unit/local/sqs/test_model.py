@@ -48,7 +48,6 @@ def bodies(messages: list[StoredMessage]) -> list[str]:
 
 
 def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
-    """The same id returns the same receipts; from then on they are hidden for the whole time again."""
     account = new_account()
     queue = new_queue(account)
     send(queue, "A0", "A1")
@@ -62,7 +61,6 @@ def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
 
 @pytest.mark.parametrize("what", ["deleted", "changed", "expired"])
 def test_receive_attempt_is_void_once_something_happened_to_a_message(what: str) -> None:
-    """Then the id is treated as a new one."""
     account = new_account()
     queue = new_queue(account)
     send(queue, "A0", "A1")
@@ -81,7 +79,6 @@ def test_receive_attempt_is_void_once_something_happened_to_a_message(what: str)
 
 
 def test_receive_attempt_is_kept_for_five_minutes() -> None:
-    """After that the same id waits for the group like any other."""
     account = new_account()
     queue = new_queue(account)
     send(queue, "A0")
@@ -91,7 +88,6 @@ def test_receive_attempt_is_kept_for_five_minutes() -> None:
 
 
 def test_repetition_is_taken_after_five_minutes() -> None:
-    """The interval counts from the first message."""
     queue = new_queue(new_account())
     send(queue, "A0", now_ms=0)
     send(queue, "A0", now_ms=299_999)
@@ -101,7 +97,6 @@ def test_repetition_is_taken_after_five_minutes() -> None:
 
 
 def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
-    """A later change is rejected and has no effect; a new receive starts another 12 hours."""
     account = new_account()
     queue = new_queue(account, "queue")
     send(queue, "a")
@@ -115,7 +110,6 @@ def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
 
 
 def test_move_task_keeps_to_its_rate() -> None:
-    """It moves that many messages a second, none that is in flight, and ends when none is left."""
     account = new_account()
     letters = new_queue(account, "letters")
     policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
@@ -132,7 +126,6 @@ def test_move_task_keeps_to_its_rate() -> None:
 
 
 def test_dead_letter_of_a_group_does_not_lock_it() -> None:
-    """The group continues behind it, within the same receive."""
     account = new_account()
     letters = new_queue(account, "letters.fifo")
     policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
@@ -170,7 +163,6 @@ steps = st.lists(
 
 @given(steps=steps)
 def test_groups_keep_their_order_whatever_happens(steps: list[tuple[str, str | int]]) -> None:
-    """A receive returns the head of each group that is not locked, and the messages behind it, up to the limit."""
     account, book, now_ms = new_account(), Book(), 0
     queue = new_queue(account, VisibilityTimeout="30")
     for number, (step, argument) in enumerate(steps):

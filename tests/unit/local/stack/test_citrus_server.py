@@ -24,20 +24,17 @@ def registry_of(*sizes: int) -> CitrusRegistry:
     [((0, 0), "shard-1"), ((2, 0), "shard-1"), ((3, 0), "shard-2"), ((3, 3), None), ((), None)],
 )
 def test_registry_fills_shards_in_the_order_they_came(sizes: tuple[int, ...], expected: str | None) -> None:
-    """The first active shard with room gets the next tenant; none has room when all are full."""
     shard = registry_of(*sizes).first_with_room()
     assert (shard.shard_id if shard else None) == expected
 
 
 def test_registry_passes_over_a_shard_when_it_is_inactive() -> None:
-    """An inactive shard gets no new tenant."""
     registry = registry_of(0, 0)
     registry.shards["shard-1"].is_active = False
     assert registry.first_with_room() is registry.shards["shard-2"]
 
 
 def test_registry_gives_a_shard_no_more_than_it_is_filled_with() -> None:
-    """Though it has room: so that another shard is there before a worker warns of a full one."""
     registry = CitrusRegistry()
     shard = registry.add_shard("shard-1", "postgresql://u:secret@h/d", max_businesses=4, filled_at=1)
     assert registry.first_with_room() is shard
@@ -46,7 +43,6 @@ def test_registry_gives_a_shard_no_more_than_it_is_filled_with() -> None:
 
 
 def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
-    """A tenant counts on one shard only, its newest."""
     registry = registry_of(2, 0)
     registry.place("tenant1-0", registry.shards["shard-2"])
     assert [len(shard.tenants) for shard in registry.shards.values()] == [1, 1]
@@ -54,7 +50,6 @@ def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
 
 
 def test_locations_of_a_business_count_once() -> None:
-    """As Citrus counts: wherever they came from, and until the last one leaves."""
     registry = registry_of(0, 0)
     first, second = registry.shards.values()
     for shard_key in ("acme-north", "acme-south"):
@@ -67,7 +62,6 @@ def test_locations_of_a_business_count_once() -> None:
 
 
 def test_shard_repr_keeps_the_secret() -> None:
-    """The repr, which may be printed in a log or a test report, contains no connection string."""
     assert repr(registry_of(2).shards["shard-1"]) == "CitrusShard(shard-1, 2/3, active)"
 
 
@@ -84,5 +78,4 @@ def test_shard_repr_keeps_the_secret() -> None:
     ],
 )
 def test_registration_problem_names_what_is_wrong(body: object, expected: str | None) -> None:
-    """A registration needs four strings, and a shard key that consists of the two ids."""
     assert registration_problem(body) == expected

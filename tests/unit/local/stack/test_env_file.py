@@ -11,7 +11,6 @@ from simplu_local.stack.stack import _remove_stale_file, run_stack
 
 
 def test_stack_keeps_a_file_that_none_has_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Such as the settings of a worker in production; nothing is started."""
     settings = "CITRUS_SERVER_URL=https://citrus.example.com\n# STACK_POSTGRES_URLS=\n"
     file = tmp_path / "worker.env"
     file.write_text(settings)
@@ -23,7 +22,6 @@ def test_stack_keeps_a_file_that_none_has_written(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("content", ["", "AWS_REGION=eu-central-1\nSTACK_POSTGRES_URLS=''\n"])
 def test_file_of_an_earlier_stack_is_removed(tmp_path: Path, content: str) -> None:
-    """An empty one, too, as `mktemp` makes it: a program that waits for it must not find servers that are gone."""
     file = tmp_path / "stack.env"
     file.write_text(content)
     _remove_stale_file(file)

@@ -14,7 +14,6 @@ from simplu_local.stack.stack import own_command
 def test_own_command_is_found_by_a_shell_wherever_it_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its name where the path has that program, else the program with its folder, or the interpreter's module."""
     (folder := tmp_path / "a venv").mkdir()
     (program := folder / "simplu-worker").write_text("#!/bin/sh\n")
     program.chmod(0o755)

@@ -65,7 +65,6 @@ def _outcome(planned: list[PlannedEvent]) -> tuple[object, object]:
 
 
 def test_plan_holds_what_it_says_when_its_events_are_decoded() -> None:
-    """A step decodes to its operation, poison is rejected for its reason, and the plan sends nothing else."""
     plan = OrderPlan("p", TENANTS, count=2000, groups=50, poison_percent=10)
     assert plan.poison_count == 200
     seen = set[tuple[str, str]]()
@@ -91,7 +90,6 @@ def test_plan_holds_what_it_says_when_its_events_are_decoded() -> None:
 
 
 def test_plan_leaves_the_rows_that_it_says_when_its_steps_are_applied_in_order() -> None:
-    """The expected rows on the shards follow from the events."""
     plan = OrderPlan("p", TENANTS, count=700, groups=20)
     rows, errors = _outcome([one for one in plan.planned if one.step is not None])
     expected = {key: parse_json(json.dumps(row)) for key, row in plan.rows().items()}
@@ -102,7 +100,6 @@ def test_plan_leaves_the_rows_that_it_says_when_its_steps_are_applied_in_order()
 
 @pytest.mark.parametrize("wrong", ["swapped", "lost", "late"])
 def test_plan_shows_it_when_events_of_an_order_are_in_another_order(wrong: str) -> None:
-    """Two neighbours swapped, one lost, or one applied again behind the next: the rows or outcomes differ."""
     plan = OrderPlan("p", TENANTS, count=24, groups=1)
     steps = [one for one in plan.planned if one.step is not None]
     right = _outcome(steps)
@@ -133,7 +130,6 @@ def _items(count: int = 3000) -> tuple[ReferenceModel, list[OrderItem]]:
 
 @pytest.mark.slow
 def test_order_workload_agrees_with_the_decoder() -> None:
-    """The decoder rejects the events for which the model expects a dead letter, and accepts all others."""
     _, items = _items()
     assert {item.verdict.effect for item in items} == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED}
     for item in items:
@@ -146,7 +142,6 @@ def test_order_workload_agrees_with_the_decoder() -> None:
 
 @pytest.mark.slow
 def test_order_workload_is_kept_in_order_by_its_groups() -> None:
-    """All events of an order, and all with one id, are in one group; and SQS accepts every character."""
     _, items = _items()
     groups = defaultdict[tuple[str, str, str], set[str]](set)
     for item in items:
@@ -159,13 +154,11 @@ def test_order_workload_is_kept_in_order_by_its_groups() -> None:
 
 
 def test_order_workload_is_the_same_when_its_seed_is() -> None:
-    """A run can be repeated."""
     assert _items(300)[1] == _items(300)[1]
 
 
 @pytest.mark.parametrize(("off_s", "taken_s"), [(0.0, 0.0), (1.0, 1.0), (-0.0005, -0.0005), (1.5, 0.0), (-1.0, 0.0)])
 def test_time_of_an_event_is_taken_from_its_row_only_within_its_window(off_s: float, taken_s: float) -> None:
-    """A row's time must be within the time in which the queue accepted the event."""
     model, items = _items(60)
     item = next(item for item in items if item.verdict.effect is Effect.LOGGED)
     request = _request(item.event)

@@ -33,7 +33,6 @@ def parts_of(pack: PackedItems) -> list[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_items_are_packed_in_the_order_of_their_keys(share: float) -> None:
-    """None is lost, and none gets other bytes than the spaces around it."""
     items = made_items()
     packs = pack_some(items, Random(1), share)
     for key in {item.partition_key for item in items}:
@@ -45,7 +44,6 @@ def test_items_are_packed_in_the_order_of_their_keys(share: float) -> None:
 
 
 def test_items_that_no_form_can_hold_are_records_of_their_own() -> None:
-    """A broken one in an array would spoil the others, and so would a line break in lines."""
     good = Item("k", b'{\n"a": 1}', Verdict(Effect.LOGGED))
     broken = Item("k", b"{", Verdict(Effect.REJECTED, frozenset({"invalid_json"})))
     for seed in range(20):

@@ -63,7 +63,6 @@ def _outcomes(model: ReferenceModel) -> dict[str, str | None]:
 
 
 def test_model_applies_each_kind_when_the_resource_is_there() -> None:
-    """Create, update, patch and delete have the effects of docs/sending.md, and keep the day of creation."""
     model = _model()
     later = NOON.replace(hour=13)
     model.apply(CREATE)
@@ -79,14 +78,12 @@ def test_model_applies_each_kind_when_the_resource_is_there() -> None:
 
 @pytest.mark.parametrize("kind", ["update", "patch", "delete", "read"])
 def test_model_fails_with_not_found_when_the_resource_is_not_there(kind: str) -> None:
-    """An operation without effect has a failure as its outcome."""
     model = _model()
     assert Verdict(Effect.LOGGED) == model.apply(replace(CREATE, kind=kind, data=None if kind == "read" else "{}"))
     assert _outcomes(model) == {"r1": "not_found"}
 
 
 def test_model_drops_a_redelivery_and_rejects_another_operation_when_the_request_id_was_used() -> None:
-    """The timestamp does not distinguish operations; the bytes of the data do."""
     model = _model()
     model.apply(CREATE)
     assert Verdict(Effect.DROPPED) == model.apply(replace(CREATE, timestamp=NOON.replace(year=2025)))
@@ -98,7 +95,6 @@ def test_model_drops_a_redelivery_and_rejects_another_operation_when_the_request
 
 
 def test_model_fails_with_already_exists_and_invalid_data_when_they_apply() -> None:
-    """A second create fails, data that jsonb rejects fails, and both leave the rows unchanged."""
     model = _model()
     model.apply(CREATE)
     model.apply(replace(CREATE, request_id="r2"))
@@ -107,7 +103,6 @@ def test_model_fails_with_already_exists_and_invalid_data_when_they_apply() -> N
 
 
 def test_model_uses_the_request_id_or_counts_when_a_create_has_no_id() -> None:
-    """A create without `resourceId` takes its `requestId`; without both, the worker derives an id."""
     model = _model()
     model.apply(replace(CREATE, resource_id=None))
     model.apply(replace(CREATE, resource_id=None, request_id=None))
@@ -118,7 +113,6 @@ def test_model_uses_the_request_id_or_counts_when_a_create_has_no_id() -> None:
 
 
 def test_model_pages_in_order_of_ids_when_it_lists() -> None:
-    """Rows are in order of resourceId, limited to the page, and `hasMore` is true when more follow."""
     model = _model()
     for number, name in enumerate(("b", "a", "ä", "B")):
         model.apply(
@@ -150,7 +144,6 @@ def test_model_pages_in_order_of_ids_when_it_lists() -> None:
     ],
 )
 def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValue], *, expected: bool) -> None:
-    """Members are compared as JSON values; days are the row's in UTC."""
     assert expected is passes_filters(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
 
 
@@ -158,13 +151,11 @@ def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValu
 @settings(max_examples=40)
 @given(json_values)
 def test_canonical_is_the_same_when_json_is_written_and_read(value: JsonValue) -> None:
-    """Values that are equal as jsonb have one canonical text, however they were written."""
     assert canonical_text(parse_json(_spelt(value))) == canonical_text(value)
 
 
 @given(st.integers(), st.integers(-30, 30))
 def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: int) -> None:
-    """Numbers are compared by value, with all their digits."""
     padded = Decimal(f"{number}e{exponent}")
     assert canonical_text(padded) == canonical_text(Decimal(f"{number}000e{exponent - 3}"))
     assert (canonical_text(padded) == canonical_text(Decimal(number))) == (padded == number)
@@ -174,7 +165,6 @@ def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: in
 @settings(max_examples=40)
 @given(json_values, json_values)
 def test_merge_patch_leaves_no_null_and_is_idempotent_when_applied_again(target: JsonValue, patch: JsonValue) -> None:
-    """RFC 7396: applying a patch twice equals applying it once, and none of the patch's nulls stays."""
     once = merge_patch(target, patch)
     assert canonical_text(merge_patch(once, patch)) == canonical_text(once)
 
@@ -195,7 +185,6 @@ def test_merge_patch_leaves_no_null_and_is_idempotent_when_applied_again(target:
     ],
 )
 def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str, patch: str, expected: str) -> None:
-    """The table of RFC 7396, appendix A."""
     assert parse_json(expected) == merge_patch(parse_json(target), parse_json(patch))
 
 
@@ -204,7 +193,6 @@ def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str
     [('"\\u0000"', False), ('"\\ud800"', False), ('"\\ud83e\\uddb7"', True), ("1e131071", True), ("1e131072", False)],
 )
 def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bool) -> None:
-    """U+0000, lone surrogates and numbers beyond numeric cannot be stored."""
     assert expected is is_storable(parse_json(text))
 
 
@@ -218,14 +206,12 @@ def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bo
     ],
 )
 def test_parse_timestamp_takes_utc_when_no_offset_is_given(text: str, expected: datetime) -> None:
-    """No offset means UTC, and a date alone means midnight."""
     assert expected == parse_timestamp(text)
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_encode_gives_the_same_operation_when_spelt_again(seed: int) -> None:
-    """A retry may differ in its bytes, but names, content and data are written alike."""
     random = Random(seed)
     record, again = encode(CREATE, "2024-05-01", random), encode(CREATE, "2025-05-01", random)
     ignored = {"timestamp", "traceId"}
@@ -235,14 +221,12 @@ def test_encode_gives_the_same_operation_when_spelt_again(seed: int) -> None:
 
 
 def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
-    """A failed run can be repeated exactly."""
     first, second = (list(_workload().items(300)) for _ in range(2))
     assert first == second
 
 
 @pytest.mark.slow
 def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
-    """All shares are present: retries, conflicts, every outcome and every reason."""
     workload = _workload()
     effects = Counter(item.verdict.effect for item in workload.items(2500))
     assert set(effects) == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED, Effect.HELD}
@@ -252,7 +236,6 @@ def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
 
 
 def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
-    """Requests keep the order, and none exceeds PutRecords' quotas."""
     items = list(_workload().items(1200))
     requests = list(split_into_requests(items))
     assert [item for request in requests for item in request] == items
@@ -261,27 +244,23 @@ def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
 
 
 def test_overtaken_keys_are_found_when_a_later_record_was_taken() -> None:
-    """The order is lost only by a rejection before a success of the same key."""
     results = [("a", True), ("a", False), ("b", False), ("b", True), ("a", False), ("c", True)]
     assert {"b"} == overtaken_keys(results)
 
 
 def test_creation_message_gives_its_type_in_each_way_when_asked() -> None:
-    """There are three ways to mark a `SHARD_CREATION`."""
     messages = [creation_message(Tenant("b", "l", "gym"), way=way, now=NOON) for way in range(3)]
     assert ["MessageAttributes" in message for message in messages] == [True, False, False]
     assert ["messageType" in json.loads(message["MessageBody"]) for message in messages] == [False, True, False]
 
 
 def test_parse_letter_reads_the_record_when_it_is_text_or_base64() -> None:
-    """A letter contains its record's position and the record."""
     source = {"kind": "kinesis", "streamShard": "s-0", "sequenceNumber": "17"}
     body = json.dumps({"reason": "invalid_json", "source": source, "recordBase64": "/w=="})
     assert StoredDeadLetter("invalid_json", ("s-0", "17"), b"\xff") == parse_dead_letter(body)
 
 
 def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> None:
-    """A worker without a mistake causes no difference, and every row was compared."""
     workload, put, shards, letters = _perfect_run()
     report = compare(workload.model, shards, put, letters)
     assert report.differences == []
@@ -342,7 +321,6 @@ def _lose_default_row(shards: list[ShardContent]) -> None:
     ],
 )
 def test_compare_finds_the_difference_when_a_shard_is_wrong(spoil: object) -> None:
-    """Each way in which a worker can be wrong is found."""
     workload, put, shards, letters = _perfect_run()
     assert callable(spoil)
     spoil(shards)
@@ -350,7 +328,6 @@ def test_compare_finds_the_difference_when_a_shard_is_wrong(spoil: object) -> No
 
 
 def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
-    """A missing letter, a wrong reason, another record and an unexpected letter are all found."""
     workload, put, shards, letters = _perfect_run()
 
     def differences(changed: list[StoredDeadLetter]) -> int:
@@ -365,7 +342,6 @@ def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
 
 
 def test_percentile_takes_the_value_when_there_is_one() -> None:
-    """None without values, the upper one of many."""
     assert percentile([], 0.5) is None
     assert percentile([float(number) for number in range(100)], 0.99) == 99.0
     assert ComparisonReport().differences == []

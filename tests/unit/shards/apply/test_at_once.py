@@ -73,13 +73,11 @@ def is_at_once(batch: Batch) -> bool:
 
 @pytest.mark.parametrize("batch", USUAL.values(), ids=USUAL)
 def test_batch_goes_at_once_when_it_is_one_wave_of_writes(batch: Batch) -> None:
-    """Of whatever kinds, for tenants with an active row."""
     assert is_at_once(batch)
 
 
 @pytest.mark.parametrize("batch", UNUSUAL.values(), ids=UNUSUAL)
 def test_batch_goes_step_by_step_when_anything_is_unusual(batch: Batch) -> None:
-    """All that needs an answer of the shard before the next statement."""
     assert not is_at_once(batch)
 
 
@@ -95,20 +93,17 @@ def test_batch_goes_step_by_step_when_anything_is_unusual(batch: Batch) -> None:
 def test_statement_has_the_parts_that_the_batch_needs(
     batch: tuple[Operation, ...], query: str, *, has_claim: bool
 ) -> None:
-    """And no other: a server prepares all parts of a plan at each run."""
     assert query_for(batch, has_claim=has_claim) == query
     assert ("UPDATE public.stream_positions" in QUERIES[query]) is has_claim
     assert ("simplu_merge_patch" in QUERIES[query]) is (NESTED in batch)
 
 
 def test_statements_are_all_used() -> None:
-    """A text that nothing runs would be tested by nothing."""
     used = {query_for(batch, has_claim=claim) for batch in ((PATCH,), (NESTED,)) for claim in (False, True)}
     assert used == {name for name in QUERIES if name.startswith("at_once")}
 
 
 def test_memory_keeps_the_newest_rows() -> None:
-    """So its size is bounded, and a tenant that was forgotten is read again."""
     memory = TenantMemory(max_count=2)
     rows = {name: replace(ROW, location_id=name) for name in "abc"}
     memory.remember({"a": rows["a"], "b": rows["b"]})
@@ -134,6 +129,5 @@ def test_memory_keeps_the_newest_rows() -> None:
 def test_error_has_what_the_steps_are_to_know(
     exc: LockTimeoutError | StatementFailedError, duplicates_in: InsertedTable | None, *, is_timeout: bool
 ) -> None:
-    """Which form of insert the steps use, and how long each of them may take."""
     error = unusual_error(exc)
     assert (error.is_timeout, error.duplicates_in) == (is_timeout, duplicates_in)

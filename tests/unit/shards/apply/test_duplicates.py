@@ -43,12 +43,10 @@ def forms_of(batches: Sequence[bool], memory: DuplicateMemory) -> str:
     ],
 )
 def test_memory_is_careful_for_a_while_after_duplicates(batches: list[bool], forms: str) -> None:
-    """At first, and after a duplicate, the form with ON CONFLICT is used; longer where plain runs are short."""
     assert forms_of(batches, DuplicateMemory()) == forms
 
 
 def test_memory_is_careful_when_a_batch_is_repeated() -> None:
-    """A batch with an unknown outcome may be in the log already."""
     memory = DuplicateMemory()
     forms_of([NEW] * CAREFUL_LEAST, memory)
     assert not memory.is_careful
@@ -59,7 +57,6 @@ def test_memory_is_careful_when_a_batch_is_repeated() -> None:
 
 
 def test_memory_never_waits_longer_than_the_most() -> None:
-    """Duplicates that come whenever the form is plain again make a failure of one batch in a thousand."""
     memory = DuplicateMemory()
     forms = ""
     while len(forms) < 20 * CAREFUL_MAX:
@@ -72,7 +69,6 @@ def test_memory_never_waits_longer_than_the_most() -> None:
 
 @given(batches=st.lists(st.booleans(), max_size=400))
 def test_memory_fails_at_few_batches_whatever_they_have(batches: list[bool]) -> None:
-    """Between two failures there are so many careful batches that a failure costs less than the gain may be."""
     forms = forms_of(batches, DuplicateMemory())
 
     assert len(forms) == len(batches)
@@ -85,12 +81,10 @@ def test_memory_fails_at_few_batches_whatever_they_have(batches: list[bool]) -> 
 
 @given(batches=st.lists(st.booleans(), max_size=50))
 def test_memory_tries_every_batch_plainly_when_it_is_never_careful(batches: list[bool]) -> None:
-    """So tests go the way back as often as there are duplicates."""
     assert set(forms_of(batches, DuplicateMemory(careful_least=0))) <= {"p", "f"}
 
 
 def test_tables_are_remembered_apart() -> None:
-    """Creates of what exists say nothing about redeliveries."""
     forms = InsertForms(careful_least=1)
     assert forms.careful_tables() == set(InsertedTable)
 

@@ -72,7 +72,6 @@ def watched(*said: tuple[float, ReplicationFacts]) -> StandbyWatch:
 def test_safety_is_what_the_server_can_do_at_first_sight(
     said: ReplicationFacts, safety: CommitSafety, counted: Sequence[str]
 ) -> None:
-    """Named standbys first, then those that keep up, then the server's own disk; and what keeps us from knowing."""
     watch = watched((0, said))
 
     assert (watch.safety, watch.awaited) == (safety, counted)
@@ -94,7 +93,6 @@ def test_safety_is_what_the_server_can_do_at_first_sight(
 def test_facts_ask_for_a_commit_that_waits_where_a_look_does_not_tell(
     said: ReplicationFacts, *, needs_write: bool
 ) -> None:
-    """Where standbys are named, or where commits do not even wait for the server's disk."""
     assert said.needs_write is needs_write
 
 
@@ -122,12 +120,10 @@ def test_facts_ask_for_a_commit_that_waits_where_a_look_does_not_tell(
     ],
 )
 def test_watch_waits_for_every_standby_that_keeps_up(standbys: list[Standby], lacking: list[str]) -> None:
-    """Whichever takes the server's place has the commit then."""
     assert watched((0, facts(*standbys))).standbys_behind(END) == lacking
 
 
 def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
-    """A copy that hangs must not stop a queue; it counts again when it keeps up again."""
     frozen = standby(END)
     watch = watched((0, facts(frozen)))
     for now in range(1, 200):
@@ -141,7 +137,6 @@ def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
 
 
 def test_watch_goes_on_waiting_for_a_standby_that_is_seconds_behind() -> None:
-    """A standby that always has the log of five seconds ago keeps up."""
     watch = StandbyWatch()
     for now in range(600):
         watch.note(facts(standby(END + max(0, now - 4)), position=END + now), now=now)
@@ -151,7 +146,6 @@ def test_watch_goes_on_waiting_for_a_standby_that_is_seconds_behind() -> None:
 
 @pytest.mark.parametrize("left", [[], [standby(0, "catchup")], [standby(None, "startup")]], ids=["gone", "anew", "new"])
 def test_watch_waits_a_minute_for_a_standby_that_went_away(left: list[Standby]) -> None:
-    """A short break of its connection is no reason to believe that it will not be the next primary."""
     watch = watched((0, facts(standby())), (GRACE_S, facts(*left)))
     assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.REPLICATED, ["a"])
 
@@ -160,13 +154,11 @@ def test_watch_waits_a_minute_for_a_standby_that_went_away(left: list[Standby]) 
 
 
 def test_watch_begins_anew_with_another_server() -> None:
-    """A new primary is not its own standby, and its log is another one."""
     watch = watched((0, facts(standby())), (1, facts(server=PROMOTED)))
     assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.LOCAL, [])
 
 
 def test_watch_awaits_standbys_that_have_not_connected_again_after_a_restart() -> None:
-    """One of them may be promoted before it does, without what was committed meanwhile (found by `make faults`)."""
     watch = watched((0, facts(standby())), (1, facts(server=RESTARTED)))
     assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.REPLICATED, ["a"])
     watch.note(facts(standby(), server=RESTARTED), now=3)
@@ -174,13 +166,11 @@ def test_watch_awaits_standbys_that_have_not_connected_again_after_a_restart() -
 
 
 def test_watch_awaits_a_standby_at_once_after_a_promotion_to_a_shorter_log() -> None:
-    """The positions of the former primary's log say nothing about the new one's."""
     watch = watched((0, facts(standby())), (KEEPS_UP_S + 1, facts(standby(500), position=500, server=PROMOTED)))
     assert (watch.safety, watch.awaited) == (CommitSafety.REPLICATED, ["a"])
 
 
 def test_watch_knows_nothing_before_the_first_answer() -> None:
-    """And reports it."""
     assert StandbyWatch().safety is CommitSafety.UNKNOWN
 
 
@@ -202,7 +192,6 @@ looks = st.lists(
 def test_watch_says_safe_only_when_all_that_it_counts_have_it(
     history: list[tuple[float, int, list[tuple[str, int, str | None]]]],
 ) -> None:
-    """It counts only those seen within the last minute; none lacks a position that all have; few positions are kept."""
     watch, now, position = StandbyWatch(), 0.0, 0
     seen_at: dict[str, float] = {}
     for pause_s, written, rows in history:
@@ -230,7 +219,6 @@ def test_watch_says_safe_only_when_all_that_it_counts_have_it(
     ),
 )
 def test_watch_lets_nobody_wait_for_much_longer_than_a_minute(phases: list[tuple[int, int | None, bool]]) -> None:
-    """Whatever a standby does, lag, go, come back: it gets a commit, or is not waited for any more."""
     watch, position, flushed = StandbyWatch(), 0, 0
     waiting: deque[tuple[float, int]] = deque()
     look_s = 0.5
@@ -247,7 +235,6 @@ def test_watch_lets_nobody_wait_for_much_longer_than_a_minute(phases: list[tuple
 
 
 def test_standby_is_awaited_from_the_first_answer_wherever_it_is() -> None:
-    """Only later answers tell whether it keeps up; once it is away, it is behind any position."""
     watch = watched((0.0, facts(standby(0))))
     assert (watch.awaited, watch.standbys_behind(0)) == (["a"], [])
     watch.note(facts(), now=1.0)
@@ -256,12 +243,10 @@ def test_standby_is_awaited_from_the_first_answer_wherever_it_is() -> None:
 
 @pytest.mark.parametrize(("state", "flushed"), [(None, END), ("startup", None)])
 def test_standby_is_hidden_only_without_state_and_position(state: str | None, flushed: int | None) -> None:
-    """One of them tells enough."""
     assert (standby(flushed, state).is_hidden, HIDDEN.is_hidden) == (False, True)
 
 
 def test_watch_remembers_a_bounded_number_of_positions() -> None:
-    """However often the server answers."""
     watch = StandbyWatch()
     for step in range(5000):
         watch.note(facts(standby()), now=step / 10)

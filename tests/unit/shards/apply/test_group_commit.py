@@ -37,7 +37,6 @@ class Shard:
 
 @pytest.mark.parametrize(("second_takes", "batches"), [(20_000, 6), (10_000, 6), (5_000, 3), (1_000, 1)])
 async def test_as_many_batches_go_together_as_take_a_turn_of_the_shard(second_takes: int, batches: int) -> None:
-    """Of the first transaction nothing is known; the next ones follow what it shows."""
     shard = Shard(second_takes=second_takes)
     group_commit = GroupCommit(shard.apply, ShardTime(), clock=lambda: shard.now)
     batch = [operation("delete")] * SIXTH
@@ -54,7 +53,6 @@ async def test_as_many_batches_go_together_as_take_a_turn_of_the_shard(second_ta
 
 
 async def test_tenants_have_what_their_batches_took_and_waited() -> None:
-    """Each batch waits until its transaction begins; a transaction that fails counts for nothing."""
     time, now, is_free = ShardTime(), [0.0], asyncio.Event()
 
     async def apply(batch: CommitBatch) -> list[Outcome]:
@@ -84,7 +82,6 @@ async def test_tenants_have_what_their_batches_took_and_waited() -> None:
 
 
 async def test_readers_that_are_behind_fail_at_once_and_the_others_go_alone() -> None:
-    """A move changes the rows of all readers: no one of them is to be asked once more."""
     readers = [PositionClaim("stream", f"shardId-{number}") for number in range(4)]
     behind, sent = readers[:3], list[int]()
 

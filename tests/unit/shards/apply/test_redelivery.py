@@ -60,7 +60,6 @@ FROM_SQS = row(source=Source.SQS, sequence_number=None)
 def test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_place(
     logged: LoggedRow, source: Source, sequence_number: str | None, expected: LogMatch
 ) -> None:
-    """Same digest, a row marked `retries_exhausted`, and another source position (idea 7)."""
     sent = operation("delete", source=source, sequence_number=sequence_number)
 
     assert match_row(sent, logged) is expected
@@ -68,7 +67,6 @@ def test_encounter_is_a_replay_only_when_what_was_given_up_comes_from_a_later_pl
 
 @pytest.mark.parametrize("source", Source)
 def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(source: Source) -> None:
-    """Whatever the record's failure was: giving up twice is giving up once."""
     sent = operation("delete", source=source)
 
     for failure in (None, *Failure):
@@ -76,7 +74,6 @@ def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(sour
 
 
 def test_logged_row_has_the_facts_of_its_operation() -> None:
-    """As a row of the log is read back."""
     sent = operation("delete", source=Source.KINESIS, sequence_number="99")
     assert LoggedRow.from_operation(sent, GIVEN_UP) == row()
 
@@ -98,7 +95,6 @@ def test_logged_row_has_the_facts_of_its_operation() -> None:
 def test_id_of_an_order_event_names_one_event_for_the_window(
     digest: bytes, since_first_s: int, window_s: int | None, same: LogMatch, other: LogMatch
 ) -> None:
-    """By the times of sending alone."""
     sent_at = FIRST + timedelta(seconds=since_first_s)
     start = None if window_s is None else (sent_at - timedelta(seconds=window_s)).isoformat()
     sent = msgspec.structs.replace(

@@ -19,7 +19,6 @@ USUAL = [
 
 
 def test_operation_is_at_fault_when_it_fails_alone() -> None:
-    """The others are applied; it becomes a dead letter `internal_error`."""
     broken = replace(USUAL[0], resource_id=7)  # no decoder makes such an operation
 
     found = find_defects([*USUAL, broken])
@@ -30,5 +29,4 @@ def test_operation_is_at_fault_when_it_fails_alone() -> None:
 
 
 def test_no_operation_is_at_fault_when_each_passes_alone() -> None:
-    """The error is in the batch, or in what the shard answered: its shard is held."""
     assert find_defects(USUAL) == {}

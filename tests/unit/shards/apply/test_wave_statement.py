@@ -28,7 +28,6 @@ PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "simplu_merge_patch"
 def test_statement_has_the_parts_that_the_batch_needs(
     kinds: list[OperationKind], nested: str, query: str, *, creates_new: bool
 ) -> None:
-    """A missing part would leave operations without effect."""
     statement = statement_for(kinds, has_nested=bool(nested), creates_new=creates_new)
 
     query += "_new" * creates_new
@@ -41,6 +40,5 @@ def test_statement_has_the_parts_that_the_batch_needs(
 
 
 def test_statements_are_all_used() -> None:
-    """A text that nothing runs would be tested by nothing."""
     queries = {query for _, _, query in CASES}
     assert queries | {f"{query}_new" for query in queries} == {name for name in QUERIES if name.startswith("apply_")}

@@ -23,13 +23,11 @@ from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points,
 def test_cuts_halve_the_suspects_or_part_each_after_a_timeout(
     suspects: list[int], expected: list[int], *, is_timeout: bool
 ) -> None:
-    """Halving costs the deadline again at each step; few suspects one by one cost it once for each culprit."""
     assert cut_points(suspects, is_timeout=is_timeout) == expected
 
 
 @given(suspects=st.sets(st.integers(0, 300), min_size=2), is_timeout=st.booleans())
 def test_cuts_leave_fewer_suspects_in_every_part(suspects: set[int], *, is_timeout: bool) -> None:
-    """So the search ends; after a timeout it ends soon."""
     parts = pairwise([0, *cut_points(sorted(suspects), is_timeout=is_timeout), 301])
     counts = [len(suspects & set(range(start, end))) for start, end in parts]
 
@@ -38,7 +36,6 @@ def test_cuts_leave_fewer_suspects_in_every_part(suspects: set[int], *, is_timeo
 
 
 def test_cuts_find_one_of_the_largest_batch_in_three_steps() -> None:
-    """Each step costs the time of one part."""
     suspects, steps = list(range(7500)), 0
     while len(suspects) > 1:
         points = [0, *cut_points(suspects, is_timeout=True), len(suspects)]
@@ -49,5 +46,4 @@ def test_cuts_find_one_of_the_largest_batch_in_three_steps() -> None:
 
 
 def test_points_around_set_each_operation_apart() -> None:
-    """Adjacent ones too."""
     assert points_around([3, 4, 9]) == [3, 4, 5, 9, 10]

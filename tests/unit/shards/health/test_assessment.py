@@ -72,7 +72,6 @@ def with_(**members: Any) -> ShardProbe:
 def test_shard_is_judged_by_what_it_says_of_itself(
     probe: ShardProbe, expected: list[ShardProblem], state: ShardState, *, takes_operations: bool
 ) -> None:
-    """The problems are named, and whether operations can be applied in spite of them."""
     health = assess(ShardObservation(probe=probe))
     assert [finding.problem for finding in health.findings] == expected
     assert (health.state, health.takes_operations) == (state, takes_operations)
@@ -93,21 +92,18 @@ def test_shard_is_judged_by_what_it_says_of_itself(
     ],
 )
 def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[ShardProblem]) -> None:
-    """Over 80 % of the room, or marked inactive; nothing of it keeps operations away."""
     health = assess(ShardObservation(probe=WELL, usage=usage))
     assert [finding.problem for finding in health.findings] == expected
     assert health.takes_operations
 
 
 def test_gap_names_its_remedy_and_the_first_thing_to_do() -> None:
-    """The retention first: the rest expires in the meantime."""
     (finding,) = assess(ShardObservation(probe=with_(gaps=["shardId-0", "shardId-1"]))).findings
     raised, accepted = (finding.detail.index(part) for part in ("raise the stream's retention", "accept-gap"))
     assert ("2 stream shards" in finding.detail, raised < accepted) == (True, True)
 
 
 def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
-    """The last probe is kept, and proves nothing now."""
     health = assess(ShardObservation(probe=with_(is_read_only=True), error="TimeoutError"))
     assert (health.state, health.takes_operations) == (ShardState.LOST, False)
     assert [str(finding) for finding in health.findings] == ["TimeoutError"]
@@ -115,18 +111,15 @@ def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
 
 @pytest.mark.parametrize(("is_refusal", "expected"), [(True, ShardProblem.REFUSED), (False, ShardProblem.NO_ANSWER)])
 def test_shard_without_an_answer_was_refused_or_is_silent(*, is_refusal: bool, expected: ShardProblem) -> None:
-    """A database that no worker may use is named as such."""
     health = assess(ShardObservation(error="another program's tables", is_refusal=is_refusal))
     assert health.problems == {expected}
 
 
 def test_shard_without_room_is_used_up() -> None:
-    """However many tenants it has."""
     assert [Usage(count, 0).ratio for count in (0, 3)] == [1.0, 1.0]
 
 
 def test_shard_that_nobody_looked_at_is_unknown() -> None:
-    """Citrus alone does not know."""
     health = assess(ShardObservation(usage=Usage(1, 10)))
     assert (health.state, health.takes_operations, Health().state) == (ShardState.UNKNOWN, None, ShardState.UNKNOWN)
 
@@ -142,7 +135,6 @@ def test_shard_that_nobody_looked_at_is_unknown() -> None:
 def test_problem_goes_on_to_the_lower_mark(
     problem: ShardProblem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
 ) -> None:
-    """A shard near the threshold does not change state with every probe."""
     health = assess(ShardObservation(probe=with_(**goes_on)))
     assert health.problems == frozenset()
     for members, expected in ((begins, {problem}), (goes_on, {problem}), (ends, set())):
@@ -154,7 +146,6 @@ def test_problem_goes_on_to_the_lower_mark(
     lags=st.lists(st.floats(min_value=0, max_value=60), max_size=30),
 )
 def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
-    """Between the marks it is as it was before."""
     problems: frozenset[ShardProblem] = frozenset()
     for lag_s in lags:
         now = assess(ShardObservation(probe=with_(lag_s=lag_s)), problems).problems
@@ -166,7 +157,6 @@ def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
 
 
 def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
-    """The list has all shards; the answer about one is newer, and may have fewer members."""
     listed = ShardAddress("s", "postgresql://h/d", is_active=False, business_count=3, business_max=10)
     assert usage_of(listed) == Usage(3, 10, is_active=False)
     assert usage_of(listed, Capacity()) == Usage(3, 10, is_active=False)
@@ -174,7 +164,6 @@ def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
 
 
 def test_unfit_names_what_was_expected_and_what_came() -> None:
-    """A person learns what to do."""
     assert unfit_reason(WELL) is None
     assert unfit_reason(with_(version_number=130001, server_version="13.1")) == (
         "expected PostgreSQL 14 or newer, got 13.1; upgrade it"
@@ -192,12 +181,10 @@ def test_unfit_names_what_was_expected_and_what_came() -> None:
     ],
 )
 def test_findings_tell_what_the_shard_told(probe: ShardProbe, expected: list[str]) -> None:
-    """Nothing where a part of it is unknown."""
     assert [str(one) for one in assess(ShardObservation(probe=probe)).findings] == expected
 
 
 def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
-    """A standby lags itself."""
     one, other = (
         [str(found) for found in assess(ShardObservation(probe=with_(is_read_only=True, **more))).findings]
         for more in ({"is_standby": True, "lag_s": 31.0}, {})
@@ -210,7 +197,6 @@ def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
 
 
 def test_shard_without_a_type_that_tenants_wait_for_is_degraded() -> None:
-    """It takes operations of its tenants; each awaited type is named."""
     since = datetime(2026, 3, 1, tzinfo=UTC)
     awaited = [AwaitedType("spa", 1, "b-1", since), AwaitedType("x", 3, "b-1", since)]
     health = assess(ShardObservation(probe=with_(awaited_types=awaited)))
@@ -225,7 +211,6 @@ def test_shard_without_a_type_that_tenants_wait_for_is_degraded() -> None:
 
 
 def test_health_view_leaves_out_what_is_not_known() -> None:
-    """Nothing is shown as 0 that was not seen."""
     assert health_view(Health()) == {"state": "unknown"}
     view = health_view(
         assess(ShardObservation(probe=with_(is_standby=True, is_read_only=True, lag_s=1.5), usage=Usage(9, 10)))
@@ -253,7 +238,6 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
 
 
 def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None:
-    """The figures of the last answer have its time, and none of them looks current; the usage is of Citrus."""
     answered, checked = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC), datetime(2026, 1, 2, 3, 5, tzinfo=UTC)
     observation = ShardObservation(
         probe=WELL, error="TimeoutError", usage=Usage(1, 4), checked_at=checked, answered_at=answered
@@ -276,7 +260,6 @@ def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None
 
 
 def test_health_view_rounds_what_it_shows() -> None:
-    """A ratio to four digits, times to a hundredth of a millisecond."""
     probe = with_(response_s=0.123456789, connect_s=0.987654321, lag_bytes=4096)
     view = health_view(assess(ShardObservation(probe=probe, usage=Usage(1, 3, accepts_new=False))))
 
@@ -299,5 +282,4 @@ def test_health_view_rounds_what_it_shows() -> None:
     ],
 )
 def test_role_is_that_of_the_server(members: dict[str, bool], expected: str) -> None:
-    """Every standby is read-only; a primary may be made so."""
     assert role_of(with_(**members)) == expected

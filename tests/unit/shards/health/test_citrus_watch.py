@@ -83,7 +83,6 @@ def fill(registry: CitrusServer, name: str, count: int) -> None:
 
 @pytest.mark.slow
 async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: LyingCitrus) -> None:
-    """As a metric and a problem from over 80 % on, until there is more room; an inactive shard is one too."""
     async with client_of(lying.url) as citrus, watching(citrus) as book:
         empty = Usage(0, 10, accepts_new=True)
         await comes_to(book, dict.fromkeys(NAMES, empty))
@@ -108,8 +107,6 @@ async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: Ly
 async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_question(
     registry: CitrusServer, lying: LyingCitrus
 ) -> None:
-    """One 404 is enough; its list is shown."""
-
     def knows_no_capacity(request: web.Request) -> web.Response | None:
         return web.Response(status=404, text="<html>") if request.path.endswith("/capacity") else None
 
@@ -131,7 +128,6 @@ async def has_asked(lying: LyingCitrus, text: str, count: int) -> bool:
 
 @pytest.mark.slow
 async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
-    """A Citrus without the list is asked again after an hour."""
     citrus = ScriptedCitrus(reply({"error": "no such path"}, status=404))
     async with citrus.opened(attempts=3) as client, watching(client) as book:
         assert await poll_until(citrus.was_asked, within_s=SOON_S)
@@ -158,7 +154,6 @@ async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
     ],
 )
 async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) -> None:
-    """An invalid answer changes nothing, and does not disturb look-ups of routes."""
     citrus = ScriptedCitrus(reply([SHARD]), answer)
     async with citrus.opened(attempts=3) as client, watching(client) as book:
         await comes_to(book, {"shard-a": Usage(3, 10)})
@@ -174,7 +169,6 @@ async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) 
 
 @pytest.mark.slow
 async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> None:
-    """Time-outs of requests without a waiting caller do not open the breaker."""
     located = {**SHARD, "shardId": "shard-a"}
     is_silent = asyncio.Event()
 
@@ -205,7 +199,6 @@ def polls_of(citrus: ScriptedCitrus) -> int:
 
 
 async def test_watch_notices_that_a_key_is_good_again(registry: CitrusServer, lying: LyingCitrus) -> None:
-    """Also when no route is being looked up."""
     async with client_of(lying.url) as citrus:
         with lying.lying(lambda _: web.Response(status=401)):
             with pytest.raises(RetryableError):
@@ -221,7 +214,6 @@ async def test_watch_notices_that_a_key_is_good_again(registry: CitrusServer, ly
 
 @pytest.mark.slow
 async def test_capacity_is_that_of_the_shard_that_was_asked_about() -> None:
-    """Its id goes percent-encoded into the path; another shard's answer is none."""
     answer = {"shardId": "a/b", "businessCount": 3, "maxBusinesses": 10, "canAcceptNewBusiness": False}
     citrus = ScriptedCitrus(reply(answer), reply({**answer, "shardId": "c"}), reply(None, status=404), no_reply())
     async with citrus.opened(timeout_s=60.0) as client:

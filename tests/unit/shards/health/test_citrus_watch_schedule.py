@@ -8,14 +8,12 @@ SHARDS = ["a", "b", "c"]
 
 
 def test_one_shard_is_asked_about_before_there_was_an_answer() -> None:
-    """Citrus may not know the question."""
     questions = CapacityQuestions()
     assert [questions.choose(SHARDS, now=0.0, draw=draw) for draw in (0.0, 0.4, 0.99)] == [["a"], ["b"], ["c"]]
     assert questions.choose([], now=0.0, draw=0.5) == []
 
 
 def test_nothing_is_asked_for_an_hour_when_citrus_does_not_know_the_question() -> None:
-    """Then once more."""
     questions = CapacityQuestions()
     questions.note_absence("b", now=100.0)
     assert [questions.choose(SHARDS, now=at, draw=0.0) for at in (100.0, 99.0 + ABSENT_S)] == [[], []]
@@ -23,7 +21,6 @@ def test_nothing_is_asked_for_an_hour_when_citrus_does_not_know_the_question() -
 
 
 def test_all_are_asked_about_when_there_was_an_answer() -> None:
-    """But for those that Citrus does not know, which are asked about after an hour."""
     questions = CapacityQuestions()
     questions.note_answer()
     assert questions.choose(SHARDS, now=0.0, draw=0.0) == SHARDS
@@ -33,7 +30,6 @@ def test_all_are_asked_about_when_there_was_an_answer() -> None:
 
 
 def test_shard_that_is_gone_is_forgotten() -> None:
-    """The kept state does not grow."""
     questions = CapacityQuestions()
     questions.note_absence("b", now=0.0)
     questions.choose(["a"], now=1.0, draw=0.0)

@@ -43,7 +43,6 @@ def entry(step: str, *, tenant: str = "smile-berlin", token: int = 1, age_s: flo
     ],
 )
 def test_each_step_has_an_outcome_or_goes_on(move: MoveEntry, outcome: str | None, *, is_unfinished: bool) -> None:
-    """A mover that gave up is counted, and its move can go on; every outcome has its series."""
     assert (move.outcome, move.is_unfinished) == (outcome, is_unfinished)
     assert outcome is None or outcome in list(MoveOutcome)
 
@@ -61,7 +60,6 @@ def test_each_end_is_new_once() -> None:
 
 
 def test_the_move_that_stands_for_longest_counts() -> None:
-    """Each shard has its own clock; a row that seems to come from later counts as 0."""
     moves = {"a": [entry("open", age_s=3.0), entry("committed", age_s=90.0)], "b": [entry("open", age_s=-5.0)]}
     assert longest_standing_s(moves) == 90.0
     assert longest_standing_s({"b": moves["b"]}) == 0.0
@@ -69,7 +67,6 @@ def test_the_move_that_stands_for_longest_counts() -> None:
 
 
 def test_view_has_what_is_known() -> None:
-    """Unknown members are left out."""
     (view,) = move_views({"a": [entry("open", phase="copy", row_count=5000, byte_count=70_000)]})
     assert view == {
         "tenant": "smile-berlin",
@@ -100,5 +97,4 @@ def test_view_has_what_is_known() -> None:
     ],
 )
 def test_command_runs_while_it_notes_that(move: MoveEntry, *, is_running: bool | None) -> None:
-    """Copying a large table is no progress for long; a command that ends tells so, one that is killed does not."""
     assert move.is_running is is_running

@@ -37,7 +37,6 @@ def schedule_of(count: int, *, seed: int = 1) -> ProbeSchedule:
 
 
 def test_shard_is_looked_at_soon_and_then_about_every_ten_seconds() -> None:
-    """The first look does not wait for its turn."""
     times = [at for at, _ in looks(schedule_of(1), failing=set(), seconds=100)]
     assert times[0] <= 1.0
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -46,14 +45,12 @@ def test_shard_is_looked_at_soon_and_then_about_every_ten_seconds() -> None:
 
 
 def test_shard_that_fails_is_looked_at_about_every_second() -> None:
-    """So that it is known to be back within two."""
     times = [at for at, shard_id in looks(schedule_of(10), failing={"s3"}, seconds=30) if shard_id == "s3"]
     assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 1.5
 
 
 @pytest.mark.parametrize(("count", "failing_count"), [(500, 0), (500, 500), (500, 30), (40, 40)])
 def test_looks_a_second_are_bounded_when_there_are_many(count: int, failing_count: int) -> None:
-    """In any second, and each shard is looked at all the same."""
     failing = {f"s{number}" for number in range(failing_count)}
     seen = looks(schedule_of(count), failing=failing, seconds=180)
     assert {shard_id for _, shard_id in seen} == {f"s{number}" for number in range(count)}
@@ -63,7 +60,6 @@ def test_looks_a_second_are_bounded_when_there_are_many(count: int, failing_coun
 
 
 def test_shard_in_hand_is_not_due_again_before_it_was_looked_at() -> None:
-    """One look at a time for each, however long it takes."""
     schedule = schedule_of(1)
     assert schedule.take_due(1.0) == ["s0"]
     schedule.bring_forward("s0", now=1.0)
@@ -73,7 +69,6 @@ def test_shard_in_hand_is_not_due_again_before_it_was_looked_at() -> None:
 
 
 def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
-    """The following probe decides the next pace."""
     schedule = schedule_of(1)
     schedule.take_due(1.0)
     schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
@@ -88,7 +83,6 @@ def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
 
 
 def test_shard_that_was_removed_is_not_looked_at() -> None:
-    """Also with a probe in flight; added again it has one turn."""
     schedule = schedule_of(2)
     (first, *_) = schedule.take_due(2.0)
     schedule.remove(first)
@@ -101,13 +95,11 @@ def test_shard_that_was_removed_is_not_looked_at() -> None:
 
 
 def test_empty_schedule_waits_as_long_as_it_may() -> None:
-    """Nothing is due."""
     assert ProbeSchedule().wait_s(5.0, at_most=0.5) == 0.5
 
 
 @given(st.integers(min_value=1, max_value=2000))
 def test_pace_is_the_interval_or_the_share_whichever_is_slower(count: int) -> None:
-    """No more looks a second than the pace has, no shard more often than its interval."""
     pace = Pace(10.0, probes_per_second=10.0)
     between_s = pace.between_s(count)
     assert between_s >= 10.0
@@ -115,7 +107,6 @@ def test_pace_is_the_interval_or_the_share_whichever_is_slower(count: int) -> No
 
 
 def test_removed_shard_counts_no_more() -> None:
-    """Neither among the failing shards, which share their probes a second, nor as due."""
     slow = Pace(1.0, probes_per_second=0.5)
     schedule = ProbeSchedule(healthy_pace=slow, failing_pace=slow)
     for shard_id in ("gone", "stays"):
@@ -129,7 +120,6 @@ def test_removed_shard_counts_no_more() -> None:
 
 
 def test_shard_is_brought_forward_once() -> None:
-    """Many uses that fail before the probe bring no further probe."""
     schedule = schedule_of(1)
     schedule.take_due(1.0)
     schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
@@ -143,7 +133,6 @@ def test_shard_is_brought_forward_once() -> None:
     [(0, 0.5, 0.5), (0, 0.0, 0.0), (4, 1.0, 1.0), (5, 1.0, 1.2), (9, 0.5, 1.0)],
 )
 def test_first_probe_is_within_a_second_or_a_round(count: int, draw: float, expected: float) -> None:
-    """A round of many shards takes a fifth of a second for each, the new one included; the draw chooses within it."""
     schedule = ProbeSchedule()
     for number in range(count):
         schedule.add(f"s{number}", now=1000.0, draw=1.0)
@@ -153,7 +142,6 @@ def test_first_probe_is_within_a_second_or_a_round(count: int, draw: float, expe
 
 
 def test_healthy_shards_share_the_pace_of_healthy_ones() -> None:
-    """Failing shards do not count."""
     schedule = ProbeSchedule(healthy_pace=Pace(1.0, probes_per_second=1.0), failing_pace=Pace(100.0, 1.0))
     for number in range(4):
         schedule.add(f"s{number}", now=0.0, draw=0.0)
@@ -164,7 +152,6 @@ def test_healthy_shards_share_the_pace_of_healthy_ones() -> None:
 
 
 def test_shard_that_is_added_again_is_due_at_its_new_time_only() -> None:
-    """However many were added in between."""
     schedule = ProbeSchedule()
     schedule.add("s", now=0.0, draw=0.0)
     schedule.remove("s")

@@ -43,7 +43,6 @@ def counted(problem: ShardProblem) -> float | None:
 
 
 def test_book_shows_what_a_look_has_seen(book: HealthRegistry) -> None:
-    """Each gauge has its number, and a lag only where there is one."""
     book.note_probe(SHARD, with_(connections_used=48, connections_max=96, tenant_count=7))
     shown = {name: gauge(name) for name in ("healthy", "connections_ratio", "tenants", "usage_ratio")}
     assert shown == {"healthy": 1, "connections_ratio": 0.5, "tenants": 7, "usage_ratio": None}
@@ -54,7 +53,6 @@ def test_book_shows_what_a_look_has_seen(book: HealthRegistry) -> None:
 
 
 def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> None:
-    """Its facts are kept for people, and are no metrics any more."""
     book.note_probe(SHARD, with_(lag_s=3.5, tenant_count=7))
     book.note_probe(SHARD, SILENCE)
     shown = [gauge(name) for name in ("healthy", "replication_lag_seconds", "connections_ratio", "tenants")]
@@ -65,7 +63,6 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> Non
 
 
 def test_book_knows_when_a_shard_was_looked_at_and_when_it_answered() -> None:
-    """Both are the same until it falls silent."""
     times = iter(datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(3))
     book = HealthRegistry(utc=lambda: next(times))
     book.begin(SHARD)
@@ -80,7 +77,6 @@ def test_book_knows_when_a_shard_was_looked_at_and_when_it_answered() -> None:
 
 
 def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthRegistry) -> None:
-    """They are counted now and then."""
     book.note_probe(SHARD, with_(tenant_count=7))
     book.note_probe(SHARD, with_(tenant_count=None))
     assert gauge("tenants") == 7
@@ -89,7 +85,6 @@ def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthR
 
 
 def test_book_keeps_gaps_when_a_look_was_too_slow_to_find_them(book: HealthRegistry) -> None:
-    """A person ends them, and then a whole look shows that."""
     for probe, expected in (
         (with_(gaps=["s-0"]), {ShardProblem.GAP}),
         (with_(is_cut_short=True), {ShardProblem.GAP, ShardProblem.SLOW}),
@@ -100,7 +95,6 @@ def test_book_keeps_gaps_when_a_look_was_too_slow_to_find_them(book: HealthRegis
 
 
 def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
-    """Not at every look, and not when only a number does."""
     with capture_logs() as logs:
         for probe in (WELL, WELL, SILENCE, SILENCE, WELL, with_(lag_s=40.0), with_(lag_s=50.0)):
             book.note_probe(SHARD, probe)
@@ -120,7 +114,6 @@ def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
 
 
 def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
-    """By kind, up and down, also when such a shard goes."""
     before = counted(ShardProblem.READ_ONLY) or 0
     book.begin("book-test-2")
     for shard_id in (SHARD, "book-test-2"):
@@ -132,7 +125,6 @@ def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
 
 
 def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRegistry) -> None:
-    """Neither looked at nor spoken of: a metric by shard that is new is not forgotten there."""
     book.note_probe(SHARD, with_(lag_s=1.0))
     book.note_usages({SHARD: Usage(1, 2)})
     instruments.SHARD_ERRORS.labels(SHARD, "connection").inc()
@@ -146,7 +138,6 @@ def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRe
 
 
 def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthRegistry) -> None:
-    """It would stay until the end of the process."""
     book.end(SHARD)
     book.note_probe(SHARD, WELL)
     book.note_usage(SHARD, Usage(1, 2))
@@ -156,7 +147,6 @@ def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: Healt
 
 
 def test_book_does_not_grow_when_citrus_lies() -> None:
-    """What Citrus alone speaks of is bounded, and gone when it is spoken of no more."""
     book = HealthRegistry()
     book.begin("last")
     book.note_usages({f"lie-{number}": Usage(1, 2) for number in range(SHARDS_MAX + 100)} | {"last": Usage(1, 2)})
@@ -171,7 +161,6 @@ def test_book_does_not_grow_when_citrus_lies() -> None:
 
 
 def test_book_counts_the_moves_that_end_while_it_looks(book: HealthRegistry) -> None:
-    """What had ended before its first look is not counted; what a look did not read changes nothing."""
     ended = entry("done", verdict="equal", pause_s=0.03, rows_copied=7)
     going, gone = entry("open", tenant="hotel-rome"), entry("done", tenant="hotel-rome", verdict="equal", pause_s=0.2)
     names = ("simplu_moves_total", "simplu_move_rows_total", "simplu_move_pause_seconds_count")

@@ -76,13 +76,11 @@ NIGHT = datetime(2026, 11, 23, 1, 30, tzinfo=timezone(timedelta(hours=2)))
     ],
 )
 def test_costs_are_named_just_beyond_their_bounds(changes: dict[str, object], expected: list[str]) -> None:
-    """Each with the values that show it; at the bound there is nothing to name."""
     found = [cost.problem for cost in find_costs(msgspec.structs.replace(WELL, **changes))]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 
 def test_advice_names_the_next_value_to_try() -> None:
-    """Of what the server offers."""
     facts = msgspec.structs.replace(
         WELL, checkpoints_requested=100, max_wal_size=GB, wal_compression="off", wal_compressions=("off", "zstd")
     )
@@ -93,6 +91,5 @@ def test_advice_names_the_next_value_to_try() -> None:
 
 
 def test_times_are_shown_in_utc() -> None:
-    """Whatever the zone of the session that read them."""
     facts = msgspec.structs.replace(WELL, tables=(TableRows("resources", 0, 90_000, NIGHT.astimezone(UTC)),))
     assert "2026-11-22 23:30 UTC" in next(find_costs(facts)).problem

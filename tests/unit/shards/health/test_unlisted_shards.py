@@ -41,7 +41,6 @@ def world() -> World:
 
 
 def test_dead_shard_is_dropped_when_it_was_long_left_out(world: World) -> None:
-    """Its address is forgotten too; it may be used again as soon as somebody names it."""
     assert world.drop_later(*LISTED, after_s=DROPPED_AFTER_S - 1) == []
     assert world.drop_later(*LISTED, after_s=1) == [world.pool]
     assert dict(world.pools.by_shard_id()) == {}
@@ -50,7 +49,6 @@ def test_dead_shard_is_dropped_when_it_was_long_left_out(world: World) -> None:
 
 
 def test_shard_stays_when_it_answers(world: World) -> None:
-    """Whatever the list says; and one that has answered meanwhile is left out from then on."""
     world.pool.is_healthy = True
     assert world.drop_later(*LISTED) == []
     world.pool.is_healthy = False
@@ -59,14 +57,12 @@ def test_shard_stays_when_it_answers(world: World) -> None:
 
 @pytest.mark.parametrize("listed", [(), ("gone", "kept")])
 def test_shard_stays_when_the_list_is_empty_or_has_it(world: World, listed: tuple[str, ...]) -> None:
-    """A Citrus without a list says nothing; and after such a list the time begins anew."""
     assert world.drop_later(*LISTED, after_s=1) == []
     assert world.drop_later(*listed) == []
     assert world.drop_later(*LISTED, after_s=1) == []
 
 
 def test_shard_stays_while_a_route_leads_there(world: World) -> None:
-    """The route is looked up at once, also of a tenant without operations; when it is gone, so is the shard."""
     world.directory.routes.put("tenant", "gone", now=0.0, draw=0.0)
     assert world.drop_later(*LISTED) == []
     assert world.directory.routes.take_due() == ("tenant", "gone")

@@ -34,7 +34,6 @@ def search_of(*, limit: int = 3, is_large: bool = True) -> PageSearch:
 
 
 def test_search_begins_with_a_chunk_of_the_newest_rows() -> None:
-    """All times, and one operation more than the page has room for."""
     search = PageSearch(ListRequest(limit=3))
     assert (search.step, search.position, search.since, search.missing_count) == (
         SearchStep.CHUNK,
@@ -49,7 +48,6 @@ def test_search_begins_with_a_chunk_of_the_newest_rows() -> None:
 
 @pytest.mark.parametrize(("row_count", "oldest"), [(9, AT), (10, AT - timedelta(seconds=9)), (0, None)])
 def test_last_chunk_ends_the_search(row_count: int, oldest: datetime | None) -> None:
-    """However many rows it has."""
     search = search_of()
     search.add_chunk(SearchChunk(found(2), row_count, oldest, is_last=True))
 
@@ -60,7 +58,6 @@ def test_last_chunk_ends_the_search(row_count: int, oldest: datetime | None) -> 
 
 
 def test_full_page_ends_after_its_last_operation() -> None:
-    """The next page begins there, also if the log ends with this chunk; the one operation more is not shown."""
     for is_last in (False, True):
         search = search_of()
         search.add_chunk(chunk(found(4), is_last=is_last))
@@ -73,7 +70,6 @@ def test_full_page_ends_after_its_last_operation() -> None:
 
 
 def test_page_that_is_just_full_is_searched_on() -> None:
-    """Until it is known whether there is a next one."""
     search = search_of()
     search.add_chunk(chunk(found(3)))
     assert (search.is_complete(0.0), search.missing_count) == (False, 1)
@@ -82,7 +78,6 @@ def test_page_that_is_just_full_is_searched_on() -> None:
 
 
 def test_chunk_moves_the_search_to_its_oldest_row() -> None:
-    """Other batches of that time may follow, so that it is read again; however few rows the chunk has."""
     search = search_of()
     search.add_chunk(chunk(found(1), row_count=1))
     assert (search.position, search.step) == (
@@ -94,7 +89,6 @@ def test_chunk_moves_the_search_to_its_oldest_row() -> None:
 
 @pytest.mark.parametrize(("chunks", "spent_s", "expected"), [(2, 1.9, False), (3, 0.0, True), (1, 2.0, True)])
 def test_search_ends_at_a_bound(chunks: int, spent_s: float, *, expected: bool) -> None:
-    """Of rows, or of time; the cursor is that of the place where it is."""
     search = search_of()
     for number in range(chunks):
         search.add_chunk(chunk(seconds=9 * (number + 1)))
@@ -106,7 +100,6 @@ def test_search_ends_at_a_bound(chunks: int, spent_s: float, *, expected: bool) 
 
 
 def test_tenant_with_few_operations_is_read_at_once() -> None:
-    """After the first chunk, and though the search may read no further chunk."""
     search = search_of(is_large=False)
     search.add_chunk(chunk(found(1)))
     assert (search.step, search.is_complete(1e9)) == (SearchStep.FEW, False)
@@ -119,7 +112,6 @@ def test_tenant_with_few_operations_is_read_at_once() -> None:
 
 
 def test_tenant_with_many_operations_is_searched_for_by_time() -> None:
-    """The cursor keeps that, so that the next page does not count them again."""
     search = search_of(is_large=False)
     search.add_chunk(chunk())
     search.note_large()
@@ -130,7 +122,6 @@ def test_tenant_with_many_operations_is_searched_for_by_time() -> None:
 
 
 def test_instant_with_more_rows_than_a_chunk_is_read_by_itself() -> None:
-    """Otherwise the next chunk would be the same one; the search does not end before."""
     search = search_of()
     search.add_chunk(chunk(seconds=0))
     assert (search.step, search.is_complete(1e9)) == (SearchStep.INSTANT, False)
@@ -143,7 +134,6 @@ def test_instant_with_more_rows_than_a_chunk_is_read_by_itself() -> None:
 
 
 def test_page_may_end_within_an_instant() -> None:
-    """Then it is full, and the next one begins behind its last operation."""
     search = search_of()
     search.add_chunk(chunk(seconds=0))
     same = [ListedOperation(f"r{n}", "succeeded", "update", "patient", AT, AT) for n in (9, 8, 7, 6)]

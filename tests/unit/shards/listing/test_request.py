@@ -44,14 +44,12 @@ def cursor_of(value: Any) -> str:
     )
 )
 def test_cursor_comes_back_as_the_position_it_was(position: SearchPosition) -> None:
-    """To the microsecond, in characters that a URL and a shell take as they are."""
     cursor = position.encode()
     assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
     assert decode_cursor(cursor) == position
 
 
 def test_cursor_has_room_for_the_longest_request_id() -> None:
-    """A key in an index of Postgres has at most 2,704 bytes."""
     position = SearchPosition(AT, "é" * 1352)
     assert decode_cursor(position.encode()) == position
 
@@ -112,14 +110,12 @@ GOOD = SearchPosition(AT, "r-1").encode()
     ],
 )
 def test_cursor_is_refused_when_no_page_had_it(text: str) -> None:
-    """A person may cut or change it, a program may make one up."""
     with pytest.raises(ValueError, match="expected the `next` of a page, unchanged"):
         decode_cursor(text)
 
 
 @given(st.text() | st.binary().map(cursor_of) | st.recursive(st.none() | st.integers(), st.lists).map(cursor_of))
 def test_any_text_is_a_position_or_an_error(text: str) -> None:
-    """No other error, and no position that would be written in another way."""
     try:
         position = decode_cursor(text)
     except ValueError as exc:
@@ -143,7 +139,6 @@ def test_any_text_is_a_position_or_an_error(text: str) -> None:
 def test_page_begins_after_the_cursor_and_before_until(
     until: datetime | None, after: SearchPosition, expected: SearchPosition
 ) -> None:
-    """The older of the two; `until` itself is left out."""
     assert ListRequest(until=until, after=after).start == expected
 
 
@@ -161,7 +156,6 @@ def test_page_begins_after_the_cursor_and_before_until(
     ],
 )
 def test_request_is_taken_when_it_can_be_meant(request_: ListRequest) -> None:
-    """At the bounds too."""
     assert check_request(request_) is request_
 
 
@@ -183,7 +177,6 @@ def test_request_is_taken_when_it_can_be_meant(request_: ListRequest) -> None:
     ],
 )
 def test_request_is_refused_when_it_cannot_be_meant(request_: ListRequest, problem: str) -> None:
-    """The error names the member."""
     with pytest.raises(InvalidRequestError) as refused:
         check_request(request_)
     assert str(refused.value).startswith(problem)

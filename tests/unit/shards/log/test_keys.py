@@ -15,7 +15,6 @@ DIGITS = "0123abcd89abcdef0123456789abcdef"
 
 @pytest.mark.parametrize("text", [ID, "0" * 8 + "-0000-0000-0000-" + "0" * 12, "f" * 8 + "-ffff-ffff-ffff-" + "f" * 12])
 def test_uuid_in_its_usual_form_is_16_bytes(text: str) -> None:
-    """Behind the byte that says so."""
     assert key_of_id(text) == "01" + text.replace("-", "")
     assert len(bytes.fromhex(key_of_id(text))) == 17
 
@@ -47,14 +46,12 @@ def test_uuid_in_its_usual_form_is_16_bytes(text: str) -> None:
     ],
 )
 def test_any_other_id_is_its_utf_8(text: str) -> None:
-    """Also what means the same UUID: the text has to come back as it was sent."""
     assert key_of_id(text) == "02" + text.encode().hex()
 
 
 @given(st.one_of(st.uuids().map(str), st.text(max_size=300), st.from_regex(r"\A[0-9a-gA-F-]{36}\Z")))
 @example(ID)
 def test_key_is_that_of_one_id_alone(text: str) -> None:
-    """The id comes back from its key, and from that of a row that has kept it."""
     key = key_of_id(text)
     assert id_of_key(key) == text
     assert id_of_key(f"03{key}{'0' * 20}") == text
@@ -66,12 +63,10 @@ def test_key_is_that_of_one_id_alone(text: str) -> None:
 @example([f"{ID}\n{ID}"])
 @example([ID, "", ID])
 def test_keys_of_a_batch_are_those_of_each_id(texts: list[str]) -> None:
-    """An empty text, as an operation without a resource has, has none."""
     assert keys_of_ids(texts) == [key_of_id(text) if text else "" for text in texts]
 
 
 def test_batch_of_uuids_alone_is_recognised() -> None:
-    """Else its keys would be made one by one; a hyphen at another place makes another id of the same digits."""
     assert are_uuids(f"{ID}\n".encode() * 3, 3)
     moved = [[ID[:place] + ID[place + 1] + "-" + ID[place + 2 :]] for place in (8, 13, 18, 23)]
     moved += [[ID[: place - 1] + "-" + ID[place - 1] + ID[place + 1 :]] for place in (8, 13, 18, 23)]
@@ -81,7 +76,6 @@ def test_batch_of_uuids_alone_is_recognised() -> None:
 
 
 def test_kinds_have_codes_of_one_letter() -> None:
-    """In lower case, as capitals say that another operation took a row's key; `m` is no operation."""
     codes = list(KIND_CODES.values())
     assert KIND_CODES.keys() == set(OperationKind)
     assert len({*codes, "m"}) == len(OperationKind) + 1

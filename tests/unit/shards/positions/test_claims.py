@@ -57,7 +57,6 @@ def end(exc: BaseException | None) -> None:
 
 @pytest.mark.parametrize("tokens", [(), ("read",), ("read", "doubt", "another")])
 def test_token_is_the_only_one_after_a_commit(tokens: tuple[str, ...]) -> None:
-    """An attempt with an unknown outcome cannot come after it: it expects a token that the row has no more."""
     one = claim(*tokens)
     token = attempt(one)
 
@@ -68,7 +67,6 @@ def test_token_is_the_only_one_after_a_commit(tokens: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("exc", ROLLED_BACK, ids=lambda exc: type(exc).__name__)
 @pytest.mark.parametrize("tokens", [(), ("read",), ("read", "doubt")])
 def test_token_is_none_of_them_after_what_was_rolled_back_for_sure(tokens: tuple[str, ...], exc: Exception) -> None:
-    """The row is as it was."""
     one = claim(*tokens)
     attempt(one, exc)
 
@@ -80,7 +78,6 @@ def test_token_is_none_of_them_after_what_was_rolled_back_for_sure(tokens: tuple
 def test_token_is_one_more_while_nobody_knows_whether_it_was_written(
     tokens: tuple[str, ...], exc: BaseException
 ) -> None:
-    """Either is the reader's own row."""
     one = claim(*tokens)
     token = attempt(one, exc)
 
@@ -88,7 +85,6 @@ def test_token_is_one_more_while_nobody_knows_whether_it_was_written(
 
 
 def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None:
-    """However long a shard is not heard of they stay few; the first is never given up for them."""
     one = claim("read")
     doubts = [attempt(one, ShardUnavailableError("no answer")) for _ in range(3 * UNCERTAIN_ATTEMPTS_MAX)]
 
@@ -97,7 +93,6 @@ def test_tokens_are_those_of_the_last_known_row_and_of_the_last_doubts() -> None
 
 
 def test_claims_have_their_own_tokens() -> None:
-    """What one shard's row may have is nothing to another's."""
     one, other = claim(), claim()
     attempt(one, ShardUnavailableError("no answer"))
 
@@ -105,7 +100,6 @@ def test_claims_have_their_own_tokens() -> None:
 
 
 def test_attempts_of_many_claims_end_alike() -> None:
-    """They are one transaction: each may be written, or each is."""
     many = [claim("a"), claim("b")]
     with attempt_claim(many[0]) as first, attempt_claim(many[1]) as second:
         assert first != second
@@ -118,7 +112,6 @@ def test_attempts_of_many_claims_end_alike() -> None:
     )
 )
 def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
-    """With any outcomes of earlier attempts, as long as no other reader writes the row, the next attempt expects it."""
     row = "read"
     one = claim(row)
     for end in ends:
@@ -136,7 +129,6 @@ def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
 
 
 def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_after_it() -> None:
-    """The row has its token, or already that of a later one."""
     one = claim("read")
     with attempt_claim(one) as given_up:
         later = attempt(one, ShardUnavailableError("no answer"))
@@ -146,7 +138,6 @@ def test_attempt_that_was_given_up_and_is_written_leaves_the_doubts_that_came_af
 
 @pytest.mark.parametrize("exc", [None, *ROLLED_BACK, *UNKNOWN], ids=lambda exc: type(exc).__name__)
 def test_attempt_that_was_given_up_is_none_of_them_once_a_later_one_was_written(exc: BaseException | None) -> None:
-    """The later one would not have been written over a row that it did not know, nor this one over that."""
     one = claim("read")
     with nullcontext() if exc is None else pytest.raises(type(exc)), attempt_claim(one):
         later = attempt(one)
@@ -163,7 +154,6 @@ times = st.integers(0, 10**14).map(
 @example(uuid.uuid4(), datetime.fromtimestamp(0, UTC) + timedelta(microseconds=526_894_063_000))  # in floats: 062.999…
 @given(st.uuids(version=4), times)
 def test_token_contains_the_time_of_its_content_and_is_random_beside_it(token: uuid.UUID, at: datetime) -> None:
-    """To the millisecond, as a UUID of version 7."""
     timed = timed_token(token, at)
     assert uuid.UUID(timed).version == 7
     assert uuid.UUID(timed).variant == uuid.RFC_4122
@@ -175,13 +165,11 @@ def test_token_contains_the_time_of_its_content_and_is_random_beside_it(token: u
 
 @pytest.mark.parametrize("token", ["", "token", str(uuid.UUID(int=0)), "0190a8f0-1111-4111-8111-111111111111"])
 def test_other_tokens_contain_no_time(token: str) -> None:
-    """Those that a shard or a person has made."""
     assert token_time(token) is None
     assert StreamPosition("5/0", fencing_token=token).written_at is None
 
 
 def test_attempt_writes_the_time_at_which_the_position_was_computed() -> None:
-    """Not that of the attempt: the content may have waited."""
     at = datetime(2026, 3, 1, 12, tzinfo=UTC)
     one = PositionClaim("stream", "shardId-0", as_of=at)
     assert token_time(attempt(one)) == at

@@ -82,7 +82,6 @@ def connected_hosts_of(connection_string: str, place: HostPort) -> list[str]:
     ],
 )
 def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str, hosts: list[str]) -> None:
-    """Patterns match without regard to case; asyncpg goes to these hosts and no other."""
     one = address(connection_string)
 
     assert one.validate(LOCAL) is one
@@ -128,7 +127,6 @@ def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str
     ],
 )
 def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_string: str) -> None:
-    """Before anything is touched; asyncpg's own errors for some of these would come with the first connection."""
     with pytest.raises(PermanentError, match="connection string of shard shard-1: expected ") as raised:
         address(connection_string).validate(())
 
@@ -147,7 +145,6 @@ def test_address_is_refused_when_it_is_not_a_whole_connection_string(connection_
     ],
 )
 def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_string: str) -> None:
-    """The error names the host; without a list any host is allowed."""
     with pytest.raises(PermanentError, match="is not in DATABASE_ALLOWED_HOSTS") as raised:
         address(connection_string).validate(LOCAL)
 
@@ -168,7 +165,6 @@ def test_address_is_refused_when_one_of_its_hosts_is_not_allowed(connection_stri
     ],
 )
 def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_string: str) -> None:
-    """With asyncpg the host comes behind the first @, with others behind the last: a way around the list."""
     with pytest.raises(PermanentError) as raised:
         address(connection_string).validate(LOCAL)
 
@@ -180,7 +176,6 @@ def test_address_is_refused_when_libraries_may_differ_on_its_host(connection_str
     ["host=evil.com", "port=1", "user=x", "password=correct-horse", "options=-c%20x", "search_path=x", "HOST=x", "a=b"],
 )
 def test_address_is_refused_when_it_has_another_option(option: str) -> None:
-    """It would lead to another host than the checked one, or become a setting of the session."""
     with pytest.raises(PermanentError, match=f"option {option.partition('=')[0]} is not allowed") as raised:
         address(f"postgresql://user:{SECRET}@a.internal/shard?sslmode=require&{option}").validate(())
 
@@ -189,7 +184,6 @@ def test_address_is_refused_when_it_has_another_option(option: str) -> None:
 
 @pytest.mark.parametrize(("shard_id", "is_usable"), [("", False), ("x", True), ("é" * 128, True), ("x" * 129, False)])
 def test_address_needs_an_id_of_bounded_length(shard_id: str, is_usable: bool) -> None:  # noqa: FBT001
-    """It becomes a label of metrics."""
     one = address("postgresql://db/shard", shard_id)
     if is_usable:
         assert one.validate(()) is one
@@ -199,14 +193,12 @@ def test_address_needs_an_id_of_bounded_length(shard_id: str, is_usable: bool) -
 
 
 def test_place_shows_where_without_who() -> None:
-    """For people: hosts, ports, database."""
     shown = address(f"postgresql://user:{SECRET}@a.internal:5432,b.internal/shard?sslmode=require").place
 
     assert shown == "a.internal:5432,b.internal/shard"
 
 
 def test_place_without_a_user_is_the_same() -> None:
-    """A user and a password may come from elsewhere."""
     assert address("postgresql://a.internal/shard").place == "a.internal/shard"
 
 
@@ -221,7 +213,6 @@ def test_place_without_a_user_is_the_same() -> None:
     ],
 )
 def test_message_without_the_name_has_the_rest(message: str, expected: str) -> None:
-    """For lists that show the id and the place beside it."""
     one = address("postgresql://a.internal/shard")
     assert one.without_name(message) == expected
     assert one.without_name(one.error_with_place("refused")) == "refused"
@@ -238,7 +229,6 @@ PIECES = (
 def test_any_text_is_refused_or_leads_only_where_it_was_checked(
     pieces: list[str], allowed_hosts: tuple[str, ...]
 ) -> None:
-    """The validated hosts are those that asyncpg connects to, and it parses the text without an error."""
     one = address("postgresql://user:" + "".join(pieces))
     try:
         one.validate(allowed_hosts)
@@ -261,7 +251,6 @@ def test_any_text_is_refused_or_leads_only_where_it_was_checked(
     ],
 )
 def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_good: bool) -> None:
-    """Another one would be another file wherever the worker is started."""
     one = address(f"postgresql://user@a.internal/shard?passfile={path}")
     if is_good:
         assert one.validate(()) is one
@@ -271,7 +260,6 @@ def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_
 
 
 def test_places_are_hosts_with_their_ports() -> None:
-    """As they are written: the path of a socket's folder is case-sensitive."""
     assert places_of("postgresql://u:p@A.internal:1,[::1]:2,%2FRun%2Fpg,b/shard") == [
         ("A.internal", 1),
         ("::1", 2),
@@ -316,7 +304,6 @@ def test_places_are_hosts_with_their_ports() -> None:
     ],
 )
 def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_string: str, complaint: str) -> None:
-    """A name that the server cuts off, or a setting of the session smuggled into another one's value."""
     with pytest.raises(PermanentError) as raised:
         address(connection_string).validate(())
 
@@ -325,7 +312,6 @@ def test_address_is_refused_when_it_would_not_be_what_it_looks_like(connection_s
 
 
 def test_address_takes_the_words_of_the_libraries() -> None:
-    """Those that are checked are those that are understood when a connection is made."""
     assert set(OPTION_VALUES["target_session_attrs"]) == set(TargetSessionAttrs)
     assert set(OPTION_VALUES["sslmode"]) == {
         mode.name.replace("_", "-") for mode in import_module("asyncpg.connect_utils").SSLMode
@@ -352,7 +338,6 @@ def test_address_takes_the_words_of_the_libraries() -> None:
 def test_string_for_the_driver_has_no_option_of_ours_and_encrypts_with_iam(
     string: str, user: str | None, driver_string: str | None
 ) -> None:
-    """No token is sent in clear text; a string without IAM stays as it is."""
     one = address(string).validate(())
     assert (one.rds_user, one.driver_string) == (user, driver_string or string)
 
@@ -369,7 +354,6 @@ def test_string_for_the_driver_has_no_option_of_ours_and_encrypts_with_iam(
     ],
 )
 def test_address_is_refused_when_iam_cannot_be(string: str, problem: str) -> None:
-    """The error says what was expected, without a secret."""
     with pytest.raises(PermanentError, match=problem) as raised:
         address(string).validate(())
     assert SECRET not in str(raised.value)
@@ -385,7 +369,6 @@ def test_address_is_refused_when_iam_cannot_be(string: str, problem: str) -> Non
     ],
 )
 def test_address_for_a_reader_has_nothing_of_its_own_user(string: str, expected: str) -> None:
-    """Its password would be sent as the reader's."""
     one = ShardAddress("shard-1", string, file_folders=("/etc/ssl",))
     assert one.for_reader("re@d/er", None).connection_string == expected.format("")
     found = one.for_reader("re@d/er", "p:w@/?#").validate(())
@@ -394,7 +377,6 @@ def test_address_for_a_reader_has_nothing_of_its_own_user(string: str, expected:
 
 
 def test_address_for_a_reader_uses_iam_only_where_the_reader_has_no_password() -> None:
-    """An address with IAM takes no password, and stays encrypted without it."""
     one = address("postgresql://worker@db/app?auth=rds-iam")
     assert one.for_reader("reader", None).validate(()).rds_user == "reader"
     found = one.for_reader("reader", "word", target="standby").validate(()).connection_string

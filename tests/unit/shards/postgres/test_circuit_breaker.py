@@ -27,7 +27,6 @@ def opened() -> CircuitBreaker:
 
 
 def test_breaker_admits_everybody_at_first() -> None:
-    """Before the first request nothing is known of a shard."""
     assert (CircuitBreaker().decide(NOW), repr(CircuitBreaker())) == (
         BreakerDecision.ADMIT,
         "CircuitBreaker(closed, failures=0)",
@@ -52,7 +51,6 @@ def test_breaker_admits_everybody_at_first() -> None:
 def test_breaker_opens_after_failures_in_a_row_or_a_silence(
     answered_s_ago: float | None, asked_s_ago: float, failure_count: int, *, expected: bool
 ) -> None:
-    """Only time with a pending request and without any answer counts as silence."""
     breaker = CircuitBreaker()
     if answered_s_ago is not None:
         breaker.record_answer(NOW - answered_s_ago)
@@ -64,7 +62,6 @@ def test_breaker_opens_after_failures_in_a_row_or_a_silence(
 
 
 def test_breaker_counts_anew_after_an_answer() -> None:
-    """Failures that are not in a row do not count."""
     breaker = CircuitBreaker()
     for _ in range(10):
         for _ in range(FAILURES_MAX - 1):
@@ -75,7 +72,6 @@ def test_breaker_counts_anew_after_an_answer() -> None:
 
 
 def test_breaker_lets_one_probe_when_it_was_open_for_a_while() -> None:
-    """The others are refused until its result is known; a probe without a result is followed by another."""
     breaker = opened()
 
     assert breaker.decide(NOW + PROBE_INTERVAL_S - 0.01) is BreakerDecision.REFUSE
@@ -87,7 +83,6 @@ def test_breaker_lets_one_probe_when_it_was_open_for_a_while() -> None:
 
 @pytest.mark.parametrize(("failure_count", "asked_s_ago"), [(FAILURES_MAX, 0.0), (1, SILENCE_MAX_S)])
 def test_breaker_opens_again_when_the_probe_fails(failure_count: int, asked_s_ago: float) -> None:
-    """At once, whatever opened it, and without a report that it opened: it was never closed."""
     breaker = CircuitBreaker()
     for _ in range(failure_count):
         breaker.record_failure(NOW, asked_at=NOW - asked_s_ago)
@@ -102,7 +97,6 @@ def test_breaker_opens_again_when_the_probe_fails(failure_count: int, asked_s_ag
 
 @pytest.mark.parametrize("waited_s", [0.0, PROBE_INTERVAL_S])
 def test_breaker_closes_at_any_answer(waited_s: float) -> None:
-    """An answer to a probe, or to an earlier request."""
     breaker = opened()
     breaker.decide(NOW + waited_s)
 
@@ -113,7 +107,6 @@ def test_breaker_closes_at_any_answer(waited_s: float) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["admit", "fail", "answer"]), st.floats(0, 3)), max_size=60))
 def test_breaker_is_probed_within_an_interval_and_never_by_two_at_once(events: list[tuple[str, float]]) -> None:
-    """However asked: there is at most one probe an interval, and always one once an interval has passed."""
     breaker, now, probed_at = CircuitBreaker(), NOW, float("-inf")
     for kind, pause_s in events:
         now += pause_s

@@ -32,7 +32,6 @@ class Work:
 
 
 async def test_items_submitted_while_a_batch_runs_form_the_next() -> None:
-    """Each gets the answers to its own items, in their order."""
     work = Work()
     coalescer = Coalescer(work.run_batch)
     async with asyncio.TaskGroup() as tasks:
@@ -50,7 +49,6 @@ async def test_items_submitted_while_a_batch_runs_form_the_next() -> None:
 
 
 async def test_batch_runs_again_when_its_caller_is_cancelled() -> None:
-    """The next caller runs the batch again, for all that wait."""
     work = Work()
     coalescer = Coalescer(work.run_batch)
     first = asyncio.create_task(coalescer.submit(["a"]))
@@ -72,7 +70,6 @@ async def test_batch_runs_again_when_its_caller_is_cancelled() -> None:
 
 
 async def test_error_is_raised_to_the_caller_that_ran_the_batch_only() -> None:
-    """The others' items are tried once more."""
     work = Work()
     coalescer = Coalescer(work.run_batch)
     first = asyncio.create_task(coalescer.submit(["a"]))
@@ -120,7 +117,6 @@ async def start_reads(reads: ReadCoalescer[str, str, str], *keys: str) -> list[a
 
 
 async def test_reads_share_a_query_until_it_is_sent() -> None:
-    """Later ones share the next query, which does not wait for the first; other sources have their own."""
     shard = Shard()
     reads = ReadCoalescer(shard.run_query)
     early = await start_reads(reads, "a", "xb", "a")
@@ -141,7 +137,6 @@ async def test_reads_share_a_query_until_it_is_sent() -> None:
 
 
 async def test_reads_get_the_error_of_their_query() -> None:
-    """None of them tries again, and the next read has a query of its own."""
     shard = Shard()
     reads = ReadCoalescer(shard.run_query)
     shard.error = RetryableError("no")
@@ -158,7 +153,6 @@ async def test_reads_get_the_error_of_their_query() -> None:
 
 @pytest.mark.parametrize("sent_count", [0, 1])
 async def test_reads_run_again_when_the_one_with_the_query_is_cancelled(sent_count: int) -> None:
-    """The others share another query, whether the first was sent or not."""
     shard = Shard()
     reads = ReadCoalescer(shard.run_query)
     first, *others = await start_reads(reads, "a", "b", "c")
@@ -179,7 +173,6 @@ async def test_reads_run_again_when_the_one_with_the_query_is_cancelled(sent_cou
 
 
 async def test_reads_run_again_when_the_one_with_the_query_fails_alone() -> None:
-    """An error that is none of ours is a bug: it ends the caller that met it, and not the others."""
     shard = Shard()
     reads = ReadCoalescer(shard.run_query)
     shard.error = ValueError("no")

@@ -23,7 +23,6 @@ def columns_of(column_texts: st.SearchStrategy[str], size: int) -> st.SearchStra
 @pytest.mark.slow
 @given(st.integers(1, 6).flatmap(lambda size: st.tuples(columns_of(texts, size), columns_of(plain_texts, size))))
 def test_packed_columns_are_taken_apart_into_what_they_were(columns: tuple[list[list[str]], list[list[str]]]) -> None:
-    """As `string_to_array` does it: at every separator, from the left."""
     separator, *joined = pack_columns(*columns)
 
     assert [text.split(separator) for text in joined] == [*columns[0], *columns[1]]
@@ -40,5 +39,4 @@ def test_packed_columns_are_taken_apart_into_what_they_were(columns: tuple[list[
 def test_packed_columns_have_the_usual_separator_unless_one_of_them_has_it(
     columns: list[list[str]], expected: list[str]
 ) -> None:
-    """Then they get a longer one, all of them the same."""
     assert pack_columns(columns) == expected

@@ -84,7 +84,6 @@ def pools(budget: ConnectionBudget[int], count: int, *, size: int = 4) -> list[P
 
 
 def test_budget_gives_places_while_there_are_any() -> None:
-    """And no more than there are."""
     budget = ConnectionBudget[int](3)
     a, b = pools(budget, 2)
 
@@ -95,7 +94,6 @@ def test_budget_gives_places_while_there_are_any() -> None:
 
 
 def test_budget_takes_the_connection_that_was_idle_longest() -> None:
-    """Whosesoever it is; the one that went last stays."""
     budget = ConnectionBudget[int](3)
     a, b, c = pools(budget, 3)
     for pool, now in ((a, 0.0), (b, 1.0), (a, 2.0)):
@@ -111,7 +109,6 @@ def test_budget_takes_the_connection_that_was_idle_longest() -> None:
 
 @pytest.mark.parametrize(("idle_s", "has_one", "expected"), [(0.0, False, True), (0.0, True, False), (9.0, True, True)])
 def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: bool, expected: bool) -> None:
-    """A connection that was used a moment ago is taken for a pool that has none, not for one that wants one more."""
     budget = ConnectionBudget[int](1 + has_one)
     a, b = pools(budget, 2)
     if has_one:
@@ -137,7 +134,6 @@ def test_budget_spares_what_is_used_again_and_again(idle_s: float, *, has_one: b
     ],
 )
 def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, used_s: float, *, expected: bool) -> None:
-    """To a pool without a connection, or with clearly fewer."""
     budget = ConnectionBudget[int](mine + theirs)
     a, b = pools(budget, 2)
     for pool, count in ((a, mine), (b, theirs)):
@@ -150,7 +146,6 @@ def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, use
 
 
 def test_budget_makes_nobody_give_way_when_nobody_waits() -> None:
-    """Also when the waiters have gone."""
     budget = ConnectionBudget[int](1)
     a, b = pools(budget, 2)
     a.ask(0.0)
@@ -165,7 +160,6 @@ def test_budget_makes_nobody_give_way_when_nobody_waits() -> None:
 
 
 def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
-    """A pool with a thousand waiters has its turn as often as one with a single one."""
     budget = ConnectionBudget[int](1)
     crowd, one, two = pools(budget, 3, size=1)
     for pool in (crowd, *[crowd] * 1000, one, two):
@@ -182,7 +176,6 @@ def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
 
 
 def test_budget_shortens_turns_when_many_wait() -> None:
-    """So that every pool gets a turn before its waiters give up."""
     budget = ConnectionBudget[int](2)
     crowd = pools(budget, 102, size=1)
     for pool in crowd:
@@ -194,7 +187,6 @@ def test_budget_shortens_turns_when_many_wait() -> None:
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
 def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int, size: int, seed: int) -> None:
-    """In any order of requests and returns: never too many, no slot is lost, and every pool with waiters gets turns."""
     draw = random.Random(seed)
     budget = ConnectionBudget[int](max_connections)
     shards = pools(budget, pool_count, size=size)
@@ -222,7 +214,6 @@ def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int
 
 
 def test_pool_keeps_its_turn_while_it_wants_another_connection() -> None:
-    """A pool with several waiters gets one connection after the other."""
     budget = ConnectionBudget[int](2)
     a, b = pools(budget, 2)
     assert [pool.ask(0.0) for pool in (a, a, b, b)] == [True, True, False, False]
@@ -235,7 +226,6 @@ def test_pool_keeps_its_turn_while_it_wants_another_connection() -> None:
 
 
 def test_place_that_is_not_taken_is_free() -> None:
-    """A caller may have given up in between."""
     budget = ConnectionBudget[int](3)
     a, b = Pool(budget), GivenUp(budget)
     assert [pool.ask(0.0) for pool in (a, a, a, b)] == [True, True, True, False]
@@ -255,7 +245,6 @@ class GivenUp(Pool):
 
 
 def test_pool_that_withdraws_is_not_in_the_queue() -> None:
-    """Its callers have what they wanted."""
     budget = ConnectionBudget[int](1)
     a, b = pools(budget, 2)
     assert (a.ask(0.0), b.ask(0.0), budget.has_idle) == (True, False, False)
@@ -266,7 +255,6 @@ def test_pool_that_withdraws_is_not_in_the_queue() -> None:
 
 
 def test_connection_in_use_again_and_again_is_spared_when_another_ends() -> None:
-    """A place that is released goes to the first in the queue, and a second place is not made at once."""
     budget = ConnectionBudget[int](3)
     a, b = pools(budget, 2)
     assert [pool.ask(0.0) for pool in (a, a, b)] == [True, True, True]

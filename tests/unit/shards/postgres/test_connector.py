@@ -24,14 +24,12 @@ A, B = HostPort("a", 5432), HostPort("b", None)
 def test_target_is_what_the_string_says_or_takes_writes_of_several(
     query: str, hosts: str, expected: TargetSessionAttrs
 ) -> None:
-    """The last one counts, as for asyncpg."""
     url = f"postgresql://u:p@{hosts}/d{query}"
 
     assert target_of(url, places_of(url)) is expected
 
 
 def test_target_is_refused_when_it_is_none() -> None:
-    """What libpq does not know is no target."""
     with pytest.raises(ValueError, match="bogus"):
         target_of("postgresql://a/d?target_session_attrs=bogus", [A])
 
@@ -54,5 +52,4 @@ def test_target_is_refused_when_it_is_none() -> None:
 def test_hosts_are_tried_in_turn(
     target: TargetSessionAttrs, expected: list[tuple[HostPort, TargetSessionAttrs]]
 ) -> None:
-    """Where a standby is only preferred, all are asked again as anything."""
     assert connection_attempts([A, B], target) == expected

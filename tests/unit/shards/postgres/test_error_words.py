@@ -24,18 +24,15 @@ from simplu_worker.shards.postgres.files.bounded_reading import FileRefusedError
     ],
 )
 def test_state_has_meaning_code_and_remedy(code: str | None, words: str) -> None:
-    """A code that is not in the table has the meaning of its class."""
     assert state_words(code) == words
 
 
 def test_words_have_no_colon() -> None:
-    """Callers put the shard, its place and a colon before them."""
     texts = [*error_words._BY_CODE.values(), *error_words._BY_CLASS.values()]
     assert [text for text in texts if ":" in text] == []
 
 
 def test_each_code_with_a_reaction_has_words() -> None:
-    """What the worker reacts to by its code, a person reads by its code."""
     assert sqlstate._MEANING_BY_CODE.keys() - error_words._BY_CODE.keys() <= {"0A000"}
 
 
@@ -53,12 +50,10 @@ def test_each_code_with_a_reaction_has_words() -> None:
     ],
 )
 def test_error_before_the_server_answers_is_in_words(exc: BaseException, words: str) -> None:
-    """An error of a certificate is a ValueError too, and is none of the address."""
     assert error_words.error_words(exc).startswith(words)
 
 
 def test_notes_are_appended() -> None:
-    """They are the connector's, about a password file."""
     error = ConnectionRefusedError()
     error.add_note("expected the passfile")
     assert error_words.error_words(error) == f"{NO_SERVER}; expected the passfile"

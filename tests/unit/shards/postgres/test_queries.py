@@ -27,7 +27,6 @@ def without_comments(sql: str) -> str:
 
 
 def test_queries_are_split_at_their_names() -> None:
-    """Text before the first name belongs to no query, and comments are not sent."""
     text = "-- About.\n\n-- name: one\n-- Returns one.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
 
     assert read_queries([text]) == {"one": "SELECT 1;", "two": "SELECT 2;"}
@@ -35,7 +34,6 @@ def test_queries_are_split_at_their_names() -> None:
 
 
 def test_queries_include_the_fragments_of_all_files() -> None:
-    """A cast is no fragment, nor is a time's format."""
     user = "-- name: one\nSELECT :two AS two, '2'::text, to_char(now(), 'HH24:MI'), :two;\n"
     owner = "-- About.\n\n-- fragment: two\n-- Two of them.\n1 + 1\n\n-- name: three\nSELECT 3;\n"
 
@@ -48,7 +46,6 @@ def test_queries_include_the_fragments_of_all_files() -> None:
 
 
 def test_every_query_file_holds_queries_and_fragments_of_its_own() -> None:
-    """No name twice, nothing nameless but comments, all of them are known, and every fragment is included."""
     names: list[tuple[str, str]] = []
     included: set[str] = set()
     for file in QUERY_FILES:
@@ -62,7 +59,6 @@ def test_every_query_file_holds_queries_and_fragments_of_its_own() -> None:
 
 
 def test_every_query_is_one_statement_with_numbered_arguments() -> None:
-    """From $1 on without a gap; no other way to put a value in, no quote that a format could fill."""
     for name, text in QUERIES.items():
         sql = without_comments(text).strip()
         numbers = {int(number) for number in re.findall(r"\$(\d+)", sql)}
@@ -87,7 +83,6 @@ def statements_of(file: Path) -> list[str]:
 
 
 def test_no_query_is_built_in_python() -> None:
-    """Invariant 6: statements come from the SQL files, or are constants of the door to Postgres itself."""
     allowed = {
         "shards/schema/schema_check.py": {"without_concurrently(text)"},  # migrations, from their files
         "shards/schema/upgrade.py": {"statement.text"},  # the same
@@ -135,7 +130,6 @@ def test_no_query_is_built_in_python() -> None:
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
-    """Forward only, and the last one is the version of the schema."""
     versions = [migration.version for migration in MIGRATIONS]
 
     assert versions == list(range(1, SCHEMA_VERSION + 1))
@@ -158,25 +152,21 @@ def test_migrations_are_numbered_without_a_gap() -> None:
     ],
 )
 def test_sql_is_for_the_home_of_the_shard(sql: str, expected: str) -> None:
-    """Wherever a name has a schema; a shard in `public` gets the text as it is."""
     assert at_home(sql, 'it"s') == expected
     assert at_home(sql, "public") is sql
 
 
 @pytest.mark.parametrize("home", ["it's", "back\\slash"])
 def test_home_is_refused_when_its_name_would_end_a_literal(home: str) -> None:
-    """It would be a way to have another statement run."""
     with pytest.raises(ValueError, match="expected a schema without"):
         at_home("SELECT 'public.tenants'", home)
 
 
 def test_name_is_quoted() -> None:
-    """As Postgres reads it."""
     assert quote_name('a"B') == '"a""B"'
 
 
 def test_fragment_that_ends_with_a_comment_is_refused() -> None:
-    """What follows it in a query would be a part of the comment: once, the check of a fencing token was."""
     text = "-- fragment: rule\na = 1 -- why\n-- name: q\nSELECT 1 WHERE :rule AND b = 2;\n"
     with pytest.raises(ValueError, match="a comment at the end of rule"):
         read_queries([text])

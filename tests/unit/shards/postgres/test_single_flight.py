@@ -31,7 +31,6 @@ class Door:
 
 @pytest.mark.parametrize(("after_s", "expected"), [(0.0, 1), (FRESH_S, 1), (FRESH_S + 0.01, 2)])
 async def test_look_is_taken_anew_when_the_last_answer_is_old(after_s: float, expected: int) -> None:
-    """A result is shared for half a second."""
     door = Door()
 
     await door.shared()
@@ -42,7 +41,6 @@ async def test_look_is_taken_anew_when_the_last_answer_is_old(after_s: float, ex
 
 
 async def test_look_is_one_for_all_who_ask_at_once() -> None:
-    """Callers during a probe get its result, also an error."""
     door = Door()
     door.error = RetryableError("down")
     door.opened.clear()
@@ -61,7 +59,6 @@ async def test_look_is_one_for_all_who_ask_at_once() -> None:
 
 
 async def test_look_is_taken_by_the_next_when_the_one_who_looks_is_cancelled() -> None:
-    """An unfinished probe has no result, and keeps no caller waiting."""
     door = Door()
     door.opened.clear()
 
@@ -78,7 +75,6 @@ async def test_look_is_taken_by_the_next_when_the_one_who_looks_is_cancelled() -
 
 
 async def test_look_tells_of_a_recovery_when_it_is_taken_anew() -> None:
-    """An error is kept for a shorter time than a success: its callers back off before they probe again."""
     door = Door()
     door.error = RetryableError("down")
     with pytest.raises(RetryableError):
@@ -95,7 +91,6 @@ async def test_look_tells_of_a_recovery_when_it_is_taken_anew() -> None:
 
 
 async def test_look_hands_on_what_is_no_answer() -> None:
-    """A bug is not shared."""
     door = Door()
     door.error = RuntimeError("bug")
     for _ in range(2):

@@ -64,12 +64,10 @@ from simplu_worker.shards.postgres.sqlstate import (
     ],
 )
 def test_meaning_is_decided_by_the_code(code: str, expected: ErrorMeaning) -> None:
-    """PostgreSQL manual, appendix A."""
     assert meaning_of(code) is expected
 
 
 def test_no_code_of_server_disk_or_network_is_taken_for_a_fault_of_an_operation() -> None:
-    """Of all codes that asyncpg knows only those of data, constraints and routines are; a timeout may be."""
     codes = {str(one.sqlstate) for one in vars(asyncpg).values() if isinstance(getattr(one, "sqlstate", None), str)}
     of_operations = {code for code in codes if meaning_of(code) in {ErrorMeaning.DATA, ErrorMeaning.STATEMENT}}
 
@@ -79,14 +77,12 @@ def test_no_code_of_server_disk_or_network_is_taken_for_a_fault_of_an_operation(
 
 
 def test_statement_cancelled_before_its_timeout_is_sent_again() -> None:
-    """By another session, wherever it was; a trigger that raises the code is about its row all the same."""
     found = [meaning_of(QUERY_CANCELED, raiser, is_early=True) for raiser in Raiser]
     assert found == [ErrorMeaning.TRY_AGAIN, ErrorMeaning.TRY_AGAIN, ErrorMeaning.STATEMENT]
 
 
 @given(st.text(max_size=6), st.sampled_from(Raiser))
 def test_any_code_has_a_meaning(code: str, raiser: Raiser) -> None:
-    """A future server's too."""
     assert isinstance(meaning_of(code, raiser), ErrorMeaning)
 
 
@@ -111,13 +107,11 @@ def test_any_code_has_a_meaning(code: str, raiser: Raiser) -> None:
 def test_error_within_a_function_is_about_the_row_unless_the_server_has_it(
     code: str, in_routine: ErrorMeaning, raised: ErrorMeaning
 ) -> None:
-    """All functions that run in a batch are the owner's; one may raise any code."""
     assert meaning_of(code, Raiser.ROUTINE) is in_routine
     assert meaning_of(code, Raiser.RAISE) is raised
 
 
 def test_raiser_is_known_by_context_and_by_the_function_of_the_server() -> None:
-    """Not by texts, which a server translates."""
     assert raiser_of(None, "ExecConstraints") is Raiser.SERVER
     assert raiser_of("", None) is Raiser.SERVER
     assert raiser_of("PL/pgSQL-Funktion f() Zeile 1 bei PERFORM", "ParseFuncOrColumn") is Raiser.ROUTINE
@@ -138,5 +132,4 @@ def test_raiser_is_known_by_context_and_by_the_function_of_the_server() -> None:
     ],
 )
 def test_way_to_a_server_is_told_apart_from_its_answers(code: str, *, expected: bool) -> None:
-    """Any reply of a running server, even a refusal, is an answer; its start or stop is none."""
     assert is_no_answer(code) is expected

@@ -20,7 +20,6 @@ from simplu_worker.shards.postgres.statement_timeouts import Isolation, ShardTim
     ],
 )
 def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, statement_ms: int, lock_ms: int) -> None:
-    """A lock wait is the shortest, so that a waiter learns the cause of its failure."""
     begin = ShardTimeouts().begin(budget)
     assert f"SET LOCAL statement_timeout = {statement_ms};" in begin
     assert f"SET LOCAL lock_timeout = {lock_ms};" in begin
@@ -29,7 +28,6 @@ def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, sta
 
 @pytest.mark.parametrize("budget", StatementBudget)
 def test_only_what_reads_by_an_index_has_its_plans(budget: StatementBudget) -> None:
-    """A batch keeps its plans, which are by an index too."""
     begin = ShardTimeouts().begin(budget)
     is_by_index = budget in {StatementBudget.SEARCH, StatementBudget.KEY_RANGE}
     is_of_batch = budget in {StatementBudget.BATCH, StatementBudget.PART, StatementBudget.PATIENT_BATCH}
@@ -40,21 +38,18 @@ def test_only_what_reads_by_an_index_has_its_plans(budget: StatementBudget) -> N
 
 @pytest.mark.parametrize("isolation", Isolation)
 def test_transaction_begins_with_its_isolation_then_the_settings_of_its_session(isolation: Isolation) -> None:
-    """What a budget sets comes last, and has the last word."""
     begin = ShardTimeouts().begin(StatementBudget.KEY_RANGE, isolation, settings="SET LOCAL jit = off;\n")
     assert begin.startswith(f"BEGIN ISOLATION LEVEL {isolation};\nSET LOCAL jit = off;\nSET LOCAL lock_timeout = 5000;")
 
 
 @pytest.mark.parametrize(("version", "is_known"), [(14, False), (16, False), (17, True), (18, True)])
 def test_settings_are_those_that_the_server_knows(version: int, is_known: bool) -> None:  # noqa: FBT001
-    """A server refuses all statements that begin a transaction when it does not know one of the settings."""
     settings = ShardTimeouts().settings(version, is_own_session=False)
     assert ("SET LOCAL transaction_timeout = 0;" in settings) is is_known
     assert all(line.startswith("SET LOCAL ") for line in settings.splitlines())
 
 
 def test_session_of_its_own_has_what_statements_outside_transactions_need() -> None:
-    """Their timeouts and their isolation, too."""
     lines = ShardTimeouts().settings(18, is_own_session=True).splitlines()
     assert {
         "SET default_transaction_isolation = 'READ COMMITTED';",

@@ -43,7 +43,6 @@ BLANKS = st.lists(
     ],
 )
 def test_first_word_is_behind_blanks_comments_and_parentheses(statement: str, word: str) -> None:
-    """Comments nest, as in Postgres; one that does not end has all that follows."""
     assert first_word(statement) == word
 
 
@@ -51,7 +50,6 @@ def test_first_word_is_behind_blanks_comments_and_parentheses(statement: str, wo
     before=BLANKS, word=st.sampled_from([*KEYWORDS, "with", "Table"]), rest=st.sampled_from([" x", "(1)", "'a'", ""])
 )
 def test_statement_is_a_question_by_its_first_word(before: str, word: str, rest: str) -> None:
-    """Whatever stands before it, in capitals or not; a longer word is another one."""
     assert is_question(f"{before}{word}{rest}")
     assert not is_question(f"{before}{word}s{rest}")
     assert not is_question(f"{before}DO {word}{rest}")
@@ -61,7 +59,6 @@ def test_statement_is_a_question_by_its_first_word(before: str, word: str, rest:
     "text", ["questions.sql", "select.sql", "with-limits.sql", "values/1.sql", "select_2", "table1"]
 )
 def test_name_of_a_file_is_told_from_a_statement_where_that_is_possible(text: str) -> None:
-    """A file that exists is read in any case (`read_statement`)."""
     assert is_question(text) == (text in {"select.sql", "with-limits.sql", "values/1.sql"})
 
 
@@ -78,14 +75,12 @@ def test_name_of_a_file_is_told_from_a_statement_where_that_is_possible(text: st
 def test_columns_have_different_names_in_json_objects(
     columns: list[str], *, as_json: bool, problem: str | None
 ) -> None:
-    """Programs keep one of two members with one name."""
     found = column_problem(columns, as_json=as_json)
     assert (found is None) == (problem is None)
     assert (problem or "") in (found or "")
 
 
 def test_bounded_statement_has_the_statement_on_lines_of_its_own() -> None:
-    """A comment at its end must not swallow what follows; its semicolon goes, as a subquery has none."""
     text = bounded("SELECT 1 AS a -- one\n ;; \n", 2, as_json=False, row_count=3, byte_count=9)
     assert "FROM (\nSELECT 1 AS a -- one\n        ) AS answer (c1, c2) LIMIT 3" in text
     assert "ARRAY[answer.c1::pg_catalog.text, answer.c2::pg_catalog.text] AS cells" in text
@@ -123,7 +118,6 @@ def address(hosts: str, options: str = "") -> ShardAddress:
 def test_reader_asks_a_server_of_the_wanted_kind(
     named: ShardAddress, standby: ShardAddress | None, target: TargetSessionAttrs, expected: list[str]
 ) -> None:
-    """The likelier address first; with one host alone, which is the primary, whatever its string says."""
     found = reader_addresses(named, standby, target, "reader", None)
     assert [one.connection_string for one in found] == [f"postgresql://reader@{one}" for one in expected]
 
@@ -140,6 +134,5 @@ def test_reader_asks_a_server_of_the_wanted_kind(
 def test_reader_asks_no_shard_without_a_standby_or_with_a_bad_address(
     named: ShardAddress, username: str, message: str
 ) -> None:
-    """The error is about this shard, and the others are asked."""
     with pytest.raises(PermanentError, match=message):
         reader_addresses(named, None, STANDBY, username, None)

@@ -25,7 +25,6 @@ def proven(address: ShardAddress = OLD) -> AddressBook:
 
 
 def test_book_uses_what_is_named_until_the_shard_was_found() -> None:
-    """Nothing is known to be better than the last word."""
     book = AddressBook()
     assert book.known_address("shard-1") is None
     assert book.resolve(OLD) is OLD
@@ -36,7 +35,6 @@ def test_book_uses_what_is_named_until_the_shard_was_found() -> None:
 
 
 def test_book_keeps_the_address_where_the_shard_was_found() -> None:
-    """Another one is to be tried; what else is said of the shard holds at once."""
     book = proven()
     named = ShardAddress("shard-1", NEW.connection_string, is_active=False, business_count=7)
 
@@ -50,7 +48,6 @@ def test_book_keeps_the_address_where_the_shard_was_found() -> None:
 
 
 def test_book_uses_an_address_once_the_shard_was_found_there() -> None:
-    """And the one before is an address like any other then."""
     book = proven()
     book.resolve(NEW)
     book.switch_to(NEW, 10.0)
@@ -62,7 +59,6 @@ def test_book_uses_an_address_once_the_shard_was_found_there() -> None:
 
 
 def test_book_does_not_try_what_is_not_named_any_more() -> None:
-    """A mistake that was taken back is none."""
     book = proven()
     book.resolve(NEW)
     book.resolve(OLD)
@@ -71,7 +67,6 @@ def test_book_does_not_try_what_is_not_named_any_more() -> None:
 
 
 def test_book_tries_a_refused_address_less_and_less_often_while_the_shard_is_well() -> None:
-    """But every second while it does not answer where it was: the promotion may be under way."""
     book, now, rests = proven(), 0.0, []
     for _ in range(8):
         book.resolve(NEW)
@@ -84,7 +79,6 @@ def test_book_tries_a_refused_address_less_and_less_often_while_the_shard_is_wel
 
 
 def test_book_tries_another_address_at_once() -> None:
-    """The rest is that of the one which was refused."""
     book = proven()
     book.resolve(NEW)
     book.record_failure(NEW, 0.0, draw=1.0)
@@ -94,7 +88,6 @@ def test_book_tries_another_address_at_once() -> None:
 
 
 def test_book_does_not_go_to_and_fro_while_the_shard_is_well() -> None:
-    """A Citrus that changes its mind with every answer is followed once a minute; at once where it is right to."""
     book = proven()
     book.resolve(NEW)
     book.switch_to(NEW, 0.0)
@@ -106,7 +99,6 @@ def test_book_does_not_go_to_and_fro_while_the_shard_is_well() -> None:
 
 
 def test_book_tries_the_replica_only_while_the_shard_does_not_answer() -> None:
-    """And the former primary likewise: back as it was, it must not take over from the one that works."""
     book = AddressBook()
     book.add(OLD, standby=NEW)
     assert book.known_address("shard-1") is OLD
@@ -124,7 +116,6 @@ def test_book_tries_the_replica_only_while_the_shard_does_not_answer() -> None:
 
 
 def test_book_passes_on_what_may_not_be_used() -> None:
-    """A refused address says so to whoever asks, and changes nothing."""
     book = proven()
     refused = ShardAddress("shard-1", "", refusal="not allowed")
     assert book.resolve(refused) is refused
@@ -143,7 +134,6 @@ def test_book_passes_on_what_may_not_be_used() -> None:
 def test_book_only_ever_uses_addresses_where_the_shard_is(
     steps: list[tuple[str, ShardAddress]], real: ShardAddress
 ) -> None:
-    """Whatever is named in whatever order, once the shard was found it stays found."""
     book = proven(real)
     for now, (what, address) in enumerate(steps):
         if what == "name":
@@ -163,7 +153,6 @@ def added(*, is_proven: bool = True) -> AddressBook:
 
 
 def test_book_follows_a_shard_that_is_renamed_once_it_was_found_there() -> None:
-    """And its new replica is the one that is tried after that."""
     book = added()
     spare = ShardAddress("shard-1", "postgresql://u:secret@spare/d")
     book.update(OTHER, standby=spare)
@@ -179,7 +168,6 @@ def test_book_follows_a_shard_that_is_renamed_once_it_was_found_there() -> None:
 
 
 def test_book_uses_a_new_name_at_once_where_the_shard_was_never_found() -> None:
-    """Nothing is known to be better than the last word."""
     book = added(is_proven=False)
     book.update(OTHER)
 
@@ -188,7 +176,6 @@ def test_book_uses_a_new_name_at_once_where_the_shard_was_never_found() -> None:
 
 
 def test_book_keeps_a_promoted_replica_that_is_renamed_as_the_shard() -> None:
-    """The map says now what was found before; the former primary is the replica."""
     book = added()
     book.switch_to(NEW, 10.0)
     book.update(NEW, standby=OLD)
@@ -199,7 +186,6 @@ def test_book_keeps_a_promoted_replica_that_is_renamed_as_the_shard() -> None:
 
 
 def test_book_forgets_a_mistaken_name_that_is_taken_back() -> None:
-    """The address in use never changed."""
     book = added()
     book.update(OTHER)
     book.update(OLD, standby=NEW)
@@ -210,7 +196,6 @@ def test_book_forgets_a_mistaken_name_that_is_taken_back() -> None:
 
 
 def test_book_minds_no_trial_of_a_shard_that_was_removed() -> None:
-    """It may end after that, either way."""
     book = added()
     book.remove("shard-1")
     book.remove("shard-1")
@@ -222,7 +207,6 @@ def test_book_minds_no_trial_of_a_shard_that_was_removed() -> None:
 
 
 def test_book_adds_a_shard_that_is_new_in_the_map() -> None:
-    """With its standby, which is tried while the shard does not answer."""
     book = AddressBook()
     book.update(OLD, standby=NEW)
 
@@ -232,7 +216,6 @@ def test_book_adds_a_shard_that_is_new_in_the_map() -> None:
 
 
 def test_book_forgets_the_standby_that_a_new_map_does_not_have() -> None:
-    """Whether the shard was found or not; without a candidate no address is a standby's."""
     for is_proven in (False, True):
         book = added(is_proven=is_proven)
         book.update(OLD)
@@ -241,7 +224,6 @@ def test_book_forgets_the_standby_that_a_new_map_does_not_have() -> None:
 
 
 def test_book_has_no_contest_over_an_address_that_is_not_named_any_more() -> None:
-    """Its back-off goes on, should it be named again."""
     book = proven()
     book.resolve(NEW)
     book.record_failure(NEW, 0.0, draw=1.0)
@@ -252,7 +234,6 @@ def test_book_has_no_contest_over_an_address_that_is_not_named_any_more() -> Non
 
 
 def test_book_returns_to_the_former_address_only_after_the_delay_since_the_switch() -> None:
-    """The delay counts from the switch, not from the beginning."""
     book = proven()
     book.resolve(NEW)
     book.switch_to(NEW, 1000.0)
@@ -263,7 +244,6 @@ def test_book_returns_to_the_former_address_only_after_the_delay_since_the_switc
 
 
 def test_book_knows_nothing_of_a_shard_that_was_never_named() -> None:
-    """A late answer about it is ignored."""
     book = AddressBook()
     book.mark_proven(OLD)
     book.resolve(OLD)

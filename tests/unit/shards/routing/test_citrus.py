@@ -51,7 +51,6 @@ HTML = b"<html><body>Please log in</body></html>"
 
 
 async def test_locate_returns_the_shard_that_citrus_names() -> None:
-    """The answer's members become an address, further ones are ignored, and the key goes as a bearer token."""
     citrus = ScriptedCitrus(reply(SHARD))
     async with citrus.opened() as client:
         assert await client.locate("clinic-main") == ADDRESS
@@ -63,13 +62,11 @@ async def test_locate_returns_the_shard_that_citrus_names() -> None:
 
 @pytest.mark.parametrize("value", [None, 7, "soon", "2026-02-31", "0001-01-01T00:00:00+01:00", {"at": []}])
 async def test_locate_leaves_a_health_check_out_that_is_no_time(value: object) -> None:
-    """It is for people alone: the shard serves nevertheless."""
     async with ScriptedCitrus(reply(SHARD | {"lastHealthCheck": value})).opened() as client:
         assert await client.locate("a-b") == msgspec.structs.replace(ADDRESS, last_health_check=None)
 
 
 async def test_locate_needs_no_more_than_id_and_connection_string() -> None:
-    """A Citrus that says less is understood, and a shard that is not active is told as such."""
     least = {"shardId": "shard-a", "connectionString": CONNECTION_STRING}
     citrus = ScriptedCitrus(reply(least), reply(least | {"isActive": False}))
     async with citrus.opened() as client:
@@ -94,7 +91,6 @@ async def test_locate_needs_no_more_than_id_and_connection_string() -> None:
     ],
 )
 async def test_locate_encodes_the_key_in_the_path(key: str, path: str) -> None:
-    """Whatever a key holds, it is one segment of the path and arrives as it is."""
     citrus = ScriptedCitrus(reply(SHARD))
     async with citrus.opened() as client:
         await client.locate(key)
@@ -103,7 +99,6 @@ async def test_locate_encodes_the_key_in_the_path(key: str, path: str) -> None:
 
 
 async def test_locate_says_not_registered_only_when_citrus_does() -> None:
-    """A 404 with JSON is definite; a 404 with a page is a proxy's and says nothing about the tenant."""
     citrus = ScriptedCitrus(NOT_FOUND, reply(HTML, status=404, content_type="text/html"))
     async with citrus.opened() as client:
         assert await client.locate("a-b") is None
@@ -114,7 +109,6 @@ async def test_locate_says_not_registered_only_when_citrus_does() -> None:
 
 
 async def test_media_type_that_no_proxy_sends_is_not_quoted() -> None:
-    """It may be a part of the body, as the fuzzer found, with a shard's password."""
     citrus = ScriptedCitrus(reply(HTML, status=404, content_type='onString": "postgresql://user:secret@a/one"'))
     async with citrus.opened() as client:
         with pytest.raises(CitrusUnavailableError, match=r"got 404 with another type$"):
@@ -158,7 +152,6 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "error"), NO_ANSWERS.values(), ids=NO_ANSWERS)
 async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, error: str) -> None:
-    """What cannot be understood is trouble, to be asked again; the error says what came without its content."""
     async with ScriptedCitrus(answer).opened(timeout_s=60.0) as client:
         with pytest.raises(CitrusUnavailableError, match=error) as caught:
             await client.locate("a-b")
@@ -169,7 +162,6 @@ async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, er
 
 @pytest.mark.slow
 async def test_citrus_is_asked_again_when_it_had_no_answer() -> None:
-    """Trouble is retried as often as configured, nonsense too; the first good answer counts and ends the trouble."""
     citrus = ScriptedCitrus(reply({}, status=500), reply(HTML), half_a_reply(b"{"), reply(SHARD), reply({}, status=502))
     async with citrus.opened(attempts=4) as client:
         assert await client.locate("a-b") == ADDRESS
@@ -183,7 +175,6 @@ async def test_citrus_is_asked_again_when_it_had_no_answer() -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_citrus_is_loud_and_not_asked_again_when_it_refuses_the_key(status: int) -> None:
-    """A wrong key is for a person: it says so without the key, and nothing is wrong with the message."""
     citrus = ScriptedCitrus(reply(HTML, status=status, content_type="text/html"), reply(SHARD))
     async with citrus.opened(attempts=3) as client:
         with pytest.raises(CitrusDeniedError, match=f"{status}; check CITRUS_API_KEY") as caught:
@@ -198,7 +189,6 @@ async def test_citrus_is_loud_and_not_asked_again_when_it_refuses_the_key(status
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_citrus_is_not_followed_where_it_redirects(status: int) -> None:
-    """Whoever answers elsewhere was not asked, and must not see the key."""
     other = ScriptedCitrus(reply(SHARD))
     async with other.opened():
         citrus = ScriptedCitrus(reply(b"", status=status, Location=f"{other.url}/api/shard/a-b"))
@@ -209,7 +199,6 @@ async def test_citrus_is_not_followed_where_it_redirects(status: int) -> None:
 
 
 async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_may_be_back() -> None:
-    """Callers learn at once when to come again; what a silent endpoint does not answer, others may."""
     citrus = ScriptedCitrus(*[reply({}, status=503)] * 3, reply([SHARD]), reply({}, status=503), reply(SHARD))
     now = 0.0
     async with citrus.opened(clock=lambda: now) as client:
@@ -233,7 +222,6 @@ async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_
 
 
 async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> None:
-    """It is there: what is wrong with one tenant's entry keeps no other from being found."""
     citrus = ScriptedCitrus(*[reply(HTML)] * 5, reply({}, status=400), *[reply(HTML)] * 5, reply(SHARD))
     async with citrus.opened() as client:
         for _ in range(11):
@@ -243,7 +231,6 @@ async def test_citrus_is_asked_on_while_it_talks_nonsense_of_some_tenants() -> N
 
 
 async def test_tenants_whose_entries_citrus_cannot_read_keep_no_other_from_being_found() -> None:
-    """A 500 for each of them is theirs, until one that is not known for it gets one too; a 503 is for all."""
     broken = [reply({}, status=500)] * 9
     citrus = ScriptedCitrus(*broken, reply(SHARD), *[reply({}, status=503)] * 3)
     async with citrus.opened() as client:
@@ -259,14 +246,12 @@ async def test_tenants_whose_entries_citrus_cannot_read_keep_no_other_from_being
 
 
 async def test_citrus_gives_no_second_address_to_a_shard_that_it_lists_twice() -> None:
-    """The first one counts."""
     citrus = ScriptedCitrus(reply([SHARD, SHARD | {"connectionString": "postgresql://u:secret-word@other/d"}]))
     async with citrus.opened() as client:
         assert await client.list_shards() == [ADDRESS]
 
 
 async def test_citrus_that_sets_cookies_does_not_get_them_back() -> None:
-    """Every request says who we are by the key alone."""
     citrus = ScriptedCitrus(reply(SHARD, Set_Cookie="session=1"), reply(SHARD))
     async with citrus.opened() as client:
         await client.locate("a-b")
@@ -285,7 +270,6 @@ def pauses_s() -> Iterator[list[float]]:
 
 @pytest.mark.slow
 async def test_citrus_is_given_the_time_it_asks_for(pauses_s: list[float]) -> None:
-    """A short `Retry-After` is waited for; a longer one is told to all callers at once; a date is not understood."""
     citrus = ScriptedCitrus(
         reply({}, status=429, Retry_After="1"),
         reply(SHARD),
@@ -312,7 +296,6 @@ async def test_citrus_is_given_the_time_it_asks_for(pauses_s: list[float]) -> No
 
 
 async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:
-    """An answer that takes longer than CITRUS_TIMEOUT is none."""
     async with ScriptedCitrus(no_reply()).opened(timeout_s=0.1) as client:
         with pytest.raises(CitrusUnavailableError, match="within CITRUS_TIMEOUT, got none"):
             await client.locate("a-b")
@@ -326,7 +309,6 @@ async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:
     ],
 )
 async def test_citrus_has_no_answer_when_it_is_not_there(url: str, cause: str) -> None:
-    """A refused connection and an unknown host are trouble of Citrus's; the error names the address and the cause."""
     async with open_citrus(url, api_key=None, timeout_s=60, attempts=1, allowed_hosts=()) as client:
         with pytest.raises(CitrusUnavailableError, match=f"^Citrus shards_health {cause}"):
             await client.list_shards()
@@ -334,7 +316,6 @@ async def test_citrus_has_no_answer_when_it_is_not_there(url: str, cause: str) -
 
 @pytest.mark.slow
 async def test_packed_answer_takes_little_memory() -> None:
-    """What is decompressed is counted while it is decompressed: a thousandth of it may come over the network."""
     packed = gzip.compress(b"x" * 32 * REPLY_MAX_BYTES)
     async with ScriptedCitrus(reply(packed, Content_Encoding="gzip")).opened(timeout_s=60.0) as client:
         tracemalloc.start()
@@ -348,7 +329,6 @@ async def test_packed_answer_takes_little_memory() -> None:
 
 
 async def test_too_many_shards_are_no_answer() -> None:
-    """Each costs the event loop some time; the body alone could hold a hundred thousand."""
     shards = [{"shardId": str(number), "connectionString": ""} for number in range(SHARDS_MAX + 1)]
     async with ScriptedCitrus(reply(shards), reply(shards[:-1])).opened(timeout_s=60.0) as client:
         with pytest.raises(CitrusUnavailableError, match=f"length <= {SHARDS_MAX}"):
@@ -361,7 +341,6 @@ REGISTRATION = {"businessId": "a/b", "locationId": "ö", "businessType": "gym", 
 
 @pytest.mark.parametrize("status", [200, 201])
 async def test_register_returns_the_shard_when_the_tenant_is_new(status: int) -> None:
-    """200 and 201 say that the name was given just now."""
     citrus = ScriptedCitrus(reply(SHARD, status=status))
     async with citrus.opened() as client:
         assert await client.register("a/b", "ö", "gym") == Registration(ADDRESS, is_new=True)
@@ -370,7 +349,6 @@ async def test_register_returns_the_shard_when_the_tenant_is_new(status: int) ->
 
 
 async def test_register_asks_where_when_the_tenant_is_registered() -> None:
-    """A 409 is fine: the shard is the one that Citrus names for the key."""
     citrus = ScriptedCitrus(reply(HTML, status=409, content_type="text/html"), reply(SHARD))
     async with citrus.opened() as client:
         assert await client.register("a/b", "ö", "gym") == Registration(ADDRESS, is_new=False)
@@ -379,7 +357,6 @@ async def test_register_asks_where_when_the_tenant_is_registered() -> None:
 
 
 async def test_register_has_no_answer_when_citrus_contradicts_itself() -> None:
-    """Registered already, and nowhere: neither is believed."""
     async with ScriptedCitrus(reply({}, status=409), NOT_FOUND).opened() as client:
         with pytest.raises(CitrusUnavailableError, match=r"registered tenant \(409\), got 404"):
             await client.register("a", "b", "gym")
@@ -387,7 +364,6 @@ async def test_register_has_no_answer_when_citrus_contradicts_itself() -> None:
 
 @pytest.mark.parametrize("status", [400, 422])
 async def test_register_is_refused_when_citrus_does_not_accept_the_request(status: int) -> None:
-    """What Citrus finds wrong with the request will be wrong again; it is not asked a second time."""
     citrus = ScriptedCitrus(reply({}, status=status))
     async with citrus.opened(attempts=3) as client:
         with pytest.raises(PermanentError, match=f"got {status}: Citrus refuses"):
@@ -396,7 +372,6 @@ async def test_register_is_refused_when_citrus_does_not_accept_the_request(statu
 
 
 async def test_register_has_no_answer_when_citrus_does_not_know_the_path() -> None:
-    """A 404 to register is no answer to the question."""
     async with ScriptedCitrus(NOT_FOUND).opened() as client:
         with pytest.raises(CitrusUnavailableError, match="expected 200, got 404"):
             await client.register("a", "b", "gym")
@@ -413,7 +388,6 @@ async def test_register_has_no_answer_when_citrus_does_not_know_the_path() -> No
     ],
 )
 async def test_citrus_is_not_followed_to_a_host_that_is_not_allowed(connection_string: str) -> None:
-    """A connection string to a host outside DATABASE_ALLOWED_HOSTS is refused without its password."""
     citrus = ScriptedCitrus(reply(SHARD | {"connectionString": connection_string}))
     async with citrus.opened(allowed_hosts=("*.internal",)) as client:
         for asking in (client.locate("a-b"), client.register("a", "b", "gym")):
@@ -423,7 +397,6 @@ async def test_citrus_is_not_followed_to_a_host_that_is_not_allowed(connection_s
 
 
 async def test_shards_lists_all_and_marks_those_that_may_not_be_used() -> None:
-    """One bad entry does not hide the others: it stays in the list as a shard that gives no answer."""
     bad: dict[str, Any] = {"shardId": "shard-b", "connectionString": "postgresql://u:secret-word@evil.example/d"}
     citrus = ScriptedCitrus(reply([SHARD, bad]))
     async with citrus.opened(allowed_hosts=("*.internal",)) as client:
@@ -437,7 +410,6 @@ async def test_shards_lists_all_and_marks_those_that_may_not_be_used() -> None:
 
 @pytest.mark.parametrize("members", [{}, {"connectionString": None}, {"connectionString": ""}])
 async def test_shards_lists_one_without_an_address_as_one_without_an_answer(members: dict[str, Any]) -> None:
-    """The others serve; and it is known where the shard is once another answer has named its address."""
     listed = [{"shardId": SHARD["shardId"], "businessCount": 7} | members, SHARD | {"shardId": "shard-c"}]
     async with ScriptedCitrus(reply(listed), reply(SHARD), reply(listed)).opened() as client:
         refused, other = await client.list_shards()
@@ -452,14 +424,12 @@ async def test_shards_lists_one_without_an_address_as_one_without_an_answer(memb
 
 
 async def test_shards_has_no_answer_when_one_entry_is_nonsense() -> None:
-    """A list with an entry that cannot be read might lack anybody's home."""
     async with ScriptedCitrus(reply([SHARD, {"connectionString": SHARD["connectionString"]}])).opened() as client:
         with pytest.raises(CitrusUnavailableError, match=r"\$\[1\]"):
             await client.list_shards()
 
 
 async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
-    """CITRUS_SERVER_URL may have a path, with a slash at its end or without."""
     citrus = ScriptedCitrus(reply([]))
     async with citrus.opened():
         for url in (f"{citrus.url}/shards/v1", f"{citrus.url}/shards/v1/"):
@@ -484,7 +454,6 @@ async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_request_is_counted_by_its_outcome(answer: Reply, outcome: str) -> None:
-    """A refused key is told apart from a refused request and from a Citrus that is down."""
     counted = requests_by_outcome("get_shard")
     async with ScriptedCitrus(answer).opened(attempts=1) as client:
         with contextlib.suppress(RetryableError, PermanentError):
@@ -493,6 +462,5 @@ async def test_request_is_counted_by_its_outcome(answer: Reply, outcome: str) ->
 
 
 def test_endpoints_that_are_counted_exist_from_the_start() -> None:
-    """Each endpoint of the client has its series before its first request."""
     source = Path(inspect.getfile(CitrusClient)).read_text(encoding="utf-8")
     assert set(re.findall(r"_request(?:_for_people)?\(\s*\"(\w+)\"", source)) == set(CitrusEndpoint)

@@ -32,7 +32,6 @@ def opened(now: float = 0.0) -> CitrusBreaker:
 
 
 def test_breaker_opens_after_some_failures_in_a_row() -> None:
-    """One good answer in between, and it is counted from the beginning."""
     breaker = CitrusBreaker()
     told = [breaker.record_failure(begun(breaker, 0.0), 0.0, draw=0.0) for _ in range(FAILURES_MAX - 1)]
     breaker.record_success(begun(breaker, 0.0))
@@ -44,7 +43,6 @@ def test_breaker_opens_after_some_failures_in_a_row() -> None:
 
 
 def test_breaker_lets_one_call_try_when_the_rest_is_over() -> None:
-    """Nobody else may until that one has its answer."""
     breaker = opened()
     assert breaker.begin_call(OPEN_BASE_S - 0.001) is None
     trying = begun(breaker, OPEN_BASE_S)
@@ -57,7 +55,6 @@ def test_breaker_lets_one_call_try_when_the_rest_is_over() -> None:
 
 
 def test_breaker_rests_longer_each_time_a_try_fails() -> None:
-    """Up to a few seconds, so that it is soon noticed when Citrus is back."""
     breaker = opened()
     now, rests = 0.0, [breaker.open_for_s(0.0)]
     for _ in range(6):
@@ -69,7 +66,6 @@ def test_breaker_rests_longer_each_time_a_try_fails() -> None:
 
 
 def test_breaker_counts_calls_that_fail_together_once() -> None:
-    """What was on its way when it opened makes the rest no longer, and ends none."""
     breaker = CitrusBreaker()
     tickets = [begun(breaker, 0.0) for _ in range(50)]
     for ticket in tickets[:-1]:
@@ -81,7 +77,6 @@ def test_breaker_counts_calls_that_fail_together_once() -> None:
 
 
 def test_breaker_rests_for_as_long_as_citrus_wishes() -> None:
-    """A `Retry-After` is for everybody, at the first time it is said."""
     breaker = CitrusBreaker()
     assert breaker.record_failure(begun(breaker, 0.0), 0.0, draw=0.0, at_least_s=17.0)
     assert breaker.open_for_s(0.0) == 17.0
@@ -89,7 +84,6 @@ def test_breaker_rests_for_as_long_as_citrus_wishes() -> None:
 
 
 def test_breaker_lets_another_try_when_one_gave_up() -> None:
-    """A call that was cancelled says nothing."""
     breaker = opened()
     breaker.cancel_call(begun(breaker, 1.0))
     assert breaker.state is CitrusState.OPEN
@@ -100,7 +94,6 @@ def test_breaker_lets_another_try_when_one_gave_up() -> None:
     st.lists(st.tuples(st.sampled_from(["ok", "fail", "leave"]), st.floats(0, 3), st.floats(0, 1, exclude_max=True)))
 )
 def test_breaker_never_keeps_anybody_waiting_for_ever(steps: list[tuple[str, float, float]]) -> None:
-    """Whatever came of earlier calls, within the longest rest one may be made; and it is one while it is not closed."""
     breaker, now = CitrusBreaker(), 0.0
     for what, passes_s, draw in steps:
         now += passes_s
@@ -119,14 +112,12 @@ def test_breaker_never_keeps_anybody_waiting_for_ever(steps: list[tuple[str, flo
 
 
 def test_breaker_tells_for_how_long_it_is_open() -> None:
-    """Nothing while it is closed, or when the time is over."""
     breaker = opened(100.0)
     assert [breaker.open_for_s(now) for now in (100.0, 100.0 + OPEN_BASE_S, 200.0)] == [OPEN_BASE_S, 0.0, 0.0]
     assert CitrusBreaker().open_for_s(0.0) == 0.0
 
 
 def test_call_of_an_earlier_state_does_not_end_the_trial_when_it_is_cancelled() -> None:
-    """Only the trial itself does."""
     breaker = CitrusBreaker()
     early = begun(breaker, 0.0)
     for _ in range(FAILURES_MAX):
@@ -139,7 +130,6 @@ def test_call_of_an_earlier_state_does_not_end_the_trial_when_it_is_cancelled() 
 
 
 def test_trial_decides_even_when_failures_were_few() -> None:
-    """A breaker that `Retry-After` opened has counted one failure; the trial's failure opens it again."""
     breaker = CitrusBreaker()
     breaker.record_failure(begun(breaker, 0.0), 0.0, draw=0.0, at_least_s=1.0)
     assert breaker.record_failure(begun(breaker, 1.0), 1.0, draw=1.0) is True
@@ -147,7 +137,6 @@ def test_trial_decides_even_when_failures_were_few() -> None:
 
 
 def test_call_of_an_earlier_state_opens_nothing_when_it_fails() -> None:
-    """Its failure is known already, or is older than the success that closed the breaker."""
     breaker = CitrusBreaker()
     early = begun(breaker, 0.0)
     for _ in range(FAILURES_MAX):
@@ -163,7 +152,6 @@ def test_call_of_an_earlier_state_opens_nothing_when_it_fails() -> None:
 
 
 def test_calls_that_succeed_together_all_count_while_the_breaker_is_closed() -> None:
-    """A success of a closed breaker is no new state: a call that runs meanwhile still counts."""
     breaker = CitrusBreaker()
     tickets = [begun(breaker, 0.0) for _ in range(FAILURES_MAX + 1)]
     breaker.record_success(tickets[0])
@@ -172,7 +160,6 @@ def test_calls_that_succeed_together_all_count_while_the_breaker_is_closed() -> 
 
 
 def test_breaker_is_open_again_and_not_half_open_after_it_closed_once() -> None:
-    """After a trial that succeeded, the next outage opens the breaker, and a single call tries again."""
     breaker = opened()
     breaker.record_success(begun(breaker, 1.0))
     reports = [breaker.record_failure(begun(breaker, 1.0), 1.0, draw=1.0) for _ in range(FAILURES_MAX)]
@@ -181,7 +168,6 @@ def test_breaker_is_open_again_and_not_half_open_after_it_closed_once() -> None:
 
 
 def test_no_two_states_have_the_same_ticket() -> None:
-    """Each trial, opening and closing is a state of its own, over several outages."""
     breaker, now, tickets = CitrusBreaker(), 0.0, []
     for is_last_trial_good in (False, True, False, True):
         while (ticket := breaker.begin_call(now)) is not None and breaker.state is CitrusState.CLOSED:
@@ -204,7 +190,6 @@ def failed(breaker: CitrusBreaker, subject: str, now: float = 0.0) -> bool:
 
 
 def test_failures_of_one_subject_count_once_until_it_has_an_answer() -> None:
-    """It alone may be the cause, however often it is asked for."""
     breaker = CitrusBreaker()
     assert not any(failed(breaker, "a") for _ in range(10 * FAILURES_MAX))
     assert not failed(breaker, "b")
@@ -214,7 +199,6 @@ def test_failures_of_one_subject_count_once_until_it_has_an_answer() -> None:
 
 
 def test_failure_of_a_known_subject_leaves_the_trial_to_the_next_call() -> None:
-    """It makes the rest no longer; the failure of another one does."""
     breaker = CitrusBreaker()
     assert [failed(breaker, subject) for subject in "abc"] == [False, False, True]
     assert not failed(breaker, "a", OPEN_BASE_S)
@@ -227,7 +211,6 @@ def test_failure_of_a_known_subject_leaves_the_trial_to_the_next_call() -> None:
 
 
 def test_subjects_are_forgotten_when_there_are_too_many() -> None:
-    """The oldest one counts again."""
     breaker = CitrusBreaker()
     for number in range(SUBJECTS_MAX + 1):
         failed(breaker, str(number))

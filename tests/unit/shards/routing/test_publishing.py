@@ -32,7 +32,6 @@ def read(path: Path) -> ShardMap:
 
 
 def test_tenant_is_pinned_where_it_is_not_hashed_to(tmp_path: Path) -> None:
-    """The rest of the map stays, and so do the owner and the rights of the file."""
     path = tmp_path / "map.json"
     before = write(path, tenants={"x-y": "c"})
     owner = (61000, 61001) if os.geteuid() == 0 else (os.getuid(), os.getgid())
@@ -50,13 +49,11 @@ def test_tenant_is_pinned_where_it_is_not_hashed_to(tmp_path: Path) -> None:
 
 
 def test_map_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
-    """For example where it is mounted from a ConfigMap."""
     with pytest.raises(PermanentError, match="SHARD_MAP_FILE: expected to write"):
         pin_in_file(tmp_path / "none" / "map.json", {"b-l": "a"})
 
 
 def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each reads the map, and writes all of it; so one waits for the other."""
     monkeypatch.setattr(publishing, "LOCK_WITHIN_S", 120.0)  # nobody stands in line: one may have to wait for all
     path = tmp_path / "map.json"
     before = write(path)
@@ -70,7 +67,6 @@ def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path, monkeypatch: 
 
 
 def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The moves themselves have ended: the warning has the pin."""
     monkeypatch.setattr(publishing, "LOCK_WITHIN_S", 0.1)
     before = write(tmp_path / "map.json")
     folder = os.open(tmp_path, os.O_RDONLY)
@@ -84,7 +80,6 @@ def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: p
 
 
 def test_link_to_the_map_stays_a_link(tmp_path: Path) -> None:
-    """Other programs read the map where the link leads to."""
     (tmp_path / "versions").mkdir()
     path, link = tmp_path / "versions" / "map.json", tmp_path / "map.json"
     home = write(path).shard_of("b-l").shard_id
@@ -97,7 +92,6 @@ def test_link_to_the_map_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_owner_of_the_map_stays_or_it_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map that root has made anew would be none that the worker can read."""
     path = tmp_path / "map.json"
     before = write(path)
     pin = {"b-l": next(name for name in "abc" if name != before.shard_of("b-l").shard_id)}
@@ -121,7 +115,6 @@ def test_owner_of_the_map_stays_or_it_is_not_written(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("content", ["", "[]", '{"shards": []}', '{"shards": "x"}', '{"tenants": null}'])
 def test_map_that_is_being_edited_is_an_error_and_stays(tmp_path: Path, content: str) -> None:
-    """One that touches no other move."""
     path = tmp_path / "map.json"
     path.write_text(content)
     with pytest.raises(PermanentError, match="SHARD_MAP_FILE"):

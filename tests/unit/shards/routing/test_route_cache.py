@@ -16,21 +16,18 @@ DRAWS = st.floats(0, 1, exclude_max=True)
 
 @given(INSTANTS, DRAWS)
 def test_stale_at_is_a_minute_more_or_less(found_at: float, draw: float) -> None:
-    """Within a tenth to either side, so that what was found together is not asked for together."""
     fresh_s = stale_at(found_at, draw=draw) - found_at
     assert FRESH_S * (1 - JITTER) - 1e-6 <= fresh_s <= FRESH_S * (1 + JITTER) + 1e-6
 
 
 @given(INSTANTS, DRAWS, DRAWS)
 def test_stale_at_is_later_for_a_greater_draw(found_at: float, one: float, another: float) -> None:
-    """The draw alone decides, and evenly."""
     first, second = sorted((one, another))
     assert stale_at(found_at, draw=first) <= stale_at(found_at, draw=second)
     assert stale_at(found_at + 1, draw=one) > stale_at(found_at, draw=one)
 
 
 def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> None:
-    """However often it is looked at; what nobody looks at is not asked for."""
     routes = RouteCache()
     routes.put("used", "shard-1", now=0.0, draw=0.5)
     routes.put("unused", "shard-2", now=0.0, draw=0.5)
@@ -57,7 +54,6 @@ def test_routes_serve_what_is_past_its_freshness_and_put_it_in_line_once() -> No
 
 
 def test_routes_never_ask_when_nobody_tells_the_time() -> None:
-    """A command for people has no use for it."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=-1e9, draw=0.0)
     assert routes.get("tenant") == "shard-1"
@@ -65,7 +61,6 @@ def test_routes_never_ask_when_nobody_tells_the_time() -> None:
 
 
 def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
-    """It is served no more, and no late answer brings it back but one that finds it."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     routes.set_time(100.0)
@@ -88,7 +83,6 @@ def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
 
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
 def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int) -> None:
-    """The one just found is always there, and never more than may be."""
     routes, absences = RouteCache(max_count=most), AbsenceCache(max_count=most)
     for number in tenants:
         routes.put(str(number), "shard", now=0.0, draw=0.5)
@@ -102,7 +96,6 @@ def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int)
 
 
 def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
-    """Those in use are asked for anew, and so go to the end."""
     routes = RouteCache(max_count=3)
     for name in ("one", "two", "three"):
         routes.put(name, "shard", now=0.0, draw=0.5)
@@ -112,7 +105,6 @@ def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
 
 
 def test_absences_are_as_old_as_the_question() -> None:
-    """Whoever needs a newer answer gets none."""
     absences = AbsenceCache()
     absences.put("tenant", "not_here", asked_at=10.0, searched_at=9.0)
     assert absences.reason("tenant", since=10.0) == "not_here"
@@ -126,7 +118,6 @@ def test_absences_are_as_old_as_the_question() -> None:
 
 
 def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
-    """Served meanwhile, once in line, and never one that is not there."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     for tenant_id in ("tenant", "tenant", "stranger"):
@@ -139,7 +130,6 @@ def test_routes_ask_soon_for_whom_another_shard_is_named() -> None:
 
 
 def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
-    """In use, doubted and as samples; not even as a place to look first."""
     routes = RouteCache()
     for tenant_id, shard_id in {"here": "shard-1", "gone": "shard-2", "doubted": "shard-2"}.items():
         routes.put(tenant_id, shard_id, now=0.0, draw=0.5)
@@ -154,7 +144,6 @@ def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
 
 
 def test_route_is_due_at_the_very_time_when_it_is_stale() -> None:
-    """Not a moment later."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     routes.set_time(FRESH_S)
@@ -163,7 +152,6 @@ def test_route_is_due_at_the_very_time_when_it_is_stale() -> None:
 
 
 def test_route_that_was_found_again_is_neither_due_nor_invalidated() -> None:
-    """Whatever it was before."""
     routes = RouteCache()
     for change in (routes.mark_due, routes.invalidate):
         routes.put("tenant", "shard-1", now=0.0, draw=0.5)
@@ -173,7 +161,6 @@ def test_route_that_was_found_again_is_neither_due_nor_invalidated() -> None:
 
 
 def test_invalidated_route_is_not_due() -> None:
-    """Nothing is left to refresh."""
     routes = RouteCache()
     routes.put("tenant", "shard-1", now=0.0, draw=0.5)
     routes.mark_due("tenant")
@@ -182,7 +169,6 @@ def test_invalidated_route_is_not_due() -> None:
 
 
 def test_found_again_goes_to_the_end_while_there_is_room() -> None:
-    """The oldest lookup is dropped first, of routes and of absences."""
     routes, absences = RouteCache(max_count=4), AbsenceCache(max_count=4)
     for name in ("one", "two", "three", "one", "four", "five"):
         routes.put(name, "shard", now=0.0, draw=0.5)
@@ -193,7 +179,6 @@ def test_found_again_goes_to_the_end_while_there_is_room() -> None:
 
 
 def test_invalidated_routes_are_bounded_too() -> None:
-    """Many tenants may be invalidated one after another."""
     routes = RouteCache(max_count=2)
     for number in range(5):
         routes.put(str(number), "shard", now=0.0, draw=0.5)
@@ -203,7 +188,6 @@ def test_invalidated_routes_are_bounded_too() -> None:
 
 @pytest.mark.parametrize(("max_count", "left"), [(1, 1), (127, 127), (128, 127), (191, 190), (192, 190)])
 def test_full_cache_drops_a_sixty_fourth_at_once(max_count: int, left: int) -> None:
-    """At least one, and many of a large cache: an iteration first skips deleted slots."""
     absences = AbsenceCache(max_count=max_count)
     for number in range(max_count + 1):
         absences.put(str(number), "unregistered", asked_at=0.0)
@@ -211,7 +195,6 @@ def test_full_cache_drops_a_sixty_fourth_at_once(max_count: int, left: int) -> N
 
 
 def test_absences_are_forgotten_with_a_new_map() -> None:
-    """It may name shards for these tenants."""
     absences = AbsenceCache()
     absences.put("tenant", "unregistered", asked_at=0.0)
     absences.clear()
@@ -219,14 +202,12 @@ def test_absences_are_forgotten_with_a_new_map() -> None:
 
 
 def test_tenant_without_a_route_is_not_asked_for_again() -> None:
-    """It was forgotten in between."""
     routes = RouteCache()
     routes.requeue("nobody")
     assert routes.due_count == 0
 
 
 def test_business_ids_tell_whose_a_joined_id_is() -> None:
-    """An id with one `-` has one meaning; of another one nothing is known before its row was read."""
     known = BusinessIds(max_count=1)
     assert known.is_tenant("a", "b")
     assert known.is_tenant("a", "b-c") is None

@@ -106,12 +106,10 @@ FROZEN = {
     ],
 )
 def test_jump_hash_is_the_published_one(key: int, count: int, expected: int) -> None:
-    """The vectors of dgryski/go-jump and of Guava's tests."""
     assert jump_hash(key, count) == expected
 
 
 def test_jump_hash_is_the_published_one_for_many_keys() -> None:
-    """Guava: consistentHash(0..19, 100)."""
     expected = [0, 55, 62, 8, 45, 59, 86, 97, 82, 59, 73, 37, 17, 56, 86, 21, 90, 37, 38, 83]
 
     assert [jump_hash(key, 100) for key in range(20)] == expected
@@ -119,21 +117,18 @@ def test_jump_hash_is_the_published_one_for_many_keys() -> None:
 
 @given(KEYS, st.integers(1, 100_000))
 def test_jump_hash_is_the_papers(key: int, count: int) -> None:
-    """For every key and number of buckets what the C++ of Lamping and Veach gives."""
     assert jump_hash(key, count) == paper_hash(key, count)
 
 
 @pytest.mark.slow
 @given(KEYS, st.integers(1, 2000))
 def test_buckets_are_those_of_every_smaller_number(key: int, count: int) -> None:
-    """In the order in which the key had them while the number grew."""
     assert buckets_of(key, count) == sorted({paper_hash(key, fewer) for fewer in range(1, count + 1)})
 
 
 @pytest.mark.slow
 @given(st.integers(1, 60), st.integers(0, 10**6))
 def test_jump_hash_moves_no_more_keys_than_the_new_bucket_takes(count: int, seed: int) -> None:
-    """Of many keys 1 in count + 1 moves when one bucket is added: five deviations are met by no run."""
     keys = [f"tenant-{seed}-{number}" for number in range(2000)]
     moved = sum(bucket_of(key, count) != bucket_of(key, count + 1) for key in keys)
     share = 1 / (count + 1)
@@ -143,18 +138,15 @@ def test_jump_hash_moves_no_more_keys_than_the_new_bucket_takes(count: int, seed
 
 @given(KEYS, st.integers(1, 5000))
 def test_jump_hash_moves_a_key_only_to_the_new_bucket(key: int, count: int) -> None:
-    """When one is added at the end, a key stays or goes there; so adding a shard moves 1/n of the tenants."""
     assert jump_hash(key, count + 1) in {jump_hash(key, count), count}
 
 
 @given(KEYS, st.integers(1, 5000))
 def test_jump_hash_is_a_bucket(key: int, count: int) -> None:
-    """One of those there are."""
     assert 0 <= jump_hash(key, count) < count
 
 
 def test_jump_hash_spreads_keys_evenly() -> None:
-    """Ten thousand tenants on ten shards: each near its share."""
     counts = Counter(bucket_of(f"business-{number}-main", 10) for number in range(10_000))
 
     assert all(850 < counts[bucket] < 1150 for bucket in range(10))
@@ -162,21 +154,18 @@ def test_jump_hash_spreads_keys_evenly() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 100))
 def test_jump_takes_the_first_eight_bytes_of_the_keys_md5(key: str, count: int) -> None:
-    """Big-endian, of its UTF-8 (docs/shards.md)."""
     expected = int(hashlib.md5(key.encode()).hexdigest()[:16], 16)
 
     assert bucket_of(key, count) == jump_hash(expected, count)
 
 
 def test_jump_is_frozen() -> None:
-    """Where a key falls must never change: tenants live there."""
     assert {key: [bucket_of(key, count) for count in (1, 2, 3, 4, 8, 16, 100)] for key in FROZEN} == FROZEN
 
 
 @pytest.mark.slow
 @given(st.text(max_size=20), st.integers(1, 20), st.sets(st.integers(0, 19)))
 def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set[int]) -> None:
-    """As long as there is one; and it is where the key falls when nothing is retired on its way."""
     key = key.encode("utf-8", "ignore").decode()
     retired = {number for number in retired if number < count}
     if len(retired) == count:
@@ -189,14 +178,12 @@ def test_place_is_a_shard_that_is_not_retired(key: str, count: int, retired: set
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12), st.integers(0, 11))
 def test_retiring_a_shard_moves_only_its_own_keys(key: str, count: int, retired: int) -> None:
-    """All others stay where they are."""
     before = map_of(count).shard_of(key)
     if count > 1 and retired < count and before.shard_id != f"shard-{retired}":
         assert map_of(count, retired=frozenset({retired})).shard_of(key) == before
 
 
 def test_pinned_tenant_is_where_its_pin_says() -> None:
-    """Also on a retired shard: the pin is a person's word."""
     shard_map = map_of(4, retired=frozenset({2}), tenants={"a-b": "shard-2", "c-d": "shard-0"})
 
     assert shard_map.shard_of("a-b").shard_id == "shard-2"
@@ -206,7 +193,6 @@ def test_pinned_tenant_is_where_its_pin_says() -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.integers(1, 12))
 def test_homes_are_every_place_a_key_had_while_the_map_grew(key: str, count: int) -> None:
-    """The pins, and the shards of every smaller number of shards; its place now comes first."""
     shard_map = map_of(count)
     homes = shard_map.possible_homes(key)
 
@@ -217,7 +203,6 @@ def test_homes_are_every_place_a_key_had_while_the_map_grew(key: str, count: int
 
 @given(TEXTS, st.data())
 def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key: str, data: st.DataObject) -> None:
-    """Whatever the order, taken back or not: a shard that is or was retired was not at another time."""
     count, retired, was_retired = 1, frozenset[int](), frozenset[int]()
     had = {paper_place(key, count)}
     for _ in range(data.draw(st.integers(0, 6))):
@@ -237,7 +222,6 @@ def test_homes_are_every_place_a_key_had_while_shards_were_added_and_retired(key
 
 @given(TEXTS, st.integers(1, 12), st.sets(st.integers(0, 11)))
 def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: set[int]) -> None:
-    """Each of them in turn, and the shard that an independent reading of the contract gives."""
     gone = frozenset(number for number in retired if number < count)
     if len(gone) == count:
         gone -= {0}
@@ -251,7 +235,6 @@ def test_fall_tells_the_way_past_retired_shards(key: str, count: int, retired: s
 
 
 def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
-    """New ones have names that no shard has, and pins hold as far as their shard is there."""
     shard_map = ShardMap(
         shards=tuple(MappedShard(name, "") for name in ("a", "new-1", "c")), tenants={"x-y": "a", "u-v": "c"}
     )
@@ -263,7 +246,6 @@ def test_resized_map_has_the_first_shards_or_new_ones_at_its_end() -> None:
 
 
 def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
-    """The tenant may have been there before it was pinned."""
     key = next(f"key-{number}" for number in range(100) if bucket_of(f"key-{number}", 3) == 2)
     homes = map_of(3, tenants={key: "shard-0"}).possible_homes(key)
 
@@ -272,7 +254,6 @@ def test_homes_begin_with_the_pin_and_hold_the_hashed_place_too() -> None:
 
 
 def test_map_is_read_from_its_file(tmp_path: Path) -> None:
-    """As docs/shards.md writes it; a replica, pins and retired are optional."""
     path = tmp_path / "map.json"
     replica = URL.format("-replica")
     path.write_text(json.dumps({"shards": [shard(0), shard(1, retired=True, replicaConnectionString=replica)]}))
@@ -329,7 +310,6 @@ BAD_MAPS: list[tuple[str, Any, list[str]]] = [
 
 @pytest.mark.parametrize(("content", "expected"), [bad[1:] for bad in BAD_MAPS], ids=[bad[0] for bad in BAD_MAPS])
 def test_bad_map_is_refused_with_every_problem_and_no_secret(content: Any, expected: list[str]) -> None:
-    """Each problem in a line that names the variable."""
     with pytest.raises(ConfigurationError) as raised:
         parse_shard_map(json.dumps(content).encode(), ("*.internal",))
 
@@ -339,7 +319,6 @@ def test_bad_map_is_refused_with_every_problem_and_no_secret(content: Any, expec
 
 
 def test_map_without_shards_has_that_one_problem() -> None:
-    """Whether they are retired does not matter."""
     with pytest.raises(ConfigurationError) as raised:
         parse_shard_map(b'{"shards": []}', ())
     assert raised.value.problems == ("SHARD_MAP_FILE: expected at least one shard",)
@@ -349,7 +328,6 @@ def test_map_without_shards_has_that_one_problem() -> None:
     ("count", "expected"), [(2, ["a", "b", "c"]), (3, ["a", "b", "c"]), (1, ["a"]), (4, ["a", "b", "c"])]
 )
 def test_first_problems_are_all_unless_there_are_more(count: int, expected: list[str]) -> None:
-    """The number of the others follows."""
     problems, more = ["a", "b", "c"], {2: ["and 1 more like that"], 1: ["and 2 more like that"]}
     assert first_problems(problems, count) == [*expected[:count], *more.get(count, [])]
 
@@ -357,7 +335,6 @@ def test_first_problems_are_all_unless_there_are_more(count: int, expected: list
 @pytest.mark.slow
 @given(TEXTS)
 def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None:
-    """A map from a file has one that is not; every shard may be a home of the key."""
     every = ShardMap(tuple(MappedShard(f"shard-{number}", "", retired=True) for number in range(3)))
     assert every.placement(key).shard is every.shards[bucket_of(key, 3)]
     assert sorted(names(every.possible_homes(key))) == ["shard-0", "shard-1", "shard-2"]
@@ -365,19 +342,16 @@ def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"\xff": 1}', b'{"shards": [' + b"[" * 100_000])
 def test_bad_map_is_refused_when_it_is_no_json(content: bytes) -> None:
-    """Whatever is in the file."""
     with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE: "):
         parse_shard_map(content, ())
 
 
 def test_map_is_refused_when_its_file_cannot_be_read(tmp_path: Path) -> None:
-    """The error says which file and why."""
     with pytest.raises(ConfigurationError, match=r"SHARD_MAP_FILE: .*absent\.json, got: No such file"):
         read_shard_map(tmp_path / "absent.json", ())
 
 
 def test_map_never_shows_a_connection_string() -> None:
-    """In no representation."""
     shard_map = map_of(2)
 
     for shown in (repr(shard_map), str(shard_map), f"{shard_map.shards[0]}", repr(shard_map.shards[0].address)):

@@ -35,7 +35,6 @@ def map_of(*shards: MappedShard, **tenants: str) -> ShardMap:
     ids=["nothing", "retired and pinned", "added", "readdressed", "replica", "no replica", "left"],
 )
 def test_change_names_shards_that_come_go_or_are_elsewhere(old: ShardMap, new: ShardMap, expected: MapChange) -> None:
-    """And no others."""
     assert change_of(old, new) == expected
 
 
@@ -77,7 +76,6 @@ def test_change_names_shards_that_come_go_or_are_elsewhere(old: ShardMap, new: S
 def test_map_is_refused_when_it_would_hide_where_tenants_lived(
     old: ShardMap, new: ShardMap, expected: list[str]
 ) -> None:
-    """Shards keep their places, and leave only when they took no new tenants before."""
     refusals = refusals_of(old, new)
 
     assert [text for text, start in zip(refusals, expected, strict=True) if not text.startswith(start)] == []
@@ -85,7 +83,6 @@ def test_map_is_refused_when_it_would_hide_where_tenants_lived(
 
 
 def test_map_is_refused_in_a_few_lines_when_all_of_it_is_wrong() -> None:
-    """A person reads them."""
     shards = [MappedShard(f"shard-{number}", "") for number in range(500)]
 
     assert refusals_of(map_of(*shards), map_of(*reversed(shards)))[-1] == "and 490 more like that"

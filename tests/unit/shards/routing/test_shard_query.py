@@ -34,8 +34,6 @@ class Asked:
 
 
 async def test_answers_come_from_all_who_give_one() -> None:
-    """Those that give none are left out, and delay nobody but the end."""
-
     async def ask(shard: ShardAddress) -> str:
         if shard.shard_id == "s3":
             raise RetryableError("down")
@@ -46,21 +44,18 @@ async def test_answers_come_from_all_who_give_one() -> None:
 
 
 async def test_as_many_are_asked_at_once_as_may_be() -> None:
-    """With hundreds each is a connection."""
     asked = Asked()
     assert len(await query_all_shards(SHARDS, asked, limits=QueryLimits(60.0, 60.0, at_once=3))) == 10
     assert asked.at_once_max == 3
 
 
 async def test_silent_shard_is_given_up_after_its_deadline() -> None:
-    """And makes way for the next."""
     asked = Asked(mute=frozenset({"s0", "s1"}))
     answers = await query_all_shards(SHARDS, asked, limits=QueryLimits(answer_s=0.05, all_s=60.0, at_once=2))
     assert sorted(answers) == [f"s{number}" for number in range(2, 10)]
 
 
 async def test_all_is_over_after_the_deadline_of_all() -> None:
-    """Those whose turn has not come gave no answer either; what came is kept."""
     asked = Asked(mute=frozenset({"s1", "s2", "s3"}))
     answers = await query_all_shards(SHARDS, asked, limits=QueryLimits(answer_s=60.0, all_s=0.1, at_once=1))
     assert list(answers) == ["s0"]
@@ -68,8 +63,6 @@ async def test_all_is_over_after_the_deadline_of_all() -> None:
 
 
 async def test_shard_gives_no_answer_when_its_query_fails_by_a_defect() -> None:
-    """The others answer."""
-
     async def ask(shard: ShardAddress) -> str:
         if shard is SHARDS[0]:
             raise RuntimeError
@@ -79,7 +72,6 @@ async def test_shard_gives_no_answer_when_its_query_fails_by_a_defect() -> None:
 
 
 async def test_cancelled_survey_asks_nobody_any_more() -> None:
-    """Whoever wanted it is gone."""
     asked = Asked(mute=frozenset(shard.shard_id for shard in SHARDS))
     asking = asyncio.ensure_future(query_all_shards(SHARDS, asked, limits=PATIENT))
     for _ in range(5):

@@ -59,7 +59,6 @@ DIGESTS = {name: file.digest for name, file in TYPES.items()}
 
 @given(st.lists(st.sampled_from(PIECES)), st.sampled_from([";", " ;\n\n", ";\n-- said; here\n", "; /* ; */ "]))
 def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], between: str) -> None:
-    """Those in strings, names, comments and functions belong to the statement; comments before a statement to none."""
     text = "-- About; this.\n" + between.join(pieces)
 
     assert [statement.text for statement in statements_of(text)] == pieces
@@ -67,7 +66,6 @@ def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], 
 
 @given(st.lists(st.sampled_from(PIECES)))
 def test_steps_keep_the_order_and_only_what_is_concurrent_is_alone(pieces: list[str]) -> None:
-    """The statements between two that are CONCURRENTLY are one transaction."""
     steps = steps_of(";\n".join(pieces))
 
     assert [statement.text for step in steps for statement in step.statements] == pieces
@@ -78,7 +76,6 @@ def test_steps_keep_the_order_and_only_what_is_concurrent_is_alone(pieces: list[
 
 @given(st.lists(st.sampled_from(PIECES)))
 def test_nothing_is_concurrent_in_one_transaction(pieces: list[str]) -> None:
-    """The word goes, and every other character stays; also where it is text and no word of SQL."""
     text = ";\n".join(pieces)
     expected = text.replace("INDEX CONCURRENTLY ", "INDEX ")
 
@@ -96,7 +93,6 @@ def test_nothing_is_concurrent_in_one_transaction(pieces: list[str]) -> None:
     ],
 )
 def test_statement_names_the_index_that_it_builds(statement: str, index: str | None) -> None:
-    """So that one that was left half built is found and dropped."""
     (found,) = statements_of(statement)
 
     assert found.is_concurrent
@@ -112,13 +108,11 @@ def test_statement_names_the_index_that_it_builds(statement: str, index: str | N
     ],
 )
 def test_statement_is_refused_when_its_index_could_not_be_built_again(statement: str) -> None:
-    """A killed upgrade is run again: it must know the name, and not fail on an existing index."""
     with pytest.raises(ValueError, match="expected CREATE INDEX CONCURRENTLY IF NOT EXISTS"):
         statements_of(statement)
 
 
 def test_dropped_index_is_dropped_concurrently() -> None:
-    """No session waits for it either."""
     assert drop_statement("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS public.one")[0]
 
 
@@ -137,7 +131,6 @@ def test_dropped_index_is_dropped_concurrently() -> None:
 def test_migration_says_which_workers_work_with_it_before_its_first_statement(
     text: str, works_from: int | None
 ) -> None:
-    """A line of its own; without one it is the workers of its own version."""
     assert migration_of(2, "two", text) == Migration(2, "two", text, works_from)
 
 
@@ -160,7 +153,6 @@ def test_migration_says_which_workers_work_with_it_before_its_first_statement(
 def test_worker_works_on_its_version_the_one_before_and_later_ones_that_say_so(
     worker: int, version: int | None, works_from: int | None, *, works: bool
 ) -> None:
-    """The refusal names the expected version, the actual one, and what to do."""
     refusal = refusal_of(ShardSchema(version, works_from), worker_version=worker)
 
     assert (refusal is None) == works
@@ -173,7 +165,6 @@ def test_worker_works_on_its_version_the_one_before_and_later_ones_that_say_so(
 def test_plan_has_the_migrations_after_the_shards_version(
     version: int, migrations: list[Migration], works_from: int
 ) -> None:
-    """In order, up to the newest."""
     plan = plan_upgrade(ShardSchema(version, 2, DIGESTS), [FIRST, SECOND, THIRD], TYPES)
 
     assert plan.migrations == migrations
@@ -192,7 +183,6 @@ def test_plan_has_the_migrations_after_the_shards_version(
     ],
 )
 def test_plan_has_the_types_whose_files_are_others(digests: dict[str, str | None], types: list[str]) -> None:
-    """New ones, changed ones, and those without a digest; types without a file stay as they are."""
     plan = plan_upgrade(ShardSchema(1, None, digests), [FIRST], TYPES)
 
     assert plan.business_types == types
@@ -201,7 +191,6 @@ def test_plan_has_the_types_whose_files_are_others(digests: dict[str, str | None
 
 
 def test_plan_has_no_type_that_types_apply_wrote() -> None:
-    """Whatever its file is: the package has another one of the same name."""
     plan = plan_upgrade(ShardSchema(1, None, {"gym": "another"}, ["gym"]), [FIRST], TYPES)
 
     assert plan.business_types == ["dental"]
@@ -209,7 +198,6 @@ def test_plan_has_no_type_that_types_apply_wrote() -> None:
 
 @pytest.mark.parametrize(("version", "came"), [(4, "got 4; a schema never goes backwards"), (None, "got none")])
 def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None, came: str) -> None:
-    """Nothing is done there, its types' files included: ours are the older ones."""
     plan = plan_upgrade(ShardSchema(version), [FIRST, SECOND, THIRD], TYPES)
 
     assert plan.refusal is not None
@@ -219,14 +207,12 @@ def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None,
 
 @given(st.integers(1, 50), st.floats(0, 1))
 def test_pause_grows_to_its_most_and_is_never_as_short_as_half_of_it(tries: int, draw: float) -> None:
-    """Sessions that the wait for a lock delayed have time to catch up."""
     whole = min(PAUSE_MIN_S * 2 ** (tries - 1), PAUSE_MAX_S)
 
     assert whole / 2 <= pause_s(tries, draw=draw) <= whole
 
 
 def test_later_migrations_can_be_run_again() -> None:
-    """A statement that creates or drops something has IF NOT EXISTS or IF EXISTS."""
     for statement in [
         statement for migration in [*MIGRATIONS[1:], MADE_UP] for statement in statements_of(migration.text)
     ]:
@@ -237,14 +223,12 @@ def test_later_migrations_can_be_run_again() -> None:
 
 @pytest.mark.parametrize("text", [migration.text for migration in MIGRATIONS])
 def test_files_are_made_of_statements(text: str) -> None:
-    """Nothing in a migration's file is beyond what an upgrade understands."""
     assert statements_of(text)
     assert not any(statement.is_concurrent for statement in statements_of(without_concurrently(text)))
 
 
 @pytest.mark.parametrize(("works_from", "needed"), [(None, 4), (3, 3)])
 def test_refusal_of_a_later_schema_names_the_worker_that_may_use_it(works_from: int | None, needed: int) -> None:
-    """The oldest one, so that the operator need not upgrade further than that."""
     refusal = refusal_of(ShardSchema(4, works_from), worker_version=2)
     assert refusal is not None
     assert refusal.endswith(f"got 4; run a worker of schema version {needed} or newer")
@@ -252,25 +236,21 @@ def test_refusal_of_a_later_schema_names_the_worker_that_may_use_it(works_from: 
 
 @pytest.mark.parametrize("schema", [ShardSchema(None), ShardSchema(4, 3), ShardSchema(3, 2, DIGESTS)])
 def test_upgrade_that_does_nothing_leaves_the_schema_as_it_is(schema: ShardSchema) -> None:
-    """Its version and the workers that it works with are those of the shard."""
     upgrade = plan_upgrade(schema, [FIRST, SECOND, THIRD], TYPES)
     assert (upgrade.schema, upgrade.is_needed) == (schema, False)
     assert (upgrade.version, upgrade.works_from) == (schema.version, schema.works_from)
 
 
 def test_upgrade_ends_at_the_last_migration() -> None:
-    """Its version and its works-from are the shard's then."""
     upgrade = plan_upgrade(ShardSchema(1), [FIRST, SECOND, THIRD], {})
     assert (upgrade.version, upgrade.works_from, upgrade.migrations) == (3, 2, [SECOND, THIRD])
 
 
 def test_title_of_a_statement_is_its_first_line() -> None:
-    """For people, while an upgrade runs."""
     assert Statement("ALTER TABLE t\nADD COLUMN c int").title == "ALTER TABLE t"
 
 
 def test_tables_are_those_of_the_migrations_up_to_the_version_of_the_shard() -> None:
-    """Each with its columns, those of a later ADD COLUMN too; constraints and comments are none."""
     first = """
         CREATE TABLE public.tenants (
             id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
@@ -299,7 +279,6 @@ def test_tables_are_those_of_the_migrations_up_to_the_version_of_the_shard() -> 
 
 
 def test_keys_are_those_of_the_tables_that_a_migration_makes() -> None:
-    """By a column or by several, and not by what a comment says."""
     text = """
         CREATE TABLE public.tenants (
             id text COLLATE "C" PRIMARY KEY,
@@ -346,10 +325,8 @@ def test_keys_are_those_of_the_tables_that_a_migration_makes() -> None:
     ],
 )
 def test_refusal_names_what_a_shard_lacks(missing: list[MissingPart], named: str) -> None:
-    """With what to do: the worst first; a long list is cut."""
     assert named in (refusal_of_missing(missing) or "")
 
 
 def test_shard_that_lacks_nothing_is_not_refused() -> None:
-    """None of its tables, columns and rights."""
     assert refusal_of_missing([]) is None

@@ -100,7 +100,6 @@ def with_resource(**members: Any) -> str:
     ],
 )
 def test_file_is_refused_when_a_shard_could_not_have_it(text: str, problem: str) -> None:
-    """Each problem is a line for people; nothing of the file becomes SQL."""
     with pytest.raises(TypeFileError) as caught:
         read_type(text)
 
@@ -108,7 +107,6 @@ def test_file_is_refused_when_a_shard_could_not_have_it(text: str, problem: str)
 
 
 def test_file_is_refused_with_all_of_its_problems() -> None:
-    """A person corrects them at once."""
     with pytest.raises(TypeFileError) as caught:
         read_type(with_resource(view="A", validation="warn"))
 
@@ -117,7 +115,6 @@ def test_file_is_refused_with_all_of_its_problems() -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
 def test_example_is_accepted(path: Path) -> None:
-    """One resource type of each has its documents refused, another has them counted."""
     file = read_type(path.read_text())
 
     assert file.type.name == path.stem
@@ -128,12 +125,10 @@ def test_example_is_accepted(path: Path) -> None:
 
 @pytest.mark.parametrize("definition", [None, "{", "[]", '{"name": 1}', "[" * 100_000])
 def test_row_that_cannot_be_read_is_no_type(definition: str | None) -> None:
-    """It is of another version of the worker, or a person wrote it."""
     assert stored_type(definition) is None
 
 
 def test_two_types_with_one_view_are_refused() -> None:
-    """Each would replace that of the other."""
     files = {name: read_type(text_of(name=name)) for name in ("bakery", "deli")}
 
     assert problems_between(files) == [
@@ -148,7 +143,6 @@ def bakery(*columns: ViewColumn) -> BusinessType:
 
 
 def test_view_has_the_base_columns_then_its_own() -> None:
-    """By the functions that give null for what is no such value; nested members, and others in their place."""
     business_type = bakery(
         ViewColumn("name", ["name"]),
         ViewColumn("city", ["address", "city"]),
@@ -178,7 +172,6 @@ def test_view_has_the_base_columns_then_its_own() -> None:
 
 
 def test_view_of_an_older_server_has_no_security_invoker() -> None:
-    """Before PostgreSQL 15 there is no such option, and the statement would fail."""
     (statement,) = view_statements(bakery(), server_version=14)
 
     assert statement.startswith('CREATE OR REPLACE VIEW public."bakery_loaves" AS\n')
@@ -189,7 +182,6 @@ ODD_TEXTS = st.text("ab_$- .'\"\\;\n", min_size=1, max_size=4) | st.sampled_from
 
 @given(ODD_TEXTS, ODD_TEXTS, ODD_TEXTS, ODD_TEXTS)
 def test_accepted_file_ends_no_literal_and_no_name(name: str, resource: str, column: str, member: str) -> None:
-    """Whatever its texts are, the statement has the quotes of its template alone, and no `public.` of theirs."""
     own = {"name": resource, "view": "bakery_loaves", "columns": [{"name": column, "path": [member]}]}
     try:
         file = read_type(text_of(name=name, resourceTypes=[own]))
@@ -203,7 +195,6 @@ def test_accepted_file_ends_no_literal_and_no_name(name: str, resource: str, col
 
 
 def test_digest_is_that_of_the_text() -> None:
-    """A shard shows by it whether it has this file."""
     first, second = read_type(text_of()), read_type(text_of() + "\n")
 
     assert first.digest != second.digest

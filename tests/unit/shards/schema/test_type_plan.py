@@ -49,7 +49,6 @@ HAS_NAME = Relation(is_view=True, columns=[*BASE, ("name", "text")])
     ],
 )
 def test_change_of_a_type_follows_from_its_row(types: list[StoredType], change: TypeChange) -> None:
-    """By the digest of the file, and by who wrote it."""
     plan = plan_types(shard(*types, bakery_loaves=HAS_NAME) if types else shard(), {"bakery": BAKERY})
 
     assert plan.changes == {"bakery": change}
@@ -68,7 +67,6 @@ def test_change_of_a_type_follows_from_its_row(types: list[StoredType], change: 
     ],
 )
 def test_upgrade_leaves_what_types_apply_wrote(row: StoredType | None, written: list[str]) -> None:
-    """The package has a type of the same name: the row stays that of the person."""
     types = [] if row is None else [row]
     plan = plan_types(shard(*types, bakery_loaves=HAS_NAME) if types else shard(), {"bakery": BAKERY}, by_upgrade=True)
 
@@ -87,7 +85,6 @@ def test_upgrade_leaves_what_types_apply_wrote(row: StoredType | None, written: 
     ],
 )
 def test_columns_of_a_view_stay_and_new_ones_come_last(columns: list[dict[str, Any]], problem: str | None) -> None:
-    """As Postgres replaces a view; where a column is read from may change."""
     file = file_of("bakery", "bakery_loaves", *columns)
     plan = plan_types(shard(stored(BAKERY, digest="x"), bakery_loaves=HAS_NAME), {"bakery": file})
 
@@ -111,14 +108,12 @@ def test_columns_of_a_view_stay_and_new_ones_come_last(columns: list[dict[str, A
     ],
 )
 def test_what_is_not_of_the_type_is_not_replaced(there: ShardTypes, problem: str) -> None:
-    """Another program's view, and one of another type."""
     plan = plan_types(there, {"bakery": BAKERY})
 
     assert [problem in refusal for refusal in plan.refusals] == [True]
 
 
 def test_view_that_no_file_has_any_more_goes() -> None:
-    """And one that another type of the folder has now is replaced, if its columns allow that."""
     deli = file_of("deli", "bakery_loaves", NAME)
     there = shard(stored(BAKERY), stored(deli, digest="x"), bakery_loaves=HAS_NAME)
     assert plan_types(there, {"bakery": file_of("bakery", None)}).dropped_views == []  # deli has it
@@ -130,7 +125,6 @@ def test_view_that_no_file_has_any_more_goes() -> None:
 
 
 def test_type_without_a_file_is_left_alone() -> None:
-    """Its views too."""
     plan = plan_types(shard(stored(BAKERY, tenant_count=3)), {})
 
     assert (plan.changes, plan.dropped_views, plan.is_needed) == ({}, [], False)
@@ -138,7 +132,6 @@ def test_type_without_a_file_is_left_alone() -> None:
 
 @pytest.mark.parametrize(("tenant_count", "refusal_count"), [(0, 0), (1, 1)])
 def test_type_is_removed_when_no_tenant_has_it(tenant_count: int, refusal_count: int) -> None:
-    """With its views; one that is not there is none to remove."""
     plan = plan_types(shard(stored(BAKERY, tenant_count=tenant_count)), {}, remove=["bakery", "deli"])
 
     assert plan.changes == {"bakery": TypeChange.REMOVED, "deli": TypeChange.ABSENT}

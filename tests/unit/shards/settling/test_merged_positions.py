@@ -28,14 +28,12 @@ def row(
 
 @given(st.integers(0, len(POSITIONS) - 1), st.integers(0, len(POSITIONS) - 1))
 def test_lower_position_counts(one: int, other: int) -> None:
-    """Whichever shard has it; numbers compare as numbers."""
     merged = merge_positions([row(POSITIONS[one])], [row(POSITIONS[other])])
     assert [lowered.position.pending_from for lowered in merged.lowered] == [POSITIONS[min(one, other)]]
     assert merged.deleted == ()
 
 
 def test_row_that_only_one_shard_has_is_deleted() -> None:
-    """Nothing is known of the tenant for such a stream shard."""
     merged = merge_positions([row("7/0", "s1"), row("7/0", "s2")], [row("8/0", "s2"), row("8/0", "s3")])
     assert [lowered.position.key for lowered in merged.lowered] == [("stream", "s2")]
     assert merged.deleted == (("stream", "s3"),)
@@ -52,20 +50,17 @@ def test_row_that_only_one_shard_has_is_deleted() -> None:
 def test_time_of_a_position_is_the_earlier_one_where_both_are_known(
     carried: CarriedPosition, own: CarriedPosition, expected: datetime | None
 ) -> None:
-    """The arrival of a record may be too early, never too late."""
     (lowered,) = merge_positions([carried], [own]).lowered
     assert lowered.position.pending_since == expected
 
 
 @pytest.mark.parametrize(("one", "other"), [(True, True), (True, False), (False, True), (False, False)])
 def test_parents_are_done_where_both_shards_have_them(one: bool, other: bool) -> None:  # noqa: FBT001
-    """Else their records are read again for the target."""
     (lowered,) = merge_positions([row("7/0", parents_done=one)], [row("8/0", parents_done=other)]).lowered
     assert lowered.position.parents_done == (one and other)
 
 
 @pytest.mark.parametrize("lower", ["7/0", "9/0"])
 def test_tokens_of_both_rows_are_kept_apart(lower: str) -> None:
-    """Whichever position is the lower one."""
     (lowered,) = merge_positions([row(lower, token="of the source")], [row("8/0", token="of the target")]).lowered
     assert (lowered.former_token, lowered.carried_token) == ("of the target", "of the source")

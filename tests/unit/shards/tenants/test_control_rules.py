@@ -55,7 +55,6 @@ def tenant(state: TenantState, *, is_deletion_begun: bool = False) -> Controlled
 def test_creation_decides_by_state_and_by_what_is_newer(
     row: ControlledTenant | None, older: ControlStep, same: ControlStep, newer: ControlStep
 ) -> None:
-    """A creation makes, keeps, takes back or makes again; what is not newer than a destruction is stale."""
     steps = [step_of_creation(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
     assert steps == [older, same, newer]
 
@@ -73,7 +72,6 @@ def test_creation_decides_by_state_and_by_what_is_newer(
 def test_destruction_decides_by_state_and_by_what_is_newer(
     row: ControlledTenant, older: ControlStep, same: ControlStep, newer: ControlStep
 ) -> None:
-    """A destruction begins once; an older one is stale, and one in the midst of a move waits."""
     steps = [step_of_destruction(row, "a-b", "c", at) for at in (OLDER, SAME, NEWER)]
     assert steps == [older, same, newer]
 
@@ -81,13 +79,11 @@ def test_destruction_decides_by_state_and_by_what_is_newer(
 @pytest.mark.parametrize("state", list(TenantState))
 @pytest.mark.parametrize("at", [OLDER, SAME, NEWER])
 def test_message_does_nothing_to_another_tenant_with_the_same_id(state: TenantState, at: datetime) -> None:
-    """`a-b` at `c` and `a` at `b-c` have one id: the second to come is refused, however new."""
     assert step_of_creation(tenant(state), "a", "b-c", at) is ControlStep.TAKEN
     assert step_of_destruction(tenant(state), "a", "b-c", at) is ControlStep.TAKEN
 
 
 def test_steps_that_cannot_be_taken_say_why() -> None:
-    """One that can never be is refused, one that cannot be now is tried again; the others are no trouble."""
     kinds = {step: type(error_of(step, "a-b-c")) for step in ControlStep}
     assert {step: kind for step, kind in kinds.items() if kind is not type(None)} == {
         ControlStep.TAKEN: PermanentError,
@@ -131,7 +127,6 @@ def after(row: ControlledTenant | None, message: tuple[str, datetime]) -> Contro
 def test_tenant_ends_the_same_whatever_the_order_and_however_often(
     messages: list[tuple[str, datetime]], expected: TenantState
 ) -> None:
-    """Messages come in any order and twice; the newest decides, and of two of one instant the destruction."""
     for order in itertools.permutations(messages):
         row: ControlledTenant | None = after(None, messages[0])  # a destruction waits until the tenant is there
         for message in (*order, *order):
@@ -142,7 +137,6 @@ def test_tenant_ends_the_same_whatever_the_order_and_however_often(
 
 
 def test_controlled_tenant_has_the_facts_of_its_row() -> None:
-    """Each column has its member."""
     row = {"business_id": "a-b", "location_id": "c", "state": "destroying", "control_at": SAME}
     for is_begun in (False, True):
         found = ControlledTenant.from_row(row | {"is_deletion_begun": is_begun})
@@ -153,18 +147,15 @@ def test_controlled_tenant_has_the_facts_of_its_row() -> None:
     ("business_id", "location_id", "expected"), [("a-b", "c", True), ("a", "b-c", False), ("a-b", "x", False)]
 )
 def test_row_is_of_a_tenant_when_both_ids_are_the_same(business_id: str, location_id: str, *, expected: bool) -> None:
-    """`a-b` at `c` and `a` at `b-c` have one id."""
     assert is_row_of({"business_id": "a-b", "location_id": "c"}, business_id, location_id) is expected
 
 
 def test_error_of_a_taken_id_names_it() -> None:
-    """The operator has to register one of the two under other ids."""
     assert "'a-b-c'" in str(error_of(ControlStep.TAKEN, "a-b-c"))
 
 
 @pytest.mark.parametrize("at", [CONTROL_AT, datetime.max.replace(tzinfo=UTC)])
 def test_time_is_sent_as_text(at: datetime) -> None:
-    """Postgres reads it exactly, also the last one that there is."""
     assert datetime.fromisoformat(timestamp_text(at)) == at
 
 
@@ -175,7 +166,6 @@ TIMEOUT = StatementFailedError("took too long", error="QueryCanceledError (57014
     "error", [RetryableError("down"), PermanentError("no"), ShardNotAllowedError("not allowed"), TIMEOUT]
 )
 def test_foreseen_error_stays_as_it_is(error: Exception) -> None:
-    """Only an unforeseen one is a failure of the work, and carries the shard on which it counts."""
     assert with_shard(error, shard_id="shard-1", tenant_id="b-l") is error
     with pytest.raises(type(error)) as raised, unforeseen_with_shard("shard-1", "b-l"):
         raise error
@@ -183,7 +173,6 @@ def test_foreseen_error_stays_as_it_is(error: Exception) -> None:
 
 
 def test_unforeseen_error_gets_its_shard_once() -> None:
-    """With its type, not with its text."""
     error = KeyError("a secret")
     with pytest.raises(FailedOnShardError) as raised, unforeseen_with_shard("shard-1", "b-l"):
         raise error
@@ -194,7 +183,6 @@ def test_unforeseen_error_gets_its_shard_once() -> None:
 
 
 def test_failed_statement_is_a_failure_of_the_work() -> None:
-    """A trigger of the shard's owner may refuse one tenant's rows for ever."""
     error = StatementFailedError("shard-1: RaiseError", error="RaiseError (P0001)", is_timeout=False)
     failed = with_shard(error, shard_id="shard-1", tenant_id="b-l")
     assert isinstance(failed, RefusedOnShardError)
@@ -218,5 +206,4 @@ def test_failed_statement_is_a_failure_of_the_work() -> None:
     ],
 )
 def test_destruction_waits_for_no_copy_beside_the_home(states: dict[str, str], homes: str) -> None:
-    """And for every row that may be, or become, the home."""
     assert homes_to_destroy({one: TenantState(state) for one, state in states.items()}) == list(homes)

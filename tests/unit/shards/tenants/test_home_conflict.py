@@ -59,7 +59,6 @@ def home(name: str, after_s: float = 0.0, **facts: object) -> HomeCandidate:
 def test_settled_keeps_the_home_with_something_to_lose_else_the_first(
     homes: list[HomeCandidate], kept: str | None, undone: list[str]
 ) -> None:
-    """One home stays, or all of them where two have something to lose."""
     settlement = resolve_homes(homes)
 
     stays = None if settlement.kept is None else settlement.kept.shard_id.removeprefix("shard-")
@@ -82,7 +81,6 @@ STEPS = st.lists(
 def test_settled_leaves_one_home_when_many_undo_at_once(
     created_at: list[float], steps: list[tuple[str, int, int]]
 ) -> None:
-    """Each of three looks at the homes one by one, and undoes one that is still as it saw it, at any time later."""
     homes: dict[int, HomeCandidate] = {number: home(str(number), created_at[number]) for number in range(3)}
     seen: list[dict[int, HomeCandidate | None]] = [{}, {}, {}]
     decided: list[list[int]] = [[], [], []]
@@ -103,13 +101,11 @@ def test_settled_leaves_one_home_when_many_undo_at_once(
 
 
 def test_settled_says_nothing_when_there_is_no_home() -> None:
-    """A destroyed row alone is nothing to keep, and nothing to undo."""
     assert resolve_homes([home("1", state=TenantState.DESTROYED)]) == HomeResolution(None)
 
 
 @pytest.mark.parametrize("is_touched", [False, True])
 def test_candidate_has_the_facts_of_its_row(*, is_touched: bool) -> None:
-    """Each column has its member."""
     assert HomeCandidate.from_row("shard-1", ROW | {"is_touched": is_touched}) == HomeCandidate(
         "shard-1",
         TenantState.FENCED,
@@ -133,5 +129,4 @@ def test_candidate_has_the_facts_of_its_row(*, is_touched: bool) -> None:
 def test_home_is_unconfirmed_while_it_is_active_and_its_provisioning_has_not_ended(
     state: TenantState, *, is_confirmed: bool, expected: bool
 ) -> None:
-    """A home in another state got past its provisioning."""
     assert home("1", state=state, is_confirmed=is_confirmed).is_unconfirmed is expected

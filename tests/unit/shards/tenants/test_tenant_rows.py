@@ -31,13 +31,11 @@ def wanted(names: str) -> list[ProvisionRequest]:
     ],
 )
 def test_batches_have_no_tenant_twice(names: str, size: int, batches: list[list[int]]) -> None:
-    """A second request for a tenant is measured by what the first has left, in the next transaction."""
     assert list(batches_of(wanted(names), size)) == batches
 
 
 @given(st.text("abcdef", max_size=30), st.integers(1, 5))
 def test_batches_have_every_request_once_and_in_order(names: str, size: int) -> None:
-    """Requests for one tenant keep their order."""
     batches = list(batches_of(wanted(names), size))
 
     assert sorted(place for batch in batches for place in batch) == list(range(len(names)))

@@ -30,7 +30,6 @@ def logged(actor: Actor, *, fails_with: type[BaseException] | None = None, **ask
 
 
 def test_action_is_logged_with_its_facts_and_counts() -> None:
-    """A criterion that was not given is absent; a long text is cut."""
     line = logged(OPERATOR, businessId="b" * 500, source=None, messageIds=0, reasons=["gap"], force=False)
     assert line == {
         "event": "operator.acted",
@@ -46,13 +45,11 @@ def test_action_is_logged_with_its_facts_and_counts() -> None:
 
 
 def test_action_of_a_command_is_a_warning() -> None:
-    """A command writes no other level unless it is told to."""
     line = logged(Actor(COMMAND, "host-1"))
     assert (line["log_level"], line["role"], line["peer"]) == ("warning", "command", "host-1")
 
 
 def test_action_of_a_command_on_a_terminal_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The person sees the result, and no line of a log beside it."""
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
     assert logged(Actor(COMMAND, "host-1"))["log_level"] == "info"
 
@@ -61,12 +58,10 @@ def test_action_of_a_command_on_a_terminal_is_no_warning(monkeypatch: pytest.Mon
     ("fails_with", "expected"), [(RetryableError, "the queue does not answer"), (KeyboardInterrupt, UNENDED)]
 )
 def test_action_that_fails_is_logged_too(fails_with: type[BaseException], expected: str) -> None:
-    """A part of it may be done."""
     line = logged(OPERATOR, fails_with=fails_with, limit=5)
     assert (line["asked"], line["outcome"], line["error"]) == ({"limit": 5}, None, expected)
 
 
 def test_counts_are_numbers_lengths_and_words() -> None:
-    """No other text of an answer."""
     answer = {"how": "released", "streamShard": "s", "retried": 3, "isCut": True, "asked": ["a", "b"], "applied": True}
     assert counts_of(answer) == {"how": "released", "retried": 3, "isCut": True, "asked": 2}

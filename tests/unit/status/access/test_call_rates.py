@@ -10,7 +10,6 @@ from simplu_worker.status.access.call_rates import PEERS_MAX, CallRates
 
 
 def test_peer_may_call_in_a_burst_and_then_at_its_rate() -> None:
-    """A refused call costs nothing; other peers have calls of their own."""
     rates = CallRates(per_s=2.0, burst=3)
     assert [rates.wait_s("a", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
     assert rates.wait_s("a", 0.25) == pytest.approx(0.25)
@@ -21,7 +20,6 @@ def test_peer_may_call_in_a_burst_and_then_at_its_rate() -> None:
 
 @given(st.lists(st.floats(0.0, 2.0), max_size=60))
 def test_calls_stay_within_the_rate(gaps_s: list[float]) -> None:
-    """However they come: never more than the burst, and the rate beyond it."""
     rates, now, admitted = CallRates(per_s=1.0, burst=5), 0.0, 0
     for gap_s in gaps_s:
         now += gap_s
@@ -30,7 +28,6 @@ def test_calls_stay_within_the_rate(gaps_s: list[float]) -> None:
 
 
 def test_peers_are_forgotten_beyond_the_limit() -> None:
-    """The one that called longest ago first, so that memory is bounded."""
     rates = CallRates(per_s=0.001, burst=1)
     for number in range(PEERS_MAX):
         rates.wait_s(str(number), 0.0)

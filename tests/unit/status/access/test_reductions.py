@@ -37,7 +37,6 @@ STATUS: dict[str, Any] = {
 
 
 def test_view_is_shown_without_errors_addresses_and_tenants() -> None:
-    """Names are those that metrics show too; a state with a text of its own is `other`."""
     assert counts_and_states(STATUS) == {
         "ready": "citrus_refuses_key",
         "sources": [{"kind": "sqs", "name": "orders", "state": "other", "inHand": 2}],
@@ -50,7 +49,6 @@ def test_view_is_shown_without_errors_addresses_and_tenants() -> None:
 
 
 def test_viewers_see_names_and_places_too() -> None:
-    """Members without a value stay; a library's event is a text."""
     errors = [
         {"event": "shard.lost", "error": "died", "about": "shard-1", "count": 3},
         {"event": "SECRET died", "error": None},
@@ -64,7 +62,6 @@ def test_viewers_see_names_and_places_too() -> None:
 
 
 def test_viewers_see_where_a_history_has_gaps() -> None:
-    """Each point stays in its place; a hidden item of a list is gone."""
     assert for_viewers(200, {"lagSeconds": [0.5, None, 1.0], "odd": ["SECRET"]}) == {
         "lagSeconds": [0.5, None, 1.0],
         "odd": [],
@@ -81,7 +78,6 @@ def test_viewers_see_where_a_history_has_gaps() -> None:
     ],
 )
 def test_viewers_see_errors_that_are_words_or_of_their_request(status: int, error: str, expected: str | None) -> None:
-    """The errors of operations are a closed set; those of dependencies are texts."""
     assert for_viewers(status, {"error": error}).get("error") == expected
 
 
@@ -95,13 +91,11 @@ views = st.recursive(
 
 @given(views)
 def test_no_text_is_shown_that_is_not_listed(view: Any) -> None:
-    """Wherever it is in a view."""
     assert "SECRET" not in json.dumps(counts_and_states(view))
 
 
 @given(st.dictionaries(names, views, max_size=4), st.sampled_from([200, 503]))
 def test_viewers_see_no_text_that_is_not_listed(view: dict[str, Any], status: int) -> None:
-    """Neither a result nor a record, whatever is in it."""
     hidden = {"result": {"price": 17, "state": "active"}, "record": "SECRET"}
     shown = for_viewers(status, {key: value for key, value in view.items() if key not in VIEWER_TEXTS} | hidden)
     assert "SECRET" not in json.dumps(shown)
@@ -109,7 +103,6 @@ def test_viewers_see_no_text_that_is_not_listed(view: dict[str, Any], status: in
 
 
 def test_lists_name_no_member_twice() -> None:
-    """A member is a text or a state."""
     assert not VIEWER_TEXTS & STATE_MEMBERS
     assert SHOWN_TEXTS <= VIEWER_TEXTS
     assert STATES <= VIEWER_STATES
@@ -135,5 +128,4 @@ def test_lists_name_no_member_twice() -> None:
     ],
 )
 def test_request_is_from_here_by_its_host(host: str, *, expected: bool) -> None:
-    """The name of another site that leads here is refused."""
     assert is_own_host(host, "worker.internal") is expected

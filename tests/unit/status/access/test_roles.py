@@ -34,19 +34,16 @@ BOTH = Tokens(operator="tok\u00e9n", viewer="look")
     ],
 )
 def test_role_is_that_of_the_token(tokens: Tokens, sent: str, expected: Role | None) -> None:
-    """The scheme has no case; a role without a token has no callers."""
     caller = tokens.caller_of(sent)
     assert (None if caller is None else caller.role) is expected
 
 
 @given(st.text(st.characters(codec=None)))
 def test_other_texts_have_no_role(sent: str) -> None:
-    """Whatever a client sends."""
     assert sent in {"tok\u00e9n", "look"} or BOTH.caller_of(f"Bearer x{sent}") is None
 
 
 def test_repr_names_no_token() -> None:
-    """It is in tracebacks."""
     assert repr(BOTH) == "Tokens(API_TOKEN, API_VIEWER_TOKEN)"
 
 
@@ -67,7 +64,6 @@ def file_of(*tokens: dict[str, Any]) -> bytes:
 
 
 def test_listed_tokens_have_their_roles_and_tenants() -> None:
-    """Those in variables stay what they are."""
     tokens = decode_tokens(file_of(listed(), listed("grafana", "viewer"), listed("ann", "operator")))
     known = Tokens(operator="own", listed=lambda: tokens)
     assert known.caller_of("Bearer shop") == Caller(Role.PRODUCER, "shop", (TenantPattern("shop-*", "*"),))
@@ -79,7 +75,6 @@ def test_listed_tokens_have_their_roles_and_tenants() -> None:
 
 
 def test_the_empty_text_is_no_token() -> None:
-    """Though a file has its hash."""
     tokens = decode_tokens(file_of(listed(sha256=hashlib.sha256(b"").hexdigest())))
     assert Tokens(listed=lambda: tokens).caller_of("Bearer ") is None
 
@@ -101,7 +96,6 @@ def test_the_empty_text_is_no_token() -> None:
     ],
 )
 def test_pattern_is_of_each_id(business: str, location: str, tenant: tuple[str, str], *, expected: bool) -> None:
-    """A star alone stands for other characters; a viewer may see every tenant."""
     patterns = (TenantPattern(business, location),)
     assert Caller(Role.PRODUCER, "p", patterns).may_see(*tenant) is expected
     assert Caller(Role.VIEWER).may_see(*tenant)
@@ -131,7 +125,6 @@ def test_pattern_is_of_each_id(business: str, location: str, tenant: tuple[str, 
     ],
 )
 def test_file_that_is_none_is_refused(text: bytes, expected: str) -> None:
-    """With what was expected."""
     with pytest.raises(ValueError, match=r"\w") as refused:
         decode_tokens(text)
     assert expected in str(refused.value)

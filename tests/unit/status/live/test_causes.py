@@ -7,14 +7,12 @@ from simplu_worker.vocabulary import HoldReason, ProblemCause
 
 
 def test_unknown_reason_has_the_words_of_any_hold() -> None:
-    """Of a newer worker."""
     assert advice_members("other") == {}
     assert cause_of(ProblemCause.TARGET_HELD, "other") is CAUSES[ProblemCause.TARGET_HELD]
     assert cause_of(ProblemCause.TARGET_HELD, "gap") is HELD[HoldReason.GAP]
 
 
 def test_tenant_over_its_share_is_not_moved_after_an_outage() -> None:
-    """What has waited comes at once then, and is soon applied; only after that is the tenant too large."""
     advice = advice_members("over_share")
     assert advice["advice"].startswith("After an outage, wait. Else ")
     assert all(remedy in advice["advice"] for remedy in ("producer", "weight", "move the tenant"))
@@ -22,7 +20,6 @@ def test_tenant_over_its_share_is_not_moved_after_an_outage() -> None:
 
 
 def test_page_is_a_link_where_the_site_is_known() -> None:
-    """The pages of the site have the names that its build gives them, and the same headings."""
     site = "https://docs.example.com/simplu-worker"
     assert advice_members("moving", site)["runbook"] == f"{site}/moving.html"
     assert advice_members("gap", site)["runbook"] == f"{site}/runbook/shard-held-for-gap.html"

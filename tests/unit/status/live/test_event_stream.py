@@ -24,7 +24,6 @@ class Answers:
 
 
 async def test_an_answer_is_sent_when_it_has_changed() -> None:
-    """Not when it is the same, nor when it failed."""
     answers, closing = Answers(), asyncio.Event()
     async with aclosing(changes({"a": answers.read}, closing, every_s=0.001, alive_s=60)) as events:
         assert await anext(events) == b"event: a\ndata: 1\n\n"
@@ -41,14 +40,12 @@ async def test_an_answer_is_sent_when_it_has_changed() -> None:
 
 
 async def test_silence_is_broken_by_a_comment() -> None:
-    """So a listener, and each proxy on the way, sees that the connection is open."""
     answers = Answers()
     async with aclosing(changes({"a": answers.read}, asyncio.Event(), every_s=0.001, alive_s=0.01)) as events:
         assert [await anext(events) for _ in range(3)] == [encode_event("a", b"1"), ALIVE, ALIVE]
 
 
 async def test_stream_ends_after_its_time() -> None:
-    """A listener connects again, with the token of then."""
     answers = Answers()
     events = changes({"a": answers.read}, asyncio.Event(), every_s=0.001, alive_s=60, listen_s=0.02)
     assert [event async for event in events] == [encode_event("a", b"1")]

@@ -36,7 +36,6 @@ def replica(**members: Any) -> dict[str, Any]:
 
 
 def test_point_is_of_the_whole_fleet() -> None:
-    """The sum of the rates, the highest lag and latency."""
     report = {
         "streamShards": [row(), row(recordsPerSecond=5.0, lagSeconds=4.0), row(recordsPerSecond=None)],
         "replicas": [replica(), replica(latencyP99Seconds=0.5, deadLetters=None)],
@@ -45,7 +44,6 @@ def test_point_is_of_the_whole_fleet() -> None:
 
 
 def test_what_no_replica_has_renewed_is_not_known() -> None:
-    """A lag of before says nothing of now; nor does a stream shard without an owner."""
     old = {
         "streamShards": [row(recordsPerSecond=None, lagSeconds=None), row(owner=None)],
         "replicas": [replica(isSilent=True)],
@@ -54,7 +52,6 @@ def test_what_no_replica_has_renewed_is_not_known() -> None:
 
 
 def test_hour_has_its_last_points_with_their_times() -> None:
-    """The oldest go first."""
     history = FleetHistory()
     for number in range(POINTS_MAX + 3):
         history.note(point(number, lag_s=float(number)))
@@ -65,7 +62,6 @@ def test_hour_has_its_last_points_with_their_times() -> None:
 
 
 def test_day_folds_ten_minutes_into_a_point() -> None:
-    """And ends with those that are not yet ten minutes."""
     history = FleetHistory()
     for number in range(FOLDED + 1):
         history.note(point(number, lag_s=float(number), records_per_s=float(number)))
@@ -77,6 +73,5 @@ def test_day_folds_ten_minutes_into_a_point() -> None:
 
 
 def test_fold_of_unknown_points_is_unknown() -> None:
-    """A gap stays one."""
     assert fold([UNKNOWN, point(1)]) == point(1)
     assert fold([point(0, held_targets=2.0), point(1)]).held_targets == 2.0

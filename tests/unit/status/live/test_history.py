@@ -18,7 +18,6 @@ NOTHING = Totals(0, 0, 0, (0, 0, 0, 0), lag_s=None, held_count=0)
 
 
 def test_point_is_what_came_between_two_moments() -> None:
-    """Rates of counters, differences of buckets, and gauges as they are at the end."""
     history = History(BOUNDS_S)
     history.note(NOTHING, now=100.0, at=START)
     history.note(Totals(600, 30, 2, (0, 300, 300, 0), lag_s=0.5, held_count=3), now=130.0, at=START)
@@ -37,7 +36,6 @@ def test_point_is_what_came_between_two_moments() -> None:
 
 
 def test_figures_are_the_last_latency_and_the_dead_letters_of_the_hour() -> None:
-    """For the other replicas; unknown before the first point."""
     history = History(BOUNDS_S)
     history.note(NOTHING, now=100.0, at=START)
     assert history.figures() == ReplicaFigures()
@@ -48,7 +46,6 @@ def test_figures_are_the_last_latency_and_the_dead_letters_of_the_hour() -> None
 
 
 def test_history_is_empty_before_the_second_moment() -> None:
-    """One moment has no rates."""
     history = History(BOUNDS_S)
     assert (history.view()["from"], history.view()["lagSeconds"]) == (None, [])
     history.note(NOTHING, now=1.0, at=START)
@@ -56,7 +53,6 @@ def test_history_is_empty_before_the_second_moment() -> None:
 
 
 def test_history_keeps_an_hour() -> None:
-    """The oldest points go first; the time of the first one follows."""
     history = History(BOUNDS_S)
     for number in range(3 * POINTS_MAX):
         at = START + timedelta(seconds=INTERVAL_S * number)
@@ -78,20 +74,17 @@ def test_history_keeps_an_hour() -> None:
     ],
 )
 def test_quantile_is_the_end_of_its_bucket(share: float, counts: list[int], expected: float | None) -> None:
-    """66 s are not "4 min 24 s", as by interpolation between 60 and 300; beyond the last bound that bound."""
     assert quantile(share, counts, BOUNDS_S) == (None if expected is None else pytest.approx(expected))
 
 
 @given(st.lists(st.integers(0, 50), min_size=4, max_size=4), st.floats(0.01, 1), st.floats(0.01, 1))
 def test_quantiles_rise_with_their_share(counts: list[int], one: float, other: float) -> None:
-    """And stay within the bounds."""
     low, high = (quantile(share, counts, BOUNDS_S) for share in sorted((one, other)))
     assert (low is None) == (high is None) == (sum(counts) == 0)
     assert low is None or high is None or 0 <= low <= high + 1e-9 <= BOUNDS_S[-1] + 1e-6
 
 
 def test_failed_operations_are_those_with_an_error() -> None:
-    """A duplicate is no failure."""
     totals = totals_of(
         {"succeeded": 10, "duplicate": 3, "not_found": 2, "dead_letter": 1},
         {"too_large": 1},

@@ -57,7 +57,6 @@ def shown(problems: Problems, now: datetime) -> list[tuple[str, str | None, str,
 
 
 def test_replica_that_can_do_nothing_is_named_and_its_holds_are_not() -> None:
-    """They say nothing about the shards, which its peers reach."""
     unable = fleet(unable="citrus_refuses_key", held=[held("shard a", "shard_unavailable", 60.0)])
     assert dict(causes_of({}, unable)) == {ProblemCause.REPLICA_UNABLE: ("replica b: citrus refuses key",)}
 
@@ -75,13 +74,11 @@ def causes_of(state: dict[str, Any], report: dict[str, Any] | None = None) -> li
 
 
 def test_nothing_is_wrong_in_a_quiet_fleet() -> None:
-    """Without a cache, Citrus or a queue too."""
     assert causes_of({}) == []
     assert causes_of({"cache": None, "citrus": None, "queues": []}) == []
 
 
 def test_lost_shard_is_one_problem_and_not_a_held_target_as_well() -> None:
-    """Whatever the number of readers that hold it; a shard that works and is held is another matter."""
     shards = [{"shardId": "a", "state": "lost", "lastAnswer": {"at": "2026-11-27T11:00:00+00:00"}}]
     holds = [held("shard a", "shard_unavailable", 5.0)] * 3 + [held("shard b", "shard_unavailable", 9.0)]
     found = find_problems(QUIET | {"shards": shards, "held": holds}, fleet(), NOW)
@@ -92,7 +89,6 @@ def test_lost_shard_is_one_problem_and_not_a_held_target_as_well() -> None:
 
 
 def test_held_targets_are_those_of_all_replicas() -> None:
-    """A target that several name is one, with its own begin; the one that waits longest first."""
     report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant z", "gap", 1.0)])
     found = find_problems(
         QUIET | {"held": [held("tenant t", "moving", 3.0), held("tenant u", "moving", 70.0)]}, report, NOW
@@ -105,7 +101,6 @@ def test_held_targets_are_those_of_all_replicas() -> None:
 
 
 def test_held_target_waits_since_the_first_replica_held_it() -> None:
-    """What the report tells of this replica is older than what it knows itself."""
     report = fleet(held=[held("tenant t", "moving", 50.0), held("tenant t", "moving", 20.0)])
     report["replicas"][0]["held"] = [held("tenant u", "moving", 90.0)]
     found = find_problems(QUIET | {"held": [held("tenant t", "moving", 0.5)]}, report, NOW)
@@ -113,7 +108,6 @@ def test_held_target_waits_since_the_first_replica_held_it() -> None:
 
 
 def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
-    """A tenant on it, or the shard for another reason, is held besides."""
     shards = [{"shardId": "a", "state": "lost"}, {"shardId": "b", "state": "healthy"}, {"shardId": "c"}]
     holds = [held("shard a", "moving", 1.0), held("shard c", "shard_unavailable", 1.0)]
     assert causes_of({"shards": shards, "held": holds}) == [
@@ -124,7 +118,6 @@ def test_only_the_hold_of_a_lost_shard_is_part_of_its_loss() -> None:
 
 
 def test_lost_shard_is_lost_since_its_last_answer() -> None:
-    """One that has never answered tells no time."""
     answers = [None, {"error": "refused"}, {"at": "2026-11-27T11:30:00+00:00"}]
     shards = [{"shardId": str(at), "state": "lost", "lastAnswer": one} for at, one in enumerate(answers)]
     found = find_problems(QUIET | {"shards": shards}, fleet(), NOW)
@@ -136,7 +129,6 @@ def test_lost_shard_is_lost_since_its_last_answer() -> None:
 
 
 def test_numbers_are_sums() -> None:
-    """Of the errors of a place, and of the dead letters of all replicas."""
     places = [("stream_shard", "s", "11:30"), ("stream_shard", "s", "11:00"), ("queue", "q", "11:45")]
     troubles = [
         {"target": target, "about": about, "count": 2, "since": f"2026-11-27T{since}:00+00:00"}
@@ -155,7 +147,6 @@ def test_numbers_are_sums() -> None:
 
 
 def test_dependency_that_does_not_answer_is_one_problem() -> None:
-    """Citrus and the cache have no parts to count; a cache that is not known yet is none."""
     state = {"citrus": "TimeoutError", "cache": {"state": "unreachable"}}
     found = find_problems(QUIET | state, fleet(), NOW)
     causes = (ProblemCause.CITRUS_FAILING, ProblemCause.CACHE_FAILING)
@@ -164,7 +155,6 @@ def test_dependency_that_does_not_answer_is_one_problem() -> None:
 
 
 def test_each_part_of_a_worker_has_its_cause() -> None:
-    """An error in place of a state is trouble."""
     trouble = {"target": "stream_shard", "about": "s", "count": 4, "since": "2026-11-27T11:00:00+00:00"}
     state = {
         "ready": "stream_unavailable",
@@ -192,7 +182,6 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
 
 
 def test_move_has_stopped_once_its_command_has_ended_or_without_progress_for_a_quarter_of_an_hour() -> None:
-    """One that was killed left no error; of a cleanup nothing tells whether its command runs."""
     moves = [{"tenant": str(minutes), "notedAt": NOW - timedelta(minutes=minutes)} for minutes in (1, 15, 16)]
     moves += [{"tenant": str(runs), "isRunning": runs, "notedAt": NOW} for runs in (True, False)]
     assert find_problems(QUIET | {"moves": moves}, fleet(), NOW) == [
@@ -202,7 +191,6 @@ def test_move_has_stopped_once_its_command_has_ended_or_without_progress_for_a_q
 
 
 def test_dependencies_that_fail_together_are_told_first() -> None:
-    """One alone, or one of two shards, is a problem of its own."""
     gone = {"queues": [{"name": "q", "state": "no answer"}], "citrus": "no answer"}
     shards = [{"shardId": "a", "state": "lost"}, {"shardId": "b", "state": "healthy"}]
     unread = {"streamShards": [{"streamShard": "s", "trouble": "no answer"}], "cache": {"state": "unreachable"}}
@@ -223,7 +211,6 @@ def test_dependencies_that_fail_together_are_told_first() -> None:
 
 
 def test_stream_that_is_not_answered_is_not_read_late() -> None:
-    """More replicas would not help; another replica that reads nothing fails likewise, one that reads is late."""
     own = [{"streamShard": name, "trouble": "no answer"} for name in ("a", "b", "new", "old")] + [
         {"streamShard": "mine"}
     ]
@@ -244,7 +231,6 @@ def test_stream_that_is_not_answered_is_not_read_late() -> None:
 
 
 def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
-    """A lag that nobody has renewed is not known, and not high; one that has ended is nothing."""
     report = fleet(
         stream_shard("a", owner=None, state="unowned"),
         stream_shard("b", owner="gone", lagSeconds=None, isSilent=True),
@@ -264,7 +250,6 @@ def test_stream_shard_is_unread_late_or_of_a_silent_replica() -> None:
 
 
 def test_replica_that_was_killed_is_gone_since_its_last_renewal() -> None:
-    """Though all of its stream shards are read by others."""
     report = fleet(gone=[{"replica": "c", "seenSecondsAgo": 90.0}])
     assert find_problems(QUIET, report, NOW) == [
         FoundProblem(ProblemCause.REPLICA_GONE, "replica c", since=NOW - timedelta(seconds=90))
@@ -272,8 +257,6 @@ def test_replica_that_was_killed_is_gone_since_its_last_renewal() -> None:
 
 
 def test_feed_that_has_stopped_is_not_behind_as_well() -> None:
-    """A destination that is a little behind, as at any load, is no problem."""
-
     def destination(name: str, lag_s: float, *stopped: str) -> dict[str, Any]:
         return {"name": name, "lagSeconds": lag_s, "stoppedShards": stopped}
 
@@ -294,7 +277,6 @@ def test_feed_that_has_stopped_is_not_behind_as_well() -> None:
 
 
 def test_incident_is_one_target_s_with_its_own_begin_and_end() -> None:
-    """A shard that is lost later does not take the time of the first one, nor hide that it was lost."""
     problems = Problems()
     one, other = (FoundProblem(ProblemCause.SHARD_LOST, f"shard {name}") for name in "ab")
     letters = FoundProblem(ProblemCause.DEAD_LETTERS, number=7)
@@ -318,7 +300,6 @@ def test_incident_is_one_target_s_with_its_own_begin_and_end() -> None:
 
 
 def test_incident_goes_on_when_its_target_was_well_for_a_moment() -> None:
-    """So that one that flaps is not hundreds."""
     problems = Problems()
     lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
     for seconds in range(0, 285, 5):
@@ -327,7 +308,6 @@ def test_incident_goes_on_when_its_target_was_well_for_a_moment() -> None:
 
 
 def test_incidents_that_are_over_are_bounded_by_cause() -> None:
-    """Many holds do not take the place of a lost shard."""
     problems = Problems()
     problems.note([FoundProblem(ProblemCause.SHARD_LOST, "shard a")], NOW)
     problems.note(
@@ -339,7 +319,6 @@ def test_incidents_that_are_over_are_bounded_by_cause() -> None:
 
 
 def test_what_nobody_sees_is_not_over() -> None:
-    """A held target is held although its reader has lost its lease; it was last seen before."""
     problems = Problems()
     holding = FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason="moving")
     lost = FoundProblem(ProblemCause.SHARD_LOST, "shard a")
@@ -356,7 +335,6 @@ def test_what_nobody_sees_is_not_over() -> None:
 
 
 def test_begin_of_a_replica_is_not_told_afterwards() -> None:
-    """While it lasts it is: nothing is read."""
     problems = Problems()
     problems.note(find_problems(QUIET | {"ready": "stream_opening"}, fleet(), NOW), NOW)
     assert [one["subject"] for one in problems.view(NOW)] == ["stream opening"]
@@ -365,7 +343,6 @@ def test_begin_of_a_replica_is_not_told_afterwards() -> None:
 
 
 def test_wrong_keys_of_long_ago_are_no_problem_of_now() -> None:
-    """Their number is that of the replica's life."""
     problems = Problems()
     keys = FoundProblem(ProblemCause.WRONG_KEYS, "stream shard s", 3)
     problems.note([keys], NOW)
@@ -382,7 +359,6 @@ def test_wrong_keys_of_long_ago_are_no_problem_of_now() -> None:
 
 
 def test_view_names_a_bounded_number_of_targets_and_the_way_out() -> None:
-    """A reason has its own advice, as held targets have."""
     problems = Problems()
     since = [NOW - timedelta(seconds=number) for number in range(500)]
     problems.note(
@@ -394,7 +370,6 @@ def test_view_names_a_bounded_number_of_targets_and_the_way_out() -> None:
 
 
 def test_view_has_all_members_of_a_problem() -> None:
-    """It began before it was found first; the last time is that of the last look."""
     problems, later = Problems(), NOW + timedelta(minutes=1)
     for now, since in ((NOW, NOW - timedelta(hours=1)), (later, NOW), (later, None)):
         problems.note([FoundProblem(ProblemCause.SHARD_LOST, "shard a", since=since)], now)
@@ -416,7 +391,6 @@ def test_view_has_all_members_of_a_problem() -> None:
 
 
 def test_dead_letters_of_the_last_hour_are_shown_while_there_are_any() -> None:
-    """However long ago their number has grown."""
     problems, later = Problems(), NOW + 2 * OVER_FOR
     for now in (NOW, later):
         problems.note([FoundProblem(ProblemCause.DEAD_LETTERS, number=7)], now)
@@ -424,7 +398,6 @@ def test_dead_letters_of_the_last_hour_are_shown_while_there_are_any() -> None:
 
 
 def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
-    """Whichever was found first."""
     problems = Problems()
     reasons = ("moving", "gap")
     problems.note([FoundProblem(ProblemCause.TARGET_HELD, "tenant t", reason=one) for one in reasons], NOW)
@@ -432,7 +405,6 @@ def test_problems_of_one_cause_are_in_the_order_of_their_reasons() -> None:
 
 
 def test_operations_near_the_retention_are_told_first() -> None:
-    """Whoever holds them, and whatever they wait for: raise the retention first."""
     hours = 3600.0
     shards = [{"shardId": "a", "state": "lost"}]
     own = {"streamShard": "s", **held("shard a", "shard_unavailable", 20 * hours)}
@@ -460,7 +432,6 @@ def test_operations_near_the_retention_are_told_first() -> None:
 
 
 def test_what_people_have_to_act_on_is_told() -> None:
-    """Credentials by their name; losses, tenants on two shards, blocked messages and a certificate, as alerts do."""
     counts = {"tenantsSplit": 2, "recordsLost": 1, "controlBlocked": 5}
     state = {"ready": "credentials_expired", "counts": counts, "certificateEnd": NOW + timedelta(days=2)}
     assert {one.cause: one.subject or one.number for one in find_problems(QUIET | state, fleet(), NOW)} == {
@@ -474,6 +445,5 @@ def test_what_people_have_to_act_on_is_told() -> None:
 
 
 def test_shard_that_answers_and_takes_nothing_is_lost() -> None:
-    """Read-only, or with a full disk: as the alert has it."""
     shard = {"shardId": "a", "state": "degraded", "takesOperations": False}
     assert causes_of({"shards": [shard]}) == [(ProblemCause.SHARD_LOST, ("shard a",))]

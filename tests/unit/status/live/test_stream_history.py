@@ -17,7 +17,6 @@ def row(name: str, lag_s: float | None = None, records_per_s: float | None = Non
 
 
 def test_stream_shard_has_a_point_of_each_note() -> None:
-    """Gaps stay; one that has ended, or is gone, is dropped."""
     history = StreamHistory()
     assert history.view() == {"intervalSeconds": INTERVAL_S, "at": None, "streamShards": []}
     history.note([row("b", 1.5, 20.0), row("a"), row("c", 1.0)], NOW)
@@ -38,7 +37,6 @@ def rates_of(rates: ReadRates, now: float, *rows: dict[str, Any]) -> list[float 
 
 
 def test_burst_between_two_points_is_in_the_rate() -> None:
-    """Though the renewals before and behind it tell of nothing; without a renewal it is in a later point."""
     rates, idle = ReadRates(), row("a", 0.0, 0.0, owner="me", recordsRead=500)
     assert rates_of(rates, 0.0, idle) == [0.0]
     assert rates_of(rates, 40.0, idle | {"recordsRead": 20_500}) == [500.0]
@@ -47,7 +45,6 @@ def test_burst_between_two_points_is_in_the_rate() -> None:
 
 
 def test_rate_of_a_new_reader_is_what_it_has_read() -> None:
-    """Whether another replica has the stream shard now, or the same one again."""
     rates = ReadRates()
     rows = [row("a", owner="me", recordsRead=500), row("b", owner="me", recordsRead=500)]
     rates.note(rows, now=0.0)
@@ -58,7 +55,6 @@ def test_rate_of_a_new_reader_is_what_it_has_read() -> None:
 
 
 def test_stream_shard_has_an_hour() -> None:
-    """The oldest points go first."""
     history = StreamHistory()
     for number in range(POINTS_MAX + 5):
         history.note([row("a", float(number))], NOW)
@@ -67,7 +63,6 @@ def test_stream_shard_has_an_hour() -> None:
 
 
 def test_stream_shards_beyond_the_bound_are_those_least_behind() -> None:
-    """One with a history keeps its place, so that its chart has no holes; the next place is for the furthest behind."""
     history = StreamHistory()
     first = [row(f"s{number:03}", float(number)) for number in range(STREAM_SHARDS_MAX + 2)]
     history.note(first, NOW)

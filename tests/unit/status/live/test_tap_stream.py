@@ -29,7 +29,6 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
     ],
 )
 def test_query_is_a_filter(pairs: list[tuple[str, str]], expected: TapFilter) -> None:
-    """An empty value counts as absent."""
     assert parse_tap_query(pairs) == expected
 
 
@@ -45,13 +44,11 @@ def test_query_is_a_filter(pairs: list[tuple[str, str]], expected: TapFilter) ->
     ],
 )
 def test_query_that_cannot_be_meant_is_refused(pairs: list[tuple[str, str]]) -> None:
-    """With an error for people."""
     with pytest.raises(ValueError, match="expected"):
         parse_tap_query(pairs)
 
 
 async def test_operations_come_as_events_until_the_end() -> None:
-    """The tap is open while the stream is, and no longer."""
     taps, closing = OperationTaps(), asyncio.Event()
     entry = queued_operation()
     async with aclosing(tapped(TapFilter(), closing, taps=taps)) as events:
@@ -69,7 +66,6 @@ async def test_operations_come_as_events_until_the_end() -> None:
 
 
 async def test_tap_ends_after_its_time() -> None:
-    """It is a quarter of an hour for people."""
     assert TAP_MAX_S == 15 * 60
     taps = OperationTaps()
     events = [event async for event in tapped(TapFilter(), asyncio.Event(), taps=taps, tap_s=0.02)]
@@ -78,6 +74,5 @@ async def test_tap_ends_after_its_time() -> None:
 
 
 async def test_tap_without_operations_has_a_comment_from_time_to_time() -> None:
-    """So that proxies keep the connection."""
     async with aclosing(tapped(TapFilter(), asyncio.Event(), taps=OperationTaps(), alive_s=0.01)) as events:
         assert [await anext(events) for _ in range(3)] == [ALIVE] * 3

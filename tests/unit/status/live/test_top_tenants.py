@@ -29,7 +29,6 @@ def metric(shard_id: str, rank: int) -> float | None:
 
 
 def test_tenant_has_the_figures_of_both_windows() -> None:
-    """A window that does not have it is null; the share is that of all tenants' seconds."""
     minute = WindowUse({"a": LOUD, "small": TenantUse(MINUTE_MIN_S - 0.1)}, 16.0)
     hour = WindowUse({"a": LOUD, "before": TenantUse(HOUR_MIN_S, 2, 3)}, 72.0)
 
@@ -50,7 +49,6 @@ def test_tenant_has_the_figures_of_both_windows() -> None:
 
 
 async def test_tenants_of_all_shards_are_in_the_order_of_their_seconds() -> None:
-    """The others get the first ones."""
     top = TopTenants()
     await top.note({"top-1": usage_of(a=1.0, b=3.0), "top-2": usage_of(a=2.0, c=0.75, d=0.1)})
 
@@ -67,7 +65,6 @@ async def test_tenants_of_all_shards_are_in_the_order_of_their_seconds() -> None
 
 
 async def test_metrics_have_ranks_and_no_names() -> None:
-    """Each rank is there, with 0 where no tenant has it, so that a panel does not show what was."""
     top = TopTenants()
     await top.note({"ranked-1": usage_of(a=1.0, b=3.0, small=0.25)})
     assert [metric("ranked-1", rank) for rank in range(1, RANK_COUNT + 1)] == [3.0, 1.0, 0.25] + [0.0] * 7
@@ -80,7 +77,6 @@ async def test_metrics_have_ranks_and_no_names() -> None:
 
 
 async def test_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many shards are busy."""
     monkeypatch.setattr(top_tenants, "ROWS_MAX", 2)
     top = TopTenants()
     await top.note({f"many-{number}": usage_of(a=number + 1.0) for number in range(3)})

@@ -39,13 +39,11 @@ EVENTS: Final = [
 
 @pytest.mark.parametrize("name", FEED_SCHEMAS)
 def test_schema_is_one(name: str) -> None:
-    """By the dialect's own schema."""
     Draft202012Validator.check_schema(FEED_SCHEMAS[name])
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.kind)
 def test_events_are_valid_and_their_members_are_those_of_the_schema(event: FeedEvent) -> None:
-    """Of every kind; without the members that its kind needs it would not be."""
     message = json.loads(encode_event(event, 1500) or b"")
     validator = VALIDATORS["feed-event"]
     validator.validate(message)
@@ -58,12 +56,10 @@ def test_events_are_valid_and_their_members_are_those_of_the_schema(event: FeedE
 
 @pytest.mark.parametrize("data", [None, b'{"a": 1}'])
 def test_notifications_are_valid(data: bytes | None) -> None:
-    """With data and without."""
     VALIDATORS["feed-notification"].validate(json.loads(encode_notification(feed_event(data=data), 1500) or b""))
 
 
 def test_every_kind_has_an_event_above() -> None:
-    """A new kind needs a rule, or none."""
     assert {event.kind for event in EVENTS} == {*FeedKind}
 
 
@@ -102,7 +98,6 @@ def judge(entry: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", SOUND)
 @pytest.mark.parametrize("member", [*MEMBERS, "unknown"])
 def test_schema_and_decoder_agree_about_each_member(kind: str, member: str) -> None:
-    """Absent, and with every value at a bound or of another kind."""
     sound = SOUND[kind]
     judge({name: value for name, value in sound.items() if name != member})
     for value in VALUES:
@@ -114,5 +109,4 @@ def test_schema_and_decoder_agree_about_each_member(kind: str, member: str) -> N
     kind=st.sampled_from([*SOUND]),
 )
 def test_schema_and_decoder_agree(changes: dict[str, Any], kind: str) -> None:
-    """Whatever combination of members it is."""
     judge(SOUND[kind] | changes)

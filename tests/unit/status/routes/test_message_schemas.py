@@ -154,13 +154,11 @@ def is_accepted(name: str, message: dict[str, Any], record: str) -> bool:
 
 
 def test_files_are_the_generated_ones() -> None:
-    """docs/schemas/ is made again whenever a type or a rule changes."""
     assert {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()} == render_files()
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_schema_is_one_and_its_sound_message_has_every_member(name: str) -> None:
-    """By the dialect's own schema; the message of the tests below leaves no member out."""
     Draft202012Validator.check_schema(SCHEMAS[name])
     members = SCHEMAS[name]["properties"].keys()
     assert members - SOUND[name].keys() <= {"recordBase64", "recordGzip"}
@@ -169,7 +167,6 @@ def test_schema_is_one_and_its_sound_message_has_every_member(name: str) -> None
 
 
 def test_examples_of_the_pages_are_valid() -> None:
-    """Those of producers, and the dead letter."""
     names = {"record": "operation", "order": "order-event"}
     names |= {f"control {title}": name for name, title in CONTROL_TYPES.items()}
     shown = [one for one in page_examples(ROOT / "docs" / "sending.md") if one.name in names]
@@ -185,7 +182,6 @@ def test_examples_of_the_pages_are_valid() -> None:
 
 @pytest.mark.slow
 def test_workload_is_judged_alike() -> None:
-    """Valid and bad records and events of the load, with all that is strange in them."""
     workload = Workload(7, make_tenants(4, run="t"))
     records = [item.record.decode("utf-8", "replace") for item in workload.items(500)]
     events = [item.event.body for item in OrderWorkload(7, workload.tenants, workload.model).items(250)]
@@ -205,7 +201,6 @@ def test_workload_is_judged_alike() -> None:
 @pytest.mark.parametrize("record", [b"{}", b"\xff", bytes(range(256)) * 40, b"\xc3\xa4" * 40_000])
 @pytest.mark.parametrize("origin", [OF_STREAM, OF_QUEUE])
 def test_written_letters_are_valid(origin: Origin, record: bytes, room: int) -> None:
-    """Of both sources, in every form of the record, and with parts."""
     parts = BadParts(9, 2, {"too_large": 2}, (0, 3), ("r", None))
     letter = DeadLetter(DeadLetterReason.TOO_LARGE, "error", origin, AT, 1, record, parts=parts)
     for one in (letter, DeadLetter(DeadLetterReason.TOO_LARGE, "error", origin, AT, 1, record)):
@@ -214,7 +209,6 @@ def test_written_letters_are_valid(origin: Origin, record: bytes, room: int) -> 
 
 @pytest.mark.parametrize("reason", DIFFERENCES)
 def test_difference_exists(reason: str) -> None:
-    """A reason that is none any more is gone."""
     one = DIFFERENCES[reason]
     assert VALIDATORS[one.name].is_valid(one.message) == one.schema_accepts
     assert is_accepted(one.name, one.message, json.dumps(one.message)) != one.schema_accepts
@@ -294,7 +288,6 @@ VARIANTS: Final[list[tuple[str, dict[str, Any]]]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_schema_and_decoder_agree_about_each_member(name: str, variant: dict[str, Any]) -> None:
-    """Absent, and with every value at a bound or of another kind."""
     sound = SOUND[name] | variant
     for member in sound:
         without = {key: value for key, value in sound.items() if key != member}
@@ -328,14 +321,12 @@ def judge(name: str, message: dict[str, Any], record: str) -> bool:
 @given(messages())
 @example(("operation", {**SOUND["operation"], "operation": "delete", "filters": {"date": 5}}))
 def test_schema_and_decoder_agree(drawn: tuple[str, dict[str, Any]]) -> None:
-    """What a schema refuses its decoder refuses, and the other way round, but for the reasons above."""
     name, message = drawn
     judge(name, message, json.dumps(message))
 
 
 @pytest.mark.parametrize("name", [name for name, sound in SOUND.items() if "timestamp" in sound])
 def test_schema_and_decoder_agree_about_times(name: str) -> None:
-    """RFC 3339, or without the offset, or the date alone."""
     for times_of_kind, are_accepted in ((TIMES_ACCEPTED, True), (TIMES_REFUSED, False)):
         for time in times_of_kind:
             message = SOUND[name] | {"timestamp": time}
@@ -344,7 +335,6 @@ def test_schema_and_decoder_agree_about_times(name: str) -> None:
 
 @given(times)
 def test_time_is_an_instant_for_the_decoder_as_for_the_schema(time: str) -> None:
-    """Nothing between the two is left to a parser."""
     message = SOUND["operation"] | {"timestamp": time}
     is_time = judge("operation", message, json.dumps(message))
     assert is_time is bool(re.search(TIME, time))

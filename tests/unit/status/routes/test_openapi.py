@@ -27,7 +27,6 @@ def references(value: Any) -> set[str]:
 
 
 def test_every_route_is_described_once() -> None:
-    """The table is the router's, so the description has nothing else."""
     described = {
         (method.upper(), path): operation["operationId"]
         for path, methods in DESCRIPTION["paths"].items()
@@ -39,7 +38,6 @@ def test_every_route_is_described_once() -> None:
 
 
 def test_references_lead_to_schemas_and_each_schema_is_used() -> None:
-    """A schema that no answer has is gone."""
     used = {one.removeprefix("#/components/schemas/") for one in references(DESCRIPTION)}
     assert used == SCHEMAS.keys()
     assert {name for route in ROUTES for name in route.answers.values()} <= SCHEMAS.keys() | CONTENT_TYPES.keys()
@@ -47,7 +45,6 @@ def test_references_lead_to_schemas_and_each_schema_is_used() -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 def test_refusals_are_described(route: Route) -> None:
-    """Of the token, of the rate, of the number of requests; a probe is never refused."""
     responses = DESCRIPTION["paths"][route.path][route.method.lower()]["responses"]
     assert ({"401", "403"} <= responses.keys()) == (route.access is not Access.ALL)
     assert ("429" in responses) == (not route.is_probe)
@@ -57,20 +54,17 @@ def test_refusals_are_described(route: Route) -> None:
 
 
 def test_parameters_of_a_list_are_those_that_are_read() -> None:
-    """The names of the query's reader."""
     (route,) = (route for route in ROUTES if route.name == "operations")
     assert {one.name for one in route.parameters} == {*_TENANT, *_PARSERS}
 
 
 def test_members_of_an_operation_are_described() -> None:
-    """Whether it is in the log or was rejected."""
     members = {*LoggedOperation.__struct_encode_fields__, *RejectedRequest.__struct_encode_fields__}
     assert members <= SCHEMAS["Operation"]["properties"].keys()
 
 
 @pytest.mark.parametrize("name", ["Status", "Fleet", "Tenant", "NoTenant", "Operation", "Handler"])
 def test_required_members_stay_for_viewers(name: str) -> None:
-    """A viewer's answer has the schema, too."""
     samples = {"string": "text", "array": [], "object": {}, "boolean": True, "number": 1.0, "integer": 1}
     schema = SCHEMAS[name]
     kinds = {member: schema["properties"][member]["type"] for member in schema["required"]}
@@ -79,7 +73,6 @@ def test_required_members_stay_for_viewers(name: str) -> None:
 
 
 def test_page_has_every_path() -> None:
-    """What people read and what programs read is the same."""
     page = (ROOT / "docs" / "outcomes.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(?:[A-Z]+ )?(/[\w/{}.-]*)[^`]*`", page))
     assert {route.path for route in ROUTES} - named == set()

@@ -34,7 +34,6 @@ def silent_collector() -> Iterator[str]:
 
 @pytest.mark.slow(9)
 async def test_silent_collector_costs_bounded_memory_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each span has all of its links; the oldest are dropped. The end takes no longer than it may."""
     with silent_collector() as url:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", str(ANSWER_S))
@@ -62,7 +61,6 @@ async def test_silent_collector_costs_bounded_memory_and_no_time(monkeypatch: py
 async def test_queue_is_smaller_than_that_of_the_sdk_unless_its_variables_are_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the arguments that its processor gets; a small queue makes small requests."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     sizes = []
     for environ in ({}, {"OTEL_BSP_MAX_QUEUE_SIZE": "50"}, SMALL_QUEUE):

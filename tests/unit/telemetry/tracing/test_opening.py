@@ -19,7 +19,6 @@ TEXTS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 6)]
 
 
 def test_missing_extra_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the name of the extra."""
     monkeypatch.delitem(sys.modules, exported_spans.__name__)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigurationError, match=r"^TRACES: .* install simplu-worker\[tracing\]$"):
@@ -44,7 +43,6 @@ def test_missing_extra_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_other_protocol_is_a_wrong_setting(environ: Mapping[str, str], problem: str | None) -> None:
-    """The variable of traces alone wins over that of all signals, as in the SDK."""
     if problem is None:
         check_tracing(environ)
         return
@@ -53,7 +51,6 @@ def test_other_protocol_is_a_wrong_setting(environ: Mapping[str, str], problem: 
 
 
 async def test_process_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The values of headers, which may be keys, are kept out of the log; to close it twice is no error."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     environ = {"OTEL_EXPORTER_OTLP_HEADERS": "a=first-key-of-mine,b=second%20key"}
     with open_tracing(group_name="g", replica_name="replica-1", environ=environ) as export:
@@ -79,7 +76,6 @@ async def test_process_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) 
 def test_resource_is_the_replica_with_the_attributes_of_the_variables(
     monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str], expected: Mapping[str, str]
 ) -> None:
-    """The name of the service among them."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     attributes = exported_spans.resource_of("replica-1").attributes
@@ -89,7 +85,6 @@ def test_resource_is_the_replica_with_the_attributes_of_the_variables(
 
 @pytest.mark.parametrize("environ", [{"OTEL_BSP_MAX_QUEUE_SIZE": "many"}, {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100000"}])
 def test_values_that_the_sdk_refuses_are_wrong_settings(environ: Mapping[str, str]) -> None:
-    """Texts that are no numbers, and a request that is larger than the queue."""
     with pytest.raises(ConfigurationError, match=r"^OTEL_\*: expected values that OpenTelemetry knows, got: "):
         open_tracing(group_name="g", replica_name="r", environ=environ).__enter__()
     assert TRACING.tracer is None
@@ -99,7 +94,6 @@ def test_values_that_the_sdk_refuses_are_wrong_settings(environ: Mapping[str, st
 def test_lower_limit_of_the_sdk_keeps_the_first_links(
     monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
 ) -> None:
-    """And what is left out is counted; by itself the SDK would keep the last ones."""
     monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", limit)
     with record_spans() as spans:
         with process_span(lambda: TracedBatch("sqs", "orders", 5, lambda: TEXTS)):
@@ -110,7 +104,6 @@ def test_lower_limit_of_the_sdk_keeps_the_first_links(
 
 
 def test_receive_without_records_has_no_span() -> None:
-    """A poll of an empty queue is none that a person looks for; one that failed is."""
     with record_spans() as spans:
         with receive_span("sqs", "orders") as span:
             span.note_records(0)

@@ -27,14 +27,12 @@ def _text(number: int, *, is_sampled: bool = True) -> str:
     ],
 )
 def test_links_are_few_and_sampled_ones_go_first(texts: list[str], expected: tuple[list[int], int, int]) -> None:
-    """Each span once, three at most here; the rest is counted, and each malformed text is."""
     chosen = choose_links(texts, 3)
     assert expected == ([span.trace_id for span in chosen.spans], *chosen[1:])
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.booleans())), st.integers(0, 5))
 def test_no_link_is_lost_from_the_count(spans: list[tuple[int, bool]], max_count: int) -> None:
-    """Links, those left out, and malformed ones (number 0) make up all that was sent."""
     texts = [_text(number, is_sampled=is_sampled) for number, is_sampled in spans]
     chosen = choose_links(texts, max_count)
     assert len(chosen.spans) <= max_count

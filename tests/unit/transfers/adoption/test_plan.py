@@ -60,7 +60,6 @@ def owner(source: OldTenant, *businesses: Business | str, shard_id: str | None =
     ],
 )
 def test_layout_is_known_by_the_columns(columns: dict[str, str], expected: Layout) -> None:
-    """Business and location in one column or in two; data as jsonb or as text; other columns do not matter."""
     assert layout_of(columns) is expected
 
 
@@ -74,13 +73,11 @@ def test_layout_is_known_by_the_columns(columns: dict[str, str], expected: Layou
     ],
 )
 def test_layout_says_what_was_expected_when_it_is_another_table(columns: dict[str, str], says: str) -> None:
-    """A table of the same name may be anybody's."""
     assert says in layout_of(columns)
 
 
 @given(business_id=st.text("ab-", min_size=1, max_size=6), location_id=st.text("ab-", min_size=1, max_size=6))
 def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location_id: str) -> None:
-    """An id with several `-` cannot be split by its text: each of them may be the one between."""
     candidates = OldTenant(f"{business_id}-{location_id}").candidates
 
     assert (business_id, location_id) in candidates
@@ -89,7 +86,6 @@ def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location
 
 
 def test_owner_is_the_one_pair_that_business_info_knows() -> None:
-    """By its locations, whatever else is in the id."""
     found = owner(OldTenant("clinic-b-c"), CLINIC)
 
     assert (found.business_id, found.location_id, found.business_type) == ("clinic", "b-c", "dental")
@@ -122,7 +118,6 @@ def test_owner_is_the_one_pair_that_business_info_knows() -> None:
 def test_owner_has_a_problem_when_it_is_not_certain(
     source: OldTenant, businesses: tuple[Business | str, ...], shard_id: str | None, says: str
 ) -> None:
-    """Nothing is guessed: what a person has to mend is said."""
     found = owner(source, *businesses, shard_id=shard_id)
 
     assert says in (found.problem or "")
@@ -130,7 +125,6 @@ def test_owner_has_a_problem_when_it_is_not_certain(
 
 
 def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
-    """`a-b` + `c` and `a` + `b-c` give the same id (docs/reading.md): neither is taken."""
     one, other = OldTenant("1", "clinic", "b-c"), OldTenant("2", "clinic-b", "c")
     owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(OldTenant("clinic-main"), CLINIC)])
 
@@ -146,7 +140,6 @@ def plan(found: OldContents, *owners: Owner) -> AdoptionPlan:
 
 
 def test_plan_refuses_only_what_was_not_chosen() -> None:
-    """Unresolved tenants, duplicates, and bad rows each have their option; names in the way have none."""
     found = OldContents(conflicting_names=["tenants"])
     found.add_rows(None, "it names no tenant", 3)
     found.add_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
@@ -160,7 +153,6 @@ def test_plan_refuses_only_what_was_not_chosen() -> None:
 
 
 def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
-    """Duplicates of a tenant that is left where it is are nobody's choice."""
     found = OldContents()
     found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
     made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
@@ -169,7 +161,6 @@ def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
 
 
 def test_found_names_a_bounded_number_of_duplicates() -> None:
-    """All are counted."""
     found = OldContents()
     for number in range(NAMED_MAX + 5):
         found.add_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
@@ -181,12 +172,10 @@ def test_found_names_a_bounded_number_of_duplicates() -> None:
     ("ids", "expected"), [(("b", "l"), "b l"), (("b", None), "key"), ((None, "l"), "key"), ((None, None), "key")]
 )
 def test_owner_is_called_by_both_ids_else_by_its_key(ids: tuple[str | None, str | None], expected: str) -> None:
-    """Half a tenant is no name."""
     assert Owner(OldTenant("key"), *ids).name == expected
 
 
 def test_contents_count_rows_by_source_and_faults_by_kind() -> None:
-    """They come in parts; rows without a source and without a fault count nowhere."""
     contents, source = OldContents(), OldTenant("clinic-main")
     for count in (2, 3):
         contents.add_rows(source, None, count)
@@ -197,7 +186,6 @@ def test_contents_count_rows_by_source_and_faults_by_kind() -> None:
 
 
 def test_plan_lists_owners_by_name() -> None:
-    """Those with a problem apart from the others."""
     owners = [Owner(OldTenant(name), problem=problem) for name, problem in zip("cadb", ("p", None) * 2, strict=True)]
     made = plan(OldContents(), *owners)
     assert [one.name for one in made.resolved] == ["a", "b"]
@@ -205,7 +193,6 @@ def test_plan_lists_owners_by_name() -> None:
 
 
 def test_plan_says_how_many_rows_are_of_unresolved_tenants() -> None:
-    """All resolved, nothing is to be chosen."""
     found = OldContents()
     found.add_rows(OldTenant("lost"), None, 41)
     lost = Owner(OldTenant("lost"), problem="it is not registered")
@@ -215,14 +202,12 @@ def test_plan_says_how_many_rows_are_of_unresolved_tenants() -> None:
 
 
 def test_owners_with_a_problem_do_not_collide() -> None:
-    """Their own problem stays: they have no id yet."""
     owners = [Owner(OldTenant(key), problem="it is not registered") for key in "ab"]
     assert list(without_collisions(owners).values()) == owners
 
 
 @pytest.mark.parametrize("half", [{"business_id": "x"}, {"location_id": "x"}])
 def test_half_a_tenant_is_looked_for_by_its_key(half: dict[str, str]) -> None:
-    """And has no id."""
     assert OldTenant("clinic-main", **half).candidates == [("clinic", "main")]
     assert Owner(OldTenant("clinic-main"), **half).tenant_id is None
 
@@ -231,13 +216,11 @@ def test_half_a_tenant_is_looked_for_by_its_key(half: dict[str, str]) -> None:
 def test_owner_with_a_problem_is_called_by_its_pair_where_that_is_known(
     business: Business, shard_id: str | None
 ) -> None:
-    """Its type, its registration or its route is to be corrected."""
     found = owner(OldTenant("clinic-main"), business, shard_id=shard_id)
     assert (found.name, found.problem is None, found.tenant_id) == ("clinic main", False, None)
 
 
 def test_owner_that_is_not_known_is_called_as_the_old_table_calls_it() -> None:
-    """The problem names the business, or that it has no such location."""
     absent, elsewhere = owner(OldTenant("nowhere-main")), owner(OldTenant("clinic-other"), CLINIC)
     assert (absent.name, elsewhere.name) == ("nowhere-main", "clinic-other")
     assert owner(OldTenant("k", "nowhere", "main")).name == "nowhere main"
@@ -246,7 +229,6 @@ def test_owner_that_is_not_known_is_called_as_the_old_table_calls_it() -> None:
 
 
 def test_contents_name_the_first_duplicates() -> None:
-    """Each with the ids of its rows."""
     found, rows = OldContents(), DuplicateRows("clinic-main", "patient", "1", 2, [3, 4])
     found.add_duplicate(rows)
     assert found.duplicates == [rows]

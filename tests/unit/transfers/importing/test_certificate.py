@@ -25,7 +25,6 @@ CERTIFICATE = ImportCertificate(
 
 
 def test_certificate_is_read_as_it_was_written() -> None:
-    """Its members are in the form of all JSON of the worker; those without content are left out."""
     text = msgspec.json.encode(CERTIFICATE).decode()
 
     assert parse_certificate(text) == CERTIFICATE
@@ -36,5 +35,4 @@ def test_certificate_is_read_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("text", [None, "{}", '{"mapping": "digest", "followedTo": "2026-01-01T10:00:00Z"}'])
 def test_other_details_are_no_certificate(text: str | None) -> None:
-    """Such as those of an import that follows its source."""
     assert parse_certificate(text) is None

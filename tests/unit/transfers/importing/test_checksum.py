@@ -25,7 +25,6 @@ def checksum_of(rows: list[tuple[int, int]]) -> RowChecksum:
 def test_checksum_does_not_depend_on_order_nor_on_how_rows_are_summed(
     rows: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """A server that sums pages comes to the same as a client that adds rows."""
     shuffled = data.draw(st.permutations(rows))
     cut = data.draw(st.integers(0, len(rows)))
     paged = RowChecksum()
@@ -37,7 +36,6 @@ def test_checksum_does_not_depend_on_order_nor_on_how_rows_are_summed(
 
 
 def test_checksum_is_the_sum_of_both_halves_modulo_two_to_the_64() -> None:
-    """As the servers' sums, of which the halves are signed."""
     checksum = RowChecksum()
     checksum.add(3, -5, row_count=2)
     checksum.add(2**63 - 1, 2)
@@ -48,7 +46,6 @@ def test_checksum_is_the_sum_of_both_halves_modulo_two_to_the_64() -> None:
 
 @given(rows=ROWS, more=st.tuples(HASHES, HASHES))
 def test_checksum_differs_for_another_row(rows: list[tuple[int, int]], more: tuple[int, int]) -> None:
-    """One more is another number at least; one in place of another is another sum."""
     assert checksum_of([*rows, more]) != checksum_of(rows)
     assert checksum_of([*rows, (more[0] ^ 1, more[1])]) != checksum_of([*rows, more])
     assert checksum_of([*rows, (more[0], more[1] ^ 1)]) != checksum_of([*rows, more])
@@ -64,12 +61,10 @@ def test_checksum_differs_for_another_row(rows: list[tuple[int, int]], more: tup
     ],
 )
 def test_pause_keeps_the_pace_of_all_connections(pages: list[tuple[float, int]], expected: list[float]) -> None:
-    """100 rows a second; a slow time is not made up for."""
     pace = RowPace(100.0, started_at=0.0)
 
     assert [pace.pause_s(count, now=now) for now, count in pages] == expected
 
 
 def test_there_is_no_pause_without_a_limit() -> None:
-    """The default."""
     assert RowPace(None, started_at=0.0).pause_s(10**9, now=0.0) == 0.0

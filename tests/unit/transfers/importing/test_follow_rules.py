@@ -34,12 +34,10 @@ DETAIL = msgspec.json.decode(msgspec.json.encode(FollowState("digest", MOMENT)))
 def test_copy_goes_on_from_the_last_snapshot_of_the_same_mapping(
     step: str, detail: dict[str, Any], expected: datetime | None
 ) -> None:
-    """Some time before it, for transactions that were open; otherwise the tenant is copied whole."""
     assert followed_since(step, detail, mapping="digest") == expected
 
 
 def test_plan_names_the_tables_that_cannot_be_followed() -> None:
-    """Without a change column, or without a tombstone; and that the writers have to stop in any case."""
     plain = TableMapping(table="a", key=["id"], tenant=["b"])
     changing = msgspec.structs.replace(plain, table="c", changed="at")
     whole = msgspec.structs.replace(changing, table="d", deleted="gone")

@@ -36,7 +36,6 @@ def parse(*tables: dict[str, Any], tenants: dict[str, Any] | None = None) -> Sou
 
 
 def test_mapping_of_the_page_is_read_from_toml() -> None:
-    """It has every table of the reference."""
     mapping = parse_mapping(mapping_text().encode(), is_json=False)
 
     assert [table.name for table in mapping.tables] == [
@@ -72,7 +71,6 @@ def test_mapping_of_the_page_is_read_from_toml() -> None:
     ],
 )
 def test_mapping_is_refused_with_its_problem(table: dict[str, Any], tenants: dict[str, Any], problem: str) -> None:
-    """Each names the table, what was expected, and what came."""
     with pytest.raises(ConfigurationError) as caught:
         parse(TABLE | table, tenants=tenants)
 
@@ -81,32 +79,27 @@ def test_mapping_is_refused_with_its_problem(table: dict[str, Any], tenants: dic
 
 @pytest.mark.parametrize(("text", "is_json"), [(b"{", True), (b"\xff", True), (b"[", False), (b"\xff", False)])
 def test_text_that_is_no_mapping_is_refused(text: bytes, is_json: bool) -> None:  # noqa: FBT001
-    """The message leads to the page with the form."""
     with pytest.raises(ConfigurationError, match=r"docs/importing\.md has the form"):
         parse_mapping(text, is_json=is_json)
 
 
 def test_tables_with_one_and_with_two_tenant_columns_are_refused() -> None:
-    """One and the same tenant would be two."""
     with pytest.raises(ConfigurationError, match="expected one column in every table, or two in every table, got both"):
         parse(TABLE, TABLE | {"table": "orders", "tenant": ["b"]}, tenants={"location": "main"})
 
 
 def test_text_that_is_too_long_is_refused() -> None:
-    """Before it is parsed."""
     with pytest.raises(ConfigurationError, match="expected at most 1048576 bytes, got 1048577"):
         parse_mapping(b" " * (FILE_MAX_BYTES + 1), is_json=True)
 
 
 @pytest.mark.parametrize("key", ["a", '"a b"', "'a'", "a-b ", "data.x\t"])
 def test_key_of_too_many_parts_is_refused(key: str) -> None:
-    """Its parser would take hours for one that fills the file."""
     with pytest.raises(ConfigurationError, match="expected keys of at most 20 parts, got one with more dots"):
         parse_mapping(f"{key}.".encode() * 100_000 + b"x = 1", is_json=False)
 
 
 def test_members_are_all_other_columns_and_the_times() -> None:
-    """Under their own names; those of `data` in place of them, if it is given."""
     plain = parse(TABLE | {"leave_out": ["y"], "changed": "x"}).tables[0]
     chosen = parse(TABLE | {"data": {"Name": "x", "Again": "x"}}).tables[0]
 
@@ -121,12 +114,10 @@ def test_members_are_all_other_columns_and_the_times() -> None:
 
 
 def test_columns_are_those_of_the_catalog() -> None:
-    """In its order, with the types as it writes them."""
     assert names_of([{"name": "a", "type_name": "public.citext"}]) == [SourceColumn("a", "public.citext")]
 
 
 def test_bounds_of_a_mapping_may_be_reached() -> None:
-    """A name of 63 bytes, a file of 1 MiB, one table of several with business types; data_column without data."""
     long = "x" * 63
     text = json.dumps({"tables": [TABLE | {"table": long}]}).encode()
     whole = parse_mapping(text + b" " * (FILE_MAX_BYTES - len(text)), is_json=True)
@@ -138,12 +129,10 @@ def test_bounds_of_a_mapping_may_be_reached() -> None:
 
 
 def test_refusal_has_a_line_for_each_problem() -> None:
-    """As the command prints it."""
     assert str(MappingRefusedError("one", "two")) == "one\ntwo"
 
 
 def test_table_without_the_named_columns_is_refused() -> None:
-    """With those that are missing, and those that are there."""
     table = parse(TABLE | {"changed": "at"}).tables[0]
 
     with pytest.raises(MappingRefusedError, match=r"public\.t: expected the columns at, got b, id, l, x, y"):
@@ -154,7 +143,6 @@ def test_table_without_the_named_columns_is_refused() -> None:
 
 @given(location=st.text(min_size=1, max_size=20), member=st.text(min_size=1, max_size=20))
 def test_digest_differs_with_the_mapping_and_not_with_its_form(location: str, member: str) -> None:
-    """It is kept in certificates."""
     table = TableMapping(table="t", key=["id"], tenant=["b"], data={member: "x"})
     other = msgspec.structs.replace(table, data={f"{member}2": "x"})
 

@@ -66,7 +66,6 @@ TABLES = [TableMapping(table="t", key=["id"], tenant=["b"])]
     ],
 )
 def test_row_is_refused_for_its_reason(changes: dict[str, Any], expected: str | None) -> None:
-    """By the rules of operations: ids, types and the bounds of documents."""
     reason = refusal_of_row(msgspec.structs.replace(ROW, **changes), {("orders", "twice")})
 
     assert reason == expected if expected is None else (reason or "").startswith(expected)
@@ -87,7 +86,6 @@ def test_document_is_read_alone_if_it_is_long_and_may_be_stored(
     byte_count: int | None,
     expected: bool,  # noqa: FBT001  # a column
 ) -> None:
-    """One that is too long for a resource is never read."""
     row = msgspec.structs.replace(ROW, document=document, byte_count=byte_count)
 
     assert must_be_read_alone(row) is expected
@@ -116,7 +114,6 @@ def mapping(**tenants: Any) -> SourceMapping:
 def test_columns_name_business_and_location(
     key: tuple[str, ...], tenants: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
-    """A joined id with several dashes may be several."""
     assert pairs_of(source(*key), TenantMapping(**tenants)) == expected
 
 
@@ -194,7 +191,6 @@ def test_tenant_has_a_name_and_a_type_or_a_problem(
     businesses: dict[str, Business | str | None],
     expected: tuple[str | None, ...],
 ) -> None:
-    """From the mapping, the rows, or business-info."""
     named = name_tenant(one, given, businesses, known_types=TYPES)
 
     assert (named.business_id, named.location_id, named.business_type, named.problem) == expected
@@ -215,12 +211,10 @@ def test_business_info_is_asked_only_for_names_and_types_that_the_source_lacks(
     given: SourceMapping,
     expected: bool,  # noqa: FBT001  # a column
 ) -> None:
-    """An import with both in the mapping works without it."""
     assert needs_business_info(one, given) is expected
 
 
 def test_tenants_with_one_id_are_both_refused() -> None:
-    """`a-b` + `c` is `a` + `b-c`."""
     tenants = [
         NamedTenant(source("a-b", "c"), "a-b", "c", "gym"),
         NamedTenant(source("a", "b-c"), "a", "b-c", "gym"),
@@ -233,14 +227,12 @@ def test_tenants_with_one_id_are_both_refused() -> None:
 
 
 def test_tenants_with_a_problem_keep_it() -> None:
-    """They have no id that another one could have."""
     tenants = [NamedTenant(source(key), problem=f"{key} is wrong") for key in ("x", "y")]
 
     assert without_collisions(tenants) == tenants
 
 
 def test_tenant_is_named_by_the_source_until_it_has_a_name() -> None:
-    """For people."""
     one = source("b", "l")
     names = [NamedTenant(one), NamedTenant(one, "b"), NamedTenant(one, "B", "L"), NamedTenant(one, location_id="l")]
 
@@ -292,7 +284,6 @@ OTHER_PAIR = msgspec.structs.replace(home(ACTIVE), business_id="b-l")
 def test_step_is_decided_by_the_rows_of_the_tenant(
     homes: list[HomeFacts], step: PlaceStep, problem: str | None
 ) -> None:
-    """An import continues its own tenants only, and never touches an active one."""
     tenant = NamedTenant(source("b", "l"), "b", "l", "gym")
 
     found = place_of(tenant, homes, source="db")

@@ -55,7 +55,6 @@ def statements_of(table: ReadTable, columns: int = 2) -> list[SourceStatement]:
 @pytest.mark.slow
 @given(names=st.lists(NAMES, min_size=7, max_size=7, unique=True), kind=st.sampled_from(["boolean", "timestamp"]))
 def test_names_and_values_of_a_mapping_are_never_sql(names: list[str], kind: str) -> None:
-    """Without quoted names and our own texts, the statement is the same for every mapping."""
     found = [_bones(statement) for statement in statements_of(_table(names, kind))]
 
     assert found == [_bones(statement) for statement in statements_of(_table(list("abcdefg"), kind))]
@@ -66,13 +65,11 @@ def test_names_and_values_of_a_mapping_are_never_sql(names: list[str], kind: str
 
 
 def test_transaction_has_no_timeout_on_servers_that_know_the_setting() -> None:
-    """From PostgreSQL 17 on; older ones refuse it."""
     setting = "SET LOCAL transaction_timeout = 0;"
     assert [version for version in (11, 16, 17, 18) if setting in begin(version)] == [17, 18]
 
 
 def test_statements_are_those_of_the_file() -> None:
-    """The whole text of each, for a table with every kind of column, and for one with as few as possible."""
     mapping = TableMapping(
         table="orders",
         schema="pos",
@@ -102,7 +99,6 @@ def test_statements_are_those_of_the_file() -> None:
 
 
 def test_many_members_are_put_together_of_several_objects() -> None:
-    """A function takes 100 arguments."""
     members = {f"m{number:03}": "x" for number in range(2 * MEMBERS_AT_ONCE + 1)}
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r")
     table = ReadTable(mapping, members, {"id": "integer", "b": "text", "x": "text"})
@@ -122,7 +118,6 @@ def test_many_members_are_put_together_of_several_objects() -> None:
     ],
 )
 def test_tombstone_is_a_time_or_true(deleted: str | None, kind: str, expected: str) -> None:
-    """A false one is none."""
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r", deleted=deleted)
     table = ReadTable(mapping, {}, {"id": "integer", "b": "text", "gone": kind})
 
@@ -148,7 +143,6 @@ def test_tombstone_is_a_time_or_true(deleted: str | None, kind: str, expected: s
     ],
 )
 def test_times_of_changes_are_compared_by_their_own_type(kind: str, expected: str) -> None:
-    """A cast of a column without zone would keep its index from being used. The server drops one to the same type."""
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r", changed="at")
     table = ReadTable(mapping, {}, {"id": "integer", "b": "text", "at": kind})
 
@@ -156,7 +150,6 @@ def test_times_of_changes_are_compared_by_their_own_type(kind: str, expected: st
 
 
 def test_tenant_is_compared_by_its_type_and_by_its_text() -> None:
-    """The first uses an index; the second is exact for types whose equal values have several texts."""
     mapping = TableMapping(table="t", key=["id"], tenant=["b"], resource_type="r")
     table = ReadTable(mapping, {}, {"id": "integer", "b": "public.citext"})
 
@@ -192,5 +185,4 @@ def _bones(statement: SourceStatement) -> str:
 
 
 def test_quoted_names_end_where_they_should() -> None:
-    """The pattern above and the quoting agree."""
     assert QUOTED.fullmatch(quote_name('a"; --"b')) is not None

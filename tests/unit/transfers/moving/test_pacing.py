@@ -29,13 +29,11 @@ from simplu_worker.transfers.moving.pacing import (
     ],
 )
 def test_chunk_follows_both_shards(took_s: float, answer_s: float, row_count: int, rest_s: float) -> None:
-    """By the time of the last chunk, and by that of a small statement."""
     pace = next_pace(ChunkPace(2_000, usual_answer_s=0.001), row_count=2_000, took_s=took_s, answer_s=answer_s)
     assert (pace.row_count, pace.rest_s) == (row_count, rest_s)
 
 
 def test_chunks_may_be_shorter_and_without_rests() -> None:
-    """Ranges of a comparison are shorter; a restore rests only while a shard is busy."""
     quick = next_pace(
         ChunkPace(2_000, usual_answer_s=0.001, chunk_s=0.02, rest_share=0.0),
         row_count=2_000,
@@ -55,7 +53,6 @@ def test_chunks_may_be_shorter_and_without_rests() -> None:
     st.floats(0, REST_MAX_S),
 )
 def test_chunk_is_bounded(size: int, copied: int, took_s: float, answer_s: float, rest_s: float) -> None:
-    """Whatever was measured."""
     pace = next_pace(ChunkPace(size, rest_s, 0.001), row_count=copied, took_s=took_s, answer_s=answer_s)
     assert ROWS_MIN <= pace.row_count <= ROWS_MAX
     assert 0 <= pace.rest_s <= REST_MAX_S
@@ -65,7 +62,6 @@ def test_chunk_is_bounded(size: int, copied: int, took_s: float, answer_s: float
 @example(rate=8_000.0, size=1, copied=1, took_s=0.05, answer_s=0.5)  # the shard is busy
 @example(rate=8_000.0, size=4, copied=4, took_s=10.0, answer_s=0.001)  # not even one row fits
 def test_rate_is_kept(rate: float, size: int, copied: int, took_s: float, answer_s: float) -> None:
-    """Over the chunk and the rest before the next one; a chunk has a row at least."""
     slow = ChunkPace(size, usual_answer_s=0.001)
     pace = next_pace(slow, row_count=copied, took_s=took_s, answer_s=answer_s, max_rows_per_s=rate)
     assert copied / (took_s + pace.rest_s) <= rate * 1.0001
@@ -73,7 +69,6 @@ def test_rate_is_kept(rate: float, size: int, copied: int, took_s: float, answer
 
 
 def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> None:
-    """Down to one of them; then larger chunks are tried only while they are quick."""
     pace: ChunkPace | None = ChunkPace(100_000)
     sizes = []
     while pace is not None:
@@ -89,7 +84,6 @@ def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> N
 
 @given(st.integers(1, ROWS_MAX), st.integers(1, ROWS_MAX), st.floats(0, 100), st.floats(0, 10))
 def test_chunk_stays_below_the_one_that_took_too_long(most: int, copied: int, took_s: float, answer_s: float) -> None:
-    """Unless one was quick since then."""
     pace = next_pace(ChunkPace(most, most=most), row_count=copied, took_s=took_s, answer_s=answer_s)
     assert 1 <= pace.row_count <= (most if took_s > CHUNK_S else min(ROWS_MAX, 4 * most))
 
@@ -106,5 +100,4 @@ def test_chunk_stays_below_the_one_that_took_too_long(most: int, copied: int, to
     ],
 )
 def test_catch_up_ends_with_a_short_round(row_count: int, took_s: float, expected: bool) -> None:  # noqa: FBT001
-    """Or with one that has few rows and is as short as the pause may be."""
     assert is_last_round(row_count, took_s, max_pause_s=0.5) is expected

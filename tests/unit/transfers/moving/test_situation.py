@@ -52,7 +52,6 @@ MOVED = tenant("moved", moved_to="target")
     ],
 )
 def test_situation(source: MovingTenant | None, target: MovingTenant | None, expected: str) -> None:
-    """By the states, and by the tokens where the source has committed."""
     assert situation_of(source, target, target_shard_id="target") == Situation(expected)
 
 
@@ -81,7 +80,6 @@ def test_copy_is_continued(
     source: MovingTenant,
     is_kept: bool,  # noqa: FBT001
 ) -> None:
-    """Only one of the same source, as of a time that its log goes back to."""
     assert continued_progress(source, "source", target, arrival, KEEPS) == (PROGRESS if is_kept else None)
 
 
@@ -114,7 +112,6 @@ def test_way_back_is_warm(
     source: MovingTenant,
     is_warm: bool,  # noqa: FBT001
 ) -> None:
-    """Only to rows that are whole, from the moment when all was on the shard that the tenant leaves now."""
     progress = warm_progress(source, target, departure, arrival, KEEPS)
     assert (progress is not None) == is_warm
     assert progress is None or (progress.barrier, progress.server) == (CAME.ready_at, SERVER)

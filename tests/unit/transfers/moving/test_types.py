@@ -42,5 +42,4 @@ AGAIN = "run the same command again to go on"
     ],
 )
 def test_state_of_the_tenant(phases: tuple[MovePhase, ...], has_left: bool, state: str) -> None:  # noqa: FBT001  # a parameter of the test
-    """In every phase: where it is, and which command comes next."""
     assert {describe_state(MOVE, phase, has_left=has_left) for phase in phases} == {state}

@@ -15,7 +15,6 @@ FULL = Path("/dev/full")
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 def test_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not the one of closing it, which fails once more."""
     path, open_file = tmp_path / "export.jsonl", os.open
 
     def open_full(made: Path, flags: int, mode: int) -> int:
@@ -29,7 +28,6 @@ def test_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: 
 
 
 def test_part_of_a_chunk_is_cut_off(tmp_path: Path) -> None:
-    """Before the chunk is written again with fewer rows."""
     path = tmp_path / "export.jsonl"
     with ExportFile(path, {"tenant": "clinic-main"}) as file:
         end = file.byte_count

@@ -46,7 +46,6 @@ def journal(step: RestoreStep, run: str = "earlier", token: int = 3) -> Journal:
     ],
 )
 def test_restorer_begins_where_the_rows_are(state: TenantState, found: Journal | None, expected: Beginning) -> None:
-    """With a fence, behind one, or not at all."""
     assert expected == beginning_of(tenant(state), found, RestoreMode.AS_OF_BACKUP, {"own"}, "earlier")
 
 
@@ -69,13 +68,11 @@ def test_restorer_begins_where_the_rows_are(state: TenantState, found: Journal |
 def test_restorer_is_refused_with_the_reason(
     state: TenantState, found: Journal | None, error: type[Exception], text: str
 ) -> None:
-    """Another restorer, a mover, or no tenant to restore."""
     with pytest.raises(error, match=text):
         beginning_of(tenant(state), found, RestoreMode.AS_OF_BACKUP, {"own"}, "earlier")
 
 
 def test_restore_goes_on_in_its_mode_only() -> None:
-    """The log is half of the one or of the other."""
     with pytest.raises(PermanentError, match=r"expected --as-of-backup, .* got --catch-up"):
         beginning_of(tenant(TenantState.FENCED), journal(RestoreStep.REPLACING), RestoreMode.CATCH_UP, set(), "earlier")
     with pytest.raises(PermanentError, match="got no row"):

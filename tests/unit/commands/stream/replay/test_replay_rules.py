@@ -66,7 +66,6 @@ def operations_of(*records: Record) -> list[Operation]:
 def test_selection_has_the_records_of_the_range(
     chosen: ReplayRange, taken: list[str], rejected: int, *, is_last: bool
 ) -> None:
-    """Those of its tenant, records without a readable one left out; up to its end, which is behind the range."""
     records = decoded(
         record(1, "a"),
         record(2, "b", after_s=1),
@@ -80,7 +79,6 @@ def test_selection_has_the_records_of_the_range(
 
 
 def test_batches_are_as_large_as_they_may_be() -> None:
-    """By count and by bytes; an operation that is too large alone; none is left out."""
     operations = operations_of(*(record(number, "a") for number in range(7)))
     size = operations[0].size_bytes
 
@@ -96,8 +94,6 @@ def test_batches_are_as_large_as_they_may_be() -> None:
 
 
 def test_generations_have_parents_before_their_children() -> None:
-    """As few as possible; a parent that is gone is waited for by none."""
-
     def shard(name: str, *parents: str) -> StreamShard:
         return StreamShard(name, frozenset(parents), HashRange(0, 1), "1")
 
@@ -117,13 +113,11 @@ def test_generations_have_parents_before_their_children() -> None:
 def test_operation_became_a_dead_letter_when_its_tenant_never_came(
     absence: Absence, age_s: float, *, expected: bool
 ) -> None:
-    """After the wait for a tenant and a minute; a tenant that is registered may still come."""
     arrived_at = AT - timedelta(seconds=age_s)
     assert became_dead_letter(absence, arrived_at, tenant_wait=timedelta(seconds=300), now=AT) is expected
 
 
 def test_totals_count_each_decided_outcome() -> None:
-    """An applied one by its failure; an operation in the log by its digest, as the shard would."""
     totals = ReplayTotals()
     (operation,) = operations_of(record(1, "a"))
     totals.count(Outcome(Disposition.APPLIED))
@@ -140,7 +134,6 @@ def test_totals_count_each_decided_outcome() -> None:
 
 
 def test_tenant_that_is_left_once_stays_left_with_its_first_reason() -> None:
-    """Its later operations would come before the one that was left."""
     totals = ReplayTotals()
     totals.leave(operations_of(record(1, "a"), record(2, "b")), "shard db-1 is down")
     totals.leave(operations_of(record(3, "a")), "")

@@ -88,7 +88,6 @@ def make_dispatcher(
 
 
 async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the_hold_reads_them() -> None:
-    """All of them: the first one must not be finished before the positions of the others are known."""
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main)
     hold = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
@@ -112,7 +111,6 @@ async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the
 async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operation(
     behind: RecordPosition, left_count: int
 ) -> None:
-    """A tenant that comes along with a slot may have operations of the main reader in memory."""
     main = CheckpointTracker(mark(1))
     dispatcher = make_dispatcher(main)
     queued = [queued_operation(tracker=main, number=2)]
@@ -129,7 +127,6 @@ async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operatio
 
 
 async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_of_the_other() -> None:
-    """The operation is of a parent, which the catch-up does not read; the catch-up starts lower with own records."""
     main = CheckpointTracker(mark(1))
     dispatcher = make_dispatcher(main)
     parents = (ParentRecords("parent", AtTimestamp(NOW), None, None),)
@@ -153,7 +150,6 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
 
 
 async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_another() -> None:
-    """A batch is most of a reader's memory: kept until the next one is settled, it would be there twice."""
     dispatcher, ending = make_dispatcher(CheckpointTracker(), Taking()), asyncio.Event()
     record = bytes(32)  # an object of its own: a constant may be shared
     referrers = sys.getrefcount(record)
@@ -171,7 +167,6 @@ async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_anothe
 
 
 async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
-    """From then until it is settled the dispatcher needs checks: the operation may wait, be stuck, or be held."""
     dispatcher = make_dispatcher(CheckpointTracker())
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (True, False)
 
@@ -184,7 +179,6 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
 
 
 async def test_held_targets_are_tried_now_by_name_or_all() -> None:
-    """A hold that is ready, or waits for parents, is not tried."""
     dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
     tenant = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
     failing = dispatcher.ownership.hold_tenant("c-l", HoldReason.FAILING, [Unread(mark(1))], NOW, now=0.0)
@@ -212,7 +206,6 @@ def sent(dispatcher: Dispatcher, main: CheckpointTracker[RecordPosition], tenant
 
 
 async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are_held() -> None:
-    """The oldest ones stay, and so does everything of the others; the main reader goes on."""
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main, Taking())
     async with asyncio.TaskGroup() as tasks:
@@ -242,7 +235,6 @@ async def test_newest_operations_of_a_tenant_over_its_share_leave_memory_and_are
 async def test_tenant_is_not_held_for_its_share(
     tenants: str, room: int, *, may_read_on: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The main reader sends 0.4 s of the shard's time, and then waits until a lane is idle."""
     monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", room)
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main, Taking())
@@ -255,7 +247,6 @@ async def test_tenant_is_not_held_for_its_share(
 
 
 async def test_tenant_that_is_paced_does_not_hide_another_one_over_its_share() -> None:
-    """What its own catch-up has sent is no measure for the others."""
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main, Taking())
     async with asyncio.TaskGroup() as tasks:
@@ -278,7 +269,6 @@ async def test_tenant_that_is_paced_does_not_hide_another_one_over_its_share() -
 async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
     age_s: float, retention_s: float | None, *, is_first: bool
 ) -> None:
-    """Past half of the retention, what nobody may lose comes before what is fair."""
     main = CheckpointTracker(mark(0))
     retention = None if retention_s is None else timedelta(seconds=retention_s)
     dispatcher = make_dispatcher(main, Taking(), retention=retention, utc=lambda: NOW + timedelta(seconds=age_s))
@@ -295,7 +285,6 @@ async def test_tenant_over_its_share_goes_first_before_its_records_are_lost(
 
 
 async def test_lanes_of_tenants_are_remembered_while_they_have_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Later ones go behind them. Those of others are forgotten so seldom that it costs little, however many come."""
     monkeypatch.setattr("simplu_worker.consumers.pipeline.pipeline.TENANTS_REMEMBERED", 10)
     forgotten_count, forget = 0, Pipeline._forget_idle_tenants
 
@@ -323,7 +312,6 @@ async def test_lanes_of_tenants_are_remembered_while_they_have_operations(monkey
 
 
 async def test_backfill_of_a_silent_shard_waits_apart() -> None:
-    """The others of its catch-up go on; it is caught up later, as far as it was."""
     dispatcher = make_dispatcher(CheckpointTracker(mark(9)))
     unread = Unread(mark(5))
     silent = dispatcher.ownership.open_backfill("shard-a", unread, NOW, now=0.0)

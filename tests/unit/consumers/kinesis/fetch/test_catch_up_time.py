@@ -53,7 +53,6 @@ def catch_up_s(written_mib_s: float, *, is_pushed: bool) -> float:
 def test_catch_up_takes_the_time_of_the_table(
     written_mib_s: float, polled_of_hold: float | None, pushed_of_hold: float
 ) -> None:
-    """An hour of a stream shard written at its limit ends within an hour by push, and does not by polling."""
     pushed_s, polled_s = (catch_up_s(written_mib_s, is_pushed=is_pushed) for is_pushed in (True, False))
     assert pushed_s == pytest.approx(pushed_of_hold * HELD_S, rel=0.12)
     assert written_mib_s < 1.0 or pushed_s <= HELD_S

@@ -66,7 +66,6 @@ class Kinesis:
     ],
 )
 async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list[bool]) -> None:
-    """The Kinesis Client Library rejects an end without children as invalid; some emulators never name children."""
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis(replies), "stream"), "shardId-0", memory, random.random)
     budget = ReadBudget()
@@ -82,7 +81,6 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
 
 @pytest.mark.slow
 async def test_records_of_a_stream_shard_are_counted_once_each() -> None:
-    """By the main reader alone: a catch-up reads records again. So their rate is that at which they are written."""
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis("rnrr"), "stream"), "shardId-counted", memory, random.random)
     main = Cursor(access, TrimHorizon(), Pacing(access.budget), kind=StreamReader.MAIN)
@@ -98,7 +96,6 @@ async def test_records_of_a_stream_shard_are_counted_once_each() -> None:
 
 
 def test_record_is_counted_with_its_objects() -> None:
-    """Of small records these are half of the memory. The allocator rounds each object up, by a tenth of all."""
     records = [
         {
             "SequenceNumber": f"{number:056}",
@@ -121,7 +118,6 @@ def test_record_is_counted_with_its_objects() -> None:
 
 
 async def test_reply_holds_memory_for_each_of_its_records_until_it_is_released() -> None:
-    """A failed read holds none."""
     quota = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis("rr"), "stream"), "shardId-0", quota, random.random)
     with ReadBudget().open_catch_up(loop_time()) as pacing:
@@ -180,7 +176,6 @@ DAY_MS = 24 * 3600 * 1000
 async def test_expired_records_are_reported_when_the_first_reply_is_as_old_as_the_retention(
     start: Start, retention: timedelta | None, millis_behind: int | None, expected: int
 ) -> None:
-    """Kinesis goes on with the oldest record that it has: only this tells that others before it were not read."""
     before = instruments.KINESIS_EXPIRED._value.get()
     with capture_logs() as logs:
         await read_all(start, ScriptedKinesis(millis_behind), retention=retention)
@@ -191,7 +186,6 @@ async def test_expired_records_are_reported_when_the_first_reply_is_as_old_as_th
 
 
 async def test_expired_records_are_reported_once() -> None:
-    """Later replies are behind because the worker is."""
     with capture_logs() as logs:
         await read_all(AtSequenceNumber("5"), ScriptedKinesis(0, DAY_MS), retention=DAY)
 
@@ -214,7 +208,6 @@ async def test_expired_records_are_reported_once() -> None:
 async def test_failed_read_leaves_its_error_until_a_reply(
     answers: list[Exception | int], trouble: str | None, refusal: str | None, *, is_gone: bool
 ) -> None:
-    """A refusal is an error that only an operator can end; an iterator that expired is renewed without a word."""
     cursor = await read_all(TrimHorizon(), ScriptedKinesis(*answers))
 
     assert (cursor.trouble, cursor.refusal, cursor.is_gone) == (trouble, refusal, is_gone)

@@ -54,7 +54,6 @@ def after_reply(
 
 
 def test_records_that_were_pushed_make_a_reader_busy() -> None:
-    """For a minute, as those that it polls, or while it is behind."""
     pacing = after_reply()
     pacing.note_pushed(100.1, record_count=0, millis_behind=0)
     assert not pacing.is_busy(100.1)
@@ -67,7 +66,6 @@ def test_records_that_were_pushed_make_a_reader_busy() -> None:
 
 
 def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
-    """The first read does not wait."""
     assert Pacing(ReadBudget()).delay_s(100.0) == 0.0
 
 
@@ -86,7 +84,6 @@ def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
 def test_pacing_starts_the_next_read_in_time(
     reply: tuple[int, int, int | None], now: float, earliest: float, latest: float
 ) -> None:
-    """A record is seen within 300 ms on a busy stream shard and within 1.1 s on an idle one."""
     record_count, size_bytes, millis_behind = reply
     pacing = after_reply(record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
     assert earliest <= now + pacing.delay_s(now) <= latest
@@ -100,7 +97,6 @@ def test_pacing_starts_the_next_read_in_time(
     ],
 )
 def test_busy_replica_reads_more_rarely_at_the_tip(millis_behind: int, least: float, most: float) -> None:
-    """A catch-up beside it is read as usual, and so is an idle stream shard."""
     schedule = ReadSchedule()
     schedule.stretch.factor = 3.0
     budget = ReadBudget()
@@ -113,7 +109,6 @@ def test_busy_replica_reads_more_rarely_at_the_tip(millis_behind: int, least: fl
 
 
 def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:
-    """A read right after another one costs less; no read is much later than a second after the one before."""
     schedule = ReadSchedule(0.3)
     starts = []
     for first in (100.0, 100.27, 100.3, 100.99):
@@ -128,7 +123,6 @@ def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> 
 
 
 def test_idle_stream_shards_of_a_large_replica_are_read_in_groups() -> None:
-    """So many reads at once would keep the event loop from other work."""
     schedule = ReadSchedule()
     moments = [schedule.open_slot().next_idle_start(100.0) for _ in range(5 * IDLE_TOGETHER)]
     assert [len(list(same)) for _, same in groupby(moments)] == [IDLE_TOGETHER] * 5
@@ -136,7 +130,6 @@ def test_idle_stream_shards_of_a_large_replica_are_read_in_groups() -> None:
 
 
 def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
-    """A stream shard is busy for a minute after its last record."""
     pacing = after_reply(record_count=1)
     delays = []
     for now in (159.0, 161.0):
@@ -153,7 +146,6 @@ def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
     [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 5.0), (60, 5.0)],
 )
 def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, longest_s: float) -> None:
-    """Each throttled read in a row doubles the longest wait, up to 5 s; the draw chooses the part of it."""
     waits = []
     for draw in (1.0, 0.5):
         pacing = after_reply(millis_behind=1)
@@ -166,7 +158,6 @@ def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, lo
 
 
 def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
-    """The next trouble starts with the short wait again."""
     pacing = after_reply(millis_behind=1)
     for _ in range(5):
         pacing.note_failure(200.0, 1.0)
@@ -190,7 +181,6 @@ steps = st.tuples(
 def test_pacing_never_exceeds_the_quotas_whatever_is_answered(
     schedule: list[tuple[float, float, int | None, bool, float]],
 ) -> None:
-    """No second holds more than 5 starts, and replies average to 2 MiB/s."""
     pacing = Pacing(ReadBudget())
     now = 0.0
     starts: list[float] = []
@@ -234,7 +224,6 @@ def assert_five_starts_a_second(starts: list[float]) -> None:
 def test_limit_follows_the_size_of_records(
     replies: list[tuple[int, int]], main_limit: int, catch_up_limit: int
 ) -> None:
-    """While catch-ups run a reply of theirs has about 1 MiB, and one of the main reader half of that."""
     budget = ReadBudget()
     main = Pacing(budget)
     for record_count, size_bytes in replies:
@@ -246,7 +235,6 @@ def test_limit_follows_the_size_of_records(
 
 @pytest.mark.parametrize(("record_count", "size_bytes"), [(0, 0), (1, 0), (0, 10)])
 def test_size_of_records_stays_when_a_reply_has_no_records_or_no_bytes(record_count: int, size_bytes: int) -> None:
-    """Such a reply tells nothing about the size of the next records."""
     budget = ReadBudget()
     for reply in ((10, 10 * 1024), (record_count, size_bytes)):
         budget.note_reply(0.0, 0.0, record_count=reply[0], size_bytes=reply[1])
@@ -264,7 +252,6 @@ def test_size_of_records_stays_when_a_reply_has_no_records_or_no_bytes(record_co
 def test_reads_pause_for_five_seconds_when_a_reply_was_cut_off_by_its_size(
     record_count: int, size_bytes: int, opens_at: float
 ) -> None:
-    """Kinesis refuses reads for 5 s after a reply of 10 MiB; the last record up to there may not have fitted."""
     budget = ReadBudget()
     budget.note_reply(99.0, 100.0, record_count=record_count, size_bytes=size_bytes)
     assert budget.opens_at == opens_at
@@ -322,7 +309,6 @@ def busy_main(budget: ReadBudget, starts: list[tuple[float, bool]]) -> Pacing:
 def test_catch_up_starts_beside_the_main_reader_without_keeping_it(
     starts: list[tuple[float, bool]], start: float, now: float, expected: float
 ) -> None:
-    """The main reader's next starts stay in time: the fifth start before each has to lie a window back."""
     budget = ReadBudget()
     busy_main(budget, starts)
     with budget.open_catch_up(100.0):
@@ -330,7 +316,6 @@ def test_catch_up_starts_beside_the_main_reader_without_keeping_it(
 
 
 def test_catch_up_starts_at_its_time_when_exactly_on_a_bound() -> None:
-    """Not later than a bound is early enough."""
     budget = ReadBudget()
     main = busy_main(budget, [(100.0, True), (100.2, False)])
     with budget.open_catch_up(100.0):
@@ -353,7 +338,6 @@ def test_catch_up_starts_at_its_time_when_exactly_on_a_bound() -> None:
     [pytest.param(2.099, 2.21, id="it yields"), pytest.param(2.1, 2.1, id="it has yielded for long enough")],
 )
 def test_catch_up_yields_to_the_main_reader_for_two_seconds(start: float, expected: float) -> None:
-    """Reads may take longer than the gaps between the main reader's starts."""
     budget = ReadBudget()
     with budget.open_catch_up(0.0) as catch_up:
         catch_up.note_start(0.0)
@@ -363,7 +347,6 @@ def test_catch_up_yields_to_the_main_reader_for_two_seconds(start: float, expect
 
 @pytest.mark.parametrize("reads", ["no more", "by push"])
 def test_catch_up_does_not_wait_for_a_main_reader_that_does_not_poll(reads: str) -> None:
-    """No start is kept for it."""
     budget = ReadBudget()
     main = busy_main(budget, [(100.0, True), *((100.0 + at / 10, False) for at in range(1, 5))])
     with budget.open_catch_up(100.0):
@@ -376,7 +359,6 @@ def test_catch_up_does_not_wait_for_a_main_reader_that_does_not_poll(reads: str)
 
 
 def test_catch_up_has_all_bytes_before_there_is_a_main_reader() -> None:
-    """Two MiB take a second."""
     with ReadBudget().open_catch_up(100.0) as catch_up:
         catch_up.note_start(100.0)
         catch_up.note_reply(100.0, record_count=1, size_bytes=2 * MIB)
@@ -384,7 +366,6 @@ def test_catch_up_has_all_bytes_before_there_is_a_main_reader() -> None:
 
 
 def test_catch_up_that_is_opened_starts_at_once_and_an_interval_after_the_others() -> None:
-    """The first of them need not wait; a later one counts the starts of those before it."""
     budget = ReadBudget()
     with budget.open_catch_up(100.0) as first:
         assert first.delay_s(100.0) == pytest.approx(0.0)
@@ -394,14 +375,12 @@ def test_catch_up_that_is_opened_starts_at_once_and_an_interval_after_the_others
 
 
 def test_catch_up_goes_first_when_those_before_it_have_not_asked_yet() -> None:
-    """One that has never asked may never ask."""
     budget = ReadBudget()
     with budget.open_catch_up(100.0), budget.open_catch_up(100.0) as second:
         assert second.delay_s(100.0) == pytest.approx(0.0)
 
 
 def test_limit_keeps_to_the_room_that_is_left() -> None:
-    """With little memory left, fewer records are requested, at least one."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_reply(0.0, record_count=10, size_bytes=10 * 1024, millis_behind=0)
@@ -411,7 +390,6 @@ def test_limit_keeps_to_the_room_that_is_left() -> None:
 
 
 def test_expected_reply_is_of_that_many_records_and_no_more_than_kinesis_gives() -> None:
-    """It is what a reader reserves before it reads."""
     budget = ReadBudget()
     assert (budget.expected_bytes(500), budget.expected_bytes(10_000)) == (500 * 2048, 10 * MIB)
     Pacing(budget).note_reply(0.0, record_count=10, size_bytes=1000, millis_behind=0)
@@ -419,7 +397,6 @@ def test_expected_reply_is_of_that_many_records_and_no_more_than_kinesis_gives()
 
 
 def test_catch_up_is_counted_while_it_runs() -> None:
-    """Leaving the block ends its share."""
     budget = ReadBudget()
     with budget.open_catch_up(0.0), budget.open_catch_up(0.0):
         assert repr(budget) == "<ReadBudget opens -inf, paid -inf, 2 catch-ups, 0 failures>"
@@ -427,7 +404,6 @@ def test_catch_up_is_counted_while_it_runs() -> None:
 
 
 def test_pacing_shows_where_it_is() -> None:
-    """Its text is for debugging."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_start(1.0)
@@ -438,7 +414,6 @@ def test_pacing_shows_where_it_is() -> None:
 
 
 def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
-    """At the end of a stream shard in use, no starts are kept for the main reader."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_start(0.0)
@@ -463,7 +438,6 @@ def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
     ],
 )
 def test_main_reader_may_start_early_when_it_had_no_more_than_its_half(second_start: float, expected: float) -> None:
-    """Half a second before all bytes are paid for; only when they are, bytes beyond its half are forgotten."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_start(100.0)
@@ -478,7 +452,6 @@ def test_main_reader_may_start_early_when_it_had_no_more_than_its_half(second_st
 
 
 def test_main_reader_is_not_throttled_after_a_large_reply_to_a_catch_up_that_has_ended() -> None:
-    """Kinesis counted the bytes as late as a reply may come, and so has been paid for as few of them as can be."""
     budget, quota = ReadBudget(), ReadQuota()
     main = Pacing(budget)
     main.note_start(100.0)
@@ -492,7 +465,6 @@ def test_main_reader_is_not_throttled_after_a_large_reply_to_a_catch_up_that_has
 
 
 def test_reader_is_busy_while_behind_and_a_minute_after_a_record() -> None:
-    """At the tip of a stream shard in use it must start in time; at the end it is neither."""
     main = Pacing(ReadBudget())
     found = []
     for record_count, millis_behind in ((0, 5), (1, 0)):
@@ -505,7 +477,6 @@ def test_reader_is_busy_while_behind_and_a_minute_after_a_record() -> None:
 
 
 def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
-    """Kinesis throttles the stream shard, so the main reader backs off too."""
     budget = ReadBudget()
     main = Pacing(budget)
     with budget.open_catch_up(0.0) as catch_up:
@@ -610,7 +581,6 @@ LATENCIES = [0.005, 0.02, 0.05, 0.09]
 def test_main_reader_in_use_starts_in_time_when_catch_ups_run(
     duration_s: float, bytes_per_s: int, late_s: float
 ) -> None:
-    """A record is seen within 300 ms beside four catch-ups, also at nearly the write quota."""
     rng = random.Random(1)
     world = World(
         duration_s=lambda: rng.uniform(duration_s / 2, duration_s),
@@ -630,7 +600,6 @@ def test_main_reader_in_use_starts_in_time_when_catch_ups_run(
 
 @pytest.mark.parametrize("duration_s", [0.02, 0.2, 0.4])
 def test_catch_ups_get_their_turn_however_long_a_read_takes(duration_s: float) -> None:
-    """Where reads take longer than the gaps of the main reader all are read in turns."""
     world = World(duration_s=lambda: duration_s, main_bytes=lambda since_s: since_s * 10_000)
     reads = world.run(60.0, catch_up_count=4)
 
@@ -641,7 +610,6 @@ def test_catch_ups_get_their_turn_however_long_a_read_takes(duration_s: float) -
 
 @pytest.mark.parametrize(("record_bytes", "catch_up_reads"), [(40, 180), (1024, 100)])
 def test_catch_ups_have_nearly_all_when_the_main_reader_is_idle(record_bytes: int, catch_up_reads: int) -> None:
-    """They read about every 0.26 s, or as fast as the bytes allow, and the main reader once a second."""
     world = World(duration_s=lambda: 0.02, record_bytes=lambda: record_bytes)
     reads = world.run(60.0, catch_up_count=4)
 
@@ -652,7 +620,6 @@ def test_catch_ups_have_nearly_all_when_the_main_reader_is_idle(record_bytes: in
 
 
 def test_both_go_on_when_the_main_reader_is_behind() -> None:
-    """Neither takes it all: the catch-ups have at most half, and both have a good part."""
     world = World(duration_s=lambda: 0.05, main_bytes=lambda _: float("inf"))
     reads = world.run(120.0, catch_up_count=4)
     main_bytes = sum(read.size_bytes for read in reads if not read.reader)
@@ -683,7 +650,6 @@ def test_reads_are_never_throttled(
     main_bytes_per_s: float,
     failing: float,
 ) -> None:
-    """Sizes that change, reads that take long or fail: Kinesis' quota is kept to, and every reader reads."""
     rng = random.Random(seed)
     world = World(
         duration_s=lambda: rng.uniform(0.001, duration_most_s),

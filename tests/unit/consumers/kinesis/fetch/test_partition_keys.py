@@ -65,12 +65,10 @@ def put(key: str, content: bytes | None = None) -> list[Operation]:
 def test_partition_key_is_wrong_when_it_is_not_that_of_the_rule(
     rule: PartitionKeyRule, key: str, content: bytes, problems: dict[PartitionKeyProblem, int]
 ) -> None:
-    """The key of an operation has to be made of its own tenant and, by the usual rule, type."""
     assert PartitionKeys(rule, WHOLE).note(put(key, content)) == problems
 
 
 def test_record_put_elsewhere_by_an_explicit_hash_key_is_wrong() -> None:
-    """Its key is right, but the others of that key lie on another stream shard, unless the range is unknown."""
     own = hash_of("a-x-class")
     for hash_range, problems in (
         (HashRange(own, own), {}),
@@ -84,7 +82,6 @@ def test_record_put_elsewhere_by_an_explicit_hash_key_is_wrong() -> None:
 
 
 def test_each_part_of_an_aggregate_has_a_key_of_its_own() -> None:
-    """That of the aggregate's record, which the library chooses, is none of an operation."""
     whole = aggregate([("a-x-class", None, data()), ("a-x", None, data()), ("a-x", "7", data("room"))])
     keys = PartitionKeys(PartitionKeyRule.RESOURCE_TYPE, WHOLE)
 
@@ -92,7 +89,6 @@ def test_each_part_of_an_aggregate_has_a_key_of_its_own() -> None:
 
 
 def test_every_operation_with_a_wrong_key_counts() -> None:
-    """Also several of one key; the last of them is shown."""
     keys = PartitionKeys(PartitionKeyRule.RESOURCE_TYPE, WHOLE)
     assert keys.status() == {"wrongKeys": 0, "lastWrongKey": None}
 
@@ -105,7 +101,6 @@ def test_every_operation_with_a_wrong_key_counts() -> None:
 
 
 def test_keys_are_told_apart_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right keys are remembered, a bounded number of them."""
     monkeypatch.setattr(partition_keys, "REMEMBERED_MAX", 3)
     keys = PartitionKeys(PartitionKeyRule.RESOURCE_TYPE, WHOLE)
     for _ in range(2):
@@ -117,7 +112,6 @@ def test_keys_are_told_apart_however_many_there_are(monkeypatch: pytest.MonkeyPa
 
 
 def test_warning_is_due_at_once_and_then_once_in_a_while() -> None:
-    """It has the number of operations since the one before; right keys cause none."""
     keys = PartitionKeys(PartitionKeyRule.RESOURCE_TYPE, WHOLE)
     keys.note(put("a-x-class"))
     assert keys.take_warning(0.0) is None
@@ -132,7 +126,6 @@ def test_warning_is_due_at_once_and_then_once_in_a_while() -> None:
 
 @given(st.text(max_size=300))
 def test_shown_key_is_short_and_printable(key: str) -> None:
-    """Whatever a producer sends; a usual key is shown as it is."""
     shown = shown_key(key)
 
     assert shown.isprintable()
@@ -143,5 +136,4 @@ def test_shown_key_is_short_and_printable(key: str) -> None:
 
 @pytest.mark.parametrize(("key", "shown"), [("a\n\x1b[2J", "a\ufffd\ufffd[2J"), ("k" * 65, "k" * 64 + "…")])
 def test_shown_key_replaces_what_may_not_be_in_a_log(key: str, shown: str) -> None:
-    """A line break or the sequence of a terminal; and what is too long."""
     assert shown_key(key) == shown

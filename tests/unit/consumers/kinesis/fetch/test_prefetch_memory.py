@@ -39,7 +39,6 @@ def quotas_holding(prefetch: PrefetchMemory, *held: int) -> list[MemoryQuota]:
     ],
 )
 def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
-    """A reader may use all memory not set aside for others, once half is used a fair share, and always its own part."""
     quotas = quotas_holding(PrefetchMemory(MAX), *held)
 
     assert [quota.room_bytes for quota in quotas] == rooms
@@ -59,14 +58,12 @@ def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
     ],
 )
 def test_quota_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
-    """A reader waits for three quarters of a fair share, unless it holds nothing."""
     quotas = quotas_holding(PrefetchMemory(MAX), *held)
 
     assert [quota.is_short for quota in quotas] == short
 
 
 def test_quota_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
-    """The actual size replaces the reserved size, larger or smaller."""
     prefetch = PrefetchMemory(MAX)
     (quota,) = quotas_holding(prefetch, 100)
     quota.correct(100, 20)
@@ -77,7 +74,6 @@ def test_quota_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
 
 
 def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() -> None:
-    """Such a record is read; its reader reads nothing more until it is released, and another one still has its part."""
     prefetch = PrefetchMemory(MAX)
     first, second = quotas_holding(prefetch, 0, 0)
     assert first.room_bytes > 0
@@ -88,7 +84,6 @@ def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() 
 
 
 def test_quota_gives_everything_back_when_it_is_closed() -> None:
-    """Also the part set aside for it; later calls change nothing."""
     prefetch = PrefetchMemory(MAX)
     first, second = quotas_holding(prefetch, 300, 100)
     for _ in range(2):
@@ -102,14 +97,12 @@ def test_quota_gives_everything_back_when_it_is_closed() -> None:
 
 
 def test_quota_refuses_to_give_more_than_it_holds() -> None:
-    """The rest belongs to other readers."""
     (quota,) = quotas_holding(PrefetchMemory(MAX), 5)
     with pytest.raises(ValueError, match="at most 5 bytes, got 6"):
         quota.release(6)
 
 
 def test_rooms_are_whole_bytes_when_memory_cannot_be_divided_evenly() -> None:
-    """A fraction of a byte is of no use."""
     prefetch = PrefetchMemory(1001)
     first, second = quotas_holding(prefetch, 500, 1)
     rooms = [first.room_bytes, second.room_bytes, prefetch.read_room_bytes]

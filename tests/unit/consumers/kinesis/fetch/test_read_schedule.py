@@ -35,7 +35,6 @@ def late_start_of(slot: ReadSlot, first: float) -> float:
     factor=st.sampled_from((1.0, 1.7, 3.0)),
 )
 def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firsts: list[float], factor: float) -> None:
-    """All of them at multiples of the interval."""
     schedule = ReadSchedule()
     schedule.stretch.factor = factor
     for first in firsts:
@@ -53,7 +52,6 @@ def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firs
 def test_readers_of_a_group_read_its_shift_after_the_multiples_of_the_interval(
     first: float, factor: float, first_shift: float, group: int
 ) -> None:
-    """Whichever group it is."""
     schedule = ReadSchedule(first_shift)
     schedule.stretch.factor = factor
     slot = [schedule.open_slot() for _ in range(1 + group * READERS_TOGETHER)][-1]
@@ -63,7 +61,6 @@ def test_readers_of_a_group_read_its_shift_after_the_multiples_of_the_interval(
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_late_start_does_not_move_the_next_one(factor: float) -> None:
-    """A hundredth of a second late, more where intervals are longer."""
     schedule = ReadSchedule()
     schedule.stretch.factor = factor
     interval_s = TIP_INTERVAL_S * factor
@@ -73,7 +70,6 @@ def test_late_start_does_not_move_the_next_one(factor: float) -> None:
 
 @given(since=st.floats(0.0, 1e6), factor=st.floats(1.0, 3.0), group=st.integers(0, 20))
 def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float, group: int) -> None:
-    """A hundredth of a second earlier, two later."""
     schedule = ReadSchedule()
     schedule.stretch.factor = factor
     slot = [schedule.open_slot() for _ in range(1 + group * READERS_TOGETHER)][-1]
@@ -82,13 +78,11 @@ def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float
 
 
 def test_reader_that_has_not_read_yet_does_not_wait() -> None:
-    """Its next read is the first one."""
     assert ReadSchedule().open_slot().next_start(float("-inf")) == float("-inf")
 
 
 @pytest.mark.parametrize("first_shift", [0.0, 0.3, 0.9])
 def test_groups_read_at_times_far_from_each_other(first_shift: float) -> None:
-    """Four groups share the interval, each reader that is too many for one is in the next."""
     schedule = ReadSchedule(first_shift)
     slots = [schedule.open_slot() for _ in range(4 * READERS_TOGETHER)]
     shifts = sorted({slot.shift for slot in slots})
@@ -98,7 +92,6 @@ def test_groups_read_at_times_far_from_each_other(first_shift: float) -> None:
 
 
 def test_groups_are_full_again_after_readers_have_left() -> None:
-    """The readers of two half groups become one."""
     schedule = ReadSchedule()
     slots = [schedule.open_slot() for _ in range(2 * READERS_TOGETHER)]
     for slot in slots[::2]:
@@ -110,7 +103,6 @@ def test_groups_are_full_again_after_readers_have_left() -> None:
 
 @given(late_s=st.lists(st.floats(0.0, 6 * MILLISECOND_S), min_size=40, max_size=40))
 def test_late_starts_never_meet_the_quota(late_s: list[float]) -> None:
-    """Otherwise each would delay the fifth start after it, and the reader would leave its group."""
     budget = ReadBudget()
     pacing, now = Pacing(budget, ReadSchedule()), 200 * TIP_INTERVAL_S
     for late in late_s:
@@ -122,7 +114,6 @@ def test_late_starts_never_meet_the_quota(late_s: list[float]) -> None:
 
 
 def test_a_reader_that_has_ended_leaves_its_group() -> None:
-    """Its place goes to the next one."""
     schedule = ReadSchedule()
     pacings = [Pacing(ReadBudget(), schedule) for _ in range(READERS_TOGETHER)]
     pacings[0].note_end()

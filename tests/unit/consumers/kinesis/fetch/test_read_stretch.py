@@ -13,12 +13,10 @@ from simplu_worker.consumers.kinesis.fetch.read_stretch import STRETCH_MAX, Read
     ("share", "expected"), [(0.0, 1.0), (0.4, 1.0), (0.5, 1.5), (0.6, 2.0), (0.8, 3.0), (1.0, 3.0), (1.5, 3.0)]
 )
 def test_stretch_grows_with_the_share_of_the_processor(share: float, expected: float) -> None:
-    """From two fifths of a core to four."""
     assert wanted_stretch(share) == pytest.approx(expected)
 
 
 def test_replica_with_time_to_spare_reads_as_early_as_it_may() -> None:
-    """Also right after it was busy, as with a backlog at its start."""
     stretch = ReadStretch()
     stretch.note_share(1.0)  # of the start
     assert stretch.factor == 1.0
@@ -32,7 +30,6 @@ def test_replica_with_time_to_spare_reads_as_early_as_it_may() -> None:
 
 
 def test_busy_replica_changes_its_reads_step_by_step() -> None:
-    """With rarer reads the share falls: the factor must not fall back at once."""
     stretch = ReadStretch()
     for share in (0.0, 0.8, 0.8):
         stretch.note_share(share)
@@ -44,7 +41,6 @@ def test_busy_replica_changes_its_reads_step_by_step() -> None:
 
 @given(fixed=st.floats(0, 1), by_transactions=st.floats(0, 2))
 def test_stretch_does_not_swing(fixed: float, by_transactions: float) -> None:
-    """With rarer reads the share falls, and then the factor: both settle, whatever part of the load is transactions."""
     stretch = ReadStretch()
     for _ in range(60):
         stretch.note_share(min(1.0, fixed + by_transactions / stretch.factor))

@@ -70,7 +70,6 @@ def hash_key(partition_key: str) -> int:
 
 
 def test_iterators_of_one_decoder_are_independent() -> None:
-    """The main reader and the catch-ups take turns, also in the middle of an aggregate."""
     one = decoder(WHOLE)
     first = one.decode([record(1, data("r1")), packed(1, "r2", "r3"), record(1, data("r4"))])
     second = one.decode([record(2, data("r1")), packed(2, "r2", "r3"), record(2, data("r4"))])
@@ -81,7 +80,6 @@ def test_iterators_of_one_decoder_are_independent() -> None:
 
 
 def test_decoder_notes_the_origin_of_each_operation() -> None:
-    """A plain record and each sub-record have their own position, bytes and partition key, and the record's arrival."""
     records = [record(1, data("r1")), packed(2, "r2", "r3", key="b")]
 
     arrivals = list(decoder(WHOLE).decode(records))
@@ -105,7 +103,6 @@ def test_decoder_notes_the_origin_of_each_operation() -> None:
 
 
 def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none() -> None:
-    """They derive from the position, sub-sequence number included, so every later read finds the same ids."""
     first, again = (list(decoder().decode([packed(2, "r1", "r1", "r1")])) for _ in range(2))
 
     ids = [decoded.request_id for _, _, decoded in first]
@@ -123,7 +120,6 @@ def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none()
     ],
 )
 def test_decoder_rejects_invalid_bytes(content: bytes, reason: DeadLetterReason) -> None:
-    """The rejection has reason and position, alone or in an aggregate; other sub-records are decoded."""
     whole = aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))])
 
     arrivals = list(decoder(WHOLE).decode([record(1, content), record(2, whole)]))
@@ -169,7 +165,6 @@ def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside
 
 
 def test_decoder_accepts_every_aggregate_when_the_hash_range_is_unknown() -> None:
-    """As plain records are accepted with any partition key: Kinesis has placed them."""
     elsewhere = HashRange(hash_key("a-x") + 1, hash_key("a-x") + 1)
 
     assert places(list(decoder().decode([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
@@ -193,7 +188,6 @@ def found(arrivals: Sequence[DecodedRecord]) -> list[str | None]:
 
 @pytest.mark.parametrize("several", [array, lines])
 def test_parts_of_a_record_are_operations_of_their_own(several: Callable[..., Record]) -> None:
-    """Each has the arrival, key and number of the record, an index, and its own bytes, size and request id."""
     parts = [data(f"r{number}") for number in range(3)]
     first, again = (list(decoder(WHOLE).decode([record(1, data("r")), several(2, *parts)])) for _ in range(2))
 
@@ -221,7 +215,6 @@ def test_parts_of_a_record_are_operations_of_their_own(several: Callable[..., Re
 
 @pytest.mark.parametrize("several", [array, lines])
 def test_bad_parts_are_rejected_alone(several: Callable[..., Record]) -> None:
-    """Another shape, or too large by itself, however large the whole record is."""
     large = data("x" * 300)
     parts = [data("r0"), b"[%b]" % data("r"), b"7", large, b"{}", data("r5")]
 
@@ -233,7 +226,6 @@ def test_bad_parts_are_rejected_alone(several: Callable[..., Record]) -> None:
 
 
 def test_broken_line_is_rejected_alone_and_a_broken_array_as_a_whole() -> None:
-    """What is behind the fault in an array cannot be told apart."""
     parts = data("r0"), b'{"operation":', data("r2")
     invalid = DeadLetterReason.INVALID_JSON
     assert found(list(decoder().decode([lines(1, *parts)]))) == ["r0", invalid, "r2"]
@@ -256,7 +248,6 @@ def test_broken_line_is_rejected_alone_and_a_broken_array_as_a_whole() -> None:
     ],
 )
 def test_record_that_is_no_list_of_operations_is_one_rejection(content: bytes, reason: DeadLetterReason) -> None:
-    """Of an array with too many, too, none is applied; in an aggregate this is so for that record alone."""
     packed_too = record(2, aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))]))
     arrivals = list(decoder().decode([record(1, content), packed_too]))
     assert found(arrivals) == [reason, "r1", reason, "r2"]
@@ -265,7 +256,6 @@ def test_record_that_is_no_list_of_operations_is_one_rejection(content: bytes, r
 
 
 def test_operation_over_several_lines_is_one_operation() -> None:
-    """Before and after the decoder has seen JSON lines."""
     pretty = json.dumps(json.loads(data("r1")), indent=2).encode()
     records = [
         record(1, pretty),
@@ -279,7 +269,6 @@ def test_operation_over_several_lines_is_one_operation() -> None:
 
 
 def test_parts_of_records_in_an_aggregate_have_both_numbers() -> None:
-    """The order is that of the aggregate; each part has an id of its own."""
     inner = [("k", None, data("r0")), ("l", None, array(0, data("r1"), b"7", data("r3")).data), ("k", None, data("r4"))]
     arrivals = list(decoder(WHOLE).decode([record(1, aggregate(inner))]))
     assert found(arrivals) == ["r0", "r1", DeadLetterReason.INVALID_MESSAGE, "r3", "r4"]
@@ -296,8 +285,6 @@ def test_parts_of_records_in_an_aggregate_have_both_numbers() -> None:
 
 
 def test_defect_at_unpacking_a_record_is_its_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends no reader, and the neighbours are operations."""
-
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -340,7 +327,6 @@ SHAPES = st.lists(st.tuples(st.integers(1, 4), st.sampled_from(Shape)), min_size
 def test_decoder_skips_exactly_the_records_up_to_the_position(
     shapes: list[tuple[int, Shape]], first: int, sub: int, part: int
 ) -> None:
-    """Within a record of several operations or between records."""
     done = Position(first, sub, part)
     shapes_made = [shaped(number, *shape) for number, shape in enumerate(shapes, start=1)]
     records = [made for made, _ in shapes_made]
@@ -352,12 +338,10 @@ def test_decoder_skips_exactly_the_records_up_to_the_position(
 
 
 def test_decoder_yields_nothing_without_records() -> None:
-    """An empty reply is a reply."""
     assert list(decoder().decode([], after=Position(3))) == []
 
 
 def test_lists_are_bounded_alone_and_in_an_aggregate() -> None:
-    """By the limit of the worker, however many rows a record wants."""
     members = {"operation": "list", "resourceId": None, "pagination": {"limit": 5000}}
     content = json.dumps(json.loads(data("r")) | members).encode()
     found = list(decoder(WHOLE).decode([record(1, content), record(2, aggregate([("a-x", None, content)]))]))
@@ -365,7 +349,6 @@ def test_lists_are_bounded_alone_and_in_an_aggregate() -> None:
 
 
 def test_records_of_one_instant_share_it() -> None:
-    """Less memory for many operations that wait."""
     arrivals = [datetime(2026, 3, 1, 12, tzinfo=UTC) for _ in range(2)]
     records = [Record(str(number), "a-x", data("r"), at) for number, at in enumerate(arrivals, 1)]
     first, second = (one.origin.arrived_at for _, _, one in decoder().decode(records))
@@ -381,7 +364,6 @@ class Poison(bytes):
 
 
 def test_record_at_which_the_decoder_fails_alone_is_rejected_and_the_others_are_operations() -> None:
-    """One record with a defect neither ends its reader nor takes its neighbours with it."""
     records = [record(number, data(f"r{number}")) for number in range(1, 6)]
     records[2] = record(3, Poison(data("r3")))
 

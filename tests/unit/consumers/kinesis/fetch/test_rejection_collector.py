@@ -45,7 +45,6 @@ def with_bad_parts(number: int, *parts: bytes) -> Record:
 
 
 def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> None:
-    """Counts, and the bad parts alone with their keys, numbers and ids, at the position of the first."""
     own = json.dumps({"businessId": "a", "locationId": "x", "requestId": "own"}).encode()
     (letter,) = letters_of(with_bad_parts(7, data("r0"), b"{", data("r2"), own, b"", data("r5")))
 
@@ -78,7 +77,6 @@ def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> Non
 
 
 def test_number_of_parts_with_a_status_is_bounded() -> None:
-    """However many parts of the aggregate are bad."""
     (letter,) = letters_of(with_bad_parts(7, *[b"{"] * (FIRST_PARTS_MAX + 1)))
 
     assert letter.parts is not None
@@ -87,13 +85,11 @@ def test_number_of_parts_with_a_status_is_bounded() -> None:
 
 
 def test_single_bad_part_is_a_letter_as_ever() -> None:
-    """With its own bytes and position."""
     (letter,) = letters_of(with_bad_parts(7, data("r0"), b"{"))
     assert (letter.parts, letter.record, letter.origin.sub_sequence_number) == (None, b"{", 1)
 
 
 def test_letters_are_of_one_record_each() -> None:
-    """Neighbours are not mixed, whether they are aggregates or not."""
     letters = letters_of(
         with_bad_parts(1, b"{", b"{"), with_bad_parts(2, b"}", b"}", b"}"), record(3, b"{"), record(4, b"{")
     )
@@ -106,14 +102,12 @@ def test_letters_are_of_one_record_each() -> None:
 
 
 def test_tenant_of_a_letter_is_that_of_all_its_parts_or_none() -> None:
-    """Filters by tenant find a letter only when all of it is of the tenant."""
     of_a, of_b = (json.dumps({"businessId": one, "locationId": "x"}).encode() for one in "ab")
     letters = letters_of(with_bad_parts(1, of_a, of_a), with_bad_parts(2, of_a, of_b))
     assert [(one.business_id, one.location_id) for one in letters] == [("a", "x"), (None, None)]
 
 
 def test_reader_that_starts_within_an_aggregate_stores_the_bad_parts_from_there_on() -> None:
-    """Another worker may have stored those before, one by one."""
     parts = (b"{", data("r1"), b"{1", b"{2")
     (letter,) = letters_of(with_bad_parts(7, *parts), after=Position(7, 1))
     assert letter.parts is not None
@@ -123,7 +117,6 @@ def test_reader_that_starts_within_an_aggregate_stores_the_bad_parts_from_there_
 
 
 def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection() -> None:
-    """Whatever part of it a reader starts at: it is not decoded, and not skipped."""
     bomb = with_many(BOMB_COUNT)
     for after in (None, Position(7, 0), Position(7, BOMB_COUNT - 1)):
         ((place, content, decoded),) = decoder().decode([bomb], after=after)
@@ -135,7 +128,6 @@ def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection
 
 
 def test_bound_on_parts_is_above_what_valid_operations_fill() -> None:
-    """The smallest valid operation, as often as it fits into the largest record."""
     smallest = b'{"operation":"list","businessId":"a","locationId":"b","resourceType":"c","timestamp":"2026-01-01"}'
     (one,) = decoder().decode([record(1, smallest)])
     assert isinstance(one[2], Operation)
@@ -145,7 +137,6 @@ def test_bound_on_parts_is_above_what_valid_operations_fill() -> None:
 
 @pytest.mark.slow
 def test_letter_of_very_many_bad_parts_is_small() -> None:
-    """It fits into a message of any queue, and has its counts and numbers."""
     (letter,) = letters_of(with_many(40_000))
     members = msgspec.json.decode(encode_dead_letter(letter, 262_144))
     assert members["parts"] == {
@@ -159,7 +150,6 @@ def test_letter_of_very_many_bad_parts_is_small() -> None:
 
 @pytest.mark.slow
 def test_letter_of_bad_parts_takes_time_in_proportion_to_them() -> None:
-    """Four times the parts take no more than about four times as long."""
     few, many = (least_cpu_s(partial(encode_letter_of, with_many(count))) for count in (5_000, 20_000))
     assert many < 10 * few
 
@@ -181,7 +171,6 @@ def array(number: int, *parts: bytes) -> Record:
 
 
 def test_bad_parts_of_an_array_have_a_letter_each() -> None:
-    """With their own bytes and positions: as many as one request stores."""
     letters = letters_of(array(7, *[data("good"), b"{}"] * LETTERS_MAX), record(8, b"{"))
 
     assert [(one.record, one.parts, one.origin.part_number) for one in letters] == [
@@ -191,7 +180,6 @@ def test_bad_parts_of_an_array_have_a_letter_each() -> None:
 
 
 def test_more_bad_parts_of_an_array_share_a_letter() -> None:
-    """However many a record has, its stream shard waits for few requests."""
     own = json.dumps({"businessId": "a", "locationId": "x", "requestId": "own"}).encode()
     (letter,) = letters_of(array(7, data("good"), *[b"7"] * LETTERS_MAX, own))
 
@@ -210,7 +198,6 @@ def test_more_bad_parts_of_an_array_share_a_letter() -> None:
 
 
 def test_bad_parts_of_arrays_in_an_aggregate_share_its_letter() -> None:
-    """With the numbers of their records and their own."""
     (letter,) = letters_of(with_bad_parts(7, b"{", b"[1,%b,2]" % data("good"), data("good"), b"[]"))
     assert letter.parts is not None
     assert letter.parts.numbers == (0, (1, 0), (1, 2), 3)

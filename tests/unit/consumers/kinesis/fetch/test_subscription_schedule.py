@@ -21,7 +21,6 @@ NOW = 1000.0
 
 
 def test_first_call_is_due_at_once_and_the_renewal_before_five_minutes() -> None:
-    """Kinesis ends a subscription after 300 s."""
     schedule = SubscriptionSchedule()
     assert schedule.is_call_due(NOW)
     schedule.note_accepted(NOW)
@@ -31,7 +30,6 @@ def test_first_call_is_due_at_once_and_the_renewal_before_five_minutes() -> None
 
 
 def test_poll_is_due_after_a_minute_without_records() -> None:
-    """Whatever becomes of the subscription: it may end and be renewed all the time."""
     schedule = SubscriptionSchedule()
     schedule.note_accepted(NOW)
     schedule.note_accepted(NOW + 10)
@@ -41,7 +39,6 @@ def test_poll_is_due_after_a_minute_without_records() -> None:
 
 
 def test_renewal_that_failed_is_tried_again_before_the_end() -> None:
-    """The subscription goes on meanwhile."""
     schedule = SubscriptionSchedule()
     schedule.note_accepted(NOW)
     schedule.note_failed(NOW + RENEW_AFTER_S, 1.0)
@@ -51,7 +48,6 @@ def test_renewal_that_failed_is_tried_again_before_the_end() -> None:
 
 @pytest.mark.parametrize(("draw", "least_s", "most_s"), [(0.0, 1.5, 1.5), (1.0, 2.0, 2.0)])
 def test_refused_call_waits_longer_each_time(draw: float, least_s: float, most_s: float) -> None:
-    """Another holder of the lease may have the subscription for up to five seconds."""
     schedule = SubscriptionSchedule()
     schedule.note_failed(NOW, draw)
     assert not schedule.is_call_due(NOW + least_s - 0.01)
@@ -63,7 +59,6 @@ def test_refused_call_waits_longer_each_time(draw: float, least_s: float, most_s
 
 
 def test_denied_call_waits_a_minute() -> None:
-    """Only a person can change that; polling goes on."""
     schedule = SubscriptionSchedule()
     schedule.note_failed(NOW, 0.0, is_refused=True)
     assert not schedule.is_call_due(NOW + REFUSED_PAUSE_S - 0.01)
@@ -84,7 +79,6 @@ def test_denied_call_waits_a_minute() -> None:
 def test_lost_subscription_is_replaced(
     loss: SubscriptionLoss, lasted_s: float, expected_s: float, *, had_event: bool
 ) -> None:
-    """At once where it worked, as soon as Kinesis allows a call; later where it was taken, or had no event."""
     schedule = SubscriptionSchedule()
     schedule.note_accepted(NOW)
     schedule.note_lost(NOW + lasted_s, loss, 0.0, had_event=had_event)
@@ -99,7 +93,6 @@ def test_lost_subscription_is_replaced(
 def test_no_two_calls_within_five_seconds_and_none_is_put_off_for_ever(
     gaps: list[tuple[float, SubscriptionLoss, bool, float]],
 ) -> None:
-    """Whatever happens to the subscriptions, by a schedule that is followed."""
     schedule, now, accepted_at = SubscriptionSchedule(), NOW, NOW - 100
     for lasts_s, loss, had_event, draw in gaps:
         steps = 0
@@ -114,7 +107,6 @@ def test_no_two_calls_within_five_seconds_and_none_is_put_off_for_ever(
 
 
 def test_failures_are_forgotten_after_a_subscription_that_lasted() -> None:
-    """A later take-over is the first one again."""
     schedule = SubscriptionSchedule()
     for _ in range(10):
         schedule.note_failed(NOW, 0.0)

@@ -20,7 +20,6 @@ from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare, usable_cor
 def test_share_is_that_of_the_time_since_the_last_call(
     cores: float, used_s: float, passed_s: float, expected: float
 ) -> None:
-    """Of the cores that one thread may use; never more than all."""
     clocks = {"cpu": 100.0, "wall": 1000.0}
     share = CpuShare(cores=cores, cpu_s=lambda: clocks["cpu"], wall_s=lambda: clocks["wall"])
     clocks["cpu"] += used_s
@@ -44,5 +43,4 @@ def test_share_is_that_of_the_time_since_the_last_call(
     ],
 )
 def test_cores_are_those_of_the_quota_and_at_most_one(quota: str, expected: float) -> None:
-    """As cgroups of version 2 write it; a process is one thread."""
     assert usable_cores(quota) == expected

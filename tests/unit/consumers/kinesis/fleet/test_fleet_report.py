@@ -36,7 +36,6 @@ def report_of(
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
-    """This replica comes first, and its own readers are as of now; the rows of others as they wrote them last."""
     found = report_of(
         (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
         (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1, read_count=7), read_up_to=UP_TO), 97.5),
@@ -98,7 +97,6 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
 
 
 def test_replica_that_can_do_nothing_is_seen_without_a_lease() -> None:
-    """By what it has written lately; one that has a lease again counts once."""
     idle = [(LeaseReport(OTHER, "1", unable="shards_unreachable"), 97.0), (LeaseReport(ME, "1", unable="x"), 90.0)]
     alone, with_lease = report_of(idle=idle), report_of((lease("b", OTHER), 99.0), idle=idle)
 
@@ -112,7 +110,6 @@ def test_replica_that_can_do_nothing_is_seen_without_a_lease() -> None:
 
 
 def test_numbers_of_a_silent_replica_are_not_known() -> None:
-    """Those of before are not those of now: its held targets are named, and it is the same as before."""
     report = LeaseReport(OTHER, "1", 0.0, 21.0, 1, (HeldTarget("tenant t", HoldReason.GAP, 1.0),), 0.75, 4)
     found = report_of((lease("b", OTHER, report=report), 89.5))
     row, replica = found["streamShards"][0], found["replicas"][1]
@@ -123,7 +120,6 @@ def test_numbers_of_a_silent_replica_are_not_known() -> None:
 
 
 def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
-    """A KCL's throughput in the row is not known to be its owner's."""
     found = report_of((lease("b", KCL), 99.0))
     assert found["replicas"][1] == {
         "replica": KCL,
@@ -146,7 +142,6 @@ def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
 
 
 def test_replica_has_its_oldest_held_targets() -> None:
-    """Of all its rows, as old as they are now; its own as its readers have them; none of a lease without owner."""
     rows = {
         key: LeaseReport(
             OTHER,
@@ -171,7 +166,6 @@ def test_replica_has_its_oldest_held_targets() -> None:
 
 
 def test_replica_has_the_tenants_that_it_names() -> None:
-    """As it wrote them into the row that it renewed last; its own as they are now."""
     top = (TopTenant("a-b", "shard-1", 12.3456), TopTenant("c-d", "shard-2", 1.0))
     found = report_of(
         (lease("b", OTHER, report=LeaseReport(OTHER, "1", top=top[1:])), 97.0),
@@ -184,7 +178,6 @@ def test_replica_has_the_tenants_that_it_names() -> None:
 
 
 def test_leases_without_an_owner_count_for_no_replica() -> None:
-    """A finished one is not unowned, whatever its row contains."""
     ended = Lease("e", SHARD_END, owner=OTHER)
     found = report_of((lease("c", None), 99.0), (ended, 99.0))
     assert found["counts"] == {"replicas": 1, "leases": 0, "unowned": 1, "ended": 1}
@@ -192,7 +185,6 @@ def test_leases_without_an_owner_count_for_no_replica() -> None:
 
 
 def test_replica_without_a_stream_is_alone() -> None:
-    """It shows itself."""
     found = lone_report(KnownReplica(ME, "2"))
     assert [(one["replica"], one["leases"]) for one in found["replicas"]] == [(ME, 0)]
     assert found["streamShards"] == []

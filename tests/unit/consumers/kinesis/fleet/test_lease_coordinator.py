@@ -16,7 +16,6 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HOR
 
 
 def test_status_tells_a_released_lease_from_one_that_is_elsewhere() -> None:
-    """Its own name in the last scan means that this replica gave it back since, as in a drain."""
     view = StreamView()
     owners = {"a-own": "me", "b-theirs": "other", "c-free": None}
     leases = [Lease(key, TRIM_HORIZON, owner=owner) for key, owner in owners.items()]
@@ -40,7 +39,6 @@ def test_status_tells_a_released_lease_from_one_that_is_elsewhere() -> None:
 
 
 async def test_failures_of_a_reader_are_forgotten_when_its_lease_is_gone() -> None:
-    """The stream is resharded again and again: what is remembered of its leases must not grow."""
     view = StreamView()
     lease = Lease("a", TRIM_HORIZON)
     view.update([lease], now=0.0)

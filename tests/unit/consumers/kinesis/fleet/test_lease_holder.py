@@ -17,7 +17,6 @@ from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 
 async def test_lease_is_released_when_something_below_its_renewals_cancels_them() -> None:
-    """A task group takes a cancelled task for one that has ended: the reader would read on without a lease."""
     released: list[str] = []
 
     async def renew(*_: object, **__: object) -> None:

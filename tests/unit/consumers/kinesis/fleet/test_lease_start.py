@@ -41,7 +41,6 @@ READ = Position(17, 3)
 def test_take_pins_the_instant_from_which_a_lease_is_read(
     checkpoint: Position, initial_position: str | datetime, expected: datetime
 ) -> None:
-    """A lease taken for the first time gets the instant; one that has it keeps it."""
     assert pinned_start(Lease("a", checkpoint), initial_position, now=NOW) == expected
     assert pinned_start(Lease("a", checkpoint, started_at=EARLIER), initial_position, now=NOW) is None
 
@@ -57,5 +56,4 @@ def test_take_pins_the_instant_from_which_a_lease_is_read(
     ],
 )
 def test_reader_starts_by_the_checkpoint(lease: Lease, expected: Start) -> None:
-    """A record at the checkpoint is read again; LATEST is an instant."""
     assert start_of(lease, NOW) == expected

@@ -19,8 +19,6 @@ from simplu_worker.timing.clock import utc_now
 
 
 async def test_rows_are_unlocked_when_a_visit_fails_on_one_of_them() -> None:
-    """The lane of a row that stays locked waits for ever: nothing of its stream shard is applied to that shard."""
-
     def told() -> Lineage:
         return Lineage()
 

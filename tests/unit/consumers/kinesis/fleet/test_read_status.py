@@ -72,7 +72,6 @@ def shard_with(rows: str, **changes: Any) -> dict[str, StreamPosition]:
 def test_stream_is_read_as_far_as_its_last_stream_shard(
     rows: str, tenant_id: str | None, expected: datetime | None, held_in: tuple[str, ...]
 ) -> None:
-    """Unknown by a row without a time or a range, or no row; one read to its end constrains its pending tenants."""
     status = read_status([ROWS[name] for name in rows.split()], tenant_id)
     assert (status.up_to([shard_with(rows)]), status.held_in) == (expected, held_in)
 
@@ -96,7 +95,6 @@ def test_stream_is_read_as_far_as_its_last_stream_shard(
 def test_shard_has_what_the_stream_has_where_its_row_reaches_the_lease(
     row: StreamPosition | None, expected: datetime | None
 ) -> None:
-    """Else up to the time in its row, which goes back with its log; unknown where the row does not speak of all."""
     lease = structs.replace(CHILD, read_up_to=LATE)
     rows = {} if row is None else {"child": row}
     assert read_status([lease], "other-main").up_to([rows]) == expected
@@ -119,7 +117,6 @@ def test_shard_has_what_the_stream_has_where_its_row_reaches_the_lease(
 def test_shard_has_what_the_stream_has_once_it_has_all_of_the_parents(
     parent: StreamPosition | None, expected: datetime | None
 ) -> None:
-    """By the parent's row, until the child's own row says so."""
     rows = {"child": StreamPosition("5/3")} | ({} if parent is None else {"parent": parent})
     status = read_status([CHILD], "other-main")
     assert status.stream_shard_ids == ("child", "parent")
@@ -127,7 +124,6 @@ def test_shard_has_what_the_stream_has_once_it_has_all_of_the_parents(
 
 
 def test_time_in_the_row_counts_where_the_lease_has_none() -> None:
-    """A lease cannot note a position between two records; nothing is lost of a stream shard without any settled one."""
     row = StreamPosition("9/0", parents_done=True, read_up_to=EARLY)
     assert read_status([structs.replace(CHILD, read_up_to=None)], "t").up_to([{"child": row}]) == EARLY
     fresh = structs.replace(CHILD, checkpoint=TRIM_HORIZON)

@@ -87,7 +87,6 @@ TestPending.settings = settings(max_examples=30, stateful_step_count=30)
 
 @given(st.permutations(range(12)))
 def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> None:
-    """In any order; and finished records take no memory."""
     tracker: CheckpointTracker[int] = CheckpointTracker()
     tickets = [tracker.start(position) for position in range(12)]
 
@@ -99,14 +98,12 @@ def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> 
 
 
 def test_nothing_is_owed_at_first() -> None:
-    """And there is no checkpoint to write."""
     tracker: CheckpointTracker[int] = CheckpointTracker()
 
     assert (tracker.checkpoint, tracker.first_pending, tracker.last_read, len(tracker)) == (None, None, None, 0)
 
 
 def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
-    """And stays there while the first record is pending, whatever is skipped after it."""
     tracker = CheckpointTracker("position 7")
     assert (tracker.checkpoint, tracker.last_read, len(tracker)) == ("position 7", "position 7", 0)
 
@@ -133,7 +130,6 @@ def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
     ],
 )
 def test_record_is_finished_once(finished: list[int], again: int) -> None:
-    """Twice would take the place of a pending record, so that the checkpoint would pass that one."""
     tracker: CheckpointTracker[int] = CheckpointTracker()
     for positions in ([0, 1], [2, 3, 4], [5, 6]):
         tracker.start_all(positions)
@@ -147,7 +143,6 @@ def test_record_is_finished_once(finished: list[int], again: int) -> None:
 
 
 def test_record_that_is_named_twice_in_a_call_is_one() -> None:
-    """Also where the call has as many tickets as records are pending."""
     tracker: CheckpointTracker[int] = CheckpointTracker()
     tickets = tracker.start_all([0, 1])
     tracker.finish([tickets[0]] * 2)
@@ -155,7 +150,6 @@ def test_record_that_is_named_twice_in_a_call_is_one() -> None:
 
 
 def test_position_before_a_pending_record_is_that_of_the_record_before_it() -> None:
-    """A skipped one too; none is known of a record that is not pending, nor are its neighbours, or not yet read."""
     tracker: CheckpointTracker[str] = CheckpointTracker("start")
     tracker.start_all(["a", "b"])
     tracker.skip("c")
@@ -171,14 +165,12 @@ def test_position_before_a_pending_record_is_that_of_the_record_before_it() -> N
 
 
 def test_work_before_the_next_record_has_the_next_ticket() -> None:
-    """At the position of the last one, which stays pending until it is done."""
     tracker: CheckpointTracker[str] = CheckpointTracker()
     tracker.start("first")
     assert (tracker.start_at_last(), tracker.last_read, len(tracker)) == (1, "first", 2)
 
 
 def test_pending_records_of_parents_go_back_with_the_start_of_the_cursor() -> None:
-    """They are at the position where its own records begin."""
     tracker: CheckpointTracker[str] = CheckpointTracker("start")
     tickets = [tracker.start_at_last() for _ in range(2)]
     tracker.rewind("before")
@@ -190,7 +182,6 @@ def test_pending_records_of_parents_go_back_with_the_start_of_the_cursor() -> No
 
 @pytest.mark.parametrize("tickets", [[0], [0, 1], [0, 1, 2], [1, 2]])
 def test_checkpoint_can_be_read_wherever_finishing_was_broken_off(tickets: list[int]) -> None:
-    """By an exception that nobody foresaw: the reader ends, and others look at it meanwhile."""
     for step in range(100):
         tracker = CheckpointTracker("before")
         tracker.start_all(["a", "b"])

@@ -38,7 +38,6 @@ def catch_up_of(*holds: Hold) -> CatchUp:
 
 @pytest.mark.parametrize("target", HeldTarget)
 def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
-    """It waits for the parents only where it is theirs. When it is lowered, it waits again."""
     hold = make_hold(5, target=target)
     assert (hold.sample_tenant, hold.is_backfill, hold.attempt_count, hold.passed_count) == ("", False, 0, 0)
     states = []
@@ -64,7 +63,6 @@ def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
     ],
 )
 def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: set[HoldState]) -> None:
-    """It is a hold of the catch-up that it has, of no other, and of none in another state."""
     for entered in HoldState:
         hold, other = make_hold(5), catch_up_of(make_hold(5))
         catch_up = None
@@ -85,14 +83,12 @@ def test_hold_enters_only_a_state_that_may_follow(state: HoldState, following: s
 
 
 def test_hold_has_a_title_without_a_name_too() -> None:
-    """As that of the parents, of which there is one."""
     hold = make_hold(5)
     hold.name = "shard-1"
     assert (hold.title, make_hold(5, target=HeldTarget.PARENTS).title) == ("shard shard-1", "parents")
 
 
 def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
-    """Not for another reason, nor for another target."""
     found = set()
     for target, reason in product(HeldTarget, HoldReason):
         hold = make_hold(5, target=target)
@@ -104,7 +100,6 @@ def test_hold_is_paced_for_a_tenant_that_is_over_its_share() -> None:
 
 @pytest.mark.parametrize("state", HoldState)
 def test_hold_has_a_catch_up_only_while_it_is_catching_up(state: HoldState) -> None:
-    """And always then."""
     hold, other = make_hold(5), catch_up_of(make_hold(5))
     hold.enter(HoldState.READY)
     with pytest.raises(ValueError, match="expected a state that may follow"):
@@ -116,7 +111,6 @@ def test_hold_has_a_catch_up_only_while_it_is_catching_up(state: HoldState) -> N
 def test_hold_that_is_lowered_reads_on_from_the_lower_of_its_catch_up_and_the_new_start(
     lowered_to: int, expected: int
 ) -> None:
-    """It leaves the catch-up, which goes on with its others."""
     hold, other = make_hold(5), make_hold(2)
     catch_up = catch_up_of(hold, other)
     catch_up.tracker.skip(mark(6))
@@ -136,7 +130,6 @@ def test_hold_that_is_lowered_reads_on_from_the_lower_of_its_catch_up_and_the_ne
 def test_hold_knows_about_when_its_first_operation_arrived(
     reached: int | None, arrived_s: int, expected_s: int
 ) -> None:
-    """No operation before the record that its catch-up has reached is missing."""
     hold = make_hold(5, arrived_s=3)
     assert hold.first_arrival == START + timedelta(seconds=3)
     if reached is not None:
@@ -147,7 +140,6 @@ def test_hold_knows_about_when_its_first_operation_arrived(
 
 
 def test_catch_up_reads_all_that_its_holds_have_not_read() -> None:
-    """The parents in their order, then the own records. It is a backfill where one of its holds is."""
     holds = [make_hold(5, PARENTS[1]), make_hold(3, PARENTS[0])]
     catch_up = catch_up_of(*holds)
     assert (catch_up.unread, [hold.unread for hold in holds]) == (Unread(mark(3), PARENTS), [catch_up.unread] * 2)
@@ -157,7 +149,6 @@ def test_catch_up_reads_all_that_its_holds_have_not_read() -> None:
 
 
 def test_catch_up_goes_on_after_each_record_of_a_parent() -> None:
-    """A hold that is lowered then reads the rest of this parent, and the next ones."""
     catch_up = catch_up_of(make_hold(5, *PARENTS))
     catch_up.pass_parent_record(Position(4, 1))
     rest = ParentRecords("parent-1", AtSequenceNumber("4"), Position(4, 1), None)
@@ -167,7 +158,6 @@ def test_catch_up_goes_on_after_each_record_of_a_parent() -> None:
 
 
 def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> None:
-    """Its own operations do not count."""
     catch_up = catch_up_of(make_hold(5, *PARENTS))
     tickets = []
     for _ in PARENTS:
@@ -187,7 +177,6 @@ def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> N
 
 @pytest.mark.parametrize(("start", "expected"), [(3, 3), (7, 5), (None, None)])
 def test_catch_up_at_the_parents_may_start_lower_with_its_own_records(start: int | None, expected: int | None) -> None:
-    """Never higher; None is the beginning."""
     catch_up = catch_up_of(make_hold(5, *PARENTS))
     catch_up.start_own_lower(None if start is None else mark(start))
     assert catch_up.unread == Unread(None if expected is None else mark(expected), PARENTS)
@@ -208,7 +197,6 @@ def test_catch_up_at_the_parents_may_start_lower_with_its_own_records(start: int
     ],
 )
 def test_catch_up_comes_to_records(unread: Unread, comes_to: bool, own_after: int) -> None:  # noqa: FBT001
-    """While it reads records of parents, it may start lower with its own."""
     catch_up = catch_up_of(make_hold(5, *PARENTS))
     assert catch_up.comes_to(unread) is comes_to
     assert catch_up.unread == Unread(mark(own_after), PARENTS)
@@ -221,7 +209,6 @@ class Read(NamedTuple):
 
 
 def test_catch_up_knows_operations_of_other_cursors() -> None:
-    """One among its own is enough."""
     catch_up, other = catch_up_of(make_hold(5)), Read(CheckpointTracker())
     own = Read(catch_up.tracker)
     cases: list[list[Read]] = [[], [own], [own, other], [other]]

@@ -88,7 +88,6 @@ def owners(ownership: Ownership) -> Iterator[str]:
 
 
 def test_tenant_has_one_owner_and_a_hold_without_tenants_ends() -> None:
-    """The one that got it last."""
     ownership = new()
     hold_tenant(ownership, "a-x", 5)
     hold_shard(ownership, "shard-1", ["a-x", "b-w"], 3)
@@ -111,7 +110,6 @@ def test_tenant_has_one_owner_and_a_hold_without_tenants_ends() -> None:
 def test_split_reads_again_what_is_dropped_and_what_the_owner_has_not_read(
     owner_after: int | None, in_memory: list[int], expected: int
 ) -> None:
-    """The lowest of all of them."""
     ownership = new()
     if owner_after is not None:
         hold_shard(ownership, "shard-1", ["a-x", "b-w"], owner_after)
@@ -120,7 +118,6 @@ def test_split_reads_again_what_is_dropped_and_what_the_owner_has_not_read(
 
 
 def test_split_takes_along_the_parents_records_of_the_owner_and_of_what_is_dropped() -> None:
-    """From the lower position of both."""
     ownership = new()
     ownership.split("a-x", backfill(ownership, 6, *LATER_PARENTS), [], START)
     hold = ownership.hold_tenant("a-x", HoldReason.FAILING, [unread(6, *PARENTS)], START, now=0.0)
@@ -128,7 +125,6 @@ def test_split_takes_along_the_parents_records_of_the_owner_and_of_what_is_dropp
 
 
 def test_hold_that_is_split_to_again_leaves_its_catch_up_where_that_was() -> None:
-    """It waits for its target again; so it blocks its shard."""
     ownership = new()
     hold, other = hold_shard(ownership, "shard-1", ["a-x"], 2), hold_tenant(ownership, "b-w", 2)
     catch_up = start(ownership, hold, other)
@@ -140,7 +136,6 @@ def test_hold_that_is_split_to_again_leaves_its_catch_up_where_that_was() -> Non
 
 
 def test_backfill_leaves_tenants_that_wait_for_the_parents() -> None:
-    """The catch-up after their release comes to all of it."""
     ownership = new()
     ownership.hold_parents(TenantSet(["a-x"]), unread(3), START, now=0.0)
     before, hold = ownership.owner_of("a-x"), backfill(ownership, 2)
@@ -149,7 +144,6 @@ def test_backfill_leaves_tenants_that_wait_for_the_parents() -> None:
 
 @pytest.mark.parametrize(("in_memory", "expected"), [(None, Meeting.TAKEN), (3, Meeting.TAKEN), (1, Meeting.LEFT)])
 def test_backfill_meets_its_own_tenant_as_one_of_the_main_reader(in_memory: int | None, expected: Meeting) -> None:
-    """It may be the backfill's by its slot alone."""
     ownership = new()
     hold = backfill(ownership, 2)
     ownership.split("a-x", hold, [], START)
@@ -180,7 +174,6 @@ def test_backfill_meets_its_own_tenant_as_one_of_the_main_reader(in_memory: int 
 def test_backfill_takes_a_tenant_when_it_comes_to_all_that_its_owner_has_not_read(
     owner: Unread | None, in_memory: list[int], reached: Unread, expected: Meeting
 ) -> None:
-    """It leaves the tenant where its owner comes to all that the backfill will; else the tenant needs its own hold."""
     ownership = new()
     before = None
     if owner is not None:
@@ -194,7 +187,6 @@ def test_backfill_takes_a_tenant_when_it_comes_to_all_that_its_owner_has_not_rea
 
 
 def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
-    """One without parents' records, and only while it has a hold."""
     ownership = new()
     first, parents = hold_tenant(ownership, "a-x", 2), backfill(ownership, 2, *PARENTS).catch_up
     catch_up = start(ownership, first)
@@ -213,7 +205,6 @@ def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
 
 
 def test_meeting_the_main_reader_ends_all_holds_of_a_catch_up() -> None:
-    """Their tenants are the main reader's; the pending operations of the catch-up still count."""
     ownership = new()
     holds = [hold_tenant(ownership, "a-x", 2), hold_shard(ownership, "shard-1", ["b-w"], 3)]
     catch_up = start(ownership, *holds)
@@ -229,7 +220,6 @@ def test_meeting_the_main_reader_ends_all_holds_of_a_catch_up() -> None:
 
 
 def test_floor_is_the_lowest_of_main_reader_holds_and_catch_ups() -> None:
-    """While a hold is caught up, it is where the catch-up is."""
     ownership = new()
     assert (ownership.floor(mark(9)), ownership.floor(None)) == (mark(9), None)
     hold = hold_tenant(ownership, "a-x", 4)
@@ -240,7 +230,6 @@ def test_floor_is_the_lowest_of_main_reader_holds_and_catch_ups() -> None:
 
 
 def test_catch_up_counts_until_it_has_ended_and_its_operations_are_settled() -> None:
-    """A reader asks again and again while it runs, also while nothing of it is pending."""
     for is_settled_first in (False, True):
         ownership = new()
         assert ownership.is_settled()
@@ -260,7 +249,6 @@ def test_catch_up_counts_until_it_has_ended_and_its_operations_are_settled() -> 
 
 
 def test_parents_are_pending_until_the_last_operation_of_them_is_settled() -> None:
-    """Unread, read and not settled, or dropped for a hold that reads them again."""
     ownership = new()
     found = [ownership.has_pending_parents]
     hold = backfill(ownership, 5, *PARENTS)
@@ -280,7 +268,6 @@ def test_parents_are_pending_until_the_last_operation_of_them_is_settled() -> No
 
 @pytest.mark.parametrize("is_by_slot", [False, True])
 def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot: bool) -> None:
-    """These are ready at once; the others wait on, since when they did."""
     ownership, limit = new(), 0 if is_by_slot else 200
     held, pending = (TenantSet.decode(TenantSet(one).encode(limit=limit)) for one in (["a-x", "d-p"], ["d-p"]))
     ownership.hold_parents(held, unread(3), START, now=1.0)
@@ -296,7 +283,6 @@ def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot
 
 
 def test_parents_wait_no_more_when_they_are_ready() -> None:
-    """Then nothing of them is pending."""
     ownership = new()
     ownership.hold_parents(TenantSet(["a-x"]), unread(3), START, now=0.0)
     (hold,) = ownership.holds()
@@ -307,7 +293,6 @@ def test_parents_wait_no_more_when_they_are_ready() -> None:
 
 
 def test_backfill_that_waits_leaves_a_tenant_with_earlier_operations_in_memory_apart() -> None:
-    """They do not come to the parents' records, and it does not come to them."""
     ownership = new()
     hold = ownership.open_backfill("shard-1", unread(6, *PARENTS), START, now=0.0)
     ownership.split("a-x", hold, [], START)
@@ -316,7 +301,6 @@ def test_backfill_that_waits_leaves_a_tenant_with_earlier_operations_in_memory_a
 
 
 def test_parents_release_nobody_who_has_another_hold() -> None:
-    """That hold reads all of the tenant."""
     ownership = new()
     ownership.hold_parents(TenantSet(["a-x", "b-w", "c-y"]), unread(0), START, now=0.0)
     own = hold_tenant(ownership, "a-x", 3)
@@ -333,7 +317,6 @@ def test_parents_release_nobody_who_has_another_hold() -> None:
 
 
 def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
-    """Since now, with operations since they arrived."""
     ownership = new()
     ownership.hold_predecessors(TenantSet(["a-x"]), unread(5), START, now=3.0)
     (hold,) = ownership.holds()
@@ -342,7 +325,6 @@ def test_hold_of_the_tenants_that_the_last_owner_held_is_ready() -> None:
 
 
 def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -> None:
-    """By name and by slot. The predecessors' hold is ready at once."""
     for limits in product((200, 0), repeat=2):
         ownership = new()
         lists = (
@@ -361,7 +343,6 @@ def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -
 
 @pytest.mark.usefixtures("_small_sets")
 def test_slot_belongs_to_its_oldest_hold_and_a_name_goes_before_it() -> None:
-    """A tenant of that slot that comes to another hold is there by name, also where that one has slots."""
     ownership = new()
     hold_shard(ownership, "shard-1", ["a-x", "d-p", "c-y"], 3)
     assert list(owners(ownership)) == [*["shard-1"] * 5, "-"]  # with those that share the two slots
@@ -378,7 +359,6 @@ def test_slot_belongs_to_its_oldest_hold_and_a_name_goes_before_it() -> None:
 
 @pytest.mark.usefixtures("_small_sets")
 def test_tenant_of_the_main_reader_stays_there_when_its_slot_gets_a_hold() -> None:
-    """Until it is held, too; also the one whose hold has ended."""
     ownership = new()
     ownership.mark_live({"b-w"})
     hold_shard(ownership, "shard-1", ["a-x", "d-p"], 3)
@@ -390,7 +370,6 @@ def test_tenant_of_the_main_reader_stays_there_when_its_slot_gets_a_hold() -> No
 
 
 def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forgotten one is held with the others of its slot: only slower."""
     monkeypatch.setattr(ownership_module, "LIVE_TENANTS_MAX", 2)
     ownership, remembered = new(), []
     for tenant in TENANTS[:4]:
@@ -400,7 +379,6 @@ def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPat
 
 
 def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is being caught up takes no more. When a hold has ended, another tenant has its own one."""
     monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
     ownership = new()
     holds = [hold_tenant(ownership, tenant, 5) for tenant in TENANTS[:3]]
@@ -418,7 +396,6 @@ def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: py
 
 
 def test_hold_knows_why_and_since_when_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And when its first operation arrived, at another hold too. One that is opened again waits again."""
     monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
     ownership, later = new(), START + timedelta(seconds=9)
     shard = ownership.open_shard_hold("shard-1", START, now=1.0)
@@ -443,7 +420,6 @@ def test_hold_knows_why_and_since_when_it_holds(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_one_hold_of_a_tenant_over_its_share_is_paced() -> None:
-    """Others beside it are not."""
     ownership = new()
     hold_tenant(ownership, "a-x", 5)
     assert not ownership.has_paced_hold
@@ -452,7 +428,6 @@ def test_one_hold_of_a_tenant_over_its_share_is_paced() -> None:
 
 
 def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_fails() -> None:
-    """The shard may lack operations of tenants that are not known."""
     ownership = new()
     hold = backfill(ownership, 5)
     assert (hold.reason, ownership.meet_resident("a-x", hold, [])) == (HoldReason.BACKFILL, Meeting.TAKEN)

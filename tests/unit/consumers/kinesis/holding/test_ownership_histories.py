@@ -671,7 +671,6 @@ def happen_to_holds(reader: Reader, step: Step) -> None:
 @settings(max_examples=100)
 @given(scenes, steps)
 def test_no_history_loses_or_overtakes_an_operation(scene: Scene, history: list[Step]) -> None:
-    """First applications are in order, no checkpoint and no row passes a pending operation, and every hold ends."""
     live(scene, history)
 
 
@@ -778,8 +777,6 @@ WRONG_DESIGNS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("make", WRONG_DESIGNS)
 def test_histories_tell_a_wrong_design(make: Callable[..., Ownership]) -> None:
-    """Otherwise they would prove nothing: each wrong design loses, overtakes or passes an operation in one history."""
-
     @settings(max_examples=2000, phases=[Phase.generate], database=None, derandomize=True, print_blob=False)
     @given(scenes, steps)
     def search(scene: Scene, history: list[Step]) -> None:
@@ -812,5 +809,4 @@ KNOWN_ERRORS = {
 
 @pytest.mark.parametrize("error", KNOWN_ERRORS)
 def test_known_error_does_not_come_back(error: str) -> None:
-    """The shortest history of each that was found."""
     live(*KNOWN_ERRORS[error])

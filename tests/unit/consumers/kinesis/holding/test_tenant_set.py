@@ -75,7 +75,6 @@ def tenant_sets(draw: st.DrawFn) -> tuple[TenantSet, frozenset[str]]:
 def test_set_has_everybody_who_was_added_and_exactly_those_while_it_knows_names(
     given_set: tuple[TenantSet, frozenset[str]],
 ) -> None:
-    """A tenant that is forgotten would overtake itself; one too many only waits."""
     tenants, added = given_set
 
     assert members(tenants) >= added
@@ -93,7 +92,6 @@ def test_set_has_everybody_who_was_added_and_exactly_those_while_it_knows_names(
 def test_update_has_whoever_was_in_either(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """By name or by slot; the added set stays unchanged."""
     tenants, others = one[0], other[0]
     before, added = members(tenants), members(others)
     is_precise = tenants.has_names or not others.has_names  # else names are put into the slots that are there
@@ -110,7 +108,6 @@ def test_update_has_whoever_was_in_either(
 def test_minus_keeps_whoever_is_not_in_the_other(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """Each tenant is in the difference or in the part taken away, and no tenant is added."""
     tenants, others = one[0], other[0]
     before, added = members(tenants), members(others)
     is_exact = tenants.has_names or not others.has_names
@@ -127,7 +124,6 @@ def test_minus_keeps_whoever_is_not_in_the_other(
 def test_narrowing_keeps_exactly_who_is_in_both(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """By name where either knows names."""
     tenants, others = one[0], other[0]
     both = members(tenants) & members(others)
 
@@ -142,7 +138,6 @@ def test_narrowing_keeps_exactly_who_is_in_both(
 def test_targets_name_everybody_when_they_are_read_back(
     given_set: tuple[TenantSet, frozenset[str]], limit: int
 ) -> None:
-    """The children hold all tenants in a parent's lease row, or more."""
     tenants, _ = given_set
     targets = tenants.encode(limit)
     read = TenantSet.decode(targets)
@@ -160,7 +155,6 @@ def test_targets_name_everybody_when_they_are_read_back(
 def test_targets_of_several_parents_are_read_together(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """A child of a merge holds the pending tenants of both parents, by name or by slot."""
     both = TenantSet.decode(one[0].encode() | other[0].encode(limit=3))
     apart = [TenantSet.decode(targets) for targets in (one[0].encode(), other[0].encode(limit=3))]
 
@@ -173,7 +167,6 @@ def test_targets_of_several_parents_are_read_together(
 def test_set_has_everybody_when_it_grows_beyond_its_names(
     before: frozenset[str], after: frozenset[str], kind: Callable[[Iterable[str]], TenantSet]
 ) -> None:
-    """Whether they come one by one or as a set, and however that one knows them."""
     one_by_one, at_once = TenantSet(before), TenantSet(before)
     for name in [*CROWD, *after]:
         one_by_one.add(name)
@@ -187,7 +180,6 @@ def test_set_has_everybody_when_it_grows_beyond_its_names(
 
 
 def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
-    """Before, it contains exactly the added tenants, and a removed one is gone."""
     tenants = TenantSet(CROWD[:NAMES_MAX])
     at_the_most = (tenants.has_names, len(tenants), len(tenants.names), CROWD[-1] in tenants)
     tenants.add(CROWD[0])
@@ -201,7 +193,6 @@ def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
 
 
 def test_set_takes_no_more_memory_when_many_more_tenants_are_added() -> None:
-    """Bounded by the bitmap, not by the number of tenants."""
     tenants = TenantSet(CROWD)
     bitmap = attrgetter("_bitmap")
     before = sys.getsizeof(bitmap(tenants))
@@ -216,7 +207,6 @@ def test_set_takes_no_more_memory_when_many_more_tenants_are_added() -> None:
 
 @pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
 def test_discard_takes_out_a_name_and_leaves_a_slot(size: int) -> None:
-    """Another tenant may share the slot, and would be forgotten."""
     one, other = sharing_a_slot(size)
     named, slots = TenantSet([one, other]), in_slots([one, other], size)
     for tenants in (named, slots):
@@ -229,7 +219,6 @@ def test_discard_takes_out_a_name_and_leaves_a_slot(size: int) -> None:
 
 @pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
 def test_tenants_that_share_a_slot_stay_together(size: int) -> None:
-    """Names remove nothing from slots; a slot removes all tenants that share it, and these wait together."""
     one, other = sharing_a_slot(size)
     named, slots = TenantSet([one]), in_slots([other], size)
 
@@ -241,7 +230,6 @@ def test_tenants_that_share_a_slot_stay_together(size: int) -> None:
 
 
 def test_set_has_no_bit_for_sure_when_nothing_is_left_of_its_slots() -> None:
-    """Then it is as a new one: empty, and of names."""
     slots = in_slots(POOL, ROW)
     for left in (slots.difference(slots), slots.intersection(TenantSet()), TenantSet.decode([bitmap_of((), ROW)])):
         assert left == TenantSet()
@@ -250,7 +238,6 @@ def test_set_has_no_bit_for_sure_when_nothing_is_left_of_its_slots() -> None:
 
 @pytest.mark.parametrize(("size", "smaller"), [(LARGE, ROW), (ROW, SMALL), (LARGE, SMALL)])
 def test_bitmaps_of_two_sizes_meet_in_the_larger(size: int, smaller: int) -> None:
-    """The slot of a smaller one is that of the larger modulo its size, so the larger loses no precision."""
     large, small = in_slots(POOL[:20], size), in_slots(POOL[20:21], smaller)
     strangers = [f"stranger-{number}" for number in range(200)]
 
@@ -275,13 +262,11 @@ def test_bitmaps_of_two_sizes_meet_in_the_larger(size: int, smaller: int) -> Non
     ],
 )
 def test_targets_are_names_up_to_the_limit(names: list[str], limit: int, expected: set[str]) -> None:
-    """Whatever a tenant is called, it is read back as that."""
     assert TenantSet(names).encode(limit) == expected
     assert TenantSet.decode(expected) == TenantSet(names)
 
 
 def test_targets_are_one_folded_bitmap_beyond_the_limit() -> None:
-    """The same for every process, so that a row with the same content is not written again."""
     names = POOL[:3]
     expected = {bitmap_of((zlib.crc32(name.encode()) % ROW_SLOT_COUNT for name in names), ROW_SLOT_COUNT)}
 
@@ -319,7 +304,6 @@ def packed(data: bytes) -> str:
     ],
 )
 def test_target_is_refused_when_it_is_not_understood(target: str) -> None:
-    """To pass over it would let a listed tenant run ahead."""
     with pytest.raises(ValueError, match=r"expected|[Bb]ase64|ASCII|padding"):
         TenantSet.decode(["tenant:b-l", target])
 
@@ -332,20 +316,17 @@ def test_target_is_refused_when_it_is_not_understood(target: str) -> None:
     ],
 )
 def test_set_shows_how_much_it_has(tenants: TenantSet, expected: str) -> None:
-    """Its debugging view, which names no tenant."""
     assert repr(tenants) == expected
     assert tenants != expected
 
 
 def test_names_beside_a_bitmap_of_a_row_keep_their_many_slots() -> None:
-    """In the few slots of a row they would keep 32 times as many other tenants waiting."""
     entries = [*TenantSet(["a-x"]).encode(limit=0), "tenant:b-l"]
     for one in (entries, entries[::-1]):
         assert repr(TenantSet.decode(one)) == f"TenantSet({SLOT_COUNT // ROW_SLOT_COUNT + 1} of {SLOT_COUNT} slots)"
 
 
 def test_first_slot_of_either_half_is_kept_when_a_bitmap_is_folded() -> None:
-    """As all others."""
     for slot in (0, ROW_SLOT_COUNT, ROW_SLOT_COUNT - 1, 2 * ROW_SLOT_COUNT - 1):
         tenants = TenantSet.decode([bitmap_of([slot], 2 * ROW_SLOT_COUNT)])
         assert TenantSet.decode(tenants.encode()) == TenantSet.decode(
@@ -354,7 +335,6 @@ def test_first_slot_of_either_half_is_kept_when_a_bitmap_is_folded() -> None:
 
 
 def test_sets_are_equal_by_names_and_slots() -> None:
-    """A set by names is not one by slots, and no other thing is one."""
     by_names, others = TenantSet(["a-x"]), [TenantSet(["b-x"]), in_slots(["a-x"], SMALL), in_slots([], SMALL)]
     assert by_names == TenantSet(["a-x"])
     assert [by_names == one for one in [*others, {"a-x"}, None]] == [False] * 5

@@ -54,12 +54,10 @@ unreads = st.builds(Unread, st.none() | st.integers(1, 12).map(mark), parents)
 def test_unread_includes_what_starts_no_lower_of_its_parents_and_of_its_own(
     one: Unread, other: Unread, *, expected: bool
 ) -> None:
-    """The records of a parent come before all own ones, so both count."""
     assert one.includes(other) is expected
 
 
 def test_union_has_the_lower_start_of_each_parent_in_the_order_of_their_ids() -> None:
-    """Where a start is unknown, from the horizon on. No parent's records are read twice."""
     parts = [
         Unread(mark(10), (parent("b", 2), parent("c", 3))),
         Unread(mark(9), (parent("a", 3), parent("b", 1), parent("c", 0))),
@@ -79,7 +77,6 @@ def test_union_has_the_lower_start_of_each_parent_in_the_order_of_their_ids() ->
 
 @given(unreads, unreads)
 def test_union_includes_both_and_nothing_more_than_needed(one: Unread, other: Unread) -> None:
-    """What includes both includes the union; the order does not matter."""
     both = union([one, other])
     assert both.includes(one)
     assert both.includes(other)
@@ -89,7 +86,6 @@ def test_union_includes_both_and_nothing_more_than_needed(one: Unread, other: Un
 
 @given(unreads, unreads, unreads)
 def test_includes_is_a_partial_order(one: Unread, other: Unread, third: Unread) -> None:
-    """Of each with itself, in one direction, and along a chain."""
     assert one.includes(one)
     assert one == other or not (one.includes(other) and other.includes(one))
     assert one.includes(third) or not (one.includes(other) and other.includes(third))

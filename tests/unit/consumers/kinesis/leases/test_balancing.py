@@ -44,42 +44,35 @@ def takes(
 
 
 def test_simple_lease_take() -> None:
-    """A lease without an owner is taken (KCL testSimpleLeaseTake)."""
     assert takes(seen([None])) == ["000"]
 
 
 def test_not_take_updated_lease() -> None:
-    """The lease of an owner that renews is its own (KCL testNotTakeUpdatedLease)."""
     assert takes(seen([BAR])) == []
 
 
 def test_take_expired_lease() -> None:
-    """A counter that did not move for longer than the duration means that the owner is gone; not one tick before."""
     assert takes(seen([BAR], since=NOW - DURATION_S)) == []
     assert takes(seen([BAR], since=EXPIRED)) == ["000"]
 
 
 def test_take_own_lease() -> None:
-    """A lease stamped with this replica's name that it does not hold is taken at once (KCL testTakeOwnLease)."""
     wanted = plan_takes(seen([ME]), held=(), now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
 
     assert [lease.lease_key for lease in wanted] == ["000"]
 
 
 def test_not_take_new_owned_lease() -> None:
-    """An owner seen for the first time has the whole duration (KCL testNotTakeNewOwnedLease)."""
     assert takes(seen([BAR], since=NOW)) == []
 
 
 def test_non_greedy_take() -> None:
-    """One of three replicas takes a third of the free leases (KCL testNonGreedyTake)."""
     observations = seen([None] * 4) | seen([BAR, BAZ], first=4)
 
     assert takes(observations) == ["000", "001"]
 
 
 def test_very_old_lease_taker() -> None:
-    """Leases unchanged for three durations are taken beyond the even share (KCL testVeryOldLeaseTaker)."""
     crashed = seen(["gone", "gone"], since=VERY_OLD, first=4)
     expired = seen(["gone", "gone"], since=EXPIRED, first=4)
 
@@ -88,7 +81,6 @@ def test_very_old_lease_taker() -> None:
 
 
 def test_very_old_lease_is_taken_within_the_share_when_it_is_not_older_than_three_durations() -> None:
-    """Not one tick before; a lease without an owner is never very old: it waits for no renewal."""
     exact = seen(["gone", "gone"], since=NOW - 3 * DURATION_S, first=4)
     unowned = seen([None, None], since=VERY_OLD, first=4)
 
@@ -97,26 +89,22 @@ def test_very_old_lease_is_taken_within_the_share_when_it_is_not_older_than_thre
 
 
 def test_no_steal_when_off_by_one() -> None:
-    """Counts that differ by one are even (KCL testNoStealWhenOffByOne; C11)."""
     assert takes(seen([ME, BAR, BAR])) == []
     assert takes(seen([ME, ME, ME, BAR])) == []
 
 
 @pytest.mark.parametrize(("draw", "expected"), [(0.0, "001"), (0.5, "003"), (0.999, "005")])
 def test_steal(draw: float, expected: str) -> None:
-    """One lease of the fullest owner, chosen by the draw (KCL testSteal: foo 0, bar 1, baz 5)."""
     assert takes(seen([BAR, BAZ, BAZ, BAZ, BAZ, BAZ]), draw=draw) == [expected]
 
 
 def test_no_steal_when_expired_leases() -> None:
-    """As long as leases are free, no owner loses one (KCL testNoStealWhenExpiredLeases)."""
     observations = seen([BAZ] * 4) | seen(["gone"], since=EXPIRED, first=4)
 
     assert takes(observations) == ["004"]
 
 
 def test_finished_leases_count_for_nobody() -> None:
-    """C9: they fill no share, are not taken, and are not a reason to steal."""
     finished = {
         key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
         for key, one in seen([None, BAR, BAR, BAR], first=10).items()
@@ -127,24 +115,20 @@ def test_finished_leases_count_for_nobody() -> None:
 
 
 def test_all_is_taken_in_one_pass_when_the_replica_is_alone() -> None:
-    """C10: 64 stream shards at the first scan."""
     assert len(takes(seen([None] * 64))) == 64
 
 
 def test_replicas_that_start_together_try_different_leases_first() -> None:
-    """Of two that decide for the same lease only one wins; the draw spreads them."""
     observations = seen([None] * 4) | seen([BAR], first=4)
 
     assert takes(observations, draw=0.0)[0] != takes(observations, draw=0.5)[0]
 
 
 def test_more_replicas_than_leases_leave_some_without() -> None:
-    """Nothing is taken from an owner of one."""
     assert takes(seen([BAR, BAZ, "qux"])) == []
 
 
 def test_five_leases_of_three_replicas_stay_for_a_hundred_passes() -> None:
-    """C11: target rounding must not make replicas trade a lease."""
     observations = seen([ME, ME, BAR, BAR, BAZ])
 
     moves = [takes(observations, me=me, draw=step / 100) for step in range(100) for me in (ME, BAR, BAZ)]
@@ -161,7 +145,6 @@ draws = st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=50)
 def test_counts_become_even_with_few_moves_and_stay_so(
     owners: list[str | None], replicas: list[str], count: int, chance: list[float]
 ) -> None:
-    """Replicas that decide one after another, each from a fresh scan, end within one of each other, and then rest."""
     alive = replicas[:count]
     table = dict(enumerate(owners))
     moves = passes = 0
@@ -186,7 +169,6 @@ def test_counts_become_even_with_few_moves_and_stay_so(
 @settings(max_examples=50)
 @given(lease_count=st.integers(0, 60), count=st.integers(1, 6), chance=draws)
 def test_moves_are_those_needed_when_one_replica_joins(lease_count: int, count: int, chance: list[float]) -> None:
-    """C10: from even counts, a newcomer gets its share one lease at a time, and nothing else moves."""
     alive = [f"r{number}" for number in range(count)]
     table: dict[int, str | None] = {number: alive[number % count] for number in range(lease_count)}
     moves = 0
@@ -209,7 +191,6 @@ def _scan(table: Mapping[int, str | None], alive: Iterable[str]) -> dict[str, Ob
 
 
 def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
-    """Own leases, free ones and finished ones do not expire for this replica."""
     finished = Observation(Lease("009", SHARD_END, owner=BAR), NOW - 9.0)
     observations = (
         seen([ME], since=NOW - 9.0)
@@ -223,12 +204,10 @@ def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
 
 
 def test_next_expiry_is_none_when_others_hold_nothing() -> None:
-    """Then the next scan comes at its time."""
     assert next_expiry(seen([ME, None]), held={"000"}, lease_duration_s=DURATION_S) is None
 
 
 def test_finished_leases_that_are_held_do_not_count() -> None:
-    """A replica takes its share of the others."""
     observations = seen([None, None]) | {
         key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
         for key, one in seen([ME] * 3, first=2).items()
@@ -237,14 +216,12 @@ def test_finished_leases_that_are_held_do_not_count() -> None:
 
 
 def test_steal_is_from_the_last_by_name_of_the_fullest_and_never_what_is_held() -> None:
-    """All replicas that see the same choose the same owner; a lease that was taken since the scan is no victim."""
     assert takes(seen([BAR] * 3 + [BAZ] * 3)) == ["003"]
     wanted = plan_takes(seen([BAZ] * 4), held=["000"], now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
     assert [lease.lease_key for lease in wanted] == ["001"]
 
 
 def test_lease_to_be_released_is_taken_beyond_the_share() -> None:
-    """Its owner renews it, and this replica has its share already; the owner itself does not take it."""
     observations = seen([ME, ME, BAR, BAR])
     asked = observations["002"]
     lease = replace(asked.lease, release_of=BAR)
@@ -257,7 +234,6 @@ def test_lease_to_be_released_is_taken_beyond_the_share() -> None:
 
 
 def test_lease_that_was_released_is_not_stolen_back() -> None:
-    """By whom it was released; another lease of the same owner is. An expired one is nobody's."""
     observations = seen([BAR, BAR])
     for key in observations:
         one = observations[key]
@@ -269,7 +245,6 @@ def test_lease_that_was_released_is_not_stolen_back() -> None:
 
 
 def test_replica_in_trouble_takes_only_what_nobody_else_takes() -> None:
-    """One that was in trouble lately takes what is free, too, and one that was not also what is given away."""
     given_away = Observation(Lease("g", TRIM_HORIZON, owner=BAR, unable_of=BAR), FRESH)
     observations = {
         **seen([BAR, BAR, BAR]),

@@ -28,7 +28,6 @@ STATE = KclState(
 
 
 def test_rows_of_the_lease_table_are_told_apart_by_their_entity_type() -> None:
-    """As KCL 3.5 writes them; leases and rows of other kinds are passed over."""
     rows: list[dict[str, Any]] = [
         {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}, **LEADER},
         {"leaseKey": {"S": "Migration3.0"}, "entityType": {"S": "CLIENT_VERSION_MIGRATION"}, **MIGRATION},
@@ -41,7 +40,6 @@ def test_rows_of_the_lease_table_are_told_apart_by_their_entity_type() -> None:
 
 
 def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
-    """Before KCL 3.4 they have no entity type."""
     rows: list[dict[str, Any]] = [
         {"key": {"S": "Leader"}, **LEADER},
         {"key": {"S": "Migration3.0"}, **MIGRATION},
@@ -53,7 +51,6 @@ def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
 
 
 def test_lock_without_a_version_is_none() -> None:
-    """It is what a release leaves behind."""
     assert state_of([("table", [{"key": {"S": "Leader"}, "ownerName": {"S": "worker-1"}}])]) == KclState()
 
 
@@ -71,7 +68,6 @@ def test_lock_without_a_version_is_none() -> None:
     ],
 )
 def test_leader_assigns_the_leases_in_the_modes_of_3_x_only(versions: set[str], expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    """Of two tables with a version one is left over; the safe one counts."""
     state = replace(STATE, client_versions=frozenset(versions))
 
     assert state.is_version_leading == expected
@@ -106,7 +102,6 @@ BEFORE_METRICS = replace(STATE, worker_beats={("table", "worker-2"): "1789999970
 def test_leader_lives_when_something_has_moved_in_the_last_two_looks(
     state: KclState, earlier: list[KclState], expected: list[str]
 ) -> None:
-    """The leader's lock first, then the metrics of workers."""
     assert leading_owners(state, earlier) == expected
 
 
@@ -123,7 +118,6 @@ def test_leader_lives_when_something_has_moved_in_the_last_two_looks(
 def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
     state: KclState, before: KclState | None, expected: list[str]
 ) -> None:
-    """Between two looks its lock is enough; whether it lives shows later."""
     assert new_leaders(state, before) == expected
 
 
@@ -139,7 +133,6 @@ def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
     ],
 )
 def test_outlook_is_the_next_thing_that_the_application_does_by_itself(versions: set[str], expected: str) -> None:
-    """An application that works as 2.x, and is not upgraded, stays a peer."""
     outlook = outlook_of(KclState(frozenset(versions)))
 
     assert (expected in outlook) if outlook else expected == ""

@@ -68,13 +68,11 @@ MINIMAL_ROW: dict[str, dict[str, Any]] = {
 
 
 def test_lease_reads_a_row_of_the_kcl() -> None:
-    """Every attribute that the KCL writes is understood."""
     assert lease_of(KCL_ROW) == KCL_LEASE
 
 
 @pytest.mark.parametrize("value", [{"N": "-1"}, {"N": "1e9"}, {"N": "NaN"}, {"S": "1.5"}, {"NULL": True}])
 def test_throughput_that_cannot_be_is_unknown(value: dict[str, Any]) -> None:
-    """It decides where a lease is best read, and never whether."""
     lease = lease_of(KCL_ROW | {"throughputKBps": value})
 
     assert lease == replace(KCL_LEASE, throughput_kbps=None)
@@ -91,7 +89,6 @@ def test_throughput_that_cannot_be_is_unknown(value: dict[str, Any]) -> None:
     ],
 )
 def test_lease_is_metered_only_by_its_owner(row: dict[str, dict[str, Any]], expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    """A program that does not measure leaves the attributes of the last owner in the row."""
     lease = lease_of(MINIMAL_ROW | row)
 
     assert lease is not None
@@ -99,7 +96,6 @@ def test_lease_is_metered_only_by_its_owner(row: dict[str, dict[str, Any]], expe
 
 
 def test_lease_reads_a_row_of_the_kcl_when_only_the_oldest_attributes_are_there() -> None:
-    """Rows of KCL 1.x have neither hash keys nor children, and no parents at the root."""
     assert lease_of(MINIMAL_ROW) == Lease("shardId-000000000000", LATEST)
 
 
@@ -114,7 +110,6 @@ def test_lease_reads_a_row_of_the_kcl_when_only_the_oldest_attributes_are_there(
     ],
 )
 def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, str], is_lease: bool) -> None:  # noqa: FBT001  # a column of the table
-    """KCL 3.5 stores rows of other kinds in the table; they are not leases."""
     assert (lease_of(MINIMAL_ROW | {"entityType": entity_type}) is not None) == is_lease
 
 
@@ -144,7 +139,6 @@ def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
     attribute: str,
     value: dict[str, str] | None,
 ) -> None:
-    """A garbage row is named as such, and is not taken for something else."""
     row = {name: given for name, given in (KCL_ROW | {attribute: value}).items() if given is not None}
 
     with pytest.raises(UnreadableLeaseError, match=f"^{attribute.removesuffix('SubSequenceNumber')}: "):
@@ -152,7 +146,6 @@ def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
 
 
 def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
-    """The KCL itself writes a number where it means bytes (`pendingCheckpointState`): it is not looked at."""
     assert lease_of(KCL_ROW | {"pendingCheckpointState": {"N": "0"}}) == KCL_LEASE
 
 
@@ -167,7 +160,6 @@ def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
 def test_lease_lists_pending_tenants_when_its_row_does(
     attributes: dict[str, dict[str, Any]], expected: frozenset[str] | None
 ) -> None:
-    """No list differs from an empty one: the children wait."""
     lease = lease_of(MINIMAL_ROW | attributes)
 
     assert lease == Lease("shardId-000000000000", LATEST, pending_tenants=expected)
@@ -195,7 +187,6 @@ leases = st.builds(
 
 @given(leases)
 def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
-    """A lease that we create is read as it was meant, and the row has no empty text or set in it."""
     row = row_of(lease)
 
     assert lease_of(row) == lease
@@ -204,13 +195,11 @@ def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
 
 
 def test_row_has_no_list_of_pending_tenants_when_there_are_none() -> None:
-    """DynamoDB has no empty sets, and a stream shard without pending tenants is finished."""
     assert "simpluPendingTenants" not in row_of(Lease("a", LATEST))
     assert "simpluPendingTenants" not in row_of(Lease("a", LATEST, pending_tenants=frozenset()))
 
 
 def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:
-    """A new lease counts as renewed when first seen; a moved counter counts from the scan that found it moved."""
     lease = Lease("a", LATEST, counter=1, owner="other")
     moved = replace(lease, counter=2)
 
@@ -245,7 +234,6 @@ def test_lease_is_takeable_when_free_or_not_renewed_for_the_lease_duration(
     held: tuple[str, ...],
     expected: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """Free leases at once, others after the duration, held and finished ones never."""
     observations = {"a": Observation(lease, 1000.0)}
 
     taken = takeable_leases(observations, held=held, now=1000.0 + age_s, lease_duration_s=DURATION_S, me=ME)
@@ -254,7 +242,6 @@ def test_lease_is_takeable_when_free_or_not_renewed_for_the_lease_duration(
 
 
 def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
-    """Where not all can be taken, those are taken that have waited longest."""
     observations = {
         "young": Observation(Lease("young", LATEST, owner="other"), 20.0),
         "old": Observation(Lease("old", LATEST, owner="other"), 10.0),
@@ -272,7 +259,6 @@ def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
 def test_lease_is_never_taken_from_an_owner_whose_counter_was_seen_to_move_within_the_duration(
     scans: list[tuple[float, dict[str, Lease]]],
 ) -> None:
-    """A lease of another owner is only taken if every scan of a full duration found it unchanged."""
     now = 0.0
     seen: list[tuple[float, dict[str, Lease]]] = []
     observations: dict[str, Observation] = {}
@@ -298,7 +284,6 @@ def test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on(
     counter: int,
     expected: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """A counter one higher with the same owner is the worker's own write, without an answer."""
     lease = Lease("a", LATEST, counter=5, owner=ME)
 
     assert is_own_landed_write(lease, replace(lease, owner=owner, counter=counter), me=ME) == expected
@@ -319,7 +304,6 @@ def test_row_in_a_hand_over_is_the_write_of_its_checkpoint_owner(
     counter: int,
     expected: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """Until it has handed the lease over, it is the actual owner; the leader alone does not move the counter."""
     lease = Lease("a", LATEST, counter=5, owner=ME)
     row = replace(lease, owner=owner, checkpoint_owner=checkpoint_owner, counter=counter)
 
@@ -342,7 +326,6 @@ def test_hand_over_has_begun_when_the_row_names_this_worker_in_another_way(
     found: tuple[str, str | None],
     expected: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """This worker still holds the lease, and writes to it by the new names."""
     lease, row = (Lease("a", LATEST, owner=owner, checkpoint_owner=last) for owner, last in (known, found))
 
     assert has_hand_over_begun(lease, row, me=ME) == expected
@@ -355,7 +338,6 @@ def test_hand_over_has_begun_when_the_row_names_this_worker_in_another_way(
 def test_lease_in_a_hand_over_is_its_last_owners_until_it_expires(
     owner: str | None, checkpoint_owner: str | None, takeable_at: float
 ) -> None:
-    """The next owner has nothing yet; a lease that this process had and does not hold is free."""
     seen = {"a": Observation(Lease("a", LATEST, owner=owner, checkpoint_owner=checkpoint_owner), 0.0)}
     found = [now for now in (5.0, 15.0) if takeable_leases(seen, held=(), now=now, lease_duration_s=DURATION_S, me=ME)]
 
@@ -363,12 +345,10 @@ def test_lease_in_a_hand_over_is_its_last_owners_until_it_expires(
 
 
 def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:
-    """It names the process for people; two processes never share it."""
     assert worker_id("web-1", 42, "9f3c") == "web-1:42:9f3c"
 
 
 def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
-    """Both attributes together; one without the other is nothing."""
     ahead = ReadAhead(Position(17, 3), frozenset({"tenant:a-x", "tenant:b-y"}))
     row = row_of(Lease("a", Position(5), ahead=ahead))
 
@@ -393,12 +373,10 @@ def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
     ],
 )
 def test_lease_is_read_with_what_may_lack(attributes: dict[str, dict[str, Any]], expected: dict[str, Any]) -> None:
-    """Each of these attributes may be absent, or empty."""
     assert lease_of(MINIMAL_ROW | attributes) == replace(Lease("shardId-000000000000", LATEST), **expected)
 
 
 def test_lease_is_read_without_a_time_for_people_that_cannot_be_read() -> None:
-    """No reader decides by it. Without an offset it could not be compared with others."""
     row = MINIMAL_ROW | {"leaseOwner": {"S": "me"}}
     for value in ({"N": "1"}, {"S": "2026-01-01T08:00:00 me"}, {"S": "yesterday me"}):
         lease = lease_of(row | {"simpluReadUpTo": value})
@@ -407,7 +385,6 @@ def test_lease_is_read_without_a_time_for_people_that_cannot_be_read() -> None:
 
 
 def test_unreadable_progress_names_its_attribute() -> None:
-    """A number that is none has no name of its own."""
     held = {"simpluHeld": {"SS": ["tenant:b-l"]}}
     for text in ("5/y", "5", "x/0"):
         with pytest.raises(UnreadableLeaseError, match=r"^simpluReadTo: "):
@@ -415,7 +392,6 @@ def test_unreadable_progress_names_its_attribute() -> None:
 
 
 def test_unreadable_lease_names_the_value() -> None:
-    """It is shown to the operator."""
     with pytest.raises(UnreadableLeaseError, match="many"):
         lease_of(MINIMAL_ROW | {"leaseCounter": {"N": "many"}})
 
@@ -437,7 +413,6 @@ def test_unreadable_lease_names_the_value() -> None:
 def test_time_read_up_to_counts_if_the_owner_has_written_it(
     owners: dict[str, str], text: str, expected: datetime | None
 ) -> None:
-    """Another owner may be a worker that does not know the attribute. Without it the lease can be used."""
     attributes = {name: {"S": value} for name, value in {**owners, "simpluReadUpTo": text}.items()}
     lease = lease_of({**MINIMAL_ROW, **attributes})
     assert lease is not None
@@ -462,6 +437,5 @@ def test_follower_begins_what_it_is_assigned_once_its_last_owner_has_left(
     is_assigned: bool,  # noqa: FBT001  # a column of the table
     is_to_be_handed_over: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """While a checkpoint owner is named, that worker reads."""
     assert bool(assigned_leases([lease], me=ME)) == is_assigned
     assert bool(unfinished_hand_overs([lease], me=ME)) == is_to_be_handed_over

@@ -48,15 +48,12 @@ OLD_REPORT = f'{{"by":"{ME}","version":"0.0.9","lag_s":1.5,"records_per_s":2.0,"
 
 @given(reports)
 def test_report_is_read_as_written(report: LeaseReport) -> None:
-    """Its text is no longer than a reader takes; without held targets far below the kilobyte of DynamoDB."""
     text = encode_report(report)
     assert decode_report(text, ME) == report
     assert len(text) < (TEXT_MAX_LENGTH if report.held or report.top else 260)
 
 
 def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
-    """What a worker does not know is none, and it ignores what it does not know."""
-
     class OldReport(msgspec.Struct):
         """The report of a worker before held targets and figures."""
 
@@ -74,14 +71,12 @@ def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
 
 
 def test_report_of_a_later_version_may_have_a_reason_that_is_not_known() -> None:
-    """It is shown as it is, and the rest of the report too."""
     later = LeaseReport(ME, "9.0", held_count=1, held=(HeldTarget("shard a", "not thought of yet", 1.0),))
     assert decode_report(encode_report(later), ME) == later
 
 
 @given(st.lists(st.builds(HeldTarget, st.text(min_size=200, max_size=600), st.just("gap"), ages), max_size=5))
 def test_report_names_held_targets_as_far_as_there_is_room(held: list[HeldTarget]) -> None:
-    """The oldest first; none of them makes the report one that no replica reads."""
     report = LeaseReport(ME, "1.0", held=first_held(held))
     text = encode_report(report)
     read = decode_report(text, ME)
@@ -93,7 +88,6 @@ def test_report_names_held_targets_as_far_as_there_is_room(held: list[HeldTarget
 
 
 def test_report_names_held_targets_before_tenants() -> None:
-    """Held targets need a person, and tenants may have long names."""
     top = tuple(TopTenant(letter * 250, "shard-1", 1.0) for letter in "abc")
     held = (HeldTarget("x" * 300, HoldReason.GAP, 1.0),)
     read = decode_report(encode_report(LeaseReport(ME, held=held, top=top)), ME)
@@ -103,7 +97,6 @@ def test_report_names_held_targets_before_tenants() -> None:
 
 @pytest.mark.parametrize("owner", [None, "", "other"])
 def test_report_of_another_writer_is_none(owner: str | None) -> None:
-    """A worker that does not know the attribute left it in the row."""
     assert decode_report(encode_report(LeaseReport(ME)), owner) is None
 
 
@@ -124,24 +117,20 @@ def test_report_of_another_writer_is_none(owner: str | None) -> None:
     ],
 )
 def test_report_that_cannot_be_is_none(text: str) -> None:
-    """The lease can be used without it."""
     assert decode_report(text, ME) is None
 
 
 def test_impossible_numbers_are_written_as_possible_ones() -> None:
-    """A clock that differs gives a negative lag."""
     text = encode_report(LeaseReport(ME, lag_s=-3.0, records_per_s=float("inf")))
     assert decode_report(text, ME) == LeaseReport(ME, lag_s=0.0, records_per_s=LARGE - 1)
 
 
 @given(st.builds(HoldRetry, st.text("0123456789abcdef", min_size=16, max_size=16), st.none() | st.text(max_size=150)))
 def test_request_is_read_as_written(retry: HoldRetry) -> None:
-    """With any name of a target."""
     assert decode_retry(encode_retry(retry)) == retry
 
 
 def test_request_that_no_owner_would_read_is_not_written() -> None:
-    """A name that long is no target's; a person gets the error."""
     with pytest.raises(ValueError, match="held target"):
         encode_retry(HoldRetry("1", "x" * TEXT_MAX_LENGTH))
 
@@ -150,12 +139,10 @@ def test_request_that_no_owner_would_read_is_not_written() -> None:
     "text", ["", "{}", "[]", '{"request_id": 1}', "\ud800", f'{{"request_id": "{"x" * TEXT_MAX_LENGTH}"}}']
 )
 def test_request_that_cannot_be_is_none(text: str) -> None:
-    """The lease can be used without it."""
     assert decode_retry(text) is None
 
 
 def test_rate_is_that_since_the_last_renewal() -> None:
-    """None without time between two."""
     rate = RecordRate(now=10.0)
     assert rate.note(5, now=10.0) is None
     assert [rate.note(30, now=13.0), rate.note(30, now=14.0)] == [10.0, 0.0]

@@ -57,7 +57,6 @@ def moved(observations: Mapping[str, Observation], *, me: str = ME, draw: float 
 
 
 def test_lease_moves_from_the_heaviest_to_the_lightest_replica_whatever_their_counts() -> None:
-    """The one that makes both loads most alike."""
     assert moved(fleet(me=[10] * 5, bar=[50, 30, 100], baz=[120])) == ["bar-005"]
 
 
@@ -71,12 +70,10 @@ def test_lease_moves_from_the_heaviest_to_the_lightest_replica_whatever_their_co
     ],
 )
 def test_nothing_moves_when_nothing_is_gained(mine: list[float], theirs: list[float]) -> None:
-    """Loads vary; a move costs a pause of the stream shard."""
     assert moved(fleet(me=mine, bar=theirs)) == []
 
 
 def test_light_replica_takes_from_one_that_is_not_heavy() -> None:
-    """A replica that was added to a large fleet makes no other one heavy."""
     others = {f"bar{number}": [10.0] * 10 for number in range(20)}
 
     assert moved(fleet(**others))[0].startswith("bar0-")
@@ -84,7 +81,6 @@ def test_light_replica_takes_from_one_that_is_not_heavy() -> None:
 
 
 def test_replicas_that_see_the_same_take_from_different_owners() -> None:
-    """The lightest from the heaviest, and so on; a replica without a lease draws."""
     observations = fleet(me=[10], other=[20], third=[30], bar=[50, 50, 90], baz=[50, 50, 80])
     taken = [moved(observations, me=me) for me in ("me", "other", "third")]
 
@@ -94,7 +90,6 @@ def test_replicas_that_see_the_same_take_from_different_owners() -> None:
 
 
 def test_lease_that_was_released_is_not_taken_back() -> None:
-    """By whom it was released: another one moves, if any."""
     observations = fleet(big=[50, 20], me=[10])
     key = next(iter(observations))
     one = observations[key]
@@ -106,7 +101,6 @@ def test_lease_that_was_released_is_not_taken_back() -> None:
 
 @pytest.mark.parametrize("metered_by", [None, "elsewhere"])
 def test_counts_decide_beside_an_owner_that_does_not_measure(metered_by: str | None) -> None:
-    """A KCL 2.x: with two rules in a fleet leases would move for ever."""
     observations = fleet(me=[10, 10], bar=[500, 500], baz=[10])
     other = {key: replace(one.lease, metered_by=metered_by) for key, one in observations.items() if key < "baz-0"}
     mixed = observations | {key: replace(observations[key], lease=lease) for key, lease in other.items()}
@@ -118,7 +112,6 @@ def test_counts_decide_beside_an_owner_that_does_not_measure(metered_by: str | N
 
 
 def test_lease_without_a_measurement_has_the_mean_load() -> None:
-    """As one that was just created. Without any measurement all are alike, and so are the loads."""
     observations = fleet(bar=[20, 40], free=[1])
     unknown = {
         key: replace(one, lease=replace(one.lease, throughput_kbps=None)) if key.startswith("free") else one
@@ -133,7 +126,6 @@ def test_lease_without_a_measurement_has_the_mean_load() -> None:
 
 
 def test_free_leases_are_taken_up_to_an_even_share_of_the_load() -> None:
-    """The shares of all cover all: a replica that is heavy already takes none."""
     observations = fleet(me=[10], bar=[100], free=[20, 20, 20, 20])
 
     assert len(moved(observations)) == 4
@@ -152,7 +144,6 @@ throughputs = st.one_of(st.just(0.0), st.floats(0, 2000, allow_nan=False))
 def test_loads_come_to_rest_as_even_as_single_leases_allow(
     loads: list[float], replicas: int, draws: list[float]
 ) -> None:
-    """From any owners, with loads that stay; then no lease could move between the lightest and a heavy replica."""
     names = [f"r{number}" for number in range(replicas)]
     observations = fleet(**{name: [FIXED_KBPS + load for load in loads[at::7]] for at, name in enumerate(names)})
     moves, resting = 0, 0
@@ -177,7 +168,6 @@ def test_loads_come_to_rest_as_even_as_single_leases_allow(
 
 
 def test_move_is_planned_from_loads_alone_when_the_replica_holds_more_than_the_scan_shows() -> None:
-    """A lease taken since the scan is in *held*, and is not taken again."""
     observations = fleet(me=[10], bar=[50, 60])
     measured = measured_loads(observations)
     assert measured is not None

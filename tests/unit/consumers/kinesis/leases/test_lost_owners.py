@@ -45,7 +45,6 @@ class Table:
 
 
 def test_killed_owner_is_gone_until_a_new_one_comes() -> None:
-    """An owner that was there before does not take its place; one that comes later does, once."""
     table = Table(s="a", t="b", u="c")
     table.pass_time(20)
     table.silent = {"b", "c"}
@@ -61,7 +60,6 @@ def test_killed_owner_is_gone_until_a_new_one_comes() -> None:
 
 
 def test_owner_that_hands_over_in_order_is_not_gone() -> None:
-    """Whether a scan sees the lease without an owner or not."""
     table = Table(s="a", t="b")
     table.pass_time(20)
     table.take("a", "t")
@@ -69,7 +67,6 @@ def test_owner_that_hands_over_in_order_is_not_gone() -> None:
 
 
 def test_owner_that_is_back_is_not_gone() -> None:
-    """One that was only silent for long."""
     table = Table(s="a", t="b")
     table.pass_time(20)
     table.silent = {"b"}
@@ -82,7 +79,6 @@ def test_owner_that_is_back_is_not_gone() -> None:
 
 
 def test_owner_from_before_a_restart_is_replaced_by_it() -> None:
-    """The first scan of a process that was started again has the dead one."""
     table = Table(s="old")
     table.silent = {"old"}
     table.pass_time(11)
@@ -91,7 +87,6 @@ def test_owner_from_before_a_restart_is_replaced_by_it() -> None:
 
 
 def test_gone_owner_is_told_for_a_day() -> None:
-    """Then the fleet is as large as it is."""
     table = Table(s="a", t="b")
     table.pass_time(20)
     table.silent = {"b"}

@@ -115,17 +115,14 @@ def wanted(leases: Iterable[int], initial: str = FIRST, shards: Collection[Strea
 def test_missing_leases_are_those_that_close_the_gaps(
     leases: tuple[int, ...], initial: str, expected: dict[int, str]
 ) -> None:
-    """A descendant of a leased stream shard starts at its beginning, others at the initial one (reference §2.1)."""
     assert wanted(leases, initial) == expected
 
 
 def test_missing_leases_come_in_the_order_in_which_they_are_to_be_created() -> None:
-    """Parents before children: a replica that sees the lease of a child finds those of its parents."""
     assert list(wanted(())) == sorted(wanted(()))
 
 
 def test_missing_lease_carries_what_the_listing_says() -> None:
-    """Parents, hash range, and the instant of the initial position."""
     lease = missing_leases(TREE, {name(n) for n in (4, 8, 9)}, INITIAL[THEN])[-1]
 
     assert lease == Lease(
@@ -134,7 +131,6 @@ def test_missing_lease_carries_what_the_listing_says() -> None:
 
 
 def test_parents_that_are_past_their_retention_are_not_wanted() -> None:
-    """They are not in the listing, although their children name them."""
     assert wanted((4, 9, 10), FIRST, TREE[4:]) == dict.fromkeys((6, 7, 8), FIRST)
 
 
@@ -183,7 +179,6 @@ def _fields(one: StreamShard) -> dict[str, Any]:
 def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
     tree: list[StreamShard], initial: str, leased: Random
 ) -> None:
-    """With any leases before; none is missing then, and each parent's lease is created before its child's."""
     before = {one.stream_shard_id for one in tree if leased.random() < 0.3}
 
     missing = missing_leases(tree, before, INITIAL[initial])
@@ -201,7 +196,6 @@ def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
 @settings(max_examples=100)
 @given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
 def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard], initial: str, leased: Random) -> None:
-    """No gap of leases between a child and an ancestor that is read: it would start before the ancestor is finished."""
     by_id = {one.stream_shard_id: one for one in tree}
     before = {key for key in by_id if leased.random() < 0.3}
     missing = {lease.lease_key: lease for lease in missing_leases(tree, before, INITIAL[initial])}
@@ -217,7 +211,6 @@ def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard]
 
 
 def test_first_leases_are_one_for_each_stream_shard_listed_open_or_closed() -> None:
-    """At the initial position, in the order of their sequence numbers."""
     leases = first_leases(reversed(TREE[:6]), INITIAL[LATEST_POSITION])
 
     assert [lease.lease_key for lease in leases] == [name(number) for number in range(6)]
@@ -225,7 +218,6 @@ def test_first_leases_are_one_for_each_stream_shard_listed_open_or_closed() -> N
 
 
 def test_leases_of_children_start_at_their_beginning() -> None:
-    """Also with the initial position LATEST: records between the creation and the take would be lost."""
     child = ChildShard(name(8), frozenset({name(6), name(7)}), _tenth(0, 3))
 
     assert child_leases([child]) == [
@@ -253,14 +245,12 @@ CHILD = Lease("child", TRIM_HORIZON, parents=frozenset({"left", "right"}))
 def test_child_waits_for_both_parents_that_are_read(
     left: Position | None, right: Position | None, gone: tuple[str, ...], expected: list[str]
 ) -> None:
-    """Not for one without a lease, nor for one past its retention (BlockOnParentShardTask; C23)."""
     leases = {key: Lease(key, at) for key, at in (("left", left), ("right", right)) if at is not None}
 
     assert unfinished_parents(CHILD, leases, gone) == expected
 
 
 def test_lease_without_parents_waits_for_nobody() -> None:
-    """The first stream shards of a stream."""
     assert unfinished_parents(Lease("a", TRIM_HORIZON), {}, ()) == []
     assert pending_at_parents(Lease("a", TRIM_HORIZON), {}, ()) == frozenset()
 
@@ -293,7 +283,6 @@ def test_child_waits_for_no_parent_that_lists_what_it_owes_and_holds_all_that_is
     waits_for: list[str],
     holds: set[str],
 ) -> None:
-    """A Postgres shard that is lost stops its own tenants in the children, and no others."""
     parents = {"left": left, "right": right}
     leases = {key: Lease(key, at[0], pending_tenants=at[1]) for key, at in parents.items() if at is not None}
 
@@ -302,7 +291,6 @@ def test_child_waits_for_no_parent_that_lists_what_it_owes_and_holds_all_that_is
 
 
 def test_child_holds_nothing_of_stream_shards_that_are_not_its_parents() -> None:
-    """Their tenants are in other hash keys, or in its parents' lists as well."""
     leases = {
         "left": Lease("left", READ, pending_tenants=LISTS_A),
         "other": Lease("other", READ, pending_tenants=LISTS_BC),
@@ -312,7 +300,6 @@ def test_child_holds_nothing_of_stream_shards_that_are_not_its_parents() -> None
 
 
 def test_listing_is_torn_when_a_parent_is_open() -> None:
-    """C30: a reshard came between two pages of the list."""
     parent, child = shard(0, (), _tenth(0, 9), is_open=True), shard(1, (0,), _tenth(0, 4), is_open=True)
     ended = shard(0, (), _tenth(0, 9), is_open=False)
 
@@ -338,14 +325,12 @@ def test_listing_is_torn_when_a_parent_is_open() -> None:
     ],
 )
 def test_hole_is_the_first_hash_keys_that_nothing_covers(ranges: list[HashRange], expected: HashRange | None) -> None:
-    """In any order, and with overlaps (PeriodicShardSyncManagerTest)."""
     assert first_hole(ranges) == expected
 
 
 @settings(max_examples=100)
 @given(tree=trees())
 def test_open_stream_shards_of_a_tree_have_no_hole(tree: list[StreamShard]) -> None:
-    """Splits and merges keep all hash keys covered; without one of them there is a hole, and it is that one's."""
     opened = [one.hash_range for one in tree if one.is_open]
 
     assert first_hole(opened) is None
@@ -363,7 +348,6 @@ def lists(key: str, checkpoint: Position, *parents: str) -> Lease:
 
 
 def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
-    """In the midst of a reshard that is normal: the parent is finished and a child has no lease yet."""
     parent = lease("a", SHARD_END, hash_range=_tenth(0, 9))
     left, right = lease("b", READ, "a", hash_range=_tenth(0, 4)), lease("c", READ, "a", hash_range=_tenth(5, 9))
 
@@ -372,7 +356,6 @@ def test_hole_in_leases_is_what_no_unfinished_lease_covers() -> None:
 
 
 def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
-    """The KCL 1.x writes no hash ranges; they are filled in from a listing."""
     assert first_hole_in_leases([lease("a", READ), lease("b", READ, hash_range=_tenth(0, 1))]) is None
 
 
@@ -405,13 +388,11 @@ def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
 def test_finished_lease_is_removable_when_nobody_needs_it(
     leases: list[Lease], gone: list[str], expected: list[str]
 ) -> None:
-    """Past its retention, with children that were begun, and after its own parents."""
     found = removable_leases({one.lease_key: one for one in leases}, gone)
 
     assert [one.lease_key for one in found] == expected
 
 
 def test_finished_lease_is_removable_whatever_unread_lease_is_elsewhere() -> None:
-    """Only its own children matter."""
     leases = {one.lease_key: one for one in (Lease("a", SHARD_END), Lease("b", TRIM_HORIZON))}
     assert [one.lease_key for one in removable_leases(leases, ["a"])] == ["a"]

@@ -10,7 +10,6 @@ from simplu_worker.consumers.kinesis.stream.positions import LATEST
 
 
 def test_view_has_the_leases_of_the_last_scan_and_since_when_they_are_unchanged() -> None:
-    """A lease that is not in the last scan is gone; before the first scan and listing nothing is known."""
     view, kept, moved, gone = StreamView(), Lease("a", LATEST), Lease("b", LATEST), Lease("c", LATEST)
     assert (view.observations, view.leases(), view.gone, view.retention) == ({}, {}, frozenset(), None)
 

@@ -10,7 +10,6 @@ from simplu_worker.consumers.kinesis.leases.throughput import TIME_CONSTANT_S, T
 
 
 def test_throughput_is_unknown_until_some_time_has_passed() -> None:
-    """Then it is that of the first interval."""
     meter = ThroughputMeter(None, now=10.0)
     meter.note(500, now=10.0)
     before = meter.kbps
@@ -20,7 +19,6 @@ def test_throughput_is_unknown_until_some_time_has_passed() -> None:
 
 
 def test_throughput_begins_with_the_estimate_of_the_last_owner_and_follows_in_the_time_constant() -> None:
-    """However often it is noted: the intervals add up."""
     once, often = (ThroughputMeter(100.0, now=0.0) for _ in range(2))
     once.note(0, now=TIME_CONSTANT_S)
     for step in range(1, 11):
@@ -31,7 +29,6 @@ def test_throughput_begins_with_the_estimate_of_the_last_owner_and_follows_in_th
 
 
 def test_throughput_is_that_of_a_steady_reader() -> None:
-    """Whatever the intervals."""
     meter = ThroughputMeter(None, now=0.0)
     for now in (1.0, 1.5, 7.0, 7.25):
         meter.note(int(1024 * 50 * now), now=now)

@@ -9,7 +9,6 @@ from simplu_worker.consumers.kinesis.leases.worker_metrics import has_moved_metr
 
 
 def test_metrics_are_those_of_a_worker_of_the_kcl_3() -> None:
-    """The last ten values, each within a limit that is not 0; every name in `sts` is in `opr`."""
     row = metrics_row("wid", "host:1:me", [float(value) for value in range(12)], at_s=1_790_000_000)
 
     assert row["wid"] == {"S": "host:1:me"}
@@ -20,7 +19,6 @@ def test_metrics_are_those_of_a_worker_of_the_kcl_3() -> None:
 
 
 def test_metrics_of_a_replica_are_no_sign_of_life_of_the_kcl() -> None:
-    """Else replicas that are left alone would wait for each other without end."""
     row = metrics_row("leaseKey", "host:1:me", [1.0], at_s=1_790_000_000)
     theirs = {name: value for name, value in row.items() if name != "simpluFollower"}
 
@@ -39,7 +37,6 @@ def test_metrics_of_a_replica_are_no_sign_of_life_of_the_kcl() -> None:
     ],
 )
 def test_metrics_are_written_while_the_application_reads_them(version: str, expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    """Rolled back to 2.x, it does not."""
     assert is_reporting_wanted(KclState(frozenset({version}))) == expected
     assert not is_reporting_wanted(KclState())
 
@@ -48,7 +45,6 @@ def test_metrics_are_written_while_the_application_reads_them(version: str, expe
     ("status", "expected"), [("INIT", False), ("DEPLOYED", False), ("PENDING", True), ("COMPLETE", True)]
 )
 def test_metrics_are_in_the_lease_table_once_they_move(status: str, expected: bool) -> None:  # noqa: FBT001  # a column of the table
-    """The row of the move is found in either table, by its type or by its key."""
     state = {"tm": {"S": f"TABLE_MIGRATION_STATUS_{status}"}}
     rows = [
         {"leaseKey": {"S": "TableMigration3.5"}, "entityType": {"S": "TABLE_MIGRATION"}, **state},

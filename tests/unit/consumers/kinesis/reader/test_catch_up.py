@@ -98,7 +98,6 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Waiting:
 
 
 def test_shard_is_asked_again_within_the_longest_pause(waiting: Waiting) -> None:
-    """However often it was asked."""
     assert waiting.is_due()
     for _ in range(50):
         waiting.asked()
@@ -108,7 +107,6 @@ def test_shard_is_asked_again_within_the_longest_pause(waiting: Waiting) -> None
 
 
 def test_shard_is_asked_at_once_when_anybody_finds_it_back(waiting: Waiting) -> None:
-    """Once, and not for as long as the pool reports it as healthy."""
     waiting.asked()
     assert not waiting.is_due()
     waiting.way.up = True
@@ -118,7 +116,6 @@ def test_shard_is_asked_at_once_when_anybody_finds_it_back(waiting: Waiting) -> 
 
 
 def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Waiting) -> None:
-    """Whatever its probes return; otherwise the stream would be read again and again for it."""
     pauses = []
     for _ in range(4):
         while not waiting.is_due():
@@ -137,7 +134,6 @@ def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Wa
 
 
 def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waiting) -> None:
-    """That is another trouble."""
     waiting.is_due()
     waiting.made_ready()
     waiting.now += RELAPSE_S
@@ -162,13 +158,11 @@ def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waitin
 def test_oldest_hold_has_one_place_and_the_shortest_the_others(
     waiting: str, running: list[bool], expected: str
 ) -> None:
-    """Of groups in order of age; each catch-up that runs began as the oldest, or not."""
     assert next_to_catch_up(list(waiting), running) == list(expected)
 
 
 @given(st.lists(st.sampled_from(["short", "end"]), min_size=20, max_size=60))
 def test_oldest_hold_is_caught_up_however_many_short_ones_come(events: list[str]) -> None:
-    """It starts at the latest when one that runs has ended, and never do more run than may."""
     waiting, running = ["long", *(f"first-{n}" for n in range(9))], [("other", True), *[("other", False)] * 3]
     for number, event in enumerate(events):
         if event == "short":
@@ -231,8 +225,6 @@ def watch(story: Callable[[Looked], Awaitable[None]]) -> None:
 
 
 def test_nothing_is_looked_at_by_the_clock_while_at_rest() -> None:
-    """A stream shard without records takes no processor time; its end is noticed all the same."""
-
     async def story(looked: Looked) -> None:
         assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
 
@@ -240,8 +232,6 @@ def test_nothing_is_looked_at_by_the_clock_while_at_rest() -> None:
 
 
 def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled() -> None:
-    """It may get stuck, or be held, without an event. Also the second time."""
-
     async def story(looked: Looked) -> None:
         for _ in range(2):
             looked.is_idle = False
@@ -255,8 +245,6 @@ def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled() -> N
 
 
 def test_hold_that_is_ready_is_looked_at_while_at_rest() -> None:
-    """A backfill may start without any new operation."""
-
     async def story(looked: Looked) -> None:
         looked.has_ready.set()
         assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1
@@ -302,7 +290,6 @@ class Endless:
 
 
 async def test_tenants_over_their_share_are_caught_up_apart_and_each_alone_while_they_are_few() -> None:
-    """A third one joins the one least behind, unless all have passed it; what others wait for has its places."""
     paced = Paced()
     loud = [paced.hold(f"t{number}-l", number) for number in (1, 2, 3)]
     held = [paced.hold(f"s{number}-l", number, HoldReason.FAILING) for number in (4, 5, 6, 7)]
@@ -325,7 +312,6 @@ async def test_tenants_over_their_share_are_caught_up_apart_and_each_alone_while
 
 
 async def test_hold_joins_a_catch_up_that_is_near() -> None:
-    """From far behind it would wait for all that others have to read."""
     nothing = cast("Any", None)
     long = Hold(HeldTarget.SHARD, "a", HoldReason.SHARD_UNAVAILABLE, unread=Unread(mark(1)), arrived_at=NOW, now=0.0)
     long.enter(HoldState.READY)

@@ -30,18 +30,15 @@ def view_of(*pending_since: timedelta) -> ReaderView:
     [(timedelta(hours=24), 0.5), (timedelta(days=365), 12 / 24 / 365), (timedelta(hours=6), 2.0), (None, 0.0)],
 )
 def test_lag_is_a_share_of_the_streams_own_retention(retention: timedelta | None, expected: float) -> None:
-    """The age of the first record in memory; without a known retention there is no share."""
     view = view_of(timedelta(hours=12), timedelta(hours=1))
     assert view.lag_retention_ratio(retention) == pytest.approx(expected)
 
 
 def test_lag_of_a_record_ahead_of_our_clock_is_none() -> None:
-    """Clocks differ by some seconds."""
     assert view_of(timedelta(seconds=-5)).lag_retention_ratio(timedelta(hours=24)) == 0
 
 
 async def test_lag_grows_while_no_reply_comes() -> None:
-    """A read that is not answered fails only after its time-out; the end of a stream shard is waited for in peace."""
     cursor = Cursor(NOT_USED, Latest(), NOT_USED, kind=StreamReader.MAIN)
     view = ReaderView(CheckpointTracker(), cursor, NOT_USED, NOT_USED, utc=lambda: NOON)
     cursor.millis_behind, cursor.replied_at = 0, loop_time() - 5

@@ -66,7 +66,6 @@ def at(number: int, part: int = 0) -> RecordPosition:
     ],
 )
 def test_row_is_older_than_the_stream(found: StreamPosition, retention: timedelta | None, *, expected: bool) -> None:
-    """By the time in its token; where that is unknown, its position decides alone."""
     assert is_older_than_stream(found, now=NOW, retention=retention) is expected
 
 
@@ -86,7 +85,6 @@ def test_row_is_older_than_the_stream(found: StreamPosition, retention: timedelt
 def test_shard_went_back_only_behind_the_checkpoint(
     found: StreamPosition, behind: RecordPosition | datetime, checkpoint: RecordPosition | None, *, expected: bool
 ) -> None:
-    """A fleet with an old hold has old positions in all rows."""
     assert went_back(found, behind, checkpoint) is expected
 
 
@@ -106,13 +104,11 @@ def test_shard_went_back_only_behind_the_checkpoint(
 def test_record_has_left_the_stream(
     behind: RecordPosition | datetime, oldest: RecordPosition | None, *, expected: bool
 ) -> None:
-    """It is before the oldest that the stream has, or the stream has none."""
     assert has_left_stream(behind, oldest) is expected
 
 
 @given(st.integers(0, 1000), st.one_of(st.none(), st.integers(0, 1000)))
 def test_fleet_has_read_on_where_the_record_of_the_checkpoint_is_there(checkpoint: int, oldest: int | None) -> None:
-    """Without the record it may have been stopped for as long."""
     first = None if oldest is None else at(oldest, -1)
     assert has_read_on(at(checkpoint), first) is not has_left_stream(at(checkpoint), first)
     assert not has_read_on(None, first)
@@ -161,17 +157,14 @@ OLD = row(written_at=EDGE)
     ],
 )
 def test_ancestors_that_went_back(rows: Mapping[str, StreamPosition], expected: list[str]) -> None:
-    """As far as the shard lacks records of them, and with those that cannot be read any more."""
     assert behind(rows) == expected
 
 
 def test_shard_without_tenants_lacks_nothing_of_ancestors() -> None:
-    """No operation was ever applied there."""
     assert behind({"left": OLD}, first_tenant_at=None) == []
 
 
 def test_mark_is_void_once_the_row_has_another_position() -> None:
-    """So nothing has to remove it."""
     marked = row(gap_from="5/0")
     assert (marked.has_gap, marked.has_open_gap) == (True, True)
     accepted = row(gap_from="5/0", is_accepted=True)
@@ -182,11 +175,9 @@ def test_mark_is_void_once_the_row_has_another_position() -> None:
 
 
 def test_error_of_a_gap_names_what_was_expected_and_what_came() -> None:
-    """For a log that has it."""
     error = PositionGapError(Gap("shardId-0", "5/0"))
     assert (error.gap, "shardId-0" in str(error), "5/0" in str(error)) == (Gap("shardId-0", "5/0"), True, True)
 
 
 def test_end_of_an_ancestor_is_its_default_checkpoint() -> None:
-    """Children begin where their parents ended."""
     assert Ancestor(frozenset(), None, None).checkpoint == SHARD_END

@@ -28,6 +28,5 @@ def merge(token: str, former: str) -> PositionMerge:
     ],
 )
 def test_merges_since(token: str, known: set[str], expected: list[str]) -> None:
-    """Each merge must begin where the one before has ended."""
     noted = [merge("b", "a"), merge("c", "b"), merge("r", "s"), merge("s", "r")]
     assert [one.token for one in merges_since(token, known, noted)] == expected

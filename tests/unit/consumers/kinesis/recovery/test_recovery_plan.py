@@ -104,7 +104,6 @@ def place_of(
 def test_row_with_an_unknown_token_may_lack_writes(
     found: StreamPosition | None, known_tokens: list[str], *, is_own: bool, may_lack: bool
 ) -> None:
-    """The token goes with the effects: where it survived, so did all writes before it."""
     rows = {} if found is None else {"own": found}
     assert is_own_row(found, known_tokens) is is_own
     assert may_lack_writes(found, StoredPositions(rows, MADE_AT), known_tokens) is may_lack
@@ -118,7 +117,6 @@ def test_row_with_an_unknown_token_may_lack_writes(
 def test_first_read_of_a_row_is_compared_with_where_reading_began(
     expected: RecordPosition, *, is_first: bool, was_tenant_moved_in: bool
 ) -> None:
-    """All records since are in memory then, but for those that a moved tenant sent to its last shard."""
     found = compared_position(
         is_first=is_first, was_tenant_moved_in=was_tenant_moved_in, began_behind=at(3), read_to=at(7)
     )
@@ -127,19 +125,16 @@ def test_first_read_of_a_row_is_compared_with_where_reading_began(
 
 @given(marks)
 def test_position_in_a_row_is_the_one_that_was_written(position: RecordPosition) -> None:
-    """Whatever its size, an aggregate's part or the place before all of them."""
     assert parse_position(format_position(position), SINCE) == position
 
 
 @pytest.mark.parametrize("text", ["", "TRIM_HORIZON", "SHARD_END", "5", "x/0", "5/x", "05/0", "-1/0", "5/0/0"])
 def test_text_that_is_no_position_is_refused(text: str) -> None:
-    """No reader continues from a guessed position."""
     with pytest.raises(ValueError, match=r"."):
         parse_position(text, SINCE)
 
 
 def test_beginning_is_written_as_the_horizon() -> None:
-    """A row with the horizon excludes no record."""
     assert format_position(None) == TRIM_HORIZON.checkpoint
 
 
@@ -153,7 +148,6 @@ def test_beginning_is_written_as_the_horizon() -> None:
     ],
 )
 def test_names_are_only_those_of_targets_that_name(entries: tuple[str, ...], expected: frozenset[str] | None) -> None:
-    """Slots may stand for any tenant."""
     assert named_tenants(entries) == expected
 
 
@@ -170,7 +164,6 @@ def test_names_are_only_those_of_targets_that_name(entries: tuple[str, ...], exp
 def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
     first_tenant_at: datetime | None, started_at: datetime | None, expected: ReplayStart
 ) -> None:
-    """The row is lost as easily as anything else; the tenants of the shard give the limit."""
     assert place_of(None, first_tenant_at=first_tenant_at, started_at=started_at) == expected
 
 
@@ -195,7 +188,6 @@ def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
     ],
 )
 def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: ReplayStart) -> None:
-    """From the higher of two positions only where the reader re-reads the records between for the held tenants."""
     assert place_of(found, held=("a-x",)) == expected
 
 
@@ -204,13 +196,11 @@ def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: Repla
 def test_row_that_says_nothing_is_one_of_the_beginning(
     held: tuple[str, ...], started_at: datetime | None, expected: datetime
 ) -> None:
-    """From where reading began, and not before: no reader read there."""
     for found in (row("TRIM_HORIZON"), row("TRIM_HORIZON", read_to="9/0", held=held)):
         assert place_of(found, first_tenant_at=None, started_at=started_at, held=("a-x",)) == expected
 
 
 def test_row_of_the_beginning_tells_how_far_all_others_are() -> None:
-    """A tenant may have been held since the very first record."""
     found = row("TRIM_HORIZON", read_to="9/0", held=("tenant:a-x",))
     assert place_of(found, started_at=NOW, held=("a-x",)) == at(9)
 
@@ -221,7 +211,6 @@ def test_place_is_never_behind_what_the_row_says(
     read_to: RecordPosition | None,
     covers: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    """After `pending_from` only up to `read_to`, and only where the reader covers the rest."""
     found = row(
         format_position(pending_from),
         read_to=None if read_to is None else format_position(read_to),
@@ -305,7 +294,6 @@ END, DONE = row("SHARD_END"), row("SHARD_END", parents_done=True)
 def test_ancestors_are_read_again_where_their_rows_do_not_say_that_all_is_there(
     rows: Mapping[str, StreamPosition], expected: list[tuple[str, object, Position | None]]
 ) -> None:
-    """Each once, after its own parents, and only up to those that had re-read theirs."""
     assert unread(rows) == expected
 
 
@@ -319,7 +307,6 @@ def test_ancestors_are_read_again_where_their_rows_do_not_say_that_all_is_there(
 def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
     read_to: str, expected: list[tuple[str, object, Position | None]]
 ) -> None:
-    """At its end, all other tenants had everything. A pending tenant that is not waited for makes it read whole."""
     rows = {"left": row("8/0", read_to=read_to, held=("tenant:a", "tenant:b"), parents_done=True), "right": DONE}
 
     assert unread(rows, waited_for=frozenset({"a", "b", "c"})) == expected
@@ -327,7 +314,6 @@ def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
 
 
 def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:
-    """No operation was ever applied there, whatever its rows contain; some ancestors alone would be read too far."""
     assert unread({}, first_tenant_at=None) == []
     assert unread({"left": row("8/0")}, first_tenant_at=None) == []
 
@@ -343,14 +329,12 @@ def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:
 def test_ancestor_is_not_read_again_before_where_it_was_read(
     found: StreamPosition | None, started_at: datetime, expected: datetime
 ) -> None:
-    """Records before the start of a stream shard were never to be applied."""
     ancestors = {"left": Ancestor(frozenset(), LOWER, started_at)}
     rows = {} if found is None else {"left": found}
     assert unread(rows, ancestors=ancestors, parents=("left",)) == [("left", AtTimestamp(expected), None)]
 
 
 def test_parents_that_cannot_be_read_are_passed_over() -> None:
-    """A stream shard past its retention is no ancestor any more."""
     assert unread({}, ancestors={}) == []
     assert unread({}, ancestors={"left": FAMILY["left"]}) == [("left", ALL_OF, None)]
 
@@ -365,7 +349,6 @@ row_texts = st.sampled_from(["none", "TRIM_HORIZON", "SHARD_END", "8/0"])
 def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
     tree: dict[int, frozenset[int]], contents: dict[int, tuple[str, bool]]
 ) -> None:
-    """Left out are only ancestors with a row at the end, and those behind one with `parents_done`."""
     parents_of = {key: frozenset(str(one) for one in some if one < key) for key, some in tree.items()}
     ancestors = {str(key): Ancestor(parents, None, None) for key, parents in parents_of.items()}
     rows = {str(key): row(text, parents_done=done) for key, (text, done) in contents.items() if text != "none"}
@@ -388,7 +371,6 @@ def lease(key: str, *parents: str, checkpoint: Position = SHARD_END, started_at:
 
 
 def test_lineage_has_all_that_can_still_be_read() -> None:
-    """Each as its lease describes it; ancestors without a lease, and those that are gone, end the line."""
     leases = {
         one.lease_key: one
         for one in (
@@ -423,7 +405,6 @@ def test_lineage_has_all_that_can_still_be_read() -> None:
     ],
 )
 def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], *, expected: bool) -> None:
-    """An ancestor with pending records keeps it open, however far back it is."""
     parents = {"left": ["old"], "old": []}
     leases = {key: lease(key, *parents[key], checkpoint=checkpoint) for key, checkpoint in checkpoints.items()}
 
@@ -454,7 +435,6 @@ def records(key: str, after: int | None = None, *, since: datetime = FIRST) -> P
 def test_what_two_lack_is_read_from_the_lower_place_on(
     one: list[ParentRecords], other: list[ParentRecords], expected: list[ParentRecords]
 ) -> None:
-    """Of each stream shard the records of both, in any order; all of it where the lower start is unknown."""
     assert merge(tuple(one), tuple(other)) == tuple(expected)
     assert merge(tuple(other), tuple(one)) == tuple(expected)
 
@@ -470,7 +450,6 @@ some_records = st.lists(
 def test_what_two_lack_together_leaves_out_nothing_of_either(
     one: tuple[ParentRecords, ...], other: tuple[ParentRecords, ...]
 ) -> None:
-    """Nor does it name a stream shard twice, or an older one behind a newer one."""
     found = merge(one, other)
     keys = [both.stream_shard_id for both in found]
 
@@ -492,6 +471,5 @@ def test_what_two_lack_together_leaves_out_nothing_of_either(
 def test_reader_that_covers_the_held_tenants_needs_only_what_was_not_read(
     read_to: str, expected: RecordPosition | None
 ) -> None:
-    """Nothing after the end; without a time in the row, that of now."""
     found = row(TRIM_HORIZON.checkpoint, read_to=read_to, held=("tenant:a-x",), pending_since=None)
     assert replay_start(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: True, now=NOW) == expected

@@ -38,7 +38,6 @@ def adopt(position: ShardPosition, *, token: str = "", parents_done: bool = Fals
 
 @pytest.mark.parametrize(("times", "was_read"), [(1, False), (2, True)])
 def test_row_that_is_forgotten_was_read_if_it_was_before_it_was_adopted(times: int, *, was_read: bool) -> None:
-    """The first contact stays the first one: else the rows of a fleet that was stopped would look like a gap."""
     position, former = make_position(), RowState.UNREAD
     for number in range(times):
         position.invalidate()
@@ -60,7 +59,6 @@ def test_row_that_is_forgotten_was_read_if_it_was_before_it_was_adopted(times: i
     ],
 )
 def test_row_enters_only_a_state_that_may_follow(reached_by: tuple[RowState, ...], following: set[RowState]) -> None:
-    """A row that is to be read again becomes known by being read, and by nothing else."""
     for entered in RowState:
         position = make_position(*reached_by)
         before = position.state
@@ -85,7 +83,6 @@ def test_row_enters_only_a_state_that_may_follow(reached_by: tuple[RowState, ...
 def test_row_is_provisional_while_operations_were_pending_at_the_parents(
     *, settled: bool, parents_done: bool, expected: RowState
 ) -> None:
-    """A row with `parents_done` has all of the parents' operations, whatever is known of these."""
     position = make_position()
     adopt(position, parents_done=parents_done, settled=settled)
     assert (position.state, position.is_current, position.was_read) == (expected, True, True)
@@ -101,7 +98,6 @@ def test_row_is_provisional_while_operations_were_pending_at_the_parents(
     ],
 )
 def test_row_that_is_invalidated_stays_unread_if_it_was(reached_by: tuple[RowState, ...], expected: RowState) -> None:
-    """The first contact is still to come."""
     position = make_position(*reached_by)
     position.invalidate()
     assert (position.state, position.is_current) == (expected, False)
@@ -124,7 +120,6 @@ class Releasing:
 
 
 async def test_row_is_read_again_if_parents_release_tenants_while_it_is_written() -> None:
-    """The write shows that nobody else has written the row, and not what the shard lacks of the parents."""
     gateway = Releasing()
     reader = SimpleNamespace(
         stream_name="stream",

@@ -91,23 +91,19 @@ def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
 
 
 def test_aggregate_is_taken_apart_when_written_byte_by_byte() -> None:
-    """Both records come in order, numbered from 0; the one without an explicit hash key has none."""
     assert taken_apart(LITERAL) == sub_records(LITERAL_RECORDS)
 
 
 def test_aggregate_written_for_tests_is_the_literal_one() -> None:
-    """The packer of the tests writes the same bytes."""
     assert aggregate(LITERAL_RECORDS) == LITERAL
 
 
 @given(records)
 def test_aggregate_comes_back_as_it_was_packed_whatever_was_packed(packed: list[Packed]) -> None:
-    """Keys, explicit hash keys, data and order survive."""
     assert taken_apart(aggregate(packed)) == sub_records(packed)
 
 
 def test_aggregate_is_taken_apart_when_it_is_large() -> None:
-    """Indices, lengths and tables beyond one and two bytes of a varint."""
     packed = [(f"key-{number}", str(number), b"x" * 20_000 * (number % 2)) for number in range(300)]
     assert taken_apart(aggregate(packed)) == sub_records(packed)
 
@@ -126,7 +122,6 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
 def test_aggregate_is_taken_apart_when_it_has_unknown_fields(unknown: bytes) -> None:
-    """A new field of the format breaks nothing: before, between and after others, outside and inside a record."""
     record = bytes_field(3, unknown + number_field(1, 0) + unknown + bytes_field(3, b"one") + unknown)
     assert taken_apart(sealed(unknown + KEYS + unknown + record + unknown)) == ENTRY
 
@@ -144,7 +139,6 @@ VALID = {
 
 @pytest.mark.parametrize("message", VALID.values(), ids=VALID)
 def test_aggregate_is_taken_apart_when_protobuf_allows(message: bytes) -> None:
-    """Every spelling of the same message reads the same."""
     assert taken_apart(sealed(message)) == ENTRY
 
 
@@ -201,17 +195,14 @@ ORDINARY = {
 
 @pytest.mark.parametrize("data", ORDINARY.values(), ids=ORDINARY)
 def test_record_is_ordinary_when_it_is(data: bytes) -> None:
-    """No part of it is returned, and nothing is raised."""
     assert taken_apart(data) is None
 
 
 def test_record_is_ordinary_when_any_byte_of_an_aggregate_changed() -> None:
-    """The digest sees every change of a single byte, to any other value."""
     assert [data for data in changed_in_one_byte(LITERAL) if taken_apart(data) is not None] == []
 
 
 def test_record_is_ordinary_when_an_aggregate_is_cut_short() -> None:
-    """At any length, with the digest it had and with the one it ought to have."""
     assert [at for at in range(len(LITERAL)) if taken_apart(LITERAL[:at]) is not None] == []
     smaller_aggregate = LITERAL_MESSAGE.index(ONE) + len(ONE)  # cut between the two records
     valid = [at for at in range(len(LITERAL_MESSAGE)) if taken_apart(sealed(LITERAL_MESSAGE[:at])) is not None]
@@ -219,7 +210,6 @@ def test_record_is_ordinary_when_an_aggregate_is_cut_short() -> None:
 
 
 def test_nothing_is_raised_when_any_byte_of_an_aggregate_changed_and_the_digest_with_it() -> None:
-    """Any contents that such a message has are complete: each record has a key and a hash key."""
     for message in changed_in_one_byte(LITERAL_MESSAGE):
         assert_is_sound(taken_apart(sealed(message)))
 
@@ -227,7 +217,6 @@ def test_nothing_is_raised_when_any_byte_of_an_aggregate_changed_and_the_digest_
 @given(st.binary(max_size=200) | st.lists(st.sampled_from([KEYS, ONE, HASH_KEY, b"\x1a", b"\x80"])).map(b"".join))
 @example(b"\xff" * 100)
 def test_nothing_is_raised_when_the_message_is_anything(message: bytes) -> None:
-    """Neither with a digest nor without."""
     assert taken_apart(message) is None
     assert_is_sound(taken_apart(sealed(message)))
 
@@ -243,7 +232,6 @@ def test_nothing_is_raised_when_the_message_is_anything(message: bytes) -> None:
     ],
 )
 def test_hash_key_is_the_explicit_one_or_the_md5_of_the_partition_key(sub: SubRecord, expected: int) -> None:
-    """As Kinesis has it: MD5 as an unsigned number of 128 bits, the highest byte first."""
     assert hash_key_of(sub) == expected
 
 
@@ -266,14 +254,12 @@ def test_hash_key_is_the_explicit_one_or_the_md5_of_the_partition_key(sub: SubRe
 def test_aggregate_lies_within_a_stream_shard_when_every_record_does(
     subs: list[tuple[str, str | None]], hash_range: HashRange, *, expected: bool
 ) -> None:
-    """Both ends of the range are inclusive, and one record outside is enough, wherever it stands."""
     packed = [SubRecord(key, hash_key, b"", number) for number, (key, hash_key) in enumerate(subs)]
     assert lies_within(packed, hash_range) is expected
     assert lies_within(packed, None) is True
 
 
 def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
-    """A lease of an old KCL has no hash range, so the aggregate is accepted."""
     subs = taken_apart(LITERAL)
     assert subs is not None
     assert (lies_within(subs, None), lies_within(subs, HashRange(7, 7))) == (True, False)
@@ -281,7 +267,6 @@ def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
 
 @given(records, st.integers(0, HASH_KEY_MAX), st.integers(0, HASH_KEY_MAX))
 def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Packed], one: int, other: int) -> None:
-    """For any records and any splits: the aggregate belongs to one stream shard or is an error for each."""
     first, last = sorted((one, other))
     ranges = [HashRange(0, first), HashRange(first + 1, last), HashRange(last + 1, HASH_KEY_MAX)]
     subs = taken_apart(aggregate(packed))
@@ -294,7 +279,6 @@ def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Pack
 
 
 def test_outside_error_contains_expected_actual_and_remedy() -> None:
-    """It quotes neither keys nor data of the record."""
     subs = taken_apart(aggregate([("key-a", "5", b"data"), ("key-b", "10", b"data"), ("key-c", "11", b"data")]))
     assert subs is not None
     error = outside_error(subs, HashRange(5, 9))
@@ -305,7 +289,6 @@ def test_outside_error_contains_expected_actual_and_remedy() -> None:
 
 
 def test_packer_packs_what_is_unpacked_again() -> None:
-    """As another encoder does: each key once, the tables first."""
     packed = [("a", b"1"), ("b", b""), ("a", b"x" * 300), ("ü" * 70, b"2")]
     packer = AggregatePacker()
     for key, data in packed:
@@ -315,7 +298,6 @@ def test_packer_packs_what_is_unpacked_again() -> None:
 
 @pytest.mark.parametrize(("count", "is_too_many"), [(2, False), (3, False), (4, True)])
 def test_deaggregation_stops_at_the_most_parts(count: int, *, is_too_many: bool) -> None:
-    """One more is not read."""
     data = aggregate([("k", None, b"x")] * count)
     if is_too_many:
         with pytest.raises(TooManyPartsError):

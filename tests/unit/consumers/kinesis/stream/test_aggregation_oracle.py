@@ -104,7 +104,6 @@ def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
 
 @given(packed=packed_with(st.none() | hash_keys))
 def test_aggregate_of_the_library_is_taken_apart_whatever_was_packed(oracle: Oracle, packed: list[Packed]) -> None:
-    """Records that the library packs are unpacked unchanged, and the tests pack the same bytes."""
     data = oracle.aggregate(packed)
 
     assert deaggregate(data) == sub_records(packed)
@@ -115,7 +114,6 @@ def test_aggregate_of_the_library_is_taken_apart_whatever_was_packed(oracle: Ora
 def test_library_takes_apart_what_the_tests_pack_when_all_or_none_have_hash_keys(
     oracle: Oracle, packed: list[Packed]
 ) -> None:
-    """And finds the same. For records without a hash key it reports the first one of the table."""
     data = aggregate(packed)
 
     assert oracle.deaggregate(data) == deaggregate(data)
@@ -125,7 +123,6 @@ def test_library_takes_apart_what_the_tests_pack_when_all_or_none_have_hash_keys
 def test_aggregate_of_the_library_is_applied_in_the_stream_shard_that_all_of_it_belongs_to(
     oracle: Oracle, packed: list[Packed], split_at: int
 ) -> None:
-    """It is put under its first record's hash key; with a record of the other stream shard in it, it is an error."""
     put_under = oracle.hash_key_of_first(packed)
     hash_range = HashRange(0, split_at) if put_under <= split_at else HashRange(split_at + 1, 2**128 - 1)
     subs = deaggregate(oracle.aggregate(packed))
@@ -166,7 +163,6 @@ PIECES = [
 def test_message_is_read_as_protobuf_reads_it_whatever_it_is(
     oracle: Oracle, pieces: list[bytes], changes: list[tuple[int, int]]
 ) -> None:
-    """The sub-records are those that protobuf finds, to the last one."""
     message = bytearray(b"".join(pieces))
     for at, value in changes:
         message[at : at + 1] = bytes([value])

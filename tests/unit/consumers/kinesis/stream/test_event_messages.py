@@ -21,7 +21,6 @@ MESSAGES = st.lists(st.tuples(HEADERS, st.binary(max_size=200)), max_size=5)
 def test_messages_are_the_same_in_whatever_parts_they_come(
     messages: list[tuple[dict[str, str], bytes]], cuts: list[int]
 ) -> None:
-    """Botocore's decoder, which aiobotocore uses, returns the same."""
     stream = b"".join(encode_message(headers, payload) for headers, payload in messages)
     buffer, other = MessageBuffer(), EventStreamBuffer()
     found: list[tuple[dict[str, str], bytes]] = []
@@ -44,7 +43,6 @@ def with_headers(head: bytes, payload: bytes = b"{}") -> bytes:
 
 
 def test_headers_of_other_types_are_passed_over() -> None:
-    """Booleans, integers, a timestamp, bytes: AWS may add some."""
     others = [(0, b""), (1, b""), (2, b"1"), (3, b"12"), (4, b"1234"), (5, b"12345678"), (8, b"12345678")]
     others += [(9, b"x" * 16), (6, struct.pack(">H", 3) + b"abc")]
     head = b"".join(b"\x01h" + bytes([kind]) + value for kind, value in others)
@@ -78,7 +76,6 @@ GOOD = encode_message({"name": "text"}, b"payload")
     ],
 )
 def test_broken_message_is_an_error(broken: bytes) -> None:
-    """A wrong checksum, headers that are none, and a length beyond the bound: nothing is received for that."""
     buffer = MessageBuffer()
     buffer.add(broken + b"x" * 40)
     with pytest.raises(MessageError):
@@ -86,7 +83,6 @@ def test_broken_message_is_an_error(broken: bytes) -> None:
 
 
 def test_size_is_known_before_the_message_is_there() -> None:
-    """Its memory is reserved first."""
     buffer = MessageBuffer()
     buffer.add(GOOD[:11])
     assert buffer.next_size() is None

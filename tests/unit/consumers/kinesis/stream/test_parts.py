@@ -48,7 +48,6 @@ def texts(record: bytes) -> list[bytes] | None:
     ],
 )
 def test_record_of_several_operations_is_cut_into_them(record: bytes, parts: list[bytes]) -> None:
-    """Each part has its own bytes, unchanged, without the spaces around it; empty lines are none."""
     assert texts(record) == parts
 
 
@@ -79,12 +78,10 @@ def test_record_of_several_operations_is_cut_into_them(record: bytes, parts: lis
     ],
 )
 def test_record_is_one_operation_or_one_bad_record_unless_it_is_an_array_or_lines(record: bytes) -> None:
-    """An object over several lines stays one; a broken or empty array, and a text behind a byte order mark, are one."""
     assert texts(record) is None
 
 
 def test_parts_know_their_place() -> None:
-    """Their index, and how many follow them: positions are counted back from the last one."""
     parts = parts_of_record(b"[1,2,3]", "key", 5)
     assert parts is not None
     assert [(part.sub_sequence_number, part.index, part.parts_behind) for part in parts] == [
@@ -98,7 +95,6 @@ def test_parts_know_their_place() -> None:
 @pytest.mark.parametrize("separator", [b",", b"\n"])
 @pytest.mark.parametrize("extra", [0, 1, 5_000])
 def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra: int) -> None:
-    """One part more than it may have, or many thousand."""
     record = separator.join([ONE] * (PARTS_OF_RECORD_MAX + extra))
     record = record if separator == b"\n" else b"[%b]" % record
     parts = parts_of_record(record, "key")
@@ -110,14 +106,12 @@ def test_record_of_too_many_parts_is_refused_as_a_whole(separator: bytes, extra:
 
 
 def test_deep_parts_do_not_end_the_parser() -> None:
-    """A part that is nested deeper than a parser may recurse is a part as any other."""
     deep = b'{"data":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
     assert texts(b"[%b,%b,%b]" % (ONE, deep, TWO)) == [ONE, deep, TWO]
     assert texts(b"%b\n%b\n%b" % (ONE, deep, TWO)) == [ONE, deep, TWO]
 
 
 def test_records_of_an_aggregate_are_unpacked_too() -> None:
-    """Each part has the number of its record in the aggregate; those that are one operation have no index."""
     lines = b"%b\n%b" % (ONE, TWO)
     packed = aggregate([("a", None, ONE), ("b", None, b"[%b,%b]" % (ONE, TWO)), ("c", None, TWO), ("d", None, lines)])
     parts = unpack(packed, "ignored")
@@ -133,7 +127,6 @@ def test_records_of_an_aggregate_are_unpacked_too() -> None:
 
 
 def test_all_parts_of_an_aggregate_are_counted() -> None:
-    """Not its records alone: their arrays multiply them."""
     subs = deaggregate(aggregate([("a", None, b"[1,2,3]"), ("a", None, b"[1,2,3]")]))
     assert subs is not None
     assert len(parts_of_aggregate(subs, parts_max=6)) == 6
@@ -156,7 +149,6 @@ values = st.recursive(
 def test_array_has_the_parts_that_a_json_parser_finds(
     *, found: list[object], indent: int | None, ascii_only: bool
 ) -> None:
-    """Whatever is in it, and however it is written."""
     record = json.dumps(found, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     parts = texts(record)
     if parts is None:

@@ -42,7 +42,6 @@ near = st.builds(
 
 
 def test_positions_are_ordered_as_the_kcl_orders_them() -> None:
-    """AT_TIMESTAMP < TRIM_HORIZON < LATEST < any number < SHARD_END; ties go by sub-sequence number."""
     expected = [
         AT_TIMESTAMP,
         TRIM_HORIZON,
@@ -63,13 +62,11 @@ def test_positions_are_ordered_as_the_kcl_orders_them() -> None:
 
 @given(numbers, numbers)
 def test_positions_compare_as_big_integers_for_any_two_sequence_numbers(one: int, other: int) -> None:
-    """Never as text: "9" comes before "10"."""
     assert (Position.from_sequence_number(str(one)) < Position.from_sequence_number(str(other))) == (one < other)
 
 
 @given(positions)
 def test_position_survives_the_lease_row_whatever_it_is(position: Position) -> None:
-    """A position written as checkpoint and sub-sequence number is read as the same position."""
     assert Position.from_checkpoint(position.checkpoint, position.sub_sequence_number) == position
 
 
@@ -87,7 +84,6 @@ def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_n
     checkpoint: str,
     position: Position,
 ) -> None:
-    """A sentinel has no sub-sequence number, with any value in that attribute."""
     assert Position.from_checkpoint(checkpoint, 5) == position
     assert position.checkpoint == checkpoint
     assert position.is_sentinel == checkpoint.isupper()
@@ -95,13 +91,11 @@ def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_n
 
 @pytest.mark.parametrize("text", ["", "-1", "007", "1e3", "1_000", "٣", "shard_end", "1" * 130, " 1"])
 def test_position_is_refused_when_it_is_no_sequence_number(text: str) -> None:
-    """Only digits that Kinesis could have assigned are a sequence number."""
     with pytest.raises(ValueError, match="expected a sequence number"):
         Position.from_sequence_number(text)
 
 
 def test_position_is_refused_when_its_sub_sequence_number_is_that_of_no_place() -> None:
-    """Sub-sequence numbers count from 0, and -1 is before the record."""
     assert Position.from_sequence_number("1", -1) < Position.from_sequence_number("1")
     with pytest.raises(ValueError, match="expected a sub-sequence number"):
         Position.from_sequence_number("1", -2)
@@ -109,21 +103,18 @@ def test_position_is_refused_when_its_sub_sequence_number_is_that_of_no_place() 
 
 @given(st.one_of(marks, near), st.one_of(marks, near))
 def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
-    """Record positions compare by their digits, with the same result as big integers."""
     assert is_after(one, other) == (one.position > other.position)
     assert one.position == Position(int(one.sequence_number), one.sub_sequence_number, -one.parts_behind)
 
 
 @given(near)
 def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: RecordPosition) -> None:
-    """None stands for the beginning, before the record with the lowest number too."""
     assert is_after(mark, None)
     assert not is_after(mark, mark)
 
 
 @given(st.lists(near, min_size=1))
 def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPosition]) -> None:
-    """In any order, from any iterable."""
     first = lowest_position(iter(found))
 
     assert first in found
@@ -133,14 +124,12 @@ def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPo
 
 @given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
 def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition | None], place: int) -> None:
-    """It is before every record, at any place in the iterable."""
     found.insert(place, None)
 
     assert lowest_position(found) is None
 
 
 def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
-    """One position for each record, with the members of the record."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     origins = [Origin(Source.KINESIS, "s", now, "shardId-000000000000", str(number), 1, "key") for number in (7, 8, 9)]
     made = LazyPositions(origins)
@@ -150,7 +139,6 @@ def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
 
 
 def test_position_before_a_record_is_after_all_records_before_it() -> None:
-    """It starts a read at the record itself, with all of its sub-records."""
     arrived_at = datetime(2026, 1, 2, tzinfo=UTC)
     before = RecordPosition.before_record("10", arrived_at)
     earlier, first = RecordPosition("9", 7, arrived_at), RecordPosition("10", 0, arrived_at)
@@ -162,7 +150,6 @@ def test_position_before_a_record_is_after_all_records_before_it() -> None:
 
 
 def test_position_within_a_record_of_several_operations_is_stored_as_the_one_before_the_record() -> None:
-    """Behind its last part it is that of the record. The Kinesis Client Library, too, skips nothing of it there."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     parts = [RecordPosition("10", 0, now, behind) for behind in (2, 1, 0)]
     before, after = RecordPosition("9", 7, now), RecordPosition("10", 1, now)
@@ -177,14 +164,12 @@ def test_position_within_a_record_of_several_operations_is_stored_as_the_one_bef
 
 @given(near, near)
 def test_stored_positions_keep_the_order(one: RecordPosition, other: RecordPosition) -> None:
-    """None is stored behind itself, and none before a lower one."""
     assert one.stored.position <= one.position
     assert (one.stored.position <= other.stored.position) or (one.position > other.position)
 
 
 @given(st.builds(Position, numbers, st.integers(0, 9), st.integers(-9, 0)))
 def test_record_position_is_that_of_its_position(position: Position) -> None:
-    """There and back, with the arrival of the record."""
     arrived_at = datetime(2026, 1, 2, tzinfo=UTC)
     made = RecordPosition.from_position(position, arrived_at)
 
@@ -192,5 +177,4 @@ def test_record_position_is_that_of_its_position(position: Position) -> None:
 
 
 def test_position_without_a_sub_sequence_number_is_that_of_the_whole_record() -> None:
-    """Which is the first of an aggregate."""
     assert Position.from_sequence_number("5") == Position.from_checkpoint("5") == Position(5, 0)

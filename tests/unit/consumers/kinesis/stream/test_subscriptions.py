@@ -43,7 +43,6 @@ async def first(data: bytes) -> Reply:
 
 
 async def test_event_is_the_reply_that_get_records_would_give() -> None:
-    """The position to continue from is in the place of the next iterator; other events are passed over."""
     body = b'{"Records":[%b],"ContinuationSequenceNumber":"13","MillisBehindLatest":7}' % RECORD
     reply = await first(encode_event("initial-response", b"{}", "") + encode_event(EVENT, body, ""))
     (record,) = reply.records
@@ -77,6 +76,5 @@ async def test_event_is_the_reply_that_get_records_would_give() -> None:
     ],
 )
 async def test_everything_else_is_an_error_of_the_worker(data: bytes, error: type[Exception]) -> None:
-    """The reader polls then, and subscribes again."""
     with pytest.raises(error):
         await first(data)

@@ -33,7 +33,6 @@ def about_all(business_id: str, group_id: str | None = None) -> MessageSubject:
     ],
 )
 def test_stages_keep_the_order_of_conflicts(subjects: list[MessageSubject], expected: list[list[int]]) -> None:
-    """Messages of one tenant, one group, or a destroyed business follow each other; all others go together."""
     assert stages_of(subjects) == expected
 
 
@@ -47,7 +46,6 @@ SUBJECTS = st.builds(
 
 @given(st.lists(SUBJECTS, max_size=12))
 def test_stages_hold_every_message_once_and_in_order(subjects: list[MessageSubject]) -> None:
-    """No two messages of a stage conflict, and a message is in a later stage than its earlier conflicts."""
     stage_of = {place: stage for stage, places in enumerate(stages_of(subjects)) for place in places}
     assert sorted(stage_of) == list(range(len(subjects)))
     for place, subject in enumerate(subjects):
@@ -71,7 +69,6 @@ def test_stages_hold_every_message_once_and_in_order(subjects: list[MessageSubje
 def test_message_waits_for_the_first_undecided_before_it(
     subjects: list[MessageSubject], undecided: list[int], expected: int | None
 ) -> None:
-    """A message of its own group counts before one about the same tenant; messages behind it do not count."""
     assert first_conflict(subjects, len(subjects) - 1, undecided) == expected
 
 
@@ -81,7 +78,6 @@ def test_message_waits_for_the_first_undecided_before_it(
 def test_messages_without_a_group_are_not_of_the_same_one(
     one: str | None, other: str | None, *, expected: bool
 ) -> None:
-    """A standard queue has no groups."""
     assert is_same_group(MessageSubject(group_id=one), MessageSubject(group_id=other)) is expected
 
 
@@ -104,5 +100,4 @@ def test_messages_without_a_group_are_not_of_the_same_one(
 def test_messages_conflict_by_their_group_or_their_subject(
     one: MessageSubject, other: MessageSubject, *, expected: bool
 ) -> None:
-    """Whichever comes first; a message without a subject conflicts by its group alone."""
     assert (one.conflicts_with(other), other.conflicts_with(one)) == (expected, expected)

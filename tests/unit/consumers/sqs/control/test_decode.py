@@ -62,12 +62,10 @@ def decode(control_type: ControlType, **members: Any) -> Control | RejectedRecor
     ],
 )
 def test_creation_is_decoded_wherever_its_type_is_named(text: str, attributes: dict[str, str]) -> None:
-    """The type is that of the attribute, else of the body, else by the members; further members are ignored."""
     assert decode_control(text, attributes, ORIGIN) == CREATED
 
 
 def test_creation_has_no_shard_of_the_sender() -> None:
-    """Nor its connection string, which has a password."""
     assert decode_control(body(shardId="s-1", connectionString="postgres://u:hidden@h/d"), {}, ORIGIN) == CREATED
 
 
@@ -83,7 +81,6 @@ def test_creation_has_no_shard_of_the_sender() -> None:
 def test_destruction_is_of_one_location_or_of_all(
     members: dict[str, Any], location_id: str | None, tenant_id: str | None
 ) -> None:
-    """`destroy_all` is about the business, even when the message names a location."""
     destruction = decode(ControlType.SHARD_DESTRUCTION, **members)
     assert isinstance(destruction, ShardDestruction)
     assert destruction == ShardDestruction("b", location_id, REQUESTED_AT)
@@ -107,14 +104,12 @@ def test_destruction_is_of_one_location_or_of_all(
     ids=["null", "empty", "numbers", "deep"],
 )
 def test_rename_keeps_what_is_to_be_merged_as_it_came(sent: str, expected: str | None) -> None:
-    """No number of `additionalData` loses a digit."""
     text = body(ControlType.UPDATE_RESOURCE_ID)[:-1] + f', "additionalData": {sent}}}'
     rename = decode_control(text, {"MessageType": "UPDATE_RESOURCE_ID"}, ORIGIN)
     assert rename == ResourceRename("b", "l", "order", "temporary", "final", expected, REQUESTED_AT)
 
 
 def test_creation_without_a_timestamp_is_as_old_as_its_message() -> None:
-    """A replay of it says so: it would be newer than a later destruction."""
     text = body(timestamp=None)
     creation = decode_control(text, {}, ORIGIN)
     assert isinstance(creation, ShardCreation)
@@ -127,7 +122,6 @@ def test_creation_without_a_timestamp_is_as_old_as_its_message() -> None:
 
 
 def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
-    """Email and user id reach the resources, and no log."""
     admin = decode(ControlType.ADMIN_ACCOUNT_CREATION)
     assert admin == AdminAccount("b", "l", "dental", "ann@clinic.example", "u-1", REQUESTED_AT)
     assert decode(ControlType.ADMIN_ACCOUNT_CREATION, domainLabel=None) == admin
@@ -169,7 +163,6 @@ def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
 def test_message_of_each_type_is_rejected_naming_the_member(
     control_type: ControlType, members: dict[str, Any], named: str
 ) -> None:
-    """A message with an invalid member is rejected; the error names the member, and does not quote it."""
     rejected = decode(control_type, **members)
     assert isinstance(rejected, RejectedRecord)
     assert (rejected.reason, named in rejected.error) == (DeadLetterReason.INVALID_MESSAGE, True)
@@ -200,7 +193,6 @@ def test_message_of_each_type_is_rejected_naming_the_member(
     ],
 )
 def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason: DeadLetterReason, named: str) -> None:
-    """Text that can never be a control message is rejected with its reason."""
     rejected = decode_control(text, {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert (reason, True) == (rejected.reason, named in rejected.error)
@@ -210,14 +202,12 @@ def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason:
     "name", ["postgresql://u:pass-word@h/d", "shard_creation", "A" * 65, "SHARD CREATION", ["A b"]]
 )
 def test_unknown_type_is_shown_only_if_it_looks_like_one(name: object) -> None:
-    """Errors are logged, and any text of the message may be in the wrong member."""
     rejected = decode_control(body(messageType=name), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert rejected.error.startswith("messageType: expected one of SHARD_CREATION, ")
 
 
 def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
-    """The rejection names the tenant when the message does."""
     rejected = decode_control(body(timestamp=1), {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert (rejected.business_id, rejected.location_id, rejected.origin) == ("b", "l", ORIGIN)
@@ -245,7 +235,6 @@ MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in mem
     ),
 )
 def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
-    """Any bytes, text and attributes give a message or a rejection, never an exception."""
     assert isinstance(decode_control(text, attributes, ORIGIN), Control | RejectedRecord)
 
 
@@ -263,7 +252,6 @@ def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str
 def test_rejection_begins_with_the_member_that_holds_what_text_cannot(
     control_type: ControlType, names: list[str]
 ) -> None:
-    """As all rejections of a member."""
     for name in names:
         rejected = decode(control_type, **{name: "x\0"})
         assert isinstance(rejected, RejectedRecord)
@@ -271,14 +259,12 @@ def test_rejection_begins_with_the_member_that_holds_what_text_cannot(
 
 
 def test_destruction_takes_a_location_of_the_greatest_length() -> None:
-    """As a creation does."""
     decoded = decode(ControlType.SHARD_DESTRUCTION, locationId="x" * 128)
     assert isinstance(decoded, ShardDestruction)
     assert decoded.location_id == "x" * 128
 
 
 def test_text_with_a_lone_surrogate_is_rejected_as_json() -> None:
-    """It cannot be written as UTF-8."""
     rejected = decode_control("\ud800", {}, ORIGIN)
     assert isinstance(rejected, RejectedRecord)
     assert rejected.reason is DeadLetterReason.INVALID_JSON

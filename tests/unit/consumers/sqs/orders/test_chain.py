@@ -58,7 +58,6 @@ def decide(chain: Chain, verdict: Verdict) -> None:
     ],
 )
 def test_runs_are_of_one_tenant_each_behind_the_one_before(tenants: str, runs: list[list[int]]) -> None:
-    """With the rejected messages among them, which have their verdict."""
     chain = chain_of(tenants)
     found = []
     while run := chain.next_run():
@@ -75,7 +74,6 @@ def test_runs_are_of_one_tenant_each_behind_the_one_before(tenants: str, runs: l
     ("verdict", "allows"), [(Done(), True), (INVALID, True), (UNKNOWN, False), (EXHAUSTED, False), (HELD, False)]
 )
 def test_next_run_is_not_sent_behind_what_may_yet_be_applied(verdict: Verdict, allows: bool) -> None:  # noqa: FBT001
-    """A dead letter that every replica would store is passed; one that depends on the tenant or on tries is not."""
     chain = chain_of("ab")
     (first,) = chain.next_run()
     first.verdict = verdict
@@ -83,7 +81,6 @@ def test_next_run_is_not_sent_behind_what_may_yet_be_applied(verdict: Verdict, a
 
 
 def test_messages_behind_one_that_stops_the_chain_are_put_back() -> None:
-    """Those that were sent are named once, so that they leave the pipeline; those before wait for their verdict."""
     chain = chain_of("aaab")
     first, second, third = chain.next_run()
     second.verdict, second.deferral = HELD, Deferral("locked")
@@ -98,7 +95,6 @@ def test_messages_behind_one_that_stops_the_chain_are_put_back() -> None:
 
 
 def test_earlier_message_that_stops_decides_about_those_behind() -> None:
-    """Whatever they would have got."""
     chain = chain_of("aa")
     first, second = chain.next_run()
     second.verdict, first.verdict = HELD, RetryHeld(7.0)
@@ -107,7 +103,6 @@ def test_earlier_message_that_stops_decides_about_those_behind() -> None:
 
 
 def test_rejected_message_behind_one_that_waits_is_put_back_too() -> None:
-    """Its dead letter would overtake the others of its group."""
     chain = chain_of("a!")
     first, *_ = chain.next_run()
     first.verdict = HELD
@@ -116,7 +111,6 @@ def test_rejected_message_behind_one_that_waits_is_put_back_too() -> None:
 
 
 def test_messages_behind_a_dead_letter_are_handled_again_once_it_is_stored() -> None:
-    """Further dead letters are stored with it."""
     chain = chain_of("aa!ab")
     first, second, _ = chain.next_run()
     first.verdict = second.verdict = UNKNOWN
@@ -126,7 +120,6 @@ def test_messages_behind_a_dead_letter_are_handled_again_once_it_is_stored() -> 
 
 
 def test_chain_changes_its_state_only_as_its_table_says() -> None:
-    """An ended chain has no further run."""
     chain = chain_of("a")
     chain.end()
     with pytest.raises(ValueError, match="expected a state that may follow"):
@@ -138,7 +131,6 @@ VERDICTS = st.sampled_from([Done(), INVALID, UNKNOWN, EXHAUSTED, HELD])
 
 @given(st.text("ab!", max_size=8), st.lists(VERDICTS, max_size=8))
 def test_nothing_is_sent_behind_what_stops_the_chain(tenants: str, verdicts: list[Verdict]) -> None:
-    """For any tenants and verdicts; every message has a verdict in the end."""
     chain = chain_of(tenants)
     given_verdicts = iter(verdicts)
     sent: list[int] = []

@@ -74,7 +74,6 @@ def rejected(body: str, attributes: dict[str, str] | None = None) -> RejectedRec
 
 @pytest.mark.parametrize("type_", KINDS)
 def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
-    """Each type has its kind of operation; the time is the sent timestamp, the data the text as received."""
     members = ['"orderId":"order-1"', f'"type":"{type_}"', '"data" : {"n": 1.50,"n":18446744073709551616123}']
     body = f'{{{",".join(members)},"deduplicationId":"event-1", "groupId":7}}'
 
@@ -103,14 +102,12 @@ def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
     [({"deduplicationId": "event-1"}, "event-1"), ({"deduplicationId": ...}, ORIGIN.message_id)],
 )
 def test_create_without_an_order_id_is_an_order_of_its_own(members: dict[str, Any], expected: str) -> None:
-    """Its id is never the message's own deduplication id: that may be a hash, and two equal orders are two orders."""
     operation = decoded(orderId=..., **members)
 
     assert (operation.resource_id, operation.request_id) == (expected, expected)
 
 
 def test_default_tenant_stands_for_a_tenant_that_is_not_named() -> None:
-    """An event that names its tenant keeps it, and one that names half of it is rejected."""
     default_tenant = ("shop", "web")
     body = json.dumps(event())
 
@@ -124,7 +121,6 @@ def test_default_tenant_stands_for_a_tenant_that_is_not_named() -> None:
 
 @pytest.mark.parametrize("type_", KINDS)
 def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_: str) -> None:
-    """Under one request id the same change is a redelivery, from either source."""
     data = '{"total": 1.0}'
     body = f'{{"type":"{type_}","orderId":"o","data":{data},"deduplicationId":"d"}}'
     record = (
@@ -142,7 +138,6 @@ def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_:
 
 @pytest.mark.parametrize("data", [..., None, {}, {"why": "duplicate"}])
 def test_deletion_needs_no_data(data: object) -> None:
-    """A DELETE is valid with and without data."""
     assert decoded("DELETE", data=data).text is None
 
 
@@ -157,7 +152,6 @@ def test_deletion_needs_no_data(data: object) -> None:
     ],
 )
 def test_request_id_is_the_deduplication_id(sent: object, own: str | None, expected: str) -> None:
-    """It is the id of the body, else of the message, else (standard queues) the message id."""
     operation = decode(json.dumps(event(deduplicationId=sent)), deduplication_id=own)
     assert isinstance(operation, Operation)
     assert operation.request_id == expected
@@ -174,7 +168,6 @@ def test_request_id_is_the_deduplication_id(sent: object, own: str | None, expec
     ],
 )
 def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], members: dict[str, Any]) -> None:
-    """Each of the two ids may be an attribute or a member."""
     operation = decode(json.dumps(event(**members)), attributes)
     assert isinstance(operation, Operation)
     assert (operation.business_id, operation.location_id, operation.tenant_id) == ("b", "l", "b-l")
@@ -194,7 +187,6 @@ def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], 
     ],
 )
 def test_order_event_was_sent_when_the_first_message_was(first_sent_at: Any, sent_at: datetime) -> None:
-    """A replay has the time of its dead letter; a producer's own member of that name is no error."""
     rules = OrderRules(MAX_BYTES, window=timedelta(hours=1))
     body = json.dumps(event(firstSentAt=first_sent_at))
     operation = decode_order(body, TENANT, ORIGIN, rules, deduplication_id="own-1")
@@ -212,7 +204,6 @@ def deep_event(depth: int, **members: Any) -> str:
 @pytest.mark.parametrize(("depth", "expected"), [(511, False), (512, True), (5_000, True)])
 @pytest.mark.parametrize("kind", ["CREATE", "UPDATE"])
 def test_deep_data_is_an_operation_beyond_the_bounds(kind: str, depth: int, *, expected: bool) -> None:
-    """From the level on that documents may not have; all else is as sent."""
     operation = decode(deep_event(depth, type=kind))
 
     assert isinstance(operation, Operation)
@@ -266,7 +257,6 @@ INVALID = [
 def test_message_is_refused_when_it_breaks_a_rule(
     body: str | dict[str, Any], attributes: dict[str, str], reason: str
 ) -> None:
-    """The reason is the kind of the fault, and the error does not quote the message."""
     refusal = rejected(body if isinstance(body, str) else json.dumps(body), TENANT | attributes)
     assert refusal.reason == reason
     assert refusal.origin is ORIGIN
@@ -274,7 +264,6 @@ def test_message_is_refused_when_it_breaks_a_rule(
 
 
 def test_message_is_refused_unread_when_it_is_too_large() -> None:
-    """`OPERATION_MAX_BYTES` bounds the body, in bytes."""
     body = json.dumps(event(data={"name": "é"}), ensure_ascii=False)
     size_bytes = len(body.encode())
     assert isinstance(decode(body, max_bytes=size_bytes), Operation)
@@ -284,7 +273,6 @@ def test_message_is_refused_unread_when_it_is_too_large() -> None:
 
 
 def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
-    """Even where no id is known; nothing in the body is read."""
     origin = msgspec.structs.replace(ORIGIN, message_id=None)
     refusal = decode_order(json.dumps(event()), TENANT, origin, OrderRules(10), deduplication_id=None)
     assert isinstance(refusal, RejectedRecord)
@@ -309,19 +297,16 @@ def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
     ],
 )
 def test_refusal_names_the_member(members: dict[str, Any], named: str) -> None:
-    """And what was expected of it."""
     assert named in rejected(json.dumps(event(**members)).replace("Infinity", "1e999")).error
 
 
 def test_attribute_may_be_as_long_as_a_member() -> None:
-    """128 characters are not too many."""
     operation = decode(json.dumps(event()), TENANT | {"LocationId": "l" * 128})
     assert isinstance(operation, Operation)
     assert operation.location_id == "l" * 128
 
 
 def test_refusal_carries_the_ids_that_could_be_read() -> None:
-    """Its dead letter names tenant, order and the effective request id."""
     refusal = rejected(json.dumps(event(data="none", deduplicationId=...)), {"BusinessId": "b"})
     ids = (refusal.business_id, refusal.location_id, refusal.request_id, refusal.resource_id)
     assert ids == ("b", None, "own-1", "order-1")
@@ -346,7 +331,6 @@ def test_refusal_carries_the_ids_that_could_be_read() -> None:
     st.dictionaries(st.sampled_from(["BusinessId", "LocationId", "x"]), st.text(st.characters(codec=None))),
 )
 def test_message_is_decided_whatever_its_text(body: str, attributes: dict[str, str]) -> None:
-    """Any text gives an operation with texts that Postgres can store, or a rejection; the same one each time."""
     decision = decode(body, attributes)
     assert decision == decode(body, attributes)
     if isinstance(decision, Operation):
@@ -376,7 +360,6 @@ def test_tenant_of_a_message_is_that_of_its_operation(
     default_tenant: tuple[str, str] | None,
     expected: str | None,
 ) -> None:
-    """It is known without decoding; none where the message names none."""
     text = body if isinstance(body, str) else json.dumps(body)
     received = Message("m", "h", text, attributes, SENT_AT, 1, "g")
 

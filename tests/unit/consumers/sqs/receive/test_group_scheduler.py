@@ -73,7 +73,6 @@ def returned(decision: CallDecision) -> list[tuple[str, float]]:
 
 
 def test_group_is_handled_in_order_and_others_beside_it() -> None:
-    """One call takes the messages of a group in order; until it ends, the group has no other call."""
     groups = fifo("a1", "a2", "b1", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
@@ -85,7 +84,6 @@ def test_group_is_handled_in_order_and_others_beside_it() -> None:
 
 
 def test_ready_messages_are_those_that_a_call_may_take() -> None:
-    """Neither held ones, nor those behind what is with the handler, nor those that have left."""
     groups = fifo("a1", "b1", "c1", "c2", "d1", "e1", "e2")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
     decide(groups, first[:1], RetryHeld(5.0))
@@ -95,14 +93,12 @@ def test_ready_messages_are_those_that_a_call_may_take() -> None:
 
 
 def test_standard_queue_has_no_order_whatever_its_group_ids() -> None:
-    """A group id on a standard queue is for fairness, and blocks no message."""
     groups = GroupScheduler(is_fifo=False)
     groups.add([message("a1", group="a"), message("a2", group="a")])
     assert (names(call(groups, limits=SchedulerLimits(batch_count=1))), names(call(groups))) == (["a1"], ["a2"])
 
 
 def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
-    """T21: of 1, 2 (fails), 3, the third is never started before the second is decided."""
     groups = fifo("a1", "a2", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
     decision = decide(groups, first, Done(), ReturnToQueue(5))
@@ -123,7 +119,6 @@ def test_t21_later_messages_of_a_failed_group_are_not_started() -> None:
 def test_t22_rest_of_a_failed_group_goes_back_together(
     verdicts: list[Verdict], done: str, expected: list[tuple[str, float]]
 ) -> None:
-    """T22: the head gets its delay, the others of its group get 0, and the head is last: it locks the group."""
     groups = fifo("a1", "a2", "a3", "a4")
     decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=3)), *verdicts)
     assert (names(decision.done), returned(decision)) == (done.split(), expected)
@@ -132,7 +127,6 @@ def test_t22_rest_of_a_failed_group_goes_back_together(
 
 
 def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
-    """T23: behind a message that can never be handled its group goes on, but not before its dead letter is stored."""
     groups = fifo("a1", "a2", "a3")
     first = call(groups, limits=SchedulerLimits(batch_count=2))
     decision = decide(groups, first, DEAD_LETTER, RetryHeld(0.0))
@@ -142,7 +136,6 @@ def test_t23_poison_head_is_buried_before_its_group_goes_on() -> None:
 
 
 def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
-    """A held head keeps the messages behind it in flight; all are handled again when its delay is over."""
     groups = fifo("a1", "a2", "a3", "b1")
     first = call(groups, limits=SchedulerLimits(batch_count=3))
     assert names(first) == ["a1", "a2", "b1"]
@@ -163,21 +156,18 @@ def held_again() -> GroupScheduler:
 
 
 def test_hold_that_ended_early_releases_no_later_hold() -> None:
-    """A group is held until the time of its last hold."""
     groups = held_again()
     assert names(groups.held_messages()) == ["a1", "a2"]
     assert (call(groups, now=5), names(call(groups, now=9))) == ([], ["a1", "a2"])
 
 
 def test_next_retry_is_that_of_the_last_hold() -> None:
-    """A hold that ended early wakes nothing."""
     groups = held_again()
     assert [groups.next_retry_in_s(now) for now in (0, 5, 10)] == [9.0, 4.0, 0.0]
     assert GroupScheduler(is_fifo=True).next_retry_in_s(0) is None
 
 
 def test_next_retry_is_none_when_the_hold_ended_early() -> None:
-    """Then the group waits for nothing."""
     groups = fifo("a1")
     decide(groups, call(groups), RetryHeld(5))
     groups.take_unstarted()
@@ -185,7 +175,6 @@ def test_next_retry_is_none_when_the_hold_ended_early() -> None:
 
 
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
-    """A message that was held for a minute returns to the queue, with those behind it."""
     groups, now, waits = fifo("a1", "a2"), 0.0, 0
     while not returned(decision := decide(groups, call(groups, now=now), RetryHeld(8.0), ReturnToQueue(0), now=now)):
         now += 8.0
@@ -194,7 +183,6 @@ def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
 
 
 def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
-    """Held messages and those behind them take at most half of the room in flight."""
     groups = fifo(*(f"{letter}{number}" for letter in "abcd" for number in range(2)))
     limits = SchedulerLimits(message_count=8, batch_count=4)
     first = call(groups, limits=limits)
@@ -203,7 +191,6 @@ def test_wait_goes_back_when_half_of_the_hand_waits() -> None:
 
 
 def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
-    """Held messages take at most half of the bytes in flight, too."""
     groups = GroupScheduler(is_fifo=False)
     groups.add([message("a", body="x" * 60), message("b", body="x" * 60)])
     limits = SchedulerLimits(byte_count=200)
@@ -212,13 +199,11 @@ def test_wait_goes_back_when_its_bytes_fill_half_of_the_hand() -> None:
 
 
 def test_wait_goes_back_at_a_stop() -> None:
-    """A worker that stops holds no message."""
     groups = fifo("a1")
     assert returned(decide(groups, call(groups), RetryHeld(1.5), may_hold=False)) == [("a1", 2.0)]
 
 
 def test_wait_takes_half_of_the_bytes_and_no_more() -> None:
-    """A message of exactly that size is held."""
     groups = GroupScheduler(is_fifo=False)
     groups.add([message("a", body="x" * 60), message("b", body="x")])
     decision = groups.apply_verdicts(
@@ -232,7 +217,6 @@ def test_wait_takes_half_of_the_bytes_and_no_more() -> None:
 
 
 def test_wait_without_a_delay_takes_no_room_and_wakes_nothing() -> None:
-    """It is handled again at once."""
     groups = fifo("a1")
     decision = decide(groups, call(groups), RetryHeld(0.0), limits=SchedulerLimits(message_count=1))
     assert (returned(decision), groups.next_retry_in_s(0.0), names(call(groups))) == ([], None, ["a1"])
@@ -240,20 +224,17 @@ def test_wait_without_a_delay_takes_no_room_and_wakes_nothing() -> None:
 
 @pytest.mark.parametrize(("delay_s", "expected"), [(HELD_MAX_S, []), (HELD_MAX_S + 1, [("a1", HELD_MAX_S + 1)])])
 def test_wait_is_at_most_a_minute_at_any_time(delay_s: float, expected: list[tuple[str, float]]) -> None:
-    """The minute is counted from the first hold."""
     groups = fifo("a1")
     assert returned(decide(groups, call(groups), RetryHeld(delay_s), now=100.0)) == expected
 
 
 def test_wait_is_no_retry() -> None:
-    """Only messages that return to the queue are counted as retried."""
     groups = fifo("a1", "b1", "c1")
     decision = decide(groups, call(groups), Done(), RetryHeld(1.0), ReturnToQueue(1))
     assert (names(groups.held_messages()), decision.retried_count) == (["b1"], 1)
 
 
 def test_hold_of_a_message_is_forgotten_when_it_leaves() -> None:
-    """Received again, it is a new message."""
     groups, one = fifo("a1", "a2"), SchedulerLimits(batch_count=1)
     decide(groups, call(groups, limits=one), RetryHeld(1.0))
     decide(groups, call(groups, limits=one, now=1.0), Done())
@@ -273,13 +254,11 @@ def held_behind_a_dead_letter() -> GroupScheduler:
 
 
 def test_message_that_is_received_again_is_not_held() -> None:
-    """Its hold ended with its place in the group."""
     groups = held_behind_a_dead_letter()
     assert [(one.message_id, one.held_count) for one in call(groups)] == [("a2", 0)]
 
 
 def test_hold_that_ended_with_its_message_releases_no_later_hold() -> None:
-    """Also where another group's hold ends before it."""
     groups = held_behind_a_dead_letter()
     decide(groups, call(groups), RetryHeld(9.0))
     assert names(groups.held_messages()) == ["b1", "a2"]
@@ -290,21 +269,18 @@ def test_hold_that_ended_with_its_message_releases_no_later_hold() -> None:
 
 
 def test_lost_message_is_not_carried_out_and_sends_back_what_is_behind_it() -> None:
-    """The verdict on a lost message does not count; it is received again, so the messages behind it return too."""
     groups = fifo("a1", "a2", "a3")
     decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=2)), Done(), ReturnToQueue(3), lost="a1")
     assert (names(decision.lost), decision.done, returned(decision)) == (["a1"], [], [("a3", 0.0), ("a2", 3.0)])
 
 
 def test_lost_message_leaves_with_those_behind_it_when_it_is_queued() -> None:
-    """The messages before a lost one stay, those behind it leave."""
     groups = fifo("a1", "a2", "a3", "b1")
     assert names(groups.remove(message("a2", group="a"))) == ["a3"]
     assert names(call(groups)) == ["a1", "b1"]
 
 
 def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
-    """The handler cannot be stopped, so the group gets no other call before it has ended."""
     groups = fifo("a1", "a2")
     first = call(groups, limits=SchedulerLimits(batch_count=1))
     assert names(groups.remove(first[0])) == ["a2"]
@@ -315,7 +291,6 @@ def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
 
 
 def test_held_message_stays_held_when_one_behind_it_is_lost() -> None:
-    """Only what is behind the lost one leaves."""
     groups = fifo("a1", "a2", "a3")
     decide(groups, call(groups), RetryHeld(5.0), RetryHeld(5.0), RetryHeld(5.0))
     assert names(groups.remove(message("a2", group="a"))) == ["a3"]
@@ -323,14 +298,12 @@ def test_held_message_stays_held_when_one_behind_it_is_lost() -> None:
 
 
 def test_wait_goes_back_when_a_message_before_it_is_lost() -> None:
-    """It must not be handled before that one."""
     groups = fifo("a1", "a2")
     decision = decide(groups, call(groups), Done(), RetryHeld(1.0), lost="a1")
     assert returned(decision) == [("a2", 1.0)]
 
 
 def test_queued_messages_go_back_when_the_only_one_of_a_call_is_lost() -> None:
-    """Whatever its verdict."""
     groups = fifo("a1", "a2")
     decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=1)), Done(), lost="a1")
     assert (returned(decision), decision.retried_count, groups.queued_count) == ([("a2", 0.0)], 0, 0)
@@ -338,7 +311,6 @@ def test_queued_messages_go_back_when_the_only_one_of_a_call_is_lost() -> None:
 
 @pytest.mark.parametrize("other", [message("a9", group="a"), message("z1", group="z")])
 def test_message_that_has_left_is_in_no_lane(other: Message) -> None:
-    """A renewal or a store that ends late finds no message any more, or not even its group."""
     groups = fifo("a1")
     groups.finish([other])
     assert (groups.remove(other), groups.is_queued(other), groups.queued_count) == ([], False, 1)
@@ -348,7 +320,6 @@ def test_message_that_has_left_is_in_no_lane(other: Message) -> None:
 
 
 def test_call_keeps_to_its_limits() -> None:
-    """A call keeps to its limits of messages and bytes; a message that is larger than that goes alone."""
     groups = GroupScheduler(is_fifo=False)
     groups.add(message(str(number), body="x" * size) for number, size in enumerate((10, 10, 10, 99, 10)))
     limits = SchedulerLimits(batch_count=3, batch_bytes=25)
@@ -356,14 +327,12 @@ def test_call_keeps_to_its_limits() -> None:
 
 
 def test_call_takes_as_many_bytes_as_it_may() -> None:
-    """A batch of exactly that size is one call."""
     groups = GroupScheduler(is_fifo=False)
     groups.add(message(str(number), body="x" * 10) for number in range(3))
     assert names(call(groups, limits=SchedulerLimits(batch_bytes=20))) == ["0", "1"]
 
 
 def test_call_without_room_for_a_second_of_a_group_has_all_the_first() -> None:
-    """The second waits for the next call of its group."""
     groups = GroupScheduler(is_fifo=True)
     sizes = {"a1": 10, "a2": 20, "b1": 5}
     groups.add(message(name, group=name[0], body="x" * size) for name, size in sizes.items())
@@ -371,7 +340,6 @@ def test_call_without_room_for_a_second_of_a_group_has_all_the_first() -> None:
 
 
 def test_group_without_room_in_a_call_keeps_its_one_place() -> None:
-    """It is the first of the next call, and has no second turn before the others."""
     groups = GroupScheduler(is_fifo=True)
     groups.add(message(name, group=name[0], body="x" * 20) for name in ("a1", "b1"))
     assert names(call(groups, limits=SchedulerLimits(batch_bytes=25))) == ["a1"]
@@ -380,7 +348,6 @@ def test_group_without_room_in_a_call_keeps_its_one_place() -> None:
 
 
 def test_group_gets_its_place_when_its_call_has_ended() -> None:
-    """Behind groups that came while it was handled."""
     groups = fifo("a1")
     first = call(groups)
     groups.add([message("a2", group="a"), message("b1", group="b")])
@@ -389,20 +356,17 @@ def test_group_gets_its_place_when_its_call_has_ended() -> None:
 
 
 def test_messages_without_a_group_do_not_wait_for_each_other() -> None:
-    """Each is a group of its own."""
     groups = GroupScheduler(is_fifo=True)
     groups.add([message("a"), message("b")])
     assert [names(call(groups, limits=SchedulerLimits(batch_count=1))) for _ in range(2)] == [["a"], ["b"]]
 
 
 def test_call_takes_one_of_each_group_before_a_second() -> None:
-    """Groups share a call; the room that they leave goes to the long ones, in order."""
     groups = fifo("a1", "a2", "a3", "b1", "c1", "c2")
     assert names(call(groups, limits=SchedulerLimits(batch_count=5))) == ["a1", "a2", "b1", "c1", "c2"]
 
 
 def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
-    """At a stop queued messages leave in order; a message to keep stays with those of its group before it."""
     groups = fifo("a1", "a2", "a3", "b1", "b2", "c1")
     call(groups, limits=SchedulerLimits(batch_count=1))
     assert names(groups.take_unstarted(lambda one: one.message_id == "b1")) == ["a2", "a3", "b2", "c1"]
@@ -420,7 +384,6 @@ def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
     ],
 )
 def test_unstarted_leave_from_behind_the_last_that_is_kept(kept: str, unstarted: str, left: str) -> None:
-    """A message to keep needs those of its group before it; a group with nothing left is forgotten."""
     groups = fifo("a1", "a2", "a3", "b1")
     taken = groups.take_unstarted(keep=lambda one: one.message_id in kept.split())
 
@@ -430,7 +393,6 @@ def test_unstarted_leave_from_behind_the_last_that_is_kept(kept: str, unstarted:
 
 
 def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
-    """T24: with a thousand groups, one of them endless, each is handled once before any is a second time."""
     groups = GroupScheduler(is_fifo=True)
     limits = SchedulerLimits(batch_count=1, call_count=8)
     groups.add(message(f"busy-{number}", group="busy") for number in range(1000))
@@ -458,7 +420,6 @@ def lane_state(groups: GroupScheduler) -> GroupState:
 
 
 def test_lane_goes_through_its_states() -> None:
-    """A hold goes on beside a dead letter that is being stored, and is over at its time or without messages."""
     groups = fifo("a1", "a2")
     assert lane_state(groups) is GroupState.READY
     first = call(groups)
@@ -474,7 +435,6 @@ def test_lane_goes_through_its_states() -> None:
 
 
 def test_hold_beside_a_dead_letter_ends_at_its_time() -> None:
-    """The lane is busy until the dead letter is stored, and waits no longer then."""
     groups = fifo("a1", "a2")
     first = call(groups)
     decide(groups, first, DEAD_LETTER, RetryHeld(5.0))
@@ -484,7 +444,6 @@ def test_hold_beside_a_dead_letter_ends_at_its_time() -> None:
 
 
 def test_state_that_may_not_follow_is_refused() -> None:
-    """A lane is held by the verdicts on a call alone: all others would be a defect."""
     assert MAY_FOLLOW.keys() == {state for after in MAY_FOLLOW.values() for state in after} == set(GroupState)
     groups = fifo("a1")
     with pytest.raises(AssertionError, match=r"HELD does not follow GroupState\.READY"):
@@ -507,7 +466,6 @@ def scripts(draw: st.DrawFn) -> list[tuple[str, int]]:
 def test_t31_permits_all_come_back_and_order_holds_whatever_happens(
     script: list[tuple[str, int]], *, is_fifo: bool
 ) -> None:
-    """T31: each message is in one place; a group has one call at a time, in order; in the end everything is out."""
     World(is_fifo=is_fifo).play(script)
 
 

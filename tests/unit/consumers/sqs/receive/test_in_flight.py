@@ -36,7 +36,6 @@ def due(of: InFlightMessages, now: float) -> list[list[str]]:
 
 
 def test_message_is_due_a_third_of_the_timeout_after_its_receive() -> None:
-    """The first extension is due at a third, the next a third after it."""
     one = in_flight(A)
     assert (due(one, 9.9), due(one, 10.0)) == ([], [["a"]])
     one.record_extended([(A, 30)], sent_at=10.0)
@@ -44,13 +43,11 @@ def test_message_is_due_a_third_of_the_timeout_after_its_receive() -> None:
 
 
 def test_message_is_not_due_again_while_its_extension_is_under_way() -> None:
-    """Between `take_due` and the end of the call a message is not extended a second time."""
     one = in_flight(A)
     assert (due(one, 10.0), due(one, 12.0)) == ([["a"]], [])
 
 
 def test_extensions_are_spread_by_the_draw() -> None:
-    """Messages received together are due up to a quarter of the interval earlier, by the draw."""
     one = InFlightMessages(visibility_timeout_s=30)
     one.add([A], received_at=0.0, draw=0.0)
     one.add([B], received_at=0.0, draw=0.99)
@@ -58,7 +55,6 @@ def test_extensions_are_spread_by_the_draw() -> None:
 
 
 def test_extensions_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up() -> None:
-    """A call has ten, by when they are due; messages that are due soon fill the last call."""
     one = InFlightMessages(visibility_timeout_s=30)
     for number in range(14):
         one.add([message(f"{13 - number:02}")], received_at=(13 - number) * 0.1)
@@ -66,7 +62,6 @@ def test_extensions_go_by_tens_most_urgent_first_and_the_last_call_is_filled_up(
 
 
 def test_message_is_due_soon_again_when_its_extension_failed() -> None:
-    """A failed extension is tried again well before the message is lost."""
     one = in_flight(A, timeout_s=9)
     due(one, 3.0)
     one.retry_soon([A], now=3.0)
@@ -74,7 +69,6 @@ def test_message_is_due_soon_again_when_its_extension_failed() -> None:
 
 
 def test_pause_ends_at_the_deadline_when_the_next_try_would_come_after_it() -> None:
-    """The message is then lost, and reported at once."""
     one = in_flight(A, timeout_s=9)
     due(one, 8.5)
     one.retry_soon([A], now=8.5)
@@ -82,7 +76,6 @@ def test_pause_ends_at_the_deadline_when_the_next_try_would_come_after_it() -> N
 
 
 def test_period_counts_from_before_the_extension_was_sent() -> None:
-    """A message is ours until its deadline and not at it, even if SQS still hides it."""
     one = in_flight(A)
     due(one, 10.0)
     one.record_extended([(A, 30)], sent_at=10.0)
@@ -91,7 +84,6 @@ def test_period_counts_from_before_the_extension_was_sent() -> None:
 
 
 def test_message_is_lost_once_when_no_extension_succeeded() -> None:
-    """Past the deadline a message is reported as lost once, and no late answer makes it ours again."""
     one = in_flight(A)
     due(one, 10.0)
     assert (one.mark_expired(29.9), one.mark_expired(30.0), one.mark_expired(31.0)) == (
@@ -105,7 +97,6 @@ def test_message_is_lost_once_when_no_extension_succeeded() -> None:
 
 
 def test_message_is_lost_when_sqs_refuses_an_extension() -> None:
-    """A refusal means that another receiver has the message, or that it was deleted."""
     one = in_flight(A, B)
     due(one, 10.0)
     assert (one.mark_refused([A]), one.mark_refused([A]), one.is_ours(A, now=1.0), one.is_ours(B, now=1.0)) == (
@@ -117,7 +108,6 @@ def test_message_is_lost_when_sqs_refuses_an_extension() -> None:
 
 
 def test_message_received_again_is_the_same_work_under_its_newer_handle() -> None:
-    """A message received again is not handled twice; its new handle counts, and a lost one is ours again."""
     one, again = in_flight(A), message("a", handle="newer")
     one.mark_expired(30.0)
     assert (one.add([again], received_at=50.0), len(one)) == ([], 1)
@@ -128,7 +118,6 @@ def test_message_received_again_is_the_same_work_under_its_newer_handle() -> Non
 
 
 def test_t15_extensions_and_delays_are_cut_to_twelve_hours_after_the_receive() -> None:
-    """T15: no timeout that SQS would refuse is sent; at the ceiling the message is lost for that reason."""
     one = in_flight(A, timeout_s=3600, received_at=100.0)
     late = 100.0 + VISIBILITY_MAX_S - 1800.5
     assert (
@@ -144,12 +133,10 @@ def test_t15_extensions_and_delays_are_cut_to_twelve_hours_after_the_receive() -
 
 
 def test_timeout_of_zero_does_not_extend_without_end() -> None:
-    """A queue with a timeout of 0 still gets a pause between extensions."""
     assert in_flight(A, timeout_s=0).next_due_in_s(0.0) > 0.3
 
 
 def test_changed_timeout_counts_from_the_next_extension_on() -> None:
-    """Earlier extensions keep the old timeout; from then on the new one counts."""
     one = in_flight(A)
     one.set_visibility_timeout(300)
     one.add([B], received_at=0.0)
@@ -157,12 +144,10 @@ def test_changed_timeout_counts_from_the_next_extension_on() -> None:
 
 
 def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
-    """With no message in flight the pause is a quarter of the interval: less than until the earliest extension."""
     assert InFlightMessages(visibility_timeout_s=30).next_due_in_s(0.0) == 2.5
 
 
 def test_added_are_those_that_were_not_in_flight() -> None:
-    """Their bytes count, and for a message that is received again the difference."""
     one = InFlightMessages(visibility_timeout_s=30)
     small, large = message("a", body="x"), message("a", body="x" * 10, handle="newer")
     assert one.add([small, B], received_at=0.0) == [small, B]
@@ -174,13 +159,11 @@ def test_added_are_those_that_were_not_in_flight() -> None:
 
 
 def test_message_that_is_not_in_flight_is_not_ours() -> None:
-    """Nor hidden from anybody."""
     one = in_flight(A)
     assert (one.is_ours(B, now=0.0), one.remaining_s(B, 0.0)) == (False, 0.0)
 
 
 def test_call_is_filled_up_with_messages_due_within_a_quarter_of_the_interval() -> None:
-    """Not with later ones; of messages that are due together the order is that of their receive."""
     one = InFlightMessages(visibility_timeout_s=12)  # due after 4 s; soon is within 1 s
     for received_at, name in ((0.0, "due"), (0.0, "due too"), (1.0, "soon"), (1.001, "later")):
         one.add([message(name)], received_at=received_at)
@@ -189,7 +172,6 @@ def test_call_is_filled_up_with_messages_due_within_a_quarter_of_the_interval() 
 
 
 def test_calls_are_no_more_than_due_messages_need() -> None:
-    """One due message takes one call, however many are due soon."""
     one = InFlightMessages(visibility_timeout_s=12)
     one.add([message("due")], received_at=0.0)
     one.add([message(f"{number}") for number in range(30)], received_at=0.5)
@@ -197,7 +179,6 @@ def test_calls_are_no_more_than_due_messages_need() -> None:
 
 
 def test_extension_of_a_lost_message_does_not_end_the_others() -> None:
-    """Of one call, each answer counts for its message."""
     one = in_flight(A, B)
     due(one, 10.0)
     one.mark_refused([A])
@@ -216,7 +197,6 @@ def test_extension_of_a_lost_message_does_not_end_the_others() -> None:
 def test_extension_to_within_a_second_of_the_ceiling_is_the_last(
     visibility_s: int, reason: LossReason, *, is_last: bool
 ) -> None:
-    """Whole seconds are sent: none is left for another one."""
     one = in_flight(A)
     due(one, 10.0)
     one.record_extended([(A, visibility_s)], sent_at=100.0)
@@ -225,7 +205,6 @@ def test_extension_to_within_a_second_of_the_ceiling_is_the_last(
 
 
 def test_pause_ends_at_the_next_extension_or_loss() -> None:
-    """A message whose extension is under way may be lost at its deadline; one that is lost ends no pause."""
     one = in_flight(A)
     assert [one.next_due_in_s(now) for now in (0.0, 9.5, 11.0)] == [10.0, 0.5, 0.0]
     due(one, 10.0)
@@ -238,7 +217,6 @@ def test_pause_ends_at_the_next_extension_or_loss() -> None:
 
 
 def test_message_that_is_not_in_flight_keeps_its_handle_and_may_have_the_longest_timeout() -> None:
-    """It was decided in the meantime: nothing is known of its receive."""
     one = InFlightMessages(visibility_timeout_s=30)
     assert (one.with_newest_handle(A), one.allowed_timeout_s(A, 99_999, 0.0), one.remaining_s(A, 0.0)) == (
         A,
@@ -248,21 +226,18 @@ def test_message_that_is_not_in_flight_keeps_its_handle_and_may_have_the_longest
 
 
 def test_oldest_age_is_that_of_the_first_receive() -> None:
-    """A gauge: 0 when nothing is in flight."""
     one = in_flight(A, received_at=5.0)
     one.add([B], received_at=2.0)
     assert (one.oldest_age_s(10.0), InFlightMessages(visibility_timeout_s=30).oldest_age_s(10.0)) == (8.0, 0.0)
 
 
 def test_oldest_is_the_one_that_was_sent_first() -> None:
-    """However late it was received."""
     older = msgspec.structs.replace(B, sent_at=A.sent_at - timedelta(seconds=7))
     assert in_flight(A, older).oldest_sent_at() == older.sent_at
     assert in_flight().oldest_sent_at() is None
 
 
 def test_answer_about_a_message_that_nobody_extends_does_not_count() -> None:
-    """Only the extension that is under way moves a deadline, or loses the message."""
     one = in_flight(A)
     one.record_extended([(A, 300)], sent_at=5.0)
     one.retry_soon([A], now=0.0)
@@ -270,7 +245,6 @@ def test_answer_about_a_message_that_nobody_extends_does_not_count() -> None:
 
 
 def test_states_follow_each_other_by_the_table() -> None:
-    """A lost message is ours again only after another receive, which begins a new period."""
     assert {state for after in MAY_FOLLOW.values() for state in after} | {PeriodState.SCHEDULED} == set(PeriodState)
     assert MAY_FOLLOW.keys() == set(PeriodState)
     period = _VisibilityPeriod(A, received_at=0.0, deadline=30.0, due_at=10.0)
@@ -284,7 +258,6 @@ STEPS = st.sampled_from(["add", "remove", "refuse", "extend", "expire", "due", "
 
 @given(st.lists(st.tuples(STEPS, st.sampled_from("abcdef"), st.floats(0, 20), st.integers(0, 50))))
 def test_counts_add_up_whatever_happens(steps: list[tuple[str, str, float, int]]) -> None:
-    """No mix of events changes a count wrongly; a message that is ours has a deadline ahead."""
     one, held, now = InFlightMessages(visibility_timeout_s=30), dict[str, int](), 0.0
     for step, name, pause_s, size in steps:
         now += pause_s
@@ -311,7 +284,6 @@ def test_counts_add_up_whatever_happens(steps: list[tuple[str, str, float, int]]
 
 
 def test_messages_in_flight_are_known_with_the_time_of_their_receive() -> None:
-    """A message that is received again counts from then on."""
     messages = InFlightMessages(visibility_timeout_s=30)
     messages.add([A], received_at=1.0)
     messages.add([B], received_at=2.0)

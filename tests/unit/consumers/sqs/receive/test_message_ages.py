@@ -29,12 +29,10 @@ def sent(seconds: float) -> datetime:
     ],
 )
 def test_age_is_that_of_the_oldest_known_message(known: list[datetime | None], expected: float) -> None:
-    """0 without a message, and for one that was sent by a clock ahead of ours."""
     assert oldest_age_s(known, utc=NOON) == expected
 
 
 def test_message_is_remembered_for_a_minute_after_its_receive() -> None:
-    """A deferred message is in no place for up to a minute: its age does not fall to 0 meanwhile."""
     received = RecentlyReceived()
     received.note([sent(1)], now=0.0)
     received.note([sent(900), sent(2)], now=WINDOW_S - 1)
@@ -45,7 +43,6 @@ def test_message_is_remembered_for_a_minute_after_its_receive() -> None:
 
 
 def test_receive_without_messages_changes_nothing() -> None:
-    """Most polls of an idle queue bring none."""
     received = RecentlyReceived()
     received.note([], now=0.0)
     assert received.oldest_sent_at(0.0) is None
@@ -53,7 +50,6 @@ def test_receive_without_messages_changes_nothing() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 10_000)), min_size=1, max_size=40))
 def test_oldest_is_one_of_the_last_minute_and_none_of_before_two(receives: list[tuple[float, int]]) -> None:
-    """Whatever comes when: no message of the last minute is forgotten, none is kept for twice that time."""
     received, now, times = RecentlyReceived(), 0.0, []
     for pause_s, age_s in receives:
         now += pause_s

@@ -19,12 +19,10 @@ def message(number: int) -> Message:
 
 @pytest.mark.parametrize(("paused_s", "hidden_s"), [(7 * HIDDEN_S, HIDDEN_S), (90.0, 90.0)])
 def test_message_is_hidden_for_as_long_as_the_pause_lasts_or_half_an_hour(paused_s: float, hidden_s: float) -> None:
-    """A longer time would keep it hidden after a resume where its replica was killed."""
     assert PausedMessages().add("a-x", message(1), paused_s=paused_s, now=0.0) == hidden_s
 
 
 def test_messages_are_shown_that_are_hidden_and_have_not_come_back() -> None:
-    """Not one that is still being returned: it would be hidden after that."""
     paused = PausedMessages()
     for number, at in enumerate((0.0, HIDDEN_S, HIDDEN_S + 1.0)):
         paused.add("a-x", message(number), paused_s=1e6, now=at)
@@ -37,7 +35,6 @@ def test_messages_are_shown_that_are_hidden_and_have_not_come_back() -> None:
 
 
 def test_message_that_comes_back_is_remembered_once() -> None:
-    """With its newest receipt."""
     paused = PausedMessages()
     paused.add("a-x", message(1), paused_s=1e6, now=0.0)
     paused.add("a-x", message(1), paused_s=1e6, now=HIDDEN_S)
@@ -47,7 +44,6 @@ def test_message_that_comes_back_is_remembered_once() -> None:
 
 
 def test_few_of_the_messages_that_a_queue_may_hide_are_hidden_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others come back soon: those of other tenants among them are received."""
     monkeypatch.setattr(paused_messages, "HIDDEN_MAX", 2)
     paused = PausedMessages()
     assert [paused.add("a-x", message(n), paused_s=1e6, now=0.0) for n in range(3)] == [HIDDEN_S, HIDDEN_S, BEYOND_S]

@@ -22,7 +22,6 @@ from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, PollCo
     ],
 )
 def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tuple[int, int]], expected: int) -> None:
-    """A full answer adds a poll, up to the maximum; an empty one leaves a single poll; others change nothing."""
     count = PollCount(4)
     for received, asked in polls:
         count.record_answer(received, asked)
@@ -31,7 +30,6 @@ def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tu
 
 @pytest.mark.parametrize("max_count", [0, 1])
 def test_polls_are_at_least_one(max_count: int) -> None:
-    """A limit of none would stop the queue; one stays one."""
     count = PollCount(max_count)
     for _ in range(3):
         count.record_answer(10, 10)
@@ -39,7 +37,6 @@ def test_polls_are_at_least_one(max_count: int) -> None:
 
 
 def test_polls_become_one_when_one_fails() -> None:
-    """One poll is enough to notice that a queue answers again."""
     count = PollCount(4)
     count.record_answer(10, 10)
     count.record_failure()
@@ -47,13 +44,11 @@ def test_polls_become_one_when_one_fails() -> None:
 
 
 def test_attempt_is_usable_for_less_than_five_minutes() -> None:
-    """SQS forgets an attempt after five minutes."""
     attempt = ReceiveAttempt("x", 10, made_at=100.0)
     assert (attempt.is_usable(100.0 + ATTEMPT_MAX_S - 1), attempt.is_usable(100.0 + ATTEMPT_MAX_S)) == (True, False)
 
 
 def test_polls_at_one_time_share_the_room() -> None:
-    """The room that one poll reserved is not free for another until the poll has ended."""
     reservations = PollReservations(message_count=15, byte_count=1000)
     assert [reservations.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(3)] == [10, 5, 0]
     reservations.release(10, [])
@@ -61,7 +56,6 @@ def test_polls_at_one_time_share_the_room() -> None:
 
 
 def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
-    """Few large messages fill the room as well as many small ones; old large sizes are forgotten."""
     reservations = PollReservations(message_count=100, byte_count=1000)
     reservations.release(reservations.reserve(in_flight_count=0, in_flight_bytes=0), [200, 10])
     assert [reservations.reserve(in_flight_count=1, in_flight_bytes=300) for _ in range(2)] == [3, 0]
@@ -72,7 +66,6 @@ def test_room_in_bytes_is_counted_by_the_largest_message_of_late() -> None:
 
 
 def test_message_larger_than_all_the_room_is_taken_alone() -> None:
-    """With no message in flight one message is received, however large."""
     reservations = PollReservations(message_count=100, byte_count=1000)
     reservations.release(0, [5000])
     assert [reservations.reserve(in_flight_count=0, in_flight_bytes=0) for _ in range(2)] == [1, 0]
@@ -81,7 +74,6 @@ def test_message_larger_than_all_the_room_is_taken_alone() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=40))
 def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -> None:
-    """Messages in flight and reserved for polls are never more than the limit."""
     reservations, open_polls, in_flight = PollReservations(message_count=25, byte_count=10**9), list[int](), 0
     for is_ask, number in steps:
         if is_ask:
@@ -101,7 +93,6 @@ def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -
 def test_room_is_at_least_for_one_message_when_nothing_is_in_flight(
     in_flight_count: int, in_flight_bytes: int, expected: int
 ) -> None:
-    """A message that is larger than all the room is received then."""
     reservations = PollReservations(message_count=100, byte_count=1000)
     reservations.release(reservations.reserve(in_flight_count=0, in_flight_bytes=0), [10])
     count = reservations.reserve(in_flight_count=in_flight_count, in_flight_bytes=in_flight_bytes)
@@ -110,7 +101,6 @@ def test_room_is_at_least_for_one_message_when_nothing_is_in_flight(
 
 
 def test_sizes_start_unknown_and_are_at_least_a_byte() -> None:
-    """An answer without messages shows no size; one of empty messages that of a byte."""
     reservations = PollReservations(message_count=100, byte_count=5)
     assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
     reservations.release(10, [])

@@ -11,7 +11,6 @@ from simplu_worker.consumers.sqs.receive.priority import GATE_MAX_WAIT_S, POLLS_
     ("busy_s", "expected_s"), [(0.0, 0.0), (0.02, 0.05), (0.3, 0.3), (GATE_MAX_WAIT_S, 1.0), (3600.0, GATE_MAX_WAIT_S)]
 )
 async def test_gate_is_shut_while_the_other_has_work_but_never_for_long(busy_s: float, expected_s: float) -> None:
-    """A poll waits while the other queue has work, for at most a second."""
     slept_s = 0.0
 
     async def sleep(seconds: float) -> None:
@@ -24,7 +23,6 @@ async def test_gate_is_shut_while_the_other_has_work_but_never_for_long(busy_s: 
 
 
 async def test_gate_opens_once_after_some_polls_of_the_other() -> None:
-    """However busy the other queue is, the lower one has a poll in turn: the other goes first, and never for ever."""
     polls = 0
 
     async def sleep(_: float) -> None:

@@ -62,13 +62,11 @@ def problems(target_retention_s: int | None = None, **members: object) -> list[s
     ],
 )
 def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -> None:
-    """Too few receives for the tries, or for an outage; a short timeout; a short retention of dead letters."""
     assert problems(**members) == found  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("receives", [1, 4, 10, 99])
 def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: int) -> None:
-    """SQS counts every receive, also those during an outage; the tries of a message in flight cost none."""
     (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(receives)), None, RULES)
     assert f"down for longer than about {2 * receives} min" in text
 
@@ -89,7 +87,6 @@ def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: in
 def test_tries_cost_a_receive_only_where_a_message_does_not_stay_in_flight(
     delays_s: tuple[float, ...], expected: int
 ) -> None:
-    """A message is held for a minute in all; then it returns to the queue for its next delay."""
     rules = RedriveRules(delays_s, 25.0)
     assert rules.receive_count == expected
     queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(expected - 1))
@@ -110,7 +107,6 @@ def test_tries_cost_a_receive_only_where_a_message_does_not_stay_in_flight(
 def test_policy_spares_the_messages_of_a_paused_tenant(
     retention_s: int | None, receives: int, *, has_orders: bool, is_fit: bool
 ) -> None:
-    """They are received every half hour, until half of the retention is over."""
     queue = msgspec.structs.replace(QUEUE, retention_s=retention_s, redrive_policy=policy(receives))
     found = list(redrive_problems(queue, None, msgspec.structs.replace(RULES, has_orders=has_orders)))
     assert [text.endswith("; set 336 or more") for text in found] == ([] if is_fit else [True])
@@ -118,16 +114,13 @@ def test_policy_spares_the_messages_of_a_paused_tenant(
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
 def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
-    """A malformed policy is treated as none."""
     assert parse_redrive_policy(text) is None
 
 
 def test_policy_names_its_target() -> None:
-    """The name of the queue is the end of its ARN."""
     assert parse_redrive_policy(policy("7")) == RedrivePolicy("letters", 7)
 
 
 def test_nothing_is_said_about_a_retention_that_is_not_known() -> None:
-    """The policy of the target may keep its attributes from us."""
     queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(1000))
     assert list(redrive_problems(queue, msgspec.structs.replace(QUEUE, retention_s=None), RULES)) == []

@@ -50,7 +50,6 @@ def bounded(
 
 
 def test_share_is_all_slots_for_a_tenant_that_does_not_wait() -> None:
-    """However much it has: nothing was held, or too little."""
     own, many = share(), some("a", SLOTS)
     assert own.over_share(many, many, now=0.0) == []
     assert bounded(own, many, many, Done()) == [Done()] * SLOTS
@@ -59,7 +58,6 @@ def test_share_is_all_slots_for_a_tenant_that_does_not_wait() -> None:
 
 
 def test_share_is_a_quarter_for_a_tenant_that_waits() -> None:
-    """What is to be held beyond it returns; so does what was not begun, the last ones first."""
     own, waiting, quiet = share(), some("a", 6), some("b", 6)
     verdicts = bounded(own, waiting[:4], [*waiting, *quiet])
     assert [type(verdict) for verdict in verdicts] == [RetryHeld, RetryHeld, ReturnToQueue, ReturnToQueue]
@@ -70,27 +68,23 @@ def test_share_is_a_quarter_for_a_tenant_that_waits() -> None:
 
 
 def test_tenant_waits_with_messages_that_are_in_hand_for_long() -> None:
-    """Though none was held: where slots are short, others wait for them."""
     own, many = share(), some("a", SLOTS)
     own.note_late(ids(many[:2]))
     assert ids(own.over_share(many[8:], many, now=0.0)) == ids(many[8:])
 
 
 def test_tenant_waits_with_messages_held_one_after_the_other() -> None:
-    """A tenth of eleven messages is two."""
     own, many = share(), some("a", 11)
     assert bounded(own, many[:1], many) == [HOLD]
     assert [type(verdict) for verdict in bounded(own, many[1:2], many)] == [ReturnToQueue]
 
 
 def test_group_of_a_standard_queue_is_no_unit() -> None:
-    """Each of its messages stays or returns by itself."""
     own, many = share(), some("a", 8, group="g")
     assert Counter(map(type, bounded(own, many, many))) == {RetryHeld: 4, ReturnToQueue: 4}
 
 
 def test_share_counts_no_message_without_a_tenant() -> None:
-    """Such as all of the control queue: they wait as before."""
     own, waiting = share(), some("x", SLOTS)
     assert bounded(own, waiting, waiting) == [HOLD] * SLOTS
     assert own.over_share(waiting, waiting, now=0.0) == []
@@ -98,7 +92,6 @@ def test_share_counts_no_message_without_a_tenant() -> None:
 
 @pytest.mark.parametrize(("tenants", "expected"), [("a", 4), ("ab", 4), ("abcd", 2), ("abcdefgh", 1)])
 def test_tenants_that_wait_share_half_of_the_slots(tenants: str, expected: int) -> None:
-    """Each has the same part of it."""
     own = share()
     in_hand = [one for tenant in tenants for one in some(tenant, SLOTS // len(tenants))]
     verdicts = bounded(own, in_hand, in_hand)
@@ -107,14 +100,12 @@ def test_tenants_that_wait_share_half_of_the_slots(tenants: str, expected: int) 
 
 
 def test_tenants_that_wait_have_half_of_the_slots_though_each_has_one() -> None:
-    """Where there are more of them than that, the rest returns."""
     own = share()
     in_hand = [one for tenant in "abcdefghijkl" for one in some(tenant, 1)]
     assert Counter(map(type, bounded(own, in_hand, in_hand))) == {RetryHeld: 8, ReturnToQueue: 4}
 
 
 def test_group_of_a_fifo_queue_returns_as_a_whole() -> None:
-    """Its messages in hand count with the first one: no more groups return than have to."""
     own = share(is_fifo=True)
     groups = [some("a", 3, group=name) for name in "pqrs"]
     in_hand = [one for group in groups for one in group]
@@ -124,7 +115,6 @@ def test_group_of_a_fifo_queue_returns_as_a_whole() -> None:
 
 
 def test_message_with_its_last_receive_stays_in_hand_with_its_group() -> None:
-    """SQS would move it to another queue in place of its next receive."""
     own = share(is_fifo=True)
     own.max_receive_count = 2
     waiting, last = some("a", 8), some("a", 2, group="g", receive_count=2)
@@ -134,7 +124,6 @@ def test_message_with_its_last_receive_stays_in_hand_with_its_group() -> None:
 
 
 def test_tenant_counts_as_waiting_until_its_messages_are_back() -> None:
-    """Else it would take all slots again, time after time."""
     own, waiting, again = share(), some("a", 8), some("a", 8, group="g")
     bounded(own, waiting, waiting)
     for _ in range(2):
@@ -143,7 +132,6 @@ def test_tenant_counts_as_waiting_until_its_messages_are_back() -> None:
 
 
 def test_tenant_waits_for_twice_as_long_as_its_messages_are_hidden() -> None:
-    """For the longest of these times."""
     own, many = share(), some("a", 8, receive_count=2)
     own.over_share(many, many, now=0.0)
     own.note_late(ids(many))
@@ -156,7 +144,6 @@ def test_tenant_waits_for_twice_as_long_as_its_messages_are_hidden() -> None:
 
 
 def test_message_that_is_tried_again_at_once_is_not_held() -> None:
-    """Its tenant does not wait for that, nor does it return beside others that are held."""
     own, many = share(), some("a", 8)
     assert bounded(own, many, many, RetryHeld(0.0)) == [RetryHeld(0.0)] * 8
     assert own.over_share(many, many, now=0.0) == []
@@ -167,7 +154,6 @@ def test_message_that_is_tried_again_at_once_is_not_held() -> None:
 
 @pytest.mark.parametrize(("late_count", "expected"), [(1, 0), (2, 7)])
 def test_tenant_waits_from_a_tenth_of_its_messages_on(late_count: int, expected: int) -> None:
-    """Of eleven, two; each of the others counts as late once alone."""
     own, many = share(), some("a", 11)
     own.note_late([*ids(many[:late_count]), *ids(many[:late_count]), "gone"])
     assert len(own.over_share(many, many, now=0.0)) == expected
@@ -179,7 +165,6 @@ def test_tenant_waits_from_a_tenth_of_its_messages_on(late_count: int, expected:
 
 
 def test_tenants_are_named_once_while_their_messages_are_put_back() -> None:
-    """Those of half a minute together; again only after they did not wait any more."""
     own, many = share(), [*some("a", 6), *some("b", 6)]
     bounded(own, many, many)
     assert own.begun(now=0.0) == ["a", "b"]
@@ -198,7 +183,6 @@ def test_tenants_are_named_once_while_their_messages_are_put_back() -> None:
     ("receive_count", "expected"), [(1, (5, 10)), (2, (10, 20)), (4, (40, 80)), (6, (120, 240)), (1000, (120, 240))]
 )
 def test_message_is_put_back_for_longer_each_time(receive_count: int, expected: tuple[int, int]) -> None:
-    """Up to four minutes, and spread: it is received again about once in three minutes."""
     own, one = share(), message("a", receive_count=receive_count)
     delays_s = [own.put_back_s(one, now=0.0, draw=0.3) for _ in range(100)]
     lowest, highest = expected
@@ -207,13 +191,11 @@ def test_message_is_put_back_for_longer_each_time(receive_count: int, expected: 
 
 
 def test_hold_that_is_longer_than_the_put_back_stays_as_long() -> None:
-    """What a dependency asked for is no less for that."""
     own, waiting = share(), some("a", 8)
     assert ReturnToQueue(60) in bounded(own, waiting, waiting, RetryHeld(59.5))
 
 
 def test_tenant_has_what_others_that_wait_do_not_need() -> None:
-    """Many tenants with an event each leave it its quarter."""
     own = share()
     in_hand = [*some("a", 8), *(one for tenant in "bcd" for one in some(tenant, 1))]
     verdicts = bounded(own, in_hand, in_hand)
@@ -221,7 +203,6 @@ def test_tenant_has_what_others_that_wait_do_not_need() -> None:
 
 
 def test_tenants_share_what_another_one_leaves() -> None:
-    """Of eight slots it needs two, and both of them have three."""
     own = share()
     in_hand = [*some("a", 8), *some("b", 2), *some("c", 8)]
     verdicts = bounded(own, in_hand, in_hand)
@@ -236,7 +217,6 @@ def verdicts_by_tenant(in_hand: Sequence[Message], verdicts: Sequence[Verdict], 
 
 @given(st.lists(st.sampled_from("abcdefghx"), max_size=60))
 def test_share_is_fair_and_no_smaller_than_it_has_to_be(tenants: list[str]) -> None:
-    """Nobody has more than one of whose messages some returned, and these have all that there is."""
     own = share()
     in_hand = [message(f"{tenant}{number}") for number, tenant in enumerate(tenants)]
 
@@ -257,7 +237,6 @@ def test_share_is_fair_and_no_smaller_than_it_has_to_be(tenants: list[str]) -> N
     is_fifo=st.booleans(),
 )
 def test_share_changes_only_holds_of_tenants_that_wait(hands: list[tuple[str, int, bool]], *, is_fifo: bool) -> None:
-    """What is done stays done, in a FIFO queue and in a standard one."""
     own = share(is_fifo=is_fifo)
     in_hand = [
         message(f"{tenant}{number}", group=f"{tenant}{group}") for number, (tenant, group, _) in enumerate(hands)

@@ -46,19 +46,16 @@ def verdict_on(error: RetryableError | PermanentError, one: Message, *, draw: fl
 def test_outage_holds_a_message_up_to_a_minute(
     try_count: int, retry_after_s: float | None, draw: float, expected: float
 ) -> None:
-    """An outage of a dependency never ends in a dead letter, only in longer delays."""
     outage = RetryableError("down", retry_after_s=retry_after_s)
     assert verdict_on(outage, message("m", receive_count=try_count), draw=draw) == RetryHeld(expected)
 
 
 def test_outage_counts_receives_and_retries_of_held_messages() -> None:
-    """The back-off goes by the tries of the message, of which SQS knows the receives alone."""
     held = msgspec.structs.replace(message("m", receive_count=2), held_count=1)
     assert verdict_on(RetryableError("down"), held) == verdict_on(RetryableError("down"), message("m", receive_count=3))
 
 
 def test_permanent_error_is_a_dead_letter_with_its_text() -> None:
-    """A request that can never work is given up at once, with the ids of the message."""
     assert verdict_on(PermanentError("expected another"), message("m")) == ToDeadLetter(
         DeadLetterReason.INVALID_MESSAGE, "expected another", IDS
     )
@@ -66,26 +63,22 @@ def test_permanent_error_is_a_dead_letter_with_its_text() -> None:
 
 @pytest.mark.parametrize(("failure_count", "expected"), [(0, 1.0), (1, 1.0), (2, 5.0), (3, 15.5)])
 def test_failure_of_an_operation_follows_the_configured_delays_in_flight(failure_count: int, expected: float) -> None:
-    """Each further try has its own delay, and costs no receive."""
     assert verdict_on_failure("KeyError", failure_count, IDS, rules=RULES) == RetryHeld(expected)
 
 
 @pytest.mark.parametrize("failure_count", [4, 5, 1000])
 def test_failure_after_the_last_delay_is_a_dead_letter_with_the_number_of_failures(failure_count: int) -> None:
-    """The letter names the failures of the operation as its attempts."""
     verdict = verdict_on_failure("KeyError", failure_count, IDS, rules=RULES)
     text = f"it failed {failure_count} times: KeyError"
     assert verdict == ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, IDS, attempts=failure_count)
 
 
 def test_operation_without_delays_is_given_up_at_its_first_failure() -> None:
-    """Without delays there is no retry."""
     verdict = verdict_on_failure("KeyError", 1, IDS, rules=RetryRules((), timedelta()))
     assert isinstance(verdict, ToDeadLetter)
 
 
 def test_rejected_message_is_a_dead_letter_with_what_could_be_read() -> None:
-    """The reason, the error and each id go into the letter."""
     rejected = RejectedRecord(
         reason=DeadLetterReason.INVALID_JSON,
         error="no JSON",

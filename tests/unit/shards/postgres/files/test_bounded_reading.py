@@ -33,7 +33,6 @@ async def refusal(file: NamedFile) -> str:
 
 
 async def test_file_is_fine_when_it_is_regular_and_small(tmp_path: Path) -> None:
-    """Up to 1 MiB; by a symlink too, as Debian's certificates are, where it ends in another allowed folder."""
     large = made(tmp_path / "certs" / "large.pem", bytes(FILE_MAX_BYTES))
     given = made(tmp_path / "given" / "root.crt")
     link = tmp_path / "certs" / "root.pem"
@@ -43,7 +42,6 @@ async def test_file_is_fine_when_it_is_regular_and_small(tmp_path: Path) -> None
 
 
 async def test_file_is_refused_when_it_is_outside_of_the_folders(tmp_path: Path) -> None:
-    """By its path, by `..`, or by a symlink; also a missing one, so that nothing is told about what there is."""
     outside = made(tmp_path / "outside.pem")
     folder = tmp_path / "certs"
     folder.mkdir()
@@ -56,7 +54,6 @@ async def test_file_is_refused_when_it_is_outside_of_the_folders(tmp_path: Path)
 
 
 async def test_file_that_does_not_answer_refuses_no_other_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a network that hangs: two threads wait for it at most, and connections without it are opened."""
     hung, other, answered = made(tmp_path / "hung.pem"), made(tmp_path / "other.pem"), threading.Event()
     size_of = bounded_reading._size_of
 
@@ -80,7 +77,6 @@ async def test_file_that_does_not_answer_refuses_no_other_one(tmp_path: Path, mo
 
 
 async def test_folder_may_be_a_symlink(tmp_path: Path) -> None:
-    """As /etc is on macOS: both sides are resolved."""
     made(tmp_path / "real" / "root.crt")
     (tmp_path / "certs").symlink_to(tmp_path / "real")
     await require_readable([file_at(tmp_path / "certs" / "root.crt", tmp_path / "certs")])
@@ -88,7 +84,6 @@ async def test_folder_may_be_a_symlink(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "/dev/zero", "/dev/tty"])
 async def test_file_is_refused_when_it_is_not_regular(tmp_path: Path, kind: str) -> None:
-    """A pipe would block whoever opens it, and a device has no end; none of them is opened."""
     path = Path(kind) if kind.startswith("/") else tmp_path / kind
     if kind == "fifo":
         os.mkfifo(path)
@@ -101,7 +96,6 @@ async def test_file_is_refused_when_it_is_not_regular(tmp_path: Path, kind: str)
 
 
 async def test_file_is_refused_when_it_has_more_than_a_mebibyte(tmp_path: Path) -> None:
-    """As counted by reading: files of /proc tell no size."""
     paths = [made(tmp_path / "large.pem", bytes(FILE_MAX_BYTES + 1)), Path("/proc/self/pagemap")]
     for path in filter(Path.exists, paths):
         problem = await refusal(file_at(path))
@@ -109,7 +103,6 @@ async def test_file_is_refused_when_it_has_more_than_a_mebibyte(tmp_path: Path) 
 
 
 async def test_file_is_refused_when_it_cannot_be_read(tmp_path: Path) -> None:
-    """Unless the driver does without it: a password file, and what only the home would have."""
     missing = tmp_path / "missing.pem"
     assert await refusal(file_at(missing)) == (
         f"option sslrootcert: expected to read {missing}, got No such file or directory; "
@@ -119,7 +112,6 @@ async def test_file_is_refused_when_it_cannot_be_read(tmp_path: Path) -> None:
 
 
 async def test_file_is_refused_when_its_time_is_over(tmp_path: Path) -> None:
-    """Without waiting for the thread that reads it."""
     path = made(tmp_path / "slow.pem")
     with pytest.raises(FileRefusedError, match=f"expected to read {path} within 0 s"):
         await require_readable([file_at(path)], within_s=0)

@@ -34,7 +34,6 @@ def named(options: str, *, user: str = "u:p", **environ: str) -> list[NamedFile]
     ],
 )
 def test_files_are_those_that_the_mode_needs(options: str, environ: dict[str, str], paths: list[str]) -> None:
-    """An option wins over its variable, and that over the file in the home."""
     assert [file.path for file in named(options, **environ)] == paths
 
 
@@ -49,12 +48,10 @@ def test_files_are_those_that_the_mode_needs(options: str, environ: dict[str, st
 def test_password_file_is_read_when_there_is_no_password(
     options: str, environ: dict[str, str], paths: list[str]
 ) -> None:
-    """None in the connection string."""
     assert [file.path for file in named(f"sslmode=disable{options}", user="u", **environ)] == paths
 
 
 def test_folders_bound_only_what_the_address_names() -> None:
-    """The variables and the home are the operator's; only files of TLS that are named must be there."""
     assert named("sslmode=require&sslrootcert=/a&passfile=/b", user="u", PGSSLKEY="/c") == [
         NamedFile("option passfile", "/b", is_required=False, folders=FOLDERS),
         NamedFile("~/.postgresql/postgresql.crt", OWN[0], is_required=False, folders=None),

@@ -41,7 +41,6 @@ def share_of(load: int, capacity: int) -> float:
 
 
 def test_full_shard_gives_to_a_new_one() -> None:
-    """The largest tenants that fit, each once."""
     tenants = [WeighedTenant("b", str(number), "a", weight) for number, weight in enumerate([50, 30, 20, 10, 10])]
     plan = plan_balance(tenants, ALIKE[:2])
     assert [(one.tenant.weight, one.target_id) for one in plan] == [(50, "b"), (10, "b")]
@@ -49,7 +48,6 @@ def test_full_shard_gives_to_a_new_one() -> None:
 
 @given(TENANTS)
 def test_balance_makes_no_shard_fuller_than_the_fullest_was(tenants: list[WeighedTenant]) -> None:
-    """Each tenant moves once at most, and what is left cannot be made more even by one more."""
     plan = [(one.tenant, one.target_id) for one in plan_balance(tenants, ALIKE)]
     before, after = loads_of(tenants), loads_of(tenants, plan)
     assert len({one.tenant_id for one, _ in plan}) == len(plan)
@@ -60,7 +58,6 @@ def test_balance_makes_no_shard_fuller_than_the_fullest_was(tenants: list[Weighe
 
 @given(TENANTS)
 def test_even_shards_are_left_alone(tenants: list[WeighedTenant]) -> None:
-    """A tenth above the mean is even enough."""
     loads = loads_of(tenants)
     if max(loads.values()) <= EVEN_RATIO * sum(loads.values()) / len(loads):
         assert plan_balance(tenants, ALIKE) == []
@@ -68,7 +65,6 @@ def test_even_shards_are_left_alone(tenants: list[WeighedTenant]) -> None:
 
 @given(st.integers(0, 30), st.dictionaries(st.sampled_from(["b", "c", "d"]), st.integers(-3, 12)))
 def test_drain_fills_no_shard_beyond_its_room(count: int, rooms: dict[str, int]) -> None:
-    """Each tenant has a place, or is named as one without."""
     tenants = [WeighedTenant(str(number), "l", "a") for number in range(count)]
     plan, homeless = plan_drain(tenants, [ShardRoom(name, room=room) for name, room in rooms.items()])
     room = sum(max(0, one) for one in rooms.values())
@@ -78,7 +74,6 @@ def test_drain_fills_no_shard_beyond_its_room(count: int, rooms: dict[str, int])
 
 
 def test_second_shard_gives_where_the_fullest_one_has_nothing_to_give() -> None:
-    """Its one tenant is too large for any other shard."""
     tenants = [WeighedTenant("b", "large", "a", 1000), *(WeighedTenant("b", str(one), "b", 50) for one in range(10))]
     plan = plan_balance(tenants, [*ALIKE, ShardRoom("d")])
     assert {one.tenant.shard_id for one in plan} == {"b"}
@@ -86,7 +81,6 @@ def test_second_shard_gives_where_the_fullest_one_has_nothing_to_give() -> None:
 
 
 def test_settled_tenants_stay_and_count() -> None:
-    """They are where a move that has begun will have brought them."""
     tenants = [WeighedTenant("b", str(number), "a") for number in range(4)]
     plan = plan_balance(tenants, ALIKE[:2], settled={"b-0", "b-1", "b-2"})
     assert [(one.tenant.tenant_id, one.target_id) for one in plan] == [("b-3", "b")]
@@ -109,7 +103,6 @@ def test_settled_tenants_stay_and_count() -> None:
 def test_tenants_are_balanced_by_capacity(
     capacities: dict[str, int], counts: dict[str, int], moved: dict[str, int]
 ) -> None:
-    """The usage of a shard is the number of its tenants by its limit."""
     addresses = [ShardAddress(name, "", business_count=counts[name], business_max=capacities[name]) for name in SHARDS]
     tenants = [WeighedTenant(f"{name}{number}", "l", name) for name in SHARDS for number in range(counts[name])]
     plan = plan_balance(tenants, rooms_of(addresses, {}, {}, by_capacity=True))
@@ -123,7 +116,6 @@ def test_tenants_are_balanced_by_capacity(
 def test_balance_fills_no_shard_beyond_its_room_or_the_fullest_share(
     tenants: list[WeighedTenant], limits: list[tuple[int, int]]
 ) -> None:
-    """By whatever measure; and each tenant moves once at most."""
     rooms = [ShardRoom(name, capacity, room) for name, (capacity, room) in zip(SHARDS, limits, strict=True)]
     plan = [(one.tenant, one.target_id) for one in plan_balance(tenants, rooms)]
     assert len({one.tenant_id for one, _ in plan}) == len(plan)
@@ -138,7 +130,6 @@ def test_balance_fills_no_shard_beyond_its_room_or_the_fullest_share(
 
 
 def test_room_is_what_citrus_leaves_beside_those_that_are_coming() -> None:
-    """Citrus may know of more businesses than the shards have; a shard without a limit has the mean one."""
     addresses = [
         ShardAddress("a", "", business_count=7, business_max=10),
         ShardAddress("b", "", business_count=1, business_max=30),
@@ -154,7 +145,6 @@ def test_room_is_what_citrus_leaves_beside_those_that_are_coming() -> None:
 
 
 def test_location_needs_no_room_where_its_business_is() -> None:
-    """Citrus counts businesses: one that comes with three locations takes one place, and one that is there none."""
     tenants = [WeighedTenant(business, str(number), "a") for business in "xyz" for number in range(3)]
     shards = [ShardRoom("b", room=1, businesses=frozenset("y"))]
 

@@ -51,7 +51,6 @@ NOTHING = BegunMoves([], [], [])
     ],
 )
 def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str, begun: BegunMoves) -> None:
-    """The shards a and b take tenants; the move is from a."""
     assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == begun
 
 
@@ -64,7 +63,6 @@ def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str,
     ],
 )
 def test_move_of_a_command_that_runs_is_left_to_it(rows: list[FoundTenant], step: str, target_id: str) -> None:
-    """Its tenant counts where it will be."""
     begun = sort_begun_moves(rows, [BegunMove("b-l", "a", "b", step, is_running=True)], {"a", "b"})
     assert begun == BegunMoves(running=[transfer("a", target_id, 10)])
     assert (begun.going_on, begun.expected) == ([], begun.running)
@@ -72,13 +70,11 @@ def test_move_of_a_command_that_runs_is_left_to_it(rows: list[FoundTenant], step
 
 
 def test_running_move_that_nothing_can_end_counts_for_nothing() -> None:
-    """Its tenant has its home on a third shard."""
     rows = found(a="moved", b="moved", c="active")
     assert sort_begun_moves(rows, [BegunMove("b-l", "a", "b", "committed", is_running=True)], {"a", "b"}) == NOTHING
 
 
 def test_homes_are_those_after_the_moves_that_have_begun() -> None:
-    """A tenant on its way counts where it goes, and once."""
     rows = [
         *found(a="moved", b="ready"),
         (WeighedTenant("b", "2", "a", 1), TenantState.ACTIVE),
@@ -99,7 +95,6 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
 
 
 def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
-    """Its first move has committed, and the next one has begun without the certificate."""
     rows = found(a="moved", b="active", c="incoming")
     moves = [BegunMove("b-l", "b", "c", MoveStep.OPEN), BegunMove("b-l", "a", "b", MoveStep.COMMITTED)]
     begun = sort_begun_moves(rows, moves, {"a", "b", "c"})

@@ -23,12 +23,10 @@ from simplu_worker.transfers.moving.planning.capacities import check_room, room_
     ],
 )
 def test_room_is_by_the_answer_and_else_by_the_numbers(capacity: Capacity, room: int | None) -> None:
-    """None is no limit."""
     assert room_of(capacity) == room
 
 
 def test_tenants_that_are_to_come_take_room() -> None:
-    """The message has them; without an answer of Citrus there is no limit."""
     check_room("b", None, coming_count=9)
     check_room("b", Capacity(1, 4, accepts_new=True), coming_count=2)
     with pytest.raises(PermanentError, match=r"a full shard \(1 of 4, and 3 are to move there before\); raise"):

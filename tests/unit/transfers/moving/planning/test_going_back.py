@@ -50,7 +50,6 @@ def test_steps(
     last_move: Departure | None,
     way: WayBack,
 ) -> None:
-    """The home is b, and the shards are a, b and c."""
     found = way_back(
         "b", copies, came_from=came_from, last_departure=last_departure, last_move=last_move, known=("a", "b", "c")
     )
@@ -59,7 +58,6 @@ def test_steps(
 
 @pytest.mark.parametrize(("copies", "undone"), [((), ()), (("a",), ("a",)), (("c", "a"), ("a", "c"))])
 def test_tenant_that_is_to_stay_is_moved_nowhere(copies: tuple[str, ...], undone: tuple[str, ...]) -> None:
-    """All copies go, that on its former shard too."""
     found = way_back(
         "b",
         copies,

@@ -37,7 +37,6 @@ def plan(
 
 @pytest.mark.parametrize("pins_all", [True, False])
 def test_tenants_that_were_pinned_when_a_shard_was_added_move_there_alone(pins_all: bool) -> None:  # noqa: FBT001
-    """About a fifth of them: those that the longer list places there; pins of the others make no difference."""
     tenants = placed(map_of(4))
     longer = map_of(5)
     pins = {
@@ -56,7 +55,6 @@ def test_tenants_that_were_pinned_when_a_shard_was_added_move_there_alone(pins_a
 
 
 def test_plan_goes_on_where_a_part_was_moved() -> None:
-    """A tenant that has moved has no pin any more."""
     tenants = placed(map_of(4))
     pins = {one.tenant_id: one.shard_id for one in tenants}
     first, *rest = plan(tenants, map_of(5, pins))
@@ -67,7 +65,6 @@ def test_plan_goes_on_where_a_part_was_moved() -> None:
 
 
 def test_shards_that_were_added_one_after_the_other_are_filled_together() -> None:
-    """From two shards to four, with pins each time; each tenant goes to a later shard than its own."""
     tenants = placed(map_of(2))
     moves = plan(tenants, map_of(4, {one.tenant_id: one.shard_id for one in tenants}))
     assert {one.target_id for one in moves} == {"s3", "s4"}
@@ -75,7 +72,6 @@ def test_shards_that_were_added_one_after_the_other_are_filled_together() -> Non
 
 
 def test_tenant_that_was_pinned_by_hand_stays() -> None:
-    """The map has never placed it there, or the tenant has left the shard on which the map would place it."""
     longer = map_of(5)
     places = {shard.shard_id: place for place, shard in enumerate(longer.shards)}
     for one in placed(longer, 200):
@@ -93,7 +89,6 @@ def test_tenant_that_was_pinned_by_hand_stays() -> None:
 
 
 def test_tenant_that_is_pinned_to_another_shard_moves_there() -> None:
-    """With pins kept or not; not to a shard that is retired."""
     tenant = WeighedTenant("b", "1", "s1")
     for keep_pins in (True, False):
         moves = plan([tenant], map_of(3, {"b-1": "s2"}), keep_pins=keep_pins)
@@ -102,7 +97,6 @@ def test_tenant_that_is_pinned_to_another_shard_moves_there() -> None:
 
 
 def test_map_is_followed_to_the_given_shards_only() -> None:
-    """A tenant that it has on another one stays."""
     tenants = [WeighedTenant(*one.names, "s1") for one in placed(map_of(3), 60)]
     moves = plan_by_map(tenants, map_of(3), ["s3"], ())
     assert {one.target_id for one in moves} == {"s3"}

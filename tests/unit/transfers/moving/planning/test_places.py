@@ -32,7 +32,6 @@ def places(silent: tuple[str, ...] = (), **states: str) -> TenantPlaces:
     ],
 )
 def test_source(found: TenantPlaces, source: str) -> None:
-    """Its home, or the shard that it left for the target."""
     assert found.source_for("b") == source
 
 
@@ -50,6 +49,5 @@ def test_source(found: TenantPlaces, source: str) -> None:
     ],
 )
 def test_no_source(found: TenantPlaces, error: type[Exception], text: str) -> None:
-    """With the reason."""
     with pytest.raises(error, match=text):
         found.source_for("b")

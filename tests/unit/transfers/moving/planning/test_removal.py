@@ -15,14 +15,12 @@ def row(tenant_id: str, state: str, moved_to: str | None = None) -> dict[str, An
 
 
 def test_way_to_a_home_from_the_shard_that_is_named() -> None:
-    """A tenant has gone from a to b, and from there to c; a circle, made by hand, ends too."""
     left_for = {"a": "b", "b": "c", "x": "y", "y": "x"}
     names = ["a", "b", "c", "z", None, "x"]
     assert [name for name in names if leads_through(name, "b", left_for)] == ["a", "b"]
 
 
 def test_tenants_of_a_shard_and_those_that_live_elsewhere() -> None:
-    """A tenant without any row on the shard lives elsewhere too; one that is destroyed lives nowhere."""
     rows = TenantRows(
         [
             ("a", row("t-home", "active")),
@@ -46,19 +44,16 @@ def test_tenants_of_a_shard_and_those_that_live_elsewhere() -> None:
     [("a", True), ("b", False), ("c", True), ("d", False), (None, False)],
 )
 def test_tenant_that_is_looked_for_on_a_shard(named: str | None, routed: bool) -> None:  # noqa: FBT001
-    """By name, or by way of a shard that it has left before: from c to a, and from there to b."""
     rows = TenantRows([("c", row("t", "moved", "a")), ("a", row("t", "moved", "b")), ("b", row("t", "active"))])
     assert rows.led_through("a", {"t": named}) == (["t"] if routed else [])
 
 
 def test_tenant_without_a_row_on_the_shard_may_be_looked_for_there() -> None:
-    """A rollback of its way back has deleted the row, and Citrus still names the shard."""
     rows = TenantRows([("b", row("t", "active"))])
     assert rows.led_through("a", dict.fromkeys(rows.elsewhere("a"), "a")) == ["t"]
 
 
 def test_verdict_has_each_reason() -> None:
-    """With a tenant as an example."""
     assert describe_removal("a", [], [], []).members == {"removable": True, "keptBy": ()}
     kept = describe_removal("a", ["t", "u"], ["v"], ["w"], "Citrus is away").members
     assert kept["removable"] is False

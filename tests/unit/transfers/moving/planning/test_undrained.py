@@ -13,7 +13,6 @@ def on(shard_id: str, location_id: str) -> WeighedTenant:
 
 
 def test_tenants_come_back_from_the_shards_to_which_the_drain_moved_them() -> None:
-    """Not those that it has not moved, that are back, or that have moved on since."""
     homes = [on("b", "moved"), on("c", "also"), on("c", "on"), on("a", "back"), on("b", "by-hand")]
     drained = {"b-moved": "b", "b-also": "c", "b-on": "b", "b-back": "b", "b-destroyed": "b"}
     undrained = plan_undrain(homes, BegunMoves(), "a", drained, ())
@@ -22,7 +21,6 @@ def test_tenants_come_back_from_the_shards_to_which_the_drain_moved_them() -> No
 
 
 def test_moves_of_the_drain_that_have_not_ended_are_taken_back_or_ended_first() -> None:
-    """Those of other commands stay: to other shards, from others, or while they run."""
     opened, undoing, committed = (PlannedTransfer(on("a", name), "b") for name in ("opened", "undoing", "committed"))
     other, elsewhere, running = (
         PlannedTransfer(on("a", "other"), "b"),
