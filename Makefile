@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz faults setup tools site peers clients audit lock clean
+.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz faults count setup tools site peers clients audit lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -43,6 +43,9 @@ fuzz: ## Send made-up inputs to all that parses what comes from outside; ARGS="-
 
 faults: ## Have real processes go through faults, and judge their histories; SEED=1 MINUTES=5
 	@$(RUN) faults $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+count: ## Count lines and words by part, beside their bounds
+	@$(RUN) count
 
 setup: ## Make .venv with everything for development
 	@$(RUN) setup

@@ -41,6 +41,7 @@ COMMANDS: Dict[str, Tuple[str, List[str], List[str]]] = {
     "mutants": ("Run the unit tests on mutants of the pure modules.", ["dev"], ["python -m mutation.run"]),
     "fuzz": ("Send made-up inputs to all parsers.", ["dev", "fuzz"], ["python -m fuzz.run"]),
     "faults": ("Have real processes go through faults, and judge them.", ["dev"], ["python -m faults"]),
+    "count": ("Count lines and words by part, beside their bounds.", ["dev"], ["python -m support.counts"]),
     "setup": ("Make .venv with everything for development.", ["dev"], []),
     "tools": ("Make .venv-tools, with checkers of deploy/, HTTP and SQS.", ["tools"], []),
     "site": ("Build the documentation site into site/.", ["dev", "tools"], ["python -m support.site.build"]),
