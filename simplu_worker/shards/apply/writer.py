@@ -96,6 +96,7 @@ SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
 INVALID_QUERY = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_QUERY)
+QUERY_TOO_LARGE = Outcome(disposition=Disposition.APPLIED, failure=Failure.QUERY_TOO_LARGE)
 JUDGED = frozenset({SUCCEEDED, INVALID_DATA})  # outcomes at which a finding counts
 LOCKED = Outcome(disposition=Disposition.LOCKED)
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
@@ -454,12 +455,16 @@ class ShardWriter:
             return refused
         if len(attempt.suspects) > 1:
             return {}
-        if exc.is_timeout:
-            if attempt.log_took_s > self._pool.seconds_of(budget) * SLOW_LOG_SHARE:
-                raise exc
-            self._note_slow(attempt.batch.operations[attempt.suspects[0]])
+        (index,) = attempt.suspects
+        operation = attempt.batch.operations[index]
+        if exc.is_timeout and attempt.log_took_s > self._pool.seconds_of(budget) * SLOW_LOG_SHARE:
+            raise exc
         await self._pool.probe()
-        return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
+        if exc.is_timeout and operation.query is not None:
+            return {index: QUERY_TOO_LARGE}
+        if exc.is_timeout:  # its next tries must not delay others that long
+            remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
+        return {index: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
     def _is_duplicate(self, attempt: WriteAttempt, course: Course, exc: StatementFailedError) -> bool:
         """Return whether a statement failed at a row that was expected to be new, and exists."""
@@ -482,10 +487,6 @@ class ShardWriter:
         if self._locked:
             for operation in attempt.batch.operations:
                 self._locked.pop(operation.tenant_id, None)
-
-    def _note_slow(self, operation: Operation) -> None:
-        """Remember an operation that took too long alone: its next tries must not delay others that long."""
-        remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         """Check identity and schema at the first use and after every change of address."""
@@ -685,8 +686,12 @@ class WriteAttempt:
 
     def _result_of(self, index: int, outcome: Outcome) -> str | None:
         """Return why an operation with this known outcome was refused, as JSON for the log."""
-        if outcome == INVALID_QUERY:
-            return msgspec.json.encode(problem_of(self.operations[index])).decode()
+        query = self.operations[index].query
+        if query is not None and outcome == INVALID_QUERY:
+            return msgspec.json.encode(query.problem).decode()
+        if query is not None and outcome == QUERY_TOO_LARGE:
+            too_large = {"expected": "a list that ends within its time", "indexWouldHelp": query.names}
+            return msgspec.json.encode(too_large).decode()
         return self.found[index].result if outcome == INVALID_DATA and index in self.found else None
 
     def _find_known_tenants(self) -> Mapping[str, TenantRow]:

@@ -13,11 +13,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from support.postgres.tenant_cases import TenantCase, failed, fetch, writer_of
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 
 from simplu_local.workload.json_values import JsonValue, parse_json
 from simplu_local.workload.lists import DayOf, day_at, in_order, passes_filters
 from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.vocabulary import Failure
 
 INVALID = failed(Failure.INVALID_QUERY)
@@ -282,3 +285,21 @@ async def test_list_that_looks_through_too_much_says_so(tenant: TenantCase) -> N
 
     assert [(await tenant.result(one))["indexWouldHelp"] for one in lists] == [["v"], ["c.email"], []]
     assert isinstance((await tenant.result(found))["limit"], Decimal)
+
+
+async def test_list_that_runs_into_its_time_is_too_large(make_shard: ShardMaker) -> None:
+    pool = ShardPool(await make_shard(), size=2, timeouts=ShardTimeouts(batch_s=0.6, part_s=0.4))
+    tenant = TenantCase(pool, TENANT)
+    await add_tenant(pool, tenant.ids)
+    await fetch(
+        pool,
+        "CREATE OR REPLACE FUNCTION simplu_timestamptz(value jsonb) RETURNS timestamptz LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM pg_sleep(5); RETURN NULL; END $$",
+    )
+    by_day = tenant.operation("list", None, filters={"v": 1, "date": "2026-03-02"})
+    batch = [tenant.operation("create", "r1", {"v": 1, "date": "2026-03-02"}), by_day, tenant.operation("read", "r1")]
+
+    assert await tenant.apply(*batch) == [SUCCEEDED, failed(Failure.QUERY_TOO_LARGE), SUCCEEDED]
+
+    assert (await tenant.result(by_day))["indexWouldHelp"] == ["v"]
+    await pool.close()
