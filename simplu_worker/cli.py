@@ -34,7 +34,6 @@ COMMANDS: Final = {
         "fleet",
         "Show a replica and its fleet in the terminal: held targets, work in progress, shards, leases, queues, errors.",
     ),
-    "aws": ("aws", "Plan the resources in AWS that the configuration names."),
 }
 
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]

@@ -273,7 +273,6 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
     feed.write_text(feed_file(stack.env["SQS_SHARD_CREATION_QUEUE_URL"]), encoding="utf-8")
     fed = {"FEED_FILE": str(feed)}
     commands: dict[str, list[tuple[tuple[str, ...], dict[str, str]]]] = {
-        "aws plan": [((), {})],
         "check": [((), fed), ((), {"KINESIS_READ": "fan-out"})],
         "dead-letters discard": [(("--apply",), {})],
         "dead-letters list": [((), {})],

@@ -13,7 +13,6 @@ from simplu_worker.cli import app
 PAGE: Final = ROOT / "docs" / "commands.md"
 HEADING: Final = "\n## All commands\n"
 MORE: Final = {  # by the beginning of a command; the longest one counts
-    "aws": "aws.md#templates",
     "check": "operating.md#start-and-stop",
     "dead-letters": "dead-letters.md#looking-and-replaying",
     "demo": "start.md",

@@ -1,4 +1,4 @@
-"""The queues that pages and `aws plan` create have the settings of the templates, which fit the worker's own rules."""
+"""The queues that pages create have the settings of the templates, which fit the worker's own rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from support.aws_access.templates import TEMPLATES
 from support.requires import ROOT
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.aws.plan_rules import AwsFacts, plan, source_queues
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 
@@ -67,23 +66,6 @@ def test_queues_that_pages_create_are_those_of_the_template() -> None:
     ]
     assert len(created) >= 6
     assert [(name, attributes) for name, attributes in created if expected[name] != attributes] == []
-
-
-def test_queues_that_the_plan_creates_are_those_of_the_template() -> None:
-    queues = template_queues()
-    expected = {name: attributes for name, attributes in queues.items() if "-redrive" not in name}
-    url = "https://sqs.eu-central-1.amazonaws.com/000000000000/{}".format
-    variables = {
-        "sqs_shard_creation_queue_url": url("shard-creation-queue"),
-        "sqs_order_events_queue_url": url("order-events.fifo"),
-        "sqs_priority_queue_url": url("order-events-priority.fifo"),
-        "sqs_dead_letter_queue_url": url("simplu-worker-dead-letters"),
-    }
-    settings = Settings(aws_region="eu-central-1", **variables)  # type: ignore[arg-type]
-    assert {*source_queues(settings)} < {*variables.values()}
-    facts = AwsFacts(has_stream=False, tables={}, queues=dict.fromkeys(variables.values()))
-    commands = "\n".join(command for step in plan(facts, settings) for command in step.commands)
-    assert dict(created_queues(commands)) == expected
 
 
 def test_redrive_policies_fit_by_the_worker_s_own_rules() -> None:

@@ -19,20 +19,12 @@ from support.aws_access.templates import TEMPLATES, Account
 from support.requires import ROOT, required_program
 
 from simplu_local.aws_server.account import ACCOUNT_ID, REGION
-from simplu_worker.commands.aws.plan import read_facts
-from simplu_worker.commands.aws.plan_rules import plan
-from simplu_worker.config.settings import VARIABLES, Settings
+from simplu_worker.config.settings import VARIABLES
 
 FILES = sorted(TEMPLATES.glob("*.yaml"))
 PAGE = ROOT / "docs" / "aws.md"
 ALARM = "AWS::CloudWatch::Alarm"
-# A worker of each source, with the names that are the templates' defaults.
-URL_OUTPUTS = {
-    "sqs_shard_creation_queue_url": "ControlQueueUrl",
-    "sqs_order_events_queue_url": "OrderQueueUrl",
-    "sqs_priority_queue_url": "PriorityQueueUrl",
-    "sqs_dead_letter_queue_url": "DeadLetterQueueUrl",
-}
+QUEUE_OUTPUTS = ("ControlQueueUrl", "OrderQueueUrl", "PriorityQueueUrl", "DeadLetterQueueUrl")
 
 
 def lint(*files: Path) -> subprocess.CompletedProcess[str]:
@@ -81,23 +73,22 @@ def test_templates_pass_cfn_lint() -> None:
 
 
 @pytest.mark.slow(6)
-async def test_resources_of_the_templates_leave_nothing_to_plan(
-    account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_queues_of_the_template_have_redrive_queues(account: Account) -> None:
     outputs = account.create("data", {})
-    for name, value in account.environment().items():
-        monkeypatch.setenv(name, value)
-    urls = {name: outputs[output] for name, output in URL_OUTPUTS.items()}
-    settings = Settings(aws_region=REGION, kinesis_stream_name="resources-operations", **urls)  # type: ignore[arg-type]
-    facts = await read_facts(settings)
-    assert plan(facts, settings) == []
-    assert {url.rpartition("/")[2]: queue and queue.visibility_timeout_s for url, queue in facts.queues.items()} == {
-        "shard-creation-queue": 30,
-        "order-events.fifo": 30,
-        "order-events-priority.fifo": 30,
-        "simplu-worker-dead-letters": 30,
+    with account.client("sqs") as sqs:
+        queues = {
+            (url := outputs[output]).rpartition("/")[2]: sqs.get_queue_attributes(
+                QueueUrl=url, AttributeNames=["VisibilityTimeout", "RedrivePolicy"]
+            )["Attributes"]
+            for output in QUEUE_OUTPUTS
+        }
+    assert {name: queue["VisibilityTimeout"] for name, queue in queues.items()} == {
+        "shard-creation-queue": "30",
+        "order-events.fifo": "30",
+        "order-events-priority.fifo": "30",
+        "simplu-worker-dead-letters": "30",
     }
-    policies = [json.loads(queue.redrive_policy) for queue in facts.queues.values() if queue and queue.redrive_policy]
+    policies = [json.loads(queue["RedrivePolicy"]) for queue in queues.values() if "RedrivePolicy" in queue]
     targets = [policy["deadLetterTargetArn"].rpartition(":")[2] for policy in policies]
     assert targets == ["shard-creation-queue-redrive", *["order-events-redrive.fifo"] * 2]
     assert {policy["maxReceiveCount"] for policy in policies} == {1000}

@@ -1,1 +1,0 @@
-"""`simplu-worker aws`: the resources in AWS that a configuration needs."""
