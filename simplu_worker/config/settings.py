@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     """Lets the protected `DELETE`s empty a queue or the cache; otherwise they answer 403."""
 
     backup_url: values.SecretText | None = None
-    """Connection string of a restored backup: of `shards verify-backup` and `tenants restore` alone."""
+    """Connection string of a restored backup: of `tenants restore` alone."""
     import_source_url: values.SecretText | None = None
     """Connection string of the database that `tenants import` reads; nothing else uses it."""
 

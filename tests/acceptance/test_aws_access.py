@@ -298,7 +298,6 @@ async def _run_commands(stack: Stack, terminal: Terminal) -> None:
         "shards rebalance": [((), {})],
         "shards route": [(("clinic-main",), {})],
         "shards upgrade": [((), {})],
-        "shards verify-backup": [(("shard-1",), backup)],
         "stream remove-consumer": [(("simplu-worker", "--apply"), {})],
         "tap": [(("--url=http://127.0.0.1:9",), {})],  # where nothing listens: it would show for a quarter of an hour
         "tenants audit": [((), {})],

@@ -1,4 +1,4 @@
-"""`replay`, `shards verify-backup` and `tenants restore`, beside a worker and its shards."""
+"""`replay` and `tenants restore`, beside a worker and its shards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from support.postgres.databases import execute
 from support.runbook.scene import Scene
 from support.runbook.world import open_world
 
-from simplu_local.aws_server.server import send_commands
-from simplu_local.kinesis.faults import Trim
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.network_errors import NO_SERVER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(10)]
 
@@ -111,55 +108,6 @@ async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(
     await scene.wait_until_applied()
 
 
-async def verify(scene: Scene, url: str, shard_id: str = "db-1", *, status: int, **env: str) -> dict[str, Any]:
-    """Return the report of the database at *url* as a backup of a shard."""
-    (scene.folder / "backup-url").write_text(url, encoding="utf-8")
-    variables = " ".join(f"{name}={value}" for name, value in ({"BACKUP_URL_FILE": "backup-url"} | env).items())
-    command = f"{variables} simplu-worker shards verify-backup {shard_id} --json --env-file worker.env 2>err"
-    found, out = await scene.run_lines(command)
-    assert found == status, (out, (scene.folder / "err").read_text())
-    answer: dict[str, Any] = json.loads(out)
-    return answer
-
-
-async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(scene: Scene) -> None:
-    await scene.back_up("db-1")
-    backup = scene.backups["db-1"]
-    await backup.start()
-    good = await verify(scene, backup.url, status=0)
-    assert (good["shardId"], good["tenants"], good["problems"]) == ("db-1", 1, [])
-    assert good["gapSeconds"] < good["retentionSeconds"] == 168 * 3600
-    assert {one["state"] for one in good["positions"]} <= {"level", "readable"}
-
-    other = await verify(scene, backup.url, "db-2", status=1)
-    empty = await verify(scene, backup.url_of("postgres"), status=1)
-    await execute(
-        backup.url, "UPDATE stream_positions SET pending_from = '1/0', pending_since = now() - interval '169 hours'"
-    )
-    old = await verify(scene, backup.url, status=1)
-    password = backup.url.partition("@")[0].rpartition(":")[2]
-    await backup.stop()
-    silent = await verify(scene, backup.url, status=1)
-    problems = [one for report in (other, empty, old, silent) for one in report["problems"]]
-    expected = [
-        "leads to the database of shard db-1",
-        "expected a shard, got an empty database",
-        "still has, with its retention of 168 h, got older ones of shardId-",
-        NO_SERVER,
-    ]
-    assert [part for part, problem in zip(expected, problems, strict=True) if part not in problem] == [], problems
-    assert password not in json.dumps([other, empty, old, silent]) + (scene.folder / "err").read_text()
-
-
-async def test_verify_backup_asks_for_the_url_by_a_variable_only(scene: Scene) -> None:
-    status, out = await scene.run_lines("simplu-worker shards verify-backup db-1 --env-file worker.env")
-    assert (status, out.partition(":")[0]) == (78, "BACKUP_URL")
-    status, out = await scene.run_lines(
-        "BACKUP_URL=mysql://a:topsecret@b/c simplu-worker shards verify-backup db-1 --env-file worker.env"
-    )
-    assert (status, "expected postgresql://" in out, "topsecret" in out) == (1, True, False)
-
-
 async def ask(scene: Scene, query: str) -> asyncpg.Record:
     """Return a row of db-1 about its tenant."""
     connection = await asyncpg.connect(scene.servers["db-1"].url)
@@ -213,27 +161,3 @@ async def test_restore_of_a_tenant_that_is_killed_while_it_replaces_rows_goes_on
     after = await ask(scene, CONTENT_SQL)
     assert (after["scans"], after["notes"]) == (before["scans"], before["notes"] + 3)
     await scene.backups["db-1"].stop()
-
-
-async def test_verify_backup_looks_for_the_record_of_each_position_in_the_stream(scene: Scene) -> None:
-    await scene.send("smile-berlin", 2)
-    await scene.wait_until_applied()
-    await scene.send("smile-berlin", 2)
-    await scene.wait_until_applied()
-    await scene.back_up("db-1")
-    backup = scene.backups["db-1"]
-    await backup.start()
-    await scene.send("smile-berlin", 1)
-    await scene.wait_until_applied()
-
-    async def states(status: int) -> list[str]:
-        report = await verify(scene, backup.url, status=status)
-        return [one["state"] for one in report["positions"] if one["position"][0].isdigit()]
-
-    async def is_behind() -> bool:
-        return "readable" in await states(0)  # a checkpoint is ahead of it
-
-    assert await poll_until(is_behind, within_s=60)
-    await send_commands(scene.shell["AWS_ENDPOINT_URL_KINESIS"], Trim(stream=scene.stream))
-    after = await states(1)
-    assert ("readable" in after, "lost" in after) == (False, True)

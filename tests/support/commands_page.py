@@ -30,7 +30,6 @@ MORE: Final = {  # by the beginning of a command; the longest one counts
     "shards query": "reading.md#one-question-to-all-shards",
     "shards raise-numbers": "runbook/shard-restored.md#from-a-dump",
     "shards rebalance": "runbook/add-shard.md",
-    "shards verify-backup": "backups.md",
     "stack": "start.md",
     "stream": "aws.md#enhanced-fan-out",
     "tap": "outcomes.md#the-tap",

@@ -117,20 +117,6 @@ def route_keys(
     return common.run(lambda settings: route_keys(settings, keys, with_shards, as_json=common.as_json))
 
 
-@shards.command(name="verify-backup")
-def verify_backup(shard: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Check a restored backup of a shard: identity, schema, positions. BACKUP_URL has its connection string.
-
-    Parameters
-    ----------
-    shard
-        The shard id.
-    """
-    from simplu_worker.commands.shards.verify_backup import verify_backup
-
-    return common.run(lambda settings: verify_backup(settings, shard, as_json=common.as_json))
-
-
 @shards.command(name="accept-gap")
 def accept_gap(
     shard: str | None = None,

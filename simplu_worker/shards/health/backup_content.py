@@ -1,4 +1,4 @@
-"""The content of a restored backup of a shard: its schema, its tenants, and the positions stored in it."""
+"""The content of a restored backup of a shard: its schema, and the positions stored in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class BackupContent(msgspec.Struct, frozen=True):
     """The content of a backup; *rows* are by stream shard, of one stream."""
 
     schema: ShardSchema
-    tenant_count: int
     first_tenant_at: datetime | None
     last_applied_at: datetime | None
     rows: dict[str, StreamPosition] = {}

@@ -6,7 +6,6 @@ By a dump, and by logical replication, which copies no sequence. One command let
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -16,12 +15,10 @@ from support.postgres.databases import copy_shard, execute, make_template
 from support.postgres.dumps import TAKE_NUMBERS, dumped
 from support.postgres.standby_pair import require_postgres
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
-from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.commands.shards.verify_backup import verify_backup
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -113,32 +110,6 @@ async def test_shard_on_a_server_with_lower_numbers_is_held_until_its_numbers_ar
         rows = await fetch(moved, "SELECT request_id FROM operations WHERE batch_id > $1", newest)
         assert [row["request_id"] for row in rows] == [after.request_id]
         await moved.close()
-
-
-@pytest.mark.slow(3)
-async def test_verify_backup_names_the_command_that_a_restored_dump_needs(
-    old_server: PostgresServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    old = await copy_shard(old_server)
-    pool = ShardPool(old, size=1)
-    await add_tenant(pool)
-    case = TenantCase(pool, TENANT)
-    assert await case.apply(case.operation("create", "r1", {})) == [SUCCEEDED]
-    await pool.close()
-
-    async def verify(url: str) -> tuple[int, list[str], list[str]]:
-        settings = settings_in({"AWS_REGION": "eu-west-1", "BACKUP_URL": url})
-        status = await verify_backup(settings, old.shard_id, as_json=True)
-        report = json.loads(capsys.readouterr().out)
-        return status, report["problems"], report["notes"]
-
-    assert await verify(old.connection_string) == (0, [], [])
-    async with new_server() as server:
-        url = await server.create_database("shard", template="template0")
-        await dumped(old.connection_string, url)
-        status, problems, (note,) = await verify(url)
-    assert (status, problems) == (0, [])
-    assert "simplu-worker shards raise-numbers shard-1 --apply" in note
 
 
 @pytest.mark.slow(0.4)

@@ -22,7 +22,6 @@ PRELOADED = (
     "simplu_worker.commands.dead_letters.command",
     "simplu_worker.commands.shards.show",
     "simplu_worker.commands.shards.upgrade",
-    "simplu_worker.commands.shards.verify_backup",
     "simplu_worker.commands.stream.replay.command",
     "simplu_worker.commands.stream.send",
     "simplu_worker.commands.stream.show",

@@ -472,12 +472,14 @@ class ShardPositions:
             await self._mark_gap(shard_position.shard_id, gap)
         is_known, shard_position.gap = shard_position.gap == gap, gap
         if not is_known:
+            oldest = await self._find_oldest(gap.stream_shard_id)
             log.error(
                 "shard.gap_found",
                 shard_id=shard_position.shard_id,
                 stream_shard_id=self._reader.stream_shard_id,
                 gap_in=gap.stream_shard_id,
                 pending_from=gap.pending_from,
+                oldest=oldest and oldest.sequence_number,
                 written_at=None if row.written_at is None else row.written_at.isoformat(timespec="seconds"),
             )
 
