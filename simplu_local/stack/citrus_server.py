@@ -25,7 +25,7 @@ REGISTRATION_FIELDS = ("businessId", "locationId", "businessType", "shardKey")
 class CitrusShard:
     """A shard as Citrus knows it; tests may set *is_active* to false for a shard that accepts no work.
 
-    With *filled_at* tenants the shard gets no more, though it has room: another shard is made in time.
+    With *filled_at* businesses the shard gets no more, though it has room: another shard is made in time.
     """
 
     shard_id: str
@@ -49,8 +49,8 @@ class CitrusShard:
     @property
     def has_room(self) -> bool:
         """Whether another business may be placed here."""
-        is_filled = self.filled_at is not None and len(self.tenants) >= self.filled_at
-        return self.is_active and not is_filled and self.business_count < self.max_businesses
+        most = self.max_businesses if self.filled_at is None else self.filled_at
+        return self.is_active and self.business_count < most
 
 
 @dataclass
@@ -73,7 +73,7 @@ class CitrusRegistry:
         return shard
 
     def first_with_room(self) -> CitrusShard | None:
-        """Return the first shard with room for another tenant; none when all are full."""
+        """Return the first shard with room for another business; none when all are full."""
         return next((shard for shard in self.shards.values() if shard.has_room), None)
 
     def place(self, shard_key: str, shard: CitrusShard, business_id: str | None = None) -> None:

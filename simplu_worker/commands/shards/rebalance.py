@@ -74,7 +74,9 @@ def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Seque
         one if one.shard_id in target_ids else msgspec.structs.replace(one, room=0, businesses=frozenset())
         for one in survey.rooms(by_capacity=balance.by is None)
     ]
-    return plan_balance(survey.homes_after, rooms, settled=survey.settled, types=survey.types)
+    return plan_balance(
+        survey.homes_after, rooms, settled=survey.settled, types=survey.types, by_business=balance.by is None
+    )
 
 
 def _count_pinned(plan: Sequence[PlannedTransfer], locator: Locator) -> int:

@@ -40,20 +40,16 @@ class ShownPlan(msgspec.Struct, frozen=True):
         return [*self.survey.begun.going_on, *self.plan]
 
     @property
-    def before(self) -> Counter[str]:
-        """The weight of each shard."""
-        return _loads(self.survey.homes)
-
-    @property
-    def after(self) -> Counter[str]:
-        """The weight of each shard after all moves."""
-        after = _loads(self.survey.homes_after)
-        for one in () if self.is_blocked else self.plan:
-            if one.tenant.tenant_id in self.planned.problems:
-                continue
-            after[one.tenant.shard_id] -= one.tenant.weight
-            after[one.target_id] += one.tenant.weight
-        return after
+    def homes_after(self) -> list[WeighedTenant]:
+        """The tenants where their homes are after all moves."""
+        moved = {} if self.is_blocked else {(one.tenant.tenant_id, one.tenant.shard_id): one for one in self.plan}
+        return [
+            one
+            if planned is None or one.tenant_id in self.planned.problems
+            else msgspec.structs.replace(one, shard_id=planned.target_id)
+            for one in self.survey.homes_after
+            for planned in (moved.get((one.tenant_id, one.shard_id)),)
+        ]
 
 
 def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
@@ -93,14 +89,13 @@ def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
 
 
 def _print_usage(shown: ShownPlan) -> None:
-    """Print how full the shards are, beside their limits where Citrus has some."""
+    """Print how full the shards are; where Citrus has limits also how many businesses they have."""
     limits = {one.shard_id: one.business_max for one in shown.survey.targets if one.business_max is not None}
-    before, after = shown.before, shown.after
-    names = sorted({*before, *after, *shown.survey.target_ids})
-    columns = ("shard", f"{shown.by} before", "after", *(("businesses at most",) if limits else ()))
-    print_table(
-        columns, ((name, before[name], after[name], *((limits.get(name),) if limits else ())) for name in names)
-    )
+    counts = [count(homes) for count in (_loads, _businesses) for homes in (shown.survey.homes, shown.homes_after)]
+    names = sorted({*counts[0], *counts[1], *shown.survey.target_ids})
+    columns = ("shard", f"{shown.by} before", "after", "businesses before", "after", "businesses at most")
+    width = None if limits else 3
+    print_table(columns[:width], ((name, *(one[name] for one in counts), limits.get(name))[:width] for name in names))
 
 
 def _sizes(shown: ShownPlan) -> dict[str, MovePlan]:
@@ -109,6 +104,7 @@ def _sizes(shown: ShownPlan) -> dict[str, MovePlan]:
 
 def _plan_members(shown: ShownPlan) -> dict[str, Any]:
     begun, sizes = shown.survey.begun, _sizes(shown)
+    before = _loads(shown.survey.homes)
     return {
         "by": shown.by,
         "plan": [
@@ -119,8 +115,8 @@ def _plan_members(shown: ShownPlan) -> dict[str, Any]:
         "running": list(map(_members, begun.running)),
         "drained": sorted(shown.survey.drained),
         "refused": shown.planned.problems,
-        "before": shown.before,
-        "after": shown.after,
+        "before": before,
+        "after": dict.fromkeys(before, 0) | _loads(shown.homes_after),
         **({} if shown.removal is None else shown.removal.members),
     }
 
@@ -155,6 +151,10 @@ def _loads(tenants: Iterable[WeighedTenant]) -> Counter[str]:
     for one in tenants:
         loads[one.shard_id] += one.weight
     return loads
+
+
+def _businesses(tenants: Iterable[WeighedTenant]) -> Counter[str]:
+    return Counter(shard_id for shard_id, _ in {(one.shard_id, one.business_id) for one in tenants})
 
 
 def _members(one: PlannedTransfer) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 
 EVEN_RATIO: Final = 1.1  # of the fullest shard to the mean: below, nothing is moved
-NO_LIMIT: Final = 10**9  # tenants of a shard
+NO_LIMIT: Final = 10**9  # businesses of a shard
 
 
 class WeighedTenant(msgspec.Struct, frozen=True, order=True):
@@ -80,60 +80,87 @@ def rooms_of(
     return rooms
 
 
+class _Unit(msgspec.Struct, frozen=True):
+    """Tenants of one shard that move together: a tenant, or all of a business."""
+
+    tenants: tuple[WeighedTenant, ...]
+    weight: int
+
+    @property
+    def first(self) -> WeighedTenant:
+        return self.tenants[0]
+
+
 def plan_balance(
     tenants: Iterable[WeighedTenant],
     shards: Sequence[ShardRoom],
     *,
     settled: Collection[str] = (),
     types: Mapping[str, Collection[str]] | None = None,
+    by_business: bool = False,
 ) -> list[PlannedTransfer]:
     """Return the moves that make the shards about equally full; few moves, of large tenants first.
 
     The usage of a shard is its weight by its capacity. Each move is from the fullest shard that has a fitting tenant to
     the emptiest with room for it: the largest tenant that makes the other no fuller than the one. The *settled*
     tenants stay. *types* are the business types that each shard has; without them every shard takes every tenant.
+    With *by_business* all locations that a business has on a shard move together, and weigh 1, or 0 where the target
+    has the business already.
     """
-    movable: defaultdict[str, list[WeighedTenant]] = defaultdict(list)
+    listed = [one for one in tenants if one.shard_id in {shard.shard_id for shard in shards}]
+    units = _businesses(listed) if by_business else [_Unit((one,), one.weight) for one in listed]
+    movable: defaultdict[str, list[_Unit]] = defaultdict(list)
     loads = {shard.shard_id: 0 for shard in shards}
     rooms = _Rooms(shards)
-    for tenant in sorted(tenants, key=lambda one: (-one.weight, one)):
-        if tenant.shard_id in loads:
-            loads[tenant.shard_id] += tenant.weight
-            if tenant.tenant_id not in settled:
-                movable[tenant.shard_id].append(tenant)
+    for unit in sorted(units, key=lambda one: (-one.weight, one.tenants)):
+        loads[unit.first.shard_id] += unit.weight
+        if not any(one.tenant_id in settled for one in unit.tenants):
+            movable[unit.first.shard_id].append(unit)
     capacity = sum(shard.capacity for shard in shards)
     even = EVEN_RATIO * sum(loads.values()) / capacity if capacity else 0.0
 
     def usage(shard: ShardRoom) -> float:
         return loads[shard.shard_id] / shard.capacity if shard.capacity else float("inf")
 
-    def evens_out(weight: int, source: ShardRoom, target: ShardRoom) -> bool:
-        there, here = loads[target.shard_id] + weight, loads[source.shard_id] - weight
-        return weight > 0 and there * source.capacity <= here * target.capacity
+    def weight_on(unit: _Unit, target_id: str) -> int:
+        return 0 if by_business and rooms.has_business(unit.first, target_id) else unit.weight
+
+    def evens_out(unit: _Unit, source: ShardRoom, target: ShardRoom) -> bool:
+        there = loads[target.shard_id] + weight_on(unit, target.shard_id)
+        return unit.weight > 0 and there * source.capacity <= (loads[source.shard_id] - unit.weight) * target.capacity
 
     plan: list[PlannedTransfer] = []
     while True:
         by_usage = sorted(shards, key=lambda one: (usage(one), one.shard_id))
         chosen = next(
             (
-                PlannedTransfer(tenant, target.shard_id)
+                (unit, target.shard_id)
                 for source in reversed(by_usage)
                 if usage(source) > even
                 for target in by_usage
                 if target.capacity > 0
-                for tenant in movable[source.shard_id]
-                if rooms.takes(tenant, target.shard_id)
-                if evens_out(tenant.weight, source, target) and _has_type(tenant, target.shard_id, types)
+                for unit in movable[source.shard_id]
+                if rooms.takes(unit.first, target.shard_id)
+                if evens_out(unit, source, target)
+                if all(_has_type(one, target.shard_id, types) for one in unit.tenants)
             ),
             None,
         )
         if chosen is None:
             return plan
-        movable[chosen.tenant.shard_id].remove(chosen.tenant)  # a tenant that has moved stays
-        loads[chosen.tenant.shard_id] -= chosen.tenant.weight
-        loads[chosen.target_id] += chosen.tenant.weight
-        rooms.add(chosen.tenant, chosen.target_id)
-        plan.append(chosen)
+        unit, target_id = chosen
+        movable[unit.first.shard_id].remove(unit)  # a tenant that has moved stays
+        loads[unit.first.shard_id] -= unit.weight
+        loads[target_id] += weight_on(unit, target_id)
+        rooms.add(unit.first, target_id)
+        plan += [PlannedTransfer(one, target_id) for one in unit.tenants]
+
+
+def _businesses(tenants: Iterable[WeighedTenant]) -> list[_Unit]:
+    together: defaultdict[tuple[str, str], list[WeighedTenant]] = defaultdict(list)
+    for one in tenants:
+        together[one.shard_id, one.business_id].append(one)
+    return [_Unit(tuple(sorted(ones)), 1) for ones in together.values()]
 
 
 class _Rooms:

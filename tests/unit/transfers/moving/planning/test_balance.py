@@ -105,7 +105,7 @@ def test_tenants_are_balanced_by_capacity(
 ) -> None:
     addresses = [ShardAddress(name, "", business_count=counts[name], business_max=capacities[name]) for name in SHARDS]
     tenants = [WeighedTenant(f"{name}{number}", "l", name) for name in SHARDS for number in range(counts[name])]
-    plan = plan_balance(tenants, rooms_of(addresses, {}, {}, by_capacity=True))
+    plan = plan_balance(tenants, rooms_of(addresses, {}, {}, by_capacity=True), by_business=True)
     assert Counter(one.target_id for one in plan) == moved
 
 
@@ -154,3 +154,27 @@ def test_location_needs_no_room_where_its_business_is() -> None:
     assert Counter(one.tenant.business_id for one in plan) == {"x": 3, "y": 3}
     assert {one.business_id for one in homeless} == {"z"}
     assert Counter(one.tenant.business_id for one in balanced) == {"x": 3, "y": 1}
+
+
+@pytest.mark.parametrize(
+    ("there", "settled", "second_type", "moved"),
+    [
+        ({"a": "uuuuuuxyz"}, (), "t", {"u": "b", "x": "c"}),  # however many locations each has
+        ({"a": "uux", "b": "u", "c": "y"}, (), "t", {"u": "b"}),  # one that is there already weighs nothing
+        ({"a": "uuxy"}, ("u-a1",), "t", {"x": "b", "y": "c"}),
+        ({"a": "uuxy"}, (), "s", {"x": "b", "y": "c"}),  # a location has a type that only its shard has
+        ({"a": "uuuuuu"}, (), "t", {}),
+    ],
+)
+def test_businesses_are_balanced_whole(
+    there: dict[str, str], settled: tuple[str, ...], second_type: str, moved: dict[str, str]
+) -> None:
+    tenants = [
+        WeighedTenant(business, f"{shard_id}{number}", shard_id, 1, second_type if number == 1 else "t")
+        for shard_id, businesses in there.items()
+        for number, business in enumerate(businesses)
+    ]
+    rooms = [ShardRoom(name, businesses=frozenset(there.get(name, ()))) for name in SHARDS]
+    plan = plan_balance(tenants, rooms, settled=settled, types={"a": "ts", "b": "t", "c": "t"}, by_business=True)
+    expected = {(one, moved[one.business_id]) for one in tenants if one.shard_id == "a" and one.business_id in moved}
+    assert sorted((one.tenant, one.target_id) for one in plan) == sorted(expected)
