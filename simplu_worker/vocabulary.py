@@ -45,13 +45,6 @@ class PartitionKeyRule(StrEnum):
     ANY = "any"  # not checked
 
 
-class PartitionKeyProblem(StrEnum):
-    """Why the order of an operation with others of its resource is not certain."""
-
-    ANOTHER_KEY = "another_key"  # not that of the rule
-    EXPLICIT_HASH_KEY = "explicit_hash_key"  # it was put on another stream shard than that of its key
-
-
 class Failure(StrEnum):
     """The error of an operation that is decided without effect (docs/outcomes.md)."""
 
@@ -301,7 +294,6 @@ class ProblemCause(StrEnum):
     FEED_STOPPED = "feed_stopped"
     FEED_BEHIND = "feed_behind"
     DEAD_LETTERS = "dead_letters"
-    WRONG_KEYS = "wrong_keys"
 
 
 class Severity(StrEnum):

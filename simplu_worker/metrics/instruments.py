@@ -31,7 +31,6 @@ from simplu_worker.vocabulary import (
     MoveOutcome,
     OperationKind,
     OperationOutcome,
-    PartitionKeyProblem,
     ProvisioningOutcome,
     QueueCall,
     QueueRetry,
@@ -213,7 +212,6 @@ KINESIS_STREAM_SHARD_RECORDS = Counter(
 KINESIS_WRONG_KEYS = Counter(
     "simplu_kinesis_wrong_partition_keys_total",
     "Operations with a wrong partition key. They are applied, perhaps not in order.",
-    ["problem"],
 )
 KINESIS_SUBSCRIPTIONS = Counter(
     "simplu_kinesis_subscriptions_total",
@@ -548,7 +546,6 @@ _start_at_zero(SHARD_PROBLEMS, ShardProblem)
 _start_at_zero(KINESIS_READS, StreamReader)
 _start_at_zero(KINESIS_READ_BYTES, StreamReader)
 _start_at_zero(KINESIS_READ_RECORDS, StreamReader)
-_start_at_zero(KINESIS_WRONG_KEYS, PartitionKeyProblem)
 _start_at_zero(KINESIS_SUBSCRIPTIONS, SubscriptionEvent)
 _start_at_zero(KINESIS_LEASES, LeaseState)
 _start_at_zero(KINESIS_LEASE_TAKES, LeaseTake)

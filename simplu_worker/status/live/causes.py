@@ -188,12 +188,6 @@ CAUSES: Final[dict[ProblemCause, Cause]] = {
         "Look at them: correct the producer or the cause, then replay or discard them.",
         ("DeadLetters",),
     ),
-    ProblemCause.WRONG_KEYS: Cause(
-        WARNING,
-        "Records with a wrong partition key",
-        "Correct the producer: the order of these operations is not certain.",
-        page="docs/sending.md#order",
-    ),
 }
 
 

@@ -43,7 +43,7 @@ READ: Final = frozenset({ProblemCause.NEAR_RETENTION, ProblemCause.TARGET_HELD, 
 STREAM_OUTAGES: Final = frozenset({UnreadyReason.STREAM_UNAVAILABLE, UnreadyReason.STREAM_UNREADABLE})
 CREDENTIALS: Final = frozenset({UnreadyReason.CREDENTIALS_UNAVAILABLE, UnreadyReason.CREDENTIALS_EXPIRED})
 # Their number is that of a replica's life, or of a time, so that they are last seen when it has grown.
-OF_LIFE: Final = frozenset({ProblemCause.WRONG_KEYS, ProblemCause.RECORDS_LOST, ProblemCause.CONTROL_BLOCKED})
+OF_LIFE: Final = frozenset({ProblemCause.RECORDS_LOST, ProblemCause.CONTROL_BLOCKED})
 COUNTED: Final = OF_LIFE | {ProblemCause.DEAD_LETTERS}
 COUNTS: Final = {
     "tenantsSplit": ProblemCause.TENANT_SPLIT,
@@ -157,9 +157,6 @@ def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
     for subject, places in troubles.items():
         since = min(datetime.fromisoformat(one["since"]) for one in places)
         yield FoundProblem(ProblemCause.INTERNAL_ERROR, subject, sum(one["count"] for one in places), since=since)
-    for one in state["streamShards"]:
-        if count := one.get("wrongKeys"):
-            yield FoundProblem(ProblemCause.WRONG_KEYS, f"stream shard {one['streamShard']}", count)
 
 
 def _counted(counts: Json) -> Iterator[FoundProblem]:

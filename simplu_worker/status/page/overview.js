@@ -5,8 +5,8 @@ import { hrefOf, linkOf } from "./router.js";
 import { queuesOf, streamShardsOf } from "./views.js";
 
 const TONES = { critical: "bad", warning: "warn" };
-const VIEW_OF_CAUSE = { dead_letters: "dead-letters", move_failed: "moves", queue_failing: "queues", control_blocked: "queues", wrong_keys: "stream", near_retention: "stream", records_lost: "stream" };
-const COUNTED = /^(dead_letters|wrong_keys|internal_error|records_lost|tenant_split|control_blocked)$/; // their count is that of one target
+const VIEW_OF_CAUSE = { dead_letters: "dead-letters", move_failed: "moves", queue_failing: "queues", control_blocked: "queues", near_retention: "stream", records_lost: "stream" };
+const COUNTED = /^(dead_letters|internal_error|records_lost|tenant_split|control_blocked)$/; // their count is that of one target
 const NOW_S = 5; // what was seen so shortly before the answer is there now
 
 const highest = (values) => Math.max(...values);

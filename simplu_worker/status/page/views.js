@@ -7,7 +7,6 @@ const TENANTS_SHOWN = 50;
 
 const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {}).filter(([, one]) => one));
 const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
-const wrongKeyOf = (key) => key?.partitionKey && `${key.partitionKey} of ${key.businessId}-${key.locationId}: ${text(key.problem)}`;
 
 const STREAM_STATES = { elsewhere: "at another replica" };
 
@@ -26,8 +25,6 @@ export function streamShardsOf({ status, fleet, history }) {
       held: isNothing(here.held) ? one.heldTargets ? plural(one.heldTargets, "target") : null : here.held,
       lagChart: cellChart(`Lag of ${one.streamShard}`, hour.lagSeconds, history ?? {}, "seconds"),
       rateChart: cellChart(`Records of ${one.streamShard}`, hour.recordsPerSecond, history ?? {}, "rate"),
-      wrongKeys: here.wrongKeys || null,
-      lastWrongKey: wrongKeyOf(here.lastWrongKey),
       isGrey: Boolean(one.isSilent),
     };
   });
@@ -130,8 +127,7 @@ const SHARD_COLUMNS = columnsOf("shardId:shard:Shard", "state:badge", "problems:
   "replicationLagSeconds:seconds", "schemaVersion:number:Schema", "role");
 const STREAM_COLUMNS = columnsOf("streamShard:stream:Stream shard", "state:badge", "trouble:long", "lagSeconds:lag",
   "held", "recordsPerSecond:rate:Records", "owner", "lagChart:chart:Lag, last hour", "rateChart:chart:Records, last hour",
-  "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes",
-  "wrongKeys:number:Wrong keys", "lastWrongKey:long:Last wrong key");
+  "release:action:Action", "seenSecondsAgo:seconds:Seen ago", "pendingBytes:bytes");
 const REPLICA_COLUMNS = columnsOf("replica", "version", "unable", "leases:number", "lagSeconds:lag",
   "recordsPerSecond:rate:Records", "readKBps:kbps:Read, mean", "latencyP99Seconds:latency:p99",
   "deadLetters:number:Dead letters/h", "heldTargets:number:Held",

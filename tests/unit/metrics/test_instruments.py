@@ -94,7 +94,7 @@ BEYOND_THE_CONTRACT = {
     "simplu_kinesis_expired_positions": ("counter", []),
     "simplu_kinesis_reads": ("counter", ["reader"]),
     "simplu_kinesis_subscriptions": ("counter", ["event"]),
-    "simplu_kinesis_wrong_partition_keys": ("counter", ["problem"]),
+    "simplu_kinesis_wrong_partition_keys": ("counter", []),
     "simplu_kinesis_read_bytes": ("counter", ["reader"]),
     "simplu_kinesis_read_records": ("counter", ["reader"]),
     "simplu_kinesis_stream_shard_bytes": ("counter", ["stream_shard"]),

@@ -22,7 +22,7 @@ from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.cursor import BARE_ENDS_ACCEPTED, Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
-from simplu_worker.consumers.kinesis.fetch.partition_keys import PartitionKeys
+from simplu_worker.consumers.kinesis.fetch.partition_keys import PartitionKeys, shown_key
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
@@ -110,7 +110,7 @@ class StreamShardReader:
         self._draw = draw
         self._utc = utc
         self._decoder = self._create_decoder(self.stream_shard_id, assignment.hash_range)
-        self._partition_keys = PartitionKeys(settings.partition_key, assignment.hash_range)
+        self._partition_keys = PartitionKeys(settings.partition_key)
         # Its last position is that of dispatch. None is before every record: no earlier record will ever be read.
         self._tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(
             None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
@@ -200,7 +200,7 @@ class StreamShardReader:
             "state": self._activity,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._memory.held_bytes,
-        } | (self.view.activity_status() | self._partition_keys.status())
+        } | self.view.activity_status()
 
     @property
     def _activity(self) -> str:
@@ -549,8 +549,8 @@ class StreamShardReader:
 
     def _check_partition_keys(self, operations: Sequence[Operation]) -> None:
         """Count and report operations with a wrong partition key. A catch-up, which reads them again, does not."""
-        for problem, count in self._partition_keys.note(operations).items():
-            instruments.KINESIS_WRONG_KEYS.labels(problem).inc(count)
+        if count := self._partition_keys.note(operations):
+            instruments.KINESIS_WRONG_KEYS.inc(count)
         if (warning := self._partition_keys.take_warning(loop_time())) is not None:
             last, count = warning
             log.warning(
@@ -558,8 +558,7 @@ class StreamShardReader:
                 stream_shard_id=self.stream_shard_id,
                 business_id=last.business_id,
                 location_id=last.location_id,
-                partition_key=last.partition_key,
-                problem=last.problem,
+                partition_key=shown_key(last.origin.partition_key or ""),
                 operations=count,
                 rule=self._settings.partition_key,
             )

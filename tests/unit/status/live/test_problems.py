@@ -134,14 +134,11 @@ def test_numbers_are_sums() -> None:
         {"target": target, "about": about, "count": 2, "since": f"2026-11-27T{since}:00+00:00"}
         for target, about, since in places
     ]
-    streams = [{"streamShard": "s", "wrongKeys": 3}, {"streamShard": "t", "wrongKeys": 4}, {"streamShard": "u"}]
     report = fleet(deadLetters=5)
     report["replicas"][0]["deadLetters"] = 2
-    assert find_problems(QUIET | {"troubles": troubles, "streamShards": streams}, report, NOW) == [
+    assert find_problems(QUIET | {"troubles": troubles}, report, NOW) == [
         FoundProblem(ProblemCause.INTERNAL_ERROR, "stream shard s", 4, since=NOW - timedelta(hours=1)),
         FoundProblem(ProblemCause.INTERNAL_ERROR, "queue q", 2, since=NOW - timedelta(minutes=15)),
-        FoundProblem(ProblemCause.WRONG_KEYS, "stream shard s", 3),
-        FoundProblem(ProblemCause.WRONG_KEYS, "stream shard t", 4),
         FoundProblem(ProblemCause.DEAD_LETTERS, number=7),
     ]
 
@@ -162,7 +159,6 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
         "citrus": "TimeoutError",
         "cache": {"state": "unreachable"},
         "troubles": [trouble],
-        "streamShards": [{"streamShard": "s", "wrongKeys": 3}],
         "shards": [{"shardId": "a", "state": "degraded"}],
         "moves": [{"tenant": "t", "error": "no room", "notedAt": NOW}],
     }
@@ -174,7 +170,6 @@ def test_each_part_of_a_worker_has_its_cause() -> None:
         ProblemCause.CLOCK_APART: ("replica b",),
         ProblemCause.CACHE_FAILING: (),
         ProblemCause.INTERNAL_ERROR: ("stream shard s",),
-        ProblemCause.WRONG_KEYS: ("stream shard s",),
         ProblemCause.SHARD_DEGRADED: ("shard a",),
         ProblemCause.MOVE_FAILED: ("tenant t",),
         ProblemCause.DEAD_LETTERS: (),
@@ -342,16 +337,16 @@ def test_begin_of_a_replica_is_not_told_afterwards() -> None:
     assert problems.view(NOW) == []
 
 
-def test_wrong_keys_of_long_ago_are_no_problem_of_now() -> None:
+def test_counted_problem_of_long_ago_is_over() -> None:
     problems = Problems()
-    keys = FoundProblem(ProblemCause.WRONG_KEYS, "stream shard s", 3)
-    problems.note([keys], NOW)
+    lost = FoundProblem(ProblemCause.RECORDS_LOST, number=3)
+    problems.note([lost], NOW)
     seen = []
     for minutes in (10, 11, 1440, 1441):
         now = NOW + timedelta(minutes=minutes)
-        problems.note([keys], now)
+        problems.note([lost], now)
         seen.append([one["isOver"] for one in problems.view(now)])
-    problems.note([keys._replace(number=4)], NOW + timedelta(minutes=1442))
+    problems.note([lost._replace(number=4)], NOW + timedelta(minutes=1442))
     assert (seen, [one["isOver"] for one in problems.view(NOW + timedelta(minutes=1442))]) == (
         [[False], [True], [True], []],
         [False],
