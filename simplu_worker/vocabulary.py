@@ -68,7 +68,7 @@ class DeadLetterReason(StrEnum):
     REQUEST_ID_REUSED = "request_id_reused"
     RETRIES_EXHAUSTED = "retries_exhausted"
     TOO_LARGE = "too_large"
-    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the record alone, twice
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the record alone
 
 
 class OperationOutcome(StrEnum):

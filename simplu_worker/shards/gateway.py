@@ -20,7 +20,7 @@ from simplu_worker.operations.operation import Disposition, Operation, Outcome, 
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.judging import Foreseen
-from simplu_worker.shards.apply.rehearsal import find_defects
+from simplu_worker.shards.apply.rehearsal import CrashedBatches
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.listing.lister import OperationLister
@@ -142,6 +142,7 @@ class ShardGateway:
         self._lister = OperationLister(directory, pools)
         self._decisions: ReadCoalescer[ShardAddress, tuple[str, str, str], bool] = ReadCoalescer(self._fetch_decisions)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
+        self._crashed = CrashedBatches()
         self._times: defaultdict[str, ShardTime] = defaultdict(ShardTime)
         self._last_applied_at: dict[str, float] = {}
 
@@ -250,6 +251,7 @@ class ShardGateway:
         else:
             outcomes = await self._apply(shard_id, operations, claim)
             self._last_applied_at[shard_id] = loop_time()
+            self._crashed.has_applied = True
             stored_names = self._ensure_writer(shard_id).stored_names
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
@@ -263,19 +265,15 @@ class ShardGateway:
     async def _apply(
         self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None
     ) -> list[Outcome]:
-        """Apply *operations*, without those at which pure code fails alone: these are dead letters."""
         try:
             return await self._ensure_writer(shard_id).apply(operations, claim)
         except WorkerError:
             raise
-        except Exception as exc:
-            defective = find_defects(operations)
-            if not defective:
-                raise
+        except Exception as exc:  # noqa: BLE001  # whatever a defect raises
             note_trouble(TargetKind.SHARD, shard_id, "apply", exc)
-        rest = [operation for index, operation in enumerate(operations) if index not in defective]
-        applied = iter(await self._ensure_writer(shard_id).apply(rest, claim) if rest else [])
-        return [defective.get(index) or next(applied) for index in range(len(operations))]
+        self._writers.pop(shard_id)  # nothing that it remembers counts
+        writer = self._ensure_writer(shard_id)
+        return await self._crashed.apply_apart(lambda own: writer.apply(own, claim), operations)
 
     @of_shard
     async def foresee(self, shard_id: str, operations: Sequence[Operation]) -> Foreseen:

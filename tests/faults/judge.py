@@ -54,7 +54,6 @@ DEFECTS: Final = frozenset(
         "http.failed",
         "loop.failed",
         "move.crashed",
-        "order.failed",
         "worker.crashed",
     }
 )

@@ -98,7 +98,6 @@ class Lane(Generic[EntryT]):
         self._sent_at = 0.0
         self._failing_since: float | None = None
         self._failure_count = 0
-        self._single_count = 0  # entries to be sent one by one
         self._is_turn_requested = False
         self._has_work = asyncio.Event()
 
@@ -165,11 +164,6 @@ class Lane(Generic[EntryT]):
         """Send the next batch now, even where it is empty."""
         self._is_turn_requested = True
         self._has_work.set()
-
-    def resend_singly(self) -> None:
-        """Put the batch back, and send each of its entries alone, to find the one at fault."""
-        self._single_count = len(self._batch)
-        self._requeue()
 
     def take_queue(self) -> list[EntryT]:
         """Remove and return the entries behind the batch."""
@@ -278,12 +272,11 @@ class Lane(Generic[EntryT]):
         return stopping.is_set()
 
     def _next_batch(self) -> None:
-        max_count, now = 1 if self._single_count else BATCH_MAX_COUNT, loop_time()
+        now = loop_time()
         self._time.usage.note_waits(self._queue.count_waits(now), now)
         most_s = self._time.batch_s(now, is_shared=len(self._tenants()) > 1)
-        self._batch = self._queue.take(BatchBounds(max_count, BATCH_MAX_BYTES, most_s))
+        self._batch = self._queue.take(BatchBounds(BATCH_MAX_COUNT, BATCH_MAX_BYTES, most_s))
         self._dropped, self._is_turn_requested = set(), False
-        self._single_count = max(0, self._single_count - 1)
 
     @asynccontextmanager
     async def _flight(self) -> AsyncIterator[None]:

@@ -1,54 +1,83 @@
-"""Find the operations at which a batch failed in pure code: each takes those steps again, alone. Pure."""
+"""Apply a batch at which the worker's own code raised what nobody foresaw: tenant by tenant, then one by one.
+
+An operation that raises alone fails like one that its shard refuses: it is tried again, and after the last try it is a
+dead letter. It has no row in the log then. Where nothing was ever applied, no operation is at fault, but the worker.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
 
-from simplu_worker.operations.admission import TenantRow
-from simplu_worker.operations.decode import SOUND_RECORD, decode_operation
-from simplu_worker.operations.defects import defect_text, try_twice
-from simplu_worker.operations.merge_patch import is_nested
+from simplu_worker.errors import WorkerError, place_of
+from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.defects import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.operations.waves import plan_waves
-from simplu_worker.shards.apply.at_once import at_once_arguments
-from simplu_worker.shards.apply.patch_merging import find_laborious
-from simplu_worker.shards.apply.wave_statement import statement_for, wave_arguments
-from simplu_worker.vocabulary import DeadLetterReason, OperationKind, TenantState
+from simplu_worker.shards.apply.writer import STOPPING, key_of
+from simplu_worker.vocabulary import DeadLetterReason
+
+TRIES_MAX: Final = 4
+REMEMBERED_MAX: Final = 1000  # operations that raised, of which the last are remembered
+
+Apply: TypeAlias = Callable[[Sequence[Operation]], Awaitable[list[Outcome]]]
 
 
-def find_defects(operations: Sequence[Operation]) -> dict[int, Outcome]:
-    """Return the outcome, by index, of each operation at which a step of a batch that is pure raises twice.
+class CrashedBatches:
+    """The operations that raised alone, and how often; *has_applied* is to be set after any batch was applied."""
 
-    None where a sound operation fails too: then no operation is at fault.
-    """
-    sound = decode_operation(SOUND_RECORD, operations[0].origin, len(SOUND_RECORD), 1) if operations else None
-    if isinstance(sound, Operation) and try_twice(partial(_take_pure_steps, sound)) is not None:
-        return {}
-    tried = [(index, try_twice(partial(_take_pure_steps, operation))) for index, operation in enumerate(operations)]
-    return {
-        index: Outcome(
-            disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.INTERNAL_ERROR, error=defect_text(raised)
-        )
-        for index, raised in tried
-        if raised is not None
-    }
+    def __init__(self) -> None:
+        self.has_applied = False
+        self._tries: dict[tuple[str, str], int] = {}
 
+    async def apply_apart(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
+        """Return the outcomes of *operations*, by *apply* for those of each tenant.
 
-def _take_pure_steps(operation: Operation) -> None:
-    """Take the steps of `WriteAttempt.apply` that depend on the operation alone, for a tenant that admits it."""
-    row = TenantRow(
-        operation.business_id,
-        operation.location_id,
-        "",
-        TenantState.ACTIVE,
-        created_at=operation.origin.arrived_at,
-        number=0,
-    )
-    tenants = {operation.tenant_id: row}
-    patches = [0] if operation.kind is OperationKind.PATCH else []
-    plan_waves([operation])
-    find_laborious([operation], patches, ())
-    has_nested = any(is_nested(operation.text or "") for _ in patches)
-    wave_arguments(statement_for([operation.kind], has_nested=has_nested), [0], [operation], tenants)
-    at_once_arguments([operation], tenants)
+        Raises what *apply* raises where the worker itself is at fault, and every `WorkerError`.
+        """
+        outcomes = [HOLD] * len(operations)
+        by_tenant: defaultdict[str, list[int]] = defaultdict(list)
+        for index, operation in enumerate(operations):
+            by_tenant[operation.tenant_id].append(index)
+        for indexes in by_tenant.values():
+            own = [operations[index] for index in indexes]
+            try:
+                applied = await apply(own)
+            except WorkerError:
+                raise
+            except Exception:  # noqa: BLE001  # whatever a defect raises
+                applied = await self._apply_singly(apply, own)
+            self.has_applied = True
+            for index, outcome in zip(indexes, applied, strict=True):
+                outcomes[index] = outcome
+        return outcomes
+
+    async def _apply_singly(self, apply: Apply, operations: Sequence[Operation]) -> list[Outcome]:
+        """Return the outcomes of operations of one tenant; behind one that stops the tenant, HOLD."""
+        outcomes = [HOLD] * len(operations)
+        for index, operation in enumerate(operations):
+            try:
+                (outcomes[index],) = await apply([operation])
+            except WorkerError:
+                raise
+            except Exception as exc:
+                if not self.has_applied or isinstance(exc, MemoryError):
+                    raise
+                outcomes[index] = self._count(operation, exc)
+            else:
+                self.has_applied = True
+            if outcomes[index].disposition in STOPPING:
+                break
+        return outcomes
+
+    def _count(self, operation: Operation, exc: Exception) -> Outcome:
+        """Count a try at which an operation raised alone; return its outcome."""
+        key = key_of(operation)
+        tries = self._tries.pop(key, 0) + 1
+        if tries >= TRIES_MAX:
+            reason = DeadLetterReason.INTERNAL_ERROR
+            return Outcome(disposition=Disposition.DEAD_LETTER, reason=reason, error=defect_text(exc))
+        self._tries[key] = tries
+        if len(self._tries) > REMEMBERED_MAX:
+            del self._tries[next(iter(self._tries))]
+        return Outcome(disposition=Disposition.UNEXPECTED, error=place_of(exc))

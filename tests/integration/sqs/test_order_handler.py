@@ -644,35 +644,6 @@ async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gon
         assert await fetch(desk.pool("shard-1"), query, "bob-main") == [{"resourceId": "o1"}]
 
 
-class CrashingGateway(ShardGateway):
-    """A gateway with a bug that one order meets."""
-
-    async def apply(
-        self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
-    ) -> list[Outcome]:
-        """Apply, but for that."""
-        if any(operation.resource_id == "o-bug" for operation in operations):
-            raise ZeroDivisionError("a secret")
-        return await super().apply(shard_id, operations, claim=claim)
-
-
-async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
-    routed = desk.routed
-    gateway = CrashingGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
-    async with open_handler(gateway, "orders.fifo", utc=lambda: NOW) as handler:
-        bug = message("ann", "o-bug", group="bad")
-        others = [message("ann", f"o{number}", group=f"good-{number}") for number in range(3)]
-        with capture_logs() as logs:
-            verdicts = await handler.handle([*others[:2], bug, message("ann", "o9", group="bad"), others[2]])
-        assert verdicts == [Done(), Done(), RetryHeld(1.0), ReturnToQueue(0), Done()]
-        (entry,) = [entry for entry in logs if entry["event"] == "order.failed"]
-        assert (entry["message_id"], entry["error"]) == (bug.message_id, "ZeroDivisionError")
-        (verdict,) = [await handler.handle([bug]) for _ in range(2)][-1]
-        assert isinstance(verdict, ToDeadLetter)
-        assert (verdict.reason, verdict.error) == ("retries_exhausted", "it failed 3 times: ZeroDivisionError")
-    assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2"]
-
-
 class GatedCitrus:
     """Citrus, but its answers wait until `gate` is set."""
 

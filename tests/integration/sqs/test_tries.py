@@ -269,17 +269,16 @@ async def test_defect_of_the_gateway_in_a_lookup_is_an_outage_and_no_try(desk: D
     assert seen == [RetryHeld(0.5)] * 5
 
 
-async def test_bug_that_one_order_meets_is_counted_on_its_shard(desk: Desk) -> None:
-    class Crashing(ShardGateway):
+async def test_defect_in_sending_is_an_outage_and_no_try(desk: Desk) -> None:
+    class Broken(ShardGateway):
         async def apply(
             self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
         ) -> list[Outcome]:
             raise ZeroDivisionError("a secret")
 
-    for expected in (RetryHeld(1), RetryHeld(5)):
-        async with desk.replica(desk.gateway(Crashing)) as handler:
-            assert await handler.handle([message("o1", GOOD)]) == [expected]
-    assert await desk.counts() == {"message-o1": 2}
+    async with desk.replica(desk.gateway(Broken), delays_s=(1, 5)) as handler:
+        assert await handler.handle([message("o1", GOOD)]) == [RetryHeld(0.5)]
+    assert await desk.counts() == {}
 
 
 async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:

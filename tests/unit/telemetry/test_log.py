@@ -422,13 +422,13 @@ class _UnprintableError(Exception):
 
 
 def test_log_writes_the_name_of_an_event_when_its_facts_have_no_text(stream: io.StringIO) -> None:
-    _logger().error("order.failed", value=_UnprintableError())
+    _logger().error("control.failed", value=_UnprintableError())
     _logger().info("batch.applied", shard_id="a")
 
     failed, applied = _lines_of(stream)
     assert failed.pop("timestamp").endswith("Z")
     assert failed.pop("log_error").startswith("RuntimeError at ")
-    assert failed == {"level": "error", "logger": "simplu_worker.test", "event": "order.failed"}
+    assert failed == {"level": "error", "logger": "simplu_worker.test", "event": "control.failed"}
     assert applied["event"] == "batch.applied"
 
 
@@ -445,4 +445,4 @@ def test_log_raises_when_there_is_no_memory(stream: io.StringIO, monkeypatch: py
 
     monkeypatch.setattr(log_module, "_scrub_event", scrub_nothing)
     with pytest.raises(MemoryError):
-        _logger().error("order.failed")
+        _logger().error("control.failed")

@@ -36,8 +36,8 @@ def test_dead_letters_do_not_drive_out_the_loss_of_a_shard() -> None:
 
 def test_event_has_its_worst_level_and_its_last_error() -> None:
     recent = RecentEvents()
-    recent.note(event("order.failed", level="error", queue="q", error="first"))
-    recent.note(event("order.failed", queue="q", error="second"))
+    recent.note(event("control.failed", level="error", queue="q", error="first"))
+    recent.note(event("control.failed", queue="q", error="second"))
     recent.note(event("worker.ready", level="info"))
     (one,) = recent.view(NOW)
     assert (one["level"], one["error"], one["about"], one["count"]) == ("error", "second", "q", 2)

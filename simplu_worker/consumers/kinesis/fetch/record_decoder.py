@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.parts import Part, parts_of_aggregate, parts_of_record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
-from simplu_worker.operations.defects import decode_or_reject, defect_text, try_twice
+from simplu_worker.operations.defects import decode_or_reject, defect_text
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.operations.shared_texts import shared
 from simplu_worker.vocabulary import DeadLetterReason, Source
@@ -131,17 +131,23 @@ class RecordDecoder:
 
     def _decode_several(self, record: Record) -> Iterator[DecodedRecord] | None:
         """Return the decoded parts of a record, or the one rejection of an aggregate; None for an ordinary record."""
-        subs = try_twice(partial(_sub_records_of, record))
-        if isinstance(subs, Sequence) and self._hash_range is not None and not lies_within(subs, self._hash_range):
-            error = outside_error(subs, self._hash_range)
-            last, _, whole = self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
-            named = self._named_parts(record, subs[:NAMED_PARTS_MAX], error)
-            return iter([(last, record.data, replace(whole, named=named))])
-        parts = subs if isinstance(subs, Exception) else try_twice(partial(_parts_of, record, subs))
-        if isinstance(parts, Exception):
-            reason, error = DeadLetterReason.INVALID_MESSAGE, TOO_MANY
-            if not isinstance(parts, TooManyPartsError):
-                reason, error = DeadLetterReason.INTERNAL_ERROR, defect_text(parts)
+        try:
+            subs = deaggregate(record.data, parts_max=PARTS_MAX)
+            if subs is not None and self._hash_range is not None and not lies_within(subs, self._hash_range):
+                error = outside_error(subs, self._hash_range)
+                last, _, whole = self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
+                named = self._named_parts(record, subs[:NAMED_PARTS_MAX], error)
+                return iter([(last, record.data, replace(whole, named=named))])
+            if subs is None:
+                parts = parts_of_record(record.data, record.partition_key)
+            else:
+                parts = parts_of_aggregate(subs, parts_max=PARTS_MAX)
+        except MemoryError:  # says nothing of a record
+            raise
+        except Exception as exc:  # noqa: BLE001  # too many parts, or whatever a defect raises
+            reason, error = DeadLetterReason.INTERNAL_ERROR, defect_text(exc)
+            if isinstance(exc, TooManyPartsError):
+                reason, error = DeadLetterReason.INVALID_MESSAGE, TOO_MANY
             # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
             return iter([self._reject_aggregate(record, error, last_number=len(record.data), reason=reason)])
         if parts is None:
@@ -220,21 +226,3 @@ class RecordDecoder:
         """Return origins; *parts* are the indexes of parts, and how many parts follow each."""
         same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
         return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys, *parts))
-
-
-def _sub_records_of(record: Record) -> Sequence[SubRecord] | TooManyPartsError | None:
-    """Return the records of an aggregate, or why it is refused; None for another record."""
-    try:
-        return deaggregate(record.data, parts_max=PARTS_MAX)
-    except TooManyPartsError as exc:
-        return exc
-
-
-def _parts_of(record: Record, subs: Sequence[SubRecord] | None) -> Sequence[Part] | TooManyPartsError | None:
-    """Return the parts of a record, which is an aggregate of *subs*, or why it is refused; None without parts."""
-    if subs is None:
-        return parts_of_record(record.data, record.partition_key)
-    try:
-        return parts_of_aggregate(subs, parts_max=PARTS_MAX)
-    except TooManyPartsError as exc:
-        return exc

@@ -56,7 +56,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_rejected,
     verdicts_after_defect,
 )
-from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError, places_of
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import REPETITIONS_LATE, RETRIES
 from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, RejectedRecord
@@ -419,24 +419,8 @@ class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
                 self._decide_failed(one, shard_id, error, count)
 
     def crash(self, lane: OrderLane, crashed: BatchCrashed[OrderMessage]) -> None:
-        """Find the operation of a crashed batch by sending each alone; count that as its try."""
-        if len(crashed.entries) > 1:
-            lane.resend_singly()
-            return
-        exc = crashed.error.__cause__ if isinstance(crashed.error.__cause__, Exception) else crashed.error
-        for one in crashed.entries:
-            log.error(
-                "order.failed",
-                queue=self._queue.name,
-                shard_id=lane.shard_id,
-                message_id=one.message.message_id,
-                business_id=one.operation.business_id,
-                location_id=one.operation.location_id,
-                error=type(exc).__name__,
-                traceback=places_of(exc),
-            )
-            self._stop_behind(one)
-            self._tasks.create_task(self._count_failures(lane.shard_id, [(one, type(exc).__name__)]))
+        """Hold the messages of a lane: which operation is at fault the gateway has looked for."""
+        self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
 
     def put_back_lane(self, shard_id: str, entries: Sequence[OrderMessage], cause: WorkerError) -> None:
         """Hold the messages of a lane whose shard does not answer."""

@@ -175,21 +175,16 @@ async def test_source_that_stops_a_batch_gets_all_of_the_lane() -> None:
     assert (await result_of(lane), source.sent) == (BatchDecided([]), [["a-x", "b-x"], []])
 
 
-async def test_entry_at_fault_for_a_crash_is_found_alone() -> None:
-    source = Answering(ZeroDivisionError("a secret"), APPLIED, ZeroDivisionError("a secret"), APPLIED)
+async def test_crash_keeps_its_batch_in_the_lane() -> None:
+    source = Answering(ZeroDivisionError("a secret"), APPLIED)
     source.may_answer.set()
     entries = [entry_of(chain) for chain in ("a-x", "b-x", "c-x")]
     lane = source.lane(entries)
 
     crashed = await result_of(lane)
+
     assert isinstance(crashed, BatchCrashed)
     assert (crashed.entries, lane.entries(), "secret" in str(crashed.error)) == (entries, entries, False)
-    lane.resend_singly()
-    assert await result_of(lane) == BatchDecided(entries[:1])
-    crashed = await result_of(lane)
-    assert isinstance(crashed, BatchCrashed)
-    assert crashed.entries == entries[1:2]
-    assert await result_of(lane) == BatchDecided(entries[2:])
 
 
 async def test_failing_chain_does_not_stop_other_chains_of_its_tenant() -> None:
