@@ -32,8 +32,7 @@ from support.processes.resource_usage import MemorySampler
 
 from simplu_local.kinesis.fan_out.event_stream import encode_event
 from simplu_worker.consumers.kinesis.stream.client import Record, decode_get_records
-from simplu_worker.consumers.kinesis.stream.event_messages import MessageBuffer
-from simplu_worker.consumers.kinesis.stream.subscriptions import decode_event
+from simplu_worker.consumers.kinesis.stream.subscriptions import MessageBuffer, decode_event
 
 READS = ("polling", "fan-out")
 LATENCY_MOST_RATIO = 0.5

@@ -36,7 +36,7 @@ from support.postgres.databases import execute
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.verify.comparison import percentile
-from simplu_worker.feed.incarnations import RENEW_S
+from simplu_worker.feed.events import RENEW_S
 
 WARM_UP_S: Final = 10.0
 TURN_S: Final = 10.0

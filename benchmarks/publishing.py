@@ -30,21 +30,18 @@ from support.feed.events import feed_event
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import aws_client, start_kinesis, start_sqs
-from simplu_worker.feed.allowed_hosts import AllowedHosts
+from simplu_worker.feed.aws_destinations import open_kinesis, open_sqs
 from simplu_worker.feed.cloud_events import encode_event
 from simplu_worker.feed.destination_feed import DestinationFeed
-from simplu_worker.feed.destinations.http import open_webhook
-from simplu_worker.feed.destinations.kinesis import open_kinesis
-from simplu_worker.feed.destinations.sqs import open_sqs
 from simplu_worker.feed.events import LogBatch, read_row
-from simplu_worker.feed.memory import SentEvents, event_budget
-from simplu_worker.feed.places import Place
+from simplu_worker.feed.feed_file import AllowedHosts
+from simplu_worker.feed.http_destination import open_webhook
 from simplu_worker.feed.rows import CursorRow
 from simplu_worker.feed.shard_feed import READ_MAX
-from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Incarnation
-from simplu_worker.feed.window import document_budget
+from simplu_worker.feed.types import Delivered, Destination, DestinationTerms, FeedEvent, Incarnation, Place
+from simplu_worker.feed.window import SentEvents, document_budget, event_budget
 from simplu_worker.memory_tuning import tune_allocator
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log import key_of_id
 
 BUDGET_US: Final = 20.0  # of the publisher, by Kinesis
 SHARES: Final = {"kinesis": 1, "sqs": 10, "webhook": 10}  # a destination gets the events divided by this

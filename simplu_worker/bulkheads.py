@@ -18,8 +18,8 @@ from typing import Final
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.errors import InternalError, place_of, places_of
-from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event

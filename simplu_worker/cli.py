@@ -44,7 +44,7 @@ app = App(
     version=__version__,
 )
 for name, (module, summary) in COMMANDS.items():
-    app.command(f"simplu_worker.commands.{module}.cli:{name}", help=summary)
+    app.command(f"simplu_worker.commands.{module}:{name}", help=summary)
 
 
 @app.command

@@ -16,43 +16,38 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from simplu_worker import __version__
+from simplu_worker import __version__, instruments
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
 from simplu_worker.bulkheads import contain, keep_running
-from simplu_worker.config.settings import Settings
-from simplu_worker.config.variable_rules import unset_sources
+from simplu_worker.config.settings import Settings, unset_sources
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
-from simplu_worker.dead_letters.default_queue import ensure_default_queue
+from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator
-from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import listen_cause
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
-from simplu_worker.shards.health.prober import Prober
+from simplu_worker.shards.health.prober import Prober, UnlistedShards
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.health.unlisted_shards import UnlistedShards
-from simplu_worker.shards.log.retention import LogRetention
+from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
-from simplu_worker.shards.routing.route_refresh import RouteRefresh
-from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
-from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
+from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.deletion import TenantDeleter
-from simplu_worker.status.access.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
-from simplu_worker.status.access.watched_files import WatchedFiles, rereading
-from simplu_worker.status.live import top_tenants
-from simplu_worker.status.live.history import INTERVAL_S
-from simplu_worker.status.live.request_bodies import OpenDesk
+from simplu_worker.shards.tenants.home_confirmation import ConfirmationSweep
+from simplu_worker.status import metrics_text
+from simplu_worker.status.history import INTERVAL_S
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.request_bodies import OpenDesk
+from simplu_worker.status.roles import LIST_VARIABLE, ListedToken, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import ServerTls, load_tls
+from simplu_worker.status.tls import ServerTls, WatchedFiles, load_tls, rereading
 from simplu_worker.telemetry.systemd import START_EXTENSION_S, SystemdNotifier
-from simplu_worker.timing.aligned_times import shared_pause_s
-from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.timing.backoff import shared_pause_s
+from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import TargetKind
 
 HEARTBEAT_S: Final = 0.5
@@ -103,7 +98,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
         heartbeat: dict[str, Task] = {
             "heartbeat": partial(_send_heartbeats, notifier, replica),
             "history": partial(repeat_every, INTERVAL_S, replica.note_history),
-            "top tenants": partial(repeat_every, top_tenants.INTERVAL_S, replica.note_top_tenants),
+            "top tenants": partial(repeat_every, metrics_text.INTERVAL_S, replica.note_top_tenants),
         }
         background = heartbeat | _background_tasks(settings, parts, health, signals)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from simplu_worker import daemon
 from simplu_worker.__main__ import main as worker
-from simplu_worker.shards.log.retention import LogRetention
+from simplu_worker.shards.log import LogRetention
 from simplu_worker.shards.postgres.pool import Pools
 
 

@@ -25,14 +25,13 @@ from rich.markdown import Markdown
 from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of, simulate
 from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.read_schedule import IDLE_INTERVAL_S, TIP_INTERVAL_S
-from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
-from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
+from simplu_worker.consumers.kinesis.fetch.read_schedule import IDLE_INTERVAL_S, TIP_INTERVAL_S, ReadStretch
+from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Observation, lease_of, observe, row_of
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S
-from simplu_worker.shards.health.probe_schedule import HEALTHY_PACE
+from simplu_worker.shards.health.assessment import HEALTHY_PACE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "fleets.md"
 SCANS = 20

@@ -19,7 +19,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import (
     SCANS_PER_DURATION,
 )
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import CONCURRENT_TAKES
-from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
+from simplu_worker.consumers.kinesis.fleet.lease_holder import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from simplu_worker.business_info.finder import BusinessFinder
+from simplu_worker.business_info import BusinessFinder
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
@@ -21,10 +21,9 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator, StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.settling.settler import MoveSettler
-from simplu_worker.shards.tenants.destruction import Destroyer
-from simplu_worker.shards.tenants.first_use import FirstUse
-from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.settling import MoveSettler
+from simplu_worker.shards.tenants.deletion import Destroyer
+from simplu_worker.shards.tenants.provisioning import FirstUse, Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name

@@ -1,50 +1,113 @@
-"""Open all parts of the worker: its cache, its shards, its consumers."""
+"""Open all parts of the worker: its cache, its shards, its consumers.
+
+Open the destinations of `FEED_FILE`.
+
+Open the feed: the destinations of `FEED_FILE`, for all shards.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
 import msgspec
 
 from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
-from simplu_worker.assembly.feed import FeedParts, make_feed
 from simplu_worker.assembly.shards import Shards, only_shard, open_shards
 from simplu_worker.aws.clients import Client, check_aws_profile, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
-from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.rejection_notes import RejectionNotes
-from simplu_worker.consumers.sqs.control.handler import ControlHandler
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, tenant_of_order
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.control_handler import ControlHandler
+from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes
-from simplu_worker.consumers.sqs.receive.priority import PriorityGate
+from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes, PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.feed_file_reading import read_feed_file
+from simplu_worker.feed.aws_destinations import open_kinesis, open_sqs
+from simplu_worker.feed.feed import ConfiguredDestination, Feed, FeedFileReloader, read_feed_file
+from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, FeedFile
+from simplu_worker.feed.http_destination import open_notification, open_webhook
+from simplu_worker.feed.types import Destination
 from simplu_worker.shards.routing.locator import read_shard_map
-from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
+from simplu_worker.telemetry.opening import check_tracing, open_tracing
 from simplu_worker.timing.clock import OWN_CLOCK
-from simplu_worker.vocabulary import PartitionKeyRule
+from simplu_worker.vocabulary import DestinationKind, PartitionKeyRule
+
+
+def open_destination(
+    destination: FeedDestination, *, region: str | None, allowed: AllowedHosts
+) -> AbstractAsyncContextManager[Destination]:
+    """Return the destination as a context, in which it is open. It may be unreachable: then its events wait."""
+    match destination.kind:
+        case DestinationKind.KINESIS:
+            return open_kinesis(destination.target, region=region)
+        case DestinationKind.SQS:
+            return open_sqs(destination.target, region=region)
+        case DestinationKind.WEBHOOK:
+            return open_webhook(destination.target, destination.secrets, allowed)
+        case DestinationKind.NOTIFICATION:
+            return open_notification(destination.target, allowed)
+        case _:
+            assert_never(destination.kind)
+
+
+class FeedParts(NamedTuple):
+    """The feed of a replica, and what has it use another file."""
+
+    feed: Feed
+    reloader: FeedFileReloader
+
+
+def make_feed(settings: Settings, shards: Shards, replica_name: str) -> FeedParts | None:
+    """Return the feed of a replica; None without `FEED_FILE`. No request is made yet.
+
+    Raises `ConfigurationError` for a file that cannot be used.
+    """
+    path = settings.feed_file
+    if path is None:
+        return None
+    read = partial(read_feed_file, path, settings.feed_allowed_hosts)
+    file = read()
+    feed = Feed(
+        shards.locator,
+        shards.pools,
+        shards.commits,
+        name=replica_name,
+        destinations=_configured(settings, file),
+    )
+
+    def use(new: FeedFile) -> None:
+        feed.replace(_configured(settings, new))
+
+    return FeedParts(feed, FeedFileReloader(file, read=read, use=use))
+
+
+def _configured(settings: Settings, file: FeedFile) -> list[ConfiguredDestination]:
+    allowed = AllowedHosts.parse(settings.feed_allowed_hosts)
+    return [
+        ConfiguredDestination(one.terms, partial(open_destination, one, region=settings.aws_region, allowed=allowed))
+        for one in file.destinations
+    ]
+
 
 if TYPE_CHECKING:
-    from simplu_worker.telemetry.tracing.exported_spans import SpanExport
+    from simplu_worker.telemetry.exported_spans import SpanExport
 
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back
 QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions

@@ -1,7 +1,26 @@
 """Open AWS clients, and translate their errors by a table.
 
-Every module that calls an AWS service uses a client opened here, and turns the client's errors into our few errors with
+Every module that calls an AWS service uses a client opened here, and turns the client's errors into our few errors
+with
 `translate`, by class and by code, never by text.
+
+Log each call of a client of AWS at debug: its operation, duration and error code, never its content.
+
+The HTTP session of AWS clients: aiobotocore's, which reads an answer up to a limit.
+
+Hooks of a client that look at its replies before botocore parses them.
+
+A reply that is no JSON of AWS, as a proxy may send, is an error: botocore takes it for a reply without members. The
+records of a stream are decoded here, in place of botocore, to which a reply without members is left: its parser takes
+longer for them than all the rest of the worker. So are the rows of the tables that an idle worker reads all the time.
+An event stream is left unread: its reader decides when to receive how much.
+
+Describe any DynamoDB table.
+
+Make the passwords of IAM authentication for databases of RDS: signed requests that were never sent.
+
+Signing takes no request. A password is valid for 15 minutes, for one user at one host and port. A connection that was
+opened in time stays open.
 """
 
 from __future__ import annotations
@@ -11,27 +30,219 @@ import json
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator
+import struct
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
+import aiohttp
 import botocore.session
+import msgspec
+import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentialResolver, create_credential_resolver
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
+from botocore import xform_name
+from botocore.auth import SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
 from botocore.credentials import EnvProvider
 from botocore.parsers import ResponseParserError
 
-from simplu_worker.aws.call_log import log_calls
-from simplu_worker.aws.clock_skew import clock_problem
-from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time
-from simplu_worker.aws.http_session import BoundedSession
-from simplu_worker.aws.replies import watch_replies
-from simplu_worker.aws.unanswered import unanswered_text
+from simplu_worker.aws.credentials import CredentialSource, clock_problem, end_programs_in_time, unanswered_text
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.telemetry.log import is_debug_written
+from simplu_worker.timing.clock import OWN_CLOCK
+
+STARTED_AT: Final = "simplu_worker.started_at"  # in the context of a call, beside what botocore keeps there
+
+log = structlog.get_logger(__name__)
+
+
+def log_calls(client: Any) -> None:
+    """Have the end of each call of *client* written, if the level is debug.
+
+    A call with retries has one line. A call that is cancelled has none.
+    """
+    service = client.meta.service_model.service_name
+
+    def begin(context: dict[str, Any], **_: object) -> None:
+        context[STARTED_AT] = time.perf_counter()
+
+    def end(parsed: dict[str, Any], model: Any, context: dict[str, Any], **_: object) -> None:
+        _log(service, model.name, parsed.get("Error", {}).get("Code"), context)
+
+    def fail(exception: Exception, event_name: str, context: dict[str, Any], **_: object) -> None:
+        _log(service, event_name.rpartition(".")[2], type(exception).__name__, context)
+
+    if is_debug_written():
+        client.meta.events.register("before-call", begin)
+        client.meta.events.register("after-call", end)
+        client.meta.events.register_first("after-call-error", fail)
+
+
+def _log(service: str, operation: str, error: str | None, context: dict[str, Any]) -> None:
+    operation = xform_name(operation)
+    duration_s = round(time.perf_counter() - context[STARTED_AT], 4)
+    match service:
+        case "kinesis":
+            log.debug("kinesis.called", operation=operation, error=error, duration_s=duration_s)
+        case "dynamodb":
+            log.debug("dynamodb.called", operation=operation, error=error, duration_s=duration_s)
+        case "sqs":
+            log.debug("sqs.called", operation=operation, error=error, duration_s=duration_s)
+
+
+REPLY_MAX_BYTES = 32 * 1024 * 1024  # twice the largest that a service sends, which is 16 MB (BatchGetItem)
+
+
+class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+    """Reads at most REPLY_MAX_BYTES of an answer; aiobotocore reads all, and has no setting for that.
+
+    Nothing is decompressed: requests do not accept compression, and a compressed answer is not parsed.
+    """
+
+    async def open(self, url: str) -> None:
+        """Make what the first request to *url* needs. Raises what is wrong with the CA bundle or the proxy."""
+        await self._get_session(self._proxy_config.proxy_url_for(url))
+
+    async def send(self, request: Any) -> Any:
+        """Send a request as aiobotocore does, and read its answer. Raises errors of botocore."""
+        is_streamed, request.stream_output = request.stream_output, True  # the answer's body is left unread
+        try:
+            response = await super().send(request)
+        finally:
+            request.stream_output = is_streamed
+        if (date := response.headers.get("date")) is not None:
+            OWN_CLOCK.compare(date)
+        response.raw = BoundedReply(response.raw)
+        if not is_streamed:
+            await response.content  # which keeps it
+        return response
+
+
+class BoundedReply:
+    """The unread body of an answer."""
+
+    def __init__(self, reply: aiohttp.ClientResponse) -> None:
+        self._reply = reply
+
+    async def read(self) -> bytes:
+        """Return the body; close its connection if that fails. Raises ResponseParserError if it is too long.
+
+        Raises errors of botocore: aiobotocore reads the body of an error itself, also in place of an event stream.
+        """
+        try:
+            with self._errors_of_botocore():
+                return b"".join([part async for part in self._read_parts()])
+        except BaseException:
+            self._reply.close()
+            raise
+
+    async def read_any(self) -> bytes:
+        """Return the bytes of an event stream that are there, at least one; none at its end. Raises AWS_ERRORS."""
+        with self._errors_of_botocore():
+            return await self._reply.content.readany()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._reply.close()
+
+    @contextmanager
+    def _errors_of_botocore(self) -> Iterator[None]:
+        try:
+            yield
+        except aiohttp.ServerTimeoutError as exc:
+            raise botocore_errors.ReadTimeoutError(endpoint_url=str(self._reply.url), error=exc) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise botocore_errors.ConnectionClosedError(endpoint_url=str(self._reply.url), error=exc) from exc
+
+    async def _read_parts(self) -> AsyncIterator[bytes]:
+        left_bytes = REPLY_MAX_BYTES
+        async for part in self._reply.content.iter_any():
+            left_bytes -= len(part)
+            if left_bytes < 0:
+                place = self._reply.url.with_user(None).with_query(None)
+                raise ResponseParserError(f"{place}: expected an answer of at most {REPLY_MAX_BYTES} bytes, got more")
+            yield part
+
+
+Decode: TypeAlias = Callable[[bytes], dict[str, Any]]
+
+# The operations whose replies are decoded here, each with its decoder, which raises msgspec.DecodeError; the doors to
+# Kinesis and to the lease table have them.
+DECODERS: dict[str, Decode] = {}
+NO_MEMBERS: Final = b"{}"
+# What botocore raises where JSON is not that of the service's model.
+MISFITS: Final = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def watch_replies(client: Any) -> None:
+    """Register the hooks of *client*, of a service with JSON."""
+    client.meta.events.register("before-parse", _before_parse)
+    client.meta.events.register("after-call-error", _after_call_error)
+
+
+def _before_parse(
+    operation_model: Any, response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
+) -> None:
+    """Check a reply; move what botocore must not parse from the first dict into the other."""
+    name, shape, body = operation_model.name, operation_model.output_shape, response_dict["body"]
+    if response_dict["status_code"] >= 300 or shape is None:
+        return
+    if operation_model.has_event_stream_output:
+        customized_response_dict[shape.event_stream_name] = body
+        response_dict["body"] = _BeginningOfEvents()
+        return
+    try:
+        if (decode := DECODERS.get(name)) is None:
+            _members_decoder.decode(body)
+        else:
+            customized_response_dict |= decode(body)
+            response_dict["body"] = NO_MEMBERS
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ResponseParserError(f"{name}: expected JSON of AWS, got something else ({exc})") from None
+
+
+def _after_call_error(exception: Exception, event_name: str, **_: object) -> None:
+    if isinstance(exception, MISFITS):
+        name = event_name.rpartition(".")[2]
+        raise ResponseParserError(
+            f"{name}: expected JSON of AWS, got something else ({type(exception).__name__})"
+        ) from None
+
+
+class _BeginningOfEvents:
+    """The first message of an event stream and nothing else, as the body that botocore reads."""
+
+    @property
+    def content(self) -> _BeginningOfEvents:
+        return self
+
+    async def iter_chunks(self) -> AsyncIterator[tuple[bytes, bool]]:
+        yield _INITIAL_RESPONSE, True
+
+
+def _event_message(headers: dict[str, str]) -> bytes:
+    """Return a message of an event stream without payload: Amazon's format vnd.amazon.eventstream."""
+    encoded = b"".join(
+        struct.pack("!B", len(name)) + name.encode() + struct.pack("!BH", 7, len(text)) + text.encode()  # 7: a text
+        for name, text in headers.items()
+    )
+    prelude = struct.pack("!II", 16 + len(encoded), len(encoded))
+    start = prelude + struct.pack("!I", zlib.crc32(prelude)) + encoded
+    return start + struct.pack("!I", zlib.crc32(start))
+
+
+_INITIAL_RESPONSE: Final = _event_message({":message-type": "event", ":event-type": "initial-response"})
+
 
 Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: they have no class to import
 
@@ -304,3 +515,62 @@ def _judge_credentials(parsed: dict[str, Any], **_: object) -> None:
     credential_source().note_answer(are_expired=code in EXPIRED_CREDENTIALS_CODES)
     if code in REFUSED_CREDENTIALS_CODES:
         credential_source().forget()
+
+
+class TableSummary(msgspec.Struct, frozen=True):
+    """The status of a table, and the names of its key attributes, the partition key first.
+
+    *read_units* are the read capacity units a second that are provisioned for it; 0 when it is on-demand.
+    """
+
+    status: str
+    key: tuple[str, ...]
+    read_units: int = 0
+
+
+async def describe_table(client: Client, name: str) -> TableSummary | None:
+    """Return the description of table *name*; None when it does not exist.
+
+    Raises RetryableError or PermanentError when DynamoDB gives no answer.
+    """
+    try:
+        table = (await client.describe_table(TableName=name))["Table"]
+    except AWS_ERRORS as exc:
+        if error_code(exc) == "ResourceNotFoundException":
+            return None
+        raise translate(exc) from exc
+    parts = sorted(table["KeySchema"], key=lambda part: str(part["KeyType"]))  # HASH before RANGE
+    return TableSummary(
+        status=table["TableStatus"],
+        key=tuple(part["AttributeName"] for part in parts),
+        read_units=table.get("ProvisionedThroughput", {}).get("ReadCapacityUnits", 0),
+    )
+
+
+VALID_S: Final = 900  # the longest that RDS accepts
+# In China `rds` comes before the region, but for older endpoints.
+_REGION_OF_HOST: Final = re.compile(
+    r"\.(?:rds\.(?P<china>[a-z0-9-]+)\.amazonaws\.com\.cn|(?P<region>[a-z0-9-]+)\.rds\.amazonaws\.com(?:\.cn)?)$"
+)
+
+
+def region_of_host(host: str) -> str | None:
+    """Return the region in the name of an endpoint of RDS, None for another name."""
+    found = _REGION_OF_HOST.search(host)
+    return None if found is None else found["china"] or found["region"]
+
+
+async def make_rds_password(host: str, port: int, user: str) -> str:
+    """Return a password of *user* at an endpoint of RDS, which has to be named as RDS names it.
+
+    Raises `RetryableError` without credentials, `ConfigurationError` without a region.
+    """
+    region = region_of_host(host) or default_region()
+    if region is None:
+        raise ConfigurationError(NO_REGION)
+    with translate_errors():
+        credentials = await credential_source().get_frozen_credentials()
+    query = urlencode({"Action": "connect", "DBUser": user}, quote_via=quote)
+    request = AWSRequest("GET", f"https://{host}:{port}/?{query}")
+    SigV4QueryAuth(credentials, "rds-db", region, expires=VALID_S).add_auth(request)
+    return str(request.url).removeprefix("https://")

@@ -1,27 +1,76 @@
 """Ask the sources of AWS credentials, for as long as it takes until one has some.
 
-botocore's chain is asked once, when the first client is made, and what it finds then is kept: nothing, too. Here it is
-asked when a request is to be signed, and asked again when it had nothing, when it failed, and after AWS refused what it
+botocore's chain is asked once, when the first client is made, and what it finds then is kept: nothing, too. Here it
+is
+asked when a request is to be signed, and asked again when it had nothing, when it failed, and after AWS refused what
+it
 had. What was found refreshes itself, by botocore's rules. However a source fails, the request that waits gets a
 `CredentialRetrievalError`, which is transient, and `problem` names the cause.
+
+Tell from an answer of AWS that this machine's clock is wrong: AWS then refuses every signature.
+
+Requests to AWS without an answer of the service, in words.
+
+The region of a profile, by botocore, which reads its files as every AWS client does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from typing import Any, Final
 
+import botocore.session
 import structlog
 from aiobotocore.credentials import AioCredentialResolver, AioProcessProvider
 from aiobotocore.session import AioSession
+from botocore import exceptions as botocore_errors
 from botocore.credentials import ReadOnlyCredentials
-from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, ProfileNotFound
+from yarl import URL
 
-from simplu_worker.aws.clock_skew import clock_problem
-from simplu_worker.aws.unanswered import CA_SETTING, unanswered_text
-from simplu_worker.network_errors import network_cause
+from simplu_worker.network_errors import NO_ANSWER, NO_CONNECTION, network_cause
 from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.timing.clock_agreement import parse_http_date
+
+# AWS accepts signatures for 5 minutes. API references, "Common errors"; STS names it as SQS does.
+SIGNATURE_CODES: Final = frozenset(
+    {"InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
+)
+SKEW_MIN_S: Final = 240.0  # the answer came some seconds later
+
+
+def clock_problem(response: Mapping[str, Any], *, now: datetime) -> str | None:
+    """Return by how much this machine's clock is wrong, if that is why AWS refused a request; else None."""
+    date = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
+    theirs = parse_http_date(date)
+    if response.get("Error", {}).get("Code") not in SIGNATURE_CODES or theirs is None:
+        return None
+    if abs(skew_s := (theirs - now).total_seconds()) < SKEW_MIN_S:
+        return None
+    side = "behind" if skew_s > 0 else "ahead of"
+    return f"the clock of this machine is {abs(skew_s):.0f} s {side} that of AWS: set it"
+
+
+CA_SETTING: Final = "AWS_CA_BUNDLE"
+
+
+def unanswered_text(exc: Exception) -> str:
+    """Return the address, without credentials, and the cause; the text of *exc* if it is about no connection."""
+    facts = getattr(exc, "kwargs", {})
+    cause, address = facts.get("error"), facts.get("endpoint_url") or facts.get("proxy_url")
+    if address is None:
+        return str(exc) if cause is None else f"AWS: {network_cause(cause, ca_setting=CA_SETTING)}"
+    place = URL(str(address)).with_user(None).with_query(None)
+    if isinstance(exc, botocore_errors.ConnectTimeoutError):
+        return f"{place}: {NO_CONNECTION}"
+    if isinstance(exc, botocore_errors.ReadTimeoutError):
+        return f"{place}: {NO_ANSWER}"
+    if cause is None:
+        return str(exc)
+    return f"{place}: {network_cause(cause, ca_setting=CA_SETTING)}"
+
 
 ANSWER_KEPT_S: Final = 1.0  # a refreshed one too: however short-lived credentials are, no request asks for itself alone
 ASK_MAX_S: Final = 10.0  # longer than botocore tries an agent of a container: three times, for two seconds each
@@ -194,3 +243,16 @@ def describe(exc: Exception) -> str:
     if isinstance(exc, ClientError) or type(exc) in {ValueError, RuntimeError}:
         return " ".join(str(exc).split())[:CAUSE_MAX_LENGTH]
     return f"expected credentials of AWS, got something else ({type(exc).__name__})"
+
+
+def names_region(profile: str | None) -> bool:
+    """Return whether *profile*, by default that of the name `default`, names a region; False without a default one.
+
+    True for a profile that cannot be read or is missing: opening a client names that problem.
+    """
+    try:
+        return "region" in botocore.session.Session(profile=profile or "default").get_scoped_config()
+    except ProfileNotFound:
+        return profile is not None
+    except BotoCoreError:  # a file that is not in the format of profiles
+        return True

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.aws.clients import Client
-from simplu_worker.aws.replies import DECODERS
+from simplu_worker.aws.clients import DECODERS, Client
 
 RECORDS: Final = "simplu_worker.records"  # in the context of a call, beside what botocore keeps there
 REQUEST_MAX_COUNT: Final = 500  # Kinesis API reference, PutRecords

@@ -1,13 +1,17 @@
 """The door to SQS: the calls of one queue, with our types and our errors.
 
-A batch call of SQS answers for each entry separately. So the batch calls here return the entries that failed, and raise
+A batch call of SQS answers for each entry separately. So the batch calls here return the entries that failed, and
+raise
 only when the whole call failed: RetryableError (network, throttling, an outage of SQS) or PermanentError (no such
 queue, no permission, too large). A message is read field by field: a field that is missing or of another type has a
 default, and only a message that could never be deleted is skipped.
+
+Unwrap a message from the envelope that SNS adds when raw delivery is off.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,12 +22,41 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate, translate_errors
-from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin
-from simplu_worker.telemetry.tracing.spans import receive_span
-from simplu_worker.timing.retrying import attempts
+from simplu_worker.telemetry.spans import receive_span
+from simplu_worker.timing.waits import attempts
 from simplu_worker.vocabulary import Source
+
+_MARK: Final = '"Notification"'
+
+
+def unwrap(body: str, attributes: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the message in *body* with its attributes; both unchanged when there is no envelope.
+
+    An attribute of the SQS message itself overrides one of the envelope.
+    """
+    own = dict(attributes)
+    if _MARK not in body:  # saves parsing most bodies
+        return body, own
+    try:
+        envelope = json.loads(body)
+    except (ValueError, RecursionError):
+        return body, own  # the decoder of the message reports the error
+    if not isinstance(envelope, dict) or envelope.get("Type") != "Notification":
+        return body, own
+    message = envelope.get("Message")
+    if not isinstance(message, str):
+        return body, own
+    return message, _attributes_of(envelope.get("MessageAttributes")) | own
+
+
+def _attributes_of(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {}
+    members = {name: member.get("Value") for name, member in value.items() if isinstance(member, dict)}
+    return {name: text for name, text in members.items() if isinstance(text, str)}
+
 
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
 LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.cache.invalidations import (
     ENTRY_PREFIX,
@@ -32,10 +33,9 @@ from simplu_worker.cache.invalidations import (
     versions_of,
 )
 from simplu_worker.errors import ConfigurationError, InternalError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.timing.waits import repeat_every
 from simplu_worker.vocabulary import CacheOutcome, CacheRead, TargetKind
 
 if TYPE_CHECKING:

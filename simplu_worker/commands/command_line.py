@@ -55,8 +55,7 @@ def parse_duration(option: str, text: str) -> timedelta:
 
 def parse_time(option: str, text: str) -> datetime:
     """Return the time in *text*, the value of *option*. Raises UsageError."""
-    from simplu_worker.operations.json_record import parse_timestamp
-    from simplu_worker.operations.member_errors import EXPECTED_TIME
+    from simplu_worker.operations.json_record import EXPECTED_TIME, parse_timestamp
 
     try:
         return parse_timestamp(text)

@@ -1,6 +1,8 @@
 """How a command runs: the settings that it loads, its log, its end by an error or a signal.
 
 Imported once a command runs: with the settings, logging and asyncio it takes as long as all of `--help`.
+
+Check what a command needs: settings that are present, a tenant with valid names, a known shard.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
@@ -19,12 +21,13 @@ import structlog
 
 from simplu_worker.commands.exit_status import EXIT_BY_SIGNAL, EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.key_log import require_key_log
-from simplu_worker.config.loading import draft_settings, load_env_file, prepare_environment
-from simplu_worker.config.misspellings import find_misspellings
-from simplu_worker.config.settings import VARIABLES, Settings
+from simplu_worker.config.loading import draft_settings, find_misspellings, load_env_file, prepare_environment
+from simplu_worker.config.settings import ROUTES, VARIABLES, Settings, set_of
 from simplu_worker.config.values import is_service_link
-from simplu_worker.errors import ConfigurationError, UsageError, WorkerError
+from simplu_worker.errors import ConfigurationError, PermanentError, UsageError, WorkerError
 from simplu_worker.memory_tuning import end_start
+from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
 SERVICE_LINK_ADVICE: Final = "the address of a service; enableServiceLinks: false keeps it out of the pod"
@@ -158,3 +161,37 @@ def complain(problem: str) -> None:
     """Print *problem* on stderr, without secrets. Nothing happens where stderr takes nothing."""
     with contextlib.suppress(OSError):
         print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+
+
+def require_settings(
+    settings: Settings, *, routes: bool = False, stream: bool = False, queue: str | None = None
+) -> None:
+    """Raise ConfigurationError, which names every missing variable, unless the required settings are present.
+
+    *queue* is the name of the variable with the URL of a required queue.
+    """
+    problems = []
+    if stream and settings.kinesis_stream_name is None:
+        problems.append("KINESIS_STREAM_NAME: expected the stream to put operations on, got nothing; set it")
+    if queue is not None and getattr(settings, queue.lower()) is None:
+        problems.append(f"{queue}: expected the queue to send order events to, got nothing; set it")
+    if routes and not set_of(settings, *ROUTES):
+        problems.append(f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one")
+    if problems:
+        raise ConfigurationError(*problems)
+
+
+def parse_tenant_id(business_id: str, location_id: str) -> str:
+    """Return the tenant id of two names from the command line. Raises PermanentError if one is invalid."""
+    for name, value in {"business": business_id, "location": location_id}.items():
+        if not is_id(value):
+            raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
+    return tenant_id_of(business_id, location_id)
+
+
+def known_shard(shards: Iterable[ShardAddress], shard_id: str) -> ShardAddress:
+    """Return the one of *shards* that the command line names. Raises PermanentError if it is none of them."""
+    known = {address.shard_id: address for address in shards}
+    if shard_id not in known:
+        raise PermanentError(f"expected a shard out of {', '.join(sorted(known)) or 'none'}; got {shard_id}")
+    return known[shard_id]

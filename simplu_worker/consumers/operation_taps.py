@@ -2,18 +2,21 @@
 
 Without a tap a batch costs one check of an attribute. A tap never delays an operation: it keeps a bounded number of
 events until its reader takes them, and drops and counts those that do not fit.
+
+Count the outcomes of operations from any source.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from simplu_worker import instruments
 from simplu_worker.dead_letters.letter import DeadLetter, tenant_of
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 
@@ -157,3 +160,36 @@ def letter_members(letter: DeadLetter) -> dict[str, Any]:
 
 
 TAPS: Final = OperationTaps()  # of the process, as the metrics are
+
+
+T = TypeVar("T")
+
+
+def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping[Outcome, Sequence[T]]:
+    """Return the *items* of a batch by their outcomes, in their order; nearly always all have the same outcome."""
+    if outcomes and outcomes.count(outcomes[0]) == len(outcomes) == len(items):
+        return {outcomes[0]: items}
+    groups: defaultdict[Outcome, list[T]] = defaultdict(list)
+    for item, outcome in zip(items, outcomes, strict=True):
+        groups[outcome].append(item)
+    return groups
+
+
+def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
+    """Count a committed batch of one source, and the seconds from arrival to commit; show it to the open taps."""
+    if TAPS.open:
+        TAPS.publish(operations, outcomes, now)
+    for outcome, own in group_by_outcome(operations, outcomes).items():
+        source = own[0].origin.source
+        match outcome.disposition:
+            case Disposition.HOLD | Disposition.UNEXPECTED | Disposition.LOCKED:
+                continue
+            case Disposition.APPLIED:
+                result: str = outcome.failure or "succeeded"
+                arrivals = Counter([operation.origin.arrived_at for operation in own])
+                latencies = [((now - arrived_at).total_seconds(), count) for arrived_at, count in arrivals.items()]
+                instruments.OPERATION_LATENCY.observe_many(source, latencies)
+            case Disposition.DUPLICATE | Disposition.DEAD_LETTER:
+                result = outcome.disposition
+        for kind, count in Counter([operation.kind for operation in own]).items():
+            instruments.OPERATIONS.labels(source, kind, result).inc(count)

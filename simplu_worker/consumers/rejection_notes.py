@@ -24,9 +24,8 @@ from simplu_worker.consumers.operation_taps import TAPS
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import WorkerError
-from simplu_worker.metrics.instruments import REJECTIONS_UNNOTED
-from simplu_worker.operations.operation import Origin, RejectedRecord, is_storable, tenant_id_of
-from simplu_worker.operations.request_ids import control_request_id
+from simplu_worker.instruments import REJECTIONS_UNNOTED
+from simplu_worker.operations.operation import Origin, RejectedRecord, control_request_id, is_storable, tenant_id_of
 from simplu_worker.shards.gateway import HOMELESS, ShardGateway
 from simplu_worker.shards.types import Rejection
 from simplu_worker.timing.clock import loop_time

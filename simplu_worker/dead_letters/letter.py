@@ -19,8 +19,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.operations.json_record import Time, parse_timestamp
-from simplu_worker.operations.operation import Origin, PartNumber, RejectedRecord, tenant_id_of
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import Origin, PartNumber, RejectedRecord, derived_request_id, tenant_id_of
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ERROR_MAX_BYTES: Final = 2048

@@ -2,6 +2,8 @@
 
 Safe because `store` returns only when the queue has confirmed every letter, and the caller skips a record only after
 that. A letter is stored twice when its confirmation got lost: harmless, because a replay is de-duplicated.
+
+The dead-letter queue of a worker that is given none: beside its control queue, created at the start.
 """
 
 from __future__ import annotations
@@ -13,12 +15,20 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import structlog
+from yarl import URL
 
 from simplu_worker.aws.clients import Client, longest_pause_s
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, OutgoingMessage, Queue
+from simplu_worker.aws.sqs_queue import (
+    BATCH_MAX_COUNT,
+    RETENTION_MAX_S,
+    OutgoingMessage,
+    Queue,
+    create_queue,
+    find_queue_url,
+)
 from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter, fifo_ids_of
-from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.metrics.instruments import DEAD_LETTERS
+from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.instruments import DEAD_LETTERS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -157,3 +167,48 @@ class DeadLetterQueue:
                 positions=positions[:POSITIONS_NAMED_MAX] if is_for_many else positions,
                 error=group[0].error,
             )
+
+
+async def ensure_default_queue(
+    client: Client,
+    url: str,
+    stopping: asyncio.Event,
+    *,
+    on_failure: Callable[[], None] = lambda: None,
+    draw: Callable[[], float] = random.random,
+) -> None:
+    """Create the queue at *url* unless it exists, and log its name; return early when *stopping* is set.
+
+    Tries again for as long as SQS does not answer, and calls *on_failure* after each such try. Raises
+    `ConfigurationError` when the queue may not be created.
+    """
+    failure_count = 0
+    while not stopping.is_set():
+        try:
+            await _ensure_queue(client, url)
+        except RetryableError as exc:
+            failure_count += 1
+            delay_s = backoff_s(
+                failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
+            )
+            log.warning("dead_letter.queue_not_ensured", url=url, retry_in_s=round(delay_s, 1), error=str(exc))
+            on_failure()
+            await sleep_or_event(delay_s, until=stopping)
+        except PermanentError as exc:
+            raise ConfigurationError(
+                f"SQS_DEAD_LETTER_QUEUE_URL: expected a queue, or the right to create {url}, got: {exc}; "
+                "create a queue and name it here, or allow sqs:GetQueueUrl and sqs:CreateQueue"
+            ) from exc
+        else:
+            return
+
+
+async def _ensure_queue(client: Client, url: str) -> None:
+    name = url.rpartition("/")[2]
+    found_url = await find_queue_url(client, name)
+    is_new = found_url is None
+    if found_url is None:
+        found_url = await create_queue(client, name, retention_s=RETENTION_MAX_S)
+    if URL(found_url).path != URL(url).path:
+        raise PermanentError(f"{found_url}, of another account than the control queue")
+    log.info("dead_letter.default_queue", queue=name, url=url, is_new=is_new)

@@ -12,28 +12,29 @@ from typing import Final
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.bulkheads import FailureCount, note_trouble
 from simplu_worker.errors import RetryableError
-from simplu_worker.feed.budget import Budget
-from simplu_worker.feed.events import ReadRow, undone_bounds_event, undone_event
-from simplu_worker.feed.filters import lets_through
-from simplu_worker.feed.memory import SentEvents
-from simplu_worker.feed.places import END, POSITION_MAX, BatchRef, HeldTenant, Place
+from simplu_worker.feed.events import ReadRow, lets_through, undone_bounds_event, undone_event
 from simplu_worker.feed.rows import CursorRow, NotPublisherError
 from simplu_worker.feed.types import (
+    END,
+    POSITION_MAX,
+    BatchRef,
     Delivered,
     Delivery,
     DestinationTerms,
     Disabled,
     FeedEvent,
     FeedFilter,
+    HeldTenant,
     Incarnation,
+    Place,
     Refused,
     RetryLater,
 )
 from simplu_worker.feed.types import Destination as OpenDestination
-from simplu_worker.feed.window import Finished, RefusedForGood, Window, WindowEvent
-from simplu_worker.metrics import instruments
+from simplu_worker.feed.window import Budget, Finished, RefusedForGood, SentEvents, Window, WindowEvent
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any

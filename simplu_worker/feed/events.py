@@ -1,26 +1,62 @@
-"""The events of a row of the log. Pure.
+"""The changes of a shard as events of a destination. Pure.
+
+The events of a row of the log.
 
 A row may be no event at all: an operation that failed, or only reads; a copy that a move makes; the mark of a
 departure, for which the feed of the target waits. A tenant that is made leaves one row, which tells of the tenant and
 of its default row.
+
+Which events a destination gets (docs/feed.md).
+
+The documents of resources that events are sent with: which are wanted, and for which events.
+
+Only as many bytes are read at a time as a window may hold: the rows of the log behind them are read again.
+
+Which replica publishes a shard, and what its events are part of.
+
+The row of the publisher is on the shard, so it goes back together with the log where a promotion or a restore loses
+commits, and so does each cursor, which is written behind the delivery of its events. Whatever was published behind
+the
+cursor as this server has it may be undone, so a new incarnation begins there. It does not begin behind the newest
+batch
+of the log: standbys have the commits in their order, which is not that of their numbers, so batches below it may be
+undone too.
+
+A run of the server is its timeline and its start. A promotion has another timeline; a base backup that is started as
+it
+is has not, but another start.
+
+What a person's word does to a destination's cursor on a shard: where a replay begins, what a skip passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from functools import lru_cache
 from struct import unpack
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from simplu_worker.feed.places import HeldTenant, Place
-from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
+from simplu_worker.errors import PermanentError
+from simplu_worker.feed.types import (
+    POSITION_MAX,
+    DestinationTerms,
+    EventBounds,
+    FeedEvent,
+    FeedFilter,
+    FeedTenant,
+    HeldTenant,
+    Incarnation,
+    LeftOut,
+    Place,
+)
 from simplu_worker.shards.apply.durability import ReplicationFacts, facts_of
-from simplu_worker.shards.log.keys import id_of_key
-from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
-from simplu_worker.vocabulary import FeedKind
+from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, id_of_key
+from simplu_worker.timing.backoff import jittered
+from simplu_worker.timing.clock import EPOCH
+from simplu_worker.vocabulary import FeedData, FeedKind, FeedStop
 
 ARRIVAL: Final = "a"
 MARK: Final = "m"
@@ -257,3 +293,215 @@ def gap_event(
         tenant=tenant,
         bounds=EventBounds(behind=behind.batch_id, through=through, to_time=through_at),
     )
+
+
+# What became of events that were sent before: a receiver needs them for all that it got.
+ALWAYS_SENT = frozenset({FeedKind.UNDONE, FeedKind.GAP})
+
+
+def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
+    """Return whether a destination with the filter *chosen* gets *event*.
+
+    A filter of kinds lets each `undone` and `gap` through, and no filter holds a shard-wide event back. One of resource
+    types, by any of their names, lets events of a whole tenant through: they are about its resources of every type.
+    """
+    tenant = event.tenant
+    if tenant is None:
+        return True
+    return (
+        (chosen.tenants is None or tenant.tenant_id in chosen.tenants)
+        and (chosen.business_types is None or tenant.business_type in chosen.business_types)
+        and (
+            chosen.resource_types is None
+            or event.resource_type is None
+            or not chosen.resource_types.isdisjoint((event.resource_type, *event.other_types))
+        )
+        and (chosen.kinds is None or event.kind in chosen.kinds or event.kind in ALWAYS_SENT)
+    )
+
+
+DOCUMENT_MAX_BYTES: Final = 1_000_000  # no destination takes more
+READ_MAX_BYTES: Final = 2 * 1024 * 1024
+
+Resource: TypeAlias = tuple[str, str, str]  # the ids of its tenant, its type and its own
+
+
+class WantedDocuments:
+    """The resources of *rows* whose documents a destination with one of *terms* gets, each once, in order.
+
+    A deleted resource has none.
+    """
+
+    def __init__(self, rows: Sequence[ReadRow], terms: Sequence[DestinationTerms]) -> None:
+        filters = [one.filter for one in terms if one.data is FeedData.CURRENT]
+        self._event_ids: dict[Resource, list[str]] = {}
+        self._first_rows: list[int] = []
+        for index, row in enumerate(rows if filters else ()):
+            for event in row.events:
+                if event.tenant is None or event.resource_type is None or event.resource_id is None:
+                    continue
+                if event.kind is FeedKind.RESOURCE_DELETED or not any(lets_through(one, event) for one in filters):
+                    continue
+                resource = (event.tenant.tenant_id, event.resource_type, event.resource_id)
+                if resource not in self._event_ids:
+                    self._event_ids[resource] = []
+                    self._first_rows.append(index)
+                self._event_ids[resource].append(event.id)
+
+    def __repr__(self) -> str:
+        return f"WantedDocuments({len(self._event_ids)})"
+
+    @property
+    def resources(self) -> Sequence[Resource]:
+        """The resources; a document is known by its number among them."""
+        return list(self._event_ids)
+
+    def row_count(self, left_at: int) -> int:
+        """Return how many rows want none of the documents from number *left_at* on."""
+        return self._first_rows[left_at]
+
+    def by_event(self, documents: Mapping[int, bytes]) -> dict[str, bytes]:
+        """Return the documents, which are by number, by the ids of the events that are sent with them."""
+        return {
+            event_id: documents[number]
+            for number, event_ids in enumerate(self._event_ids.values())
+            if number in documents
+            for event_id in event_ids
+        }
+
+
+LEASE_S: Final = 8.0  # without a renewal another replica may publish
+RENEW_S: Final = 4.0  # an idle shard costs this statement alone, which tells whether there is more to read
+RENEW_GRID_S: Final = 0.5  # those of many shards are sent together: by 0.1 s, eighty shards took a third more
+MARGIN_S: Final = 0.5  # before the end of the lease nothing is published any more
+CLAIM_DELAY_MAX_S: Final = 1.2  # so that a killed publisher is replaced within LEASE_S + this
+EVEN_SHARDS: Final = 8  # with so many shards a replica waits for half of that
+BOUNDS_MAX: Final = 16  # incarnations that an event names
+TIME_DIGITS: Final = 12  # of an incarnation's id: milliseconds, as `claim_feed` writes them
+
+
+def claim_delay_s(published_count: int, draw: float) -> float:
+    """Return how long a replica that publishes *published_count* shards leaves a free row to others.
+
+    *draw* is from 0 to 1.
+    """
+    share = published_count / (published_count + EVEN_SHARDS)
+    return jittered(0.85 * CLAIM_DELAY_MAX_S * share + 0.05, ratio=0.1, draw=draw)
+
+
+def incarnation_id(at: datetime, noise: str, known: Iterable[str] = ()) -> str:
+    """Return the id of an incarnation that begins at the time *at*: greater, as text, than those of earlier times.
+
+    Greater than all that are *known*, too. Receivers compare ids so (docs/feed.md): an incarnation may not name the one
+    before, where that was lost as well. *at* is by the clock of the shard, as those of two replicas may differ.
+    """
+    latest = max((int(one[:TIME_DIGITS], 16) for one in known), default=-1)
+    return f"{max((at - EPOCH) // timedelta(milliseconds=1), latest + 1):0{TIME_DIGITS}x}{noise}"
+
+
+def incarnations_in(bounds: str) -> list[str]:
+    """Return the incarnations that *bounds* name."""
+    return [one.rpartition(":")[0] for one in bounds.split(",") if one]
+
+
+def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str:
+    """Return what is another text wherever a server may have lost commits, or uses numbers of batches again."""
+    return f"{timeline}/{started_at.timestamp():.6f}/{batch_offset}"
+
+
+def bounds_with(bounds: str, incarnation: str, cursor: Place) -> str:
+    """Return *bounds* with those of an incarnation that begins behind *cursor*; the newest first.
+
+    An earlier one that begins at or behind that place goes: what it says is contained in the new one.
+    """
+    kept = [one for one in bounds.split(",") if one and int(one.rpartition(":")[2]) < cursor.batch_id]
+    return ",".join([f"{incarnation}:{cursor.batch_id}", *kept][:BOUNDS_MAX])
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """A cursor goes back behind the batch *behind*; what is behind the batch *through* was not sent, or is left out."""
+
+    behind: int
+    through: int
+    left_out: LeftOut | None = None
+
+
+def choose_replay(
+    cursor: Place, left_out: LeftOut | None, held: Sequence[HeldTenant], behind: int | None, until: int | None
+) -> Replay | None:
+    """Return how to replay what lies behind a batch, up to the batch *until* if given; None where there is nothing.
+
+    Nothing is left out behind the place of a held tenant: its events were not sent. *left_out* is that of an earlier
+    replay: as long as that one is under way, what either asks for is sent, and what is between.
+    """
+    if left_out is not None and left_out.through <= cursor.batch_id:
+        left_out = None
+    if left_out is None:
+        sent, through = cursor, min([cursor.batch_id, *(one.batch_id for one in held)]) - 1
+    else:
+        sent, through = Place(left_out.through, POSITION_MAX), left_out.through
+    if behind is None or Place(behind, POSITION_MAX) >= sent or (until is not None and until <= behind):
+        return None
+    if left_out is not None:
+        behind = min(behind, cursor.batch_id - 1)
+        until = None if until is None else max(until, left_out.behind)
+    if until is None or until >= through:
+        return Replay(behind, sent.batch_id)
+    return Replay(behind, until, LeftOut(until, through))
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Let a stopped destination go on. The event that it refused is tried once more, then kept as refused."""
+
+    stopped: FeedStop
+    error: str | None
+    refused_event: str | None
+
+
+class PassSource(msgspec.Struct, frozen=True):
+    """Send the events of a tenant that has moved without waiting for those of its source."""
+
+    tenant_id: str
+    source: str
+
+
+class PassEvent(msgspec.Struct, frozen=True):
+    """Try an event once more that the destination cannot take, then keep it as refused, whatever the reason."""
+
+    event_id: str
+
+
+def choose_skip(
+    stopped: FeedStop | None,
+    error: str | None,
+    refused_event: str | None,
+    held: Sequence[HeldTenant],
+    tenant_id: str | None,
+    event_id: str | None = None,
+) -> Resume | PassSource | PassEvent:
+    """Return what a skip passes, of *tenant_id* if given, or *event_id*.
+
+    Raises `PermanentError` where there is nothing to pass.
+    """
+    if event_id is not None:
+        return _choose_event(stopped, tenant_id, event_id)
+    waiting = {one.tenant_id: one for one in held if not one.is_passed}
+    if tenant_id is not None:
+        if tenant_id not in waiting:
+            names = ", ".join(sorted(waiting)) or "none"
+            raise PermanentError(f"expected a tenant that waits for its source, out of {names}; got {tenant_id}")
+        return PassSource(tenant_id, waiting[tenant_id].source)
+    if stopped is not None:
+        return Resume(stopped, error, refused_event)
+    if waiting:
+        names = ", ".join(sorted(waiting))
+        raise PermanentError(f"expected --tenant, out of those that wait for their source: {names}; got none")
+    raise PermanentError("expected a destination that has stopped, or a tenant that waits for its source; found none")
+
+
+def _choose_event(stopped: FeedStop | None, tenant_id: str | None, event_id: str) -> PassEvent:
+    if tenant_id is not None:
+        raise PermanentError("expected --tenant or --event, got both")
+    if stopped is not None:
+        raise PermanentError("expected no --event, as the destination has stopped; got one")
+    return PassEvent(event_id)

@@ -11,12 +11,30 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.feed.documents import DOCUMENT_MAX_BYTES, READ_MAX_BYTES, Resource
-from simplu_worker.feed.events import LogBatch, LogRow
-from simplu_worker.feed.incarnations import LEASE_S, bounds_with, incarnation_id, incarnations_in, run_of_server
-from simplu_worker.feed.overview import ShardView
-from simplu_worker.feed.places import BatchRef, HeldTenant, LeftOut, Place, decode_held
-from simplu_worker.feed.types import DestinationTerms, FeedEvent, FeedTenant, Incarnation
+from simplu_worker.feed.events import (
+    DOCUMENT_MAX_BYTES,
+    LEASE_S,
+    READ_MAX_BYTES,
+    LogBatch,
+    LogRow,
+    Resource,
+    bounds_with,
+    incarnation_id,
+    incarnations_in,
+    run_of_server,
+)
+from simplu_worker.feed.types import (
+    BatchRef,
+    DestinationTerms,
+    FeedEvent,
+    FeedTenant,
+    HeldTenant,
+    Incarnation,
+    LeftOut,
+    Place,
+    ShardView,
+    decode_held,
+)
 from simplu_worker.shards.apply.commit_safety import server_of
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server, facts_of
 from simplu_worker.shards.postgres.pool import Connection, ShardPool

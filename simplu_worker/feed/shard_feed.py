@@ -25,12 +25,20 @@ import structlog
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.feed.destination_feed import CatchUp, DestinationFeed
-from simplu_worker.feed.documents import Resource, WantedDocuments
-from simplu_worker.feed.events import LogBatch, LogRow, ReadRow, gap_event, read_row
-from simplu_worker.feed.incarnations import LEASE_S, MARGIN_S, RENEW_GRID_S, RENEW_S, claim_delay_s
-from simplu_worker.feed.memory import SentEvents, event_budget
-from simplu_worker.feed.overview import ShardView
-from simplu_worker.feed.places import END, POSITION_MAX, HeldTenant, Place
+from simplu_worker.feed.events import (
+    LEASE_S,
+    MARGIN_S,
+    RENEW_GRID_S,
+    RENEW_S,
+    LogBatch,
+    LogRow,
+    ReadRow,
+    Resource,
+    WantedDocuments,
+    claim_delay_s,
+    gap_event,
+    read_row,
+)
 from simplu_worker.feed.rows import (
     FeedState,
     LoadedFeed,
@@ -49,13 +57,22 @@ from simplu_worker.feed.rows import (
     renew,
     write_cursors,
 )
-from simplu_worker.feed.types import Destination, DestinationTerms, FeedEvent, Incarnation
-from simplu_worker.feed.window import document_budget
+from simplu_worker.feed.types import (
+    END,
+    POSITION_MAX,
+    Destination,
+    DestinationTerms,
+    FeedEvent,
+    HeldTenant,
+    Incarnation,
+    Place,
+    ShardView,
+)
+from simplu_worker.feed.window import SentEvents, document_budget, event_budget
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import ReplicationFacts
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.timing.aligned_times import aligned_time
-from simplu_worker.timing.backoff import backoff_s, jittered
+from simplu_worker.timing.backoff import aligned_time, backoff_s, jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import move_deadline, run_until, wait_any
 from simplu_worker.vocabulary import FeedData

@@ -13,10 +13,9 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip
-from simplu_worker.feed.places import HeldTenant, Place, decode_held
+from simplu_worker.feed.events import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip
 from simplu_worker.feed.rows import left_out_of
-from simplu_worker.feed.types import FeedEvent
+from simplu_worker.feed.types import FeedEvent, HeldTenant, Place, decode_held
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import has_schema

@@ -1,10 +1,19 @@
-"""The types that cross the line between the feed and its destinations: events, what became of them, terms. Pure."""
+"""The types of the feed. Pure.
+
+The types that cross the line between the feed and its destinations: events, what became of them, terms.
+
+Places in a shard's log, and tenants that wait for their source.
+
+tests/model/log_order_model.py searches what a reader of the log has to keep to.
+
+How each destination is doing over all shards, as a replica knows it: of its own, and by the rows of others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -150,3 +159,112 @@ class DestinationTerms(msgspec.Struct, frozen=True):
     begin: FeedBeginning | datetime = FeedBeginning.NOW
     tries: int = 10
     on_refusal: OnRefusal = OnRefusal.CONTINUE
+
+
+POSITION_MAX: Final = 32_767  # of a row in its batch: behind it is the next batch
+
+
+class Place(NamedTuple):
+    """A row of the log: everything up to it is read, or delivered."""
+
+    batch_id: int
+    position: int
+
+    @property
+    def before(self) -> Place:
+        """The place from which this row is the next one."""
+        return Place(self.batch_id, self.position - 1)
+
+    @property
+    def label(self) -> str:
+        """The place as events show it, never before the first row of a batch."""
+        return f"{self.batch_id}-{max(self.position, 0)}"
+
+
+END: Final = Place(2**63 - 1, POSITION_MAX)
+
+
+class LeftOut(NamedTuple):
+    """Delivered batches that a replay does not send again: those behind the batch *behind*, up to *through*."""
+
+    behind: int
+    through: int
+
+    @property
+    def begin(self) -> Place:
+        """The place behind which it begins."""
+        return Place(self.behind, POSITION_MAX)
+
+
+class BatchRef(msgspec.Struct, frozen=True, order=True):
+    """A batch of a shard's log: the number of its transaction, and the token that no other batch has.
+
+    A standby that is promoted without the last commits uses their numbers again, for other batches.
+    """
+
+    batch_id: int
+    token: str
+
+
+class HeldTenant(msgspec.Struct, frozen=True):
+    """A tenant that came to the shard in *epoch*, and whose events behind a place wait for the feed of *source*."""
+
+    tenant_no: int
+    tenant_id: str
+    epoch: int
+    source: str
+    batch_id: int
+    position: int
+    is_passed: bool = False  # by a person's word: it does not wait for its source any more
+
+    @property
+    def place(self) -> Place:
+        """The place behind which its events wait."""
+        return Place(self.batch_id, self.position)
+
+
+decode_held: Final = msgspec.json.Decoder(tuple[HeldTenant, ...]).decode  # of a cursor's column
+
+
+class ShardView(msgspec.Struct, frozen=True):
+    """A destination on one shard."""
+
+    shard_id: str
+    destination: str
+    behind_since: datetime | None = None
+    held_count: int = 0
+    stopped: str | None = None
+    error: str | None = None
+
+
+class DestinationView(msgspec.Struct, frozen=True):
+    """A destination over all shards. *error* is that of a shard where it has stopped, or else of any."""
+
+    name: str
+    lag_s: float = 0.0
+    shard_count: int = 0
+    held_count: int = 0
+    stopped_shards: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def destination_views(names: Sequence[str], shards: Iterable[ShardView], now: datetime) -> list[DestinationView]:
+    """Return what *shards* have of the destinations *names*, in their order."""
+    found: dict[str, list[ShardView]] = {name: [] for name in names}
+    for one in shards:
+        if one.destination in found:
+            found[one.destination].append(one)
+    return [_view(name, sorted(ones, key=lambda one: one.shard_id), now) for name, ones in found.items()]
+
+
+def _view(name: str, shards: Sequence[ShardView], now: datetime) -> DestinationView:
+    since = [one.behind_since for one in shards if one.behind_since is not None]
+    stopped = [one for one in shards if one.stopped is not None]
+    return DestinationView(
+        name=name,
+        lag_s=max((now - min(since)).total_seconds(), 0.0) if since else 0.0,
+        shard_count=len(shards),
+        held_count=sum(one.held_count for one in shards),
+        stopped_shards=tuple(one.shard_id for one in stopped),
+        error=next((one.error for one in (*stopped, *shards) if one.error is not None), None),
+    )

@@ -4,42 +4,157 @@ Every decision is a function of the record's bytes and position alone, so that e
 after a crash, decides the same (architecture, idea 7).
 
 The records of a reply take each step together, in columns: one by one they take a fifth longer.
+
+Read ids from a record that is no JSON, such as one that was cut off, for its dead letter and its status.
+
+One object for equal texts that come from outside, so that they take less memory and compare by identity.
+
+The digest of an operation: a redelivery has the same, another operation with its request id has not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from simplu_worker.operations.digest import digests_of
-from simplu_worker.operations.document_bounds import DOCUMENT_MAX_DEPTH, exceed_bounds
 from simplu_worker.operations.json_record import (
     ABSENT,
+    DOCUMENT_MAX_DEPTH,
+    NOTHING,
+    RECORD,
     Id,
     InvalidRecordError,
     LongId,
     Time,
     check_texts,
+    exceed_bounds,
     has_escapes,
+    is_nested_deeper,
     json_error,
+    member_error,
     object_member,
     parse_record,
     parse_records,
     replace_lone_surrogates,
+    shape_error,
     short_text,
     utc_text,
 )
 from simplu_worker.operations.list_query import decode_list_query
-from simplu_worker.operations.member_errors import NOTHING, RECORD, member_error, shape_error
-from simplu_worker.operations.nesting import is_nested_deeper
-from simplu_worker.operations.operation import ListQuery, Operation, Origin, RejectedRecord, tenant_id_of
-from simplu_worker.operations.readable_members import readable_members
-from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX, derived_request_id, is_replayed
-from simplu_worker.operations.shared_texts import shared
+from simplu_worker.operations.operation import (
+    DERIVED_REQUEST_ID_PREFIX,
+    ListQuery,
+    Operation,
+    Origin,
+    RejectedRecord,
+    derived_request_id,
+    is_replayed,
+    tenant_id_of,
+)
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
+
+READ_MAX_BYTES: Final = 16 * 1024  # ids come first, if anything can be read at all
+
+_TOKENS: Final = re.compile(rb'[\[\]{}]|"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_COLON: Final = re.compile(rb"\s*:\s*")
+
+
+def readable_members(record: bytes, names: Collection[str]) -> dict[str, msgspec.Raw]:
+    """Return the members of *names* with texts, as JSON; only those of the outermost object.
+
+    Of two members with one name the last one counts, as for a decoder. An unfinished text is none.
+    """
+    found: dict[str, msgspec.Raw] = {}
+    text, depth = record[:READ_MAX_BYTES], 0
+    name: str | None = None  # of the member whose value comes next
+    value_at = -1
+    for token in _TOKENS.finditer(text):
+        first = token[0][:1]
+        if first in b"{[":
+            depth += 1
+        elif first in b"}]":
+            depth -= 1
+        elif token.start() == value_at:
+            if name is not None and len(token[0]) > 1 and token[0].endswith(b'"'):
+                found[name] = msgspec.Raw(token[0])
+        elif depth == 1 and (colon := _COLON.match(text, token.end())) is not None:
+            known = token[0][1:-1].decode("ascii", "replace")
+            name, value_at = known if known in names else None, colon.end()
+    return found
+
+
+TEXTS_MAX: Final = 50_000
+
+_known: dict[str, str] = {}
+
+
+def shared(texts: Iterable[str]) -> list[str]:
+    """Return *texts*, each as the object that came before, for as long as it is remembered.
+
+    Not by `sys.intern`: CPython from 3.12.0 to 3.12.6 never frees what that has seen (python/cpython#113993), and
+    producers may send any number of texts.
+    """
+    if len(_known) >= TEXTS_MAX:
+        _known.clear()
+    return [_known.setdefault(text, text) for text in texts]
+
+
+DIGEST_VERSION: Final = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
+HASH_BYTES: Final = 7  # a producer that finds two operations with the same can only lose one of its own
+
+
+def digest_of(
+    kind: str, resource_type: str, resource_id: str | None, data: bytes, filters: bytes, pagination: bytes
+) -> bytes:
+    """Return the versioned digest of an operation as sent; each part with its length, so that parts cannot merge.
+
+    Without the timestamp: a producer's retry with a new timestamp is the same operation (protocol §6.4).
+    """
+    return digests_of([kind], [resource_type], [resource_id], [data], [filters], [pagination])[0]
+
+
+def digests_of(
+    kinds: Sequence[str],
+    resource_types: Sequence[str],
+    resource_ids: Sequence[str | None],
+    data: Sequence[bytes],
+    filters: Sequence[bytes],
+    paginations: Sequence[bytes],
+) -> list[bytes]:
+    """Return what `digest_of` returns for each operation of a batch, given by its columns."""
+    parts = zip(
+        map(_head, kinds, resource_types),
+        [resource_id.encode() if resource_id else b"" for resource_id in resource_ids],
+        data,
+        filters,
+        paginations,
+        strict=True,
+    )
+    return [
+        DIGEST_VERSION
+        + sha256(
+            b"".join((head, _sizes(len(i), len(d), len(f), len(p)), words, i, b"\0", d, b"\0", f, b"\0", p))
+        ).digest()[:HASH_BYTES]
+        for (head, words), i, d, f, p in parts
+    ]
+
+
+@lru_cache(4096)
+def _head(kind: str, resource_type: str) -> tuple[bytes, bytes]:
+    """Return the sizes of the first two parts of a digest, and the parts."""
+    parts = kind.encode(), resource_type.encode()
+    return b"%d,%d," % (len(parts[0]), len(parts[1])), b"\0%b\0%b\0" % parts
+
+
+@lru_cache(4096)
+def _sizes(*sizes: int) -> bytes:
+    return ",".join(map(str, sizes)).encode()
+
 
 # Decodes to an operation wherever the decoder works: it shows whether a record that does not is at fault.
 SOUND_RECORD: Final = (

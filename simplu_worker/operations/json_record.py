@@ -2,22 +2,416 @@
 
 Every decision is a function of the record's bytes alone, so that every reader of the record, today or after a crash,
 decides the same (architecture, idea 7).
+
+JSON texts that are nested deeper than a parser may recurse: found, and cut up for it, in linear time.
+
+Every pass goes over chunks, by methods that need no memory per byte: a record may have 10 million bytes.
+
+The bounds of stored documents, decided by their JSON text alone, and so the same for every reader.
+
+Postgres stores a number as its digits, without trailing zeros, and writes it out as plain decimal text: a record of
+63
+KB may be 917 MB of text for everything that reads it. All passes are linear, and most documents need the first only.
+
+Say what is wrong with a record or message: its member, what was expected, what came.
+
+For producers and for logs alike, so no text quotes a value.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections import deque
-from collections.abc import Mapping, Sequence
+from array import array
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, TypeVar, cast
+from itertools import accumulate, compress
+from typing import Annotated, Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from simplu_worker.operations.document_bounds import DOCUMENT_MAX_DEPTH
-from simplu_worker.operations.member_errors import EXPECTED_TIME, RECORD, kind_of, member_error
-from simplu_worker.operations.nesting import cut_deep_values, is_nested_deeper
+CHUNK_BYTES: Final = 1024
+# A part begins LEVELS deeper than the part around it, and is cut out if it has as many levels itself: so that no part
+# has more than twice as many, and no bracket is looked at twice.
+LEVELS: Final = 256
+
+_STRINGS = re.compile(rb'"[^"]*"?')
+_NOT_BRACKETS_OR_QUOTES: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_ONE_KIND_OF_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
+# Both kinds of brackets as the square ones, and every other byte as 0.
+_BRACKETS_ALONE: Final = bytes(ord("[") if byte in b"[{" else ord("]") if byte in b"]}" else 0 for byte in range(256))
+_AS_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")  # 1 and -1 as signed bytes
+_CUT_OUT: Final = b"[]"  # in place of a part; anything but a bracket might be one value with its neighbours
+
+
+class CutRecord(NamedTuple):
+    """A JSON text without the deep values of its members, and these values by the texts in their places."""
+
+    text: bytes
+    values: dict[bytes, bytes]
+
+
+class _Part(NamedTuple):
+    """A part of a text, from its first bracket to behind its last; *number* parts begin before it and end with it."""
+
+    start: int
+    end: int
+    number: int
+
+
+def is_nested_deeper(text: bytes, limit: int) -> bool:
+    """Return whether the arrays and objects of a JSON text are nested more than *limit* deep."""
+    if text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    # Two adjacent quotes are then an empty string, or the border of two strings with only commas and spaces in between.
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    shape = unescaped.translate(_ONE_KIND_OF_BRACKET, _NOT_BRACKETS_OR_QUOTES).replace(b'""', b"")
+    brackets = _STRINGS.sub(b"", shape)
+    depth = 0
+    for start in range(0, len(brackets), CHUNK_BYTES):
+        chunk = brackets[start : start + CHUNK_BYTES]
+        openings = chunk.count(b"[")
+        if depth + openings > limit and max(_depths(chunk, depth)) > limit:
+            return True
+        depth += 2 * openings - len(chunk)
+    return False
+
+
+def cut_deep_values(record: bytes) -> CutRecord:
+    """Cut out the values of members that have more than LEVELS levels. The text without them is still to be parsed.
+
+    Raises `msgspec.DecodeError` if one of the values is no JSON.
+    """
+    if not _is_balanced(record):
+        raise msgspec.DecodeError("expected as many closing brackets as opening ones, got another number")
+    marker = hashlib.sha256(record).hexdigest().encode()  # occurs in no record that has this hash
+    values: dict[bytes, bytes] = {}
+    places: list[bytes] = []
+    parts: list[bytes] = []
+    inner: defaultdict[int, list[_Part]] = defaultdict(list)  # by number: the parts in an outer part that has not ended
+    for part in _find_parts(record):
+        within = inner.pop(part.number + 1, [])
+        parts.append(_replace(record, part.start, part.end, within, [_CUT_OUT] * len(within)))
+        inner[part.number].append(part)
+        if part.number == 1:
+            places.append(b'{"%b.%d":0}' % (marker, len(values)))
+            values[places[-1]] = record[part.start : part.end]
+    msgspec.json.decode(b"[%b]" % b",".join(parts), type=msgspec.Raw)
+    return CutRecord(_replace(record, 0, len(record), inner[1], places), values)
+
+
+def _replace(text: bytes, start: int, end: int, parts: Sequence[_Part], replacements: Sequence[bytes]) -> bytes:
+    """Return *text* from *start* to *end* with *replacements* for *parts* of it."""
+    pieces = []
+    for part, replacement in zip(parts, replacements, strict=True):
+        pieces += [text[start : part.start], replacement]
+        start = part.end
+    return b"".join([*pieces, text[start:end]])
+
+
+def _is_balanced(text: bytes) -> bool:
+    """Return whether as many brackets are opened as closed."""
+    return sum(2 * chunk.count(b"[") - len(chunk.replace(b"\0", b"")) for chunk in _chunks(text)) == 0
+
+
+def _chunks(text: bytes) -> Iterator[bytes]:
+    """Yield *text* in chunks of the same length, in which every byte but the brackets outside of strings is 0."""
+    unescaped = text.replace(rb"\\", b"  ").replace(rb"\"", b"  ")
+    is_inside = False
+    for start in range(0, len(text), CHUNK_BYTES):
+        chunk = unescaped[start : start + CHUNK_BYTES]
+        if is_inside or b'"' in chunk:
+            words = chunk.split(b'"')
+            inside = slice(0 if is_inside else 1, None, 2)
+            words[inside] = map(bytes, map(len, words[inside]))
+            is_inside = is_inside == (len(words) % 2 == 1)
+            chunk = b" ".join(words)
+        yield chunk.translate(_BRACKETS_ALONE)
+
+
+def _find_parts(text: bytes) -> Iterator[_Part]:
+    """Yield the parts of *text* to cut out, each after the parts within it. Raises `msgspec.DecodeError`."""
+    starts: list[int] = []  # of the parts that have not ended
+    next_start = depth = offset = 0
+    for chunk in _chunks(text):
+        brackets = chunk.replace(b"\0", b"")
+        openings = brackets.count(b"[")
+        lowest, highest = depth + openings - len(brackets), depth + openings
+        level = 1 + LEVELS * len(starts)  # of the brackets that may begin the next part
+        if not (level < lowest and highest < level + LEVELS) and not (level - LEVELS < lowest and highest < level):
+            depths = _depths(brackets, depth)
+            positions = list(compress(range(offset, offset + len(chunk)), chunk))
+            at = 0
+            while True:
+                deep = _first(depths, level + LEVELS, at, len(depths))
+                over = _first(depths, level - LEVELS, at, deep)
+                if over < deep:
+                    at = over
+                    if not starts:
+                        raise msgspec.DecodeError("expected an opening bracket before each closing one, got none")
+                    yield _Part(starts.pop(), positions[over - 1] + 1, len(starts) + 1)
+                elif deep < len(depths):
+                    at = deep
+                    nearest = _last(depths, level, deep)
+                    starts.append(next_start if nearest is None else positions[nearest])
+                else:
+                    break
+                level = 1 + LEVELS * len(starts)
+            if (nearest := _last(depths, level, len(positions))) is not None:
+                next_start = positions[nearest]
+        depth = lowest + openings
+        offset += len(chunk)
+
+
+def _depths(brackets: bytes, depth: int) -> list[int]:
+    """Return the depth before each of *brackets*, *depth* before the first, and the one behind the last."""
+    return list(accumulate(array("b", brackets.translate(_AS_STEPS)), initial=depth))
+
+
+def _first(depths: list[int], depth: int, start: int, end: int) -> int:
+    """Return the first index of *depth* from *start* on; *end* if there is none before."""
+    try:
+        return depths.index(depth, start + abs(depth - depths[start]), end)
+    except ValueError:
+        return end
+
+
+def _last(depths: list[int], depth: int, end: int) -> int | None:
+    """Return the last index of *depth* before *end*; None if there is none."""
+    last = end - max(1, abs(depth - depths[end]))
+    try:
+        return last - depths[last::-1].index(depth) if last >= 0 else None
+    except ValueError:
+        return None
+
+
+NUMBER_MAX_DIGITS: Final = 1000
+DOCUMENT_MAX_VALUES: Final = 100_000  # members of objects and elements of arrays, at every depth
+DOCUMENT_MAX_DEPTH: Final = 512
+DOCUMENT_MAX_BYTES: Final = 16 * 1024 * 1024  # of text, with every number written out
+BOUNDS_TEXT: Final = (
+    f"at most {DOCUMENT_MAX_VALUES:,} values, nested at most {DOCUMENT_MAX_DEPTH} deep, {NUMBER_MAX_DIGITS:,} digits a"
+    " number and 16 MiB of text with every number written out"
+)
+
+# An exponent of two digits, or of one with its sign; it may also be in a string.
+_EXPONENT: Final = b"0e00"
+_SHAPE_OF_NUMBERS: Final = bytes(
+    ord("0") if byte in b"0123456789+-" else ord("e") if byte in b"eE" else 0 for byte in range(256)
+)
+# A number with an exponent outside of strings, without its digits. Most UUIDs have the shape above, and none has this.
+_BARE_EXPONENT: Final = b":e:"
+_NUMBER_CHARACTERS: Final = b"0123456789+-."
+_SHAPE_WITHOUT_NUMBERS: Final = bytes(
+    ord("e") if byte in b"eE" else ord(":") if byte in b":,[]{} \t\n\r" else 0 for byte in range(256)
+)
+_SCALED_NUMBER = re.compile(rb"[\s:\[,]-?[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{2}")
+_NUMBER_PARTS = re.compile(rb"-?([0-9]+)(?:\.([0-9]+))?[eE]([+-]?)0*([0-9]+)")
+_EXPONENT_MAX_CHARS: Final = 6  # a longer one is beyond all bounds
+_BETWEEN_NUMBERS = re.compile(rb"[^-+.0-9eE]+")
+_BEFORE_EXPONENT = re.compile(rb"[0-9][eE]")
+_PART_OF_NUMBER_TWICE = re.compile(rb"[0-9.]{2}")
+_SAMPLE_STEP: Final = NUMBER_MAX_DIGITS // 2  # of a longer number two samples in a row are digits
+_QUOTE: Final = ord('"')
+_SPACES: Final = b" \t\n\r"
+
+
+class DocumentSize(NamedTuple):
+    """The size of a JSON value, by the measures of the bounds; both are sums over its parts.
+
+    *text_bytes* is without spaces, and with every number written out.
+    """
+
+    values: int
+    text_bytes: int
+
+    @property
+    def exceeds_bounds(self) -> bool:
+        """Whether a document of this size may not be stored."""
+        return self.values > DOCUMENT_MAX_VALUES or self.text_bytes > DOCUMENT_MAX_BYTES
+
+
+def size_of(value: bytes) -> DocumentSize | None:
+    """Return the size of a JSON value; None if it has too long a number, or far too many values."""
+    outside = _without_strings(value)
+    growth = None if outside is None else _growth(outside.compact)
+    if outside is None or growth is None:
+        return None
+    return DocumentSize(_value_count(outside.compact), len(value) - outside.space_count + growth)
+
+
+def exceeds_bounds(document: bytes, *, may_be_deep: bool = True) -> bool:
+    """Return whether a JSON object has too many values, too many levels, too long a number, or too much text.
+
+    The levels are counted only if it *may_be_deep*.
+    """
+    if may_be_deep and is_nested_deeper(document, DOCUMENT_MAX_DEPTH):
+        return True
+    if _has_scaled_number(document):
+        return _exceeds_exactly(document)
+    if len(document) <= NUMBER_MAX_DIGITS:
+        return False  # nearly always
+    if _PART_OF_NUMBER_TWICE.search(document[::_SAMPLE_STEP]) is not None or len(document) > DOCUMENT_MAX_BYTES:
+        return _exceeds_exactly(document)
+    may_have_too_many = len(document) > DOCUMENT_MAX_VALUES and sum(map(document.count, b"[{,")) > DOCUMENT_MAX_VALUES
+    return may_have_too_many and _exceeds_exactly(document)
+
+
+def exceed_bounds(documents: Sequence[bytes], *, may_be_deep: bool = True) -> list[bool]:
+    """Return what `exceeds_bounds` returns for each of *documents*, in less time where all are usual."""
+    if may_be_deep or max(map(len, documents)) > NUMBER_MAX_DIGITS:
+        return [exceeds_bounds(document, may_be_deep=may_be_deep) for document in documents]
+    # The first sign of `_has_scaled_number`, here without its calls, which take a tenth as long as the search.
+    signs = [document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 for document in documents]
+    if True not in signs:
+        return signs
+    return [
+        sign and exceeds_bounds(document, may_be_deep=False) for sign, document in zip(signs, documents, strict=True)
+    ]
+
+
+def _has_scaled_number(document: bytes) -> bool:
+    """Return whether *document* has a number with an exponent of two digits; the cheapest sign comes first."""
+    return (  # `find`, as `in` takes half as long again
+        document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0
+        and document.translate(_SHAPE_WITHOUT_NUMBERS, _NUMBER_CHARACTERS).find(_BARE_EXPONENT) >= 0
+        and _SCALED_NUMBER.search(document) is not None
+    )
+
+
+def _exceeds_exactly(document: bytes) -> bool:
+    """Return the same without a look for cheaper signs, in ten times as long; it hardly ever is needed."""
+    outside = _without_strings(document)
+    if outside is None or _value_count(outside.compact) > DOCUMENT_MAX_VALUES:
+        return True
+    growth = _growth(outside.compact)
+    return growth is None or len(document) + growth > DOCUMENT_MAX_BYTES
+
+
+class _Outside(NamedTuple):
+    """A JSON text with a quote in place of each string, without the *space_count* spaces that it has elsewhere."""
+
+    compact: bytes
+    space_count: int
+
+
+def _without_strings(document: bytes) -> _Outside | None:
+    """Return what *document* has outside its strings; None for too many strings."""
+    quoted = document.replace(rb"\\", b"").replace(rb"\"", b"")
+    if quoted.count(_QUOTE) > 4 * DOCUMENT_MAX_VALUES:  # a value has at most two strings, of two quotes
+        return None
+    outside = b'"'.join(quoted.split(b'"')[::2])
+    compact = outside.translate(None, _SPACES)
+    return _Outside(compact, len(outside) - len(compact))
+
+
+def _value_count(outside: bytes) -> int:
+    """Return the number of members and elements: a comma between two of them, and a bracket before the first."""
+    openings = outside.count(b"[") + outside.count(b"{") - outside.count(b"[]") - outside.count(b"{}")
+    return outside.count(b",") + openings
+
+
+def _growth(outside: bytes) -> int | None:
+    """Return how much longer the text gets when all numbers are written out; None if one is too long."""
+    literals = _BETWEEN_NUMBERS.split(outside)
+    if max(map(len, literals)) <= NUMBER_MAX_DIGITS and _BEFORE_EXPONENT.search(outside) is None:
+        return 0  # nearly always
+    growth = 0
+    for literal in literals:
+        parts = _NUMBER_PARTS.fullmatch(literal) if b"e" in literal or b"E" in literal else None
+        if parts is None:
+            if len(literal) > NUMBER_MAX_DIGITS and len(literal.lstrip(b"-").replace(b".", b"")) > NUMBER_MAX_DIGITS:
+                return None
+            continue
+        digits, scale = _plain_digits(*parts.groups(default=b""))
+        if digits > NUMBER_MAX_DIGITS:
+            return None
+        growth += digits + (scale > 0) + literal.startswith(b"-") - len(literal)
+    return growth
+
+
+def _plain_digits(whole: bytes, fraction: bytes, sign: bytes, exponent_text: bytes) -> tuple[int, int]:
+    """Return how many digits a number has when it is written out, and how many of them are behind the point."""
+    if len(exponent_text) > _EXPONENT_MAX_CHARS:
+        return NUMBER_MAX_DIGITS + 1, 0
+    exponent = -int(exponent_text) if sign == b"-" else int(exponent_text)
+    significant = len((whole + fraction).lstrip(b"0"))
+    scale = max(0, len(fraction) - exponent)
+    before_point = significant + exponent - len(fraction) if significant else 1
+    return max(1, before_point) + scale, scale
+
+
+RECORD: Final = "record"  # in place of a member: the whole of it
+NOTHING: Final = "nothing"
+EXPECTED_TIME: Final = "a time of RFC 3339, such as 2026-01-31T09:00:00Z, or a date"
+
+_TYPES: Final = {
+    "str": "text",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
+    "null": "null",
+}
+_BY_FIRST_BYTE: Final = {
+    b"{": "an object",
+    b"[": "a list",
+    b'"': "text",
+    b"t": "true or false",
+    b"f": "true or false",
+    b"n": "null",
+}
+# The texts of msgspec's errors, whose paths are such as `$.pagination.page`.
+_PLACE: Final = re.compile(r"(?P<text>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(?P<name>\w+)`")
+_ANOTHER: Final = re.compile(r"Expected `(?P<expected>\w+)(?: \| null)?`, got `(?P<got>\w+)`")
+_LENGTH: Final = re.compile(r"Expected `str` of length (?P<sign>[<>]=) (?P<length>\d+)")
+_LOWER: Final = re.compile(r"Expected `float` >= (?P<least>\d+)\.0")
+_ANOTHER_FORM: Final = re.compile(r"Expected `str` matching regex .*", re.DOTALL)  # times alone have a form
+_FRACTION: Final = "Expected `float` that's a multiple of 1.0"
+
+
+def member_error(member: str, expected: str, got: str) -> str:
+    """Return the error of a member; *got* is a kind of value, and not the value."""
+    return f"{member}: expected {expected}, got {got}"
+
+
+def kind_of(value: bytes) -> str:
+    """Return the kind of a JSON value by its first byte."""
+    return _BY_FIRST_BYTE.get(value[:1], "a number" if value else NOTHING)
+
+
+def shape_error(error: msgspec.ValidationError) -> str:
+    """Return an error of msgspec about a whole record in our words."""
+    return member_error(*shape_parts(error))
+
+
+def shape_parts(error: msgspec.ValidationError, *, within: str = "") -> tuple[str, str, str]:
+    """Return member, expected and got of an error of msgspec; *within* is the member that it was to decode, if any."""
+    place = _PLACE.fullmatch(str(error))
+    text, path = (str(error), None) if place is None else place.group("text", "path")
+    member = ".".join(filter(None, (within, path)))
+    if (found := _MISSING.fullmatch(text)) is not None:
+        return ".".join(filter(None, (member, found["name"]))), "a value", NOTHING
+    member = member or RECORD
+    if (found := _ANOTHER.fullmatch(text)) is not None:
+        expected, got = (_TYPES.get(word, word) for word in found.group("expected", "got"))
+        return member, expected, got
+    if (found := _LENGTH.fullmatch(text)) is not None:
+        is_short = found["sign"] == ">="
+        bound = f"at {'least' if is_short else 'most'} {found['length']}"
+        return member, f"text of {bound} characters", "a shorter one" if is_short else "a longer one"
+    if (found := _LOWER.fullmatch(text)) is not None:
+        return member, f"an integer from {found['least']}", "a lower one"
+    if text == _FRACTION:
+        return member, "an integer", "a fraction"
+    if _ANOTHER_FORM.fullmatch(text) is not None:
+        return member, EXPECTED_TIME, "another text"
+    return member, "another value", f"one that breaks a rule: {text}"
+
 
 NESTING_MAX: Final = 1 + DOCUMENT_MAX_DEPTH  # far below the interpreter's own limit, which differs between versions
 SHALLOW_MAX_BYTES: Final = 2 * NESTING_MAX  # a text of as many bytes has no room for more brackets, opened and closed

@@ -15,8 +15,15 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from simplu_worker.operations.json_record import InvalidRecordError, Time, parse_record, parse_timestamp
-from simplu_worker.operations.member_errors import EXPECTED_TIME, kind_of, shape_parts
+from simplu_worker.operations.json_record import (
+    EXPECTED_TIME,
+    InvalidRecordError,
+    Time,
+    kind_of,
+    parse_record,
+    parse_timestamp,
+    shape_parts,
+)
 from simplu_worker.operations.operation import Days, ListIndex, ListProblem, ListQuery, Path, Sort, is_storable
 
 DEFAULT_PAGE: Final = 1

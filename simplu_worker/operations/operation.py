@@ -1,14 +1,24 @@
-"""The types that consumers and shards share: an operation, its origin, and its outcome. Pure."""
+"""The types that consumers and shards share: an operation, its origin, and its outcome. Pure.
+
+The partition key that an operation has to have.
+
+The request ids of records that have none, derived from their positions.
+
+The time after which an operation of an unregistered tenant is given up (architecture, idea 7).
+"""
 
 from __future__ import annotations
 
-from datetime import date, datetime
+import hashlib
+from collections.abc import Iterable
+from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, assert_never
 
 import msgspec
 
-from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source
+from simplu_worker.operations.json_record import parse_record
+from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, PartitionKeyRule, Source
 
 ID_MAX: Final = 128  # characters of a business's or a location's id: docs/sending.md
 
@@ -122,7 +132,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *window_start*, of an order event: an event of its request id that was sent before is another event.
     *sent_type* is the name of the resource type that the record had, where the resource is stored under another one,
     *resource_type* (`stored_under`).
-    *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; a worker
+    *exceeds_bounds*: its *data* may not be stored (`json_record.py`), or its filters are nested as deep; a worker
     with other bounds may have applied it before.
     """
 
@@ -221,3 +231,109 @@ def is_id(text: str) -> bool:
 def tenant_id_of(business_id: str, location_id: str) -> str:
     """Return the id of a tenant, which is also its key for Citrus and the static map."""
     return f"{business_id}-{location_id}"
+
+
+KEY_MAX: Final = 256  # characters: Kinesis API reference, PutRecord
+
+
+def partition_key_by(rule: PartitionKeyRule, tenant_id: str, resource_type: str) -> str:
+    """Return the key by *rule*, which may be longer than Kinesis allows; where any may be used, the usual one."""
+    match rule:
+        case PartitionKeyRule.TENANT:
+            return tenant_id
+        case PartitionKeyRule.RESOURCE_TYPE | PartitionKeyRule.ANY:
+            return f"{tenant_id}-{resource_type}"
+        case _:
+            assert_never(rule)
+
+
+DERIVED_REQUEST_ID_PREFIX: Final = "simplu:"
+
+
+class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Member `simpluReplay`: the first position of a record without a request id that is replayed as a dead letter."""
+
+    stream: str
+    stream_shard: str
+    sequence_number: str
+    sub_sequence_number: int
+    part_index: int | None = None
+
+
+_replayed_decoder = msgspec.json.Decoder(ReplayedFrom)
+
+
+def derived_request_id(origin: Origin) -> str:
+    """Return the request id of a record that has none: the same for every read of the same position."""
+    position = origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number, origin.part_index
+    return _derive_request_id(origin.name, *position)
+
+
+def control_request_id(business_id: str, location_id: str) -> str:
+    """Return the key of the last refused control message of a tenant: no request id, which may not begin like that.
+
+    With both ids, as another tenant may have the same joined one.
+    """
+    return f"{DERIVED_REQUEST_ID_PREFIX}control:{business_id}/{location_id}"
+
+
+def with_request_id(record: bytes, origin: Origin) -> bytes:
+    """Return *record*, a valid one without `requestId`, with the id derived from its *origin*, and with that origin.
+
+    The record's own bytes stay, and no `resourceId` is added, as the digest covers both as they were sent. Of a member
+    that occurs twice (as after `"requestId": null`) the last one counts.
+    """
+    replayed = ReplayedFrom(
+        stream=origin.name,
+        stream_shard=origin.stream_shard_id or "",
+        sequence_number=origin.sequence_number or "",
+        sub_sequence_number=origin.sub_sequence_number,
+        part_index=origin.part_index,
+    )
+    members = msgspec.json.encode({"requestId": derived_request_id(origin), "simpluReplay": replayed})
+    return record.rstrip()[:-1] + b"," + members[1:]
+
+
+def _derive_request_id(
+    stream: str,
+    stream_shard_id: str | None,
+    sequence_number: str | None,
+    sub_sequence_number: int,
+    part_index: int | None,
+) -> str:
+    position = f"{stream}\0{stream_shard_id}\0{sequence_number}\0{sub_sequence_number}"
+    if part_index is not None:
+        position += f"\0{part_index}"
+    return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
+
+
+def is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
+    """Return whether *request_id* is the one derived from the position in `simpluReplay`."""
+    try:
+        first = parse_record(bytes(replay), _replayed_decoder)
+        position = first.stream_shard, first.sequence_number, first.sub_sequence_number, first.part_index
+        derived = _derive_request_id(first.stream, *position)
+    except (msgspec.DecodeError, UnicodeError):
+        return False
+    return request_id == derived
+
+
+UNKNOWN_TENANT_MARGIN: Final = timedelta(seconds=60)  # clock skew and a slow registration
+ABSENCE_MAX_AGE_S: Final = 5.0  # of a "not registered" that only defers operations
+
+
+def is_overdue(arrived_at: datetime, *, now: datetime, tenant_wait: timedelta) -> bool:
+    """Return whether an operation becomes a dead letter if its tenant is unregistered at *now*."""
+    return arrived_at + tenant_wait + UNKNOWN_TENANT_MARGIN <= now
+
+
+def absence_max_age_s(arrivals: Iterable[datetime], *, now: datetime, tenant_wait: timedelta) -> float:
+    """Return the allowed age of a "not registered" for operations of these *arrivals*: 0 if one would be given up."""
+    gives_up = any(is_overdue(arrived_at, now=now, tenant_wait=tenant_wait) for arrived_at in arrivals)
+    return 0.0 if gives_up else ABSENCE_MAX_AGE_S
+
+
+def unknown_tenant_error(tenant_wait: timedelta) -> str:
+    """Return the error of a dead letter for an unknown tenant."""
+    waited_s = (tenant_wait + UNKNOWN_TENANT_MARGIN).total_seconds()
+    return f"its tenant was not registered within {waited_s:g} s; register it and replay this dead letter"

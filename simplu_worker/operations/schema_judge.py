@@ -2,20 +2,282 @@
 
 What is found is told in words of the schema: its place there, and what was expected. No value of a document is among
 them, and no name but those that the schema has itself.
+
+What a schema may refer to, and how much work it may be: bounds that its text alone decides.
+
+A schema refers to itself alone, so nothing is ever fetched. Why the time for a document is bounded: each value in it
+is
+compared with at most VISITS_MAX subschemas; a keyword that takes as long as several counts as several. They are
+counted
+over all ways through the schema: a state has, for the values at one path of a document, how often each subschema is
+reached, and the next states are those of their members and elements. Without the bound, two alternatives that both
+lead
+back to the schema take time exponential in the depth of a document.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from enum import Enum, auto
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import unquote
 
 import msgspec
 
+from simplu_worker.errors import WorkerError
 from simplu_worker.operations.business_types import BusinessType, ResourceType
-from simplu_worker.operations.schema_bounds import InvalidSchemaError, check_bounds, pointer_to
+from simplu_worker.operations.json_record import is_nested_deeper
 from simplu_worker.vocabulary import Validation
+
+SCHEMA_MAX_BYTES: Final = 256 * 1024  # of JSON text
+SCHEMA_MAX_DEPTH: Final = 100  # of JSON text
+PATTERNS_MAX: Final = 100  # a compiled pattern takes up to a megabyte
+VISITS_MAX: Final = 1000
+CONSTANT_VISITS: Final = 10  # an object or array of `enum` or `const` takes as long as ten subschemas
+STEPS_MAX: Final = 2_000_000  # of the count itself, about a second
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+Place: TypeAlias = tuple["Inside", str | int | None]  # a member or an element; None: any that no subschema names
+State: TypeAlias = Mapping[int, int]  # how often the subschemas of these numbers are reached
+
+
+class InvalidSchemaError(WorkerError):
+    """A schema that cannot be used; the message begins with the place in it."""
+
+
+class Inside(Enum):
+    """What a value has inside."""
+
+    MEMBERS = auto()
+    ELEMENTS = auto()
+
+
+_HERE: Final = frozenset({"not", "if", "then", "else"})  # compared with the same value
+_HERE_ALL: Final = frozenset({"allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies"})
+_NAMED: Final = {"properties": Inside.MEMBERS, "prefixItems": Inside.ELEMENTS}
+_SEVERAL: Final = frozenset({*_HERE_ALL, *_NAMED, "patternProperties", "$defs", "definitions"})
+_PATTERNS: Final = frozenset({"pattern", "patternProperties"})
+_REFERENCES: Final = frozenset({"$ref", "$dynamicRef"})
+_ANCHORS: Final = frozenset({"$anchor", "$dynamicAnchor"})
+_OTHERS: Final = {  # compared with what no other keyword names
+    "additionalProperties": Inside.MEMBERS,
+    "unevaluatedProperties": Inside.MEMBERS,
+    "items": Inside.ELEMENTS,
+    "unevaluatedItems": Inside.ELEMENTS,
+}
+_EVERY: Final = {"propertyNames": Inside.MEMBERS, "contains": Inside.ELEMENTS}
+
+
+class _Subschema:
+    """A subschema, and the numbers of those that it leads to."""
+
+    def __init__(self, pointer: str) -> None:
+        self.pointer = pointer
+        self.visits = 1  # how many subschemas comparing a value with it counts as
+        self.here: list[int] = []
+        self.references: list[tuple[str, str]] = []  # keyword and target
+        self.named: dict[Place, int] = {}
+        self.others: defaultdict[Inside, list[int]] = defaultdict(list)
+        self.every: defaultdict[Inside, list[int]] = defaultdict(list)
+
+    def __repr__(self) -> str:
+        return f"_Subschema({self.pointer!r})"
+
+    def inside(self, place: Place) -> list[int]:
+        """Return the numbers of the subschemas for a member or an element at *place*."""
+        named = self.named.get(place)
+        return [*(self.others[place[0]] if named is None else [named]), *self.every[place[0]]]
+
+
+def check_bounds(schema: Any) -> frozenset[str]:
+    """Return the names of members that *schema* has properties for. Raises `InvalidSchemaError`."""
+    text = msgspec.json.encode(schema)
+    if len(text) > SCHEMA_MAX_BYTES:
+        raise InvalidSchemaError(f"#: expected at most {SCHEMA_MAX_BYTES} bytes of JSON, got {len(text)}")
+    if is_nested_deeper(text, SCHEMA_MAX_DEPTH):
+        raise InvalidSchemaError(f"#: expected at most {SCHEMA_MAX_DEPTH} levels, got more")
+    survey = _Survey()
+    survey.add(schema, "")
+    survey.resolve()
+    _check_visits(survey.subschemas)
+    return frozenset(str(key) for one in survey.subschemas for inside, key in one.named if inside is Inside.MEMBERS)
+
+
+def pointer_to(pointer: str, *parts: str | int) -> str:
+    """Return the JSON pointer that leads from *pointer* on to *parts*."""
+    return pointer + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+class _Survey:
+    """All subschemas of a schema, which is the first, by their numbers."""
+
+    def __init__(self) -> None:
+        self.subschemas: list[_Subschema] = []
+        self._targets: dict[str, int] = {}  # by what is behind the # of a reference
+        self._pattern_count = 0
+
+    def add(self, schema: Any, pointer: str) -> int:
+        """Add *schema*, and what is below; return its number."""
+        number = len(self.subschemas)
+        subschema = _Subschema(pointer)
+        self.subschemas.append(subschema)
+        self._targets[pointer] = number
+        if isinstance(schema, dict):
+            self._check_identity(schema, pointer)
+            for keyword, value in schema.items():
+                self._add_keyword(subschema, keyword, value)
+        return number
+
+    def _check_identity(self, schema: Mapping[str, Any], pointer: str) -> None:
+        dialect = schema.get("$schema", DIALECT)
+        if dialect not in (DIALECT, DIALECT + "#"):
+            raise InvalidSchemaError(f"#{pointer}/$schema: expected {DIALECT}, got another dialect; leave it out")
+        if pointer and "$id" in schema:
+            raise InvalidSchemaError(f"#{pointer}/$id: expected none below the root; use $anchor")
+        for keyword in _ANCHORS.intersection(schema):
+            self._targets[str(schema[keyword])] = self._targets[pointer]
+
+    def _add_keyword(self, subschema: _Subschema, keyword: str, value: Any) -> None:
+        pointer = pointer_to(subschema.pointer, keyword)
+        if keyword in _REFERENCES:
+            subschema.references.append((keyword, str(value)))
+        elif keyword in _HERE:
+            subschema.here.append(self.add(value, pointer))
+        elif keyword in _OTHERS:
+            subschema.others[_OTHERS[keyword]].append(self.add(value, pointer))
+        elif keyword in _EVERY:
+            subschema.every[_EVERY[keyword]].append(self.add(value, pointer))
+        elif keyword in _SEVERAL:
+            self._add_several(subschema, keyword, self._add_all(value, pointer))
+        if keyword in _PATTERNS:
+            self._count_patterns(pointer, value)
+        subschema.visits += _visits_of(keyword, value)
+
+    def _add_several(self, subschema: _Subschema, keyword: str, numbers: Mapping[str | int, int]) -> None:
+        if keyword in _HERE_ALL:
+            subschema.here += numbers.values()
+        elif keyword in _NAMED:
+            subschema.named |= {(_NAMED[keyword], key): number for key, number in numbers.items()}
+        elif keyword == "patternProperties":
+            subschema.every[Inside.MEMBERS] += numbers.values()
+
+    def _add_all(self, value: Any, pointer: str) -> dict[str | int, int]:
+        return {key: self.add(one, pointer_to(pointer, key)) for key, one in _items(value)}
+
+    def _count_patterns(self, pointer: str, patterns: Any) -> None:
+        self._pattern_count += len(patterns) if isinstance(patterns, dict) else 1
+        if self._pattern_count > PATTERNS_MAX:
+            raise InvalidSchemaError(f"#{pointer}: expected at most {PATTERNS_MAX} patterns in a schema, got more")
+
+    def resolve(self) -> None:
+        """Add the targets of references to what a subschema leads to."""
+        for subschema in self.subschemas:
+            for keyword, reference in subschema.references:
+                target = self._targets.get(unquote(reference[1:])) if reference.startswith("#") else None
+                if target is None:
+                    raise InvalidSchemaError(
+                        f"#{subschema.pointer}/{keyword}: expected the place of a subschema of the same schema, such as"
+                        " #/$defs/name, got another reference; nothing is fetched"
+                    )
+                subschema.here.append(target)
+
+
+def _visits_of(keyword: str, value: Any) -> int:
+    """Return how many subschemas a keyword counts as, beside those in it: all of it may be compared with a value."""
+    match keyword, value:
+        case "enum", list():
+            return sum(CONSTANT_VISITS if isinstance(one, dict | list) else _is_number(one) for one in value)
+        case "const", dict() | list():
+            return CONSTANT_VISITS
+        case "dependentRequired" | "dependencies", dict():
+            return sum(isinstance(names, list) for names in value.values())
+        case _:
+            return 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _items(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, dict):
+        yield from ((key, one) for key, one in value.items() if isinstance(one, dict | bool))
+    elif isinstance(value, list):
+        yield from enumerate(value)
+
+
+def _check_visits(subschemas: Sequence[_Subschema]) -> None:
+    order = _order_of(subschemas)
+    first = _spread(Counter([0]), subschemas, order)
+    waiting, known = [first], {frozenset(first.items())}
+    steps = 0
+    while waiting:
+        state = waiting.pop()
+        visits = {number: times * subschemas[number].visits for number, times in state.items()}
+        if (count := sum(visits.values())) > VISITS_MAX:
+            busiest = max(visits, key=lambda number: visits[number])
+            raise InvalidSchemaError(
+                f"#{subschemas[busiest].pointer}: expected a value to be compared with at most {VISITS_MAX}"
+                f" subschemas, got {count}; have fewer alternatives lead here, and fewer objects and arrays in enum and"
+                f" const (each counts as {CONSTANT_VISITS}), numbers in enum, and names in dependentRequired (as 1)"
+            )
+        places = {(inside, None) for inside in Inside} | {place for one in state for place in subschemas[one].named}
+        for place in places:
+            reached: Counter[int] = Counter()
+            for number, times in state.items():
+                for target in subschemas[number].inside(place):
+                    reached[target] += times
+            following = _spread(reached, subschemas, order)
+            steps += len(state) + len(following)
+            if steps > STEPS_MAX:
+                raise InvalidSchemaError("#: expected a schema with fewer ways through it, got one too large to check")
+            if following and (key := frozenset(following.items())) not in known:
+                known.add(key)
+                waiting.append(following)
+
+
+def _order_of(subschemas: Sequence[_Subschema]) -> Mapping[int, int]:
+    """Return for each number its place in an order in which each subschema comes before those compared with its value.
+
+    Raises `InvalidSchemaError` where a subschema leads back to itself without going into the value.
+    """
+    order: dict[int, int] = {}
+    open_: set[int] = set()
+    for root in range(len(subschemas)):
+        stack = [(root, iter(subschemas[root].here))] if root not in order else []
+        while stack:
+            number, targets = stack[-1]
+            open_.add(number)
+            target = next(targets, None)
+            if target is None:
+                stack.pop()
+                open_.discard(number)
+                order[number] = -len(order)
+            elif target in open_:
+                raise InvalidSchemaError(f"#{subschemas[target].pointer}: expected an end, got a reference to itself")
+            elif target not in order:
+                stack.append((target, iter(subschemas[target].here)))
+    return order
+
+
+def _spread(reached: Counter[int], subschemas: Sequence[_Subschema], order: Mapping[int, int]) -> State:
+    """Return *reached* with all subschemas that are compared with the same value."""
+    pending = [(order[number], number) for number in reached]
+    heapify(pending)
+    spread: dict[int, int] = {}
+    while pending:
+        _, number = heappop(pending)
+        if number in spread:
+            continue
+        spread[number] = reached[number]
+        for target in subschemas[number].here:
+            reached[target] += reached[number]
+            heappush(pending, (order[target], target))
+    return spread
+
 
 if TYPE_CHECKING:
     from jsonschema_rs import ValidationError

@@ -15,20 +15,30 @@ import msgspec
 from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.admission import HOLD
-from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable, tenant_id_of
-from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
+from simplu_worker.fairness import ShardTime, TenantUsage
+from simplu_worker.operations.operation import (
+    ABSENCE_MAX_AGE_S,
+    Disposition,
+    Operation,
+    Outcome,
+    is_storable,
+    tenant_id_of,
+)
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.shards.apply.rehearsal import CrashedBatches
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.trial_write import try_write
-from simplu_worker.shards.listing.lister import OperationLister
-from simplu_worker.shards.listing.page import ListedOperation, OperationPage, listed_members
-from simplu_worker.shards.listing.request import ListRequest
-from simplu_worker.shards.log.keys import key_of_id
-from simplu_worker.shards.log.message_failures import count_failures, forget_failures
-from simplu_worker.shards.log.rejections import find_rejections, note_rejections, note_unplaced_rejections
+from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationLister, OperationPage, listed_members
+from simplu_worker.shards.log import (
+    count_failures,
+    find_rejections,
+    forget_failures,
+    key_of_id,
+    note_rejections,
+    note_unplaced_rejections,
+)
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -36,10 +46,8 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import DESTROYED_STATES, Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
-from simplu_worker.shards.shard_time import ShardTime
-from simplu_worker.shards.tenant_usage import TenantUsage
 from simplu_worker.shards.tenants.control_rules import is_row_of
-from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
+from simplu_worker.shards.tenants.provisioning import FirstUse, TenantName
 from simplu_worker.shards.types import (
     Lever,
     PositionClaim,

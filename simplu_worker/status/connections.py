@@ -2,13 +2,16 @@
 
 aiohttp's own limit on the time of a request closes a connection only once its peer has taken the rest of the last
 answer, and its answer to a malformed request repeats the bytes that came, as does its log.
+
+The responses of the HTTP server: JSON, errors included, with the headers that all of them have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Final, cast
 
 import msgspec
@@ -17,8 +20,49 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from simplu_worker.status.connection_order import CONNECTIONS_MAX, ConnectionOrder
-from simplu_worker.status.responses import malformed_response
 from simplu_worker.timing.clock import loop_time
+
+COMMON_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Server": "simplu-worker",  # hides the versions of Python and of the library
+}
+BUSY_RETRY_S: Final = 1
+
+
+def json_response(status: int, answer: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return *answer* as JSON."""
+    return encoded_response(status, msgspec.json.encode(answer), headers=headers)
+
+
+def encoded_response(status: int, body: bytes, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return *body*, which is JSON."""
+    return web.Response(
+        status=status, body=body, content_type="application/json", headers={**COMMON_HEADERS, **(headers or {})}
+    )
+
+
+def error_response(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return an error for people."""
+    return json_response(status, {"error": message}, headers=headers)
+
+
+def busy_response() -> web.Response:
+    """Return the answer to a request beyond the limits."""
+    return error_response(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "too many requests at one time; repeat the request",
+        headers={"Retry-After": str(BUSY_RETRY_S)},
+    )
+
+
+def malformed_response() -> web.Response:
+    """Return the answer to a request that is not HTTP, without a byte of the request; it closes the connection."""
+    response = error_response(HTTPStatus.BAD_REQUEST, "expected a request of HTTP/1.1, got a malformed one")
+    response.force_close()
+    return response
+
 
 REQUEST_WITHIN_S: Final = 10.0  # from the connect or the last answer to the end of the request's head
 ANSWER_TAKEN_WITHIN_S: Final = 30.0

@@ -10,21 +10,19 @@ from typing import Any
 import msgspec
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.rejection_notes import KEPT_S
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.operations.request_ids import control_request_id
+from simplu_worker.operations.operation import control_request_id, tenant_id_of
 from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
-from simplu_worker.shards.health.all_shards import ShardInspector
+from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import Lever, StreamShards
-from simplu_worker.status.listing_request import OperationListQuery
-from simplu_worker.status.live.causes import advice_members
-from simplu_worker.status.operation_waits import OperationWaits
+from simplu_worker.status.operation_waits import OperationListQuery, OperationWaits
+from simplu_worker.status.problems import advice_members
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer
 from simplu_worker.status.views import (

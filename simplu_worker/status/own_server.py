@@ -1,8 +1,17 @@
-"""The HTTP server of a worker on this machine, for its clients there: its URL, and trust in its certificate."""
+"""The HTTP server of a worker on this machine, for its clients there: its URL, and trust in its certificate.
+
+Whether the worker on this machine is live: `python -m simplu_worker.status.own_server`, the image's HEALTHCHECK.
+
+It goes by the worker's own variables, but for those of a proxy, which would be asked for its own 127.0.0.1. Exit
+status
+0 only if `/livez` answers 200.
+"""
 
 from __future__ import annotations
 
+import os
 import ssl
+import urllib.request
 from pathlib import Path
 
 
@@ -19,3 +28,34 @@ def own_client_context(certificate: Path) -> ssl.SSLContext:
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = False
     return context
+
+
+ANSWER_WITHIN_S = 4.0
+DEFAULT_PORT = "8080"
+
+
+def main() -> None:
+    """Ask `/livez`. Raises OSError unless it answers 200."""
+    is_https = bool(os.environ.get("HTTP_TLS_CERT_FILE"))
+    port = os.environ.get("HTTP_PORT", "")
+    port = port if port.isdecimal() else DEFAULT_PORT  # a service link of Kubernetes counts as unset
+    url = own_url(os.environ.get("HTTP_HOST"), port, is_https=is_https)
+    context = _any_certificate() if is_https else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    opener.open(f"{url}/livez", timeout=ANSWER_WITHIN_S).close()
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """Return the context of a client that takes every certificate: whether the worker lives depends on none.
+
+    An expired one, or a file that was renewed and that the server refused, would end replicas that work. The request
+    has no token, and nobody's answer to it is worth forging.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+if __name__ == "__main__":
+    main()

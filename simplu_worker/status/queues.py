@@ -13,14 +13,14 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.aws.clients import ThrottledError
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.cache.cache import Cache, CacheAdmin
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.status.server import HttpAnswer
 from simplu_worker.telemetry.log import scrub, scrub_text
 

@@ -17,37 +17,32 @@ from typing import Any, Final, ParamSpec, assert_never
 
 import msgspec
 
-from simplu_worker import __version__
+from simplu_worker import __version__, instruments
 from simplu_worker.aws.clients import credential_source
 from simplu_worker.bulkheads import current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, ReplicaFigures
+from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, ReplicaFigures
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.feed.feed import Feed
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.health.all_shards import ShardInspector
-from simplu_worker.shards.health.assessment import Health, health_view
-from simplu_worker.shards.health.moves import longest_standing_s, move_views
+from simplu_worker.shards.health.assessment import Health, health_view, longest_standing_s, move_views
+from simplu_worker.shards.health.prober import ShardInspector
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.status.live.causes import advice_members
-from simplu_worker.status.live.fleet_history import FleetHistory, fleet_point
-from simplu_worker.status.live.history import History, totals_of
-from simplu_worker.status.live.problems import Problems, find_problems
-from simplu_worker.status.live.request_bodies import OpenDesk
-from simplu_worker.status.live.stream_history import ReadRates, StreamHistory
-from simplu_worker.status.live.top_tenants import TopTenants
+from simplu_worker.status.history import FleetHistory, History, ReadRates, StreamHistory, fleet_point, totals_of
 from simplu_worker.status.lookups import Lookups, pool_view
+from simplu_worker.status.metrics_text import TopTenants
+from simplu_worker.status.problems import Problems, advice_members, find_problems
 from simplu_worker.status.queues import Monitoring
+from simplu_worker.status.request_bodies import OpenDesk
 from simplu_worker.status.server import HttpAnswer, Views
-from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.status.views import (
+    Unreadiness,
     feed_view,
     trouble_view,
 )

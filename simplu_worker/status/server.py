@@ -25,16 +25,27 @@ from prometheus_client.exposition import gzip_accepted
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.shards.types import Lever
-from simplu_worker.status.access.audit import Actor, log_call, logged_action
-from simplu_worker.status.access.call_rates import CallRates
-from simplu_worker.status.access.guard import Guard
-from simplu_worker.status.access.reductions import counts_and_states, for_producers, for_viewers
-from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connection_order import Places
-from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
-from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
-from simplu_worker.status.live.event_stream import LISTENERS_MAX, Read, changes, send_events
-from simplu_worker.status.live.request_bodies import (
+from simplu_worker.status.connections import (
+    BUSY_RETRY_S,
+    COMMON_HEADERS,
+    CONNECTION_LIMITS,
+    ConnectionGate,
+    ConnectionLimits,
+    busy_response,
+    connection_of,
+    encoded_response,
+    error_response,
+    json_response,
+)
+from simplu_worker.status.event_stream import LISTENERS_MAX, Read, changes, parse_tap_query, send_events, tapped
+from simplu_worker.status.guard import Actor, CallRates, Guard, log_call, logged_action
+from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
+from simplu_worker.status.metrics_text import MetricsText, SharedAnswer, accepted_format
+from simplu_worker.status.openapi import describe
+from simplu_worker.status.operation_waits import WAIT_MAX_S, OperationListQuery, parse_listing_request
+from simplu_worker.status.page.files import PageFiles
+from simplu_worker.status.request_bodies import (
     EditRequest,
     LettersRequest,
     LeverRequest,
@@ -45,26 +56,10 @@ from simplu_worker.status.live.request_bodies import (
     WeightRequest,
     read_body,
 )
-from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
-from simplu_worker.status.metrics_text import MetricsText, accepted_format
-from simplu_worker.status.operation_waits import WAIT_MAX_S
-from simplu_worker.status.page.files import PageFiles
-from simplu_worker.status.responses import (
-    BUSY_RETRY_S,
-    COMMON_HEADERS,
-    busy_response,
-    encoded_response,
-    error_response,
-    json_response,
-)
-from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
-from simplu_worker.status.routes.message_schemas import SCHEMAS
-from simplu_worker.status.routes.openapi import describe
-from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
-from simplu_worker.status.shared_answer import SharedAnswer
+from simplu_worker.status.roles import Tokens, counts_and_states, for_producers, for_viewers
+from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 from simplu_worker.status.tls import accepting
-from simplu_worker.status.unreadiness import Unreadiness
-from simplu_worker.status.views import lever_action, lever_members
+from simplu_worker.status.views import Unreadiness, lever_action, lever_members
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Role
 

@@ -1,20 +1,23 @@
-"""Rows of tenants and shards as JSON members, for the status page and for commands. Pure."""
+"""Rows of tenants and shards as JSON members, for the status page and for commands. Pure.
+
+Why a replica is not ready: a word for all callers, and a text for operators.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from simplu_worker.bulkheads import Trouble
-from simplu_worker.feed.overview import DestinationView
+from simplu_worker.feed.types import DestinationView
 from simplu_worker.shards.gateway import RejectedRequest
-from simplu_worker.shards.health.all_shards import InspectedShard
 from simplu_worker.shards.health.assessment import health_view
+from simplu_worker.shards.health.prober import InspectedShard
 from simplu_worker.shards.types import Lever
 from simplu_worker.telemetry.log import scrub_text
-from simplu_worker.vocabulary import Absence, TenantState
+from simplu_worker.vocabulary import Absence, TenantState, UnreadyReason
 
 
 def trouble_view(trouble: Trouble) -> dict[str, Any]:
@@ -128,3 +131,10 @@ def shard_view(shard: InspectedShard) -> dict[str, Any]:
         "maxBusinesses": address.business_max,
         "lastHealthCheck": address.last_health_check,
     } | health_view(shard.health)
+
+
+class Unreadiness(NamedTuple):
+    """A reason, and what a person should know beside it: *text* may be an error of a dependency."""
+
+    reason: UnreadyReason
+    text: str | None = None

@@ -26,8 +26,7 @@ from structlog.typing import EventDict, WrappedLogger
 
 from simplu_worker.errors import place_of
 from simplu_worker.network_errors import UNEXPLAINED, network_cause
-from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
-from simplu_worker.telemetry.recent_events import EVENT_NAME, HEAD, RecentEvents
+from simplu_worker.telemetry.log_folding import EVENT_NAME, HEAD, Facts, LogDeduplicator, RecentEvents
 
 MASK = "***"
 SECRET_MIN_LENGTH = 6  # masking a shorter one would mask ordinary words

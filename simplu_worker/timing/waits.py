@@ -1,9 +1,21 @@
-"""Waits that an event ends early, and deadlines that move."""
+"""Waits that an event ends early, and deadlines that move.
+
+Repeat an action at a steady interval.
+
+Repeat a call that fails for a while: the door to stamina.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from typing import Final, TypeAlias
+
+import stamina
+from stamina.instrumentation import set_on_retry_hooks
+
+from simplu_worker.errors import RetryableError
 
 
 async def run_until(event: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
@@ -61,3 +73,34 @@ def move_deadline(deadline: asyncio.Timeout, when: float) -> None:
     """Move a deadline, unless it has passed: then the block that it bounds is being cancelled, and so it stays."""
     if not deadline.expired():
         deadline.reschedule(when)
+
+
+async def repeat_every(interval_s: float, action: Callable[[], Awaitable[object]]) -> None:
+    """Await *action* until cancelled, one call at a time; each begins at least *interval_s* after the one before."""
+    while True:
+        started = time.monotonic()
+        await action()
+        await asyncio.sleep(max(0.0, started + interval_s - time.monotonic()))
+
+
+set_on_retry_hooks(())  # its own would log arguments, and count what the metrics of our doors count
+
+PATIENCE_S: Final = 10.0
+RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
+
+RetryOn: TypeAlias = type[Exception] | Callable[[Exception], bool | float]
+
+retry: Final = stamina.AsyncRetryingCaller(
+    attempts=None, timeout=PATIENCE_S, wait_initial=RETRY_BASE_S, wait_max=RETRY_MAX_S, wait_jitter=RETRY_BASE_S
+).on(RetryableError)
+"""Call a function with its arguments, for a person who waits: again for PATIENCE_S while it raises RetryableError."""
+
+
+def attempts(on: RetryOn, *, count: int, base_s: float, max_s: float) -> AsyncIterable[stamina.Attempt]:
+    """Yield up to *count* attempts at a block of code, each a context to run it in, until one does not raise *on*.
+
+    A function as *on* returns whether to try again after an error, or the seconds until then. The last error is raised.
+    """
+    return stamina.retry_context(
+        on, attempts=count, timeout=None, wait_initial=base_s, wait_max=max_s, wait_jitter=base_s
+    )

@@ -15,7 +15,7 @@ from support.runbook.scene import Scene
 from support.runbook.stand_ins import STAND_INS, carry_out
 from support.runbook.world import World, open_world
 
-from simplu_worker.commands.fleet.held_summary import NOTHING_IS_HELD
+from simplu_worker.commands.fleet.actions import NOTHING_IS_HELD
 
 RUNBOOK = ROOT / "docs" / "runbook"
 INDEX = RUNBOOK / "README.md"

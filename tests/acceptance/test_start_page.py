@@ -19,7 +19,7 @@ from support.checkout import run_lines
 from support.page_examples import page_examples
 from support.requires import ROOT
 
-from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.loading import KNOWN_VARIABLES
 
 PAGE = ROOT / "docs" / "start.md"
 PATIENCE_S = 60.0

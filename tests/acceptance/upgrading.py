@@ -39,7 +39,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_local.workload.producer import open_client
 from simplu_local.workload.workload import Tenant
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = Path("shards/sql")
@@ -47,7 +47,7 @@ TYPES = Path("shards/business_types")
 LACKED_TYPE, CHANGED_TYPE = "hotel", "gym"  # the tenants are of neither
 WORKER_ENV = {"KINESIS_LEASE_DURATION_SECONDS": "3", "PYTHONSAFEPATH": "1"}  # 1: no package of the current folder
 HOLDER = "nightly-report"
-BOUNDS = Path("operations/document_bounds.py")
+BOUNDS = Path("operations/json_record.py")
 BOMBER = Tenant("bomber", "main", "dental")
 BOMB = '{"a": [1e131071, 1e131071]}'
 STORED, REFUSED = ("succeeded", None, True), ("failed", "invalid_data", False)

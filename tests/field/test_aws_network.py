@@ -14,7 +14,8 @@ from support.field.identities import Health, Identities, WebIdentity
 from support.field.proxy import Proxy
 from support.network.tls_front import TlsFront
 
-from simplu_worker.aws import clients, http_session
+from simplu_worker.aws import clients
+from simplu_worker.aws import clients as http_session
 from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.aws.credentials import CredentialSource
 from simplu_worker.errors import PermanentError, RetryableError

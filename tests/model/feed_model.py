@@ -37,8 +37,8 @@ from model.reading_order import readable_below
 from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
-from simplu_worker.feed.incarnations import bounds_with
-from simplu_worker.feed.places import POSITION_MAX, Place
+from simplu_worker.feed.events import bounds_with
+from simplu_worker.feed.types import POSITION_MAX, Place
 
 ROW = "row"
 PROMOTIONS, KILLS, LEAVES, NARROWS = 2, 4, 5, 6

@@ -15,7 +15,7 @@ from model.reading_order import ROWS_MAX, LogCursor, TenantEpochs, readable_belo
 from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
-from simplu_worker.feed.places import BatchRef
+from simplu_worker.feed.types import BatchRef
 
 SHARDS = (0, 1)
 CHANGE, LEFT, CAME = "change", "left", "came"

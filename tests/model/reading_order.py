@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.feed.places import BatchRef
+from simplu_worker.feed.types import BatchRef
 
 ROWS_MAX: Final = 32_767  # of a batch
 

@@ -14,7 +14,7 @@ from model.reading_order import (
     resume,
 )
 
-from simplu_worker.feed.places import BatchRef
+from simplu_worker.feed.types import BatchRef
 
 A, B, C = (BatchRef(number, f"token-{number}") for number in (3, 5, 9))
 

@@ -30,7 +30,7 @@ from support.requires import ROOT
 from benchmarks.autoscaling.__main__ import CHART as CHART_DESIGN
 from benchmarks.autoscaling.__main__ import designs
 from benchmarks.autoscaling.day import STREAM_SHARDS, TICK_S
-from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.loading import KNOWN_VARIABLES
 
 BASE = ROOT / "deploy" / "kubernetes"
 STREAM = {"KINESIS_STREAM_NAME": "resources-operations", "PREFETCH_MAX_BYTES": 134217728}

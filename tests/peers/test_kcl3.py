@@ -15,7 +15,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
 from simplu_local.stack.stack import Stack
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseRenewer
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 

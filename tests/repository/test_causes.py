@@ -7,8 +7,8 @@ import re
 import yaml
 from support.requires import ROOT
 
-from simplu_worker.status.live import problems
-from simplu_worker.status.live.causes import CAUSES, HELD
+from simplu_worker.status import problems
+from simplu_worker.status.problems import CAUSES, HELD
 from simplu_worker.timing.clock_agreement import APART_MOST_S
 from simplu_worker.vocabulary import HoldReason, ProblemCause, Severity
 

@@ -67,7 +67,7 @@ def test_help_imports_the_command_lines_alone(arguments: list[str]) -> None:
 @pytest.mark.parametrize("name", ["check", "replay", "tap", "top"])
 def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> None:
     module, summary = COMMANDS[name]
-    command = getattr(importlib.import_module(f"simplu_worker.commands.{module}.cli"), name)
+    command = getattr(importlib.import_module(f"simplu_worker.commands.{module}"), name)
     assert command.__doc__.splitlines()[0] == summary
 
 

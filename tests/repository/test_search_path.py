@@ -10,8 +10,8 @@ import re
 import pytest
 
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
-from simplu_worker.shards.schema.type_views import view_statements
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.schema.type_files import view_statements
 from simplu_worker.transfers.sql_files import ADOPTION
 
 BODY = re.compile(r"\$\$.*?\$\$", re.DOTALL)

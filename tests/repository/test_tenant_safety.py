@@ -9,8 +9,8 @@ import pytest
 from support.postgres.sql_text import Arm, Token, arms_of, statements_of, tables_of, tokens_of, unbound
 
 import simplu_worker
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
-from simplu_worker.shards.schema.type_views import view_statements
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.schema.type_files import view_statements
 from simplu_worker.transfers.sql_files import QUERIES
 
 FOLDERS = sorted(Path(simplu_worker.__file__).parent.glob("*/sql/*"))

@@ -15,7 +15,7 @@ from simulation.simulated_shards import PostgresShards, RecordKey, record_key
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, is_lease, lease_of
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.vocabulary import DeadLetterReason, Source

@@ -16,7 +16,7 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
-from simplu_worker.metrics.instruments import message_outcomes
+from simplu_worker.instruments import message_outcomes
 from simplu_worker.vocabulary import DeadLetterReason, MessageOutcome
 
 GROUP_COUNT, MESSAGE_COUNT, REPLICA_COUNT = 12, 240, 3

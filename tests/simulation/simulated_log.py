@@ -19,10 +19,10 @@ from msgspec.structs import replace
 from simulation.simulated_network import Network
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.feed.incarnations import incarnation_id
-from simplu_worker.feed.places import POSITION_MAX
+from simplu_worker.feed.events import incarnation_id
+from simplu_worker.feed.types import POSITION_MAX
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.queries import QUERIES
 
 NAMES = {text: name for name, text in QUERIES.items()}

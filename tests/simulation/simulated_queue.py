@@ -22,8 +22,8 @@ from simplu_local.sqs.actions import SqsActions
 from simplu_local.sqs.errors import SqsError
 from simplu_local.sqs.model import SqsAccount
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, tenant_of_order
-from simplu_worker.consumers.sqs.orders.handler import open_orders
+from simplu_worker.consumers.sqs.order_handler import open_orders
+from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver

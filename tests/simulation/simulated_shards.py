@@ -24,14 +24,13 @@ from simulation.simulated_network import Network
 
 from simplu_worker.dead_letters.letter import DeadLetter, origin_of_part
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import HOLD, TenantRow, admit
+from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome, PartNumber
+from simplu_worker.operations.waves import HOLD, TenantRow, admit
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway, of_shard, of_tenant
-from simplu_worker.shards.log.keys import key_of_id
-from simplu_worker.shards.log.marks import BulkOrigin
-from simplu_worker.shards.positions.claims import attempt_claim
-from simplu_worker.shards.shard_time import Demand, ShardTime
+from simplu_worker.shards.log import BulkOrigin, key_of_id
+from simplu_worker.shards.positions import attempt_claim
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,

@@ -26,20 +26,18 @@ from support.aws.kpl_aggregates import aggregate
 
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.bulkheads import keep_running
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, GAIN, HEAVY, LIGHT
+from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.load_balancing import FIXED_KBPS, GAIN, HEAVY, LIGHT
-from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
-from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.feed.feed import ConfiguredDestination, Feed

@@ -24,9 +24,9 @@ from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather
 from simulation.whole import bounded_reads, end_faults_of_feed, live, whole_plan
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.consumers.kinesis.dispatch import dispatcher
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import FAILING_RETRIES_S, FAILING_TENANTS_MAX
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.reader import dispatcher
+from simplu_worker.consumers.kinesis.reader.dispatcher import FAILING_RETRIES_S, FAILING_TENANTS_MAX
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
 WELL_WITHIN_S = 60.0

@@ -24,7 +24,7 @@ from simulation.wrong_fan_out import WRONG_ABOUT_FAN_OUT, WrongAboutFanOut
 from support.slow import slow_after
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
+from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import Position
 

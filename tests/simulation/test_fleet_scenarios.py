@@ -28,10 +28,8 @@ from simulation.wrong_designs import WRONG_DESIGNS
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.fleet import CLEANUP_INTERVAL_S, Fleet, LeaseRelease
-from simplu_worker.consumers.kinesis.leases.ability import PATIENCE_S
-from simplu_worker.consumers.kinesis.leases.lease import RELEASE
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
-from simplu_worker.consumers.kinesis.leases.stream_view import IDLE_INTERVAL_S
+from simplu_worker.consumers.kinesis.leases.balancing import PATIENCE_S
+from simplu_worker.consumers.kinesis.leases.lease import IDLE_INTERVAL_S, RELEASE, HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.vocabulary import Inability
 

@@ -12,14 +12,8 @@ from random import Random
 
 import pytest
 
-from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
-from simplu_worker.consumers.kinesis.leases.load_balancing import (
-    FIXED_KBPS,
-    loads_of,
-    measured_loads,
-    plan_move,
-)
-from simplu_worker.consumers.kinesis.leases.throughput import KILOBYTE, ThroughputMeter
+from simplu_worker.consumers.kinesis.leases.balancing import FIXED_KBPS, loads_of, measured_loads, plan_move
+from simplu_worker.consumers.kinesis.leases.lease import KILOBYTE, Lease, Observation, ThroughputMeter, observe
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 STREAM_SHARDS = 1000

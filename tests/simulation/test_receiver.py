@@ -35,12 +35,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_failure,
 )
 from simplu_worker.errors import RetryableError
-from simplu_worker.metrics.instruments import (
-    SQS_IN_FLIGHT,
-    SQS_POLLS_REPLACED,
-    SQS_STALE_RECEIPTS,
-    message_outcomes,
-)
+from simplu_worker.instruments import SQS_IN_FLIGHT, SQS_POLLS_REPLACED, SQS_STALE_RECEIPTS, message_outcomes
 from simplu_worker.vocabulary import DeadLetterReason
 
 pytestmark = pytest.mark.slow

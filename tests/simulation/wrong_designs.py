@@ -65,37 +65,36 @@ from simulation.wrong_positions import (
 )
 from typing_extensions import override
 
-from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher, StreamLane
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
-from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
-from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
-from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
+from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
+from simplu_worker.consumers.kinesis.fleet.lease_holder import (
+    Confirm,
+    EndCheck,
+    LeaseAncestry,
+    LeaseHolder,
+    LeaseRenewer,
+    StreamShardEnd,
+)
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus
-from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.recovery.gap import Gap
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ReplayStart
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Gap, Lineage, ReplayStart
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
 from simplu_worker.consumers.pipeline.results import BatchDecided, Paused
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.operations.unknown_tenants import UNKNOWN_TENANT_MARGIN
+from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Operation, Outcome
 from simplu_worker.shards.types import (
     PositionClaim,
     PositionMerge,

@@ -13,7 +13,7 @@ from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker
 from typing_extensions import override
 
-from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
+from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet

@@ -10,21 +10,17 @@ from typing import Any
 
 from typing_extensions import override
 
-from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher, StreamLane
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.holding.unread import Unread, union
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet, Unread, union
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup, WaitingTenant
 from simplu_worker.consumers.pipeline.results import Overdue
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.operations.unknown_tenants import UNKNOWN_TENANT_MARGIN
+from simplu_worker.operations.operation import UNKNOWN_TENANT_MARGIN, Disposition, Operation, Outcome
 from simplu_worker.vocabulary import Failure, HoldState
 
 # Lanes and dead letters

@@ -8,9 +8,8 @@ from msgspec.structs import replace
 from simulation.simulated_shards import PostgresShards, SimulatedGateway, Tenant, Transaction
 from typing_extensions import override
 
-from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
-from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX
-from simplu_worker.consumers.kinesis.holding.unread import Unread
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry
+from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ReplayStart, format_position
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Reach, ShardPosition, ShardPositions

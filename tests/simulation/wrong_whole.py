@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from simplu_worker.feed.destination_feed import DestinationFeed
 from simplu_worker.feed.feed import Feed
-from simplu_worker.feed.places import HeldTenant, Place
 from simplu_worker.feed.rows import CursorRow, LoadedFeed, find_passed
 from simplu_worker.feed.shard_feed import Destinations, RunChangedError, ShardFeed
+from simplu_worker.feed.types import HeldTenant, Place
 from simplu_worker.feed.window import Window, WindowEvent
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter

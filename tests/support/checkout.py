@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support.requires import ROOT, require_package_index, required_program
 
-from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.loading import KNOWN_VARIABLES
 
 PATIENCE_S = 480
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from prometheus_client import REGISTRY
 
-import simplu_worker.metrics.instruments  # noqa: F401 - registers the metrics
+import simplu_worker.instruments  # noqa: F401 - registers the metrics
 
 METRIC = re.compile(r"\b(?:simplu|process)_[a-z_]+")
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 NEEDS = {
     "cache": {"simplu_worker.cache.redis_commands"},
     "tracing": {
-        "simplu_worker.telemetry.tracing.exported_spans",
-        "simplu_worker.telemetry.tracing.producer_links",
+        "simplu_worker.telemetry.exported_spans",
+        "simplu_worker.telemetry.exported_spans",
     },
 }
 IMPORT_ALL = """

@@ -7,8 +7,7 @@ from typing import Final
 
 from support.requires import ROOT
 
-from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
-from simplu_worker.status.routes.message_schemas import SCHEMAS
+from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
 
 FOLDER: Final = ROOT / "docs" / "schemas"
 

@@ -12,9 +12,8 @@ from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from support.requires import ROOT
 
-from simplu_worker import vocabulary
-from simplu_worker.metrics import instruments
-from simplu_worker.metrics.instruments import BatchHistogram
+from simplu_worker import instruments, vocabulary
+from simplu_worker.instruments import BatchHistogram
 from simplu_worker.vocabulary import (
     CacheOutcome,
     CacheRead,

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.vocabulary import OperationKind, Source

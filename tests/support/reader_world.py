@@ -17,11 +17,11 @@ from support.postgres.tenant_cases import fetch
 from simplu_local.processes.loopback import poll_until
 from simplu_local.stack import citrus_server as local_citrus
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
-from simplu_worker.consumers.kinesis.reader.reader_parameters import (
+from simplu_worker.consumers.kinesis.reader.reader_view import (
     LeaseContext,
     ReaderAssignment,
     ReaderServices,

@@ -21,9 +21,8 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
-from simplu_worker.shards.routing.route_refresh import RouteRefresh
+from simplu_worker.shards.routing.route_refresh import RouteRefresh, ShardMapReloader
 from simplu_worker.shards.routing.shard_map import bucket_of
-from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.vocabulary import Absence

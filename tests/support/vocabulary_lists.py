@@ -16,7 +16,7 @@ from typing import Final
 from support.requires import ROOT
 
 from simplu_worker import vocabulary
-from simplu_worker.status.live.causes import CAUSES
+from simplu_worker.status.problems import CAUSES
 
 _MADE: Final = re.compile(r"<!-- ([A-Z]\w+) -->(.*?)<!-- end -->", re.DOTALL)
 _EACH: Final = re.compile(r"<!-- each (\w+) -->\n?")

@@ -12,7 +12,7 @@ from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
 from simplu_worker import __version__
-from simplu_worker.config.misspellings import KNOWN_VARIABLES, find_misspellings
+from simplu_worker.config.loading import KNOWN_VARIABLES, find_misspellings
 from simplu_worker.config.settings import SECRETS, VARIABLES
 
 HELM = ROOT / "deploy" / "helm"

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 from support.prometheus.dashboards import DASHBOARDS, FOLDER, panels_of, query_of
 from support.requires import ROOT, required_program
 
-import simplu_worker.metrics.instruments  # noqa: F401 - registers the metrics
+import simplu_worker.instruments  # noqa: F401 - registers the metrics
 
 UIDS = {"fleet": "simplu-worker-fleet", "shard": "simplu-worker-shard"}
 COLUMNS = 24

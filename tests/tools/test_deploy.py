@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from support.exported_metrics import metric_names
 from support.requires import ROOT, required_program
 
-from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.loading import KNOWN_VARIABLES
 from simplu_worker.config.settings import SECRETS, VARIABLES
 
 DEPLOY = ROOT / "deploy"

@@ -18,8 +18,8 @@ from support.feed.events import feed_event
 from support.postgres.databases import QUICK
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.feed.allowed_hosts import AllowedHosts
-from simplu_worker.feed.destinations.http import open_webhook
+from simplu_worker.feed.feed_file import AllowedHosts
+from simplu_worker.feed.http_destination import open_webhook
 from simplu_worker.feed.types import RetryLater
 from simplu_worker.network_errors import UNKNOWN_HOST
 from simplu_worker.network_lookup import look_up_host

@@ -15,8 +15,7 @@ from simplu_worker.commands.backups.position_rules import (
     record_to_confirm,
 )
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
-from simplu_worker.consumers.kinesis.stream.first_record import find_first_record
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, find_first_record
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.health.backup_content import BackupContent

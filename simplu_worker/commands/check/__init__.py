@@ -1,1 +1,17 @@
-"""`simplu-worker check`."""
+"""The command line of `check`."""
+
+from __future__ import annotations
+
+from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
+
+
+def check(*, common: CommonOptions = NO_OPTIONS) -> int:
+    """Contact every dependency once; print the answers, and everything odd about the configuration."""
+    from simplu_worker.commands.check.check import check
+    from simplu_worker.commands.running import given_misspellings
+
+    return common.run(
+        lambda settings: check(settings, as_json=common.as_json, misspellings=given_misspellings()),
+        for_run=True,
+        reports_misspellings=True,
+    )

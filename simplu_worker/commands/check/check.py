@@ -1,4 +1,10 @@
-"""`check`: contact all dependencies once, concurrently; print their answers and the oddities of the configuration."""
+"""`check`: contact all dependencies once, concurrently; print their answers and the oddities of the configuration.
+
+A sample of the tenants that business-info lists, for `check`: which are registered at Citrus and on no shard.
+
+Citrus does not list its registrations, and its counts include destroyed tenants. So only a tenant that another list
+names can be missed; `tenants audit` looks at all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import asyncio
 import contextlib
 import resource
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -14,16 +20,17 @@ from typing import Any, Final
 import msgspec
 from rich.text import Text
 
-from simplu_worker.assembly.aws import consumer_name
+from simplu_worker.assembly.aws import consumer_name, open_business_info
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.clients import (
     Client,
+    TableSummary,
     address_of,
     credential_source,
+    describe_table,
     open_client,
     translate_errors,
 )
-from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.dependency import (
@@ -33,33 +40,52 @@ from simplu_worker.commands.check.dependency import (
     CheckedDependency,
     CheckStatus,
     check_dependency,
+    check_feed,
+    check_fleet,
     run_all,
 )
-from simplu_worker.commands.check.feed_destinations import check_feed
-from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
-from simplu_worker.commands.check.registrations import sample_registrations
-from simplu_worker.commands.check.running_fleet import check_fleet
-from simplu_worker.commands.output.display import print_json, print_line, print_table
-from simplu_worker.config.settings import Settings
-from simplu_worker.config.variable_rules import unset_sources
-from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
-from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
-from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.commands.check.findings import (
+    CheckFacts,
+    Finding,
+    RegistrationSample,
+    describe_reading,
+    find_oddities,
+    format_hours,
+)
+from simplu_worker.commands.output import print_json, print_line, print_table
+from simplu_worker.commands.tenants.inventory import TenantInventory
+from simplu_worker.config.settings import Settings, unset_sources
+from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY, KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableMissingError, TableRequests
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers, StreamGoneError
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
-from simplu_worker.shards.health.probe import probe_shard, read_server_facts
+from simplu_worker.shards.health.prober import probe_shard, read_server_facts
 from simplu_worker.shards.health.trial_write import try_write
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.status.live.causes import CAUSES
+from simplu_worker.status.problems import CAUSES
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK
 from simplu_worker.vocabulary import ShardProblem
+
+SAMPLE_SIZE: Final = 100  # some tenths of a second with an ordinary Citrus
+
+
+async def sample_registrations(settings: Settings, shards: Shards) -> RegistrationSample:
+    """Compare the first tenants of business-info with Citrus and all shards. Raises `WorkerError`."""
+    async with open_business_info(settings) as info:
+        inventory = TenantInventory(info, shards, page_size=SAMPLE_SIZE)
+        async with aclosing(inventory.read_listed()) as pages:
+            page = await anext(pages, None)
+        subjects = [] if page is None else await inventory.gather_subjects(page.tenants)
+    missing = [subject for subject in subjects if subject.lacks_row and subject.named_shard_id is not None]
+    return RegistrationSample(
+        len(subjects), tuple(f"business {one.business_id}, location {one.location_id}" for one in missing)
+    )
+
 
 # Each takes a connection, and many shards may be databases of a few servers; it also takes processor time, and more at
 # once would not connect within the time of a probe.

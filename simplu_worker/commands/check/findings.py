@@ -10,8 +10,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes, queue_name
-from simplu_worker.config.settings import Settings
-from simplu_worker.config.variable_rules import SOURCES, set_of
+from simplu_worker.config.settings import SOURCES, Settings, set_of
 from simplu_worker.consumers.kinesis.fleet.fleet import SCAN_CAPACITY_PER_S
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position

@@ -1,1 +1,140 @@
-"""`simplu-worker dead-letters`."""
+"""The command line of `dead-letters`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord, parse_time
+from simplu_worker.errors import UsageError
+from simplu_worker.vocabulary import DeadLetterReason, Source
+
+if TYPE_CHECKING:
+    from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+
+dead_letters = App(name="dead-letters")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FilterOptions:
+    """The dead letters to list or to replay; all of them without an option.
+
+    Parameters
+    ----------
+    reason
+        Only those with this reason; may be given several times.
+    source
+        Only those from Kinesis, or from SQS.
+    tenant
+        Only those of this business and location.
+    since
+        Only those that failed at this time or later, by RFC 3339; no offset means UTC.
+    until
+        Only those that failed before this time.
+    message
+        Only the one in this message of the queue, by the `messageId` of `list --json`; may be given several times.
+    """
+
+    reason: Annotated[tuple[DeadLetterReason, ...], Parameter(negative="", name_transform=str.lower)] = ()
+    source: Annotated[Source | None, OneWord] = None
+    tenant: OneTenant = None
+    since: str | None = None
+    until: str | None = None
+    message: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+
+    def parse(self) -> DeadLetterFilter:
+        """Return the filter. Raises UsageError."""
+        from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+        from simplu_worker.vocabulary import DeadLetterReason, Source
+
+        return DeadLetterFilter(
+            reasons=frozenset(map(DeadLetterReason, self.reason)),
+            source=None if self.source is None else Source(self.source),
+            tenant=self.tenant,
+            since=None if self.since is None else parse_time("--since", self.since),
+            until=None if self.until is None else parse_time("--until", self.until),
+            message_ids=frozenset(self.message),
+        )
+
+
+NO_FILTER: Final = FilterOptions()
+
+
+@dead_letters.command(name="list")
+def list_dead_letters(
+    *,
+    filters: FilterOptions = NO_FILTER,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    records: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print dead letters and leave them in the queue, hidden from its other readers while this command runs.
+
+    Parameters
+    ----------
+    limit
+        Print at most this many; all without this option.
+    records
+        Print the content of the records too.
+    """
+    from simplu_worker.commands.dead_letters.command import list_dead_letters
+    from simplu_worker.commands.dead_letters.desk import ListOptions
+
+    chosen, options = filters.parse(), ListOptions(limit=limit, records=records)
+    return common.run(lambda settings: list_dead_letters(settings, chosen, options, as_json=common.as_json))
+
+
+@dead_letters.command(name="replay")
+def replay_dead_letters(
+    *,
+    filters: FilterOptions = NO_FILTER,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    apply: Apply = False,
+    force: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Send the records of dead letters to their source again, in order, and delete the dead letters.
+
+    Parameters
+    ----------
+    limit
+        Send at most this many, the first ones by their position in the source.
+    force
+        Also send records that would come back as dead letters.
+    """
+    from simplu_worker.commands.dead_letters.command import replay_dead_letters
+    from simplu_worker.commands.dead_letters.replay import ReplayOptions
+
+    chosen, options = filters.parse(), ReplayOptions(apply=apply, force=force, limit=limit)
+    return common.run(lambda settings: replay_dead_letters(settings, chosen, options, as_json=common.as_json))
+
+
+@dead_letters.command(name="discard")
+def discard_dead_letters(
+    *,
+    filters: FilterOptions = NO_FILTER,
+    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Delete dead letters and with them their records: those of filters, or all.
+
+    Parameters
+    ----------
+    every
+        All dead letters of the queue, where no filter is given.
+    limit
+        Delete at most this many.
+    """
+    from simplu_worker.commands.dead_letters.command import discard_dead_letters
+    from simplu_worker.commands.dead_letters.desk import DiscardOptions
+
+    chosen = filters.parse()
+    if chosen.is_all != every:
+        raise UsageError("expected a filter, such as --reason or --tenant, or --all in place of filters")
+    options = DiscardOptions(apply=apply, limit=limit)
+    return common.run(lambda settings: discard_dead_letters(settings, chosen, options, as_json=common.as_json))

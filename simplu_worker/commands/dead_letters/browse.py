@@ -18,7 +18,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, OutgoingMessage, Queue, QueueAttributes
 from simplu_worker.commands.dead_letters.replay_plan import visibility_timeout_s
-from simplu_worker.commands.output.progress import Narration, StderrNarration
+from simplu_worker.commands.output import Narration, StderrNarration
 from simplu_worker.errors import WorkerError
 
 DELETED_AT_ONCE: Final = 100

@@ -21,10 +21,9 @@ from simplu_worker.commands.dead_letters.desk import (
 )
 from simplu_worker.commands.dead_letters.replay import ReplayOptions, ReplayStatus
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
-from simplu_worker.commands.output.display import print_json, print_note, print_table, shorten
-from simplu_worker.commands.output.progress import StderrNarration
+from simplu_worker.commands.output import StderrNarration, print_json, print_note, print_table, shorten
 from simplu_worker.config.settings import Settings
-from simplu_worker.status.access.audit import COMMAND, Acted, Actor, logged_action
+from simplu_worker.status.guard import COMMAND, Acted, Actor, logged_action
 
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200

@@ -20,7 +20,7 @@ from simplu_worker.commands.dead_letters.edit import EditRules, edit_record
 from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayOptions, ReplayOutcome, ReplayStatus
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter, LeftReason, ReplayRules
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
-from simplu_worker.commands.output.progress import Narration
+from simplu_worker.commands.output import Narration
 from simplu_worker.commands.stream.put_records import open_stream_for_puts, put_all, stream_sink
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import NewRecord

@@ -6,12 +6,10 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.stream.parts import unpack
+from simplu_worker.consumers.kinesis.stream.aggregation import unpack
 from simplu_worker.dead_letters.letter import ParsedDeadLetter
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Operation, RejectedRecord
-from simplu_worker.operations.partition_key import KEY_MAX, partition_key_by
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import KEY_MAX, Operation, RejectedRecord, derived_request_id, partition_key_by
 from simplu_worker.vocabulary import PartitionKeyRule, Source
 
 REPLAY_MEMBER: Final = "simpluReplay"  # names the position of a record that is replayed under its own id

@@ -17,7 +17,7 @@ from simplu_worker.commands.dead_letters.desk import (
     warn_of_hidden,
 )
 from simplu_worker.commands.dead_letters.erasure_rules import LetterTarget, Relation, judge_letter, relation_of
-from simplu_worker.commands.output.progress import Narration
+from simplu_worker.commands.output import Narration
 from simplu_worker.config.settings import Settings
 from simplu_worker.dead_letters.letter import (
     DeadLetter,

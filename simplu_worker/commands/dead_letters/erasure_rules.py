@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.aws.sns_envelope import unwrap
+from simplu_worker.aws.sqs_queue import unwrap
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
-from simplu_worker.consumers.sqs.orders.decode import RESOURCE_TYPE as ORDER
+from simplu_worker.consumers.sqs.order_messages import RESOURCE_TYPE as ORDER
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.vocabulary import Source
 

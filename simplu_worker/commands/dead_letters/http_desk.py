@@ -23,11 +23,11 @@ from simplu_worker.commands.dead_letters.desk import (
 from simplu_worker.commands.dead_letters.edit import NotEditableError
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
-from simplu_worker.commands.output.progress import NoteList
+from simplu_worker.commands.output import NoteList
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
-from simplu_worker.status.access.audit import Actor, logged_action
-from simplu_worker.status.live.request_bodies import EditRequest, LettersRequest
+from simplu_worker.status.guard import Actor, logged_action
+from simplu_worker.status.request_bodies import EditRequest, LettersRequest
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
 

@@ -10,18 +10,15 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.aws.sns_envelope import unwrap
-from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds
-from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT, SEND_MAX_BYTES
-from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, deaggregate
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, unwrap
+from simplu_worker.commands.stream.input_lines import PUT_MAX_BYTES, PUT_MAX_COUNT, SEND_MAX_BYTES
+from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, Part, deaggregate, unpack
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.consumers.kinesis.stream.parts import Part, unpack
-from simplu_worker.consumers.sqs.control.decode import with_timestamp
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order, with_members_of_message
+from simplu_worker.consumers.sqs.control_messages import with_timestamp
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, with_members_of_message
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, origin_of_part, tenant_of
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Origin, RejectedRecord
-from simplu_worker.operations.request_ids import derived_request_id, with_request_id
+from simplu_worker.operations.operation import Origin, RejectedRecord, derived_request_id, with_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long

@@ -19,11 +19,10 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     plan_resend,
     unknown_source,
 )
+from simplu_worker.commands.stream.input_lines import cut_into_puts
 from simplu_worker.commands.stream.put_records import put_all, stream_sink
-from simplu_worker.commands.stream.put_requests import cut_into_puts
-from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, unpack
 from simplu_worker.consumers.kinesis.stream.client import Record, Stream
-from simplu_worker.consumers.kinesis.stream.parts import unpack
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber
 from simplu_worker.dead_letters.letter import DeadLetter, ParsedDeadLetter
 from simplu_worker.errors import PermanentError

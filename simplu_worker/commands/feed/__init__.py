@@ -1,1 +1,108 @@
-"""The commands about the feed of changes."""
+"""The command line of `feed`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, OneTenant, parse_time
+from simplu_worker.errors import UsageError
+
+feed = App(name="feed")
+
+
+@feed.command(name="show")
+def show_feed(destination: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print how far each destination of the feed is, where it has stopped or waits, and what it refused last.
+
+    Parameters
+    ----------
+    destination
+        Its name in FEED_FILE; all of them without one.
+    """
+    from simplu_worker.commands.feed.destinations import show_feed
+
+    return common.run(lambda settings: show_feed(settings, destination, as_json=common.as_json))
+
+
+@feed.command(name="replay")
+def replay_feed(
+    destination: str,
+    /,
+    *,
+    since: str,
+    until: str | None = None,
+    shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Send a destination events again from a time on, under the ids that they had.
+
+    Parameters
+    ----------
+    destination
+        Its name in FEED_FILE.
+    since
+        The time from which on changes are sent again, by RFC 3339; no offset means UTC.
+    until
+        Changes of this time and later are not sent again; on a shard where a tenant waits for its source, they may be.
+    shard
+        Of this shard only; may be given several times.
+    """
+    from simplu_worker.commands.feed.destinations import replay_feed
+
+    begin = parse_time("--since", since)
+    end = None if until is None else parse_time("--until", until)
+    if end is not None and end <= begin:
+        raise UsageError(f"--until: expected a time after {since}, got {until}")
+    return common.run(
+        lambda settings: replay_feed(settings, destination, begin, end, shard, apply=apply, as_json=common.as_json)
+    )
+
+
+@feed.command(name="skip")
+def skip_feed(
+    destination: str,
+    /,
+    *,
+    shard: str,
+    tenant: OneTenant = None,
+    event: str | None = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Let a destination go on that has stopped on a shard; or pass the lost source of a moved tenant, or an event.
+
+    The event that it refused is tried once more, and is kept as refused if it is refused again.
+
+    Parameters
+    ----------
+    destination
+        Its name in FEED_FILE.
+    shard
+        The shard id; of a tenant that has moved, its target.
+    tenant
+        Send the events of this business and location without those of the shard that it came from.
+    event
+        The id of an event that the destination cannot take; it is tried once more, and kept as refused if that fails.
+    """
+    from simplu_worker.commands.feed.destinations import skip_feed
+
+    return common.run(
+        lambda settings: skip_feed(settings, destination, shard, tenant, event, apply=apply, as_json=common.as_json)
+    )
+
+
+@feed.command(name="forget")
+def forget_feed(destination: str, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Delete what the shards keep of a destination that no replica has in its FEED_FILE any more.
+
+    Parameters
+    ----------
+    destination
+        Its former name in FEED_FILE.
+    """
+    from simplu_worker.commands.feed.destinations import forget_destination
+
+    return common.run(lambda settings: forget_destination(settings, destination, apply=apply, as_json=common.as_json))

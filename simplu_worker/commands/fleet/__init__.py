@@ -1,1 +1,107 @@
-"""`simplu-worker fleet`."""
+"""The command line of `fleet`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord
+from simplu_worker.vocabulary import OperationKind, OperationOutcome
+
+fleet = App(name="fleet")
+
+Url = Annotated[
+    str | None,
+    Parameter(help="The address of a replica, as http://HOST:PORT; without it, that at HTTP_HOST and HTTP_PORT."),
+]
+
+
+@fleet.command(name="show")
+def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the replicas that share the stream, its stream shards, and the held targets."""
+    from simplu_worker.commands.fleet.actions import show_fleet
+
+    return common.run(lambda settings: show_fleet(settings, url, as_json=common.as_json))
+
+
+@fleet.command(name="release")
+def release_lease(
+    stream_shard: str, /, *, apply: Apply = False, url: Url = None, common: CommonOptions = NO_OPTIONS
+) -> int:
+    """Have another replica take the lease of a stream shard; its owner reads until then.
+
+    Parameters
+    ----------
+    stream_shard
+        The stream shard.
+    """
+    from simplu_worker.commands.fleet.actions import release_lease
+
+    return common.run(lambda settings: release_lease(settings, url, stream_shard, apply=apply, as_json=common.as_json))
+
+
+@fleet.command(name="retry")
+def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
+    """Have every replica try its held targets now, and not after their back-off.
+
+    Parameters
+    ----------
+    target
+        One target, as /status shows it: `shard ID` or `tenant ID`. Without it, all.
+    """
+    from simplu_worker.commands.fleet.actions import retry_held
+
+    return common.run(lambda settings: retry_held(settings, url, target, as_json=common.as_json))
+
+
+def tap(
+    *,
+    tenant: OneTenant = None,
+    resource_type: str | None = None,
+    operation: Annotated[OperationKind | None, OneWord] = None,
+    outcome: Annotated[OperationOutcome | None, OneWord] = None,
+    content: Flag = False,
+    url: Url = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print the operations of a replica as they are applied or refused, for 15 minutes at most.
+
+    Parameters
+    ----------
+    tenant
+        Only operations of this business and location.
+    resource_type
+        Only operations on resources of this type.
+    operation
+        Only operations of this kind.
+    outcome
+        Only operations with this outcome.
+    content
+        Print the data of the operations too, which are contents of your tenants. The call is logged.
+    """
+    from simplu_worker.commands.fleet.actions import tap_operations
+
+    given = {
+        "businessId": tenant and tenant[0],
+        "locationId": tenant and tenant[1],
+        "resourceType": resource_type,
+        "operation": operation,
+        "outcome": outcome,
+        "content": "true" if content else None,
+    }
+    query = {name: value for name, value in given.items() if value}
+    return common.run(lambda settings: tap_operations(settings, url, query, as_json=common.as_json))
+
+
+def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Show a replica and its fleet in the terminal: held targets, work in progress, shards, leases, queues, errors.
+
+    Parameters
+    ----------
+    once
+        Print the status once, and end. So it is without a terminal.
+    """
+    from simplu_worker.commands.fleet.top import show_top
+
+    return common.run(lambda settings: show_top(settings, url, once=once, as_json=common.as_json))

@@ -1,17 +1,98 @@
-"""`fleet show`, `fleet release` and `fleet retry`: see and steer running replicas over HTTP."""
+"""`fleet show`, `fleet release` and `fleet retry`: see and steer running replicas over HTTP.
+
+`tap`: the operations of a replica as they are decided, over HTTP.
+
+The held targets of a whole fleet: which they are, and whether there are none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode
 
-from simplu_worker.commands.fleet.held_summary import held_lines, named_held
+import msgspec
+
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.commands.fleet.top_views import duration_text
-from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
+from simplu_worker.commands.fleet.top import duration_text
+from simplu_worker.commands.output import print_json, print_json_line, print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
+from simplu_worker.vocabulary import StreamShardState
+
+
+async def tap_operations(settings: Settings, url: str | None, query: Mapping[str, str], *, as_json: bool) -> int:
+    """Print the operations of the replica at *url* that *query* matches, one a line, until it ends the stream.
+
+    Content needs the operators' token. Return 1 if the replica left operations out.
+    """
+    dropped = 0
+    async with open_replica(settings, url, acts="content" in query) as replica:
+        listening = f"listening to {replica.url}: operations are printed as they are decided; Ctrl-C ends it"
+        path = f"/tap?{urlencode(query)}"
+        async for name, text, event in replica.listen(path, on_open=lambda: print_note(listening)):
+            if name == "dropped":
+                dropped = event["dropped"]
+                print_note(f"{dropped} operations came faster than they were taken, and are not shown")
+            else:
+                _print(text, event, as_json=as_json)
+    print_note("the replica has ended the tap: it does so after 15 minutes, and when it stops")
+    if dropped:
+        print_note(f"{dropped} operations are not shown: narrow the tap with --tenant or --outcome")
+    return 1 if dropped else 0
+
+
+def _print(text: str, event: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json_line(msgspec.Raw(text.encode()))
+    else:
+        print_line(_describe(event))
+
+
+def _describe(event: Mapping[str, Any]) -> str:
+    tenant = f"{event['businessId']} {event['locationId']}"
+    subject = " ".join(str(event[name]) for name in ("operation", "resourceType", "resourceId") if event.get(name))
+    outcome = f"{event['outcome']} {event['reason']}" if event.get("reason") else event["outcome"]
+    line = f"{event['at']}  {outcome}  {tenant}  {subject}  {event['requestId']}"
+    return f"{line}  {event['content']}" if "content" in event else line
+
+
+NOTHING_IS_HELD: Final = "nothing is held"
+
+Json = Mapping[str, Any]
+
+
+def named_held(fleet: Json) -> list[Json]:
+    """Return the held targets that the replicas of `/fleet` name, each with its replica, the oldest first."""
+    held = [{"replica": one["replica"], **target} for one in fleet["replicas"] for target in one["held"]]
+    return sorted(held, key=lambda one: -one["ageSeconds"])
+
+
+def held_lines(fleet: Json, *, lease_duration_s: float) -> list[str]:
+    """Return how much is held according to `/fleet`, in lines for people.
+
+    Nothing is held only if the replicas have reported so for every stream shard within *lease_duration_s*.
+    """
+    return list(_held_lines(fleet, lease_duration_s)) or [NOTHING_IS_HELD]
+
+
+def _held_lines(fleet: Json, lease_duration_s: float) -> Iterator[str]:
+    rows = [one for one in fleet["streamShards"] if one["state"] != StreamShardState.ENDED]
+    count = sum(one["heldTargets"] or 0 for one in rows)
+    if count:
+        yield f"held targets: {count}, each counted in every stream shard that holds it; a replica names its oldest"
+    unknown = ", ".join(one["streamShard"] for one in rows if not _is_known(one, lease_duration_s))
+    if unknown:
+        yield f"held targets are not known of {unknown}: no replica has read it and reported lately; repeat this"
+    elif fleet["stream"] is not None and not fleet["streamShards"]:
+        yield "held targets are not known: the replica has not found the leases yet; repeat this"
+
+
+def _is_known(row: Json, lease_duration_s: float) -> bool:
+    """Return whether a replica reads the stream shard, and has reported so lately."""
+    has_read = row["heldTargets"] is not None and row["lagSeconds"] is not None
+    return has_read and row["seenSecondsAgo"] <= lease_duration_s
+
 
 REPLICA_COLUMNS = (
     *("replica", "version", "leases", "lagSeconds", "recordsPerSecond", "readKBps", "latencyP99Seconds"),

@@ -1,21 +1,59 @@
-"""Ask a running replica over HTTP (docs/outcomes.md), with the token of the settings."""
+"""Ask a running replica over HTTP (docs/outcomes.md), with the token of the settings.
+
+Split a stream of server-sent events, as `GET /events` sends them, into events.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 import msgspec
 
-from simplu_worker.commands.fleet.sent_events import EventSplitter
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.network_errors import network_cause
 from simplu_worker.status.own_server import own_client_context, own_url
 from simplu_worker.telemetry.log import scrub_text
+
+END: Final = b"\n\n"
+
+
+class SentEvent(NamedTuple):
+    """The name of an event, and its data."""
+
+    name: str
+    data: bytes
+
+
+class EventSplitter:
+    """Collects the parts of a stream until an event is complete."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._rest = b""
+
+    def __repr__(self) -> str:
+        return f"EventSplitter({len(self._rest)} bytes)"
+
+    def feed(self, part: bytes) -> Iterator[SentEvent]:
+        """Yield the events that *part* completes, without comments. Raises ValueError for one that is too large."""
+        *complete, self._rest = (self._rest + part).split(END)
+        if len(self._rest) > self._max_bytes:
+            raise ValueError(f"expected an event of at most {self._max_bytes} bytes, got a larger one")
+        for text in complete:
+            members = dict(_member(line) for line in text.split(b"\n") if line and not line.startswith(b":"))
+            if b"data" in members:
+                yield SentEvent(members.get(b"event", b"message").decode(errors="replace"), members[b"data"])
+
+
+def _member(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b":")
+    return name, value.removeprefix(b" ")
+
 
 CONNECT_WITHIN_S: Final = 5.0
 ANSWER_WITHIN_S: Final = 65.0  # more than a replica takes for an answer

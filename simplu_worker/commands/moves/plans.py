@@ -10,13 +10,11 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.assembly.shards import Shards
-from simplu_worker.commands.moves.finding import FinishedMove, FoundMove, find_move
-from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
-from simplu_worker.commands.output.display import print_json, print_note, print_table, show_count
+from simplu_worker.commands.moves.runner import FinishedMove, FoundMove, MoveRequest, find_move, with_tenant
+from simplu_worker.commands.output import print_json, print_note, print_table, show_count
 from simplu_worker.errors import WorkerError
-from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities, has_business
-from simplu_worker.transfers.moving.planning.places import TenantPlaces
-from simplu_worker.transfers.moving.planning.readiness import MovePlan, plan_move
+from simplu_worker.transfers.moving.places import TenantPlaces, check_room, fetch_capacities, has_business
+from simplu_worker.transfers.moving.readiness import MovePlan, plan_move
 from simplu_worker.transfers.moving.types import PauseTooLongError
 
 PARALLEL: Final = 8  # tenants that are measured at once: each takes a read of all its rows

@@ -1,1 +1,257 @@
-"""`simplu-worker shards`."""
+"""The command line of `shards`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant
+from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
+from simplu_worker.errors import UsageError
+
+shards = App(name="shards")
+
+
+@shards.command(name="list")
+def list_shards(*, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the health and the usage of every known shard."""
+    from simplu_worker.commands.shards.show import list_shards
+
+    return common.run(lambda settings: list_shards(settings, as_json=common.as_json))
+
+
+@shards.command(name="query")
+def query_shards(
+    statement: str,
+    /,
+    *,
+    shard: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    tenant: OneTenant = None,
+    on: Literal["primary", "standby"] = "primary",
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = None,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=3600))] = 30,
+    row_format: Annotated[Literal["table", "csv", "jsonl"] | None, Parameter(name="--format")] = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Ask all shards one question in SQL, as the role READER_USERNAME, which can only read.
+
+    Parameters
+    ----------
+    statement
+        A SELECT, VALUES, TABLE or WITH, or the name of a file with one.
+    shard
+        Ask this shard only; may be given several times.
+    tenant
+        Ask the shard of this business and location only, and let the policies show its rows.
+    on
+        Ask the standby of each shard in place of the primary.
+    limit
+        Print at most this many rows of each shard; without this option 1,000, and more are a failure.
+    timeout
+        End the statement on a shard after this many seconds.
+    row_format
+        How rows are printed: table, csv, or jsonl, a JSON object a line, which is also what --json gives.
+    """
+    from simplu_worker.commands.shards.query import Asked, RowFormat, query_shards, read_statement
+    from simplu_worker.shards.postgres.connector import TargetSessionAttrs
+    from simplu_worker.shards.questions import ROWS_MAX, ShardQuestion
+
+    if shard and tenant is not None:
+        raise UsageError("shards query: expected --shard or --tenant, got both")
+    if common.as_json and row_format not in {None, "jsonl"}:
+        raise UsageError(f"shards query: expected --json or --format, got --json and --format {row_format}")
+    question = ShardQuestion(read_statement(statement), row_limit=limit or ROWS_MAX, timeout_s=timeout)
+    asked = Asked(shard, tenant, TargetSessionAttrs(on), wants_all=limit is None)
+    printed = RowFormat("jsonl" if common.as_json else row_format or "table")
+    return common.run(lambda settings: query_shards(settings, question, asked, printed))
+
+
+@shards.command(name="upgrade")
+def upgrade_shards(
+    *shard: str,
+    apply: Apply = False,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 600,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Upgrade the schema of shards while workers run, or create it on an empty shard that is named.
+
+    An upgrade that was interrupted is completed.
+
+    Parameters
+    ----------
+    shard
+        The shards to upgrade; all of them if none is named.
+    timeout
+        Try to get the locks of one step for at most this many seconds.
+    """
+    from simplu_worker.commands.shards.upgrade import upgrade_shards
+
+    return common.run(
+        lambda settings: upgrade_shards(settings, shard, apply=apply, timeout_s=timeout, as_json=common.as_json)
+    )
+
+
+@shards.command(name="route")
+def route_keys(
+    *keys: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    with_shards: int | None = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print on which shard the shard map or Citrus places tenants; exit with 1 if one has none.
+
+    Parameters
+    ----------
+    keys
+        The tenants, each as businessId-locationId; `-` reads them from stdin, one a line.
+    with_shards
+        Also print how many tenants would move if the map had this many shards; without keys, of 10,000 sample tenants.
+    """
+    from simplu_worker.commands.shards.show import route_keys
+
+    unknown = next((key for key in keys if key.startswith("--")), None)
+    if unknown is not None or (not keys and with_shards is None):
+        got = "none" if unknown is None else f"the option {unknown}, which is unknown"
+        raise UsageError(f"KEY: expected at least one, - for stdin, or --with-shards, got {got}")
+    return common.run(lambda settings: route_keys(settings, keys, with_shards, as_json=common.as_json))
+
+
+@shards.command(name="accept-gap")
+def accept_gap(
+    shard: str | None = None,
+    /,
+    *,
+    all_shards: Annotated[Flag, Parameter(name="--all")] = False,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Let a shard go on although the stream no longer has all records since its backup: these are lost for it.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    all_shards
+        All shards that are held for a gap.
+    """
+    from simplu_worker.commands.shards.gaps import accept_gaps
+
+    if (shard is None) is not all_shards:
+        raise UsageError(f"shards accept-gap: expected a shard or --all, got {'none' if shard is None else 'both'}")
+    return common.run(lambda settings: accept_gaps(settings, shard, apply=apply, as_json=common.as_json))
+
+
+@shards.command(name="raise-numbers")
+def raise_numbers(shard: str, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Let a shard go on whose database was restored into another server, such as from a dump.
+
+    Its log then has numbers of transactions that the new server has yet to reach.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    """
+    from simplu_worker.commands.shards.gaps import raise_numbers
+
+    return common.run(lambda settings: raise_numbers(settings, shard, apply=apply, as_json=common.as_json))
+
+
+@shards.command(name="rebalance")
+def rebalance_shards(
+    *,
+    by: Literal["rows", "bytes", "load"] | None = None,
+    to: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    keep_pins: Flag = False,
+    terms: MoveTerms = DEFAULT_TERMS,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Move tenants so that shards are about equally full; with a shard map, to where it places them now.
+
+    Parameters
+    ----------
+    by
+        The measure: rows, bytes, or load, which is the operations of the last hour. Without it a shard map is followed,
+        and with Citrus the numbers of tenants are balanced, by the capacities of the shards.
+    to
+        Move tenants to this shard only; may be given several times.
+    keep_pins
+        Leave all tenants where the shard map pins them; without it those move that are pinned since shards were added.
+    """
+    from simplu_worker.commands.shards.rebalance import Balance, rebalance_shards
+    from simplu_worker.commands.shards.tenant_moves import Weight
+
+    if keep_pins and by is not None:
+        raise UsageError("shards rebalance: expected --by or --keep-pins, got both; by a measure pins do not count")
+    balance = Balance(None if by is None else Weight(by), to, keep_pins)
+    return common.run(lambda settings: rebalance_shards(settings, balance, terms, apply=apply, as_json=common.as_json))
+
+
+@shards.command(name="drain")
+def drain_shard(
+    shard: str,
+    /,
+    *,
+    undo: Flag = False,
+    partial: Flag = False,
+    terms: MoveTerms = DEFAULT_TERMS,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Move all tenants of a shard to the others, and print whether it can be removed.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    undo
+        Move the tenants back that drains have moved away from the shard.
+    partial
+        Move those tenants that have a place, even if others have none.
+    """
+    from simplu_worker.commands.shards.rebalance import Drain, drain_shard
+
+    drain = Drain(shard, undo=undo, partial=partial)
+    return common.run(lambda settings: drain_shard(settings, drain, terms, apply=apply, as_json=common.as_json))
+
+
+@shards.command(name="adopt")
+def adopt_shard(
+    shard: str,
+    /,
+    *,
+    prepare: Flag = False,
+    apply: Flag = False,
+    duplicates: Literal["newest", "oldest"] | None = None,
+    leave_unresolved: Flag = False,
+    leave_faulty: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Adopt a shard that another program has written: the table resources of the TypeScript worker.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    prepare
+        Copy all rows, and keep the copy up to date while the other program runs; do not swap the tables.
+    apply
+        Carry out the adoption; stop the other program first. Without this option and --prepare the plan is printed.
+    duplicates
+        The row to take where a resource has several.
+    leave_unresolved
+        Leave rows in the old table if business-info and the map or Citrus do not identify their tenant.
+    leave_faulty
+        Leave rows in the old table that cannot be resources.
+    """
+    from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard
+    from simplu_worker.transfers.adoption.plan import AdoptionChoices, Duplicates
+
+    if prepare and apply:
+        raise UsageError("shards adopt: expected --prepare or --apply, got both")
+    options = AdoptOptions(
+        mode=AdoptMode.ALL if apply else AdoptMode.COPY if prepare else AdoptMode.NOTHING,
+        choices=AdoptionChoices(None if duplicates is None else Duplicates(duplicates), leave_unresolved, leave_faulty),
+    )
+    return common.run(lambda settings: adopt_shard(settings, shard, options, as_json=common.as_json))

@@ -13,9 +13,16 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shorten
-from simplu_worker.commands.output.progress import end_bars, terminal_bars
-from simplu_worker.commands.requirements import known_shard, require_settings
+from simplu_worker.commands.output import (
+    end_bars,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+    shorten,
+    terminal_bars,
+)
+from simplu_worker.commands.running import known_shard, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress

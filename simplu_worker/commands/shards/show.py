@@ -1,21 +1,33 @@
-"""`shards list`."""
+"""`shards list`, `shards show` and `shards route`.
+
+`shards list`.
+
+`shards route`: print the shards of keys, and how many keys would move with another number of shards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output.display import print_json, print_silent, print_table
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
+from simplu_worker.commands.running import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.shards.health.all_shards import InspectedShard, inspect_all_shards
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import Health
+from simplu_worker.shards.health.prober import InspectedShard, inspect_all_shards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, fetch_from_shard, query_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
@@ -115,3 +127,173 @@ def _format_lag(view: dict[str, Any]) -> str | None:
     if view.get("standbys"):
         parts.append(f"{view['standbys']} standby" + ("s" if view["standbys"] > 1 else ""))
     return ", ".join(parts) or None
+
+
+SAMPLE_COUNT: Final = 10_000
+ROWS_MAX: Final = 1000  # of a table; JSON has all
+REQUESTS_AT_ONCE: Final = 16
+SHARDS_MAX: Final = 100_000
+NEW: Final = " (new)"
+
+
+class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The shard of one key; *retired* are the retired shards to which it was hashed first, in order."""
+
+    key: str
+    shard_id: str | None = None
+    pinned: bool = False
+    retired: tuple[str, ...] = ()
+    with_shards: str | None = None  # its shard with the other number of shards
+    inactive: bool = False
+    odd: str | None = None  # why its shard is unknown
+
+    @property
+    def would_move(self) -> bool:
+        """Whether the key would move."""
+        return self.with_shards is not None and self.with_shards != self.shard_id
+
+    @property
+    def explanation(self) -> str:
+        """How the key was placed."""
+        parts = ["pinned"] if self.pinned else []
+        parts += [f"past {', '.join(self.retired)} (retired)"] if self.retired else []
+        parts += ["inactive: its operations are held"] if self.inactive else []
+        return "; ".join([*parts, self.odd] if self.odd else parts)
+
+
+def read_keys(words: Sequence[str]) -> list[str]:
+    """Return the keys in *words*, each once; `-` stands for the lines of stdin."""
+    keys: dict[str, None] = {}
+    for word in words:
+        lines = (line.rstrip("\r\n") for line in sys.stdin) if word == "-" else [word]
+        keys.update(dict.fromkeys(line for line in lines if line))
+    for key in keys:
+        if any("\ud800" <= character <= "\udfff" for character in key):
+            raise PermanentError("key: expected UTF-8, got other bytes")
+    return list(keys)
+
+
+async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None, *, as_json: bool) -> int:
+    """Print the shards of keys, by the shard map or by Citrus. Return 1 if the shard of a key is unknown."""
+    require_settings(settings, routes=True)
+    keys = read_keys(words)
+    if words and not keys:
+        raise PermanentError("KEY: expected at least one, got none on stdin")
+    async with open_shards(settings) as shards:
+        locator = shards.locator
+        if isinstance(locator, StaticMap):
+            routes = place_keys(locator.map, keys or sample_keys(), with_shards)
+            shard_ids = [shard.shard_id for shard in locator.map.shards]
+        elif with_shards is not None:
+            raise PermanentError(
+                "--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each tenant on its own"
+            )
+        else:
+            routes = await _locate_keys(locator, keys)
+            shard_ids = []
+    summary = None if with_shards is None else summarize_moves(routes, shard_ids, with_shards)
+    if as_json:
+        shown = routes if keys else []
+        print_json({"routes": shown} | ({} if summary is None else {"withShards": summary}))
+    else:
+        _print_routes(routes if keys else [], summary)
+    return 1 if any(route.shard_id is None for route in routes) else 0
+
+
+def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
+    """Return sample keys of tenants; the same ones each time."""
+    return [f"business-{number}-location-{number % 3}" for number in range(count)]
+
+
+def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
+    """Return the shards of *keys* by a map, also if it had *with_shards* shards: its first ones, or more of them."""
+    other = None if with_shards is None else _resize(shard_map, with_shards)
+    routes = []
+    for key in keys:
+        fall = shard_map.placement(key)
+        routes.append(
+            KeyRoute(
+                key,
+                shard_id=fall.shard.shard_id,
+                pinned=fall.is_pinned,
+                retired=tuple(dict.fromkeys(shard.shard_id for shard in fall.retired)),
+                with_shards=None if other is None else other.shard_of(key).shard_id,
+            )
+        )
+    return routes
+
+
+def _resize(shard_map: ShardMap, count: int) -> ShardMap:
+    if not 1 <= count <= SHARDS_MAX:
+        raise PermanentError(f"--with-shards: expected 1 to {SHARDS_MAX}, got {count}")
+    resized = shard_map.with_shard_count(count)
+    if all(shard.retired for shard in resized.shards):
+        raise PermanentError(f"--with-shards: expected a shard that is not retired among the first {count}")
+    return resized
+
+
+def summarize_moves(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count: int) -> dict[str, Any]:
+    """Return how many of *routes* would move, and how many keys each shard has and would have."""
+    before = Counter(route.shard_id for route in routes)
+    after = Counter(route.with_shards for route in routes)
+    moved = sum(route.would_move for route in routes)
+    new = sorted({name for name in after if name is not None} - set(shard_ids), key=lambda name: (len(name), name))
+    return {
+        "shards": count,
+        "keys": len(routes),
+        "moved": moved,
+        "movedShare": round(moved / len(routes), 4) if routes else 0.0,
+        "perShard": [
+            {"shardId": name, "isNew": name not in before and name in new, "before": before[name], "after": after[name]}
+            for name in (*shard_ids, *new)
+        ],
+    }
+
+
+async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
+    """Ask Citrus for the shard of each key."""
+    if not keys:
+        raise PermanentError("expected keys, because Citrus is asked for each; give some, or - to read them from stdin")
+    routes: dict[str, KeyRoute] = {}
+    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+    async def ask(key: str) -> None:
+        async with at_once:
+            try:
+                address = await locator.locate(key)
+            except (RetryableError, PermanentError) as exc:
+                routes[key] = KeyRoute(key, odd=scrub_text(str(exc)))
+                return
+        if address is None:
+            routes[key] = KeyRoute(key, odd="not registered")
+        else:
+            routes[key] = KeyRoute(key, shard_id=address.shard_id, inactive=not address.is_active)
+
+    async with asyncio.TaskGroup() as tasks:
+        for key in keys:
+            tasks.create_task(ask(key), name=f"route:{key}")
+    return [routes[key] for key in keys]
+
+
+def _print_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) -> None:
+    columns = ["key", "shard", "how"]
+    if summary is not None:
+        columns.insert(2, f"with {summary['shards']}")
+    if routes:
+        rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes[:ROWS_MAX]]
+        print_table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
+    if len(routes) > ROWS_MAX:
+        print_note(f"{len(routes) - ROWS_MAX} more keys; --json prints all")
+    if summary is None:
+        return
+    counts = [
+        (one["shardId"] + (NEW if one["isNew"] else ""), one["before"], one["after"])
+        for one in summary["perShard"]
+        if one["before"] or one["after"]
+    ]
+    print_table(["shard", "keys now", f"with {summary['shards']}"], counts)
+    kind = "keys" if routes else "sample keys"
+    print_line(
+        f"{summary['moved']} of {summary['keys']} {kind} would move with {summary['shards']} shards "
+        f"({summary['movedShare']:.1%})"
+    )

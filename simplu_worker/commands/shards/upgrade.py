@@ -15,17 +15,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output.display import escape_unprintable, print_json, print_note, print_table, shorten
-from simplu_worker.commands.output.progress import end_bars, terminal_bars
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.output import (
+    end_bars,
+    escape_unprintable,
+    print_json,
+    print_note,
+    print_table,
+    shorten,
+    terminal_bars,
+)
+from simplu_worker.commands.running import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
 from simplu_worker.shards.schema.migrations import Upgrade
-from simplu_worker.shards.schema.schema_check import ensure_schema
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION, ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
 

@@ -1,1 +1,228 @@
-"""`simplu-worker operations` and `simplu-worker replay`."""
+"""The command line of `operations`, `replay` and `stream`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord, parse_time
+from simplu_worker.errors import UsageError
+from simplu_worker.vocabulary import Failure, OperationStatus
+
+if TYPE_CHECKING:
+    from simplu_worker.shards.listing import ListRequest
+
+stream = App(name="stream")
+operations = App(name="operations")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OperationListOptions:
+    """The operations to list; all of them without an option.
+
+    Parameters
+    ----------
+    resource_type
+        Only those of resources of this type.
+    resource_id
+        Only those of resources with this id.
+    since
+        Only those that were decided at this time or later, by RFC 3339; no offset means UTC.
+    until
+        Only those that were decided before this time.
+    status
+        Only those with this status.
+    error
+        Only those that failed with this error.
+    limit
+        Print at most this many, up to 500.
+    after
+        Go on after a list that ended with this cursor.
+    """
+
+    resource_type: str | None = None
+    resource_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+    status: Annotated[OperationStatus | None, OneWord] = None
+    error: Annotated[Failure | None, OneWord] = None
+    limit: int = 50
+    after: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+
+    def parse(self) -> ListRequest:
+        """Return the request. Raises UsageError."""
+        from simplu_worker.shards.listing import (
+            InvalidRequestError,
+            ListRequest,
+            SearchPosition,
+            check_request,
+            decode_cursor,
+        )
+
+        try:
+            after = SearchPosition() if self.after is None else decode_cursor(self.after)
+        except ValueError as exc:
+            raise UsageError(f"--after: {exc}") from None
+        request = ListRequest(
+            resource_type=self.resource_type,
+            resource_id=self.resource_id,
+            since=None if self.since is None else parse_time("--since", self.since),
+            until=None if self.until is None else parse_time("--until", self.until),
+            status=self.status,
+            error=self.error,
+            limit=self.limit,
+            after=after,
+        )
+        try:
+            return check_request(request)
+        except InvalidRequestError as exc:
+            raise UsageError(f"--{exc.member.replace('_', '-')}: {exc.problem}") from None
+
+
+ALL_OPERATIONS: Final = OperationListOptions()
+
+
+@operations.command(name="show")
+def show_operation(request_id: str, /, *, tenant: OneTenant = None, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the status of one operation.
+
+    Parameters
+    ----------
+    request_id
+        The operation's request id.
+    tenant
+        The operation's business and location; without this option every shard is queried.
+    """
+    from simplu_worker.commands.stream.operations import show_operation
+
+    return common.run(lambda settings: show_operation(settings, request_id, tenant, as_json=common.as_json))
+
+
+@operations.command(name="list")
+def list_operations(
+    business: str,
+    location: str,
+    /,
+    *,
+    options: OperationListOptions = ALL_OPERATIONS,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print the decided operations of one tenant, newest first; those of one batch in no order."""
+    from simplu_worker.commands.stream.operations import list_operations
+
+    request = options.parse()
+    return common.run(lambda settings: list_operations(settings, business, location, request, as_json=common.as_json))
+
+
+@operations.command(name="send")
+def send_operations(
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    wait: Flag = False,
+    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 60,
+    force: Flag = False,
+    orders: Flag = False,
+    priority: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Put operations, one JSON object a line, on the stream; or order events into their queue.
+
+    Parameters
+    ----------
+    file
+        A file of JSON lines; `-` for stdin. A missing requestId or timestamp is filled in, of an order event a missing
+        deduplicationId.
+    wait
+        Wait until every operation is in the log, and print the outcomes.
+    timeout
+        Wait for at most this many seconds.
+    force
+        Send invalid lines too; the worker stores a dead letter for each.
+    orders
+        The lines are order events, for SQS_ORDER_EVENTS_QUEUE_URL. The group is groupId, else orderId.
+    priority
+        With --orders: for SQS_PRIORITY_QUEUE_URL.
+    """
+    from simplu_worker.commands.stream.send import SendOptions, read_lines, send_operations
+
+    if priority and not orders:
+        raise UsageError("--priority: expected --orders with it, got it alone")
+    options = SendOptions(wait=wait, timeout_s=timeout, force=force, orders=orders, priority=priority)
+    path = None if file == "-" else Path(file)
+    return common.run(lambda settings: send_operations(settings, read_lines(path), options, as_json=common.as_json))
+
+
+@operations.command(name="test")
+def preview_operations(
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    orders: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Show the next step of a worker with each record, one JSON object a line; nothing is sent or applied.
+
+    Parameters
+    ----------
+    file
+        A file of JSON lines; `-` for stdin.
+    orders
+        The lines are order events.
+    """
+    from simplu_worker.commands.stream.send import preview_operations, read_lines
+
+    path = None if file == "-" else Path(file)
+    return common.run(
+        lambda settings: preview_operations(settings, read_lines(path), is_orders=orders, as_json=common.as_json)
+    )
+
+
+@stream.command(name="remove-consumer")
+def remove_consumer(name: str | None = None, /, *, apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Remove the registered consumer of `KINESIS_READ=fan-out`. Subscriptions of running workers end.
+
+    Parameters
+    ----------
+    name
+        The consumer; without it, that of the settings.
+    """
+    from simplu_worker.commands.stream.replay import remove_consumer
+
+    return common.run(lambda settings: remove_consumer(settings, name, apply=apply, as_json=common.as_json))
+
+
+def replay(
+    *,
+    since: str,
+    until: str | None = None,
+    tenant: OneTenant = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Read the stream again from a time. Operations that were applied before are dropped as duplicates.
+
+    Without --apply the operations are only looked up in the logs, and counted.
+
+    Parameters
+    ----------
+    since
+        The time to start from, by RFC 3339; no offset means UTC.
+    until
+        Only records that arrived before this time.
+    tenant
+        Only operations of this business and location.
+    """
+    from simplu_worker.commands.running import parse_tenant_id
+    from simplu_worker.commands.stream.replay import replay
+    from simplu_worker.commands.stream.replay_rules import ReplayRange
+
+    begins, ends = parse_time("--since", since), None if until is None else parse_time("--until", until)
+    if ends is not None and ends <= begins:
+        raise UsageError(f"--until: expected a time after --since, {begins.isoformat()}, got {ends.isoformat()}")
+    chosen = ReplayRange(begins, ends, None if tenant is None else parse_tenant_id(*tenant))
+    return common.run(lambda settings: replay(settings, chosen, apply=apply, as_json=common.as_json))

@@ -1,4 +1,9 @@
-"""Parse JSON lines of operations and order events: complete them, or reject them as the worker would. Pure."""
+"""Parse JSON lines of operations and order events: complete them, or reject them as the worker would. Pure.
+
+Cut records into requests of PutRecords, and messages into requests of SendMessageBatch.
+
+The status of an operation that was sent, as commands print it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,18 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Final
+from enum import StrEnum
+from typing import Final, TypeVar
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
-from simplu_worker.consumers.kinesis.stream.parts import Part, parts_of_record
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, OutgoingMessage
+from simplu_worker.consumers.kinesis.stream.aggregation import Part, parts_of_record
+from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import parse_record
-from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
-from simplu_worker.operations.partition_key import KEY_MAX, partition_key_by
+from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, RejectedRecord, partition_key_by
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 SQS_ID: Final = re.compile(r"[!-~]{1,128}")  # SQS API reference, SendMessage: alphanumeric and punctuation
@@ -172,3 +178,89 @@ def _reject_reused(operation: Operation, member: str) -> RejectedRecord:
         request_id=operation.request_id,
         resource_id=operation.resource_id,
     )
+
+
+PUT_MAX_COUNT: Final = 500  # records: Kinesis API reference
+PUT_MAX_BYTES: Final = 3_500_000  # below the 5 MiB of PutRecords, which some servers count after base64
+SEND_MAX_BYTES: Final = 262_144  # of a queue that was not configured for more
+
+T = TypeVar("T")
+
+
+def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
+    """Cut *records* into requests, in order, none with two records of one partition key.
+
+    A request that Kinesis refuses in part may store its records in any order, which must not change the order of a key.
+    """
+
+    def size_of(record: NewRecord) -> int:
+        return len(record.data) + len(record.partition_key.encode())
+
+    return _cut(records, lambda record: record.partition_key, size_of, PUT_MAX_COUNT, PUT_MAX_BYTES)
+
+
+def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[OutgoingMessage]]:
+    """Cut messages of a queue into requests in the same way, none with two messages of one group."""
+
+    def group_of(message: OutgoingMessage) -> str | None:
+        return None if message.fifo is None else message.fifo.group_id
+
+    return _cut(messages, group_of, lambda message: len(message.body.encode()), BATCH_MAX_COUNT, SEND_MAX_BYTES)
+
+
+def _cut(
+    items: Iterable[T], key_of: Callable[[T], str | None], size_of: Callable[[T], int], max_count: int, max_bytes: int
+) -> Iterator[list[T]]:
+    request: list[T] = []
+    keys: set[str] = set()
+    size_bytes = 0
+    for item in items:
+        key, item_bytes = key_of(item), size_of(item)
+        is_full = len(request) == max_count or size_bytes + item_bytes > max_bytes
+        if request and (is_full or key in keys):
+            yield request
+            request, keys, size_bytes = [], set(), 0
+        request.append(item)
+        if key is not None:
+            keys.add(key)
+        size_bytes += item_bytes
+    if request:
+        yield request
+
+
+class SendStatus(StrEnum):
+    """The status of one line."""
+
+    NOT_SENT = "not sent"
+    SENT = "sent"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
+    HELD = "held"  # not in the log in time, and its tenant is held
+    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter; or the command ended while it was put
+
+
+class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Why operations of a tenant are held; else the time before which all of them are decided, where it is known.
+
+    *since* is about when the first of them came, and *target* what is held: the tenant itself, or its shard; as
+    far as a replica has reported them.
+    """
+
+    reason: str | None = None
+    read_up_to: datetime | None = None
+    since: datetime | None = None
+    target: str | None = None
+
+    @property
+    def hold(self) -> str | None:
+        """Why and since when operations are held, for people."""
+        return describe_hold(self.reason, self.target, self.since)
+
+
+def describe_hold(reason: str | None, target: str | None, since: datetime | None) -> str | None:
+    """Return why and since when operations are held, for people; None where they are not."""
+    if reason is None:
+        return None
+    where = "" if target is None else f" ({target})"
+    return f"{reason}{where}" + ("" if since is None else f" since {since.isoformat(timespec='seconds')}")

@@ -11,8 +11,8 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from simplu_worker.aws.clients import THROTTLING_CODES, open_client
 from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
-from simplu_worker.commands.output.progress import CountProgress
-from simplu_worker.commands.stream.put_requests import cut_into_puts, cut_into_sends
+from simplu_worker.commands.output import CountProgress
+from simplu_worker.commands.stream.input_lines import cut_into_puts, cut_into_sends
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError

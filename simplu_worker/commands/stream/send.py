@@ -1,28 +1,57 @@
-"""`operations send`."""
+"""`operations send`.
+
+`operations test`: show what the worker would make of records. Nothing is sent, and nothing is applied.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.output.awaited import note_what_is_awaited
-from simplu_worker.commands.output.display import (
+from simplu_worker.commands.output import (
+    CountProgress,
+    note_what_is_awaited,
     print_json,
     print_note,
     print_silent,
     print_table,
     shorten,
 )
-from simplu_worker.commands.output.progress import CountProgress
-from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.stream.input_lines import InputLine, message_of, parse_events, parse_lines
+from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.stream.input_lines import (
+    InputLine,
+    SendStatus,
+    Undecided,
+    message_of,
+    parse_events,
+    parse_lines,
+)
+from simplu_worker.commands.stream.operations import (
+    LastPoll,
+    OperationKey,
+    SendOutcome,
+    describe_poll,
+    find_operations,
+    find_rejected,
+    find_undecided,
+    interrupted_outcomes,
+    pool_errors,
+    send_outcomes,
+    wait_for_outcomes,
+    with_undecided,
+)
 from simplu_worker.commands.stream.put_records import (
     PutCount,
     Sink,
@@ -32,28 +61,16 @@ from simplu_worker.commands.stream.put_records import (
     queue_sink,
     stream_sink,
 )
-from simplu_worker.commands.stream.send_status import SendStatus, Undecided
-from simplu_worker.commands.stream.show import pool_errors
-from simplu_worker.commands.stream.undecided import find_undecided
-from simplu_worker.commands.stream.wait_outcomes import (
-    LastPoll,
-    OperationKey,
-    SendOutcome,
-    describe_poll,
-    find_operations,
-    find_rejected,
-    interrupted_outcomes,
-    send_outcomes,
-    wait_for_outcomes,
-    with_undecided,
-)
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import ROUTES, Settings, set_of
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.consumers.sqs.orders.decode import OrderRules
-from simplu_worker.errors import RetryableError, WorkerError
-from simplu_worker.operations.operation import RejectedRecord
-from simplu_worker.timing.uuid7 import uuid7
-from simplu_worker.vocabulary import PartitionKeyRule
+from simplu_worker.consumers.sqs.order_messages import OrderRules
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.operations.operation import Days, Operation, RejectedRecord
+from simplu_worker.operations.schema_judge import Finding
+from simplu_worker.shards.apply.judging import Foreseen
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.timing.clock import uuid7
+from simplu_worker.vocabulary import Absence, Failure, OperationKind, PartitionKeyRule
 
 RESULT_SHOWN_LENGTH: Final = 60
 
@@ -254,3 +271,254 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, 
     ]
     print_table(columns, rows)
     print_silent(list(silent), silent)
+
+
+LOOKUPS_AT_ONCE: Final = 10
+SHARDS_AT_ONCE: Final = 64
+ERROR_SHOWN_LENGTH: Final = 100
+RESOURCES_PER_QUERY: Final = 500
+MEMBERS_SHOWN: Final = 5
+NOTHING_FORESEEN: Final = Foreseen({}, ())
+
+ResourceKey = tuple[str, str, str | None]
+"""A tenant id, a resource type and a resource id."""
+
+_members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Fate(StrEnum):
+    """The next step of a worker with a record."""
+
+    APPLIED = "applied"  # its outcome may still be an error, by the state of the resource then
+    DUPLICATE = "duplicate"  # the log has its request id
+    FAILED = "failed"  # its data do not fit the schema of its type; what a patch makes of a document is not known
+    HELD = "held"  # until its tenant has a shard
+    DEAD_LETTER = "dead_letter"
+    VALID = "valid"  # no way to find shards is configured, or a shard does not answer
+
+
+class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The next step of a worker with one line."""
+
+    line: int
+    fate: Fate
+    reason: str | None = None
+    error: str | None = None
+    operation: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    request_id: str | None = None
+    shard_id: str | None = None
+    lost_members: tuple[str, ...] = ()  # of the resource as it is now, which an update would remove
+    warning: str | None = None  # of days of a list, which may be others than were meant
+
+
+async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
+    """Print the next step of a worker with each line of *text*.
+
+    Returns 1 if one of them would be a dead letter, or be refused by a schema, or if a shard does not answer.
+    """
+    lines = parse_input(settings, text, is_orders=is_orders)
+    homes: Mapping[str, str | Absence] = {}
+    logged: Mapping[OperationKey, Mapping[str, object]] = {}
+    stored: Mapping[ResourceKey, Sequence[str]] = {}
+    foreseen = NOTHING_FORESEEN
+    poll = LastPoll(len(lines))
+    keys = {line.key for line in lines if line.key is not None}
+    if keys and set_of(settings, *ROUTES):
+        async with open_shards(settings) as shards:
+            homes = await _find_homes(shards.gateway, sorted({tenant_id for tenant_id, _ in keys}))
+            logged = await find_operations(shards.gateway, keys, poll)
+            stored = await _find_members(shards.gateway, lines)
+            foreseen = await _foresee(shards.gateway, lines, homes)
+    found = [preview(line, homes, logged, stored, foreseen) for line in lines]
+    if as_json:
+        print_json({"records": found, "shardsWithoutAnswer": poll.silent_shard_ids})
+    else:
+        _print_previews(found)
+        print_silent(poll.silent_shard_ids)
+    return 1 if poll.silent_shard_ids or any(one.fate in {Fate.DEAD_LETTER, Fate.FAILED} for one in found) else 0
+
+
+def preview(
+    line: InputLine,
+    homes: Mapping[str, str | Absence],
+    logged: Mapping[OperationKey, Mapping[str, object]],
+    stored: Mapping[ResourceKey, Sequence[str]],
+    foreseen: Foreseen = NOTHING_FORESEEN,
+) -> Preview:
+    """Return the next step with a line, by the shards of tenants, the rows of the logs, and the members of resources.
+
+    *foreseen* is by the numbers of lines.
+    """
+    decoded = line.decoded
+    if isinstance(decoded, RejectedRecord):
+        return Preview(
+            line.number,
+            Fate.DEAD_LETTER,
+            reason=decoded.reason,
+            error=decoded.error,
+            business_id=decoded.business_id,
+            location_id=decoded.location_id,
+            request_id=decoded.request_id,
+        )
+    home = homes.get(decoded.tenant_id)
+    row = logged.get((decoded.tenant_id, decoded.request_id))
+    if row is not None:
+        return _of_operation(line.number, decoded, Fate.DUPLICATE, shard_id=str(row["shard_id"]))
+    if isinstance(home, Absence):
+        return _of_operation(line.number, decoded, Fate.HELD, reason=home)
+    if (finding := foreseen.refusals.get(line.number)) is not None:
+        failed = _of_operation(line.number, decoded, Fate.FAILED, reason=Failure.INVALID_DATA, shard_id=home)
+        return msgspec.structs.replace(failed, error=str(finding))
+    fate = Fate.VALID if home is None else Fate.APPLIED
+    lost = lost_members(decoded, stored.get(_resource_of(decoded), ()))
+    applied = _of_operation(line.number, decoded, fate, shard_id=home, lost_members=lost)
+    if line.number not in foreseen.dateless or decoded.query is None:
+        return applied
+    return msgspec.structs.replace(applied, warning=_describe_days(decoded.resource_type, decoded.query.days))
+
+
+def lost_members(operation: Operation, stored: Sequence[str]) -> tuple[str, ...]:
+    """Return the members of a resource, which now has those that are *stored*, that an update would remove; sorted."""
+    if operation.kind is not OperationKind.UPDATE or operation.data is None or operation.exceeds_bounds:
+        return ()
+    return tuple(sorted(set(stored) - _members_decoder.decode(operation.data).keys()))
+
+
+def _resource_of(operation: Operation) -> ResourceKey:
+    return operation.tenant_id, operation.resource_type, operation.resource_id
+
+
+def _of_operation(
+    number: int,
+    operation: Operation,
+    fate: Fate,
+    *,
+    reason: str | None = None,
+    shard_id: str | None = None,
+    lost_members: tuple[str, ...] = (),
+) -> Preview:
+    return Preview(
+        number,
+        fate,
+        reason=reason,
+        operation=operation.kind,
+        business_id=operation.business_id,
+        location_id=operation.location_id,
+        resource_type=operation.resource_type,
+        resource_id=operation.resource_id,
+        request_id=operation.request_id,
+        shard_id=shard_id,
+        lost_members=lost_members,
+    )
+
+
+async def _find_members(gateway: ShardGateway, lines: Iterable[InputLine]) -> dict[ResourceKey, Sequence[str]]:
+    """Return the members that the resources of updates have now, of those that are there."""
+    updates = {
+        _resource_of(line.decoded)
+        for line in lines
+        if isinstance(line.decoded, Operation) and line.decoded.kind is OperationKind.UPDATE
+    }
+    wanted = sorted(updates)
+    found: dict[ResourceKey, Sequence[str]] = {}
+    for first in range(0, len(wanted), RESOURCES_PER_QUERY):
+        some = wanted[first : first + RESOURCES_PER_QUERY]
+        with contextlib.suppress(RetryableError):  # the query of the logs has named it
+            survey = await gateway.survey("list_members", *map(list, zip(*some, strict=True)))
+            found |= {
+                (row["tenant_id"], row["resource_type"], row["resource_id"]): row["members"] for _, row in survey.rows
+            }
+    return found
+
+
+async def _find_homes(gateway: ShardGateway, tenant_ids: Iterable[str]) -> dict[str, str | Absence]:
+    """Return the shard of each tenant, or why there is none; tenants without an answer are left out."""
+    homes: dict[str, str | Absence] = {}
+    turns = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+    async def find(tenant_id: str) -> None:
+        async with turns:
+            try:
+                homes[tenant_id] = await gateway.find(tenant_id)
+            except (RetryableError, PermanentError) as exc:
+                print_note(f"tenant {tenant_id}: {exc}")
+
+    async with asyncio.TaskGroup() as tasks:
+        for tenant_id in tenant_ids:
+            tasks.create_task(find(tenant_id))
+    return homes
+
+
+async def _foresee(gateway: ShardGateway, lines: Iterable[InputLine], homes: Mapping[str, str | Absence]) -> Foreseen:
+    """Return what the rules of shards say, by the numbers of lines; nothing of a shard that does not answer."""
+    by_shard: defaultdict[str, list[tuple[int, Operation]]] = defaultdict(list)
+    for line in lines:
+        if isinstance(line.decoded, Operation):
+            home = homes.get(line.decoded.tenant_id)
+            if home is not None and not isinstance(home, Absence):
+                by_shard[home].append((line.number, line.decoded))
+    refusals: dict[int, Finding] = {}
+    dateless: set[int] = set()
+    turns = asyncio.Semaphore(SHARDS_AT_ONCE)
+
+    async def foresee(shard_id: str, sent: Sequence[tuple[int, Operation]]) -> None:
+        async with turns:
+            try:
+                found = await gateway.foresee(shard_id, [operation for _, operation in sent])
+            except RetryableError as exc:
+                print_note(f"business types of shard {shard_id}: {exc}")
+            else:
+                refusals.update({sent[index][0]: finding for index, finding in found.refusals.items()})
+                dateless.update(sent[index][0] for index in found.dateless)
+
+    async with asyncio.TaskGroup() as tasks:
+        for shard_id, sent in by_shard.items():
+            tasks.create_task(foresee(shard_id, sent), name=f"foresee:{shard_id}")
+    return Foreseen(refusals, dateless)
+
+
+def _print_previews(found: Sequence[Preview]) -> None:
+    rows = (
+        (
+            one.line,
+            one.fate,
+            one.reason,
+            one.operation,
+            " ".join(part for part in (one.business_id, one.location_id) if part),
+            " ".join(part for part in (one.resource_type, one.resource_id) if part),
+            one.shard_id,
+            shorten(one.error or "", ERROR_SHOWN_LENGTH),
+        )
+        for one in found
+    )
+    print_table(("line", "would be", "reason", "operation", "tenant", "resource", "shard", "error"), rows)
+    for one in found:
+        if one.lost_members:
+            print_note(f"line {one.line}: {_describe_loss(one)}")
+        if one.warning is not None:
+            print_note(f"line {one.line}: {one.warning}")
+    if any(one.operation == OperationKind.UPDATE and one.fate in {Fate.VALID, Fate.HELD} for one in found):
+        print_note("an update replaces the whole document; a patch keeps what it lacks")
+    counts = Counter(one.fate for one in found)
+    print_note(", ".join(f"{count} {fate}" for fate, count in sorted(counts.items())) or "no records")
+    print_note("nothing was sent or applied")
+
+
+def _describe_days(resource_type: str, days: Days) -> str:
+    meaning = (
+        "date means the document's own member date, or else the day of creation"
+        if days.is_one
+        else "startDate and endDate mean the day of creation"
+    )
+    return f"{meaning}: the type {resource_type} names no date (docs/sending.md#list)"
+
+
+def _describe_loss(one: Preview) -> str:
+    more = len(one.lost_members) - MEMBERS_SHOWN
+    names = ", ".join(shorten(name, ERROR_SHOWN_LENGTH) for name in one.lost_members[:MEMBERS_SHOWN])
+    names += f" and {more} more" if more > 0 else ""
+    return f"this update removes {names} from {one.resource_type} {one.resource_id}; a patch keeps what it lacks"

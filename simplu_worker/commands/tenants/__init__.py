@@ -1,1 +1,328 @@
-"""`simplu-worker tenants`."""
+"""The command line of `tenants`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, parse_duration
+from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, DEFAULT_TERMS, MoveBounds, MoveTerms
+from simplu_worker.errors import UsageError
+
+tenants = App(name="tenants")
+# By its name, as all commands are: it is above those of tenants and of dead letters.
+tenants.command(
+    "simplu_worker.commands.erasure:erase_resource",
+    name="erase-resource",
+    help="Erase a person's resource: its row, and what results in the log and dead letters have of it.",
+)
+
+
+@tenants.command(name="list")
+def list_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the tenants of all shards."""
+    from simplu_worker.commands.tenants.show import list_tenants
+
+    return common.run(lambda settings: list_tenants(settings, as_json=common.as_json))
+
+
+@tenants.command(name="show")
+def show_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the rows that the shards have of one tenant, and the shard it is routed to."""
+    from simplu_worker.commands.tenants.show import show_tenant
+
+    return common.run(lambda settings: show_tenant(settings, business, location, as_json=common.as_json))
+
+
+@tenants.command(name="provision")
+def provision_tenant(
+    business: str | None = None,
+    location: str | None = None,
+    /,
+    *,
+    business_type: Annotated[str | None, Parameter(name="--type")] = None,
+    from_business_info: Flag = False,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Register a tenant and create it on its shard, unless it exists; or do so for all that business-info lists.
+
+    Parameters
+    ----------
+    business_type
+        The business type, such as dental.
+    from_business_info
+        Plan to create every tenant of business-info that no shard has.
+    """
+    from simplu_worker.commands.tenants.inventory import provision_listed, provision_tenant
+
+    if from_business_info and (business, location, business_type) == (None, None, None):
+        return common.run(lambda settings: provision_listed(settings, apply=apply, as_json=common.as_json))
+    if from_business_info or apply or business is None or location is None or business_type is None:
+        raise UsageError("tenants provision: expected BUSINESS LOCATION --type TYPE, or --from-business-info [--apply]")
+    return common.run(
+        lambda settings: provision_tenant(settings, business, location, business_type, as_json=common.as_json)
+    )
+
+
+@tenants.command(name="move")
+def move_tenant(
+    business: str | None = None,
+    location: str | None = None,
+    /,
+    *,
+    to: str | None = None,
+    from_file: Path | None = None,
+    terms: MoveTerms = DEFAULT_TERMS,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Move a tenant to another shard while workers run. A move that was interrupted goes on.
+
+    Parameters
+    ----------
+    to
+        The id of the shard to move to.
+    from_file
+        Move the tenants of a file, a line business,location,shard for each.
+    """
+    from simplu_worker.commands.moves.runner import MoveRequest
+    from simplu_worker.commands.tenants.moves import move_tenants, read_requests
+
+    if from_file is not None and (business, location, to) == (None, None, None):
+        requests = read_requests(from_file)
+    elif from_file is None and business is not None and location is not None and to is not None:
+        requests = [MoveRequest(business, location, to)]
+    else:
+        raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
+    return common.run(lambda settings: move_tenants(settings, requests, terms, apply=apply, as_json=common.as_json))
+
+
+@tenants.command(name="pause")
+def pause_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    duration: Annotated[str, Parameter(name="--for")] = "4h",
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Have a tenant's operations and order events wait in the stream and the queues, for a time.
+
+    Parameters
+    ----------
+    duration
+        The time, such as 30m or 2d. The pause ends sooner once half of a source's retention is over for what waits.
+    """
+    from simplu_worker.commands.tenants.show import steer_tenant
+    from simplu_worker.shards.types import PAUSE_MAX_S, Lever
+
+    pause_s = parse_duration("--for", duration).total_seconds()
+    if not 0 < pause_s <= PAUSE_MAX_S:
+        raise UsageError(f"--for: expected more than 0 and at most 14d, got {duration}")
+    lever = Lever(pause_s=pause_s)
+    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+
+
+@tenants.command(name="resume")
+def resume_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """End the pause of a tenant."""
+    from simplu_worker.commands.tenants.show import steer_tenant
+    from simplu_worker.shards.types import Lever
+
+    lever = Lever(pause_s=0.0)
+    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+
+
+@tenants.command(name="weight")
+def weigh_tenant(
+    business: str,
+    location: str,
+    weight: Annotated[float, Parameter(validator=validators.Number(gte=0.1, lte=10))],
+    /,
+    *,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Give a tenant more or less of its shard's time than the others, where they wait for each other.
+
+    Parameters
+    ----------
+    weight
+        From 0.1 to 10; a tenant has 1 by default.
+    """
+    from simplu_worker.commands.tenants.show import steer_tenant
+    from simplu_worker.shards.types import Lever
+
+    lever = Lever(weight=weight)
+    return common.run(lambda settings: steer_tenant(settings, business, location, lever, as_json=common.as_json))
+
+
+@tenants.command(name="verify")
+def verify_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    repair: Flag = False,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since.
+
+    Parameters
+    ----------
+    repair
+        Plan to write the resources that differ as they were on the former shard.
+    """
+    from simplu_worker.commands.tenants.moves import verify_tenant
+
+    if apply and not repair:
+        raise UsageError("tenants verify: expected --apply with --repair, got --apply alone")
+    tenant = business, location
+    return common.run(
+        lambda settings: verify_tenant(settings, tenant, repair=repair, apply=apply, as_json=common.as_json)
+    )
+
+
+@tenants.command(name="rollback")
+def rollback_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    stay: Flag = False,
+    bounds: MoveBounds = DEFAULT_BOUNDS,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Delete the copy of a move that has not ended, or move a tenant back to the shard it left.
+
+    Parameters
+    ----------
+    stay
+        Only delete copies, also that of a rollback that was stopped: the tenant stays on its shard.
+    """
+    from simplu_worker.commands.tenants.moves import rollback_tenant
+
+    tenant = business, location
+    return common.run(
+        lambda settings: rollback_tenant(settings, tenant, bounds, apply=apply, stay=stay, as_json=common.as_json)
+    )
+
+
+@tenants.command(name="cleanup")
+def clean_up_tenants(
+    *, older_than: str = "7d", differing: Flag = False, apply: Apply = False, common: CommonOptions = NO_OPTIONS
+) -> int:
+    """Delete the rows that tenants have left on their former shards. A rollback then copies everything.
+
+    Parameters
+    ----------
+    older_than
+        The time since the move, such as 7d or 12h.
+    differing
+        Also rows of moves that ended with other rows on the new shard: nothing is left to repair these with.
+    """
+    from simplu_worker.commands.tenants.moves import clean_up_tenants
+
+    return common.run(
+        lambda settings: clean_up_tenants(
+            settings, older_than, differing=differing, apply=apply, as_json=common.as_json
+        )
+    )
+
+
+@tenants.command(name="restore")
+def restore_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    catch_up: Flag = False,
+    as_of_backup: Flag = False,
+    export: Path | None = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Put one tenant back to a backup of its shard, the database at BACKUP_URL, while workers run.
+
+    Parameters
+    ----------
+    catch_up
+        Read the stream again from the backup on, for all tenants of the shard: rows were lost.
+    as_of_backup
+        Leave undone what the tenant's operations since the backup have done: a producer was wrong.
+    export
+        Write the rows that are overwritten to this new file, one JSON object a line.
+    """
+    from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
+    from simplu_worker.transfers.restoring import RestoreMode
+
+    if catch_up == as_of_backup:
+        raise UsageError("tenants restore: expected one of --catch-up and --as-of-backup")
+    mode = RestoreMode.CATCH_UP if catch_up else RestoreMode.AS_OF_BACKUP
+    command = RestoreCommand(business, location, mode, export, apply=apply)
+    return common.run(lambda settings: restore_tenant(settings, command, as_json=common.as_json))
+
+
+@tenants.command(name="audit")
+def audit_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
+    """Compare business-info, Citrus and the tenants of all shards; print the differences."""
+    from simplu_worker.commands.tenants.inventory import audit_tenants
+
+    return common.run(lambda settings: audit_tenants(settings, as_json=common.as_json))
+
+
+@tenants.command(name="import")
+def import_tenants(
+    mapping: Path | None = None,
+    /,
+    *,
+    apply: Apply = False,
+    follow: Flag = False,
+    parallel: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=64))] = 4,
+    max_rows_per_second: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    leave_refused: Flag = False,
+    refused_file: Path | None = None,
+    discard: Flag = False,
+    source: str | None = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Import the tenants of another database, each to its shard. IMPORT_SOURCE_URL has its connection string.
+
+    Parameters
+    ----------
+    mapping
+        A file, TOML or JSON, that names the tables to read; without it the source has a table resources of our shape.
+    follow
+        With --apply: copy all tenants and then, until Ctrl-C, the rows that change; activate none yet.
+    parallel
+        Copy at most this many tenants at a time, each by a connection of its own.
+    max_rows_per_second
+        Read at most this many rows a second, of all tenants together; does not slow counts and comparisons.
+    leave_refused
+        Activate tenants with rows that cannot be taken; these rows stay in the source.
+    refused_file
+        Write every row that cannot be taken to this new file, one JSON object a line.
+    discard
+        Give up: delete the tenants of the source that are not active yet, with their rows; takes --apply and --source.
+    source
+        With --discard: those of the source with this name, as a refusal prints it; IMPORT_SOURCE_URL is not asked.
+    """
+    from simplu_worker.commands.tenants.import_tenants import ImportCommand, discard_imports, import_tenants
+    from simplu_worker.transfers.importing.importer import ImportOptions
+
+    if discard:
+        if mapping is not None or follow or leave_refused or refused_file is not None:
+            raise UsageError("tenants import: expected --discard alone or with --apply and --source, or none")
+        return common.run(lambda settings: discard_imports(settings, source, apply=apply, as_json=common.as_json))
+
+    if source is not None:
+        raise UsageError("tenants import: expected --source with --discard, got --source alone")
+    if follow and not apply:
+        raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
+    options = ImportOptions(parallel, max_rows_per_second, leave_refused)
+    command = ImportCommand(mapping, options, apply=apply, follow=follow, refused_file=refused_file)
+    return common.run(lambda settings: import_tenants(settings, command, as_json=common.as_json))

@@ -15,18 +15,22 @@ import msgspec
 
 from simplu_worker.assembly.aws import open_business_info
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.business_info.finder import FRESH_S, BusinessFinder
-from simplu_worker.business_info.items import Business
-from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table, shorten
-from simplu_worker.commands.output.progress import CountProgress
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.business_info import FRESH_S, Business, BusinessFinder
+from simplu_worker.commands.output import (
+    CountProgress,
+    print_json,
+    print_line,
+    print_note,
+    print_silent,
+    print_table,
+    shorten,
+)
+from simplu_worker.commands.running import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import register_secret_of
-from simplu_worker.transfers.importing.certificate import TROUBLES, ImportState, TenantReport
-from simplu_worker.transfers.importing.copying import CopyCallbacks
-from simplu_worker.transfers.importing.following import INTERVAL_S, FollowRound
+from simplu_worker.transfers.importing.copying import INTERVAL_S, CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
     Importer,
     ImportOptions,
@@ -34,7 +38,7 @@ from simplu_worker.transfers.importing.importer import (
     ImportShards,
 )
 from simplu_worker.transfers.importing.mapping import FILE_MAX_BYTES, OWN_SHAPE, SourceMapping, parse_mapping
-from simplu_worker.transfers.importing.rules import RefusedRow
+from simplu_worker.transfers.importing.rules import TROUBLES, ImportState, RefusedRow, TenantReport
 from simplu_worker.transfers.importing.source import ImportSource
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)

@@ -16,8 +16,9 @@ import msgspec
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.backups.position_rules import longest_gap
 from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
-from simplu_worker.commands.moves.cache_clearing import clear_cache
-from simplu_worker.commands.output.display import (
+from simplu_worker.commands.moves.runner import clear_cache
+from simplu_worker.commands.output import (
+    LINE_INTERVAL_S,
     NOT_COUNTED,
     print_json,
     print_line,
@@ -25,9 +26,8 @@ from simplu_worker.commands.output.display import (
     print_note,
     show_count,
 )
-from simplu_worker.commands.output.progress import LINE_INTERVAL_S
-from simplu_worker.commands.requirements import parse_tenant_id, require_settings
-from simplu_worker.commands.tenants.restore_rules import (
+from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.commands.tenants.rules import (
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,
@@ -39,18 +39,21 @@ from simplu_worker.shards.health.backup_content import BackupContent, read_backu
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.migrations import refusal_of
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.timing.clock import utc_now
-from simplu_worker.transfers.moving.planning.places import find_places
-from simplu_worker.transfers.moving.planning.readiness import check_copy, require_schema
-from simplu_worker.transfers.restoring.journal import (
+from simplu_worker.transfers.moving.places import find_places
+from simplu_worker.transfers.moving.readiness import check_copy, require_schema
+from simplu_worker.transfers.restoring import (
     Journal,
+    Restore,
+    RestoreCertificate,
     RestoreMode,
+    Restorer,
+    RestoreStatus,
     RestoreStep,
     RestoreTakenError,
     read_journal,
 )
-from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 

@@ -1,1 +1,70 @@
-"""`simplu-worker types`: the business types of the shards."""
+"""The command line of `types`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter, validators
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions
+
+types = App(name="types")
+
+
+@types.command(name="apply")
+def apply_types(
+    folder: Path,
+    /,
+    *,
+    apply: Apply = False,
+    remove: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 60,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Write business types to all shards while workers run, each from a file NAME.json of a folder.
+
+    Types without a file are left alone.
+
+    Parameters
+    ----------
+    folder
+        The folder with the files.
+    remove
+        Remove a type that no tenant has, with its views; may be given again.
+    timeout
+        Try to get the locks of a shard for at most this many seconds.
+    """
+    from simplu_worker.commands.types.business_types import apply_types
+
+    return common.run(
+        lambda settings: apply_types(settings, folder, remove, apply=apply, timeout_s=timeout, as_json=common.as_json)
+    )
+
+
+@types.command(name="show")
+def show_types(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the business types of all shards, and where they differ; or the files of one type.
+
+    Parameters
+    ----------
+    name
+        The type to print.
+    """
+    from simplu_worker.commands.types.business_types import show_types
+
+    return common.run(lambda settings: show_types(settings, name, as_json=common.as_json))
+
+
+@types.command(name="check")
+def check_types(folder: Path, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Check the files of a folder, and count the resources on all shards that they do not know or would refuse.
+
+    Parameters
+    ----------
+    folder
+        The folder with the files, each NAME.json.
+    """
+    from simplu_worker.commands.types.business_types import check_types
+
+    return common.run(lambda settings: check_types(settings, folder, as_json=common.as_json))

@@ -15,7 +15,7 @@ entries, to put them back, to count a try.
                               └───────────────────────► put back into the source, or given up
 
 A lane (`lane.py`) belongs to one source and one Postgres shard. It has one batch in flight, made up of
-all tenants in turn (`fair_queue.py`), and is first in, first out for each of them:
+all tenants in turn (`results.py`), and is first in, first out for each of them:
 
                   next batch                  its shard took it, or it crashed
     WAITING ────────────────────► IN_FLIGHT ───────────────────────────────────► DECIDED

@@ -22,8 +22,7 @@ import structlog
 from simplu_worker.bulkheads import note_trouble
 from simplu_worker.consumers.pipeline.results import EntryT, Found, LookupResult, Overdue, Paused, Unregistered, Waited
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue
+from simplu_worker.operations.operation import absence_max_age_s, is_overdue, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import HomeUnknownError, ShardUnavailableError, TenantNotMadeError, TenantPausedError
 from simplu_worker.timing.backoff import backoff_s

@@ -12,23 +12,23 @@ from typing import Final, Generic, assert_never
 
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.bulkheads import translate
-from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
-from simplu_worker.consumers.pipeline.fair_queue import BatchBounds, FairQueue
+from simplu_worker.consumers.operation_taps import count_outcomes, group_by_outcome
 from simplu_worker.consumers.pipeline.results import (
+    BatchBounds,
     BatchCrashed,
     BatchDecided,
     BatchSender,
     EntryT,
+    FairQueue,
     LaneEmptied,
     LaneResult,
     LaneStopError,
 )
-from simplu_worker.consumers.pipeline.share import SHARE_S, find_over_share, turns_of
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
-from simplu_worker.metrics import instruments
+from simplu_worker.fairness import SHARE_S, ShardTime, find_over_share, turns_of
 from simplu_worker.operations.operation import Disposition, Outcome
-from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now

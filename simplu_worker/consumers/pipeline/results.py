@@ -1,18 +1,31 @@
-"""What a lane and the lookup of homes return to the source of the operations: closed sets of results. Pure.
+"""The results of lanes, and the order in which a lane serves its tenants. Pure.
+
+What a lane and the lookup of homes return to the source of the operations: closed sets of results.
 
 The source deals with a result in the step in which it is returned, without an `await` in between: until then the
 operations in it are nowhere else.
+
+Entries that wait for one Postgres shard: each tenant's in order, and the tenant that was served least goes first.
+Weighted fair queueing by cost (start-time fair queueing, Goyal and others, 1996): each tenant has a virtual time,
+which grows by the cost of what was taken of it. One that comes back starts at the time of the tenant that is served
+now, so that nobody saves up time while it sends nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from itertools import accumulate
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from simplu_worker.errors import InternalError, WorkerError
+from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.vocabulary import HoldReason
 
@@ -136,3 +149,172 @@ class Overdue(msgspec.Struct, Generic[EntryT], frozen=True):
 
 
 LookupResult: TypeAlias = Found[EntryT] | Unregistered | Paused[EntryT] | Overdue[EntryT]
+
+
+QUANTUM_S: Final = 0.001  # of one tenant, before it is the next one's turn
+HURRIED_WEIGHT: Final = 1000.0
+
+
+class BatchBounds(msgspec.Struct, frozen=True):
+    """What a batch may have at most; its first entry may exceed the bytes and the cost."""
+
+    count: int
+    size_bytes: int
+    cost_s: float
+
+
+class FairQueue(Generic[EntryT]):
+    """The entries of all tenants that wait, in order for each tenant."""
+
+    def __init__(self, time: ShardTime) -> None:
+        self._time = time
+        self._returned: deque[EntryT] = deque()  # taken before, and put back: before all others
+        self._by_tenant: dict[str, deque[EntryT]] = {}  # none is empty
+        self._count = 0  # of these
+        self._waiting_since: dict[str, float] = {}  # of these tenants, or since their wait was counted last
+        self.arrived: set[str] = set()  # tenants that had no entries; whoever reads it begins it anew
+        self.hurried: AbstractSet[str] = frozenset()  # tenants that are not to wait for their turn
+        self._served: dict[str, float] = {}  # virtual times, of the tenants that are ahead of now
+        self._now = 0.0  # the virtual time of the tenant that was served last
+
+    def __repr__(self) -> str:
+        return (
+            f"FairQueue({len(self)} of {len(self._by_tenant)} tenants, {len(self._returned)} put back, "
+            f"{len(self._served)} ahead)"
+        )
+
+    def __len__(self) -> int:
+        return len(self._returned) + self._count
+
+    def __iter__(self) -> Iterator[EntryT]:
+        """Iterate over all entries, in order for each tenant."""
+        yield from self._returned
+        for entries in self._by_tenant.values():
+            yield from entries
+
+    @property
+    def tenants(self) -> AbstractSet[str]:
+        """The tenants with entries, but for those that were put back."""
+        return self._by_tenant.keys()
+
+    def append(self, entries: Sequence[EntryT], now: float) -> None:
+        """Add *entries*, which came at *now* (monotonic), behind those of their tenants."""
+        by_tenant = self._by_tenant
+        for entry in entries:
+            tenant_id = entry.operation.tenant_id
+            own = by_tenant.get(tenant_id)
+            if own is None:
+                by_tenant[tenant_id] = deque((entry,))
+                self.arrived.add(tenant_id)
+                self._waiting_since[tenant_id] = now
+            else:
+                own.append(entry)
+        self._count += len(entries)
+
+    def put_back(self, entries: Iterable[EntryT]) -> None:
+        """Put *entries* before all others: they are taken next."""
+        self._returned.extendleft(reversed(list(entries)))
+
+    def of_tenant(self, tenant_id: str) -> list[EntryT]:
+        """Return the entries of a tenant."""
+        returned = [entry for entry in self._returned if entry.operation.tenant_id == tenant_id]
+        return [*returned, *self._by_tenant.get(tenant_id, ())]
+
+    def costs_s(self, is_left_out: Callable[[str], bool]) -> dict[str, float]:
+        """Return the seconds that the entries of each tenant are expected to take, but for those left out."""
+        return {
+            tenant_id: self._costs_of(entries)
+            for tenant_id, entries in self._by_tenant.items()
+            if not is_left_out(tenant_id)
+        }
+
+    def cost_s(self, tenant_id: str) -> float:
+        """Return the seconds that the entries of a tenant are expected to take, but for those that were put back."""
+        return self._costs_of(self._by_tenant.get(tenant_id, ()))
+
+    def count_waits(self, now: float) -> dict[str, float]:
+        """Return the seconds for which each tenant has had entries without a break, since they were counted last."""
+        waits_s = {tenant_id: now - self._waiting_since[tenant_id] for tenant_id in self._by_tenant}
+        self._waiting_since = dict.fromkeys(waits_s, now)
+        return waits_s
+
+    def newest_of(self, tenant_id: str, *, beyond_s: float) -> list[EntryT]:
+        """Return the entries of a tenant behind those that are expected to take *beyond_s*."""
+        entries = list(self._by_tenant.get(tenant_id, ()))
+        ends_s = list(accumulate(self._time.cost_s(entry.operation) for entry in entries))
+        return entries[bisect_right(ends_s, beyond_s) :]
+
+    def remove(self, ids: AbstractSet[int]) -> None:
+        """Remove the entries with these object ids."""
+        self._returned = deque(entry for entry in self._returned if id(entry) not in ids)
+        for tenant_id, entries in list(self._by_tenant.items()):
+            kept = deque(entry for entry in entries if id(entry) not in ids)
+            self._count -= len(entries) - len(kept)
+            if kept:
+                self._by_tenant[tenant_id] = kept
+            else:
+                del self._by_tenant[tenant_id]
+
+    def clear(self) -> list[EntryT]:
+        """Remove and return all entries."""
+        entries = list(self)
+        self._returned.clear()
+        self._by_tenant.clear()
+        self._count = 0
+        self._forget_served()
+        return entries
+
+    def take(self, bounds: BatchBounds) -> list[EntryT]:
+        """Remove and return the next batch: what was put back, and then what is fair."""
+        batch = [self._returned.popleft() for _ in range(min(bounds.count, len(self._returned)))]
+        size_bytes = sum([entry.operation.size_bytes for entry in batch])
+        cost_s = self._costs_of(batch)
+        returned_count = len(batch)
+        if self._count <= bounds.count - returned_count:
+            entries = [entry for own in self._by_tenant.values() for entry in own]
+            demand = Demand.of([entry.operation for entry in entries])
+            if (
+                size_bytes + demand.size_bytes <= bounds.size_bytes
+                and cost_s + self._time.batch_cost_s(demand) <= bounds.cost_s
+            ):
+                self._by_tenant, self._count = {}, 0
+                self._forget_served()
+                return batch + entries
+        turns = [(self._served.get(one, self._now), one) for one in self._by_tenant]
+        heapq.heapify(turns)
+        is_full = False
+        while turns and not is_full:
+            time, tenant_id = heapq.heappop(turns)
+            self._now = time
+            until = turns[0][0] + QUANTUM_S if turns else float("inf")
+            own = self._by_tenant[tenant_id]
+            weight = HURRIED_WEIGHT if tenant_id in self.hurried else self._time.weights.get(tenant_id, 1.0)
+            while own and time < until:
+                operation = own[0].operation
+                size_bytes += operation.size_bytes
+                one_s = self._time.cost_s(operation)
+                cost_s += one_s
+                is_full = bool(batch) and (
+                    len(batch) >= bounds.count or size_bytes > bounds.size_bytes or cost_s > bounds.cost_s
+                )
+                if is_full:
+                    break
+                batch.append(own.popleft())
+                time += one_s / weight
+            self._served[tenant_id] = time
+            if own:
+                heapq.heappush(turns, (time, tenant_id))
+            else:
+                del self._by_tenant[tenant_id]
+        self._count -= len(batch) - returned_count
+        self._forget_served()
+        return batch
+
+    def _costs_of(self, entries: Iterable[EntryT]) -> float:
+        cost_s = self._time.cost_s
+        return sum([cost_s(entry.operation) for entry in entries])
+
+    def _forget_served(self) -> None:
+        """Forget the virtual times that do not count any more: nobody waits, or they have passed."""
+        ahead = self._served.items() if self._by_tenant else ()
+        self._served = {one: time for one, time in ahead if time > self._now}

@@ -12,15 +12,14 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, Final
 
-from simplu_worker.operations.admission import TenantRow, admits_all
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.waves import TenantRow, admits_all
 from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.operation_log import PLACES, log_columns_of
 from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
-from simplu_worker.shards.apply.wave_statement import pack_documents, wave_columns
-from simplu_worker.shards.positions.rows import position_arguments
-from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.shards.apply.wave_run import pack_documents, wave_columns
+from simplu_worker.shards.positions import position_arguments
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
     LockTimeoutError,
@@ -28,7 +27,7 @@ from simplu_worker.shards.postgres.errors import (
     StatementFailedError,
 )
 from simplu_worker.shards.postgres.pool import Connection
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, pack_columns
 from simplu_worker.shards.types import PositionClaim
 from simplu_worker.vocabulary import READING_KINDS
 

@@ -20,11 +20,11 @@ from typing import Any, Final, TypeAlias
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.errors import RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server, StandbyWatch, facts_of
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time

@@ -2,14 +2,35 @@
 
 A plain `INSERT` costs Postgres about an eighth less than one with `ON CONFLICT`: one search of an index less for each
 row, and one WAL record. It fails at a row that exists, and the whole batch is repeated in the other form. So it pays
-where hardly any batch has such a row; after redeliveries, replays and repeated creates the other form is used from the
+where hardly any batch has such a row; after redeliveries, replays and repeated creates the other form is used from
+the
 start for a while.
+
+How an operation matches the log's row with its request id.
+
+The operation of a row with `retries_exhausted` was given up, and its dead letter may be sent again: that replay has a
+later position in its source, and replaces the row. The given-up record stays in the stream. A reader that reads it
+again compares its position with the row's, and does not apply it behind later operations.
+
+The request id of an order event is its `deduplicationId`, which is one event for a time
+(ORDER_DEDUPLICATION_SECONDS).
+A message sent longer after the row's is another event, and replaces the row. Only the times of sending count: so a
+message that is redelivered, however late, and the replay of its dead letter, which carries its time, stay duplicates.
+
+Where to cut a batch, to find the operation at fault or to apply an operation apart from the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.vocabulary import Failure, Source
 
 CAREFUL_LEAST: Final = 4  # batches in the form with `ON CONFLICT` after a row that existed
 CAREFUL_MAX: Final = 1024  # the same, where every short run of plain inserts has failed
@@ -87,3 +108,92 @@ class InsertForms:
         """Use the form with `ON CONFLICT` for a while, for all tables."""
         for memory in self._memories.values():
             memory.expect_duplicates()
+
+
+# SQS's own window. A repetition within it is a producer that tries again.
+LATE_AFTER: Final = timedelta(minutes=5)
+SENT_AT_DIGITS: Final = 14  # of a time in milliseconds at most; the numbers of a FIFO queue have about 20
+
+
+class LogMatch(StrEnum):
+    """How an operation matches the row with its request id."""
+
+    REDELIVERY = "redelivery"  # the same operation
+    LATE_REPETITION = "late_repetition"  # the same order event in another message, sent long after the first
+    REUSE = "reuse"  # another operation under its request id
+    REPLAY = "replay"  # the same operation, sent again after it was given up
+    ANOTHER_EVENT = "another_event"  # an order event with an id that was used before, longer ago than it counts
+    BEHIND_ANOTHER = "behind_another"  # such an event behind another one in the same batch
+
+
+class LoggedRow(msgspec.Struct, frozen=True, gc=False):
+    """The operation of a row of the log."""
+
+    digest: bytes
+    error: str | None
+    source: str
+    sequence_number: str | None
+    requested_at: datetime
+
+    @classmethod
+    def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
+        """Return the row that *operation* leaves."""
+        origin = operation.origin
+        requested_at = datetime.fromisoformat(operation.requested_at)
+        return cls(operation.digest, failure, origin.source, origin.sequence_number, requested_at)
+
+
+def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
+    """Return how *operation* matches *row*, which has its tenant and request id."""
+    is_order_event = row.source == operation.origin.source == Source.SQS
+    if is_order_event and _is_another_event(operation, row):
+        return LogMatch.ANOTHER_EVENT
+    if operation.digest != row.digest:
+        return LogMatch.REUSE
+    if row.error == Failure.RETRIES_EXHAUSTED and _is_resent(operation.origin, row):
+        return LogMatch.REPLAY
+    if is_order_event and datetime.fromisoformat(operation.requested_at) - row.requested_at > LATE_AFTER:
+        return LogMatch.LATE_REPETITION
+    return LogMatch.REDELIVERY
+
+
+def _is_another_event(operation: Operation, row: LoggedRow) -> bool:
+    return operation.window_start is not None and row.requested_at < datetime.fromisoformat(operation.window_start)
+
+
+def _is_resent(origin: Origin, row: LoggedRow) -> bool:
+    """Return whether *origin* is in another source than the row's, or later in the same one.
+
+    An earlier position is that of a replay which was given up as well. This holds across stream shards too: a replay
+    after a reshard is in a child, and a child's sequence numbers are higher than its parents'. A FIFO queue is another
+    source than a standard one, whose messages have times for numbers.
+    """
+    own, before = _order_of(origin.sequence_number), _order_of(row.sequence_number)
+    is_of_fifo = [origin.source is Source.SQS and digit_count > SENT_AT_DIGITS for digit_count, _ in (own, before)]
+    return origin.source != row.source or is_of_fifo[0] is not is_of_fifo[1] or own > before
+
+
+def _order_of(sequence_number: str | None) -> tuple[int, str]:
+    digits = (sequence_number or "").lstrip("0")
+    return len(digits), digits
+
+
+TIMEOUT_PARTS_MAX: Final = 64  # of a batch that took too long: three such cuts find one operation of any batch
+
+
+def cut_points(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
+    """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
+
+    In two, each with half of the suspects. After a timeout, though, into many parts at once: a part with the culprit
+    takes its whole time again, and the other parts take little more time than together.
+    """
+    if not is_timeout:
+        return [suspects[len(suspects) // 2]]
+    size = -(-len(suspects) // TIMEOUT_PARTS_MAX)
+    parts = [suspects[start : start + size] for start in range(0, len(suspects), size)]
+    return sorted({point for part in parts for point in (part[0], part[-1] + 1)})
+
+
+def points_around(indexes: Iterable[int]) -> list[int]:
+    """Return where to cut a batch so that each of *indexes* is a part of its own."""
+    return sorted({index + offset for index in indexes for offset in (0, 1)})

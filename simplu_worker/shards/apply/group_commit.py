@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain, islice
 from typing import Final
 
+from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Operation, Outcome
-from simplu_worker.shards.shard_time import Demand, ShardTime
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
-from simplu_worker.telemetry.tracing.spans import BatchSpan, current_batch
+from simplu_worker.telemetry.spans import BatchSpan, current_batch
 from simplu_worker.timing.clock import loop_time
 
 GROUP_MAX_COUNT: Final = 7500  # operations that may share a transaction; more only in one batch

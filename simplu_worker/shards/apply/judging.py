@@ -14,14 +14,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.bulkheads import note_trouble
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.operations.business_types import BusinessType
 from simplu_worker.operations.list_query import NO_LIST_RULES, ListRules, resolved
 from simplu_worker.operations.operation import Operation
-from simplu_worker.operations.schema_bounds import InvalidSchemaError
-from simplu_worker.operations.schema_judge import Finding, Judge, Judges, judges_of
+from simplu_worker.operations.schema_judge import Finding, InvalidSchemaError, Judge, Judges, judges_of
 from simplu_worker.shards.apply.patch_merging import PATCH
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool

@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
-from simplu_worker.shards.log.keys import KIND_CODES, keys_of_ids
-from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.operations.waves import TenantRow
+from simplu_worker.shards.apply.duplicates import LoggedRow, LogMatch, match_row
+from simplu_worker.shards.log import KIND_CODES, keys_of_ids
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
-from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count, pack_columns
 from simplu_worker.vocabulary import Failure
 
 # Matches of an operation that is applied, and takes the key of the row.

@@ -13,10 +13,9 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
-from simplu_worker.operations.merge_patch import is_laborious, merge_texts
+from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
+from simplu_worker.operations.merge_patch import PatchedDocument, is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation
-from simplu_worker.operations.patched_document import PatchedDocument
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import OperationKind

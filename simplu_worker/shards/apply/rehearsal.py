@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from simplu_worker.errors import WorkerError, place_of
-from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.defects import defect_text
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import STOPPING, key_of
 from simplu_worker.vocabulary import DeadLetterReason
 

@@ -17,10 +17,10 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.operations.admission import HOLD, TenantRow, admit, admits_all, is_too_late
+from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import Disposition, ListProblem, Operation, Outcome
-from simplu_worker.operations.waves import isolate, plan_waves
+from simplu_worker.operations.waves import HOLD, TenantRow, admit, admits_all, is_too_late, isolate, plan_waves
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_COUNT,
     TenantMemory,
@@ -29,8 +29,14 @@ from simplu_worker.shards.apply.at_once import (
     goes_at_once,
     unusual_error,
 )
-from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points, points_around
-from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
+from simplu_worker.shards.apply.duplicates import (
+    TIMEOUT_PARTS_MAX,
+    InsertedTable,
+    InsertForms,
+    LogMatch,
+    cut_points,
+    points_around,
+)
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.judging import (
     BatchJudges,
@@ -49,12 +55,9 @@ from simplu_worker.shards.apply.patch_merging import (
     find_laborious,
     resource_of,
 )
-from simplu_worker.shards.apply.redelivery import LogMatch
-from simplu_worker.shards.apply.unstorable import find_unstorable
-from simplu_worker.shards.apply.wave_run import WaveRun
-from simplu_worker.shards.apply.wave_statement import statement_for
-from simplu_worker.shards.positions.claims import attempt_claim
-from simplu_worker.shards.positions.rows import (
+from simplu_worker.shards.apply.wave_run import WaveRun, find_unstorable, statement_for
+from simplu_worker.shards.positions import (
+    attempt_claim,
     fence_position,
     is_row_known,
     mark_gap,
@@ -76,9 +79,8 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
-from simplu_worker.telemetry.tracing.spans import TracedTransaction, transaction_span
+from simplu_worker.telemetry.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, TenantState
 

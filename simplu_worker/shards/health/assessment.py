@@ -2,22 +2,138 @@
 
 A problem begins above one threshold and ends at a lower one, so that a shard near the threshold does not change state
 with every probe.
+
+The moves of tenants away from a shard, as its journal has them: for people, and counted as they end.
+
+When to probe which shard: healthy ones every ten seconds, failing ones every second.
+
+Both have a limit of probes per second; with more shards than that allows, each is probed less often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import heapq
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from simplu_worker.shards.apply.durability import ReplicationFacts
-from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
+from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock_agreement import shard_problem
-from simplu_worker.vocabulary import ServerRole, ShardProblem, ShardState
+from simplu_worker.vocabulary import MoveOutcome, MoveStep, ServerRole, ShardProblem, ShardState
+
+RUNNING_S: Final = 20.0  # without a note of its command; ten in a row are missed by none that runs
+NOTED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING})  # by its command, while it runs
+UNFINISHED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING, MoveStep.CLEANING})
+
+MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
+
+
+class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the journal, at *read_at* by the clock of its shard; *updated_at* is when the move last went on.
+
+    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up. Its command
+    notes at *seen_at* that it runs, and by *is_stopped* that it has ended. The rest is of a certificate.
+    """
+
+    tenant_id: str
+    target_shard_id: str
+    move_token: int
+    step: str  # a `MoveStep`, or one that only a newer mover knows
+    started_at: datetime
+    updated_at: datetime
+    read_at: datetime
+    business_id: str | None = None
+    location_id: str | None = None
+    phase: str | None = None
+    row_count: int | None = None
+    byte_count: int | None = None
+    error: str | None = None
+    seen_at: datetime | None = None
+    is_stopped: bool = False
+    verdict: str | None = None
+    pause_s: float | None = None
+    rows_copied: int | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the move has begun and not ended."""
+        return self.step in UNFINISHED
+
+    @property
+    def is_running(self) -> bool | None:
+        """Whether the command of the move runs; None for a cleanup, which notes nothing."""
+        if self.step not in NOTED:
+            return None
+        noted_at = max(self.updated_at, self.seen_at or self.updated_at)
+        has_ended = self.is_stopped or self.error is not None
+        return not has_ended and (self.read_at - noted_at).total_seconds() <= RUNNING_S
+
+    @property
+    def outcome(self) -> MoveOutcome | None:
+        """How the move, or its last mover, has ended; None while it goes on."""
+        if self.step == MoveStep.DONE:
+            return MoveOutcome.MOVED if self.verdict == "equal" else MoveOutcome.DIFFERS
+        if self.step == MoveStep.UNDONE:
+            return MoveOutcome.UNDONE
+        return None if self.error is None else MoveOutcome.FAILED
+
+    @property
+    def end(self) -> MoveKey | None:
+        """The key of the end of this move; None while it goes on. A mover that comes later has another token."""
+        return None if self.outcome is None else (self.tenant_id, self.move_token, self.outcome)
+
+    @property
+    def standing_s(self) -> float:
+        """The time since the move last went on."""
+        return max(0.0, (self.read_at - self.updated_at).total_seconds())
+
+
+def ended_keys(entries: Iterable[MoveEntry]) -> frozenset[MoveKey]:
+    """Return the ends of moves among *entries*."""
+    return frozenset(one.end for one in entries if one.end is not None)
+
+
+def newly_ended(entries: Iterable[MoveEntry], before: Collection[MoveKey]) -> list[MoveEntry]:
+    """Return those of *entries* that have ended and were not among *before*."""
+    return [one for one in entries if one.end is not None and one.end not in before]
+
+
+def longest_standing_s(moves: Mapping[str, Iterable[MoveEntry]]) -> float:
+    """Return for how long the one of *moves*, by shard, that has stood for longest has not gone on; 0 without one."""
+    return max((one.standing_s for entries in moves.values() for one in entries), default=0.0)
+
+
+def move_views(moves: Mapping[str, Iterable[MoveEntry]]) -> list[dict[str, Any]]:
+    """Return *moves*, by the shard that they leave, as JSON members; unknown values are omitted."""
+    return [
+        {name: value for name, value in _view(shard_id, one).items() if value is not None}
+        for shard_id, entries in sorted(moves.items())
+        for one in entries
+    ]
+
+
+def _view(shard_id: str, move: MoveEntry) -> dict[str, Any]:
+    return {
+        "tenant": move.tenant_id,
+        "businessId": move.business_id,
+        "locationId": move.location_id,
+        "sourceShard": shard_id,
+        "targetShard": move.target_shard_id,
+        "step": move.step,
+        "phase": move.phase,
+        "rows": move.row_count,
+        "bytes": move.byte_count,
+        "startedAt": move.started_at,
+        "notedAt": move.updated_at,
+        "isRunning": move.is_running,
+        "error": move.error,
+    }
+
 
 VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
@@ -332,3 +448,95 @@ def _format_time(time: datetime | None) -> str | None:
 
 def _without_unknown(members: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
+
+
+INTERVAL_S: Final = 10.0
+FAILING_INTERVAL_S: Final = 1.0  # so that a recovered shard is noticed within 2 s
+JITTER: Final = 0.25  # of the interval, to either side: replicas do not probe in step
+IN_FLIGHT: Final = 0  # never a number in the heap
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How often a shard is probed: every *interval_s*, but never more than *probes_per_second* shards."""
+
+    interval_s: float
+    probes_per_second: float
+
+    def between_s(self, count: int) -> float:
+        """Return the time between two probes of each of *count* shards."""
+        return max(self.interval_s, count / self.probes_per_second)
+
+
+# Of each replica: one server may have hundreds of the shards.
+HEALTHY_PACE: Final = Pace(INTERVAL_S, probes_per_second=5.0)
+FAILING_PACE: Final = Pace(FAILING_INTERVAL_S, probes_per_second=20.0)
+
+
+class ProbeSchedule:
+    """The schedule of probes. A shard returned by `take_due` is not due again before `reschedule`.
+
+    *draw* in what follows is a random number from 0 to 1.
+    """
+
+    def __init__(self, *, healthy_pace: Pace = HEALTHY_PACE, failing_pace: Pace = FAILING_PACE) -> None:
+        self._healthy_pace = healthy_pace
+        self._failing_pace = failing_pace
+        self._due: list[tuple[float, int, str]] = []  # a heap; an entry with an old number is superseded
+        self._number: dict[str, int] = {}
+        self._numbers = 0
+        self._failing_ids: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"ProbeSchedule(shards={len(self._number)}, failing={len(self._failing_ids)}, due={self._due[:1]})"
+
+    @property
+    def shard_ids(self) -> Collection[str]:
+        """The shards that are probed."""
+        return self._number.keys()
+
+    def add(self, shard_id: str, *, now: float, draw: float) -> None:
+        """Add a shard; its first probe is within a second, or within one round of many shards."""
+        self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._healthy_pace.probes_per_second))
+
+    def remove(self, shard_id: str) -> None:
+        """Remove a shard."""
+        self._number.pop(shard_id, None)
+        self._failing_ids.discard(shard_id)
+
+    def take_due(self, now: float) -> list[str]:
+        """Return the shards to probe now, longest due first."""
+        due: list[str] = []
+        while self._due and self._due[0][0] <= now:
+            _, number, shard_id = heapq.heappop(self._due)
+            if self._number.get(shard_id) == number:
+                self._number[shard_id] = IN_FLIGHT
+                due.append(shard_id)
+        return due
+
+    def reschedule(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
+        """Schedule the next probe of a shard, unless the shard was removed during the last one."""
+        if shard_id not in self._number:
+            return
+        (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
+        failing_count = len(self._failing_ids)
+        between_s = (
+            self._failing_pace.between_s(failing_count)
+            if fails
+            else self._healthy_pace.between_s(len(self._number) - failing_count)
+        )
+        self._put(shard_id, now + jittered(between_s, ratio=JITTER, draw=draw))
+
+    def bring_forward(self, shard_id: str, *, now: float) -> None:
+        """Make a shard due at once: its last probe succeeded, and a use has failed since."""
+        if self._number.get(shard_id, IN_FLIGHT) != IN_FLIGHT and shard_id not in self._failing_ids:
+            self._failing_ids.add(shard_id)
+            self._put(shard_id, now)
+
+    def wait_s(self, now: float, *, at_most: float) -> float:
+        """Return the time until the next shard is due, in seconds."""
+        return min(at_most, max(0.0, self._due[0][0] - now)) if self._due else at_most
+
+    def _put(self, shard_id: str, at: float) -> None:
+        self._numbers += 1
+        self._number[shard_id] = self._numbers
+        heapq.heappush(self._due, (at, self._numbers, shard_id))

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from simplu_worker.shards.positions.rows import read_position_rows
+from simplu_worker.shards.positions import read_position_rows
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.migrations import ShardSchema

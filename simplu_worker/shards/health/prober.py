@@ -1,32 +1,262 @@
-"""Probe every shard in use, beside its pool, independently of the others and at a limited pace."""
+"""Probe every shard in use, beside its pool, independently of the others and at a limited pace.
+
+Probe one shard beside its pool: its server, its connections, its schema, its tenants. Changes nothing.
+
+Drop the pools of shards that Citrus does not list any more and that take no operations: their servers are gone.
+
+It is safe, as nothing is concluded about their tenants: a caller that still names such a shard gets the error of a
+shard that does not answer, and the shard has a pool again as soon as Citrus names it, in its list or for a tenant.
+
+The present health of every known shard, including those that do not answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import asyncpg
+import msgspec
+import structlog
 from msgspec.structs import replace
 
+from simplu_worker import instruments
 from simplu_worker.bulkheads import contain, note_trouble
 from simplu_worker.errors import RetryableError, WorkerError
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
-from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
+from simplu_worker.shards.apply.durability import facts_of
+from simplu_worker.shards.health.assessment import (
+    FAILING_PACE,
+    HEALTHY_PACE,
+    AwaitedType,
+    Health,
+    MoveEntry,
+    Pace,
+    ProbeSchedule,
+    SchemaCreator,
+    ShardObservation,
+    ShardProbe,
+    ShardSilence,
+    assess,
+    usage_of,
+)
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.health.unlisted_shards import UnlistedShards
+from simplu_worker.shards.health.server_costs import ServerFacts, TableRows
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import WrongDatabaseError
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
+from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.timing.aligned_times import shared_pause_s
-from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import ConnectionState, TargetKind
+from simplu_worker.timing.backoff import shared_pause_s
+from simplu_worker.timing.clock import OwnClock, loop_time, utc_now
+from simplu_worker.vocabulary import ConnectionState, ShardProblem, TargetKind
+
+BUSY_TABLES: Final = ("log_rows", "resources")
+OWN_CHECKPOINTER_SINCE: Final = 170000  # its view; before, its counts are among those of the background writer
+PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
+
+_tables = msgspec.json.Decoder(tuple[TableRows, ...])
+
+
+class _EndProbeError(WorkerError):
+    """The end of a probe without changing the pool's health: the shard answered, but is not usable."""
+
+
+async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = PROBE_S) -> ShardProbe:
+    """Connect to a shard beside its pool and probe it; facts not read within *within_s* are left out.
+
+    The pool's health does not change from lost to healthy: that is for `ShardPool.probe`. Raises
+    `ShardUnavailableError` when the shard does not answer.
+    """
+    try:
+        return await _probe_over(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
+    except ShardUnavailableError as exc:
+        if not pool.has_idle_beside_full_server(exc):
+            raise
+        try:
+            async with asyncio.timeout(2 * within_s):
+                return await _probe_over(
+                    pool, pool.connection(), counts_tenants=counts_tenants, within_s=within_s, is_used=True
+                )
+        except TimeoutError:
+            raise exc from None
+
+
+async def _probe_over(
+    pool: ShardPool,
+    opening: AbstractAsyncContextManager[Connection],
+    *,
+    counts_tenants: bool,
+    within_s: float,
+    is_used: bool = False,
+) -> ShardProbe:
+    """Probe over a connection; *is_used* means one of the pool, where the probe counts as a use."""
+    started = time.perf_counter()
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(_EndProbeError):
+        async with opening as connection:
+            facts |= await _read_server(connection, pool.clock, connected_s=time.perf_counter() - started)
+            try:
+                async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
+                    await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
+            except TimeoutError:
+                facts["is_cut_short"] = True
+            if facts.get("is_cut_short") or facts["is_read_only"] or not (is_used or pool.is_healthy):
+                raise _EndProbeError
+    return ShardProbe(**facts)
+
+
+async def _read_server(connection: Connection, clock: OwnClock, *, connected_s: float) -> dict[str, Any]:
+    asked_at, started = clock.utc(), time.perf_counter()
+    server = await connection.fetchrow(QUERIES["probe_server"])
+    response_s = time.perf_counter() - started
+    if server is None:
+        raise ShardUnavailableError("expected one row about the server, got none")
+    return {
+        "server_version": server["version"].partition(" ")[0],
+        "version_number": server["version_number"],
+        "is_standby": server["is_standby"],
+        "is_read_only": server["is_read_only"],
+        "skew_s": (server["clock"] - asked_at).total_seconds() - response_s / 2,
+        "own_ahead_s": clock.ahead_s,
+        "connect_s": connected_s,
+        "response_s": response_s,
+    }
+
+
+async def _add_details(
+    connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
+) -> None:
+    """Add to *facts* those that are not needed for using the shard, the most important first."""
+    if (row := await _read_row(connection, "probe_standby" if facts["is_standby"] else "probe_primary")) is not None:
+        facts["lag_s"], facts["lag_bytes"], facts["standby_count"], *replication = row
+        facts["replication"] = facts_of(replication) if replication else None
+    try:
+        schema = await check_schema(connection, address.shard_id)
+    except ShardUnavailableError as exc:
+        facts["refusal"] = address.without_name(str(exc))
+    else:
+        facts["schema_version"] = None if schema is None else schema.version
+    await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, facts)
+    await _add_columns(connection, "probe_upgrade", {"is_upgrading": "is_upgrading"}, facts)
+    version: int | None = facts.get("schema_version")
+    if version is not None:
+        facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
+        facts["moves"] = await _read_moves(connection)
+        facts["awaited_types"] = await _read_awaited_types(connection)
+    if counts_tenants and version is not None:
+        facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
+    if counts_tenants:
+        facts["creators"] = await _read_creators(connection)
+
+
+async def _read_moves(connection: Connection) -> list[MoveEntry]:
+    """Return the journal of moves from this shard: at most 600 rows."""
+    return [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
+
+
+async def _read_awaited_types(connection: Connection) -> list[AwaitedType]:
+    rows = await connection.fetch(QUERIES["list_awaited_types"])
+    return [AwaitedType(row["business_type"], row["tenant_count"], row["tenant_id"], row["since"]) for row in rows]
+
+
+async def _read_creators(connection: Connection) -> list[SchemaCreator]:
+    try:
+        rows = await connection.fetch(QUERIES["probe_creators"])
+    except asyncpg.PostgresError:
+        if connection.is_closed():
+            raise
+        return []  # as below
+    return [SchemaCreator(row["schema"], row["role"]) for row in rows]
+
+
+async def _add_columns(connection: Connection, query: str, names: dict[str, str], facts: dict[str, Any]) -> None:
+    if (row := await _read_row(connection, query)) is not None:
+        facts |= {name: row[column] for column, name in names.items()}
+
+
+async def _read_row(connection: Connection, query: str, *arguments: object) -> Any:
+    try:
+        return await connection.fetchrow(QUERIES[query], *arguments)
+    except asyncpg.PostgresError:
+        if connection.is_closed():
+            raise
+        return None  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
+
+
+async def read_server_facts(pool: ShardPool, version_number: int) -> ServerFacts | None:
+    """Return the settings and counts of a shard's server; None where the server lacks or hides some, or is too slow."""
+    with contextlib.suppress(WorkerError):
+        async with pool.fresh_connection() as connection:
+            return await _read_facts(connection, version_number)
+    return None
+
+
+async def _read_facts(connection: Connection, version_number: int) -> ServerFacts | None:
+    checkpoints = "count_checkpoints" if version_number >= OWN_CHECKPOINTER_SINCE else "count_checkpoints_before_17"
+    counted = await _read_row(connection, checkpoints)
+    row = await _read_row(connection, "probe_server_costs", BUSY_TABLES)
+    if row is None or counted is None or counted["timed"] is None:
+        return None
+    facts = dict(row) | {"tables": _tables.decode(row["tables"])}
+    return ServerFacts(checkpoints_timed=counted["timed"], checkpoints_requested=counted["requested"], **facts)
+
+
+DROPPED_AFTER_S: Final = 180.0  # three of Citrus's lists: one that lacks a shard may be a mistake
+
+log = structlog.get_logger(__name__)
+
+
+class UnlistedShards:
+    """The shards of *pools* that take no operations and are not listed, and since when."""
+
+    def __init__(self, pools: Pools, directory: Directory) -> None:
+        self._pools = pools
+        self._directory = directory
+        self._since: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        return f"UnlistedShards({self._since!r})"
+
+    def drop(self, listed: Collection[str], *, now: float) -> list[ShardPool]:
+        """Drop the pools of shards that have long been gone and have no route; return them, to be drained.
+
+        An empty list says nothing: that Citrus has none, or gave a wrong answer.
+        """
+        gone = {
+            shard_id
+            for shard_id, pool in self._pools.by_shard_id().items()
+            if listed and shard_id not in listed and not pool.is_healthy
+        }
+        self._since = {shard_id: self._since.get(shard_id, now) for shard_id in gone}
+        dropped = [
+            shard_id
+            for shard_id, since in self._since.items()
+            if now - since >= DROPPED_AFTER_S and self._is_forgotten(shard_id, now)
+        ]
+        if dropped:
+            log.info("shards.dropped", shard_ids=dropped)
+        pools = self._pools.retire(dropped)
+        self._pools.restore(dropped)  # unlike a retired shard of the map, which has confirmed that it has no tenants
+        return pools
+
+    def _is_forgotten(self, shard_id: str, now: float) -> bool:
+        """Have a shard forgotten; while a route leads there, wait as long again, as its tenant is looked up now."""
+        is_forgotten = self._directory.forget_shard(shard_id)
+        if not is_forgotten:
+            self._since[shard_id] = now
+        return is_forgotten
+
 
 CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
 KNOWN_INTERVAL_S: Final = 5.0  # until a shard that is new to the locator is probed
@@ -173,3 +403,66 @@ async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> Shar
             await pool.probe()
     # With a full disk, for example, the probe succeeds, and only a commit shows that the problem is over.
     return probe if probe.is_read_only or pool.is_healthy else replace(probe, trouble=pool.last_error)
+
+
+FRESH_S: Final = 2.0  # how long a result is shared: each probe opens a connection
+
+
+class InspectedShard(msgspec.Struct, frozen=True):
+    """One known shard, and its health."""
+
+    address: ShardAddress
+    health: Health
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the shard did not answer."""
+        return ShardProblem.NO_ANSWER in self.health.problems
+
+
+async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[InspectedShard]:
+    """Probe every known shard; return them in order of their ids.
+
+    Raises as *locator* does when it cannot list the shards.
+    """
+
+    async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
+        if shard.refusal is not None:
+            return ShardSilence(shard.refusal)
+        return await inspect_shard(pools.ensure_pool(shard))
+
+    known = sorted(await locator.list_shards(), key=lambda shard: shard.shard_id)
+    probes = await query_all_shards(known, ask, limits=limits)
+    return [InspectedShard(shard, _assess(shard, probes, limits)) for shard in known]
+
+
+def _assess(shard: ShardAddress, probes: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
+    observation = ShardObservation(usage=usage_of(shard), checked_at=utc_now())
+    match probes.get(shard.shard_id):
+        case ShardProbe() as probe:
+            return assess(msgspec.structs.replace(observation, probe=probe, answered_at=observation.checked_at))
+        case ShardSilence(error):
+            return assess(msgspec.structs.replace(observation, error=error))
+        case _:
+            error = f"no answer within {limits.all_s:g} s, with all shards asked"
+            return assess(msgspec.structs.replace(observation, error=error))
+
+
+class ShardInspector:
+    """A single-flight inspection of all shards: concurrent callers share a result, also for a moment afterwards."""
+
+    def __init__(self, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time) -> None:
+        self._locator = locator
+        self._pools = pools
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._inspected_at = float("-inf")
+        self._inspected: list[InspectedShard] = []
+
+    async def __call__(self) -> list[InspectedShard]:
+        """Return every known shard and its health. Raises as `inspect_all_shards` does."""
+        async with self._turn:
+            if self._clock() - self._inspected_at > FRESH_S:
+                self._inspected = await inspect_all_shards(self._locator, self._pools)
+                self._inspected_at = self._clock()
+            return self._inspected

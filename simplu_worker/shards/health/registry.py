@@ -9,17 +9,20 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from simplu_worker.metrics import instruments
+from simplu_worker import instruments
 from simplu_worker.shards.health.assessment import (
     Health,
+    MoveEntry,
+    MoveKey,
     ShardObservation,
     ShardProbe,
     ShardSilence,
     Usage,
     assess,
     connections_ratio,
+    ended_keys,
+    newly_ended,
 )
-from simplu_worker.shards.health.moves import MoveEntry, MoveKey, ended_keys, newly_ended
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import ShardProblem, ShardState
 

@@ -312,7 +312,7 @@ def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
     if user is None:
         return options
 
-    from simplu_worker.aws.rds_passwords import make_rds_password  # a command without IAM needs no AWS
+    from simplu_worker.aws.clients import make_rds_password  # a command without IAM needs no AWS
 
     async def make_password() -> str:
         try:

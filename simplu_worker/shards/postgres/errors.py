@@ -1,10 +1,39 @@
-"""The errors of a shard that its callers within `shards` handle differently. Pure."""
+"""The errors of a shard that its callers within `shards` handle differently. Pure.
+
+Errors of Postgres and of the way to it, in words: what a server answered, by SQLSTATE, or why it did not.
+
+A server's own message is never shown: it may quote a row.
+
+Source: PostgreSQL manual, appendix A (error codes).
+
+The meaning of a PostgreSQL error for the work that met it, decided by SQLSTATE and by what raised it.
+
+What becomes of the work follows from the meaning and from what the statement has in it:
+
+| meaning | operations of tenants | nothing of a tenant: a probe, BEGIN, positions | a value alone |
+|---|---|---|---|
+| DATA | failing, unless the value alone is refused too | the shard is held | `invalid_data` |
+| STATEMENT | failing | the shard is held | the shard is held |
+| TRY_AGAIN | again; behind a lock the tenant is held | again, then the shard is held | again |
+| UNAVAILABLE, BROKEN | the shard is held | the shard is held | the shard is held |
+
+The owner of a shard may add triggers, constraints and indexes, which raise what they like: an error of theirs is
+about
+the row, whatever its code. So no operation is refused for good by what only this shard does not take.
+
+Source: PostgreSQL manual, appendix A (error codes).
+"""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
 
+import asyncpg
+
 from simplu_worker.errors import RetryableError, WorkerError
+from simplu_worker.network_errors import network_cause
+from simplu_worker.shards.postgres.files.bounded_reading import FileRefusedError
 from simplu_worker.shards.types import ShardUnavailableError
 
 SHRINKING: Final = 10  # of a statement, after one that ran into its timeout
@@ -85,3 +114,226 @@ class DuplicateKeyError(StatementFailedError):
     def __init__(self, message: str, *, error: str, table: str | None) -> None:
         super().__init__(message, error=error)
         self.table = table
+
+
+ALL_IN_USE: Final = (
+    "expected a free connection, all are in use; wait, or raise DATABASE_POOL_SIZE and DATABASE_MAX_CONNECTIONS"
+)
+WRONG_ADDRESS: Final = "expected an address that the driver of Postgres can use, got another; correct it"
+NO_TLS: Final = (
+    "expected TLS, the server refuses it or closes the connection; have it offer TLS, or correct sslmode or the address"
+)
+NOT_POSTGRES: Final = "expected an answer of Postgres, got something else or the end of the connection; see its log"
+SEE_UPGRADE: Final = "see simplu-worker shards upgrade"  # of a shard alone
+OUTDATED: Final = "the tables have changed since the statement was prepared"
+
+_BY_CODE: Final = {
+    "08003": "the connection was closed; see the server's log, and whether it wants TLS",
+    "08006": "the connection was closed; see the server's log, and whether it wants TLS",
+    "08P01": "the server or a pooler in front of it refuses the connection; see its log",
+    "22001": "a text is too long for its column",
+    "22003": "a number is out of the range of its type",
+    "22012": "a division by zero",
+    "22021": "a character that the encoding of the database lacks",
+    "22023": "a setting or an argument has a value that is not allowed",
+    "22P02": "a text has not the form of its type",
+    "22P05": "a character that the encoding of the database lacks",
+    "23502": "a column that must have a value has none",
+    "23503": "a foreign key refers to no row",
+    "23505": "a row with that key exists",
+    "23514": "a CHECK constraint refuses the row",
+    "23P01": "an exclusion constraint refuses the row",
+    "25006": "the server takes no writes, as a standby or read-only; let its address name the primary",
+    "26000": "a prepared statement is gone; let the pooler keep sessions or transactions apart",
+    "28000": "the server does not admit this user from here; correct the user, or the server's pg_hba.conf",
+    "28P01": "the server refuses the user's password; correct it",
+    "3D000": "the server has no database of that name; correct it",
+    "3F000": "the database has no schema of that name",
+    "40001": "another transaction was first",
+    "40P01": "two transactions wait for each other",
+    "42501": "the role lacks a right; GRANT it",
+    "42601": "a statement that the server does not understand",
+    "42703": f"a column is missing; {SEE_UPGRADE}",
+    "42883": f"a function is missing; {SEE_UPGRADE}",
+    "42P01": f"a table is missing; {SEE_UPGRADE}",
+    "42P10": "a unique index of the worker's tables is missing or not valid; simplu-worker check names it",
+    "42P05": "a prepared statement exists; let the pooler keep sessions or transactions apart",
+    "53100": "the server's disk is full; make room",
+    "53200": "the server is out of memory",
+    "53300": "the server has no connection left; raise max_connections, or lower DATABASE_POOL_SIZE",
+    "54000": "a value is over a limit of Postgres",
+    "54001": "a statement is nested too deep for the server",
+    "55006": "the object is in use",
+    "55P03": "another transaction has kept a lock for too long",
+    "57014": "the statement took too long, or another session cancelled it",
+    "57P01": "the server shuts down, or a person has ended the connection",
+    "57P02": "the server restarts after a crash; see its log",
+    "57P03": "the server is starting or shutting down",
+    "57P04": "the database was dropped",
+    "57P05": "the server ended an idle connection",
+    "58030": "the server cannot read or write its files; see its log",
+    "P0001": "a function or trigger of the database raised it",
+    "XX000": "an internal error of the server; see its log",
+    "XX001": "data of the server is damaged; see its log",
+    "XX002": "an index of the server is damaged; REINDEX it",
+}
+_BY_CLASS: Final = {
+    "08": "the connection broke",
+    "0A": "the server lacks a feature, or its tables have changed since the statement was prepared",
+    "21": "a row where several are not allowed",
+    "22": "a value that the server does not take",
+    "23": "a constraint refuses the row",
+    "25": "the transaction is in a state that does not allow this",
+    "28": "the server does not admit this user",
+    "38": "a function of the database failed",
+    "39": "a function of the database failed",
+    "40": "the transaction was rolled back by the server",
+    "42": f"a statement does not fit the tables or the rights of the role; {SEE_UPGRADE}",
+    "44": "a view refuses the row",
+    "53": "the server is out of resources",
+    "54": "a limit of Postgres is passed",
+    "55": "the object is not in the state for this",
+    "57": "a person or the system has ended it",
+    "58": "an error of the server's system; see its log",
+    "P0": "a function or trigger of the database failed",
+    "XX": "an internal error of the server; see its log",
+}
+
+
+def state_words(sqlstate: str | None) -> str:
+    """Return the meaning of an error with this five-character code, the code, and what to do if there is a remedy."""
+    code = sqlstate or "no SQLSTATE"
+    meaning, *remedy = (_BY_CODE.get(code) or _BY_CLASS.get(code[:2], "an error of Postgres")).split("; ")
+    return "; ".join([f"{meaning} ({code})", *remedy])
+
+
+def error_words(exc: BaseException) -> str:
+    """Return what the server answered, or why it did not, for any error of connecting to it or using it.
+
+    The notes of *exc* are appended: they are our own.
+    """
+    return "; ".join([_words_of(exc), *getattr(exc, "__notes__", ())])
+
+
+def _words_of(exc: BaseException) -> str:  # noqa: PLR0911  # one for each kind
+    match exc:
+        case asyncpg.PostgresError() | asyncpg.PostgresWarning():
+            return state_words(exc.sqlstate)
+        case asyncpg.OutdatedSchemaCacheError():
+            return OUTDATED
+        case FileRefusedError() | asyncpg.TargetServerAttributeNotMatched():  # with a text of our own
+            return str(exc)
+        case OSError(filename=str()):
+            return f"expected to use the file {exc.filename}, got {exc.strerror}; give it to the user of this process"
+        case ConnectionError() if type(exc) is ConnectionError:  # asyncpg's, over the answer to its request for TLS
+            return NO_TLS
+        case OSError():  # before ValueError, which an error of a certificate is too
+            return network_cause(exc, ca_setting="sslrootcert")
+        case asyncpg.ClientConfigurationError() | ArithmeticError() | LookupError():
+            return WRONG_ADDRESS
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError():
+            return NOT_POSTGRES
+        case ValueError():
+            return WRONG_ADDRESS
+        case _:
+            return network_cause(exc, ca_setting="sslrootcert")
+
+
+READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
+UNIQUE_VIOLATION: Final = "23505"  # of a plain insert that expects new rows, or of a constraint of the shard's owner
+LOCK_TIMEOUT: Final = "55P03"  # lock_not_available
+QUERY_CANCELED: Final = "57014"  # by its timeout; earlier, by another session: that says nothing about an operation
+RAISING_FUNCTION: Final = "exec_stmt_raise"  # the server's function that runs RAISE of PL/pgSQL
+# A prepared statement is gone, or another client's: a pooler shares the server.
+POOLER_STATES: Final = frozenset({"26000", "42P05"})
+# The other connections lead to the same former primary, or have outdated prepared statements.
+EXPIRING_STATES: Final = frozenset({READ_ONLY, *POOLER_STATES, "0A000"})
+
+
+class ErrorMeaning(StrEnum):
+    """How to react to an error."""
+
+    DATA = "data"  # a statement failed, perhaps at a value that no table can store: find the operation at fault
+    STATEMENT = "statement"  # a statement failed on a healthy server: find the operation at fault
+    TRY_AGAIN = "try_again"  # the transaction lost a race: run it again at once
+    UNAVAILABLE = "unavailable"  # the shard cannot apply the batch now
+    BROKEN = "broken"  # the shard is not set up as expected: rights, schema, configuration
+
+
+class Raiser(StrEnum):
+    """What raised an error."""
+
+    SERVER = "server"  # the statement itself, or the server around it
+    ROUTINE = "routine"  # a function, such as a trigger, that the statement ran: all of these are the owner's
+    RAISE = "raise"  # the same, on purpose: its code is any that the owner has chosen
+
+
+UNKNOWN: Final = ErrorMeaning.BROKEN  # of a code that is not below: the shard is held, and a person looks at it
+
+_MEANING_BY_CODE = {
+    "40001": ErrorMeaning.TRY_AGAIN,  # serialization_failure
+    "40P01": ErrorMeaning.TRY_AGAIN,  # deadlock_detected
+    LOCK_TIMEOUT: ErrorMeaning.TRY_AGAIN,
+    READ_ONLY: ErrorMeaning.UNAVAILABLE,
+    "54000": ErrorMeaning.DATA,  # program_limit_exceeded: a jsonb over its limits. Also no transaction ids are left
+    "54001": ErrorMeaning.DATA,  # statement_too_complex: nested deeper than the server's stack
+    QUERY_CANCELED: ErrorMeaning.STATEMENT,  # by its timeout
+    "XX000": ErrorMeaning.STATEMENT,  # internal_error; XX001 and XX002 are corruption, a problem of the shard
+    "26000": ErrorMeaning.TRY_AGAIN,  # invalid_sql_statement_name: a pooler lost the prepared statement
+    "42P05": ErrorMeaning.TRY_AGAIN,  # duplicate_prepared_statement: behind a pooler, another client's
+    "0A000": ErrorMeaning.TRY_AGAIN,  # feature_not_supported: "cached plan must not change result type", after upgrades
+}
+
+_MEANING_BY_CLASS = {
+    "22": ErrorMeaning.DATA,  # data exception
+    # Our own statements cannot cause these, but a trigger, a constraint or a function of the shard's owner can raise
+    # them for one row and not for another.
+    "00": ErrorMeaning.STATEMENT,  # successful completion, raised as an error
+    "01": ErrorMeaning.STATEMENT,  # warning, raised as an error
+    "02": ErrorMeaning.STATEMENT,  # no data, raised as an error
+    "09": ErrorMeaning.STATEMENT,  # triggered action exception
+    "20": ErrorMeaning.STATEMENT,  # case not found
+    "21": ErrorMeaning.STATEMENT,  # cardinality violation
+    "23": ErrorMeaning.STATEMENT,  # integrity constraint violation
+    "27": ErrorMeaning.STATEMENT,  # triggered data change violation
+    "2F": ErrorMeaning.STATEMENT,  # SQL routine exception
+    "38": ErrorMeaning.STATEMENT,  # external routine exception
+    "39": ErrorMeaning.STATEMENT,  # external routine invocation exception
+    "44": ErrorMeaning.STATEMENT,  # WITH CHECK OPTION violation
+    "54": ErrorMeaning.STATEMENT,  # program limit exceeded
+    "P0": ErrorMeaning.STATEMENT,  # PL/pgSQL error: RAISE without a code, a failed assertion
+    "08": ErrorMeaning.UNAVAILABLE,  # connection exception
+    "53": ErrorMeaning.UNAVAILABLE,  # insufficient resources: connections, disk, memory
+    "57": ErrorMeaning.UNAVAILABLE,  # operator intervention: shutdown, starting up
+    "58": ErrorMeaning.UNAVAILABLE,  # system error
+    "XX": ErrorMeaning.BROKEN,  # corruption
+}
+# Classes with a meaning that does not depend on the function in which the server met them. Not connection exceptions:
+# those within a function are of a connection that the function has opened.
+_OF_SERVER = frozenset({"25", "40", "53", "57", "58", "XX"})
+
+
+def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER, *, is_early: bool = False) -> ErrorMeaning:
+    """Return the meaning of an error with this five-character code; *is_early*: before the statement's timeout."""
+    if sqlstate == QUERY_CANCELED and is_early and raiser is not Raiser.RAISE:
+        return ErrorMeaning.TRY_AGAIN
+    meaning = _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], UNKNOWN)
+    if raiser is Raiser.SERVER or meaning is ErrorMeaning.DATA:
+        return meaning
+    is_of_server = sqlstate[:2] in _OF_SERVER or sqlstate == LOCK_TIMEOUT
+    return meaning if raiser is Raiser.ROUTINE and is_of_server else ErrorMeaning.STATEMENT
+
+
+def raiser_of(context: str | None, server_function: str | None) -> Raiser:
+    """Return what raised an error, by its context and by the function in the server's source that reported it."""
+    if server_function == RAISING_FUNCTION:
+        return Raiser.RAISE
+    return Raiser.ROUTINE if context else Raiser.SERVER
+
+
+def is_no_answer(sqlstate: str) -> bool:
+    """Return whether an error counts as no answer: a broken connection, or a server that is not running.
+
+    A server that is starting or shutting down is not running. One that is full, or refuses a password, is.
+    """
+    return sqlstate.startswith(("08", "57P"))

@@ -17,17 +17,17 @@ from typing import Self, TypeAlias, assert_never
 import asyncpg
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.errors import WorkerError
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
+from simplu_worker.shards.postgres.errors import EXPIRING_STATES, POOLER_STATES, READ_ONLY
 from simplu_worker.shards.postgres.files.connection_files import check_variables
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
 from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_full_server, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
-from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
 from simplu_worker.shards.postgres.statement_timeouts import (
     DEFAULT_TIMEOUTS,
     Isolation,

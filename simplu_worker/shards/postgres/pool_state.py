@@ -9,30 +9,30 @@ from typing import Final, NoReturn, TypeAlias, assert_never
 import asyncpg
 import structlog
 
-from simplu_worker.metrics import instruments
+from simplu_worker import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
-from simplu_worker.shards.postgres.error_words import ALL_IN_USE, error_words, state_words
 from simplu_worker.shards.postgres.errors import (
+    ALL_IN_USE,
+    LOCK_TIMEOUT,
+    READ_ONLY,
+    UNIQUE_VIOLATION,
     DuplicateKeyError,
+    ErrorMeaning,
     ForeignNumbersError,
     LockTimeoutError,
     LostRaceError,
     StatementFailedError,
     ValueRefusedError,
     WrongDatabaseError,
+    error_words,
     foreign_numbers_message,
-)
-from simplu_worker.shards.postgres.lender import ConnectionLender
-from simplu_worker.shards.postgres.sqlstate import (
-    LOCK_TIMEOUT,
-    READ_ONLY,
-    UNIQUE_VIOLATION,
-    ErrorMeaning,
     is_no_answer,
     meaning_of,
     raiser_of,
+    state_words,
 )
+from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import ShardErrorKind

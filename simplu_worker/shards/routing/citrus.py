@@ -15,19 +15,19 @@ import msgspec
 import structlog
 from yarl import URL
 
+from simplu_worker import instruments
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.http_connector import BoundedConnector
-from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import network_cause
 from simplu_worker.operations.json_record import Time, parse_timestamp
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
-from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
 from simplu_worker.shards.routing.locator import Capacity, Registration
+from simplu_worker.shards.routing.route_cache import AddressBook
 from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.timing.retrying import attempts
+from simplu_worker.timing.waits import attempts
 from simplu_worker.vocabulary import Inability
 
 HEAD_MAX_BYTES: Final = 65_536  # with interim answers

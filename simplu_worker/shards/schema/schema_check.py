@@ -3,31 +3,137 @@
 This is the only check of tables, columns, unique indexes and rights, and of whether policies hide rows: what comes
 after it takes them for granted. It is made when a pool first uses its address, at the first use after an error of the
 shard, and with each probe; a probe that finds something missing ends the use of the pool.
+
+Read and write the business types of one shard, within a transaction: rows and views together, or nothing.
+
+The files that make a shard's schema: migrations, and the business types of the package.
+
+Check in a transaction, before something of a shard ends by the time, that its clock and ours agree.
+
+Safe because the check and what follows have the same transaction: a jump of either clock since the last probe counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
+from importlib.resources import files
+from typing import Final, NamedTuple
 
+import msgspec
 import structlog
 
+from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.errors import ForeignNumbersError, foreign_numbers_message, wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES, at_home
+from simplu_worker.shards.postgres.queries import QUERIES, at_home, sql_files
 from simplu_worker.shards.schema.migrations import (
     Migration,
     MissingPart,
     ShardSchema,
     keys_of,
+    migration_of,
     refusal_of,
     refusal_of_missing,
     tables_of,
     without_concurrently,
 )
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.type_store import write_types
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.shards.schema.type_files import (
+    INDEX_PREFIX,
+    Relation,
+    ShardTypes,
+    StoredType,
+    TypeFile,
+    TypesPlan,
+    drop_statement_of,
+    index_statements,
+    plan_types,
+    read_type,
+    stored_type,
+    view_statements,
+)
+from simplu_worker.shards.types import ClocksApartError, ShardUnavailableError
+from simplu_worker.timing.clock_agreement import shard_problem
+
+VIEW: Final = "v"  # pg_class.relkind
+
+
+async def read_types(connection: Connection, files: Iterable[TypeFile] = ()) -> ShardTypes:
+    """Return the types of a shard, and the relations that have the names of the views of *files*."""
+    rows = await connection.fetch(QUERIES["read_types"])
+    types: dict[str, StoredType] = {}
+    for row in rows:
+        stored = stored_type(row["definition"])
+        types[row["name"]] = StoredType(
+            row["name"],
+            row["digest"],
+            row["is_applied"],
+            row["tenant_count"],
+            [] if stored is None else list(stored.views),
+            {} if stored is None else index_statements(stored.type),
+        )
+    views = sorted({view for file in files for view in file.views})
+    found = await connection.fetch(QUERIES["read_relations"], connection.home, views) if views else []
+    relations = {
+        row["name"]: Relation(row["kind"] == VIEW, list(zip(row["columns"], row["types"], strict=True)))
+        for row in found
+    }
+    indexes = await connection.fetch(QUERIES["read_list_indexes"], connection.home, INDEX_PREFIX)
+    return ShardTypes(types, relations, [row["name"] for row in indexes])
+
+
+async def write_types(
+    connection: Connection, files: Mapping[str, TypeFile], *, remove: Collection[str] = (), by_upgrade: bool = False
+) -> TypesPlan:
+    """Carry out the plan of `plan_types` within a transaction, and return it; nothing if it is refused."""
+    if remove:
+        await connection.execute(QUERIES["lock_tenants_table"])
+    shard = await read_types(connection, files.values())
+    plan = plan_types(shard, files, remove=remove, by_upgrade=by_upgrade)
+    if plan.refusals:
+        return plan
+    for view in plan.dropped_views:
+        statement = drop_statement_of(view)
+        await connection.execute(statement)
+    for name in plan.to_remove:
+        await connection.execute(QUERIES["remove_business_type"], name)
+    there = {view: relation.columns for view, relation in shard.relations.items()}
+    version = connection.get_server_version().major
+    for name in plan.to_write:
+        file = files[name]
+        await connection.execute(
+            QUERIES["write_business_type"],
+            name,
+            msgspec.json.encode(file.type.default_settings).decode(),
+            file.type.staff_resource_type,
+            msgspec.json.encode(file.type.stored_names).decode(),
+            file.text,
+            file.digest,
+            not by_upgrade,
+        )
+        for statement in view_statements(file.type, server_version=version, there=there):
+            await connection.execute(statement)
+    return plan
+
+
+_MIGRATION = re.compile(r"^(\d{4})_(\w+)\.sql$")
+
+
+def _migrations() -> list[Migration]:
+    matches = [(_MIGRATION.match(file.name), file) for file in sql_files("migrations")]
+    return [migration_of(int(match[1]), match[2], file.read_text()) for match, file in matches if match]
+
+
+def _types() -> dict[str, TypeFile]:
+    found = sorted((files("simplu_worker.shards") / "business_types").iterdir(), key=lambda file: file.name)
+    return {one.type.name: one for one in (read_type(file.read_text()) for file in found)}
+
+
+MIGRATIONS = _migrations()  # oldest first
+BUSINESS_TYPES = _types()
+SCHEMA_VERSION = MIGRATIONS[-1].version
+
 
 log = structlog.get_logger(__name__)
 
@@ -146,3 +252,25 @@ async def make_schema(connection: Connection, shard_id: str, *, migrations: Sequ
 async def _execute(connection: Connection, text: str) -> None:
     """Run the statements of a file."""
     await connection.execute(without_concurrently(text))
+
+
+REGISTRATION_MOST: Final = timedelta(seconds=30)  # architecture, idea 7
+
+
+async def check_clocks(connection: Connection, pool: ShardPool) -> timedelta:
+    """Return the age of the transaction. Raises `ClocksApartError` if one of the clocks may be wrong."""
+    row = await connection.fetchrow(QUERIES["read_clock"])
+    shard_ahead_s = (row["now"] - pool.clock.utc()).total_seconds()
+    if (problem := pool.clock.problem or shard_problem(shard_ahead_s, pool.clock.ahead_s)) is not None:
+        raise ClocksApartError(f"shard {pool.address.shard_id}: {problem}")
+    age: timedelta = row["transaction_age"]
+    return age
+
+
+async def check_registration(connection: Connection, pool: ShardPool) -> None:
+    """Check that the start of the transaction may be the `created_at` of its tenants. Raises `RetryableError`.
+
+    Operations that arrived long before it are given up: it must be neither far in the past nor in the future.
+    """
+    if not timedelta() <= await check_clocks(connection, pool) < REGISTRATION_MOST:
+        raise RetryableError("the transaction that inserts tenants took over 30 s")

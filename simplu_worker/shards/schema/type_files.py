@@ -1,7 +1,21 @@
-"""The files of business types: decoded, and refused where a shard could not have the type or its views. Pure.
+"""Business types: their files, views, indexes and the plan of a change. Pure.
+
+The files of business types: decoded, and refused where a shard could not have the type or its views.
 
 No SQL comes from a file. Names of types, views and columns have few characters; texts become literals of SQL in
 `type_views` alone.
+
+The SQL of a business type's views, made from its struct alone.
+
+The indexes of the members that business types name as `filtered`, and what a shard lacks of them.
+
+A list finds such an index only by its own expression, which `simplu_indexed` (migrations) puts together as here.
+
+What one shard needs so that it has the business types of some files.
+
+A view is replaced, never dropped and made again: those who may read it still may. So its columns stay as they are,
+new
+ones come last, and the last ones may end as null; every other change is refused.
 """
 
 from __future__ import annotations
@@ -9,15 +23,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.operations.business_types import BusinessType, ResourceType, ViewColumn
-from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
+from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.schema_judge import Schema, find_schema_problem
-from simplu_worker.vocabulary import Validation
+from simplu_worker.shards.postgres.queries import quote_name
+from simplu_worker.vocabulary import ColumnType, Validation
 
 FILE_MAX_BYTES: Final = 1024 * 1024
 COLUMNS_MAX: Final = 200  # Postgres allows some 1,600 of a relation, and fewer in a row
@@ -207,3 +223,253 @@ def _texts(value: Any) -> Iterable[str]:
         case list():
             for inner in value:
                 yield from _texts(inner)
+
+
+Columns: TypeAlias = Sequence[tuple[str, str]]  # name and type
+
+NOTHING_THERE: Final[Mapping[str, Columns]] = {}
+SECURITY_INVOKER_SINCE: Final = 15  # who reads a view sees of it what the policies of `resources` let that role see
+
+_FUNCTIONS: Final = {
+    ColumnType.NUMBER: "simplu_numeric",
+    ColumnType.INTEGER: "simplu_integer",
+    ColumnType.BOOLEAN: "simplu_boolean",
+    ColumnType.TIMESTAMP: "simplu_timestamptz",
+}
+TIMESTAMP: Final = "timestamp with time zone"
+STORED_COLUMNS: Final = ("id", "resourceId", "data", "date", "lastUpdated")
+BASE_TYPES: Final = ("text", "text", "jsonb", TIMESTAMP, TIMESTAMP)  # of `ResourceType.base_columns`
+SQL_TYPES: Final = {
+    ColumnType.TEXT: "text",
+    ColumnType.NUMBER: "numeric",
+    ColumnType.INTEGER: "bigint",
+    ColumnType.BOOLEAN: "boolean",
+    ColumnType.TIMESTAMP: TIMESTAMP,
+}
+_NAMES: Final = {"text": "pg_catalog.text", "jsonb": "pg_catalog.jsonb"}  # of types that are no words of SQL
+
+
+def view_statements(
+    business_type: BusinessType, *, server_version: int, there: Mapping[str, Columns] = NOTHING_THERE
+) -> list[str]:
+    """Return the statements that make the views of a type that `read_type` accepted, or replace them.
+
+    *there* are the columns of views that exist: the last ones, which the type has no more, become null.
+    """
+    return [
+        _view_statement(business_type.name, one.view, one, there.get(one.view, ()), server_version=server_version)
+        for one in business_type.resource_types
+        if one.view is not None
+    ]
+
+
+def drop_statement_of(view: str) -> str:
+    """Return the statement that drops a view; it fails while another object needs the view."""
+    return f"DROP VIEW IF EXISTS public.{quote_name(view)}"
+
+
+def _view_statement(type_name: str, view: str, resource: ResourceType, there: Columns, *, server_version: int) -> str:
+    options = " WITH (security_invoker = true)" if server_version >= SECURITY_INVOKER_SINCE else ""
+    columns = "".join(f",\n    {_expression(one)} AS {quote_name(one.name)}" for one in resource.columns)
+    kept = there[len(resource.base_columns) + len(resource.columns) :]
+    columns += "".join(f",\n    NULL::{_NAMES.get(of, of)} AS {quote_name(name)}" for name, of in kept)
+    base = ", ".join(
+        quote_name(stored) if stored == name else f"{quote_name(stored)} AS {quote_name(name)}"
+        for stored, name in zip(STORED_COLUMNS, resource.base_columns, strict=True)
+    )
+    return (
+        f"CREATE OR REPLACE VIEW public.{quote_name(view)}{options} AS\n"
+        f"SELECT\n    {base}{columns}\n"
+        "FROM public.resources\n"
+        f'WHERE "businessType" = {literal(type_name)} AND "resourceName" = {literal(resource.name)}'
+    )
+
+
+def _expression(column: ViewColumn) -> str:
+    values = [_value(path, column.type) for path in (column.path, *column.also_at)]
+    return values[0] if len(values) == 1 else f"coalesce({', '.join(values)})"
+
+
+def _value(path: Sequence[str], column_type: ColumnType) -> str:
+    members = [f"{literal(member)}::pg_catalog.text" for member in path]
+    if column_type is ColumnType.TEXT:
+        return " ->> ".join([" -> ".join(["data", *members[:-1]]), members[-1]])
+    return f"public.{_FUNCTIONS[column_type]}({' -> '.join(['data', *members])})"
+
+
+def literal(text: str) -> str:
+    """Return *text* as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+INDEX_PREFIX: Final = "simplu_list_"
+
+
+def index_statements(business_type: BusinessType) -> dict[str, str]:
+    """Return the statements that build the indexes of a type that `read_type` accepted, by name.
+
+    Types with a member in common share its index.
+    """
+    statements: dict[str, str] = {}
+    for one in business_type.resource_types:
+        for path in one.filtered_paths:
+            value = f"{literal('{' + ','.join(path) + '}')}::pg_catalog.text[]"
+            is_time = path == one.date_path
+            expression = (
+                f"public.simplu_timestamptz(data #> {value})"
+                if is_time
+                else f'pg_catalog.left(data #>> {value}, 200) COLLATE "C"'
+            )
+            name = INDEX_PREFIX + hashlib.sha256(expression.encode()).hexdigest()[:16]
+            statements[name] = (
+                f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON public.resources\n"
+                f'(id, "resourceName", ({expression})) WHERE ({expression}) IS NOT NULL'
+            )
+    return statements
+
+
+def index_changes(wanted: Iterable[Mapping[str, str]], there: Collection[str]) -> list[str]:
+    """Return the statements by which a shard with the indexes *there* has those that are wanted, and no others."""
+    statements = {name: text for one in wanted for name, text in one.items()}
+    return [
+        *(text for name, text in sorted(statements.items()) if name not in there),
+        *(f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}" for name in sorted(set(there) - statements.keys())),
+    ]
+
+
+class StoredType(msgspec.Struct, frozen=True):
+    """The row of a type on a shard. *is_applied*: `types apply` wrote it, and no upgrade overwrites it.
+
+    *tenant_count* counts its tenants in any state but `moved` and `destroyed`.
+    """
+
+    name: str
+    digest: str | None
+    is_applied: bool = False
+    tenant_count: int = 0
+    views: Sequence[str] = ()
+    indexes: Mapping[str, str] = msgspec.field(default_factory=dict)  # `index_statements`
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """A table, a view or the like that has the name of a view, and its columns."""
+
+    is_view: bool
+    columns: Columns = ()
+
+
+class ShardTypes(msgspec.Struct, frozen=True):
+    """The types of a shard by name, the relations that have the names of views, and the indexes for lists."""
+
+    types: Mapping[str, StoredType]
+    relations: Mapping[str, Relation] = msgspec.field(default_factory=dict)
+    indexes: Collection[str] = ()
+
+
+class TypeChange(StrEnum):
+    """What becomes of a type on a shard."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    TAKEN_OVER = "taken over"  # the same file, which no upgrade overwrites from now on
+    CURRENT = "current"
+    REMOVED = "removed"
+    ABSENT = "absent"  # to be removed, and not there
+
+
+class TypesPlan(msgspec.Struct, frozen=True):
+    """The changes by type, the views that go, and why the shard cannot be changed: then nothing there is.
+
+    *index_statements* build and drop indexes, once the types are written.
+    """
+
+    changes: Mapping[str, TypeChange]
+    dropped_views: Sequence[str] = ()
+    refusals: Sequence[str] = ()
+    index_statements: Sequence[str] = ()
+
+    @property
+    def to_write(self) -> list[str]:
+        """The types to write."""
+        return [
+            name
+            for name, change in self.changes.items()
+            if change in {TypeChange.NEW, TypeChange.CHANGED, TypeChange.TAKEN_OVER}
+        ]
+
+    @property
+    def to_remove(self) -> list[str]:
+        """The types to remove."""
+        return [name for name, change in self.changes.items() if change is TypeChange.REMOVED]
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.to_write or self.to_remove or self.index_statements)
+
+
+def plan_types(
+    shard: ShardTypes, files: Mapping[str, TypeFile], *, remove: Collection[str] = (), by_upgrade: bool = False
+) -> TypesPlan:
+    """Return the plan for the types of *files* and for those to *remove*; all others are left alone.
+
+    *by_upgrade*: the files are those of the package, which leave alone what `types apply` wrote.
+    """
+    owned = {
+        name: file
+        for name, file in sorted(files.items())
+        if not (by_upgrade and name in shard.types and shard.types[name].is_applied)
+    }
+    changes = {name: _change(shard.types.get(name), file, by_upgrade=by_upgrade) for name, file in owned.items()}
+    changes |= {name: TypeChange.REMOVED if name in shard.types else TypeChange.ABSENT for name in sorted(remove)}
+    kept = [one for name, one in shard.types.items() if changes.get(name) in {None, TypeChange.CURRENT}]
+    written = {name: owned[name] for name in changes if changes[name] in {TypeChange.NEW, TypeChange.CHANGED}}
+    claimed = {view for one in kept for view in one.views} | {view for file in owned.values() for view in file.views}
+    had = {view for one in shard.types.values() for view in one.views}
+    wanted = [*(one.indexes for one in kept), *(index_statements(file.type) for file in owned.values())]
+    indexes = [] if by_upgrade else index_changes(wanted, shard.indexes)
+    return TypesPlan(changes, sorted(had - claimed), list(_refusals(shard, written, kept, remove)), indexes)
+
+
+def _change(stored: StoredType | None, file: TypeFile, *, by_upgrade: bool) -> TypeChange:
+    if stored is None:
+        return TypeChange.NEW
+    if stored.digest != file.digest:
+        return TypeChange.CHANGED
+    return TypeChange.CURRENT if by_upgrade or stored.is_applied else TypeChange.TAKEN_OVER
+
+
+def _refusals(
+    shard: ShardTypes, written: Mapping[str, TypeFile], kept: Sequence[StoredType], remove: Collection[str]
+) -> Iterator[str]:
+    owners = {view: one.name for one in kept for view in one.views}
+    had = {view for one in shard.types.values() for view in one.views}
+    for name, file in written.items():
+        for view, resource in file.views.items():
+            relation = shard.relations.get(view)
+            if view in owners:
+                yield f"type {name}: the view {view} is one of the type {owners[view]}; give it another name"
+            elif relation is not None and view not in had:
+                yield f"type {name}: {view} is there, and no view of a business type; give the view another name"
+            elif relation is not None and (problem := _view_problem(relation, resource)) is not None:
+                yield f"type {name}: view {view}: {problem}"
+    for name in sorted(remove):
+        if name in shard.types and (count := shard.types[name].tenant_count):
+            yield f"type {name}: expected no tenant of a type to remove, got {count}; move or destroy them first"
+
+
+def _view_problem(relation: Relation, resource: ResourceType) -> str | None:
+    """Return why a view cannot become that of *resource*; None if it can."""
+    if not relation.is_view:
+        return "expected a view, got a table of that name; give the view another name"
+    wanted = [
+        *zip(resource.base_columns, BASE_TYPES, strict=True),
+        *((one.name, SQL_TYPES[one.type]) for one in resource.columns),
+    ]
+    for index, ((name, sql_type), got) in enumerate(zip(relation.columns, wanted, strict=False)):
+        if got != (name, sql_type):
+            return (
+                f"expected {name}, {sql_type}, as column {index + 1}, got {got[0]}, {got[1]}; a view keeps its "
+                "columns, and new ones come last: put it back, or give the view another name, which makes it anew"
+            )
+    return None

@@ -8,35 +8,39 @@ asked whether the tenant is still registered.
 
 A tenant takes operations from its commit on, confirmed or not. The row of an unconfirmed tenant shows this, and the
 confirmation is tried again by the same message when it is delivered again, and by `ConfirmationSweep`.
+
+Confirm tenants left unconfirmed: the replica that made them was killed, or a shard did not answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 import msgspec
 import structlog
 
+from simplu_worker import instruments
+from simplu_worker.bulkheads import note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.log.marks import mark_changes
+from simplu_worker.shards.log import mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import group_by_shard
+from simplu_worker.shards.routing.shard_query import fetch_from_shard, group_by_shard
 from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
-from simplu_worker.shards.tenants.control_rules import timestamp_text
-from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
+from simplu_worker.shards.tenants.control_rules import HomeCandidate, resolve_homes, timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import ProvisioningOutcome, TenantState
+from simplu_worker.timing.waits import repeat_every
+from simplu_worker.vocabulary import ProvisioningOutcome, TargetKind, TenantState
 
 log = structlog.get_logger(__name__)
 
@@ -344,3 +348,72 @@ def _defer_unanswered(searches: Sequence[_RivalSearch], errors: dict[str, Worker
             errors[search.placed.tenant_id] = search.error
     if new:
         log.warning("tenants.unconfirmed", count=len(new), error=str(new[0].error))
+
+
+SWEEP_INTERVAL_S: Final = 300.0
+OVERDUE: Final = timedelta(minutes=2)  # by then the replica that made the tenant has confirmed it, or never will
+SWEEP_MAX_TENANTS: Final = 500  # of one shard
+SHARDS_AT_ONCE: Final = 8
+
+
+class ConfirmationSweep:
+    """Confirms tenants on the shards in use, *overdue* after they were made. Safe on many replicas at once."""
+
+    def __init__(
+        self,
+        confirmer: HomeConfirmer,
+        pools: Pools,
+        *,
+        interval_s: float = SWEEP_INTERVAL_S,
+        overdue: timedelta = OVERDUE,
+    ) -> None:
+        self._confirmer = confirmer
+        self._pools = pools
+        self._interval_s = interval_s
+        self._overdue = overdue
+
+    def __repr__(self) -> str:
+        return f"ConfirmationSweep(interval_s={self._interval_s:g}, overdue={self._overdue})"
+
+    async def run(self) -> None:
+        """Sweep until cancelled, one sweep at a time; each begins at least `interval_s` after the one before."""
+        await repeat_every(self._interval_s, self.sweep)
+
+    async def sweep(self) -> int:
+        """Confirm the overdue tenants; return the number that could not be confirmed."""
+        began_at = loop_time()
+        in_use = list(self._pools.by_shard_id().values())
+        pools = [pool for pool in in_use if pool.is_healthy]
+        slots = asyncio.Semaphore(SHARDS_AT_ONCE)
+
+        async def fetch(pool: ShardPool) -> list[PlacedTenant] | None:
+            async with slots:
+                return await self._fetch_overdue(pool)
+
+        async with asyncio.TaskGroup() as tasks:
+            fetches = [tasks.create_task(fetch(pool), name=f"unconfirmed:{pool.address.shard_id}") for pool in pools]
+        # Each tenant once: if it is unconfirmed on two shards, the confirmation of one home finds the other.
+        answers = [task.result() for task in fetches]
+        overdue = {placed.tenant_id: placed for answer in answers for placed in answer or ()}
+        errors = await self._confirmer.confirm(list(overdue.values())) if overdue else {}
+        are_all_answers_whole = all(answer is not None and len(answer) < SWEEP_MAX_TENANTS for answer in answers)
+        if are_all_answers_whole and len(pools) == len(in_use):
+            self._confirmer.forget_splits(overdue, found_before=began_at - self._overdue.total_seconds())
+        for error in errors.values():
+            log.debug("confirmation.deferred", shard_id=None, count=len(errors), error=str(error))
+            break
+        return len(errors)
+
+    async def _fetch_overdue(self, pool: ShardPool) -> list[PlacedTenant] | None:
+        """Return the overdue tenants of a shard; None if it does not answer."""
+        address = pool.address
+        try:
+            rows = await fetch_from_shard(
+                pool, QUERIES["find_unconfirmed"], self._overdue.total_seconds(), SWEEP_MAX_TENANTS
+            )
+        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
+            if not isinstance(exc, WorkerError):
+                exc = note_trouble(TargetKind.SHARD, address.shard_id, "confirmation", exc)
+            log.debug("confirmation.deferred", shard_id=address.shard_id, count=None, error=str(exc))
+            return None
+        return [PlacedTenant(row["business_id"], row["location_id"], row["business_type"], address) for row in rows]

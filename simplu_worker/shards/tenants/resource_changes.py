@@ -3,28 +3,44 @@
 Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must be
 `active`, so that nothing is written after a mover's fence or a destruction. Each change leaves a mark in the log, by
 which a move in progress finds it.
+
+The business types that a tenant can have: those of the shards, and those of the package.
+
+Resources under another name than the one under which their type stores them: found, and moved to that one.
+
+They are from before their type got the name (`types apply`), or from a backup of that time. Safe to kill and to run
+again: each page is a transaction, with the tenant's row locked against batches and movers, and with marks of both
+keys
+in the log, by which a move in progress and the feed find it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
+from simplu_worker.operations.json_record import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.judging import judge_change
 from simplu_worker.shards.apply.patch_merging import ResourceId, merge_into_row
-from simplu_worker.shards.apply.unstorable import find_unstorable
-from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
+from simplu_worker.shards.apply.wave_run import find_unstorable
+from simplu_worker.shards.log import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.errors import ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards, fetch_from_shard
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, has_schema
+from simplu_worker.shards.schema.type_files import TypeFile
 from simplu_worker.shards.tenants.control_rules import (
     id_taken_error,
     is_row_of,
@@ -33,8 +49,7 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
 )
 from simplu_worker.shards.tenants.provisioning import check_business_type
-from simplu_worker.shards.tenants.shard_slots import SAFE_WITHIN_S, ShardSlots
-from simplu_worker.shards.tenants.tenant_rows import find_missing_types
+from simplu_worker.shards.tenants.tenant_rows import SAFE_WITHIN_S, ShardSlots, find_missing_types
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -213,3 +228,84 @@ async def _rename(connection: Connection, key: ResourceId, rename: ResourceRenam
         QUERIES["rename_resource"], *key, rename.new_resource_id, merged, requested_at
     )
     return status
+
+
+READ_MAX: Final = 10_000  # of one shard
+
+
+async def find_known_types(locator: Locator, pools: Pools) -> dict[str, Mapping[str, str]]:
+    """Return the types that a shard which answers has, and those that an empty one gets, by name; raise as *locator*.
+
+    Each with its `stored_names`.
+    """
+    found = await fetch_from_all_shards(locator, pools, QUERIES["name_types"], READ_MAX)
+    known = {name: file.type.stored_names for name, file in BUSINESS_TYPES.items()}
+    known |= {row["name"]: msgspec.json.decode(row["stored_names"]) for _, row in found.rows}
+    return dict(sorted(known.items()))
+
+
+PAGE_ROWS: Final = 500  # operations of the tenant wait for one page
+
+
+class OtherName(msgspec.Struct, frozen=True, rename="camel"):
+    """Resources on a shard that are to be stored under another name; of *under_both* there is a document of each."""
+
+    shard_id: str
+    type: str
+    resource_type: str
+    stored_as: str
+    resources: int
+    tenants: int
+    under_both: int
+
+
+async def find_other_names(pool: ShardPool, files: Mapping[str, TypeFile]) -> list[OtherName]:
+    """Return what a shard has by the types of *files*, and by its own others. Raises `RetryableError`."""
+    found = groupby(await _find(pool, files), key=itemgetter("business_type", "name", "stored_as"))
+    return [
+        OtherName(
+            pool.address.shard_id,
+            kind,
+            name,
+            stored_as,
+            resources=sum(row["resource_count"] for row in rows),
+            tenants=len(rows),
+            under_both=sum(row["both_count"] for row in rows),
+        )
+        for (kind, name, stored_as), group in found
+        for rows in [list(group)]
+    ]
+
+
+async def store_under_names(pool: ShardPool, files: Mapping[str, TypeFile]) -> int:
+    """Move what `find_other_names` finds to the names of the types; return the number of resources.
+
+    An id under both names stays, as do resources of tenants that are not active. Raises `RetryableError`.
+    """
+    rows = await _find(pool, files)
+    return sum([await _store(pool, row["tenant_id"], row["name"], row["stored_as"]) for row in rows])
+
+
+async def _find(pool: ShardPool, files: Mapping[str, TypeFile]) -> Sequence[Any]:
+    rows = await fetch_from_shard(pool, QUERIES["name_types"], READ_MAX)
+    known = {row["name"]: msgspec.json.decode(row["stored_names"]) for row in rows}
+    known |= {name: file.type.stored_names for name, file in files.items()}
+    wanted = [(kind, *names) for kind, stored_names in sorted(known.items()) for names in sorted(stored_names.items())]
+    columns = [[one[index] for one in wanted] for index in range(3)]
+    return await fetch_from_shard(pool, QUERIES["find_other_names"], *columns)
+
+
+async def _store(pool: ShardPool, tenant_id: str, name: str, stored_as: str) -> int:
+    count, last = 0, ""
+    while True:
+        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
+            (tenant,) = await connection.fetch(QUERIES["lock_tenants_for_control"], [tenant_id]) or (None,)
+            if tenant is None or tenant["state"] != TenantState.ACTIVE:
+                return count
+            rows = await connection.fetch(QUERIES["store_under_name"], tenant_id, name, stored_as, last, PAGE_ROWS)
+            ids = sorted(row["resource_id"] for row in rows)
+            await mark_changes(connection, [(tenant_id, one, id_) for id_ in ids for one in (name, stored_as)])
+        count += len(ids)
+        if len(ids) < PAGE_ROWS:
+            return count
+        last = ids[-1]

@@ -1,8 +1,14 @@
-"""Make the rows of tenants on one shard: each tenant in one transaction, and none twice."""
+"""Make the rows of tenants on one shard: each tenant in one transaction, and none twice.
+
+Slots for the changes of control messages on each shard, so that neither batches nor other shards wait for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -10,12 +16,12 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log.marks import MarkOrigin, mark_changes
+from simplu_worker.shards.log import MarkOrigin, mark_changes
 from simplu_worker.shards.postgres.errors import LockTimeoutError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.clock_check import check_registration
+from simplu_worker.shards.schema.schema_check import check_registration
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
@@ -212,3 +218,32 @@ def _types_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], lis
         [one.business_type for one in wanted],
         [timestamp_text(one.requested_at) for one in wanted],
     )
+
+
+AT_ONCE: Final = 2  # a shard has few connections, and batches need them too
+WAIT_S: Final = 5.0  # messages are handled together: one that waits for longer comes again
+SAFE_WITHIN_S: Final = 5.0  # after the commit, for the same reason; it finds its change done then
+
+
+class ShardSlots:
+    """The slots of each shard."""
+
+    def __init__(self) -> None:
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
+
+    def __repr__(self) -> str:
+        return f"ShardSlots({sorted(shard_id for shard_id, slots in self._slots.items() if slots.locked())} full)"
+
+    @asynccontextmanager
+    async def take(self, shard_id: str) -> AsyncIterator[None]:
+        """Have a slot of a shard. Raises `RetryableError` while none becomes free."""
+        slots = self._slots[shard_id]
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await slots.acquire()
+        except TimeoutError:
+            raise RetryableError(f"shard {shard_id}: others of its changes take long") from None
+        try:
+            yield
+        finally:
+            slots.release()

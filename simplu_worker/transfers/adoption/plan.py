@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.business_info.items import Business, refusal_reason
+from simplu_worker.business_info import Business, refusal_reason
 from simplu_worker.operations.operation import is_id, tenant_id_of
 
 NAMED_MAX: Final = 1000  # duplicates, and faulty rows, that a plan names

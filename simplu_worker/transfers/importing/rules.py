@@ -1,4 +1,18 @@
-"""Which rows and tenants of a source can be taken, and the reason for each that cannot. Pure."""
+"""The rules of an import. Pure.
+
+Which rows and tenants of a source can be taken, and the reason for each that cannot.
+
+The certificate of an import, and the report of a run on each tenant.
+
+The checksum of a set of rows, which does not depend on their order.
+
+The sum of a hash of each row, in two halves of 64 bits, with their number. Both servers compute the hashes, from the
+row as each has it: the type, the id, the document as Postgres writes it, and both times.
+
+The pace of an import: at most so many rows a second, whatever the number of connections.
+
+Following a source by its change columns: the state in the journal, and the limits that people have to know.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +20,17 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.business_info.items import Business
-from simplu_worker.operations.document_bounds import BOUNDS_TEXT, DOCUMENT_MAX_BYTES, exceeds_bounds
+from simplu_worker.business_info import Business
+from simplu_worker.operations.json_record import BOUNDS_TEXT, DOCUMENT_MAX_BYTES, exceeds_bounds
 from simplu_worker.operations.operation import ID_MAX, is_id, is_storable, tenant_id_of
 from simplu_worker.transfers.adoption.plan import OldTenant
-from simplu_worker.transfers.importing.mapping import SourceMapping, TenantMapping
+from simplu_worker.transfers.importing.mapping import SourceMapping, TableMapping, TenantMapping
 from simplu_worker.vocabulary import TenantState
 
 RESOURCE_ID_MAX: Final = 256  # characters: docs/sending.md
@@ -271,3 +286,164 @@ def _business_type(source: SourceTenant, mapping: SourceMapping, business: Busin
 
 def _has_location(business: Business | str | None, location_id: str) -> bool:
     return isinstance(business, Business) and location_id in business.locations
+
+
+class ImportCertificate(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The proof that a tenant's rows are those of the source, kept in the journal of its shard.
+
+    Both servers computed *checksum* over *rows* rows. *refused* are the rows that were not taken, by reason; *deleted*
+    those with a tombstone. Times are texts in ISO 8601.
+    """
+
+    business_id: str
+    location_id: str
+    business_type: str
+    shard_id: str
+    source: str
+    snapshot_at: str
+    mapping: str
+    rows: int
+    bytes: int
+    checksum: str
+    verified_at: str
+    worker_version: str
+    tables: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    deleted: int = 0
+
+
+class ImportState(StrEnum):
+    """The state of a tenant after a run, or the step that is planned for it."""
+
+    IMPORT = "import"  # planned
+    CONTINUE = "continue"  # planned: an earlier run was interrupted
+    IMPORTED = "imported"  # copied, verified and active
+    THERE = "there"  # imported by an earlier run
+    FOLLOWED = "followed"  # copied, and kept up to date; still held
+    DISCARD = "discard"  # planned
+    DISCARDED = "discarded"  # its rows are deleted
+    REFUSED = "refused"  # a person has to correct something
+    LEFT = "left"  # copied, but for rows that cannot be taken; still held
+    FAILED = "failed"  # a dependency failed: run it again
+
+
+class TenantReport(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One tenant in the plan, or after a run. *rows* and *bytes* are those that can be taken, or were."""
+
+    state: ImportState
+    name: str
+    business_id: str | None = None
+    location_id: str | None = None
+    business_type: str | None = None
+    shard_id: str | None = None
+    rows: int = 0
+    bytes: int = 0
+    refused: dict[str, int] = {}
+    deleted: int = 0
+    detail: str | None = None
+    certificate: ImportCertificate | None = None
+
+
+TROUBLES = frozenset({ImportState.REFUSED, ImportState.LEFT, ImportState.FAILED})
+
+
+def parse_certificate(text: str | None) -> ImportCertificate | None:
+    """Return the certificate in the journal's details; None if they have none."""
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=ImportCertificate)
+    except msgspec.ValidationError:
+        return None
+
+
+HALF: int = 1 << 64
+
+
+class RowChecksum(msgspec.Struct):
+    """The checksum of the rows added so far."""
+
+    row_count: int = 0
+    high: int = 0
+    low: int = 0
+
+    def add(self, high: int, low: int, *, row_count: int = 1) -> None:
+        """Add the hash of a row, or the sums of several."""
+        self.row_count += row_count
+        self.high = (self.high + high) % HALF
+        self.low = (self.low + low) % HALF
+
+    @property
+    def text(self) -> str:
+        """The hash as 32 hexadecimal digits, without the number of rows."""
+        return f"{self.high:016x}{self.low:016x}"
+
+
+class RowPace:
+    """The pause after each page of rows. Without *max_rows_per_s* there is none; *started_at* is monotonic."""
+
+    def __init__(self, max_rows_per_s: float | None, *, started_at: float) -> None:
+        self._max_rows_per_s = max_rows_per_s
+        self._free_at = started_at
+
+    def __repr__(self) -> str:
+        return f"RowPace({self._max_rows_per_s})"
+
+    def pause_s(self, row_count: int, *, now: float) -> float:
+        """Note *row_count* rows that were just read; return how long to wait before the next page, in seconds.
+
+        A slow time is not made up for by a fast one.
+        """
+        if self._max_rows_per_s is None:
+            return 0.0
+        self._free_at = max(self._free_at, now) + row_count / self._max_rows_per_s
+        return self._free_at - now
+
+
+FOLLOWING: Final = "following"  # the step in the journal
+# A row has the time at which its transaction set the column, and is seen only after the commit. Transactions that took
+# longer than this are found by the comparison at the cut-over.
+OVERLAP: Final = timedelta(minutes=5)
+STOP_WRITERS: Final = (
+    "stop the writers of the source before --apply without --follow: rows that change after its snapshot are not taken"
+)
+
+
+class FollowState(msgspec.Struct, frozen=True, rename="camel"):
+    """The details of an import that follows its source: the digest of its mapping, the time of the last snapshot."""
+
+    mapping: str
+    followed_to: datetime
+
+
+def followed_since(step: str, detail: Mapping[str, Any], *, mapping: str) -> datetime | None:
+    """Return since when rows may have changed that were not copied; None if the tenant has to be copied whole.
+
+    *mapping* is the digest of the mapping in use: rows that were copied by another one have other content.
+    """
+    if step != FOLLOWING:
+        return None
+    try:
+        state = msgspec.convert(detail, FollowState)
+    except msgspec.ValidationError:
+        return None
+    return state.followed_to - OVERLAP if state.mapping == mapping else None
+
+
+def follow_notes(tables: Iterable[TableMapping]) -> list[str]:
+    """Return the conditions of an import: stopped writers, and the tables that cannot be followed, or only in part."""
+    every = list(tables)
+    unfollowed = [table.name for table in every if table.changed is None]
+    without_tombstone = [table.name for table in every if table.changed is not None and table.deleted is None]
+    notes = [STOP_WRITERS]
+    if unfollowed:
+        notes.append(
+            f"without a change column --follow sees no change of {', '.join(unfollowed)}; a tenant with one is copied"
+            " again at the cut-over"
+        )
+    if without_tombstone:
+        notes.append(
+            f"without a tombstone column --follow sees no deletion in {', '.join(without_tombstone)}; a tenant with one"
+            " is copied again at the cut-over"
+        )
+    return notes

@@ -15,11 +15,10 @@ import asyncpg
 import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.document_bounds import DOCUMENT_MAX_BYTES
+from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.connector import ShardConnection, connect_options, require_readable_files
-from simplu_worker.shards.postgres.error_words import SEE_UPGRADE, error_words, state_words
-from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
+from simplu_worker.shards.postgres.errors import SEE_UPGRADE, ErrorMeaning, error_words, meaning_of, state_words
 from simplu_worker.transfers.importing.mapping import ReadTable, SourceMapping, names_of, read_table_of
 from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
 from simplu_worker.transfers.importing.statements import (

@@ -16,17 +16,15 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change, mark_changes
-from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.shards.log import BulkChange, mark_bulk_change, mark_changes
 from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import pack_columns
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.clock_check import check_registration
-from simplu_worker.shards.schema.schema_check import ensure_schema, has_schema
+from simplu_worker.shards.schema.schema_check import check_registration, ensure_schema, has_schema
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, describe_drained
-from simplu_worker.transfers.importing.checksum import RowChecksum
-from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, SourceRow
+from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, RowChecksum, SourceRow
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import TenantState
 

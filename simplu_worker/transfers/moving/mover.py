@@ -19,25 +19,27 @@ import structlog
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server, server_of
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.log.marks import BulkChange, mark_bulk_change
+from simplu_worker.shards.log import BulkChange, mark_bulk_change
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.settling.rows import (
+from simplu_worker.shards.settling import (
     FIRST,
+    MoveSettler,
     MovingTenant,
     Progress,
     RowKey,
     StatedError,
+    activate_in,
     encoded,
     read_arrival,
     read_departure,
+    read_positions,
     read_tenant,
     take_token,
     tenant_of,
 )
-from simplu_worker.shards.settling.settler import MoveSettler, activate_in, read_positions
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.changes import (
     CLOCK_MARGIN,
@@ -50,20 +52,32 @@ from simplu_worker.transfers.moving.changes import (
     write_changes,
 )
 from simplu_worker.transfers.moving.checksums import compare_shards, describe_difference
-from simplu_worker.transfers.moving.copying import TABLES, CopiedTable, copy_chunk, find_end, slower_after
-from simplu_worker.transfers.moving.journal import MoveJournal
-from simplu_worker.transfers.moving.pacing import REST_SHARE, ChunkPace, is_last_round, next_pace
-from simplu_worker.transfers.moving.planning.prediction import PredictedPause, time_standbys
-from simplu_worker.transfers.moving.running_note import noted_as_running
-from simplu_worker.transfers.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.transfers.moving.copying import (
+    REST_SHARE,
+    TABLES,
+    ChunkPace,
+    CopiedTable,
+    copy_chunk,
+    find_end,
+    is_last_round,
+    next_pace,
+    slower_after,
+)
+from simplu_worker.transfers.moving.journal import MoveJournal, noted_as_running
+from simplu_worker.transfers.moving.readiness import PredictedPause, time_standbys
 from simplu_worker.transfers.moving.types import (
+    LEAVING,
     Certificate,
     Move,
     MoveOptions,
     MoveStatus,
     OutrunError,
     PauseTooLongError,
+    Situation,
+    continued_progress,
     describe_state,
+    situation_of,
+    warm_progress,
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
 from simplu_worker.transfers.sql_files import QUERIES

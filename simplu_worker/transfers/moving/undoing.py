@@ -15,17 +15,16 @@ import structlog
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, mark_bulk_change
+from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
 from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.clock_check import check_clocks
-from simplu_worker.shards.schema.schema_check import has_schema
-from simplu_worker.shards.settling.rows import MovingTenant, read_departure, read_tenant, take_token
+from simplu_worker.shards.schema.schema_check import check_clocks, has_schema
+from simplu_worker.shards.settling import MovingTenant, read_departure, read_tenant, take_token
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.transfers.moving.running_note import noted_as_running
-from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.transfers.moving.journal import noted_as_running
+from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import MoveStep, TenantState
 

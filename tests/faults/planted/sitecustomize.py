@@ -102,7 +102,7 @@ def write_elsewhere() -> None:
 
 def skip_event() -> None:
     """Tell that an event is delivered, and send none."""
-    from simplu_worker.feed.destinations.http import HttpDestination
+    from simplu_worker.feed.http_destination import HttpDestination
     from simplu_worker.feed.types import Delivered
 
     deliver, is_due = HttpDestination._deliver, strikes()

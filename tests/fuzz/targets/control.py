@@ -11,16 +11,17 @@ from fuzz.target import Target
 from fuzz.targets.orders import NEXT, ORIGIN, check_letter, envelope, message_of
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, stages_of
-from simplu_worker.consumers.sqs.control.decode import (
+from simplu_worker.consumers.sqs.control_messages import (
     ControlType,
+    MessageSubject,
     ShardCreation,
     control_type_of,
     decode_control,
+    stages_of,
     tenant_id_of_control,
     with_timestamp,
 )
-from simplu_worker.operations.document_bounds import exceeds_bounds
+from simplu_worker.operations.json_record import exceeds_bounds
 from simplu_worker.operations.operation import RejectedRecord, is_id, is_storable
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.types import ResourceRename

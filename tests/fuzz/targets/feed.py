@@ -12,8 +12,7 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.allowed_hosts import AllowedHosts
-from simplu_worker.feed.feed_file import parse_feed_file
+from simplu_worker.feed.feed_file import AllowedHosts, parse_feed_file
 
 ALLOWED: Final = AllowedHosts.parse(("*.internal", "10.0.0.0/8"))
 SECRET: Final = "whsec_" + base64.b64encode(PASSWORD.encode().ljust(24, b"-")).decode()

@@ -16,14 +16,14 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.operations.operation import is_storable
-from simplu_worker.shards.listing.request import LIMIT_MAX, SearchPosition, decode_cursor
+from simplu_worker.shards.listing import LIMIT_MAX, SearchPosition, decode_cursor
 from simplu_worker.shards.types import Lever
-from simplu_worker.status.access.guard import Guard
-from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
-from simplu_worker.status.listing_request import OperationListQuery
+from simplu_worker.status.guard import Guard
+from simplu_worker.status.operation_waits import OperationListQuery
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import Views, make_application
-from simplu_worker.status.unreadiness import Unreadiness
+from simplu_worker.status.views import Unreadiness
 from simplu_worker.vocabulary import UnreadyReason
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})

@@ -15,13 +15,11 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.assembly.shards import only_shard
-from simplu_worker.config.loading import draft_settings, load_env_file
-from simplu_worker.config.misspellings import find_misspellings
+from simplu_worker.config.loading import draft_settings, find_misspellings, load_env_file
 from simplu_worker.config.settings import VARIABLES
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
-from simplu_worker.shards.routing.shard_map_changes import refusals_of
+from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map, refusals_of
 
 ALLOWED_HOSTS: Final = ("*.internal", "10.0.*")
 OF_VARIABLES: Final = b"#"  # the input is a file of variables

@@ -15,20 +15,22 @@ from fuzz.quiet import check_faults
 from fuzz.target import Target
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.fetch.rejection_collector import LETTERS_MAX, RejectionCollector
-from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, AggregatePacker
+from simplu_worker.consumers.kinesis.fetch.record_decoder import (
+    LETTERS_MAX,
+    DecodedRecord,
+    RecordDecoder,
+    RejectionCollector,
+)
+from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, AggregatePacker, unpack
 from simplu_worker.consumers.kinesis.stream.client import Record
-from simplu_worker.consumers.kinesis.stream.parts import unpack
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, RecordPosition, is_after
 from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
-from simplu_worker.operations.document_bounds import exceeds_bounds
+from simplu_worker.operations.json_record import exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
-from simplu_worker.operations.operation import Operation, RejectedRecord, is_storable
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import Operation, RejectedRecord, derived_request_id, is_storable
 from simplu_worker.operations.waves import plan_waves
-from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.shards.postgres.queries import pack_columns
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)

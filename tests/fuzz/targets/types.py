@@ -11,8 +11,7 @@ from fuzz.quiet import begin, check_faults
 from fuzz.target import Target
 from hypothesis import strategies as st
 
-from simplu_worker.shards.schema.type_files import TypeFileError, read_type, stored_type
-from simplu_worker.shards.schema.type_views import view_statements
+from simplu_worker.shards.schema.type_files import TypeFileError, read_type, stored_type, view_statements
 
 QUOTED: Final = re.compile(r'"[^"]*"|\'[^\']*\'')
 OWN_WORDS: Final = re.compile(r"[A-Za-z_.,()\s=:>-]*")

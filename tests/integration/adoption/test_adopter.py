@@ -19,8 +19,7 @@ from support.postgres.tenant_cases import fetch
 from support.requires import ROOT
 from support.typescript_worker import WRITTEN_AT, TypescriptShard
 
-from simplu_worker.business_info.finder import UnreadableBusinessError
-from simplu_worker.business_info.items import Business
+from simplu_worker.business_info import Business, UnreadableBusinessError
 from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress

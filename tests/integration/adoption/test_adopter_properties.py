@@ -16,7 +16,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import NO_CHECKS, fetch
 from support.typescript_worker import WRITTEN_AT, TypescriptShard
 
-from simplu_worker.business_info.items import Business
+from simplu_worker.business_info import Business
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, _Step, _UnknownSources

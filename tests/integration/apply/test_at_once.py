@@ -25,11 +25,10 @@ from support.postgres.tenant_cases import (
 )
 from support.postgres.trouble import make_touchy, shut_gate, waiters
 
-from simplu_worker.operations.admission import DESTROYED, HOLD
 from simplu_worker.operations.operation import Disposition, Outcome
+from simplu_worker.operations.waves import DESTROYED, HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
-from simplu_worker.shards.postgres.error_words import state_words
-from simplu_worker.shards.postgres.errors import ForeignNumbersError
+from simplu_worker.shards.postgres.errors import ForeignNumbersError, state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

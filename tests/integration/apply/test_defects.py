@@ -9,8 +9,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
 from simplu_worker.errors import InternalError
-from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.rehearsal import TRIES_MAX
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.vocabulary import DeadLetterReason

@@ -1,4 +1,4 @@
-"""The table of SQLSTATEs (shards/postgres/sqlstate.py), held by a real server that answers a code of each class.
+"""The table of SQLSTATEs (shards/postgres/errors.py), held by a real server that answers a code of each class.
 
 What a function raises comes over a line that makes it look like an error of the server's own, or as it is.
 """
@@ -20,8 +20,8 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, writer
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.errors import ErrorMeaning, meaning_of
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import (
     PositionClaim,

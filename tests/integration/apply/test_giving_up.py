@@ -28,8 +28,8 @@ from support.postgres.tenant_cases import (
 )
 from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 
-from simplu_worker.operations.admission import DESTROYED, HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.waves import DESTROYED, HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

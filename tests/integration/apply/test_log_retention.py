@@ -19,12 +19,12 @@ from support.postgres.log_rows import made_up_rows
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.aws.dynamodb_tables import describe_table
+from simplu_worker.aws.clients import describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, StreamSummary
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.log.retention import EVER, LogRetention
+from simplu_worker.shards.log import EVER, LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES

@@ -8,9 +8,9 @@ import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import STREAM, TENANT_WAIT, TenantCase, add_tenant
 
+from simplu_worker.fairness import ShardTime
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
 from simplu_worker.timing.clock import loop_time
 

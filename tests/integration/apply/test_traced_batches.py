@@ -17,7 +17,7 @@ from support.tracing.recorded_spans import RecordedSpans, record_spans
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.telemetry.tracing.spans import TRACING, TracedBatch, current_batch, process_span
+from simplu_worker.telemetry.spans import TRACING, TracedBatch, current_batch, process_span
 
 
 @pytest.fixture

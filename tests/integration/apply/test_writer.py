@@ -19,11 +19,11 @@ from support.postgres.tenant_cases import (
     operation,
 )
 
-from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
 from simplu_worker.operations.operation import Disposition, Operation
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import DeadLetterReason, Failure, Source

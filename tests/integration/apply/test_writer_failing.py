@@ -19,12 +19,11 @@ from support.postgres.trouble import calm, make_touchy
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.metrics.instruments import SHARD_ERRORS, totals_by
-from simplu_worker.operations.admission import HOLD
+from simplu_worker.instruments import SHARD_ERRORS, totals_by
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
-from simplu_worker.shards.postgres.error_words import state_words
-from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.errors import StatementFailedError, state_words
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError

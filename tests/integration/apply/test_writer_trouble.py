@@ -19,10 +19,10 @@ from support.postgres.trouble import GATE, Gate, Line, shut_gate, waiters
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
-from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError

@@ -13,9 +13,14 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_local.stack.aws import put_businesses
 from simplu_worker.aws.clients import Client
-from simplu_worker.business_info.finder import ABSENT_FRESH_S, FRESH_S, UnreadableBusinessError
-from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
+from simplu_worker.business_info import (
+    ABSENT_FRESH_S,
+    FRESH_S,
+    Business,
+    BusinessInfo,
+    UnreadableBusiness,
+    UnreadableBusinessError,
+)
 from simplu_worker.errors import PermanentError, RetryableError
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")

@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 from support.aws.endpoints import ScriptedAws, client_of
 
-from simplu_worker.aws import http_session
+from simplu_worker.aws import clients
 from simplu_worker.timing.clock import OwnClock
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -20,7 +20,7 @@ async def test_clock_is_compared_with_each_kind_of_answer(
     monkeypatch: pytest.MonkeyPatch, operation: str, ahead: timedelta, *, is_apart: bool
 ) -> None:
     clock = OwnClock()
-    monkeypatch.setattr(http_session, "OWN_CLOCK", clock)
+    monkeypatch.setattr(clients, "OWN_CLOCK", clock)
     aws = ScriptedAws()
     aws.clock_ahead = ahead
     aws.refuse("AccessDeniedException")

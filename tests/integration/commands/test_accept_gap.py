@@ -11,7 +11,7 @@ from integration.commands.test_upgrade import settings_of
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
 
-from simplu_worker.commands.shards.accept_gap import accept_gaps
+from simplu_worker.commands.shards.gaps import accept_gaps
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -44,8 +44,8 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin
-from simplu_worker.status.access.audit import Actor
-from simplu_worker.status.live.request_bodies import EditRequest, LettersRequest
+from simplu_worker.status.guard import Actor
+from simplu_worker.status.request_bodies import EditRequest, LettersRequest
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

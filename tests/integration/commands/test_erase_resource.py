@@ -35,9 +35,7 @@ from simplu_worker.commands.dead_letters import browse
 from simplu_worker.commands.erasure.command import erase_resource
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.tenants.move import move_tenants
-from simplu_worker.commands.tenants.rollback import rollback_tenant
-from simplu_worker.commands.tenants.verify import verify_tenant
+from simplu_worker.commands.tenants.moves import move_tenants, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, deaggregate
 from simplu_worker.dead_letters.letter import DeadLetter, parse_dead_letter
@@ -49,8 +47,8 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import ResourceRename
-from simplu_worker.transfers.erasing import eraser
-from simplu_worker.transfers.erasing.standing import Erasure
+from simplu_worker.transfers import erasing as eraser
+from simplu_worker.transfers.erasing import Erasure
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 PERSON = "anna@example.com"

@@ -36,15 +36,18 @@ from simplu_local.processes.loopback import free_port, poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
-from simplu_worker.commands.tenants.cleanup import clean_up_tenants
-from simplu_worker.commands.tenants.move import move_tenants, read_requests
-from simplu_worker.commands.tenants.rollback import rollback_tenant
-from simplu_worker.commands.tenants.verify import verify_tenant
+from simplu_worker.commands.tenants.moves import (
+    clean_up_tenants,
+    move_tenants,
+    read_requests,
+    rollback_tenant,
+    verify_tenant,
+)
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, UsageError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.transfers.moving.planning.readiness import check_shards
+from simplu_worker.transfers.moving.readiness import check_shards
 
 ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
 

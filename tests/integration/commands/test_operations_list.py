@@ -17,18 +17,16 @@ from support.postgres.log_rows import LogRow, crowd_log, write_log_rows
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_in
 
-from simplu_worker.commands.stream.cli import OperationListOptions
-from simplu_worker.commands.stream.list_operations import list_operations, print_page, search
-from simplu_worker.commands.stream.preview import preview_operations
+from simplu_worker.commands.stream import OperationListOptions
+from simplu_worker.commands.stream.operations import list_operations, print_page, search
+from simplu_worker.commands.stream.send import preview_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, UsageError
-from simplu_worker.operations.member_errors import EXPECTED_TIME
-from simplu_worker.shards.listing.lister import OperationLister
-from simplu_worker.shards.listing.page import OperationPage, SearchLimits
-from simplu_worker.shards.listing.request import LIMIT_MAX, ListRequest
+from simplu_worker.operations.json_record import EXPECTED_TIME
+from simplu_worker.shards.listing import LIMIT_MAX, ListRequest, OperationLister, OperationPage, SearchLimits
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.vocabulary import Failure, OperationStatus
 

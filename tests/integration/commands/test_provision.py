@@ -16,7 +16,7 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_in
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.tenants.provision import provision_tenant
+from simplu_worker.commands.tenants.inventory import provision_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import DestructionResult

@@ -27,15 +27,14 @@ from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
-from simplu_worker.commands.shards.query import Asked, query_shards
-from simplu_worker.commands.shards.query_output import RowFormat
+from simplu_worker.commands.shards.query import Asked, RowFormat, query_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-from simplu_worker.shards.postgres.error_words import state_words
-from simplu_worker.shards.questions.asking import QuestionFailedError, ShardQuestion, ask_shard
+from simplu_worker.shards.postgres.errors import state_words
+from simplu_worker.shards.questions import QuestionFailedError, ShardQuestion, ask_shard
 from simplu_worker.shards.routing.locator import read_shard_map
 
 pytestmark = pytest.mark.slow

@@ -35,24 +35,21 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.shards.drain import Drain, drain_shard
-from simplu_worker.commands.shards.rebalance import Balance, rebalance_shards
+from simplu_worker.commands.shards.rebalance import Balance, Drain, drain_shard, rebalance_shards
 from simplu_worker.commands.shards.show import list_shards
-from simplu_worker.commands.shards.survey import Weight
+from simplu_worker.commands.shards.tenant_moves import Weight
 from simplu_worker.commands.shards.upgrade import upgrade_shards
-from simplu_worker.commands.tenants.cleanup import clean_up_tenants
-from simplu_worker.commands.tenants.move import move_tenants
-from simplu_worker.commands.tenants.rollback import rollback_tenant
+from simplu_worker.commands.tenants.moves import clean_up_tenants, move_tenants, rollback_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.health.moves import RUNNING_S
+from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.importing.target import find_shard_problem
-from simplu_worker.transfers.moving import running_note
-from simplu_worker.transfers.moving.planning.capacities import check_room, fetch_capacities
+from simplu_worker.transfers.moving import journal
+from simplu_worker.transfers.moving.places import check_room, fetch_capacities
 from simplu_worker.transfers.sql_files import QUERIES
 
 OPERATIONS = made_up_rows(
@@ -528,7 +525,7 @@ async def test_drain_that_was_stopped_is_undone(
 async def test_move_of_a_command_that_runs_is_left_alone(
     make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(running_note, "NOTE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(journal, "NOTE_INTERVAL_S", 0.05)
     addresses = await make_shards(make_shard, "ab")
     await fill(addresses[0])
     settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})

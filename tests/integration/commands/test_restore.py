@@ -22,9 +22,8 @@ from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.transfers.erasing.standing import Erasure
-from simplu_worker.transfers.restoring.journal import RestoreMode
-from simplu_worker.transfers.restoring.restorer import Restorer
+from simplu_worker.transfers.erasing import Erasure
+from simplu_worker.transfers.restoring import RestoreMode, Restorer
 
 TENANT_ID = "-".join(TENANT)
 POSITION = """

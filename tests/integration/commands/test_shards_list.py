@@ -30,16 +30,15 @@ from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashR
 from simplu_worker.errors import RetryableError
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.health import all_shards
-from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector, inspect_all_shards
+from simplu_worker.shards.health import prober
 from simplu_worker.shards.health.assessment import ShardObservation, ShardSilence, Usage, assess, usage_of
-from simplu_worker.shards.health.prober import inspect_shard
+from simplu_worker.shards.health.prober import InspectedShard, ShardInspector, inspect_all_shards, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import QueryLimits
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.vocabulary import Role
@@ -112,7 +111,7 @@ async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMak
         call = ShardInspector(routed.locator, routed.pools, clock=lambda: now)
         answers = await asyncio.gather(*(call() for _ in range(20)))
         assert all(answer is answers[0] for answer in answers)
-        now += all_shards.FRESH_S + 0.1
+        now += prober.FRESH_S + 0.1
         assert await call() is not answers[0]
 
 

@@ -15,19 +15,17 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from support.settings import settings_in
 
-from simplu_worker.commands.types import apply as apply_module
-from simplu_worker.commands.types import check
-from simplu_worker.commands.types.apply import apply_types
-from simplu_worker.commands.types.check import check_types
-from simplu_worker.commands.types.show import show_types
+from simplu_worker.commands.types import business_types
+from simplu_worker.commands.types import business_types as apply_module
+from simplu_worker.commands.types.business_types import apply_types, check_types, show_types
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.operations.schema_judge import Schema, count_findings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.tenants import other_names
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
+from simplu_worker.shards.tenants import resource_changes
 
 EXAMPLES = Path(__file__).parents[3] / "tests" / "support" / "business_types"
 
@@ -209,15 +207,15 @@ async def test_types_check_counts_the_documents_that_do_not_fit(
 
     A page has few documents if they are large.
     """
-    monkeypatch.setattr(check, "PAGE_ROWS", page_rows)
-    monkeypatch.setattr(check, "PAGE_BYTES", page_bytes)
+    monkeypatch.setattr(business_types, "PAGE_ROWS", page_rows)
+    monkeypatch.setattr(business_types, "PAGE_BYTES", page_bytes)
     pages: list[int] = []
 
     def count_page(schema: Schema, documents: Sequence[bytes]) -> Counter[str]:
         pages.append(len(documents))
         return count_findings(schema, documents)
 
-    monkeypatch.setattr(check, "count_findings", count_page)
+    monkeypatch.setattr(business_types, "count_findings", count_page)
     address = await make_shard("a")
     terminal = Terminal(tmp_path, capfd, address)
     terminal.write("bistro")
@@ -249,7 +247,7 @@ async def test_resources_under_other_names_are_moved_once_the_type_has_these(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(apply_module, "REREAD_S", 0.0)
-    monkeypatch.setattr(other_names, "PAGE_ROWS", 2)
+    monkeypatch.setattr(resource_changes, "PAGE_ROWS", 2)
     address = await make_shard("a")
     terminal = Terminal(tmp_path, capfd, address)
     terminal.write("bistro")

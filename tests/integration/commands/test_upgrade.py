@@ -23,7 +23,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.network_errors import NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import Blocker, UpgradeActivity
 
 TITLE = "ALTER TABLE tenants ADD COLUMN note text"

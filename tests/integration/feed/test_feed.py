@@ -15,10 +15,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation
 
 from simplu_local.processes.loopback import HOST, poll_until
+from simplu_worker.feed.events import CLAIM_DELAY_MAX_S, LEASE_S
 from simplu_worker.feed.feed import FIRST_PAUSE_S, Feed
-from simplu_worker.feed.incarnations import CLAIM_DELAY_MAX_S, LEASE_S
-from simplu_worker.feed.memory import TOTAL_EVENTS
-from simplu_worker.feed.places import END, Place
 from simplu_worker.feed.rows import (
     NEW_S,
     LoadedFeed,
@@ -30,16 +28,18 @@ from simplu_worker.feed.rows import (
     write_cursors,
 )
 from simplu_worker.feed.types import (
+    END,
     Delivered,
     Delivery,
     DestinationTerms,
     FeedEvent,
     FeedFilter,
+    Place,
     Refused,
     RetryLater,
 )
-from simplu_worker.shards.log.keys import key_of_id
-from simplu_worker.shards.log.marks import mark_changes
+from simplu_worker.feed.window import TOTAL_EVENTS
+from simplu_worker.shards.log import key_of_id, mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -394,7 +394,7 @@ async def test_feed_drops_the_memories_that_nobody_needs(
             ALMOST_TWO_LEASES,
         )
         assert await poll_until(is_lost, within_s=20)
-        monkeypatch.setattr("simplu_worker.feed.memory.KEPT_S", 0.1)
+        monkeypatch.setattr("simplu_worker.feed.window.KEPT_S", 0.1)
         await until_users(0)
         assert feed.published_count == 0
 

@@ -14,7 +14,7 @@ from support.aws.endpoints import REGION
 from support.settings import settings_in
 
 from simplu_worker.aws.clients import open_client
-from simplu_worker.commands.check.feed_destinations import check_feed
+from simplu_worker.commands.check.dependency import check_feed
 from simplu_worker.network_errors import NO_SERVER, NO_TLS
 
 

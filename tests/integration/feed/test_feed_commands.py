@@ -17,10 +17,7 @@ from support.feed.running import feed_of, publishing, running
 from support.moves.world import TENANT_ID, World
 from support.postgres.tenant_cases import TENANT, fetch
 
-from simplu_worker.commands.feed.forget import forget_destination
-from simplu_worker.commands.feed.replay import replay_feed
-from simplu_worker.commands.feed.show import show_feed
-from simplu_worker.commands.feed.skip import skip_feed
+from simplu_worker.commands.feed.destinations import forget_destination, replay_feed, show_feed, skip_feed
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, Disabled, FeedEvent, Refused, RetryLater

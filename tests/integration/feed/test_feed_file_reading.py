@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from simplu_worker.errors import ConfigurationError
+from simplu_worker.feed.feed import FILE_MAX_BYTES, FeedFileReloader, read_feed_file
 from simplu_worker.feed.feed_file import FeedFile
-from simplu_worker.feed.feed_file_reading import FILE_MAX_BYTES, FeedFileReloader, read_feed_file
 
 STREAM = {"name": "stream", "kind": "kinesis", "target": "changes", "allTenants": True}
 

@@ -18,11 +18,10 @@ from support.feed.events import feed_event
 from support.page_examples import page_examples
 from support.requires import ROOT
 
-from simplu_worker.feed.allowed_hosts import AllowedHosts
-from simplu_worker.feed.destinations.http import open_webhook
-from simplu_worker.feed.feed_file import parse_feed_file
+from simplu_worker.feed.feed_file import AllowedHosts, parse_feed_file
+from simplu_worker.feed.http_destination import open_webhook
 from simplu_worker.feed.types import Delivered, FeedEvent, Incarnation, Refused
-from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
+from simplu_worker.status.message_schemas import FEED_SCHEMAS
 from simplu_worker.vocabulary import FeedKind
 
 PAGE: Final = ROOT / "docs" / "feed.md"

@@ -18,17 +18,17 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from support.feed.events import feed_event
 from support.feed.publishing import expected_by_key, first_by_key, publish_all
 
-from simplu_worker.feed.allowed_hosts import AllowedHosts
-from simplu_worker.feed.destinations.guarded_session import open_guarded_session
-from simplu_worker.feed.destinations.http import (
+from simplu_worker.feed.delivery_rounds import BEHIND
+from simplu_worker.feed.feed_file import AllowedHosts
+from simplu_worker.feed.http_destination import (
     CONNECTIONS,
     EVENT_MAX_BYTES,
     HttpDestination,
     WebhookForm,
+    open_guarded_session,
     open_notification,
     open_webhook,
 )
-from simplu_worker.feed.destinations.key_order import BEHIND
 from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, Refused, RetryLater
 from simplu_worker.network_errors import NO_URL, TOO_LONG
 from simplu_worker.timing.clock import utc_now

@@ -17,11 +17,11 @@ from support.postgres.trouble import Line, nobody_is_left
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.errors import RetryableError
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
-from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
 from simplu_worker.shards.gateway import LoggedOperation, ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.types import ShardUnavailableError

@@ -35,16 +35,21 @@ from simplu_worker.shards.health.assessment import (
     health_view,
     role_of,
 )
-from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.prober import KNOWN_INTERVAL_S, Prober, inspect_shard
+from simplu_worker.shards.health.prober import (
+    DROPPED_AFTER_S,
+    KNOWN_INTERVAL_S,
+    Prober,
+    UnlistedShards,
+    inspect_shard,
+    probe_shard,
+)
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.health.unlisted_shards import DROPPED_AFTER_S, UnlistedShards
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import ServerRole, ShardProblem, ShardState
 

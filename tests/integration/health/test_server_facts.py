@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from support.postgres.databases import ShardMaker, execute
 
-from simplu_worker.shards.health.probe import OWN_CHECKPOINTER_SINCE, read_server_facts
+from simplu_worker.shards.health.prober import OWN_CHECKPOINTER_SINCE, read_server_facts
 from simplu_worker.shards.health.server_costs import find_costs
 from simplu_worker.shards.postgres.pool import ShardPool
 

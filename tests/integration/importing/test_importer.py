@@ -23,15 +23,13 @@ from support.restaurants import make_restaurants, mapping_text, row_count
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.business_info.items import Business
+from simplu_worker.business_info import Business
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
-from simplu_worker.transfers.importing.certificate import ImportState, TenantReport
-from simplu_worker.transfers.importing.copying import CopyCallbacks
-from simplu_worker.transfers.importing.following import FollowRound
+from simplu_worker.transfers.importing.copying import CopyCallbacks, FollowRound
 from simplu_worker.transfers.importing.importer import (
     ALL_DELETED,
     OTHER_MAPPING,
@@ -41,7 +39,14 @@ from simplu_worker.transfers.importing.importer import (
     ImportShards,
 )
 from simplu_worker.transfers.importing.mapping import OWN_SHAPE, MappingRefusedError, SourceMapping, parse_mapping
-from simplu_worker.transfers.importing.rules import IS_DUPLICATE, NO_TENANT, NOT_AN_OBJECT, RefusedRow
+from simplu_worker.transfers.importing.rules import (
+    IS_DUPLICATE,
+    NO_TENANT,
+    NOT_AN_OBJECT,
+    ImportState,
+    RefusedRow,
+    TenantReport,
+)
 from simplu_worker.transfers.importing.source import PART_MAX_BYTES, ImportSource, SourceRefusedError
 from simplu_worker.transfers.importing.statements import RowSelection
 from simplu_worker.vocabulary import Absence

@@ -31,6 +31,7 @@ from support.reader_world import (
     record,
 )
 
+from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fleet import position_sync
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
@@ -39,7 +40,6 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, AtSequenceNumber, HashRange, Position
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.status.replica import ReplicaStatus, http_views

@@ -33,8 +33,8 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position
 from simplu_worker.shards.health.assessment import ShardObservation, assess
-from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.positions.rows import accept_gaps
+from simplu_worker.shards.health.prober import probe_shard
+from simplu_worker.shards.positions import accept_gaps
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now

@@ -14,12 +14,10 @@ from support.aws.endpoints import ScriptedAws, client_of
 from support.aws.kcl3_peer import Kcl3Peer, migration_row, table_migration_row
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
-from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, KclFollower
+from simplu_worker.consumers.kinesis.leases.kcl_leader import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.table_requests import TableRequests
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable, TableRequests
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 ME, OTHER = "host:1:me", "kcl:other"

@@ -7,11 +7,10 @@ from uuid import uuid4
 import pytest
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease import Lease, StreamView
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 
 pytestmark = pytest.mark.slow

@@ -13,12 +13,11 @@ from msgspec.structs import replace
 from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
-from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, LeaseReport
+from simplu_worker.consumers.kinesis.leases.lease import HoldRetry, Lease, LeaseReport, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
+from simplu_worker.instruments import DYNAMODB_REQUEST
 
 ME, OTHER = "host:1:me", "host:2:other"
 NEW = Lease(

@@ -13,7 +13,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.pipeline import home_lookup
-from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.deletion import Destroyer
 from simplu_worker.shards.types import Lever, TenantPausedError
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.vocabulary import Absence, Role

@@ -17,15 +17,12 @@ from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.stream.consumers import remove_consumer
+from simplu_worker.commands.stream.replay import remove_consumer
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch import pushed_cursor, subscription_schedule
-from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
-from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.fetch import cursor, read_schedule
+from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.errors import PermanentError
@@ -98,8 +95,8 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(subscription_schedule, "CALL_INTERVAL_S", 0.2)
-    monkeypatch.setattr(subscription_schedule, "RETRY_BASE_S", 0.1)
+    monkeypatch.setattr(read_schedule, "CALL_INTERVAL_S", 0.2)
+    monkeypatch.setattr(read_schedule, "RETRY_BASE_S", 0.1)
     # Much shorter than CALL_INTERVAL_S: the server counts from when it came to a call.
     monkeypatch.setattr("simplu_local.kinesis.consumers.RESUBSCRIBE_AFTER_MS", 20)
     async with serve_kinesis(options=copy(QUICK)) as url, client_of("kinesis", url) as client:
@@ -129,7 +126,7 @@ async def test_records_come_by_push_and_the_quota_of_polling_is_left(world: Worl
 
 
 async def test_subscription_is_renewed_without_a_gap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subscription_schedule, "RENEW_AFTER_S", 0.25)
+    monkeypatch.setattr(read_schedule, "RENEW_AFTER_S", 0.25)
     await world.read_until(lambda: world.cursor.is_pushed)
     for _ in range(20):
         await world.put()
@@ -143,7 +140,7 @@ async def test_subscription_is_renewed_without_a_gap(world: World, monkeypatch: 
 
 @pytest.mark.parametrize("kind", ["silent", "end", "repeat"])
 async def test_broken_subscription_costs_no_record(world: World, monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
-    monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 0.3)
+    monkeypatch.setattr(cursor, "SILENT_AFTER_S", 0.3)
     await world.strike(kind, count=2)
     for _ in range(15):
         await world.put()
@@ -218,7 +215,7 @@ async def test_end_of_a_stream_shard_is_found_when_no_event_names_it(
     await world.read_until(lambda: world.cursor.is_pushed)
     await world.read_all()
     calls = (await world.state())["calls"]
-    monkeypatch.setattr(subscription_schedule, "POLL_AFTER_S", 0.1)
+    monkeypatch.setattr(read_schedule, "POLL_AFTER_S", 0.1)
     await world.read_until(lambda: world.cursor.is_pushed and world.cursor.millis_behind == 0)
     await world.put(3)
     await world.read_all()
@@ -250,7 +247,7 @@ async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
 
 
 async def test_stop_ends_a_wait_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 60.0)
+    monkeypatch.setattr(cursor, "SILENT_AFTER_S", 60.0)
     await send_commands(world.url, SetOptions({"heartbeat_ms": 60_000}))
     await world.read_until(lambda: world.cursor.is_pushed)
     await world.read_until(lambda: world.cursor.millis_behind == 0)

@@ -33,9 +33,9 @@ from support.reader_world import (
 )
 
 from simplu_local.postgres.server import PostgresServer
-from simplu_worker.consumers.kinesis.dispatch import dispatcher
 from simplu_worker.consumers.kinesis.fetch import record_decoder
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
+from simplu_worker.consumers.kinesis.reader import dispatcher
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Position

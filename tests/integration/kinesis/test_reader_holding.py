@@ -35,21 +35,21 @@ from support.reader_world import (
 
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
-from simplu_worker.consumers.kinesis.dispatch import dispatcher
-from simplu_worker.consumers.kinesis.dispatch.claimed_batches import ClaimedBatches
+from simplu_worker import fairness
 from simplu_worker.consumers.kinesis.fetch import pacing
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
-from simplu_worker.consumers.kinesis.reader import catch_up
+from simplu_worker.consumers.kinesis.reader import catch_up, dispatcher
+from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, HashRange, Position, TrimHorizon
-from simplu_worker.consumers.pipeline import home_lookup, lane, share
+from simplu_worker.consumers.pipeline import home_lookup, lane
 from simplu_worker.errors import RetryableError
-from simplu_worker.metrics.instruments import RETRIES
-from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.instruments import RETRIES
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.timing.clock import utc_now
 
 MIB = 1024 * 1024
@@ -580,7 +580,7 @@ async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
 async def test_tenant_over_its_share_is_read_again_until_its_lane_keeps_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place, name, seconds in ((share, "OVER_SHARE_S", 0.02), (lane, "SHARE_S", 0.01)):
+    for place, name, seconds in ((fairness, "OVER_SHARE_S", 0.02), (lane, "SHARE_S", 0.01)):
         monkeypatch.setattr(place, name, seconds)
     monkeypatch.setattr(pacing, "SHARED_REPLY_BYTES", 20_000)  # of the main reader: it is behind the catch-up
     for name, seconds in (("KEPT_UP_S", 0.001), ("CHECK_INTERVAL_S", 0.01)):

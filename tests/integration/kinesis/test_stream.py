@@ -31,7 +31,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     TrimHorizon,
 )
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics.instruments import KINESIS_THROTTLED
+from simplu_worker.instruments import KINESIS_THROTTLED
 
 LAST_HASH_KEY = 2**128 - 1
 

@@ -22,9 +22,15 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.listing.lister import OperationLister
-from simplu_worker.shards.listing.page import OperationPage, SearchLimits
-from simplu_worker.shards.listing.request import INSTANT, ListRequest, SearchPosition, decode_cursor
+from simplu_worker.shards.listing import (
+    INSTANT,
+    ListRequest,
+    OperationLister,
+    OperationPage,
+    SearchLimits,
+    SearchPosition,
+    decode_cursor,
+)
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget

@@ -17,8 +17,7 @@ from support.aws.kinesis_endpoints import Servers, kinesis_servers
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
-from simplu_worker.consumers.kinesis.stream.client import Reply
-from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.client import Reply, StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, Latest, Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.subscriptions import (
     EndOfSubscriptionError,

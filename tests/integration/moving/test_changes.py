@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support.postgres.databases import ShardMaker, stop_autovacuum
 
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.transfers.moving.changes import PAGE_ROWS, read_changed_keys, read_log
 from simplu_worker.transfers.sql_files import QUERIES

@@ -22,7 +22,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.settling.settler import MoveSettler
+from simplu_worker.shards.settling import MoveSettler
 
 FENCED_OR_LEFT = [point for point, states in POINTS.items() if states[0] == "fenced" or states == ("moved", "ready")]
 

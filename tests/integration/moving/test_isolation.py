@@ -17,7 +17,7 @@ from support.postgres.trouble import waiters
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.transfers.moving.repairing import repair_resources
+from simplu_worker.transfers.moving.checksums import repair_resources
 
 # Each batch takes 0.1 s from the lock of its tenant's row to its commit: the fence finds one there.
 LONG_BATCHES = """

@@ -23,18 +23,21 @@ from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.log.message_failures import count_failures
-from simplu_worker.shards.log.rejections import note_rejections
+from simplu_worker.shards.health.prober import probe_shard
+from simplu_worker.shards.log import count_failures, note_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
-from simplu_worker.shards.settling.rows import MovingTenant, Progress, read_tenant
-from simplu_worker.shards.settling.settler import MoveSettler
+from simplu_worker.shards.settling import MoveSettler, MovingTenant, Progress, read_tenant
 from simplu_worker.shards.types import ClocksApartError, Rejection
 from simplu_worker.timing.clock import OwnClock
-from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
+from simplu_worker.transfers.moving.checksums import (
+    Comparison,
+    Repair,
+    check_former_rows,
+    compare_shards,
+    repair_resources,
+)
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.repairing import Repair, check_former_rows, repair_resources
 from simplu_worker.transfers.moving.types import (
     Certificate,
     OutrunError,

@@ -15,10 +15,10 @@ from simplu_worker.commands.moves.plans import MovePlans, print_plans
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling.rows import StatedError
+from simplu_worker.shards.settling import StatedError
+from simplu_worker.transfers.moving import readiness
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.planning import prediction
-from simplu_worker.transfers.moving.planning.readiness import plan_move
+from simplu_worker.transfers.moving.readiness import plan_move
 from simplu_worker.transfers.moving.types import (
     Move,
     PauseTooLongError,
@@ -115,7 +115,7 @@ class Time:
 def moment(monkeypatch: pytest.MonkeyPatch) -> Time:
     """Let moves go by a time of the test's own."""
     moment = Time()
-    monkeypatch.setattr(prediction, "loop_time", moment)
+    monkeypatch.setattr(readiness, "loop_time", moment)
     return moment
 
 

@@ -16,8 +16,7 @@ from support.postgres.tenant_cases import TENANT, fetch
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.types import AdminAccount, ChangeResult
-from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
-from simplu_worker.transfers.moving.repairing import Repair, repair_resources
+from simplu_worker.transfers.moving.checksums import Comparison, Repair, compare_shards, repair_resources
 from simplu_worker.transfers.moving.undoing import undo_move
 from simplu_worker.vocabulary import Source
 

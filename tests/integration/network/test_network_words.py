@@ -14,7 +14,7 @@ from support.network.faults import CA_FILE, Fault, make_certificates
 from support.requires import ROOT
 
 from simplu_worker import network_errors
-from simplu_worker.shards.postgres import error_words
+from simplu_worker.shards.postgres import errors as error_words
 
 LIBRARY = re.compile(
     r"errno|gaierror|\w(Error|Exception)\b|asyncpg|aiohttp|botocore|Connect call|ssl:|\[SSL|swordfish|worker:",

@@ -21,8 +21,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Isolation
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
-from simplu_worker.transfers.moving.checksums import compare_shards
-from simplu_worker.transfers.moving.repairing import repair_resources
+from simplu_worker.transfers.moving.checksums import compare_shards, repair_resources
 
 EXPECTED = {
     "transaction_isolation": "read committed",

@@ -24,13 +24,12 @@ from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, free_port
+from simplu_worker import instruments
 from simplu_worker.config.loading import prepare_environment
 from simplu_worker.errors import ConfigurationError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.error_words import ALL_IN_USE, state_words
-from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError
+from simplu_worker.shards.postgres.errors import ALL_IN_USE, StatementFailedError, ValueRefusedError, state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget

@@ -27,8 +27,7 @@ from simplu_worker.network_errors import NO_ANSWER, NO_SERVER
 from simplu_worker.shards.postgres import circuit_breaker
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
-from simplu_worker.shards.postgres.error_words import state_words
-from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.errors import StatementFailedError, state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 

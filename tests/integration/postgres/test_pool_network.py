@@ -28,7 +28,7 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.network_errors import NO_ANSWER
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, enable_keepalive
-from simplu_worker.shards.postgres.error_words import ALL_IN_USE, state_words
+from simplu_worker.shards.postgres.errors import ALL_IN_USE, state_words
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 

@@ -19,7 +19,7 @@ from support.requires import required_program
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.error_words import NO_TLS, state_words
+from simplu_worker.shards.postgres.errors import NO_TLS, state_words
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 

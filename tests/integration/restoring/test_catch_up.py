@@ -16,8 +16,7 @@ from simplu_worker.consumers.kinesis.fleet import position_sync
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.transfers.restoring.journal import RestoreMode
-from simplu_worker.transfers.restoring.restorer import Restore, Restorer
+from simplu_worker.transfers.restoring import Restore, RestoreMode, Restorer
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(3)]
 FIRST, COUNT = 2, 42  # of operations before the backup, and since; the last one leaves the resource

@@ -21,14 +21,21 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.settling.settler import MoveSettler
+from simplu_worker.shards.settling import MoveSettler
 from simplu_worker.shards.types import ClocksApartError
+from simplu_worker.transfers import restoring as module
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move, MoveOptions
 from simplu_worker.transfers.moving.undoing import undo_move
-from simplu_worker.transfers.restoring import restorer as module
-from simplu_worker.transfers.restoring.journal import RestoreMode, RestoreStep, RestoreTakenError
-from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+from simplu_worker.transfers.restoring import (
+    Restore,
+    RestoreCertificate,
+    RestoreMode,
+    Restorer,
+    RestoreStatus,
+    RestoreStep,
+    RestoreTakenError,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -24,9 +24,8 @@ from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashR
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import GIVEN_UP, SUCCEEDED
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
-from simplu_worker.shards.listing.page import OperationPage
-from simplu_worker.shards.listing.request import ListRequest
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.listing import ListRequest, OperationPage
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory

@@ -13,12 +13,11 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_tenant_at, fetch
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards import gateway
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
-from simplu_worker.shards.listing.page import OperationPage
-from simplu_worker.shards.listing.request import ListRequest
+from simplu_worker.shards.listing import ListRequest, OperationPage
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.vocabulary import Absence, Inability

@@ -19,7 +19,7 @@ from support.shard_map_world import Shards, World, row_counts, tenant_on, worker
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.shard_map_reload import log_unused_reloads
+from simplu_worker.shards.routing.route_refresh import log_unused_reloads
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, ShardUnavailableError
 from simplu_worker.vocabulary import Absence
 

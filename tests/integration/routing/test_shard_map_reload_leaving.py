@@ -14,7 +14,7 @@ from support.shard_map_world import Shards, World, row_counts, tenant_on, worker
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import HOLD
+from simplu_worker.operations.waves import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.vocabulary import Absence

@@ -18,8 +18,7 @@ from support.postgres.sql_text import views_of
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, fetch
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.schema.type_store import write_types
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, write_types
 
 VIEWS = {name: views_of(file) for name, file in BUSINESS_TYPES.items()}
 VIEW_CASES = [pytest.param(name, *view, id=view[0]) for name, views in VIEWS.items() for view in views]

@@ -16,14 +16,13 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.wave_statement import RESULT_MAX_BYTES
+from simplu_worker.shards.apply.wave_run import RESULT_MAX_BYTES
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.column_packing import SEPARATOR
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, SEPARATOR
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from support.requires import ROOT
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
-from simplu_worker.shards.log.keys import id_of_key, key_of_id
+from simplu_worker.shards.log import id_of_key, key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

@@ -19,8 +19,14 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.schema.migrations import ShardSchema, keys_of, tables_of
-from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema, make_schema
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import (
+    BUSINESS_TYPES,
+    MIGRATIONS,
+    SCHEMA_VERSION,
+    check_schema,
+    ensure_schema,
+    make_schema,
+)
 from simplu_worker.shards.types import ShardUnavailableError
 
 pytestmark = pytest.mark.slow

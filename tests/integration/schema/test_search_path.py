@@ -17,12 +17,12 @@ from support.postgres.upgrades import NEXT, upgrader
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
-from simplu_worker.transfers.adoption.discovery import begin_adoption, find_old_table
+from simplu_worker.transfers.adoption.adopter import begin_adoption, find_old_table
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import Failure
 

@@ -20,12 +20,9 @@ from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.schema.type_apply import apply_types, plan_on
-from simplu_worker.shards.schema.type_files import TypeFile, read_type
-from simplu_worker.shards.schema.type_indexes import INDEX_PREFIX
-from simplu_worker.shards.schema.type_plan import TypeChange, TypesPlan
-from simplu_worker.shards.schema.upgrade import CONNECTIONS
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES
+from simplu_worker.shards.schema.type_files import INDEX_PREFIX, TypeChange, TypeFile, TypesPlan, read_type
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, apply_types, plan_on
 from simplu_worker.shards.types import ShardUnavailableError
 
 NAME = {"name": "name", "path": ["name"]}

@@ -11,8 +11,7 @@ from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.upgrades import BAKERY, INDEX, MADE_UP, NEXT, Watcher, indexes, upgrade_pool, upgrader, versions
 
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import make_schema
-from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, make_schema
 from simplu_worker.shards.schema.type_files import read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
 

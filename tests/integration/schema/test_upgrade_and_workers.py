@@ -16,8 +16,7 @@ from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import Migration
-from simplu_worker.shards.schema.schema_check import check_schema, make_schema
-from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION, check_schema, make_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.transfers.sql_files import QUERIES
 

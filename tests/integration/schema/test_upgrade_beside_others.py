@@ -20,7 +20,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 from simplu_worker.shards.types import ShardUnavailableError
 

@@ -18,8 +18,8 @@ from support.postgres.trouble import make_touchy
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.orders.decode import OrderRules
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,

@@ -21,7 +21,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.control_handler import ControlHandler
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
@@ -36,8 +36,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.tenants.deletion import TenantDeleter
-from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.deletion import Destroyer, TenantDeleter
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import (

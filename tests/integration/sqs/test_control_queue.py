@@ -18,7 +18,7 @@ from support.aws.receiver_settings import receiver_settings
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.control_handler import ControlHandler
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules

@@ -10,7 +10,7 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import RETENTION_MAX_S
-from simplu_worker.dead_letters.default_queue import ensure_default_queue
+from simplu_worker.dead_letters.queue import ensure_default_queue
 from simplu_worker.errors import ConfigurationError
 
 URL = "http://127.0.0.1:4566/000000000000/control-dead-letters"

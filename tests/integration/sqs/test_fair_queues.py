@@ -24,13 +24,13 @@ from support.reader_world import eventually
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds, Message, OutgoingMessage, Queue, batches
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, tenant_of_order
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_messages import OrderRules, tenant_of_order
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
-from simplu_worker.consumers.sqs.receive.priority import PriorityGate
+from simplu_worker.consumers.sqs.receive.in_flight import PUT_BACK_BASE_S
+from simplu_worker.consumers.sqs.receive.poller import PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
-from simplu_worker.consumers.sqs.receive.slot_share import PUT_BACK_BASE_S
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryRules, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -28,8 +28,8 @@ from support.postgres.trouble import calm, make_touchy, shut_gate
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.commands.dead_letters.replay_plan import ReplayRules, Resend, plan_resend
-from simplu_worker.consumers.sqs.orders.decode import OrderRules
-from simplu_worker.consumers.sqs.orders.handler import CALL_MAX_S, OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_handler import CALL_MAX_S, OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,

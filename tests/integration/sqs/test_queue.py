@@ -19,7 +19,7 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics.instruments import SQS_IN_FLIGHT, SQS_MESSAGES
+from simplu_worker.instruments import SQS_IN_FLIGHT, SQS_MESSAGES
 
 QUEUE_NUMBERS = itertools.count(1)
 

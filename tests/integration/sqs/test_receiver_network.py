@@ -26,7 +26,7 @@ from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, message_outcomes
+from simplu_worker.instruments import SQS_POLLS_REPLACED, message_outcomes
 
 QUEUE_NUMBERS = itertools.count(1)
 

@@ -24,8 +24,8 @@ from support.postgres.trouble import calm, make_touchy
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, ToDeadLetter

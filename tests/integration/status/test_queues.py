@@ -24,17 +24,17 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.cache.cache import Cache, CacheAdmin
-from simplu_worker.consumers.sqs.orders.handler import OrderHandler
+from simplu_worker.consumers.sqs.order_handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.status.access.roles import Tokens
+from simplu_worker.status.metrics_text import FRESH_S
 from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.shared_answer import FRESH_S
-from simplu_worker.status.unreadiness import Unreadiness
+from simplu_worker.status.views import Unreadiness
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.vocabulary import UnreadyReason
 

@@ -23,14 +23,13 @@ from support.network.tls_front import make_certificate
 from support.reader_world import eventually
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.status.access.guard import is_encrypted
-from simplu_worker.status.access.roles import LIST_VARIABLE, Tokens, decode_tokens
-from simplu_worker.status.access.watched_files import WatchedFiles
 from simplu_worker.status.connections import ConnectionLimits
+from simplu_worker.status.guard import is_encrypted
 from simplu_worker.status.own_server import own_client_context
 from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.roles import LIST_VARIABLE, Tokens, decode_tokens
 from simplu_worker.status.server import open_http
-from simplu_worker.status.tls import server_context
+from simplu_worker.status.tls import WatchedFiles, server_context
 
 OWN = "businessId=shop-1&locationId=berlin"
 FOREIGN = "businessId=smile&locationId=berlin"

@@ -24,8 +24,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.tenants.deletion import TenantDeleter
-from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.deletion import Destroyer, TenantDeleter
 from simplu_worker.shards.types import (
     ClocksApartError,
     DestructionResult,

@@ -15,8 +15,7 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch, operation
 
-from simplu_worker.business_info.finder import FRESH_S
-from simplu_worker.business_info.items import Business
+from simplu_worker.business_info import FRESH_S, Business
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.gateway import ShardGateway
@@ -25,8 +24,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL, FirstUse
-from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.tenants.provisioning import BEFORE_ANY_CONTROL, FirstUse, Provisioner
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, TenantNotMadeError
 from simplu_worker.vocabulary import Absence
 

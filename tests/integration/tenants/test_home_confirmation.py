@@ -21,8 +21,8 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.home_confirmation import (
+    ConfirmationSweep,
     HomeConfirmer,
     HomeUndoneError,
     PlacedTenant,

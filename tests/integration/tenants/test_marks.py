@@ -15,9 +15,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, fetch
 
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.listing.page import OperationPage
-from simplu_worker.shards.listing.request import ListRequest
-from simplu_worker.shards.log.keys import key_of_id
+from simplu_worker.shards.listing import ListRequest, OperationPage
+from simplu_worker.shards.log import key_of_id
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

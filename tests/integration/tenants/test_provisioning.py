@@ -26,8 +26,8 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, bucket_of
-from simplu_worker.shards.schema import clock_check
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
+from simplu_worker.shards.schema import schema_check
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import (
     HomeUnknownError,
@@ -295,7 +295,7 @@ async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: Rout
 async def test_provision_is_undone_when_its_transaction_took_too_long(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clock_check, "REGISTRATION_MOST", timedelta())
+    monkeypatch.setattr(schema_check, "REGISTRATION_MOST", timedelta())
     async with routed_shards([await make_shard("shard-1")]) as routed:
         with pytest.raises(RetryableError, match="took over 30 s"):
             await routed.provisioner.provision(request())

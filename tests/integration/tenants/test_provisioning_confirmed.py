@@ -17,13 +17,13 @@ from support.postgres.unfinished_tenants import AT, TENANT_ID, homes, make_unfin
 
 from simplu_worker.cache.invalidations import ResourceKey
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.schema.type_apply import apply_types
 from simplu_worker.shards.schema.type_files import read_type
+from simplu_worker.shards.schema.upgrade import apply_types
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.tenant_rows import AWAITED_MAX
 from simplu_worker.shards.types import (

@@ -19,17 +19,16 @@ from support.feed.events import feed_event
 from support.settings import settings_in
 
 from simplu_worker.assembly.aws import open_lease_table, open_leases
+from simplu_worker.assembly.worker import open_destination
 from simplu_worker.aws.clients import open_client
-from simplu_worker.commands.check.feed_destinations import check_feed
+from simplu_worker.commands.check.dependency import check_feed
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
-from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
+from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, KclFollower
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.table_requests import TableRequests
+from simplu_worker.consumers.kinesis.leases.lease_table import TableRequests
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
-from simplu_worker.feed.allowed_hosts import AllowedHosts
-from simplu_worker.feed.destinations.opening import open_destination
-from simplu_worker.feed.feed_file_reading import read_feed_file
+from simplu_worker.feed.feed import read_feed_file
+from simplu_worker.feed.feed_file import AllowedHosts
 
 FEED_STREAM, FEED_QUEUE = "changes", "changes.fifo"
 LEASE = Lease("shardId-forgotten", TRIM_HORIZON)

@@ -24,7 +24,7 @@ from simplu_worker.shards.routing.citrus import CitrusClient, open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
-from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.deletion import Destroyer
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.timing.clock import loop_time

@@ -19,9 +19,9 @@ CONSUMERS = "simplu_worker.consumers."
 AT_ONCE = (
     "simplu_worker.status.replica:ReplicaStatus.note_history",
     "simplu_worker.status.replica:ReplicaStatus.note_top_tenants",
-    "simplu_worker.shards.log.retention:LogRetention.take_turn",
+    "simplu_worker.shards.log:LogRetention.take_turn",
     "simplu_worker.shards.tenants.deletion:TenantDeleter.delete_due",
-    "simplu_worker.shards.tenants.confirmation_sweep:ConfirmationSweep.sweep",
+    "simplu_worker.shards.tenants.home_confirmation:ConfirmationSweep.sweep",
     "simplu_worker.shards.health.citrus_watch:CitrusWatch.run",
     "simplu_worker.dead_letters.queue:DeadLetterQueue.read_limits",
     f"{CONSUMERS}kinesis.fleet.lease_cleanup:LeaseCleanup.run",

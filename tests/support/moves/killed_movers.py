@@ -24,7 +24,7 @@ from support.settings import settings_in
 
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.tenants.move import move_tenants
+from simplu_worker.commands.tenants.moves import move_tenants
 from simplu_worker.config.settings import Settings
 
 

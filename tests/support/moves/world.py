@@ -17,14 +17,14 @@ from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.health.moves import MoveEntry
-from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.health.assessment import MoveEntry
+from simplu_worker.shards.health.prober import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.settling.rows import Arrival, read_arrival
+from simplu_worker.shards.settling import Arrival, read_arrival
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import ChangeResult, ResourceRename
 from simplu_worker.transfers.moving.mover import Mover

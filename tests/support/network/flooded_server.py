@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 import uvloop
 
-from simplu_worker.metrics import instruments
-from simplu_worker.status.access.roles import Tokens
+from simplu_worker import instruments
 from simplu_worker.status.connections import ConnectionLimits
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import Views, open_http
 from simplu_worker.telemetry.log import configure_logging
 

@@ -21,7 +21,7 @@ from support.postgres.databases import copy_shard
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.sql_files import MIGRATIONS
+from simplu_worker.shards.schema.schema_check import MIGRATIONS
 from simplu_worker.transfers.sql_files import ADOPTION
 
 SQLSTATE: Final = "39P99"  # of the error that a decoy raises

@@ -13,7 +13,7 @@ from support.postgres.tenant_cases import fetch
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.migrations import migration_of
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.type_files import TypeFile, read_type
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, ReportActivity, UpgradeActivity, Upgrader
 

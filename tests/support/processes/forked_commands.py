@@ -22,10 +22,10 @@ PRELOADED = (
     "simplu_worker.commands.dead_letters.command",
     "simplu_worker.commands.shards.show",
     "simplu_worker.commands.shards.upgrade",
-    "simplu_worker.commands.stream.replay.command",
+    "simplu_worker.commands.stream.replay",
     "simplu_worker.commands.stream.send",
-    "simplu_worker.commands.stream.show",
-    "simplu_worker.commands.tenants.provision",
+    "simplu_worker.commands.stream.operations",
+    "simplu_worker.commands.tenants.inventory",
     "simplu_worker.commands.tenants.restore",
     "simplu_worker.commands.tenants.show",
 )

@@ -17,7 +17,7 @@ from simplu_local.postgres.server import PostgresPrograms, find_postgres_bin
 from simplu_local.processes.loopback import StackError
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import CREDENTIALS, start_kinesis, start_moto, start_sqs
-from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.loading import KNOWN_VARIABLES
 
 CLIENTS = ("psql", "pg_basebackup")
 

@@ -10,8 +10,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 
-from simplu_worker.telemetry.tracing.exported_spans import SpanExport
-from simplu_worker.telemetry.tracing.spans import TRACING
+from simplu_worker.telemetry.exported_spans import SpanExport
+from simplu_worker.telemetry.spans import TRACING
 
 
 class RecordedSpans:

@@ -14,7 +14,7 @@ import structlog
 from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_local.processes.loopback import HOST, free_port
-from simplu_worker.aws import call_log
+from simplu_worker.aws import clients
 from simplu_worker.aws.clients import translate_errors
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.telemetry import log as log_module
@@ -49,7 +49,7 @@ def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     handlers, level = root.handlers, root.level
     configure_logging(request.param, "json", stream=(stream := io.StringIO()))
     # A logger keeps the level of its first use.
-    monkeypatch.setattr(call_log, "log", structlog.get_logger("call_log"))
+    monkeypatch.setattr(clients, "log", structlog.get_logger("call_log"))
     yield request.param, stream
     structlog.reset_defaults()
     root.handlers = handlers

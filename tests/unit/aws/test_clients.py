@@ -17,9 +17,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from simplu_worker.aws import clients
-from simplu_worker.aws.clients import open_client, translate_errors
+from simplu_worker.aws.clients import REPLY_MAX_BYTES, open_client, translate_errors
 from simplu_worker.aws.credentials import CredentialSource
-from simplu_worker.aws.http_session import REPLY_MAX_BYTES
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.network_errors import BROKEN_OFF, NO_ANSWER, NO_SERVER
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simplu_worker.aws.profiles import names_region
+from simplu_worker.aws.credentials import names_region
 
 WORK = "[profile work]\nregion = eu-west-3\n"
 

@@ -7,8 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import botocore.session
 import pytest
 
-from simplu_worker.aws.clients import credential_source
-from simplu_worker.aws.rds_passwords import make_rds_password, region_of_host
+from simplu_worker.aws.clients import credential_source, make_rds_password, region_of_host
 
 HOST = "shard-1.cluster-abc.eu-west-3.rds.amazonaws.com"
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.aws.sns_envelope import unwrap
-from simplu_worker.aws.sqs_queue import Message, Queue, parse_message
+from simplu_worker.aws.sqs_queue import Message, Queue, parse_message, unwrap
 
 WHOLE: dict[str, Any] = {
     "MessageId": "m",

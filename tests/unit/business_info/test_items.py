@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.business_info.items import Business, UnreadableItemError, business_of, id_of, refusal_reason
+from simplu_worker.business_info import Business, UnreadableItemError, business_of, id_of, refusal_reason
 
 TYPE = {"S": "dental"}
 

@@ -28,7 +28,7 @@ from simplu_worker.commands.stream.input_lines import partition_key_of
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import TIME
 from simplu_worker.operations.operation import Operation, Origin
-from simplu_worker.status.routes.message_schemas import SCHEMAS
+from simplu_worker.status.message_schemas import SCHEMAS
 from simplu_worker.vocabulary import PartitionKeyRule, Source
 
 CASES = read_cases("messages")

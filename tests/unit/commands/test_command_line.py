@@ -79,7 +79,7 @@ def test_redis_without_its_extra_does_not_matter_to_a_command_without_a_cache(mo
 
 
 def test_traces_without_their_extra_are_named_with_every_other_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "simplu_worker.telemetry.tracing.exported_spans", raising=False)
+    monkeypatch.delitem(sys.modules, "simplu_worker.telemetry.exported_spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     problems = problems_of(monkeypatch, COMPLETE | {"TRACES": "true", "HTTP_PORT": "x"})
     assert names_of(problems) == ["HTTP_PORT", "TRACES"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.config.misspellings import KNOWN_VARIABLES, find_misspellings
+from simplu_worker.config.loading import KNOWN_VARIABLES, find_misspellings
 
 MISSPELT = [
     ("KINISIS_STREAM_NAME", "KINESIS_STREAM_NAME"),

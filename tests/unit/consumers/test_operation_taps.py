@@ -16,8 +16,8 @@ from simplu_worker.consumers.operation_taps import (
     KEPT_MAX_BYTES,
     OperationTaps,
     TapFilter,
+    count_outcomes,
 )
-from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.vocabulary import DeadLetterReason, Failure

@@ -27,8 +27,7 @@ from simplu_worker.dead_letters.letter import (
     parse_ranges,
     tenant_of,
 )
-from simplu_worker.operations.operation import Origin, PartNumber
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import Origin, PartNumber, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 MOMENTS = st.datetimes(

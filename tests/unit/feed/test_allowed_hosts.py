@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.feed.allowed_hosts import METADATA, AllowedHosts, embedded, is_public, parse_address
+from simplu_worker.feed.feed_file import METADATA, AllowedHosts, embedded, is_public, parse_address
 
 INSIDE = (
     *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.1.1", "100.64.0.1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.feed.budget import Budget
+from simplu_worker.feed.window import Budget
 
 
 class User:

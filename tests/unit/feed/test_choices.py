@@ -5,15 +5,8 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.feed.choices import (
-    PassEvent,
-    PassSource,
-    Replay,
-    Resume,
-    choose_replay,
-    choose_skip,
-)
-from simplu_worker.feed.places import POSITION_MAX, HeldTenant, LeftOut, Place
+from simplu_worker.feed.events import PassEvent, PassSource, Replay, Resume, choose_replay, choose_skip
+from simplu_worker.feed.types import POSITION_MAX, HeldTenant, LeftOut, Place
 from simplu_worker.vocabulary import FeedStop
 
 

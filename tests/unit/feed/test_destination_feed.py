@@ -12,11 +12,9 @@ from support.feed.events import feed_event
 from support.feed.receiver import Receiver
 
 from simplu_worker.feed.destination_feed import TRIES_NOTED, DestinationFeed
-from simplu_worker.feed.memory import SentEvents, event_budget
-from simplu_worker.feed.places import Place
 from simplu_worker.feed.rows import CursorRow
-from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, Incarnation, RetryLater
-from simplu_worker.feed.window import document_budget
+from simplu_worker.feed.types import Delivered, Delivery, DestinationTerms, FeedEvent, Incarnation, Place, RetryLater
+from simplu_worker.feed.window import SentEvents, document_budget, event_budget
 
 ROW = CursorRow("receiver", Place(0, 0), "", undone_due=False, held=())
 

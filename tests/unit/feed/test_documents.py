@@ -6,10 +6,8 @@ from typing import Any
 
 from support.feed.events import feed_event
 
-from simplu_worker.feed.documents import WantedDocuments
-from simplu_worker.feed.events import ReadRow
-from simplu_worker.feed.places import Place
-from simplu_worker.feed.types import DestinationTerms, FeedFilter
+from simplu_worker.feed.events import ReadRow, WantedDocuments
+from simplu_worker.feed.types import DestinationTerms, FeedFilter, Place
 from simplu_worker.vocabulary import FeedData, FeedKind
 
 PATIENTS = FeedFilter(resource_types=frozenset({"patient"}))

@@ -18,11 +18,9 @@ from simplu_worker.feed.events import (
     undone_bounds_event,
     undone_event,
 )
-from simplu_worker.feed.places import HeldTenant, Place
-from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, Incarnation
+from simplu_worker.feed.types import EventBounds, FeedEvent, FeedTenant, HeldTenant, Incarnation, Place
 from simplu_worker.shards.apply.durability import ReplicationFacts, Server
-from simplu_worker.shards.log.keys import key_of_id
-from simplu_worker.shards.log.marks import BulkChange, BulkOrigin, MarkOrigin
+from simplu_worker.shards.log import BulkChange, BulkOrigin, MarkOrigin, key_of_id
 from simplu_worker.vocabulary import FeedKind
 
 OLDER, NEWER = Incarnation("one"), Incarnation("two", "two:5")

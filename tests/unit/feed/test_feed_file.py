@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.allowed_hosts import AllowedHosts
-from simplu_worker.feed.feed_file import FeedDestination, parse_feed_file, secret_problem
+from simplu_worker.feed.feed_file import AllowedHosts, FeedDestination, parse_feed_file, secret_problem
 from simplu_worker.feed.types import DestinationTerms, FeedFilter
 from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedData, FeedKind, OnRefusal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.feed.events import feed_event
 
-from simplu_worker.feed.filters import lets_through
+from simplu_worker.feed.events import lets_through
 from simplu_worker.feed.types import FeedEvent, FeedFilter
 from simplu_worker.vocabulary import FeedKind
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.feed.incarnations import (
+from simplu_worker.feed.events import (
     BOUNDS_MAX,
     CLAIM_DELAY_MAX_S,
     LEASE_S,
@@ -18,7 +18,7 @@ from simplu_worker.feed.incarnations import (
     incarnations_in,
     run_of_server,
 )
-from simplu_worker.feed.places import Place
+from simplu_worker.feed.types import Place
 
 
 @given(first=st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)), later_ms=st.integers(1, 10**12))  # noqa: DTZ001

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 import msgspec
 
 from simplu_worker.feed.events import undone_event
-from simplu_worker.feed.memory import EVENTS_MAX, EVENTS_MIN, KEPT_S, TOTAL_EVENTS, SentEvents, event_budget
-from simplu_worker.feed.places import BatchRef, Place
-from simplu_worker.feed.types import FeedEvent, FeedFilter, FeedTenant, Incarnation
+from simplu_worker.feed.types import BatchRef, FeedEvent, FeedFilter, FeedTenant, Incarnation, Place
+from simplu_worker.feed.window import EVENTS_MIN, KEPT_S, TOTAL_EVENTS, SentEvents, event_budget
+from simplu_worker.feed.window import PROCESS_EVENTS_MAX as EVENTS_MAX
 from simplu_worker.vocabulary import FeedKind
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)

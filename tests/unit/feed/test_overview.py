@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from simplu_worker.feed.overview import DestinationView, ShardView, destination_views
+from simplu_worker.feed.types import DestinationView, ShardView, destination_views
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simplu_worker.feed.places import HeldTenant, Place
+from simplu_worker.feed.types import HeldTenant, Place
 
 
 def test_label_has_no_negative_number_when_the_place_is_before_the_first_row() -> None:

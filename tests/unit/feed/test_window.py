@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from simplu_worker.feed.documents import DOCUMENT_MAX_BYTES
-from simplu_worker.feed.places import Place
-from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, FeedTenant, Incarnation, Refused, RetryLater
+from simplu_worker.feed.events import DOCUMENT_MAX_BYTES
+from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, FeedTenant, Incarnation, Place, Refused, RetryLater
 from simplu_worker.feed.window import (
     DOCUMENTS_MAX_BYTES,
     DOCUMENTS_MIN_BYTES,

@@ -16,8 +16,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from simplu_worker.metrics import instruments
-from simplu_worker.metrics.instruments import BatchHistogram
+from simplu_worker import instruments
+from simplu_worker.instruments import BatchHistogram
 from simplu_worker.vocabulary import (
     CitrusEndpoint,
     CitrusOutcome,

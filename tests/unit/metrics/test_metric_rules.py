@@ -15,11 +15,13 @@ from prometheus_client.metrics import MetricWrapperBase
 from support.metrics_page import AREAS, PAGE, WORDS, Defined, defined_metrics, render_page
 
 import simplu_worker
-from simplu_worker import vocabulary
-from simplu_worker.business_info import table  # noqa: F401 - starts series of DynamoDB at zero
-from simplu_worker.consumers.kinesis.leases import table_requests  # noqa: F401 - as above
-from simplu_worker.metrics import instruments
-from simplu_worker.shards.tenant_usage import RANK_COUNT
+from simplu_worker import (
+    business_info,  # noqa: F401 - starts series of DynamoDB at zero
+    instruments,
+    vocabulary,
+)
+from simplu_worker.consumers.kinesis.leases import lease_table  # noqa: F401 - as above
+from simplu_worker.fairness import RANK_COUNT
 
 PACKAGE = Path(simplu_worker.__file__).parent
 MONITORING_PAGE = PACKAGE.parent / "docs" / "monitoring.md"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.operations.admission import TenantRow, admit, admits_all, is_too_late
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
+from simplu_worker.operations.waves import TenantRow, admit, admits_all, is_too_late
 from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source, TenantState
 
 WAIT = timedelta(seconds=900)

@@ -17,17 +17,15 @@ from hypothesis import strategies as st
 from support.processor_time import least_cpu_s
 
 import simplu_worker
-from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.digest import digest_of
+from simplu_worker.operations.decode import decode_operation, digest_of
 from simplu_worker.operations.json_record import (
+    EXPECTED_TIME,
     parse_timestamp,
     replace_lone_surrogates,
     short_text,
     utc_text,
 )
-from simplu_worker.operations.member_errors import EXPECTED_TIME
-from simplu_worker.operations.operation import Days, ListProblem, Operation, Origin, RejectedRecord
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import Days, ListProblem, Operation, Origin, RejectedRecord, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
 
 MAX_BYTES = 20_000_000

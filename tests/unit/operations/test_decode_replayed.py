@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
-from simplu_worker.operations.request_ids import derived_request_id, with_request_id
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, derived_request_id, with_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 FIRST = Origin(

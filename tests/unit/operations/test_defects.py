@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.consumers.sqs.control.decode import SOUND_MESSAGE, ShardCreation, decode_control
-from simplu_worker.consumers.sqs.orders.decode import SOUND_EVENT, OrderRules, decode_order
+from simplu_worker.consumers.sqs.control_messages import SOUND_MESSAGE, ShardCreation, decode_control
+from simplu_worker.consumers.sqs.order_messages import SOUND_EVENT, OrderRules, decode_order
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation
 from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.processor_time import least_cpu_s
 
-from simplu_worker.operations.document_bounds import DOCUMENT_MAX_VALUES, NUMBER_MAX_DIGITS, exceeds_bounds
+from simplu_worker.operations.json_record import DOCUMENT_MAX_VALUES, NUMBER_MAX_DIGITS, exceeds_bounds
 
 BOMB = "1e131071"
 

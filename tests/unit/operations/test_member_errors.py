@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from simplu_worker.consumers.sqs.control.decode import decode_control
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.consumers.sqs.control_messages import decode_control
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.member_errors import EXPECTED_TIME, shape_error
+from simplu_worker.operations.json_record import EXPECTED_TIME, shape_error
 from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.vocabulary import Source
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.processor_time import least_cpu_s
 
-from simplu_worker.operations import nesting
-from simplu_worker.operations.nesting import CutRecord, cut_deep_values, is_nested_deeper
+from simplu_worker.operations import json_record
+from simplu_worker.operations.json_record import CutRecord, cut_deep_values, is_nested_deeper
 
 TEXTS = st.text(st.sampled_from(list('[]{}"\\, a\nué漢\0')), max_size=8)
 JSON_VALUES = st.recursive(
@@ -60,8 +60,8 @@ def deep_texts(draw: st.DrawFn) -> bytes:
 def small_parts() -> Any:
     """Have parts of few levels, and chunks that end between any two of their bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nesting, "LEVELS", 3)
-        patch.setattr(nesting, "CHUNK_BYTES", 7)
+        patch.setattr(json_record, "LEVELS", 3)
+        patch.setattr(json_record, "CHUNK_BYTES", 7)
         yield
 
 
@@ -79,8 +79,8 @@ def test_cut_text_is_flat_and_has_the_values_of_the_record(record: bytes) -> Non
     cut = cut_deep_values(record)
 
     assert restored(cut) == record
-    assert depth_of(json.loads(cut.text)) <= 2 * nesting.LEVELS
-    assert all(depth_of(json.loads(value)) >= nesting.LEVELS for value in cut.values.values())
+    assert depth_of(json.loads(cut.text)) <= 2 * json_record.LEVELS
+    assert all(depth_of(json.loads(value)) >= json_record.LEVELS for value in cut.values.values())
 
 
 @pytest.mark.slow

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from simplu_local.workload.json_values import canonical_text, parse_json
 from simplu_local.workload.reference_model import merge_patch
-from simplu_worker.operations.document_bounds import (
+from simplu_worker.operations.json_record import (
     DOCUMENT_MAX_BYTES,
     DOCUMENT_MAX_VALUES,
     DocumentSize,
     exceeds_bounds,
     size_of,
 )
-from simplu_worker.operations.patched_document import PatchedDocument, UnmeasuredError
+from simplu_worker.operations.merge_patch import PatchedDocument, UnmeasuredError
 
 SCALARS = st.none() | st.booleans() | st.integers(-20, 20) | st.sampled_from(["", "é", 'a "b"', "\\", "[,]", 1e300])
 JSON = st.recursive(

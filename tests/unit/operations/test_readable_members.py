@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.readable_members import READ_MAX_BYTES, readable_members
+from simplu_worker.operations.decode import READ_MAX_BYTES, readable_members
 
 NAMES = ("businessId", "requestId")
 

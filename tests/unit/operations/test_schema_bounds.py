@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.operations.schema_bounds import (
+from simplu_worker.operations.schema_judge import (
     CONSTANT_VISITS,
     PATTERNS_MAX,
     SCHEMA_MAX_BYTES,

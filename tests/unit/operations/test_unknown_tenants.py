@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.operations.unknown_tenants import (
+from simplu_worker.operations.operation import (
     ABSENCE_MAX_AGE_S,
     UNKNOWN_TENANT_MARGIN,
     absence_max_age_s,

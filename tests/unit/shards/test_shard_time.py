@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.queued_operations import queued_operation
 
-from simplu_worker.operations.operation import Operation
-from simplu_worker.shards import shard_time
-from simplu_worker.shards.shard_time import (
+from simplu_worker import fairness
+from simplu_worker.fairness import (
     CALM_BATCH_S,
     CALM_TURN_S,
     CHANGE_MAX,
@@ -28,6 +27,7 @@ from simplu_worker.shards.shard_time import (
     Demand,
     ShardTime,
 )
+from simplu_worker.operations.operation import Operation
 from simplu_worker.vocabulary import OperationKind
 
 FIXED_S = 0.005
@@ -108,7 +108,7 @@ def test_tenants_with_a_small_part_of_a_transaction_correct_the_cost_of_their_ki
 
 
 def test_tenant_has_a_cost_of_its_own_from_a_known_part_of_a_transaction_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_time, "NOTED_SHARE", 0.5)
+    monkeypatch.setattr(fairness, "NOTED_SHARE", 0.5)
     time, one = ShardTime(), operation("a", LIST, size_bytes=100_000)
     time.note([Demand.of([one])], 0.02)
     assert time.cost_s(operation("new", LIST, size_bytes=0)) == FIRST_LIST_S
@@ -228,7 +228,7 @@ def test_costs_are_bounded_whatever_a_transaction_took(
 
 
 def test_only_the_last_tenants_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_time, "TENANT_KINDS_MAX", 2)
+    monkeypatch.setattr(fairness, "TENANT_KINDS_MAX", 2)
     time = ShardTime()
     for tenant_id in ("a", "b", "c"):
         for _ in range(10):
@@ -243,7 +243,7 @@ def test_only_the_last_tenants_are_remembered(monkeypatch: pytest.MonkeyPatch) -
 def test_tenant_that_was_measured_again_is_one_of_the_last(
     monkeypatch: pytest.MonkeyPatch, measured: str, remembered: list[bool]
 ) -> None:
-    monkeypatch.setattr(shard_time, "TENANT_KINDS_MAX", 2)
+    monkeypatch.setattr(fairness, "TENANT_KINDS_MAX", 2)
     time = ShardTime()
     for tenant_id in measured:
         time.note([Demand.of([operation(tenant_id)] * 100)], 1.0)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards import tenant_usage
-from simplu_worker.shards.tenant_usage import (
+from simplu_worker import fairness
+from simplu_worker.fairness import (
     COUNTED_MAX,
     HOUR_SLOT_S,
     MINUTE_SLOT_S,
@@ -134,7 +134,7 @@ notes = st.lists(
 def test_seconds_lack_a_known_part_of_all_at_most(transactions: list[tuple[float, dict[str, float]]]) -> None:
     counted = 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tenant_usage, "COUNTED_MAX", counted)
+        patch.setattr(fairness, "COUNTED_MAX", counted)
         usage, now, true_s = TenantUsage(), NOW, Counter[str]()
         for passed_s, seconds in transactions:
             now += passed_s

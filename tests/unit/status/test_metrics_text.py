@@ -10,8 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from simplu_worker.status import metrics_text
-from simplu_worker.status.metrics_text import MetricsFormat, MetricsText, accepted_format
-from simplu_worker.status.shared_answer import SharedAnswer
+from simplu_worker.status.metrics_text import MetricsFormat, MetricsText, SharedAnswer, accepted_format
 
 
 async def test_one_rendering_serves_all_scrapers_of_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,21 +26,19 @@ from support.requires import ROOT
 from yarl import URL
 
 from simplu_local.processes.loopback import poll_until
+from simplu_worker import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.consumers.operation_taps import TAPS_MAX
-from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.shards.types import Lever
 from simplu_worker.status import server
-from simplu_worker.status.access.audit import Actor
-from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
-from simplu_worker.status.listing_request import OperationListQuery
-from simplu_worker.status.live.event_stream import LISTENERS_MAX, changes
-from simplu_worker.status.live.tap_stream import tapped
-from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
-from simplu_worker.status.routes.message_schemas import SCHEMAS
+from simplu_worker.status.event_stream import LISTENERS_MAX, changes, tapped
+from simplu_worker.status.guard import Actor
+from simplu_worker.status.message_schemas import FEED_SCHEMAS, SCHEMAS
+from simplu_worker.status.metrics_text import SharedAnswer
+from simplu_worker.status.operation_waits import OperationListQuery
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
-from simplu_worker.status.shared_answer import SharedAnswer
-from simplu_worker.status.unreadiness import Unreadiness
+from simplu_worker.status.views import Unreadiness
 from simplu_worker.vocabulary import DeadLetterReason, Role, UnreadyReason
 
 TOKEN = "tokén-1"

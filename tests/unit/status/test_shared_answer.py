@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from simplu_worker.status.shared_answer import SharedAnswer
+from simplu_worker.status.metrics_text import SharedAnswer
 
 
 class Made:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.telemetry.recent_events import EVENTS_MAX, SUBJECTS_MAX, TEXT_MAX, RecentEvents
+from simplu_worker.telemetry.log_folding import EVENTS_MAX, SUBJECTS_MAX, TEXT_MAX, RecentEvents
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.timing.retrying import retry
+from simplu_worker.timing.waits import retry
 
 
 @pytest.fixture(autouse=True)

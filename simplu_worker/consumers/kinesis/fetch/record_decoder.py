@@ -1,7 +1,25 @@
-"""Decode the records of one stream shard into operations, or into rejections; the same for every reader. Pure."""
+"""Records of a stream shard as operations or rejected records. Pure.
+
+Decode the records of one stream shard into operations, or into rejections; the same for every reader.
+
+Find operations with a wrong partition key.
+
+They are applied: the worker takes the tenant from the record. But operations of one resource with different keys are
+applied in any order, and nobody else notices.
+
+Collect the dead letters of one reply: one for each rejected record, but few for the bad parts of one record.
+
+Up to LETTERS_MAX bad parts of an array or of lines have a letter each. More of them, and several of an aggregate,
+share
+one, which has these parts alone, packed as an aggregate of their own: the good parts of the record are applied, and
+would be applied twice if they were sent again without a `requestId`. Records of many bad parts would otherwise hold
+up
+their stream shard for minutes, ten letters a request.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -13,20 +31,23 @@ from msgspec.structs import replace
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     PARTS_MAX,
     TOO_MANY,
+    AggregatePacker,
+    Part,
     SubRecord,
     TooManyPartsError,
     deaggregate,
     lies_within,
     outside_error,
+    parts_of_aggregate,
+    parts_of_record,
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
-from simplu_worker.consumers.kinesis.stream.parts import Part, parts_of_aggregate, parts_of_record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
-from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, dead_letter_of, format_ranges
+from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations, shared
 from simplu_worker.operations.defects import decode_or_reject, defect_text
-from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
-from simplu_worker.operations.shared_texts import shared
-from simplu_worker.vocabulary import DeadLetterReason, Source
+from simplu_worker.operations.operation import KEY_MAX, Operation, Origin, PartNumber, RejectedRecord, partition_key_by
+from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
 NAMED_PARTS_MAX: Final = 100  # of an aggregate that is rejected as a whole: as many as of its bad parts have a status
@@ -226,3 +247,148 @@ class RecordDecoder:
         """Return origins; *parts* are the indexes of parts, and how many parts follow each."""
         same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
         return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys, *parts))
+
+
+WARNING_INTERVAL_S: Final = 600.0  # of one stream shard
+SHOWN_MAX: Final = 64  # characters of a key
+
+
+class PartitionKeys:
+    """The wrong partition keys of one stream shard since the last warning."""
+
+    def __init__(self, rule: PartitionKeyRule) -> None:
+        self._rule = rule
+        self._unwarned_count = 0
+        self._last: Operation | None = None
+        self._warned_at = float("-inf")
+
+    def note(self, operations: Sequence[Operation]) -> int:
+        """Return how many of *operations* have a wrong key."""
+        if self._rule is PartitionKeyRule.ANY:
+            return 0
+        keys = [(one.origin.partition_key, one.tenant_id, one.resource_type) for one in operations]
+        wrong = {key for key in set(keys) if self._is_wrong(*key)}
+        found = [one for key, one in zip(keys, operations, strict=True) if key in wrong] if wrong else []
+        if found:
+            self._last = found[-1]
+            self._unwarned_count += len(found)
+        return len(found)
+
+    def _is_wrong(self, key: str | None, tenant_id: str, resource_type: str) -> bool:
+        expected = partition_key_by(self._rule, tenant_id, resource_type)
+        return key not in (None, expected) and len(expected) <= KEY_MAX
+
+    def take_warning(self, now: float) -> tuple[Operation, int] | None:
+        """Return the last operation with a wrong key and how many came since the last warning; None if none is due."""
+        if self._last is None or not self._unwarned_count or now < self._warned_at + WARNING_INTERVAL_S:
+            return None
+        warning = self._last, self._unwarned_count
+        self._warned_at, self._unwarned_count = now, 0
+        return warning
+
+
+def shown_key(key: str) -> str:
+    """Return a partition key, which may be any text, for logs: cut, and without characters that are not printed."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in key[:SHOWN_MAX])
+    return f"{shown}…" if len(key) > SHOWN_MAX else shown
+
+
+LETTERS_MAX: Final = 10  # of one record: as many as one request stores
+FIRST_PARTS_MAX: Final = 100  # that have a status of their own by their request ids (docs/outcomes.md)
+
+
+class RejectionCollector:
+    """The rejections of one reply, in the order of their positions."""
+
+    def __init__(self) -> None:
+        self._groups: list[_Group] = []
+
+    def __repr__(self) -> str:
+        return f"RejectionCollector({len(self._groups)} records)"
+
+    def __len__(self) -> int:
+        """Return the number of records with rejections."""
+        return len(self._groups)
+
+    def add(self, rejected: RejectedRecord, record: bytes) -> None:
+        """Add the rejection of *record*, which may be a part of the same record as the one before."""
+        if not (self._groups and self._groups[-1].has_room_for(rejected)):
+            self._groups.append(_Group(rejected))
+        self._groups[-1].add(rejected, record)
+
+    def dead_letters(self, failed_at: datetime) -> list[DeadLetter]:
+        """Return the letters."""
+        return [letter for group in self._groups for letter in group.dead_letters(failed_at)]
+
+
+class _Group:
+    """The rejections of one record: itself, or its bad parts."""
+
+    def __init__(self, first: RejectedRecord) -> None:
+        self._first = first
+        self._letters_max = 1 if first.part_count is not None else LETTERS_MAX
+        self._alone: list[tuple[RejectedRecord, bytes]] = []  # as long as each has a letter of its own
+        self._packer = AggregatePacker()
+        self._numbers: list[PartNumber] = []
+        self._request_ids: list[str | None] = []
+        self._reasons: Counter[str] = Counter()
+        self._first_parts: list[RejectedRecord] = []
+        self._tenant: tuple[str | None, str | None] = (first.business_id, first.location_id)
+
+    def has_room_for(self, rejected: RejectedRecord) -> bool:
+        """Return whether *rejected* is another part of the same record."""
+        own, other = self._first.origin, rejected.origin
+        return own.sequence_number == other.sequence_number and _is_part(self._first) and _is_part(rejected)
+
+    def add(self, rejected: RejectedRecord, record: bytes) -> None:
+        """Add the record, or a bad part."""
+        self._alone.append((rejected, record))
+        if self._numbers or len(self._alone) > self._letters_max:
+            for one in self._alone:
+                self._pack(*one)
+            self._alone.clear()
+
+    def _pack(self, rejected: RejectedRecord, record: bytes) -> None:
+        self._packer.add(rejected.origin.partition_key or "", record)
+        self._numbers.append(rejected.origin.part_number)
+        self._request_ids.append(rejected.request_id)
+        self._reasons[rejected.reason.value] += 1
+        if len(self._first_parts) < FIRST_PARTS_MAX:
+            self._first_parts.append(rejected)
+        if self._tenant != (rejected.business_id, rejected.location_id):
+            self._tenant = (None, None)
+
+    def dead_letters(self, failed_at: datetime) -> list[DeadLetter]:
+        """Return the letter of the record, those of its bad parts, or the one of all of these."""
+        if self._alone:
+            return [dead_letter_of(rejected, record, failed_at=failed_at) for rejected, record in self._alone]
+        first, origin = self._first, self._first.origin
+        in_all = "operations of a record" if first.part_count is None else "sub-records of an aggregate"
+        total = first.part_count or (origin.part_index or 0) + 1 + origin.parts_behind
+        return [
+            DeadLetter(
+                reason=first.reason,
+                error=(
+                    f"{len(self._numbers)} of the {total} {in_all} are no operations; the first one, "
+                    f"number {format_ranges([origin.part_number])}: {first.error}"
+                ),
+                origin=origin,
+                failed_at=failed_at,
+                attempts=1,
+                record=self._packer.seal(),
+                business_id=self._tenant[0],
+                location_id=self._tenant[1],
+                parts=BadParts(
+                    total,
+                    len(self._numbers),
+                    self._reasons,
+                    tuple(self._numbers),
+                    tuple(self._request_ids),
+                    tuple(self._first_parts),
+                ),
+            )
+        ]
+
+
+def _is_part(rejected: RejectedRecord) -> bool:
+    return rejected.part_count is not None or rejected.origin.part_index is not None

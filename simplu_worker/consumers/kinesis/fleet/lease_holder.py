@@ -1,24 +1,380 @@
-"""Hold one lease: renew it while its stream shard waits for its parents and is read, then release it."""
+"""Hold one lease: renew it while its stream shard waits for its parents and is read, then release it.
+
+Renew one lease and write the progress of its reader into the row.
+
+Renewal and checkpoint are one write, every third of the lease duration. A replica that cannot renew for the whole
+duration stops reading. After a leader of the KCL 3.x assigned the lease to another worker, the reader drains, and the
+lease is renewed with its progress until the release.
+
+The leases that a lease continues: whether its parents are done, and which tenants have operations pending there.
+
+The end of a stream shard: make sure of it, and create the leases of the children.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections import ChainMap
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 import structlog
 
-from simplu_worker.bulkheads import note_trouble
-from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
-from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseLostError, LeaseRenewer
-from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
+from simplu_worker import __version__
+from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease import (
+    Lease,
+    LeaseReport,
+    ReadAhead,
+    RecordRate,
+    ReplicaFigures,
+    StreamView,
+    ThroughputMeter,
+)
+from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents, unfinished_parents
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.timing.backoff import aligned_time
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 from simplu_worker.vocabulary import TargetKind
+
+RENEWALS_PER_DURATION: Final = 3
+TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseLostError(Exception):
+    """Another replica has the lease, or it could not be renewed for its whole duration."""
+
+
+class LeaseRenewer:
+    """Renews a lease until it is lost or released. *reader*, once there is one, gives the progress to write."""
+
+    def __init__(
+        self,
+        table: LeaseTable,
+        lease: Lease,
+        *,
+        me: str,
+        duration_s: float,
+        figures: Callable[[], ReplicaFigures] = ReplicaFigures,
+    ) -> None:
+        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process.
+
+        *figures* are those of this replica, for the others.
+        """
+        self._table = table
+        self._me = me
+        self.lease = lease  # as the last write left it
+        self._duration_s = duration_s
+        self._figures = figures
+        self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
+        self._has_unreadable_list = False
+        self._retry = lease.retry  # the last one that is carried out; one that was there before is none for this owner
+        self._renewed_at = loop_time()
+        self._meter = ThroughputMeter(lease.throughput_kbps, now=loop_time())
+        self._records = RecordRate(now=loop_time())
+        self._is_over = False
+        self._is_requested = asyncio.Event()
+        self._is_renewed = asyncio.Event()
+        self.reader: StreamShardReader | None = None
+
+    def __repr__(self) -> str:
+        return f"LeaseRenewer({self.lease.lease_key}, counter={self.lease.counter}, age_s={self.age_s:.1f})"
+
+    @property
+    def age_s(self) -> float:
+        """The time since the last renewal."""
+        return loop_time() - self._renewed_at
+
+    async def run(self) -> NoReturn:
+        """Renew until cancelled. Raises LeaseLostError."""
+        self._note_reassignment()
+        interval_s = self._duration_s / RENEWALS_PER_DURATION
+        due_at = aligned_time(loop_time(), interval_s)
+        while True:
+            await sleep_or_event(due_at - loop_time(), until=self._is_requested)
+            self._is_requested.clear()
+            started_at, ahead = loop_time(), self._ahead()
+            if self.reader is not None:
+                self._meter.note(self.reader.read_bytes, now=started_at)
+            progress: dict[str, Any] = {
+                "pending_tenants": self._pending_tenants(),
+                "ahead": ahead,
+                "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
+                "throughput_kbps": self._meter.kbps,
+                "report": self._report(started_at),
+                "is_given_away": self._figures().unable is not None,
+            }
+            try:
+                # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
+                # the lease in between.
+                with translate(TargetKind.LEASES, self._table.name, "renewal", WorkerError, TimeoutError):
+                    async with asyncio.timeout_at(started_at + interval_s):
+                        renewed = await self._table.renew(self.lease, self._me, self._checkpoint(), **progress)
+            except (RetryableError, PermanentError, TimeoutError) as exc:
+                log.warning(
+                    "lease.unrenewed", stream_shard_id=self.lease.lease_key, error=str(exc) or "no answer in time"
+                )
+                if self.age_s > self._duration_s:
+                    raise LeaseLostError from None  # other replicas may take it by now
+                due_at = loop_time() + self._duration_s / TRIES_PER_DURATION
+                continue
+            if renewed is None:
+                raise LeaseLostError
+            self.lease, self._renewed_at = renewed, started_at
+            self._note_reassignment()
+            self._carry_out_retry()
+            self._is_renewed.set()
+            due_at = aligned_time(loop_time(), interval_s)
+
+    def request(self) -> None:
+        """Have the lease renewed at once: there is progress to write."""
+        self._is_requested.set()
+
+    async def confirm(self) -> bool:
+        """Renew at once and wait for the answer, at most for the renewal interval; return whether the lease is held.
+
+        When the lease is lost, its reader is cancelled before this returns; only other callers see False.
+        """
+        if not self._is_over:
+            self._is_renewed.clear()
+            self._is_requested.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                    await self._is_renewed.wait()
+        return not self._is_over
+
+    async def release(self, *, is_ended: bool) -> None:
+        """Write the last checkpoint, SHARD_END where *is_ended*, and release the lease so that others take it at once.
+
+        Gives up after the renewal interval; the lease expires then.
+        """
+        checkpoint = SHARD_END if is_ended else self._checkpoint()
+        await self._release_within_interval(checkpoint, self._ahead())
+
+    async def release_unchanged(self) -> None:
+        """Release the lease with the progress of its last renewal: what its reader did since does not count."""
+        await self._release_within_interval(None, self.lease.ahead)
+
+    async def _release_within_interval(self, checkpoint: Position | None, ahead: ReadAhead | None) -> None:
+        is_released = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
+                is_released = await self._release(checkpoint, ahead)
+        if is_released:
+            written = (checkpoint or self.lease.checkpoint).checkpoint
+            log.info("lease.released", stream_shard_id=self.lease.lease_key, checkpoint=written)
+
+    def close(self) -> None:
+        """End the waits of `confirm`: the lease will not be renewed any more."""
+        self._is_over = True
+        self._is_renewed.set()
+
+    async def _release(self, checkpoint: Position | None, ahead: ReadAhead | None) -> bool:
+        """Release the lease, with as many tries as it takes; return False when it is lost."""
+        while True:
+            try:
+                with translate(TargetKind.LEASES, self._table.name, "release", WorkerError):
+                    return await self._table.release(self.lease, self._me, checkpoint, ahead=ahead)
+            except (RetryableError, PermanentError) as exc:
+                log.warning("lease.unreleased", stream_shard_id=self.lease.lease_key, error=str(exc))
+            await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
+
+    def _note_reassignment(self) -> None:
+        if self.lease.checkpoint_owner is not None and not self.is_reassigned.is_set():
+            log.info("lease.reassigned", stream_shard_id=self.lease.lease_key, next_owner=self.lease.owner)
+            self.is_reassigned.set()
+
+    def _carry_out_retry(self) -> None:
+        """Try the held targets if a person has asked another replica for that since the last renewal."""
+        retry = self.lease.retry
+        if retry is None or retry == self._retry:
+            return
+        self._retry = retry
+        count = 0 if self.reader is None else self.reader.retry_holds(retry.target)
+        log.info("hold.retried", stream_shard_id=self.lease.lease_key, count=count)
+
+    def _report(self, now: float) -> LeaseReport:
+        """Return the state of the reader for the other replicas."""
+        figures = self._figures()
+        if self.reader is None:
+            return LeaseReport(self._me, __version__, unable=figures.unable)
+        return LeaseReport(
+            self._me,
+            __version__,
+            lag_s=self.reader.view.lag_s,
+            records_per_s=self._records.note(self.reader.read_records, now=now),
+            held_count=len(self.reader.holds()),
+            held=self.reader.view.first_held(),
+            latency_p99_s=figures.latency_p99_s,
+            dead_letter_count=figures.dead_letter_count,
+            top=figures.top,
+            is_clock_apart=figures.is_clock_apart,
+            unable=figures.unable,
+            read_count=self.reader.read_records,
+        )
+
+    def _checkpoint(self) -> Position | None:
+        """Return the checkpoint to write; None when it has not moved."""
+        checkpoint = None if self.reader is None else self.reader.checkpoint
+        return checkpoint if checkpoint is not None and checkpoint > self.lease.checkpoint else None
+
+    def _pending_tenants(self) -> frozenset[str] | None:
+        """Return the pending tenants to list, so that the children can begin; None when the row lists them already.
+
+        The list only shrinks. The children have begun by the list in the row, whichever replica wrote it: tenants that
+        this reader holds beyond it were finished before, and the log of operations drops theirs. So a list that cannot
+        be read stays as it is, and the children wait for SHARD_END, as they do without a list.
+        """
+        pending = None if self.reader is None else self.reader.pending_tenants()
+        if pending is None:
+            return None
+        if self.lease.pending_tenants is not None:
+            try:
+                pending = pending.intersection(TenantSet.decode(self.lease.pending_tenants))
+            except ValueError as exc:
+                self._note_unreadable_list(str(exc))
+                return None
+        targets = pending.encode()
+        return targets if targets != self.lease.pending_tenants else None
+
+    def _note_unreadable_list(self, error: str) -> None:
+        if not self._has_unreadable_list:
+            log.warning("lease.list_unreadable", stream_shard_id=self.lease.lease_key, error=error)
+        self._has_unreadable_list = True
+
+    def _ahead(self) -> ReadAhead | None:
+        """Return how far the reader is ahead of its checkpoint; before the first read, the contents of the row stay."""
+        return self.lease.ahead if self.reader is None else self.reader.ahead
+
+
+class LeaseAncestry:
+    """The parents of leases, and the ancestors of all leases that this replica began to read."""
+
+    def __init__(self, table: LeaseTable, view: StreamView) -> None:
+        self._table = table
+        self._view = view
+        self._ancestors: dict[str, Lease] = {}  # kept, because not every scan shows them
+
+    def __repr__(self) -> str:
+        return f"LeaseAncestry({sorted(self._ancestors)})"
+
+    def lineage(self, lease: Lease) -> Lineage:
+        """Return the stream shards that a lease continues."""
+        return lineage_of(lease, ChainMap(self._view.leases(), self._ancestors), self._view.gone)
+
+    def unfinished_parents(self, lease: Lease) -> list[str]:
+        """Return the parents that *lease* waits for, by the last scan."""
+        return unfinished_parents(lease, self._view.leases(), self._view.gone)
+
+    async def find_pending_at_parents(self, lease: Lease) -> TenantSet | None:
+        """Return the tenants with operations pending at the parents of a lease; None while a parent is being read.
+
+        Parents that the last scan does not show at their end are read one by one. A scan is eventually consistent: it
+        may show a new lease and not that of its parent, although the parent's was created first.
+
+        Raises RetryableError when a row cannot be read.
+        """
+        known = self._view.leases()
+        if self.unfinished_parents(lease):
+            return None
+        parents: dict[str, Lease] = {}
+        for key in sorted(lease.parents - self._view.gone):
+            if key in known and known[key].checkpoint == SHARD_END:
+                continue
+            if (found := await self._find(key)) is not None:
+                parents[key] = self._ancestors[key] = found
+        if unfinished_parents(lease, parents, self._view.gone):
+            return None
+        await self._find_ancestors(lease)
+        try:
+            return TenantSet.decode(pending_at_parents(lease, parents, self._view.gone))
+        except ValueError as exc:
+            raise RetryableError(f"the list of tenants pending at its parents cannot be read: {exc}") from exc
+
+    def forget_unlisted(self, listed: Container[str]) -> None:
+        """Forget the ancestors that the stream does not list any more."""
+        self._ancestors = {key: lease for key, lease in self._ancestors.items() if key in listed}
+
+    async def _find_ancestors(self, lease: Lease) -> None:
+        """Find and keep the leases of all stream shards that *lease* continues."""
+        known = self._ancestors | self._view.leases()
+        waiting = sorted(lease.parents)
+        for key in waiting:  # grows while it is walked
+            if key in self._view.gone:
+                continue
+            ancestor = known.get(key) or await self._find(key)
+            if ancestor is not None:
+                self._ancestors[key] = ancestor
+                waiting += sorted(ancestor.parents.difference(waiting))
+
+    async def _find(self, lease_key: str) -> Lease | None:
+        """Read a lease; None when there is none. Raises RetryableError when its row is unreadable."""
+        found = await self._table.find(lease_key)
+        if found is None and self._table.is_unreadable(lease_key):
+            raise RetryableError(f"the lease of its ancestor {lease_key} cannot be read")
+        return found
+
+
+class StreamShardEnd:
+    """Decides whether a reply without an iterator is the end of one stream shard."""
+
+    def __init__(self, table: LeaseTable, syncer: LeaseSyncer, *, me: str) -> None:
+        """*me* is the owner under which this process took the lease."""
+        self._table = table
+        self._me = me
+        self._syncer = syncer
+        self._is_known_closed = False
+
+    def __repr__(self) -> str:
+        return f"StreamShardEnd(is_known_closed={self._is_known_closed})"
+
+    async def check(self, lease: Lease, child_shards: Sequence[ChildShard]) -> bool:
+        """Create the leases of the children and list them in *lease*; return whether the stream shard has ended.
+
+        The leases of both parents of a merge exist before that of their child: the child would take a parent without
+        a lease for one that is read. Raises RetryableError or PermanentError when a lease cannot be read or written.
+        """
+        children = child_leases(child_shards)
+        if not children:
+            return await self._check_bare_end(lease)
+        other_parents = {parent for child in children for parent in child.parents} - {lease.lease_key}
+        if None in [await self._table.find(parent) for parent in sorted(other_parents)]:
+            await self._syncer.sync()
+        for child in children:
+            if await self._table.create(child):
+                log.info(
+                    "lease.created",
+                    stream_shard_id=child.lease_key,
+                    parent=lease.lease_key,
+                    checkpoint=child.checkpoint.checkpoint,
+                )
+        await self._table.write_children(lease, self._me, [child.lease_key for child in children])
+        return True
+
+    async def _check_bare_end(self, lease: Lease) -> bool:
+        """Return whether an end without children is the end of a closed stream shard, or of one past its retention.
+
+        The listing that shows so also creates the leases of the children. The first such end is not accepted: a reply
+        to a stream shard that was still open may look like the end, and records may have followed before it was closed.
+        Only a read that began after the listing proves the end.
+        """
+        if self._is_known_closed:
+            return True
+        listed = {shard.stream_shard_id: shard for shard in await self._syncer.sync()}
+        self._is_known_closed = lease.lease_key not in listed or not listed[lease.lease_key].is_open
+        return False
+
 
 PARENT_CHECKS_PER_DURATION: Final = 10
 END_RETRY_PAUSE_S: Final = 1.0
@@ -26,8 +382,6 @@ END_RETRY_PAUSE_S: Final = 1.0
 Confirm: TypeAlias = Callable[[], Awaitable[bool]]
 EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
 CreateReader: TypeAlias = Callable[[Lease, TenantSet, EndCheck, Confirm], StreamShardReader]
-
-log = structlog.get_logger(__name__)
 
 
 class RenewalsCancelledError(Exception):

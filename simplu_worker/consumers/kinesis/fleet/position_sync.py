@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 
 from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER_S, ShardPosition, ShardPositions
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.gateway import ShardGateway

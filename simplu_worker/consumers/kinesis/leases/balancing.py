@@ -3,22 +3,185 @@
 As the Kinesis Client Library's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if
 there are none, one lease of an owner that has too much. Where all owners measure, a share is one of the load
 (`load_balancing`); else it is one of the leases, and the counts differ by at most one.
+
+Which lease a replica takes from another one, so that the loads become about equal.
+
+The load of a lease is its throughput, and a fixed part for the reads and renewals of an idle stream shard. Each
+replica
+takes at most one lease. Replicas that see the same scan take from different owners: the lightest from the heaviest,
+the
+next lightest from the next, so that together they do not take too much.
+
+Why the leases come to rest: a move must lower the greater of the two loads by GAIN, so it lowers the sum of the
+squares
+of all loads, and no sequence of moves comes back to its beginning. Loads vary, though: so they are means of minutes,
+an
+estimate goes with its lease, and nothing is moved while all loads are within HEAVY and LIGHT of the mean.
+
+Whether this replica can do anything for a stream shard, and which leases it therefore takes.
+
+A replica that finds no homes, reaches no Postgres shard or cannot read the stream gives its leases away: it renews
+them, with a mark in their rows, until a replica that can work takes them. So a stream shard always has its reader.
+
+Why a trouble of all replicas moves no lease: each of them notices it within PATIENCE_S, and only then the first one
+marks its rows. Whoever has the trouble, or has had it within PATIENCE_S, takes nothing from others. When a replica
+ends
+meanwhile, its leases are taken all the same, as soon as it is clear that nobody without a trouble takes them.
+
+Why leases do not go back and forth: each time takes a replica that has been able, and an owner that has not, for
+PATIENCE_S each. Without a lease only a read could show that the stream answers again: a replica tries that every
+STREAM_RETRY_S.
+
+The owners whose leases others took because nobody renewed them any more.
+
+An owner that ends in order, or gives leases away, releases them within a third of the lease duration after a renewal;
+leases of a killed one change hands after a whole lease duration without any.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import Enum, auto
 from typing import Final
 
-from simplu_worker.consumers.kinesis.leases.ability import Reach
+import msgspec
+
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable_leases
-from simplu_worker.consumers.kinesis.leases.load_balancing import (
-    loads_of,
-    measured_loads,
-    plan_move,
-)
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.vocabulary import Inability
+
+# An idle stream shard takes 0.11 % of a core, as 20 records/s of 400 bytes do (docs/performance.md).
+FIXED_KBPS: Final = 8.0
+HEAVY: Final = 1.1  # of the mean: above it an owner gives leases
+LIGHT: Final = 0.9  # of the mean: below it a replica takes leases, also from owners that are not heavy
+GAIN: Final = 0.05  # of the mean, by which a move lowers the greater of the two loads at least
+
+
+class Loads(msgspec.Struct, frozen=True):
+    """The loads of the unfinished leases, and of the replicas that own some of them, in KB/s."""
+
+    by_lease: Mapping[str, float]
+    by_owner: Mapping[str, float]
+    leases: Mapping[str, Sequence[str]]  # keys by owner
+
+
+def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float] | None:
+    """Return the load of each lease; None where an owner does not measure, as a KCL does not.
+
+    Then the numbers of leases are all that counts: two rules in one fleet would move leases back and forth. A lease
+    without a measurement has the mean load of the others.
+    """
+    leases = [one.lease for one in unfinished.values()]
+    if any(not lease.is_metered for lease in leases if lease.actual_owner is not None):
+        return None
+    known = [lease.throughput_kbps for lease in leases if lease.throughput_kbps is not None]
+    mean = sum(known) / len(known) if known else 0.0
+    return {
+        lease.lease_key: FIXED_KBPS + (mean if lease.throughput_kbps is None else lease.throughput_kbps)
+        for lease in leases
+    }
+
+
+def loads_of(unfinished: Mapping[str, Observation], by_lease: Mapping[str, float]) -> Loads:
+    """Return the loads by owner, of leases with the loads *by_lease*."""
+    leases: defaultdict[str, list[str]] = defaultdict(list)
+    for key, one in unfinished.items():
+        if one.lease.actual_owner is not None:
+            leases[one.lease.actual_owner].append(key)
+    return Loads(by_lease, {owner: sum(map(by_lease.__getitem__, keys)) for owner, keys in leases.items()}, leases)
+
+
+def plan_move(
+    loads: Loads,
+    unfinished: Mapping[str, Observation],
+    *,
+    held: Collection[str],
+    me: str,
+    draw: float,
+) -> Lease | None:
+    """Return the lease to take now from another owner; None when none should move to this replica.
+
+    *held* are the keys of the leases of this replica, 0 ≤ *draw* < 1.
+    """
+    by_owner = {owner: load for owner, load in loads.by_owner.items() if owner != me}
+    mine = sum(loads.by_lease[key] for key in held if key in loads.by_lease)
+    mean = (sum(by_owner.values()) + mine) / (len(by_owner) + 1)
+    if mine >= mean:
+        return None
+    giver = _giver(by_owner, mine, mean=mean, is_new=not held, me=me, draw=draw)
+    if giver is None:
+        return None
+    gap = by_owner[giver] - mine
+    movable = [
+        (load * (gap - load), key)
+        for key in loads.leases[giver]
+        if (load := loads.by_lease[key]) <= gap - GAIN * mean
+        and key not in held
+        and unfinished[key].lease.released_by != me
+    ]
+    return unfinished[max(movable)[1]].lease if movable else None
+
+
+def _giver(
+    by_owner: Mapping[str, float], mine: float, *, mean: float, is_new: bool, me: str, draw: float
+) -> str | None:
+    """Return the owner from which this replica takes: to each light replica another one.
+
+    A replica without a lease is not seen by the others, which rank without it: it draws.
+    """
+    givers = sorted(
+        (owner for owner, load in by_owner.items() if load > mean * (1.0 if mine < LIGHT * mean else HEAVY)),
+        key=lambda owner: (-by_owner[owner], owner),
+    )
+    lighter = sum(1 for owner, load in by_owner.items() if (load, owner) < (mine, me))
+    place = int(draw * len(givers)) if is_new else lighter
+    return givers[place] if place < len(givers) else None
+
+
+PATIENCE_S: Final = 30.0  # longer than Citrus, the shards and the stream need to be noticed as silent
+STREAM_RETRY_S: Final = 300.0
+
+
+class Reach(Enum):
+    """Which leases a replica takes."""
+
+    ALL = auto()
+    FREE = auto()  # none of other owners, neither for an even share nor what they give away
+    LEFT = auto()  # only those without a reader that no other replica has taken in time
+
+
+class Ability:
+    """The trouble of a replica, and since when it has that or none."""
+
+    def __init__(self) -> None:
+        self.trouble: Inability | None = None
+        self._since = float("-inf")  # at its start a replica finds out before it takes a lease
+
+    def __repr__(self) -> str:
+        return f"Ability({self.trouble}, since={self._since:.1f})"
+
+    def note(self, trouble: Inability | None, *, now: float) -> None:
+        """Note the trouble of *now*, or that there is none."""
+        if (trouble is None) is not (self.trouble is None):
+            self._since = now
+        self.trouble = trouble
+
+    def note_without_lease(self, trouble: Inability | None, *, now: float) -> None:
+        """Note the trouble of *now* of a replica that reads nothing: it does not see whether the stream answers."""
+        is_unread = self.trouble is Inability.STREAM_UNAVAILABLE and now - self._since < STREAM_RETRY_S
+        self.note(self.trouble if trouble is None and is_unread else trouble, now=now)
+
+    def is_unable(self, now: float) -> bool:
+        """Return whether the trouble has lasted: leases are to be given away."""
+        return self.trouble is not None and now - self._since >= PATIENCE_S
+
+    def reach(self, now: float) -> Reach:
+        """Return which leases this replica takes."""
+        if self.trouble is not None:
+            return Reach.LEFT
+        return Reach.ALL if now - self._since >= PATIENCE_S else Reach.FREE
+
 
 ROUNDING: Final = 1e-6  # of sums of loads
 UNTAKEN_DURATIONS: Final = 2  # without a reader, so that no replica that can work takes it
@@ -116,3 +279,51 @@ def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str],
 def _rotated(leases: list[Lease], draw: float) -> list[Lease]:
     start = int(draw * len(leases))
     return leases[start:] + leases[:start]
+
+
+EXPIRED_SHARE: Final = 0.75  # of the lease duration: replicas see a renewal up to a scan apart
+TOLD_FOR_S: Final = 86400.0
+
+
+class LostOwners:
+    """The owners that are gone, until another one has come in their place: each newcomer takes the place of one."""
+
+    def __init__(self, lease_duration_s: float) -> None:
+        self._expired_after_s = EXPIRED_SHARE * lease_duration_s
+        self._before: Mapping[str, Observation] = {}
+        self._noted_at = float("-inf")
+        self._came_at: dict[str, float] = {}  # by owner; those that were there before take nobody's place
+        self._gone_since: dict[str, float] = {}  # by owner, the last renewal
+
+    def __repr__(self) -> str:
+        return f"LostOwners({self._gone_since})"
+
+    def note(self, observations: Mapping[str, Observation], *, now: float) -> None:
+        """Take over a scan; *now* is monotonic. Scans that are far apart tell nothing."""
+        owners = {owner for one in observations.values() if (owner := one.lease.actual_owner) is not None}
+        is_first = not self._before
+        if now - self._noted_at < self._expired_after_s:
+            self._note_lost(observations, owners, now=now)
+        for owner in owners:
+            self._gone_since.pop(owner, None)
+        known = self._came_at
+        self._came_at = {owner: known.get(owner, float("-inf") if is_first else now) for owner in owners}
+        for owner, came_at in sorted(self._came_at.items(), key=lambda pair: pair[1]):
+            replaced = min(self._gone_since, key=self._gone_since.__getitem__, default=None)
+            if replaced is not None and self._gone_since[replaced] < came_at:
+                del self._gone_since[replaced]
+                self._came_at[owner] = float("-inf")
+        self._before, self._noted_at = observations, now
+
+    def _note_lost(self, observations: Mapping[str, Observation], owners: set[str], *, now: float) -> None:
+        for key, one in self._before.items():
+            owner = one.lease.actual_owner
+            if owner is None or owner in owners or key not in observations or one.lease.checkpoint == SHARD_END:
+                continue
+            if now - one.unchanged_since > self._expired_after_s and not one.lease.is_to_be_released:
+                self._gone_since.setdefault(owner, one.unchanged_since)
+
+    def gone(self, *, now: float) -> list[tuple[str, float]]:
+        """Return those of the last day, the first one first, each with the seconds since its last renewal."""
+        ages = sorted(((owner, now - since) for owner, since in self._gone_since.items()), key=lambda pair: -pair[1])
+        return [(owner, age_s) for owner, age_s in ages if age_s <= TOLD_FOR_S]

@@ -16,20 +16,19 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords
+from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, Start, is_after
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
-from simplu_worker.consumers.pipeline.share import SHARE_S, WAITS_MAX, turns_of
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.fairness import SHARE_S, TURN_S, WAITS_MAX, turns_of
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.shard_time import TURN_S
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any

@@ -18,28 +18,30 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.fetch.cursor import BARE_ENDS_ACCEPTED, Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
-from simplu_worker.consumers.kinesis.fetch.partition_keys import PartitionKeys, shown_key
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
-from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
-from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
+from simplu_worker import instruments
+from simplu_worker.consumers.kinesis.fetch.cursor import BARE_ENDS_ACCEPTED, Cursor, PushedCursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, Pacing
+from simplu_worker.consumers.kinesis.fetch.record_decoder import (
+    DecodedRecord,
+    PartitionKeys,
+    RecordDecoder,
+    RejectionCollector,
+    shown_key,
+)
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
-from simplu_worker.consumers.kinesis.reader.reader_parameters import (
+from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.reader.reader_view import (
     LeaseContext,
     ReaderAssignment,
     ReaderServices,
     ReaderSettings,
+    ReaderView,
 )
-from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import format_position
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Ahead, ReaderState, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Record
@@ -58,7 +60,6 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.pipeline.lane import BATCH_MAX_COUNT
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now

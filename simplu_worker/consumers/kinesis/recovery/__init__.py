@@ -14,7 +14,7 @@ lacks are being read again. A PROVISIONAL row was read while operations were pen
 lacks of these is unknown, so the row is read again when the parents have ended or release tenants, and gets
 `parents_done` only after that. A row is STALE when it has an unknown token (another reader, a move, or lost commits),
 when the parents release tenants, and after an error that nobody foresaw. A write does not make it known again; the
-token of a move may (`merged_tokens.py`).
+token of a move may (`recovery_plan.py`).
 
 Why no loss goes unnoticed, and nothing is applied behind it; `tests/model/` finds by search what goes wrong otherwise:
 

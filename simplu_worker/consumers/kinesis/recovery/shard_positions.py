@@ -15,40 +15,37 @@ from typing import Final, TypeAlias
 import msgspec
 import structlog
 
+from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
-from simplu_worker.consumers.kinesis.recovery.gap import (
-    Gap,
-    PositionGapError,
-    has_left_stream,
-    has_read_on,
-    is_older_than_stream,
-    rows_of_ancestors_behind,
-    went_back,
-)
-from simplu_worker.consumers.kinesis.recovery.merged_tokens import merges_since
+from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX, ParentRecords, Unread
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
+    Gap,
     Lineage,
+    PositionGapError,
     ReplayStart,
     compared_position,
+    has_left_stream,
+    has_read_on,
     ignoring_pending,
+    is_older_than_stream,
     is_own_row,
     may_lack_writes,
+    merges_since,
     missing_parent_records,
     parse_position,
     replay_start,
+    rows_of_ancestors_behind,
+    went_back,
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, RecordPosition, is_after
 from simplu_worker.errors import RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPositions, StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 WRITE_AFTER_S: Final = 30.0  # without a write, while the reader went on
 WRITE_AFTER_BATCH_S: Final = 1.0  # the same, if the last write was before a batch: for those who ask what is decided
-IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row is from a backup (`gap.py`)
+IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row is from a backup (`recovery_plan.py`)
 OLDEST_MAX_AGE_S: Final = 10.0
 AHEAD_MAX_AGE_S: Final = 1.0
 CLOCKS_APART_MOST: Final = timedelta(hours=1)
@@ -295,7 +292,7 @@ class ShardPositions:
     async def follow_moves(self, shard_position: ShardPosition) -> bool:
         """Take the token that moves of tenants to the shard have left, if neither side has lost anything; return that.
 
-        Must be called with the lock of *shard_position*. See `merged_tokens.py` for the conditions. Raises
+        Must be called with the lock of *shard_position*. See `recovery_plan.py` for the conditions. Raises
         `RetryableError` when the shard does not answer.
         """
         claim, shard_id = shard_position.claim, shard_position.shard_id

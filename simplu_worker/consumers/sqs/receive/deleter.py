@@ -1,4 +1,7 @@
-"""Delete handled messages, many at a time; retry failed deletes while the messages are hidden from other receivers."""
+"""Delete handled messages, many at a time; retry failed deletes while the messages are hidden from other receivers.
+
+Keep the messages in flight hidden from other receivers, and return messages to the queue.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, BatchFailure, Message, Queue
-from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
+from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages, LossReason
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics.instruments import SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
+from simplu_worker.instruments import SQS_HEARTBEAT_LATENESS, SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 from simplu_worker.vocabulary import MessageOutcome, QueueCall
@@ -193,3 +196,180 @@ class DeleteBatcher:
     def _remove(self, entries: Sequence[_PendingDelete]) -> None:
         self._in_flight.remove([one.message for one in entries])
         self._on_removed()
+
+
+EXTENSIONS_AT_ONCE: Final = 8  # calls; each is for ten messages, so that thousands in flight are extended in seconds
+HEARTBEAT_MIN_PAUSE_S: Final = 0.05
+EXTENSION_MIN_S: Final = 0.5  # for one call
+RETURN_S: Final = 3.0  # for one call; messages of a failed one become visible after their visibility timeout
+RETURN_TRIES: Final = 3
+
+
+class Visibility:
+    """Extends the visibility timeouts of the messages of *queue* that are *in_flight*, and ends them at their return.
+
+    *on_lost* is called with messages that are no longer ours, and returns the messages that have to return to the queue
+    because of it; *on_removed* after messages left *in_flight*. *is_being_deleted* returns whether SQS may refuse an
+    extension because a delete was faster.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        in_flight: InFlightMessages,
+        *,
+        on_lost: Callable[[Sequence[Message]], Sequence[Message]],
+        on_removed: Callable[[], None],
+        is_being_deleted: Callable[[Message], bool],
+        clock: Callable[[], float],
+        draw: Callable[[], float],
+    ) -> None:
+        self._queue = queue
+        self._in_flight = in_flight
+        self._on_lost = on_lost
+        self._on_removed = on_removed
+        self._is_being_deleted = is_being_deleted
+        self._clock = clock
+        self._draw = draw
+        self._under_way: dict[str, asyncio.Event] = {}
+        self._slots = asyncio.Semaphore(EXTENSIONS_AT_ONCE)
+        self.last_turn = clock()
+        self.late_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"Visibility({self._queue.name!r}, extending={len(self._under_way)})"
+
+    async def keep_hidden(self, ended: asyncio.Event) -> None:
+        """Extend the messages in flight in time, until *ended* is set."""
+        async with asyncio.TaskGroup() as calls:
+            while not await sleep_or_event(max(self._pause_s(), HEARTBEAT_MIN_PAUSE_S), until=ended):
+                self.last_turn = now = self._clock()
+                self.report_expired(calls)
+                for due_at, batch in self._in_flight.take_due(now):
+                    calls.create_task(self._extend(batch, due_at=due_at), name=f"sqs-extend:{self._queue.name}")
+
+    def report_expired(self, tasks: asyncio.TaskGroup) -> None:
+        """Report expired messages as lost; return those to the queue, in *tasks*, that have to return because of it."""
+        lost = self._in_flight.mark_expired(self._clock())
+        if behind := self._report_lost([message for message, _ in lost], {loss for _, loss in lost}):
+            tasks.create_task(self.return_to_queue(behind), name=f"sqs-return:{self._queue.name}")
+
+    async def return_to_queue(self, changes: Sequence[tuple[Message, float]], *, retried_count: int = 0) -> None:
+        """Make each message visible after its seconds, in this order; it leaves *in_flight*, even if the call fails.
+
+        A message that SQS does not accept becomes visible when its visibility timeout has passed. *retried_count* of
+        the messages are retried; the others were not begun, or are behind these.
+        """
+        if not changes:
+            return
+        SQS_MESSAGES.labels(self._queue.name, MessageOutcome.RETRIED).inc(retried_count)
+        SQS_MESSAGES.labels(self._queue.name, MessageOutcome.GIVEN_BACK).inc(len(changes) - retried_count)
+        now = self._clock()
+        left = [
+            (self._in_flight.with_newest_handle(message), self._in_flight.allowed_timeout_s(message, delay_s, now))
+            for message, delay_s in changes
+        ]
+        self._in_flight.remove([message for message, _ in left])
+        await self._wait_for_extensions([message for message, _ in left])
+        for start in range(0, len(left), BATCH_MAX_COUNT):
+            error = await self._return_batch(left[start : start + BATCH_MAX_COUNT])
+            if error:
+                count = len(left) - start
+                log.warning("message.not_put_off", queue=self._queue.name, count=count, error=error)
+                break  # the next batch would fail in the same way
+        self._on_removed()
+
+    async def _return_batch(self, changes: Sequence[tuple[Message, int]]) -> str:
+        """Return the messages of one call to the queue; return the error of SQS, empty for none."""
+        error = ""
+        for attempt in range(1, RETURN_TRIES + 1):
+            try:
+                async with asyncio.timeout(RETURN_S):
+                    failures = await self._queue.change_visibility_batch(changes)
+            except (RetryableError, TimeoutError) as exc:
+                error = str(exc) or "no answer"
+            except PermanentError as exc:
+                return str(exc)
+            else:
+                self._count_stale([failure for failure in failures if failure.is_sender_fault])
+                again = {failure.message.message_id for failure in failures if not failure.is_sender_fault}
+                changes = [change for change in changes if change[0].message_id in again]
+                error = next((failure.code for failure in failures if not failure.is_sender_fault), "")
+            if not changes:
+                return ""
+            if attempt < RETURN_TRIES:
+                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.1, max_s=1.0))
+        return error or "no answer"
+
+    async def _extend(self, batch: Sequence[Message], *, due_at: float) -> None:
+        """Extend those of *batch* that are still ours, when one of the calls at one time is free."""
+        async with self._slots:
+            now = self._clock()
+            timeout_s = self._in_flight.visibility_timeout_s
+            extensions = [
+                (message, self._in_flight.allowed_timeout_s(message, timeout_s, now))
+                for message in batch
+                if self._in_flight.is_ours(message, now=now) and self._in_flight.with_newest_handle(message) is message
+            ]
+            extensions = [(message, seconds) for message, seconds in extensions if seconds > 0]
+            if extensions:
+                await self._send_extensions(extensions)
+                SQS_HEARTBEAT_LATENESS.labels(self._queue.name).observe(max(self._clock() - due_at, 0.0))
+                self.late_s = self._clock() - due_at
+
+    async def _send_extensions(self, extensions: Sequence[tuple[Message, int]]) -> None:
+        messages = [message for message, _ in extensions]
+        ended = asyncio.Event()
+        self._under_way |= {message.message_id: ended for message in messages}
+        sent_at = self._clock()
+        try:
+            async with asyncio.timeout(max(self._in_flight.heartbeat_s / 2, EXTENSION_MIN_S)):
+                failures = await self._queue.change_visibility_batch(extensions)
+        except (RetryableError, PermanentError, TimeoutError) as exc:
+            self._in_flight.retry_soon(messages, now=self._clock())
+            error = str(exc) or "no answer"
+            log.warning("message.not_claimed", queue=self._queue.name, count=len(messages), error=error)
+            return
+        finally:
+            for message in messages:
+                if self._under_way.get(message.message_id) is ended:
+                    del self._under_way[message.message_id]
+            ended.set()
+        await self._record_extensions(extensions, failures, sent_at)
+
+    async def _record_extensions(
+        self, extensions: Sequence[tuple[Message, int]], failures: Sequence[BatchFailure], sent_at: float
+    ) -> None:
+        failed = {failure.message.message_id for failure in failures}
+        extended = [extension for extension in extensions if extension[0].message_id not in failed]
+        self._in_flight.record_extended(extended, sent_at=sent_at, draw=self._draw())
+        self._in_flight.retry_soon([one.message for one in failures if not one.is_sender_fault], now=self._clock())
+        refused = [one for one in failures if one.is_sender_fault and not self._is_being_deleted(one.message)]
+        lost = self._in_flight.mark_refused([failure.message for failure in refused])
+        self._count_stale([failure for failure in refused if failure.message in lost])
+        await self.return_to_queue(self._report_lost(lost, {LossReason.REFUSED}))
+
+    def _report_lost(self, messages: Sequence[Message], losses: set[LossReason]) -> Sequence[tuple[Message, float]]:
+        """Log and report lost *messages*; return those that have to return to the queue at once because of it."""
+        if not messages:
+            return []
+        ids = [message.message_id for message in messages[:IDS_MAX]]
+        facts = {"queue": self._queue.name, "count": len(messages), "message_ids": ids}
+        if LossReason.CEILING in losses:
+            log.error("message.ceiling_reached", **facts)
+        else:
+            log.warning("message.lease_lost", **facts, reasons=sorted(losses))
+        return [(message, 0.0) for message in self._on_lost(messages)]
+
+    def _count_stale(self, failures: Sequence[BatchFailure]) -> None:
+        if failures:
+            SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.CHANGE_VISIBILITY).inc(len(failures))
+
+    async def _wait_for_extensions(self, messages: Sequence[Message]) -> None:
+        """Wait for the extensions of *messages* under way; no new one starts, since they are not in flight any more."""
+        for message in messages:
+            while (ended := self._under_way.get(message.message_id)) is not None:
+                await ended.wait()
+
+    def _pause_s(self) -> float:
+        return min(self._in_flight.next_due_in_s(self._clock()), self._in_flight.heartbeat_s / 4, IDLE_S)

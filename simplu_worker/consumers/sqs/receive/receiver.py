@@ -15,10 +15,18 @@ import structlog
 from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
 from simplu_worker.bulkheads import keep_running, note_trouble
-from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
+from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher, Visibility
 from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
-from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
-from simplu_worker.consumers.sqs.receive.message_ages import RecentlyReceived, oldest_age_s
+from simplu_worker.consumers.sqs.receive.in_flight import (
+    HIDDEN_MAX_COUNT,
+    LATE_AFTER_S,
+    PUT_BACK_MAX_COUNT,
+    SHORT_RATIO,
+    InFlightMessages,
+    RecentlyReceived,
+    SlotShare,
+    oldest_age_s,
+)
 from simplu_worker.consumers.sqs.receive.poller import (
     POLL_WAIT_S,
     RETRY_BASE_S,
@@ -28,24 +36,16 @@ from simplu_worker.consumers.sqs.receive.poller import (
     log_unreachable,
 )
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
-from simplu_worker.consumers.sqs.receive.slot_share import (
-    HIDDEN_MAX_COUNT,
-    LATE_AFTER_S,
-    PUT_BACK_MAX_COUNT,
-    SHORT_RATIO,
-    SlotShare,
-)
 from simplu_worker.consumers.sqs.receive.verdicts import (
     ToDeadLetter,
     Verdict,
     retry_delay_s,
     verdicts_after_defect,
 )
-from simplu_worker.consumers.sqs.receive.visibility import Visibility
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, places_of
-from simplu_worker.metrics.instruments import (
+from simplu_worker.instruments import (
     RETRIES,
     SQS_IN_FLIGHT,
     SQS_MESSAGES,

@@ -1,18 +1,28 @@
 """The verdict of a handler on a message, and the rules from an error to a verdict. Pure.
 
 The random draw is a parameter.
+
+From an error of a message's decoder to the reason of its rejection, and the members that can still be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.decode import readable_members
+from simplu_worker.operations.json_record import (
+    ABSENT,
+    InvalidRecordError,
+    json_error,
+    replace_lone_surrogates,
+    shape_error,
+)
 from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.vocabulary import DeadLetterReason
@@ -140,3 +150,49 @@ def retry_delay_s(error: RetryableError, message: Message, *, draw: float) -> fl
 def message_backoff_s(message: Message, *, draw: float) -> float:
     """Return the back-off of *message* by its own tries, at most a minute."""
     return backoff_s(message.try_count, draw=draw, base_s=OUTAGE_BASE_S, max_s=OUTAGE_MAX_S)
+
+
+class UnknownTypeError(Exception):
+    """The type of a message is missing or unknown."""
+
+
+class PeekedMessage(msgspec.Struct, rename="camel"):
+    """The tenant's ids of a message that may be invalid, of any type; a subclass adds what its queue needs."""
+
+    business_id: msgspec.Raw = ABSENT
+    location_id: msgspec.Raw = ABSENT
+
+
+P = TypeVar("P", bound=PeekedMessage)
+
+# msgspec's ValidationError is a DecodeError.
+DECODING_ERRORS: Final = (
+    UnknownTypeError,
+    InvalidRecordError,
+    msgspec.DecodeError,
+    UnicodeDecodeError,
+    RecursionError,
+)
+
+
+def rejection_of(error: Exception) -> tuple[DeadLetterReason, str]:
+    """Return the reason and the text of a rejection because of *error*, one of DECODING_ERRORS."""
+    match error:
+        case UnknownTypeError():
+            return DeadLetterReason.UNKNOWN_TYPE, str(error)
+        case InvalidRecordError():
+            return DeadLetterReason.INVALID_MESSAGE, str(error)
+        case msgspec.ValidationError():
+            return DeadLetterReason.INVALID_MESSAGE, shape_error(error)
+        case _:
+            return DeadLetterReason.INVALID_JSON, json_error(error)
+
+
+def peek(record: bytes, message_type: type[P]) -> P:
+    """Return the readable members of an invalid *record*; only texts when it is no JSON object."""
+    try:
+        return msgspec.json.decode(replace_lone_surrogates(record), type=message_type)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        names = {field.encode_name: field.name for field in msgspec.structs.fields(message_type)}
+        members = readable_members(record, names)
+        return message_type(**{names[name]: value for name, value in members.items()})

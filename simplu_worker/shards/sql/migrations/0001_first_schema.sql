@@ -207,7 +207,7 @@ CREATE POLICY simplu_writer ON public.log_outcomes
     USING ((SELECT pg_catalog.has_table_privilege('public.log_outcomes'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.log_outcomes ENABLE ROW LEVEL SECURITY;
 
--- An id as a key of the log, and back (shards/log/keys.py has the same). Not STRICT: then the planner puts it in line.
+-- An id as a key of the log, and back (shards/log.py has the same). Not STRICT: then the planner puts it in line.
 CREATE FUNCTION public.simplu_key(id pg_catalog.text) RETURNS pg_catalog.bytea
 LANGUAGE sql STABLE PARALLEL SAFE
 RETURN CASE
@@ -635,7 +635,7 @@ EXCEPTION WHEN invalid_parameter_value THEN
 END
 $$;
 
--- The resources of a list, by the index of a business type (`filtered`, shards/schema/type_indexes.py), which a statement
+-- The resources of a list, by the index of a business type (`filtered`, shards/schema/type_files.py), which a statement
 -- finds only by the index's own expression: at most *bound*.
 CREATE FUNCTION public.simplu_indexed(
     tenant pg_catalog.text, type pg_catalog.text, index pg_catalog.jsonb, first_moment pg_catalog.timestamptz,

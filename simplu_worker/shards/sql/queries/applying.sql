@@ -1,5 +1,5 @@
 -- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED). The values of a
--- batch's operations come as texts, one a column, joined by the separator $1 (shards/postgres/column_packing.py); the
+-- batch's operations come as texts, one a column, joined by the separator $1 (shards/postgres/queries.py); the
 -- documents, $9, come as the bytes of their text, as the worker has them. A select list splits them in step, and pads
 -- a shorter one with NULL; in FROM each column would first be stored as a table of its own, which takes half as long
 -- again.
@@ -42,7 +42,7 @@ EXISTS (
 )
 
 -- fragment: is_within_bounds
--- Whether `checked.document` may be stored (operations/document_bounds.py has the same bounds). A value takes more than
+-- Whether `checked.document` may be stored (operations/json_record.py has the same bounds). A value takes more than
 -- four bytes, so that a small document can only have too long a number. Once there is none of these, the text of any
 -- document is at most a hundred times as long as the document.
 CASE

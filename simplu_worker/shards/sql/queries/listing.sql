@@ -4,7 +4,7 @@
 -- The obvious query, `WHERE tenant_id = $1 ORDER BY completed_at DESC LIMIT 50` on the view, reads the log of all
 -- tenants, or all of the tenant's, whichever the planner takes for less; both take longer with every row of the log.
 --
--- So the work is bounded, whatever the data and the statistics are (shards/listing/lister.py):
+-- So the work is bounded, whatever the data and the statistics are (shards/listing.py):
 --
 -- * `search_operations` reads the batches of all tenants by time, and the rows of those that have the tenant. A chunk
 --   ends after a number of batches and rows. A page takes a bounded number of chunks, and reports how far it came: it may

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from simplu_worker.commands.check.dependency import CheckAnswer, CheckStatus
-from simplu_worker.commands.check.running_fleet import describe_problems
+from simplu_worker.commands.check.dependency import CheckAnswer, CheckStatus, describe_problems
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from simplu_worker.commands.dead_letters.cli import FilterOptions
+from simplu_worker.commands.dead_letters import FilterOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

@@ -11,8 +11,7 @@ import pytest
 
 from simplu_worker.commands.dead_letters.edit import EditRules, NotEditableError, edit_record
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, ParsedDeadLetter, WholeRecord
-from simplu_worker.operations.operation import Origin
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import Origin, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, PartitionKeyRule, Source
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

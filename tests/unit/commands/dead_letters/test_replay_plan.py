@@ -28,13 +28,12 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     sort_key,
     visibility_timeout_s,
 )
-from simplu_worker.commands.stream.put_requests import cut_into_puts
+from simplu_worker.commands.stream.input_lines import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, origin_of_part
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Operation, Origin, PartNumber
-from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.operations.operation import Operation, Origin, PartNumber, derived_request_id
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 FAILED_AT = datetime(2026, 1, 2, tzinfo=UTC)

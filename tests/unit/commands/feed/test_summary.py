@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from support.feed.events import feed_event
 
-from simplu_worker.commands.feed.summary import DestinationSummary, StoppedShard, WaitingTenant, summarise
-from simplu_worker.feed.places import HeldTenant
+from simplu_worker.commands.feed.destinations import DestinationSummary, StoppedShard, WaitingTenant, summarise
 from simplu_worker.feed.steering import RefusedEvent, ShardDestination
+from simplu_worker.feed.types import HeldTenant
 from simplu_worker.vocabulary import FeedStop
 
 HELD = HeldTenant(1, "smile-berlin", 2, "c", 5, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from simplu_worker.commands.fleet.held_summary import NOTHING_IS_HELD, held_lines, named_held
+from simplu_worker.commands.fleet.actions import NOTHING_IS_HELD, held_lines, named_held
 
 LEASE_DURATION_S = 10.0
 

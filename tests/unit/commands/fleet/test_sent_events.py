@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.commands.fleet.sent_events import EventSplitter, SentEvent
+from simplu_worker.commands.fleet.replica_client import EventSplitter, SentEvent
 
 STREAM = b'event: status\ndata: {"a": 1}\n\n: alive\n\nevent: fleet\ndata: {"b": 2}\n\ndata: {}\n\nevent: half'
 EVENTS = [SentEvent("status", b'{"a": 1}'), SentEvent("fleet", b'{"b": 2}'), SentEvent("message", b"{}")]

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from simplu_worker.commands.fleet.top_screen import draw
-from simplu_worker.commands.fleet.top_views import (
+from simplu_worker.commands.fleet.top import (
     FRAME_LINES,
     ROWS_AT_LEAST,
     ScreenCell,
     ScreenTable,
+    draw,
     duration_text,
     fit_tables,
     state_cell,

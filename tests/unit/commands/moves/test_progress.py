@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from simplu_worker.commands.moves.progress import MoveProgress, MoveRate, describe_time_left
-from simplu_worker.commands.output.progress import CountProgress
+from simplu_worker.commands.moves.runner import MoveProgress, MoveRate, describe_time_left
+from simplu_worker.commands.output import CountProgress
 from simplu_worker.transfers.moving.types import MoveStatus
 from simplu_worker.vocabulary import MovePhase
 

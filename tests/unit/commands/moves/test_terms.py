@@ -6,7 +6,7 @@ import pytest
 
 from simplu_worker.cli import app
 from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
-from simplu_worker.commands.shards.cli import rebalance_shards
+from simplu_worker.commands.shards import rebalance_shards
 from simplu_worker.errors import UsageError
 
 

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from simplu_worker.commands.output.awaited import NOTE_AFTER_S, note_what_is_awaited
-from simplu_worker.commands.output.progress import CountProgress
+from simplu_worker.commands.output import NOTE_AFTER_S, CountProgress, note_what_is_awaited
 
 AFTER_S = 0.01
 

@@ -19,7 +19,7 @@ from simplu_worker.aws.clients import address_of
 from simplu_worker.commands.check.check import CheckReport, scrub_report
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
-from simplu_worker.commands.output.display import (
+from simplu_worker.commands.output import (
     escape_unprintable,
     print_json,
     print_json_line,
@@ -28,9 +28,9 @@ from simplu_worker.commands.output.display import (
     print_table,
     shorten_middle,
 )
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.wait_outcomes import send_outcomes
+from simplu_worker.commands.stream.operations import send_outcomes
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import Operation

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.cli import app
-from simplu_worker.commands.shards.query import read_statement
-from simplu_worker.commands.shards.query_output import csv_line
+from simplu_worker.commands.shards.query import csv_line, read_statement
 from simplu_worker.errors import UsageError
 
 EXPECTED = "expected a statement that begins with SELECT, VALUES, TABLE or WITH"

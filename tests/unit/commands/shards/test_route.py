@@ -14,7 +14,7 @@ from support.settings import settings_in
 from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.__main__ import main
-from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
+from simplu_worker.commands.shards.show import SAMPLE_COUNT, read_keys, route_keys, sample_keys
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.routing.shard_map import bucket_of

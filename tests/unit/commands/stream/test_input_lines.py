@@ -11,7 +11,7 @@ import pytest
 
 from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.commands.stream.input_lines import InputLine, complete_record, message_of, parse_events, parse_lines
-from simplu_worker.consumers.sqs.orders.decode import OrderRules
+from simplu_worker.consumers.sqs.order_messages import OrderRules
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, Source
 

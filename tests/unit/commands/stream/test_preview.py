@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simplu_worker.commands.stream.input_lines import parse_lines
-from simplu_worker.commands.stream.preview import Fate, Preview, preview
+from simplu_worker.commands.stream.send import Fate, Preview, preview
 from simplu_worker.operations.schema_judge import Finding
 from simplu_worker.shards.apply.judging import Foreseen
 from simplu_worker.vocabulary import Absence

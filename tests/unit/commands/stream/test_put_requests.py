@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
-from simplu_worker.commands.stream import put_requests
-from simplu_worker.commands.stream.put_requests import cut_into_puts, cut_into_sends
+from simplu_worker.commands.stream import input_lines
+from simplu_worker.commands.stream.input_lines import cut_into_puts, cut_into_sends
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 
 
@@ -19,8 +19,8 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord
 )
 def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord], most: int, most_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(put_requests, "PUT_MAX_COUNT", most)
-        patch.setattr(put_requests, "PUT_MAX_BYTES", most_bytes)
+        patch.setattr(input_lines, "PUT_MAX_COUNT", most)
+        patch.setattr(input_lines, "PUT_MAX_BYTES", most_bytes)
         puts = list(cut_into_puts(records))
     assert [record for put in puts for record in put] == records
     for put in puts:
@@ -43,7 +43,7 @@ def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord
     ],
 )
 def test_put_counts_data_and_keys(sizes: list[int], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(put_requests, "PUT_MAX_BYTES", 100)
+    monkeypatch.setattr(input_lines, "PUT_MAX_BYTES", 100)
     records = [NewRecord(f"{number:03}ż", b"x" * size) for number, size in enumerate(sizes)]
     assert [len(put) for put in cut_into_puts(records)] == expected
 

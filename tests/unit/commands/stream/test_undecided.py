@@ -6,10 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.commands.stream.send_status import Undecided
-from simplu_worker.commands.stream.undecided import with_report
-from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, LeaseReport
+from simplu_worker.commands.stream.input_lines import Undecided
+from simplu_worker.commands.stream.operations import with_report
+from simplu_worker.consumers.kinesis.leases.lease import HeldTarget, Lease, LeaseReport
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.commands.tenants.audit_rules import (
+from simplu_worker.commands.tenants.inventory import ProvisionStep, plan_tenant
+from simplu_worker.commands.tenants.rules import (
     AuditedRow,
     AuditSubject,
     BusinessListing,
     DifferenceKind,
     find_differences,
 )
-from simplu_worker.commands.tenants.provision import ProvisionStep, plan_tenant
 from simplu_worker.vocabulary import TenantState
 
 DENTAL, CLOSED, SPA = BusinessListing("dental"), BusinessListing("dental", is_active=False), BusinessListing("spa")

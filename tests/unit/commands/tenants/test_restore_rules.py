@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.commands.backups.position_rules import JudgedPosition, PositionState
-from simplu_worker.commands.tenants.restore_rules import (
+from simplu_worker.commands.tenants.rules import (
     refusal_of_database,
     refusal_of_positions,
     refusal_of_repetition,
     refusal_of_rows,
 )
-from simplu_worker.transfers.restoring.journal import Journal, RestoreMode, RestoreStep
+from simplu_worker.transfers.restoring import Journal, RestoreMode, RestoreStep
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.queued_operations import queued_operation
 
-from simplu_worker.consumers.pipeline.fair_queue import QUANTUM_S, BatchBounds, FairQueue
+from simplu_worker.consumers.pipeline.results import QUANTUM_S, BatchBounds, FairQueue
+from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.shard_time import Demand, ShardTime
 
 WIDE = BatchBounds(10**9, 10**9, 1e9)
 EXACT_S = 2**-9  # sums of it are exact

@@ -13,8 +13,8 @@ from support.queued_operations import queued_operation
 from simplu_worker.consumers.pipeline.lane import HOLD_AFTER_S, Lane
 from simplu_worker.consumers.pipeline.results import BatchCrashed, BatchDecided, LaneEmptied, LaneStopError
 from simplu_worker.errors import RetryableError
+from simplu_worker.fairness import ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.shards.shard_time import ShardTime
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import Source
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.pipeline.share import OVER_SHARE_S, WAITS_MAX, find_over_share, turns_of
+from simplu_worker.fairness import OVER_SHARE_S, WAITS_MAX, find_over_share, turns_of
 
 LATE_S = OVER_SHARE_S
 SOME_LISTS = {f"t{number}": 0.001 for number in range(100)} | {f"list-{number}": 0.03 for number in range(5)}

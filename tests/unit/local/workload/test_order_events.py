@@ -17,7 +17,7 @@ from simplu_local.workload.order_events import OrderEvent
 from simplu_local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
 from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel
 from simplu_local.workload.workload import make_tenants
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import Source
 

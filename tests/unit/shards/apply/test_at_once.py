@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, operation
 
-from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.operation import Operation
+from simplu_worker.operations.waves import TenantRow
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_BYTES,
     AT_ONCE_MAX_COUNT,

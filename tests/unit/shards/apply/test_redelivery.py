@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from support.postgres.tenant_cases import operation
 
-from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
+from simplu_worker.shards.apply.duplicates import LoggedRow, LogMatch, match_row
 from simplu_worker.vocabulary import Failure, Source
 
 DIGEST = operation("delete").digest

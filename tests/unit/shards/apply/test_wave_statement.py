@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.apply.wave_statement import statement_for
+from simplu_worker.shards.apply.wave_run import statement_for
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import OperationKind
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points, points_around
+from simplu_worker.shards.apply.duplicates import TIMEOUT_PARTS_MAX, cut_points, points_around
 
 
 @pytest.mark.parametrize(

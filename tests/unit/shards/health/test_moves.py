@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.shards.health.moves import MoveEntry, ended_keys, longest_standing_s, move_views, newly_ended
+from simplu_worker.shards.health.assessment import MoveEntry, ended_keys, longest_standing_s, move_views, newly_ended
 from simplu_worker.vocabulary import MoveOutcome
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

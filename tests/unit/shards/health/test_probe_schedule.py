@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, JITTER, Pace, ProbeSchedule
+from simplu_worker.shards.health.assessment import FAILING_PACE, HEALTHY_PACE, JITTER, Pace, ProbeSchedule
 
 LOOK_S = 0.02
 

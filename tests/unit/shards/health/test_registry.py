@@ -12,7 +12,7 @@ from support.postgres.probes import WELL
 from unit.shards.health.test_assessment import with_
 from unit.shards.health.test_moves import entry
 
-from simplu_worker.metrics import instruments
+from simplu_worker import instruments
 from simplu_worker.shards.health.assessment import ShardSilence, Usage
 from simplu_worker.shards.health.registry import SHARDS_MAX, HealthRegistry
 from simplu_worker.vocabulary import ConnectionState, ShardProblem, ShardState

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.health.unlisted_shards import DROPPED_AFTER_S, UnlistedShards
+from simplu_worker.shards.health.prober import DROPPED_AFTER_S, UnlistedShards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory

@@ -6,8 +6,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.shards.listing.page import ListedOperation, PageSearch, SearchChunk, SearchLimits, SearchStep
-from simplu_worker.shards.listing.request import INSTANT, NEWEST, OLDEST, ListRequest, SearchPosition, decode_cursor
+from simplu_worker.shards.listing import (
+    INSTANT,
+    NEWEST,
+    OLDEST,
+    ListedOperation,
+    ListRequest,
+    PageSearch,
+    SearchChunk,
+    SearchLimits,
+    SearchPosition,
+    SearchStep,
+    decode_cursor,
+)
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LIMITS = SearchLimits(chunk_rows=10, rows=30, few=5, seconds=2.0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.listing.request import (
+from simplu_worker.shards.listing import (
     CURSOR_MAX,
     INSTANT,
     LIMIT_MAX,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.log.keys import KIND_CODES, are_uuids, id_of_key, key_of_id, keys_of_ids
+from simplu_worker.shards.log import KIND_CODES, are_uuids, id_of_key, key_of_id, keys_of_ids
 from simplu_worker.vocabulary import OperationKind
 
 ID = "0123abcd-89ab-cdef-0123-456789abcdef"

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.positions.claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim, timed_token
+from simplu_worker.shards.positions import UNCERTAIN_ATTEMPTS_MAX, attempt_claim, timed_token
 from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import (
     PositionChangedError,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.postgres.column_packing import SEPARATOR, pack_columns
+from simplu_worker.shards.postgres.queries import SEPARATOR, pack_columns
 
 # Much of what separators are made of, so that texts run into them.
 texts = st.text(st.sampled_from(["\x1f", "\x1e", "0", "1", "a"]), max_size=5)

@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from simplu_worker.network_errors import NO_SERVER
-from simplu_worker.shards.postgres import error_words, sqlstate
-from simplu_worker.shards.postgres.error_words import state_words
+from simplu_worker.shards.postgres import errors
+from simplu_worker.shards.postgres.errors import state_words
 from simplu_worker.shards.postgres.files.bounded_reading import FileRefusedError
 
 
@@ -28,32 +28,32 @@ def test_state_has_meaning_code_and_remedy(code: str | None, words: str) -> None
 
 
 def test_words_have_no_colon() -> None:
-    texts = [*error_words._BY_CODE.values(), *error_words._BY_CLASS.values()]
+    texts = [*errors._BY_CODE.values(), *errors._BY_CLASS.values()]
     assert [text for text in texts if ":" in text] == []
 
 
 def test_each_code_with_a_reaction_has_words() -> None:
-    assert sqlstate._MEANING_BY_CODE.keys() - error_words._BY_CODE.keys() <= {"0A000"}
+    assert errors._MEANING_BY_CODE.keys() - errors._BY_CODE.keys() <= {"0A000"}
 
 
 @pytest.mark.parametrize(
     ("exc", "words"),
     [
         (ConnectionRefusedError(111, "Connect call failed"), NO_SERVER),
-        (ConnectionError("PostgreSQL server at h:1 rejected SSL upgrade"), error_words.NO_TLS),
-        (asyncpg.InterfaceError("connection is closed"), error_words.NOT_POSTGRES),
-        (asyncpg.ClientConfigurationError("invalid port"), error_words.WRONG_ADDRESS),
-        (ValueError("postgresql://u:secret@h"), error_words.WRONG_ADDRESS),
+        (ConnectionError("PostgreSQL server at h:1 rejected SSL upgrade"), errors.NO_TLS),
+        (asyncpg.InterfaceError("connection is closed"), errors.NOT_POSTGRES),
+        (asyncpg.ClientConfigurationError("invalid port"), errors.WRONG_ADDRESS),
+        (ValueError("postgresql://u:secret@h"), errors.WRONG_ADDRESS),
         (FileRefusedError("option passfile: expected a regular file"), "option passfile: expected a regular file"),
         (FileNotFoundError(2, "No such file or directory", "/ca.pem"), "expected to use the file /ca.pem, got No such"),
         (ssl.SSLCertVerificationError(1, "certificate verify failed"), "expected TLS that both sides accept"),
     ],
 )
 def test_error_before_the_server_answers_is_in_words(exc: BaseException, words: str) -> None:
-    assert error_words.error_words(exc).startswith(words)
+    assert errors.error_words(exc).startswith(words)
 
 
 def test_notes_are_appended() -> None:
     error = ConnectionRefusedError()
     error.add_note("expected the passfile")
-    assert error_words.error_words(error) == f"{NO_SERVER}; expected the passfile"
+    assert errors.error_words(error) == f"{NO_SERVER}; expected the passfile"

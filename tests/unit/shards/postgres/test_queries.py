@@ -10,7 +10,7 @@ import pytest
 
 import simplu_worker
 from simplu_worker.shards.postgres.queries import at_home, quote_name, read_queries
-from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.schema_check import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.transfers.sql_files import QUERIES
 
 PACKAGE = Path(simplu_worker.__file__).parent
@@ -86,9 +86,9 @@ def test_no_query_is_built_in_python() -> None:
     allowed = {
         "shards/schema/schema_check.py": {"without_concurrently(text)"},  # migrations, from their files
         "shards/schema/upgrade.py": {"statement.text"},  # the same
-        "shards/schema/type_store.py": {"statement"},  # about views, which type_views.py makes of checked files
+        "shards/schema/schema_check.py": {"statement"},  # about views, which type_files.py makes of checked files
         # Scripts, from their files too.
-        "transfers/adoption/discovery.py": {
+        "transfers/adoption/adopter.py": {
             "ADOPTION['adoption_log']",
             "ADOPTION[old_table.layout]",
             "ADOPTION['old_rows']",
@@ -112,10 +112,10 @@ def test_no_query_is_built_in_python() -> None:
             "statements",  # that begin and end transactions, and make settings
         },
         # Of a person, in a read-only transaction of a role that can only read: shards/questions has the rules.
-        "shards/questions/asking.py": {"question.statement", "text"},
+        "shards/questions.py": {"question.statement", "text"},
         "shards/postgres/pool.py": {"query"},  # that counts: of the SQL files, given by the caller
         "shards/routing/shard_query.py": {"query"},  # of the SQL files, given by the caller
-        "status/live/event_stream.py": {"request"},  # prepares an HTTP answer
+        "status/event_stream.py": {"request"},  # prepares an HTTP answer
     }
     files = {file.relative_to(PACKAGE).as_posix(): file for file in PACKAGE.rglob("*.py")}
     found = [(name, statement) for name, file in files.items() for statement in statements_of(file)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.postgres.sqlstate import (
+from simplu_worker.shards.postgres.errors import (
     QUERY_CANCELED,
     ErrorMeaning,
     Raiser,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
-from simplu_worker.shards.questions.statement import (
+from simplu_worker.shards.questions import (
     KEYWORDS,
     bounded,
     column_problem,

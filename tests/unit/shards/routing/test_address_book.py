@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.address_book import (
+from simplu_worker.shards.routing.route_cache import (
     RETURN_DELAY_S,
     TRIAL_BACKOFF_MAX_S,
     UNHEALTHY_BACKOFF_MAX_S,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.routing import publishing
-from simplu_worker.shards.routing.publishing import pin_in_file
+from simplu_worker.shards.routing import locator
+from simplu_worker.shards.routing.locator import pin_in_file
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 
 SHARDS = [{"shardId": name, "connectionString": f"postgresql://u:p@h/{name}"} for name in ("a", "b", "c")]
@@ -54,7 +54,7 @@ def test_map_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) ->
 
 
 def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "LOCK_WITHIN_S", 120.0)  # nobody stands in line: one may have to wait for all
+    monkeypatch.setattr(locator, "LOCK_WITHIN_S", 120.0)  # nobody stands in line: one may have to wait for all
     path = tmp_path / "map.json"
     before = write(path)
     homes = {name: before.shard_of(name).shard_id for name in (f"b-{number}" for number in range(40))}
@@ -67,7 +67,7 @@ def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path, monkeypatch: 
 
 
 def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publishing, "LOCK_WITHIN_S", 0.1)
+    monkeypatch.setattr(locator, "LOCK_WITHIN_S", 0.1)
     before = write(tmp_path / "map.json")
     folder = os.open(tmp_path, os.O_RDONLY)
     try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.routing.shard_map_changes import MapChange, change_of, refusals_of
+from simplu_worker.shards.routing.shard_map import MapChange, MappedShard, ShardMap, change_of, refusals_of
 
 A, B, C, D = (MappedShard(name, f"postgresql://u:correct-horse@{name}/d") for name in "abcd")
 OLD_B = replace(B, retired=True)

@@ -30,7 +30,7 @@ from simplu_worker.shards.schema.migrations import (
     tables_of,
     without_concurrently,
 )
-from simplu_worker.shards.schema.sql_files import MIGRATIONS
+from simplu_worker.shards.schema.schema_check import MIGRATIONS
 from simplu_worker.shards.schema.type_files import read_type
 
 BUILD = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"

@@ -20,8 +20,8 @@ from simplu_worker.shards.schema.type_files import (
     problems_between,
     read_type,
     stored_type,
+    view_statements,
 )
-from simplu_worker.shards.schema.type_views import view_statements
 from simplu_worker.vocabulary import ColumnType, Validation
 
 EXAMPLES = Path(__file__).parents[4] / "tests" / "support" / "business_types"

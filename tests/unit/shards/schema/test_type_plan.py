@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from simplu_worker.operations.business_types import ResourceType
-from simplu_worker.shards.schema.type_files import TypeFile, read_type
-from simplu_worker.shards.schema.type_plan import Relation, ShardTypes, StoredType, TypeChange, plan_types
-from simplu_worker.shards.schema.type_views import BASE_TYPES
+from simplu_worker.shards.schema.type_files import (
+    BASE_TYPES,
+    Relation,
+    ShardTypes,
+    StoredType,
+    TypeChange,
+    TypeFile,
+    plan_types,
+    read_type,
+)
 
 PRICE = {"name": "price", "path": ["price"], "type": "number"}
 NAME = {"name": "name", "path": ["name"]}

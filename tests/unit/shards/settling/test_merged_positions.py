@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.settling.merged_positions import CarriedPosition, merge_positions
+from simplu_worker.shards.settling import CarriedPosition, merge_positions
 
 EARLY, LATE = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 POSITIONS = ["TRIM_HORIZON", "9/0", "10/-1", "10/0", "10/2", "100000000000000000000/0", "SHARD_END"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.tenants.home_conflict import HomeCandidate, HomeResolution, resolve_homes
+from simplu_worker.shards.tenants.control_rules import HomeCandidate, HomeResolution, resolve_homes
 from simplu_worker.vocabulary import TenantState
 
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)

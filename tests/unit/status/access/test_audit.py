@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.status.access.audit import COMMAND, SHOWN_LENGTH, UNENDED, Actor, counts_of, logged_action
+from simplu_worker.status.guard import COMMAND, SHOWN_LENGTH, UNENDED, Actor, counts_of, logged_action
 
 OPERATOR = Actor("operator", "10.0.0.1")
 

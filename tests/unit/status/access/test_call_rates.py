@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.status.access.call_rates import PEERS_MAX, CallRates
+from simplu_worker.status.guard import PEERS_MAX, CallRates
 
 
 def test_peer_may_call_in_a_burst_and_then_at_its_rate() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.status.access.reductions import (
+from simplu_worker.status.roles import (
     HIDDEN_CAUSE,
     SHOWN_TEXTS,
     STATE_MEMBERS,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.status.access.roles import Caller, TenantPattern, Tokens, decode_tokens
+from simplu_worker.status.roles import Caller, TenantPattern, Tokens, decode_tokens
 from simplu_worker.vocabulary import Role
 
 BOTH = Tokens(operator="tok\u00e9n", viewer="look")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simplu_worker.status.live.causes import CAUSES, HELD, advice_members, cause_of
+from simplu_worker.status.problems import CAUSES, HELD, advice_members, cause_of
 from simplu_worker.vocabulary import HoldReason, ProblemCause
 
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import pytest
 
-from simplu_worker.status.live.event_stream import ALIVE, changes, encode_event
+from simplu_worker.status.event_stream import ALIVE, changes, encode_event
 
 
 class Answers:

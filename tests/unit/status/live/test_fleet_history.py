@@ -5,15 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from simplu_worker.status.live.fleet_history import (
+from simplu_worker.status.history import (
     DAY_POINTS_MAX,
     FOLDED,
+    INTERVAL_S,
+    POINTS_MAX,
     FleetHistory,
     FleetPoint,
     fleet_point,
     fold,
 )
-from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 UNKNOWN = FleetPoint(NOW, None, None, None, None, None, None)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.leases.lease_report import ReplicaFigures
-from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX, History, Totals, quantile, totals_of
+from simplu_worker.consumers.kinesis.leases.lease import ReplicaFigures
+from simplu_worker.status.history import INTERVAL_S, POINTS_MAX, History, Totals, quantile, totals_of
 
 BOUNDS_S = (0.1, 1.0, 10.0)
 START = datetime(2026, 11, 23, 12, tzinfo=UTC)

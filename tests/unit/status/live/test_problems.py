@@ -6,15 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from simplu_worker.status.live.causes import CAUSES
-from simplu_worker.status.live.problems import (
-    OPEN_MAX,
-    OVER_FOR,
-    OVER_MAX,
-    FoundProblem,
-    Problems,
-    find_problems,
-)
+from simplu_worker.status.problems import CAUSES, OPEN_MAX, OVER_FOR, OVER_MAX, FoundProblem, Problems, find_problems
 from simplu_worker.vocabulary import ProblemCause
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)

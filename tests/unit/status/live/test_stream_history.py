@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX
-from simplu_worker.status.live.stream_history import STREAM_SHARDS_MAX, ReadRates, StreamHistory
+from simplu_worker.status.history import INTERVAL_S, POINTS_MAX, STREAM_SHARDS_MAX, ReadRates, StreamHistory
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -12,8 +12,7 @@ from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.operation_taps import EVENTS_MAX, OperationTaps, TapFilter
 from simplu_worker.operations.operation import Disposition, Outcome
-from simplu_worker.status.live.event_stream import ALIVE
-from simplu_worker.status.live.tap_stream import TAP_MAX_S, parse_tap_query, tapped
+from simplu_worker.status.event_stream import ALIVE, TAP_MAX_S, parse_tap_query, tapped
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from prometheus_client import REGISTRY
 
-from simplu_worker.consumers.kinesis.leases.lease_report import TOP_MAX, TopTenant
-from simplu_worker.metrics import instruments
-from simplu_worker.shards.tenant_usage import RANK_COUNT, TenantUsage, TenantUse, WindowUse
-from simplu_worker.status.live import top_tenants
-from simplu_worker.status.live.top_tenants import HOUR_MIN_S, MINUTE_MIN_S, TopTenants, tenant_rows
+from simplu_worker import instruments
+from simplu_worker.consumers.kinesis.leases.lease import TOP_MAX, TopTenant
+from simplu_worker.fairness import RANK_COUNT, TenantUsage, TenantUse, WindowUse
+from simplu_worker.status import metrics_text
+from simplu_worker.status.metrics_text import HOUR_MIN_S, MINUTE_MIN_S, TopTenants, tenant_rows
 from simplu_worker.timing.clock import loop_time
 
 LOUD = TenantUse(12.0, 100, 5000, 3.25)
@@ -77,7 +77,7 @@ async def test_metrics_have_ranks_and_no_names() -> None:
 
 
 async def test_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top_tenants, "ROWS_MAX", 2)
+    monkeypatch.setattr(metrics_text, "ROWS_MAX", 2)
     top = TopTenants()
     await top.note({f"many-{number}": usage_of(a=number + 1.0) for number in range(3)})
     assert [row["shardId"] for row in top.rows] == ["many-2", "many-1"]

@@ -14,11 +14,10 @@ from jsonschema import Draft202012Validator
 from support.feed.events import AT, feed_event
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.feed.allowed_hosts import AllowedHosts
 from simplu_worker.feed.cloud_events import encode_event, encode_notification
-from simplu_worker.feed.feed_file import DestinationMembers, parse_feed_file
+from simplu_worker.feed.feed_file import AllowedHosts, DestinationMembers, parse_feed_file
 from simplu_worker.feed.types import EventBounds, FeedEvent, Incarnation
-from simplu_worker.status.routes.feed_schemas import FEED_SCHEMAS
+from simplu_worker.status.message_schemas import FEED_SCHEMAS
 from simplu_worker.vocabulary import FeedKind
 
 VALIDATORS: Final = {name: Draft202012Validator(schema) for name, schema in FEED_SCHEMAS.items()}

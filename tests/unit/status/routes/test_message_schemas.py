@@ -18,8 +18,8 @@ from support.requires import ROOT
 
 from simplu_local.workload.order_workload import OrderWorkload
 from simplu_local.workload.workload import Workload, make_tenants
-from simplu_worker.consumers.sqs.control.decode import TYPE_ATTRIBUTE, decode_control
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.consumers.sqs.control_messages import TYPE_ATTRIBUTE, decode_control
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import (
     BadParts,
     DeadLetter,
@@ -29,9 +29,8 @@ from simplu_worker.dead_letters.letter import (
 )
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import TIME
-from simplu_worker.operations.operation import Origin, RejectedRecord
-from simplu_worker.operations.request_ids import with_request_id
-from simplu_worker.status.routes.message_schemas import SCHEMAS
+from simplu_worker.operations.operation import Origin, RejectedRecord, with_request_id
+from simplu_worker.status.message_schemas import SCHEMAS
 from simplu_worker.vocabulary import DeadLetterReason, Source
 
 AT: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)

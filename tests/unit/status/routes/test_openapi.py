@@ -9,11 +9,10 @@ import pytest
 from support.requires import ROOT
 
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
-from simplu_worker.status.access.reductions import for_viewers
-from simplu_worker.status.listing_request import _PARSERS, _TENANT
-from simplu_worker.status.routes.openapi import describe
-from simplu_worker.status.routes.schemas import CONTENT_TYPES, SCHEMAS
-from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
+from simplu_worker.status.openapi import CONTENT_TYPES, SCHEMAS, describe
+from simplu_worker.status.operation_waits import _PARSERS, _TENANT
+from simplu_worker.status.roles import for_viewers
+from simplu_worker.status.routes import ROUTES, Access, Answer, Route
 
 DESCRIPTION = describe("1.2.3")
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import pytest
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from simplu_worker.telemetry.tracing.exported_spans import EXPORT_MAX_COUNT, LINKS_MAX, QUEUE_MAX_COUNT
-from simplu_worker.telemetry.tracing.opening import open_tracing
-from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
+from simplu_worker.telemetry.exported_spans import EXPORT_MAX_COUNT, LINKS_MAX, QUEUE_MAX_COUNT
+from simplu_worker.telemetry.opening import open_tracing
+from simplu_worker.telemetry.spans import TracedBatch, process_span
 
 SPAN_COUNT = 700
 EXPORT_COUNT = 16

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.telemetry.tracing.producer_links import choose_links
+from simplu_worker.telemetry.exported_spans import choose_links
 
 
 def _text(number: int, *, is_sampled: bool = True) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.business_info.items import Business
+from simplu_worker.business_info import Business
 from simplu_worker.transfers.adoption.plan import (
     NAMED_MAX,
     AdoptionChoices,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from simplu_worker.transfers.erasing.standing import Erasure, Standing, obstacle_to
+from simplu_worker.transfers.erasing import Erasure, Standing, obstacle_to
 from simplu_worker.vocabulary import TenantState
 
 ERASURE = Erasure("clinic", "main", "patient", "p")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from simplu_worker.transfers.importing.certificate import ImportCertificate, parse_certificate
+from simplu_worker.transfers.importing.rules import ImportCertificate, parse_certificate
 
 CERTIFICATE = ImportCertificate(
     business_id="b",

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.transfers.importing.checksum import RowChecksum
-from simplu_worker.transfers.importing.pace import RowPace
+from simplu_worker.transfers.importing.rules import RowChecksum, RowPace
 
 HASHES = st.integers(-(2**63), 2**63 - 1)
 ROWS = st.lists(st.tuples(HASHES, HASHES), max_size=20)

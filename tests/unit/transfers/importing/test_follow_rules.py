@@ -8,14 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from simplu_worker.transfers.importing.follow_rules import (
-    OVERLAP,
-    STOP_WRITERS,
-    FollowState,
-    follow_notes,
-    followed_since,
-)
 from simplu_worker.transfers.importing.mapping import TableMapping
+from simplu_worker.transfers.importing.rules import OVERLAP, STOP_WRITERS, FollowState, follow_notes, followed_since
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678, UTC)
 DETAIL = msgspec.json.decode(msgspec.json.encode(FollowState("digest", MOMENT)))

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from simplu_worker.business_info.items import Business
-from simplu_worker.operations.document_bounds import DOCUMENT_MAX_BYTES
+from simplu_worker.business_info import Business
+from simplu_worker.operations.json_record import DOCUMENT_MAX_BYTES
 from simplu_worker.transfers.importing.mapping import OWN_SHAPE, SourceMapping, TableMapping, TenantMapping
 from simplu_worker.transfers.importing.rules import (
     IS_DUPLICATE,

@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling.rows import Arrival, Departure, MovingTenant, Progress
-from simplu_worker.transfers.moving.situation import Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.shards.settling import Arrival, Departure, MovingTenant, Progress
+from simplu_worker.transfers.moving.types import Situation, continued_progress, situation_of, warm_progress
 from simplu_worker.vocabulary import MoveStep, TenantState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

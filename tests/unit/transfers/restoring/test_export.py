@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.transfers.restoring.export import ExportFile
+from simplu_worker.transfers.restoring import ExportFile
 
 FULL = Path("/dev/full")
 

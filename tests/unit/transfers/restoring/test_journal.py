@@ -8,8 +8,8 @@ import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.settling.rows import MovingTenant
-from simplu_worker.transfers.restoring.journal import (
+from simplu_worker.shards.settling import MovingTenant
+from simplu_worker.transfers.restoring import (
     Beginning,
     Journal,
     RestoreMode,

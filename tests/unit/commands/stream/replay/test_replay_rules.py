@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.commands.stream.replay.replay_rules import (
+from simplu_worker.commands.stream.replay_rules import (
     ReplayRange,
     ReplayTotals,
     batches,

@@ -12,16 +12,16 @@ import msgspec
 import pytest
 from support.queued_operations import queued_operation
 
-from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
+from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.stream.positions import AtTimestamp, RecordPosition
 from simplu_worker.consumers.pipeline.pipeline import Pipeline
+from simplu_worker.fairness import Demand, ShardTime
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
-from simplu_worker.shards.shard_time import Demand, ShardTime
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 

@@ -14,9 +14,9 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from simplu_worker import instruments
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import RECORD_OVERHEAD_BYTES, PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import RECORD_OVERHEAD_BYTES, Pacing, PrefetchMemory, ReadBudget
 from simplu_worker.consumers.kinesis.stream.client import (
     ExpiredIteratorError,
     Record,
@@ -26,7 +26,6 @@ from simplu_worker.consumers.kinesis.stream.client import (
 )
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Start, TrimHorizon
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.vocabulary import StreamReader
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.fetch.partition_keys import (
+from simplu_worker.consumers.kinesis.fetch.record_decoder import (
     SHOWN_MAX,
     WARNING_INTERVAL_S,
     PartitionKeys,
+    RecordDecoder,
     shown_key,
 )
-from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation
 from simplu_worker.vocabulary import PartitionKeyRule

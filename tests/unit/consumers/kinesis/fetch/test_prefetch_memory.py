@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota, PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pacing import MemoryQuota, PrefetchMemory
 
 MAX = 1000
 

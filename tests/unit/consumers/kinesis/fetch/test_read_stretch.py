@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.fetch.read_stretch import STRETCH_MAX, ReadStretch, wanted_stretch
+from simplu_worker.consumers.kinesis.fetch.read_schedule import STRETCH_MAX, ReadStretch, wanted_stretch
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,7 @@ from support.aws.kpl_aggregates import aggregate, sealed
 from support.processor_time import least_cpu_s
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
 
-from simplu_worker.consumers.kinesis.fetch.rejection_collector import (
-    FIRST_PARTS_MAX,
-    LETTERS_MAX,
-    RejectionCollector,
-)
+from simplu_worker.consumers.kinesis.fetch.record_decoder import FIRST_PARTS_MAX, LETTERS_MAX, RejectionCollector
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare, usable_cores
+from simplu_worker.consumers.kinesis.fleet.fleet import CpuShare, usable_cores
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report, lone_report
-from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, LeaseReport, ReplicaFigures, TopTenant
+from simplu_worker.consumers.kinesis.leases.lease import (
+    HeldTarget,
+    Lease,
+    LeaseReport,
+    Observation,
+    ReplicaFigures,
+    TopTenant,
+)
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.vocabulary import HoldReason
 

@@ -8,10 +8,9 @@ from typing import cast
 
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
-from simplu_worker.consumers.kinesis.leases.ability import Reach
-from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.balancing import Reach
+from simplu_worker.consumers.kinesis.leases.lease import Lease, StreamView
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 
 

@@ -7,10 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from simplu_worker.bulkheads import current_troubles
-from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
-from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
-from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
-from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.consumers.kinesis.fleet.lease_start import pinned_start, start_of
-from simplu_worker.consumers.kinesis.holding.unread import HORIZON
+from simplu_worker.consumers.kinesis.fleet.fleet_report import pinned_start, start_of
+from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.positions import (
     AT_TIMESTAMP,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from simplu_worker.consumers.kinesis.fleet.read_status import read_status
+from simplu_worker.consumers.kinesis.fleet.fleet_report import read_status
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 

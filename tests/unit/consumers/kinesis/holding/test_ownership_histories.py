@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from simplu_worker.consumers.kinesis.holding import ownership as ownership_module
 from simplu_worker.consumers.kinesis.holding import tenant_set
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
-from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, Position, RecordPosition, lowest_position
 from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 

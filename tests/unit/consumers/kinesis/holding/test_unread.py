@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.unread import HORIZON, ParentRecords, Unread, union
+from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, ParentRecords, Unread, union
 from simplu_worker.consumers.kinesis.stream.positions import AtSequenceNumber, AtTimestamp, Position, RecordPosition
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

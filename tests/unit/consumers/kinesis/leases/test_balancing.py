@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.ability import Reach
-from simplu_worker.consumers.kinesis.leases.balancing import next_expiry, plan_takes
+from simplu_worker.consumers.kinesis.leases.balancing import Reach, next_expiry, plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
 

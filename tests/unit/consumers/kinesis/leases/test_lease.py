@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.lease import (
+    HoldRetry,
     Lease,
     Observation,
     ReadAhead,
@@ -25,7 +26,6 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     unfinished_hand_overs,
     worker_id,
 )
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
 
 ME = "host:1:me"

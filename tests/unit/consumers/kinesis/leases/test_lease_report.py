@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.leases.lease_report import (
+from simplu_worker.consumers.kinesis.leases.lease import (
     HELD_MAX,
     LARGE,
     TEXT_MAX_LENGTH,

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
-from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.leases.load_balancing import (
+from simplu_worker.consumers.kinesis.leases.balancing import (
     FIXED_KBPS,
     GAIN,
     HEAVY,
@@ -20,7 +18,9 @@ from simplu_worker.consumers.kinesis.leases.load_balancing import (
     loads_of,
     measured_loads,
     plan_move,
+    plan_takes,
 )
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
 ME = "me"

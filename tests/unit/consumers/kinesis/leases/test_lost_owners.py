@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from simplu_worker.consumers.kinesis.leases.balancing import TOLD_FOR_S, LostOwners
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, observe
-from simplu_worker.consumers.kinesis.leases.lost_owners import TOLD_FOR_S, LostOwners
 from simplu_worker.consumers.kinesis.stream.positions import Position
 
 DURATION_S = 10.0

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, StreamView
 from simplu_worker.consumers.kinesis.stream.positions import LATEST
 
 

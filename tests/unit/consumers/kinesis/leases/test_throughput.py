@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from simplu_worker.consumers.kinesis.leases.throughput import TIME_CONSTANT_S, ThroughputMeter
+from simplu_worker.consumers.kinesis.leases.lease import TIME_CONSTANT_S, ThroughputMeter
 
 
 def test_throughput_is_unknown_until_some_time_has_passed() -> None:

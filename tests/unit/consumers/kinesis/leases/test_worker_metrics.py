@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.kinesis.leases.kcl_leader import KclState, state_of
-from simplu_worker.consumers.kinesis.leases.worker_metrics import has_moved_metrics, is_reporting_wanted, metrics_row
+from simplu_worker.consumers.kinesis.leases.kcl_leader import (
+    KclState,
+    has_moved_metrics,
+    is_reporting_wanted,
+    metrics_row,
+    state_of,
+)
 
 
 def test_metrics_are_those_of_a_worker_of_the_kcl_3() -> None:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from simulation.virtual_time import VirtualLoop
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
-from simplu_worker.consumers.kinesis.holding.ownership import Ownership
-from simplu_worker.consumers.kinesis.holding.unread import Unread
+from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import Unread
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
     CATCH_UPS_MAX,

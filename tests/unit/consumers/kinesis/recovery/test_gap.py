@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.unread import HORIZON
-from simplu_worker.consumers.kinesis.recovery.gap import (
+from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCKS_MARGIN,
+    Ancestor,
     Gap,
+    Lineage,
     PositionGapError,
     has_left_stream,
     has_read_on,
@@ -21,9 +23,8 @@ from simplu_worker.consumers.kinesis.recovery.gap import (
     rows_of_ancestors_behind,
     went_back,
 )
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition
-from simplu_worker.shards.positions.claims import timed_token
+from simplu_worker.shards.positions import timed_token
 from simplu_worker.shards.types import StoredPositions, StreamPosition
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.kinesis.recovery.merged_tokens import merges_since
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import merges_since
 from simplu_worker.shards.types import PositionMerge
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.unread import HORIZON, ParentRecords, merge
+from simplu_worker.consumers.kinesis.holding.tenant_set import HORIZON, ParentRecords, merge
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCK_MARGIN,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_local.kinesis.fan_out.event_stream import encode_message
-from simplu_worker.consumers.kinesis.stream.event_messages import MESSAGE_MAX_BYTES, MessageBuffer, MessageError
+from simplu_worker.consumers.kinesis.stream.subscriptions import MESSAGE_MAX_BYTES, MessageBuffer, MessageError
 
 HEADERS = st.dictionaries(st.text("abc:-", min_size=1, max_size=20), st.text(max_size=30), max_size=3)
 MESSAGES = st.lists(st.tuples(HEADERS, st.binary(max_size=200)), max_size=5)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
-from simplu_worker.consumers.kinesis.stream.aggregation import TooManyPartsError, deaggregate
-from simplu_worker.consumers.kinesis.stream.parts import (
+from simplu_worker.consumers.kinesis.stream.aggregation import (
     PARTS_OF_RECORD_MAX,
     TOO_MANY_OF_RECORD,
+    TooManyPartsError,
+    deaggregate,
     parts_of_aggregate,
     parts_of_record,
     unpack,

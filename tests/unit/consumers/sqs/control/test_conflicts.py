@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, is_same_group, stages_of
+from simplu_worker.consumers.sqs.control_messages import MessageSubject, first_conflict, is_same_group, stages_of
 
 
 def about(tenant_id: str, group_id: str | None = None) -> MessageSubject:

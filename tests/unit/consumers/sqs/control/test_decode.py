@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control.decode import (
+from simplu_worker.consumers.sqs.control_messages import (
     Control,
     ControlType,
     ShardCreation,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.queued_operations import queued_operation
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.orders.chain import BEHIND_VERDICT, Chain, ChainState, Deferral, OrderMessage
+from simplu_worker.consumers.sqs.order_messages import BEHIND_VERDICT, Chain, ChainState, Deferral, OrderMessage
 from simplu_worker.consumers.sqs.receive.verdicts import Done, MessageIds, RetryHeld, ToDeadLetter, Verdict
 from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order, tenant_of_order
+from simplu_worker.consumers.sqs.order_messages import OrderRules, decode_order, tenant_of_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.receive.failure_memory import FailureMemory
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureMemory
 
 
 def test_memory_counts_each_message_by_itself() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.receive.message_ages import WINDOW_S, RecentlyReceived, oldest_age_s
+from simplu_worker.consumers.sqs.receive.in_flight import WINDOW_S, RecentlyReceived, oldest_age_s
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from simplu_worker.aws.sqs_queue import Message
-from simplu_worker.consumers.sqs.receive import paused_messages
-from simplu_worker.consumers.sqs.receive.paused_messages import BEYOND_S, HIDDEN_S, RETURNED_AFTER_S, PausedMessages
+from simplu_worker.consumers.sqs.receive import redrive_rules
+from simplu_worker.consumers.sqs.receive.redrive_rules import BEYOND_S, HIDDEN_S, RETURNED_AFTER_S, PausedMessages
 
 
 def message(number: int) -> Message:
@@ -44,7 +44,7 @@ def test_message_that_comes_back_is_remembered_once() -> None:
 
 
 def test_few_of_the_messages_that_a_queue_may_hide_are_hidden_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paused_messages, "HIDDEN_MAX", 2)
+    monkeypatch.setattr(redrive_rules, "HIDDEN_MAX", 2)
     paused = PausedMessages()
     assert [paused.add("a-x", message(n), paused_s=1e6, now=0.0) for n in range(3)] == [HIDDEN_S, HIDDEN_S, BEYOND_S]
     assert len(paused) == 2

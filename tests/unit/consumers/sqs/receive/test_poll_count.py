@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.receive.poll_count import ATTEMPT_MAX_S, PollCount, PollReservations, ReceiveAttempt
+from simplu_worker.consumers.sqs.receive.in_flight import ATTEMPT_MAX_S, PollCount, PollReservations, ReceiveAttempt
 
 
 @pytest.mark.parametrize(

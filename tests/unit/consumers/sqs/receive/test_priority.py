@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.consumers.sqs.receive.priority import GATE_MAX_WAIT_S, POLLS_AHEAD, PriorityGate
+from simplu_worker.consumers.sqs.receive.poller import GATE_MAX_WAIT_S, POLLS_AHEAD, PriorityGate
 
 
 @pytest.mark.parametrize(

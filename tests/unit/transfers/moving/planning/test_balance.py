@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.transfers.moving.planning.balance import (
+from simplu_worker.transfers.moving.balance import (
     EVEN_RATIO,
     NO_LIMIT,
     ShardRoom,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
-from simplu_worker.transfers.moving.planning.begun import (
+from simplu_worker.transfers.moving.balance import (
     BegunMove,
     BegunMoves,
     FoundTenant,
+    PlannedTransfer,
+    WeighedTenant,
     homes_after,
     homes_of,
     sort_begun_moves,

@@ -6,7 +6,7 @@ import pytest
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.routing.locator import Capacity
-from simplu_worker.transfers.moving.planning.capacities import check_room, room_of
+from simplu_worker.transfers.moving.places import check_room, room_of
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.settling.rows import Departure
-from simplu_worker.transfers.moving.planning.going_back import WayBack, way_back
+from simplu_worker.shards.settling import Departure
+from simplu_worker.transfers.moving.balance import WayBack, way_back
 
 
 def journal(target_id: str, step: str) -> Departure:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
-from simplu_worker.transfers.moving.planning.map_plan import plan_by_map
+from simplu_worker.transfers.moving.balance import PlannedTransfer, WeighedTenant, plan_by_map
 
 NAMES = ["s1", "s2", "s3", "s4", "s5"]
 

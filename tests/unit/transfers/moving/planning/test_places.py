@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.transfers.moving.planning.places import TenantPlaces
+from simplu_worker.transfers.moving.places import TenantPlaces
 from simplu_worker.vocabulary import TenantState
 
 

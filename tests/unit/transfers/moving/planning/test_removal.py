@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.transfers.moving.planning.removal import TenantRows, describe_removal, leads_through
+from simplu_worker.transfers.moving.balance import TenantRows, describe_removal, leads_through
 
 
 def row(tenant_id: str, state: str, moved_to: str | None = None) -> dict[str, Any]:

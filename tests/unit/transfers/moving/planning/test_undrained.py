@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
-from simplu_worker.transfers.moving.planning.begun import BegunMoves
-from simplu_worker.transfers.moving.planning.undrained import plan_undrain
+from simplu_worker.transfers.moving.balance import BegunMoves, PlannedTransfer, WeighedTenant, plan_undrain
 
 
 def on(shard_id: str, location_id: str) -> WeighedTenant:

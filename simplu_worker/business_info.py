@@ -1,0 +1,315 @@
+"""The table of businesses, in DynamoDB.
+
+The door to business-info, the DynamoDB table of business metadata: the types and locations of businesses.
+
+Read only. For a tenant's first use a single business is looked up and cached; commands for people scan the whole
+table,
+or look up a page of businesses at a time.
+
+The items of business-info: a business, its type and its locations.
+
+The shape is that of the reference implementations: `{id, type, locations: [{id, active, …}], …}`; `businessType` is
+accepted for `type`. No other member, such as names and addresses, is read.
+
+What shards know of business-info: a way to find a business. The table behind it is `table`, the door to DynamoDB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import product
+from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
+
+from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.instruments import DYNAMODB_REQUEST
+from simplu_worker.operations.operation import ID_MAX, is_id
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import attempts
+
+TYPE_MEMBERS: Final = ("businessType", "type")
+
+Item: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""An item as DynamoDB's API returns it: each value under a letter that names its type."""
+
+
+class UnreadableItemError(ValueError):
+    """An item of business-info does not have the shape of a business."""
+
+
+class Business(msgspec.Struct, frozen=True):
+    """A business, with the ids of all its locations, and of the inactive ones among them.
+
+    *problems* describe the unreadable locations, without their content.
+    """
+
+    id: str
+    business_type: str
+    locations: frozenset[str] = frozenset()
+    inactive: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The ids of its active locations."""
+        return self.locations - self.inactive
+
+
+def business_of(item: Item) -> Business:
+    """Return the business of an item; raise `UnreadableItemError` without an id, a type, or a list of locations.
+
+    A location without `active` is active.
+    """
+    locations, inactive, problems = [], [], []
+    for number, location in enumerate(_locations(item), start=1):
+        members = location.get("M")
+        if not isinstance(members, Mapping) or (location_id := _id(members.get("id"))) is None:
+            problems.append(f"location {number}: expected an id of 1 to {ID_MAX} characters")
+            continue
+        locations.append(location_id)
+        if not _is_active(members.get("active")):
+            inactive.append(location_id)
+    return Business(
+        id=_own_id(item),
+        business_type=_type(item),
+        locations=frozenset(locations),
+        inactive=frozenset(inactive),
+        problems=tuple(problems),
+    )
+
+
+def id_of(item: Item) -> str | None:
+    """Return the id of an item, readable or not; None without a valid id."""
+    return _id(item.get("id"))
+
+
+def refusal_reason(business: Business | None, location_id: str) -> str | None:
+    """Return why no tenant may be made for a business at a location by business-info; None if it may."""
+    if business is None:
+        return "its business is not in business-info"
+    if location_id not in business.locations:
+        return "its business in business-info has no such location"
+    if location_id in business.inactive:
+        return "its location is not active in business-info"
+    return None
+
+
+def _own_id(item: Item) -> str:
+    own = _id(item.get("id"))
+    if own is None:
+        raise UnreadableItemError(f"id: expected a string of 1 to {ID_MAX} characters")
+    return own
+
+
+def _type(item: Item) -> str:
+    names = {item[name].get("S") for name in TYPE_MEMBERS if name in item and not item[name].get("NULL")}
+    if len(names) != 1 or not all(names):
+        came = "two different ones" if names and all(names) else "none"
+        raise UnreadableItemError(f"type: expected the business's type, a string, got {came}")
+    return str(names.pop())
+
+
+def _locations(item: Item) -> list[Mapping[str, Any]]:
+    given = item.get("locations", {"NULL": True})
+    if given.get("NULL"):
+        return []
+    locations = given.get("L")
+    if not isinstance(locations, list):
+        raise UnreadableItemError("locations: expected a list")
+    return locations
+
+
+def _id(value: Mapping[str, Any] | None) -> str | None:
+    text = (value or {}).get("S")
+    return text if isinstance(text, str) and is_id(text) else None
+
+
+def _is_active(value: Mapping[str, Any] | None) -> bool:
+    """Return False only for an explicit `false`, as a boolean or as text."""
+    value = value or {}
+    return value.get("BOOL") is not False and str(value.get("S")).lower() != "false"
+
+
+FRESH_S: Final = 300.0  # for an existing business: its type does not change
+ABSENT_FRESH_S: Final = 5.0  # for a missing one: it may be created at any time
+
+
+class UnreadableBusinessError(PermanentError):
+    """The item of a business cannot be read; a person has to correct it."""
+
+
+class BusinessFinder(Protocol):
+    """Finds businesses by id; `BusinessInfo` is one."""
+
+    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
+        """Return a business as it was at most *max_age_s* ago, or None; raise `PermanentError` if it is unreadable."""
+
+
+CACHED_MAX: Final = 10_000
+LOOKUPS_AT_ONCE: Final = 8
+PAGE_SIZE: Final = 500
+BATCH_MAX: Final = 100  # BatchGetItem's quota
+BATCH_TRIES: Final = 6
+BATCH_BASE_S, BATCH_MAX_S = 0.1, 5.0  # before unprocessed keys are requested again
+READ: Final = {
+    "ProjectionExpression": "#id, #type, #business_type, #locations",
+    "ExpressionAttributeNames": {
+        "#id": "id",
+        "#type": "type",
+        "#business_type": "businessType",
+        "#locations": "locations",
+    },
+}
+
+for _labels in product(("get_item", "batch_get_item", "scan"), ("ok", "error")):
+    DYNAMODB_REQUEST.labels(*_labels)
+
+
+class UnreadableBusiness(msgspec.Struct, frozen=True):
+    """An item that is no business, and its problem."""
+
+    id: str | None
+    problem: str
+
+
+class _CachedBusiness(msgspec.Struct, frozen=True):
+    """The answer of business-info about one business, and the time of the request."""
+
+    found: Business | UnreadableBusiness | None
+    asked_at: float
+
+    def is_fresh(self, now: float, max_age_s: float) -> bool:
+        """Return whether the answer may still be used."""
+        max_s = max_age_s if isinstance(self.found, Business) else min(max_age_s, ABSENT_FRESH_S)
+        return now - self.asked_at <= max_s
+
+
+class _SharedFetch:
+    """The concurrent callers for one business: one of them looks it up, the others share the answer."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.caller_count = 0
+        self.answer: _CachedBusiness | WorkerError | None = None  # of the first caller that was not cancelled
+
+
+class BusinessInfo:
+    """The table *table*, read through *client*. Raises DynamoDB's errors as `RetryableError` or `PermanentError`."""
+
+    def __init__(self, client: Client, table: str, *, clock: Callable[[], float] = loop_time) -> None:
+        self._client = client
+        self._table = table
+        self._clock = clock
+        self._cached: dict[str, _CachedBusiness] = {}  # the oldest lookup first
+        self._lookups: dict[str, _SharedFetch] = {}
+        self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+
+    def __repr__(self) -> str:
+        return f"BusinessInfo({self._table!r}, cached={len(self._cached)}, lookups={len(self._lookups)})"
+
+    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
+        """Return a business as it was at most *max_age_s* ago, or None as of at most `ABSENT_FRESH_S` ago.
+
+        Concurrent callers for one business share one request. Raises `UnreadableBusinessError` for an item that is no
+        business.
+        """
+        answer = self._cached.get(business_id)
+        if answer is None or not answer.is_fresh(self._clock(), max_age_s):
+            answer = await self._find_shared(business_id)
+        if isinstance(answer.found, UnreadableBusiness):
+            raise UnreadableBusinessError(f"business-info, business {business_id!r}: {answer.found.problem}")
+        return answer.found
+
+    async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | UnreadableBusiness | None]:
+        """Return the present item of each of *business_ids*, without the cache."""
+        found: dict[str, Business | UnreadableBusiness | None] = dict.fromkeys(business_ids)
+        keys = list(found)
+        for start in range(0, len(keys), BATCH_MAX):
+            for item in await self._fetch_batch(keys[start : start + BATCH_MAX]):
+                business = _parse_item(item)
+                if business.id is not None:
+                    found[business.id] = business
+        return found
+
+    async def scan_pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | UnreadableBusiness]]:
+        """Yield every item of the table, at most *page_size* at a time; changes during the scan may be missed."""
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self._call("scan", TableName=self._table, Limit=page_size, **READ, **page)
+            yield [_parse_item(item) for item in reply["Items"]]
+            if not reply.get("LastEvaluatedKey"):
+                return
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
+
+    async def _find_shared(self, business_id: str) -> _CachedBusiness:
+        lookup = self._lookups.setdefault(business_id, _SharedFetch())
+        lookup.caller_count += 1
+        try:
+            async with lookup.lock:
+                answer = lookup.answer
+                if answer is None:
+                    answer = lookup.answer = await self._fetch(business_id)
+        finally:
+            lookup.caller_count -= 1
+            if not lookup.caller_count:
+                del self._lookups[business_id]
+        if isinstance(answer, WorkerError):
+            raise answer
+        return answer
+
+    async def _fetch(self, business_id: str) -> _CachedBusiness | WorkerError:
+        async with self._slots:
+            asked_at = self._clock()
+            try:
+                reply = await self._call("get_item", TableName=self._table, Key={"id": {"S": business_id}}, **READ)
+            except (RetryableError, PermanentError) as exc:
+                return exc
+        item = reply.get("Item")
+        answer = _CachedBusiness(None if item is None else _parse_item(item), asked_at)
+        self._cached.pop(business_id, None)
+        if len(self._cached) >= CACHED_MAX:
+            del self._cached[next(iter(self._cached))]
+        self._cached[business_id] = answer
+        return answer
+
+    async def _fetch_batch(self, business_ids: Sequence[str]) -> list[Item]:
+        items: list[Item] = []
+        asked = {self._table: {"Keys": [{"id": {"S": business_id}} for business_id in business_ids], **READ}}
+        async for attempt in attempts(RetryableError, count=BATCH_TRIES, base_s=BATCH_BASE_S, max_s=BATCH_MAX_S):
+            with attempt:
+                reply = await self._call("batch_get_item", RequestItems=asked)
+                for found in reply["Responses"].values():  # under the table's name, even if the request has its ARN
+                    items += found
+                asked = reply.get("UnprocessedKeys") or {}
+                if asked:
+                    raise RetryableError(f"table {self._table}: expected all keys of a request, got fewer: throttled")
+        return items
+
+    async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Make one request, measured, with DynamoDB's errors translated."""
+        started_at = time.perf_counter()
+        outcome = "error"
+        try:
+            reply: dict[str, Any] = await getattr(self._client, operation)(**arguments)
+            outcome = "ok"
+        except AWS_ERRORS as exc:
+            if error_code(exc) == "ResourceNotFoundException":
+                raise PermanentError(
+                    f"table {self._table}: expected business-info, got no such table; "
+                    "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
+                ) from exc
+            raise translate(exc) from exc
+        finally:
+            DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
+        return reply
+
+
+def _parse_item(item: Item) -> Business | UnreadableBusiness:
+    try:
+        return business_of(item)
+    except UnreadableItemError as exc:
+        return UnreadableBusiness(id_of(item), str(exc))

@@ -1,1 +1,0 @@
-"""The door to the business-info table, and the meaning of its items."""

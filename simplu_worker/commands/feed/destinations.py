@@ -1,0 +1,424 @@
+"""The commands of `feed`: show destinations, send them events again, let them go on, forget them.
+
+`feed show`.
+
+`feed replay`: send a destination all events again from a time on.
+
+`feed skip`: let a destination go on that has stopped; or pass the lost source of a moved tenant, or an event.
+
+`feed forget`: delete the cursors and refusals of a destination that has left `FEED_FILE`.
+
+Add up what the shards tell of each destination.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, assert_never
+
+import msgspec
+from rich.text import Text
+
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.output import print_json, print_line, print_members, print_note, print_silent, print_table
+from simplu_worker.commands.running import known_shard, parse_tenant_id, require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError
+from simplu_worker.feed.cloud_events import TYPE_PREFIX
+from simplu_worker.feed.events import PassEvent, PassSource, Resume
+from simplu_worker.feed.steering import (
+    REFUSALS_SHOWN,
+    ForgetPlan,
+    RefusedEvent,
+    ReplayPlan,
+    ShardDestination,
+    forget,
+    read_destinations,
+    replay,
+    skip,
+)
+from simplu_worker.shards.routing.shard_query import query_all_shards, query_with_causes
+from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.vocabulary import FeedStop
+
+COLUMNS: Final = ("shard", "changes to send again", "begins at", "stopped")
+
+
+async def replay_feed(
+    settings: Settings,
+    destination: str,
+    since: datetime,
+    until: datetime | None,
+    shard_ids: Sequence[str],
+    *,
+    apply: bool,
+    as_json: bool,
+) -> int:
+    """Print what each shard sends again, or the shards that are named; with *apply* begin it.
+
+    Returns 1 if a shard did not answer, or none has the destination.
+    """
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = await shards.locator.list_shards()
+        chosen = [known_shard(known, shard_id) for shard_id in dict.fromkeys(shard_ids)] or list(known)
+        answers = await query_all_shards(
+            chosen, lambda address: replay(shards.pools.ensure_pool(address), destination, since, until, apply=apply)
+        )
+    silent = sorted({address.shard_id for address in chosen} - answers.keys())
+    plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
+    if as_json:
+        members = {"applied": apply, "shards": [_members(*one) for one in plans.items()]}
+        print_json(members | {"shardsWithoutAnswer": silent})
+    else:
+        _print_replay(destination, plans, apply=apply)
+        print_silent(silent)
+    return 1 if silent or not plans else 0
+
+
+def _print_replay(destination: str, plans: Mapping[str, ReplayPlan], *, apply: bool) -> None:
+    if not plans:
+        print_note(f"no shard that answered has the destination {destination}; `simplu-worker feed show` lists them")
+        return
+    rows = [
+        (
+            shard_id,
+            "none" if plan.change_count is None else f"about {plan.change_count}",
+            "" if plan.begins_at is None else f"{plan.begins_at:%Y-%m-%d %H:%M:%S} (the log keeps nothing older)",
+            plan.stopped or "",
+        )
+        for shard_id, plan in plans.items()
+    ]
+    print_table(COLUMNS, rows)
+    if any(plan.stopped is not None for plan in plans.values()):
+        print_note("a destination that has stopped goes on after `simplu-worker feed skip`")
+    print_note(
+        "begun: the events come within ten seconds, and the lag of the destination grows until they are sent"
+        if apply
+        else "nothing was changed; with --apply these events are sent again, under the same ids"
+    )
+
+
+def _members(shard_id: str, plan: ReplayPlan) -> dict[str, Any]:
+    return {
+        "shardId": shard_id,
+        "changeCount": plan.change_count or 0,
+        "beginsAt": plan.begins_at,
+        "stopped": plan.stopped,
+    }
+
+
+async def skip_feed(
+    settings: Settings,
+    destination: str,
+    shard_id: str,
+    tenant: tuple[str, str] | None,
+    event_id: str | None = None,
+    *,
+    apply: bool,
+    as_json: bool,
+) -> int:
+    """Print what is passed; with *apply* pass it.
+
+    Raises `PermanentError` where there is nothing to pass, `RetryableError` if the shard does not answer.
+    """
+    require_settings(settings, routes=True)
+    tenant_id = None if tenant is None else parse_tenant_id(*tenant)
+    async with open_shards(settings) as shards:
+        address = known_shard(await shards.locator.list_shards(), shard_id)
+        choice = await skip(shards.pools.ensure_pool(address), destination, tenant_id, event_id, apply=apply)
+    members = {"destination": destination, "shardId": shard_id} | _skip_members(choice)
+    if as_json:
+        print_json(members | {"applied": apply})
+        return 0
+    print_members({name: value for name, value in members.items() if value is not None})
+    print_note(f"{'done' if apply else 'nothing was changed; with --apply'}: {_effect(choice)}")
+    return 0
+
+
+def _skip_members(choice: Resume | PassSource | PassEvent) -> dict[str, Any]:
+    match choice:
+        case Resume(stopped, error, refused_event):
+            return {
+                "stopped": stopped,
+                "error": None if error is None else scrub_text(error),
+                "refusedEvent": refused_event,
+            }
+        case PassSource(tenant_id, source):
+            return {"tenantId": tenant_id, "sourceShardId": source}
+        case PassEvent(event_id):
+            return {"eventId": event_id}
+        case _:
+            assert_never(choice)
+
+
+def _effect(choice: Resume | PassSource | PassEvent) -> str:
+    match choice:
+        case Resume(FeedStop.REFUSED):
+            return "the event is tried once more, kept as refused if it is refused again, and the feed goes on"
+        case Resume(FeedStop.DISABLED):
+            return "the feed goes on where it was"
+        case PassSource(_, source):
+            return f"the tenant's events are sent; those that {source} has not sent by then may come later, or never"
+        case PassEvent():
+            return "the event is tried once more, kept as refused if that fails for any reason, and the feed goes on"
+        case _:
+            raise AssertionError(choice)
+
+
+FORGET_COLUMNS: Final = ("shard", "cursor of", "refused events")
+
+
+async def forget_destination(settings: Settings, destination: str, *, apply: bool, as_json: bool) -> int:
+    """Print what the shards have of a destination; with *apply* delete it.
+
+    Returns 1 if a shard did not answer, or none has the destination. Raises `PermanentError` where a replica has the
+    destination in its file.
+    """
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = await shards.locator.list_shards()
+        answers = await query_all_shards(
+            known, lambda address: forget(shards.pools.ensure_pool(address), destination, apply=False)
+        )
+        plans = _unused(destination, answers)
+        if apply:
+            concerned = [address for address in known if address.shard_id in plans]
+            answers = {shard_id: plan for shard_id, plan in answers.items() if plan is None}
+            answers |= await query_all_shards(
+                concerned, lambda address: forget(shards.pools.ensure_pool(address), destination, apply=True)
+            )
+            plans = _unused(destination, answers)
+    silent = sorted({address.shard_id for address in known} - answers.keys())
+    if as_json:
+        found = [
+            {"shardId": shard_id, "updatedAt": plan.updated_at, "refusalCount": plan.refusal_count}
+            for shard_id, plan in plans.items()
+        ]
+        print_json({"applied": apply, "shards": found, "shardsWithoutAnswer": silent})
+    else:
+        _print_forget(destination, plans, apply=apply)
+        print_silent(silent)
+    return 1 if silent or not plans else 0
+
+
+def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[str, ForgetPlan]:
+    """Return the plans, by shard id. Raises `PermanentError` where a replica has the destination in its file."""
+    plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
+    for shard_id, plan in plans.items():
+        if plan.user is not None:
+            raise PermanentError(
+                f"expected a destination that no replica has in FEED_FILE, got {destination}, which {plan.user} has on "
+                f"{shard_id}; take it out of the file of every replica, and send SIGHUP"
+            )
+    return plans
+
+
+def _print_forget(destination: str, plans: Mapping[str, ForgetPlan], *, apply: bool) -> None:
+    if not plans:
+        print_note(f"no shard that answered has the destination {destination}; `simplu-worker feed show` lists them")
+        return
+    rows = [(shard_id, f"{plan.updated_at:%Y-%m-%d %H:%M:%S}", plan.refusal_count) for shard_id, plan in plans.items()]
+    print_table(FORGET_COLUMNS, rows)
+    print_note(
+        "done: the destination begins anew if a file has it again"
+        if apply
+        else "nothing was changed; with --apply this is deleted, and the destination begins anew if a file has it again"
+    )
+
+
+BEHIND_S: Final = 10.0  # a killed publisher is replaced within that
+
+
+class StoppedShard(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A shard that sends the destination nothing any more."""
+
+    shard_id: str
+    reason: FeedStop
+    error: str | None = None
+    refused_event: str | None = None
+
+
+class WaitingTenant(msgspec.Struct, frozen=True, rename="camel"):
+    """A tenant that has moved, and whose events wait on *shard_id* for those of its source."""
+
+    tenant_id: str
+    shard_id: str
+    source_shard_id: str
+
+
+class Refusal(msgspec.Struct, frozen=True, rename="camel"):
+    """An event that the destination refused for good. It has no data."""
+
+    shard_id: str
+    event_id: str
+    type: str
+    subject: str
+    error: str
+    since: datetime
+
+
+class DestinationSummary(msgspec.Struct, frozen=True, rename="camel"):
+    """A destination over all shards that answered. One that no publisher has in its file waits for nothing."""
+
+    name: str
+    lag_seconds: float  # of the shard that is the furthest behind
+    shard_count: int
+    shards_behind: tuple[str, ...]
+    shards_without_publisher: tuple[str, ...]
+    stopped: tuple[StoppedShard, ...]
+    waiting_tenants: tuple[WaitingTenant, ...]
+    refusal_count: int
+    refusals: tuple[Refusal, ...] = ()  # the latest REFUSALS_SHOWN, the newest first
+    is_in_file: bool = True
+
+    @property
+    def has_problem(self) -> bool:
+        """Whether a person has something to look at."""
+        return bool(self.shards_behind or self.shards_without_publisher or self.stopped)
+
+
+def summarise(answers: Mapping[str, Sequence[ShardDestination]]) -> list[DestinationSummary]:
+    """Return the destinations by name, of the answers by shard id."""
+    found: defaultdict[str, list[tuple[str, ShardDestination]]] = defaultdict(list)
+    for shard_id, destinations in sorted(answers.items()):
+        for one in destinations:
+            found[one.destination].append((shard_id, one))
+    return [_summary(name, found[name]) for name in sorted(found)]
+
+
+def _summary(name: str, found: Sequence[tuple[str, ShardDestination]]) -> DestinationSummary:
+    is_in_file = any(one.is_in_file for _, one in found)
+    shards = found if is_in_file else ()
+    return DestinationSummary(
+        name=name,
+        lag_seconds=max((one.lag_s or 0.0 for _, one in shards), default=0.0),
+        shard_count=len(found),
+        shards_behind=tuple(shard_id for shard_id, one in shards if (one.lag_s or 0.0) >= BEHIND_S),
+        shards_without_publisher=tuple(shard_id for shard_id, one in shards if one.publisher is None),
+        stopped=tuple(
+            StoppedShard(shard_id, one.stopped, one.error, one.refused_event)
+            for shard_id, one in shards
+            if one.stopped is not None
+        ),
+        waiting_tenants=tuple(
+            WaitingTenant(held.tenant_id, shard_id, held.source) for shard_id, one in shards for held in one.held
+        ),
+        refusal_count=sum(one.refusal_count for _, one in found),
+        refusals=tuple(_latest_refusals(found)),
+        is_in_file=is_in_file,
+    )
+
+
+def _latest_refusals(shards: Sequence[tuple[str, ShardDestination]]) -> list[Refusal]:
+    found = [_refusal(shard_id, refused) for shard_id, one in shards for refused in one.refusals]
+    return sorted(found, key=lambda one: one.since, reverse=True)[:REFUSALS_SHOWN]
+
+
+def _refusal(shard_id: str, refused: RefusedEvent) -> Refusal:
+    event = refused.event
+    return Refusal(shard_id, event.id, f"{TYPE_PREFIX}{event.kind}", event.subject, refused.error, refused.since)
+
+
+SHOW_COLUMNS: Final = (
+    "destination",
+    "lag",
+    "shards",
+    "behind",
+    "without publisher",
+    "stopped",
+    "waiting tenants",
+    "refused",
+)
+SHOWN_MAX: Final = 20  # lines of one kind for people; --json has all
+
+
+async def show_feed(settings: Settings, destination: str | None, *, as_json: bool) -> int:
+    """Print the destinations that the shards know, or the one that is named.
+
+    Returns 1 if a shard did not answer, or none has the named destination.
+    """
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = await shards.locator.list_shards()
+        answers, causes = await query_with_causes(
+            known, lambda address: read_destinations(shards.pools.ensure_pool(address))
+        )
+    silent = sorted({address.shard_id for address in known} - answers.keys())
+    found = [_scrubbed(one) for one in summarise(answers) if destination in {None, one.name}]
+    if as_json:
+        print_json({"destinations": found, "shardsWithoutAnswer": silent})
+    else:
+        _print(found)
+        print_silent(silent, {shard_id: scrub_text(cause) for shard_id, cause in causes.items()})
+    if not found and not as_json:
+        wanted = "a destination" if destination is None else f"the destination {destination}"
+        print_note(f"no shard that answered has {wanted}: it has one once a worker with FEED_FILE publishes the shard")
+    return 1 if silent or (destination is not None and not found) else 0
+
+
+def _scrubbed(summary: DestinationSummary) -> DestinationSummary:
+    return msgspec.structs.replace(
+        summary,
+        stopped=tuple(
+            msgspec.structs.replace(one, error=None if one.error is None else scrub_text(one.error))
+            for one in summary.stopped
+        ),
+        refusals=tuple(msgspec.structs.replace(one, error=scrub_text(one.error)) for one in summary.refusals),
+    )
+
+
+def _print(found: Sequence[DestinationSummary]) -> None:
+    if found:
+        print_table(SHOW_COLUMNS, map(_row, found))
+    stops = [
+        f"{summary.name}, {one.shard_id}: stopped{_at(one.refused_event)} ({one.reason}): {one.error}"
+        for summary in found
+        for one in summary.stopped
+    ]
+    waits = [
+        f"{summary.name}, {one.shard_id}: {one.tenant_id} waits for the feed of its source, {one.source_shard_id}"
+        for summary in found
+        for one in summary.waiting_tenants
+    ]
+    refusals = [
+        f"{summary.name}, {one.shard_id}: refused {one.type} of {one.subject} at {one.since:%Y-%m-%d %H:%M:%S}, "
+        f"{one.event_id}: {one.error}"
+        for summary in found
+        for one in summary.refusals
+    ]
+    left = [
+        f"{summary.name}: no replica has it in FEED_FILE; `simplu-worker feed forget {summary.name}` deletes its places"
+        for summary in found
+        if not summary.is_in_file
+    ]
+    for lines in (stops, waits, refusals, left):
+        for line in lines[:SHOWN_MAX]:
+            print_line(line)
+        if len(lines) > SHOWN_MAX:
+            print_line(f"and {len(lines) - SHOWN_MAX} more; --json has all")
+
+
+def _at(refused_event: str | None) -> str:
+    return "" if refused_event is None else f" at the event {refused_event}"
+
+
+def _row(summary: DestinationSummary) -> tuple[object, ...]:
+    return (
+        Text(summary.name, _style(summary)),
+        f"{summary.lag_seconds:.1f} s",
+        summary.shard_count,
+        len(summary.shards_behind),
+        len(summary.shards_without_publisher),
+        len(summary.stopped),
+        len(summary.waiting_tenants),
+        summary.refusal_count,
+    )
+
+
+def _style(summary: DestinationSummary) -> str:
+    if not summary.is_in_file:
+        return "dim"
+    return "yellow" if summary.has_problem else "green"

@@ -1,0 +1,337 @@
+"""Print the results of commands: tables and lines for people, JSON for programs.
+
+Print a list that may not fit in memory: as JSON item by item, or as a table of the first rows.
+
+Show on stderr how far a command is: a bar on a terminal, elsewhere a line from time to time.
+
+A note on stderr with the reason why a command makes no progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
+
+import msgspec
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.file_proxy import FileProxy
+from rich.measure import Measurement
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+NO_CAUSES: Final[Mapping[str, str]] = {}
+NOT_COUNTED: Final = "not counted"  # as that takes long
+NOT_A_TERMINAL_WIDTH = 1000  # so that no table is folded for a file or a pipe
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print one table on stdout."""
+    table = Table(*columns, header_style="bold")
+    for row in rows:
+        table.add_row(*map(_cell_of, row))
+    _print(_console(), table)
+
+
+def _cell_of(cell: object) -> Text | _Word:
+    if isinstance(cell, Text):
+        return cell
+    text = escape_unprintable(cell)
+    return Text(text) if " " in text else _Word(text)
+
+
+class _Word:
+    """A cell of one word, such as an id: where it has no room, its middle is left out, as ids differ at their end."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the widths of the whole word."""
+        return Measurement.get(console, options, Text(self._text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the word, or its ends."""
+        yield Text(shorten_middle(self._text, options.max_width))
+
+
+def print_members(members: Mapping[str, object]) -> None:
+    """Print *members* on stdout, one a line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in members.items():
+        table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
+    _print(_console(), table)
+
+
+def print_line(text: str, style: str = "") -> None:
+    """Print one line on stdout."""
+    _print(_console(), Text(escape_unprintable(text), style), soft_wrap=True)
+
+
+def print_note(text: str) -> None:
+    """Print one line on stderr: a remark that is no part of the result."""
+    _print(Console(stderr=True, highlight=False), Text(escape_unprintable(text)), soft_wrap=True)
+
+
+def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] = NO_CAUSES) -> None:
+    """Print on stderr which shards did not answer, if any, each with its cause where it is known."""
+    if shard_ids:
+        print_note(describe_silent(shard_ids, causes))
+
+
+def describe_silent(shard_ids: Sequence[str], causes: Mapping[str, str]) -> str:
+    """Return which shards did not answer."""
+    named = (f"{one} ({causes[one]})" if causes.get(one) else one for one in shard_ids)
+    return f"no answer from: {', '.join(named)}"
+
+
+def print_json(value: Any) -> None:
+    """Print *value*, of structs, dicts, lists and texts, as JSON on stdout; a `msgspec.Raw` in it is not changed."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def print_json_line(value: Any) -> None:
+    """Print *value*, as of `print_json`, as one line of JSON on stdout, whose texts have no control characters."""
+    text = msgspec.json.encode(value).decode()
+    print_line("".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text))
+
+
+def escape_unprintable(value: object) -> str:
+    """Return *value* as text without control characters for the terminal: ids come from outside."""
+    text = "" if value is None else str(value)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return *text* with at most *length* characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def shorten_middle(text: str, length: int) -> str:
+    """Return *text* with at most *length* characters: its begin, and more of its end."""
+    head = max(0, length - 1) // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[len(text) - max(0, length - 1 - head) :]}"
+
+
+def show_count(count: float | None, *, decimals: int = 0, unit: int = 1) -> str:
+    """Return *count* in *unit* as text, with so many *decimals*."""
+    return NOT_COUNTED if count is None else f"{count / unit:.{decimals}f}"
+
+
+def _print(console: Console, shown: RenderableType, *, soft_wrap: bool = False) -> None:
+    """Print, and while progress bars are on the same terminal print above them: a console knows its own bars alone."""
+    stream = sys.stderr if console.stderr else sys.stdout
+    if not isinstance(stream, FileProxy):
+        console.print(shown, soft_wrap=soft_wrap)
+        return
+    with console.capture() as captured:
+        console.print(shown, soft_wrap=soft_wrap)
+    stream.write(captured.get())
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else NOT_A_TERMINAL_WIDTH)
+
+
+TABLE_MAX: Final = 1000  # rows for a person
+
+T = TypeVar("T")
+
+
+class StreamedList(Generic[T]):
+    """A list that is the member *name* of a JSON object, or a table of *columns*; *row* returns an item's cells."""
+
+    def __init__(
+        self,
+        name: str,
+        columns: Sequence[str],
+        row: Callable[[T], Sequence[object]],
+        *,
+        as_json: bool,
+        table_max: int = TABLE_MAX,
+    ) -> None:
+        self._name = name
+        self._columns = columns
+        self._row = row
+        self._as_json = as_json
+        self._table_max = table_max
+        self._shown: list[T] = []
+        self.count = 0
+
+    def add(self, items: Iterable[T]) -> None:
+        """Print *items* as JSON, or keep them for the table."""
+        for item in items:
+            if self._as_json:
+                before = f'{{\n  "{self._name}": [\n    ' if not self.count else ",\n    "
+                _write(before.encode() + msgspec.json.encode(item))
+            elif len(self._shown) < self._table_max:
+                self._shown.append(item)
+            self.count += 1
+
+    def finish(self, rest: dict[str, Any]) -> None:
+        """Print the table, or *rest*: the other members of the JSON object."""
+        if self._as_json:
+            beginning = f'{{\n  "{self._name}": [' if not self.count else "\n  "
+            members = [f'  "{name}": '.encode() + msgspec.json.encode(value) for name, value in rest.items()]
+            _write(beginning.encode() + b",\n".join([b"]", *members]) + b"\n}\n")
+            sys.stdout.buffer.flush()
+            return
+        if self._shown:
+            print_table(self._columns, map(self._row, self._shown))
+        if self.count > len(self._shown):
+            print_note(f"and {self.count - len(self._shown)} more; --json prints all")
+
+
+def _write(text: bytes) -> None:
+    sys.stdout.buffer.write(text)
+
+
+LINE_INTERVAL_S: Final = 2.0
+
+
+def terminal_bars(*columns: ProgressColumn) -> Progress | None:
+    """Return progress bars of *columns* on stderr, which disappear at the end; None if stderr is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        return None
+    return Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+
+
+def end_bars(bars: Progress | None, kind: type[BaseException] | None, describe: Callable[[], str]) -> None:
+    """Remove the bars; where Ctrl-C or a signal has ended the command (*kind*), print how far it came."""
+    if bars is not None:
+        bars.stop()
+    if kind is not None and issubclass(kind, asyncio.CancelledError):
+        print_note(f"interrupted: {describe()}")
+
+
+class CountProgress:
+    """The progress of one count: so many of *total* are *what*."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self.done = 0
+        self._shown_at = time.monotonic()
+        self._bars = terminal_bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._task = self._bars.add_task(self._what, total=self._total)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        end_bars(self._bars, kind, self._describe)
+
+    def _describe(self) -> str:
+        return f"{self._what}: {self.done} of {self._total}"
+
+    def show(self, done: int) -> None:
+        """Show that *done* of the total are done."""
+        self.done = done
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done)
+        elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:
+            self._shown_at = time.monotonic()
+            print_note(self._describe())
+
+
+class Counted(Protocol):
+    """A count that goes on."""
+
+    def show(self, done: int) -> None:
+        """Show that *done* of the total are done."""
+
+
+class Narration(Protocol):
+    """The place for remarks and progress of a long action."""
+
+    def note(self, text: str) -> None:
+        """Take a remark for people."""
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
+        """Begin to count: so many of *total* are *what*."""
+
+
+class StderrNarration:
+    """Remarks and progress on stderr."""
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        print_note(text)
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
+        """Show the progress."""
+        return CountProgress(what, total)
+
+
+class NoteList:
+    """Remarks as a list; no progress."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a remark."""
+        self.texts.append(text)
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:  # noqa: ARG002  (the protocol's)
+        """Show nothing."""
+        return nullcontext(self)
+
+    def show(self, done: int) -> None:
+        """Show nothing."""
+
+
+NOTE_AFTER_S: Final = 2.0  # people wonder after three
+
+
+class _AwaitedNote:
+    """Prints *describe()* after each *after_s* without progress, unless it was printed last."""
+
+    def __init__(self, describe: Callable[[], str], progress: CountProgress, *, after_s: float) -> None:
+        self._describe = describe
+        self._progress = progress
+        self._after_s = after_s
+        self._reached = progress.done
+        self._printed: str | None = None
+        self._timer = self._wait()
+
+    def _wait(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._after_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = self._wait()
+        if (reached := self._progress.done) != self._reached:
+            self._reached = reached
+        elif (text := self._describe()) != self._printed:
+            self._printed = text
+            print_note(text)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+
+@contextmanager
+def note_what_is_awaited(
+    describe: Callable[[], str], progress: CountProgress, *, after_s: float = NOTE_AFTER_S
+) -> Iterator[None]:
+    """Print what the calls inside wait for when *progress* stands still for *after_s*, each text once in a row."""
+    note = _AwaitedNote(describe, progress, after_s=after_s)
+    try:
+        yield
+    finally:
+        note.close()

@@ -1,0 +1,134 @@
+"""`shards accept-gap`, and the numbers of tokens that it raises.
+
+`shards accept-gap`: let shards go on that lack records which the stream no longer has.
+
+`shards raise-numbers`: let a shard go on whose database has come to a server with lower numbers of transactions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.output import print_json, print_members, print_note, print_silent, print_table
+from simplu_worker.commands.running import known_shard, require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.shards.positions import accept_gaps as accept_gaps_of_shard
+from simplu_worker.shards.positions import list_gaps
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.shards.schema.schema_check import raise_numbers as raise_numbers_of_shard
+from simplu_worker.telemetry.log import scrub_text
+
+COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
+
+
+class FoundGap(msgspec.Struct, frozen=True):
+    """A gap of a shard for which it is held, until now."""
+
+    shard_id: str
+    stream: str
+    stream_shard_id: str
+    gap_from: str
+    gap_found_at: datetime
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """Why the gaps of a shard could not be accepted."""
+
+    error: str
+
+
+async def accept_gaps(settings: Settings, shard_id: str | None, *, apply: bool, as_json: bool) -> int:
+    """Print all gaps of *shard_id*, or of every shard; with *apply* accept them.
+
+    Returns 1 if a shard did not answer or refused, or if the named shard has no gap.
+    """
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = await shards.locator.list_shards()
+        chosen = known if shard_id is None else [address for address in known if address.shard_id == shard_id]
+        if not chosen:
+            ids = ", ".join(sorted(address.shard_id for address in known))
+            raise PermanentError(f"expected a shard out of {ids or 'none'}; got {shard_id}")
+        answers = await query_all_shards(chosen, lambda address: _find(shards.pools, address, apply=apply))
+    silent = sorted({address.shard_id for address in chosen} - answers.keys())
+    gaps = [gap for _, answer in sorted(answers.items()) if not isinstance(answer, _Refusal) for gap in answer]
+    refusals = {name: answer.error for name, answer in sorted(answers.items()) if isinstance(answer, _Refusal)}
+    _print(gaps, refusals, silent, apply=apply, as_json=as_json)
+    return 1 if silent or refusals or (shard_id is not None and not gaps) else 0
+
+
+async def _find(pools: Pools, address: ShardAddress, *, apply: bool) -> list[FoundGap] | _Refusal:
+    try:
+        pool = pools.ensure_pool(address)
+        async with pool.connection() as connection:
+            if not await has_schema(connection, pool):
+                return []
+            rows = await (accept_gaps_of_shard if apply else list_gaps)(connection)
+    except WorkerError as exc:
+        return _Refusal(address.without_name(scrub_text(str(exc))))
+    return [FoundGap(address.shard_id, **row) for row in rows]
+
+
+def _print(
+    gaps: Sequence[FoundGap], refusals: dict[str, str], silent: Sequence[str], *, apply: bool, as_json: bool
+) -> None:
+    if as_json:
+        members = {"applied": apply, "gaps": list(map(_members, gaps))}
+        print_json(members | {"errors": refusals, "shardsWithoutAnswer": silent})
+        return
+    if gaps:
+        rows = [
+            (gap.shard_id, gap.stream_shard_id, gap.gap_from, f"{gap.gap_found_at:%Y-%m-%d %H:%M:%S}") for gap in gaps
+        ]
+        print_table(COLUMNS, rows)
+        print_note(
+            "accepted: workers go on within seconds, with the oldest record that the stream has"
+            if apply
+            else "nothing was changed; with --apply the records after these positions count as lost, and workers go on"
+        )
+    elif not refusals and not silent:
+        print_note("expected a shard that is held for a gap, got none; `simplu-worker shards list` shows the problems")
+    for shard_id, error in refusals.items():
+        print_note(f"{shard_id}: {error}")
+    print_silent(silent)
+
+
+def _members(gap: FoundGap) -> dict[str, Any]:
+    return {
+        "shardId": gap.shard_id,
+        "stream": gap.stream,
+        "streamShard": gap.stream_shard_id,
+        "position": gap.gap_from,
+        "foundAt": gap.gap_found_at,
+    }
+
+
+async def raise_numbers(settings: Settings, shard_id: str, *, apply: bool, as_json: bool) -> int:
+    """Raise the numbers of a shard's batches above those in its log, and print what they were; 1 if they are not.
+
+    Raises `PermanentError` for a shard that is not known, `RetryableError` if it does not answer.
+    """
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        address = known_shard(await shards.locator.list_shards(), shard_id)
+        raised = await raise_numbers_of_shard(shards.pools.ensure_pool(address), apply=apply)
+    if as_json:
+        print_json({"shardId": shard_id, "isBehind": raised.is_behind, "offset": raised.offset, "applied": apply})
+    else:
+        print_members({"shard": shard_id, "offset of its numbers": raised.offset})
+        if not raised.is_behind:
+            print_note("the shard's numbers are above those in its log: there is nothing to raise")
+        elif not apply:
+            print_note("the log is ahead of the server: workers hold the shard; run this again with --apply")
+        else:
+            print_note("raised: workers go on within seconds")
+    return 1 if raised.is_behind and not apply else 0

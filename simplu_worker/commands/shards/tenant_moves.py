@@ -1,0 +1,462 @@
+"""The moves of many tenants that `shards drain` and `shards rebalance` plan and carry out.
+
+Ask all shards for their tenants and for the moves that have begun, to plan moves.
+
+Whether a shard can be removed, for `shards drain`.
+
+Print a plan of moves between shards: each move, and how full the shards are before and after.
+
+Carry out a plan of moves between shards, after the moves that have begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.assembly.shards import Shards
+from simplu_worker.commands.moves.plans import MovePlans
+from simplu_worker.commands.moves.runner import MoveRequest, MoveResult, MoveRunner, print_result, with_tenant
+from simplu_worker.commands.moves.terms import MoveTerms
+from simplu_worker.commands.output import print_json_line, print_line, print_note, print_table, show_count
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.shards.health.assessment import RUNNING_S
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.queries import QUERIES as QUERIES_QUERIES
+from simplu_worker.shards.routing.locator import Capacity, StaticMap, read_shard_map
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
+from simplu_worker.shards.tenants.tenant_rows import describe_drained
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers.moving.balance import (
+    BegunMove,
+    BegunMoves,
+    FoundTenant,
+    PlannedTransfer,
+    Removal,
+    ShardRoom,
+    TenantRows,
+    WeighedTenant,
+    describe_removal,
+    homes_after,
+    homes_of,
+    rooms_of,
+    sort_begun_moves,
+)
+from simplu_worker.transfers.moving.journal import NOTE_INTERVAL_S
+from simplu_worker.transfers.moving.places import TenantPlaces, fetch_capacities, places_of
+from simplu_worker.transfers.moving.readiness import MovePlan
+from simplu_worker.transfers.moving.undoing import undo_move
+from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import MoveOutcome, TenantState
+
+POLL_S: Final = 0.5  # of the journals, while a command may have been killed
+WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)
+WEIGHED_ROWS: Final = 500_000  # of a shard; more are weighed by a part of its pages
+
+
+class Weight(StrEnum):
+    """The measure by which shards are to be about equally full."""
+
+    ROWS = "rows"
+    BYTES = "bytes"
+    LOAD = "load"  # operations of the last hour
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants.
+
+    *places* has the same by tenant, *types* the business types of each target. *full* are the targets that take no more
+    by the answer of Citrus, *drained* the shards that were drained and take none. *drains* are the tenants of moves by
+    drains that have not ended, each with the shard that it leaves.
+    """
+
+    targets: list[ShardAddress]
+    full: frozenset[str]
+    found: list[FoundTenant]
+    places: Mapping[str, TenantPlaces]
+    types: Mapping[str, frozenset[str]]
+    begun: BegunMoves
+    drains: frozenset[tuple[str, str]]
+    drained: frozenset[str] = frozenset()
+
+    @property
+    def target_ids(self) -> list[str]:
+        """The shards that take tenants."""
+        return [shard.shard_id for shard in self.targets]
+
+    @property
+    def homes(self) -> list[WeighedTenant]:
+        """The tenants where their homes are now."""
+        return homes_of(self.found)
+
+    @property
+    def homes_after(self) -> list[WeighedTenant]:
+        """The tenants where their homes are once the moves that have begun have ended."""
+        return homes_after(self.homes, self.begun.expected)
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """The tenants with moves that have begun, and are to end first, here or in other commands."""
+        return frozenset(one.tenant.tenant_id for one in self.begun.expected)
+
+    @property
+    def left(self) -> frozenset[tuple[str, str]]:
+        """The tenants, each with a shard that it has moved away from."""
+        return frozenset((one.tenant_id, one.shard_id) for one, state in self.found if state is TenantState.MOVED)
+
+    def rooms(self, *, by_capacity: bool) -> list[ShardRoom]:
+        """Return the room of each target, beside the businesses that are there or are coming."""
+        there: defaultdict[str, set[str]] = defaultdict(set)
+        coming: defaultdict[str, set[str]] = defaultdict(set)
+        for home in self.homes:
+            there[home.shard_id].add(home.business_id)
+        for one in self.begun.expected:
+            coming[one.target_id].add(one.tenant.business_id)
+        rooms = rooms_of(self.targets, there, coming, by_capacity=by_capacity)
+        return [msgspec.structs.replace(one, room=0) if one.shard_id in self.full else one for one in rooms]
+
+
+async def survey_tenants(
+    shards: Shards, by: Weight | None, *, without: str | None = None, refilled: str | None = None
+) -> Survey:
+    """Return what all shards have, weighed *by*; the shard *without*, and drained ones but *refilled*, take no tenants.
+
+    Raises `RetryableError` if a shard does not answer.
+    """
+    asked = (await survey_shards(shards, QUERIES["is_drained"])).rows
+    drained = frozenset(shard_id for shard_id, row in asked if row["is_drained"]) - {refilled, without}
+    usable = await _list_usable_shards(shards)
+    targets = [shard for shard in usable if shard.shard_id not in {without, *drained}]
+    rows = (await survey_shards(shards, QUERIES["list_tenants"])).rows
+    weights = None if by is None else await _weigh(shards, by)
+    found = [
+        (
+            WeighedTenant(
+                row["business_id"],
+                row["location_id"],
+                shard_id,
+                1 if weights is None else weights.get((shard_id, row["id"]), 0),
+                row["business_type"],
+            ),
+            TenantState(row["state"]),
+        )
+        for shard_id, row in rows
+    ]
+    types: defaultdict[str, set[str]] = defaultdict(set)
+    for shard_id, row in (await survey_shards(shards, QUERIES["list_type_names"])).rows:
+        types[shard_id].add(row["name"])
+    journal = (await survey_shards(shards, QUERIES["list_begun_moves"], RUNNING_S)).rows
+    moves = [
+        BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"], row["is_running"])
+        for shard_id, row in journal
+    ]
+    drains = frozenset((row["tenant_id"], shard_id) for shard_id, row in journal if row["is_drain"])
+    capacities = await fetch_capacities(shards.locator, {shard.shard_id for shard in targets})
+    known = {shard_id: one for shard_id, one in capacities.items() if isinstance(one, Capacity)}  # each move asks again
+    full = frozenset(shard_id for shard_id, capacity in known.items() if capacity.accepts_new is False)
+    targets = [_with_limit(shard, known.get(shard.shard_id)) for shard in targets]
+    begun = sort_begun_moves(found, moves, {shard.shard_id for shard in targets})
+    known_types = {shard.shard_id: frozenset(types[shard.shard_id]) for shard in targets}
+    return Survey(targets, full, found, places_of(rows), known_types, begun, drains, drained)
+
+
+async def outwait_killed_movers(shards: Shards) -> None:
+    """Wait until no move counts as running whose command was killed, `RUNNING_S` at most; then it can go on here.
+
+    Commands that run note that meanwhile, and are not waited for.
+    """
+    began_at, is_told = loop_time(), False
+    while silent := await running_tenants(shards, RUNNING_S) - await running_tenants(shards, loop_time() - began_at):
+        if not is_told and loop_time() - began_at > 2 * NOTE_INTERVAL_S:
+            is_told = True
+            print_note(
+                f"the commands that move {len(silent)} tenants, such as {min(silent)}, seem to be killed; in "
+                f"{RUNNING_S:.0f} s at most their moves go on here"
+            )
+        await asyncio.sleep(POLL_S)
+
+
+async def running_tenants(shards: Shards, within_s: float) -> set[str]:
+    """Return the tenants whose moves have not ended, and were noted as running *within_s*."""
+    journal = (await survey_shards(shards, QUERIES["list_begun_moves"], within_s)).rows
+    return {row["tenant_id"] for _, row in journal if row["is_running"]}
+
+
+async def _weigh(shards: Shards, by: Weight) -> dict[tuple[str, str], int]:
+    """Return the weights of tenants, by shard and tenant."""
+    arguments = () if by is Weight.LOAD else (WEIGHED_ROWS,)
+    weighed = await survey_shards(shards, QUERIES[f"weigh_{by}"], *arguments, limits=WEIGH_LIMITS)
+    return {(shard_id, row["id"]): row["weight"] for shard_id, row in weighed.rows}
+
+
+def _with_limit(shard: ShardAddress, capacity: Capacity | None) -> ShardAddress:
+    """Return a shard with the count and the limit that Citrus gives for it, which its list of shards may lack."""
+    if capacity is None:
+        return shard
+    business_count = shard.business_count if capacity.business_count is None else capacity.business_count
+    business_max = shard.business_max if capacity.business_max is None else capacity.business_max
+    return msgspec.structs.replace(shard, business_count=business_count, business_max=business_max)
+
+
+async def survey_shards(shards: Shards, query: str, *arguments: object, limits: QueryLimits = LIMITS) -> ShardRows:
+    """Return the rows of a query on all shards. Raises `RetryableError` if one does not answer."""
+    rows = await fetch_from_all_shards(shards.locator, shards.pools, query, *arguments, limits=limits)
+    if rows.silent_shard_ids:
+        raise RetryableError(
+            f"expected an answer of every shard, got none of {', '.join(rows.silent_shard_ids)}; "
+            "see whether they run, and run the same command again"
+        )
+    return rows
+
+
+async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
+    """Return the shards that tenants may move to."""
+    locator = shards.locator
+    retired = locator.map.retired_ids if isinstance(locator, StaticMap) else frozenset[str]()
+    known = await locator.list_shards()
+    return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
+
+
+REQUESTS_AT_ONCE: Final = 16  # to Citrus, one for each tenant
+
+
+async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Removal:
+    """Return whether a shard can be removed: all shards are asked for all tenants, and the locator for each of these.
+
+    The locator only once no tenant is there. Raises `RetryableError` if a shard does not answer.
+    """
+    if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
+        shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
+    rows = TenantRows((await survey_shards(shards, QUERIES_QUERIES["list_tenants"])).rows)
+    staying = rows.on(shard_id)
+    named, errors = await _locate_all(shards, () if staying else rows.elsewhere(shard_id))
+    error = next(iter(errors.values()), None)
+    return describe_removal(shard_id, staying, rows.led_through(shard_id, named), sorted(errors), error)
+
+
+async def _locate_all(shards: Shards, tenant_ids: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
+    """Return the shards that the locator names by tenant, and the errors of those for which it names none."""
+    named: dict[str, str | None] = {}
+    errors: dict[str, str] = {}
+    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+    async def locate(tenant_id: str) -> None:
+        async with at_once:
+            try:
+                address = await shards.locator.locate(tenant_id)
+            except (RetryableError, PermanentError) as exc:
+                errors[tenant_id] = str(exc)
+            else:
+                named[tenant_id] = None if address is None else address.shard_id
+
+    async with asyncio.TaskGroup() as tasks:
+        for tenant_id in tenant_ids:
+            tasks.create_task(locate(tenant_id), name=f"locate:{tenant_id}")
+    return named, errors
+
+
+def print_removal(removal: Removal) -> None:
+    """Print whether a shard can be removed, and why not."""
+    for reason in removal.kept_by:
+        print_note(f"shard {removal.shard_id}: {reason}")
+    if not removal.kept_by:
+        print_note(
+            f"shard {removal.shard_id}: no tenant is there or is looked for there; "
+            "it can be retired in the map or Citrus"
+        )
+
+
+class ShownPlan(msgspec.Struct, frozen=True):
+    """The moves of *plan*, after those that have begun; *by* is the measure, *removal* is about a shard to empty.
+
+    *planned* is what the moves of *plan* would take, where they were measured, and why some would be refused. If that
+    *is_blocked*, none is carried out.
+    """
+
+    survey: Survey
+    plan: Sequence[PlannedTransfer]
+    planned: MovePlans
+    by: str
+    removal: Removal | None = None
+    is_blocked: bool = False
+
+    @property
+    def transfers(self) -> list[PlannedTransfer]:
+        """All moves, those that have begun first."""
+        return [*self.survey.begun.going_on, *self.plan]
+
+    @property
+    def homes_after(self) -> list[WeighedTenant]:
+        """The tenants where their homes are after all moves."""
+        moved = {} if self.is_blocked else {(one.tenant.tenant_id, one.tenant.shard_id): one for one in self.plan}
+        return [
+            one
+            if planned is None or one.tenant_id in self.planned.problems
+            else msgspec.structs.replace(one, shard_id=planned.target_id)
+            for one in self.survey.homes_after
+            for planned in (moved.get((one.tenant_id, one.shard_id)),)
+        ]
+
+
+def print_plan(shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
+    """Print the moves, and the weights before and after; as far as they were measured also what each move takes."""
+    if as_json:
+        print_json_line(_plan_members(shown))
+        return
+    sizes = _sizes(shown)
+    columns = ("resources", "MiB", "about s") if sizes else ()
+    rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in shown.transfers)
+    print_table(("tenant", "from", "to", shown.by, *columns), rows)
+    _print_usage(shown)
+    for tenant_id, problem in shown.planned.problems.items():
+        print_note(with_tenant(tenant_id, problem))
+    begun = shown.survey.begun
+    for one in begun.taken_back:
+        print_note(f"{one.tenant.tenant_id}: its move to shard {one.target_id}, which has begun, is taken back")
+    for one in begun.running:
+        print_note(
+            f"{one.tenant.tenant_id}: another command moves it to shard {one.target_id}, and is left alone; "
+            f"if it was killed just now, --apply waits {RUNNING_S:.0f} s for it and goes on"
+        )
+    for shard_id in sorted(shown.survey.drained):
+        print_note(describe_drained(shard_id))
+    if begun.going_on:
+        print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
+    refused = shown.planned.problems.keys()
+    moved = set() if shown.is_blocked else {one.tenant.tenant_id for one in shown.transfers} - refused
+    print_line(f"{len(moved)} of {len(shown.survey.homes_after)} tenants move")
+    if shown.is_blocked:
+        count = len(shown.planned.refused)
+        print_note(f"nothing is moved: {count} tenants have no place; with --partial --apply the others move")
+    elif (shown.transfers or begun.taken_back) and not apply:
+        print_note("nothing was moved; with --apply the tenants are")
+    if shown.removal is not None:
+        print_removal(shown.removal)
+
+
+def _print_usage(shown: ShownPlan) -> None:
+    """Print how full the shards are; where Citrus has limits also how many businesses they have."""
+    limits = {one.shard_id: one.business_max for one in shown.survey.targets if one.business_max is not None}
+    counts = [count(homes) for count in (_loads, _businesses) for homes in (shown.survey.homes, shown.homes_after)]
+    names = sorted({*counts[0], *counts[1], *shown.survey.target_ids})
+    columns = ("shard", f"{shown.by} before", "after", "businesses before", "after", "businesses at most")
+    width = None if limits else 3
+    print_table(columns[:width], ((name, *(one[name] for one in counts), limits.get(name))[:width] for name in names))
+
+
+def _sizes(shown: ShownPlan) -> dict[str, MovePlan]:
+    return {one.tenant: one for one in shown.planned.plans}
+
+
+def _plan_members(shown: ShownPlan) -> dict[str, Any]:
+    begun, sizes = shown.survey.begun, _sizes(shown)
+    before = _loads(shown.survey.homes)
+    return {
+        "by": shown.by,
+        "plan": [
+            *(_members(one) | {"begun": True} for one in begun.going_on),
+            *(_members(one) | _size_members(sizes.get(one.tenant.tenant_id)) for one in shown.plan),
+        ],
+        "takenBack": list(map(_members, begun.taken_back)),
+        "running": list(map(_members, begun.running)),
+        "drained": sorted(shown.survey.drained),
+        "refused": shown.planned.problems,
+        "before": before,
+        "after": dict.fromkeys(before, 0) | _loads(shown.homes_after),
+        **({} if shown.removal is None else shown.removal.members),
+    }
+
+
+def requests_of(plan: Sequence[PlannedTransfer]) -> list[MoveRequest]:
+    """Return the moves, one of each tenant: the answers of two shards about one that moves are not of one moment."""
+    requests = [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
+    return list({one.tenant_id: one for one in requests}.values())
+
+
+def _size_members(size: MovePlan | None) -> dict[str, Any]:
+    if size is None:
+        return {}
+    return {"resources": size.resources, "byteCount": size.byte_count, "durationS": size.duration_s}
+
+
+def _size_cells(sizes: Mapping[str, MovePlan], one: PlannedTransfer) -> tuple[object, ...]:
+    if not sizes:
+        return ()
+    size = sizes.get(one.tenant.tenant_id)
+    if size is None:
+        return ("", "", "")
+    return (
+        show_count(size.resources),
+        show_count(size.byte_count, decimals=1, unit=2**20),
+        show_count(size.duration_s, decimals=1),
+    )
+
+
+def _loads(tenants: Iterable[WeighedTenant]) -> Counter[str]:
+    loads: Counter[str] = Counter()
+    for one in tenants:
+        loads[one.shard_id] += one.weight
+    return loads
+
+
+def _businesses(tenants: Iterable[WeighedTenant]) -> Counter[str]:
+    return Counter(shard_id for shard_id, _ in {(one.shard_id, one.business_id) for one in tenants})
+
+
+def _members(one: PlannedTransfer) -> dict[str, Any]:
+    return {
+        "tenant": one.tenant.tenant_id,
+        "sourceShard": one.tenant.shard_id,
+        "targetShard": one.target_id,
+        "weight": one.tenant.weight,
+    }
+
+
+async def carry_out(
+    settings: Settings,
+    shards: Shards,
+    survey: Survey,
+    plan: Sequence[PlannedTransfer],
+    terms: MoveTerms,
+    *,
+    as_json: bool,
+    is_drain: bool = False,
+) -> int:
+    """Take back or end the moves that have begun, then carry out *plan*.
+
+    Return 1 if something fails, or if other commands still move tenants that they did before.
+
+    With *is_drain* the journals have those of *plan* as moves of a drain; the others stay what they were.
+    """
+    taken_back = survey.begun.taken_back
+    kept = [one.tenant.tenant_id for one in taken_back if not await _take_back(shards, one, as_json=as_json)]
+    statuses = [1] if kept else []
+    # One after the other: a tenant may be in several.
+    for transfers in (survey.begun.committed, survey.begun.opened, plan):
+        requests = [one for one in requests_of(transfers) if one.tenant_id not in kept]
+        if requests:
+            by_drain = is_drain and transfers is plan
+            statuses.append(await MoveRunner(settings, shards, terms, as_json=as_json, is_drain=by_drain).run(requests))
+    before = {one.tenant.tenant_id for one in survey.begun.running}
+    if before and (left := before & await running_tenants(shards, RUNNING_S)):
+        print_note(f"{len(left)} tenants, such as {min(left)}, are moved by other commands: run this again afterwards")
+        statuses.append(1)
+    return max(statuses, default=0)
+
+
+async def _take_back(shards: Shards, transfer: PlannedTransfer, *, as_json: bool) -> bool:
+    """Undo a move that has not committed; print what became of it, and return whether it is undone."""
+    tenant_id = transfer.tenant.tenant_id
+    try:
+        count = await undo_move(shards.pools, tenant_id, transfer.tenant.shard_id, transfer.target_id)
+    except WorkerError as exc:
+        print_result(MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc)), as_json=as_json)
+        return False
+    print_result(MoveResult(tenant_id, MoveOutcome.UNDONE, rows_deleted=count), as_json=as_json)
+    return True

@@ -1,0 +1,511 @@
+"""`operations show` and `operations list`, and the wait for outcomes.
+
+`operations show`.
+
+Find out why operations are in no log: whether their tenants are held, and how far the stream is read.
+
+`operations list`.
+
+Wait until operations that were sent are in the logs of the shards, and return their outcomes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from rich.text import Text
+
+from simplu_worker.assembly.aws import open_lease_table
+from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.commands.output import (
+    CountProgress,
+    describe_silent,
+    print_json,
+    print_line,
+    print_members,
+    print_note,
+    print_silent,
+    print_table,
+)
+from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.commands.stream.input_lines import InputLine, SendStatus, Undecided, describe_hold
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
+from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.listing import ListedOperation, ListRequest, OperationPage, decode_cursor
+from simplu_worker.shards.log import key_of_id
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.types import ShardPositionRows, StreamShards
+from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.vocabulary import Absence, DeadLetterReason
+
+
+async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
+    """Print the log's row of one operation; without *tenant* query all shards. Return 1 if it is not found."""
+    require_settings(settings, routes=True)
+    try:
+        "".join([request_id, *(tenant or ())]).encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        raise PermanentError("request id, tenant: expected UTF-8") from None
+    tenant_id = None if tenant is None else tenant_id_of(*tenant)
+    async with open_shards(settings) as shards:
+        found: LoggedOperation | RejectedRequest | Absence | None
+        found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id, names=tenant)
+        undecided = Undecided()
+        if not isinstance(found, LoggedOperation) and tenant_id is not None:
+            from simplu_worker.consumers.kinesis.fleet.fleet_report import read_status
+
+            # Before the log is read: an operation that is applied in between must not count as decided and absent.
+            leases = await read_leases(settings)
+            read = read_status(leases, tenant_id)
+            asked = stream_shards_of(settings, read)
+            found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, names=tenant, stream=asked)
+            is_paused = shards.gateway.paused_s(tenant_id) > 0
+            undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0], is_paused=is_paused)
+            shard_id = shards.gateway.cached_shard_id(tenant_id)
+            undecided = with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
+        if not isinstance(found, LoggedOperation):
+            found = await shards.gateway.find_rejection(request_id, tenant_id, names=tenant) or found
+        if isinstance(found, Absence):
+            undecided, found = Undecided(found) if undecided.reason is None else undecided, None
+        errors = pool_errors(shards.pools)
+    status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
+    shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
+    if as_json:
+        print_json(shown | {"shardsWithoutAnswer": list(silent)})
+    elif found is not None:
+        print_members({name: _format_value(value) for name, value in shown.items()})
+    else:
+        print_line(_describe_absent(request_id, undecided))
+    if not as_json:
+        print_silent(silent, errors)
+    return 1 if found is None else 0
+
+
+def _describe_absent(request_id: str, undecided: Undecided) -> str:
+    if undecided.reason is not None:
+        return f"held: {undecided.hold}; if operation {request_id} was sent, it waits"
+    told = f"unknown: no shard that answered has an operation {request_id}"
+    if undecided.read_up_to is None:
+        return told
+    return f"{told}; the tenant's operations that were sent before {undecided.read_up_to.isoformat()} are decided"
+
+
+def pool_errors(pools: Pools) -> dict[str, str]:
+    """Return place and error of the shards that cannot be used, by their ids."""
+    return {
+        shard_id: f"{pool.address.place}: {pool.last_error}"
+        for shard_id, pool in pools.by_shard_id().items()
+        if pool.last_error
+    }
+
+
+def _members(value: msgspec.Struct) -> dict[str, Any]:
+    members: dict[str, Any] = msgspec.to_builtins(value, builtin_types=(msgspec.Raw, datetime))
+    return members
+
+
+def _format_value(value: object) -> object:
+    match value:
+        case msgspec.Raw():
+            return bytes(value).decode()
+        case datetime():
+            return value.isoformat()
+        case _:
+            return value
+
+
+LOOK_UP_S: Final = 10.0  # for all tenants together
+
+
+async def find_undecided(
+    settings: Settings, shards: Shards, tenant_ids: Collection[str], *, is_stream: bool = True
+) -> dict[str, Undecided]:
+    """Return the state of each tenant; less of it where a service does not answer.
+
+    Operations that came by a queue (*is_stream* False) have no time up to which all is read.
+    """
+    if not tenant_ids:
+        return {}
+    leases = await read_leases(settings) if is_stream else []
+    known = dict.fromkeys(tenant_ids, Undecided())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LOOK_UP_S):
+            for tenant_id in tenant_ids:
+                known[tenant_id] = await _find_one(settings, shards, leases, tenant_id)
+    return known
+
+
+async def _find_one(settings: Settings, shards: Shards, leases: Sequence[Lease], tenant_id: str) -> Undecided:
+    status = read_status(leases, tenant_id)
+    try:
+        found = await shards.gateway.read_positions_at_home(tenant_id, stream_shards_of(settings, status))
+    except WorkerError:  # the survey of the shards has named every server without an answer
+        shard_id = None
+        with contextlib.suppress(WorkerError):
+            address = await shards.locator.locate(tenant_id)
+            shard_id = None if address is None else address.shard_id
+        return with_report(Undecided(), leases, tenant_id, shard_id, now=utc_now())
+    undecided = undecided_of(status, found, is_paused=shards.gateway.paused_s(tenant_id) > 0)
+    shard_id = shards.gateway.cached_shard_id(tenant_id)
+    return with_report(undecided, leases, tenant_id, shard_id, now=utc_now())
+
+
+def with_report(
+    undecided: Undecided, leases: Iterable[Lease], tenant_id: str, shard_id: str | None, *, now: datetime
+) -> Undecided:
+    """Return *undecided* with what the replicas have reported of the tenant, or of its shard: the oldest of that.
+
+    A report is as old as the last renewal of its lease, some seconds, and has the oldest held targets alone. Pure.
+    """
+    names = {f"tenant {tenant_id}", *(() if shard_id is None else (f"shard {shard_id}",))}
+    held = [one for lease in leases if lease.report is not None for one in lease.report.held if one.target in names]
+    if not held:
+        return undecided
+    oldest = max(held, key=lambda one: one.age_s)
+    since = now - timedelta(seconds=oldest.age_s)
+    return Undecided(oldest.reason, since=since, target=oldest.target)
+
+
+def undecided_of(status: ReadStatus, found: ShardPositionRows | Absence, *, is_paused: bool) -> Undecided:
+    """Return the state of a tenant by the lease table, and by the rows on its shard or why it has none."""
+    if reason := hold_reason(found if isinstance(found, Absence) else None, status, is_paused=is_paused):
+        return Undecided(reason)
+    return Undecided(read_up_to=None if isinstance(found, Absence) else status.up_to([found]))
+
+
+def stream_shards_of(settings: Settings, status: ReadStatus) -> StreamShards:
+    """Return the stream shards whose rows decide how far the stream is read."""
+    return StreamShards((settings.kinesis_stream_name or "").rpartition("/")[2], status.stream_shard_ids)
+
+
+async def read_leases(settings: Settings) -> list[Lease]:
+    """Return the lease table; nothing if it does not answer, which is noted, and without a stream."""
+    if settings.kinesis_stream_name is None:
+        return []
+    try:
+        async with open_lease_table(settings) as table:
+            return await table.scan()
+    except WorkerError as exc:
+        print_note(f"how far the stream is read is not known: {exc}")
+        return []
+
+
+SEARCH_S: Final = 15.0  # then a person learns how far the search came, and goes on or narrows the time
+COLUMNS: Final = ("completed", "operation", "resource", "request id", "status", "error")
+STYLES: Final = {"succeeded": "green", "failed": "red"}
+
+
+async def list_operations(
+    settings: Settings, business_id: str, location_id: str, request: ListRequest, *, as_json: bool
+) -> int:
+    """Print the operations of one tenant. Return 1 if no shard has the tenant, or the search ended too early."""
+    require_settings(settings, routes=True)
+    parse_tenant_id(business_id, location_id)
+    async with open_shards(settings) as shards:
+        page = await search(shards.gateway.list_operations, business_id, location_id, request)
+    if isinstance(page, Absence):
+        if as_json:
+            print_json({"operations": [], "next": None, "state": page})
+        print_note(f"no shard has the tenant {business_id} {location_id}: {page}")
+        return 1
+    if as_json:
+        print_json(page)
+    else:
+        print_page(page, request.limit)
+    return 0 if page.next is None or len(page.operations) == request.limit else 1
+
+
+async def search(
+    list_page: Callable[[str, str, ListRequest], Awaitable[OperationPage | Absence]],
+    business_id: str,
+    location_id: str,
+    request: ListRequest,
+    *,
+    seconds: float = SEARCH_S,
+) -> OperationPage | Absence:
+    """Return one page like those of *list_page*, but from a search of about *seconds*."""
+    found: list[ListedOperation] = []
+    ends_at = loop_time() + seconds
+    with CountProgress("found", request.limit) as progress:
+        while True:
+            page = await list_page(business_id, location_id, request)
+            if isinstance(page, Absence):
+                return page
+            found += page.operations
+            progress.show(len(found))
+            missing = request.limit - len(page.operations)
+            if page.next is None or not missing or loop_time() >= ends_at:
+                return msgspec.structs.replace(page, operations=found)
+            request = msgspec.structs.replace(request, limit=missing, after=decode_cursor(page.next))
+
+
+def print_page(page: OperationPage, limit: int) -> None:
+    """Print a page of at most *limit* operations, and how to go on."""
+    if page.operations:
+        print_table(COLUMNS, map(_cells, page.operations))
+    if page.next is None:
+        if not page.operations:
+            print_note("the log has no such operation")
+        return
+    if len(page.operations) < limit and page.searched_to is not None:
+        print_note(f"searched back to {page.searched_to.isoformat()}; narrow the time with --since and --until, or")
+    print_note(f"go on with --after {page.next}")
+
+
+def _cells(operation: ListedOperation) -> tuple[object, ...]:
+    return (
+        _format_time(operation.completed_at),
+        operation.operation,
+        " ".join(filter(None, (operation.resource_type, operation.resource_id))),
+        operation.request_id,
+        Text(operation.status, STYLES.get(operation.status, "")),
+        operation.error,
+    )
+
+
+def _format_time(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")
+
+
+POLL_MIN_S: Final = 0.25
+POLL_REST: Final = 4  # a poll may take a fifth of the time
+KEYS_PER_QUERY: Final = 5000
+LOOK_AFTER_S: Final = 2.0  # without an outcome, at the tenants
+LOOK_INTERVAL_S: Final = 5.0
+HELD_SHOWN: Final = 3
+
+OperationKey = tuple[str, str]
+"""A tenant id and a request id."""
+
+LookAtTenants: TypeAlias = Callable[[Collection[str]], Awaitable[Mapping[str, Undecided]]]
+
+
+class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The outcome of one line; *result* is JSON text as Postgres wrote it."""
+
+    line: int
+    status: SendStatus
+    request_id: str | None = None
+    operation: str | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    shard_id: str | None = None
+    error: str | None = None
+    result: msgspec.Raw | None = None
+    reason: str | None = None
+    since: datetime | None = None
+    target: str | None = None
+    read_up_to: datetime | None = None
+
+    @property
+    def remark(self) -> str | None:
+        """The error; of a held operation why and since when it is held."""
+        return self.error or describe_hold(self.reason, self.target, self.since)
+
+
+@dataclass
+class LastPoll:
+    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed.
+
+    *held* are the tenants that were held when they were looked at last, by their ids.
+    """
+
+    pending_count: int
+    has_ended: bool = False
+    silent_shard_ids: list[str] = field(default_factory=list)
+    error: str | None = None
+    held: Mapping[str, Undecided] = field(default_factory=dict)
+
+
+def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
+    """Return what a command waits for; *errors* are those of shards that cannot be used, by their ids."""
+    waiting = f"waiting for {poll.pending_count} operations"
+    if poll.held:
+        named = [f"{tenant_id} is held: {held.hold}" for tenant_id, held in sorted(poll.held.items())]
+        more = len(named) - HELD_SHOWN
+        waiting += f"; {', '.join(named[:HELD_SHOWN])}" + (f", and {more} tenants more" if more > 0 else "")
+        if poll.error is None and not poll.silent_shard_ids and not errors:
+            return waiting
+    if poll.error is not None:
+        return f"{waiting}; the shards were not listed: {poll.error}"
+    if poll.silent_shard_ids or errors:
+        return f"{waiting}; {describe_silent(sorted({*poll.silent_shard_ids, *errors}), errors)}"
+    if not poll.has_ended:
+        return f"{waiting}; the shards have not answered yet"
+    return f"{waiting}; the shards answer, and no worker has applied them yet: see /status of the workers"
+
+
+async def wait_for_outcomes(
+    gateway: ShardGateway,
+    lines: Sequence[InputLine],
+    timeout_s: float,
+    progress: CountProgress,
+    poll: LastPoll,
+    *,
+    look: LookAtTenants,
+) -> dict[OperationKey, dict[str, Any]]:
+    """Query the logs until they have every line that is an operation, for at most *timeout_s*.
+
+    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date, with what *look* finds at the
+    tenants of operations that make no progress.
+    """
+    deadline = time.monotonic() + timeout_s
+    look_at = time.monotonic() + LOOK_AFTER_S
+    pending = {line.key for line in lines if line.key is not None}
+    rows: dict[OperationKey, dict[str, Any]] = {}
+    while True:
+        started = time.monotonic()
+        found = await find_operations(gateway, pending, poll)
+        rows |= found
+        pending -= found.keys()
+        poll.pending_count, poll.has_ended = len(pending), True
+        progress.show(len(rows))
+        if found:
+            poll.held, look_at = {}, time.monotonic() + LOOK_AFTER_S
+        elif pending and look_at < time.monotonic() < deadline:
+            states = await look({tenant_id for tenant_id, _ in pending})
+            held = {one: state for one, state in states.items() if state.reason is not None}
+            poll.held = {one: _steadied(state, poll.held.get(one)) for one, state in held.items()}
+            look_at = time.monotonic() + LOOK_INTERVAL_S
+        left_s = deadline - time.monotonic()
+        if not pending or left_s <= 0:
+            return rows
+        await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
+
+
+def _steadied(state: Undecided, before: Undecided | None) -> Undecided:
+    """Return *state*, or *before* if it is the same hold: ages in reports are some seconds old, more or less."""
+    if before is None or before.since is None or (before.reason, before.target) != (state.reason, state.target):
+        return state
+    return before
+
+
+async def find_operations(
+    gateway: ShardGateway, keys: Iterable[OperationKey], poll: LastPoll
+) -> dict[OperationKey, dict[str, Any]]:
+    """Query all logs once; return the rows that they have, each with its `shard_id`, and note in *poll* what failed."""
+    ordered = sorted(keys)
+    rows: dict[OperationKey, dict[str, Any]] = {}
+    silent: set[str] = set()
+    error: str | None = None
+    for first in range(0, len(ordered), KEYS_PER_QUERY):
+        some = ordered[first : first + KEYS_PER_QUERY]
+        try:
+            tenant_ids, requests = [key[0] for key in some], [key_of_id(key[1]) for key in some]
+            survey = await gateway.survey("find_operations", tenant_ids, requests)
+        except RetryableError as exc:
+            error = str(exc)  # Citrus does not list the shards now: the next poll queries these keys again
+            continue
+        silent |= set(survey.silent_shard_ids)
+        rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
+    poll.silent_shard_ids, poll.error = sorted(silent), error
+    return rows
+
+
+async def find_rejected(
+    gateway: ShardGateway, keys: Collection[OperationKey], since: datetime
+) -> dict[OperationKey, dict[str, Any]]:
+    """Return rows like those of the log for records rejected after *since*; none where a shard does not answer."""
+    try:
+        found = await gateway.find_rejections(keys)
+    except WorkerError:
+        return {}  # the query of the logs has named it
+    return {
+        key: {"status": SendStatus.REJECTED, "shard_id": one.shard_id, "error": f"{one.reason}: {one.error}"}
+        for key, one in found.items()
+        if one.rejected_at > since
+    }
+
+
+def send_outcomes(
+    sent: Iterable[InputLine],
+    unsent: Iterable[InputLine],
+    rows: Mapping[OperationKey, Mapping[str, Any]],
+    *,
+    waited: bool,
+) -> list[SendOutcome]:
+    """Return the outcome of each line, in order; *rows* are the rows that the logs have of the sent ones."""
+    outcomes = [_outcome(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
+    return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
+
+
+def interrupted_outcomes(lines: Sequence[InputLine], *, sent_count: int, under_way_count: int) -> list[SendOutcome]:
+    """Return the outcomes of *lines* when the command ended before them: the first so many had been put by then.
+
+    The lines of the request that was under way may be on the stream or not.
+    """
+    unknown_up_to = sent_count + under_way_count
+    return [
+        *(_describe(line, SendStatus.SENT) for line in lines[:sent_count]),
+        *(_describe(line, SendStatus.UNKNOWN) for line in lines[sent_count:unknown_up_to]),
+        *(_describe(line, SendStatus.NOT_SENT) for line in lines[unknown_up_to:]),
+    ]
+
+
+def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> SendOutcome:
+    """Return an outcome with the state of its tenant, where no log has the operation; *undecided* is by tenant id."""
+    if outcome.status is not SendStatus.UNKNOWN:
+        return outcome
+    known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]
+    if known.reason is None:
+        return msgspec.structs.replace(outcome, read_up_to=known.read_up_to)
+    return msgspec.structs.replace(
+        outcome, status=SendStatus.HELD, reason=known.reason, since=known.since, target=known.target
+    )
+
+
+def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:
+    if isinstance(line.decoded, RejectedRecord) or not waited:
+        return _describe(line, SendStatus.SENT)
+    if row is None:
+        return _describe(line, SendStatus.UNKNOWN)
+    if row["status"] == SendStatus.REJECTED:
+        outcome = _describe(line, SendStatus.REJECTED)
+        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=row["error"])
+    if bytes(row["digest"]) != line.decoded.digest:
+        outcome = _describe(line, SendStatus.FAILED)
+        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=DeadLetterReason.REQUEST_ID_REUSED)
+    return msgspec.structs.replace(
+        _describe(line, SendStatus(row["status"])),
+        shard_id=row["shard_id"],
+        error=row["error"],
+        result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
+    )
+
+
+def _describe(line: InputLine, status: SendStatus) -> SendOutcome:
+    match line.decoded:
+        case Operation() as operation:
+            return SendOutcome(
+                line=line.number,
+                status=status,
+                request_id=operation.request_id,
+                operation=operation.kind,
+                business_id=operation.business_id,
+                location_id=operation.location_id,
+                resource_type=operation.resource_type,
+                resource_id=operation.resource_id,
+            )
+        case RejectedRecord() as bad:
+            return SendOutcome(
+                line=line.number,
+                status=status,
+                request_id=bad.request_id,
+                business_id=bad.business_id,
+                location_id=bad.location_id,
+                resource_id=bad.resource_id,
+                error=f"{bad.reason}: {bad.error}",
+            )

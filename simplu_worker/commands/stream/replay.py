@@ -1,0 +1,371 @@
+"""`replay`, and `stream` for the registered consumer.
+
+`replay`: read the stream again from a time. The log drops operations that were applied; the others are applied.
+
+Where `replay` sends operations: to their shards, or without `--apply` to the logs, to be looked up there.
+
+`stream remove-consumer`: deregister the consumer of enhanced fan-out, which no stop of a worker does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+import msgspec
+
+from simplu_worker.assembly.aws import consumer_name, open_lease_table, open_stream, open_stream_consumers
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.assembly.worker import reader_settings
+from simplu_worker.commands.output import LINE_INTERVAL_S, print_json, print_note, print_table
+from simplu_worker.commands.running import require_settings
+from simplu_worker.commands.stream.operations import LastPoll, find_operations
+from simplu_worker.commands.stream.replay_rules import (
+    WOULD_APPLY,
+    ReplayRange,
+    ReplayTotals,
+    batches,
+    became_dead_letter,
+    generations,
+    select,
+)
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderSettings
+from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError, StreamShard, find_first_record
+from simplu_worker.consumers.kinesis.stream.positions import (
+    SHARD_END,
+    AtSequenceNumber,
+    AtTimestamp,
+    Position,
+    Start,
+    TrimHorizon,
+)
+from simplu_worker.consumers.pipeline.lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import Disposition, Operation
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.waits import retry
+from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason, StreamReader
+
+
+class ReplaySink(Protocol):
+    """Takes the operations of a stream shard, in order, and counts their outcomes."""
+
+    async def send(self, operations: Sequence[Operation]) -> None:
+        """Send *operations*; return once each is decided, or left. Raises nothing."""
+
+
+class ShardRoutes:
+    """Finds the shards of operations; leaves those of tenants without one."""
+
+    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, *, tenant_wait: timedelta) -> None:
+        self._gateway = gateway
+        self._totals = totals
+        self._tenant_wait = tenant_wait
+
+    async def group_by_shard(self, operations: Sequence[Operation]) -> dict[str, list[Operation]]:
+        """Return *operations* by shard, in order, but for those of tenants that are left."""
+        by_tenant: defaultdict[str, list[Operation]] = defaultdict(list)
+        for operation in operations:
+            by_tenant[operation.tenant_id].append(operation)
+        shard_ids: dict[str, str] = {}
+        for tenant_id, own in by_tenant.items():
+            if self._totals.has_left(tenant_id):
+                self._totals.leave(own, "")
+            elif (shard_id := await self._find(tenant_id, own)) is not None:
+                shard_ids[tenant_id] = shard_id
+        by_shard: defaultdict[str, list[Operation]] = defaultdict(list)
+        for operation in operations:
+            if operation.tenant_id in shard_ids:
+                by_shard[shard_ids[operation.tenant_id]].append(operation)
+        return by_shard
+
+    async def _find(self, tenant_id: str, operations: Sequence[Operation]) -> str | None:
+        try:
+            found = await retry(self._gateway.find, tenant_id)
+        except (RetryableError, PermanentError) as exc:
+            self._totals.leave(operations, str(exc))
+            return None
+        if not isinstance(found, Absence):
+            if not self._gateway.paused_s(tenant_id):
+                return found
+            self._totals.leave(operations, HoldReason.PAUSED)
+            return None
+        now = utc_now()
+        for operation in operations:
+            arrived_at = operation.origin.arrived_at
+            if became_dead_letter(found, arrived_at, tenant_wait=self._tenant_wait, now=now):
+                self._totals.count_dead_letter(DeadLetterReason.UNKNOWN_TENANT)
+            else:
+                self._totals.leave([operation], found)
+        return None
+
+
+class ApplyingSink:
+    """Applies operations to their shards; the logs drop those that were applied before."""
+
+    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, routes: ShardRoutes) -> None:
+        self._gateway = gateway
+        self._totals = totals
+        self._routes = routes
+
+    async def send(self, operations: Sequence[Operation]) -> None:
+        """Apply *operations*; return once each is decided, or left."""
+        for shard_id, own in (await self._routes.group_by_shard(operations)).items():
+            for batch in batches(own, max_count=BATCH_MAX_COUNT, max_bytes=BATCH_MAX_BYTES):
+                await self._apply(shard_id, batch)
+
+    async def _apply(self, shard_id: str, operations: Sequence[Operation]) -> None:
+        """Apply a batch, without the tenants that are left; those that have moved, once more on their new shard."""
+        moved = await self._apply_here(shard_id, operations)
+        for other_id, own in (await self._routes.group_by_shard(moved)).items():
+            for operation in await self._apply_here(other_id, own):
+                self._totals.leave([operation], f"shard {other_id} does not have the tenant now")
+
+    async def _apply_here(self, shard_id: str, operations: Sequence[Operation]) -> list[Operation]:
+        """Return the operations of tenants that the shard does not have."""
+        batch = [one for one in operations if not self._totals.has_left(one.tenant_id)]
+        self._totals.left_count += len(operations) - len(batch)
+        if not batch:
+            return []
+        try:
+            outcomes = await retry(self._gateway.apply, shard_id, batch)
+        except RetryableError as exc:
+            self._totals.leave(batch, str(exc))
+            return []
+        moved = []
+        for operation, outcome in zip(batch, outcomes, strict=True):
+            if outcome.disposition is Disposition.UNEXPECTED:
+                self._totals.leave([operation], outcome.error or "it fails on its shard")
+            elif outcome.disposition is Disposition.LOCKED:
+                self._totals.leave(
+                    [operation], f"another transaction keeps rows of the tenant locked on shard {shard_id}"
+                )
+            elif outcome.disposition is not Disposition.HOLD:
+                self._totals.count(outcome)
+            else:
+                moved.append(operation)
+        return moved
+
+
+class CountingSink:
+    """Looks operations up in the logs, and changes nothing.
+
+    An operation that comes twice and is in no log counts twice: the second one would be dropped.
+    """
+
+    def __init__(self, gateway: ShardGateway, totals: ReplayTotals, routes: ShardRoutes) -> None:
+        self._gateway = gateway
+        self._totals = totals
+        self._routes = routes
+
+    async def send(self, operations: Sequence[Operation]) -> None:
+        """Count *operations* by the outcome that they would have."""
+        keys = {(operation.tenant_id, operation.request_id) for operation in operations}
+        poll = LastPoll(pending_count=len(keys))
+        rows = await find_operations(self._gateway, keys, poll)
+        missing: list[Operation] = []
+        for operation in operations:
+            row = rows.get((operation.tenant_id, operation.request_id))
+            if row is None:
+                missing.append(operation)
+            else:
+                self._totals.count_logged(operation, row)
+        for shard_id, own in (await self._routes.group_by_shard(missing)).items():
+            if poll.error is not None or shard_id in poll.silent_shard_ids:
+                self._totals.leave(own, poll.error or f"shard {shard_id} does not answer")
+            else:
+                self._totals.outcomes[WOULD_APPLY] += len(own)
+
+
+async def replay(settings: Settings, chosen: ReplayRange, *, apply: bool, as_json: bool) -> int:
+    """Read every stream shard from the start of *chosen* to its end, parents before their children; print the outcomes.
+
+    Needs no lease and moves no checkpoint. Is safe beside the workers' readers, because it starts no later than their
+    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2). Without
+    *apply* nothing is applied. Returns 1 if tenants or stream shards were left, or the stream no longer has the start.
+    """
+    require_settings(settings, routes=True, stream=True)
+    totals = ReplayTotals()
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(settings))
+        stream = await stack.enter_async_context(open_stream(settings))
+        table = await stack.enter_async_context(open_lease_table(settings))
+        rules = reader_settings(settings)
+        routes = ShardRoutes(shards.gateway, totals, tenant_wait=rules.tenant_wait)
+        sink: ReplaySink = (ApplyingSink if apply else CountingSink)(shards.gateway, totals, routes)
+        leases = {lease.lease_key: lease for lease in await table.scan()}
+        totals.left |= _left_the_stream(chosen, (await stream.describe()).retention)
+        memory = PrefetchMemory(settings.prefetch_max_bytes)
+        stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals)
+        for generation in generations(await stream.list_stream_shards()):
+            if stream_replay.has_failed:
+                break  # operations of the children must not come before those of their parents
+            await stream_replay.read(generation)
+    if as_json:
+        print_json(_members(totals, apply=apply))
+    else:
+        _print_totals(totals, apply=apply)
+    return 1 if totals.left else 0
+
+
+def _left_the_stream(chosen: ReplayRange, retention: timedelta) -> dict[str, str]:
+    """Return that the stream no longer has the beginning of *chosen*, if it has not."""
+    oldest = utc_now() - retention
+    if chosen.start >= oldest:
+        return {}
+    hours = retention.total_seconds() / 3600
+    return {f"records before {oldest.isoformat(timespec='seconds')}": f"the stream keeps records for {hours:g} h"}
+
+
+def _members(totals: ReplayTotals, *, apply: bool) -> dict[str, Any]:
+    return {
+        "applied": apply,
+        "records": totals.record_count,
+        "outcomes": totals.outcomes,
+        "deadLetters": totals.dead_letters,
+        "leftOperations": totals.left_count,
+        "left": totals.left,
+        "leftWaiting": len(totals.left),
+    }
+
+
+def _print_totals(totals: ReplayTotals, *, apply: bool) -> None:
+    rows = sorted(totals.outcomes.items())
+    rows += [(f"no operation: {reason}", count) for reason, count in sorted(totals.dead_letters.items())]
+    rows += [("left", totals.left_count)] if totals.left else []
+    print_table(("outcome of the records", "count"), rows)
+    if not apply:
+        print_note("nothing was applied; with --apply the operations that would_apply are")
+    for target, reason in sorted(totals.left.items()):
+        print_note(f"{target}: left: {reason}")
+
+
+@dataclass
+class _StreamReplay:
+    stream: Stream
+    sink: ReplaySink
+    rules: ReaderSettings
+    memory: PrefetchMemory
+    chosen: ReplayRange
+    leases: Mapping[str, Lease]
+    totals: ReplayTotals
+    has_failed: bool = False  # a stream shard could not be read
+    lags_s: dict[str, float] = field(default_factory=dict)  # of the stream shards that are being read
+    shown_at: float = field(default_factory=time.monotonic)
+
+    async def read(self, generation: Sequence[StreamShard]) -> None:
+        """Read these stream shards concurrently, each to its tip, its end, or the end of the range."""
+        async with asyncio.TaskGroup() as tasks:
+            for shard in generation:
+                tasks.create_task(self._read(shard), name=f"replay:{shard.stream_shard_id}")
+
+    async def _read(self, shard: StreamShard) -> None:
+        quota = self.memory.open_quota()
+        access = StreamShardAccess(self.stream, shard.stream_shard_id, quota, random.random)
+        try:
+            cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind=StreamReader.MAIN)
+            decoder = self._decoder_of(shard)
+            while not await self._read_reply(cursor, decoder):
+                self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
+                self._show_progress(cursor)
+            cursor.release_memory()
+        except StreamGoneError:
+            return  # past its retention
+        except (RetryableError, PermanentError) as exc:
+            self.has_failed = True
+            self.totals.left[f"stream shard {shard.stream_shard_id}"] = str(exc)
+        finally:
+            quota.close()
+            self.lags_s.pop(shard.stream_shard_id, None)
+
+    async def _read_reply(self, cursor: Cursor, decoder: RecordDecoder) -> bool:
+        """Read once, and send the operations on; return whether the stream shard is done.
+
+        Raises PermanentError if it cannot be read.
+        """
+        reply = await cursor.read(asyncio.Event())
+        if reply is None:
+            if cursor.refusal is not None and not cursor.is_gone:
+                raise PermanentError(cursor.refusal)
+            return cursor.is_gone
+        self.totals.record_count += len(reply.records)
+        selection = select(decoder.decode(reply.records), self.chosen)
+        self.totals.count_rejected(selection.rejected)
+        await self.sink.send(selection.operations)
+        return selection.is_last or cursor.is_at_end or cursor.millis_behind == 0
+
+    def _decoder_of(self, shard: StreamShard) -> RecordDecoder:
+        return RecordDecoder(
+            self.stream.name,
+            shard.stream_shard_id,
+            operation_max_bytes=self.rules.operation_max_bytes,
+            list_result_limit=self.rules.list_result_limit,
+            hash_range=shard.hash_range,
+        )
+
+    async def _find_start(self, shard: StreamShard) -> Start:
+        """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""
+        start = AtTimestamp(self.chosen.start)
+        lease = self.leases.get(shard.stream_shard_id)
+        if lease is None or lease.checkpoint.is_sentinel:
+            ended = lease is not None and lease.checkpoint == SHARD_END
+            return start if ended else TrimHorizon()
+        first = await find_first_record(self.stream, shard.stream_shard_id, start)
+        is_before = first is not None and Position.from_sequence_number(first.sequence_number) <= lease.checkpoint
+        return start if is_before else AtSequenceNumber(lease.checkpoint.checkpoint)
+
+    def _show_progress(self, cursor: Cursor) -> None:
+        """Print on stderr, from time to time, how far the replay is."""
+        if time.monotonic() - self.shown_at < LINE_INTERVAL_S:
+            return
+        self.shown_at = time.monotonic()
+        decided = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.totals.outcomes.items()))
+        trouble = f"; {cursor.trouble}" if cursor.trouble else ""
+        behind_s = max(self.lags_s.values(), default=0.0)
+        print_note(
+            f"{self.totals.record_count} records read ({decided or 'no outcome yet'}), {behind_s:.0f} s to go{trouble}"
+        )
+
+
+class RemovedConsumer(msgspec.Struct, frozen=True):
+    """The result of `stream remove-consumer`."""
+
+    applied: bool
+    consumer: str
+    stream: str
+
+
+async def remove_consumer(settings: Settings, name: str | None, *, apply: bool, as_json: bool) -> int:
+    """Print the consumer *name*, else that of the settings; with *apply* deregister it.
+
+    Raises PermanentError where none is registered.
+    """
+    require_settings(settings, stream=True)
+    chosen, stream = name or consumer_name(settings), settings.kinesis_stream_name or ""
+    async with open_stream_consumers(settings) as consumers:
+        if not (await consumers.remove(chosen) if apply else await consumers.find(chosen)):
+            known = ", ".join(sorted(one.name for one in await consumers.list())) or "none"
+            raise PermanentError(f"expected a consumer of stream {stream} out of: {known}; got {chosen}")
+    if as_json:
+        print_json(RemovedConsumer(apply, chosen, stream))
+    elif not apply:
+        print_note(
+            f"consumer {chosen} of stream {stream} is registered; with --apply it is removed, and the subscriptions of "
+            "running workers end"
+        )
+    else:
+        print_note(f"consumer {chosen} of stream {stream} is removed; a worker with KINESIS_READ=fan-out adds it again")
+    return 0

@@ -1,1 +1,0 @@
-"""`replay`: the stream is read again, beside running workers."""

@@ -1,0 +1,449 @@
+"""`tenants move`, `rollback`, `verify` and `cleanup`.
+
+`tenants move`: move tenants to other shards while workers apply their operations.
+
+`tenants rollback`: take a move back.
+
+`tenants verify`: compare a tenant that has moved with the shard that it left, and repair what differs.
+
+`tenants cleanup`: delete the rows that tenants have left on their former shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import shlex
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.assembly.shards import Shards, open_shards
+from simplu_worker.commands.command_line import parse_duration
+from simplu_worker.commands.moves.plans import COLUMNS, MovePlans, plan_moves, plan_row, print_plans
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, with_tenant
+from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
+from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
+from simplu_worker.commands.running import parse_tenant_id, require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, RetryableError, UsageError, WorkerError
+from simplu_worker.operations.operation import is_id
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_query import query_with_causes
+from simplu_worker.shards.settling import Arrival, read_arrival, read_departure
+from simplu_worker.transfers.moving.balance import WayBack, way_back
+from simplu_worker.transfers.moving.checksums import (
+    Comparison,
+    Repair,
+    TypeSum,
+    check_former_rows,
+    compare_shards,
+    describe_difference,
+    repair_resources,
+)
+from simplu_worker.transfers.moving.places import TenantPlaces, find_places
+from simplu_worker.transfers.moving.types import GONE
+from simplu_worker.transfers.moving.undoing import (
+    LeftBehind,
+    clean_up,
+    count_copied,
+    count_left,
+    list_left_behind,
+    undo_move,
+)
+from simplu_worker.vocabulary import MoveOutcome
+
+SHOWN_LENGTH: Final = 200  # of a line that is refused
+
+
+def read_requests(path: Path) -> list[MoveRequest]:
+    """Return the requests of a file with a line `business,location,shard` for each tenant. Raises UsageError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a file with a byte order mark
+            requests = [_parse_row(row, number) for number, row in enumerate(csv.reader(file), 1) if _is_request(row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise UsageError(f"--from-file: expected a readable file of UTF-8 at {path}, got: {exc}") from None
+    twice = sorted(one for one, count in Counter(one.tenant_id for one in requests).items() if count > 1)
+    if twice:
+        raise UsageError(f"--from-file: expected each tenant once, got {twice[0]} twice")
+    if not requests:
+        raise UsageError(f"--from-file: expected a line business,location,shard for each tenant in {path}, got none")
+    return requests
+
+
+def _is_request(row: Sequence[str]) -> bool:
+    return bool(row) and not row[0].startswith("#")
+
+
+def _parse_row(row: Sequence[str], number: int) -> MoveRequest:
+    parts = [part.strip() for part in row]
+    if len(parts) != 3 or not all(map(is_id, parts)):
+        shown = ",".join(row)[:SHOWN_LENGTH]
+        raise UsageError(f"--from-file: expected business,location,shard in line {number}, got {shown!r}")
+    return MoveRequest(*parts)
+
+
+async def move_tenants(
+    settings: Settings, requests: Sequence[MoveRequest], terms: MoveTerms, *, apply: bool, as_json: bool
+) -> int:
+    """Print what moves of tenants would take; with *apply* move them, some at a time, and print a certificate of each.
+
+    Return 1 if one is refused, or was not moved, or its rows differ.
+    """
+    require_settings(settings, routes=True)
+    for one in requests:
+        parse_tenant_id(one.business_id, one.location_id)
+    async with open_shards(settings) as shards:
+        if not apply:
+            return print_plans(await plan_moves(shards, requests, max_pause_s=terms.max_pause), as_json=as_json)
+        runner = MoveRunner(settings, shards, terms, as_json=as_json)
+        return await runner.run(requests)
+
+
+class RollbackPlan(msgspec.Struct, frozen=True, rename="camel"):
+    """What a rollback does, in this order.
+
+    The rows of the copies on the shards *deletes_copies_on* are deleted, the last move, to the tenant's shard, is ended
+    if *ends_last_move*, and the tenant moves *back_to* a shard. *shard* has its home, or its row if it was destroyed.
+    """
+
+    tenant: str
+    shard: str
+    deletes_copies_on: tuple[str, ...] = ()
+    rows_deleted: int = 0
+    ends_last_move: bool = False
+    back_to: str | None = None
+
+
+async def rollback_tenant(
+    settings: Settings,
+    tenant: tuple[str, str],
+    bounds: MoveBounds = DEFAULT_BOUNDS,
+    *,
+    apply: bool,
+    as_json: bool,
+    stay: bool = False,
+) -> int:
+    """Plan to delete the copy of a move that has not ended, or to move the tenant back; with *apply* do so.
+
+    A rollback that was stopped goes on. With *stay* copies are deleted, and the tenant stays. Return 1 if it fails or
+    would be refused.
+    """
+    require_settings(settings, routes=True)
+    tenant_id = parse_tenant_id(*tenant)
+    async with open_shards(settings) as shards:
+        places = await find_places(shards.locator, shards.pools, tenant_id)
+        copies, destroyed_on = places.arriving_on(), places.destroyed_on()
+        if destroyed_on is not None and copies:
+            home, state = destroyed_on, f"was destroyed on shard {destroyed_on}"
+            way = WayBack(tuple(copies))
+        else:
+            home = _home_of(places)
+            state = f"stays on shard {home}"
+            way = await _find_way_back(shards, tenant_id, home, copies, stay=stay)
+        if not way.undone and stay:
+            raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
+        if way.back_to is not None and way.back_to == way.returned_from:
+            await _check_published(shards, settings, tenant_id, home, way.back_to, shlex.join(tenant))
+        if not apply:
+            return await _plan(shards, tenant, home, way, bounds, as_json=as_json)
+        if way.undone:
+            count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
+            if way.back_to is None:
+                _print_undone(tenant_id, count, state, as_json=as_json)
+                return 0
+        terms = MoveTerms(bounds.max_rows_per_second, bounds.max_pause)
+        runner = MoveRunner(settings, shards, terms, as_json=as_json)
+        status = await runner.run([MoveRequest(*tenant, home)]) if way.ends_last_move else 0
+        if way.back_to is not None:
+            status = await runner.run([MoveRequest(*tenant, way.back_to)])
+    if way.back_to is None:
+        _note_return(tenant, home, way)
+    elif status:
+        print_note(f"{tenant_id}: run the command again to go on, or with --stay to leave the tenant on shard {home}")
+    return status
+
+
+def _home_of(places: TenantPlaces) -> str:
+    """Return the shard of a tenant. Raises `RetryableError` if it has left one and not arrived on another."""
+    home = places.home()
+    if home is None:
+        raise RetryableError(
+            f"{places.tenant_id}: expected a home, got a tenant that has left its shard; workers activate it within "
+            "seconds: run the command again"
+        )
+    return home
+
+
+def _note_return(tenant: tuple[str, str], home: str, way: WayBack) -> None:
+    if way.returned_from is not None:
+        print_note(
+            f"{'-'.join(tenant)}: ended the last move, to shard {home}, which had been stopped; to move the tenant "
+            f"away from there, run: simplu-worker tenants move {shlex.join(tenant)} --to {way.returned_from} --apply"
+        )
+
+
+async def _plan(
+    shards: Shards, tenant: tuple[str, str], home: str, way: WayBack, bounds: MoveBounds, *, as_json: bool
+) -> int:
+    """Print what a rollback would do. Return 1 if its move would be refused."""
+    tenant_id = parse_tenant_id(*tenant)
+    count = sum([await count_copied(shards.pools, tenant_id, copy) for copy in way.undone])
+    plan = RollbackPlan(tenant_id, home, way.undone, count, way.ends_last_move, way.back_to)
+    moves = MovePlans()
+    if way.back_to is not None and not way.undone:  # beside another copy a move is refused, and that goes first
+        moves = await plan_moves(shards, [MoveRequest(*tenant, way.back_to)], max_pause_s=bounds.max_pause)
+    if as_json:
+        print_json({"rollback": plan} | moves.members)
+    else:
+        _print_plan(plan, moves)
+    return 1 if moves.problems else 0
+
+
+def _print_plan(plan: RollbackPlan, moves: MovePlans) -> None:
+    for copy in plan.deletes_copies_on:
+        print_line(f"{plan.tenant}: the copy on shard {copy} is deleted; the tenant is on shard {plan.shard}")
+    if plan.deletes_copies_on:
+        print_line(f"{plan.tenant}: {plan.rows_deleted} rows of the copy")
+    if plan.ends_last_move:
+        print_line(f"{plan.tenant}: the last move, to shard {plan.shard}, is ended: its rows are compared")
+    if plan.back_to is not None:
+        print_line(f"{plan.tenant}: moves back from shard {plan.shard} to shard {plan.back_to}")
+    if moves.plans:
+        print_table(COLUMNS, map(plan_row, moves.plans))
+    for tenant_id, problem in moves.problems.items():
+        print_note(with_tenant(tenant_id, problem))
+    print_note("nothing was changed; with --apply this is done")
+
+
+async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
+    """Return the steps of a rollback. Raises `PermanentError` if there is nothing to take back."""
+    pools = shards.pools
+    async with pools.pool_of(home).connection() as connection:
+        arrival, departure = await read_arrival(connection, tenant_id), await read_departure(connection, tenant_id)
+    came_from, last_move = None, None
+    if arrival is not None:
+        came_from = arrival.source_shard_id
+        with contextlib.suppress(RetryableError):  # a copy elsewhere can be deleted without this shard
+            async with pools.pool_of(came_from).connection() as connection:
+                last_move = await read_departure(connection, tenant_id)
+    way = way_back(
+        home,
+        copies,
+        came_from=came_from,
+        last_departure=departure,
+        last_move=last_move,
+        known=pools.by_shard_id(),
+        stay=stay,
+    )
+    if came_from is None and not way.undone and not stay:
+        raise PermanentError(
+            f"{tenant_id}: shard {home} knows of no move there, or the tenant was restored since; name the shard that "
+            "it is to move to: simplu-worker tenants move, with --to"
+        )
+    return way
+
+
+async def _check_published(
+    shards: Shards, settings: Settings, tenant_id: str, home: str, back_to: str, names: str
+) -> None:
+    """Raise `PermanentError` if the shard is still named from which the tenant has come back.
+
+    Then an earlier rollback may have been stopped before it published the home: run again, it must not move the tenant
+    away once more.
+    """
+    if isinstance(shards.locator, StaticMap) and settings.shard_map_file is None:  # nobody can publish there
+        return
+    named = await shards.locator.locate(tenant_id)
+    if named is not None and named.shard_id == back_to:
+        raise PermanentError(
+            f"{tenant_id}: expected shard {home} to be named for it, where it has come back to, got shard {back_to}: "
+            f"the new home was not published; run: simplu-worker tenants move {names} --to {home} --apply, to publish "
+            f"it, or --to {back_to} --apply, to move the tenant there"
+        )
+
+
+def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count})
+    else:
+        print_line(f"{tenant_id}: {state}; {count} rows of the copy deleted")
+
+
+SHOWN_MAX: Final = 20  # resources that differ
+
+
+async def verify_tenant(
+    settings: Settings, tenant: tuple[str, str], *, repair: bool = False, apply: bool = False, as_json: bool
+) -> int:
+    """Compare a tenant with the shard that it left; print what differs. Return 1 if something does.
+
+    With *repair* print also what a repair would write; with *apply* write it, and compare again.
+    """
+    require_settings(settings, routes=True)
+    tenant_id = parse_tenant_id(*tenant)
+    kept = timedelta(hours=settings.operation_retention_hours)
+    async with open_shards(settings) as shards:
+        source, target, arrival = await _find_move(shards, tenant_id)
+        if arrival.ready_at is None or arrival.read_at - arrival.ready_at > kept:
+            raise PermanentError(
+                f"{tenant_id}: expected a move within OPERATION_RETENTION_HOURS, got an older one: "
+                "the log has not all changes since; compare with a backup"
+            )
+
+        async def compared() -> Comparison:
+            since = arrival.ready_at or arrival.read_at
+            return await compare_shards(source, target, tenant_id, since, live_on_source=False, log_kept=kept / 2)
+
+        await check_former_rows(source, target, tenant_id, arrival)
+        comparison = await compared()
+        done = Repair(0)
+        if repair and comparison.differing:
+            done = await repair_resources(source, target, tenant_id, arrival, comparison.differing, apply=apply)
+            comparison = await compared() if apply else comparison
+    _print_comparison(tenant_id, comparison, done, apply=apply, as_json=as_json)
+    return 0 if comparison.is_equal else 1
+
+
+def _print_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, apply: bool, as_json: bool) -> None:
+    verdict = "equal" if comparison.is_equal else "differs"
+    if as_json:
+        counted = "repaired" if apply else "repairable"
+        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, counted: done.count}
+        print_json({**members, "refused": sorted(done.refused), "comparison": comparison})
+        return
+    print_table(
+        ("resource type", "rows", "former shard's", "bytes", "former shard's", ""),
+        (_sums_row(name, comparison) for name in sorted({**comparison.source, **comparison.target})),
+    )
+    changed = f"; {comparison.excluded} that may have changed since the move are not compared"
+    print_line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
+    if done.count and apply:
+        print_note(f"{done.count} resources were written as they were on the former shard")
+    elif done.count:
+        print_note(
+            f"nothing was changed; with --apply {done.count} resources are written as they were on the former shard"
+        )
+    if done.refused:
+        print_note(
+            f"{len(done.refused)} resources stay: somebody has written them since the move, and not by operations"
+        )
+    if not comparison.is_equal:
+        print_note(f"differing: {describe_difference(comparison)}")
+        for resource_type, resource_id in comparison.differing[:SHOWN_MAX]:
+            print_note(f"  {resource_type} {resource_id}")
+        print_note(
+            "with --repair --apply those not written since the move are written as they were; "
+            "tenants rollback moves the tenant back"
+        )
+
+
+def _sums_row(name: str, comparison: Comparison) -> tuple[object, ...]:
+    here, there = (sums.get(name, TypeSum()) for sums in (comparison.source, comparison.target))
+    counts = (there.row_count, here.row_count, there.byte_count, here.byte_count)
+    return (name, *counts, "" if there == here else "differs")
+
+
+async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPool, Arrival]:
+    """Return the shard that a tenant left, its home, and the journal of the move there."""
+    places = await find_places(shards.locator, shards.pools, tenant_id)
+    home = places.home()
+    if home is None:
+        raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run tenants move again")
+    target = shards.pools.pool_of(home)
+    async with target.connection() as connection:
+        arrival = await read_arrival(connection, tenant_id)
+    if arrival is None:
+        raise PermanentError(f"{tenant_id}: expected a tenant that has moved to shard {home}, got one that has not")
+    return shards.pools.pool_of(arrival.source_shard_id), target, arrival
+
+
+DIFFERS: Final = (
+    "its move ended with rows that differ, and these may be the better ones; run: simplu-worker tenants verify "
+    "--repair --apply, then tenants move again; or with --differing they are deleted too"
+)
+COUNTED_AT_ONCE: Final = 8  # tenants: each takes a read of the indexes of all its rows
+
+
+async def clean_up_tenants(
+    settings: Settings, older_than: str, *, differing: bool = False, apply: bool, as_json: bool
+) -> int:
+    """Delete the rows that tenants have left on their former shards, or without *apply* count them.
+
+    Those of moves that ended with rows that differ stay, but with *differing*. Return 1 if some stay, also as a shard
+    does not answer or a deletion fails.
+    """
+    require_settings(settings, routes=True)
+    age = parse_duration("--older-than", older_than)
+    async with open_shards(settings) as shards:
+
+        async def ask(address: ShardAddress) -> Sequence[LeftBehind]:
+            return await list_left_behind(shards.pools.ensure_pool(address), age)
+
+        known = await shards.locator.list_shards()
+        left, causes = await query_with_causes(known, ask)
+        known_ids = {one.shard_id for one in known}
+        silent = sorted(known_ids - left.keys())
+        slots = asyncio.Semaphore(1 if apply else COUNTED_AT_ONCE)
+
+        async def look(one: LeftBehind, shard_id: str) -> dict[str, Any]:
+            home_id = one.target_id
+            async with slots:
+                try:
+                    if one.differs and not differing:
+                        raise PermanentError(DIFFERS)
+                    if home_id not in known_ids:  # it has left the map or Citrus since
+                        home_id = await _find_home(shards, one.tenant_id)
+                    found = await _clean_up_one(shards, one, shard_id, home_id, silent, apply=apply)
+                except WorkerError as exc:
+                    found = {"error": str(exc)}
+            return {"tenant": one.tenant_id, "left": shard_id, "home": home_id} | found
+
+        found = await asyncio.gather(*(look(one, shard_id) for shard_id in sorted(left) for one in left[shard_id]))
+    if as_json:
+        print_json({"applied": apply, "tenants": found, "shardsWithoutAnswer": silent})
+    else:
+        print_table(("tenant", "left", "home", "rows deleted" if apply else "rows"), (_row(one) for one in found))
+        for one in found:
+            if "error" in one:
+                print_note(f"{one['tenant']}: its rows stay on shard {one['left']}: {one['error']}")
+        if found and not apply:
+            count = sum(one.get("rows") or 0 for one in found)
+            print_note(f"nothing was deleted; with --apply these {count} rows are")
+        print_silent(silent, causes)
+    return 1 if silent or any("error" in one for one in found) else 0
+
+
+async def _find_home(shards: Shards, tenant_id: str) -> str:
+    """Return the shard with the home of a tenant, or on which it was destroyed."""
+    places = await find_places(shards.locator, shards.pools, tenant_id)
+    if (home_id := places.home()) is not None:
+        return home_id
+    gone = [shard_id for shard_id, state in places.states.items() if state in GONE]
+    if len(gone) != 1:
+        raise RetryableError("expected a home, got a tenant on its way; run: simplu-worker tenants show")
+    return gone[0]
+
+
+async def _clean_up_one(
+    shards: Shards, one: LeftBehind, shard_id: str, home_id: str, silent: Collection[str], *, apply: bool
+) -> dict[str, Any]:
+    """Delete or count what a tenant has left on a shard, and return the number of rows. Raises `WorkerError`."""
+    if home_id in silent:  # each try would take as long as its deadline
+        raise RetryableError(f"no answer from shard {home_id}, where its home is")
+    way = one.tenant_id, shard_id, one.target_id
+    if not apply:
+        return {"rows": await count_left(shards.pools, *way, home_id=home_id)}
+    return {"rows": await clean_up(shards.pools, shards.commits, *way, home_id=home_id)}
+
+
+def _row(one: dict[str, Any]) -> tuple[object, ...]:
+    rows = one.get("rows", "none" if "error" in one else "")
+    return one["tenant"], one["left"], one["home"], "its home is another one now" if rows is None else rows

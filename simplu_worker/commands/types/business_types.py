@@ -1,0 +1,463 @@
+"""The commands of `types`: apply, check and show business types.
+
+`types apply`: write the business types of a folder to all shards, or print what that would change.
+
+`types show`: the business types of all shards, and where they differ.
+
+Read the business types of a folder.
+
+`types check`: whether the files of a folder are valid, and which existing resources they do not know or refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from rich.text import Text
+
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.moves.runner import clear_cache
+from simplu_worker.commands.output import print_json, print_line, print_note, print_silent, print_table
+from simplu_worker.commands.running import require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.operations.business_types import ResourceType
+from simplu_worker.operations.schema_judge import Schema, count_findings
+from simplu_worker.shards.apply import judging
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.shard_query import LIMITS as SHARD_QUERY_LIMITS
+from simplu_worker.shards.routing.shard_query import (
+    QueryLimits,
+    fetch_from_all_shards,
+    fetch_from_shard,
+    query_all_shards,
+)
+from simplu_worker.shards.schema.type_files import (
+    FILE_MAX_BYTES,
+    OWN_NAMES,
+    TypeFile,
+    TypeFileError,
+    TypesPlan,
+    problems_between,
+    read_type,
+)
+from simplu_worker.shards.schema.upgrade import UPGRADE_TIMEOUTS, plan_on
+from simplu_worker.shards.schema.upgrade import apply_types as apply_types_to
+from simplu_worker.shards.tenants.resource_changes import OtherName, find_other_names, store_under_names
+from simplu_worker.telemetry.log import scrub_text
+
+COLUMNS: Final = ("type", "written by", "digest", "tenants", "shards", "shards without it")
+DIGEST_SHOWN: Final = 12
+
+
+class TypeVersion(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """One version of a type, and the shards that have it; *missing* are those that have no version of it."""
+
+    name: str
+    digest: str | None
+    written_by: str
+    tenants: int
+    shards: Sequence[str]
+    missing: Sequence[str] = ()
+    definition: str | None = None
+
+
+async def show_types(settings: Settings, name: str | None, *, as_json: bool) -> int:
+    """Print the types, or one of them with its file. Return 1 for a silent shard, or if no shard has *name*."""
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = [shard.shard_id for shard in await shards.locator.list_shards()]
+        found = await fetch_from_all_shards(shards.locator, shards.pools, QUERIES["read_types"])
+    silent = found.silent_shard_ids
+    versions = [
+        one for one in versions_of(found.rows, sorted(set(known) - set(silent))) if name is None or one.name == name
+    ]
+    if as_json:
+        print_json({"types": versions, "shardsWithoutAnswer": silent})
+    else:
+        _print(versions, with_files=name is not None)
+        print_silent(silent)
+        if name is not None and not versions:
+            print_note(f"no shard that answers has the type {name}")
+    return 1 if silent or (name is not None and not versions) else 0
+
+
+def versions_of(rows: Iterable[tuple[str, dict[str, Any]]], shard_ids: Sequence[str]) -> list[TypeVersion]:
+    """Return the versions of each type among the rows of *shard_ids*, the most common first."""
+    by_version: dict[tuple[str, str | None, bool], list[tuple[str, dict[str, Any]]]] = {}
+    for shard_id, row in rows:
+        by_version.setdefault((row["name"], row["digest"], row["is_applied"]), []).append((shard_id, row))
+    having: dict[str, set[str]] = {}
+    for (name, _, _), found in by_version.items():
+        having.setdefault(name, set()).update(shard_id for shard_id, _ in found)
+    versions = [
+        TypeVersion(
+            name,
+            digest,
+            "types apply" if is_applied else "the package",
+            sum(row["tenant_count"] for _, row in found),
+            sorted(shard_id for shard_id, _ in found),
+            [shard_id for shard_id in shard_ids if shard_id not in having[name]],
+            found[0][1]["definition"],
+        )
+        for (name, digest, is_applied), found in by_version.items()
+    ]
+    return sorted(versions, key=lambda one: (one.name, -len(one.shards), one.digest or ""))
+
+
+def _print(versions: Sequence[TypeVersion], *, with_files: bool) -> None:
+    print_table(COLUMNS, map(_row, versions))
+    for one in versions if with_files else ():
+        print_line(f"{one.name} {(one.digest or '')[:DIGEST_SHOWN]}:", "bold")
+        for line in (one.definition or "").splitlines():
+            print_line(line)
+
+
+def _row(one: TypeVersion) -> tuple[object, ...]:
+    digest = (one.digest or "")[:DIGEST_SHOWN]
+    return one.name, one.written_by, digest, one.tenants, ", ".join(one.shards), ", ".join(one.missing)
+
+
+def read_folder(folder: Path) -> dict[str, TypeFile]:
+    """Return the types of a folder by name. Raises ConfigurationError, with every problem of every file."""
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder}: expected a folder with a file NAME.json for each business type")
+    files: dict[str, TypeFile] = {}
+    problems: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            file = _read(path)
+        except TypeFileError as exc:
+            problems += [f"{path.name}: {problem}" for problem in exc.problems]
+            continue
+        files[file.type.name] = file
+    problems += problems_between(files)
+    if problems:
+        raise ConfigurationError(*problems)
+    return files
+
+
+def _read(path: Path) -> TypeFile:
+    try:
+        with path.open("rb") as opened:
+            text = opened.read(FILE_MAX_BYTES + 1).decode()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise TypeFileError([f"expected a file of UTF-8 that can be read, got {type(exc).__name__}"]) from None
+    file = read_type(text)
+    if path.stem != file.type.name:
+        raise TypeFileError([f"expected the type {path.stem}, after which the file is named, got {file.type.name}"])
+    return file
+
+
+APPLY_COLUMNS: Final = ("shard", "state", "types", "views that go", "indexes", "problem")
+OTHER_COLUMNS: Final = ("shard", "type", "resource type", "stored as", "resources", "tenants", "ids under both")
+MOVES: Final = (
+    "resources under other names are not found by operations once the types are written; --apply then moves them, but "
+    "for ids under both names: pause their tenants meanwhile"
+)
+LEFT: Final = (
+    "these resources were not moved: delete or rename one of two with the same id, let moves and imports end, and run "
+    "this again"
+)
+# Workers read the types again every few seconds, and write under the names of before until then.
+REREAD_S: Final = 2 * judging.REREAD_S
+MOVE_LIMITS: Final = QueryLimits(answer_s=86_400.0, all_s=86_400.0)
+
+
+class ApplyStatus(StrEnum):
+    """The state of a shard's business types."""
+
+    CURRENT = "current"
+    DIFFERENT = "different"  # from the folder
+    APPLIED = "applied"
+    EMPTY = "empty"  # it has no schema yet
+    REFUSED = "refused"  # a person has to correct a file, or something on the shard
+    FAILED = "failed"
+
+
+STYLES: Final = {
+    ApplyStatus.DIFFERENT: "yellow",
+    ApplyStatus.APPLIED: "green",
+    ApplyStatus.REFUSED: "red",
+    ApplyStatus.FAILED: "red",
+}
+BAD: Final = frozenset({ApplyStatus.REFUSED, ApplyStatus.FAILED})
+
+
+class ApplyReport(msgspec.Struct, frozen=True, rename="camel"):
+    """One shard: its changes by type, the views that go, and its problems.
+
+    *other_names* are resources under other names than that of their type, once they were *moved* those that are left.
+    """
+
+    shard_id: str
+    state: ApplyStatus
+    types: Mapping[str, str] = {}
+    dropped_views: Sequence[str] = ()
+    indexes: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    other_names: Sequence[OtherName] = ()
+    moved: int = 0
+
+
+async def apply_types(
+    settings: Settings, folder: Path, remove: Collection[str], *, apply: bool, timeout_s: float, as_json: bool
+) -> int:
+    """Print what the types of *folder* change on each shard; with *apply* write them. Return 1 on failure.
+
+    Each shard gets all of it in one transaction, or nothing. Resources under other names are moved after that.
+    """
+    require_settings(settings, routes=True)
+    files = read_folder(folder)
+    if not files and not remove:
+        raise ConfigurationError(f"{folder}: expected a file NAME.json for each business type, got none")
+    if both := sorted(files.keys() & set(remove)):
+        raise ConfigurationError(f"--remove: expected types without a file in {folder}, got {', '.join(both)}")
+    async with open_shards(settings) as shards:
+        known = sorted(await shards.locator.list_shards(), key=lambda shard: shard.shard_id)
+    async with Pools(size=2, timeouts=UPGRADE_TIMEOUTS) as pools:
+        reports = await _ask_all(pools, known, files, remove, apply=apply, timeout_s=timeout_s)
+        if apply and any(report.other_names for report in reports):
+            await asyncio.sleep(REREAD_S)
+            reports = await _move_all(pools, reports, known, files)
+    warning = await clear_cache(settings) if any(report.moved for report in reports) else None
+    silent = sorted({shard.shard_id for shard in known} - {report.shard_id for report in reports})
+    if as_json:
+        print_json({"applied": apply, "shards": reports, "shardsWithoutAnswer": silent, "warning": warning})
+    else:
+        _print_apply(reports, apply=apply)
+        if warning is not None:
+            print_note(warning)
+        print_silent(silent)
+    is_left = apply and any(report.other_names for report in reports)
+    return 1 if silent or warning or is_left or any(report.state in BAD for report in reports) else 0
+
+
+async def _ask_all(
+    pools: Pools,
+    known: Sequence[ShardAddress],
+    files: Mapping[str, TypeFile],
+    remove: Collection[str],
+    *,
+    apply: bool,
+    timeout_s: float,
+) -> list[ApplyReport]:
+    """Return the report of each shard that answered, in order."""
+
+    async def ask(address: ShardAddress) -> ApplyReport:
+        shard_id = address.shard_id
+        try:
+            pool = pools.ensure_pool(address)
+            if apply:
+                plan = await apply_types_to(pool, files, remove=remove, patience_s=timeout_s)
+            else:
+                plan = await plan_on(pool, files, remove=remove)
+            others = [] if plan is None or plan.refusals else await find_other_names(pool, files)
+        except WorkerError as exc:
+            return ApplyReport(shard_id, ApplyStatus.FAILED, problems=[address.without_name(scrub_text(str(exc)))])
+        return msgspec.structs.replace(_report(shard_id, plan, apply=apply), other_names=others)
+
+    limits = QueryLimits(
+        answer_s=timeout_s + SHARD_QUERY_LIMITS.all_s, all_s=2 * (timeout_s + SHARD_QUERY_LIMITS.all_s)
+    )
+    answers = await query_all_shards(known, ask, limits=limits)
+    return [answers[address.shard_id] for address in known if address.shard_id in answers]
+
+
+async def _move_all(
+    pools: Pools, reports: Sequence[ApplyReport], known: Sequence[ShardAddress], files: Mapping[str, TypeFile]
+) -> list[ApplyReport]:
+    """Move the resources under other names; return *reports* with what is left."""
+    by_id = {report.shard_id: report for report in reports}
+
+    async def move(address: ShardAddress) -> ApplyReport:
+        report, pool = by_id[address.shard_id], pools.ensure_pool(address)
+        try:
+            moved = await store_under_names(pool, files)
+            return msgspec.structs.replace(report, moved=moved, other_names=await find_other_names(pool, files))
+        except WorkerError as exc:
+            problem = address.without_name(scrub_text(str(exc)))
+            return msgspec.structs.replace(report, state=ApplyStatus.FAILED, problems=[problem])
+
+    due = [address for address in known if address.shard_id in by_id and by_id[address.shard_id].other_names]
+    return [*(by_id | await query_all_shards(due, move, limits=MOVE_LIMITS)).values()]
+
+
+def _report(shard_id: str, plan: TypesPlan | None, *, apply: bool) -> ApplyReport:
+    if plan is None:
+        return ApplyReport(shard_id, ApplyStatus.EMPTY)
+    types = {name: change.value for name, change in plan.changes.items()}
+    if plan.refusals:
+        state = ApplyStatus.REFUSED
+    elif not plan.is_needed:
+        state = ApplyStatus.CURRENT
+    else:
+        state = ApplyStatus.APPLIED if apply else ApplyStatus.DIFFERENT
+    return ApplyReport(shard_id, state, types, plan.dropped_views, plan.index_statements, plan.refusals)
+
+
+def _print_apply(reports: Sequence[ApplyReport], *, apply: bool) -> None:
+    print_table(APPLY_COLUMNS, map(_apply_row, reports))
+    for report in reports:
+        if report.state is ApplyStatus.EMPTY:
+            print_note(
+                f"shard {report.shard_id} has no schema; to create it: simplu-worker shards upgrade {report.shard_id} "
+                "--apply, then run this again"
+            )
+    if others := [one for report in reports for one in report.other_names]:
+        print_table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
+        print_note(LEFT if apply else MOVES)
+    if count := sum(report.moved for report in reports):
+        print_note(f"{count} resources were moved to the names of their types")
+    if not apply and any(report.state is ApplyStatus.DIFFERENT for report in reports):
+        print_note("nothing was changed; --apply writes the types, while workers run")
+
+
+def _apply_row(report: ApplyReport) -> tuple[Any, ...]:
+    return (
+        report.shard_id,
+        Text(report.state, STYLES.get(report.state, "")),
+        ", ".join(f"{name} {change}" for name, change in report.types.items()),
+        ", ".join(report.dropped_views),
+        str(len(report.indexes) or ""),
+        "; ".join(report.problems),
+    )
+
+
+# All documents of a large shard take minutes; each statement has the bounds of the pool.
+LIMITS: Final = QueryLimits(answer_s=3600.0, all_s=3600.0)
+PAGE_ROWS: Final = 200
+PAGE_BYTES: Final = 1024 * 1024  # as they are stored, compressed perhaps
+UNKNOWN_COLUMNS: Final = ("shard", "type", "unknown resource type", "resources", "tenants")
+FINDING_COLUMNS: Final = ("shard", "type", "resource type", "resources that do not fit", "place in the schema")
+
+
+Schemas: TypeAlias = Sequence[tuple[ResourceType, Schema]]
+
+
+class UnknownName(msgspec.Struct, frozen=True, rename="camel"):
+    """Resources on a shard whose resource type the file of their business type does not know."""
+
+    shard_id: str
+    type: str
+    resource_type: str
+    resources: int
+    tenants: int
+
+
+class SchemaFinding(msgspec.Struct, frozen=True, rename="camel"):
+    """Resources on a shard that do not fit a schema, counted at the first place where each one fails."""
+
+    shard_id: str
+    type: str
+    resource_type: str
+    resources: int
+    schema_path: str
+
+
+class CheckedRows(msgspec.Struct, frozen=True):
+    """What the files say of the rows of one shard; *others* are left under names of before."""
+
+    unknown: Sequence[UnknownName]
+    findings: Sequence[SchemaFinding]
+    others: Sequence[OtherName]
+
+
+async def check_types(settings: Settings, folder: Path, *, as_json: bool) -> int:
+    """Print the resources that the files do not know, whose schemas they do not fit, or that have another name.
+
+    Return 1 if there are some, or a shard did not answer. Raises ConfigurationError if a file is not valid.
+    """
+    require_settings(settings, routes=True)
+    files = read_folder(folder)
+    schemas = {name: _schemas_of(file) for name, file in files.items()}
+    async with open_shards(settings) as shards:
+        known = sorted(await shards.locator.list_shards(), key=lambda shard: shard.shard_id)
+
+        async def ask(address: ShardAddress) -> CheckedRows:
+            return await _check_rows(shards.pools.ensure_pool(address), files, schemas)
+
+        answers = await query_all_shards(known, ask, limits=LIMITS)
+    silent = [shard.shard_id for shard in known if shard.shard_id not in answers]
+    checked = [answers[shard.shard_id] for shard in known if shard.shard_id in answers]
+    unknown = [one for rows in checked for one in rows.unknown]
+    findings = [one for rows in checked for one in rows.findings]
+    others = [one for rows in checked for one in rows.others]
+    if as_json:
+        found = {"unknown": unknown, "findings": findings, "otherNames": others}
+        print_json({"types": sorted(files), **found, "shardsWithoutAnswer": silent})
+    else:
+        _print_check(files, unknown, findings)
+        if others:
+            print_table(OTHER_COLUMNS, map(msgspec.structs.astuple, others))
+        print_silent(silent)
+    return 1 if unknown or findings or others or silent else 0
+
+
+def _schemas_of(file: TypeFile) -> Schemas:
+    return [(one, Schema(one.schema)) for one in file.type.resource_types if one.schema is not None]
+
+
+async def _check_rows(pool: ShardPool, files: Mapping[str, TypeFile], schemas: Mapping[str, Schemas]) -> CheckedRows:
+    """Return what the files say of the rows of one shard. Raises `RetryableError`."""
+    unknown: list[UnknownName] = []
+    findings: list[SchemaFinding] = []
+    for name, file in files.items():
+        names = [*OWN_NAMES, file.type.staff_resource_type]
+        names += [resource_name for one in file.type.resource_types for resource_name in one.names]
+        rows = await fetch_from_shard(pool, QUERIES["count_unknown_names"], name, names)
+        unknown += [UnknownName(pool.address.shard_id, name, *_counts(row)) for row in rows]
+        findings += await _judge_rows(pool, name, schemas[name])
+    return CheckedRows(unknown, findings, await find_other_names(pool, files))
+
+
+def _counts(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["name"], row["row_count"], row["tenant_count"]
+
+
+async def _judge_rows(pool: ShardPool, name: str, schemas: Schemas) -> list[SchemaFinding]:
+    """Return what *schemas* find in the rows of the type *name* on one shard, whatever follows from a finding."""
+    if not schemas:
+        return []
+    tenants = [row["id"] for row in await fetch_from_shard(pool, QUERIES["list_tenants_of_type"], name)]
+    findings: list[SchemaFinding] = []
+    for resource_type, schema in schemas:
+        counts: Counter[str] = Counter()
+        for tenant_id in tenants:
+            for stored_name in resource_type.names:
+                async for documents in _documents(pool, tenant_id, stored_name):
+                    counts += count_findings(schema, documents)
+        findings += [
+            SchemaFinding(pool.address.shard_id, name, resource_type.name, count, path)
+            for path, count in counts.most_common()
+        ]
+    return findings
+
+
+async def _documents(pool: ShardPool, tenant_id: str, name: str) -> AsyncIterator[Iterable[bytes]]:
+    """Yield all documents with *name* of a tenant, page by page."""
+    last = ""
+    while True:
+        rows = await fetch_from_shard(pool, QUERIES["read_documents"], tenant_id, name, last, PAGE_ROWS, PAGE_BYTES)
+        yield [row["data"].encode() for row in rows]
+        if not rows or len(rows) == rows[0]["found_count"] < PAGE_ROWS:
+            return
+        last = rows[-1]["resource_id"]
+
+
+def _print_check(
+    files: Mapping[str, TypeFile], unknown: Sequence[UnknownName], findings: Sequence[SchemaFinding]
+) -> None:
+    print_line(f"valid: {', '.join(sorted(files)) or 'no file'}")
+    if unknown:
+        print_table(UNKNOWN_COLUMNS, map(msgspec.structs.astuple, unknown))
+    if findings:
+        print_table(FINDING_COLUMNS, map(msgspec.structs.astuple, findings))

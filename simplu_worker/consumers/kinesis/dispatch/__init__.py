@@ -1,1 +1,0 @@
-"""From a decoded operation to the lane of its Postgres shard."""

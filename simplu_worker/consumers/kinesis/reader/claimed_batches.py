@@ -1,0 +1,182 @@
+"""Send batches of one reader to Postgres shards, each with the claim to the reader's position row there.
+
+An operation in memory, with what its checkpoint and its dead letter need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.fetch.pacing import OPERATION_OVERHEAD_BYTES
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.consumers.pipeline.results import LaneStopError
+from simplu_worker.consumers.producer_traces import traceparents_of_records
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import PositionChangedError, PositionClaim
+from simplu_worker.telemetry.spans import TracedBatch, process_span
+from simplu_worker.vocabulary import DeadLetterReason
+
+
+class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
+    """A decoded operation with its source record and its ticket in the tracker of the cursor that read it.
+
+    *parents* are the records of parents from the operation on; empty for an operation of the stream shard itself.
+    """
+
+    ticket: int
+    operation: Operation
+    record: bytes
+    tracker: CheckpointTracker[RecordPosition]
+    parents: tuple[ParentRecords, ...] = ()
+
+    @property
+    def chain(self) -> str:
+        """Its tenant."""
+        return self.operation.tenant_id
+
+    @property
+    def unread(self) -> Unread:
+        """The records from the operation on, which are read again when it is dropped."""
+        return Unread(self.tracker.position_before(self.ticket), self.parents)
+
+    def dead_letter(
+        self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1
+    ) -> DeadLetter:
+        """Return the dead letter of the operation."""
+        return DeadLetter(
+            reason=reason,
+            error=error,
+            origin=self.operation.origin,
+            failed_at=failed_at,
+            attempts=attempts,
+            record=self.record,
+            request_id=self.operation.request_id,
+            resource_id=self.operation.resource_id,
+            business_id=self.operation.business_id,
+            location_id=self.operation.location_id,
+        )
+
+
+def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
+    """Return the memory that *entries* count for: the records, their copy on the way to the shard, and an overhead."""
+    return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
+
+
+class RowBehindError(LaneStopError):
+    """The reader's row on the shard is behind: the shard may lack *unread*."""
+
+    def __init__(self, unread: Unread) -> None:
+        super().__init__(f"expected the shard to have all before the reader's position, got a row behind: {unread}")
+        self.unread = unread
+
+
+class ClaimedBatches:
+    """The batches of one reader. Without *shard_positions* no row is written."""
+
+    def __init__(self, gateway: ShardGateway, ownership: Ownership, shard_positions: ShardPositions | None) -> None:
+        self._gateway = gateway
+        self._ownership = ownership
+        self._shard_positions = shard_positions
+        self._merging: set[str] = set()  # shards to which a tenant has moved from another one
+        self._changed: set[str] = set()  # shards of which another reader, or a move, has written the row
+
+    def expect_merge(self, shard_id: str) -> None:
+        """Take the new token of the row before the next batch: with the old one it would be sent in vain."""
+        self._merging.add(shard_id)
+
+    def forget(self, shard_id: str) -> None:
+        """Have the row read before the next batch: nothing that is remembered counts."""
+        if self._shard_positions is not None:
+            self._shard_positions.position_on(shard_id).invalidate()
+
+    async def send(self, shard_id: str, entries: Sequence[QueuedOperation]) -> list[Outcome]:
+        """Apply *entries* to a shard. Raises `RowBehindError`, `PositionGapError`, and as `ShardGateway.apply`."""
+        async with self._known_row(shard_id) as shard_position:
+            if not entries:
+                return []
+            claim = self._prepare_claim(shard_position)
+            with process_span(partial(_describe, shard_id, entries)) as span:
+                outcomes = await self._gateway.apply(shard_id, [entry.operation for entry in entries], claim=claim)
+                span.note_outcomes(outcome.disposition for outcome in outcomes)
+                return outcomes
+
+    async def write_failure(self, shard_id: str, operation: Operation) -> Outcome:
+        """Write the row of an operation that is given up. Raises `RetryableError` where the shard does not take it."""
+        if self._shard_positions is None:
+            outcome = await self._gateway.give_up(shard_id, operation)
+        else:
+            shard_position = self._shard_positions.position_on(shard_id)
+            async with shard_position.lock:
+                claim = self._prepare_claim(shard_position)
+                outcome = await self._gateway.give_up(shard_id, operation, claim=claim)
+        if outcome.disposition is Disposition.HOLD:
+            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+        return outcome
+
+    def _prepare_claim(self, shard_position: ShardPosition | None) -> PositionClaim | None:
+        positions = self._shard_positions
+        return None if positions is None or shard_position is None else positions.prepare_claim(shard_position)
+
+    @asynccontextmanager
+    async def _known_row(self, shard_id: str) -> AsyncIterator[ShardPosition | None]:
+        """Lock the position on a shard, and give it once its row is known and not behind; None without positions."""
+        positions = self._shard_positions
+        if positions is None:
+            yield None
+            return
+        shard_position = positions.position_on(shard_id)
+        async with shard_position.lock:
+            if shard_id in self._merging and shard_position.is_current:
+                await positions.follow_moves(shard_position)
+            self._merging.discard(shard_id)
+            if not shard_position.is_current:
+                await self._reconcile(positions, shard_position)
+            try:
+                yield shard_position
+            except PositionChangedError:  # another reader or a move wrote the row, or commits are lost
+                shard_position.invalidate()
+                self._changed.add(shard_id)
+                raise
+
+    def is_held(self, shard_id: str) -> bool:
+        """Return whether a shard has a hold that waits for it."""
+        return self._ownership.is_blocked(shard_id)
+
+    async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> None:
+        """Read the position row. Raises `RowBehindError` where it is behind.
+
+        Confirm the lease before, if the row is not as it was left: otherwise two readers of the stream shard would make
+        each other read it again.
+        """
+        if await shard_positions.follow_moves(shard_position):
+            return
+        if shard_position.shard_id in self._changed:
+            await shard_positions.confirm_lease()
+        unread = await shard_positions.reconcile(shard_position)
+        self._changed.discard(shard_position.shard_id)
+        if unread is not None:
+            raise RowBehindError(unread)
+
+
+def _describe(shard_id: str, entries: Sequence[QueuedOperation]) -> TracedBatch:
+    origin = entries[0].operation.origin
+    return TracedBatch(
+        origin.source,
+        origin.name,
+        len(entries),
+        lambda: traceparents_of_records(entry.record for entry in entries),
+        shard_id,
+        origin.stream_shard_id,
+    )

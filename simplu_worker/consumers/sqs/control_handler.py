@@ -1,0 +1,403 @@
+"""Carry out control messages (docs/sending.md), and return the verdict on each.
+
+Of one batch, creations are provisioned all together and the other messages in parallel; but messages about one tenant
+one after the other, and none behind an undecided one.
+
+A message is given up for failures of its own work on a shard alone. An unforeseen error before a shard is known
+counts
+nothing: the message is retried until it is handled, at most a minute apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Protocol, TypeAlias, assert_never
+
+import msgspec
+import structlog
+
+from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.producer_traces import traceparents_of_messages
+from simplu_worker.consumers.sqs.control_messages import (
+    SOUND_MESSAGE,
+    Control,
+    MessageSubject,
+    ShardCreation,
+    ShardDestruction,
+    control_type_of,
+    decode_control,
+    first_conflict,
+    is_same_group,
+    stages_of,
+    tenant_id_of_control,
+)
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    OUTAGE_BASE_S,
+    Done,
+    MessageIds,
+    RetryHeld,
+    RetryRules,
+    ReturnToQueue,
+    ToDeadLetter,
+    Verdict,
+    message_backoff_s,
+    verdict_on_error,
+    verdict_on_failure,
+    verdict_on_rejected,
+)
+from simplu_worker.errors import PermanentError, RetryableError, places_of
+from simplu_worker.instruments import RETRIES
+from simplu_worker.operations.defects import decode_or_reject
+from simplu_worker.operations.operation import Disposition, RejectedRecord
+from simplu_worker.shards.types import (
+    AdminAccount,
+    ChangeResult,
+    CitrusDeniedError,
+    DestructionResult,
+    FailedOnShardError,
+    ProvisionAnswer,
+    ProvisionRequest,
+    ProvisionResult,
+    ResourceRename,
+    ShardNotAllowedError,
+    UnknownBusinessTypeError,
+)
+from simplu_worker.telemetry.spans import TracedBatch, process_span
+from simplu_worker.vocabulary import DeadLetterReason, QueueRetry, Source
+
+log = structlog.get_logger(__name__)
+
+Result: TypeAlias = ProvisionResult | DestructionResult | ChangeResult
+
+
+class TenantProvisioner(Protocol):
+    """Provisions tenants; `shards.tenants.provisioning.Provisioner` is one."""
+
+    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
+        """Provision tenants, no two the same; return the result or the error of each.
+
+        A PermanentError is for a request that can never work, a RetryableError for a dependency that is down.
+        """
+
+
+class TenantDestroyer(Protocol):
+    """Destroys tenants; `shards.tenants.destruction.Destroyer` is one. Raises the errors of `TenantProvisioner`."""
+
+    async def destroy(self, business_id: str, location_id: str, requested_at: datetime) -> DestructionResult:
+        """Destroy one tenant."""
+
+    async def destroy_all(self, business_id: str, requested_at: datetime) -> Mapping[str, DestructionResult]:
+        """Destroy every tenant of a business; return the results by location."""
+
+
+class ResourceChanger(Protocol):
+    """Changes resources; `shards.tenants.resource_changes.ResourceChanges` is one. Raises as `TenantDestroyer`."""
+
+    async def rename(self, rename: ResourceRename) -> ChangeResult:
+        """Give a resource another id."""
+
+    async def add_admin(self, admin: AdminAccount) -> ChangeResult:
+        """Create the resources of a tenant's first administrator."""
+
+
+class _Item(msgspec.Struct, frozen=True):
+    """One message with its decoded content."""
+
+    message: Message
+    control: Control
+
+    def __repr__(self) -> str:
+        return f"_Item({self.message.message_id!r}, {self.control!r})"
+
+
+_HandledItem: TypeAlias = "tuple[_Item, Result | Exception]"
+
+
+class ControlHandler:
+    """Handles the messages of one control queue.
+
+    The tenant wait of *retries* counts for a tenant, a resource or a business type that does not exist yet.
+    """
+
+    def __init__(
+        self,
+        provisioner: TenantProvisioner,
+        destroyer: TenantDestroyer,
+        changer: ResourceChanger,
+        failures: FailureCounts,
+        queue: Queue,
+        *,
+        retries: RetryRules,
+        draw: Callable[[], float] = random.random,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._provisioner = provisioner
+        self._destroyer = destroyer
+        self._changer = changer
+        self._failures = failures
+        self._queue = queue
+        self._retries = retries
+        self._draw = draw
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"ControlHandler({self._queue.name!r}, retry_delays_s={tuple(self._retries.delays_s)})"
+
+    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
+        """Return the verdict on each of *messages*, in their order. Idempotent; raises nothing but a cancellation."""
+        with process_span(lambda: self._describe(messages)) as span:
+            verdicts = await self._handle(messages)
+            span.note_outcomes(map(_outcome_of, verdicts))
+        return verdicts
+
+    def _describe(self, messages: Sequence[Message]) -> TracedBatch:
+        attributes = [message.attributes for message in messages]
+        return TracedBatch(Source.SQS, self._queue.name, len(messages), lambda: traceparents_of_messages(attributes))
+
+    async def _handle(self, messages: Sequence[Message]) -> list[Verdict]:
+        decoded = [self._decode(message) for message in messages]
+        subjects = [self._subject_of(message, control) for message, control in zip(messages, decoded, strict=True)]
+        verdicts: dict[int, Verdict] = {}
+        for stage in stages_of(subjects):
+            undecided = [index for index, verdict in verdicts.items() if not isinstance(verdict, Done | ToDeadLetter)]
+            items: dict[int, _Item] = {}
+            for index in stage:
+                control, before = decoded[index], first_conflict(subjects, index, undecided)
+                if before is not None:
+                    in_group = is_same_group(subjects[index], subjects[before])
+                    verdicts[index] = _verdict_behind(verdicts[before], is_group=in_group)
+                elif isinstance(control, RejectedRecord):
+                    verdicts[index] = self._reject(control, messages[index])
+                else:
+                    items[index] = _Item(messages[index], control)
+            handled = await self._carry_out(list(items.values()))
+            verdicts |= dict(zip(items, await self._decide(handled), strict=True))
+        return [verdicts[index] for index in range(len(messages))]
+
+    def _decode(self, message: Message) -> Control | RejectedRecord:
+        origin = self._queue.origin_of(message)
+        decode = partial(decode_control, message.body, message.attributes, origin)
+        return decode_or_reject(decode, origin, sound=partial(decode_control, SOUND_MESSAGE, {}, origin))
+
+    def _subject_of(self, message: Message, control: Control | RejectedRecord) -> MessageSubject:
+        group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order
+        if isinstance(control, RejectedRecord):
+            return MessageSubject(group_id=group_id)
+        return MessageSubject(tenant_id_of_control(control), control.business_id, group_id)
+
+    async def _carry_out(self, items: Sequence[_Item]) -> list[_HandledItem]:
+        """Carry out *items*, which are about different tenants; return each with its result or error."""
+        results: dict[str, Result | Exception] = {}
+        creations = [(item, item.control) for item in items if isinstance(item.control, ShardCreation)]
+
+        async def create() -> None:
+            try:
+                answers = await self._provisioner.provision_all(
+                    [_provision_request_of(creation) for _, creation in creations]
+                )
+            except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried
+                answers = [exc] * len(creations)
+            for (item, _), answer in zip(creations, answers, strict=True):
+                results[item.message.message_id] = answer
+
+        async def change(item: _Item) -> None:
+            try:
+                results[item.message.message_id] = await self._change(item.control)
+            except Exception as exc:  # noqa: BLE001  # as above
+                results[item.message.message_id] = exc
+
+        async with asyncio.TaskGroup() as tasks:
+            if creations:
+                tasks.create_task(create(), name="control:creations")
+            for item in items:
+                if not isinstance(item.control, ShardCreation):
+                    tasks.create_task(change(item), name=f"control:{item.message.message_id}")
+        return [(item, results[item.message.message_id]) for item in items]
+
+    def _change(self, control: Control) -> Awaitable[Result]:
+        match control:
+            case ShardDestruction():
+                return self._destroy(control)
+            case ResourceRename():
+                return self._changer.rename(control)
+            case AdminAccount():
+                return self._changer.add_admin(control)
+            case ShardCreation():
+                raise AssertionError("creations are provisioned all together")
+            case _:
+                assert_never(control)
+
+    async def _destroy(self, destruction: ShardDestruction) -> DestructionResult:
+        business_id, requested_at = destruction.business_id, destruction.requested_at
+        if destruction.location_id is not None:
+            return await self._destroyer.destroy(business_id, destruction.location_id, requested_at)
+        results = await self._destroyer.destroy_all(business_id, requested_at)
+        counts = Counter(results.values())
+        if counts:
+            log.info(
+                "control.destroyed_all",
+                queue=self._queue.name,
+                business_id=business_id,
+                counts={result.value: count for result, count in sorted(counts.items())},
+            )
+        order = (DestructionResult.DESTROYING, DestructionResult.EXISTED, DestructionResult.STALE)
+        return next((result for result in order if counts[result]), DestructionResult.UNKNOWN)
+
+    async def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
+        """Return the verdicts on *handled* items, and log them."""
+        async with asyncio.TaskGroup() as tasks:
+            deciding = [tasks.create_task(self._verdict_on(item, result)) for item, result in handled]
+        verdicts = [one.result() for one in deciding]
+        self._log_deferred(handled, verdicts)
+        return verdicts
+
+    async def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
+        match result:
+            case UnknownBusinessTypeError():
+                return self._verdict_on_absence(item, DeadLetterReason.INVALID_MESSAGE, result.given_up)
+            case RetryableError() | PermanentError():
+                verdict = verdict_on_error(result, item.message, _ids_of(item), draw=self._draw())
+                return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
+            case Exception():
+                return await self._verdict_on_unforeseen(item, result)
+            case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT:
+                return self._verdict_on_absence(item, DeadLetterReason.UNKNOWN_TENANT, "no shard had the tenant")
+            case ChangeResult.MISSING:
+                error = "oldResourceId: no resource of that id, nor of newResourceId, came"
+                return self._verdict_on_absence(item, DeadLetterReason.RETRIES_EXHAUSTED, error)
+            case ProvisionResult.STALE | DestructionResult.STALE:
+                log.info("control.stale", **self._facts(item), requested_at=item.control.requested_at.isoformat())
+                return Done()
+            case _:
+                log.info("control.applied", **self._facts(item), result=result)
+                return Done()
+
+    async def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
+        """Count a failure on a known shard, and log it; without a count the message is held, and not given up."""
+        RETRIES.labels(Source.SQS, QueueRetry.UNEXPECTED).inc()
+        failure_count = None
+        if isinstance(error, FailedOnShardError):
+            with contextlib.suppress(RetryableError):  # an outage now
+                (failure_count,) = await self._failures.add(
+                    error.shard_id, [(error.tenant_id, item.message.message_id)]
+                )
+        log.error(
+            "control.failed",
+            **self._facts(item),
+            attempts=failure_count,
+            receive_count=item.message.receive_count,
+            error=error.error if isinstance(error, FailedOnShardError) else type(error).__name__,
+            traceback=places_of(error),
+        )
+        if not isinstance(error, FailedOnShardError) or failure_count is None:
+            return RetryHeld(message_backoff_s(item.message, draw=self._draw()))
+        verdict = verdict_on_failure(error.error, failure_count, _ids_of(item), rules=self._retries)
+        if isinstance(verdict, RetryHeld):
+            return verdict
+        forget = partial(self._failures.forget, error.shard_id, error.tenant_id, item.message.message_id)
+        return self._refuse(item, msgspec.structs.replace(verdict, before_delete=forget))
+
+    def _verdict_on_absence(self, item: _Item, reason: DeadLetterReason, error: str) -> Verdict:
+        """Hold a message for a tenant, a resource or a business type that may still come; give it up after long."""
+        left = item.message.sent_at + self._retries.tenant_wait - self._clock()
+        if left <= timedelta():
+            within = f"within {self._retries.tenant_wait.total_seconds():g} s (TENANT_WAIT_SECONDS)"
+            return self._refuse(item, ToDeadLetter(reason, f"{error} {within}", _ids_of(item)))
+        delay_s = message_backoff_s(item.message, draw=self._draw())
+        return RetryHeld(delay_s=min(delay_s, max(left.total_seconds(), OUTAGE_BASE_S)))
+
+    def _refuse(self, item: _Item, verdict: ToDeadLetter) -> ToDeadLetter:
+        log.warning("control.refused", **self._facts(item), reason=verdict.reason, error=verdict.error)
+        return verdict
+
+    def _reject(self, rejected: RejectedRecord, message: Message) -> ToDeadLetter:
+        log.warning(
+            "control.refused",
+            queue=self._queue.name,
+            message_id=message.message_id,
+            type=None,  # the message names none, or one that it does not have
+            business_id=rejected.business_id,
+            location_id=rejected.location_id,
+            reason=rejected.reason,
+            error=rejected.error,
+        )
+        return verdict_on_rejected(rejected)
+
+    def _log_deferred(self, handled: Sequence[_HandledItem], verdicts: Sequence[Verdict]) -> None:
+        """Log held messages: one line for each error of a batch, with the first of its messages."""
+        by_error: dict[str, list[tuple[_Item, Result | Exception, RetryHeld]]] = {}
+        for (item, result), verdict in zip(handled, verdicts, strict=True):
+            is_logged = isinstance(result, Exception) and not isinstance(result, RetryableError)
+            if isinstance(verdict, RetryHeld) and not is_logged:
+                error = str(result) if isinstance(result, Exception) else result.value
+                by_error.setdefault(error, []).append((item, result, verdict))
+        for error, deferred in by_error.items():
+            item, result, _ = deferred[0]
+            is_blocked = isinstance(result, ShardNotAllowedError | CitrusDeniedError)
+            RETRIES.labels(Source.SQS, QueueRetry.BLOCKED if is_blocked else QueueRetry.DEPENDENCY).inc(len(deferred))
+            facts = self._facts(item) | {
+                "message_count": len(deferred),
+                "receive_count": item.message.receive_count,
+                "retry_in_s": round(min(verdict.delay_s for _, _, verdict in deferred), 1),
+                "error": error,
+            }
+            if is_blocked:
+                log.error("control.blocked", **facts)
+            else:
+                log.warning("control.deferred", **facts)
+
+    def _facts(self, item: _Item) -> dict[str, object]:
+        return {
+            "queue": self._queue.name,
+            "message_id": item.message.message_id,
+            "type": control_type_of(item.control),
+            "business_id": item.control.business_id,
+            "location_id": item.control.location_id,
+        }
+
+
+def _ids_of(item: _Item) -> MessageIds:
+    return MessageIds(item.control.business_id, item.control.location_id)
+
+
+def _outcome_of(verdict: Verdict) -> Disposition:
+    match verdict:
+        case Done():
+            return Disposition.APPLIED
+        case ToDeadLetter():
+            return Disposition.DEAD_LETTER
+        case RetryHeld() | ReturnToQueue():
+            return Disposition.HOLD
+        case _:
+            assert_never(verdict)
+
+
+def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:
+    """Return the verdict on a message behind an undecided one.
+
+    A message of its group returns to the queue together with it; another message about the same tenant is retried with
+    it.
+    """
+    match verdict:
+        case RetryHeld() if not is_group:
+            return verdict
+        case ReturnToQueue(delay_s=delay_s) if not is_group:
+            return ReturnToQueue(max(delay_s, 1))
+        case _:
+            return ReturnToQueue(0)
+
+
+def _provision_request_of(creation: ShardCreation) -> ProvisionRequest:
+    return ProvisionRequest(
+        business_id=creation.business_id,
+        location_id=creation.location_id,
+        business_type=creation.business_type,
+        requested_at=creation.requested_at,
+    )

@@ -1,0 +1,333 @@
+"""Decode control messages (docs/sending.md): any text gives a message or a rejection, no exception. Pure.
+
+Which messages of one batch may be handled at the same time, and which have to wait for which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    DECODING_ERRORS,
+    PeekedMessage,
+    UnknownTypeError,
+    peek,
+    rejection_of,
+)
+from simplu_worker.operations.json_record import (
+    ABSENT,
+    NOTHING,
+    Id,
+    InvalidRecordError,
+    LongId,
+    Time,
+    check_texts,
+    member_error,
+    object_member,
+    parse_record,
+    parse_timestamp,
+    peeked_value,
+    short_text,
+)
+from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
+from simplu_worker.shards.types import AdminAccount, ResourceRename
+
+TYPE_ATTRIBUTE: Final = "MessageType"
+ID_MAX_CHARS: Final = 128
+
+Email = Annotated[str, msgspec.Meta(min_length=1, max_length=320)]  # RFC 3696: 64 before the @, 255 behind it
+
+
+class ControlType(StrEnum):
+    """The types of control messages."""
+
+    SHARD_CREATION = "SHARD_CREATION"
+    SHARD_DESTRUCTION = "SHARD_DESTRUCTION"
+    UPDATE_RESOURCE_ID = "UPDATE_RESOURCE_ID"
+    ADMIN_ACCOUNT_CREATION = "ADMIN_ACCOUNT_CREATION"
+
+
+class DestructionAction(StrEnum):
+    """What a `SHARD_DESTRUCTION` destroys: a tenant, or every tenant of a business."""
+
+    DESTROY = "destroy"
+    DESTROY_ALL = "destroy_all"
+
+
+class ShardCreation(msgspec.Struct, frozen=True):
+    """Provision a tenant, on the shard that the map or Citrus gives it."""
+
+    business_id: str
+    location_id: str
+    business_type: str
+    requested_at: datetime
+
+
+class ShardDestruction(msgspec.Struct, frozen=True):
+    """Destroy a tenant, or without *location_id* (action `destroy_all`) every tenant of the business."""
+
+    business_id: str
+    location_id: str | None
+    requested_at: datetime
+
+
+Control: TypeAlias = ShardCreation | ShardDestruction | ResourceRename | AdminAccount
+
+_CONTROL_TYPES: Final[Mapping[type[Control], ControlType]] = {
+    ShardCreation: ControlType.SHARD_CREATION,
+    ShardDestruction: ControlType.SHARD_DESTRUCTION,
+    ResourceRename: ControlType.UPDATE_RESOURCE_ID,
+    AdminAccount: ControlType.ADMIN_ACCOUNT_CREATION,
+}
+
+
+def control_type_of(control: Control) -> ControlType:
+    """Return the type of a message."""
+    return _CONTROL_TYPES[type(control)]
+
+
+def tenant_id_of_control(control: Control) -> str | None:
+    """Return the id of the tenant of a message; None when it concerns every tenant of a business."""
+    return None if control.location_id is None else tenant_id_of(control.business_id, control.location_id)
+
+
+class CreationMembers(msgspec.Struct, rename="camel"):
+    """The members of a `SHARD_CREATION`."""
+
+    business_id: Id
+    location_id: Id
+    business_type: Id
+    timestamp: Time | None = None
+    shard_id: str | None = None
+    connection_string: str | None = None
+
+
+class DestructionMembers(msgspec.Struct, rename="camel"):
+    """The members of a `SHARD_DESTRUCTION`."""
+
+    business_id: Id
+    action: str
+    timestamp: Time
+    location_id: str | None = None
+
+
+class RenameMembers(msgspec.Struct, rename="camel"):
+    """The members of an `UPDATE_RESOURCE_ID`."""
+
+    business_id: Id
+    location_id: Id
+    resource_type: Id
+    old_resource_id: LongId
+    new_resource_id: LongId
+    timestamp: Time
+    additional_data: msgspec.Raw = msgspec.Raw(b"")
+
+
+class AdminMembers(msgspec.Struct, rename="camel"):
+    """The members of an `ADMIN_ACCOUNT_CREATION`; its `domainLabel` is not used here."""
+
+    business_id: Id
+    location_id: Id
+    business_type: Id
+    admin_email: Email
+    admin_user_id: LongId
+    timestamp: Time
+
+
+class _PeekedControl(PeekedMessage, rename="camel"):
+    """The members that decide the type of a message."""
+
+    message_type: msgspec.Raw = ABSENT
+    business_type: msgspec.Raw = ABSENT
+    admin_email: msgspec.Raw = ABSENT
+
+
+# Decodes to a message wherever the decoder works: it shows whether one that does not is at fault.
+SOUND_MESSAGE: Final = (
+    '{"messageType":"SHARD_CREATION","businessId":"a","locationId":"b","businessType":"c",'
+    '"timestamp":"2026-01-01T00:00:00Z"}'
+)
+_LIKE_A_TYPE: Final = re.compile(r"[A-Z0-9_]{1,64}")
+
+_peek_decoder = msgspec.json.Decoder(_PeekedControl)
+_creation_decoder = msgspec.json.Decoder(CreationMembers)
+_destruction_decoder = msgspec.json.Decoder(DestructionMembers)
+_rename_decoder = msgspec.json.Decoder(RenameMembers)
+_admin_decoder = msgspec.json.Decoder(AdminMembers)
+
+
+def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Origin) -> Control | RejectedRecord:
+    """Decode one message; *attributes* are its message attributes."""
+    record = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
+    try:
+        return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record, origin)
+    except DECODING_ERRORS as exc:
+        reason, error = rejection_of(exc)
+    ids = peek(record, _PeekedControl)
+    return RejectedRecord(
+        reason=reason,
+        error=error,
+        origin=origin,
+        business_id=short_text(ids.business_id),
+        location_id=short_text(ids.location_id),
+    )
+
+
+def with_timestamp(body: str, attributes: Mapping[str, str], origin: Origin) -> str:
+    """Return *body*; a `SHARD_CREATION` without `timestamp` gets the time when it was first sent, for a replay."""
+    control = decode_control(body, attributes, origin)
+    if not isinstance(control, ShardCreation) or parse_record(body.encode(), _creation_decoder).timestamp is not None:
+        return body
+    return body.rstrip()[:-1] + "," + msgspec.json.encode({"timestamp": origin.arrived_at}).decode()[1:]
+
+
+def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlType:
+    named = attributes.get(TYPE_ATTRIBUTE) or peeked_value(peeked.message_type)
+    if not named:
+        if peeked_value(peeked.business_type) is not None and peeked_value(peeked.admin_email) is None:
+            return ControlType.SHARD_CREATION
+        expected = f"one of {_KNOWN}, here or as message attribute {TYPE_ATTRIBUTE}"
+        raise UnknownTypeError(member_error("messageType", expected, NOTHING))
+    control_type = _TYPES.get(named) if isinstance(named, str) else None
+    if control_type is None:
+        shown = repr(str(named)) if _LIKE_A_TYPE.fullmatch(str(named)) else "another value"  # errors are logged
+        raise UnknownTypeError(member_error("messageType", f"one of {_KNOWN}", shown))
+    return control_type
+
+
+def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
+    body = parse_record(record, _creation_decoder)
+    check_texts({"businessId": body.business_id, "locationId": body.location_id, "businessType": body.business_type})
+    return ShardCreation(
+        business_id=body.business_id,
+        location_id=body.location_id,
+        business_type=body.business_type,
+        # The references' own messages have none. Every receive of a message has the same sent time.
+        requested_at=origin.arrived_at if body.timestamp is None else parse_timestamp(body.timestamp),
+    )
+
+
+def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
+    body = parse_record(record, _destruction_decoder)
+    if body.action not in _ACTIONS:
+        raise InvalidRecordError("action", "destroy or destroy_all", "another text")
+    location_id = None
+    if body.action == DestructionAction.DESTROY:
+        location_id = body.location_id
+        if location_id is None or not 1 <= len(location_id) <= ID_MAX_CHARS:
+            expected = f"1 to {ID_MAX_CHARS} characters, or action destroy_all for every location"
+            raise InvalidRecordError("locationId", expected, "more" if location_id else NOTHING)
+    check_texts({"businessId": body.business_id, "locationId": location_id})
+    return ShardDestruction(
+        business_id=body.business_id, location_id=location_id, requested_at=parse_timestamp(body.timestamp)
+    )
+
+
+def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
+    body = parse_record(record, _rename_decoder)
+    check_texts(
+        {
+            "businessId": body.business_id,
+            "locationId": body.location_id,
+            "resourceType": body.resource_type,
+            "oldResourceId": body.old_resource_id,
+            "newResourceId": body.new_resource_id,
+        }
+    )
+    if body.old_resource_id == body.new_resource_id:
+        raise InvalidRecordError("newResourceId", "another id than oldResourceId", "the same one")
+    return ResourceRename(
+        business_id=body.business_id,
+        location_id=body.location_id,
+        resource_type=body.resource_type,
+        old_resource_id=body.old_resource_id,
+        new_resource_id=body.new_resource_id,
+        additional_data=object_member(body.additional_data, "additionalData").decode() or None,
+        requested_at=parse_timestamp(body.timestamp),
+    )
+
+
+def _decode_admin(record: bytes, _origin: Origin) -> AdminAccount:
+    body = parse_record(record, _admin_decoder)
+    check_texts(
+        {
+            "businessId": body.business_id,
+            "locationId": body.location_id,
+            "businessType": body.business_type,
+            "adminEmail": body.admin_email,
+            "adminUserId": body.admin_user_id,
+        }
+    )
+    return AdminAccount(
+        business_id=body.business_id,
+        location_id=body.location_id,
+        business_type=body.business_type,
+        admin_email=body.admin_email,
+        admin_user_id=body.admin_user_id,
+        requested_at=parse_timestamp(body.timestamp),
+    )
+
+
+_TYPES: Final = {control_type.value: control_type for control_type in ControlType}
+_KNOWN: Final = ", ".join(_TYPES)
+_ACTIONS: Final = frozenset(DestructionAction)
+_DECODERS: Final[Mapping[ControlType, Callable[[bytes, Origin], Control]]] = {
+    ControlType.SHARD_CREATION: _decode_creation,
+    ControlType.SHARD_DESTRUCTION: _decode_destruction,
+    ControlType.UPDATE_RESOURCE_ID: _decode_rename,
+    ControlType.ADMIN_ACCOUNT_CREATION: _decode_admin,
+}
+
+
+class MessageSubject(msgspec.Struct, frozen=True):
+    """The subject of a message: a tenant, or with *business_id* alone every tenant of a business; and its FIFO group.
+
+    An unreadable message has no subject.
+    """
+
+    tenant_id: str | None = None
+    business_id: str | None = None
+    group_id: str | None = None
+
+    def conflicts_with(self, other: MessageSubject) -> bool:
+        """Return whether the two messages must be handled one after the other."""
+        if self.group_id is not None and self.group_id == other.group_id:
+            return True
+        if self.business_id is None or other.business_id is None:
+            return False
+        if self.tenant_id is None or other.tenant_id is None:
+            return self.business_id == other.business_id
+        return self.tenant_id == other.tenant_id
+
+
+def stages_of(subjects: Sequence[MessageSubject]) -> list[list[int]]:
+    """Return the indexes of *subjects* in stages: no two of a stage conflict, and each is behind earlier conflicts."""
+    stage_by_index: list[int] = []
+    for index, subject in enumerate(subjects):
+        earlier = (stage_by_index[other] for other in range(index) if subject.conflicts_with(subjects[other]))
+        stage_by_index.append(max(earlier, default=-1) + 1)
+    stages: list[list[int]] = [[] for _ in range(max(stage_by_index, default=-1) + 1)]
+    for index, stage in enumerate(stage_by_index):
+        stages[stage].append(index)
+    return stages
+
+
+def first_conflict(subjects: Sequence[MessageSubject], index: int, undecided: Collection[int]) -> int | None:
+    """Return the first of the *undecided* for which the message at *index* has to wait, preferably of its own group.
+
+    None when the message may be handled.
+    """
+    before = [other for other in sorted(undecided) if other < index and subjects[index].conflicts_with(subjects[other])]
+    own = [other for other in before if is_same_group(subjects[index], subjects[other])]
+    return next(iter(own or before), None)
+
+
+def is_same_group(subject: MessageSubject, other: MessageSubject) -> bool:
+    """Return whether both are of the same FIFO group."""
+    return subject.group_id is not None and subject.group_id == other.group_id

@@ -1,0 +1,584 @@
+"""Apply order events (docs/sending.md): many in one transaction for each Postgres shard, in order within each group.
+
+The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
+where a group id promises no order. A chain goes on with its next transaction only after the former one is safe on its
+shard, or its operation is given up for good: so none is ever applied before an earlier one of its group, whatever
+their
+tenants and shards. What stops a chain takes all of it that is behind out of the pipeline. An operation is given up
+for
+its own failures alone: no wait of its message, behind another one or for a shard, counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from math import ceil, inf
+from typing import Final
+
+import msgspec
+import structlog
+
+from simplu_worker.aws.sqs_queue import Message, Queue, batches
+from simplu_worker.bulkheads import keep_running, translate
+from simplu_worker.consumers.operation_taps import count_outcomes
+from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
+from simplu_worker.consumers.pipeline.lane import Lane, LaneState
+from simplu_worker.consumers.pipeline.pipeline import EntrySource, Pipeline
+from simplu_worker.consumers.pipeline.results import (
+    BatchCrashed,
+    BatchDecided,
+    BatchSender,
+    Overdue,
+    Paused,
+    Unregistered,
+    Waited,
+)
+from simplu_worker.consumers.producer_traces import traceparents_of_messages
+from simplu_worker.consumers.sqs.order_messages import (
+    BEHIND_VERDICT,
+    SOUND_EVENT,
+    Chain,
+    Deferral,
+    OrderMessage,
+    OrderRules,
+    decode_order,
+)
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
+from simplu_worker.consumers.sqs.receive.redrive_rules import RETURNED_AFTER_S, PausedMessages
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    Done,
+    MessageIds,
+    RetryHeld,
+    RetryRules,
+    ReturnToQueue,
+    ToDeadLetter,
+    Verdict,
+    message_backoff_s,
+    verdict_on_error,
+    verdict_on_failure,
+    verdict_on_rejected,
+    verdicts_after_defect,
+)
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
+from simplu_worker.instruments import REPETITIONS_LATE, RETRIES
+from simplu_worker.operations.defects import decode_or_reject
+from simplu_worker.operations.operation import (
+    UNKNOWN_TENANT_MARGIN,
+    Disposition,
+    Operation,
+    Outcome,
+    RejectedRecord,
+    unknown_tenant_error,
+)
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.telemetry.spans import TracedBatch, process_span
+from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason, QueueRetry, Source, TargetKind
+
+# Of one call: its undecided messages are held then, and delay no other message. Longer than a part of a batch may take
+# (`ShardTimeouts.part_s`): else an operation that is always too slow fails for nobody.
+CALL_MAX_S: Final = 3.0
+SLOW_AFTER_S: Final = 1.0  # without knowing that a commit is safe: nobody waits for the next ones of the shard
+HOLD_BASE_S: Final = 0.25
+HOLD_MAX_S: Final = 10.0  # a move pauses a tenant for far less
+HIDDEN_MIN_S: Final = 1.0
+PAUSED_CHECK_S: Final = 2.0  # between two looks whether a paused tenant goes on
+SHOW_ALL_S: Final = 3.0  # at the end
+
+log = structlog.get_logger(__name__)
+
+OrderLane = Lane[OrderMessage]
+
+
+@asynccontextmanager
+async def open_orders(
+    gateway: ShardGateway,
+    failures: FailureCounts,
+    queue: Queue,
+    *,
+    rules: OrderRules,
+    retries: RetryRules,
+    draw: Callable[[], float] = random.random,
+    utc: UtcClock = utc_now,
+) -> AsyncIterator[OrderHandler]:
+    """Open the handler of one order queue. Leaving cancels operations under way: leave it after its receiver ended."""
+    handler = OrderHandler(gateway, failures, queue, rules=rules, retries=retries, draw=draw, utc=utc)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(handler.run(), name=f"orders:{queue.name}")
+        await handler.is_running.wait()
+        try:
+            yield handler
+        finally:
+            try:
+                await handler.show_paused()
+            finally:
+                running.cancel()
+
+
+class _Landing(msgspec.Struct, frozen=True, eq=False):
+    """Messages whose operations are in a shard's log since *committed_at*, and not yet known to be safe there.
+
+    *behind* are those of their chains that are sent after that.
+    """
+
+    shard_id: str
+    committed_at: float
+    messages: Sequence[OrderMessage]
+    behind: Sequence[OrderMessage]
+
+
+class OrderHandler(EntrySource[OrderMessage], BatchSender[OrderMessage]):
+    """Handles the messages of one order queue: the source of its pipeline."""
+
+    def __init__(
+        self,
+        gateway: ShardGateway,
+        failures: FailureCounts,
+        queue: Queue,
+        *,
+        rules: OrderRules,
+        retries: RetryRules,
+        draw: Callable[[], float] = random.random,
+        utc: UtcClock = utc_now,
+    ) -> None:
+        self._gateway = gateway
+        self._failures = failures
+        self._queue = queue
+        self._rules = rules
+        self._retries = retries
+        self._draw = draw
+        self._utc = utc
+        self._tasks = asyncio.TaskGroup()
+        self._paused = PausedMessages()
+        self._has_paused = asyncio.Event()
+        self.is_running = asyncio.Event()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        lookup: HomeLookup[OrderMessage] = HomeLookup(
+            self._gateway,
+            lambda _: False,
+            tenant_wait=self._retries.tenant_wait,
+            patience_s=0.0,
+            draw=self._draw,
+            utc=self._utc,
+        )
+        self._pipeline: Pipeline[OrderMessage] = Pipeline(
+            self._queue.name, Source.SQS, self._gateway, self, self, lookup, draw=self._draw, utc=self._utc
+        )
+        self._outages: dict[str, int] = {}  # by shard: how often in a row it did not answer
+        self._landings: dict[asyncio.Task[None], _Landing] = {}
+
+    def __repr__(self) -> str:
+        return f"OrderHandler({self._queue.name!r}, {self._pipeline!r}, landings={len(self._landings)})"
+
+    async def run(self) -> None:
+        """Run the pipeline until a cancellation; what is raised unforeseen begins a new one."""
+        await keep_running(TargetKind.QUEUE, self._queue.name, "orders", self._run_once, draw=self._draw)
+
+    async def _run_once(self) -> None:
+        """Run a pipeline. One that ends with an error is forgotten: its messages are handled again."""
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._pipeline.start(self._tasks, asyncio.Event())
+                self._tasks.create_task(self._watch_paused(), name=f"orders:{self._queue.name}:paused")
+                self.is_running.set()
+        except Exception:
+            self._start_afresh()
+            raise
+        finally:
+            self.is_running.clear()
+
+    # The messages of a call
+
+    def is_pending(self, request_id: str, names: tuple[str, str] | None) -> bool:
+        """Return whether an operation is on its way to a shard."""
+        return any(
+            one.operation.is_named(request_id, names)
+            for lane in self._pipeline.lanes()
+            for one in (*lane.in_flight, *lane.queued)
+        )
+
+    def stats(self) -> dict[str, int]:
+        """Return how many operations are on their way, by shard."""
+        counts = {lane.shard_id: len(lane) for lane in self._pipeline.lanes()}
+        for landing in self._landings.values():
+            counts[landing.shard_id] += len(landing.messages)
+        return counts
+
+    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
+        """Return the verdict on each message, in their order. Idempotent; raises nothing but a cancellation."""
+        if not self.is_running.is_set():  # after an error that nobody foresaw
+            return verdicts_after_defect(messages, is_fifo=self._queue.is_fifo, draw=self._draw())
+        chains: defaultdict[str, Chain] = defaultdict(Chain)
+        call = [self._join(chains, message) for message in messages]
+        for chain in chains.values():
+            self._advance(chain)
+        deadline = loop_time() + CALL_MAX_S
+        try:
+            for chain in chains.values():
+                await wait_any(chain.has_ended, within_s=max(0.0, deadline - loop_time()))
+        finally:
+            for chain in chains.values():
+                self._interrupt(chain)
+        self._log_deferred(call)
+        return [BEHIND_VERDICT if one.verdict is None else one.verdict for one in call]
+
+    def _join(self, chains: defaultdict[str, Chain], message: Message) -> OrderMessage:
+        key = message.group_id or message.message_id if self._queue.is_fifo else message.message_id
+        one = OrderMessage(message, key, self._decode(message), chains[key])
+        if isinstance(one.decoded, RejectedRecord):
+            one.verdict = verdict_on_rejected(one.decoded)
+        chains[key].members.append(one)
+        return one
+
+    def _decode(self, message: Message) -> Operation | RejectedRecord:
+        origin, own_id = self._queue.origin_of(message), message.deduplication_id
+        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
+        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
+        return decode_or_reject(decode, origin, sound=sound)
+
+    def _advance(self, chain: Chain) -> None:
+        """Send the next run of a chain, or end it."""
+        if run := chain.next_run():
+            self._pipeline.send(run)
+        else:
+            chain.end()
+
+    def _interrupt(self, chain: Chain) -> None:
+        """Hold the messages of a chain that are not decided yet; they leave the pipeline."""
+        undecided = chain.undecided()
+        self._pipeline.remove(undecided)
+        self._hold_unanswered(undecided)
+
+    def _decide(self, one: OrderMessage, verdict: Verdict, deferral: Deferral | None = None) -> None:
+        """Decide a message, unless its call has ended, and go on with its chain."""
+        if one.verdict is not None:
+            return
+        one.verdict, one.deferral = verdict, deferral
+        if not one.allows_next:
+            self._stop_behind(one)
+        if one.members.has_decided_run:
+            self._advance(one.members)
+
+    def _stop_behind(self, one: OrderMessage) -> None:
+        """Take those of its chain that are behind a message out of the pipeline."""
+        self._pipeline.remove(one.members.stop_behind(one))
+
+    def _log_deferred(self, call: Sequence[OrderMessage]) -> None:
+        """Log deferred messages: one line for each cause, not for each message."""
+        by_cause: defaultdict[Deferral, list[float]] = defaultdict(list)
+        for one in call:
+            if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
+                by_cause[one.deferral].append(one.verdict.delay_s)
+        for deferral, delays_s in by_cause.items():
+            RETRIES.labels(Source.SQS, QueueRetry.DEPENDENCY).inc(len(delays_s))
+            log.warning(
+                "orders.deferred",
+                queue=self._queue.name,
+                count=len(delays_s),
+                retry_in_s=round(min(delays_s), 2),
+                error=deferral.text,
+                business_id=deferral.business_id,
+                location_id=deferral.location_id,
+            )
+
+    # The source of the pipeline
+
+    def admitted(self, lane: OrderLane, entries: Sequence[OrderMessage]) -> Sequence[OrderMessage]:
+        """Return all, unless the shard is late with its batch: then nobody waits for it."""
+        for one in entries:
+            one.shard_id = lane.shard_id
+        if lane.state is LaneState.DECIDED or not lane.is_late:
+            return entries
+        self._hold_unanswered(entries)
+        return ()
+
+    def _hold_unanswered(self, messages: Iterable[OrderMessage]) -> None:
+        for one in messages:
+            where = "to where tenants live" if one.shard_id is None else f"from shard {one.shard_id}"
+            self._hold(one, Deferral(f"no answer yet {where}"))
+
+    def _lands_slowly(self, shard_id: str) -> bool:
+        """Return whether a commit of a shard is not known to be safe for so long that nobody waits for the next one."""
+        landings = (landing for landing in self._landings.values() if landing.shard_id == shard_id)
+        return any(loop_time() - landing.committed_at > SLOW_AFTER_S for landing in landings)
+
+    async def send(self, shard_id: str, entries: Sequence[OrderMessage]) -> list[Outcome]:
+        """Apply *entries* to a shard; after an outage, only when it answers a probe."""
+        if shard_id in self._outages:
+            await self._check_shard(shard_id, [one.operation.tenant_id for one in entries])
+        with process_span(partial(self._describe, shard_id, entries)) as span:
+            outcomes = await self._gateway.apply(shard_id, [one.operation for one in entries])
+            span.note_outcomes(outcome.disposition for outcome in outcomes)
+            return outcomes
+
+    def _describe(self, shard_id: str, entries: Sequence[OrderMessage]) -> TracedBatch:
+        traceparents = partial(traceparents_of_messages, [one.message.attributes for one in entries])
+        return TracedBatch(Source.SQS, self._queue.name, len(entries), traceparents, shard_id)
+
+    async def _check_shard(self, shard_id: str, tenant_ids: Sequence[str]) -> None:
+        """Probe, within seconds, whether a shard that failed is back; if not, ask Citrus again for one of its tenants.
+
+        Raises `RetryableError` while the shard does not answer.
+        """
+        try:
+            await self._gateway.probe(shard_id)
+        except RetryableError:
+            known = list(dict.fromkeys(tenant_ids))
+            try:
+                await self._gateway.find_again(known[self._outages[shard_id] % len(known)])
+            except (RetryableError, PermanentError) as exc:
+                log.debug("orders.not_found_again", shard_id=shard_id, error=str(exc))
+            raise
+
+    def is_held(self, shard_id: str) -> bool:
+        """Return whether a shard has not answered since its lane was emptied."""
+        return shard_id in self._outages
+
+    def expect_merge(self, _shard_id: str) -> None:
+        """Do nothing: a queue has no row on a shard."""
+
+    def on_home_found(self, _tenant_id: str) -> None:
+        """Do nothing: a message that was put back is handled again after its delay."""
+
+    def on_unregistered(self, _unregistered: Unregistered) -> None:
+        """Do nothing, as before."""
+
+    async def settle(self, lane: OrderLane, batch: BatchDecided[OrderMessage]) -> None:
+        """Decide the messages of a batch. Those that are applied wait until that is safe, with their chains behind."""
+        shard_id = lane.shard_id
+        self._outages.pop(shard_id, None)
+        self._note_late(shard_id, batch.late)
+        for one, outcome in batch.refused:
+            reason = outcome.reason or DeadLetterReason.INVALID_MESSAGE
+            self._decide(one, ToDeadLetter(reason, outcome.error or "", _ids_of(one.operation)))
+        for one in (one for own in batch.locked.values() for one in own):
+            text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
+            self._hold(one, _deferral_of(one, text))
+        for one, _ in batch.failing:
+            self._stop_behind(one)
+        if batch.failing:
+            self._tasks.create_task(self._count_failures(shard_id, batch.failing))
+        landing = {one.chain for one in batch.applied}
+        behind = lane.take_chains(landing) if lane.queued else []
+        for tenant_id, own in list(batch.not_here.items()):
+            left = [one for one in own if one.verdict is None]
+            behind[:0] = [one for one in left if one.chain in landing]
+            if away := [one for one in left if one.chain not in landing]:
+                self._pipeline.look_up_again(lane, {tenant_id: away})
+        if self._lands_slowly(shard_id):
+            self._hold_unanswered(batch.applied)  # they come again, and are found applied
+        elif batch.applied:
+            committed = _Landing(shard_id, loop_time(), batch.applied, behind)
+            task = self._tasks.create_task(self._land(committed), name=f"orders:{shard_id}:landing")
+            self._landings[task] = committed
+            task.add_done_callback(lambda done: self._landings.pop(done, None))
+
+    def _note_late(self, shard_id: str, late: Sequence[OrderMessage]) -> None:
+        """Count and log events that were dropped as repetitions, though their producer may have meant another event."""
+        if late:
+            REPETITIONS_LATE.inc(len(late))
+            log.warning(
+                "orders.late_repetitions",
+                queue=self._queue.name,
+                shard_id=shard_id,
+                count=len(late),
+                business_id=late[0].operation.business_id,
+                location_id=late[0].operation.location_id,
+                request_id=late[0].operation.request_id,
+            )
+
+    async def _land(self, landing: _Landing) -> None:
+        """Decide messages once they are safe; while that is unknown they are retried, and are found applied."""
+        shard_id, operations = landing.shard_id, [one.operation for one in landing.messages]
+        try:
+            with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
+                await self._gateway.wait_until_safe(shard_id, operations)
+        except RetryableError as exc:
+            for one in landing.messages:
+                self._hold_for_outage(one, exc)
+        else:
+            for one in landing.messages:
+                self._decide(one, Done())
+        if behind := [one for one in landing.behind if one.verdict is None]:
+            self._pipeline.send(behind)
+
+    async def _count_failures(self, shard_id: str, failed: Sequence[tuple[OrderMessage, str]]) -> None:
+        """Decide messages whose operations failed, once that is recorded: only then is the try over.
+
+        When the shard is down by then, that is an outage.
+        """
+        keys = [(one.operation.tenant_id, one.message.message_id) for one, _ in failed]
+        try:
+            with translate(TargetKind.SHARD, shard_id, "orders", RetryableError):
+                counts = await self._failures.add(shard_id, keys)
+        except InternalError:  # the count of this replica stands in for the shard's
+            counts = [self._failures.remember(message_id) for _, message_id in keys]
+        except RetryableError as exc:
+            for one, _ in failed:
+                self._hold_for_outage(one, exc)
+            return
+        for (one, error), count in zip(failed, counts, strict=True):
+            if count is None:
+                self._hold(one, _deferral_of(one, f"its tenant does not live on shard {shard_id} now"))
+            else:
+                self._decide_failed(one, shard_id, error, count)
+
+    def crash(self, lane: OrderLane, crashed: BatchCrashed[OrderMessage]) -> None:
+        """Hold the messages of a lane: which operation is at fault the gateway has looked for."""
+        self.put_back_lane(lane.shard_id, lane.take_all(), crashed.error)
+
+    def put_back_lane(self, shard_id: str, entries: Sequence[OrderMessage], cause: WorkerError) -> None:
+        """Hold the messages of a lane whose shard does not answer."""
+        self._outages[shard_id] = self._outages.get(shard_id, 0) + 1
+        self._pipeline.forget_homes({one.operation.tenant_id for one in entries})
+        for one in entries:
+            self._hold_for_outage(one, cause)
+
+    def put_back_tenant(self, waited: Waited[OrderMessage]) -> None:
+        """Hold the messages of a tenant without a home, or count a failed try where looking it up crashed."""
+        self._pipeline.lookup.forget(waited.tenant_id)
+        for one in waited.entries:
+            match waited.reason, waited.cause:
+                case HoldReason.INTERNAL_ERROR, Exception() as cause:
+                    count = self._failures.remember(one.message.message_id)
+                    self._decide_failed(one, None, type(cause.__cause__).__name__, count)
+                case HoldReason.PAUSED, _:
+                    self._hide(one)
+                case HoldReason.UNREGISTERED, _:
+                    rest = one.message.sent_at + self._retries.tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()
+                    delay_s = min(message_backoff_s(one.message, draw=self._draw()), rest.total_seconds())
+                    deferral = _deferral_of(one, f"its tenant is {waited.reason}")
+                    self._decide(one, RetryHeld(max(HOLD_BASE_S, delay_s)), deferral)
+                case _, RetryableError() | PermanentError() as cause:
+                    self._hold_for_outage(one, cause)
+                case reason, cause:
+                    why = "" if cause is None else f": {cause}"
+                    self._hold(one, _deferral_of(one, f"its tenant is {reason}{why}"))
+
+    async def give_up(self, overdue: Overdue[OrderMessage]) -> None:
+        """Decide messages whose tenant was not registered in time."""
+        error = unknown_tenant_error(self._retries.tenant_wait)
+        for one in reversed(overdue.entries):  # those behind another one are given up with it
+            self._decide(one, ToDeadLetter(DeadLetterReason.UNKNOWN_TENANT, error, _ids_of(one.operation)))
+
+    # Messages of paused tenants
+
+    def must_end_pause(self, paused: Paused[OrderMessage]) -> bool:
+        """Return whether a message of a paused tenant has half of the queue's retention behind it."""
+        return any(self._half_retention_s(one.message) <= 0 for one in paused.entries)
+
+    def _half_retention_s(self, message: Message) -> float:
+        """Return the seconds until half of the queue's retention is over for a message, infinity if it is unknown."""
+        retention = self._queue.retention
+        return inf if retention is None else (message.sent_at + retention / 2 - self._utc()).total_seconds()
+
+    def _hide(self, one: OrderMessage) -> None:
+        """Return a message of a paused tenant to the queue, hidden for long: others are received meanwhile."""
+        if one.verdict is not None:  # its call has ended: it may be in hand
+            return
+        tenant_id, now = one.operation.tenant_id, loop_time()
+        paused_s = min(self._gateway.paused_s(tenant_id), max(HIDDEN_MIN_S, self._half_retention_s(one.message)))
+        hidden_s = self._paused.add(tenant_id, one.message, paused_s=paused_s, now=now)
+        self._decide(one, ReturnToQueue(ceil(hidden_s)), _deferral_of(one, "its tenant is paused"))
+        self._has_paused.set()
+
+    async def _watch_paused(self) -> None:
+        """Show the hidden messages of tenants that go on."""
+        while True:
+            await self._has_paused.wait()
+            await asyncio.sleep(PAUSED_CHECK_S)
+            for tenant_id in self._paused.tenants:
+                await self._show_resumed(tenant_id)
+            self._paused.forget_returned(now=loop_time())
+            if not len(self._paused):
+                self._has_paused.clear()
+
+    async def _show_resumed(self, tenant_id: str) -> None:
+        try:
+            await self._gateway.find_taker(tenant_id)
+        except (RetryableError, PermanentError):
+            return  # still paused, or asked again soon
+        await self._show(self._paused.take(tenant_id, now=loop_time()))
+
+    async def show_paused(self) -> None:
+        """Show all hidden messages: another replica hides, and remembers, them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHOW_ALL_S):
+                for tenant_id in self._paused.tenants:
+                    await self._show(self._paused.take(tenant_id, now=loop_time() + RETURNED_AFTER_S))
+
+    async def _show(self, messages: Sequence[Message]) -> None:
+        """Make messages visible now; one that cannot be comes back by itself."""
+        for batch in batches(messages):
+            try:
+                await self._queue.change_visibility_batch([(message, 0) for message in batch])
+            except (RetryableError, PermanentError) as exc:
+                log.warning("message.not_put_off", queue=self._queue.name, count=len(batch), error=str(exc))
+
+    # Verdicts
+
+    def _hold_for_outage(self, one: OrderMessage, error: WorkerError) -> None:
+        # A PermanentError is about an address that may not be used: a person may correct that.
+        outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
+        verdict = verdict_on_error(outage, one.message, _ids_of(one.operation), draw=self._draw())
+        self._decide(one, verdict, Deferral(str(error)))
+
+    def _hold(self, one: OrderMessage, deferral: Deferral) -> None:
+        delay_s = backoff_s(one.message.try_count, draw=self._draw(), base_s=HOLD_BASE_S, max_s=HOLD_MAX_S)
+        self._decide(one, RetryHeld(delay_s), deferral)
+
+    def _decide_failed(self, one: OrderMessage, shard_id: str | None, error: str, count: int) -> None:
+        """Decide a message whose operation failed *count* times, the last time with *error*."""
+        operation = one.operation
+        verdict = verdict_on_failure(error, count, _ids_of(operation), rules=self._retries)
+        if isinstance(verdict, RetryHeld):
+            log.warning(
+                "operation.failing",
+                queue=self._queue.name,
+                shard_id=shard_id,
+                attempts=count,
+                error=error,
+                business_id=operation.business_id,
+                location_id=operation.location_id,
+            )
+        elif shard_id is not None:
+            give_up = partial(self._give_up, shard_id, operation, one.message.message_id, verdict)
+            verdict = msgspec.structs.replace(verdict, before_delete=give_up)
+        self._decide(one, verdict)
+
+    async def _give_up(self, shard_id: str, operation: Operation, message_id: str, verdict: ToDeadLetter) -> None:
+        """Write the row of an operation that is given up. Raises `RetryableError` when that cannot be done now."""
+        outcome = await self._gateway.give_up(shard_id, operation)
+        if outcome.disposition is Disposition.HOLD:
+            raise RetryableError(f"a tenant does not live on shard {shard_id} now, where its operation failed")
+        count_outcomes([operation], [outcome], now=self._utc())
+        await self._gateway.wait_until_safe(shard_id, [operation])
+        log.error(
+            "operation.given_up",
+            queue=self._queue.name,
+            shard_id=shard_id,
+            attempts=verdict.attempts,
+            error=verdict.error,
+            business_id=operation.business_id,
+            location_id=operation.location_id,
+        )
+        await self._failures.forget(shard_id, operation.tenant_id, message_id)
+
+
+def _deferral_of(one: OrderMessage, text: str) -> Deferral:
+    """Return a deferral of the messages of one tenant."""
+    return Deferral(text, one.operation.business_id, one.operation.location_id)
+
+
+def _ids_of(operation: Operation) -> MessageIds:
+    return MessageIds(operation.business_id, operation.location_id, operation.request_id, operation.resource_id)

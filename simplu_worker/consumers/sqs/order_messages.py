@@ -1,0 +1,399 @@
+"""Decode order events (docs/sending.md): any text gives an operation or a rejection, no exception. Pure.
+
+An operation is a function of the message alone, so that every receive of it, today or after a crash, gives the same.
+
+The messages of one call that keep their order: a group of a FIFO queue, or one message of a standard queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
+from typing import Annotated, Final, cast
+
+import msgspec
+
+from simplu_worker.aws.sqs_queue import Message
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    DECODING_ERRORS,
+    Done,
+    PeekedMessage,
+    RetryHeld,
+    ReturnToQueue,
+    ToDeadLetter,
+    UnknownTypeError,
+    Verdict,
+    peek,
+    rejection_of,
+)
+from simplu_worker.operations.decode import digest_of
+from simplu_worker.operations.json_record import (
+    ABSENT,
+    NOTHING,
+    RECORD,
+    Id,
+    InvalidRecordError,
+    LongId,
+    check_texts,
+    exceeds_bounds,
+    has_escapes,
+    member_error,
+    object_member,
+    parse_record,
+    peeked_value,
+    short_text,
+)
+from simplu_worker.operations.operation import (
+    DERIVED_REQUEST_ID_PREFIX,
+    Operation,
+    Origin,
+    RejectedRecord,
+    tenant_id_of,
+)
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind
+
+RESOURCE_TYPE: Final = "order"
+TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they replace
+ID_MAX_CHARS: Final = 128
+LONG_ID_MAX_CHARS: Final = 256
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)  # of `firstSentAt`
+
+ORDER_KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
+_KNOWN: Final = ", ".join(ORDER_KINDS)
+
+
+class _PeekedOrder(PeekedMessage, rename="camel"):
+    """The members that decide the type of a message, and those that its dead letter carries."""
+
+    type: msgspec.Raw = ABSENT
+    order_id: msgspec.Raw = ABSENT
+    deduplication_id: msgspec.Raw = ABSENT
+
+
+class OrderMembers(msgspec.Struct, rename="camel", gc=False):
+    """The members of an order event. A `null` counts as absent, and so does a `firstSentAt` that no replay has."""
+
+    type: str
+    order_id: LongId | None = None
+    data: msgspec.Raw = msgspec.Raw(b"")
+    deduplication_id: Id | None = None
+    business_id: Id | None = None
+    location_id: Id | None = None
+    first_sent_at: msgspec.Raw = msgspec.Raw(b"")
+
+
+# Decodes to an operation wherever the decoder works: it shows whether an event that does not is at fault.
+SOUND_EVENT: Final = '{"type":"CREATE","orderId":"a","data":{},"businessId":"b","locationId":"c"}'
+
+
+class OrderRules(msgspec.Struct, frozen=True):
+    """What holds for all events of a queue. *default_tenant*: business and location of events that name neither.
+
+    *window* is how long a `deduplicationId` is one event; None: as long as the log has it.
+    """
+
+    max_bytes: int
+    default_tenant: tuple[str, str] | None = None
+    window: timedelta | None = None
+
+
+_peek_decoder = msgspec.json.Decoder(_PeekedOrder)
+_event_decoder = msgspec.json.Decoder(OrderMembers)
+_time_decoder = msgspec.json.Decoder(Annotated[datetime, msgspec.Meta(tz=True)])
+
+
+def decode_order(
+    body: str, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, deduplication_id: str | None
+) -> Operation | RejectedRecord:
+    """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, from a FIFO queue."""
+    record = body.encode("utf-8", "surrogatepass")
+    own_id = deduplication_id or origin.message_id or ""
+    if len(record) > rules.max_bytes:
+        error = member_error(RECORD, f"at most {rules.max_bytes} bytes (OPERATION_MAX_BYTES)", str(len(record)))
+        return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
+    try:
+        return _operation_of(_parse(record), record, attributes, origin, rules, own_id=own_id)
+    except DECODING_ERRORS as exc:
+        reason, error = rejection_of(exc)
+    ids = peek(record, _PeekedOrder)
+    business_id, location_id = _peeked_tenant(ids, attributes)
+    return RejectedRecord(
+        reason=reason,
+        error=error,
+        origin=origin,
+        business_id=business_id,
+        location_id=location_id,
+        request_id=short_text(ids.deduplication_id) or own_id,
+        resource_id=short_text(ids.order_id),
+    )
+
+
+def tenant_of_order(message: Message, rules: OrderRules) -> str | None:
+    """Return the tenant that a message names, at a fraction of the cost of decoding it; None where it names none."""
+    names = [message.attributes.get(name) for name in TENANT_ATTRIBUTES.values()]
+    if None in names:
+        ids = peek(message.body.encode("utf-8", "surrogatepass"), _PeekedOrder)
+        names = _peeked_tenant(ids, message.attributes)
+    business_id, location_id = names if any(names) or rules.default_tenant is None else rules.default_tenant
+    return tenant_id_of(business_id, location_id) if business_id and location_id else None
+
+
+def _peeked_tenant(ids: _PeekedOrder, attributes: Mapping[str, str]) -> list[str | None]:
+    """Return the business and the location of a message, by its attributes or else by its members."""
+    sent = (ids.business_id, ids.location_id)
+    names = zip(TENANT_ATTRIBUTES.values(), sent, strict=True)
+    return [_short_attribute(attributes.get(name)) or short_text(member) for name, member in names]
+
+
+def _parse(record: bytes) -> OrderMembers:
+    try:
+        return parse_record(record, _event_decoder)
+    except msgspec.ValidationError:
+        _kind_of(peeked_value(parse_record(record, _peek_decoder).type))  # with an unknown type it may have any members
+        raise
+
+
+def _short_attribute(value: str | None) -> str | None:
+    return value if value is not None and len(value) <= LONG_ID_MAX_CHARS else None
+
+
+def _kind_of(sent: object) -> OperationKind:
+    kind = ORDER_KINDS.get(sent) if isinstance(sent, str) else None
+    if kind is None:
+        got = NOTHING if sent is None else "another value"
+        raise UnknownTypeError(member_error("type", f"one of {_KNOWN}", got))
+    return kind
+
+
+def _operation_of(
+    event: OrderMembers, record: bytes, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, own_id: str
+) -> Operation:
+    kind = _kind_of(event.type)
+    business_id, location_id = _tenant_of(event, attributes, rules)
+    order_id, request_id = event.order_id, event.deduplication_id or own_id
+    if order_id is None:
+        if kind is not OperationKind.CREATE:
+            raise InvalidRecordError("orderId", f"text, for {event.type}", NOTHING)
+        # Never the message's own deduplication id, which may be a hash of the content: two equal orders are two orders.
+        order_id = request_id = event.deduplication_id or origin.message_id or own_id
+    if has_escapes(record):
+        check_texts({"orderId": event.order_id, "deduplicationId": event.deduplication_id})
+    if request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
+        expected = f"an id without the prefix {DERIVED_REQUEST_ID_PREFIX!r} of derived ids"
+        raise InvalidRecordError("deduplicationId", expected, "one with it")
+    data = object_member(event.data, "data", required=kind is not OperationKind.DELETE)
+    sent_at = _first_sent_at(event, origin) or origin.arrived_at
+    return Operation(
+        kind=kind,
+        business_id=business_id,
+        location_id=location_id,
+        tenant_id=tenant_id_of(business_id, location_id),
+        resource_type=RESOURCE_TYPE,
+        resource_id=order_id,
+        request_id=request_id,
+        data=None if kind is OperationKind.DELETE else msgspec.Raw(data),
+        query=None,
+        requested_at=sent_at.isoformat(),
+        digest=digest_of(kind, RESOURCE_TYPE, event.order_id, data, b"", b""),
+        origin=origin,
+        size_bytes=len(record),
+        exceeds_bounds=kind is not OperationKind.DELETE and exceeds_bounds(data),
+        window_start=None if rules.window is None else (sent_at - rules.window).isoformat(),
+    )
+
+
+def with_members_of_message(body: str, attributes: Mapping[str, str], operation: Operation) -> str:
+    """Return the *body* of the valid event *operation* for a replay, with what otherwise only its message says.
+
+    That is its request id, its tenant, and when it was first sent.
+    """
+    event = _parse(body.encode())
+    members: dict[str, str] = {}
+    if event.deduplication_id != operation.request_id:
+        members["deduplicationId"] = operation.request_id
+    if not any(_named_tenant(event, attributes)):
+        members |= {"businessId": operation.business_id, "locationId": operation.location_id}
+    if _first_sent_at(event, operation.origin) is None:
+        members["firstSentAt"] = operation.requested_at
+    # Of two members with one name the decoder takes the last.
+    return body.rstrip()[:-1] + "," + msgspec.json.encode(members).decode()[1:] if members else body
+
+
+def _first_sent_at(event: OrderMembers, origin: Origin) -> datetime | None:
+    """Return when the first message of a replayed event was sent; None without such a time."""
+    try:
+        first = _time_decoder.decode(event.first_sent_at)
+    except DECODING_ERRORS:  # absent, or a member of the producer's own
+        return None
+    return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else None
+
+
+def _named_tenant(event: OrderMembers, attributes: Mapping[str, str]) -> list[str | None]:
+    """Return all ids by which a message names its tenant."""
+    return [event.business_id, event.location_id, *(attributes.get(name) for name in TENANT_ATTRIBUTES.values())]
+
+
+def _tenant_of(event: OrderMembers, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:
+    """Return the business and the location of an event: as named, or the default ones when it names neither."""
+    if rules.default_tenant is not None and not any(_named_tenant(event, attributes)):
+        return rules.default_tenant
+    business_id = _tenant_part("businessId", event.business_id, attributes)
+    return business_id, _tenant_part("locationId", event.location_id, attributes)
+
+
+def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -> str:
+    """Return one of the tenant's two ids; an attribute and a member that differ would leave the tenant unknown."""
+    name = TENANT_ATTRIBUTES[member]
+    attribute = attributes.get(name) or None
+    value = attribute or sent
+    if value is None:
+        raise InvalidRecordError(member, f"message attribute {name} or the member", "neither")
+    if attribute is not None:
+        if sent is not None and sent != attribute:
+            raise InvalidRecordError(member, f"the value of message attribute {name}", "another")
+        if len(attribute) > ID_MAX_CHARS:
+            raise InvalidRecordError(f"message attribute {name}", f"1 to {ID_MAX_CHARS} characters", "more")
+        try:
+            attribute.encode()
+        except UnicodeEncodeError:
+            value = "\0"  # a lone surrogate is treated as in a body: neither can be stored
+    check_texts({member: value})
+    return value
+
+
+BEHIND_VERDICT: Final = ReturnToQueue(0)  # behind an undecided message of its group
+RETRIABLE_LETTERS: Final = frozenset({DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.RETRIES_EXHAUSTED})
+
+
+class Deferral(msgspec.Struct, frozen=True):
+    """Why messages are deferred; with the tenant's ids when the tenant is the cause."""
+
+    text: str
+    business_id: str | None = None
+    location_id: str | None = None
+
+
+class ChainState(Enum):
+    """How far a chain is."""
+
+    IDLE = auto()  # its next run may be sent
+    SENT = auto()  # its run is on its way to a shard
+    ENDED = auto()
+
+
+MAY_FOLLOW: Final = {
+    ChainState.IDLE: {ChainState.SENT, ChainState.ENDED},
+    ChainState.SENT: {ChainState.IDLE, ChainState.ENDED},
+    ChainState.ENDED: set[ChainState](),
+}
+
+
+class OrderMessage(msgspec.Struct, eq=False):
+    """A message with its decoded content, its verdict once it is decided, and why it is deferred.
+
+    *shard_id* is the shard to which its operation is on its way.
+    """
+
+    message: Message
+    chain: str
+    decoded: Operation | RejectedRecord
+    members: Chain
+    shard_id: str | None = None
+    verdict: Verdict | None = None
+    deferral: Deferral | None = None
+
+    @property
+    def operation(self) -> Operation:
+        """The operation of a message that was not rejected."""
+        return cast(Operation, self.decoded)
+
+    @property
+    def allows_next(self) -> bool:
+        """Whether the next message of its chain may be applied in the same call.
+
+        Not behind an operation that may yet be applied, if the worker dies before the dead letter is stored.
+        """
+        match self.verdict:
+            case Done():
+                return True
+            case ToDeadLetter(reason=reason):
+                return reason not in RETRIABLE_LETTERS
+            case _:
+                return False
+
+
+class Chain:
+    """The messages of one chain in one call, in order. Runs of one tenant are sent, each after the one before."""
+
+    def __init__(self) -> None:
+        self.members: list[OrderMessage] = []
+        self.state = ChainState.IDLE
+        self.has_ended = asyncio.Event()
+        self._position = 0  # of the first message behind the run that was sent last
+
+    def __repr__(self) -> str:
+        return f"Chain({self.state.name.lower()}, {self._position} of {len(self.members)})"
+
+    def _enter(self, state: ChainState) -> None:
+        if state not in MAY_FOLLOW[self.state]:
+            raise ValueError(f"{self}: expected a state that may follow, got {state.name}")
+        self.state = state
+
+    @property
+    def has_decided_run(self) -> bool:
+        """Whether no message of the run that was sent waits for its verdict."""
+        return all(one.verdict is not None for one in self.members[: self._position])
+
+    def next_run(self) -> Sequence[OrderMessage]:
+        """Return the next messages to send, of one tenant; none where the chain ends here.
+
+        Those before them have a verdict, and so have the rejected ones among them.
+        """
+        if self.state is ChainState.SENT:
+            self._enter(ChainState.IDLE)
+        while self._position < len(self.members) and all(one.allows_next for one in self.members[: self._position]):
+            run = _run_from(self.members, self._position)
+            self._position += len(run)
+            if pending := [one for one in run if one.verdict is None]:
+                self._enter(ChainState.SENT)
+                return pending
+        return ()
+
+    def undecided(self) -> list[OrderMessage]:
+        """Return the messages that were sent and have no verdict."""
+        return [one for one in self.members[: self._position] if one.verdict is None]
+
+    def stop_behind(self, stopping: OrderMessage) -> list[OrderMessage]:
+        """Defer the messages behind one that may not be passed; return those that were sent and had no verdict."""
+        place = self.members.index(stopping) + 1
+        sent = [one for one in self.members[place : self._position] if one.verdict is None]
+        for one in sent:
+            one.verdict = BEHIND_VERDICT
+        return sent
+
+    def end(self) -> None:
+        """Defer the messages behind the first that may not be passed.
+
+        Behind a dead letter they are handled again as soon as it is stored; further dead letters are stored with it.
+        """
+        self._enter(ChainState.ENDED)
+        self.has_ended.set()
+        first = next((index for index, one in enumerate(self.members) if not one.allows_next), len(self.members))
+        is_dead_letter = first < len(self.members) and isinstance(self.members[first].verdict, ToDeadLetter)
+        for one in self.members[first + 1 :]:
+            if not (is_dead_letter and isinstance(one.verdict, ToDeadLetter)):
+                one.verdict, one.deferral = RetryHeld(0.0) if is_dead_letter else BEHIND_VERDICT, None
+
+
+def _run_from(members: Sequence[OrderMessage], position: int) -> Sequence[OrderMessage]:
+    """Return the messages from *position* on that belong to one tenant, with the rejected messages among them."""
+    tenant_id: str | None = None
+    for end in range(position, len(members)):
+        decoded = members[end].decoded
+        if isinstance(decoded, Operation):
+            if tenant_id not in {None, decoded.tenant_id}:
+                return members[position:end]
+            tenant_id = decoded.tenant_id
+    return members[position:]

@@ -1,1 +1,0 @@
-"""The consumer of order events."""

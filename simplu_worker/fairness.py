@@ -1,0 +1,363 @@
+"""Fair shares of tenants in queues, lanes and shards, by the cost of their operations. Pure.
+
+How much of a Postgres shard's time operations take, learned from its transactions.
+
+An operation costs what its kind costs its tenant, and something for each byte; a transaction has a fixed cost too.
+How
+long a transaction took, against what was expected of it, corrects each of these, in proportion to its part of what
+was
+expected. So a tenant with lists that take as long as a thousand creates is soon charged for them, and nobody who
+shared
+a transaction with it. Tenants too small for a cost of their own have that of the kind, which they alone correct.
+
+What the tenants of a Postgres shard take of it, in the last minute and the last hour.
+
+Memory is bounded, whatever the number of tenants. Each slot of a window counts the largest tenants alone; one that is
+counted from now on may have had as many seconds before as the largest that was dropped (space saving: Metwally and
+others, 2005). These are at most a 26th of the seconds of all tenants.
+
+Which tenant has more than its share of a lane, so that others wait for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.operations.operation import Operation
+from simplu_worker.vocabulary import OperationKind
+
+SLOT_COUNT: Final = 6  # of a window: it has its last five sixths at least
+MINUTE_SLOT_S: Final = 10.0
+HOUR_SLOT_S: Final = 600.0
+COUNTED_MAX: Final = 25  # tenants that a slot counts; twice as many between two cuts
+RANK_COUNT: Final = 10  # tenants that are shown
+
+
+class TenantUse(msgspec.Struct, gc=False):
+    """What a tenant took: seconds of transactions, operations, and bytes of their records.
+
+    *waited_s* are the seconds for which it had operations in a lane, and batches that waited for a transaction.
+    """
+
+    took_s: float = 0.0
+    operation_count: int = 0
+    size_bytes: int = 0
+    waited_s: float = 0.0
+
+    def add(self, other: TenantUse) -> None:
+        """Add what *other* has."""
+        self.took_s += other.took_s
+        self.operation_count += other.operation_count
+        self.size_bytes += other.size_bytes
+        self.waited_s += other.waited_s
+
+
+class WindowUse(msgspec.Struct, frozen=True):
+    """The counted tenants of a window, and the seconds of all tenants together."""
+
+    by_tenant: Mapping[str, TenantUse]
+    total_s: float
+
+    def largest(self) -> Sequence[str]:
+        """Return the tenants that took most of the time, at most RANK_COUNT, the first one most."""
+        took_s = {tenant_id: use.took_s for tenant_id, use in self.by_tenant.items() if use.took_s}
+        return sorted(took_s, key=lambda one: (-took_s[one], one))[:RANK_COUNT]
+
+
+class TenantUsage:
+    """What tenants took of one shard lately, as far as this replica applied it."""
+
+    def __init__(self) -> None:
+        self._minute = _Window(MINUTE_SLOT_S)
+        self._hour = _Window(HOUR_SLOT_S)
+
+    def __repr__(self) -> str:
+        return f"TenantUsage({self._minute}, {self._hour})"
+
+    def note(self, uses: Mapping[str, TenantUse], now: float) -> None:
+        """Add what tenants took, as of *now* (monotonic)."""
+        for window in (self._minute, self._hour):
+            window.slot(now).add(uses)
+
+    def note_waits(self, waits_s: Mapping[str, float], now: float) -> None:
+        """Add the seconds for which operations of tenants waited."""
+        self.note({tenant_id: TenantUse(waited_s=wait_s) for tenant_id, wait_s in waits_s.items() if wait_s}, now)
+
+    def last_minute(self, now: float) -> WindowUse:
+        """Return what tenants took in the last 50 to 60 s."""
+        return self._minute.use(now)
+
+    def last_hour(self, now: float) -> WindowUse:
+        """Return what tenants took in the last 50 to 60 minutes."""
+        return self._hour.use(now)
+
+
+class _Slot:
+    """The tenants of a part of a window."""
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self.total_s = 0.0
+        self.by_tenant: dict[str, TenantUse] = {}
+        self._unseen_s: dict[str, float] = {}  # of each tenant, at most, before it was counted
+        self._dropped_s = 0.0  # of a dropped tenant, at most
+
+    def add(self, uses: Mapping[str, TenantUse]) -> None:
+        for tenant_id, use in uses.items():
+            own = self.by_tenant.get(tenant_id)
+            if own is None:
+                own = self.by_tenant[tenant_id] = TenantUse()
+                self._unseen_s[tenant_id] = self._dropped_s
+            own.add(use)
+            self.total_s += use.took_s
+        if len(self.by_tenant) > 2 * COUNTED_MAX:
+            self.cut()
+
+    def cut(self) -> None:
+        """Drop all tenants but the largest."""
+        most_s = {one: use.took_s + self._unseen_s[one] for one, use in self.by_tenant.items()}
+        largest = sorted(most_s, key=most_s.__getitem__, reverse=True)
+        kept, dropped = largest[:COUNTED_MAX], largest[COUNTED_MAX:]
+        if dropped:
+            self._dropped_s = most_s[dropped[0]]
+            self.by_tenant = {one: self.by_tenant[one] for one in kept}  # a dict that only loses keys keeps its size
+            self._unseen_s = {one: self._unseen_s[one] for one in kept}
+
+
+class _Window:
+    """The last slots, each as long."""
+
+    def __init__(self, slot_s: float) -> None:
+        self._slot_s = slot_s
+        self._slots: deque[_Slot] = deque(maxlen=SLOT_COUNT)
+
+    def __repr__(self) -> str:
+        return f"{[len(slot.by_tenant) for slot in self._slots]} tenants"
+
+    def slot(self, now: float) -> _Slot:
+        """Return the slot of *now*; the ones before are cut."""
+        if not self._slots or now >= self._slots[-1].began_at + self._slot_s:
+            if self._slots:
+                self._slots[-1].cut()
+            self._slots.append(_Slot(now - now % self._slot_s))
+        return self._slots[-1]
+
+    def use(self, now: float) -> WindowUse:
+        by_tenant: dict[str, TenantUse] = {}
+        total_s = 0.0
+        for slot in self._slots:
+            if now - now % self._slot_s - slot.began_at >= SLOT_COUNT * self._slot_s:
+                continue
+            total_s += slot.total_s
+            for tenant_id, use in slot.by_tenant.items():
+                by_tenant.setdefault(tenant_id, TenantUse()).add(use)
+        return WindowUse(by_tenant, total_s)
+
+
+FIRST_COST_S: Final = 100e-6  # of an operation, before any is measured
+FIRST_LIST_S: Final = 5e-3  # of a list, the same: of one with large documents
+FIRST_BYTE_S: Final = 20e-9  # of a byte of its record, the same
+FIRST_FIXED_S: Final = 3e-3  # of a transaction, the same: its round trips, and the flush of its commit
+COST_MIN_S: Final = 1e-9
+COST_MAX_S: Final = 10.0
+CHANGE_MAX: Final = 8.0  # of a cost, by one transaction
+TENANT_KINDS_MAX: Final = 10_000  # with a cost of their own, the last ones
+NOTED_SHARE: Final = 0.02  # of a transaction, from which on it says something about a tenant
+
+SHORTEST_GROWTH: Final = 1.05  # of the shortest transaction lately, with each that is longer
+TURN_S: Final = 0.1  # of a transaction, while a tenant floods the shard
+TURN_MIN_S: Final = 0.025  # the same for one of many batches that wait for it
+FIXED_RATIO: Final = 2.0  # of a transaction's operations to its fixed cost, at least: most of a shard's time is work
+FLOOD_S: Final = 2.0  # so long a shard counts as flooded after a sign of it
+CALM_BATCH_S: Final = 0.5  # of a batch of a lane with one tenant otherwise
+CALM_TURN_S: Final = 0.75  # of a transaction otherwise: readers treat a shard as late after a second
+
+TenantKind: TypeAlias = tuple[str, OperationKind]
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """The operations of a batch, counted by tenant and kind; the bytes of their records, by tenant and together."""
+
+    counts: Counter[TenantKind]
+    sizes: Mapping[str, int]
+    size_bytes: int
+
+    @classmethod
+    def of(cls, operations: Sequence[Operation]) -> Demand:
+        """Return that of *operations*."""
+        keys = [(operation.tenant_id, operation.kind) for operation in operations]
+        sizes: dict[str, int] = {}
+        for operation in operations:
+            sizes[operation.tenant_id] = sizes.get(operation.tenant_id, 0) + operation.size_bytes
+        return cls(Counter(keys), sizes, sum(sizes.values()))
+
+
+class ShardTime:
+    """What the operations of tenants cost one shard, and how many batches wait for it."""
+
+    def __init__(self) -> None:
+        self.waiting_count = 0  # batches that wait for a connection
+        self.together_count = 0  # batches in the last transaction
+        self.usage = TenantUsage()
+        self._flooded_until = float("-inf")
+        self._fixed_s = FIRST_FIXED_S
+        self._shortest_s = math.inf
+        self._byte_s = FIRST_BYTE_S
+        self._by_kind: dict[OperationKind, float] = dict.fromkeys(OperationKind, FIRST_COST_S)
+        self._by_kind[OperationKind.LIST] = FIRST_LIST_S
+        self._by_tenant: dict[TenantKind, float] = {}
+        self.weights: dict[str, float] = {}  # of tenants with another one than 1, by their rows as last read
+
+    def __repr__(self) -> str:
+        return f"ShardTime({self.waiting_count} waiting, fixed={self._fixed_s:.6f} s, {len(self._by_tenant)} tenants)"
+
+    def cost_s(self, operation: Operation) -> float:
+        """Return the seconds that an operation is expected to take."""
+        return self._cost_of((operation.tenant_id, operation.kind)) + self._byte_s * operation.size_bytes
+
+    def batch_cost_s(self, demand: Demand) -> float:
+        """Return the seconds that the operations of a batch are expected to take together."""
+        of_kinds_s = sum([count * self._cost_of(key) for key, count in demand.counts.items()])
+        return of_kinds_s + self._byte_s * demand.size_bytes
+
+    def note_weights(self, weights: Mapping[str, float]) -> None:
+        """Note the weights of tenants, as their rows have them."""
+        for tenant_id, weight in weights.items():
+            if weight != 1.0:
+                self.weights[tenant_id] = weight
+            elif tenant_id in self.weights:
+                del self.weights[tenant_id]
+
+    def note_flood(self, now: float) -> None:
+        """Note that a tenant sends more than the shard takes, and others are not to wait for it."""
+        self._flooded_until = now + FLOOD_S
+
+    def batch_s(self, now: float, *, is_shared: bool) -> float:
+        """Return how long the next batch of a lane may take, *is_shared* by several tenants."""
+        is_flooded = now < self._flooded_until
+        if not (is_flooded or is_shared):
+            return CALM_BATCH_S
+        if is_flooded and self.waiting_count:
+            return max(TURN_MIN_S, self._short_turn_s / (1 + self.waiting_count))  # they share a transaction
+        return self._short_turn_s
+
+    def turn_s(self, now: float) -> float:
+        """Return how long the next transaction may take, where batches share it."""
+        return CALM_TURN_S if now >= self._flooded_until else self._short_turn_s
+
+    @property
+    def _short_turn_s(self) -> float:
+        """The seconds of a turn while others wait for it.
+
+        Longer than TURN_S only on a shard where each transaction takes long. By the learned cost alone, transactions
+        that are long because they are large, or stood still together, would be allowed to become larger.
+        """
+        return min(CALM_BATCH_S, max(TURN_S, FIXED_RATIO * min(self._fixed_s, self._shortest_s)))
+
+    @property
+    def batches_between(self) -> int:
+        """The batches of other lanes between two of one lane, by what waits and by the last transaction."""
+        return max(self.waiting_count, self.together_count - 1, 0)
+
+    def note(self, demands: Iterable[Demand], took_s: float) -> dict[str, TenantUse]:
+        """Learn from a transaction of these batches that took so long; return what each tenant took of it.
+
+        The tenants' seconds are *took_s* together: the fixed cost is divided in proportion to the rest.
+        """
+        counts: Counter[TenantKind] = Counter()
+        sizes: Counter[str] = Counter()
+        for demand in demands:
+            counts.update(demand.counts)
+            sizes.update(demand.sizes)
+        size_bytes = sizes.total()
+        parts = {key: count * self._cost_of(key) for key, count in counts.items()}
+        bytes_s = self._byte_s * size_bytes
+        operations_s = bytes_s + sum(parts.values())
+        expected_s = self._fixed_s + operations_s
+        uses = self._uses(counts, parts, sizes, took_s / operations_s if parts else 0.0)
+        change = min(CHANGE_MAX, max(1 / CHANGE_MAX, took_s / expected_s))
+        of_small: defaultdict[OperationKind, float] = defaultdict(float)
+        for key, part_s in parts.items():
+            if part_s >= NOTED_SHARE * expected_s:
+                self._remember(key, _corrected(self._cost_of(key), change, part_s / expected_s))
+            else:
+                of_small[key[1]] += part_s
+        for kind, part_s in of_small.items():
+            self._by_kind[kind] = _corrected(self._by_kind[kind], change, part_s / expected_s)
+        self._byte_s = _corrected(self._byte_s, change, bytes_s / expected_s)
+        self._fixed_s = _corrected(self._fixed_s, change, self._fixed_s / expected_s)
+        self._shortest_s = min(took_s, SHORTEST_GROWTH * self._shortest_s)
+        return uses
+
+    def _uses(
+        self,
+        counts: Mapping[TenantKind, int],
+        parts: Mapping[TenantKind, float],
+        sizes: Mapping[str, int],
+        ratio: float,
+    ) -> dict[str, TenantUse]:
+        """Return what each tenant took; *ratio* is that of the seconds to those that were expected of operations."""
+        uses = {
+            tenant_id: TenantUse(ratio * self._byte_s * size_bytes, 0, size_bytes)
+            for tenant_id, size_bytes in sizes.items()
+        }
+        for key, count in counts.items():
+            use = uses[key[0]]
+            use.took_s += ratio * parts[key]
+            use.operation_count += count
+        return uses
+
+    def _cost_of(self, key: TenantKind) -> float:
+        cost_s = self._by_tenant.get(key)
+        return self._by_kind[key[1]] if cost_s is None else cost_s
+
+    def _remember(self, key: TenantKind, cost_s: float) -> None:
+        self._by_tenant.pop(key, None)
+        while len(self._by_tenant) >= TENANT_KINDS_MAX:
+            del self._by_tenant[next(iter(self._by_tenant))]
+        self._by_tenant[key] = cost_s
+
+
+def _corrected(cost: float, change: float, share: float) -> float:
+    return min(COST_MAX_S, max(COST_MIN_S, cost * math.pow(change, share)))
+
+
+OVER_SHARE_S: Final = 0.2  # that queued entries of loud tenants keep the shard busy, from which on others wait for them
+SHARE_S: Final = 0.1  # of these, what stays in the lane: it is never idle before the others are read again
+WAITS_MAX: Final = 3  # batches before it that count: of many full lanes a single list would be over its share
+LOUD_MAX: Final = 4  # loud tenants; where there are more, it is a backlog of many
+OVER_SHARE_RATIO: Final = 2.0  # of a loud tenant, to what those with less have queued on average
+LOUD_PART: Final = 0.8  # of what is queued, from which on the others gain by a hold; in a plain backlog nobody does
+
+
+def find_over_share(
+    costs_s: Mapping[str, float], weights: Mapping[str, float], *, active_count: int, turns: int
+) -> str | None:
+    """Return the tenant that is furthest beyond its share of a lane; None if nobody is.
+
+    *costs_s* are the seconds that the queued entries of each tenant are expected to take, *weights* those of tenants
+    with another one than 1, *active_count* is the number of tenants that sent to the lane lately, *turns* that of
+    `turns_of`.
+    """
+    weighted_s = {one: cost_s / weights.get(one, 1.0) for one, cost_s in costs_s.items()}
+    rest_s = all_s = sum(weighted_s.values())
+    loud: list[str] = []
+    for tenant_id in heapq.nlargest(LOUD_MAX, weighted_s, key=weighted_s.__getitem__):
+        own_s, quieter_count = weighted_s[tenant_id], active_count - len(loud) - 1
+        if own_s * quieter_count < OVER_SHARE_RATIO * (rest_s - own_s) or quieter_count < 1:
+            break
+        loud.append(tenant_id)
+        rest_s -= own_s
+    is_late = sum([costs_s[one] for one in loud]) * turns >= OVER_SHARE_S
+    return loud[0] if is_late and sum([weighted_s[one] for one in loud]) >= LOUD_PART * all_s else None
+
+
+def turns_of(between_count: int) -> int:
+    """Return how many batches an entry counts as waiting for: its own, and those of other lanes in between."""
+    return 1 + min(between_count, WAITS_MAX)

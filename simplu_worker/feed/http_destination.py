@@ -1,0 +1,294 @@
+"""Receivers over HTTP as destinations of the feed: webhooks, and the notifications of the TypeScript worker.
+
+What the answers of a receiver over HTTP mean for its events.
+
+HTTP to a host that others named: each address is judged as it is connected to, and an answer is bounded.
+
+A name may lead to another address at each look-up. So no look-up is judged, but the address of each socket, in the
+step
+that makes it; a connection that is used again was judged as well. Nothing follows a redirect, and no proxy of the
+environment is used, which would connect in the worker's place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+from standardwebhooks import Webhook
+from yarl import URL
+
+from simplu_worker.feed.cloud_events import CONTENT_TYPE, encode_event, encode_notification
+from simplu_worker.feed.delivery_rounds import TOO_LARGE, KeyOrder
+from simplu_worker.feed.feed_file import AllowedHosts, parse_address
+from simplu_worker.feed.types import Delivered, Delivery, Disabled, FeedEvent, Refused, RetryLater
+from simplu_worker.http_connector import BoundedConnector
+from simplu_worker.network_errors import network_cause
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.clock_agreement import parse_http_date
+
+# 4xx that are about the moment and not about the event: RFC 9110 (408), RFC 8470 (425), RFC 6585 (429).
+PASSING: Final = frozenset({408, 425, 429})
+GONE: Final = 410  # Standard Webhooks: the receiver wants no more
+RETRY_AFTER_MAX_S: Final = 3600.0
+
+
+def delivery_of(place: str, status: int, retry_after: str | None, *, now: datetime) -> Delivery:
+    """Return what an answer of *place*, a host and its port, means for the event of its request."""
+    if 200 <= status < 300:
+        return Delivered()
+    if status == GONE:
+        return Disabled(f"{place}: got HTTP status {GONE}, by which it asks for no more events")
+    if 300 <= status < 400:
+        return RetryLater(f"{place}: expected a status 2xx, got a redirect ({status}); name its target in FEED_FILE")
+    error = f"{place}: expected a status 2xx, got {status}"
+    if 400 <= status < 500 and status not in PASSING:
+        return Refused(error)
+    return RetryLater(error, retry_after_s(retry_after, now=now))
+
+
+def retry_after_s(header: str | None, *, now: datetime) -> float | None:
+    """Return the seconds of a `Retry-After`, an hour at most; None without one that can be read."""
+    if header is None:
+        return None
+    if header.isascii() and header.isdecimal():
+        return min(float(header[:10]), RETRY_AFTER_MAX_S)
+    until = parse_http_date(header)
+    return None if until is None else min(max((until - now).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+
+
+class CallHealth:
+    """Whether to go on with a call: a receiver that asks for a pause, or for no more events, gets no more requests."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.failure: Delivery | None = None  # what the events that were not sent come to
+
+    def __repr__(self) -> str:
+        return f"CallHealth(is_over={self.is_over}, failure={self.failure})"
+
+    def note(self, delivery: Delivery) -> None:
+        """Note what became of an event; the first reason for an end counts, but for 410, which counts most."""
+        match delivery:
+            case Disabled():
+                self.is_over, self.failure = True, delivery
+            case RetryLater(after_s=after_s) if not self.is_over:
+                self.is_over, self.failure = after_s is not None, delivery
+
+
+CONNECT_TIMEOUT_S: Final = 5.0
+REPLY_MAX_BYTES: Final = 65_536  # its head included; of its body nothing matters
+
+REQUEST_ERRORS: Final = (aiohttp.ClientError, OSError, TimeoutError)
+
+
+class AddressNotAllowedError(OSError):
+    """The host has an address that may not be connected to."""
+
+
+@contextlib.asynccontextmanager
+async def open_guarded_session(
+    host: str, allowed: AllowedHosts, *, connections: int, timeout_s: float
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session for requests to *host* alone, with at most *connections*; each is over after *timeout_s*."""
+
+    def make_socket(info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, place = info
+        _judge(host, place[0], allowed)
+        return socket.socket(family, kind, protocol)
+
+    async with aiohttp.ClientSession(
+        connector=BoundedConnector(REPLY_MAX_BYTES, limit=connections, socket_factory=make_socket),
+        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "simplu-worker"},
+        auto_decompress=False,
+    ) as session:
+        yield session
+
+
+async def connect(host: str, port: int, allowed: AllowedHosts, *, has_tls: bool) -> None:
+    """Connect to *host*, at the first of its addresses that takes the connection, and close it without a request.
+
+    Raises one of REQUEST_ERRORS, that of the last address.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    failure: Exception = OSError(errno.EHOSTUNREACH, "no address")
+    for address in dict.fromkeys(str(place[0]) for *_, place in found):
+        try:
+            _judge(host, address, allowed)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(
+                    address, port, ssl=has_tls or None, server_hostname=host if has_tls else None
+                )
+        except TimeoutError:
+            failure = OSError(errno.ETIMEDOUT, "no connection in time")
+            continue
+        except REQUEST_ERRORS as exc:
+            failure = exc
+            continue
+        writer.transport.abort()
+        return
+    raise failure
+
+
+def _judge(host: str, address: str, allowed: AllowedHosts) -> None:
+    """Raise `AddressNotAllowedError` if *host* may not be connected to at *address*."""
+    parsed = parse_address(address)
+    problem = "expected an address" if parsed is None else allowed.address_problem(host, parsed)
+    if problem is not None:
+        raise AddressNotAllowedError(errno.EACCES, problem)
+
+
+def cause_of(exc: BaseException) -> str:
+    """Return why a request of such a session got no answer; *exc* is one of REQUEST_ERRORS."""
+    inner = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    return str(inner.strerror) if isinstance(inner, AddressNotAllowedError) else network_cause(exc)
+
+
+EVENT_MAX_BYTES: Final = 262_144
+EVENTS_MAX: Final = 200
+CONNECTIONS: Final = 32
+REQUEST_TIMEOUT_S: Final = 15.0
+NOTIFICATIONS_PATH: Final = "/api/notifications"
+
+
+class Post(msgspec.Struct, frozen=True):
+    """A request, but for its URL."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+class Form(Protocol):
+    """How events become requests."""
+
+    def request(self, event: FeedEvent, now: datetime) -> Post | Delivery:
+        """Return the request of *event*, or what becomes of an event without one."""
+
+
+class WebhookForm:
+    """CloudEvents, signed as Standard Webhooks has it; with several *secrets* each signs, the first one first."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        self._signers = [Webhook(secret) for secret in secrets]
+
+    def request(self, event: FeedEvent, now: datetime) -> Post | Delivery:
+        """Return the request of *event*; refused if it is too large."""
+        body = encode_event(event, EVENT_MAX_BYTES)
+        if body is None:
+            return TOO_LARGE
+        text = body.decode()
+        headers = {
+            "Content-Type": CONTENT_TYPE,
+            "webhook-id": event.id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": " ".join([signer.sign(event.id, now, text) for signer in self._signers]),
+        }
+        return Post(body, headers)
+
+
+class NotificationForm:
+    """The notifications of the TypeScript worker. An event that has none counts as delivered."""
+
+    def request(self, event: FeedEvent, now: datetime) -> Post | Delivery:  # noqa: ARG002 - the protocol's
+        """Return the request of *event*."""
+        body = encode_notification(event, EVENT_MAX_BYTES)
+        return Delivered() if body is None else Post(body, {"Content-Type": "application/json"})
+
+
+class HttpDestination:
+    """The receiver at *url*: an event a request, and one request at a time for each partition key."""
+
+    max_events = EVENTS_MAX
+
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, form: Form, *, utc: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._session = session
+        self._url = URL(url, encoded=True)
+        self._place = urlsplit(url).netloc
+        self._form = form
+        self._utc = utc
+        # Waiting for a connection of the session would count for the time-out of the request.
+        self._connections = asyncio.Semaphore(CONNECTIONS)
+
+    def __repr__(self) -> str:
+        return f"HttpDestination({self._place!r})"
+
+    async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
+        """Deliver *events*; return what became of each.
+
+        The lanes are shared by senders, each of which ends with its first failure: a receiver that hangs costs the time
+        of one request, and some events that it cannot take do not hold the others.
+        """
+        order, health = KeyOrder(events), CallHealth()
+        lanes = iter(order.lanes())
+
+        async def send_lanes() -> None:
+            for lane in lanes:
+                for index in lane:
+                    if health.is_over:
+                        return
+                    delivery = await self._deliver(events[index])
+                    order.note(index, delivery)
+                    health.note(delivery)
+                    if isinstance(delivery, RetryLater):
+                        return
+                    if not isinstance(delivery, Delivered):
+                        break
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(CONNECTIONS, len(events))):
+                tasks.create_task(send_lanes())
+        if health.failure is not None:
+            order.give_up(health.failure)
+        return order.deliveries()
+
+    async def _deliver(self, event: FeedEvent) -> Delivery:
+        async with self._connections:
+            request = self._form.request(event, self._utc())
+            return await self._post(request) if isinstance(request, Post) else request
+
+    async def _post(self, request: Post) -> Delivery:
+        """Send a request. A status that came counts, whatever comes after it."""
+        try:
+            async with self._session.post(
+                self._url, data=request.body, headers=request.headers, allow_redirects=False
+            ) as reply:
+                status, retry_after = reply.status, reply.headers.get("Retry-After")
+                with contextlib.suppress(*REQUEST_ERRORS):
+                    await reply.read()  # so that the connection can be used again
+        except REQUEST_ERRORS as exc:
+            return RetryLater(f"{self._place}: {cause_of(exc)}")
+        return delivery_of(self._place, status, retry_after, now=self._utc())
+
+
+def open_webhook(
+    url: str, secrets: Sequence[str], allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> AbstractAsyncContextManager[HttpDestination]:
+    """Return a webhook as a context, in which it is open."""
+    return _open(url, WebhookForm(secrets), allowed, timeout_s)
+
+
+def open_notification(
+    url: str, allowed: AllowedHosts, *, timeout_s: float = REQUEST_TIMEOUT_S
+) -> AbstractAsyncContextManager[HttpDestination]:
+    """Return the notifications of the service at *url* as a context, in which they are open."""
+    return _open(url + NOTIFICATIONS_PATH, NotificationForm(), allowed, timeout_s)
+
+
+@contextlib.asynccontextmanager
+async def _open(url: str, form: Form, allowed: AllowedHosts, timeout_s: float) -> AsyncIterator[HttpDestination]:
+    host = urlsplit(url).hostname or ""
+    async with open_guarded_session(host, allowed, connections=CONNECTIONS, timeout_s=timeout_s) as session:
+        yield HttpDestination(session, url, form)

@@ -1,1 +1,0 @@
-"""Metric definitions and the HTTP server that shows them; imports nothing of ours."""

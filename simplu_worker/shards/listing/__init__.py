@@ -1,1 +1,0 @@
-"""Lists of the operations of one tenant, from its shard's log."""

@@ -1,0 +1,392 @@
+"""The operation log: its keys, marks, rejections and retention.
+
+Delete old batches of the log with their rows, in small statements with long pauses, and never on an unhealthy shard.
+
+Old counts of failed messages, rows of rejected records, and events that destinations of the feed refused are deleted
+with them.
+
+Safe because a batch is deleted only when no source can still have its record: `window` is that time, None while it is
+unknown. The shard's clock measures it, while that clock agrees with ours. Replicas may do this at the same time; each
+skips the batches that another one has locked.
+
+The rejected records of a shard's tenants: a row each, found by request id.
+
+The row is written beside the dead letter, once, and by nothing else: it decides about no operation.
+
+How often the operations of messages have failed, counted on the shard of their tenant.
+
+Why exact: the count is a row of its own transaction, made after the failed try. A process that is killed between two
+tries loses nothing, and another replica goes on counting; one that is killed during a try counts nothing, because the
+operation did not fail. An operation that never fails costs no statement.
+
+Ids as keys of the log: a byte that says what follows, and the id in as few bytes as it takes.
+
+A UUID in its usual form is 16 bytes, any other id its UTF-8. `simplu_key` and `simplu_id` of migration 0001 do the
+same in SQL. Keys go to Postgres as hexadecimal text, which has no character that separates columns
+(queries.py).
+
+Marks in the log of changes to resources that no operation made, each in the transaction of its change.
+
+What follows a tenant's changes (moves, repairs, restores) finds these beside the operations. A transaction has one
+batch in the log, so it marks its changes once, with the rows of their tenants locked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import structlog
+
+from simplu_worker.bulkheads import note_trouble
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
+from simplu_worker.shards.postgres.errors import StatementFailedError, fewer_after
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.schema.schema_check import check_clocks, has_schema
+from simplu_worker.shards.types import Rejection
+from simplu_worker.timing.waits import repeat_every
+from simplu_worker.vocabulary import OperationKind, TargetKind
+
+
+async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> dict[str, str]:
+    """Write the rows of *rejections* of tenants that live on the shard, the last one for each key.
+
+    Return the businesses of the tenants with these ids that live there. Raises `RetryableError` when the shard does not
+    answer.
+    """
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return {}
+        own = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *_columns(rejections))
+    return {row["id"]: row["business_id"] for row in own}
+
+
+async def note_unplaced_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
+    """Write the rows of *rejections* of tenants without a home; return False where the shard has no room for them.
+
+    Raises `RetryableError` when the shard does not answer.
+    """
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return False
+        return bool(
+            await connection.fetch(QUERIES["note_unplaced_rejections"], dead_letter_queue, *_columns(rejections))
+        )
+
+
+def _columns(rejections: Sequence[Rejection]) -> list[list[str | None]]:
+    """Return the columns of the last rejection for each key."""
+    rows = {(one.tenant_id, one.business_id, one.request_id): one for one in rejections}.values()
+    names = ("tenant_id", "business_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
+    return [[getattr(row, name) for row in rows] for name in names]
+
+
+async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
+    """Return the rows of one of the queries of rejections.
+
+    Raises `RetryableError` when the shard does not answer.
+    """
+    async with pool.connection() as connection:
+        if not await has_schema(connection, pool):
+            return []
+        return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
+
+
+async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, max_rows: int) -> None:
+    """Delete at most *max_rows* rows of a tenant; the retention deletes the others with the tenant's log."""
+    await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
+
+
+async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> int:
+    """Delete at most *max_rows* rows of each table that are older than *retention*; return the higher number."""
+    arguments = retention.total_seconds(), max_rows
+    of_tenants = affected_count(await connection.execute(QUERIES["forget_old_rejections"], *arguments))
+    unplaced = affected_count(await connection.execute(QUERIES["forget_old_unplaced_rejections"], *arguments))
+    return max(of_tenants, unplaced)
+
+
+KEPT_FOR: Final = timedelta(days=15)  # SQS keeps a message for 14 days at most
+
+MessageKey: TypeAlias = tuple[str, str]  # the tenant's id and the message's id
+
+
+async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[int | None]:
+    """Count one failure more of each message; return their numbers by now.
+
+    A message whose tenant lives on another shard by now has no number. Raises `RetryableError` when the shard does not
+    answer: whether they were counted is then unknown.
+    """
+    async with pool.connection() as connection:
+        tenant_ids, message_ids = zip(*failed, strict=True)
+        rows = await connection.fetch(QUERIES["count_failures"], list(tenant_ids), list(message_ids))
+    counts = {(row["tenant_id"], row["message_id"]): int(row["failure_count"]) for row in rows}
+    return [counts.get(key) for key in failed]
+
+
+async def forget_failures(pool: ShardPool, message: MessageKey) -> None:
+    """Delete the count of one message. Raises `RetryableError` when the shard does not answer."""
+    async with pool.connection() as connection:
+        await connection.execute(QUERIES["forget_failures"], *message)
+
+
+async def forget_failures_of_tenant(connection: Connection, tenant_id: str) -> None:
+    """Delete the counts of all messages of a tenant."""
+    await connection.execute(QUERIES["forget_failures_of_tenant"], tenant_id)
+
+
+async def forget_old_failures(connection: Connection, max_rows: int) -> None:
+    """Delete at most *max_rows* counts of messages that no queue can still have."""
+    await connection.execute(QUERIES["forget_old_failures"], KEPT_FOR.total_seconds(), max_rows)
+
+
+TURN_S: Final = 60.0
+STATEMENT_ROWS: Final = 1000  # of the first statement of a turn
+SHARDS_AT_ONCE: Final = 8
+LATE_TURNS: Final = 10  # with old rows left, until a warning, and between two
+EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
+
+log = structlog.get_logger(__name__)
+
+
+class DeletedRows(NamedTuple):
+    """The rows that one statement has deleted in *busy_s*; the oldest had been due for *late_s*.
+
+    *newest* is the time of the newest; *is_last*: there are no more.
+    """
+
+    row_count: int
+    newest: datetime | None
+    late_s: float
+    busy_s: float
+    is_last: bool
+
+
+@dataclass
+class Progress:
+    """The rows of the next statement on one shard, and the turns in a row that ended with old rows of its log left."""
+
+    row_count: int
+    late_turns: int = 0
+
+
+class LogRetention:
+    """The retention of the logs of all shards of *pools*: as short as *window* allows; every turn reads *window*."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        window: Callable[[], Awaitable[timedelta | None]],
+        *,
+        turn_s: float = TURN_S,
+        statement_rows: int = STATEMENT_ROWS,
+    ) -> None:
+        self._pools = pools
+        self._window = window
+        self._turn_s = turn_s
+        self._statement_rows = statement_rows
+        self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
+        self._progress: dict[str, Progress] = {}  # by shard id
+
+    async def run(self) -> None:
+        """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
+        await repeat_every(self._turn_s, self.take_turn)
+
+    async def take_turn(self) -> dict[str, int]:
+        """Delete old rows on every shard, for at most `turn_s`; return the counts by shard id."""
+        pools = list(self._pools.by_shard_id().values())
+        retention = await self._window() if pools else None
+        if retention is None:
+            return {}
+        self._progress = {
+            pool.address.shard_id: self._progress.get(pool.address.shard_id, Progress(self._statement_rows))
+            for pool in pools
+        }
+        async with asyncio.TaskGroup() as tasks:
+            turns = {
+                pool.address.shard_id: tasks.create_task(
+                    self._forget_old(pool, retention), name=f"retention:{pool.address.shard_id}"
+                )
+                for pool in pools
+            }
+        counts = {shard_id: turn.result() for shard_id, turn in turns.items() if turn.result()}
+        if counts:
+            log.info(
+                "operations.forgotten",
+                operation_count=sum(counts.values()),
+                shards=counts,
+                retention_h=round(retention.total_seconds() / 3600, 2),
+            )
+        return counts
+
+    async def _forget_old(self, pool: ShardPool, retention: timedelta) -> int:
+        """Delete old rows until none is left or the turn is over, once at least; return how many of the log.
+
+        The pace follows the time that the shard takes for a statement. Most of the time that this replica takes is its
+        other work, and no load on the shard. A statement that runs into its timeout is followed by one of fewer rows.
+        """
+        if not pool.is_healthy:
+            return 0
+        end = time.monotonic() + self._turn_s
+        shard_id, count, after = pool.address.shard_id, 0, EVER
+        error: str | None = None
+        progress = self._progress[shard_id]
+        progress.late_turns += 1
+        try:
+            while pool.is_healthy:
+                limit, pause_s = progress.row_count, 0.0
+                try:
+                    deleted = await self._delete(pool, retention, limit, after)
+                except StatementFailedError as exc:
+                    progress.row_count = fewer_after(exc, limit)
+                else:
+                    count += deleted.row_count
+                    if deleted.is_last:
+                        progress.late_turns = 0
+                        break
+                    after = deleted.newest or after
+                    progress.row_count = next_row_count(limit, deleted.busy_s, self._statement_rows)
+                    pause_s = deletion_pause_s(deleted.busy_s, deleting_share(deleted.late_s, self._turn_s))
+                if time.monotonic() >= end:
+                    break
+                await asyncio.sleep(pause_s)
+            await self._forget_beside(pool, retention, end)
+        except RetryableError as exc:
+            error = str(exc)
+            log.debug("retention.deferred", shard_id=shard_id, error=error)
+        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
+            note_trouble(TargetKind.SHARD, shard_id, "retention", exc)
+        if progress.late_turns and progress.late_turns % LATE_TURNS == 0:
+            log.warning("retention.late", shard_id=shard_id, turn_count=progress.late_turns, error=error)
+        return count
+
+    async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
+        """Delete old batches that were completed at *after* or later, with about *limit* rows together."""
+        async with self._slots, pool.transaction() as connection:
+            if not await has_schema(connection, pool):
+                return DeletedRows(0, None, 0.0, 0.0, is_last=True)
+            await check_clocks(connection, pool)
+            row = await connection.fetchrow(QUERIES["forget_batches"], retention.total_seconds(), limit, after)
+            return DeletedRows(**dict(row))
+
+    async def _forget_beside(self, pool: ShardPool, retention: timedelta, end: float) -> None:
+        """Delete old counts of failures, rows of rejected records, and refused events of the feed."""
+        while pool.is_healthy:
+            async with self._slots, pool.transaction() as connection:
+                if not await has_schema(connection, pool):
+                    return
+                await check_clocks(connection, pool)
+                started = time.monotonic()
+                await forget_old_failures(connection, self._statement_rows)
+                count = max(
+                    await forget_old_rejections(connection, retention, self._statement_rows),
+                    await forget_old_refusals(connection, retention, self._statement_rows),
+                )
+                busy_s = time.monotonic() - started
+            if count < self._statement_rows or time.monotonic() >= end:
+                return
+            await asyncio.sleep(deletion_pause_s(busy_s))
+
+
+async def forget_old_refusals(connection: Connection, retention: timedelta, max_rows: int) -> int:
+    """Delete at most *max_rows* refused events of the feed that are older than *retention*; return how many."""
+    deleted = await connection.execute(QUERIES["forget_old_refusals"], retention.total_seconds(), max_rows)
+    return affected_count(deleted)
+
+
+# In the column `kind`; in capitals, of a row whose key another operation took.
+KIND_CODES: Final[Mapping[str, str]] = {kind: kind[0] for kind in OperationKind}
+_is_uuid: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
+_LINE_LENGTH: Final = 37
+_KEPT: Final = "03"  # of a key whose place another operation took: then the key, and 10 bytes of its own
+
+
+def key_of_id(text: str) -> str:
+    """Return the key of a request's or a resource's id, as hexadecimal text."""
+    return "01" + text.replace("-", "") if _is_uuid(text) else "02" + text.encode().hex()
+
+
+def keys_of_ids(texts: Sequence[str]) -> list[str]:
+    """Return the key of each id; none of an empty text. Where all are UUIDs, in a third of the time."""
+    if "" in texts:
+        keys_in_turn = iter(keys_of_ids([text for text in texts if text]))
+        return [next(keys_in_turn) if text else "" for text in texts]
+    lines = "\n".join(texts) + "\n"
+    if are_uuids(lines.encode(), len(texts)):
+        return ("01" + lines[:-1].replace("-", "").replace("\n", "\n01")).split("\n")
+    return [key_of_id(text) for text in texts]
+
+
+def are_uuids(lines: bytes, count: int) -> bool:
+    """Return whether *lines* are *count* UUIDs: by few searches, where a regular expression reads each character."""
+    return (
+        lines[_LINE_LENGTH - 1 :: _LINE_LENGTH] == b"\n" * count
+        and all(lines[place::_LINE_LENGTH] == b"-" * count for place in (8, 13, 18, 23))
+        and lines.translate(None, b"0123456789abcdef") == b"----\n" * count
+    )
+
+
+def id_of_key(key: str) -> str:
+    """Return the id of a key of the log, in hexadecimal, as `simplu_id` does."""
+    if key.startswith(_KEPT):
+        key = key[2:-20]
+    if key.startswith("01"):
+        return f"{key[2:10]}-{key[10:14]}-{key[14:18]}-{key[18:22]}-{key[22:]}"
+    return bytes.fromhex(key[2:]).decode()
+
+
+ChangedResource: TypeAlias = tuple[str, str, str]  # tenant, resource type and id
+
+
+class MarkOrigin(StrEnum):
+    """Why a resource was changed without an operation: the origin of its mark."""
+
+    CONTROL = "control"  # a control message, or a repair
+    RENAME = "rename"  # of the two ids of its batch
+    ERASURE = "erasure"
+    CREATION = "creation"  # the default row of a tenant that was made
+
+
+class BulkChange(StrEnum):
+    """A change of many of a tenant's resources: the `kind` of a batch without rows."""
+
+    COPIED = "r"  # by a move or a restore
+    IMPORTED = "i"
+    DESTROYED = "d"
+
+
+class BulkOrigin(StrEnum):
+    """Of a bulk change, what followers of the log cannot tell by its kind."""
+
+    RESTORE = "restore"  # copied, but by no move
+    UNREAD = "unread"  # a move or a clean-up has deleted changes here that the feed had not read
+    END = "end"  # the last of a destroyed tenant
+
+
+async def mark_changes(
+    connection: Connection, resources: Iterable[ChangedResource], origin: MarkOrigin = MarkOrigin.CONTROL
+) -> None:
+    """Leave a row in the log for each of *resources*, which this transaction changes."""
+    named = list(resources)
+    if named:
+        await connection.execute(
+            QUERIES["mark_changes"],
+            [tenant_id for tenant_id, _, _ in named],
+            [resource_type for _, resource_type, _ in named],
+            [key_of_id(resource_id) for _, _, resource_id in named],
+            origin,
+        )
+
+
+async def mark_bulk_change(
+    connection: Connection, change: BulkChange, tenant_id: str, origin: BulkOrigin | None = None
+) -> None:
+    """Leave a batch in the log for what this transaction changes of a tenant's resources."""
+    await connection.execute(QUERIES["mark_bulk_change"], change, tenant_id, [] if origin is None else [origin])

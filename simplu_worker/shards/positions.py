@@ -1,0 +1,200 @@
+"""The positions of stream shards, stored in every shard beside the effects (architecture, idea 8).
+
+Why nothing is lost when a shard comes back without its last commits: the transaction of each batch writes the row, so
+the row is never newer than its effects; and a reader overwrites only a row with a random token that it knows. A
+reader
+that finds another token reads the row, and backfills the shard's tenants from the position in it.
+
+Which fencing tokens a reader's row may have while attempts to write it are made (architecture, idea 8).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final
+from uuid import uuid4
+
+from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError, StatementFailedError
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import (
+    PositionChangedError,
+    PositionClaim,
+    PositionMerge,
+    StoredPositions,
+    StreamPosition,
+)
+from simplu_worker.timing.clock import UtcClock, uuid7
+from simplu_worker.timing.clock_agreement import are_apart
+
+
+async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:
+    """Write claims, each with its new token, within the transaction of their batch.
+
+    Returns the claims with a row that another reader has written: those rows stay as they are. In order of the rows, so
+    that two transactions cannot deadlock here.
+    """
+    in_order = sorted(claims, key=lambda pair: _key_of(pair[0]))
+    if all(is_row_known(claim, token) for claim, token in in_order):
+        written = await _update_positions(connection, in_order)
+    else:  # one by one: an insert waits for a transaction that writes the row too
+        written = set()
+        for claim, token in in_order:
+            if is_row_known(claim, token):
+                written |= await _update_positions(connection, [(claim, token)])
+                continue
+            status = await connection.execute(QUERIES["insert_position"], *_values_of(claim), token, claim.move_token)
+            if status.endswith(" 1"):
+                written.add(_key_of(claim))
+    return [claim for claim, _ in in_order if _key_of(claim) not in written]
+
+
+async def _update_positions(
+    connection: Connection, claims: Sequence[tuple[PositionClaim, str]]
+) -> set[tuple[str, str]]:
+    """Write claims with known rows, each with its new token; return the keys of the rows that were written."""
+    values = [position_arguments(claim, token) for claim, token in claims]
+    rows = await connection.fetchmany(QUERIES["update_position"], values) if values else ()
+    return {(row["stream"], row["stream_shard_id"]) for row in rows}
+
+
+def position_arguments(claim: PositionClaim, token: str) -> tuple[object, ...]:
+    """Return the arguments with which a known row gets the content of *claim* and its new *token*."""
+    return (*_values_of(claim), _known_tokens(claim, token), token)
+
+
+def is_row_known(claim: PositionClaim, token: str) -> bool:
+    """Return whether the row of *claim*, which is to get the new *token*, is one that its reader has seen."""
+    return bool(_known_tokens(claim, token))
+
+
+def position_changed_error(claims: Sequence[PositionClaim]) -> PositionChangedError:
+    """Return the error for *claims* with rows that other readers have written."""
+    names = ", ".join(claim.stream_shard_id for claim in claims)
+    return PositionChangedError(f"stream shard {names}: another reader has written its position", claims=claims)
+
+
+def _key_of(claim: PositionClaim) -> tuple[str, str]:
+    return claim.stream, claim.stream_shard_id
+
+
+def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
+    """Return the tokens that the row may have, without the new one."""
+    return [known for known in claim.fencing_tokens if known != token]
+
+
+def _values_of(claim: PositionClaim) -> tuple[object, ...]:
+    position = claim.position
+    held = None if position.read_to is None else list(position.held)
+    reach = position.pending_from, position.pending_since, position.read_to, held
+    return (*_key_of(claim), *reach, position.parents_done, position.read_up_to)
+
+
+async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
+    """Write a new token, unknown to any reader, into the row of *claim*; return whether the reader knew the old one."""
+    key, token = _key_of(claim), str(uuid4())
+    status = await connection.execute(QUERIES["fence_known_position"], *key, token, claim.fencing_tokens)
+    if status.endswith(" 1"):
+        return True
+    await connection.execute(QUERIES["fence_position"], *key, token)
+    return False
+
+
+async def read_merges(connection: Connection, stream: str, stream_shard_id: str) -> list[PositionMerge]:
+    """Return how the row of a stream shard got its last tokens from moves."""
+    rows = await connection.fetch(QUERIES["read_position_merges"], stream, stream_shard_id)
+    return [PositionMerge(**dict(row)) for row in rows]
+
+
+async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, pending_from: str) -> None:
+    """Mark the row with the position *pending_from*, to which the stream does not reach back; idempotent."""
+    await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, pending_from)
+
+
+async def list_gaps(connection: Connection) -> list[dict[str, Any]]:
+    """Return the rows of the shard that `accept_gaps` would accept."""
+    return [dict(row) for row in await connection.fetch(QUERIES["list_gaps"])]
+
+
+async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
+    """Accept all gaps of the shard; return its rows that had one."""
+    return [dict(row) for row in await connection.fetch(QUERIES["accept_gaps"])]
+
+
+async def read_stored_positions(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool, utc: UtcClock
+) -> StoredPositions:
+    """Return the stored positions of stream shards; include when the tenants came, if that may matter.
+
+    If the shard's clock is apart from *utc*, the last move counts as one of just now: then more is read again.
+    """
+    if not is_first:
+        rows = await _read_positions(connection, stream, stream_shard_ids)
+        if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
+            return StoredPositions(rows, None)
+    (arrivals,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
+    rows = await _read_positions(connection, stream, stream_shard_ids)  # read last: not older than the move token
+    move_age_s = arrivals["last_move_age_s"]
+    if move_age_s is not None and are_apart((arrivals["clock"] - utc()).total_seconds()):
+        move_age_s = 0.0
+    return StoredPositions(rows, arrivals["first_at"], move_age_s, arrivals["move_token"])
+
+
+async def read_position_rows(connection: Connection, stream: str) -> dict[str, StreamPosition]:
+    """Return all stored positions of a stream, by stream shard."""
+    rows = await connection.fetch(QUERIES["read_positions_of_all_stream_shards"], stream)
+    return {row["stream_shard_id"]: _position(row) for row in rows}
+
+
+async def _read_positions(
+    connection: Connection, stream: str, stream_shard_ids: Sequence[str]
+) -> dict[str, StreamPosition]:
+    rows = await connection.fetch(QUERIES["read_positions"], stream, list(stream_shard_ids))
+    return {row["stream_shard_id"]: _position(row) for row in rows}
+
+
+def _position(row: Any) -> StreamPosition:
+    return StreamPosition(
+        pending_from=row["pending_from"],
+        pending_since=row["pending_since"],
+        parents_done=row["parents_done"],
+        fencing_token=row["token"],
+        read_to=row["read_to"],
+        held=tuple(row["held"] or ()),
+        gap_from=row["gap_from"],
+        is_gap_accepted=row["is_gap_accepted"],
+    )
+
+
+UNCERTAIN_ATTEMPTS_MAX: Final = 20  # attempts with an unknown outcome that a claim remembers; beyond, the row is read
+
+_ROLLED_BACK: Final = (PositionChangedError, LostRaceError, StatementFailedError, RolledBackError)
+
+
+@contextmanager
+def attempt_claim(claim: PositionClaim) -> Iterator[str]:
+    """Yield a fencing token to write; keep it in *claim* if the row has it or, after an unknown outcome, may have it.
+
+    Blocks may overlap: a transaction that its caller has abandoned goes on if other callers share it.
+    """
+    token, written = timed_token(uuid.uuid4(), claim.as_of), claim.written
+    claim.fencing_tokens = [*claim.fencing_tokens[:1], *claim.fencing_tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
+    try:
+        yield token
+    except _ROLLED_BACK:
+        claim.fencing_tokens = [known for known in claim.fencing_tokens if known != token]
+        raise
+    written.append(token)
+    if token in claim.fencing_tokens:  # otherwise a later attempt has committed already
+        claim.fencing_tokens = claim.fencing_tokens[claim.fencing_tokens.index(token) :]
+
+
+def timed_token(token: uuid.UUID, at: datetime | None) -> str:
+    """Return the random *token* with the time *at* of the row's content, which a backup of the shard keeps.
+
+    Without *at* the token is returned as it is.
+    """
+    return str(token if at is None else uuid7(at, token))

@@ -1,0 +1,272 @@
+"""A person's question to all shards, in a read-only transaction.
+
+Questions of people: one statement, asked of a shard as a role that may only read, with a bounded answer.
+
+No text can tell what a statement does, for it may call any function. So these make it safe:
+
+- The role is neither a superuser, nor one that replicates, signals other sessions, reaches the server's files or
+writes
+  our tables, and is no member of such a role (`inspect_reader`).
+- The transaction is READ ONLY and always rolled back, with what large objects, notifications or `set_config` have
+done
+  in it. Its first snapshot is taken before the statement, so that no function can make it a writing one.
+- The statement is a subquery in another one: the server's own parser admits nothing there that writes, no INTO, and
+no
+  second statement, as nothing but prepared statements are sent.
+- Advisory locks are released with the transaction, also on a server behind a pooler.
+
+Ask a shard: the connection, the transaction and the checks of one question.
+
+The statement of a question: what may be asked, where, and the statement that bounds its answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.postgres.address import ShardAddress, hosts_of
+from simplu_worker.shards.postgres.connector import ShardConnection, TargetSessionAttrs
+from simplu_worker.shards.postgres.errors import is_no_answer
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, Isolation
+from simplu_worker.shards.types import ShardUnavailableError
+
+KEYWORDS: Final = ("SELECT", "VALUES", "TABLE", "WITH")
+_BLANKS: Final = " \t\n\r\f\v"  # PostgreSQL manual, lexical structure
+_COMMENT: Final = re.compile(r"--[^\n\r]*")
+_COMMENT_BOUND: Final = re.compile(r"/\*|\*/")
+_NOT_OF_WORD: Final = re.compile(r"[^\w$]")
+
+
+def is_question(text: str) -> bool:
+    """Return whether *text* begins, after comments and opening parentheses, as a statement that only reads."""
+    return first_word(text).upper() in KEYWORDS
+
+
+def first_word(statement: str) -> str:
+    """Return the first word behind blanks, comments and opening parentheses; "" where there is none."""
+    while True:
+        statement = statement.lstrip(f"{_BLANKS}(")
+        if (comment := _COMMENT.match(statement)) is not None:
+            statement = statement[comment.end() :]
+        elif statement.startswith("/*"):
+            statement = _behind_comment(statement)
+        else:
+            return _NOT_OF_WORD.split(statement, maxsplit=1)[0]
+
+
+def _behind_comment(text: str) -> str:
+    """Return the rest of *text* behind the comment at its beginning, which may have others in it."""
+    depth = 0
+    for bound in _COMMENT_BOUND.finditer(text):
+        depth += 1 if bound[0] == "/*" else -1
+        if not depth:
+            return text[bound.end() :]
+    return ""
+
+
+def column_problem(columns: Sequence[str], *, as_json: bool) -> str | None:
+    """Return why rows with *columns* cannot be shown; *as_json* each row is an object."""
+    if not columns:
+        return "expected a statement that returns columns, got one that returns none"
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if as_json and twice:
+        return f"expected columns with different names, as each row is a JSON object, got {twice[0]} twice; use AS"
+    return None
+
+
+def bounded(statement: str, column_count: int, *, as_json: bool, row_count: int, byte_count: int) -> str:
+    """Return the statement that gives the first rows of *statement*, each as one array `cells` of texts.
+
+    The array is null from the row on with which all have more than *byte_count* bytes. *as_json* its only text is the
+    row as a JSON object. The rows are in the order of *statement*: neither LIMIT nor a window without an order of its
+    own changes it. The bounds are no parameters, as a plan for any LIMIT reads more than that for a small one.
+    """
+    names = [f"c{number}" for number in range(1, column_count + 1)]
+    if as_json:
+        cells, answer = "pg_catalog.row_to_json(answer.*)::pg_catalog.text", "answer"
+    else:
+        cells = ", ".join(f"answer.{name}::pg_catalog.text" for name in names)
+        answer = f"answer ({', '.join(names)})"
+    return f"""
+SELECT CASE WHEN sized.byte_count <= {byte_count} THEN sized.cells END AS cells
+FROM (
+    SELECT
+        limited.cells,
+        pg_catalog.sum(pg_catalog.pg_column_size(limited.cells)) OVER (ROWS UNBOUNDED PRECEDING) AS byte_count
+    FROM (
+        SELECT ARRAY[{cells}] AS cells FROM (
+{without_end(statement)}
+        ) AS {answer} LIMIT {row_count}
+    ) AS limited
+) AS sized
+"""  # noqa: S608  # the text of a person, who may run it as it is
+
+
+def without_end(statement: str) -> str:
+    """Return *statement* without semicolons at its end."""
+    return statement.rstrip(f"{_BLANKS};")
+
+
+def reader_addresses(
+    named: ShardAddress,
+    standby: ShardAddress | None,
+    target: TargetSessionAttrs,
+    username: str,
+    password: str | None,
+) -> list[ShardAddress]:
+    """Return where a reader finds the primary or the standby of a shard, the likelier address first.
+
+    A standby may have taken the primary's place, so each server has to be of the wanted kind; but the only one that is
+    known is its shard's primary. Raises `PermanentError` if no standby is known, or the address may not be used.
+    """
+    if named.refusal is not None:
+        raise PermanentError(named.refusal)
+    addresses = [address for address in (named, standby) if address is not None]
+    if sum(len(hosts_of(address.connection_string)) for address in addresses) == 1:
+        if target is TargetSessionAttrs.STANDBY:
+            raise PermanentError(
+                "expected a shard with a standby, got one without: neither its connection string nor "
+                "replicaConnectionString in the map has another host; ask it without --on standby"
+            )
+        return [named.for_reader(username, password).validate(())]
+    if target is TargetSessionAttrs.STANDBY:
+        addresses.reverse()
+    return [address.for_reader(username, password, target=target).validate(()) for address in addresses]
+
+
+BYTES_MAX: Final = 16 * 1024 * 1024  # of a shard's answer: one document, of up to 10 MiB, fits
+ROWS_MAX: Final = 1000  # of a shard's answer, unless a person gives another number
+REPLY_GRACE_S: Final = 5.0  # for a server that ends a statement by its own timeout
+# In one message, so that one server of a pooler runs both. Whatever a function has locked is free then.
+END: Final = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()"
+STOP_S: Final = 2.0  # for servers to stop their statements when the command is interrupted
+
+
+class QuestionFailedError(PermanentError):
+    """The shard answered with an error, or may not be asked in this way; the text is for the person who asked."""
+
+
+class ShardQuestion(msgspec.Struct, frozen=True):
+    """A statement, and the bounds of its answer. The policies show the rows of *tenant_id* to its readers."""
+
+    statement: str
+    as_json: bool = False
+    row_limit: int = ROWS_MAX
+    byte_limit: int = BYTES_MAX
+    timeout_s: float = 30.0
+    tenant_id: str | None = None
+
+
+class ShardAnswer(msgspec.Struct, frozen=True):
+    """The first rows of a shard, as texts; of a question *as_json*, one JSON object each.
+
+    *bounded_role* is the reader's where the policies show it the rows of one tenant at most, and the question names
+    none.
+    """
+
+    columns: list[str]
+    rows: list[list[str | None]]
+    is_over_rows: bool
+    is_over_bytes: bool
+    bounded_role: str | None
+
+
+async def ask_shard(addresses: Sequence[ShardAddress], question: ShardQuestion) -> ShardAnswer:
+    """Ask the first of *addresses* that has a server of the wanted kind.
+
+    A cancelled call has the server stop the statement. Raises `ShardUnavailableError`, the first address's, and
+    `QuestionFailedError`.
+    """
+    error: ShardUnavailableError | None = None
+    for address in addresses:
+        try:
+            return await _ask_server(address, question)
+        except ShardUnavailableError as exc:
+            error = error or exc
+    raise error or ValueError("expected an address")
+
+
+async def _ask_server(address: ShardAddress, question: ShardQuestion) -> ShardAnswer:
+    timeouts = msgspec.structs.replace(
+        DEFAULT_TIMEOUTS,
+        statement_s=question.timeout_s,
+        reply_s=question.timeout_s + REPLY_GRACE_S,
+        cancel_s=STOP_S,
+        stop_s=STOP_S,
+    )
+    async with Pools(size=1, timeouts=timeouts) as pools:
+        pool = pools.ensure_pool(address)
+        async with (
+            pool.transaction(is_rehearsal=True, isolation=Isolation.ONE_MOMENT) as connection,
+            _ended(connection),
+        ):
+            return await _ask(connection, question)
+
+
+@contextlib.asynccontextmanager
+async def _ended(connection: ShardConnection) -> AsyncIterator[None]:
+    """End the question in the block, and raise an error of its statement in the server's words."""
+    try:
+        yield
+    except asyncpg.PostgresError as exc:
+        if is_no_answer(exc.sqlstate or ""):
+            raise
+        await connection.send(END)
+        raise QuestionFailedError(_describe(exc)) from exc
+    except QuestionFailedError:
+        await connection.send(END)
+        raise
+    await connection.send(END)
+
+
+def _describe(exc: asyncpg.PostgresError) -> str:
+    hint = "" if exc.hint is None else f"; {exc.hint}"
+    return f"{exc.message} ({exc.sqlstate}){hint}"
+
+
+async def _ask(connection: ShardConnection, question: ShardQuestion) -> ShardAnswer:
+    reader = await connection.fetchrow(QUERIES["inspect_reader"])
+    name, able = reader["name"], reader["able"]
+    if able is not None:
+        more = "which can do more" if able == name else f"which may become {able}, and that one can do more"
+        raise QuestionFailedError(
+            f"expected a role that can only read, got {name}, {more}; "
+            "name one with SELECT alone in READER_USERNAME (docs/reading.md)"
+        )
+    if question.tenant_id is not None:
+        await connection.fetchrow(QUERIES["name_tenant"], question.tenant_id)
+    with connection.working_in(DEFAULT_HOME):  # `public` in the person's statement is what it is
+        statement = await connection.prepare(question.statement, name="")
+        columns = [attribute.name for attribute in statement.get_attributes()]
+        problem = column_problem(columns, as_json=question.as_json)
+        if statement.get_parameters():
+            problem = "expected a statement without parameters, got one with $1; write the value"
+        if problem is not None:
+            raise QuestionFailedError(problem)
+        text = bounded(
+            question.statement,
+            len(columns),
+            as_json=question.as_json,
+            row_count=question.row_limit + 1,
+            byte_count=question.byte_limit,
+        )
+        found = await (await connection.prepare(text, name="")).fetch()
+    rows = [row["cells"] for row in found[: question.row_limit] if row["cells"] is not None]
+    is_over_bytes = len(rows) < min(len(found), question.row_limit)
+    return ShardAnswer(
+        columns,
+        rows,
+        is_over_rows=len(found) > question.row_limit and not is_over_bytes,
+        is_over_bytes=is_over_bytes,
+        bounded_role=name if reader["sees_one_tenant"] and question.tenant_id is None else None,
+    )

@@ -1,0 +1,348 @@
+"""Moves whose mover was killed: reading their rows and settling them.
+
+End what a mover that was killed has left: a fence after its deadline, and a tenant between two shards.
+
+The same for a mover and for any worker that looks up the tenant: the rows of the two shards decide.
+
+The stream positions of a target once a tenant has come: what the tenant lacks on both shards is read again.
+
+A row states that everything before its position is applied, for the tenants of its shard. For a tenant that has come
+the row of the shard it left counts as well: so the lower of both. Where one of the two shards has no row of a stream
+shard, nothing is known of the tenant, and the target has none either (docs/adr/0015-readers-follow-a-move.md).
+
+The rows that have all the state of a move: the tenant's on both shards, and the journal on each. Read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.positions import timed_token
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.schema_check import check_clocks
+from simplu_worker.shards.types import token_time
+from simplu_worker.vocabulary import TenantState
+
+PositionKey: TypeAlias = tuple[str, str]  # the stream and the stream shard
+
+_ENDS: Final[Mapping[str, tuple[float, int]]] = {"TRIM_HORIZON": (-1, 0), "SHARD_END": (float("inf"), 0)}
+
+
+class CarriedPosition(msgspec.Struct, frozen=True):
+    """A row of `stream_positions`, without what counts on its own shard alone; *written_at* is that of its content."""
+
+    stream: str
+    stream_shard_id: str
+    pending_from: str
+    pending_since: datetime | None
+    parents_done: bool
+    token: str = ""
+    written_at: datetime | None = None
+
+    @property
+    def key(self) -> PositionKey:
+        """What identifies the row."""
+        return self.stream, self.stream_shard_id
+
+
+class LoweredPosition(msgspec.Struct, frozen=True):
+    """What a row of the target gets, and the tokens that it and the row of the source had."""
+
+    position: CarriedPosition
+    former_token: str
+    carried_token: str
+
+
+class MergedPositions(msgspec.Struct, frozen=True):
+    """The rows of the target to write with lower positions, and the keys of those to delete."""
+
+    lowered: tuple[LoweredPosition, ...]
+    deleted: tuple[PositionKey, ...]
+
+
+def merge_positions(carried: Iterable[CarriedPosition], own: Iterable[CarriedPosition]) -> MergedPositions:
+    """Return what becomes of the rows *own* of a target when a tenant comes with the rows *carried* of its source."""
+    by_key = {one.key: one for one in carried}
+    lowered = [
+        LoweredPosition(_lower(one, other), one.token, other.token)
+        for one in own
+        if (other := by_key.get(one.key)) is not None
+    ]
+    kept = {one.position.key for one in lowered}
+    return MergedPositions(tuple(lowered), tuple(one.key for one in own if one.key not in kept))
+
+
+def _lower(one: CarriedPosition, other: CarriedPosition) -> CarriedPosition:
+    low = min(one, other, key=lambda position: _order_of(position.pending_from))
+    return msgspec.structs.replace(
+        low,
+        pending_since=None if low.pending_from in _ENDS else _earlier(one.pending_since, other.pending_since),
+        parents_done=one.parents_done and other.parents_done,
+        written_at=_earlier(one.written_at, other.written_at),
+    )
+
+
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    """Return the earlier time; None if one is unknown."""
+    return None if one is None or other is None else min(one, other)
+
+
+def _order_of(position: str) -> tuple[float, int]:
+    """Return a key that sorts positions as the stream does: `number/sub-number`, or one of the two ends."""
+    if position in _ENDS:
+        return _ENDS[position]
+    number, _, sub_number = position.partition("/")
+    return int(number), int(sub_number)
+
+
+RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is copied; "" for a part it does not have
+
+FIRST: Final[RowKey] = ("", "")
+
+
+class StatedError(PermanentError):
+    """A move cannot go on; the message has the state of the tenant, and the command that comes next."""
+
+
+class MovingTenant(msgspec.Struct, frozen=True):
+    """A tenant's row on one shard, at *read_at* by the clock of *server*."""
+
+    id: str
+    business_id: str
+    location_id: str
+    business_type: str
+    state: TenantState
+    epoch: int
+    move_token: int
+    moved_to: str | None
+    control_at: datetime
+    created_at: datetime
+    paused_until: datetime | None
+    weight: float
+    read_at: datetime
+    server: Server
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What of a tenant is on the target, stored there with the rows themselves.
+
+    All changes on the source before *barrier*, by the clock of *server*, are on the target as far as *cursors* have
+    come: the key of the last row copied of each table, None for a whole table. *epoch* is that of the source.
+    *positions* are those of the source as of the fence, *target_server* is the server where all rows have arrived.
+    """
+
+    server: Server
+    epoch: int
+    barrier: datetime
+    cursors: dict[str, RowKey | None] = {}
+    row_count: int = 0
+    byte_count: int = 0
+    positions: tuple[CarriedPosition, ...] = ()
+    target_server: Server | None = None
+    fenced_at: datetime | None = None
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """The journal of a tenant on its target, at *read_at*. *ready_at*: everything written since was written there."""
+
+    source_shard_id: str
+    move_token: int
+    progress: Progress
+    ready_at: datetime | None
+    read_at: datetime
+
+
+class Departure(msgspec.Struct, frozen=True):
+    """The journal of a tenant on its source."""
+
+    target_shard_id: str
+    move_token: int
+    step: str  # a `MoveStep`, or one that only a newer mover knows
+    detail: dict[str, Any]
+
+    @property
+    def positions(self) -> tuple[CarriedPosition, ...]:
+        """The stream positions as of the fence of a move that has committed."""
+        return msgspec.convert(self.detail.get("positions", ()), tuple[CarriedPosition, ...])
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the shards had the same rows when the move ended."""
+        return self.detail.get("verdict") == "equal"
+
+    @property
+    def epoch_before(self) -> int:
+        """The epoch before a move that has committed."""
+        return int((self.detail.get("certificate") or self.detail)["epochBefore"])
+
+
+async def read_tenant(connection: Connection, tenant_id: str, *, locked: bool = False) -> MovingTenant | None:
+    """Return a tenant's row; *locked* waits for the batches in flight, and keeps later ones waiting."""
+    row = await connection.fetchrow(QUERIES["lock_tenant_to_move" if locked else "find_tenant_to_move"], tenant_id)
+    return None if row is None else tenant_of(row)
+
+
+def tenant_of(row: Any) -> MovingTenant:
+    """Return the tenant's row that a statement about a move has returned."""
+    values = dict(row)
+    server = Server(values.pop("timeline"), values.pop("started_at"))
+    return MovingTenant(**values | {"state": TenantState(row["state"]), "server": server})
+
+
+async def take_token(connection: Connection, tenant_id: str, token: int) -> None:
+    """Write a mover's token into the row that its transaction has locked. Raises `StatedError` during a restore."""
+    if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, token)) != 1:
+        raise StatedError(
+            f"{tenant_id}: expected a tenant to move, got one that is being restored: its rows are being replaced; "
+            "run: simplu-worker tenants restore, and then this command again"
+        )
+
+
+async def read_arrival(connection: Connection, tenant_id: str) -> Arrival | None:
+    """Return the journal of a tenant on this target."""
+    row = await connection.fetchrow(QUERIES["find_arrival"], tenant_id)
+    return None if row is None else arrival_of(row)
+
+
+def arrival_of(row: Any) -> Arrival:
+    """Return the journal of a tenant on its target that a statement has returned."""
+    progress = msgspec.json.decode(row["progress"], type=Progress)
+    return Arrival(row["source_shard_id"], row["move_token"], progress, row["ready_at"], row["read_at"])
+
+
+async def read_departure(connection: Connection, tenant_id: str) -> Departure | None:
+    """Return the journal of a tenant on this source."""
+    row = await connection.fetchrow(QUERIES["find_move"], tenant_id)
+    if row is None:
+        return None
+    detail = msgspec.json.decode(row["detail"])
+    return Departure(row["target_shard_id"], row["move_token"], row["step"], detail)
+
+
+def encoded(progress: Progress) -> str:
+    """Return the JSON text of *progress*."""
+    return msgspec.json.encode(progress).decode()
+
+
+POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "pending_from", "pending_since", "parents_done", "token")
+
+LEFT_FOR: Final = timedelta(seconds=1)  # before a worker takes the mover of a ready tenant for killed
+
+log = structlog.get_logger(__name__)
+
+
+class MoveSettler:
+    """Ends fences and activates tenants on the shards of *pools*."""
+
+    def __init__(self, pools: Pools, commits: ReplicationWaiter) -> None:
+        self._pools = pools
+        self._commits = commits
+
+    async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
+        """Make a fenced tenant active again if the fence is past its deadline; return whether it was.
+
+        Raises `RetryableError` if the shard does not answer, or its deadline may be wrong: the clocks are apart.
+        """
+        pool = self._pools.pool_of(shard_id)
+        async with pool.transaction() as connection:
+            has_ended = affected_count(await connection.execute(QUERIES["end_overdue_fence"], tenant_id)) == 1
+            if has_ended:
+                await check_clocks(connection, pool)
+        if has_ended:
+            log.warning("move.fence_ended", shard_id=shard_id, tenant_id=tenant_id)
+        return has_ended
+
+    async def activate_left(self, source_id: str, target_id: str, tenant_id: str) -> bool:
+        """Do as `activate` for a tenant that has been ready for a while: its mover takes milliseconds."""
+        async with self._pools.pool_of(target_id).connection() as connection:
+            arrival = await read_arrival(connection, tenant_id)
+        if arrival is None or arrival.ready_at is None or arrival.read_at - arrival.ready_at < LEFT_FOR:
+            return False
+        return await self.activate(source_id, target_id, tenant_id)
+
+    async def activate(self, source_id: str, target_id: str, tenant_id: str) -> bool:
+        """Make a tenant that has left *source_id* active on *target_id*; return whether this call did.
+
+        Only once the standbys of the source have the commit: a promoted one would still have the tenant active. Raises
+        `RetryableError` if a shard does not answer, or the standbys do not confirm.
+        """
+        async with self._pools.pool_of(source_id).transaction() as connection:
+            left = await read_tenant(connection, tenant_id)
+            server = await note_server(connection)
+        if left is None or left.state is not TenantState.MOVED or left.moved_to != target_id:
+            return False
+        return await self.activate_after(source_id, server, target_id, tenant_id, left.move_token)
+
+    async def activate_after(self, source_id: str, server: Server, target_id: str, tenant_id: str, token: int) -> bool:
+        """Do the same after the commit on *source_id*, made by *server*; *token* is that of the `moved` row there."""
+        await self._commits.wait_for_transaction(source_id, server)
+        target = self._pools.pool_of(target_id)
+        if not await _activate(target, tenant_id, token):
+            return False
+        log.info("move.activated", tenant_id=tenant_id, source_id=source_id, shard_id=target_id)
+        return True
+
+
+async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
+    """Activate the tenant, and merge the stream positions, in one transaction."""
+    async with target.transaction(budget=StatementBudget.PAUSE) as connection:
+        return await activate_in(connection, tenant_id, token)
+
+
+async def activate_in(connection: Connection, tenant_id: str, token: int) -> bool:
+    """Activate the tenant, and merge the stream positions, in the transaction of *connection*, which begins with it."""
+    # In the order in which batches lock: first the positions, then the tenant.
+    await connection.execute(QUERIES["lock_positions"])
+    row = await connection.fetchrow(QUERIES["activate_tenant"], tenant_id, token)
+    if row is None:
+        return False
+    if row["progress"] is None:  # deleted by hand
+        await lower_positions(connection, ())
+    else:
+        arrival = arrival_of(row)
+        await lower_positions(connection, arrival.progress.positions, source_id=arrival.source_shard_id)
+    return True
+
+
+async def lower_positions(
+    connection: Connection, carried: Sequence[CarriedPosition], *, source_id: str | None = None
+) -> None:
+    """Merge *carried* into the rows of the shard, with tokens that no reader knows: all of them read again from there.
+
+    With the *source_id* of a tenant that has come, readers that know the former tokens may go on without reading again.
+    In a transaction that has locked the rows against other writes.
+    """
+    merged = merge_positions(carried, await read_positions(connection))
+    if merged.lowered:
+        rows = []
+        for one in merged.lowered:
+            position, token = one.position, timed_token(uuid4(), one.position.written_at)
+            content = (position.pending_from, _text_of(position), str(position.parents_done))
+            rows.append((*position.key, *content, token, one.former_token, one.carried_token))
+        await connection.execute(QUERIES["merge_positions"], *map(list, zip(*rows, strict=True)), source_id)
+    if merged.deleted:
+        await connection.execute(QUERIES["delete_positions"], *map(list, zip(*merged.deleted, strict=True)))
+
+
+async def read_positions(connection: Connection) -> tuple[CarriedPosition, ...]:
+    """Return the rows of `stream_positions` of all streams."""
+    rows = await connection.fetch(QUERIES["read_all_positions_of_shard"])
+    return tuple(
+        CarriedPosition(**{name: row[name] for name in POSITION_COLUMNS}, written_at=token_time(row["token"]))
+        for row in rows
+    )
+
+
+def _text_of(position: CarriedPosition) -> str | None:
+    return None if position.pending_since is None else position.pending_since.isoformat()

@@ -1,1 +1,0 @@
-"""Access over HTTP: roles by tokens, the rate of calls, and the members that a role may see."""

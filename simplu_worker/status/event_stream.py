@@ -1,0 +1,145 @@
+"""Answers that last: server-sent events, for a bounded number of listeners (docs/outcomes.md).
+
+A listener reads them with `fetch` and the header `Authorization`, so no token is in an address or a cookie.
+
+`GET /tap`: the operations of this replica as they are decided, as server-sent events (docs/outcomes.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
+from simplu_worker.status.connections import COMMON_HEADERS, connection_of
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.vocabulary import OperationKind, OperationOutcome
+
+LISTENERS_MAX: Final = 20
+EVENT_EVERY_S: Final = 2.0
+ALIVE_EVERY_S: Final = 15.0
+LISTEN_MAX_S: Final = 3600.0
+ALIVE: Final = b": alive\n\n"
+
+Read = Callable[[], Awaitable[tuple[int, bytes]]]  # an HTTP status, and JSON
+
+
+def encode_event(name: str, body: bytes) -> bytes:
+    """Return an event with JSON as its data, which has no line break."""
+    return b"event: " + name.encode() + b"\ndata: " + body + b"\n\n"
+
+
+async def changes(
+    answers: Mapping[str, Read],
+    closing: asyncio.Event,
+    *,
+    every_s: float = EVENT_EVERY_S,
+    alive_s: float = ALIVE_EVERY_S,
+    listen_s: float = LISTEN_MAX_S,
+) -> AsyncGenerator[bytes, None]:
+    """Yield each of *answers* as an event whenever it has changed, until *closing*, and at most for *listen_s*.
+
+    Without a change for *alive_s* a comment shows that the connection is open.
+    """
+    shown: dict[str, bytes] = {}
+    ends_at, sent_at = loop_time() + listen_s, loop_time()
+    while not closing.is_set() and loop_time() < ends_at:
+        for name, read in answers.items():
+            status, body = await read()
+            if status == HTTPStatus.OK and shown.get(name) != body:
+                shown[name], sent_at = body, loop_time()
+                yield encode_event(name, body)
+        if loop_time() - sent_at >= alive_s:
+            sent_at = loop_time()
+            yield ALIVE
+        await sleep_or_event(every_s, until=closing)
+
+
+async def send_events(
+    request: web.Request, events: AsyncGenerator[bytes, None], *, taken_within_s: float
+) -> web.StreamResponse:
+    """Send *events* until their end; a listener that does not take one within *taken_within_s* is cut off."""
+    headers = {**COMMON_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+    response = web.StreamResponse(headers=headers)
+    try:
+        await response.prepare(request)
+        async with aclosing(events):
+            async for event in events:
+                async with asyncio.timeout(taken_within_s):
+                    await response.write(event)
+    except TimeoutError:
+        connection_of(request).abort()
+    except ConnectionError:  # the listener has gone
+        pass
+    return response
+
+
+TAP_MAX_S: Final = 900.0
+PARAMETERS: Final = {
+    "businessId": "business_id",
+    "locationId": "location_id",
+    "resourceType": "resource_type",
+    "operation": "kind",
+    "outcome": "outcome",
+    "content": "shows_content",
+}
+
+
+def parse_tap_query(pairs: Iterable[tuple[str, str]]) -> TapFilter:
+    """Return the filter of the decoded *pairs* of a query; an empty value counts as absent.
+
+    Raises ValueError with an error for people.
+    """
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in PARAMETERS:
+            raise ValueError(f"expected the parameters {', '.join(PARAMETERS)}, got another one")
+        if value and given.setdefault(PARAMETERS[name], value) != value:
+            raise ValueError(f"{name}: expected one value, got several")
+    _require_word("operation", given.get("kind"), list(OperationKind))
+    _require_word("outcome", given.get("outcome"), list(OperationOutcome))
+    _require_word("content", given.get("shows_content"), ("true", "false"))
+    if ("business_id" in given) != ("location_id" in given):
+        raise ValueError("expected businessId and locationId together, or neither of them")
+    shows_content = given.pop("shows_content", "") == "true"
+    return TapFilter(**given, shows_content=shows_content)
+
+
+async def tapped(
+    chosen: TapFilter,
+    closing: asyncio.Event,
+    *,
+    taps: OperationTaps = TAPS,
+    alive_s: float = ALIVE_EVERY_S,
+    tap_s: float = TAP_MAX_S,
+) -> AsyncGenerator[bytes, None]:
+    """Yield the decided operations that *chosen* matches, until *closing*, and at most for *tap_s*.
+
+    An event `dropped` has the number of those that came faster than they were taken, so far. The tap is open from the
+    first step on, and is closed with the generator.
+    """
+    tap = taps.add(chosen)
+    ends_at, dropped_count = loop_time() + tap_s, 0
+    try:
+        yield ALIVE
+        while not closing.is_set() and (left_s := ends_at - loop_time()) > 0:
+            await wait_any(tap.has_events, closing, within_s=min(alive_s, left_s))
+            events = b"".join(encode_event("operation", event) for event in tap.take())
+            if tap.dropped_count > dropped_count:
+                dropped_count = tap.dropped_count
+                events += encode_event("dropped", msgspec.json.encode({"dropped": dropped_count}))
+            yield events or ALIVE
+    finally:
+        taps.remove(tap)
+
+
+def _require_word(name: str, value: str | None, words: Collection[str]) -> None:
+    if value is not None and value not in words:
+        raise ValueError(f"{name}: expected {' or '.join(words)}, got another text")

@@ -1,0 +1,264 @@
+"""Admit requests by the role of their token and the tenants that it may see, and log each one of an operator.
+
+The log of operators: each of their calls over HTTP, and each action with its facts and its result, never content.
+
+The rate of calls over HTTP, for each peer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from simplu_worker.errors import WorkerError
+from simplu_worker.status.connections import error_response
+from simplu_worker.status.roles import LIST_VARIABLE, VARIABLES, Caller, Tokens, is_own_host
+from simplu_worker.status.routes import Access, Route
+from simplu_worker.vocabulary import Role
+
+SHOWN_LENGTH: Final = 200  # of an id in the log
+LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue", "content"})  # names, of which none is content
+COMMAND: Final = "command"
+RESULT_WORDS: Final = frozenset({"how"})  # texts of answers that are of a closed set
+UNCOUNTED: Final = frozenset({"applied", "notes"})
+UNENDED: Final = "not ended: a part of it may be done"
+
+log = structlog.get_logger(__name__)
+
+
+class Actor(NamedTuple):
+    """The subject of an action: an operator at the address *peer*, or a command on the machine *peer*."""
+
+    role: str
+    peer: str | None
+
+
+def log_call(request: web.Request, path: str | None, *, refused: int | None = None) -> None:
+    """Log the call of an operator: its peer and its subject; *refused* is the HTTP status of a refusal."""
+    about = {**request.match_info, **{name: request.query[name] for name in LOGGED_QUERY if name in request.query}}
+    log.info(
+        "http.called",
+        role=Role.OPERATOR,
+        peer=request.remote,
+        method=request.method,
+        path=path,
+        about={name: value[:SHOWN_LENGTH] for name, value in about.items()} or None,
+        refused=None if refused is None else int(refused),  # not its name, as a console shows it
+    )
+
+
+class Acted:
+    """An action under way; its *answer* once it has one."""
+
+    def __init__(self) -> None:
+        self.answer: Mapping[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def logged_action(action: str, actor: Actor, asked: Mapping[str, Any], *, apply: bool = True) -> Iterator[Acted]:
+    """Log an action at its end: the facts that were *asked* for, the counts of its answer, or its error.
+
+    Without *apply* it was a plan, or a look. Commands write warnings alone unless `LOG_LEVEL` is set; on a terminal the
+    person sees the result.
+    """
+    acted = Acted()
+    error: str | None = UNENDED
+    try:
+        yield acted
+        error = None if acted.answer is None else acted.answer.get("error")
+    except WorkerError as exc:
+        error = str(exc)
+        raise
+    finally:
+        report = log.warning if actor.role == COMMAND and not sys.stderr.isatty() else log.info
+        report(
+            "operator.acted",
+            action=action,
+            role=actor.role,
+            peer=actor.peer,
+            apply=apply,
+            asked={name: _shorten(value) for name, value in asked.items() if value} or None,
+            outcome=None if acted.answer is None else counts_of(acted.answer) or None,
+            error=error,
+        )
+
+
+def counts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of an answer, and the lengths of its lists; no text but words of a closed set."""
+    counts: dict[str, Any] = {}
+    for name, value in answer.items():
+        if name in RESULT_WORDS:
+            counts[name] = str(value)
+        elif isinstance(value, int | float) and name not in UNCOUNTED:
+            counts[name] = value
+        elif isinstance(value, Sequence) and not isinstance(value, str) and name not in UNCOUNTED:
+            counts[name] = len(value)
+    return counts
+
+
+def _shorten(value: Any) -> Any:
+    return value[:SHOWN_LENGTH] if isinstance(value, str) else value
+
+
+TENANT_IDS: Final = ("businessId", "locationId")
+OTHER_TENANT: Final = "this token is of other tenants, or there is no such tenant"
+NOT_ENCRYPTED: Final = (
+    "tokens of producers are taken over HTTPS alone: set HTTP_TLS_CERT_FILE and HTTP_TLS_KEY_FILE, or HTTP_BEHIND_TLS "
+    "where a proxy does it, and restart"
+)
+
+
+class Guard:
+    """Admits requests by their token; destructive ones, and those without a token, only if allowed."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        host: str | None,
+        *,
+        allow_destructive: bool = False,
+        opens_reads: bool = False,
+        is_behind_tls: bool = False,
+    ) -> None:
+        self._tokens = tokens
+        self._host = host
+        self._allow_destructive = allow_destructive
+        self._opens_reads = opens_reads
+        self._is_behind_tls = is_behind_tls
+
+    def __repr__(self) -> str:
+        return f"Guard({self._tokens!r})"
+
+    def caller_of(self, request: web.Request) -> Caller | None:
+        """Return the caller, by its token as the tokens are now; None without a known one."""
+        return self._tokens.caller_of(request.headers.get("Authorization", ""))
+
+    def is_operator(self, request: web.Request) -> bool:
+        """Return whether *request* has the token of an operator."""
+        caller = self.caller_of(request)
+        return caller is not None and caller.role is Role.OPERATOR
+
+    def protect(self, route: Route, by_role: Mapping[Role, Handler], *, without_token: Handler | None) -> Handler:
+        """Return the handler of *route*: that of the caller's role, or a refusal.
+
+        *without_token* answers requests that send no token, where reads are open.
+        """
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            authorization = request.headers.get("Authorization")
+            if authorization is None and without_token is not None and self._opens_reads:
+                if is_own_host(request.headers.get("Host", ""), self._host):
+                    return await without_token(request)
+                return error_response(
+                    HTTPStatus.FORBIDDEN,
+                    "expected the value of HTTP_HOST, an IP address or localhost as Host, since no token was sent",
+                )
+            caller = None if authorization is None else self._tokens.caller_of(authorization)
+            if caller is None:
+                return self._refusal(by_role, is_sent=authorization is not None)
+            if caller.role not in by_role:
+                return error_response(HTTPStatus.FORBIDDEN, _beyond_role(caller.role))
+            if caller.role is Role.PRODUCER and (refusal := self._refusal_of_producer(caller, request)) is not None:
+                return refusal
+            is_refused = route.access is Access.DESTROYERS and not self._allow_destructive
+            if caller.role is Role.OPERATOR:
+                log_call(request, route.path, refused=HTTPStatus.FORBIDDEN if is_refused else None)
+            if is_refused:
+                return error_response(
+                    HTTPStatus.FORBIDDEN,
+                    "destructive requests are not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
+                )
+            response = await by_role[caller.role](request)
+            if not response.prepared and self._tokens.caller_of(authorization or "") != caller:
+                return self._refusal(by_role, is_sent=True)  # taken away meanwhile
+            return response
+
+        return guarded
+
+    def _refusal_of_producer(self, caller: Caller, request: web.Request) -> web.Response | None:
+        """Return why a producer may not call, if so: it must not learn whether a tenant of others exists."""
+        if not (self._is_behind_tls or is_encrypted(request)):
+            return error_response(HTTPStatus.FORBIDDEN, NOT_ENCRYPTED)
+        given = [
+            [request.match_info[name]] if name in request.match_info else request.query.getall(name, [])
+            for name in TENANT_IDS
+        ]
+        if any(len(values) != 1 or not values[0] for values in given):
+            return error_response(
+                HTTPStatus.BAD_REQUEST, "expected businessId and locationId, each once: this token is a producer's"
+            )
+        if not caller.may_see(*(values[0] for values in given)):
+            return error_response(HTTPStatus.NOT_FOUND, OTHER_TENANT)
+        return None
+
+    def _refusal(self, by_role: Mapping[Role, Handler], *, is_sent: bool) -> web.Response:
+        names = " or ".join(self._tokens.variables(by_role.keys()))
+        if not names:
+            names = " or ".join(VARIABLES[role] for role in VARIABLES if role in by_role)
+            return error_response(
+                HTTPStatus.FORBIDDEN, f"no token is configured, so this path is closed: set {names} and restart"
+            )
+        if not is_sent:
+            return _unauthorized_response(
+                f"expected the header Authorization: Bearer, followed by the value of {names}"
+            )
+        return _unauthorized_response(f"this is not the bearer token that {names} holds", error="invalid_token")
+
+
+def is_encrypted(request: web.Request) -> bool:
+    """Return whether nobody between the caller and this process can read along: HTTPS, or the same machine."""
+    transport = request.transport
+    if transport is not None and transport.get_extra_info("sslcontext") is not None:
+        return True
+    try:
+        return ipaddress.ip_address(request.remote or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _beyond_role(role: Role) -> str:
+    if role is Role.PRODUCER:
+        return f"a producer's token may only ask for operations and tenants: expected another role in {LIST_VARIABLE}"
+    return "the token of a viewer may only look: expected that in API_TOKEN, or an operator's"
+
+
+def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:
+    challenge = 'Bearer realm="simplu-worker"' + (f', error="{error}"' if error else "")  # RFC 6750, section 3
+    return error_response(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
+
+
+PEERS_MAX: Final = 1000
+
+
+class CallRates:
+    """A token bucket for each peer: *per_s* calls a second, and *burst* at once.
+
+    At most PEERS_MAX peers are remembered; the one that called longest ago is forgotten first.
+    """
+
+    def __init__(self, *, per_s: float, burst: int) -> None:
+        self._per_s = per_s
+        self._burst = float(burst)
+        self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()  # the calls left, and when that was
+
+    def __repr__(self) -> str:
+        return f"CallRates({self._per_s:g}/s, {len(self._peers)} peers)"
+
+    def wait_s(self, peer: str, now: float) -> float:
+        """Count a call of *peer* at *now* (monotonic); return 0, or the time after which it may call again."""
+        left, counted_at = self._peers.pop(peer, (self._burst, now))
+        left = min(self._burst, left + (now - counted_at) * self._per_s)
+        wait_s = 0.0 if left >= 1 else (1 - left) / self._per_s
+        self._peers[peer] = (left if wait_s else left - 1, now)
+        if len(self._peers) > PEERS_MAX:
+            self._peers.popitem(last=False)
+        return wait_s

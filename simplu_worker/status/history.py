@@ -1,0 +1,316 @@
+"""The last hour of a replica, for small charts: a fixed number of points in memory. Pure.
+
+The last hour and the last day of a fleet, for charts: a fixed number of points in memory.
+
+A replica notes what it sees of the fleet, so its history begins with it. What is not known is None, and a gap.
+
+The last hour of each stream shard of the fleet, for small charts: a fixed number of points in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import accumulate
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.leases.lease import ReplicaFigures
+from simplu_worker.vocabulary import StreamShardState
+
+INTERVAL_S: Final = 30.0
+POINTS_MAX: Final = 120  # an hour
+MEDIAN: Final = 0.5
+HIGH: Final = 0.99
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """The counters and gauges of a moment; *latency* has the count of each bucket, that of the rest last."""
+
+    operations: float
+    failed: float
+    dead_letters: float
+    latency: Sequence[int]
+    lag_s: float | None
+    held_count: int
+
+
+class HistoryPoint(msgspec.Struct, frozen=True):
+    """The interval that ends at a moment. A latency is the bound below which it was, None without an operation."""
+
+    operations_per_s: float
+    failed_per_s: float
+    dead_letters: int
+    latency_p50_s: float | None
+    latency_p99_s: float | None
+    lag_s: float | None
+    held_count: int
+
+
+class History:
+    """The points of the last hour, the oldest first; *bounds_s* are those of the buckets of latencies."""
+
+    def __init__(self, bounds_s: Sequence[float]) -> None:
+        self._bounds_s = tuple(bounds_s)
+        self._points: deque[HistoryPoint] = deque(maxlen=POINTS_MAX)
+        self._last: tuple[float, Totals] | None = None
+        self._last_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"History({len(self._points)} points)"
+
+    def note(self, totals: Totals, *, now: float, at: datetime) -> None:
+        """Add the point of the interval since the last call, which ends *now* (monotonic), at the time *at*."""
+        if self._last is not None and now > self._last[0]:
+            before_at, before = self._last
+            self._points.append(point_between(before, totals, passed_s=now - before_at, bounds_s=self._bounds_s))
+        self._last, self._last_at = (now, totals), at
+
+    def figures(self) -> ReplicaFigures:
+        """Return the p99 latency of the last point, and the dead letters of all; unknown before the first point."""
+        if not self._points:
+            return ReplicaFigures()
+        dead_letter_count = sum(point.dead_letters for point in self._points)
+        return ReplicaFigures(_rounded(self._points[-1].latency_p99_s), dead_letter_count)
+
+    def view(self) -> dict[str, Any]:
+        """Return the points as JSON members: one list for each quantity."""
+        points = list(self._points)
+        last_at = self._last_at
+        begin = None if last_at is None else last_at - timedelta(seconds=INTERVAL_S * max(len(points) - 1, 0))
+        return {
+            "intervalSeconds": INTERVAL_S,
+            "from": None if begin is None else begin.isoformat(timespec="seconds"),
+            "operationsPerSecond": [round(point.operations_per_s, 3) for point in points],
+            "failedPerSecond": [round(point.failed_per_s, 3) for point in points],
+            "deadLetters": [point.dead_letters for point in points],
+            "latencyP50Seconds": [_rounded(point.latency_p50_s) for point in points],
+            "latencyP99Seconds": [_rounded(point.latency_p99_s) for point in points],
+            "lagSeconds": [_rounded(point.lag_s) for point in points],
+            "heldTargets": [point.held_count for point in points],
+        }
+
+
+def point_between(before: Totals, after: Totals, *, passed_s: float, bounds_s: Sequence[float]) -> HistoryPoint:
+    """Return the point of the interval between two moments, *passed_s* > 0 apart."""
+    counts = [max(0, new - old) for old, new in zip(before.latency, after.latency, strict=True)]
+    return HistoryPoint(
+        operations_per_s=max(0.0, after.operations - before.operations) / passed_s,
+        failed_per_s=max(0.0, after.failed - before.failed) / passed_s,
+        dead_letters=max(0, int(after.dead_letters - before.dead_letters)),
+        latency_p50_s=quantile(MEDIAN, counts, bounds_s),
+        latency_p99_s=quantile(HIGH, counts, bounds_s),
+        lag_s=after.lag_s,
+        held_count=after.held_count,
+    )
+
+
+def quantile(share: float, counts: Sequence[int], bounds_s: Sequence[float]) -> float | None:
+    """Return the bound of the bucket that has the latency which *share* of the operations do not exceed.
+
+    Where within its bucket the latency is, nobody knows. *counts* are those of the buckets up to each bound, and of the
+    rest last; there the last bound is returned. None without operations.
+    """
+    wanted = share * sum(counts)
+    if not wanted:
+        return None
+    passed = accumulate(counts)
+    return next((bound_s for count, bound_s in zip(passed, bounds_s, strict=False) if count >= wanted), bounds_s[-1])
+
+
+def totals_of(
+    operations: Mapping[str, float],
+    dead_letters: Mapping[str, float],
+    latency: Sequence[int],
+    *,
+    lag_s: float | None,
+    held_count: int,
+) -> Totals:
+    """Return the totals of a moment, from the counters by outcome and by reason."""
+    succeeded = operations.get("succeeded", 0.0)
+    repeated = operations.get("duplicate", 0.0)
+    total = sum(operations.values())
+    return Totals(
+        operations=total,
+        failed=total - succeeded - repeated,
+        dead_letters=sum(dead_letters.values()),
+        latency=tuple(latency),
+        lag_s=lag_s,
+        held_count=held_count,
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+DAY_INTERVAL_S: Final = 600.0
+DAY_POINTS_MAX: Final = 144
+FOLDED: Final = round(DAY_INTERVAL_S / INTERVAL_S)  # points of the hour in one of the day
+
+
+class FleetPoint(NamedTuple):
+    """A fleet at a moment; *dead_letters* are those of the hour before."""
+
+    at: datetime
+    records_per_s: float | None
+    lag_s: float | None
+    latency_p99_s: float | None
+    held_targets: float | None
+    dead_letters: float | None
+    replicas: float | None
+
+
+def fleet_point(report: Mapping[str, Any], at: datetime) -> FleetPoint:
+    """Return the point of a report, the members `replicas` and `streamShards` of `/fleet`."""
+    rows = [one for one in report["streamShards"] if one["owner"] is not None]
+    replicas = [one for one in report["replicas"] if not one["isSilent"]]
+    return FleetPoint(
+        at,
+        _combined(sum, (one["recordsPerSecond"] for one in rows)),
+        _combined(max, (one["lagSeconds"] for one in rows)),
+        _combined(max, (one["latencyP99Seconds"] for one in replicas)),
+        _combined(sum, (one["heldTargets"] for one in replicas)),
+        _combined(sum, (one["deadLetters"] for one in replicas)),
+        float(len(replicas)),
+    )
+
+
+class FleetHistory:
+    """The points of the last hour, and of the last day, the oldest first."""
+
+    def __init__(self) -> None:
+        self._hour: deque[FleetPoint] = deque(maxlen=POINTS_MAX)
+        self._day: deque[FleetPoint] = deque(maxlen=DAY_POINTS_MAX)
+        self._unfolded: list[FleetPoint] = []
+
+    def __repr__(self) -> str:
+        return f"FleetHistory({len(self._hour)} of the hour, {len(self._day)} of the day)"
+
+    def note(self, point: FleetPoint) -> None:
+        """Add a point, INTERVAL_S after the last one."""
+        self._hour.append(point)
+        self._unfolded.append(point)
+        if len(self._unfolded) == FOLDED:
+            self._day.append(fold(self._unfolded))
+            self._unfolded = []
+
+    def view(self) -> dict[str, Any]:
+        """Return the points as JSON members; the day ends with what is not a whole point yet."""
+        day = [*self._day, *([fold(self._unfolded)] if self._unfolded else [])]
+        return {"hour": _lists(self._hour, INTERVAL_S), "day": _lists(day, DAY_INTERVAL_S)}
+
+
+def fold(points: Sequence[FleetPoint]) -> FleetPoint:
+    """Return one point for *points*: the mean rate, and the highest of all else, as of the last one."""
+    rates = [one.records_per_s for one in points if one.records_per_s is not None]
+    return FleetPoint(
+        points[-1].at,
+        sum(rates) / len(rates) if rates else None,
+        _combined(max, (one.lag_s for one in points)),
+        _combined(max, (one.latency_p99_s for one in points)),
+        _combined(max, (one.held_targets for one in points)),
+        _combined(max, (one.dead_letters for one in points)),
+        _combined(max, (one.replicas for one in points)),
+    )
+
+
+def _lists(points: Iterable[FleetPoint], interval_s: float) -> dict[str, Any]:
+    """Return the members of *points* as lists; `at` are the times, in seconds since 1970."""
+    points = list(points)
+    return {
+        "intervalSeconds": interval_s,
+        "at": [round(one.at.timestamp()) for one in points],
+        "recordsPerSecond": [_rounded(one.records_per_s) for one in points],
+        "lagSeconds": [_rounded(one.lag_s) for one in points],
+        "latencyP99Seconds": [_rounded(one.latency_p99_s) for one in points],
+        "heldTargets": [_rounded(one.held_targets) for one in points],
+        "deadLetters": [_rounded(one.dead_letters) for one in points],
+        "replicas": [_rounded(one.replicas) for one in points],
+    }
+
+
+def _combined(combine: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return combine(known) if known else None
+
+
+STREAM_SHARDS_MAX: Final = 256
+
+
+class StreamPoint(NamedTuple):
+    """A stream shard at a moment."""
+
+    lag_s: float | None
+    records_per_s: float | None
+
+
+class ReadRates:
+    """The records a second of each stream shard since the last point, by counts: a burst between two is not missed."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[str | None, int, float]] = {}  # by stream shard: owner, count, time
+
+    def __repr__(self) -> str:
+        return f"ReadRates({len(self._counts)} stream shards)"
+
+    def note(self, rows: Iterable[Mapping[str, Any]], *, now: float) -> list[dict[str, Any]]:
+        """Return *rows* of `/fleet` with these rates; *now* is monotonic. The first time a row keeps its own."""
+        before, self._counts = self._counts, {}
+        return [dict(row) | self._note(row, before, now) for row in rows]
+
+    def _note(
+        self, row: Mapping[str, Any], before: Mapping[str, tuple[str | None, int, float]], now: float
+    ) -> dict[str, float]:
+        key, owner, count = row["streamShard"], row["owner"], row["recordsRead"]
+        known = before.get(key)
+        if count is None:
+            if known is not None:
+                self._counts[key] = known
+            return {}
+        self._counts[key] = owner, count, now
+        if known is None or now <= known[2]:
+            return {}
+        counted = known[1] if known[0] == owner and known[1] <= count else 0  # another reader begins at none
+        return {"recordsPerSecond": (count - counted) / (now - known[2])}
+
+
+class StreamHistory:
+    """The points of each stream shard, the oldest first; of more than STREAM_SHARDS_MAX the furthest behind."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, deque[StreamPoint]] = {}
+        self._noted_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"StreamHistory({len(self._points)} stream shards)"
+
+    def note(self, stream_shards: Iterable[Mapping[str, Any]], at: datetime) -> None:
+        """Add a point of each of *stream_shards*, rows of `/fleet`; those that have ended or gone are dropped.
+
+        A stream shard keeps its place until then, so that its points have no holes.
+        """
+        rows = [row for row in stream_shards if row["state"] != StreamShardState.ENDED]
+        rows.sort(key=lambda row: (row["streamShard"] not in self._points, -(row["lagSeconds"] or 0.0)))
+        before, self._noted_at = self._points, at
+        self._points = {}
+        for row in rows[:STREAM_SHARDS_MAX]:
+            points = self._points[row["streamShard"]] = before.get(row["streamShard"]) or deque(maxlen=POINTS_MAX)
+            points.append(StreamPoint(row["lagSeconds"], row["recordsPerSecond"]))
+
+    def view(self) -> dict[str, Any]:
+        """Return the points as JSON members; the last one of each stream shard is of the time `at`."""
+        return {
+            "intervalSeconds": INTERVAL_S,
+            "at": None if self._noted_at is None else self._noted_at.isoformat(timespec="seconds"),
+            "streamShards": [
+                {
+                    "streamShard": name,
+                    "lagSeconds": [point.lag_s for point in points],
+                    "recordsPerSecond": [point.records_per_s for point in points],
+                }
+                for name, points in sorted(self._points.items())
+            ],
+        }

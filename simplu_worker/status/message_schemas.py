@@ -1,0 +1,277 @@
+"""JSON Schemas of the messages of the stream, the queues and the feed. Pure.
+
+The JSON Schemas of the messages that producers send, and of dead letters (docs/schemas/).
+
+They are made from the types that decode the messages. A schema accepts what a producer may send, and refuses what
+JSON
+Schema can refuse of the rest.
+
+The JSON Schemas of the feed: of its events, and of `FEED_FILE` (docs/feed.md).
+
+They are made from the types that encode events and decode the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.consumers.sqs.control_messages import (
+    ID_MAX_CHARS,
+    AdminMembers,
+    ControlType,
+    CreationMembers,
+    DestructionAction,
+    DestructionMembers,
+    RenameMembers,
+)
+from simplu_worker.consumers.sqs.order_messages import ORDER_KINDS, OrderMembers
+from simplu_worker.dead_letters.letter import LetterMembers
+from simplu_worker.feed.cloud_events import TYPE_PREFIX, BoundsMembers, CloudEventMembers, Notification
+from simplu_worker.feed.feed_file import DESTINATIONS_MAX, DestinationMembers
+from simplu_worker.operations.decode import KINDS_WITH_DATA, KINDS_WITH_ID, RecordMembers
+from simplu_worker.operations.list_query import Pagination
+from simplu_worker.operations.operation import DERIVED_REQUEST_ID_PREFIX
+from simplu_worker.vocabulary import DestinationKind, FeedBeginning, FeedKind, OperationKind
+
+Schema = dict[str, Any]
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+STORABLE: Final = r"^[^\u0000\ud800-\udfff]*$"  # no lone surrogates; those of a pair are one character
+OWN_REQUEST_ID: Final = STORABLE.replace("^", f"^(?!{DERIVED_REQUEST_ID_PREFIX})", 1)
+OBJECT_OR_NULL: Final[Schema] = {"type": ["object", "null"]}
+OBJECT: Final[Schema] = {"type": "object"}
+TEXT: Final[Schema] = {"type": "string"}
+OF_THE_CODE: Final = ("title", "description", "default")  # in msgspec's schemas: for those who read the code
+KEPT_FOR_REPLAYS: Final = frozenset({"simpluReplay", "firstSentAt"})
+RECORD_FORMS: Final = ("record", "recordBase64", "recordGzip")
+
+
+def members_of(kind: type[msgspec.Struct], **rules: Schema) -> Schema:
+    """Return the schema of an object with the members of *kind*; *rules* has what their types do not say."""
+    fields = [one for one in msgspec.structs.fields(kind) if one.encode_name not in KEPT_FOR_REPLAYS]
+    return {
+        "type": "object",
+        "properties": {one.encode_name: schema_of(one.type) | rules.get(one.encode_name, {}) for one in fields},
+        "required": [one.encode_name for one in fields if one.required],
+    }
+
+
+def schema_of(kind: Any) -> Schema:
+    """Return the schema of a type."""
+    (schema,), parts = msgspec.json.schema_components((kind,), ref_template="{name}")
+    resolved: Schema = _resolve(schema, parts)
+    return resolved
+
+
+def _resolve(value: Any, parts: dict[str, Any]) -> Any:
+    """Return a schema of msgspec with its parts in their places, and without the texts of the code."""
+    match value:
+        case {"$ref": str(name)}:
+            return _resolve(parts[name], parts)
+        case dict():
+            return {name: _resolve(one, parts) for name, one in value.items() if name not in OF_THE_CODE}
+        case list():
+            return [_resolve(one, parts) for one in value]
+        case _:
+            return value
+
+
+def when(member: str, values: Iterable[str], then: Schema) -> Schema:
+    """Return the rule *then* for objects whose *member* is one of *values*."""
+    return {"if": {"properties": {member: {"enum": sorted(values)}}, "required": [member]}, "then": then}
+
+
+def required(**members: Schema) -> Schema:
+    """Return the rule that an object has *members*, each of its schema."""
+    return {"required": [*members], "properties": members}
+
+
+def document(title: str, text: str, schema: Schema, *rules: Schema) -> Schema:
+    """Return *schema* as a document, with further *rules*."""
+    return {"$schema": DIALECT, "title": title, "description": text} | schema | ({"allOf": [*rules]} if rules else {})
+
+
+def _control(kind: ControlType, text: str, members: Schema, *rules: Schema) -> Schema:
+    """Return the schema of a control message, which the attribute `MessageType` names, or else its `messageType`."""
+    own_type: Schema = {"messageType": {"enum": [kind, None]}}
+    return document(kind, text, members | {"properties": own_type | members["properties"]}, *rules)
+
+
+_ID: Final[Schema] = {"pattern": STORABLE}
+_TENANT: Final = {"businessId": _ID, "locationId": _ID}
+_PAGINATION: Final = {"properties": members_of(Pagination)["properties"]}
+
+SCHEMAS: Final[dict[str, Schema]] = {
+    "operation": document(
+        "Operation",
+        "A record of the stream, or one of several operations in a record.",
+        members_of(
+            RecordMembers,
+            operation={"enum": [*OperationKind]},
+            **_TENANT,
+            resourceType=_ID,
+            resourceId=_ID,
+            requestId={"pattern": OWN_REQUEST_ID},
+            data=OBJECT_OR_NULL,
+            filters=OBJECT_OR_NULL,
+            pagination=OBJECT_OR_NULL,
+        ),
+        when("operation", KINDS_WITH_ID, required(resourceId=TEXT)),
+        when("operation", KINDS_WITH_DATA, required(data=OBJECT)),
+        when(
+            "operation",
+            [OperationKind.LIST],
+            {"properties": {"pagination": _PAGINATION}},
+        ),
+    ),
+    "order-event": document(
+        "Order event",
+        "A message of an order queue. Its tenant may be in message attributes instead.",
+        members_of(
+            OrderMembers,
+            type={"enum": [*ORDER_KINDS]},
+            **_TENANT,
+            orderId=_ID,
+            deduplicationId={"pattern": OWN_REQUEST_ID},
+            data=OBJECT_OR_NULL,
+        ),
+        when("type", ORDER_KINDS.keys() - {"CREATE"}, required(orderId=TEXT)),
+        when("type", ORDER_KINDS.keys() - {"DELETE"}, required(data=OBJECT)),
+    ),
+    "shard-creation": _control(
+        ControlType.SHARD_CREATION,
+        "Creates a tenant.",
+        members_of(CreationMembers, **_TENANT, businessType=_ID),
+    ),
+    "shard-destruction": _control(
+        ControlType.SHARD_DESTRUCTION,
+        "Destroys a tenant, or every tenant of a business.",
+        members_of(DestructionMembers, businessId=_ID, action={"enum": [*DestructionAction]}),
+        when(
+            "action",
+            [DestructionAction.DESTROY],
+            required(locationId={"type": "string", "minLength": 1, "maxLength": ID_MAX_CHARS} | _ID),
+        ),
+    ),
+    "update-resource-id": _control(
+        ControlType.UPDATE_RESOURCE_ID,
+        "Gives a resource another id.",
+        members_of(
+            RenameMembers,
+            **_TENANT,
+            resourceType=_ID,
+            oldResourceId=_ID,
+            newResourceId=_ID,
+            additionalData=OBJECT_OR_NULL,
+        ),
+    ),
+    "admin-account-creation": _control(
+        ControlType.ADMIN_ACCOUNT_CREATION,
+        "Adds the administrator of a tenant.",
+        members_of(AdminMembers, **_TENANT, businessType=_ID, adminEmail=_ID, adminUserId=_ID),
+    ),
+    "dead-letter": document(
+        "Dead letter",
+        "What can never be applied, and why. The worker writes it.",
+        members_of(LetterMembers, record={"pattern": r"^[^\ud800-\udfff]*$"})
+        | {"anyOf": [required(**{form: TEXT}) for form in RECORD_FORMS]},
+        {
+            "if": required(truncated={"const": True}),
+            "then": required(recordBytes={"type": "integer"}, recordSha256=TEXT),
+        },
+    ),
+}
+
+
+FEED_SCHEMAS_TEXT: Final[Schema] = {"type": "string", "minLength": 1}
+TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+RESOURCE_TYPES: Final = [TYPE_PREFIX + kind for kind in FeedKind if kind.startswith("resource.")]
+TENANT_TYPES: Final = [TYPE_PREFIX + kind for kind in FeedKind if kind.startswith("tenant.")]
+OF_TENANT: Final = ("simplutenant", "simplubusiness", "simplulocation", "simplubusinesstype")
+OF_RESOURCE: Final = (*OF_TENANT, "simpluresourcetype", "simpluresourceid")
+A_TIME: Final = r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:?\d{2})$"
+
+
+def _event() -> Schema:
+    """Return the schema of an event. A member is absent, never null; only `data` may be anything."""
+    members = members_of(CloudEventMembers)
+    for name in members["properties"]:
+        members["properties"][name] = FEED_SCHEMAS_TEXT
+    members["properties"] |= {
+        "specversion": {"const": "1.0"},
+        "type": {"enum": [TYPE_PREFIX + kind for kind in FeedKind]},
+        "time": TIME,
+        "simpludata": {"enum": ["current", "omitted"]},
+        "datacontenttype": {"const": "application/json"},
+        "data": {},
+    }
+    return members
+
+
+def _destination() -> Schema:
+    beginnings = "|".join(FeedBeginning)
+    return members_of(
+        DestinationMembers,
+        begin={"anyOf": [{"pattern": f"^({beginnings})$"}, {"pattern": A_TIME}]},
+    ) | {
+        "additionalProperties": False,
+        "allOf": [
+            {
+                "oneOf": [
+                    required(tenants={"type": "array"}),
+                    required(allTenants={"const": True}),
+                ]
+            },
+            when("kind", [DestinationKind.WEBHOOK], required(secretFiles={"type": "array"}))
+            | {"else": {"properties": {"secretFiles": {"type": "null"}}}},
+        ],
+    }
+
+
+FEED_SCHEMAS: Final[dict[str, Schema]] = {
+    "feed-event": document(
+        "Event of the feed",
+        "A change, or what became of events sent before: CloudEvents 1.0. The worker writes it.",
+        _event(),
+        when("type", RESOURCE_TYPES, required(**dict.fromkeys(OF_RESOURCE, FEED_SCHEMAS_TEXT))),
+        when("type", TENANT_TYPES, required(**dict.fromkeys(OF_TENANT, FEED_SCHEMAS_TEXT))),
+        when(
+            "type", [TYPE_PREFIX + FeedKind.GAP], required(data=members_of(BoundsMembers, fromTime=TIME, toTime=TIME))
+        ),
+        when(
+            "type",
+            [TYPE_PREFIX + FeedKind.UNDONE],
+            {"anyOf": [required(simpluundoes=FEED_SCHEMAS_TEXT), required(data=members_of(BoundsMembers))]},
+        ),
+        {"if": required(simpludata={"const": "current"}), "then": {"required": ["data"]}},
+    ),
+    "feed-notification": document(
+        "Notification",
+        "The body of POST /api/notifications, as the TypeScript worker sent it.",
+        members_of(
+            Notification,
+            type={"enum": ["resource_created", "resource_updated", "resource_patched", "resource_deleted"]},
+        )
+        | {"additionalProperties": False},
+    ),
+    "feed-file": document(
+        "FEED_FILE",
+        "The destinations of the feed.",
+        {
+            "type": "object",
+            "properties": {
+                "destinations": {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": DESTINATIONS_MAX,
+                    "items": _destination(),
+                }
+            },
+            "required": ["destinations"],
+            "additionalProperties": False,
+        },
+    ),
+}

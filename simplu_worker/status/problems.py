@@ -1,0 +1,617 @@
+"""What a replica and its fleet have wrong, with causes and next steps. Pure.
+
+What is wrong with a fleet: an incident for each cause and target, with its begin and end, and what to do.
+
+The causes and the reasons of holds are closed sets, and the incidents that each of them shows are bounded apart: none
+takes the place of another cause, however often it comes.
+
+The table of causes: what can be wrong, how bad it is, what to do, and which alerts tell it.
+
+The status page, `/fleet` and `check` show its words, and docs/monitoring.md has it as a table. A test holds the
+alerts
+of deploy/prometheus to it (tests/repository/test_causes.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from simplu_worker.vocabulary import (
+    DependencyState,
+    HoldReason,
+    ProblemCause,
+    Severity,
+    ShardState,
+    SourceState,
+    StreamShardState,
+    UnreadyReason,
+)
+
+ALERTS_PAGE: Final = "docs/monitoring.md"
+HOLDS: Final = "docs/holding.md#holding"
+CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
+
+
+class Cause(NamedTuple):
+    """What is wrong, how bad that is, and what to do.
+
+    *alerts* tell it to people who do not look; the section about the first one has the rest, unless *page* is another.
+    """
+
+    severity: Severity
+    text: str
+    advice: str
+    alerts: tuple[str, ...] = ()
+    page: str | None = None
+
+    @property
+    def runbook(self) -> str:
+        """The page of the repository with all of it, and its heading."""
+        return self.page or f"{ALERTS_PAGE}#{self.alerts[0].lower()}"
+
+    def members(self, site: str | None = None) -> dict[str, str]:
+        """Return what to do as JSON members; the page is a link where *site*, that of the documentation, is known."""
+        return {"advice": self.advice, "runbook": self.runbook if site is None else page_url(site, self.runbook)}
+
+
+CAUSES: Final[dict[ProblemCause, Cause]] = {
+    ProblemCause.NEAR_RETENTION: Cause(
+        CRITICAL,
+        "Operations are lost soon",
+        "Raise the stream's retention first, then remove the cause for which they wait: over half of the retention has "
+        "passed.",
+        ("NearRetention",),
+        "docs/runbook/stream-near-retention.md",
+    ),
+    ProblemCause.RECORDS_LOST: Cause(
+        CRITICAL,
+        "Records may have left the stream unread",
+        "Raise the stream's retention, and have the producers send again: `stream_shard.records_expired` in the log "
+        "names the stream shard.",
+        ("StreamRecordsLost",),
+    ),
+    ProblemCause.OUTAGE: Cause(
+        CRITICAL,
+        "Several dependencies fail at once",
+        "Look first at what they share: network, DNS, credentials. The other problems may follow from that.",
+        page="docs/operating.md#health",
+    ),
+    ProblemCause.CREDENTIALS_FAILING: Cause(
+        CRITICAL,
+        "AWS credentials are missing or have expired",
+        "Renew them at their source, which `simplu-worker check` names. Do not restart replicas.",
+        ("NotReady",),
+        "docs/aws.md#credentials",
+    ),
+    ProblemCause.NOT_READY: Cause(
+        CRITICAL, "This replica does no work", "Remove the cause that is named.", ("NotReady",)
+    ),
+    ProblemCause.SHARD_LOST: Cause(
+        CRITICAL,
+        "Postgres shard takes no operations",
+        "See why the shard does not answer, or what it refuses. Its operations wait; those of other shards do not wait "
+        "for it.",
+        ("ShardLost",),
+    ),
+    ProblemCause.TENANT_SPLIT: Cause(
+        CRITICAL,
+        "Tenants have operations on two Postgres shards",
+        "Stop the producers of these tenants first; `tenant.split` in the log names them.",
+        ("TenantSplit",),
+        "docs/runbook/tenant-split.md",
+    ),
+    ProblemCause.STREAM_SHARD_UNREAD: Cause(
+        CRITICAL,
+        "Stream shard without an owner",
+        "Look at the lease table and at DynamoDB: nobody reads the stream shard.",
+        ("StreamShardUnread",),
+    ),
+    ProblemCause.REPLICA_SILENT: Cause(
+        CRITICAL,
+        "Leases are not renewed",
+        "See whether the replica runs and reaches DynamoDB. What is shown of its stream shards is old.",
+        ("StreamShardUnread",),
+    ),
+    ProblemCause.STREAM_FAILING: Cause(
+        CRITICAL,
+        "Stream cannot be read",
+        "Look at Kinesis, the network and the permissions. More replicas do not help.",
+        ("NotReady", "StreamLagHigh"),
+    ),
+    ProblemCause.QUEUE_FAILING: Cause(
+        CRITICAL, "Queue does not answer", "Look at SQS and its permissions.", ("QueueUnreachable",)
+    ),
+    ProblemCause.CONTROL_BLOCKED: Cause(
+        CRITICAL,
+        "Control messages wait for a person",
+        "Correct the cause that `control.blocked` in the log names; do not send them again.",
+        ("ControlMessagesBlocked",),
+    ),
+    ProblemCause.CITRUS_FAILING: Cause(
+        CRITICAL,
+        "Citrus does not answer",
+        "Look at Citrus, the network and the key. Do not restart replicas.",
+        ("CitrusDown",),
+    ),
+    ProblemCause.REPLICA_UNABLE: Cause(
+        WARNING,
+        "Replica that can do nothing",
+        "Compare its settings, certificates and network with those of the others, which do its work meanwhile.",
+        page="docs/operating.md#a-replica-that-can-do-nothing",
+    ),
+    ProblemCause.CLOCK_APART: Cause(
+        WARNING, "Clock of a replica is off", "Set the clock of its machine by NTP.", ("ClocksApart",)
+    ),
+    ProblemCause.STREAM_LAG: Cause(
+        WARNING,
+        "Stream read late",
+        "See what the stream shard waits for; add replicas if their CPU is busy.",
+        ("StreamLagHigh",),
+    ),
+    ProblemCause.INTERNAL_ERROR: Cause(
+        WARNING,
+        "Error inside the worker",
+        "Report the log event `loop.failed`. The worker tries again by itself; nothing is skipped.",
+        ("InternalErrors",),
+    ),
+    ProblemCause.MOVE_FAILED: Cause(
+        WARNING,
+        "Move stopped",
+        "Repeat the command that moved the tenant, or take the move back: "
+        "`simplu-worker tenants rollback BUSINESS LOCATION --apply`.",
+        ("MoveStandsStill",),
+    ),
+    ProblemCause.TARGET_HELD: Cause(WARNING, "Held", "See why it waits.", ("TargetsHeldLong",), HOLDS),
+    ProblemCause.SHARD_DEGRADED: Cause(
+        WARNING,
+        "Postgres shard with a problem",
+        "The shard works. Remove the cause that is named.",
+        ("ShardNearlyFull", "ShardConnectionsNearlyUsed", "ShardReplicationLagging", "ShardsSlow", "ClocksApart"),
+        "docs/shards.md#probes-of-shards",
+    ),
+    ProblemCause.REPLICA_GONE: Cause(
+        WARNING,
+        "Replica gone",
+        "Other replicas read its stream shards. See why it ended without a drain: exit status, memory, machine.",
+        page="docs/monitoring.md#workerabsent",
+    ),
+    ProblemCause.CACHE_FAILING: Cause(
+        WARNING,
+        "Redis does not answer",
+        "Look at Redis: its readers may see old entries until it is back.",
+        ("CacheUnreachable",),
+    ),
+    ProblemCause.CERTIFICATE_EXPIRES: Cause(
+        WARNING,
+        "Certificate of the worker has expired, or does in three days",
+        "Renew the file of HTTP_TLS_CERT_FILE; the worker reads it again by itself.",
+        ("CertificateExpires",),
+    ),
+    ProblemCause.FEED_STOPPED: Cause(
+        WARNING,
+        "Feed stopped",
+        "Correct the receiver, then let the feed go on: `simplu-worker feed skip`.",
+        ("FeedStopped",),
+    ),
+    ProblemCause.FEED_BEHIND: Cause(
+        WARNING,
+        "Feed behind",
+        "See what the destination answers. Its events wait in the log of the shards; no other destination waits.",
+        ("FeedBehind",),
+    ),
+    ProblemCause.DEAD_LETTERS: Cause(
+        WARNING,
+        "Dead letters in the last hour",
+        "Look at them: correct the producer or the cause, then replay or discard them.",
+        ("DeadLetters",),
+    ),
+}
+
+
+def _held(advice: str, page: str = HOLDS, *, severity: Severity = WARNING, alert: str = "TargetsHeldLong") -> Cause:
+    return Cause(severity, CAUSES[ProblemCause.TARGET_HELD].text, advice, (alert,), page)
+
+
+HELD: Final[dict[str, Cause]] = {  # what is held for a reason
+    HoldReason.UNREGISTERED: _held("Register the tenant with `simplu-worker tenants provision`."),
+    HoldReason.NOT_HERE: _held("Apply its creation with `simplu-worker tenants provision`."),
+    HoldReason.INACTIVE: _held("The shard manager marks the shard inactive: activate it there."),
+    HoldReason.MOVING: _held(
+        "Wait for the move, or take it back: `simplu-worker tenants rollback BUSINESS LOCATION --apply`.",
+        "docs/moving.md",
+    ),
+    HoldReason.SHARD_UNAVAILABLE: _held("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
+    HoldReason.HOME_UNKNOWN: _held(
+        "No shard that answers has the tenant: see why another one does not.",
+        "docs/shards.md#new-tenants-beside-a-lost-shard",
+    ),
+    HoldReason.FAILING: _held(
+        "Wait: after four tries the operation is a dead letter. Where its shard refuses all, remove what refuses, as "
+        "`shard.refusing` in the log names it: the operations of many tenants wait for an hour.",
+        "docs/holding.md#operations-that-fail-on-a-working-shard",
+    ),
+    HoldReason.LOCKED: _held("End the transaction on the shard that keeps rows of the tenant locked."),
+    HoldReason.PAUSED: _held(
+        "A person has paused it: wait, or `simplu-worker tenants resume BUSINESS LOCATION`.",
+        "docs/holding.md#pausing-a-tenant",
+    )._replace(alerts=()),
+    HoldReason.RESHARD: _held("Remove the cause for which tenants wait in the parents of the stream shard."),
+    HoldReason.TAKEN_OVER: _held("Wait: the operations are read again."),
+    HoldReason.BACKFILL: _held(
+        "Wait: the stream is read again for the shard.", "docs/failover.md#what-the-new-primary-lacks"
+    ),
+    HoldReason.INTERNAL_ERROR: _held(
+        "A defect of the worker: it tries again by itself. See the log event `loop.failed`, and report it.",
+        "docs/monitoring.md#internalerrors",
+        alert="InternalErrors",
+    ),
+    HoldReason.OVER_SHARE: _held(
+        "After an outage, wait. Else it sends more than the shard takes: talk to its producer, change its weight, or "
+        "move the tenant.",
+        "docs/holding.md#tenants-over-their-share",
+        alert="TenantOverShare",
+    ),
+    HoldReason.GAP: _held(
+        "Raise the stream's retention first, then decide.",
+        "docs/runbook/shard-held-for-gap.md",
+        severity=CRITICAL,
+        alert="ShardHeldForGap",
+    ),
+}
+
+
+def cause_of(cause: ProblemCause, reason: str | None) -> Cause:
+    """Return the words about a cause; with the *reason* of a hold those about that one, where it is known."""
+    return HELD.get(reason or "", CAUSES[cause])
+
+
+def advice_members(reason: str, site: str | None = None) -> dict[str, str]:
+    """Return the members of a held target that name what to do; none for an unknown reason."""
+    held = HELD.get(reason)
+    return {} if held is None else held.members(site)
+
+
+def page_url(site: str, page: str) -> str:
+    """Return the address of a page of the repository, such as `docs/moving.md#the-end`, on the site at *site*."""
+    path, hash_sign, heading = page.removeprefix("docs/").partition("#")
+    return f"{site}/{path.removesuffix('.md')}.html{hash_sign}{heading}"
+
+
+OPEN_MAX: Final = 10  # shown of a cause and reason: those that began first
+OVER_MAX: Final = 20  # kept of a cause and reason: those that ended last
+LAG_HIGH_S: Final = 60.0
+FEED_BEHIND_S: Final = 300.0  # as the alert FeedBehind
+UNREAD_S: Final = 10.0  # without an answer to reads, as for readiness
+OVER_FOR: Final = timedelta(days=1)  # for so long an incident that is over is shown
+GOES_ON: Final = timedelta(seconds=15)  # what comes back so soon has not been over
+PASSING: Final = frozenset({"starting", "stream opening"})
+MOVE_STANDS: Final = timedelta(minutes=15)  # without progress though its command runs, as the alert MoveStandsStill
+NEAR_RATIO: Final = 0.5  # of the stream's retention, as the alert NearRetention
+CERTIFICATE_LEFT: Final = timedelta(days=3)  # as the alert CertificateExpires
+COUNTED_FOR: Final = timedelta(minutes=10)  # without a further one, what is counted in a replica's life is over
+# While nobody reads the stream, what its readers have told is neither over nor known.
+BLIND: Final = frozenset({ProblemCause.NOT_READY, ProblemCause.REPLICA_SILENT, ProblemCause.STREAM_SHARD_UNREAD})
+READ: Final = frozenset({ProblemCause.NEAR_RETENTION, ProblemCause.TARGET_HELD, ProblemCause.STREAM_LAG})
+STREAM_OUTAGES: Final = frozenset({UnreadyReason.STREAM_UNAVAILABLE, UnreadyReason.STREAM_UNREADABLE})
+CREDENTIALS: Final = frozenset({UnreadyReason.CREDENTIALS_UNAVAILABLE, UnreadyReason.CREDENTIALS_EXPIRED})
+# Their number is that of a replica's life, or of a time, so that they are last seen when it has grown.
+OF_LIFE: Final = frozenset({ProblemCause.RECORDS_LOST, ProblemCause.CONTROL_BLOCKED})
+COUNTED: Final = OF_LIFE | {ProblemCause.DEAD_LETTERS}
+COUNTS: Final = {
+    "tenantsSplit": ProblemCause.TENANT_SPLIT,
+    "recordsLost": ProblemCause.RECORDS_LOST,
+    "controlBlocked": ProblemCause.CONTROL_BLOCKED,
+}
+SOURCE_STATES: Final = frozenset(map(str, SourceState)) | {"draining"}
+
+Json: TypeAlias = Mapping[str, Any]
+Kind: TypeAlias = tuple[ProblemCause, str | None]  # with the reason of a hold
+
+
+ORDER: Final = {cause: number for number, cause in enumerate(ProblemCause)}
+
+
+class FoundProblem(NamedTuple):
+    """What is wrong with one target at this moment; None is the whole worker or fleet.
+
+    *reason* tells apart what is held; *number* is that of what is counted. *since* is when it began, where that is
+    known.
+    """
+
+    cause: ProblemCause
+    subject: str | None = None
+    number: int | None = None
+    reason: str | None = None
+    since: datetime | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """The cause, and the reason of a hold."""
+        return self.cause, self.reason
+
+
+def find_problems(state: Json, fleet: Json, now: datetime) -> list[FoundProblem]:
+    """Return what is wrong: *state* has members of this replica's `/status`, *fleet* those of the fleet's report."""
+    lost = {one["shardId"] for one in state["shards"] if _is_lost(one)}
+    return [
+        *_each(ProblemCause.NEAR_RETENTION, _near_retention(state, fleet)),
+        *_each(ProblemCause.OUTAGE, _failing_dependencies(state)),
+        *_of_this_replica(state),
+        *_counted(state["counts"]),
+        *_of_certificate(state["certificateEnd"], now),
+        *_each(ProblemCause.REPLICA_UNABLE, _unable(fleet["replicas"])),
+        *_each(ProblemCause.CLOCK_APART, _with_wrong_clock(fleet["replicas"])),
+        *_of_shards(state["shards"]),
+        *_of_stream(fleet["streamShards"], state["streamShards"]),
+        *_gone_replicas(fleet["goneReplicas"], now),
+        *_of_held(state["held"], fleet["replicas"], lost, now),
+        *_of_moves(state["moves"], now),
+        *_of_feed((state["feed"] or {}).get("destinations", ()), now),
+        *_of_letters(fleet["replicas"]),
+    ]
+
+
+def _near_retention(state: Json, fleet: Json) -> Iterator[str]:
+    """Yield the stream shards with records or held operations of over half the age at which they are lost."""
+    if (retention_s := state["retentionSeconds"]) is None:
+        return
+    ages_s = [(one["streamShard"], one["lagSeconds"]) for one in fleet["streamShards"] if one["owner"] is not None]
+    held = (*state["held"], *(held for replica in fleet["replicas"] for held in replica["held"]))
+    ages_s += [(one["streamShard"], one["ageSeconds"]) for one in held]
+    for name, age_s in ages_s:
+        if (age_s or 0.0) > NEAR_RATIO * retention_s:
+            yield f"stream shard {name}"
+
+
+def _is_lost(shard: Json) -> bool:
+    return shard.get("state") == ShardState.LOST or shard.get("takesOperations") is False
+
+
+def _failing_dependencies(state: Json) -> tuple[str, ...]:
+    """Return the dependencies of which nothing answers this replica, if there are several."""
+    shards, streams, queues = state["shards"], state["streamShards"], state["queues"]
+    failing = {
+        "Kinesis or DynamoDB": state["ready"] in STREAM_OUTAGES
+        or (streams and all(one.get("trouble") for one in streams)),
+        "SQS": queues and len(_failing_queues(queues)) == len(queues),
+        "Citrus": state["citrus"] not in (None, DependencyState.OK),
+        "Redis": _is_cache_failing(state),
+        "every Postgres shard": shards and all(map(_is_lost, shards)),
+    }
+    named = tuple(name for name, is_failing in failing.items() if is_failing)
+    return named if len(named) > 1 else ()
+
+
+def _failing_queues(queues: Iterable[Json]) -> list[str]:
+    return [one["name"] for one in queues if one.get("state") not in SOURCE_STATES]
+
+
+def _is_cache_failing(state: Json) -> bool:
+    return bool((state["cache"] or {}).get("state", DependencyState.OK) != DependencyState.OK)
+
+
+def _each(cause: ProblemCause, subjects: Iterable[str]) -> Iterator[FoundProblem]:
+    return (FoundProblem(cause, subject) for subject in dict.fromkeys(subjects))
+
+
+def _of_this_replica(state: Json) -> Iterator[FoundProblem]:
+    if state["ready"] is not True:
+        cause = ProblemCause.CREDENTIALS_FAILING if state["ready"] in CREDENTIALS else ProblemCause.NOT_READY
+        yield FoundProblem(cause, str(state["ready"]).replace("_", " "))
+    yield from _each(ProblemCause.QUEUE_FAILING, (f"queue {name}" for name in _failing_queues(state["queues"])))
+    if state["citrus"] not in (None, DependencyState.OK):
+        yield FoundProblem(ProblemCause.CITRUS_FAILING)
+    if _is_cache_failing(state):
+        yield FoundProblem(ProblemCause.CACHE_FAILING)
+    troubles: defaultdict[str, list[Json]] = defaultdict(list)
+    for one in state["troubles"]:
+        troubles[f"{one['target'].replace('_', ' ')} {one['about']}"].append(one)
+    for subject, places in troubles.items():
+        since = min(datetime.fromisoformat(one["since"]) for one in places)
+        yield FoundProblem(ProblemCause.INTERNAL_ERROR, subject, sum(one["count"] for one in places), since=since)
+
+
+def _counted(counts: Json) -> Iterator[FoundProblem]:
+    return (FoundProblem(cause, number=counts[name]) for name, cause in COUNTS.items() if counts[name])
+
+
+def _of_certificate(end: datetime | None, now: datetime) -> Iterator[FoundProblem]:
+    if end is not None and now > end - CERTIFICATE_LEFT:
+        yield FoundProblem(ProblemCause.CERTIFICATE_EXPIRES)
+
+
+def _with_wrong_clock(replicas: Iterable[Json]) -> Iterator[str]:
+    return (f"replica {one['replica']}" for one in replicas if one["isClockApart"])
+
+
+def _unable(replicas: Iterable[Json]) -> Iterator[str]:
+    return (f"replica {one['replica']}: {one['unable'].replace('_', ' ')}" for one in replicas if one["unable"])
+
+
+def _of_shards(shards: Iterable[Json]) -> Iterator[FoundProblem]:
+    for one in shards:
+        subject = f"shard {one['shardId']}"
+        if _is_lost(one):
+            at = (one.get("lastAnswer") or {}).get("at")
+            yield FoundProblem(ProblemCause.SHARD_LOST, subject, since=at and datetime.fromisoformat(at))
+        elif one.get("state") == ShardState.DEGRADED:
+            yield FoundProblem(ProblemCause.SHARD_DEGRADED, subject)
+
+
+def _of_stream(stream_shards: Iterable[Json], own: Iterable[Json]) -> Iterator[FoundProblem]:
+    """Yield the problems of *stream_shards*, those of the fleet; *own* tells which ones this replica cannot read.
+
+    Of another replica no error is known: what it reads late and not at all, while this one cannot read, fails likewise.
+    """
+    troubled = {one["streamShard"] for one in own if one.get("trouble")}
+    rows = [one for one in stream_shards if one["state"] != StreamShardState.ENDED]
+    silent = [one for one in rows if one["isSilent"]]
+    heard = [one for one in rows if one not in silent]
+    unanswered = [one for one in heard if one["streamShard"] in troubled and _lag_s(one) >= UNREAD_S]
+    late = [one for one in heard if one not in unanswered and (one["lagSeconds"] or 0.0) >= LAG_HIGH_S]
+    if unanswered:
+        unanswered += [one for one in late if not one.get("recordsPerSecond")]
+        late = [one for one in late if one not in unanswered]
+    unread = [one for one in rows if one["owner"] is None]
+    yield from _each(ProblemCause.STREAM_SHARD_UNREAD, _streams_named(unread))
+    yield from _each(ProblemCause.REPLICA_SILENT, (f"replica {one['owner']}" for one in silent))
+    yield from _each(ProblemCause.STREAM_FAILING, _streams_named(unanswered))
+    yield from _each(ProblemCause.STREAM_LAG, _streams_named(late))
+
+
+def _gone_replicas(gone: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
+    for one in gone:
+        since = now - timedelta(seconds=one["seenSecondsAgo"])
+        yield FoundProblem(ProblemCause.REPLICA_GONE, f"replica {one['replica']}", since=since)
+
+
+def _streams_named(stream_shards: Iterable[Json]) -> Iterator[str]:
+    return (f"stream shard {one['streamShard']}" for one in stream_shards)
+
+
+def _lag_s(stream_shard: Json) -> float:
+    """Return the lag; without any read yet it is endless."""
+    lag_s: float | None = stream_shard["lagSeconds"]
+    return float("inf") if lag_s is None else lag_s
+
+
+def _of_held(own: Iterable[Json], replicas: Iterable[Json], lost: set[str], now: datetime) -> Iterator[FoundProblem]:
+    """Yield the targets that any replica names, by reason and the oldest first; not a shard that is lost.
+
+    What a replica holds that can do nothing tells about that replica.
+    """
+    oldest_s: defaultdict[str, dict[str, float]] = defaultdict(dict)  # of each target, by reason
+    for one in (
+        *own,
+        *(held for replica in replicas if not (replica["isThis"] or replica["unable"]) for held in replica["held"]),
+    ):
+        is_lost = one["reason"] == HoldReason.SHARD_UNAVAILABLE and one["target"].removeprefix("shard ") in lost
+        if not is_lost:
+            ages = oldest_s[one["reason"]]
+            ages[one["target"]] = max(ages.get(one["target"], 0.0), one["ageSeconds"])
+    for reason, ages in sorted(oldest_s.items()):
+        for target, age_s in sorted(ages.items(), key=lambda pair: -pair[1]):
+            since = now - timedelta(seconds=age_s)
+            yield FoundProblem(ProblemCause.TARGET_HELD, target, reason=reason, since=since)
+
+
+def _of_moves(moves: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
+    for one in moves:
+        if one.get("error") or one.get("isRunning") is False or now - one["notedAt"] > MOVE_STANDS:
+            yield FoundProblem(ProblemCause.MOVE_FAILED, f"tenant {one['tenant']}", since=one["notedAt"])
+
+
+def _of_feed(destinations: Iterable[Json], now: datetime) -> Iterator[FoundProblem]:
+    """Yield what is stopped, and what is behind without that."""
+    for one in destinations:
+        subject = f"destination {one['name']}"
+        if one["stoppedShards"]:
+            yield FoundProblem(ProblemCause.FEED_STOPPED, subject)
+        elif one["lagSeconds"] > FEED_BEHIND_S:
+            yield FoundProblem(ProblemCause.FEED_BEHIND, subject, since=now - timedelta(seconds=one["lagSeconds"]))
+
+
+def _of_letters(replicas: Iterable[Json]) -> Iterator[FoundProblem]:
+    if count := sum(one["deadLetters"] or 0 for one in replicas):
+        yield FoundProblem(ProblemCause.DEAD_LETTERS, number=count)
+
+
+class _Incident(msgspec.Struct):
+    """A problem as it was seen last, since when, and when it was seen last."""
+
+    found: FoundProblem
+    since: datetime
+    at: datetime
+    is_over: bool = False
+
+    def note(self, found: FoundProblem, now: datetime) -> None:
+        """Take over that it is there *now*; what is counted is there when its number grows."""
+        has_grown = (found.number or 0) > (self.found.number or 0)
+        if found.cause not in COUNTED or has_grown:
+            self.at = now
+        self.is_over = found.cause in OF_LIFE and now - self.at > COUNTED_FOR
+        self.found, self.since = found, min(self.since, found.since or now)
+
+
+class Problems:
+    """The incidents of now and of the last day."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Kind, str | None], _Incident] = {}
+        self._over: defaultdict[Kind, deque[_Incident]] = defaultdict(lambda: deque(maxlen=OVER_MAX))
+
+    def __repr__(self) -> str:
+        return f"Problems({list(self._open)})"
+
+    def note(self, found: Iterable[FoundProblem], now: datetime) -> None:
+        """Take over what is wrong *now*; what is not among *found* is over, and forgotten after a day."""
+        present = {(one.kind, one.subject): one for one in found}
+        is_blind = any(one.cause in BLIND for one in present.values())
+        for key in self._open.keys() - present.keys():
+            incident = self._open[key]
+            if is_blind and incident.found.cause in READ and now - incident.at <= OVER_FOR:
+                continue
+            del self._open[key]
+            if incident.found.subject not in PASSING:
+                incident.is_over = True
+                self._over[incident.found.kind].append(incident)
+        for key, one in present.items():
+            known = self._open.get(key) or self._take_back(one, now)
+            if known is None or (known.is_over and (one.number or 0) > (known.found.number or 0)):
+                if known is not None:
+                    self._over[one.kind].append(known)
+                known = _Incident(one, one.since or now, now)
+            known.note(one, now)
+            self._open[key] = known
+
+    def _take_back(self, found: FoundProblem, now: datetime) -> _Incident | None:
+        """Return the incident that *found* goes on with, which is not over then; None without one."""
+        over = self._over[found.kind]
+        for one in reversed(over):
+            if one.found.subject == found.subject and now - one.at <= GOES_ON:
+                over.remove(one)
+                return one
+        return None
+
+    def view(self, now: datetime, site: str | None = None) -> list[dict[str, Any]]:
+        """Return the incidents as JSON members: those of now, the worst first, then those over, the last one first."""
+        by_kind: defaultdict[Kind, list[_Incident]] = defaultdict(list)
+        over = [one for several in self._over.values() for one in several]
+        for one in self._open.values():
+            if one.is_over:
+                over.append(one)
+            else:
+                by_kind[one.found.kind].append(one)
+        rows = [
+            _view(one, len(several), site)
+            for _, several in sorted(by_kind.items(), key=lambda pair: _rank(pair[0]))
+            for one in sorted(several, key=lambda one: one.since)[:OPEN_MAX]
+        ]
+        over.sort(key=lambda one: one.at, reverse=True)
+        return [*rows, *(_view(one, 1, site) for one in over if now - one.at <= OVER_FOR)]
+
+
+def _rank(kind: Kind) -> tuple[bool, int, str]:
+    cause, reason = kind
+    return cause_of(cause, reason).severity is not Severity.CRITICAL, ORDER[cause], reason or ""
+
+
+def _view(incident: _Incident, count: int, site: str | None) -> dict[str, Any]:
+    found, words = incident.found, cause_of(incident.found.cause, incident.found.reason)
+    return {
+        "cause": found.cause,
+        "reason": found.reason,
+        "severity": words.severity,
+        "problem": words.text,
+        "subject": found.subject,
+        "count": count if found.number is None else found.number,
+        "since": incident.since.isoformat(timespec="milliseconds"),
+        "at": incident.at.isoformat(timespec="milliseconds"),
+        "isOver": incident.is_over,
+        **words.members(site),
+    }

@@ -1,0 +1,148 @@
+"""The bodies of requests that act: JSON objects, bounded in size and time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from simplu_worker.operations.operation import ID_MAX
+from simplu_worker.shards.types import PAUSE_MAX_S, WEIGHT_MAX, WEIGHT_MIN, Lever
+from simplu_worker.status.guard import Actor
+from simplu_worker.vocabulary import DeadLetterReason, Source
+
+BODY_WITHIN_S: Final = 10.0
+PAUSE_DEFAULT_S: Final = 4 * 3600.0
+LETTERS_DEFAULT: Final = 1000
+LETTERS_MAX: Final = 10_000  # in one answer
+CHOSEN_MAX: Final = 1000  # of letters that a request names
+MESSAGE_ID_MAX: Final = 100  # characters: SQS
+
+MessageId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MESSAGE_ID_MAX)]
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+class RetryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /held/retry`: a target as `/status` shows it, or none for all."""
+
+    target: str | None = None
+
+
+class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /tenants/…/pause`: for how many seconds."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=PAUSE_MAX_S)] = PAUSE_DEFAULT_S
+
+    @property
+    def lever(self) -> Lever:
+        """What it sets."""
+        return Lever(pause_s=self.seconds)
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /tenants/…/resume`: empty."""
+
+    @property
+    def lever(self) -> Lever:
+        """What it sets."""
+        return Lever(pause_s=0.0)
+
+
+class WeightRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /tenants/…/weight`."""
+
+    weight: Annotated[float, msgspec.Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
+
+    @property
+    def lever(self) -> Lever:
+        """What it sets."""
+        return Lever(weight=self.weight)
+
+
+LeverRequest: TypeAlias = PauseRequest | ResumeRequest | WeightRequest
+
+
+class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The body of a request about dead letters: a filter, and what to do.
+
+    *since* is inclusive, *until* is not; both by `failedAt`, and without an offset in UTC.
+    """
+
+    reasons: tuple[DeadLetterReason, ...] = ()
+    source: Source | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    message_ids: Annotated[tuple[MessageId, ...], msgspec.Meta(max_length=CHOSEN_MAX)] = ()
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LETTERS_MAX)] = LETTERS_DEFAULT
+    records: bool = False
+    newest: bool = False
+    apply: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse half a tenant."""
+        if (self.business_id is None) != (self.location_id is None):
+            raise ValueError("expected businessId and locationId together, or neither of them")
+
+    def in_utc(self) -> LettersRequest:
+        """Return the request with offsets in its times."""
+        return msgspec.structs.replace(self, since=_in_utc(self.since), until=_in_utc(self.until))
+
+
+class EditRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The body of `POST /dead-letters/edit`: a dead letter, the text in place of its record, and the new request id."""
+
+    message_id: MessageId
+    record: str
+    request_id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)] | None = None
+    apply: bool = False
+
+
+class LettersDesk(Protocol):
+    """Answers requests about dead letters, each with an HTTP status and JSON members; the log has the *actor*."""
+
+    async def list(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
+        """List dead letters."""
+
+    async def replay(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
+        """Send records to their source again, or return the plan."""
+
+    async def discard(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
+        """Delete dead letters, or return the plan."""
+
+    async def edit(self, request: EditRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
+        """Send a corrected record under a new request id in place of its dead letter, or return the plan."""
+
+
+OpenDesk: TypeAlias = Callable[[], LettersDesk]
+"""Returns the one desk of the process; it is made at the first call, as few processes need one."""
+
+
+def _in_utc(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+
+async def read_body(request: web.Request, kind: type[Body]) -> Body:
+    """Return the body of *request*; an empty one is an empty object. The server limits its size.
+
+    Raises ValueError with an error for people, which quotes no value of the body.
+    """
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            text = await request.read()
+    except TimeoutError:
+        raise ValueError(f"expected the whole body within {BODY_WITHIN_S:g} s") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ValueError("expected the whole body, got the end of the connection or another encoding") from None
+    try:
+        return msgspec.json.decode(text or b"{}", type=kind)
+    except msgspec.ValidationError as exc:
+        raise ValueError(str(exc)) from None
+    except (msgspec.DecodeError, UnicodeError):
+        raise ValueError("expected a JSON object as the body, got other bytes") from None

@@ -1,0 +1,297 @@
+"""The callers over HTTP, by their bearer tokens: roles, and the tenants that a producer may ask for. Pure.
+
+Reduce answers for callers that may not see all of them: viewers, and requests without a token.
+
+An answer has texts of all kinds: errors, addresses, names of tenants, content. So texts are shown by a list of
+members,
+and states by a list of words; a new member of an answer is hidden until it is listed here. Requests without a token,
+where `API_OPEN_READS` allows them, see counts and states. Viewers see names, ids, places and times too, and no error
+text, result or record.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from simplu_worker.operations.operation import ID_MAX
+from simplu_worker.shards.health.assessment import UNFINISHED
+from simplu_worker.vocabulary import (
+    OTHER_REPLICA,
+    DeadLetterReason,
+    DependencyState,
+    Failure,
+    HoldReason,
+    HoldState,
+    Inability,
+    ProblemCause,
+    Role,
+    ServerRole,
+    Severity,
+    ShardState,
+    SourceState,
+    StreamShardState,
+    TenantState,
+    UnreadyReason,
+)
+
+TOKENS_MAX: Final = 1000
+VARIABLES: Final = {Role.OPERATOR: "API_TOKEN", Role.VIEWER: "API_VIEWER_TOKEN"}
+LIST_VARIABLE: Final = "API_TOKENS_FILE"
+
+Pattern: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_MAX)]
+
+
+class TenantPattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """Tenants by their two ids, in which `*` stands for any characters."""
+
+    business_id: Pattern
+    location_id: Pattern
+
+    def fits(self, business_id: str, location_id: str) -> bool:
+        """Return whether the tenant is one of these."""
+        return _fits(self.business_id, business_id) and _fits(self.location_id, location_id)
+
+
+class ListedToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A token of API_TOKENS_FILE, by its SHA-256; a producer's has the tenants that it may ask for."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,64}$")]
+    role: Role
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    tenants: Annotated[tuple[TenantPattern, ...], msgspec.Meta(max_length=100)] = ()
+
+
+class Caller(NamedTuple):
+    """Who calls: *name* is that of a token in API_TOKENS_FILE."""
+
+    role: Role
+    name: str | None = None
+    tenants: tuple[TenantPattern, ...] = ()
+
+    def may_see(self, business_id: str, location_id: str) -> bool:
+        """Return whether the caller may see the tenant: a producer only those of its token."""
+        return self.role is not Role.PRODUCER or any(one.fits(business_id, location_id) for one in self.tenants)
+
+
+class Tokens:
+    """The tokens of operators and viewers, and what *listed* returns at the moment, None without a file."""
+
+    def __init__(
+        self,
+        *,
+        operator: str | None = None,
+        viewer: str | None = None,
+        listed: Callable[[], Sequence[ListedToken]] | None = None,
+    ) -> None:
+        own = ((Role.OPERATOR, operator), (Role.VIEWER, viewer))
+        self._own = {role: _digest(token.encode()) for role, token in own if token}
+        self._listed = listed
+
+    def __repr__(self) -> str:
+        return f"Tokens({', '.join(self.variables(Role)) or 'none'})"
+
+    def variables(self, roles: Collection[Role] | type[Role]) -> Sequence[str]:
+        """Return the variables that hold tokens of *roles*."""
+        own = [VARIABLES[role] for role in self._own if role in roles]
+        return own if self._listed is None else [*own, LIST_VARIABLE]
+
+    def caller_of(self, authorization: str) -> Caller | None:
+        """Return the caller with the header `Authorization`; None for a wrong one.
+
+        Every token is compared, each in a time that does not depend on its bytes.
+        """
+        scheme, _, sent = authorization.partition(" ")
+        # aiohttp represents undecodable bytes as surrogates, which no token has.
+        sent_digest = _digest(sent.strip().encode(errors="surrogatepass"))
+        found = [Caller(role) for role, digest in self._own.items() if hmac.compare_digest(sent_digest, digest)]
+        found += [
+            Caller(one.role, one.name, one.tenants)
+            for one in (() if self._listed is None else self._listed())
+            if hmac.compare_digest(sent_digest, one.sha256)
+        ]
+        return found[0] if found and sent.strip() and scheme.lower() == "bearer" else None
+
+
+def decode_tokens(text: bytes) -> Sequence[ListedToken]:
+    """Return the tokens of API_TOKENS_FILE, `{"tokens": [{"name", "role", "sha256", "tenants"}]}`.
+
+    Raises ValueError with an error for people.
+    """
+    try:
+        tokens = msgspec.json.decode(text, type=_TokensFile).tokens
+    except msgspec.ValidationError as exc:
+        raise ValueError(str(exc)) from None
+    except (msgspec.DecodeError, UnicodeError):
+        raise ValueError('expected JSON such as {"tokens": []}, got other bytes') from None
+    for member, values in (("name", [one.name for one in tokens]), ("sha256", [one.sha256 for one in tokens])):
+        if repeated := _first_repeated(values):
+            raise ValueError(f"{member}: expected another one for each token, got {repeated} twice")
+    for one in tokens:
+        if (one.role is Role.PRODUCER) != bool(one.tenants):
+            expected = "some" if one.role is Role.PRODUCER else "none, as viewers and operators see all tenants"
+            raise ValueError(f"tenants of {one.name}, {one.role}: expected {expected}, got {len(one.tenants)}")
+    return tokens
+
+
+class _TokensFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    tokens: Annotated[list[ListedToken], msgspec.Meta(max_length=TOKENS_MAX)]
+
+
+def _digest(token: bytes) -> str:
+    return hashlib.sha256(token).hexdigest()
+
+
+def _fits(pattern: str, text: str) -> bool:
+    return fnmatch.fnmatchcase(text, pattern.replace("[", "[[]").replace("?", "[?]"))
+
+
+def _first_repeated(values: Iterable[str]) -> str | None:
+    return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+# Names that labels of the metrics show as well, which need no token either; and times.
+SHOWN_TEXTS: Final = frozenset(
+    {"kind", "lastCheckAt", "lastHealthCheck", "name", "queue", "shardId", "streamShard", "version"}
+)
+STATE_MEMBERS: Final = frozenset(
+    {"ready", "unable", "reason", "role", "state", "step", "citrus", "clock", "cause", "severity"}
+)
+STATES: Final = frozenset(
+    map(
+        str,
+        [
+            *(*UnreadyReason, *SourceState, *StreamShardState, *HoldState, *DependencyState, *ShardState, *ServerRole),
+            *(*Inability, *UNFINISHED, *Role, *HoldReason, *ProblemCause, *Severity),
+        ],
+    )
+)
+OTHER_STATE: Final = "other"  # a state with a text of its own, such as an error
+HIDDEN_MEMBERS: Final = frozenset({"result", "record", "recordBase64", "messageAttributes"})
+
+VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
+    [
+        *("replica", "owner", "place", "target", "targets", "loop", "reads", "problems", "stream", "advice", "runbook"),
+        *("checkpoint", "position", "at", "from", "level", "event", "about", "epochMovedAt", "serverVersion"),
+        *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
+        *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
+        *("tenant", "tenantIds", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
+        *("problem", "subject", "stoppedShards"),
+        *(
+            "source",
+            "sequenceNumber",
+            "messageId",
+            "deadLetterQueue",
+            "since",
+            "readUpTo",
+            "answerUntil",
+            "searchedTo",
+            "next",
+        ),
+    ]
+)
+VIEWER_STATES: Final = STATES | frozenset(map(str, [*TenantState, *DeadLetterReason, OTHER_REPLICA]))
+OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
+HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to operators, and in the worker's log"
+
+_EVENT: Final = re.compile(r"[a-z_]+\.[a-z_]+")  # of the worker; a library's event is a text
+_HOST: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
+
+
+class Reduction(msgspec.Struct, frozen=True):
+    """The texts that are shown: those of members in *texts*, the words in *states* of members that are states.
+
+    *errors* are the words that the member `error` may show. With *keeps_null* members without a value stay.
+    """
+
+    texts: frozenset[str]
+    states: frozenset[str]
+    errors: frozenset[str] = frozenset()
+    hidden: frozenset[str] = HIDDEN_MEMBERS
+    keeps_null: bool = False
+
+    def apply(self, view: Any) -> Any:
+        """Return *view*, a JSON value, with its numbers, truth values and states, and with the listed texts alone."""
+        match view:
+            case dict():
+                shown = {name: self._member(name, value) for name, value in view.items() if name not in self.hidden}
+                return {
+                    name: value
+                    for name, value in shown.items()
+                    if value is not None or (self.keeps_null and view[name] is None)
+                }
+            case list() | tuple():
+                shown_items = [(self.apply(item), item) for item in view]
+                return [shown for shown, item in shown_items if shown is not None or (self.keeps_null and item is None)]
+            case bool() | int() | float():
+                return view
+            case _:
+                return None
+
+    def _member(self, name: str, value: Any) -> Any:
+        """Return the shown part of a member; None for nothing."""
+        if isinstance(value, list | tuple) and name in self.texts:
+            return [str(item) if isinstance(item, str) else self.apply(item) for item in value]
+        if not isinstance(value, str):
+            return self.apply(value)
+        if name in STATE_MEMBERS:
+            return str(value) if value in self.states else OTHER_STATE
+        if name == "error":
+            return str(value) if value in self.errors else None
+        is_shown = name in self.texts and (name != "event" or _EVENT.fullmatch(value) is not None)
+        return str(value) if is_shown else None
+
+
+COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors", "troubles"})
+FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES, keeps_null=True)
+
+
+def counts_and_states(view: Any) -> Any:
+    """Return *view*, a JSON value, as requests without a token see it."""
+    return COUNTS_AND_STATES.apply(view)
+
+
+def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer with the HTTP status *status* as viewers see it: errors of the request itself stay."""
+    plain = msgspec.to_builtins(answer, builtin_types=(msgspec.Raw,))
+    shown: dict[str, Any] = FOR_VIEWERS.apply(plain)
+    if isinstance(error := plain.get("error"), str) and "error" not in shown:
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            shown["error"] = HIDDEN_CAUSE
+        elif status >= HTTPStatus.BAD_REQUEST:
+            shown["error"] = error
+    return shown
+
+
+def for_producers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer about a producer's own tenant as it sees it: all of it, but for what is wrong with a shard."""
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and "error" in answer:
+        return answer | {"error": HIDDEN_CAUSE}
+    return answer
+
+
+def is_own_host(host: str, http_host: str | None) -> bool:
+    """Return whether *host*, the `Host` of a request, is *http_host*, an IP address or localhost.
+
+    A page of another site may have a name of its own lead here (DNS rebinding); a browser then sends that name.
+    """
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found["name"].strip("[]").lower()
+    if name in {"localhost", (http_host or "localhost").lower()}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

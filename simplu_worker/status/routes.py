@@ -1,0 +1,332 @@
+"""The table of routes: each path with its method, its access, its limits and its description (docs/outcomes.md). Pure.
+
+The router and the description at `/openapi.json` are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.operations.operation import ID_MAX
+from simplu_worker.shards.listing import LIMIT_MAX, TEXT_MAX
+from simplu_worker.status.operation_waits import WAIT_MAX_S
+from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
+
+# An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
+ANY_ID: Final = "[^/]+"
+
+
+class Access(StrEnum):
+    """The callers of a route."""
+
+    ALL = "all"  # probes, metrics, the page: no data of tenants
+    COUNTS = "counts"  # viewers and operators; counts and states without a token, where API_OPEN_READS allows them
+    VIEWERS = "viewers"  # viewers and operators; a viewer sees a reduced answer
+    PRODUCERS = "producers"  # these too, and producers about their tenants
+    OPERATORS = "operators"
+    DESTROYERS = "destroyers"  # operators, where ALLOW_DESTRUCTIVE_HTTP allows it
+
+
+class Answer(StrEnum):
+    """How the answers of a route are made, and limited."""
+
+    AT_ONCE = "at once"  # without limits: by a function that returns at once
+    LIMITED = "limited"  # a number of requests at a time
+    SHARED = "shared"  # the same, and one answer for all callers of a moment
+    IN_TURNS = "in turns"  # the same, a few at a time: each answer is another one
+    STREAM = "stream"  # lasts: it has limits of its own
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """A parameter of the path or of the query, with its JSON schema."""
+
+    name: str
+    text: str
+    place: str = "query"
+    is_required: bool = False
+    schema: Mapping[str, Any] = MappingProxyType({"type": "string"})
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One path with one method; *name* is that of its view.
+
+    *answers* has the names of schemas by HTTP status, beside those that the access and the limits bring.
+    """
+
+    method: str
+    path: str
+    name: str
+    access: Access
+    answer: Answer
+    summary: str
+    answers: Mapping[int, str]
+    parameters: tuple[Parameter, ...] = ()
+    body: str | None = None
+
+    @property
+    def pattern(self) -> str:
+        """The path for the router."""
+        return self.path.replace("}", f":{ANY_ID}}}")
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the route is never refused: an orchestrator would end the worker."""
+        return self.name in {"live", "healthy", "ready"}
+
+
+def _id(name: str, text: str, *, place: str = "path") -> Parameter:
+    schema = {"type": "string", "minLength": 1, "maxLength": ID_MAX}
+    return Parameter(name, text, place, is_required=place == "path", schema=schema)
+
+
+def _time(name: str, text: str) -> Parameter:
+    return Parameter(name, text, schema={"type": "string", "format": "date-time"})
+
+
+def _words(name: str, text: str, words: type[StrEnum]) -> Parameter:
+    return Parameter(name, text, schema={"type": "string", "enum": [str(word) for word in words]})
+
+
+BUSINESS: Final = Parameter("businessId", "The business of the tenant.")
+LOCATION: Final = Parameter("locationId", "Its location.")
+TENANT_LISTED: Final = tuple(
+    msgspec.structs.replace(
+        one, is_required=True, schema={"type": "string", "minLength": 1, "maxLength": ID_MAX, "pattern": "^[^\\x00]*$"}
+    )
+    for one in (BUSINESS, LOCATION)
+)
+LIST: Final = (
+    *TENANT_LISTED,
+    Parameter("resourceType", "Only operations on resources of this type."),
+    Parameter("resourceId", "Only operations on the resource with this id."),
+    _time("since", "Only operations completed at this time or later; no offset means UTC."),
+    _time("until", "Only operations completed before this time."),
+    _words("status", "Only operations with this status.", OperationStatus),
+    _words("error", "Only operations with this error.", Failure),
+    Parameter("limit", "At most so many operations.", schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
+    Parameter("after", "The `next` of the page before."),
+)
+TAP: Final = (
+    BUSINESS,
+    LOCATION,
+    Parameter("resourceType", "Only operations on resources of this type."),
+    _words("operation", "Only operations of this kind.", OperationKind),
+    Parameter("outcome", "Only operations with this outcome: `succeeded`, an error, `duplicate` or `dead_letter`."),
+    Parameter("content", "`true` shows the data, to operators.", schema={"type": "string", "enum": ["true", "false"]}),
+)
+WAIT: Final = Parameter(
+    "wait",
+    "So many seconds the answer may wait until the operation is decided or held; with its tenant.",
+    schema={"type": "number", "minimum": 0, "maximum": WAIT_MAX_S},
+)
+QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
+
+ROUTES: Final = (
+    Route("GET", "/", "page", Access.ALL, Answer.AT_ONCE, "The status page.", {200: "html"}),
+    Route(
+        *("GET", "/page/{file}", "page_file", Access.ALL, Answer.AT_ONCE),
+        "A style or a script of the status page.",
+        {200: "file", 404: "Error"},
+        (Parameter("file", "The name of the file.", "path", is_required=True),),
+    ),
+    Route("GET", "/openapi.json", "description", Access.ALL, Answer.AT_ONCE, "This description.", {200: "Description"}),
+    Route(
+        *("GET", "/schemas/", "message_schemas", Access.ALL, Answer.AT_ONCE),
+        "The names of the JSON Schemas of messages, below this path.",
+        {200: "MessageSchemas"},
+    ),
+    Route(
+        *("GET", "/schemas/{name}.json", "message_schema", Access.ALL, Answer.AT_ONCE),
+        "The JSON Schema of one kind of message.",
+        {200: "object", 404: "Error"},
+        (Parameter("name", "The kind of message.", "path", is_required=True),),
+    ),
+    Route(
+        *("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),
+        "Whether the loops of the worker turn.",
+        {200: "Health", 503: "Health"},
+    ),
+    Route(
+        *("GET", "/healthz", "healthy", Access.ALL, Answer.AT_ONCE),
+        "The same as /livez.",
+        {200: "Health", 503: "Health"},
+    ),
+    Route(
+        *("GET", "/readyz", "ready", Access.ALL, Answer.AT_ONCE),
+        "Whether the sources are consumed.",
+        {200: "Health", 503: "Health"},
+    ),
+    Route("GET", "/metrics", "metrics", Access.ALL, Answer.LIMITED, "Metrics for Prometheus.", {200: "metrics"}),
+    Route("GET", "/status", "status", Access.COUNTS, Answer.SHARED, "The state of this replica.", {200: "Status"}),
+    Route(
+        *("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
+        "The replicas that share the stream.",
+        {200: "Fleet"},
+    ),
+    Route(
+        *("GET", "/fleet/history", "fleet_history", Access.VIEWERS, Answer.SHARED),
+        "Lag and rate of the fleet and of each stream shard over the last hour, and of the fleet over the last day.",
+        {200: "StreamHistory"},
+    ),
+    Route(
+        *("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
+        "/status and /fleet as server-sent events, for an hour.",
+        {200: "events"},
+    ),
+    Route(
+        *("GET", "/tap", "tap", Access.VIEWERS, Answer.STREAM),
+        "Operations as they are decided, as server-sent events, for 15 minutes.",
+        {200: "events"},
+        TAP,
+    ),
+    Route(
+        *("POST", "/leases/{streamShard}/release", "release_lease", Access.OPERATORS, Answer.IN_TURNS),
+        "Have the owner of a stream shard's lease release it.",
+        {202: "Release", 404: "Error", 409: "Error"},
+        (_id("streamShard", "The stream shard."),),
+    ),
+    Route(
+        *("POST", "/held/retry", "retry_held", Access.OPERATORS, Answer.IN_TURNS),
+        "Try the held targets of all replicas now.",
+        {200: "Retry"},
+        body="RetryRequest",
+    ),
+    Route(
+        *("POST", "/dead-letters/list", "list_letters", Access.OPERATORS, Answer.IN_TURNS),
+        "Look at dead letters, which are hidden from other receivers for that time.",
+        {200: "Letters", 409: "Error"},
+        body="LettersRequest",
+    ),
+    Route(
+        *("POST", "/dead-letters/replay", "replay_letters", Access.OPERATORS, Answer.IN_TURNS),
+        "Send the records of dead letters to their source again; without `apply` the plan.",
+        {200: "Replay", 409: "Error"},
+        body="LettersRequest",
+    ),
+    Route(
+        *("POST", "/dead-letters/discard", "discard_letters", Access.OPERATORS, Answer.IN_TURNS),
+        "Delete dead letters and their records; without `apply` the plan.",
+        {200: "Discard", 409: "Error"},
+        body="LettersRequest",
+    ),
+    Route(
+        *("POST", "/dead-letters/edit", "edit_letter", Access.OPERATORS, Answer.IN_TURNS),
+        "Send a corrected record in place of a dead letter's, under a new request id; without `apply` the plan.",
+        {200: "Edit", 404: "Error", 409: "Error"},
+        body="EditRequest",
+    ),
+    Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
+    Route(
+        *("GET", "/operations", "operations", Access.PRODUCERS, Answer.IN_TURNS),
+        "The operations of a tenant, those completed last first.",
+        {200: "Operations", 404: "NoTenant"},
+        LIST,
+    ),
+    Route(
+        *("GET", "/operations/{requestId}", "operation", Access.PRODUCERS, Answer.IN_TURNS),
+        "The outcome of one operation.",
+        {200: "Operation", 404: "Operation"},
+        (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION, WAIT),
+    ),
+    Route(
+        *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.PRODUCERS, Answer.IN_TURNS),
+        "One tenant, with the numbers of its rows.",
+        {200: "Tenant", 404: "NoTenant", 503: "TenantError"},
+        (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+    ),
+    Route(
+        *("GET", "/tenants/{tenantId}", "tenant_by_id", Access.VIEWERS, Answer.IN_TURNS),
+        "One tenant by the id that held targets and moves have.",
+        {200: "Tenant", 404: "NoTenantOfId", 503: "TenantError"},
+        (
+            Parameter(
+                "tenantId",
+                "Its business id and its location id, joined by a hyphen.",
+                "path",
+                is_required=True,
+                schema={"type": "string", "minLength": 1, "maxLength": 2 * ID_MAX + 1},
+            ),
+        ),
+    ),
+    Route(
+        *("GET", "/resources/{businessId}/{locationId}/{resourceType}/{resourceId}", "resource"),
+        *(Access.OPERATORS, Answer.IN_TURNS),
+        "One resource as its row is now.",
+        {200: "Resource", 404: "NoTenant"},
+        (
+            _id("businessId", "The business of the tenant."),
+            _id("locationId", "Its location."),
+            _id("resourceType", "The type of the resource."),
+            Parameter(
+                "resourceId",
+                "Its id.",
+                "path",
+                is_required=True,
+                schema={"type": "string", "minLength": 1, "maxLength": TEXT_MAX},
+            ),
+        ),
+    ),
+    *(
+        Route(
+            *("POST", f"/tenants/{{businessId}}/{{locationId}}/{word}", name, Access.OPERATORS, Answer.IN_TURNS),
+            summary,
+            {200: "Levers", 404: "Error", 409: "Error"},
+            (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+            body=body,
+        )
+        for word, name, body, summary in (
+            ("pause", "pause_tenant", "PauseRequest", "Have a tenant's operations and order events wait, for a time."),
+            ("resume", "resume_tenant", "ResumeRequest", "End the pause of a tenant."),
+            ("weight", "weigh_tenant", "WeightRequest", "Give a tenant more or less of its shard's time."),
+        )
+    ),
+    Route(
+        "GET",
+        "/sqs/stats",
+        "sqs_stats",
+        Access.COUNTS,
+        Answer.SHARED,
+        "The queues as SQS reports them.",
+        {200: "Queues"},
+    ),
+    Route(
+        *("DELETE", "/sqs/purge", "purge", Access.DESTROYERS, Answer.IN_TURNS),
+        "Empty a queue.",
+        {202: "Purge", 404: "Error", 429: "Error"},
+        (QUEUE,),
+    ),
+    Route(
+        *("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.IN_TURNS),
+        "The state of the worker and of its sources.",
+        {200: "Handler"},
+    ),
+    Route(
+        *("GET", "/handler/stats", "handler_stats", Access.COUNTS, Answer.SHARED),
+        "The queues and their handlers.",
+        {200: "Queues"},
+    ),
+    Route(
+        "GET",
+        "/cache/stats",
+        "cache_stats",
+        Access.COUNTS,
+        Answer.SHARED,
+        "The state of the cache.",
+        {200: "CacheStats"},
+    ),
+    Route(
+        *("GET", "/cache/keys", "cache_keys", Access.OPERATORS, Answer.SHARED),
+        "Keys of the cache.",
+        {200: "CacheKeys", 404: "Error"},
+    ),
+    Route(
+        *("DELETE", "/cache/clear", "clear_cache", Access.DESTROYERS, Answer.IN_TURNS),
+        "Empty the cache.",
+        {200: "object", 404: "Error"},
+    ),
+)

@@ -1,1 +1,0 @@
-"""The paths of the HTTP interface: one table, which the router and the description of the interface are made from."""

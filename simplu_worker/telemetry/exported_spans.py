@@ -1,0 +1,299 @@
+"""The door to OpenTelemetry: spans with the names of its conventions, exported by OTLP over HTTP from a thread.
+
+Imported only when `TRACES` is on: the packages are the extra `tracing`. The SDK reads its own variables (`OTEL_*`).
+No
+call of a span waits: spans that end are put into a queue of fixed size, and the oldest are dropped while that is
+full.
+
+Choose the spans of producers to link to, by the texts of their `traceparent` (W3C Trace Context).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextvars import Token
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from simplu_worker import __version__
+from simplu_worker.telemetry.spans import (
+    CURRENT,
+    BatchSpan,
+    ReceiveSpan,
+    TracedBatch,
+    TracedTransaction,
+    TransactionSpan,
+)
+
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_NOWHERE: Final = Context()
+
+
+class ChosenLinks(NamedTuple):
+    """The spans to link to, how many others there were, and how many texts were malformed."""
+
+    spans: list[SpanContext]
+    left_out_count: int
+    malformed_count: int
+
+
+def choose_links(texts: Iterable[str], max_count: int) -> ChosenLinks:
+    """Return the spans that *texts*, one for each record that has any, name: each once, *max_count* at most.
+
+    Sampled ones go first: a link to a span that was not recorded leads nowhere. Otherwise in the order of the texts.
+    """
+    malformed_count = 0
+    spans: dict[tuple[int, int, bool], SpanContext] = {}
+    for text, count in Counter(texts).items():
+        span = get_current_span(_PROPAGATOR.extract({"traceparent": text}, _NOWHERE)).get_span_context()
+        if span.is_valid:
+            spans.setdefault((span.trace_id, span.span_id, span.trace_flags.sampled), span)
+        else:
+            malformed_count += count
+    in_turn = sorted(spans.values(), key=lambda span: not span.trace_flags.sampled)  # stable
+    return ChosenLinks(in_turn[:max_count], max(0, len(in_turn) - max_count), malformed_count)
+
+
+LINKS_MAX: Final = 128  # a span, unless OTEL_SPAN_LINK_COUNT_LIMIT is lower: the SDK would keep the last ones then
+# A span with all of its links takes 80 kB: the SDK's own 2048 would be 170 MB.
+QUEUE_MAX_COUNT: Final = 512
+EXPORT_MAX_COUNT: Final = 128  # of them in one request
+POSTGRES_PORT: Final = 5432
+SYSTEMS: Final = {"kinesis": "aws_kinesis", "sqs": "aws_sqs"}
+DEFAULT_SERVICE: Final = "simplu-worker"
+
+log = structlog.get_logger(__name__)
+
+Attributes = dict[str, AttributeValue]
+
+
+class ExportedBatch(BatchSpan):
+    """A recorded span `process`; a batch that is not sampled has one too, which records nothing."""
+
+    __slots__ = ("_token", "span")
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self._token: Token[BatchSpan | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = CURRENT.set(self)
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        if self._token is not None:
+            CURRENT.reset(self._token)
+        _end(self.span, error)
+
+    def note_outcomes(self, outcomes: Iterable[str]) -> None:
+        """Note the number of records with each outcome."""
+        if self.span.is_recording():
+            self.span.set_attributes({f"simplu.outcomes.{name}": count for name, count in Counter(outcomes).items()})
+
+
+class ExportedTransaction(TransactionSpan):
+    """A span of a transaction: the child of the first batch in it, linked to the others."""
+
+    __slots__ = ("_begun_ns", "_place", "_tracer", "_transaction")
+
+    def __init__(self, tracer: trace.Tracer, transaction: TracedTransaction) -> None:
+        self._tracer = tracer
+        self._transaction = transaction
+        self._begun_ns: int | None = None
+        self._place: Attributes = {}
+
+    def note_begun(self, host: str, port: int | None) -> None:
+        """Note the server and the time."""
+        self._begun_ns = time.time_ns()
+        self._place = {"server.address": host, "server.port": POSTGRES_PORT if port is None else port}
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        work = self._transaction.work
+        batches = [one.span for one in work.spans if isinstance(one, ExportedBatch) and one.span.is_recording()]
+        if self._begun_ns is None or not batches:
+            return
+        database = self._transaction.database
+        first, *others = batches
+        span = self._tracer.start_span(
+            f"transaction {database}",
+            trace.set_span_in_context(first),
+            SpanKind.CLIENT,
+            {
+                "db.system.name": "postgresql",
+                "db.namespace": database,
+                "db.operation.name": "transaction",
+                **_batch_size("db.operation.batch.size", len(work.operations)),
+                **self._place,
+                "simplu.shard.id": self._transaction.shard_id,
+            },
+            [Link(one.get_span_context()) for one in others[:LINKS_MAX]],
+            self._begun_ns,
+        )
+        for one in others:
+            one.add_link(span.get_span_context())
+        if (code := _sqlstate_of(error)) is not None:
+            span.set_attribute("db.response.status_code", code)
+        _end(span, error)
+
+
+class ExportedReceive(ReceiveSpan):
+    """A span `receive`."""
+
+    __slots__ = ("_attributes", "_count", "_name", "_started_ns", "_tracer")
+
+    def __init__(self, tracer: trace.Tracer, name: str, attributes: Attributes) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._attributes = attributes
+        self._started_ns = time.time_ns()
+        self._count = 0
+
+    def note_records(self, count: int) -> None:
+        """Note the number of records."""
+        self._count = count
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        if not self._count and not isinstance(error, Exception):
+            return
+        attributes = self._attributes | ({"messaging.batch.message_count": self._count} if self._count else {})
+        span = self._tracer.start_span(
+            f"receive {self._name}", Context(), SpanKind.CLIENT, attributes, start_time=self._started_ns
+        )
+        _end(span, error)
+
+
+class SpanExport:
+    """The tracer of a process, and its thread that exports."""
+
+    def __init__(self, provider: TracerProvider, *, group_name: str) -> None:
+        """*group_name* is the name of the application that reads the stream. Reads OTEL_SPAN_LINK_COUNT_LIMIT."""
+        limit = SpanLimits().max_links
+        self._links_max = LINKS_MAX if limit is None else min(LINKS_MAX, limit)
+        self._provider = provider
+        self._tracer = provider.get_tracer("simplu_worker", __version__)
+        self._group_name = group_name
+
+    def __repr__(self) -> str:
+        return f"SpanExport({self._group_name!r})"
+
+    def process(self, batch: TracedBatch) -> BatchSpan:
+        """Start the span of *batch*, with links to the spans of its producers."""
+        attributes = self._messaging("process", batch.source, batch.name, batch.stream_shard_id)
+        attributes |= _batch_size("messaging.batch.message_count", batch.message_count)
+        if batch.shard_id is not None:
+            attributes["simplu.shard.id"] = batch.shard_id
+        span = self._tracer.start_span(f"process {batch.name}", Context(), SpanKind.CONSUMER, attributes)
+        if span.is_recording():
+            _link_producers(span, choose_links(batch.traceparents(), self._links_max))
+        return ExportedBatch(span)
+
+    def transact(self, transaction: TracedTransaction) -> TransactionSpan:
+        """Return the span of *transaction*, which starts when that has begun."""
+        return ExportedTransaction(self._tracer, transaction)
+
+    def receive(self, source: str, name: str, stream_shard_id: str | None) -> ReceiveSpan:
+        """Return the span of a request, which is made at its end."""
+        return ExportedReceive(self._tracer, name, self._messaging("receive", source, name, stream_shard_id))
+
+    async def close(self, *, within_s: float) -> None:
+        """Export the queued spans, for *within_s* at most; the rest is lost. Idempotent."""
+        loop, is_done = asyncio.get_running_loop(), asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: this took longer than *within_s*
+                loop.call_soon_threadsafe(is_done.set)
+
+        # A thread of its own that ends with the process: the loop waits for those of its executor.
+        threading.Thread(target=shut_down, name="span export end", daemon=True).start()
+        try:
+            async with asyncio.timeout(within_s):
+                await is_done.wait()
+        except TimeoutError:
+            log.warning("tracing.not_flushed", after_s=round(within_s, 2))
+
+    def _messaging(self, operation: str, source: str, name: str, stream_shard_id: str | None) -> Attributes:
+        """Return the attributes of all spans about a stream or a queue."""
+        attributes: Attributes = {
+            "messaging.system": SYSTEMS[source],
+            "messaging.operation.name": operation,
+            "messaging.operation.type": operation,
+            "messaging.destination.name": name,
+        }
+        if stream_shard_id is not None:
+            attributes["messaging.destination.partition.id"] = stream_shard_id
+            attributes["messaging.consumer.group.name"] = self._group_name
+        return attributes
+
+
+def create_span_export(*, group_name: str, replica_name: str, environ: Mapping[str, str] = os.environ) -> SpanExport:
+    """Return the tracer of the replica *replica_name*, with its thread. Raises ValueError for wrong `OTEL_*` values."""
+    provider = TracerProvider(resource=resource_of(replica_name), shutdown_on_exit=False)
+    queue_max = int(environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or QUEUE_MAX_COUNT)
+    export_max = int(environ.get("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") or min(queue_max, EXPORT_MAX_COUNT))
+    exporter = OTLPSpanExporter()
+    provider.add_span_processor(
+        BatchSpanProcessor(exporter, max_queue_size=queue_max, max_export_batch_size=export_max)
+    )
+    return SpanExport(provider, group_name=group_name)
+
+
+def resource_of(replica_name: str) -> Resource:
+    """Return the attributes of all spans of a replica; those of the standard variables win."""
+    own = {"service.name": DEFAULT_SERVICE, "service.version": __version__, "service.instance.id": replica_name}
+    return Resource.create(own | dict(OTELResourceDetector().detect().attributes))
+
+
+def _link_producers(span: Span, chosen: ChosenLinks) -> None:
+    for one in chosen.spans:
+        span.add_link(one)
+    if chosen.left_out_count:
+        span.set_attribute("simplu.links.left_out", chosen.left_out_count)
+    if chosen.malformed_count:
+        span.set_attribute("simplu.links.malformed", chosen.malformed_count)
+
+
+def _batch_size(name: str, count: int) -> Attributes:
+    """Return the attribute of a batch's size; by the conventions a single one has none."""
+    return {name: count} if count > 1 else {}
+
+
+def _end(span: Span, error: BaseException | None) -> None:
+    """End *span*, failed by *error*, if any: by class and code, without its text."""
+    if error is not None:
+        kind = type(error).__name__
+        span.set_attribute("error.type", kind)
+        span.set_status(Status(StatusCode.ERROR, kind))
+    span.end()
+
+
+def _sqlstate_of(error: BaseException | None) -> str | None:
+    """Return the SQLSTATE of the error of Postgres from which *error* was raised, if there is one."""
+    while error is not None:
+        if isinstance(code := getattr(error, "sqlstate", None), str):
+            return code
+        error = error.__cause__
+    return None

@@ -1,0 +1,199 @@
+"""Erasing one tenant for good.
+
+Erase a resource on one shard: its row, and what results in the log have of it.
+
+Safe to kill and to run again: each transaction ends with less of the resource, and none needs another one. The first
+one locks the tenant's row, which waits for the batches in flight, so that no later result has the resource. Every
+transaction finds the row as it was read, or ends the erasure: a mover or a restorer that begins meanwhile may have
+read
+what is erased after that.
+
+What a shard has of a tenant whose resource is erased, and whether that can be done now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log import MarkOrigin, key_of_id, mark_changes
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.schema_check import has_schema
+from simplu_worker.shards.settling import read_tenant
+from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
+
+AT_REST: Final = frozenset({TenantState.ACTIVE, TenantState.MOVED, TenantState.DESTROYING, TenantState.DESTROYED})
+
+
+class Erasure(msgspec.Struct, frozen=True):
+    """The resource to erase."""
+
+    business_id: str
+    location_id: str
+    resource_type: str
+    resource_id: str
+
+    @property
+    def tenant_id(self) -> str:
+        """The id of the tenant."""
+        return tenant_id_of(self.business_id, self.location_id)
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """The tenant's row on one shard, and what the shard has of the resource.
+
+    *is_leaving*: a mover from here has begun, and runs. *export* is the file with the rows that the last restore has
+    overwritten. *other_ids* are those that the resource had before or after a rename, *names* all of its type.
+    """
+
+    business_id: str
+    location_id: str
+    state: TenantState
+    epoch: int
+    move_token: int
+    is_leaving: bool
+    export: str | None
+    has_resource: bool
+    other_ids: list[str]
+    names: list[str]
+
+
+def obstacle_to(erasure: Erasure, standings: Mapping[str, Standing]) -> str | None:
+    """Return why nothing may be erased now; None if it may. *standings* are by shard id.
+
+    A mover or a restorer may have read what is erased after it, and write it elsewhere.
+    """
+    for shard_id, standing in sorted(standings.items()):
+        if (standing.business_id, standing.location_id) != (erasure.business_id, erasure.location_id):
+            return (
+                f"{erasure.tenant_id}: expected business {erasure.business_id} at location {erasure.location_id}, got "
+                f"a row of another one on shard {shard_id}; see docs/runbook/tenant-split.md"
+            )
+        if standing.is_leaving or standing.state not in AT_REST:
+            got = "a mover" if standing.is_leaving else f"a row that is {standing.state}"
+            return (
+                f"{erasure.tenant_id}: expected no move, import or restore that has begun, got {got} on shard "
+                f"{shard_id}; nothing was erased; let it end, or take it back (simplu-worker tenants rollback --stay "
+                "--apply), and run this command again"
+            )
+    return None
+
+
+PAGE_ROWS: Final = 1000  # of the log, by one statement
+LOCK_TRIES: Final = 10
+PAUSE_S: Final = 0.5  # before each new try
+
+
+class ErasedOnShard(msgspec.Struct, frozen=True):
+    """The number of rows and of results in the log with the resource; of a plan, those that there are."""
+
+    shard: str
+    state: TenantState
+    resources: int
+    results: int
+
+
+async def find_standing(shard: ShardPool, erasure: Erasure) -> Standing | None:
+    """Return what *shard* has of the tenant; None if it has no row of it. Raises `RetryableError`."""
+    async with shard.connection() as connection:
+        if not await has_schema(connection, shard):
+            return None
+        names = await connection.fetchval(QUERIES["find_type_names"], erasure.tenant_id, erasure.resource_type)
+        key = key_of_id(erasure.resource_id)
+        row = await connection.fetchrow(QUERIES["find_standing"], erasure.tenant_id, names, erasure.resource_id, key)
+    return None if row is None else Standing(**dict(row) | {"state": TenantState(row["state"]), "names": names})
+
+
+async def has_old_table(shard: ShardPool) -> bool:
+    """Return whether *shard* was adopted, and still has the table of before. Raises `RetryableError`."""
+    async with shard.connection() as connection:
+        return await has_schema(connection, shard) and bool(await connection.fetchval(QUERIES["has_old_table"]))
+
+
+async def count_on_shard(shard: ShardPool, erasure: Erasure, standing: Standing) -> ErasedOnShard:
+    """Return what an erasure would find. Raises `RetryableError`."""
+    results = await _page_through(shard, erasure, standing, apply=False)
+    return ErasedOnShard(shard.address.shard_id, standing.state, int(standing.has_resource), results)
+
+
+async def erase_on_shard(
+    shard: ShardPool, commits: ReplicationWaiter, erasure: Erasure, standing: Standing
+) -> ErasedOnShard:
+    """Erase the resource, and wait until that is as safe as the shard can make it.
+
+    Raises `RetryableError` if the shard does not answer, or if the tenant's row is not that of *standing* any more:
+    what was erased until then stays erased.
+    """
+    resources, server = await _delete_row(shard, erasure, standing)
+    results = await _page_through(shard, erasure, standing, apply=True)
+    await commits.wait_for_transaction(shard.address.shard_id, server)
+    return ErasedOnShard(shard.address.shard_id, standing.state, resources, results)
+
+
+async def _delete_row(shard: ShardPool, erasure: Erasure, standing: Standing) -> tuple[int, Server]:
+    ids = [erasure.resource_id] * len(standing.names)
+    for attempt in range(LOCK_TRIES):
+        try:
+            async with shard.transaction(budget=StatementBudget.PAUSE) as connection:
+                tenant = await read_tenant(connection, erasure.tenant_id, locked=True)
+                found = None if tenant is None else (tenant.state, tenant.epoch, tenant.move_token)
+                if found != (standing.state, standing.epoch, standing.move_token):
+                    raise _changed_error(shard, erasure)
+                deleted = await connection.fetch(
+                    QUERIES["delete_resources_named"], erasure.tenant_id, standing.names, ids
+                )
+                keys = [(erasure.tenant_id, row["resource_type"], erasure.resource_id) for row in deleted]
+                await mark_changes(connection, keys, MarkOrigin.ERASURE)
+                return len(keys), await note_server(connection)
+        except LostRaceError:  # a batch takes longer than others may wait for it
+            if attempt == LOCK_TRIES - 1:
+                raise
+        await asyncio.sleep(PAUSE_S)
+    raise AssertionError  # the last try returns or raises
+
+
+async def _page_through(shard: ShardPool, erasure: Erasure, standing: Standing, *, apply: bool) -> int:
+    """Erase the resource from the results of the tenant's log, or without *apply* only count these; return how many.
+
+    Behind the first transaction: a row that gets another key meanwhile moves to the end, where it is found again.
+    """
+    count, after, limit = 0, "", PAGE_ROWS
+    while True:
+        try:
+            async with shard.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                if apply and not await connection.fetchval(
+                    QUERIES["lock_erased"], erasure.tenant_id, standing.state, standing.epoch, standing.move_token
+                ):
+                    raise _changed_error(shard, erasure)
+                page = await connection.fetchrow(
+                    QUERIES["erase_results" if apply else "count_results"],
+                    erasure.tenant_id,
+                    standing.names,
+                    erasure.resource_id,
+                    after,
+                    limit,
+                )
+        except StatementFailedError as exc:
+            limit = fewer_after(exc, limit)
+            continue
+        count += int(page["result_count"])
+        if page["row_count"] < limit:
+            return count
+        after = page["last_key"]
+
+
+def _changed_error(shard: ShardPool, erasure: Erasure) -> RetryableError:
+    return RetryableError(
+        f"{erasure.tenant_id}: expected its row on shard {shard.address.shard_id} as it was read, got another one: a "
+        "move, a restore or a destruction has begun; run the command again once it has ended"
+    )

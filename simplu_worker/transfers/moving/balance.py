@@ -1,0 +1,552 @@
+"""Which tenants move where when shards are drained, balanced or removed. Pure.
+
+Which tenants to move so that shards are about equally full, or so that one is empty.
+
+The moves that have begun and not ended, before new ones are planned.
+
+What `tenants rollback` has to do: undo a move, end one, or move a tenant back.
+
+Which tenants to move so that each is where the shard map places it.
+
+Whether a shard may be removed: no tenant is there, and no tenant is looked for there.
+
+Which tenants to move back to a shard that was drained.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.shard_map import ShardMap
+from simplu_worker.shards.settling import Departure
+from simplu_worker.transfers.moving.types import LEAVING
+from simplu_worker.vocabulary import MoveStep, TenantState
+
+EVEN_RATIO: Final = 1.1  # of the fullest shard to the mean: below, nothing is moved
+NO_LIMIT: Final = 10**9  # businesses of a shard
+
+
+class WeighedTenant(msgspec.Struct, frozen=True, order=True):
+    """A tenant of a type, the shard with its home, and its weight: rows, bytes or operations."""
+
+    business_id: str
+    location_id: str
+    shard_id: str
+    weight: int = 1
+    business_type: str = ""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The business and the location."""
+        return self.business_id, self.location_id
+
+    @property
+    def tenant_id(self) -> str:
+        """The id of the tenant."""
+        return tenant_id_of(*self.names)
+
+
+class PlannedTransfer(msgspec.Struct, frozen=True):
+    """A tenant that is to move, and where to."""
+
+    tenant: WeighedTenant
+    target_id: str
+
+
+class ShardRoom(msgspec.Struct, frozen=True):
+    """A shard, the *capacity* by which its usage is measured, and the *room*: how many more businesses may come.
+
+    Tenants of *businesses*, which are there or are coming, need no room.
+    """
+
+    shard_id: str
+    capacity: float = 1.0
+    room: int = NO_LIMIT
+    businesses: frozenset[str] = frozenset()
+
+
+def rooms_of(
+    shards: Iterable[ShardAddress],
+    there: Mapping[str, Collection[str]],
+    coming: Mapping[str, Collection[str]],
+    *,
+    by_capacity: bool,
+) -> list[ShardRoom]:
+    """Return the room of each shard; with *by_capacity* a shard without a limit counts as one with the mean limit.
+
+    *there* are the businesses of each shard, of which Citrus may know more; *coming* those of tenants on their way.
+    """
+    listed = list(shards)
+    limits = [shard.business_max for shard in listed if shard.business_max is not None] if by_capacity else []
+    usual = sum(limits) / len(limits) if limits else 1.0
+    rooms = []
+    for shard in listed:
+        limit, shard_id = shard.business_max, shard.shard_id
+        known = frozenset(there.get(shard_id, ()))
+        expected = known.union(coming.get(shard_id, ()))
+        taken = max(len(known), shard.business_count or 0) + len(expected - known)
+        capacity = limit if by_capacity and limit is not None else usual
+        rooms.append(ShardRoom(shard_id, capacity, (NO_LIMIT if limit is None else limit) - taken, expected))
+    return rooms
+
+
+class _Unit(msgspec.Struct, frozen=True):
+    """Tenants of one shard that move together: a tenant, or all of a business."""
+
+    tenants: tuple[WeighedTenant, ...]
+    weight: int
+
+    @property
+    def first(self) -> WeighedTenant:
+        return self.tenants[0]
+
+
+def plan_balance(
+    tenants: Iterable[WeighedTenant],
+    shards: Sequence[ShardRoom],
+    *,
+    settled: Collection[str] = (),
+    types: Mapping[str, Collection[str]] | None = None,
+    by_business: bool = False,
+) -> list[PlannedTransfer]:
+    """Return the moves that make the shards about equally full; few moves, of large tenants first.
+
+    The usage of a shard is its weight by its capacity. Each move is from the fullest shard that has a fitting tenant to
+    the emptiest with room for it: the largest tenant that makes the other no fuller than the one. The *settled*
+    tenants stay. *types* are the business types that each shard has; without them every shard takes every tenant.
+    With *by_business* all locations that a business has on a shard move together, and weigh 1, or 0 where the target
+    has the business already.
+    """
+    listed = [one for one in tenants if one.shard_id in {shard.shard_id for shard in shards}]
+    units = _businesses(listed) if by_business else [_Unit((one,), one.weight) for one in listed]
+    movable: defaultdict[str, list[_Unit]] = defaultdict(list)
+    loads = {shard.shard_id: 0 for shard in shards}
+    rooms = _Rooms(shards)
+    for unit in sorted(units, key=lambda one: (-one.weight, one.tenants)):
+        loads[unit.first.shard_id] += unit.weight
+        if not any(one.tenant_id in settled for one in unit.tenants):
+            movable[unit.first.shard_id].append(unit)
+    capacity = sum(shard.capacity for shard in shards)
+    even = EVEN_RATIO * sum(loads.values()) / capacity if capacity else 0.0
+
+    def usage(shard: ShardRoom) -> float:
+        return loads[shard.shard_id] / shard.capacity if shard.capacity else float("inf")
+
+    def weight_on(unit: _Unit, target_id: str) -> int:
+        return 0 if by_business and rooms.has_business(unit.first, target_id) else unit.weight
+
+    def evens_out(unit: _Unit, source: ShardRoom, target: ShardRoom) -> bool:
+        there = loads[target.shard_id] + weight_on(unit, target.shard_id)
+        return unit.weight > 0 and there * source.capacity <= (loads[source.shard_id] - unit.weight) * target.capacity
+
+    plan: list[PlannedTransfer] = []
+    while True:
+        by_usage = sorted(shards, key=lambda one: (usage(one), one.shard_id))
+        chosen = next(
+            (
+                (unit, target.shard_id)
+                for source in reversed(by_usage)
+                if usage(source) > even
+                for target in by_usage
+                if target.capacity > 0
+                for unit in movable[source.shard_id]
+                if rooms.takes(unit.first, target.shard_id)
+                if evens_out(unit, source, target)
+                if all(_has_type(one, target.shard_id, types) for one in unit.tenants)
+            ),
+            None,
+        )
+        if chosen is None:
+            return plan
+        unit, target_id = chosen
+        movable[unit.first.shard_id].remove(unit)  # a tenant that has moved stays
+        loads[unit.first.shard_id] -= unit.weight
+        loads[target_id] += weight_on(unit, target_id)
+        rooms.add(unit.first, target_id)
+        plan += [PlannedTransfer(one, target_id) for one in unit.tenants]
+
+
+def _businesses(tenants: Iterable[WeighedTenant]) -> list[_Unit]:
+    together: defaultdict[tuple[str, str], list[WeighedTenant]] = defaultdict(list)
+    for one in tenants:
+        together[one.shard_id, one.business_id].append(one)
+    return [_Unit(tuple(sorted(ones)), 1) for ones in together.values()]
+
+
+class _Rooms:
+    """The rooms of shards while a plan fills them."""
+
+    def __init__(self, shards: Iterable[ShardRoom]) -> None:
+        listed = list(shards)
+        self.left = {shard.shard_id: shard.room for shard in listed}
+        self._businesses = {shard.shard_id: set(shard.businesses) for shard in listed}
+
+    def has_business(self, tenant: WeighedTenant, shard_id: str) -> bool:
+        return tenant.business_id in self._businesses[shard_id]
+
+    def takes(self, tenant: WeighedTenant, shard_id: str) -> bool:
+        return self.left[shard_id] > 0 or self.has_business(tenant, shard_id)
+
+    def add(self, tenant: WeighedTenant, shard_id: str) -> None:
+        self.left[shard_id] -= not self.has_business(tenant, shard_id)
+        self._businesses[shard_id].add(tenant.business_id)
+
+
+def _has_type(tenant: WeighedTenant, shard_id: str, types: Mapping[str, Collection[str]] | None) -> bool:
+    return types is None or tenant.business_type in types.get(shard_id, ())
+
+
+def plan_drain(
+    tenants: Iterable[WeighedTenant], shards: Sequence[ShardRoom], types: Mapping[str, Collection[str]] | None = None
+) -> tuple[list[PlannedTransfer], list[WeighedTenant]]:
+    """Return where the tenants of a shard are to go, and those for which there is no room.
+
+    *shards* are the other ones; *types* as in `plan_balance`. The shard with the most room that has the type is next,
+    so that they fill evenly; without room one with the tenant's business. Tenants whose type no shard has come last, to
+    any shard: its check tells what it lacks.
+    """
+    rooms = _Rooms(shards)
+    heap = [(-shard.room, shard.shard_id) for shard in shards if shard.room > 0]
+    heapq.heapify(heap)
+    plan: list[PlannedTransfer] = []
+
+    def place(tenant: WeighedTenant, *, any_type: bool) -> bool:
+        passed: list[tuple[int, str]] = []
+        while heap and not any_type and not _has_type(tenant, heap[0][1], types):
+            passed.append(heapq.heappop(heap))
+        is_placed = bool(heap)
+        if is_placed:
+            negative, shard_id = heapq.heappop(heap)
+            plan.append(PlannedTransfer(tenant, shard_id))
+            rooms.add(tenant, shard_id)
+            if rooms.left[shard_id] > 0:
+                heapq.heappush(heap, (negative + 1, shard_id))
+        for one in passed:
+            heapq.heappush(heap, one)
+        return is_placed or place_beside(tenant, any_type=any_type)
+
+    def place_beside(tenant: WeighedTenant, *, any_type: bool) -> bool:
+        for shard_id in rooms.left:
+            if rooms.has_business(tenant, shard_id) and (any_type or _has_type(tenant, shard_id, types)):
+                plan.append(PlannedTransfer(tenant, shard_id))
+                return True
+        return False
+
+    largest_first = sorted(tenants, key=lambda one: (-one.weight, one))
+    left = [one for one in largest_first if not place(one, any_type=False)]
+    return plan, [one for one in left if not place(one, any_type=True)]
+
+
+FoundTenant: TypeAlias = tuple[WeighedTenant, TenantState]
+"""A tenant with the shard that has a row of it, and the state of that row."""
+
+
+class BegunMove(msgspec.Struct, frozen=True):
+    """A row of the journal of the shard *source_id*, of a move that has not ended."""
+
+    tenant_id: str
+    source_id: str
+    target_id: str
+    step: str  # a `MoveStep`, or one that only a newer mover knows
+    is_running: bool = False  # its command has not ended
+
+
+class BegunMoves(msgspec.Struct, frozen=True):
+    """What to do about moves that have begun, before all others.
+
+    Those of *committed* have left their shard, and those of *opened* have not: both go on. Those of *taken_back* are
+    undone: a rollback has begun, or the target takes no more tenants. Those of *running* are left to their commands; a
+    rollback that runs is one to the shard on which its tenant stays.
+    """
+
+    committed: list[PlannedTransfer] = []
+    opened: list[PlannedTransfer] = []
+    taken_back: list[PlannedTransfer] = []
+    running: list[PlannedTransfer] = []
+
+    @property
+    def going_on(self) -> list[PlannedTransfer]:
+        """The moves that go on."""
+        return [*self.committed, *self.opened]
+
+    @property
+    def expected(self) -> list[PlannedTransfer]:
+        """The moves that will have ended before others are of use: those that go on here, and in other commands."""
+        return [*self.going_on, *self.running]
+
+
+def sort_begun_moves(
+    found: Sequence[FoundTenant], moves: Iterable[BegunMove], target_ids: Collection[str]
+) -> BegunMoves:
+    """Return what to do about *moves*; *target_ids* are the shards that take tenants.
+
+    Moves that nothing can end are left out: those of tenants that were destroyed, or have moved on since.
+    """
+    rows: defaultdict[str, dict[str, WeighedTenant]] = defaultdict(dict)
+    homes: defaultdict[str, set[str]] = defaultdict(set)
+    for one, state in found:
+        rows[one.tenant_id][one.shard_id] = one
+        if state in LEAVING:
+            homes[one.tenant_id].add(one.shard_id)
+    begun = BegunMoves([], [], [], [])
+    for move in sorted(moves, key=lambda move: (move.tenant_id, move.source_id)):
+        tenant = rows[move.tenant_id].get(move.source_id)
+        if tenant is None:
+            continue
+        home_ids = homes[move.tenant_id]
+        if move.is_running and home_ids <= {move.source_id, move.target_id}:
+            stays = move.step == MoveStep.UNDOING
+            begun.running.append(PlannedTransfer(tenant, move.source_id if stays else move.target_id))
+        elif move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}:
+            arrived = rows[move.tenant_id].get(move.target_id, tenant)
+            begun.committed.append(
+                PlannedTransfer(msgspec.structs.replace(tenant, weight=arrived.weight), move.target_id)
+            )
+        elif move.step == MoveStep.OPEN and move.source_id in home_ids and move.target_id in target_ids:
+            begun.opened.append(PlannedTransfer(tenant, move.target_id))
+        elif move.step in {MoveStep.OPEN, MoveStep.UNDOING} and move.source_id in home_ids:
+            begun.taken_back.append(PlannedTransfer(tenant, move.target_id))
+    return begun
+
+
+def homes_of(found: Iterable[FoundTenant]) -> list[WeighedTenant]:
+    """Return the tenants on the shards that are their homes."""
+    return [tenant for tenant, state in found if state in LEAVING]
+
+
+def homes_after(homes: Iterable[WeighedTenant], expected: Iterable[PlannedTransfer]) -> list[WeighedTenant]:
+    """Return the tenants on the shards that are their homes once the moves of *expected* have ended."""
+    moved = {one.tenant.tenant_id: one for one in expected}  # an open move comes after a committed one
+    return [
+        *(tenant for tenant in homes if tenant.tenant_id not in moved),
+        *(msgspec.structs.replace(one.tenant, shard_id=one.target_id) for one in moved.values()),
+    ]
+
+
+NOT_COMMITTED = frozenset({MoveStep.OPEN, MoveStep.UNDOING})  # steps of the journal
+NEVER_LEFT = NOT_COMMITTED | {MoveStep.UNDONE}
+
+
+class WayBack(msgspec.Struct, frozen=True):
+    """The steps of a rollback, in this order; an empty one is left out."""
+
+    undone: tuple[str, ...]  # the targets of moves that have not committed
+    ends_last_move: bool = False  # which has committed, and has no certificate
+    back_to: str | None = None  # the shard to move the tenant to
+    returned_from: str | None = None  # the shard to which the tenant had moved from its home before it came back
+
+
+def way_back(
+    home_id: str,
+    copies: Iterable[str],
+    *,
+    came_from: str | None,
+    last_departure: Departure | None,
+    last_move: Departure | None,
+    known: Collection[str],
+    stay: bool = False,
+) -> WayBack:
+    """Return the steps of a rollback of a tenant with its home on *home_id*, by the journals; *stay* moves it nowhere.
+
+    *copies* are the shards to which the tenant is moving, *came_from* is the one that it left for its home.
+    *last_departure* is the journal of moves away from its home, *last_move* that of the move to its home, on the shard
+    *came_from*. *known* are all shards.
+    """
+    targets = set(copies)
+    if last_departure is not None and last_departure.step in NOT_COMMITTED:
+        targets |= {last_departure.target_shard_id}.intersection(known)
+    if stay:
+        return WayBack(tuple(sorted(targets)))
+    undone = tuple(sorted(targets - {came_from}))
+    if came_from in targets:  # an earlier rollback was stopped
+        return WayBack(undone, back_to=came_from)
+    if undone:
+        return WayBack(undone)
+    ends_last_move = (
+        last_move is not None and last_move.step == MoveStep.COMMITTED and last_move.target_shard_id == home_id
+    )
+    has_returned = (
+        last_departure is not None
+        and last_departure.target_shard_id == came_from
+        and last_departure.step not in NEVER_LEFT
+    )
+    if ends_last_move and has_returned:  # an earlier rollback was stopped after its commit
+        return WayBack((), ends_last_move=True, returned_from=came_from)
+    returned_from = came_from if has_returned else None
+    return WayBack((), ends_last_move=ends_last_move, back_to=came_from, returned_from=returned_from)
+
+
+def plan_by_map(
+    tenants: Iterable[WeighedTenant],
+    shard_map: ShardMap,
+    targets: Collection[str],
+    left: Collection[tuple[str, str]],
+    *,
+    keep_pins: bool = False,
+) -> list[PlannedTransfer]:
+    """Return the moves to the shards that the map names for the tenants; only to *targets*.
+
+    Unless *keep_pins*, a tenant that was pinned to its home because shards were added moves to the one of these that
+    the map places it on without the pin. *left* are tenants with shards that they have moved away from.
+    """
+    follower = _PinFollower(shard_map, left)
+    plan = []
+    for tenant in sorted(tenants):
+        named = shard_map.shard_of(tenant.tenant_id).shard_id
+        if named == tenant.shard_id and not keep_pins:
+            named = follower.added_shard_of(tenant)
+        if named != tenant.shard_id and named in targets:
+            plan.append(PlannedTransfer(tenant, named))
+    return plan
+
+
+class _PinFollower:
+    """Knows which pins are there only because the list of shards has grown."""
+
+    def __init__(self, shard_map: ShardMap, left: Collection[tuple[str, str]]) -> None:
+        self._unpinned = shard_map.without_pins()
+        self._places = {shard.shard_id: place for place, shard in enumerate(shard_map.shards)}
+        self._left = left
+
+    def added_shard_of(self, tenant: WeighedTenant) -> str:
+        """Return the shard, added since, on which the map places a tenant without its pin; its home if there is none.
+
+        A pin to a shard on which no shorter list placed the tenant was meant, and so was one of a tenant that was moved
+        away from where the map places it.
+        """
+        tenant_id, home = tenant.tenant_id, tenant.shard_id
+        hashed = self._unpinned.shard_of(tenant_id).shard_id
+        if self._places[hashed] <= self._places[home] or (tenant_id, hashed) in self._left:
+            return home
+        earlier = {shard.shard_id for shard in self._unpinned.possible_homes(tenant_id)}
+        return hashed if home in earlier else home
+
+
+LEFT = frozenset({TenantState.MOVED, TenantState.DESTROYED})
+
+
+class TenantRows:
+    """The rows of all tenants, as the shards have them."""
+
+    def __init__(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        self._states: defaultdict[str, dict[str, str]] = defaultdict(dict)  # by tenant and shard
+        self._left_for: defaultdict[str, dict[str, str]] = defaultdict(dict)  # the next shard, by tenant and shard
+        for shard_id, row in rows:
+            self._states[row["id"]][shard_id] = row["state"]
+            if row["state"] == TenantState.MOVED:
+                self._left_for[row["id"]][shard_id] = row["moved_to"]
+
+    def __repr__(self) -> str:
+        return f"TenantRows({len(self._states)} tenants)"
+
+    def on(self, shard_id: str) -> list[str]:
+        """Return the tenants that have not left a shard."""
+        return sorted(one for one in self._states if not self._has_left(one, shard_id))
+
+    def elsewhere(self, shard_id: str) -> list[str]:
+        """Return the tenants that live, or may live, on other shards: also those without any row on *shard_id*."""
+        return sorted(
+            one
+            for one, states in self._states.items()
+            if self._has_left(one, shard_id) and any(state != TenantState.DESTROYED for state in states.values())
+        )
+
+    def led_through(self, shard_id: str, named: Mapping[str, str | None]) -> list[str]:
+        """Return the tenants that are looked for on a shard; *named* are the shards that the locator names for them."""
+        return sorted(one for one, name in named.items() if leads_through(name, shard_id, self._left_for.get(one, {})))
+
+    def _has_left(self, tenant_id: str, shard_id: str) -> bool:
+        return self._states[tenant_id].get(shard_id, TenantState.MOVED) in LEFT
+
+
+class Removal(msgspec.Struct, frozen=True):
+    """Whether a shard may be removed; *kept_by* has the reasons why not."""
+
+    shard_id: str
+    kept_by: tuple[str, ...]
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """The members of JSON."""
+        return {"removable": not self.kept_by, "keptBy": self.kept_by}
+
+
+def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str]) -> bool:
+    """Return whether the way to a tenant's home from the shard that is *named* for it leads through *shard_id*.
+
+    *left_for* has the next shard by each one that the tenant has left.
+    """
+    place, passed = named, set[str]()
+    while place is not None and place != shard_id and place not in passed:
+        passed.add(place)
+        place = left_for.get(place)
+    return place == shard_id
+
+
+def describe_removal(
+    shard_id: str, staying: list[str], routed: list[str], unknown: list[str], error: str | None = None
+) -> Removal:
+    """Return the verdict: tenants that are *staying*, that are *routed* there, or of which that is *unknown*."""
+    reasons = []
+    if staying:
+        reasons.append(f"{len(staying)} tenants are still there, such as {staying[0]}: keep it")
+    if routed:
+        reasons.append(
+            f"{len(routed)} tenants have left it, and are still looked for there, such as {routed[0]}: "
+            "keep it until Citrus or the map names their new shards"
+        )
+    if unknown:
+        reasons.append(
+            f"where {len(unknown)} tenants are looked for is unknown, such as {unknown[0]}: {error}; "
+            "keep it, and run the command again"
+        )
+    return Removal(shard_id, tuple(reasons))
+
+
+class Undrained(msgspec.Struct, frozen=True):
+    """The moves back of *plan*, after those of *begun*; the tenants of *moved_on* have left their new shards since."""
+
+    begun: BegunMoves
+    plan: list[PlannedTransfer]
+    moved_on: list[WeighedTenant]
+
+
+def plan_undrain(
+    homes: Iterable[WeighedTenant],
+    begun: BegunMoves,
+    shard_id: str,
+    drained: Mapping[str, str],
+    stopped: Collection[str],
+) -> Undrained:
+    """Return the moves of tenants back to *shard_id*.
+
+    *drained* has the shards to which tenants have moved, *stopped* the tenants of moves of the drain that have not
+    ended. Of these the ones that have committed end first, and the others are taken back; moves of other commands
+    stay as they are.
+    """
+
+    def is_own(one: PlannedTransfer) -> bool:
+        return one.tenant.shard_id == shard_id and one.tenant.tenant_id in stopped
+
+    committed = [one for one in begun.committed if is_own(one)]
+    own = BegunMoves(
+        committed=committed,
+        taken_back=[one for one in (*begun.opened, *begun.taken_back) if is_own(one)],
+        running=begun.running,
+    )
+    settled = {one.tenant.tenant_id for one in begun.expected}
+    left = [one for one in homes if one.tenant_id in drained and one.tenant_id not in settled]
+    back = [one for one in left if one.shard_id == drained[one.tenant_id]]
+    arriving = [msgspec.structs.replace(one.tenant, shard_id=one.target_id) for one in committed]
+    return Undrained(
+        own,
+        [PlannedTransfer(one, shard_id) for one in sorted([*back, *arriving])],
+        [one for one in left if one.shard_id not in {shard_id, drained[one.tenant_id]}],
+    )

@@ -1,0 +1,174 @@
+"""Where a tenant that is to move has rows, and so the shard that it moves from. Pure, but for the question itself.
+
+How many businesses more the shards take, by the answers of Citrus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final, TypeAlias
+
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.shards.routing.locator import Capacity, Locator
+from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
+from simplu_worker.transfers.moving.types import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.vocabulary import TenantState
+
+
+class TenantPlaces:
+    """The states of one tenant by shard, and the shards that did not answer."""
+
+    def __init__(
+        self,
+        tenant_id: str,
+        states: Mapping[str, TenantState],
+        moved_to: Mapping[str, str | None],
+        silent: Collection[str] = (),
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.states = states
+        self.moved_to = moved_to
+        self.silent = silent
+
+    def __repr__(self) -> str:
+        return f"TenantPlaces({self.tenant_id}, {dict(self.states)}, silent={list(self.silent)})"
+
+    def home(self) -> str | None:
+        """Return the shard with the tenant's home; None if it has left one and not arrived on another.
+
+        Raises `PermanentError` if there is no home to be found, or more than one.
+        """
+        homes = sorted(shard_id for shard_id, state in self.states.items() if state in LEAVING)
+        if len(homes) > 1:
+            raise PermanentError(
+                f"{self.tenant_id}: expected one home, got {' and '.join(homes)}; see docs/runbook/tenant-split.md"
+            )
+        if homes:
+            return homes[0]
+        if (gone := self.destroyed_on()) is not None:
+            copies = "; run: simplu-worker tenants rollback --apply, to delete its copy" if self.arriving_on() else ""
+            raise PermanentError(
+                f"{self.tenant_id}: expected a tenant to move, got one that is destroyed on {gone}{copies}"
+            )
+        if self.silent:
+            raise RetryableError(
+                f"{self.tenant_id}: expected an answer of every shard, got none of {', '.join(sorted(self.silent))}; "
+                "nothing was done; see whether they run, and run the same command again"
+            )
+        if not self._departures():
+            raise PermanentError(f"{self.tenant_id}: expected a tenant of some shard, got none; run: tenants provision")
+        return None
+
+    def source_for(self, target_id: str) -> str:
+        """Return the shard that the tenant moves from when *target_id* is to be its home.
+
+        That is its home; or, if it has left one for the target, that one. Raises as `home` does.
+        """
+        home = self.home()
+        if home is not None and (others := [one for one in self.arriving_on() if one != target_id]):
+            raise PermanentError(
+                f"{self.tenant_id}: expected no unfinished move to another shard, got a copy on "
+                f"{' and '.join(others)}; the tenant stays on shard {home}; run: simplu-worker tenants rollback "
+                f"--stay --apply, to delete the copy, or tenants move to {others[0]}, to end that move"
+            )
+        if home is not None and home != target_id:
+            return home
+        left = [shard_id for shard_id, to in self._departures().items() if to == target_id]
+        if not left:
+            where = f"its home is shard {target_id} already" if home else "it is on its way to another shard"
+            raise PermanentError(f"{self.tenant_id}: expected another shard to move to, got {target_id}: {where}")
+        return left[-1]
+
+    def destroyed_on(self) -> str | None:
+        """Return the shard on which the tenant was destroyed; None if it has a home, or has left one."""
+        gone = sorted(shard_id for shard_id, state in self.states.items() if state in GONE)
+        is_elsewhere = self._departures() or any(state in LEAVING for state in self.states.values())
+        return gone[0] if gone and not is_elsewhere else None
+
+    def arriving_on(self) -> list[str]:
+        """Return the shards with a copy of the tenant that is not its home."""
+        return sorted(shard_id for shard_id, state in self.states.items() if state in ON_THE_WAY)
+
+    def _departures(self) -> dict[str, str | None]:
+        return {one: self.moved_to[one] for one, state in self.states.items() if state is TenantState.MOVED}
+
+
+async def find_places(locator: Locator, pools: Pools, tenant_id: str) -> TenantPlaces:
+    """Ask every shard for the tenant. Raises the errors of `Locator.list_shards`."""
+    survey = await fetch_from_all_shards(locator, pools, QUERIES["find_tenants"], [tenant_id])
+    silent = survey.silent_shard_ids
+    return places_of(survey.rows, silent).get(tenant_id, TenantPlaces(tenant_id, {}, {}, silent))
+
+
+def places_of(rows: Iterable[tuple[str, Mapping[str, Any]]], silent: Collection[str] = ()) -> dict[str, TenantPlaces]:
+    """Return the places of each tenant in *rows*, of any tenants with their shards."""
+    states: defaultdict[str, dict[str, TenantState]] = defaultdict(dict)
+    moved_to: defaultdict[str, dict[str, str | None]] = defaultdict(dict)
+    for shard_id, row in rows:
+        states[row["id"]][shard_id] = TenantState(row["state"])
+        moved_to[row["id"]][shard_id] = row["moved_to"]
+    return {one: TenantPlaces(one, of_one, moved_to[one], silent) for one, of_one in states.items()}
+
+
+REQUESTS_AT_ONCE: Final = 16
+
+CapacityAnswer: TypeAlias = Capacity | RetryableError | PermanentError | None
+"""The answer of Citrus about one shard, or why there is none; None without a limit."""
+
+
+async def fetch_capacities(locator: Locator, shard_ids: Collection[str]) -> dict[str, CapacityAnswer]:
+    """Ask Citrus for the capacities of all shards at once; without Citrus there are no limits."""
+    found: dict[str, CapacityAnswer] = dict.fromkeys(shard_ids)
+    if not isinstance(locator, CitrusClient):
+        return found
+    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
+
+    async def fetch(shard_id: str) -> None:
+        async with at_once:
+            try:
+                found[shard_id] = await locator.fetch_capacity(shard_id)
+            except (RetryableError, PermanentError) as exc:
+                found[shard_id] = exc
+
+    async with asyncio.TaskGroup() as tasks:
+        for shard_id in sorted(shard_ids):
+            tasks.create_task(fetch(shard_id), name=f"capacity:{shard_id}")
+    return found
+
+
+async def has_business(pool: ShardPool, business_id: str) -> bool:
+    """Return whether a shard is the home of a location of a business, so that Citrus counts it there already."""
+    async with pool.connection() as connection:
+        rows = await connection.fetch(QUERIES["find_locations"], business_id)
+    return any(row["state"] in LEAVING for row in rows)
+
+
+def room_of(capacity: Capacity) -> int | None:
+    """Return how many businesses more a shard takes; None where Citrus has no limit. Pure."""
+    if capacity.accepts_new is False:
+        return 0
+    if capacity.business_max is None or capacity.business_count is None:
+        return None
+    return max(1 if capacity.accepts_new else 0, capacity.business_max - capacity.business_count)
+
+
+def check_room(shard_id: str, answer: CapacityAnswer, *, coming_count: int = 0, is_counted: bool = False) -> None:
+    """Raise `PermanentError` unless a shard takes another business beside *coming_count* that are to come. Pure.
+
+    One that *is_counted* there, or among these, needs no room. Raises the error where Citrus has not answered.
+    """
+    if isinstance(answer, RetryableError | PermanentError):
+        raise answer
+    room = None if answer is None else room_of(answer)
+    if is_counted or answer is None or room is None or room > coming_count:
+        return
+    coming = f", and {coming_count} are to move there before" if coming_count else ""
+    raise PermanentError(
+        f"shard {shard_id}: expected room for a business, got a full shard "
+        f"({answer.business_count} of {answer.business_max}{coming}); raise maxBusinesses in Citrus, or choose another"
+    )

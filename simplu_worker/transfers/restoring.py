@@ -1,0 +1,659 @@
+"""Restoring one tenant from a backup of its shard.
+
+Put one tenant back to a backup on its shard while workers run (docs/adr/0008-restoring-one-tenant.md).
+
+All state is in rows, and each transaction checks the tenant's token, the run and the number of the write. So a
+restorer
+that is killed, or loses the shard for a moment, begins again: it reads the rows, and goes on from there.
+
+The journal of a restore on the shard of its tenant, and where a restorer begins by it.
+
+The file with the rows that a restore overwrites: one JSON object a line, a header first, the counts last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.log import BulkChange, BulkOrigin, mark_bulk_change
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, fewer_after
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.schema_check import check_clocks
+from simplu_worker.shards.settling import (
+    FIRST,
+    CarriedPosition,
+    MovingTenant,
+    RowKey,
+    lower_positions,
+    read_positions,
+    read_tenant,
+)
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers.moving.changes import PAGE_ROWS, Changes, write_changes
+from simplu_worker.transfers.moving.copying import (
+    OPERATIONS,
+    RESOURCES,
+    ChunkPace,
+    CopiedTable,
+    copy_chunk,
+    find_end,
+    next_pace,
+    slower_after,
+)
+from simplu_worker.transfers.moving.undoing import DROP_ROWS
+from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
+
+
+class RestoreMode(StrEnum):
+    """What becomes of the operations since the backup."""
+
+    CATCH_UP = "catch-up"  # they are read again from the stream, and applied
+    AS_OF_BACKUP = "as-of-backup"  # they stay undone
+
+
+class RestoreStep(StrEnum):
+    """The step of a restore, as the journal has it."""
+
+    EXPORTING = "exporting"  # the tenant is fenced with a deadline, and nothing is overwritten
+    REPLACING = "replacing"  # only a restorer ends the fence
+    COPIED = "copied"
+    DONE = "done"
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """The journal of a tenant's last restore. *detail* names the file with the overwritten rows."""
+
+    run: str
+    move_token: int
+    mode: RestoreMode
+    step: RestoreStep
+    writes: int
+    detail: dict[str, Any]
+    started_at: datetime
+    written_s_ago: float
+
+    @property
+    def export(self) -> str | None:
+        """The file with the rows that were overwritten."""
+        return self.detail.get("export")
+
+
+class Beginning(StrEnum):
+    """How a restorer begins."""
+
+    NEW = "new"  # with the fence
+    GO_ON = "go on"  # where one has begun to overwrite rows
+    ENDED = "ended"  # it has released the tenant, and got no answer
+
+
+class RestoreTakenError(PermanentError):
+    """Another restorer of the tenant has begun since."""
+
+
+async def read_journal(connection: Connection, tenant_id: str) -> Journal | None:
+    """Return the journal of a tenant's last restore."""
+    row = await connection.fetchrow(QUERIES["find_restore"], tenant_id)
+    if row is None:
+        return None
+    values = dict(row) | {"mode": RestoreMode(row["mode"]), "step": RestoreStep(row["step"])}
+    return Journal(**values | {"detail": msgspec.json.decode(row["detail"])})
+
+
+def beginning_of(
+    tenant: MovingTenant | None,
+    journal: Journal | None,
+    mode: RestoreMode,
+    own_runs: Collection[str] = (),
+    earlier_run: str | None = None,
+) -> Beginning:
+    """Return how a restorer begins, by the tenant's row and the journal.
+
+    *own_runs* are those of this command, *earlier_run* that of the journal when it began. Raises `RestoreTakenError` if
+    another restorer has begun since, `RetryableError` while the tenant is being moved, and `PermanentError` if it
+    cannot be restored.
+    """
+    if tenant is None:
+        raise PermanentError("expected the tenant's home, got no row; run: simplu-worker tenants show")
+    if journal is not None and journal.run not in {*own_runs, earlier_run}:
+        raise RestoreTakenError(f"{tenant.id}: another restore has begun since; it goes on, and this one has ended")
+    if tenant.state is TenantState.ACTIVE:
+        is_own = journal is not None and journal.run in own_runs and journal.step is RestoreStep.DONE
+        return Beginning.ENDED if is_own else Beginning.NEW
+    if tenant.state is not TenantState.FENCED:
+        raise PermanentError(f"{tenant.id}: expected an active tenant, got one that is {tenant.state}")
+    if journal is None or journal.step is RestoreStep.DONE or journal.move_token != tenant.move_token:
+        raise RetryableError(f"{tenant.id}: the tenant is being moved")
+    if journal.step is RestoreStep.EXPORTING:
+        return Beginning.NEW
+    if journal.mode is not mode:
+        raise PermanentError(
+            f"{tenant.id}: expected --{journal.mode}, which an earlier command has begun with, got --{mode}"
+        )
+    return Beginning.GO_ON
+
+
+EXPORT_QUERIES: Final[Mapping[str, str]] = {"resources": "export_resources", "operations": "export_operations"}
+# The text of a JSON value has no control characters, so with these COPY sends it as it is.
+DELIMITER: Final = "\x02"
+QUOTE: Final = "\x01"
+MODE: Final = 0o600  # the content of a tenant
+
+
+class ExportFile:
+    """A new file, which is on disk once `finish` has returned; without that it is removed at the end."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self._path = path
+        self._header = header
+        self._is_finished = False
+        self.counts = dict.fromkeys(EXPORT_QUERIES, 0)
+        self.byte_count = 0
+
+    def __repr__(self) -> str:
+        return f"ExportFile({self._path}, {self.counts})"
+
+    def __enter__(self) -> Self:
+        """Make the file. Raises `PermanentError` if that is not possible, or if there is one."""
+        try:
+            self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb")
+        except OSError as exc:
+            raise PermanentError(f"--export: expected a new file at {self._path}, got: {exc.strerror}") from exc
+        self._write(msgspec.json.encode(self._header) + b"\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):  # of a full disk once more: the error before it is the one to raise
+            self._file.close()
+        if not self._is_finished:
+            self._path.unlink(missing_ok=True)
+
+    async def add(
+        self, connection: Connection, table: CopiedTable, tenant_id: str, after: RowKey, end: RowKey | None
+    ) -> int:
+        """Write the rows of a range of keys, and return their number. Raises the shard's errors, `PermanentError`."""
+
+        async def write(part: bytes) -> None:
+            self._write(part)
+
+        status = await connection.copy_from_query(
+            QUERIES[EXPORT_QUERIES[table.name]].removesuffix(";"),
+            tenant_id,
+            *after,
+            *(end or (None, None)),
+            output=write,
+            format="csv",
+            delimiter=DELIMITER,
+            quote=QUOTE,
+        )
+        count = affected_count(status)
+        self.counts[table.name] += count
+        return count
+
+    def cut(self, byte_count: int) -> None:
+        """Keep the first *byte_count* bytes: what follows is a part of a chunk. Raises `PermanentError`."""
+        try:
+            self._file.seek(byte_count)
+            self._file.truncate()
+        except OSError as exc:
+            raise self._write_error(exc) from exc
+        self.byte_count = byte_count
+
+    def finish(self) -> None:
+        """Write the counts, and wait for the disk. Raises `PermanentError`."""
+        self._write(msgspec.json.encode({"end": self.counts}) + b"\n")
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as exc:
+            raise self._write_error(exc) from exc
+        self._is_finished = True
+
+    def _write(self, part: bytes) -> None:
+        self.byte_count += len(part)
+        try:
+            self._file.write(part)
+        except OSError as exc:
+            raise self._write_error(exc) from exc
+
+    def _write_error(self, exc: OSError) -> PermanentError:
+        return PermanentError(f"--export: expected room for the tenant's rows at {self._path}, got: {exc.strerror}")
+
+
+FENCE_S: Final = 30.0  # until any worker may end it, while nothing is overwritten; set again with each chunk
+PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
+PAUSE_S: Final = 0.5  # before each new beginning
+COMPARED_ROWS: Final = 10_000  # of the log, at a time
+RELEASE_TRIES: Final = 10  # for a moment in which no batch has the positions; a new beginning would copy all again
+
+log = structlog.get_logger(__name__)
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """A tenant, the shard with its home, the mode, and the new file for the overwritten rows.
+
+    *log_kept* is the time for which workers keep rows of the log.
+    """
+
+    tenant_id: str
+    shard_id: str
+    mode: RestoreMode
+    export: Path
+    log_kept: timedelta
+
+
+class RestoreStatus(msgspec.Struct, frozen=True):
+    """How far a restorer is: its step, and the rows that it has handled in it."""
+
+    step: str
+    row_count: int = 0
+
+
+class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
+    """What a restore did. *paused_s* is from the fence of this command until the tenant went on, in seconds."""
+
+    tenant: str
+    shard: str
+    mode: RestoreMode
+    epoch: int
+    export: str | None
+    resources_before: int
+    operations_before: int
+    rows_restored: int
+    paused_s: float
+
+
+class Restorer:
+    """Restores one tenant from the database of *backup*; *show* is called as it goes on.
+
+    *find_addresses* gives the pools the addresses that their shards have now.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        backup: ShardPool,
+        commits: ReplicationWaiter,
+        restore: Restore,
+        *,
+        show: Callable[[RestoreStatus], None],
+        find_addresses: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = loop_time,
+    ) -> None:
+        self._restore = restore
+        self._live = pools.pool_of(restore.shard_id)
+        self._backup = backup
+        self._commits = commits
+        self._show = show
+        self._find_addresses = find_addresses
+        self._clock = clock
+        self._earlier_run: str | None = None
+        self._own_runs: set[str] = set()
+        self._exports = 0
+        self._run = ""
+        self._token = 0
+        self._writes = 0
+        self._step = RestoreStep.EXPORTING
+        self._detail: dict[str, Any] = {}
+        self._pace = ChunkPace(rest_share=0.0)  # the tenant waits for the whole time
+        self._fenced_at = 0.0
+        self._row_count = 0
+
+    def __repr__(self) -> str:
+        return f"Restorer({self._restore.tenant_id}, {self._step}, token={self._token})"
+
+    async def run(self) -> RestoreCertificate:
+        """Restore the tenant, or go on with its restore; return the certificate.
+
+        Raises `PermanentError` if that is not possible, `RestoreTakenError` among them, and `RetryableError` if a
+        database did not answer for a minute: the message has the state of the tenant.
+        """
+        async with self._live.connection() as connection:
+            journal = await read_journal(connection, self._restore.tenant_id)
+        self._earlier_run = None if journal is None else journal.run
+        answered_at, step = self._clock(), self._step
+        while True:
+            try:
+                return await self._run_once()
+            except (LostRaceError, RetryableError) as exc:
+                if self._step != step:
+                    answered_at, step = self._clock(), self._step
+                if self._clock() - answered_at > PATIENCE_S:
+                    raise RetryableError(f"{self._restore.tenant_id}: {exc}; {self.describe_state()}") from exc
+                log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(exc))
+                await asyncio.sleep(PAUSE_S)
+                if self._find_addresses is not None:
+                    await self._find_addresses()
+
+    @property
+    def is_replacing(self) -> bool:
+        """Whether the tenant waits until a restorer has ended."""
+        return self._step in {RestoreStep.REPLACING, RestoreStep.COPIED}
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the tenant goes on with the rows of the backup."""
+        return self._step is RestoreStep.DONE
+
+    def describe_state(self) -> str:
+        """Return in which state the tenant is, and which command comes next."""
+        if self._step is RestoreStep.EXPORTING:
+            return "nothing was overwritten, and the tenant goes on within seconds; run the same command again"
+        if self.is_released:
+            return (
+                "the tenant was released and goes on, but the shard's standbys have not confirmed that: do not restore "
+                "it again, which would undo what it has applied since. After a failover, the same command without "
+                "--apply tells whether the restore has to go on"
+            )
+        return "the tenant's operations wait until the same command has ended: run it again"
+
+    async def _run_once(self) -> RestoreCertificate:
+        beginning = await self._begin()
+        if beginning is Beginning.NEW:
+            await self._export()
+        if beginning is not Beginning.ENDED:
+            await self._replace()
+            await self._release_in_time()
+        epoch, server = await self._read_end()
+        paused_s = self._clock() - self._fenced_at
+        await self._commits.wait_for_transaction(self._restore.shard_id, server)
+        log.info("restore.done", tenant_id=self._restore.tenant_id, shard_id=self._restore.shard_id)
+        return RestoreCertificate(
+            tenant=self._restore.tenant_id,
+            shard=self._restore.shard_id,
+            mode=self._restore.mode,
+            epoch=epoch,
+            export=self._detail.get("export"),
+            resources_before=self._detail.get("resources", 0),
+            operations_before=self._detail.get("operations", 0),
+            rows_restored=self._row_count,
+            paused_s=paused_s,
+        )
+
+    # Fence, export
+
+    async def _begin(self) -> Beginning:
+        """Take a token, with a fence unless there is one; waits for the batches in flight."""
+        restore = self._restore
+        run = str(uuid4())
+        async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
+            tenant = await read_tenant(connection, restore.tenant_id, locked=True)
+            journal = await read_journal(connection, restore.tenant_id)
+            beginning = beginning_of(tenant, journal, restore.mode, self._own_runs, self._earlier_run)
+            if beginning is Beginning.ENDED:
+                self._step = RestoreStep.DONE
+                return beginning
+            await check_clocks(connection, self._live)  # the deadline of the fence, and how old the log may be
+            self._own_runs.add(run)  # before the commit, which may have no answer
+            token = 1 if tenant is None else tenant.move_token + 1
+            status = await self._fence(connection, beginning, token)
+            if affected_count(status) != 1:
+                raise LostRaceError("the tenant's row has changed")
+            step = RestoreStep.EXPORTING if beginning is Beginning.NEW else RestoreStep.REPLACING
+            detail = {} if beginning is Beginning.NEW or journal is None else journal.detail
+            await connection.execute(
+                QUERIES["open_restore"],
+                restore.tenant_id,
+                run,
+                token,
+                restore.mode,
+                step,
+                msgspec.json.encode(detail).decode(),
+            )
+        self._run, self._token, self._writes, self._step, self._detail = run, token, 0, step, detail
+        self._fenced_at = self._clock()
+        return beginning
+
+    async def _fence(self, connection: Connection, beginning: Beginning, token: int) -> str:
+        tenant_id = self._restore.tenant_id
+        if beginning is Beginning.GO_ON:
+            return str(await connection.execute(QUERIES["retake_fence"], tenant_id, token))
+        return str(await connection.execute(QUERIES["fence_to_restore"], tenant_id, token, FENCE_S))
+
+    async def _export(self) -> None:
+        """Write the tenant's rows to the file, and take the deadline from the fence. Ends the fence if that fails."""
+        restore = self._restore
+        header = {"tenant": restore.tenant_id, "shard": restore.shard_id, "mode": restore.mode}
+        path = restore.export
+        if self._exports:  # what the shard had before it lost the fence stays in the first file
+            path = path.with_name(f"{path.name}.{self._exports + 1}")
+        try:
+            with ExportFile(path, header) as file:
+                for table in (RESOURCES, OPERATIONS):
+                    await self._export_table(file, table)
+                file.finish()
+                self._exports += 1
+                self._detail = {"export": str(path.absolute()), **file.counts}
+                async with self._writing(RestoreStep.REPLACING, self._detail) as connection:
+                    await self._set_deadline(connection, None)
+        except BaseException:
+            with contextlib.suppress(RetryableError, PermanentError):
+                await asyncio.shield(self._end_fence())
+            raise
+        self._step = RestoreStep.REPLACING
+
+    async def _export_table(self, file: ExportFile, table: CopiedTable) -> None:
+        after: RowKey | None = FIRST
+        while after is not None:
+            began_at, end_of_file = self._clock(), file.byte_count
+            try:
+                async with self._writing(RestoreStep.EXPORTING, budget=StatementBudget.KEY_RANGE) as connection:
+                    await self._set_deadline(connection, FENCE_S)
+                    answered_at = self._clock()
+                    end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
+                    count = await file.add(connection, table, self._restore.tenant_id, after, end)
+            except StatementFailedError as exc:
+                self._pace = slower_after(exc, self._pace)
+                file.cut(end_of_file)
+                continue
+            after = end
+            await self._keep_pace(count, began_at, answered_at)
+            self._show(RestoreStatus("export", sum(file.counts.values())))
+
+    async def _set_deadline(self, connection: Connection, seconds: float | None) -> None:
+        status = await connection.execute(
+            QUERIES["set_restore_deadline"], self._restore.tenant_id, self._token, seconds
+        )
+        if affected_count(status) != 1:
+            raise LostRaceError("a worker has ended the fence")
+
+    async def _end_fence(self) -> None:
+        """Let the tenant go on at once, and not after the deadline; nothing once rows are being replaced."""
+        if self._step is RestoreStep.EXPORTING:
+            async with self._live.transaction() as connection:
+                await connection.execute(QUERIES["end_own_fence"], self._restore.tenant_id, self._token)
+
+    # Replace
+
+    async def _replace(self) -> None:
+        """Delete the live rows, and write those of the backup."""
+        self._row_count = 0
+        if self._restore.mode is RestoreMode.CATCH_UP:
+            await self._drop("drop_operations")
+            await self._drop("drop_batches")
+            await self._drop("drop_resources")
+            await self._copy(OPERATIONS)
+        else:
+            await self._add_log()
+            await self._drop("drop_resources")
+        await self._copy(RESOURCES)
+        async with self._writing(RestoreStep.COPIED):
+            pass
+        self._step = RestoreStep.COPIED
+
+    async def _drop(self, name: str) -> None:
+        """Delete rows of the tenant by the query *name*."""
+        deleted, limit, count = -1, DROP_ROWS, 0
+        while deleted < 0 or deleted == limit:
+            try:
+                async with self._writing(RestoreStep.REPLACING, budget=StatementBudget.KEY_RANGE) as connection:
+                    status = await connection.execute(QUERIES[name], self._restore.tenant_id, limit)
+                    if name == "drop_resources":
+                        await mark_bulk_change(
+                            connection, BulkChange.COPIED, self._restore.tenant_id, BulkOrigin.RESTORE
+                        )
+            except StatementFailedError as exc:
+                deleted, limit = -1, fewer_after(exc, limit)
+                continue
+            deleted = affected_count(status)
+            count += deleted
+            self._show(RestoreStatus("delete", count))
+
+    async def _copy(self, table: CopiedTable) -> None:
+        tenant_id = self._restore.tenant_id
+        after: RowKey | None = FIRST
+        while after is not None:
+            began_at = self._clock()
+            async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                end = await find_end(connection, table, tenant_id, after, self._pace.row_count)
+            found_at = self._clock()
+            try:
+                async with self._writing(RestoreStep.REPLACING) as connection:
+                    answered_at = self._clock()
+                    chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
+            except StatementFailedError as exc:
+                self._pace = slower_after(exc, self._pace)
+                continue
+            after = end
+            self._row_count += chunk.row_count
+            await self._keep_pace(chunk.row_count, began_at, began_at + answered_at - found_at)
+            self._show(RestoreStatus("copy", self._row_count))
+
+    async def _add_log(self) -> None:
+        """Add the rows of the log that only the backup has: the shard has lost them, and the stream may not have."""
+        tenant_id, count = self._restore.tenant_id, 0
+        async with self._live.connection() as connection:
+            now: datetime = await connection.fetchval(QUERIES["read_clock"])
+        limit, key = COMPARED_ROWS, ""
+        while True:
+            try:
+                async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+                    page = await connection.fetch(
+                        QUERIES["list_logged_requests"], tenant_id, key, now - self._restore.log_kept, limit
+                    )
+                keys = [row["key"] for row in page if row["is_kept"]]
+                async with self._live.connection() as connection:
+                    found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, keys)
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
+            if not page:
+                return
+            await self._add_logged(sorted({*keys}.difference(row["key"] for row in found)))
+            key, count = max(row["key"] for row in page), count + len(page)
+            self._show(RestoreStatus("compare the logs", count))
+
+    async def _add_logged(self, keys: Sequence[str]) -> None:
+        """Add the rows of the log with *keys*: at most PAGE_ROWS at once, and fewer where these take too long."""
+        tenant_id, limit, first = self._restore.tenant_id, PAGE_ROWS, 0
+        while first < len(keys):
+            page = keys[first : first + limit]
+            try:
+                async with self._backup.connection() as connection:
+                    rows = await connection.fetch(QUERIES["read_logged_requests"], tenant_id, page)
+                async with self._writing(RestoreStep.REPLACING) as connection:
+                    await write_changes(connection, tenant_id, Changes(rows))
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
+            first += len(page)
+
+    # Release
+
+    async def _release_in_time(self) -> None:
+        for _ in range(RELEASE_TRIES - 1):
+            with contextlib.suppress(LostRaceError):
+                await self._release()
+                return
+            await asyncio.sleep(PAUSE_S)
+        await self._release()
+
+    async def _release(self) -> None:
+        """Let the tenant go on, and have the stream read again if that is the mode."""
+        restore = self._restore
+        carried = await self._read_positions()
+        async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
+            if carried is not None:
+                # In the order in which batches lock: first the positions, then the tenant.
+                await connection.execute(QUERIES["lock_positions"])
+            await self._note(connection, RestoreStep.DONE, None)
+            status = await connection.execute(QUERIES["release_restored"], restore.tenant_id, self._token)
+            if affected_count(status) != 1:
+                raise LostRaceError("the tenant's row has changed")
+            if carried is not None:
+                await lower_positions(connection, carried)
+            # The rows on the shard that the tenant has left do not compare with these any more.
+            await connection.execute(QUERIES["close_arrival"], restore.tenant_id)
+        self._step = RestoreStep.DONE
+
+    async def _read_end(self) -> tuple[int, Server]:
+        """Return the tenant's epoch, and the server that has the release. Raises `LostRaceError` if it has lost it."""
+        async with self._live.transaction() as connection:
+            tenant = await read_tenant(connection, self._restore.tenant_id)
+            journal = await read_journal(connection, self._restore.tenant_id)
+            server = await note_server(connection)
+        if tenant is None or journal is None or journal.run != self._run or journal.step is not RestoreStep.DONE:
+            raise LostRaceError("the shard has lost the end of the restore")
+        return tenant.epoch, server
+
+    async def _read_positions(self) -> tuple[CarriedPosition, ...] | None:
+        if self._restore.mode is not RestoreMode.CATCH_UP:
+            return None
+        async with self._backup.connection() as connection:
+            return await read_positions(connection)
+
+    # Transactions
+
+    @asynccontextmanager
+    async def _writing(
+        self,
+        step: RestoreStep,
+        detail: dict[str, Any] | None = None,
+        *,
+        budget: StatementBudget = StatementBudget.USUAL,
+    ) -> AsyncIterator[Connection]:
+        """Open a transaction on the live shard, which counts only as the next one of this run."""
+        async with self._live.transaction(budget=budget) as connection:
+            await self._note(connection, step, detail)
+            yield connection
+        self._writes += 1
+
+    async def _note(self, connection: Connection, step: RestoreStep, detail: dict[str, Any] | None) -> None:
+        text = None if detail is None else msgspec.json.encode(detail).decode()
+        status = await connection.execute(
+            QUERIES["note_restore"], self._restore.tenant_id, self._run, self._writes, step, text
+        )
+        if affected_count(status) != 1:
+            raise LostRaceError("the journal on the shard is not as this command has left it")
+
+    async def _keep_pace(self, row_count: int, began_at: float, answered_at: float) -> None:
+        now = self._clock()
+        self._pace = next_pace(
+            self._pace, row_count=row_count, took_s=now - began_at, answer_s=max(0.0, answered_at - began_at)
+        )
+        await asyncio.sleep(self._pace.rest_s)

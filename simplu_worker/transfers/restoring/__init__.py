@@ -1,1 +1,0 @@
-"""Restores of single tenants from a backup of their shard (docs/adr/0008-restoring-one-tenant.md)."""
