@@ -7,7 +7,6 @@ NEEDS = {
     "cache": {"simplu_worker.cache.redis_commands"},
     "tracing": {
         "simplu_worker.telemetry.exported_spans",
-        "simplu_worker.telemetry.exported_spans",
     },
 }
 IMPORT_ALL = """

@@ -28,7 +28,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.health.assessment import RUNNING_S
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.queries import QUERIES as QUERIES_QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES as SHARD_QUERIES
 from simplu_worker.shards.routing.locator import Capacity, StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
 from simplu_worker.shards.tenants.tenant_rows import describe_drained
@@ -233,7 +233,7 @@ async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Rem
     """
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
-    rows = TenantRows((await survey_shards(shards, QUERIES_QUERIES["list_tenants"])).rows)
+    rows = TenantRows((await survey_shards(shards, SHARD_QUERIES["list_tenants"])).rows)
     staying = rows.on(shard_id)
     named, errors = await _locate_all(shards, () if staying else rows.elsewhere(shard_id))
     error = next(iter(errors.values()), None)

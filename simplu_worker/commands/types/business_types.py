@@ -33,7 +33,7 @@ from simplu_worker.shards.apply import judging
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.routing.shard_query import LIMITS as SHARD_QUERY_LIMITS
+from simplu_worker.shards.routing.shard_query import LIMITS as ANSWER_LIMITS
 from simplu_worker.shards.routing.shard_query import (
     QueryLimits,
     fetch_from_all_shards,
@@ -265,9 +265,7 @@ async def _ask_all(
             return ApplyReport(shard_id, ApplyStatus.FAILED, problems=[address.without_name(scrub_text(str(exc)))])
         return msgspec.structs.replace(_report(shard_id, plan, apply=apply), other_names=others)
 
-    limits = QueryLimits(
-        answer_s=timeout_s + SHARD_QUERY_LIMITS.all_s, all_s=2 * (timeout_s + SHARD_QUERY_LIMITS.all_s)
-    )
+    limits = QueryLimits(answer_s=timeout_s + ANSWER_LIMITS.all_s, all_s=2 * (timeout_s + ANSWER_LIMITS.all_s))
     answers = await query_all_shards(known, ask, limits=limits)
     return [answers[address.shard_id] for address in known if address.shard_id in answers]
 

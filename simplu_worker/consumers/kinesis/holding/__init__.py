@@ -1,8 +1,8 @@
 """Which operations are held, which cursor sends a tenant's operations, and up to where the checkpoint may go. Pure.
 
-A hold (`ownership.py`) has a target that takes no operations now, the target's tenants (`tenant_set.py`), and the records
-still to be read for them (`tenant_set.py`): those of the parents, each from a position to its end, and then the own ones
-from a position on. A catch-up reads the union of what its holds have still to read. The states of a hold:
+A hold (`ownership.py`) has a target that takes no operations now, the target's tenants, and the records still to be
+read for them (`tenant_set.py`): those of the parents, each from a position to its end, and then the own ones from a
+position on. A catch-up reads the union of what its holds have still to read. The states of a hold:
 
                  the target                    a catch-up starts,               it meets the
                   is back                      or takes it along                main reader
