@@ -38,20 +38,16 @@ READ_TIMEOUT_S: Final = 10.0
 
 
 class KinesisDestination:
-    """The stream *name_or_arn*. The partition key of a record is that of its event, or the hash of a longer one."""
+    """The stream *name_or_arn*; *client* has the hooks of `speed_up_put_records`."""
 
     request_max_count = REQUEST_MAX_COUNT
     request_max_bytes = REQUEST_MAX_BYTES
     max_events = EVENTS_MAX
 
     def __init__(self, client: Client, name_or_arn: str) -> None:
-        """*client* has the hooks of `speed_up_put_records`."""
         self._client = client
         self._stream = {"StreamARN" if name_or_arn.startswith("arn:") else "StreamName": name_or_arn}
         self._requests_at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
-
-    def __repr__(self) -> str:
-        return f"KinesisDestination({self._stream})"
 
     async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
         """Deliver *events*; return what became of each."""
@@ -114,8 +110,8 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 class SqsDestination:
     """The FIFO queue *queue*. The group of a message is the partition key.
 
-    What a new incarnation or a replay sends again has a new de-duplication id: a receiver takes back what does not come
-    again, and the queue would swallow it for five minutes.
+    What a new incarnation or a replay sends again has a new de-duplication id: the queue would swallow it for five
+    minutes.
     """
 
     request_max_count = BATCH_MAX_COUNT
@@ -125,9 +121,6 @@ class SqsDestination:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._requests_at_once = asyncio.Semaphore(SQS_REQUESTS_AT_ONCE)
-
-    def __repr__(self) -> str:
-        return f"SqsDestination({self._queue.name!r})"
 
     async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
         """Deliver *events*; return what became of each."""

@@ -1,7 +1,6 @@
 """Events in the form in which receivers get them: CloudEvents 1.0 in JSON (docs/feed.md). Pure.
 
-CloudEvents allows a-z and 0-9 in the names of members of one's own. A form of the event is one text: a destination that
-repeats it sends the same bytes.
+An event is encoded as one text: a destination that repeats it sends the same bytes.
 """
 
 from __future__ import annotations
@@ -86,10 +85,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_event(event: FeedEvent, max_bytes: int) -> bytes | None:
-    """Return *event* as JSON of at most *max_bytes*: where need be without its data, and with a mark that says so.
-
-    None if it is too large without them too.
-    """
+    """Return *event* as JSON of at most *max_bytes*, if need be marked and without its data; None if too large then."""
     encoded = _encode(_members(event, is_whole=event.data != b""))
     if len(encoded) > max_bytes:
         encoded = _encode(_members(event, is_whole=False))
@@ -147,7 +143,7 @@ def _type(kind: FeedKind) -> str:
 
 
 def encode_notification(event: FeedEvent, max_bytes: int) -> bytes | None:
-    """Return the body of *event*'s notification, without data if these do not fit *max_bytes*; None: it has none."""
+    """Return the body of *event*'s notification, without data that does not fit *max_bytes*; None: it has none."""
     kind, tenant = NOTIFICATION_TYPES.get(event.kind), event.tenant
     if kind is None or tenant is None or event.resource_type is None or event.resource_id is None:
         return None

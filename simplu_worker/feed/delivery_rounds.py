@@ -28,15 +28,12 @@ class KeyOrder:
             self._waiting.setdefault(self._keys[index], []).append(index)  # the next one is the last
         self._deliveries: list[Delivery] = [RetryLater(BEHIND)] * len(events)
 
-    def __repr__(self) -> str:
-        return f"KeyOrder({len(self._waiting)} keys with events to send)"
-
     def lanes(self) -> list[list[int]]:
         """Return the events that were not sent yet, those of each key in order; the key of the first event first."""
         return sorted([waiting[::-1] for waiting in self._waiting.values()])
 
     def next_round(self) -> list[int]:
-        """Return in their order the next event of each key whose events so far were delivered; none at the end."""
+        """Return in order the next event of each key whose events so far were delivered; none at the end."""
         return sorted([waiting[-1] for waiting in self._waiting.values()])
 
     def note(self, index: int, delivery: Delivery) -> None:
@@ -161,7 +158,6 @@ async def publish_in_rounds(
 
 
 async def _send(service: EntryService[Entry], entries: Sequence[Entry]) -> Sequence[Delivery] | RetryLater:
-    """Send one request; return what became of each entry, or why none was accepted."""
     try:
         return await service.send(entries)
     except RetryableError as exc:

@@ -67,8 +67,8 @@ class CatchUp(msgspec.Struct):
 class DestinationFeed:
     """What one destination gets of one shard, while this replica publishes it.
 
-    `run` delivers; whoever reads the log calls `add`. *changed* is set where the reader of the log has something to do:
-    where `is_awaited`, when there is room for more.
+    `run` delivers; the reader of the log calls `add`. *changed* is set when the reader has something to do; if
+    `is_awaited`, when there is room for more.
     """
 
     def __init__(
@@ -110,9 +110,6 @@ class DestinationFeed:
         self._has_no_filter = terms.filter == FeedFilter()
         self._failure_count = 0
         self._paused_until = 0.0
-
-    def __repr__(self) -> str:
-        return f"DestinationFeed({self._shard_id}, {self.terms.name}, {self.window}, {len(self.held)} held)"
 
     @property
     def is_reading(self) -> bool:
@@ -162,7 +159,7 @@ class DestinationFeed:
         return through if through is not None and self.window.cursor.batch_id < through else None
 
     def begin_undone(self, there: frozenset[str], at: datetime) -> None:
-        """Put what the incarnation has undone before everything else, if the destination is still to be told."""
+        """Put the events that the incarnation has undone first, unless the destination was told."""
         cursor = self.window.cursor
         if not self._undone_due:
             return
@@ -186,7 +183,7 @@ class DestinationFeed:
         )
 
     def add_events(self, events: Sequence[FeedEvent]) -> None:
-        """Add events that are no rows of the log, before the next one that is."""
+        """Add events that are no rows of the log, before the next row."""
         batch_id, position = self.window.head
         place = Place(batch_id, position + 1)
         self.window.add([self._window_event(one, place) for one in events], self.window.head)
@@ -195,7 +192,7 @@ class DestinationFeed:
     def add(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
         """Add what was read behind the head. Tenants that have come here are held until their source is passed.
 
-        Not what is before their arrival, which an earlier publisher may have read and not delivered.
+        Their rows from before the arrival are sent: an earlier publisher may have read them without delivering them.
         """
         events: list[WindowEvent] = []
         for row in rows:
@@ -208,7 +205,7 @@ class DestinationFeed:
         self._wake.set()
 
     def begin_catch_up(self) -> CatchUp | None:
-        """Begin to catch up with a released tenant, once all others are done; return the running one, if any."""
+        """Begin to catch up with a released tenant once all others are done; return the running one, if any."""
         if self.catch_up is None and self.released and not len(self.window) and self.stopped is None:
             one = self.released.pop()
             if self.held.get(one.tenant_no) == one:
@@ -216,7 +213,7 @@ class DestinationFeed:
         return self.catch_up
 
     def add_to_catch_up(self, rows: Sequence[ReadRow], data: dict[str, bytes]) -> None:
-        """Add what was read of the released tenant alone; nothing means that the end is reached."""
+        """Add what was read of the released tenant alone; no rows mean the end."""
         catch_up = self.catch_up
         if catch_up is None:
             return
@@ -235,7 +232,7 @@ class DestinationFeed:
         self._wake.set()
 
     def add_gap_of_catch_up(self, gap: FeedEvent, through: Place) -> None:
-        """Tell of what the log has lost of the released tenant, and go on behind it."""
+        """Tell what the log has lost of the released tenant, and go on behind it."""
         if self.catch_up is None:
             return
         window = self.catch_up.window
@@ -273,7 +270,7 @@ class DestinationFeed:
         return msgspec.structs.replace(event, data=document, reapplies=reapplies, replay=replay)
 
     def _window_event(self, event: FeedEvent, place: Place, ref: BatchRef | None = None) -> WindowEvent:
-        """Return *event* on its way; one at which the feed had stopped, or that is passed, is tried once more."""
+        """Return *event* on its way; one that is passed, or at which the feed stopped, gets one more try."""
         is_passed = event.id == self._passed_event
         is_last_try = is_passed or event.id == self._refused_event
         refusal_count = self.terms.tries - 1 if is_last_try else 0
@@ -338,7 +335,6 @@ class DestinationFeed:
             self._changed.set()
 
     def _note_tries(self, first: WindowEvent, delivery: Delivery) -> None:
-        """Name an event that is not taken again and again: it may be the one behind which the others wait."""
         if isinstance(delivery, RetryLater) and first.retry_count % TRIES_NOTED == 0:
             log.warning(
                 "feed.event_retried",
@@ -370,10 +366,11 @@ class DestinationFeed:
         self._changed.set()
 
     def note_memory(self, newest: int) -> None:
-        """Note that the memory is whole, once everything that an earlier publisher may have delivered has come again.
+        """Note that the memory is whole, once everything that an earlier publisher may have delivered came again.
 
-        From there on only: that publisher may have delivered what this one's filter leaves out. *newest* is the newest
-        batch when this publisher began, beyond which no earlier one has read.
+        Only from there on: that publisher may have delivered what this one's filter leaves out. No earlier publisher
+        has read
+        beyond *newest*, the newest batch when this one began.
         """
         if self.memory.known_from is not None or self._undone_due or self.held:
             return
@@ -394,7 +391,6 @@ class DestinationFeed:
         self.error = error
 
     def _note_request_for_pause(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Send nothing before the pause is over that the destination asks for, whatever is read meanwhile."""
         asked_s = [one.after_s for one in deliveries if isinstance(one, RetryLater) and one.after_s is not None]
         if asked_s:
             self._paused_until = max(self._paused_until, now + max(asked_s))

@@ -2,31 +2,25 @@
 
 The events of a row of the log.
 
-A row may be no event at all: an operation that failed, or only reads; a copy that a move makes; the mark of a
-departure, for which the feed of the target waits. A tenant that is made leaves one row, which tells of the tenant and
-of its default row.
+A row may be no event: an operation that failed or only reads, a copy that a move makes, the mark of a departure. The
+row of a new tenant tells of the tenant and of its default row.
 
 Which events a destination gets (docs/feed.md).
 
-The documents of resources that events are sent with: which are wanted, and for which events.
+The documents of resources that events are sent with.
 
 Only as many bytes are read at a time as a window may hold: the rows of the log behind them are read again.
 
 Which replica publishes a shard, and what its events are part of.
 
-The row of the publisher is on the shard, so it goes back together with the log where a promotion or a restore loses
-commits, and so does each cursor, which is written behind the delivery of its events. Whatever was published behind
-the
-cursor as this server has it may be undone, so a new incarnation begins there. It does not begin behind the newest
-batch
-of the log: standbys have the commits in their order, which is not that of their numbers, so batches below it may be
-undone too.
+A promotion or restore that loses commits takes the row of the publisher and the cursors back with the log. Whatever
+was
+published behind the cursor as this server has it may be undone, so a new incarnation begins there; not behind the
+newest batch, as standbys have commits in another order than that of their numbers.
 
-A run of the server is its timeline and its start. A promotion has another timeline; a base backup that is started as
-it
-is has not, but another start.
+A run of the server is its timeline and its start: a base backup that is started as it is has the same timeline.
 
-What a person's word does to a destination's cursor on a shard: where a replay begins, what a skip passes.
+Where a replay of a destination begins on a shard, and what a skip passes.
 """
 
 from __future__ import annotations
@@ -69,10 +63,11 @@ OPERATIONS: Final = {
 
 
 class LogBatch(NamedTuple):
-    """A row of `read_feed`: a batch, with its tenants that are there, and some of its rows by column, if it has any.
+    """A row of `read_feed`: a batch, its tenants that are there, and some of its rows by column, if it has any.
 
-    Numbers of rows are in binary, which is quick to make and to read. Those in arrays are texts: for arrays of other
-    types asyncpg would ask the server first.
+    Numbers of rows are in binary, which is quick. Those in arrays are texts: for other arrays asyncpg would ask the
+    server
+    first.
     """
 
     timeline: str
@@ -108,7 +103,7 @@ class LogBatch(NamedTuple):
         return facts_of(self[:7])
 
     def rows(self) -> list[LogRow]:
-        """Return the rows, one that has no kind if there are none."""
+        """Return the rows; for a batch without any, one that has no kind."""
         tenants = {int(number): FeedTenant(*names) for number, *names, _ in self.tenants}
         if self.kinds is None:
             place, tenant = Place(self.batch_id, 0), tenants.get(self.tenant_no)
@@ -161,10 +156,7 @@ class LogRow(NamedTuple):
 
 @lru_cache(maxsize=1000)
 def _other_names(stored_names: str, resource_type: str) -> tuple[str, ...]:
-    """Return the other names of *resource_type*, which may be from before it got its present one.
-
-    *stored_names* is JSON.
-    """
+    """Return the other names of *resource_type*, which may be one from before a renaming; *stored_names* is JSON."""
     by_name: dict[str, str] = msgspec.json.decode(stored_names)
     name = by_name.get(resource_type, resource_type)
     names = (name, *(other for other, one in by_name.items() if one == name))
@@ -242,7 +234,7 @@ RESOURCE_KINDS: Final = frozenset({*OPERATIONS.values(), FeedKind.RESOURCE_CHANG
 
 
 def undone_event(event: FeedEvent, incarnation: Incarnation, at: datetime) -> FeedEvent:
-    """Return the event that takes *event* back: under its key, with an id that is the same when it is made again."""
+    """Return the event that takes *event* back, under its key; the id is the same when it is made again."""
     return msgspec.structs.replace(
         event,
         id=f"{event.id}-undone-{incarnation.id}",
@@ -278,10 +270,7 @@ def gap_event(
     *,
     tenant: FeedTenant | None = None,
 ) -> FeedEvent:
-    """Return the event that tells of batches that the log no longer had when the feed came to them.
-
-    Of all tenants of the shard, or of *tenant* alone.
-    """
+    """Return the event about batches that the log had lost when the feed came to them; of *tenant* alone if given."""
     of_tenant = "" if tenant is None else f"{tenant.tenant_id}-"
     return FeedEvent(
         id=f"{shard_id}-gap-{of_tenant}{behind.batch_id}-{through}",
@@ -303,7 +292,7 @@ def lets_through(chosen: FeedFilter, event: FeedEvent) -> bool:
     """Return whether a destination with the filter *chosen* gets *event*.
 
     A filter of kinds lets each `undone` and `gap` through, and no filter holds a shard-wide event back. One of resource
-    types, by any of their names, lets events of a whole tenant through: they are about its resources of every type.
+    types goes by any of their names, and lets events of a whole tenant through.
     """
     tenant = event.tenant
     if tenant is None:
@@ -327,10 +316,7 @@ Resource: TypeAlias = tuple[str, str, str]  # the ids of its tenant, its type an
 
 
 class WantedDocuments:
-    """The resources of *rows* whose documents a destination with one of *terms* gets, each once, in order.
-
-    A deleted resource has none.
-    """
+    """The resources of *rows* whose documents a destination with one of *terms* gets, each once, in order."""
 
     def __init__(self, rows: Sequence[ReadRow], terms: Sequence[DestinationTerms]) -> None:
         filters = [one.filter for one in terms if one.data is FeedData.CURRENT]
@@ -348,9 +334,6 @@ class WantedDocuments:
                     self._first_rows.append(index)
                 self._event_ids[resource].append(event.id)
 
-    def __repr__(self) -> str:
-        return f"WantedDocuments({len(self._event_ids)})"
-
     @property
     def resources(self) -> Sequence[Resource]:
         """The resources; a document is known by its number among them."""
@@ -361,7 +344,7 @@ class WantedDocuments:
         return self._first_rows[left_at]
 
     def by_event(self, documents: Mapping[int, bytes]) -> dict[str, bytes]:
-        """Return the documents, which are by number, by the ids of the events that are sent with them."""
+        """Return *documents*, which are by number, by the ids of their events."""
         return {
             event_id: documents[number]
             for number, event_ids in enumerate(self._event_ids.values())
@@ -381,19 +364,15 @@ TIME_DIGITS: Final = 12  # of an incarnation's id: milliseconds, as `claim_feed`
 
 
 def claim_delay_s(published_count: int, draw: float) -> float:
-    """Return how long a replica that publishes *published_count* shards leaves a free row to others.
-
-    *draw* is from 0 to 1.
-    """
+    """Return how long a replica leaves a free row to others that publish less; *draw* is from 0 to 1."""
     share = published_count / (published_count + EVEN_SHARDS)
     return jittered(0.85 * CLAIM_DELAY_MAX_S * share + 0.05, ratio=0.1, draw=draw)
 
 
 def incarnation_id(at: datetime, noise: str, known: Iterable[str] = ()) -> str:
-    """Return the id of an incarnation that begins at the time *at*: greater, as text, than those of earlier times.
+    """Return the id of an incarnation that begins at *at*, by the clock of the shard.
 
-    Greater than all that are *known*, too. Receivers compare ids so (docs/feed.md): an incarnation may not name the one
-    before, where that was lost as well. *at* is by the clock of the shard, as those of two replicas may differ.
+    As text it is greater than those of earlier times and all that are *known*: receivers compare ids (docs/feed.md).
     """
     latest = max((int(one[:TIME_DIGITS], 16) for one in known), default=-1)
     return f"{max((at - EPOCH) // timedelta(milliseconds=1), latest + 1):0{TIME_DIGITS}x}{noise}"
@@ -405,21 +384,21 @@ def incarnations_in(bounds: str) -> list[str]:
 
 
 def run_of_server(timeline: str, started_at: datetime, batch_offset: int) -> str:
-    """Return what is another text wherever a server may have lost commits, or uses numbers of batches again."""
+    """Return a text that differs wherever a server may have lost commits, or uses numbers of batches again."""
     return f"{timeline}/{started_at.timestamp():.6f}/{batch_offset}"
 
 
 def bounds_with(bounds: str, incarnation: str, cursor: Place) -> str:
-    """Return *bounds* with those of an incarnation that begins behind *cursor*; the newest first.
+    """Return *bounds* with that of an incarnation behind *cursor*, the newest first.
 
-    An earlier one that begins at or behind that place goes: what it says is contained in the new one.
+    Earlier ones that begin at or behind that place go: the new one contains them.
     """
     kept = [one for one in bounds.split(",") if one and int(one.rpartition(":")[2]) < cursor.batch_id]
     return ",".join([f"{incarnation}:{cursor.batch_id}", *kept][:BOUNDS_MAX])
 
 
 class Replay(msgspec.Struct, frozen=True):
-    """A cursor goes back behind the batch *behind*; what is behind the batch *through* was not sent, or is left out."""
+    """A cursor goes back behind the batch *behind*; what is behind *through* was not sent, or is left out."""
 
     behind: int
     through: int
@@ -429,10 +408,11 @@ class Replay(msgspec.Struct, frozen=True):
 def choose_replay(
     cursor: Place, left_out: LeftOut | None, held: Sequence[HeldTenant], behind: int | None, until: int | None
 ) -> Replay | None:
-    """Return how to replay what lies behind a batch, up to the batch *until* if given; None where there is nothing.
+    """Return how to replay what lies behind a batch, up to *until* if given; None if there is nothing.
 
-    Nothing is left out behind the place of a held tenant: its events were not sent. *left_out* is that of an earlier
-    replay: as long as that one is under way, what either asks for is sent, and what is between.
+    Nothing is left out behind the place of a held tenant, whose events were not sent. While an earlier replay, which
+    left
+    out *left_out*, is under way, what either asks for is sent, and what is between.
     """
     if left_out is not None and left_out.through <= cursor.batch_id:
         left_out = None
@@ -479,10 +459,7 @@ def choose_skip(
     tenant_id: str | None,
     event_id: str | None = None,
 ) -> Resume | PassSource | PassEvent:
-    """Return what a skip passes, of *tenant_id* if given, or *event_id*.
-
-    Raises `PermanentError` where there is nothing to pass.
-    """
+    """Return what a skip passes, of *tenant_id* or *event_id* if given. Raises `PermanentError` if there is nothing."""
     if event_id is not None:
         return _choose_event(stopped, tenant_id, event_id)
     waiting = {one.tenant_id: one for one in held if not one.is_passed}

@@ -77,7 +77,7 @@ class Feed:
         return sum(one.is_publishing for one in self._shards.values())
 
     def views(self) -> list[DestinationView]:
-        """Return how each destination of the file is over all shards."""
+        """Return the state of each destination of the file over all shards."""
         return self._views_of(self._shards.values())
 
     def _views_of(self, shards: Iterable[ShardFeed]) -> list[DestinationView]:
@@ -135,7 +135,6 @@ class Feed:
         return stopping.is_set() or self._reloading.is_set()
 
     def _forget_retired_shards(self, running: dict[str, asyncio.Task[None]]) -> None:
-        """Forget the shards that are out of the map, which have no pool any more, and end those that are *running*."""
         for shard_id in self._shards.keys() - self._pools.by_shard_id().keys():
             del self._shards[shard_id]
             if (task := running.pop(shard_id, None)) is not None:
@@ -144,7 +143,6 @@ class Feed:
     async def _missing_shards(
         self, running: Mapping[str, asyncio.Task[None]], stopping: asyncio.Event
     ) -> AsyncIterator[ShardFeed]:
-        """Yield the shards that are not *running*, at a pace where each needs its first connection."""
         for shard_id in await self._list_shards():
             if shard_id in running and not running[shard_id].done():
                 continue
@@ -168,7 +166,6 @@ class Feed:
         )
 
     async def _list_shards(self) -> list[str]:
-        """Return all shards that may be used; those with a pool where the locator does not answer."""
         try:
             for shard in await self._locator.list_shards():
                 if shard.refusal is None:
@@ -178,7 +175,6 @@ class Feed:
         return list(self._pools.by_shard_id())
 
     def _measure(self) -> None:
-        """Set the gauges: of each destination over all shards that this replica publishes."""
         instruments.FEED_SHARDS.set(self.published_count)
         for view in self._views_of(shard for shard in self._shards.values() if shard.is_publishing):
             instruments.FEED_LAG.labels(view.name).set(view.lag_s)
@@ -221,9 +217,6 @@ class FeedFileReloader:
         self._current = current
         self._read = read
         self._use = use
-
-    def __repr__(self) -> str:
-        return f"FeedFileReloader({len(self._current.destinations)} destinations)"
 
     async def run(self, wanted: asyncio.Event) -> None:
         """Reload at each event *wanted*, one reload at a time, until cancelled."""

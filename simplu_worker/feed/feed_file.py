@@ -1,11 +1,9 @@
 """`FEED_FILE`: the destinations of the feed, checked as a whole before any of it is used (docs/feed.md). Pure.
 
-Which hosts a destination may have, and which addresses these may have: `FEED_ALLOWED_HOSTS`.
+Which hosts and addresses a destination may have: `FEED_ALLOWED_HOSTS`.
 
-A person who may write `FEED_FILE`, or the DNS of a destination, must not lead the worker to what only this machine or
-its network reaches: its own ports, the metadata service with its credentials, a database. So an address that is not
-of
-the public internet needs a network of the list, whatever the host's name is.
+Who may write `FEED_FILE`, or the DNS of a destination, must not lead the worker to its own ports, a metadata service
+or a database. So an address that is not of the public internet needs a network of the list, whatever its name.
 """
 
 from __future__ import annotations
@@ -79,7 +77,7 @@ class AllowedHosts(msgspec.Struct, frozen=True):
         return f"expected a host of {VARIABLE}, got {host}"
 
     def address_problem(self, host: str, address: Address) -> str | None:
-        """Return why *host* may not be connected to at *address*, one of its addresses; the same for each of these."""
+        """Return why *host* may not be connected to at *address*."""
         inner = embedded(address)
         if any(inner in network for network in self.networks if _may_admit(network, inner)):
             return None
@@ -117,19 +115,17 @@ def embedded(address: Address) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Return whether *address* is one of the public internet, by the registries of IANA, and no metadata service."""
+    """Return whether *address* is of the public internet, by the registries of IANA, and no metadata service."""
     if address in METADATA or address.is_multicast:
         return False
     return address.is_global and (isinstance(address, IPv4Address) or address in GLOBAL_UNICAST)
 
 
 def _may_admit(network: Network, address: Address) -> bool:
-    """Return whether *network* can allow *address*: a metadata service has to be named by itself."""
-    return address not in METADATA or network.num_addresses == 1
+    return address not in METADATA or network.num_addresses == 1  # a metadata service has to be named by itself
 
 
 def _network(entry: str) -> Network | None:
-    """Return the network that *entry* is. Raises `ValueError` for one with bits of a host."""
     try:
         return ip_network(entry)
     except ValueError:
@@ -180,7 +176,7 @@ class FeedFileMembers(msgspec.Struct, frozen=True):
 
 
 class FeedDestination(msgspec.Struct, frozen=True):
-    """A destination, checked. Its repr has neither the target, whose path may be a secret, nor the secrets."""
+    """A checked destination. Its repr has neither the target, whose path may be a secret, nor the secrets."""
 
     terms: DestinationTerms
     kind: DestinationKind
@@ -203,7 +199,7 @@ class FeedFile(msgspec.Struct, frozen=True):
 
 
 def parse_feed_file(content: bytes, allowed: AllowedHosts, read_secret: Callable[[str], str]) -> FeedFile:
-    """Return the destinations of a `FEED_FILE`; raise `ConfigurationError` with every problem, without secrets.
+    """Return the destinations; raise `ConfigurationError` with every problem, without secrets.
 
     *read_secret* returns the text of a file, or raises `OSError` or `ValueError`.
     """
@@ -234,7 +230,6 @@ def parse_feed_file(content: bytes, allowed: AllowedHosts, read_secret: Callable
 
 
 def _entries(whole: Any, problems: list[str]) -> Sequence[Any]:
-    """Return the destinations of a decoded file, none where they cannot be found."""
     if not isinstance(whole, dict):
         problems.append('expected an object {"destinations": [...]}, got another value')
         return ()
@@ -252,14 +247,12 @@ def _entries(whole: Any, problems: list[str]) -> Sequence[Any]:
 
 
 def _label(entry: Any, place: int) -> str:
-    """Return how people find a destination in the file: by its name, or else its place, from 1."""
     name = entry.get("name") if isinstance(entry, dict) else None
     is_name = isinstance(name, str) and re.fullmatch("[a-z0-9-]{1,40}", name) is not None
     return f"destination {name}" if is_name else f"destination {place + 1}"
 
 
 def _members(entry: Any) -> tuple[DestinationMembers | None, list[str]]:
-    """Return the members of a destination, None if one is wrong, and what is wrong with each."""
     if not isinstance(entry, dict):
         return None, ["expected an object, got another value"]
     fields = {field.encode_name: field for field in msgspec.structs.fields(DestinationMembers)}
@@ -287,19 +280,17 @@ def _unknown_problem(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _reworded(text: str) -> str:
-    """Return a message of msgspec in our form; it has no value from the file but the names of enums."""
+    """Return a message of msgspec in our form; it quotes no value of the file."""
     if text.startswith("Invalid enum value"):
         return "expected one of the values of docs/feed.md, got another"
     return f"{text[:1].lower()}{text[1:]}".replace("`", "")
 
 
 def _shown(name: str) -> str:
-    """Return the name of an unknown member, which may be anything, as a short text."""
     return name if len(name) <= NAME_SHOWN_MAX and re.fullmatch("[A-Za-z_]+", name) else "a member"
 
 
 def _rule_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterator[str]:
-    """Yield what is wrong with members that are each right by themselves."""
     if members.all_tenants == (members.tenants is not None):
         got = "both" if members.all_tenants else "neither"
         yield f"tenants, allTenants: expected either a list of tenants or allTenants true, got {got}"
@@ -324,7 +315,6 @@ def _rule_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterat
 
 
 def _beginning(text: str) -> FeedBeginning | datetime | None:
-    """Return where a feed begins; None for a text that is no time with its zone."""
     if text in [*FeedBeginning]:
         return FeedBeginning(text)
     try:
@@ -350,7 +340,6 @@ def _url_problems(members: DestinationMembers, allowed: AllowedHosts) -> Iterato
 
 
 def _split_url(text: str) -> SplitResult | None:
-    """Return the parts of a URL with a host and a possible port; None for another text."""
     try:
         url = urlsplit(text)
         is_whole = bool(url.hostname) and url.port != 0  # .port raises ValueError for one over 65535

@@ -4,10 +4,8 @@ What the answers of a receiver over HTTP mean for its events.
 
 HTTP to a host that others named: each address is judged as it is connected to, and an answer is bounded.
 
-A name may lead to another address at each look-up. So no look-up is judged, but the address of each socket, in the
-step
-that makes it; a connection that is used again was judged as well. Nothing follows a redirect, and no proxy of the
-environment is used, which would connect in the worker's place.
+A name may lead to another address at each look-up, so the address of each socket is judged as it is made. No redirect
+is followed, and no proxy of the environment is used, which would connect in the worker's place.
 """
 
 from __future__ import annotations
@@ -73,11 +71,8 @@ class CallHealth:
         self.is_over = False
         self.failure: Delivery | None = None  # what the events that were not sent come to
 
-    def __repr__(self) -> str:
-        return f"CallHealth(is_over={self.is_over}, failure={self.failure})"
-
     def note(self, delivery: Delivery) -> None:
-        """Note what became of an event; the first reason for an end counts, but for 410, which counts most."""
+        """Note what became of an event; the first reason for an end counts, but 410 counts most."""
         match delivery:
             case Disabled():
                 self.is_over, self.failure = True, delivery
@@ -142,7 +137,6 @@ async def connect(host: str, port: int, allowed: AllowedHosts, *, has_tls: bool)
 
 
 def _judge(host: str, address: str, allowed: AllowedHosts) -> None:
-    """Raise `AddressNotAllowedError` if *host* may not be connected to at *address*."""
     parsed = parse_address(address)
     problem = "expected an address" if parsed is None else allowed.address_problem(host, parsed)
     if problem is not None:
@@ -150,7 +144,7 @@ def _judge(host: str, address: str, allowed: AllowedHosts) -> None:
 
 
 def cause_of(exc: BaseException) -> str:
-    """Return why a request of such a session got no answer; *exc* is one of REQUEST_ERRORS."""
+    """Return why a request got no answer; *exc* is one of REQUEST_ERRORS."""
     inner = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
     return str(inner.strerror) if isinstance(inner, AddressNotAllowedError) else network_cause(exc)
 
@@ -177,7 +171,7 @@ class Form(Protocol):
 
 
 class WebhookForm:
-    """CloudEvents, signed as Standard Webhooks has it; with several *secrets* each signs, the first one first."""
+    """CloudEvents, signed as Standard Webhooks has it; each of *secrets* signs, the first one first."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._signers = [Webhook(secret) for secret in secrets]
@@ -222,14 +216,12 @@ class HttpDestination:
         # Waiting for a connection of the session would count for the time-out of the request.
         self._connections = asyncio.Semaphore(CONNECTIONS)
 
-    def __repr__(self) -> str:
-        return f"HttpDestination({self._place!r})"
-
     async def publish(self, events: Sequence[FeedEvent]) -> list[Delivery]:
         """Deliver *events*; return what became of each.
 
-        The lanes are shared by senders, each of which ends with its first failure: a receiver that hangs costs the time
-        of one request, and some events that it cannot take do not hold the others.
+        Senders share the lanes, and each ends with its first failure: a receiver that hangs costs the time of one
+        request, and
+        an event that it cannot take holds no others.
         """
         order, health = KeyOrder(events), CallHealth()
         lanes = iter(order.lanes())

@@ -1,4 +1,4 @@
-"""What the feed keeps on a shard: the row of the publisher, the cursors, and refused events; and what it reads there.
+"""The rows of the feed on a shard: the publisher, the cursors, refused events; and its reads of the log.
 
 Each write is fenced: it has an effect only while the row of the publisher has the writer's token.
 """
@@ -47,7 +47,7 @@ _views: Final = msgspec.json.Decoder(tuple[ShardView, ...])
 
 
 class NotPublisherError(Exception):
-    """The row of the publisher has another token: another replica publishes the shard, or a person has taken it."""
+    """The row of the publisher has another token: of another replica, or because a person took it."""
 
 
 class FeedState(msgspec.Struct, frozen=True):
@@ -90,10 +90,11 @@ class LoadedFeed(msgspec.Struct, frozen=True):
 
 
 class ReadDocuments(msgspec.Struct, frozen=True):
-    """Documents by the number of their resource, and the number of the first that is to be read again, if any.
+    """Documents by the number of their resource; *left_at* is the first number that has to be read again.
 
-    Empty is one that no destination takes. *elsewhere* has the shard to which the tenant of a resource has moved, which
-    may be unknown: then it is empty. *facts* are those of the answer.
+    A document is empty if it is too large for every destination. *elsewhere* has the shard to which a tenant has moved,
+    or
+    empty if that is unknown.
     """
 
     facts: ReplicationFacts
@@ -103,14 +104,14 @@ class ReadDocuments(msgspec.Struct, frozen=True):
 
 
 class OtherPublisher(msgspec.Struct, frozen=True):
-    """For how long another replica publishes the shard yet, 0 or less if none does, and how the destinations are."""
+    """For how many seconds another replica publishes the shard yet (0 or less: none does), and its destinations."""
 
     free_in_s: float
     destinations: tuple[ShardView, ...] = ()
 
 
 async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
-    """Return what the shard has of its publisher; None where the shard is empty."""
+    """Return the publisher of the shard; None if the shard is empty."""
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):
             return None
@@ -125,10 +126,7 @@ async def find_publisher(pool: ShardPool) -> OtherPublisher | None:
 
 
 async def claim(pool: ShardPool, *, token: str, publisher: str, noise: str) -> bool:
-    """Take the row of the publisher, if it is free; return whether that succeeded.
-
-    The shard's first incarnation ends with *noise*.
-    """
+    """Take the row of the publisher; return whether it was free. The shard's first incarnation ends with *noise*."""
     async with pool.transaction() as connection:
         return (await connection.fetchrow(QUERIES["claim_feed"], token, publisher, noise, LEASE_S)) is not None
 
@@ -157,13 +155,12 @@ async def load(
 ) -> LoadedFeed:
     """Return the state and the cursors; make those of new destinations. Raises `NotPublisherError`.
 
-    Where the server has another run since the incarnation was last found to hold, a new one, which ends with *noise*,
-    begins behind the cursors.
-    Not if the publisher knows that nothing is undone: by destination, *remembered* are all batches that were published
-    behind *complete_from*, all of them are there, and so is *last_incarnation*, its own, of which receivers know.
+    If the server has another run since the incarnation was last found to hold, a new incarnation, whose id ends with
+    *noise*, begins behind the cursors. It does not if the publisher knows that nothing is undone: *remembered* has, by
+    destination, all batches published behind *complete_from*, the log has all of them, and the incarnation is not older
+    than *last_incarnation*, its own.
 
-    A destination that is not in *terms* begins no incarnation: its cursor stays, with the run in which it was judged
-    last, until a replica has the destination in its file again.
+    A destination that is not in *terms* begins no incarnation: its cursor keeps the run in which it was judged last.
     """
     async with pool.transaction() as connection:
         state = _state(await connection.fetchrow(QUERIES["lock_feed"], token))
@@ -218,9 +215,9 @@ async def _find_batches(connection: Connection, refs: Sequence[BatchRef]) -> fro
 
 
 async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Sequence[CursorRow]) -> bool:
-    """Write the rows of destinations; return whether the row of the publisher, and the server, are those known.
+    """Write the rows of destinations; return whether publisher and server are those known.
 
-    Another server may lack what was delivered. Behind a cursor from before, nobody would notice.
+    Another server may lack what was delivered; with a cursor from before nobody would notice.
     """
     async with pool.connection() as connection:
         written = await connection.fetch(
@@ -246,7 +243,7 @@ async def write_cursors(pool: ShardPool, token: str, server: Server, rows: Seque
 async def read_log(
     pool: ShardPool, token: str, behind: Place, limit: int, through: Place, *, tenant_no: int | None = None
 ) -> list[LogRow]:
-    """Return the rows of the log behind *behind* up to *through*, at most *limit*; those of a tenant alone if given."""
+    """Return at most *limit* rows of the log behind *behind* up to *through*; of one tenant alone with *tenant_no*."""
     async with pool.connection() as connection:
         batches = await connection.fetch(QUERIES["read_feed"], token, *behind, limit, through.batch_id, tenant_no)
     rows = (row for batch in batches for row in LogBatch(*batch).rows())
@@ -254,7 +251,7 @@ async def read_log(
 
 
 async def read_documents(pool: ShardPool, resources: Sequence[Resource], max_bytes: int) -> ReadDocuments:
-    """Return the documents of *resources* as they are now, as many as begin within *max_bytes* and READ_MAX_BYTES."""
+    """Return the present documents of *resources*, as many as begin within *max_bytes* and READ_MAX_BYTES."""
     columns = [list(column) for column in zip(*resources, strict=True)]
     async with pool.connection() as connection:
         limits = DOCUMENT_MAX_BYTES, min(max_bytes, READ_MAX_BYTES)
@@ -279,9 +276,9 @@ async def find_tenant(pool: ShardPool, tenant_id: str) -> FeedTenant | None:
 async def find_passed(
     pool: ShardPool, destination: str, held: Sequence[HeldTenant]
 ) -> tuple[list[HeldTenant], Server | None]:
-    """Return those of *held* whose departure from this shard, their source, *destination* has passed.
+    """Return those of *held* whose departure from this shard *destination* has passed.
 
-    With the server on which the cursor that tells was committed, if there are any.
+    If there are any, also the server on which the cursor that tells was committed.
     """
     async with pool.connection() as connection:
         if not await has_schema(connection, pool):

@@ -1,12 +1,11 @@
 """The feed of one shard: claim its row, read its log, and hand events to each destination, while the row is ours.
 
-Why nothing is published by two replicas for long: a publisher keeps its row for LEASE_S with each renewal, counts that
-time from before the renewal was sent, and is cancelled MARGIN_S before its end. Another replica takes the row only
-after its end by the clock of the shard. A request that has left already may arrive later; the next publisher sends its
-events again, under the same ids.
+Why no two replicas publish for long: a publisher keeps its row for LEASE_S with each renewal, counts that time from
+before the renewal was sent, and is cancelled MARGIN_S before its end. Another replica takes the row only after its end
+by the clock of the shard. A request that has left already may arrive later, under the same ids.
 
-Why nothing is published that is not safe: what a statement has read is handed over only if its answer, or a later one
-of the same run of the same server, shows that everything committed before is as safe as the shard can make it.
+Why nothing is published that is not safe: rows are handed over only once the answer that had them, or a later one of
+the same run of the server, shows that everything committed before is as safe as the shard can make it.
 """
 
 from __future__ import annotations
@@ -98,16 +97,13 @@ class FeedBudgets:
         self.events = event_budget()
         self.documents = document_budget()
 
-    def __repr__(self) -> str:
-        return f"FeedBudgets({self.events}, {self.documents})"
-
 
 class RunChangedError(Exception):
-    """Another run of the server answers, or the row is another's: the incarnation has to be judged anew."""
+    """Another run of the server answers, or another replica has the row: the incarnation has to be judged anew."""
 
 
 class ReadEvents(msgspec.Struct, frozen=True):
-    """What was read of the log for *feeds* together, with the answers' *facts*, which tell when it is safe."""
+    """What was read of the log for *feeds* together; the *facts* of the answers tell when it is safe."""
 
     feeds: Sequence[DestinationFeed]
     latest: LogBatch
@@ -116,7 +112,7 @@ class ReadEvents(msgspec.Struct, frozen=True):
     documents: dict[str, bytes]  # by the id of the event
 
     def documents_for(self, feed: DestinationFeed) -> dict[str, bytes]:
-        """Return those that a destination gets."""
+        """Return the documents that a destination gets."""
         return self.documents if feed.terms.data is FeedData.CURRENT else {}
 
 
@@ -159,11 +155,8 @@ class ShardFeed:
         self._others: tuple[ShardView, ...] = ()  # of the replica that publishes the shard, as of a few seconds ago
         self.is_publishing = False
 
-    def __repr__(self) -> str:
-        return f"ShardFeed({self.shard_id}, is_publishing={self.is_publishing}, {list(self._feeds.values())})"
-
     def views(self) -> Sequence[ShardView]:
-        """Return how the destinations are on the shard, whichever replica publishes it."""
+        """Return the state of each destination, whichever replica publishes the shard."""
         if not self.is_publishing:
             return self._others
         return [
@@ -172,7 +165,7 @@ class ShardFeed:
         ]
 
     def forget_old_events(self) -> None:
-        """Forget the events that were sent too long ago to be undone, also while another replica publishes."""
+        """Forget events sent too long ago to be undone, also while another replica publishes."""
         for memory in self._memories.values():
             memory.forget_old(loop_time())
 
@@ -197,9 +190,9 @@ class ShardFeed:
                 await wait_any(ending, within_s=pause_s)
 
     def _remember_for(self, destinations: Destinations) -> None:
-        """Begin the memories of new destinations, and drop those of destinations that have left the file for long.
+        """Begin memories of new destinations; keep those with events of destinations that left the file.
 
-        One that comes back is still to be told what the shard has lost meanwhile, with its row perhaps.
+        A destination that comes back has to be told what the shard lost meanwhile.
         """
         fresh = {name: SentEvents(self._budgets.events) for name in destinations if name not in self._memories}
         kept = {name: one for name, one in self._memories.items() if name in destinations or one.has_events}
@@ -224,7 +217,6 @@ class ShardFeed:
             memory.known_from = None  # another replica may publish meanwhile
 
     async def _take_row(self, ending: asyncio.Event) -> bool:
-        """Return whether the row is ours; wait while it is another replica's."""
         if self._token is not None and loop_time() < self._lease_until:
             return True
         if self._token is not None:
@@ -251,7 +243,6 @@ class ShardFeed:
         return None if publisher is None else publisher.free_in_s
 
     async def _waited_for_others(self, ending: asyncio.Event) -> bool:
-        """Leave the free row to replicas that publish fewer shards; return whether this one is ending."""
         await wait_any(ending, within_s=claim_delay_s(self._published_count(), self._draw()))
         return ending.is_set()
 
@@ -295,7 +286,7 @@ class ShardFeed:
         return f"{int(self._draw() * 0x10000):04x}"
 
     async def _begin(self, destinations: Destinations, ending: asyncio.Event) -> bool:
-        """Load the cursors, and begin behind them once an incarnation that is new is safe; return False at *ending*."""
+        """Load the cursors; a new incarnation begins only once it is safe. Return False at *ending*."""
         token = self._required_token
         for name, (terms, _) in destinations.items():
             self._memories[name].note_filter(terms.filter)
@@ -319,7 +310,6 @@ class ShardFeed:
         return True
 
     def _feeds_behind(self, loaded: LoadedFeed, destinations: Destinations) -> dict[str, DestinationFeed]:
-        """Return what each destination gets behind its cursor."""
         feeds: dict[str, DestinationFeed] = {}
         for name, (terms, destination) in destinations.items():
             row, memory = loaded.cursors[name], self._memories[name]
@@ -398,14 +388,13 @@ class ShardFeed:
 
     @property
     def _has_more(self) -> bool:
-        """Whether the log has more than some destination has read, as of the last renewal, or the rest of a batch."""
         newest = 0 if self._state is None else self._state.newest
         return any(
             newest > feed.window.head.batch_id or not feed.is_at_end for feed in self._feeds.values() if feed.is_reading
         )
 
     def _note_gap(self, feed: DestinationFeed, forgotten: int | None, forgotten_at: datetime | None) -> None:
-        """Tell of batches that the retention has deleted before they were read, and go on behind them."""
+        """Tell of batches that the retention deleted before they were read, and go on behind them."""
         head = feed.window.head
         if forgotten is None or forgotten <= head.batch_id:
             return
@@ -420,7 +409,7 @@ class ShardFeed:
         )
 
     async def _read_round(self) -> int:
-        """Read on for all destinations, those at one place together; return the highest number of rows of a read."""
+        """Read on for all destinations, those at one place together; return the largest number of rows of a read."""
         heads: defaultdict[Place, list[DestinationFeed]] = defaultdict(list)
         for feed in self._feeds.values():
             if feed.is_reading:
@@ -447,7 +436,7 @@ class ShardFeed:
         return max(len(rows) for rows, _ in found)
 
     async def _read_from(self, place: Place, through: Place, feeds: Sequence[DestinationFeed]) -> list[LogRow]:
-        """Read on for *feeds* from *place*, and note whether there is more: only a read that finds nothing tells."""
+        """Read on for *feeds* from *place*. Only a read that finds nothing shows the end of the log."""
         rows = await read_log(self._pool, self._required_token, place, READ_MAX, through)
         for feed in feeds:
             feed.is_at_end = through == END and not rows
@@ -456,7 +445,7 @@ class ShardFeed:
         return rows
 
     async def _becomes_safe(self, facts: Sequence[ReplicationFacts]) -> bool:
-        """Wait until all is safe that was committed before the answers with *facts*, in order; False at the end."""
+        """Wait until everything committed before the answers with *facts* is safe; False at the end."""
         if self._state is None or {one.server for one in facts} != {self._state.server}:
             raise RunChangedError
         if self._commits.is_read_safe(self.shard_id, facts[-1]):
@@ -466,7 +455,7 @@ class ShardFeed:
     async def _events_of(
         self, latest: LogBatch, rows: Sequence[LogRow], feeds: Sequence[DestinationFeed]
     ) -> ReadEvents:
-        """Return what *rows* tell *feeds*, with the documents that are wanted: as many rows as these have room for."""
+        """Return the events of *rows* for *feeds*, as many rows as there is room for their documents."""
         read = {
             one: [read_row(row, self.shard_id, one) for row in rows] for one in {feed.incarnation for feed in feeds}
         }
@@ -479,7 +468,7 @@ class ShardFeed:
         return ReadEvents(feeds, latest, [latest.facts, found.facts], read, wanted.by_event(found.by_number))
 
     async def _read_documents(self, resources: Sequence[Resource]) -> ReadDocuments:
-        """Read the documents of *resources* where their tenants are now; empty are those that cannot be read."""
+        """Read documents where their tenants are now; those that cannot be read are empty."""
         found = await read_documents(self._pool, resources, self._budgets.documents.part // 2)
         by_number, elsewhere, asked = dict(found.by_number), dict(found.elsewhere), {self.shard_id}
         left = [] if found.left_at is None else [found.left_at]
@@ -497,7 +486,6 @@ class ShardFeed:
         return msgspec.structs.replace(found, by_number=by_number, left_at=min(left, default=None))
 
     async def _read_documents_of(self, shard_id: str, resources: Sequence[Resource]) -> ReadDocuments | None:
-        """Return what another shard has of *resources*, once that is safe; None if it does not answer in time."""
         pool = self._pools.by_shard_id().get(shard_id)
         if pool is None:
             return None
@@ -509,7 +497,6 @@ class ShardFeed:
         return None
 
     async def _catch_up(self) -> None:
-        """Read on for tenants whose source has passed their departure."""
         for feed in self._feeds.values():
             catch_up = feed.begin_catch_up()
             if catch_up is None or catch_up.is_read or not catch_up.window.has_room:
@@ -540,7 +527,6 @@ class ShardFeed:
     async def _note_gap_of_catch_up(
         self, feed: DestinationFeed, catch_up: CatchUp, latest: LogBatch | FeedState | None
     ) -> None:
-        """Tell of batches that the retention has deleted while the tenant was held, and go on behind them."""
         head = catch_up.window.head
         if latest is None or latest.forgotten is None or latest.forgotten <= head.batch_id:
             return
@@ -560,7 +546,6 @@ class ShardFeed:
         )
 
     def _start_asking(self, tasks: asyncio.TaskGroup) -> None:
-        """Ask the sources of held tenants, beside everything else: one may be silent, or its standby behind."""
         is_asking = self._asking is not None and not self._asking.done()
         if is_asking or loop_time() < self._held_asked_at + self._held_pause_s:
             return
@@ -570,7 +555,6 @@ class ShardFeed:
             self._held_pause_s = HELD_MIN_S
 
     async def _release_held(self) -> None:
-        """Release the held tenants whose departure the destination has passed on their source."""
         asked: list[tuple[DestinationFeed, str, list[HeldTenant]]] = []
         for feed in self._feeds.values():
             waiting: defaultdict[str, list[HeldTenant]] = defaultdict(list)
@@ -590,9 +574,9 @@ class ShardFeed:
         self._changed.set()
 
     async def _passed(self, source: str, name: str, held: Sequence[HeldTenant]) -> list[HeldTenant]:
-        """Return those of *held* that may go on; none where the source does not answer.
+        """Return those of *held* that may go on; none if the source does not answer.
 
-        The cursor of the source has to be safe: one that goes back has the events before the departure sent again.
+        The cursor of the source has to be safe: if it goes back, events before the departure are sent again.
         """
         pool = self._pools.by_shard_id().get(source)
         if pool is None or source == self.shard_id:
@@ -612,7 +596,6 @@ class ShardFeed:
         return any(feed.row() != feed.written for feed in self._feeds.values())
 
     async def _write_cursors(self, *, is_due: bool = False) -> None:
-        """Write the cursors that have changed, at intervals."""
         now = loop_time()
         if not is_due and now < self._written_at + CURSOR_INTERVAL_S:
             return
@@ -627,7 +610,6 @@ class ShardFeed:
 
 
 def _first_of(group: BaseExceptionGroup[Exception]) -> Exception:
-    """Return the exception that decides what is done next: the loss of the row before all others."""
     leaves: list[Exception] = []
     for one in group.exceptions:
         leaves += [_first_of(one)] if isinstance(one, BaseExceptionGroup) else [one]

@@ -1,8 +1,7 @@
 """Show and change the cursors of a shard, for a person.
 
-Why a change is not overwritten by the replica that publishes: it is made in a transaction that gives the row of the
-publisher another token. The replica writes and reads only while the token is its own, and a write under way has ended
-before. It stops at its next renewal; whoever takes the row once its time is over reads the cursors as changed.
+Why a replica does not overwrite a change: the transaction that makes it gives the row of the publisher another token.
+The replica writes and reads only while the token is its own; whoever takes the row next reads the changed cursors.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class RefusedEvent(msgspec.Struct, frozen=True):
 
 
 class ShardDestination(msgspec.Struct, frozen=True):
-    """One destination on one shard. *publisher* is the replica that publishes the shard, None if none does."""
+    """One destination on one shard. *publisher* is the replica that publishes the shard, if any."""
 
     destination: str
     held: tuple[HeldTenant, ...]
@@ -56,7 +55,7 @@ class ForgetPlan(msgspec.Struct, frozen=True):
 
 
 class ReplayPlan(msgspec.Struct, frozen=True):
-    """What a replay of a shard sends again: *change_count* changes, None where nothing of that was sent yet."""
+    """What a replay of a shard sends again: *change_count* changes, None if none of them was sent yet."""
 
     change_count: int | None
     begins_at: datetime | None = None  # later than asked for: the log keeps nothing older
@@ -89,10 +88,7 @@ async def read_destinations(pool: ShardPool) -> list[ShardDestination]:
 async def replay(
     pool: ShardPool, destination: str, since: datetime, until: datetime | None, *, apply: bool
 ) -> ReplayPlan | None:
-    """Return what a replay of the changes since a time, and before *until*, sends again; with *apply* begin it.
-
-    None if the destination has no cursor.
-    """
+    """Return what a replay from *since*, before *until*, sends again; with *apply* begin it. None without a cursor."""
     async with pool.transaction() as connection:
         if not await has_schema(connection, pool):
             return None
@@ -116,7 +112,7 @@ async def replay(
 async def skip(
     pool: ShardPool, destination: str, tenant_id: str | None, event_id: str | None = None, *, apply: bool
 ) -> Resume | PassSource | PassEvent:
-    """Return what a skip passes on the shard; with *apply* pass it. Raises `PermanentError` where there is nothing."""
+    """Return what a skip passes on the shard; with *apply* pass it. Raises `PermanentError` if there is nothing."""
     async with pool.transaction() as connection:
         if not await has_schema(connection, pool):
             raise _no_cursor(destination)
@@ -135,10 +131,7 @@ async def skip(
 
 
 async def forget(pool: ShardPool, destination: str, *, apply: bool) -> ForgetPlan | None:
-    """Return what the shard has of a destination; with *apply* delete it, unless a replica has it in its file.
-
-    None if the shard has nothing.
-    """
+    """Return what the shard has of a destination, None if nothing; with *apply* delete it if no replica uses it."""
     async with pool.transaction() as connection:
         if not await has_schema(connection, pool):
             return None

@@ -1,12 +1,10 @@
 """The types of the feed. Pure.
 
-The types that cross the line between the feed and its destinations: events, what became of them, terms.
+The types between the feed and its destinations: events, what became of them, terms.
 
 Places in a shard's log, and tenants that wait for their source.
 
-tests/model/log_order_model.py searches what a reader of the log has to keep to.
-
-How each destination is doing over all shards, as a replica knows it: of its own, and by the rows of others.
+How each destination is doing over all shards, by a replica's own knowledge and the rows of others.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusa
 class Incarnation(msgspec.Struct, frozen=True):
     """The history of a shard that an event is part of; a new one begins with a promotion or a restore.
 
-    Of two ids the newer one is greater as text: receivers go by that (docs/feed.md), as *bounds* may lack one.
-    *bounds* are those of the incarnations that began lately, the newest first, each `<id>:<batch id>`, joined by
-    commas. An event of an earlier incarnation is undone, unless it comes again, if its
-    batch is behind the bound of any incarnation that is named before its own. So each event tells by itself which
-    earlier ones are undone.
+    Receivers compare ids as text: the newer one is greater (docs/feed.md). *bounds* are those of the latest
+    incarnations,
+    the newest first, each `<id>:<batch id>`, joined by commas: an event of an earlier incarnation is undone, unless it
+    comes again, if its batch is behind the bound of an incarnation named before its own.
     """
 
     id: str
@@ -44,9 +41,9 @@ class FeedTenant(msgspec.Struct, frozen=True):
 
 
 class EventBounds(msgspec.Struct, frozen=True):
-    """What a shard-wide event, `gap` or `undone`, is about: the batches behind *behind*, up to *through*.
+    """The batches that a shard-wide `gap` or `undone` is about: behind *behind*, up to *through* if there is one.
 
-    Without *through* there is no upper bound. The times are those of the batches at the bounds, as far as known.
+    The times are those of the batches at the bounds, as far as known.
     """
 
     behind: int
@@ -58,12 +55,13 @@ class EventBounds(msgspec.Struct, frozen=True):
 class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A change on a shard, or what became of events sent before.
 
-    *id* stays the same when the event is sent again. *position* is `<batch id>-<place in the batch>`. *reapplies* is
-    the id of the undone event of the same change, *undoes* that of the event that an `undone` event takes back; without
-    it an `undone` event is about *bounds*. *data* is the row as JSON, as read when the event was published: it may be
-    newer than the change; None where it is not wanted, or there is no row any more, empty where no destination takes as
-    much, or where it could not be read. *other_types* are other names of its resource type. *replay* has another value
-    for each replay that sends the event again.
+    *id* stays the same when the event is sent again; *position* is `<batch id>-<place in the batch>`. *reapplies* is
+    the id
+    of the undone event of the same change; *undoes* that of the event that this one takes back, else it is about
+    *bounds*.
+    *data* is the row as JSON when it was published: None if it is not wanted or gone, empty if it is too large or could
+    not
+    be read. *replay* differs for each replay that sends the event again.
     """
 
     id: str
@@ -85,7 +83,7 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        """What the event is about: `tenant/type/id`, the tenant alone, or the shard. Also the partition key."""
+        """What the event is about, and its partition key: `tenant/type/id`, the tenant alone, or the shard."""
         if self.tenant is None:
             return self.shard_id
         if self.resource_type is None:
@@ -98,10 +96,7 @@ class Delivered(msgspec.Struct, frozen=True):
 
 
 class RetryLater(msgspec.Struct, frozen=True):
-    """The destination cannot take the event now. It is tried again without an end, after *after_s* if that is set.
-
-    *after_s* is an hour at most.
-    """
+    """The destination cannot take the event now. It is tried again without end, after *after_s* (an hour at most)."""
 
     error: str
     after_s: float | None = None
@@ -123,7 +118,7 @@ Delivery: TypeAlias = Delivered | RetryLater | Refused | Disabled
 
 
 class Destination(Protocol):
-    """Where events go. An async context manager while it lives; shards publish to it at the same time."""
+    """Where events go; shards publish to it at the same time."""
 
     @property
     def max_events(self) -> int:
@@ -132,17 +127,14 @@ class Destination(Protocol):
     async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
         """Deliver *events*; return what became of each, in their order.
 
-        No event is delivered unless the events of its partition key before it in *events* were: behind one that was
-        not, the others of its key are `RetryLater`. Raises nothing that the destination's trouble may cause.
+        No event is delivered unless those of its partition key before it were: behind one that was not, the others of
+        its key
+        are `RetryLater`. Raises nothing that the destination's trouble may cause.
         """
 
 
 class FeedFilter(msgspec.Struct, frozen=True):
-    """Which events a destination gets; None lets all through.
-
-    Shard-wide events pass every filter. An `undone` event, and the gap of a tenant, pass that of kinds, but have to
-    pass the others, as the events that they are about.
-    """
+    """Which events a destination gets; None lets all through. See `lets_through` for `undone` and `gap`."""
 
     tenants: frozenset[str] | None = None
     business_types: frozenset[str] | None = None
@@ -197,9 +189,9 @@ class LeftOut(NamedTuple):
 
 
 class BatchRef(msgspec.Struct, frozen=True, order=True):
-    """A batch of a shard's log: the number of its transaction, and the token that no other batch has.
+    """A batch of a shard's log: its number, and its token, which no other batch has.
 
-    A standby that is promoted without the last commits uses their numbers again, for other batches.
+    A standby that is promoted without the last commits uses their numbers again.
     """
 
     batch_id: int
@@ -207,7 +199,7 @@ class BatchRef(msgspec.Struct, frozen=True, order=True):
 
 
 class HeldTenant(msgspec.Struct, frozen=True):
-    """A tenant that came to the shard in *epoch*, and whose events behind a place wait for the feed of *source*."""
+    """A tenant that came in *epoch*, and whose events behind a place wait for the feed of *source*."""
 
     tenant_no: int
     tenant_id: str

@@ -4,10 +4,10 @@
                 ▲          │
                 └─ later ◄─┘      a key waits behind its first event that is not done, no other key does
 
-The cursor is the place before the oldest event that is not done: what is behind it is sent again by the next
-publisher, under the same ids. Delivered events beyond it stay here, so that this publisher sends none twice.
+The cursor is the place before the oldest event that is not done: the next publisher sends what is behind it again.
+Delivered events beyond the cursor stay here, so that this publisher sends none twice.
 
-Room that the shards and destinations of one process share: those that use any have equal parts of it.
+Room that the shards and destinations of a process share in equal parts.
 
 The events that were sent lately, in case that the shard has lost their commits.
 """
@@ -40,9 +40,9 @@ User = TypeVar("User")
 
 
 class Budget(Generic[User]):
-    """*total* in equal parts, each at least *least*, without which a user could not work, and at most *most*.
+    """*total* in equal parts of those that use any, each at least *least* and at most *most*.
 
-    `part` is what each user may use now; of one that uses nothing yet, what it may begin with.
+    `part` is what each user may use now, or begin with.
     """
 
     def __init__(self, total: int, *, least: int, most: int) -> None:
@@ -61,7 +61,7 @@ class Budget(Generic[User]):
         return list(self._users)
 
     def enter(self, user: User) -> None:
-        """Note that *user* uses a part: those of all others may be smaller from now on."""
+        """Note that *user* uses a part; those of all others may be smaller from now on."""
         self._users.add(user)
         self._divide()
 
@@ -82,7 +82,7 @@ RETRY_BASE_S, RETRY_MAX_S = 0.2, 30.0
 
 
 class WindowEvent(msgspec.Struct, eq=False):
-    """An event on its way; *ref* is its batch, None of an event that is no row of the log."""
+    """An event on its way; *ref* is its batch, None for an event that is no row of the log."""
 
     event: FeedEvent
     place: Place
@@ -106,19 +106,13 @@ Finished: TypeAlias = WindowEvent | RefusedForGood | Disabled
 
 
 class Window:
-    """The window of a destination: events up to *head*, where its log is read next.
-
-    Their documents keep to its part of *budget*, as a read brings half of that part.
-    """
+    """The window of a destination: events up to *head*, where its log is read next; documents within *budget*."""
 
     def __init__(self, head: Place, budget: Budget[Window]) -> None:
         self.head = head
         self._budget = budget
         self._events: deque[WindowEvent] = deque()
         self._document_bytes = 0
-
-    def __repr__(self) -> str:
-        return f"Window({len(self._events)} events, cursor={self.cursor}, head={self.head})"
 
     def __len__(self) -> int:
         return len(self._events)
@@ -167,10 +161,7 @@ class Window:
         return chosen
 
     def next_due_at(self) -> float | None:
-        """Return when the first event is due that none of its key is before; None without any.
-
-        The others of its key are due at once after it: with their times a destination's loop would not rest.
-        """
+        """Return when the first event is due that is not behind another of its key; None without any."""
         due_at_by_key: dict[str, float] = {}
         for one in self._events:
             if not one.is_done:
@@ -182,8 +173,9 @@ class Window:
     ) -> list[Finished]:
         """Note what became of *sent*; return those that are finished, in order.
 
-        An event behind one of its key that failed was not tried: its own pauses begin with its first try. Whoever gets
-        a `RefusedForGood` says by `finish` when it is kept: until then its key waits.
+        An event behind one of its key that failed was not tried. The key of a `RefusedForGood` waits until the caller
+        has kept
+        it, and says so by `finish`.
         """
         finished: list[Finished] = []
         failed: set[str] = set()
@@ -236,7 +228,7 @@ class Window:
 
 
 def document_budget() -> Budget[Window]:
-    """Return what the documents in the windows of a process have together."""
+    """Return the bytes that the documents in all windows of a process share."""
     return Budget(TOTAL_DOCUMENT_BYTES, least=DOCUMENTS_MIN_BYTES, most=DOCUMENTS_MAX_BYTES)
 
 
@@ -251,10 +243,9 @@ KEPT_S: Final = 600.0  # a standby that lags further is no standby to promote
 
 
 class SentEvents:
-    """The events of one shard that one destination may have, of the last KEPT_S, and at most its part of *budget*.
+    """The events of one shard that one destination may have, of the last KEPT_S, within its part of *budget*.
 
-    `known_from` is the place behind which none is missing, None while another publisher may have sent events that are
-    not here.
+    `known_from` is the place behind which none is missing; None while another publisher may have sent others.
     """
 
     def __init__(self, budget: Budget[SentEvents]) -> None:
@@ -264,9 +255,6 @@ class SentEvents:
         self._forgotten_through = Place(0, 0)
         self.known_from: Place | None = None
         self._filter = FeedFilter()
-
-    def __repr__(self) -> str:
-        return f"SentEvents({len(self._events)}, known_from={self.known_from}, undone={len(self._undone)})"
 
     @property
     def has_events(self) -> bool:
@@ -355,7 +343,6 @@ def event_budget() -> Budget[SentEvents]:
 
 
 def _change_of(event: FeedEvent) -> tuple[str, str] | None:
-    """Return the tenant and the request of *event*: what it has in common with that of the same change."""
     if event.tenant is None or event.request_id is None:
         return None
     return event.tenant.tenant_id, event.request_id

@@ -122,7 +122,7 @@ async def skip_feed(
 ) -> int:
     """Print what is passed; with *apply* pass it.
 
-    Raises `PermanentError` where there is nothing to pass, `RetryableError` if the shard does not answer.
+    Raises `PermanentError` if there is nothing to pass, `RetryableError` if the shard does not answer.
     """
     require_settings(settings, routes=True)
     tenant_id = None if tenant is None else parse_tenant_id(*tenant)
@@ -174,8 +174,7 @@ FORGET_COLUMNS: Final = ("shard", "cursor of", "refused events")
 async def forget_destination(settings: Settings, destination: str, *, apply: bool, as_json: bool) -> int:
     """Print what the shards have of a destination; with *apply* delete it.
 
-    Returns 1 if a shard did not answer, or none has the destination. Raises `PermanentError` where a replica has the
-    destination in its file.
+    Returns 1 if a shard did not answer, or none has it. Raises `PermanentError` if a replica has it in its file.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -205,7 +204,6 @@ async def forget_destination(settings: Settings, destination: str, *, apply: boo
 
 
 def _unused(destination: str, answers: Mapping[str, ForgetPlan | None]) -> dict[str, ForgetPlan]:
-    """Return the plans, by shard id. Raises `PermanentError` where a replica has the destination in its file."""
     plans = {shard_id: plan for shard_id, plan in sorted(answers.items()) if plan is not None}
     for shard_id, plan in plans.items():
         if plan.user is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -14,9 +14,9 @@ from support.feed.running import feed_of, publishing, running, until_passed
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch, operation
 
-from simplu_local.processes.loopback import HOST, poll_until
-from simplu_worker.feed.events import CLAIM_DELAY_MAX_S, LEASE_S
-from simplu_worker.feed.feed import FIRST_PAUSE_S, Feed
+from simplu_local.processes.loopback import poll_until
+from simplu_worker.feed.events import CLAIM_DELAY_MAX_S
+from simplu_worker.feed.feed import Feed
 from simplu_worker.feed.rows import (
     NEW_S,
     LoadedFeed,
@@ -29,26 +29,17 @@ from simplu_worker.feed.rows import (
 )
 from simplu_worker.feed.types import (
     END,
-    Delivered,
-    Delivery,
     DestinationTerms,
-    FeedEvent,
     FeedFilter,
     Place,
-    Refused,
-    RetryLater,
 )
-from simplu_worker.feed.window import TOTAL_EVENTS
 from simplu_worker.shards.log import key_of_id, mark_changes
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import ensure_schema
-from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind, OnRefusal
+from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
 
-# Of another publisher: it outlasts what a busy machine does meanwhile, and is not taken for that of a wrong clock.
-ALMOST_TWO_LEASES = timedelta(seconds=2 * LEASE_S - 1)
 NO_LAG_SQL = """
 SELECT FROM feed_cursors WHERE behind_since IS NULL AND batch_id = (SELECT max(batch_id) FROM log_batches)
 """
@@ -138,29 +129,6 @@ async def test_lag_ends_with_the_delivery_when_the_shard_is_idle(
             assert await poll_until(has_no_lag, within_s=15)
 
 
-async def test_first_connections_to_shards_are_opened_at_a_pace() -> None:
-    opened: list[asyncio.StreamWriter] = []
-    ending = asyncio.Event()
-
-    async def stay_silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        opened.append(writer)
-        await ending.wait()
-        writer.close()
-
-    async def some_are_open() -> bool:
-        return len(opened) >= 5
-
-    server = await asyncio.start_server(stay_silent, HOST, 0)
-    url = f"postgresql://worker@{HOST}:{server.sockets[0].getsockname()[1]}/shard"
-    addresses = [ShardAddress(f"shard-{number}", url) for number in range(100)]
-    began_at = loop_time()
-    async with server, Pools(size=1) as pools, running(feed_of(pools, addresses, [Receiver().configured()])):
-        assert await poll_until(some_are_open, within_s=10)
-        count, most = len(opened), (loop_time() - began_at) / FIRST_PAUSE_S
-        ending.set()
-    assert count <= most
-
-
 async def test_shard_that_is_out_of_the_map_is_forgotten(
     pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,108 +211,18 @@ async def test_documents_are_read_by_bytes(
     monkeypatch.setattr("simplu_worker.feed.rows.DOCUMENT_MAX_BYTES", 5000)
     receiver = Receiver()
     terms = DestinationTerms("receiver", begin=FeedBeginning.OLDEST, data=FeedData.CURRENT)
-    sizes = [10, 2000, 2000, 6000, 10, 4000, 10, 4_000_000, 10]
-    for number, size in enumerate(sizes):
-        await case.apply(
-            case.operation("create", f"r{number}", {"text": "x" * size}),
-            case.operation("update", f"r{number}", {"text": "y" * size}),
-        )
-    await case.apply(case.operation("update", "r0", {"text": "z" * 5}), case.operation("delete", "r4"))
+    sizes = {"r0": 5, "r1": 2000, "r2": 2000, "r3": 6000, "r4": 10, "r5": 4000, "r6": 4_000_000, "r7": 10}
+    for name, size in sizes.items():
+        for kind in ("create", "update"):
+            await case.apply(case.operation(kind, name, {"text": "x" * size}))
+    await case.apply(case.operation("delete", "r4"))
     feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
     async with running(feed):
-        await receiver.until_count(2 * len(sizes) + 2)
-    assert [one.resource_id for one in receiver.events] == [
-        *(f"r{number}" for number in range(len(sizes)) for _ in range(2)),
-        "r0",
-        "r4",
-    ]
+        await receiver.until_count(2 * len(sizes) + 1)
+    assert [one.resource_id for one in receiver.events] == [*(name for name in sizes for _ in range(2)), "r4"]
     lengths = {one.resource_id: None if one.data is None else len(one.data) for one in receiver.events}
     members = len('{"text": ""}')
-    assert lengths == {
-        "r0": members + 5,
-        "r4": None,
-        **{
-            f"r{number}": members + size if size < 5000 else 0
-            for number, size in enumerate(sizes)
-            if number not in (0, 4)
-        },
-    }
-
-
-@pytest.mark.slow
-async def test_feed_goes_on_where_it_was_when_it_is_restarted(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    first, second = Receiver(), Receiver()
-    feed = feed_of(pools, [address], [first.configured()])
-    async with running(feed):
-        await publishing(feed)
-        await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(20)))
-        await first.until_count(20)
-    await case.apply_each(*(case.operation("create", f"s{number}", {}) for number in range(20)))
-    feed = feed_of(pools, [address], [second.configured()], "two")
-    async with running(feed):
-        await second.until_count(20)
-    assert {one.id for one in first.events}.isdisjoint(one.id for one in second.events)
-    assert [one.resource_id for one in second.events] == [f"s{number}" for number in range(20)]
-
-
-@pytest.mark.slow
-async def test_feed_sends_each_event_once_while_it_lives_when_one_key_is_refused_for_a_while(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    is_down = True
-    receiver.answer = lambda event: RetryLater("busy") if is_down and event.resource_id == "r3" else Delivered()
-    feed = feed_of(pools, [address], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed)
-        for kind in ("create", "update"):
-            await case.apply(*(case.operation(kind, f"r{number}", {}) for number in range(8)))
-        await receiver.until_count(14)
-        rows = await fetch(case.pool, "SELECT batch_id FROM feed_cursors")
-        held_at = int(receiver.events[0].position.split("-")[0])
-        assert rows[0]["batch_id"] <= held_at
-        is_down = False
-        await receiver.until_count(16)
-    assert len(receiver.events) == 16
-    assert [one.kind for one in receiver.events if one.resource_id == "r3"] == [
-        FeedKind.RESOURCE_CREATED,
-        FeedKind.RESOURCE_UPDATED,
-    ]
-
-
-@pytest.mark.slow(4)
-async def test_feed_ends_when_it_is_cancelled_while_it_loses_the_row(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    is_called, is_cancelled = asyncio.Event(), asyncio.Event()
-
-    def answer(_: FeedEvent) -> Delivery:
-        is_called.set()
-        return RetryLater("later")
-
-    class SlowToEnd(Receiver):
-        async def publish(self, events: Sequence[FeedEvent]) -> Sequence[Delivery]:
-            try:
-                await super().publish(events)
-                return await asyncio.Future()
-            finally:
-                is_cancelled.set()
-                await asyncio.sleep(0.5)
-
-    receiver = SlowToEnd()
-    receiver.answer = answer
-    feed = feed_of(pools, [address], [receiver.configured()])
-    task = asyncio.create_task(feed.run(asyncio.Event()))
-    async with asyncio.timeout(20):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        await is_called.wait()
-        await fetch(case.pool, QUERIES["take_feed"])
-        await is_cancelled.wait()
-    task.cancel()
-    assert await asyncio.wait([task], timeout=10) == ({task}, set())
+    assert lengths == {name: members + size if size < 5000 else 0 for name, size in sizes.items()} | {"r4": None}
 
 
 @pytest.mark.slow(5)
@@ -362,69 +240,6 @@ async def test_feed_ends_when_one_shard_does_not_take_its_row_back(make_shard: S
         assert await fetch(other, "SELECT FROM feed_shards WHERE expires_at <= clock_timestamp()") == [{}]
 
 
-@pytest.mark.slow(5)
-async def test_feed_drops_the_memories_that_nobody_needs(
-    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simplu_worker.feed.feed.MEASURE_S", 0.1)
-    one, two = Receiver("one"), Receiver("two")
-    feed = feed_of(pools, [address], [one.configured(), two.configured()])
-
-    async def until_users(count: int) -> None:
-        async def are_so_many() -> bool:
-            return f"Budget({TOTAL_EVENTS}, users={count})" in repr(feed)
-
-        assert await poll_until(are_so_many, within_s=20)
-
-    async def is_lost() -> bool:
-        return feed.published_count == 0
-
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        await asyncio.gather(one.until_count(1), two.until_count(1))
-        await until_users(2)
-        feed.replace([one.configured()])
-        await case.apply(case.operation("create", "r2", {}))
-        await one.until_count(2)
-        await until_users(2)  # the other one may come back, and is to be told what the shard has lost meanwhile
-        await fetch(
-            case.pool,
-            "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
-            ALMOST_TWO_LEASES,
-        )
-        assert await poll_until(is_lost, within_s=20)
-        monkeypatch.setattr("simplu_worker.feed.window.KEPT_S", 0.1)
-        await until_users(0)
-        assert feed.published_count == 0
-
-
-@pytest.mark.slow(8)
-async def test_cursor_moves_on_when_a_destination_is_back_on_a_shard_at_rest(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    is_down = True
-    receiver.answer = lambda _: RetryLater("down") if is_down else Delivered()
-    feed = feed_of(pools, [address], [receiver.configured()])
-
-    async def has_moved_on() -> bool:
-        query = "SELECT FROM feed_cursors JOIN log_batches USING (batch_id) WHERE position >= 0"
-        return await fetch(case.pool, query) != []
-
-    async def is_at_rest() -> bool:
-        return feed._shards["a"]._feeds["receiver"].is_awaited
-
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        await receiver.until(lambda _: receiver.call_count > 0)
-        assert await poll_until(is_at_rest, within_s=30)
-        is_down = False
-        await receiver.until_count(1)
-        assert await poll_until(has_moved_on, within_s=20)
-
-
 async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -436,22 +251,6 @@ async def test_feed_of_one_destination_goes_on_when_another_one_hangs(
         await case.apply(*(case.operation("create", f"r{number}", {}) for number in range(3000)))
         await other.until_count(3000)
     assert not hanging.events
-
-
-@pytest.mark.slow(7)
-async def test_feed_sends_the_rest_of_a_batch_when_its_window_was_full_for_long(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    is_down = True
-    receiver.answer = lambda _: RetryLater("down", 0.1) if is_down else Delivered()
-    feed = feed_of(pools, [address], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(*(case.operation("create", f"r{number}", {}) for number in range(2100)))
-        await asyncio.sleep(5)  # it reads less and less often, then not at all
-        is_down = False
-        await receiver.until_count(2100)
 
 
 @pytest.mark.parametrize("is_of_tenant", [False, True])
@@ -573,10 +372,6 @@ async def test_feed_is_taken_over_within_ten_seconds_when_its_publisher_is_kille
 async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_different_files(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    """As while the files are changed one after the other: a destination that its publisher does not have waits.
-
-    A filter leaves out what its publisher reads, nothing else.
-    """
     both, own = Receiver("both"), Receiver("own")
     created = DestinationTerms("both", filter=FeedFilter(kinds=frozenset({FeedKind.RESOURCE_CREATED})))
     own_file, other_file = [both.configured(), own.configured()], [both.configured(terms=created)]
@@ -610,82 +405,6 @@ async def test_shard_goes_by_the_file_of_its_publisher_when_replicas_have_differ
     assert both.told() == everything
 
 
-@pytest.mark.slow
-async def test_publisher_writes_nothing_when_another_one_has_the_row(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    feed = feed_of(pools, [address], [receiver.configured()])
-
-    async def is_lost() -> bool:
-        return feed.published_count == 0
-
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        await receiver.until_count(1)
-        await until_passed(case.pool)
-        before = await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors")
-        await fetch(
-            case.pool,
-            "UPDATE feed_shards SET token = gen_random_uuid(), expires_at = clock_timestamp() + $1",
-            ALMOST_TWO_LEASES,
-        )
-        await case.apply(case.operation("create", "r2", {}))
-        assert await poll_until(is_lost, within_s=20)
-        assert await fetch(case.pool, "SELECT batch_id, position FROM feed_cursors") == before
-        await fetch(case.pool, "UPDATE feed_shards SET expires_at = clock_timestamp()")
-        await receiver.until_count(2)
-
-
-@pytest.mark.slow
-async def test_refused_event_is_kept_and_the_feed_goes_on_when_its_tries_are_over(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    tries = 0
-
-    def answer(event: object) -> Delivered | Refused:
-        nonlocal tries
-        if getattr(event, "request_id", None) == "bad":
-            tries += 1
-            return Refused("400")
-        return Delivered()
-
-    receiver.answer = answer
-    feed = feed_of(pools, [address], [receiver.configured(terms=DestinationTerms("receiver", tries=2))])
-    async with running(feed):
-        await publishing(feed)
-        await case.apply_each(
-            case.operation("create", "r1", {}, request_id="bad"), case.operation("update", "r1", {"n": 1})
-        )
-        await receiver.until_count(1)
-        assert tries == 2
-        kept = await fetch(case.pool, "SELECT event->>'request_id' AS request_id, error FROM feed_refusals")
-    assert kept == [{"request_id": "bad", "error": "400"}]
-    assert receiver.told() == [("resource.updated", f"{case.tenant_id}/patient/r1")]
-
-
-@pytest.mark.slow
-async def test_feed_stops_on_the_shard_when_an_event_is_refused_and_the_terms_say_so(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    receiver.answer = lambda _: Refused("400")
-    terms = DestinationTerms("receiver", tries=1, on_refusal=OnRefusal.STOP)
-    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        async with asyncio.timeout(10):
-            while (await stopped(case))[0] != "refused":  # noqa: ASYNC110  # a row on the shard
-                await asyncio.sleep(0.1)
-        calls = receiver.call_count
-        await case.apply(case.operation("create", "r2", {}))
-        await asyncio.sleep(1)
-        assert receiver.call_count == calls
-
-
 async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
@@ -708,11 +427,6 @@ async def test_feed_tells_of_a_gap_when_the_log_has_lost_what_it_did_not_read(
     assert gap.bounds.through == lost[0]["batch_id"]
     assert gap.bounds.behind < lost[0]["batch_id"]
     assert kept.resource_id == "kept"
-
-
-async def stopped(case: TenantCase) -> list[str | None]:
-    """Return why the destinations have stopped."""
-    return [row["stopped"] for row in await fetch(case.pool, "SELECT stopped FROM feed_cursors")]
 
 
 async def forget_log(case: TenantCase) -> None:
@@ -748,17 +462,14 @@ async def test_new_destination_begins_where_its_terms_say(
 async def test_feed_waits_for_a_running_transaction_when_a_later_one_has_committed(
     pools: Pools, address: ShardAddress, case: TenantCase
 ) -> None:
-    receiver = Receiver()
-    feed = feed_of(pools, [address], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed)
-        async with case.pool.transaction() as connection:
-            await mark_changes(connection, [(case.tenant_id, "patient", "earlier")])
-            await case.apply(case.operation("create", "later", {}))
-            await asyncio.sleep(1)
-            assert not receiver.events
-        await receiver.until_count(2)
-    assert [one.resource_id for one in receiver.events] == ["earlier", "later"]
+    pool, token = pools.pool_of(address.shard_id), str(uuid4())
+    assert await claim(pool, token=token, publisher="one", noise="0000")
+    async with case.pool.transaction() as connection:
+        await mark_changes(connection, [(case.tenant_id, "patient", "earlier")])
+        await case.apply(case.operation("create", "later", {}))
+        assert await read_log(pool, token, Place(0, 0), 9, END) == []
+    found = await read_log(pool, token, Place(0, 0), 9, END)
+    assert [one.resource for one in found] == [key_of_id("earlier"), key_of_id("later")]
 
 
 @pytest.mark.parametrize("name", ["patient", "patients"])
@@ -784,139 +495,3 @@ async def test_feed_sends_what_its_filter_lets_through_with_the_row_when_it_is_w
         ("r2", None),
         ("r2", None),
     ]
-
-
-@pytest.mark.slow
-async def test_destination_out_of_the_file_begins_no_incarnation_until_it_is_back(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    kept, dropped = Receiver("kept"), Receiver("dropped")
-    feed = feed_of(pools, [address], [kept.configured(), dropped.configured()])
-
-    async def has_left() -> bool:
-        return await fetch(case.pool, "SELECT FROM feed_cursors WHERE NOT is_in_file") != []
-
-    async def is_known() -> bool:
-        return feed._shards["a"]._memories["kept"].known_from is not None
-
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        await asyncio.gather(kept.until_count(1), dropped.until_count(1))
-        feed.replace([kept.configured()])
-        assert await poll_until(has_left, within_s=20)  # a read that is under way is for both
-        await case.apply(case.operation("create", "r2", {}))
-        await kept.until_count(2)
-        assert await poll_until(is_known, within_s=20)
-        # As at a restart of the server: another run than the noted ones, and the publisher lives through it.
-        await fetch(case.pool, "UPDATE feed_shards SET server_run = 'before'")
-        await fetch(case.pool, "UPDATE feed_cursors SET server_run = 'before'")
-        feed.replace([kept.configured()])
-        await case.apply(case.operation("create", "r3", {}))
-        await kept.until_count(3)
-        first, _, after = kept.events
-        assert after.incarnation == first.incarnation
-    feed = feed_of(pools, [address], [kept.configured(), dropped.configured()], "two")
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r4", {}))
-        await dropped.until_count(4)
-    assert [one.resource_id for one in dropped.events] == ["r1", "r2", "r3", "r4"]
-    back = dropped.events[1].incarnation
-    assert back.id > first.incarnation.id
-    assert back.bounds.startswith(f"{back.id}:")
-    assert dropped.of_bounds[-1].incarnation == back
-
-
-async def live_through_failover(feed: Feed, receiver: Receiver, case: TenantCase) -> None:
-    """Have the publisher find another run of the server, as at a failover that it lives through."""
-
-    async def is_judged() -> bool:
-        return not await fetch(case.pool, "SELECT FROM feed_shards WHERE server_run = 'before'")
-
-    for table in ("feed_shards", "feed_cursors"):
-        await fetch(case.pool, f"UPDATE {table} SET server_run = 'before'")
-    feed.replace([receiver.configured()])
-    assert await poll_until(is_judged, within_s=30)
-
-
-@pytest.mark.slow
-async def test_publisher_does_not_know_all_that_came_before_it_has_read_to_the_end(
-    pools: Pools, address: ShardAddress, case: TenantCase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simplu_worker.feed.shard_feed.READ_MAX", 2)
-    await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in range(5)))
-    await case.apply(operation("create", "wanted", {}, resource_type="invoice"))
-    receiver = Receiver()
-    receiver.answer = lambda _: RetryLater("waits")
-    wanted = FeedFilter(resource_types=frozenset({"invoice"}))
-    terms = DestinationTerms("receiver", begin=FeedBeginning.OLDEST, filter=wanted)
-    feed = feed_of(pools, [address], [receiver.configured(terms=terms)])
-
-    async def is_asked() -> bool:
-        return receiver.call_count > 2
-
-    async def is_known() -> bool:
-        return feed._shards["a"]._memories["receiver"].known_from is not None
-
-    async with running(feed):
-        await publishing(feed)
-        assert await poll_until(is_asked, within_s=10)
-        assert not await is_known()
-        receiver.answer = lambda _: Delivered()
-        assert await poll_until(is_known, within_s=10)
-
-
-@pytest.mark.slow(2)
-async def test_publisher_begins_an_incarnation_when_it_has_not_sent_again_what_the_one_before_had(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-    receiver.answer = lambda event: RetryLater("waits") if event.resource_id == "r1" else Delivered()
-    feed = feed_of(pools, [address], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed)
-        await case.apply_each(*(case.operation("create", f"r{number}", {}) for number in (1, 2)))
-        await receiver.until_count(1)
-    receiver.answer = lambda _: RetryLater("down")
-    feed = feed_of(pools, [address], [receiver.configured()], "two")
-    async with running(feed):
-        await publishing(feed)
-        await live_through_failover(feed, receiver, case)
-        receiver.answer = lambda _: Delivered()
-        await receiver.until_count(2)
-        await receiver.until(lambda events: len(events) == 3)
-    before, *after = receiver.events
-    assert before.resource_id == "r2"
-    assert {one.resource_id for one in after} == {"r1", "r2"}
-    assert {one.incarnation for one in after} == {receiver.of_bounds[-1].incarnation}
-    assert after[0].incarnation.id > before.incarnation.id
-
-
-@pytest.mark.slow(4)
-async def test_publisher_remembers_an_event_that_it_has_sent_when_no_answer_came(
-    pools: Pools, address: ShardAddress, case: TenantCase
-) -> None:
-    receiver = Receiver()
-
-    async def is_called_again() -> bool:
-        return receiver.call_count > count
-
-    feed = feed_of(pools, [address], [receiver.configured()])
-    async with running(feed):
-        await publishing(feed)
-        await case.apply(case.operation("create", "r1", {}))
-        await receiver.until_count(1)
-        receiver.hangs, count = True, receiver.call_count
-        await case.apply(case.operation("create", "r2", {}))
-        assert await poll_until(is_called_again, within_s=10)
-        receiver.hangs = False
-        # The last batch is lost.
-        await fetch(case.pool, "DELETE FROM log_rows WHERE batch_id = (SELECT max(batch_id) FROM log_batches)")
-        await fetch(case.pool, "DELETE FROM log_batches WHERE batch_id = (SELECT max(batch_id) FROM log_batches)")
-        await live_through_failover(feed, receiver, case)
-        await case.apply(case.operation("create", "r3", {}))
-        await receiver.until(lambda events: any(one.resource_id == "r3" for one in events))
-    first, *undone, last = receiver.events
-    assert [one.kind for one in undone] == [FeedKind.UNDONE]
-    assert last.incarnation.id > first.incarnation.id

@@ -113,10 +113,6 @@ async def test_receiver_drops_an_undone_event_that_comes_late(receiver: Receiver
     assert await state_after(receiver, batch(70, THREE), *late) == ["i3-70-0", "i1-40-0", "i2-50-0"]
 
 
-async def test_receiver_that_missed_an_incarnation_compares_with_each_bound(receiver: Receiver) -> None:
-    assert await state_after(receiver, batch(50, ONE), batch(70, THREE)) == ["i3-70-0"]
-
-
 async def test_receiver_knows_a_new_incarnation_that_does_not_name_the_one_before(receiver: Receiver) -> None:
     before = [batch(29, ONE), batch(42, TWO)]
     assert await state_after(receiver, *before, batch(31, EARLIER)) == ["i1-29-0", "i3-31-0"]
@@ -128,11 +124,6 @@ async def test_receiver_takes_back_what_an_undone_event_names(receiver: Receiver
     again = batch(43, TWO, reapplies="i1-42-0")
     state = await state_after(receiver, batch(42, ONE), undone, again, undone, batch(42, ONE))
     assert state == ["undone-1", "i2-43-0"]
-
-
-async def test_receiver_keeps_shards_apart(receiver: Receiver) -> None:
-    other = batch(50, Incarnation("i9", "i9:1"), shard_id="shard-2", id="other-50-0")
-    assert await state_after(receiver, other, batch(42, TWO)) == ["other-50-0", "i2-42-0"]
 
 
 async def test_receiver_refuses_what_another_secret_has_signed(receiver: Receiver) -> None:

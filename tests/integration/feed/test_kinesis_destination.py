@@ -89,10 +89,7 @@ async def test_events_of_a_key_arrive_in_order_when_the_stream_takes_a_part_of_e
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault",
-    [{"kind": "throttle"}, {"kind": "fail"}, {"kind": "cut"}, {"kind": "cut", "applied": True}, {"kind": "hang"}],
-)
+@pytest.mark.parametrize("fault", [{"kind": "throttle"}, {"kind": "cut", "applied": True}, {"kind": "hang"}])
 async def test_request_that_fails_as_a_whole_is_the_last_one_of_its_call(
     client: Client, impatient: Client, stream: str, kinesis_url: str, fault: dict[str, Any]
 ) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.postgres.databases import ShardMaker, copy_shard, database_of
-from support.postgres.standby_pair import Pair, eventually, require_postgres, start_pair
+from support.postgres.standby_pair import Pair, require_postgres, start_pair
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.processes.loopback import poll_until
@@ -158,34 +157,6 @@ async def test_incarnation_begins_where_an_earlier_filter_may_have_let_more_thro
             await case.apply(case.operation("update", "r1", {"n": 1}))
             await cursor_at_end()
             assert await begins_anew(begin)
-
-
-@pytest.mark.slow(8)
-async def test_feed_ends_while_a_standby_is_silent() -> None:
-    require_postgres()
-    receiver = Receiver()
-    with ProcessGroup() as group:
-        pair = await start_pair(group)
-        address = await copy_shard(pair.primary, "s")
-        async with Pools(size=6) as pools:
-            pool = pools.ensure_pool(address)
-            await add_tenant(pool)
-            case = TenantCase(pool, TENANT)
-            feed = feed_of(pools, [address], [receiver.configured()])
-            # Far less than what passes until the server takes a silent standby for one that is gone.
-            async with asyncio.timeout(40), running(feed):
-                await publishing(feed)
-                await case.apply(case.operation("create", "r1", {}))
-                await receiver.until_count(1)
-                pair.standby.suspend()
-                await case.apply(case.operation("create", "r2", {}))
-                await eventually(lambda: "1 waiting" in repr(feed._commits))  # it has read that
-            assert len(receiver.events) == 1
-            pair.standby.resume()
-            feed = feed_of(pools, [address], [receiver.configured()], "two")
-            async with running(feed):
-                await receiver.until_count(2)
-    assert [one.resource_id for one in receiver.events] == ["r1", "r2"]
 
 
 async def has_row(pool: ShardPool, query: str) -> bool:

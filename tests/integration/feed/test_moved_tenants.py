@@ -10,13 +10,10 @@ import pytest
 from support.feed.receiver import Receiver
 from support.feed.running import feed_of, publishing, running
 from support.moves.world import OTHER, TENANT_ID, World
-from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.plans import plan_of
-from support.postgres.standby_pair import require_postgres, start_pair
-from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
+from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_local.processes.loopback import poll_until
-from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.feed.types import Delivered, DestinationTerms, RetryLater
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -24,8 +21,6 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.undoing import clean_up
 from simplu_worker.vocabulary import FeedBeginning, FeedData, FeedKind
-
-NOT_PASSED_SQL = "SELECT batch_id FROM log_batches WHERE kind = 'l' AND batch_id > (SELECT batch_id FROM feed_cursors)"
 
 BATCHES_SQL = """
 INSERT INTO log_batches (batch_id, completed_at, row_count, kind, tenants, types, origins)
@@ -95,47 +90,6 @@ async def data_of(pools: Pools, address: ShardAddress) -> dict[str | None, bytes
     return {one.resource_id: one.data for one in receiver.events if one.kind is FeedKind.RESOURCE_CREATED}
 
 
-@pytest.mark.slow(8)
-async def test_target_waits_until_the_cursor_of_the_source_is_safe(make_shard: ShardMaker) -> None:
-    require_postgres()
-    receiver = Receiver()
-    is_down = True
-    receiver.answer = lambda event: (
-        RetryLater("down", 0.2) if is_down and (event.shard_id, event.resource_id) == ("a", "r1") else Delivered()
-    )
-    with ProcessGroup() as group:
-        pair = await start_pair(group)
-        addresses = [await copy_shard(pair.primary, "a"), await make_shard("b")]
-        async with Pools(size=6) as pools:
-            world = World(pools, addresses)
-            await add_tenant(world.shard_pools["a"])
-            await add_tenant(world.shard_pools["a"], OTHER)
-            source, target = world.case("a"), world.case("b")
-            other = TenantCase(world.shard_pools["a"], OTHER)
-            feed = feed_of(pools, addresses, [receiver.configured()])
-
-            async def has_passed() -> bool:
-                return await fetch(world.shard_pools["a"], NOT_PASSED_SQL) == []
-
-            async with running(feed):
-                await publishing(feed, 2)
-                await source.apply(source.operation("create", "r1", {}))
-                await world.move()
-                await target.apply(target.operation("update", "r1", {"n": 1}))
-                await other.apply(other.operation("create", "behind", {}))
-                await receiver.until_count(1)  # so the departure before it is read, too
-                pair.standby.suspend()
-                is_down = False
-                await receiver.until_count(2)
-                assert await poll_until(has_passed, within_s=30)
-                await asyncio.sleep(1)  # by then it has asked the source
-                assert [one.shard_id for one in receiver.events] == ["a", "a"]
-                pair.standby.resume()
-                await receiver.until_count(4)
-    assert [one.resource_id for one in receiver.events[:2]] == ["behind", "r1"]
-    assert [one.shard_id for one in receiver.events] == ["a", "a", "b", "b"]
-
-
 @pytest.mark.slow(5)
 async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_were_read(
     world: World, monkeypatch: pytest.MonkeyPatch
@@ -168,31 +122,6 @@ async def test_destination_is_told_when_a_tenant_comes_back_before_its_changes_w
     ]
 
 
-@pytest.mark.slow(12)
-async def test_events_before_a_return_come_when_the_publisher_is_killed_behind_it(world: World) -> None:
-    async def is_held() -> bool:
-        return await fetch(world.shard_pools["a"], "SELECT FROM feed_cursors WHERE held <> '[]'") != []
-
-    addresses = [pool.address for pool in world.shard_pools.values()]
-    receiver = Receiver()
-    is_down = True
-    receiver.answer = lambda _: RetryLater("down", 0.2) if is_down else Delivered()
-    source = world.case("a")
-    feed = feed_of(world.pools, addresses, [receiver.configured()])
-    async with running(feed) as publisher:
-        await publishing(feed, 2)
-        await source.apply(source.operation("create", "r1", {}))
-        await world.move("a", "b")
-        await world.move("b", "a")
-        assert await poll_until(is_held, within_s=20)
-        publisher.cancel()
-    is_down = False
-    async with running(feed_of(world.pools, addresses, [receiver.configured()], "two")):
-        await receiver.until(lambda events: sum(one.kind is FeedKind.TENANT_MOVED for one in events) == 2)
-    told = [(one.shard_id, one.kind) for one in receiver.events if one.tenant is not None]
-    assert told == [("a", FeedKind.RESOURCE_CREATED), ("b", FeedKind.TENANT_MOVED), ("a", FeedKind.TENANT_MOVED)]
-
-
 @pytest.mark.slow(3)
 async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
     world: World, monkeypatch: pytest.MonkeyPatch
@@ -213,38 +142,6 @@ async def test_clean_up_does_not_wait_for_a_destination_that_has_left_the_file(
         await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
         feed.replace([receiver.configured()])
         await receiver.until(lambda events: any(one.kind is FeedKind.TENANT_REPLACED for one in events))
-
-
-@pytest.mark.slow(6)
-async def test_events_come_in_order_when_a_tenant_moves_there_and_back_under_load(world: World) -> None:
-    addresses = [pool.address for pool in world.shard_pools.values()]
-    receiver = Receiver()
-    feed = feed_of(world.pools, addresses, [receiver.configured()])
-    async with running(feed):
-        await publishing(feed, 2)
-        stopping = asyncio.Event()
-        writing = asyncio.create_task(world.write_until(stopping))
-        for source, target in (("a", "b"), ("b", "a"), ("a", "b")):
-            await asyncio.sleep(0.3)
-            await world.move(source, target)
-        stopping.set()
-        await writing
-        await receiver.until(lambda events: sum(one.kind is FeedKind.TENANT_MOVED for one in events) == 3)
-        logged = await fetch(
-            world.shard_pools["b"],
-            "SELECT request_id FROM operations WHERE tenant_id = $1 AND status = 'succeeded'"
-            " AND operation IN ('create', 'update', 'patch', 'delete')",
-            TENANT_ID,
-        )
-        wanted = {row["request_id"] for row in logged}
-        await receiver.until(lambda events: wanted <= {one.request_id for one in events})
-    requests = [one.request_id for one in receiver.events if one.request_id is not None]
-    assert len(requests) == len(set(requests))
-    moves = [index for index, one in enumerate(receiver.events) if one.kind is FeedKind.TENANT_MOVED]
-    shards = [one.shard_id for one in receiver.events]
-    assert shards == sorted(shards[: moves[0]]) + shards[moves[0] :]
-    for begin, end, shard_id in zip(moves, [*moves[1:], len(shards)], ("b", "a", "b"), strict=True):
-        assert set(shards[begin:end]) == {shard_id}
 
 
 @pytest.mark.slow(4)

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
+from support.feed.events import AT, feed_event
 
 from simplu_worker.feed.events import undone_event
-from simplu_worker.feed.types import BatchRef, FeedEvent, FeedFilter, FeedTenant, Incarnation, Place
+from simplu_worker.feed.types import BatchRef, FeedEvent, FeedFilter, Incarnation, Place
 from simplu_worker.feed.window import EVENTS_MIN, KEPT_S, TOTAL_EVENTS, SentEvents, event_budget
 from simplu_worker.feed.window import PROCESS_EVENTS_MAX as EVENTS_MAX
-from simplu_worker.vocabulary import FeedKind
-
-AT = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def event(number: int, name: str = "") -> FeedEvent:
     """Return the event of the request *number*."""
-    return FeedEvent(
-        id=name or f"e{number}",
-        kind=FeedKind.RESOURCE_UPDATED,
-        shard_id="s",
-        time=AT,
-        position=f"{number}-0",
-        incarnation=Incarnation("i"),
-        tenant=FeedTenant("t-1", "t", "1", "gym"),
-        request_id=f"request-{number}",
-        data=b"{}",
-    )
+    return feed_event(number, id=name or f"e{number}", data=b"{}")
 
 
 def test_events_of_lost_batches_are_taken_back_newest_first() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 import pytest
+from support.feed.events import feed_event
 
-from simplu_worker.feed.events import DOCUMENT_MAX_BYTES
-from simplu_worker.feed.types import Delivered, Disabled, FeedEvent, FeedTenant, Incarnation, Place, Refused, RetryLater
+from simplu_worker.feed.types import Delivered, Disabled, Place, Refused, RetryLater
 from simplu_worker.feed.window import (
     DOCUMENTS_MAX_BYTES,
     DOCUMENTS_MIN_BYTES,
@@ -22,23 +20,10 @@ from simplu_worker.feed.window import (
 )
 from simplu_worker.vocabulary import FeedKind
 
-TENANT = FeedTenant("t-1", "t", "1", "gym")
-
 
 def event(number: int, key: str = "r") -> WindowEvent:
     """Return an event of the batch *number*."""
-    made = FeedEvent(
-        id=f"e{number}",
-        kind=FeedKind.RESOURCE_UPDATED,
-        shard_id="s",
-        time=datetime(2026, 3, 1, tzinfo=UTC),
-        position=f"{number}-0",
-        incarnation=Incarnation("i"),
-        tenant=TENANT,
-        resource_type="patient",
-        resource_id=key,
-    )
-    return WindowEvent(made, Place(number, 0))
+    return WindowEvent(feed_event(number, key), Place(number, 0))
 
 
 def window_from(position: int = 0) -> Window:
@@ -104,7 +89,7 @@ def test_window_knows_the_kinds_of_events_that_are_not_done() -> None:
     assert not window.has_kind(FeedKind.GAP)
     window.settle(events[1:], [Delivered()], tries=3, now=0, draw=0)
     assert not window.has_kind(FeedKind.UNDONE)
-    assert window.has_kind(FeedKind.RESOURCE_UPDATED)
+    assert window.has_kind(FeedKind.RESOURCE_PATCHED)
 
 
 def test_refused_event_is_finished_when_its_tries_are_over_and_it_is_kept() -> None:
@@ -181,14 +166,3 @@ def test_documents_in_the_windows_of_a_process_share_one_budget() -> None:
         window.settle(events, [Delivered()] * len(events), tries=3, now=0, draw=0)
     assert windows[0].has_room
     assert budget.part == DOCUMENTS_MAX_BYTES
-
-
-def test_window_has_room_for_one_document_at_least() -> None:
-    budget = document_budget()
-    others = [Window(Place(0, 0), budget) for _ in range(2 * TOTAL_DOCUMENT_BYTES // DOCUMENTS_MIN_BYTES)]
-    large = event(1)
-    large.event = msgspec.structs.replace(large.event, data=b"x" * DOCUMENT_MAX_BYTES)
-    for window in others:
-        assert window.has_room
-        window.add([msgspec.structs.replace(large)], Place(1, 0))
-    assert not any(window.has_room for window in others)
