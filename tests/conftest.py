@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 import hypothesis
 import pytest
-from support import selection, tables
+from support import selection
 from support.aws.endpoints import CREDENTIALS, empty_moto, running_moto
 from support.leaks import LeakDetector
 from support.memory_folder import use_memory
@@ -57,7 +57,6 @@ _leaks = LeakDetector()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what `.ci/run` says."""
     selection.add_options(parser)
-    tables.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +74,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(partial(_forget_initial_data, folder))
     _leaks.install(config)
     config.pluginmanager.register(selection.Selection(config))
-    config.pluginmanager.register(tables.Tables(config))
 
 
 def _forget_initial_data(folder: str) -> None:

@@ -90,7 +90,6 @@ SELECT id, "resourceId", (data ->> 'n')::int AS n FROM resources WHERE "resource
 
 
 def main() -> None:
-    """Run the scenario, or the other program in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--old-worker", help=argparse.SUPPRESS, metavar="URL")
     parser.add_argument("--rows", type=int, default=200_000)
@@ -171,7 +170,6 @@ class Load:
         }
 
     async def run(self, env: Mapping[str, str], rate: float, stopping: asyncio.Event) -> None:
-        """Put operations on the stream until *stopping* is set."""
         async with open_client("kinesis", env) as kinesis:
             while not stopping.is_set():
                 batch = [self.next() for _ in range(max(1, round(rate / 5)))]
@@ -189,7 +187,6 @@ class Load:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run the scenario and return the exit status."""
     async with Stack(shards=1, stream_shards=2, tenants_per_shard=20) as stack:
         server = next(iter(stack.servers.values()))
         folder = stack.group.directory / "work"
@@ -292,7 +289,6 @@ class Commands:
         return differences
 
     async def killed(self, *, after_s: float) -> None:
-        """Begin the copy and kill it with -9."""
         process = await self._started(
             "exec simplu-worker shards adopt shard-1 --prepare --duplicates oldest --env-file worker.env"
         )
@@ -338,7 +334,6 @@ async def caught_up(url: str, load: Load) -> list[str]:
 
 
 async def compared(url: str, row_count: int) -> list[str]:
-    """Return how our documents differ from those of the old table."""
     connection = await asyncpg.connect(url)
     missing = await connection.fetchval(MISSING_SQL)
     ours = await connection.fetchval(OURS_SQL)

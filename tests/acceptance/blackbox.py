@@ -40,12 +40,10 @@ MOST = 0.9  # redeliveries leave no trace
 
 
 def main() -> None:
-    """Run the command and end with its exit status."""
     sys.exit(asyncio.run(run(parse_arguments())))
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description="Check a running worker against the contract, from outside.")
     parser.add_argument("--env-file", type=Path, required=True, help="what `simplu-worker stack` wrote")
     parser.add_argument("--operations", type=int, default=6000)
@@ -67,7 +65,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Read the shell-quoted lines that `stack` wrote."""
     lines = path.read_text(encoding="utf-8").splitlines()
     pairs = (shlex.split(line)[0].partition("=") for line in lines if line.strip())
     return {name: value for name, _, value in pairs}

@@ -67,7 +67,6 @@ APPLIED_SQL: Final = "SELECT count(*) FROM operations WHERE starts_with(request_
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=50)
     parser.add_argument("--fail-overs", type=int, default=20)
@@ -83,7 +82,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run the scenario, compare, and return the exit status."""
     testbed = Testbed(shards=arguments.shards, stream_shards=2, tenants_per_shard=3, replicas=0)
     async with testbed:
         trial = Trial(testbed, arguments, open_console(piped_width=160))
@@ -104,8 +102,6 @@ class Webhook:
         self._process = testbed.stack.group.spawn(argv, log_path=self._log)
 
     async def url(self) -> str:
-        """Return its URL, once it listens."""
-
         async def listens() -> bool:
             return self._log.read_bytes().startswith(b"http") and self._log.read_bytes().endswith(b"\n")
 
@@ -114,18 +110,15 @@ class Webhook:
         return self._log.read_text().splitlines()[0]
 
     def toggle_outage(self) -> None:
-        """Begin an outage, or end it."""
         self._process.send_signal(signal.SIGUSR1)
 
     def follower(self) -> Follower:
-        """Return what a receiver holds after all that was accepted."""
         follower = Follower()
         for _, members in self.accepted():
             follower.take(Event.of(members))
         return follower
 
     def accepted(self) -> list[tuple[float, dict[str, Any]]]:
-        """Return all that was accepted, with the times."""
         lines = [line.split(b" ", 1) for line in self.journal.read_bytes().splitlines()]
         return [(float(moment), json.loads(event)) for moment, event in lines]
 
@@ -140,7 +133,6 @@ class StreamReader:
         self._times: list[float] = []
 
     async def begin(self) -> None:
-        """Make the stream."""
         await self._kinesis.create_stream(StreamName=STREAM, ShardCount=STREAM_SHARDS)
         await wait_for_stream(self._kinesis, STREAM)
 
@@ -153,11 +145,9 @@ class StreamReader:
 
     @property
     def seconds(self) -> float:
-        """From the first arrival to the last one."""
         return max(self._times, default=0.0) - min(self._times, default=0.0)
 
     def events(self) -> Iterator[Event]:
-        """Iterate over all that arrived, one stream shard after the other."""
         return itertools.chain(*self._events.values())
 
     async def follower(self) -> Follower:
@@ -267,7 +257,6 @@ class Trial:
         await flow.producer.stop()
 
     async def _disturb(self) -> None:
-        """Move tenants and fail over shards, and have an outage of a receiver in the middle."""
         arguments, chance = self._arguments, self._chance
         kinds = itertools.cycle(("published", "published, publishers killed", "move and fail-over", "unpublished"))
         steps = list(itertools.islice(kinds, arguments.fail_overs))
@@ -303,7 +292,6 @@ class Trial:
         self._fail_overs += fails_over
 
     async def _fail_over(self, kind: str) -> None:
-        """Promote a standby that lacks commits, whose events were *published* or not."""
         shard = self._chance.choice(self._struck)
         await shard.standby.fall_behind()
         if kind.startswith("published"):
@@ -338,7 +326,6 @@ class Trial:
             self._kills += 1
 
     async def _compared(self, stream: StreamReader) -> tuple[list[str], Mapping[str, Follower]]:
-        """Return the differences once there are none, or the time is over, with what was compared."""
         differences: list[str] = []
         followers: dict[str, Follower] = {}
         if not await poll_until(self._is_applied, within_s=APPLIED_WITHIN_S):
@@ -364,7 +351,6 @@ class Trial:
         return differences, followers
 
     async def _is_applied(self) -> bool:
-        """Return whether the shards have all operations of the chains."""
         flow = self._testbed.flows[0]
         for url in self._testbed.urls:
             tenants = [tenant_id for tenant_id, home in self._testbed.homes.items() if home == url]
@@ -378,7 +364,6 @@ class Trial:
         return True
 
     def keep_files(self) -> None:
-        """Copy what shows the way to a defect."""
         if (folder := self._arguments.keep) is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for path in (self._all.journal, self._one.journal, *(one.log_path for one in self._testbed.workers)):
@@ -389,7 +374,6 @@ class Trial:
 
 
 def describe(name: str, follower: Follower) -> str:
-    """Return what came to a receiver as one line."""
     requests = {event.request for event in follower.taken_back.values()} - {None}
     again = [event for event in follower.holding.values() if event.request in requests]
     named = sum(event.reapplies is not None for event in again)
@@ -400,7 +384,6 @@ def describe(name: str, follower: Follower) -> str:
 
 
 def updates(tenants: Sequence[Tenant], stopping: asyncio.Event) -> Iterator[Item]:
-    """Yield operations of which most are updates, until *stopping*."""
     for number in itertools.count():
         if stopping.is_set():
             return

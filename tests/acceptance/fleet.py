@@ -40,7 +40,6 @@ Step = Callable[[], Awaitable[None]]
 
 
 def main() -> None:
-    """Run the command and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operations", type=int, default=20_000)
     parser.add_argument("--stream-shards", type=int, default=16)
@@ -148,7 +147,6 @@ class _Fleet:
         self._workers: list[WorkerProcess] = []
 
     async def start(self, count: int) -> None:
-        """Start *count* more replicas."""
         env = self._stack.env | dict(self._env)
         for _ in range(count):
             worker = WorkerProcess(self._stack.group, env, number=next(self._numbers))
@@ -176,7 +174,6 @@ class _Fleet:
         self._console.print("it goes on")
 
     async def stop_one(self) -> None:
-        """Stop one in order."""
         worker = self._workers.pop()
         self._console.print(f"SIGTERM to {worker.pid}; {len(self._workers)} replicas")
         await worker.stop(within_s=STOP_WITHIN_S)
@@ -188,7 +185,6 @@ class _Fleet:
             await worker.stop(within_s=STOP_WITHIN_S)
 
     async def reshard(self, count: int) -> None:
-        """Have the stream split or merged to *count* stream shards."""
         name = self._stack.env["KINESIS_STREAM_NAME"]
         async with self._stack.aws_client("kinesis") as kinesis:
 

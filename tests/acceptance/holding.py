@@ -33,7 +33,6 @@ RESTARTED_WITHIN_S = 10.0  # a killed worker, on a machine that does other thing
 
 
 def main() -> None:
-    """Run one of the scenarios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenario", choices=("late-tenant", "reshard"))
     parser.add_argument("--operations", type=int, default=5000, help="of the late tenant")
@@ -51,7 +50,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run the scenario and return the exit status."""
     console = open_console()
     worker_env = {"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S), "KINESIS_READ": arguments.read}
     testbed = Testbed(shards=3, stream_shards=arguments.stream_shards, tenants_per_shard=4, worker_env=worker_env)
@@ -70,7 +68,6 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 async def late_tenant(testbed: Testbed, steady: Flow, arguments: argparse.Namespace, console: Console) -> LoadReport:
-    """Register a tenant after its first operations were sent."""
     tenant = Tenant("late", "main", "gym")
     console.print(f"{arguments.operations} operations of a tenant that nobody knows")
     late = testbed.start_flow(ChainPlan("late", (tenant,)), rate=1000.0, count=arguments.operations)
@@ -129,7 +126,6 @@ async def reshard(testbed: Testbed, steady: Flow, arguments: argparse.Namespace,
 
 
 async def kill_worker(testbed: Testbed, console: Console) -> None:
-    """Kill the worker with -9 and start it again."""
     console.print(f"kill -9 of worker {testbed.worker.pid}")
     testbed.worker.kill()
     testbed.worker.start()
@@ -137,7 +133,6 @@ async def kill_worker(testbed: Testbed, console: Console) -> None:
 
 
 async def conclude(testbed: Testbed, steady: Flow, title: str) -> LoadReport:
-    """Stop the load, wait until all is applied, and compare."""
     await steady.producer.stop()
     applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
     urls = testbed.urls_without(testbed.server())

@@ -107,7 +107,6 @@ class Imported:
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--restaurants", type=int, default=50)
     parser.add_argument("--orders", type=int, default=60, help="of each restaurant: 4.5 rows each, and 31 more")
@@ -120,7 +119,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Import, compare every row, and return the exit status."""
     console = open_console(piped_width=160)
     testbed = Testbed(
         shards=SHARDS,
@@ -264,7 +262,6 @@ async def wait_until_placed(testbed: Testbed, restaurants: list[Tenant]) -> None
 
 
 async def compare(testbed: Testbed, url: str, result: dict[str, Any]) -> list[str]:
-    """Compare each imported tenant with the source, row by row."""
     differences = []
     urls = {shard_id: server.url for shard_id, server in testbed.stack.servers.items()}
     source = await asyncpg.connect(url)
@@ -317,7 +314,6 @@ async def find_differences(testbed: Testbed, restaurants: list[Tenant]) -> list[
 
 
 async def fetch(url: str, query: str, *arguments: object) -> list[asyncpg.Record]:
-    """Return the rows of a query on a connection of its own."""
     connection = await asyncpg.connect(url)
     try:
         return list(await connection.fetch(query, *arguments))
@@ -326,7 +322,6 @@ async def fetch(url: str, query: str, *arguments: object) -> list[asyncpg.Record
 
 
 def print_figures(console: Console, imported: Imported, arguments: argparse.Namespace) -> None:
-    """Print the result."""
     console.print(f"{arguments.restaurants} tenants with {imported.rows} rows, from one database to {SHARDS} shards")
     console.print(f"planned in {imported.plan_s:.1f} s: {imported.rows / imported.plan_s:.0f} rows/s")
     console.print(

@@ -118,7 +118,6 @@ class Trial:
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--moves", type=int, default=10)
@@ -138,7 +137,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Move the tenant, compare every row, and return the exit status."""
     console = open_console(piped_width=160)
     chance = random.Random(arguments.seed)
     is_disturbed = arguments.kill or arguments.fail_over
@@ -198,7 +196,6 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace, console: Console, trial: Trial) -> int:
-    """Print what the trial has shown, and return the exit status."""
     is_disturbed = arguments.kill or arguments.fail_over
     moves, first = trial.moves, trial.moves[0].certificate
     rate = first["rowsCopied"] / first["phasesS"].get("copy", float("inf"))
@@ -412,7 +409,6 @@ async def fail_over(shard: Struck) -> None:
 
 
 def ids(tenant: Tenant) -> tuple[str, str]:
-    """Return the two ids of a tenant."""
     return tenant.business_id, tenant.location_id
 
 
@@ -432,7 +428,6 @@ async def find_differences(testbed: Testbed) -> list[str]:
 
 
 async def start_command(testbed: Testbed, *arguments: str) -> asyncio.subprocess.Process:
-    """Start a command of the worker."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "simplu_worker", *arguments),
         env=testbed.stack.env,
@@ -442,7 +437,6 @@ async def start_command(testbed: Testbed, *arguments: str) -> asyncio.subprocess
 
 
 async def run_command(testbed: Testbed, *arguments: str) -> Any:
-    """Run a command of the worker, and return its answer."""
     process = await start_command(testbed, *arguments)
     output, errors = await process.communicate()
     if not output:
@@ -451,7 +445,6 @@ async def run_command(testbed: Testbed, *arguments: str) -> Any:
 
 
 async def ask(server: PostgresServer, query: str, *values: Any) -> Any:
-    """Run a statement on a server, and return its first value."""
     connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
     try:
         return await connection.fetchval(query, *values)
@@ -460,7 +453,6 @@ async def ask(server: PostgresServer, query: str, *values: Any) -> Any:
 
 
 def describe(moved: Moved) -> str:
-    """Return a move as one line."""
     certificate = moved.certificate
     own = certificate.get("pauseS")
     killed = f", mover killed {moved.kills} times" if moved.kills else ""

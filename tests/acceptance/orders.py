@@ -55,7 +55,6 @@ ROLLING_MAX_RECEIVE_COUNT = 2
 
 
 def main() -> None:
-    """Run the command and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env-file", type=Path, required=True, help="what `simplu-worker stack` wrote")
     parser.add_argument("--events", type=int, default=10_000)
@@ -161,7 +160,6 @@ class OrderTrial:
     async def prepared(
         cls, arguments: argparse.Namespace, env: Mapping[str, str], sqs: Any, console: Console
     ) -> OrderTrial:
-        """Return a trial whose tenants are on their shards."""
         trial = cls(arguments, env, sqs, console)
         wanted = {tenant.tenant_id for tenant in trial.tenants}
         await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], trial.tenants)
@@ -226,7 +224,6 @@ class OrderTrial:
         self._console.print(f"it is back; it had {counts[url]} events at the kill and has {now} now")
 
     async def replace_replicas(self, workers: list[WorkerProcess]) -> None:
-        """Replace one replica after the other, as a rolling update does."""
         await self._applied_share(ROLLING_FROM)
         for number, worker in enumerate(workers, start=1):
             began = asyncio.get_running_loop().time()
@@ -277,7 +274,6 @@ class OrderTrial:
         return {url.rsplit("/", 1)[-1]: await self._left(url) for url in (self.queue_url, redrive_url)}
 
     def result(self, found: OrderComparison, leftovers: Mapping[str, int], replicas: int) -> dict[str, Any]:
-        """Return what came of it."""
         differences = list(found.differences)
         differences += [f"{count} messages are left in {name}" for name, count in leftovers.items() if count]
         seconds = 0.0
@@ -301,7 +297,6 @@ class OrderTrial:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Print the result for people."""
     table = Table("what", "")
     for name, value in result.items():
         if name != "differences":

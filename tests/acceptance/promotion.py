@@ -104,7 +104,6 @@ class Promotion:
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--how", type=How, choices=list(How), default=How.CITRUS)
@@ -123,7 +122,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run the rounds and return the exit status."""
     console = open_console(piped_width=160)
     testbed = Testbed(
         shards=SHARDS,
@@ -183,7 +181,6 @@ class Scenario:
         await testbed.stop_workers()
 
     async def _kill_in_turn(self) -> None:
-        """Kill one replica after the other, all the time, and start it again."""
         if (every_s := self._arguments.kill_every) is None:
             return
         for worker in itertools.cycle(self._testbed.workers):
@@ -244,7 +241,6 @@ class Scenario:
         return earlier, promoted_at, kept
 
     async def _lag(self) -> None:
-        """Wait until the primary has as much more than the standby, which stands still, as is wanted."""
         kept = len(await request_ids(self._shard.standby.url))
         if self._arguments.synchronous:
             await asyncio.sleep(self._arguments.stall)
@@ -272,7 +268,6 @@ class Scenario:
         return found
 
     async def _reshard(self) -> None:
-        """Split the stream shards, or merge them again, and let the children be read."""
         self._split = not self._split
         await self._testbed.reshard(self._arguments.stream_shards * (2 if self._split else 1))
         await asyncio.sleep(CHILDREN_S)
@@ -302,12 +297,10 @@ class Scenario:
 
     @property
     def status(self) -> int:
-        """The exit status."""
         is_right = not self._differences and all(bound.is_kept for bound in self._bounds)
         return 0 if is_right and not any(one.missing for one in self._promotions) else 1
 
     def print(self) -> None:
-        """Print what came of each round, and of all."""
         arguments = self._arguments
         columns = ("round", "variant", "acknowledged, then lost", "lost", "applied again", "first commit", "backfilled")
         kind = "synchronous" if arguments.synchronous else "asynchronous"

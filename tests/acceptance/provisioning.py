@@ -51,7 +51,6 @@ processes = multiprocessing.get_context("forkserver")
 
 
 def main() -> None:
-    """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1, help="in a row, at the same step, before it may end")
     parser.add_argument("--stride", type=int, default=1, help="kill at every so many steps")
@@ -62,7 +61,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run all of it and return the exit status."""
     console = Console(soft_wrap=True, highlight=False)
     with ProcessGroup() as group:
         ground = Ground(
@@ -113,7 +111,6 @@ class Tap:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Tap]:
-        """Listen on a free port."""
         server = await asyncio.start_server(self._serve, HOST, 0)
         self.port = server.sockets[0].getsockname()[1]
         try:
@@ -164,7 +161,6 @@ class Ground:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Start Citrus."""
         self.citrus = CitrusServer(api_key=API_KEY, make_shard=self._make_shard, max_businesses=10**6)
         async with AsyncExitStack() as self._stack:
             url = urlsplit(await self._stack.enter_async_context(self.citrus.serve()))
@@ -177,7 +173,6 @@ class Ground:
             yield
 
     async def add_shard(self, shard_id: str) -> None:
-        """Add an empty database as a shard."""
         self.citrus.add_shard(*await self._make_shard(shard_id))
 
     async def _make_shard(self, shard_id: str | None = None) -> tuple[str, str]:
@@ -189,7 +184,6 @@ class Ground:
         return shard_id, urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{tap.port}"))
 
     def start(self, tenant: tuple[str, str], *, name: str = "worker") -> ForkServerProcess:
-        """Start to provision a tenant."""
         self.tenants["-".join(tenant)] = tenant
         arguments = ["tenants", "provision", *tenant, "--type", "gym"]
         process = processes.Process(target=work, args=(arguments, self._environ, str(self.folder / f"{name}.out")))
@@ -205,7 +199,6 @@ class Ground:
         return process.exitcode
 
     async def finish(self, tenant: tuple[str, str], *, name: str = "worker") -> None:
-        """Provision a tenant until that is done."""
         for _ in range(TRIES):
             if await self.end_of(self.start(tenant, name=name)) == 0:
                 return
@@ -213,7 +206,6 @@ class Ground:
         self.problems.append(f"{tenant}: not done after {TRIES} tries: {' | '.join(said)}")
 
     async def check(self, console: Console) -> None:
-        """Look for each tenant on every shard."""
         found: dict[str, list[dict[str, Any]]] = {tenant_id: [] for tenant_id in self.tenants}
         for url in self.urls:
             connection = await asyncpg.connect(url)

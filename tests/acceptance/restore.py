@@ -50,12 +50,10 @@ class Restore:
 
     @property
     def rate(self) -> float | None:
-        """Lost operations a second."""
         return self.lost / self.caught_up_s if self.caught_up_s else None
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operations", type=int, default=200_000, help="that the shard applies after its backup")
     parser.add_argument("--rate", type=float, default=100.0, help="operations/s, for the shard and for the others each")
@@ -66,7 +64,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Restore a shard, compare every row, and return the exit status."""
     console = open_console(piped_width=160)
     testbed = Testbed(
         shards=SHARDS,
@@ -179,7 +176,6 @@ async def find_differences(testbed: Testbed, arguments: argparse.Namespace) -> l
 
 
 def print_figures(console: Console, restore: Restore, differences: list[str]) -> None:
-    """Print the result."""
     console.print(f"base backup made in {restore.backup_s:.1f} s; {restore.age_s:.0f} s old when it was restored")
     console.print(f"{restore.lost} operations lost with the server, {restore.missing} of them not applied again")
     if restore.caught_up_s is not None:

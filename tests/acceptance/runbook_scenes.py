@@ -36,13 +36,11 @@ FROM (VALUES ('settings', 'default', '{}'::jsonb), ('members', 'stray', '{"name"
 
 
 async def first_deployment(scene: Scene) -> None:
-    """Start two servers without a database."""
     await scene.add_server("db-1", database="unused")
     await scene.add_server("db-2", database="unused")
 
 
 async def add_shard(scene: Scene) -> None:
-    """Deploy two shards, and start a new server without a database."""
     await scene.add_server("db-3", database="unused")
     await scene.deploy("db-1", "db-2")
 
@@ -66,7 +64,6 @@ async def replace_server(scene: Scene) -> None:
 
 
 async def shard_restored(scene: Scene) -> None:
-    """Kill a shard that has taken operations since its base backup."""
     await scene.deploy("db-1", "db-2")
     await scene.wait_until_applied()
     await scene.back_up("db-1")
@@ -128,7 +125,6 @@ async def rotate_credentials(scene: Scene) -> None:
 
 
 async def upgrade(scene: Scene) -> None:
-    """Deploy shards with the business types of the release before."""
     for host in ("db-1", "db-2"):
         server = await scene.add_server(host)
         await scene.make_role(host)
@@ -140,7 +136,6 @@ async def upgrade(scene: Scene) -> None:
 
 
 async def stream_near_retention(scene: Scene) -> None:
-    """Kill a shard, and let operations wait for it."""
     await scene.deploy("db-1", "db-2")
     await scene.wait_until_applied()
     await scene.servers["db-1"].kill()
@@ -171,7 +166,6 @@ async def import_tenants(scene: Scene) -> None:
 
 
 async def two_shards(scene: Scene) -> None:
-    """Deploy two shards, each with a tenant that has applied its operations."""
     await scene.deploy("db-1", "db-2")
     await scene.wait_until_applied()
 

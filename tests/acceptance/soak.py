@@ -109,7 +109,6 @@ BOUNDS: Final[Mapping[str, Bound]] = {
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="between moves, and samples")
@@ -152,7 +151,6 @@ class Soak:
         self._begun_at = 0.0
 
     async def begin(self) -> None:
-        """Start the receivers and the replicas."""
         testbed = self._testbed
         options = {"memory_max_bytes": STREAM_MEMORY_BYTES}
         await send_commands(testbed.stack.kinesis_url, SetOptions(options=options))
@@ -183,7 +181,6 @@ class Soak:
         return BACKLOG / (time.monotonic() - begun_at)
 
     async def run(self, rate: float) -> None:
-        """Have the load, moves and samples until the time is over."""
         self._start_flow("load", self._others, rate=rate)
         self._small = [
             self._start_flow("moving", (self._moving,), rate=SMALL_RATE),
@@ -203,7 +200,6 @@ class Soak:
                 return
 
     async def find_differences(self) -> list[str]:
-        """Return how rows and events differ from the operations put."""
         testbed = self._testbed
         differences = await find_differences(testbed)
         wanted = {
@@ -255,8 +251,6 @@ class Soak:
 
     @asynccontextmanager
     async def _moved(self) -> AsyncIterator[None]:
-        """Move the tenant to the other shard meanwhile, and delete what it left behind."""
-
         async def move() -> None:
             testbed, tenant = self._testbed, self._moving
             number = 1 - testbed.urls.index(testbed.homes[tenant.tenant_id])
@@ -315,17 +309,14 @@ def growth_of(times: Sequence[float], values: Sequence[float]) -> float:
 
 
 def is_flat(growth: float, values: Sequence[float], bound: Bound) -> bool:
-    """Return whether a series that grows by *growth* is within its bound."""
     return growth <= max(bound.share * statistics.median(values), bound.least)
 
 
 def bound_of(name: str) -> Bound:
-    """Return the bound of a series."""
     return BOUNDS[name.partition(",")[0]]
 
 
 def line_of(sample: Mapping[str, float]) -> str:
-    """Return a sample as a line, to follow the run."""
     parts = [f"{name} {sample[name] / bound_of(name).scale:,.0f}" for name in sample if name != "at"]
     return f"{sample['at']:.0f} s: {', '.join(parts)}"
 

@@ -38,7 +38,6 @@ class Struck:
         self._standby_count = 0
 
     async def begin(self, replicas: int) -> None:
-        """Make the first standby, and start workers that can find both."""
         testbed = self._testbed
         await self.prepare()
         for _ in range(replicas):
@@ -46,7 +45,6 @@ class Struck:
         await testbed.register(testbed.tenants_of())
 
     async def prepare(self) -> None:
-        """Make the first standby."""
         self.standby = await self._new_standby(None)
         self._name_address()
 
@@ -112,7 +110,6 @@ async def left_by(server: PostgresServer) -> set[str]:
 
 
 async def request_ids(url: str) -> set[str]:
-    """Return the request ids of all operations that a shard has."""
     connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
     try:
         return {one[0] for one in await connection.fetch(IDS_SQL)}
@@ -121,7 +118,6 @@ async def request_ids(url: str) -> set[str]:
 
 
 async def row(url: str, query: str, *arguments: object) -> asyncpg.Record:
-    """Return the one row that a query gives."""
     connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
     try:
         return (await connection.fetch(query, *arguments))[0]
@@ -130,5 +126,4 @@ async def row(url: str, query: str, *arguments: object) -> asyncpg.Record:
 
 
 async def value(url: str, query: str, *arguments: object) -> Any:
-    """Return the one value that a query gives."""
     return (await row(url, query, *arguments))[0]

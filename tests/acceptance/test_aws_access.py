@@ -85,7 +85,6 @@ TENANT = {"businessId": "clinic", "locationId": "main"}
 
 @pytest.fixture(scope="module")
 def policies() -> Iterator[dict[str, Policy]]:
-    """Return the policies of access.yaml with every option."""
     with running_moto() as url:
         account = Account(url)
         account.create("access", PARAMETERS | OPTIONS)
@@ -102,12 +101,10 @@ def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made_by(calls: list[RecordedCall], *words: str) -> set[Access]:
-    """Return the calls of the program whose arguments begin with *words*."""
     return {call.access for call in calls if call.arguments[: len(words)] == words}
 
 
 def of_worker(calls: list[RecordedCall]) -> set[Access]:
-    """Return the calls of workers, less those that create what is missing."""
     return {access for access in made_by(calls, "run") if access.action not in CREATING}
 
 
@@ -198,7 +195,6 @@ def operations_in_package() -> set[str]:
 
 
 async def _use(stack: Stack, terminal: Terminal, worker: WorkerProcess, recording: Path) -> None:
-    """Have the worker make all of its calls: operations and messages, bad and unknown ones, purges."""
     queue_urls = [stack.env[f"SQS_{name}_QUEUE_URL"] for name in ("SHARD_CREATION", "ORDER_EVENTS", "PRIORITY")]
     two = text_of(operation(resourceId="a"), operation(resourceId="b"))
     assert (await terminal.run("operations", "send", "-", "--wait", text=two)).status == 0, log_tail(worker.log_path)
@@ -349,7 +345,6 @@ async def _put_aggregate(stack: Stack) -> None:
 
 
 async def _run_parts(stack: Stack) -> None:
-    """Make the calls that a short run does not come to."""
     async with stack.aws_client("dynamodb") as dynamodb:
         await dynamodb.create_table(
             TableName="simplu-worker-WorkerMetricStats",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -17,19 +16,16 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 import pytest_asyncio
-from support.aws.kcl3_peer import leader_row, migration_row
 from support.processes.command_server import CommandServer
 
 from simplu_local.processes.loopback import HOST, free_port, poll_until
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_local.stack.stack import Stack
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 
 COMMAND_S = 60.0
 PAUSED_S = 240.0  # more than all takes that is done while a tenant is paused
-LEADING = "CLIENT_VERSION_3X"
 QUEUES = ["control queue", "order events", "priority order events", "dead letters"]
 DEPENDENCIES = ["credentials", "stream", "stream consumers", "lease table", "business-info", *QUEUES, "Citrus"]
 SHARDS = ["shard shard-1", "shard shard-2"]
@@ -45,12 +41,10 @@ class Ended(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """What it printed on stdout, as JSON."""
         return json.loads(self.out)
 
 
 def _take_interrupts() -> None:
-    """Let Ctrl-C work as in a terminal: who runs in the background inherits that it is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -97,12 +91,10 @@ class Terminal:
         return ended
 
     async def run(self, *words: str, text: str = "", **env: str) -> Ended:
-        """Run a command to its end."""
         await self._server.wait_ready()
         return await self.end(await self._start([*self._server.command("simplu-worker"), *words], env), text)
 
     async def run_all(self, *commands: tuple[tuple[str, ...], Mapping[str, str]]) -> list[Ended]:
-        """Run several commands, each with its variables, at the same time."""
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self.run(*words, **env)) for words, env in commands]
         return [task.result() for task in tasks]
@@ -110,7 +102,6 @@ class Terminal:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def terminal(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Terminal]:
-    """One stack, one worker and the tenant `clinic main` for the module."""
     async with Stack(shards=2) as stack:
         terminal = Terminal(stack, tmp_path_factory.mktemp("commands"))
         worker = WorkerProcess(stack.group, stack.env)
@@ -129,7 +120,6 @@ def operation(**members: object) -> dict[str, object]:
 
 
 def text_of(*operations: Mapping[str, object]) -> str:
-    """Return JSON lines."""
     return "".join(f"{json.dumps(one)}\n" for one in operations)
 
 
@@ -246,33 +236,6 @@ async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(t
     assert (alone.status, "expected --orders with it" in alone.err) == (2, True)
 
 
-async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal: Terminal) -> None:
-    good = operation(resourceId="o-3", requestId="once")
-    text = text_of(good, operation(operation="delete", resourceId="none", data=None))
-    failed = await terminal.run("operations", "send", "-", "--wait", "--json", text=text)
-    outcomes = [(fate["status"], fate.get("error")) for fate in failed.json["operations"]]
-    assert (failed.status, outcomes) == (1, [("succeeded", None), ("failed", "not_found")])
-    reused = await terminal.run(
-        "operations", "send", "-", "--wait", "--json", text=text_of(good | {"resourceId": "o-4"})
-    )
-    assert (reused.status, reused.json["operations"][0]["error"]) == (1, "request_id_reused")
-    nobody = text_of(operation(businessId="nobody"))
-    late = await terminal.run("operations", "send", "-", "--wait", "--timeout", "0.5", "--json", text=nobody)
-    (left,) = late.json["operations"]
-    assert (late.status, left["status"], left["reason"]) == (1, "held", "unregistered")
-
-
-async def test_operations_send_sends_nothing_when_a_line_is_bad(terminal: Terminal) -> None:
-    text = text_of(operation(resourceId="o-5", requestId="not-sent"), operation(operation="upsert")) + "nonsense\n"
-    refused = await terminal.run("operations", "send", "-", "--json", text=text)
-    problems = [(problem["line"], problem["reason"]) for problem in refused.json["problems"]]
-    assert (refused.status, problems) == (1, [(2, "invalid_message"), (3, "invalid_json")])
-    assert "line 2: invalid_message: operation: expected one of create" in refused.err
-    forced = await terminal.run("operations", "send", "-", "--force", text=text)
-    assert forced.status == 1
-    assert "invalid_json" in forced.out
-
-
 async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal: Terminal) -> None:
     process = await terminal.start("operations", "send", "-", "--wait")
     assert process.stdin is not None
@@ -288,29 +251,6 @@ async def test_commands_end_with_130_and_no_traceback_when_interrupted(terminal:
     assert re.search(r"│ 1 +│ [0-9a-f-]{36} +│ create +│ nobody main +│ order [0-9a-f-]{36} +│ sent +│", ended.out), (
         ended.out
     )
-
-
-async def test_commands_end_with_78_when_the_configuration_lacks_what_they_need(terminal: Terminal) -> None:
-    nothing = {"PATH": os.environ["PATH"]}
-    argv = [sys.executable, "-m", "simplu_worker"]
-
-    async def ended(*words: str, **env: str) -> Ended:
-        process = await asyncio.create_subprocess_exec(
-            *argv, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=nothing | env
-        )
-        out, err = await process.communicate()
-        return Ended(process.returncode or 0, out.decode(), err.decode())
-
-    listed = await ended("tenants", "list")
-    assert (listed.status, listed.err.partition(":")[0]) == (78, "CITRUS_SERVER_URL")
-    checked = await ended("check", HTTP_PORT="many")
-    assert checked.status == 78
-    assert [line.partition(":")[0] for line in checked.err.splitlines()] == [
-        "HTTP_PORT",
-        "KINESIS_STREAM_NAME",
-        "CITRUS_SERVER_URL",
-    ]
-    assert (await ended("operations", "show")).status == 2
 
 
 async def test_check_shows_every_dependency_and_what_is_odd(terminal: Terminal) -> None:
@@ -361,58 +301,6 @@ async def test_check_names_what_is_missing_and_shows_the_others(terminal: Termin
         assert list(results) == [*DEPENDENCIES, *([] if "Citrus" in failed else SHARDS), FLEET]
 
 
-async def test_check_says_that_a_missing_stream_will_be_created(terminal: Terminal) -> None:
-    """A stream and a lease table that the worker makes itself are no failure; business-info is a warning.
-
-    So is a table of the KCL that is named and does not exist: its leader would not be seen.
-    """
-    env = {"KINESIS_STREAM_NAME": "later", "KINESIS_APPLICATION_NAME": "later", "DYNAMODB_BUSINESS_INFO_TABLE": "none"}
-    env |= {"KINESIS_COORDINATOR_TABLE": "misspelt", "KINESIS_WORKER_METRICS_TABLE": "business-info"}
-    report = await terminal.run("check", "--json", **env)
-    results = {one["dependency"]: (one["status"], one["result"]) for one in report.json["dependencies"]}
-    assert report.status == 0
-    assert results["stream"] == results["lease table"] == ("ok", "does not exist, will be created")
-    assert results["business-info"] == ("warning", "does not exist")
-    assert results["KCL coordinator table"][0] == "warning"
-    assert "KINESIS_COORDINATOR_TABLE" in results["KCL coordinator table"][1]
-    assert results["KCL worker metrics"] == ("ok", "answers")
-    assert "table none" in [finding["about"] for finding in report.json["odd"]]
-
-
-LEADER_TABLES = {  # of a KCL 3.x: the variables that name them, and the keys of the rows
-    "leases-of-3-5": ({}, "leases-of-3-5", "leaseKey"),
-    "leases-of-3-4": ({}, "leases-of-3-4-CoordinatorState", "key"),
-    "leases": ({"KINESIS_COORDINATOR_TABLE": "other-state"}, "other-state", "key"),
-}
-
-
-async def test_check_names_the_leader_of_a_kcl_3_before_anything_is_taken(terminal: Terminal) -> None:
-    async with terminal.stack.aws_client("dynamodb") as dynamodb:
-        for leases, (_, coordinator, key_name) in LEADER_TABLES.items():
-            await LeaseTable(dynamodb, leases).ensure()
-            if coordinator != leases:
-                await dynamodb.create_table(
-                    TableName=coordinator,
-                    BillingMode="PAY_PER_REQUEST",
-                    AttributeDefinitions=[{"AttributeName": key_name, "AttributeType": "S"}],
-                    KeySchema=[{"AttributeName": key_name, "KeyType": "HASH"}],
-                )
-            rows = leader_row(f"kcl-of-{leases}", "v1", key_name=key_name), migration_row(LEADING, key_name=key_name)
-            for row in rows:
-                await dynamodb.put_item(TableName=coordinator, Item=row)
-    names = [{"KINESIS_APPLICATION_NAME": leases} | env for leases, (env, _, _) in LEADER_TABLES.items()]
-    reports = await terminal.run_all(*((("check", "--json"), env) for env in names))
-    answers = [
-        next(one for one in report.json["dependencies"] if one["dependency"] == "lease table") for report in reports
-    ]
-
-    assert [answer["status"] for answer in answers] == ["warning"] * len(LEADER_TABLES)
-    assert [
-        f"kcl-of-{leases} assigns" in one["result"] for leases, one in zip(LEADER_TABLES, answers, strict=True)
-    ] == [True] * len(LEADER_TABLES)
-    assert {report.status for report in reports} == {0}
-
-
 async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) -> None:
     server = terminal.stack.servers["shard-2"]
     await server.kill()
@@ -426,27 +314,6 @@ async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) 
         assert "no answer from: shard-2" in looked_up.err
     finally:
         await server.start()
-
-
-async def test_commands_say_that_citrus_is_down(terminal: Terminal) -> None:
-    nobody = {"CITRUS_SERVER_URL": f"http://{HOST}:{free_port()}", "CITRUS_RETRY_ATTEMPTS": "1"}
-    commands = (("tenants", "list"), ("tenants", "show", "clinic", "main"), ("operations", "show", "x"))
-    for ended in await terminal.run_all(*((words, nobody) for words in commands)):
-        assert (ended.status, ended.out) == (1, "")
-        assert "Citrus" in ended.err
-
-
-async def test_commands_survive_a_reader_that_leaves(terminal: Terminal) -> None:
-    process = await terminal.start("tenants", "list")
-    assert process.stdout is not None
-    with contextlib.suppress(ProcessLookupError):
-        process.stdout._transport.close()  # type: ignore[attr-defined]
-    assert process.stderr is not None
-    async with asyncio.timeout(COMMAND_S):
-        err = await process.stderr.read()
-        await process.wait()
-    assert b"Traceback" not in err
-    assert b"Exception ignored" not in err
 
 
 async def test_paused_tenant_waits_in_all_sources_until_it_is_resumed(terminal: Terminal) -> None:

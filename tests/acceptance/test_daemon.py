@@ -13,11 +13,9 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,9 @@ import pytest
 import pytest_asyncio
 from support.stack_tenants import provision, put_creates
 
-from simplu_local.processes.loopback import HOST, free_port, poll_until
+from simplu_local.processes.loopback import HOST, poll_until
 from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
-from simplu_local.stack.aws import STREAM_NAME
 from simplu_local.stack.stack import Stack
 from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_local.workload.workload import Tenant
@@ -65,7 +62,6 @@ async def stack() -> AsyncIterator[Stack]:
 
 
 def environment(stack: Stack, *, with_queue: bool = False, **more: str) -> dict[str, str]:
-    """Return what a worker of these tests has in its environment."""
     env = stack.env | {"KINESIS_LEASE_DURATION_SECONDS": "2", "SHUTDOWN_GRACE_SECONDS": str(GRACE_S)}
     orders = {"SQS_ORDER_EVENTS_QUEUE_URL": "", "SQS_PRIORITY_QUEUE_URL": ""}
     return env | orders | ({} if with_queue else {"SQS_SHARD_CREATION_QUEUE_URL": ""}) | more
@@ -165,14 +161,12 @@ async def timed_answers(worker: WorkerProcess) -> AsyncIterator[list[float]]:
 
 
 async def get(worker: WorkerProcess, path: str, *, token: str | None = None) -> tuple[int, str]:
-    """Return status and body of a request."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with aiohttp.ClientSession() as session, session.get(worker.url + path, headers=headers) as answer:
         return answer.status, await answer.text()
 
 
 async def bytes_in_hand(stack: Stack, worker: WorkerProcess) -> int:
-    """Return how much a worker has read and not yet applied."""
     _, body = await get(worker, "/status", token=stack.env["API_TOKEN"])
     return int(json.loads(body)["prefetch"]["usedBytes"])
 
@@ -199,7 +193,6 @@ async def put_in_frost(stack: Stack, worker: WorkerProcess, request_id: str) -> 
 
 
 def thaw(stack: Stack) -> None:
-    """Let all shards go on."""
     for server in stack.servers.values():
         server.resume()
 
@@ -268,34 +261,6 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
 
 @pytest.mark.slow(4)
 @in_stacks_loop
-async def test_no_answer_fails_while_the_worker_ends(stack: Stack) -> None:
-    statuses: set[int] = set()
-    numbers = itertools.count()
-
-    async def ask_on(worker: WorkerProcess) -> None:
-        while True:
-            path = f"/operations/late?businessId=nobody-{next(numbers)}&locationId=main"
-            try:
-                statuses.add((await get(worker, path, token=stack.env["API_TOKEN"]))[0])
-            except aiohttp.ClientError:
-                return
-
-    async def has_answered() -> bool:
-        return 200 in statuses
-
-    async with running_worker(stack) as worker, asyncio.TaskGroup() as askers:
-        for _ in range(8):
-            askers.create_task(ask_on(worker))
-        await until_so(has_answered)
-        await asyncio.sleep(0.5)
-        worker.send_signal(signal.SIGTERM)
-        assert await ended(worker, within_s=ENDED_WITHIN_S) == 0, log_tail(worker.log_path)
-    assert {200} <= statuses <= {200, 429, 503}
-    assert "http.failed" not in worker.log_path.read_text()
-
-
-@pytest.mark.slow(4)
-@in_stacks_loop
 async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) -> None:
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="60") as worker:
         await holds_all(stack, worker)
@@ -312,21 +277,6 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
             assert await ended(worker, within_s=20) == 1  # the drain alone would take 48 s, and end with 0
         finally:
             thaw(stack)
-
-
-@pytest.mark.slow(4)
-@in_stacks_loop
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
-async def test_worker_goes_on_when_the_disk_of_its_log_is_full(stack: Stack) -> None:
-    async with running_worker(stack, log_path=Path("/dev/full")) as worker:
-        await put_creates(stack, TENANT, "on-full-disk")
-        await applied(stack, "on-full-disk")
-        dropped = await dropped_lines(worker)
-        live, _ = await get(worker, "/livez")
-        await worker.stop(within_s=ENDED_WITHIN_S)
-
-    assert dropped > 0
-    assert live == 200
 
 
 @pytest.mark.slow(4)
@@ -357,16 +307,6 @@ async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: 
         os.close(reader)
 
     assert (live, status) == (200, 0)
-
-
-async def dropped_lines(worker: WorkerProcess) -> float:
-    """Return how many lines of its log a worker has dropped, by its metrics."""
-    (line,) = [
-        line
-        for line in (await get(worker, "/metrics"))[1].splitlines()
-        if line.startswith('simplu_log_lines_dropped_total{stream="stdout"}')
-    ]
-    return float(line.rpartition(" ")[2])
 
 
 @pytest.mark.slow(4)
@@ -409,48 +349,6 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     (line,) = [line for line in taken.stdout.splitlines() if json.loads(line)["level"] == "error"]
     assert f"expected to listen on {HOST}:{worker.port}" in json.loads(line)["error"]
     assert "Traceback" not in taken.stdout + taken.stderr
-
-
-@pytest.mark.slow(16)
-@in_stacks_loop
-async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
-    async def asked(business_id: str, request_id: str = "never-sent") -> tuple[int, dict[str, Any]]:
-        path = f"/operations/{request_id}?businessId={business_id}&locationId=main"
-        status, body = await get(worker, path, token=stack.env["API_TOKEN"])
-        return status, json.loads(body)
-
-    async def is_rejected() -> bool:
-        return bool((await asked("clinic", "mended"))[1]["status"] == "rejected")
-
-    async def is_read() -> bool:
-        read_up_to = (await asked("clinic"))[1].get("readUpTo")
-        return read_up_to is not None and datetime.fromisoformat(read_up_to) > sent_at
-
-    async def is_mended() -> bool:
-        return bool((await asked("clinic", "mended"))[1]["status"] == "succeeded")
-
-    bad = {"businessId": "clinic", "locationId": "main", "requestId": "mended", "operation": "create"}
-    async with running_worker(stack) as worker:
-        sent_at = datetime.now(UTC)
-        async with stack.aws_client("kinesis") as kinesis:
-            await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(bad).encode())
-        await put_creates(stack, TENANT, "before")
-        assert await poll_until(is_rejected, within_s=PATIENCE_S)
-        _, rejected = await asked("clinic", "mended")
-        await put_creates(stack, TENANT, "mended")
-        assert await poll_until(is_mended, within_s=PATIENCE_S)
-        assert await poll_until(is_read, within_s=60)
-        done, _ = await get(worker, "/operations/before", token=stack.env["API_TOKEN"])
-        status, answer = await asked("clinic")
-        held = await asked("nobody")
-        await worker.stop(within_s=ENDED_WITHIN_S)
-
-    assert rejected["reason"] == "invalid_message"
-    assert "resourceType" in rejected["error"]
-    assert rejected["deadLetterQueue"] == stack.env["SQS_DEAD_LETTER_QUEUE_URL"].rpartition("/")[2]
-    assert "readUpTo" in rejected
-    assert (done, status, answer["status"]) == (200, 404, "unknown")
-    assert held == (200, {"requestId": "never-sent", "status": "held", "reason": "unregistered"})
 
 
 @pytest.mark.slow(4)
@@ -520,63 +418,6 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
     assert (result.returncode, missing) == (78, []), result.stderr
     assert secret not in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-
-
-@pytest.mark.slow(2)
-def test_worker_extends_its_start_while_its_queue_is_away(tmp_path: Path) -> None:
-    shards = {"shards": [{"shardId": "db-1", "connectionString": "postgresql://worker@127.0.0.1:1/shard"}]}
-    (tmp_path / "map.json").write_text(json.dumps(shards), encoding="utf-8")
-    settings = {
-        "AWS_REGION": "eu-central-1",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "unused-secret",
-        "AWS_ENDPOINT_URL": f"http://{HOST}:{free_port()}",
-        "HTTP_PORT": str(free_port()),
-        "SHARD_MAP_FILE": str(tmp_path / "map.json"),
-        "SQS_ORDER_EVENTS_QUEUE_URL": f"http://{HOST}/000000000000/orders",
-        "SQS_DEAD_LETTER_QUEUE_URL": f"http://{HOST}/000000000000/letters",
-    }
-    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    with (
-        tempfile.TemporaryDirectory(dir="/tmp", prefix="notify-") as folder,  # a Unix socket's path is short
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd,
-    ):
-        systemd.bind(f"{folder}/s")
-        systemd.settimeout(PATIENCE_S)
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "simplu_worker", "run"],
-            env=inherited | settings | {"NOTIFY_SOCKET": f"{folder}/s"},
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            assert systemd.recv(1000) == b"EXTEND_TIMEOUT_USEC=60000000"
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(PATIENCE_S) == 0
-        finally:
-            worker.kill()
-            worker.wait()
-        heard = []
-        systemd.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                heard.append(systemd.recv(1000))
-    assert heard == [b"STOPPING=1"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
-@pytest.mark.slow(1)
-def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
-    with Path("/dev/full").open("w", encoding="utf-8") as full:
-        command = [sys.executable, "-m", "simplu_worker", "run"]
-        status = subprocess.run(command, env={}, stdout=full, stderr=full, timeout=30, check=False).returncode
-    assert status == 78
-
-
-@pytest.mark.slow(2)
-def test_key_log_that_cannot_be_written_is_named() -> None:
-    result = run_command("run", env={"SSLKEYLOGFILE": "/nowhere/keys"})
-    problem = "SSLKEYLOGFILE: expected a file that can be written, got '/nowhere/keys' (No such file or directory)"
-    assert (result.returncode, result.stderr.partition(";")[0]) == (78, problem)
 
 
 @pytest.mark.slow(2)

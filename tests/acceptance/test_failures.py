@@ -17,8 +17,6 @@ from support.full_stack import Chain, FullStack, make_item, partition_key
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
-from simplu_local.processes.worker_process import WorkerProcess
-from simplu_worker.consumers.kinesis.fleet.fleet import UNREAD_S
 from simplu_worker.network_errors import NO_SERVER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
@@ -35,7 +33,6 @@ LineTrouble = Callable[[FullStack], AbstractAsyncContextManager[None]]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def full_stack() -> AsyncIterator[FullStack]:
-    """Give the stack and the worker of this module."""
     async with FullStack() as opened:
         yield opened
 
@@ -55,7 +52,6 @@ async def killed(server: PostgresServer) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def frozen(server: PostgresServer) -> AsyncIterator[None]:
-    """Stop the server for FROZEN_S at least: it neither answers nor refuses."""
     server.suspend()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -106,7 +102,6 @@ async def _is_well(full_stack: FullStack, shard_id: str) -> bool:
 
 
 def denied(_: web.Request) -> web.Response:
-    """Refuse the API key."""
     return web.json_response({"error": "no"}, status=401)
 
 
@@ -116,8 +111,6 @@ def down(full_stack: FullStack) -> AbstractAsyncContextManager[None]:
 
 
 def lying(lie: Lie) -> CitrusTrouble:
-    """Let Citrus answer so."""
-
     @asynccontextmanager
     async def trouble(full_stack: FullStack) -> AsyncIterator[None]:
         with full_stack.citrus.lying(lie):
@@ -212,16 +205,6 @@ async def test_worker_reads_on_after_its_last_record_when_kinesis_was(
     assert await failed_reads(full_stack) > failed
 
 
-async def test_worker_is_not_ready_while_kinesis_does_not_answer(full_stack: FullStack) -> None:
-    async with full_stack.kinesis_proxy.refuse_connections():
-        reason = await full_stack.wait_for_readiness(503, within_s=UNREAD_S + RECOVERY_S)
-        assert NO_SERVER in reason
-        for _ in range(10):
-            await asyncio.sleep(0.5)
-            assert (await full_stack.read_readiness())[0] == 503
-    await full_stack.wait_for_readiness(200, within_s=RECOVERY_S)
-
-
 async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expire(full_stack: FullStack) -> None:
     chains = [Chain(tenant) for tenant in full_stack.steady]
     await full_stack.put(*chains)
@@ -243,23 +226,8 @@ async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expir
     await full_stack.wait_for_readiness(200, within_s=PATIENCE_S)
 
 
-async def test_worker_applies_operations_and_makes_tenants_later_when_sqs_is_down(full_stack: FullStack) -> None:
-    chains = [Chain(tenant) for tenant in full_stack.steady]
-    tenants = [full_stack.new_tenant() for _ in range(3)]
-    since = full_stack.log_end
-    async with full_stack.sqs_proxy.refuse_connections():
-        await full_stack.wait_for_log_event("queue.unreachable", since=since, within_s=PATIENCE_S)
-        await full_stack.register(tenants)
-        await full_stack.put(*chains)
-        await full_stack.wait_until_applied(*chains, within_s=PATIENCE_S)
-        assert (await full_stack.read_readiness())[0] == 200
-    await full_stack.wait_until_provisioned(tenants, within_s=RECOVERY_S)
-    await full_stack.wait_for_readiness(200, within_s=PATIENCE_S)
-
-
 @asynccontextmanager
 async def deleted(full_stack: FullStack) -> AsyncIterator[None]:
-    """Let there be no dead-letter queue: SQS refuses every letter."""
     url = full_stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
     await full_stack.sqs.delete_queue(QueueUrl=url)
     try:
@@ -291,19 +259,3 @@ async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(ful
     assert [(letter.reason, letter.record) for letter in letters.values()] == [("invalid_json", b"not JSON")]
     await full_stack.wait_until_applied(waiting, within_s=RECOVERY_S)
     await full_stack.wait_for_checkpoint(position, within_s=PATIENCE_S)
-
-
-async def test_worker_lives_and_is_not_ready_when_the_stream_is_deleted(full_stack: FullStack) -> None:
-    doomed = {"KINESIS_STREAM_NAME": "doomed", "KINESIS_APPLICATION_NAME": "doomed-leases"}
-    worker = WorkerProcess(full_stack.stack.group, full_stack.worker_env | doomed, number=1)
-    worker.start()
-    await worker.wait_ready()  # it has made the stream
-    await full_stack.kinesis.delete_stream(StreamName="doomed")
-    assert "doomed" in await full_stack.wait_for_readiness(503, within_s=RECOVERY_S, worker=worker)
-    await asyncio.sleep(2)
-    worker.check_running()
-    refused = await full_stack.read_readiness(worker)
-    await worker.stop(within_s=RECOVERY_S)
-    assert refused[0] == 503
-    errors = [line for line in worker.log_path.read_text().splitlines() if '"level": "error"' in line]
-    assert "doomed" in "".join(errors)

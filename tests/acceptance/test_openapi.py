@@ -57,7 +57,6 @@ async def try_interface(worker: WorkerProcess, token: str, *options: str) -> Non
 
 
 def paths(option: str, *names: str) -> list[str]:
-    """Return *option* for each of the paths."""
     return [part for name in names for part in (option, name)]
 
 

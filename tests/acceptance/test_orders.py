@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
@@ -67,7 +66,6 @@ class Room:
             pytest.fail(log_tail(self.worker.log_path))
 
     async def send(self, queue: str, events: Iterable[tuple[Tenant, str, dict[str, Any] | str]]) -> None:
-        """Send events, each with its tenant and group, in their order."""
         entries = []
         for tenant, group, event in events:
             self._sent += 1
@@ -90,22 +88,18 @@ class Room:
             assert "Failed" not in answer
 
     async def orders(self) -> dict[tuple[str, str], Any]:
-        """Return all orders by tenant and id."""
         rows = [row for url in shard_urls(self.stack.env) for row in await fetch(url, ORDERS_SQL)]
         return {(row["id"], row["order_id"]): json.loads(row["data"]) for row in rows}
 
     async def logged_count(self) -> int:
-        """Return how many order events are in the logs."""
         return sum([int((await fetch(url, LOG_SQL))[0]["count"]) for url in shard_urls(self.stack.env)])
 
     async def is_empty(self, queue: str) -> bool:
-        """Tell whether a queue has nothing left."""
         answer = await self.sqs.get_queue_attributes(QueueUrl=self.stack.env[queue], AttributeNames=["All"])
         names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
         return all(answer["Attributes"][name] == "0" for name in names)
 
     async def letters(self) -> list[dict[str, Any]]:
-        """Take all dead letters."""
         url, letters = self.stack.env["SQS_DEAD_LETTER_QUEUE_URL"], []
         while messages := (await self.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)).get("Messages"):
             for message in messages:
@@ -115,7 +109,6 @@ class Room:
 
 
 async def fetch(url: str, query: str) -> list[Any]:
-    """Ask one shard."""
     connection = await asyncpg.connect(url)
     try:
         return list(await connection.fetch(query, [tenant.tenant_id for tenant in TENANTS]))
@@ -125,7 +118,6 @@ async def fetch(url: str, query: str) -> list[Any]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def room() -> AsyncIterator[Room]:
-    """Run one stack and one worker for this file."""
     async with Room() as room:
         yield room
 
@@ -155,16 +147,6 @@ async def test_orders_of_many_groups_are_applied_and_only_the_poison_is_a_dead_l
 
 
 @in_rooms_loop
-async def test_orders_of_the_priority_queue_are_applied_too(room: Room) -> None:
-    await room.send("SQS_ORDER_EVENTS_QUEUE_URL", life(TENANTS[1], "ordinary", "group-0", 4))
-    await room.send("SQS_PRIORITY_QUEUE_URL", life(TENANTS[1], "urgent", "group-0", 4))
-    for queue in ("SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL"):
-        await room.until(lambda queue=queue: room.is_empty(queue))
-    orders = await room.orders()
-    assert [orders[TENANTS[1].tenant_id, order_id] for order_id in ("ordinary", "urgent")] == [{"n": 3}] * 2
-
-
-@in_rooms_loop
 async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None:
     servers = list(room.stack.servers.values())
     homes = [await read_tenant_ids([server.url]) for server in servers]
@@ -184,24 +166,3 @@ async def test_orders_wait_for_their_shard_and_others_do_not(room: Room) -> None
     orders = await room.orders()
     assert [orders[tenant.tenant_id, "restart"] for tenant in (*away, *there)] == [{"n": 4}] * 4
     assert await room.letters() == []
-
-
-@in_rooms_loop
-async def test_worker_ends_within_the_grace_time_with_orders_on_their_way(room: Room) -> None:
-    before = await room.logged_count()
-    lives = [life(TENANTS[number % 4], f"stop-{number}", f"stop-{number}", 5) for number in range(100)]
-    events = [one for step in zip(*lives, strict=True) for one in step]
-
-    async def are_on_their_way() -> bool:
-        return await room.logged_count() > before
-
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(room.send("SQS_ORDER_EVENTS_QUEUE_URL", events))
-        await room.until(are_on_their_way)
-        await room.worker.stop(within_s=PATIENCE_S)  # the status tells whether the grace time was enough
-    room.worker.start()
-    await room.worker.wait_ready()
-    await room.until(lambda: room.is_empty("SQS_ORDER_EVENTS_QUEUE_URL"))
-    assert await room.logged_count() == before + 500
-    orders = await room.orders()
-    assert {str(orders[TENANTS[number % 4].tenant_id, f"stop-{number}"]) for number in range(100)} == {"{'n': 4}"}

@@ -59,7 +59,6 @@ async def lose_operations(scene: Scene) -> None:
 
 
 async def replay(scene: Scene, options: str = "", *, status: int = 0, hours: int = 1) -> dict[str, Any]:
-    """Return what a replay of the last *hours* reports, with *options*."""
     since = (datetime.now(UTC) - timedelta(hours=hours)).isoformat()
     found, out = await scene.run_lines(
         f"simplu-worker replay --since {since} --json --env-file worker.env {options} 2>err"
@@ -109,7 +108,6 @@ async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(
 
 
 async def ask(scene: Scene, query: str) -> asyncpg.Record:
-    """Return a row of db-1 about its tenant."""
     connection = await asyncpg.connect(scene.servers["db-1"].url)
     try:
         row = await connection.fetchrow(query, TENANTS[0])

@@ -234,7 +234,6 @@ def environment(stack: Stack) -> dict[str, str]:
 
 
 async def ask(worker: WorkerProcess, path: str, token: str | None = None) -> tuple[int, dict[str, Any]]:
-    """Return status and JSON of a path."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with aiohttp.ClientSession() as session, session.get(worker.url + path, headers=headers) as answer:
         return answer.status, await answer.json()
@@ -249,7 +248,6 @@ async def ask_citrus(stack: Stack, path: str) -> Any:
 
 
 async def read_shard(stack: Stack, query: str, *arguments: str) -> list[asyncpg.Record]:
-    """Return what readers get by *query*."""
     connection = await asyncpg.connect(stack.env["STACK_POSTGRES_URLS"])
     try:
         return await connection.fetch(query, *arguments)

@@ -25,7 +25,6 @@ ASKS_FOR_HELD = "simplu-worker fleet show --env-file worker.env"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[World]:
-    """Start the local AWS for all pages."""
     async with open_world() as opened:
         yield opened
 

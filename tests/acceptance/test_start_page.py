@@ -47,11 +47,9 @@ class Checkout:
         return self.run_again(lines)
 
     def run_again(self, lines: str) -> str:
-        """Run commands as the page has them."""
         return run_lines(lines, folder=self.folder, environment=self._environment).stdout
 
     def unused(self) -> list[tuple[str, str]]:
-        """Return the examples of the page that were not run."""
         return list(self._examples)
 
     @contextmanager
@@ -75,7 +73,6 @@ class Checkout:
             process.wait()
 
     def output(self, name: str) -> str:
-        """Return the output of a terminal."""
         return (self.folder / f"{name}.log").read_text(encoding="utf-8")
 
 
@@ -88,7 +85,6 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 def end_by_ctrl_c(process: subprocess.Popen[bytes]) -> int:
-    """Press Ctrl-C, and return the exit status."""
     process.send_signal(signal.SIGINT)
     return process.wait(STOP_S)
 

@@ -75,12 +75,10 @@ class Answer:
     shards: list[dict[str, Any]]
 
     def all_of(self, name: str) -> set[Any]:
-        """Return what the shards have there."""
         return {repr(shard.get(name)) for shard in self.shards}
 
 
 def main() -> None:
-    """Run the program and end with its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=300.0, help="operations/s")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each phase")
@@ -89,7 +87,6 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run all of it and return the exit status."""
     console = open_console()
     testbed = Testbed(shards=arguments.shards, stream_shards=4, tenants_per_shard=3, replicas=0, worker_env=WORKER_ENV)
     async with testbed:
@@ -100,7 +97,6 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 def copy_package(folder: Path) -> Path:
-    """Copy the package into *folder*."""
     return shutil.copytree(PACKAGE, folder / "simplu_worker", ignore=shutil.ignore_patterns("__pycache__"))
 
 
@@ -144,7 +140,6 @@ def bomb_record(operation: str, resource_id: str, request_id: str) -> bytes:
 
 
 def outcomes_of(rows: list[asyncpg.Record]) -> set[tuple[str, str | None, bool]]:
-    """Return the outcomes of bombs, and whether their resources exist."""
     return {(row["status"], row["error"], row["is_stored"]) for row in rows}
 
 
@@ -163,7 +158,6 @@ class Scenario:
         self._sent_count = 0
 
     async def run(self) -> None:
-        """Go through it and compare every row in the end."""
         testbed = self._testbed
         await testbed.start_worker(self._old)
         await testbed.register(testbed.tenants_of())
@@ -217,7 +211,6 @@ class Scenario:
         return await self._bomb_rows(name)
 
     async def _send_bombs_again(self, name: str, before: list[asyncpg.Record]) -> None:
-        """Send the same records once more, to both workers."""
         workers = self._testbed.workers
         counts = [await applied_by(worker, DUPLICATE) for worker in workers]
         again = await self._send_bombs(name)
@@ -238,7 +231,6 @@ class Scenario:
         return rows
 
     async def _both_work(self, schema: str) -> None:
-        """Have the phase in which both apply operations."""
         before = [await applied_by(worker) for worker in self._testbed.workers]
 
         async def both_applied() -> bool:
@@ -258,7 +250,6 @@ class Scenario:
         self._expect("and the last version", met=plan.all_of("targetVersion") == {repr(LAST)})
 
     async def _blocked_and_killed(self) -> None:
-        """Have an upgrade wait for a session, and kill it."""
         holder = await asyncpg.connect(self._testbed.urls[0], server_settings={"application_name": HOLDER})
         await holder.execute("BEGIN; LOCK TABLE moves IN ROW SHARE MODE")
         log = self._testbed.stack.group.directory / "upgrade-killed.log"
@@ -287,7 +278,6 @@ class Scenario:
         self._expect("no way back", met=back.status == 1 and back.all_of("state") == {"'refused'"})
 
     async def _upgrade(self, *options: str, env: Mapping[str, str] | None = None) -> Answer:
-        """Run `shards upgrade`."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "simplu_worker", "shards", "upgrade", "--json", *options),
             env=self._env(env or self._new),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from simulation.campaign import CAMPAIGNS, expected_faults
 from simulation.left_out_rules import BY_DESIGN, DESIGNS, ELSEWHERE
 from support.campaigns import read_campaigns
@@ -26,15 +24,6 @@ def test_every_left_out_rule_is_left_out_in_code_or_has_a_reason() -> None:
     assert sorted(WRONG) == sorted([*BY_DESIGN, *elsewhere])
     assert set(BY_DESIGN.values()) - DESIGNS == set()
     assert [test for one in ELSEWHERE for test in one.tests.values() if test and not _exists(test)] == []
-
-
-def test_every_fault_that_was_found_is_noticed_today() -> None:
-    listed = (ROOT / "tests" / "README.md").read_text(encoding="utf-8").partition("### What was found\n")[2]
-    rows = listed.partition("\n**")[0].splitlines()[5:]
-    assert f"**What was found.** {len(rows)} defects" in PAGE.read_text(encoding="utf-8")
-    tests = re.findall(r"`([\w/]+\.py::\w+)`", listed)
-    assert len(tests) > 10
-    assert [test for test in tests if not _exists(test)] == []
 
 
 def test_every_fault_of_a_weather_has_changed_the_course_of_histories() -> None:

@@ -24,18 +24,15 @@ DOCS_URL = "https://docs.example.com/simplu-worker"  # users put their own in it
 
 
 def headings(page: Path) -> list[str]:
-    """Return the headings of *page*, code left out."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
 
 
 def anchor_of(heading: str) -> str:
-    """Return the anchor that a heading has on GitHub."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def command_lines(page: Path) -> list[str]:
-    """Return what follows `simplu-worker` wherever *page* shows a command line."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     return re.findall(
         r"\bsimplu-worker ([a-z][^\n`'|)<;…]*)", "\n".join(re.findall(r"```sh\n.*?```|`[^`\n]+`", text, re.DOTALL))

@@ -33,7 +33,6 @@ class LoggedEvent(NamedTuple):
 
 
 def modules() -> list[Path]:
-    """Return the files of the worker."""
     return sorted(PACKAGE.rglob("*.py"))
 
 
@@ -78,7 +77,6 @@ def levels_of(call: ast.Call, assigned: Assigned) -> set[str]:
 
 
 def levels_named_in(expression: ast.expr) -> Iterator[str]:
-    """Yield the level of each `log.<level>` in *expression*."""
     for node in ast.walk(expression):
         if isinstance(node, ast.Attribute) and node.attr in LEVELS:
             logger = ast.unparse(node.value)
@@ -87,7 +85,6 @@ def levels_named_in(expression: ast.expr) -> Iterator[str]:
 
 
 def names_of(call: ast.Call, assigned: Assigned) -> set[str]:
-    """Return the events that *call* may log."""
     first = call.args[0]
     texts = assigned.get(first.id, []) if isinstance(first, ast.Name) else [first]
     found = {one.value for text in texts for one in ast.walk(text) if isinstance(one, ast.Constant)}
@@ -130,7 +127,6 @@ def logged_events() -> tuple[LoggedEvent, ...]:
 
 
 def catalogued_events() -> list[tuple[str, set[str]]]:
-    """Return each row of the catalogue: the event and its levels."""
     events, _, _ = PAGE.read_text(encoding="utf-8").partition("\n## Keys\n")
     return [(event, set(levels.split(" or "))) for event, levels in ROW.findall(events)]
 

@@ -50,7 +50,6 @@ def imported_by(*arguments: str) -> tuple[int, set[str]]:
 
 
 def command_lines(names: set[str]) -> set[str]:
-    """Return those of *names* that are command lines of commands."""
     return {name for name in names if name.startswith("simplu_worker.commands.") and name.endswith(".cli")}
 
 

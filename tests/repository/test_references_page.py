@@ -28,7 +28,6 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """Return the rows of all texts, in their order."""
     found = []
     for section in PAGE.read_text(encoding="utf-8").split("\n## ")[1:]:
         text = re.findall(r"\((seed-\d+)\)$", section.partition("\n")[0])[0]

@@ -30,7 +30,6 @@ def pins(path: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 def wanted() -> dict[str, list[str]]:
-    """Return by lock file what pyproject.toml wants in it."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
     groups: dict[str, list[Any]] = project["dependency-groups"]
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]

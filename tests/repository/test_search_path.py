@@ -41,7 +41,6 @@ def code_of(sql: str) -> str:
 
 
 def unqualified_calls(code: str) -> set[str]:
-    """Return the names that are called without a schema."""
     calls = {match[1]: match for match in re.finditer(r"(?<![\w.\"])([a-z]\w*)\(", code)}
     several = not re.search(r"(?<![\w.])unnest\([^,()]*(?:\([^()]*\)[^,()]*)*\)", code)
     return calls.keys() - OF_GRAMMAR - ({"unnest"} if several else set())

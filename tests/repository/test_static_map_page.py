@@ -21,7 +21,6 @@ IDS: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 
 
 def page_function() -> Callable[[str, dict[str, Any]], dict[str, Any]]:
-    """Return `shard_of` of the page."""
     names: dict[str, Any] = {}
     exec(EXAMPLES["run", "static map"], names)
     return names["shard_of"]  # type: ignore[no-any-return]  # of the page's code
@@ -37,7 +36,6 @@ def written_map(count: int, retired: set[int], tenants: dict[str, str] | None = 
 
 
 def read_map(written: dict[str, Any]) -> ShardMap:
-    """Return the map as the worker reads it."""
     return parse_shard_map(json.dumps(written).encode(), ())
 
 

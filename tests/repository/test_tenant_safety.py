@@ -100,18 +100,15 @@ SCRIPTS = {
 
 
 def unnamed(sql: str) -> set[str]:
-    """Return the tables of *sql* whose rows are those of anybody."""
     columns = {table: (column,) for table, column in (TENANT_COLUMNS | BEING_MADE).items()} | OTHER_COLUMNS
     return {table for arm in all_arms(sql) for table, _ in unbound(arm, columns)}
 
 
 def all_arms(sql: str) -> list[Arm]:
-    """Return the arms of every statement in *sql*."""
     return [arm for statement in statements_of(sql) for arm in arms_of(statement)]
 
 
 def bodies_of(tokens: tuple[Token, ...]) -> list[str]:
-    """Return the code in functions and DO blocks."""
     return [token.text.strip("$") for token in tokens if token.kind == "body"]
 
 

@@ -29,7 +29,6 @@ both = pytest.mark.parametrize("stations", [STATIONS, EVENT_STATIONS], ids=["a r
 
 
 def function_of(class_name: str, name: str) -> Callable[..., Any]:
-    """Import a method by the names in the page."""
     (path,) = PACKAGE.rglob(FILES[class_name])
     module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     found: Callable[..., Any] = getattr(getattr(module, class_name), name)

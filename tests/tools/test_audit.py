@@ -22,20 +22,17 @@ class Advisories(BaseHTTPRequestHandler):
     """OSV's API, with one advisory."""
 
     def do_POST(self) -> None:
-        """Answer whether there are advisories about a package."""
         asked: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         answer = {"vulns": [ADVISORY]} if asked["package"]["name"] == ADVISED else {}
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    def log_message(self, *_: object) -> None: ...
 
 
 @pytest.fixture
 def advisories_url() -> Iterator[str]:
-    """Give the URL of the server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
         Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}/"

@@ -36,7 +36,6 @@ def template_queues() -> dict[str, dict[str, str]]:
 
 
 def text_of(value: object) -> str:
-    """Return a value of a template as text."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -44,7 +44,6 @@ class Deployment(NamedTuple):
 
 
 def deployments() -> list[Deployment]:
-    """Return what the page deploys, in its order."""
     text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
     found = []
     for line in re.findall(r"(?m)^aws cloudformation deploy (.+)$", text):
@@ -61,7 +60,6 @@ def deployments() -> list[Deployment]:
 
 @pytest.fixture(scope="module")
 def account() -> Iterator[Account]:
-    """Return an account of an empty moto."""
     with running_moto() as url:
         yield Account(url)
 

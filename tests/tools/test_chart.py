@@ -45,7 +45,6 @@ def test_schema_has_every_value_and_no_other() -> None:
 
 
 def members_of_schema(schema: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return the paths of all values that *schema* has."""
     found: set[str] = set()
     for name, inner in schema.get("properties", {}).items():
         found |= {prefix + name} | members_of_schema(inner, f"{prefix}{name}.")
@@ -53,7 +52,6 @@ def members_of_schema(schema: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def members_of_values(values: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return the paths of all *values*, as deep as *schema* has properties."""
     found: set[str] = set()
     for name, value in values.items():
         found.add(prefix + name)

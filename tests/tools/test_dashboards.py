@@ -22,13 +22,11 @@ PROCESS_METRICS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 
 
 def dashboard(name: str) -> dict[str, Any]:
-    """Return one of the dashboards."""
     found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 
 def series_names() -> set[str]:
-    """Return the names of all series that the worker may have."""
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
     return {family.name + suffix for family in REGISTRY.collect() for suffix in suffixes.get(family.type, ("",))}
 

@@ -34,7 +34,6 @@ TOOLS_HOW = "python3 run.py tools"
 
 
 def judge(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a checker and return what it said."""
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=180)
 
 
@@ -58,7 +57,6 @@ def complaints(unit: Path) -> list[str]:
 
 
 def alert_names(path: Path, key: str) -> list[str]:
-    """Return the values of *key* in the YAML file *path*, in order."""
     return re.findall(rf"\b{key}: (\w+)", path.read_text())
 
 

@@ -47,7 +47,6 @@ class Packages(NamedTuple):
 
 
 def build(source: Path, folder: Path, *targets: str) -> None:
-    """Build packages of *source* into *folder*."""
     command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
     for target in targets:
         command += ["-t", target]
@@ -56,7 +55,6 @@ def build(source: Path, folder: Path, *targets: str) -> None:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """Give the packages, built once."""
     folder, other = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("again")
     build(ROOT, folder, "wheel", "sdist")
     build(ROOT / "simplu_local", folder, "wheel")
@@ -69,12 +67,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
 
 @pytest.fixture(scope="module")
 def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder to several tests."""
     return tmp_path_factory.mktemp("common")
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """Return the files of *wheel*."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 

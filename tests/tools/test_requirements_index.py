@@ -28,7 +28,6 @@ LOCKS = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
 
 
 def tags_of(platform: str, python: tuple[int, int]) -> set[Tag]:
-    """Return the wheel tags that *python* on *platform* takes."""
     names = PLATFORMS[platform]
     interpreter = "cp{}{}".format(*python)
     return {*cpython_tags(python, platforms=names), *compatible_tags(python, interpreter, names)}
@@ -40,7 +39,6 @@ def missing(files: dict[str, list[str]], tags: set[Tag]) -> list[str]:
 
 
 def asked_for(packages: list[dict[str, Any]], platform: str, python: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the packages whose marker holds for *python* on *platform*."""
     version = "{}.{}".format(*python)
     is_macos, machine = platform.startswith("macos_"), platform.removeprefix("macos_")
     environment = {

@@ -45,7 +45,6 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def script(project: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Load the copy of run.py."""
     spec = importlib.util.spec_from_file_location("run_in_a_copy", project / "run.py")
     assert spec is not None
     assert spec.loader is not None
@@ -77,7 +76,6 @@ class Shell:
         self.environ["PYTHON_INSIDE"] = "3.12"
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the script."""
         command = [sys.executable, str(self._project / "run.py"), *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=self.environ, cwd="/", stdout=pipe, stderr=pipe, text=True)
@@ -90,18 +88,15 @@ class Shell:
         return process.returncode, out, self.calls()
 
     def calls(self) -> list[str]:
-        """Return the calls since the last run began."""
         return self._calls.read_text().splitlines()
 
 
 @pytest.fixture
 def shell(project: Path) -> Shell:
-    """Give what runs the script."""
     return Shell(project)
 
 
 def installed(calls: Sequence[str]) -> list[str]:
-    """Return what *calls* of uv installed: the last word of each."""
     return [call.split()[-1] for call in calls if call.startswith("1 pip install ")]
 
 

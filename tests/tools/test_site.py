@@ -29,7 +29,6 @@ DOCS = ROOT / "docs"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the built site."""
     required_program("zensical", how="python3 run.py tools")
     folder = tmp_path_factory.mktemp("site")
     build(ROOT, folder / "work", folder / "site")
@@ -37,7 +36,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages_of_site() -> list[Path]:
-    """Return the pages in docs/, without the decisions."""
     return [path for path in site_files(ROOT) if path.suffix == ".md"]
 
 
@@ -71,7 +69,6 @@ RESULTS = """[...document.querySelectorAll("*")].flatMap((element) =>
 
 
 def without_word(word: str, paths: Iterable[str]) -> list[str]:
-    """Return the pages that do not have *word*."""
     return [path for path in paths if word not in Path(path).read_text(encoding="utf-8").lower()]
 
 

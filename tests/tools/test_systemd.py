@@ -57,7 +57,6 @@ class Machine:
         self.write("shard-map.json", json.dumps(content), mode=mode)
 
     def write(self, file: str, text: str, *, mode: int = 0o600) -> None:
-        """Write a file of /etc/simplu-worker, which belongs to root."""
         path = self._folder / "etc" / file
         path.write_text(text, encoding="utf-8")
         path.chmod(mode)
@@ -75,21 +74,17 @@ class Machine:
         self.systemd.run("sh", "-euc", f"cd {self._folder / 'checkout'}\n{lines}")
 
     def events(self, unit: str) -> list[str]:
-        """Return the events that *unit* has logged."""
         path = self._folder / f"{unit.removesuffix('.service')}.log"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return [json.loads(line).get("event", "") for line in lines if line.startswith("{")]
 
     async def wait_for_event(self, unit: str, event: str) -> None:
-        """Wait until *unit* has logged *event*."""
-
         async def is_logged() -> bool:
             return event in self.events(unit)
 
         assert await poll_until(is_logged, within_s=PATIENCE_S), self.events(unit)
 
     def end(self, *units: str) -> None:
-        """End *units* without their drain."""
         self.systemd.systemctl("stop", "--no-block", *units)
         self.systemd.systemctl("kill", "--signal=SIGKILL", *units, status=None)
         self.systemd.systemctl("stop", *units)
@@ -98,7 +93,6 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
-    """Give a running systemd with both units and the drop-in of credentials."""
     folder = tmp_path_factory.mktemp("systemd")
     (folder / "etc" / "credentials").mkdir(parents=True)
     (folder / "units").mkdir()
@@ -136,7 +130,6 @@ async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) ->
 
 @contextmanager
 def setting(systemd: Systemd, unit: str, line: str) -> Iterator[None]:
-    """Give the service of *unit* one more setting."""
     drop_in = systemd.folder / "units" / f"{unit}.d" / "setting.conf"
     drop_in.write_text(f"[Service]\n{line}\n", encoding="utf-8")
     systemd.systemctl("daemon-reload")
@@ -147,14 +140,12 @@ def setting(systemd: Systemd, unit: str, line: str) -> Iterator[None]:
 
 @pytest.fixture
 def short_start(systemd: Systemd) -> Iterator[None]:
-    """End a start of an instance of the template after SHORT_START_S."""
     with setting(systemd, TEMPLATE, f"TimeoutStartSec={SHORT_START_S}"):
         yield
 
 
 @pytest.fixture
 def short_watchdog(systemd: Systemd) -> Iterator[None]:
-    """Restart a worker that has been silent for a few seconds."""
     with setting(systemd, PLAIN, "WatchdogSec=6"):
         yield
 

@@ -16,13 +16,10 @@ EVERY_S = 1.0
 
 
 def note(path: Path, count: int) -> None:
-    """Replace the content of the file."""
     path.write_text(f"{count}\n")
 
 
 async def counted(main: Coroutine[Any, Any, Any], path: Path) -> Any:
-    """Run *main*, and count all tasks but that of the counting meanwhile."""
-
     async def count() -> None:
         while True:
             note(path, len(asyncio.all_tasks()) - 1)

@@ -1,0 +1,163 @@
+"""The programs beside this file, faults and benchmarks, on a small scale; by hand each runs at full size."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from acceptance.programs import run_program
+from support.network.ipv6 import require_ipv6
+from support.postgres.standby import COPY_PROGRAM, can_copy
+from support.requires import require
+
+from simplu_local.postgres.server import find_postgres_bin
+from simplu_local.processes.loopback import StackError
+from simplu_local.processes.watchdog import running_processes, with_descendants
+
+STACK_READY_S = 60.0
+STACK_END_S = 60.0
+nightly = pytest.mark.nightly
+
+
+@contextmanager
+def running_stack(env_file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `simplu-worker stack` as a process of its own, and end it as Ctrl-C would."""
+    argv = [sys.executable, "-m", "simplu_worker", "stack", "--env-file", str(env_file)]
+    log_path = env_file.with_suffix(".log")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + STACK_READY_S
+        while not env_file.exists():
+            assert process.poll() is None, log_path.read_text()
+            assert time.monotonic() < deadline, log_path.read_text()
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=STACK_END_S)
+    assert process.returncode == 0, log_path.read_text()
+
+
+def require_standbys() -> None:
+    try:
+        folder = find_postgres_bin()
+    except StackError as exc:
+        require("a Postgres server", found=False, how=str(exc))
+    require(COPY_PROGRAM, found=can_copy(folder), how="install simplu-worker[local]")
+
+
+@pytest.mark.slow(20)
+def test_worker_that_is_killed_twice_applies_all_exactly_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Postgres, AWS, Citrus and the worker listen on ::1 alone; SIGTERM ends with 0, and no process is left."""
+    require_ipv6()
+    monkeypatch.setenv("STACK_HOST", "::1")
+    env_file = tmp_path / "stack.env"
+    with running_stack(env_file) as stack:
+        text = env_file.read_text()
+        assert text.count("[::1]:") > 10
+        assert "127.0.0.1" not in text
+        options = ("--operations", "800", "--rate", "100", "--late-tenants", "2", "--kills", "2", "--timeout", "90")
+        run_program("acceptance.blackbox", "--env-file", str(env_file), *options)
+        family = with_descendants([stack.pid], running_processes())
+    assert family & {process.pid for process in running_processes()} == set()
+
+
+@pytest.mark.slow(40)
+def test_orders_leave_no_dead_letter_in_a_rolling_restart(tmp_path: Path) -> None:
+    with running_stack(tmp_path / "stack.env"):
+        small = ("--events", "800", "--groups", "100", "--rate", "40", "--rolling-restart")
+        run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
+
+
+# Each with its options, and a pattern of what it prints.
+PROGRAMS = {
+    "fleet": ("--operations 1700 --stream-shards 2 --rate 30 --lease-duration 2", ""),
+    "moving": ("--rows 8000 --moves 2 --kill --seed 3 --control 5", "mover killed"),
+    "upgrading": ("--shards 2 --rate 100 --seconds 1.5", ""),
+    "adopting": ("--rows 10000 --kills 1", ""),
+    "importing": (
+        "--restaurants 5 --orders 20 --follow",
+        r"rows that differ, operations lost, done twice or dead: nothing[^$]*cut over in",
+    ),
+    "holding": ("reshard --rate 40 --seconds 4 --kill-worker --prompt-seconds 5 --children-seconds 20", ""),
+    "provisioning": ("--stride 19 --rounds 6", "every tenant has one home, with its one row"),
+}
+FOR_THE_NIGHT = {"adopting", "importing", "holding", "provisioning"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=nightly if name in FOR_THE_NIGHT else pytest.mark.slow(40)) for name in PROGRAMS]
+)
+def test_program_finds_no_difference(name: str) -> None:
+    options, printed = PROGRAMS[name]
+    assert re.search(printed, run_program(f"acceptance.{name}", *options.split()))
+
+
+@pytest.mark.slow(40)
+def test_feed_is_complete_through_moves_kills_and_fail_overs() -> None:
+    require_standbys()
+    small = "--moves 2 --fail-overs 1 --shards 2 --rate 30 --kill-every 10 --hang-every 0 --outage 2"
+    run_program("acceptance.feeding", *small.split())
+
+
+@pytest.mark.slow(30)
+def test_nothing_is_lost_when_a_standby_that_lacks_commits_is_promoted() -> None:
+    require_standbys()
+    small = "--rounds 2 --rate 100 --lag-operations 60 --variants loaded,idle-restarted"
+    run_program("acceptance.promotion", *small.split())
+
+
+@nightly
+def test_moves_lose_nothing_when_a_primary_is_killed_on_the_way() -> None:
+    options = "--rows 5000 --moves 2 --fail-over --seed 2 --control 5"
+    out = run_program("acceptance.moving", *options.split())
+    assert out.count("a shard failed over on the way") == 2
+
+
+@nightly
+def test_nothing_is_lost_when_a_shard_is_put_back_to_a_backup() -> None:
+    require_standbys()
+    out = run_program("acceptance.restore", "--operations", "2000")
+    found = re.search(r"(\d+) operations lost with the server, 0 of them not applied again", out)
+    assert found is not None
+    assert int(found[1]) >= 2000
+
+
+@pytest.mark.slow(40)
+def test_promises_are_kept_beside_a_kill_cut_connections_and_a_move(tmp_path: Path) -> None:
+    require_standbys()
+    nemeses = "kill,half-answered postgres,move"
+    small = ("--minutes", "0", "--operations", "200", "--rate", "25", "--nemeses", nemeses, "--keep", str(tmp_path))
+    run_program("faults.__main__", *small)
+    assert (tmp_path / "1.jsonl").stat().st_size > 0
+
+
+@nightly
+def test_worker_goes_on_for_others_whatever_trouble_a_shard_is_in() -> None:
+    small = "--troubles slow,disk --seconds 2 --rate 100 --shards 3 --stream-shards 4"
+    # Whether they go on at all; how well is for a machine that does nothing else.
+    loose = "--p99-ratio 50 --rate-ratio 0.3 --first-seconds 30 --last-seconds 60"
+    answer = json.loads(run_program("benchmarks.isolation", *small.split(), *loose.split(), "--json"))
+    held = {run["trouble"]: run["held"] for run in answer["runs"]}
+    assert all(held.values()), f"a trouble that held nothing up was none: {held}"
+    require("every trouble", found=not answer["skipped"], how=str(answer["skipped"]))
+
+
+@nightly
+def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    small = ("--quick", "--only", "rates", "--who", "worker", "bare loop", "--records", "40000", "--seconds", "4")
+    run_program("benchmarks.throughput", *small, "--json", str(figures))
+    runs = json.loads(figures.read_text())["runs"]
+    assert {one["who"] for one in runs} == {"worker", "bare loop"}
+    assert all(one["operations"] > 0 and one["clientUs"] > 0 and one["serverUs"] > 0 for one in runs)
+    assert all(one["walBytes"] > 100 and one["diskBytes"] > 100 for one in runs), runs
