@@ -16,7 +16,7 @@ from simplu_local.processes.worker_process import WorkerProcess, log_tail
 from simplu_local.stack.stack import Stack
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseRenewer
-from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -209,9 +209,16 @@ async def test_follower_is_assigned_its_share_reads_it_and_hands_it_back(
     assert len(kept) >= STREAM_SHARDS / 2
 
 
+class Unknown:
+    """A replica of which nothing is known."""
+
+    def own_figures(self) -> ReplicaFigures:
+        return ReplicaFigures()
+
+
 async def hold_until_reassigned(table: LeaseTable, lease: Lease, handed_over: list[str]) -> None:
     """Renew a lease until it is to be handed over, and release it."""
-    renewer = LeaseRenewer(table, lease, me=OURS, duration_s=LEASE_S)
+    renewer = LeaseRenewer(table, lease, me=OURS, duration_s=LEASE_S, replica=Unknown())
     async with asyncio.TaskGroup() as tasks:
         renewing = tasks.create_task(renewer.run())
         await renewer.is_reassigned.wait()

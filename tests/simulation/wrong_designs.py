@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from msgspec.structs import replace
+from simulation.altered import Altered
 from simulation.disasters import split
 from simulation.kcl_leader import hand_leases_over
 from simulation.reshards import replace_replica
@@ -69,14 +70,7 @@ from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAcce
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.fleet_report import ReadStatus
-from simplu_worker.consumers.kinesis.fleet.lease_holder import (
-    Confirm,
-    EndCheck,
-    LeaseAncestry,
-    LeaseHolder,
-    LeaseRenewer,
-    StreamShardEnd,
-)
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold, Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
@@ -86,6 +80,7 @@ from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pend
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.claimed_batches import ClaimedBatches, QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher, StreamLane
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderLease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Gap, Lineage, ReplayStart
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
@@ -149,8 +144,8 @@ class _CarelessReader(StreamShardReader):
 
 class _GullibleReader(StreamShardReader):
     @override
-    def _open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
-        access, decoder = super()._open_parent(records)
+    def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+        access, decoder = super().open_parent(records)
         access.stream = copy(access.stream)
         access.stream.__class__ = _StreamOfNamedEnds
         return access, decoder
@@ -267,8 +262,8 @@ class _TrustingRenewer(LeaseRenewer):
 
 class _TrustingFleet(Fleet):
     @override
-    def _create_holder(self, lease: Lease) -> LeaseHolder:
-        holder = super()._create_holder(lease)
+    def create_holder(self, lease: Lease) -> LeaseHolder:
+        holder = super().create_holder(lease)
         holder._renewer.__class__ = _TrustingRenewer
         return holder
 
@@ -392,7 +387,7 @@ class _LowPositions(ShardPositions):
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
-        self._reader = replace(self._reader, read_to=lambda: _safe_checkpoint(self))
+        self._reader = Altered.of(self._reader, read_to=lambda _: _safe_checkpoint(self))
         return await super().reconcile_with(shard_position, lineage, stored)
 
 
@@ -431,7 +426,7 @@ class _AgelessPositions(ShardPositions):
     async def _find_gap(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions, behind: ReplayStart
     ) -> Gap | None:
-        self._reader = replace(self._reader, retention=lambda: None)
+        self._reader = Altered.of(self._reader, retention=lambda _: None)
         return await super()._find_gap(shard_position, lineage, stored, behind)
 
 
@@ -487,8 +482,7 @@ class _LaggardCatchUps(CatchUps):
         begun_before = len(self.running)
         super()._start_ready(tasks, ending)
         for one in self.running[begun_before:]:
-            reader = one._main_position.__self__  # type: ignore[attr-defined]  # a bound method
-            one._main_position = lambda tracker=reader._tracker: tracker.checkpoint  # type: ignore[misc]
+            one._main = Altered.of(one._main, read_to=lambda reader: reader._tracker.checkpoint)
 
 
 class _OneParentEnd(StreamShardEnd):
@@ -505,13 +499,22 @@ class _CredulousCursor(Cursor):
         return reply.next_iterator is None
 
 
+class _CredulousHolder(LeaseHolder):
+    @override
+    async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+        return await super().is_end(child_shards) if child_shards else True
+
+
 class _CredulousFleet(Fleet):
     @override
-    def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
-        async def believe(child_shards: tuple[ChildShard, ...]) -> bool:
-            return await is_end(child_shards) if child_shards else True
+    def create_holder(self, lease: Lease) -> LeaseHolder:
+        holder = super().create_holder(lease)
+        holder.__class__ = _CredulousHolder
+        return holder
 
-        reader = super()._create_reader(lease, pending, believe, confirm)
+    @override
+    def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
+        reader = super().create_reader(lease, pending, held)
         reader._cursor.__class__ = _CredulousCursor
         return reader
 
@@ -595,17 +598,17 @@ def _with_reader(
 ) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
-        def _create_reader(
-            self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm
-        ) -> StreamShardReader:
-            reader = super()._create_reader(lease, pending, is_end, confirm)
+        def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
+            reader = super().create_reader(lease, pending, held)
             reader.__class__ = reader_class
             reader._dispatcher.__class__ = dispatcher_class
             reader._dispatcher.ownership.__class__ = ownership_class
             reader._dispatcher._batches.__class__ = batches_class
             reader._dispatcher.pipeline.lookup.__class__ = lookup_class
             reader._catch_ups.__class__ = catch_ups_class
-            reader._catch_ups._create_reader = partial(_create_as, catch_up_class, reader._create_catch_up_reader)
+            reader._catch_ups._create_reader = partial(  # type: ignore[method-assign]
+                _create_as, catch_up_class, reader._catch_ups._create_reader
+            )
             if positions_class is None:
                 reader._dispatcher.shard_positions = reader._dispatcher._batches._shard_positions = None
             else:
@@ -626,8 +629,8 @@ def _create_as(
 def _with_end(end_class: type[StreamShardEnd]) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
-        def _create_holder(self, lease: Lease) -> LeaseHolder:
-            holder = super()._create_holder(lease)
+        def create_holder(self, lease: Lease) -> LeaseHolder:
+            holder = super().create_holder(lease)
             holder._end.__class__ = end_class
             return holder
 

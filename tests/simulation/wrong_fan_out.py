@@ -15,9 +15,9 @@ from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
-from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderLease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import Record, Reply
 from simplu_worker.consumers.kinesis.stream.positions import Latest, Start
@@ -73,10 +73,8 @@ class _PromptCursor(PushedCursor):
 def _with_cursor(cursor_class: type[PushedCursor]) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
-        def _create_reader(
-            self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm
-        ) -> StreamShardReader:
-            reader = super()._create_reader(lease, pending, is_end, confirm)
+        def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
+            reader = super().create_reader(lease, pending, held)
             reader._cursor.__class__ = cursor_class
             return reader
 

@@ -75,7 +75,7 @@ class SelfTrustingPositions(ShardPositions):
     async def _has_own_left(
         self, row: StreamPosition, behind: ReplayStart, is_old: Callable[[StreamPosition], bool], *, was_read: bool
     ) -> bool:
-        self._reader = replace(self._reader, began_behind=self._reader.read_to())
+        self._reader.began_behind = self._reader.read_to
         return await super()._has_own_left(row, behind, is_old, was_read=was_read)
 
 
@@ -104,7 +104,7 @@ class RoutedPositions(ShardPositions):
 class ClaimingPositions(ShardPositions):
     @override
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
-        now, read_to = super()._position_now(shard_position), self._reader.read_to()
+        now, read_to = super()._position_now(shard_position), self._reader.read_to
         if now.pending_from == SHARD_END.checkpoint or read_to is None:
             return now
         position, since = format_position(read_to), read_to.arrived_at

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from support.aws.endpoints import client_of
@@ -21,12 +21,7 @@ from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
-from simplu_worker.consumers.kinesis.reader.reader_view import (
-    LeaseContext,
-    ReaderAssignment,
-    ReaderServices,
-    ReaderSettings,
-)
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderAssignment, ReaderServices, ReaderSettings
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
@@ -49,6 +44,23 @@ PATIENCE_S = 60.0
 PREFETCH_MAX_BYTES = 64 * 1024 * 1024
 SETTINGS = ReaderSettings(operation_max_bytes=100_000, list_result_limit=1000, tenant_wait=WAIT)
 ONLY = "shardId-000000000000"
+
+
+class SureLease:
+    """A lease that no other reader has; its stream shard ends with every reply without an iterator."""
+
+    def __init__(self, lineage: Lineage) -> None:
+        self._lineage = lineage
+        self.started_at = None
+
+    async def confirm(self) -> bool:
+        return True
+
+    def lineage(self) -> Lineage:
+        return self._lineage
+
+    async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+        return True
 
 
 class World:
@@ -117,7 +129,6 @@ class World:
         hash_range: HashRange | None = None,
         pending_at_parents: TenantSet | None = None,
         read_ahead: ReadAhead | None = None,
-        is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None,
         lineage: Lineage | None = None,
         stream_shard_id: str = ONLY,
         utc: UtcClock = utc_now,
@@ -139,7 +150,7 @@ class World:
             assignment,
             settings,
             (prefetch or PrefetchMemory(PREFETCH_MAX_BYTES)).open_quota(),
-            lease=LeaseContext(_confirm, lambda: lineage or Lineage(), started_at=None, is_end=is_end),
+            lease=SureLease(lineage or Lineage()),
             draw=lambda: 0.0,  # the shortest back-offs
             utc=utc,
         )
@@ -156,7 +167,7 @@ class World:
 @asynccontextmanager
 async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
     """Look after what idle shards know."""
-    looking = PositionSync(world.gateway, world.stream.name, lambda: readers)
+    looking = PositionSync(world.gateway, world.stream.name, Readers(readers))
     stopping = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(looking.run(stopping))
@@ -166,9 +177,13 @@ async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterat
             stopping.set()
 
 
-async def _confirm() -> bool:
-    """Confirm: no other reader has the lease, as there is none."""
-    return True
+class Readers(NamedTuple):
+    """The readers that run."""
+
+    found: Sequence[StreamShardReader]
+
+    def readers(self) -> Sequence[StreamShardReader]:
+        return self.found
 
 
 @asynccontextmanager

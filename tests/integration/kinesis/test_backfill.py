@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import cast
@@ -328,7 +328,7 @@ async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_los
 
 async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
     shard = await world.shard("shard-1")
-    async with world.reading(is_end=_is_end) as reader:
+    async with world.reading() as reader:
         await world.put(*chain("a-x", 30))
         await all_succeeded(shard, a=30)
         await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))
@@ -340,7 +340,7 @@ async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
 
 async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world: World) -> None:
     shard = await world.shard("shard-1")
-    async with world.reading(is_end=_is_end) as reader:
+    async with world.reading() as reader:
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
         snapshot = await ShardSnapshot.take(shard)
@@ -359,10 +359,6 @@ async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world
         await eventually(lambda: not one.view.held_status() and not two.view.held_status())
     rows = await fetch(shard, "SELECT parents_done FROM stream_positions WHERE stream_shard_id <> $1", ONLY)
     assert True in [row["parents_done"] for row in rows]
-
-
-async def _is_end(_: Sequence[object]) -> bool:
-    return True
 
 
 def test_position_before_all_parts_of_a_record_is_before_the_first() -> None:

@@ -37,7 +37,7 @@ from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.pacing import PrefetchMemory
 from simplu_worker.consumers.kinesis.reader import dispatcher
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX
-from simplu_worker.consumers.kinesis.stream.client import ChildShard, Stream
+from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import AfterSequenceNumber, AtSequenceNumber, Position
 from simplu_worker.consumers.pipeline import lane
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
@@ -491,13 +491,7 @@ async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
     aws.answer({"ShardIterator": "third"})
     aws.answer(reply("13", next_iterator=None) | {"ChildShards": [child]})
 
-    ends: list[tuple[ChildShard, ...]] = []
-
-    async def is_end(child_shards: tuple[ChildShard, ...]) -> bool:
-        ends.append(child_shards)
-        return True
-
-    async with world.reading(is_end=is_end) as reader:
+    async with world.reading() as reader:
         await eventually(lambda: reader.is_finished)
 
     assert [(name, asked.get("ShardIterator")) for name, asked in aws.requests if name == "GetRecords"] == [
@@ -511,5 +505,4 @@ async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
         "12",
     ]
     assert (reader.checkpoint, reader.is_at_end) == (Position.from_sequence_number("13"), True)
-    assert [shard.stream_shard_id for shards in ends for shard in shards] == ["shardId-000000000001"]
     assert sorted(letter["source"]["sequenceNumber"] for letter in await world.letters()) == ["11", "12", "13"]

@@ -35,14 +35,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import (
     start_of,
 )
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCleanup, LeaseCoordinator
-from simplu_worker.consumers.kinesis.fleet.lease_holder import (
-    Confirm,
-    EndCheck,
-    LeaseAncestry,
-    LeaseHolder,
-    LeaseRenewer,
-    StreamShardEnd,
-)
+from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader as kcl_leader_watch
@@ -67,8 +60,8 @@ from simplu_worker.consumers.kinesis.leases.lease import (
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseAudit, LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import KEY, LeaseTable, TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.reader.reader_view import (
-    LeaseContext,
     ReaderAssignment,
+    ReaderLease,
     ReaderServices,
     ReaderSettings,
 )
@@ -259,10 +252,11 @@ class Fleet:
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*me* is the owner in the lease table. *on_expired*: see `LeaseCoordinator`."""
+        """*me* is the owner in the lease table; *on_expired* is called for each lease taken from one that ended."""
         self._services = services
         self._settings = settings
         self._me = me
+        self._on_expired = on_expired
         self._draw = draw
         self._utc = utc
         stream, table = services.stream, services.table
@@ -272,18 +266,18 @@ class Fleet:
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
         self._kcl_leader = services.kcl_leader
-        self._follower = self._create_follower() if self._kcl_leader.follows else None
+        self._follower = (
+            KclFollower(table.requests, self._kcl_leader, me=me, utc=utc) if self._kcl_leader.follows else None
+        )
         self._coordinator = LeaseCoordinator(
             table,
             self._view,
-            self._create_holder,
+            self,
             me=me,
             lease_duration_s=settings.lease_duration_s,
-            pin=lambda lease: pinned_start(lease, settings.initial_position, now=utc()),
-            on_expired=on_expired,
             draw=draw,
         )
-        self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
+        self._position_sync = PositionSync(services.gateway, stream.name, self._coordinator, draw=draw)
         cleanup = LeaseCleanup(
             stream, table, self._view, self._ancestry, self._coordinator, self._position_sync, draw=draw
         )
@@ -443,14 +437,15 @@ class Fleet:
             self._view.observations,
             states,
             self._coordinator.own_readers(),
-            KnownReplica(self._me, __version__, self._own_figures()),
+            KnownReplica(self._me, __version__, self.own_figures()),
             idle=self._view.idle_reports(),
             gone=self._lost.gone(now=now),
             silent_after_s=max(SILENT_S, self._settings.lease_duration_s),
             now=now,
         )
 
-    def _own_figures(self) -> ReplicaFigures:
+    def own_figures(self) -> ReplicaFigures:
+        """Return the figures of this replica."""
         return msgspec.structs.replace(self.figures, unable=self.inability)
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -558,23 +553,30 @@ class Fleet:
         usual_s = self._settings.lease_duration_s / SCANS_PER_DURATION if usual_s is None else usual_s
         return max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
 
-    def _create_follower(self) -> KclFollower:
-        return KclFollower(self._services.table.requests, self._kcl_leader, me=self._me, utc=self._utc)
+    def pinned_start(self, lease: Lease) -> datetime | None:
+        """Return the instant from which a lease is read, where a take has to write it."""
+        return pinned_start(lease, self._settings.initial_position, now=self._utc())
 
-    def _create_holder(self, lease: Lease) -> LeaseHolder:
+    def note_expired(self) -> None:
+        """Note the take of a lease that its owner neither renewed nor released."""
+        self._on_expired()
+
+    def create_holder(self, lease: Lease) -> LeaseHolder:
+        """Return the holder of a lease that was taken."""
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
-            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, figures=self._own_figures),
+            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, replica=self),
             StreamShardEnd(table, self._syncer, me=self._me),
             self._ancestry,
-            self._create_reader,
+            self,
             duration_s=duration_s,
         )
 
     async def _note_share(self, cpu: CpuShare) -> None:
         self._read_schedule.stretch.note_share(cpu.read_percent() / 100)
 
-    def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
+    def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
+        """Return the reader of a lease that is *held*, with the tenants *pending* at its parents."""
         self._position_sync.request()
         services = self._services
         assignment = ReaderAssignment(
@@ -594,7 +596,7 @@ class Fleet:
             assignment,
             self._settings.reader,
             self.prefetch.open_quota(),
-            lease=LeaseContext(confirm, lambda: self._ancestry.lineage(lease), lease.started_at, is_end),
+            lease=held,
             draw=self._draw,
             utc=self._utc,
         )

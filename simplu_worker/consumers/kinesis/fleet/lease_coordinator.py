@@ -45,6 +45,19 @@ class _Take(Protocol):
     async def __call__(self, lease: Lease, me: str, *, start_at: datetime | None) -> Lease | None: ...
 
 
+class Replica(Protocol):
+    """The replica that takes leases."""
+
+    def create_holder(self, lease: Lease) -> LeaseHolder:
+        """Return the holder of a lease that was taken."""
+
+    def pinned_start(self, lease: Lease) -> datetime | None:
+        """Return the instant from which a lease is read, where a take has to write it."""
+
+    def note_expired(self) -> None:
+        """Note the take of a lease that its owner neither renewed nor released."""
+
+
 class LeaseCoordinator:
     """The leases that this replica holds, and those that it takes."""
 
@@ -52,25 +65,17 @@ class LeaseCoordinator:
         self,
         table: LeaseTable,
         view: StreamView,
-        create_holder: Callable[[Lease], LeaseHolder],
+        replica: Replica,
         *,
         me: str,
         lease_duration_s: float,
-        pin: Callable[[Lease], datetime | None],
-        on_expired: Callable[[], None],
         draw: Callable[[], float],
     ) -> None:
-        """*pin* gives the instant from which a lease is read, where a take has to write it.
-
-        *on_expired* is called after each take of a lease that its owner neither renewed nor released.
-        """
         self._table = table
         self._view = view
-        self._create_holder = create_holder
+        self._replica = replica
         self._me = me
         self._lease_duration_s = lease_duration_s
-        self._pin = pin
-        self._on_expired = on_expired
         self._draw = draw
         self._holders: dict[str, LeaseHolder] = {}
         self._rest_until: dict[str, float] = {}  # of leases whose reader failed
@@ -209,7 +214,7 @@ class LeaseCoordinator:
         """Take a lease and run its holder; return whether another replica was faster."""
         try:
             with translate(TargetKind.LEASES, self._table.name, "take", WorkerError):
-                taken = await take(lease, self._me, start_at=self._pin(lease))
+                taken = await take(lease, self._me, start_at=self._replica.pinned_start(lease))
         except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             self._untaken[lease.lease_key] = str(exc)
@@ -229,8 +234,8 @@ class LeaseCoordinator:
             owner_before=lease.actual_owner,
         )
         if how == LeaseTake.EXPIRED:
-            self._on_expired()
-        holder = self._holders[lease.lease_key] = self._create_holder(taken)
+            self._replica.note_expired()
+        holder = self._holders[lease.lease_key] = self._replica.create_holder(taken)
         tasks.create_task(self._run(holder, stopping), name=f"lease:{lease.lease_key}")
         return False
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import ChainMap
-from collections.abc import Awaitable, Callable, Container, Sequence
-from typing import Any, Final, NoReturn, TypeAlias
+from collections.abc import Container, Sequence
+from datetime import datetime
+from typing import Any, Final, NoReturn, Protocol
 
 import structlog
 
@@ -36,6 +37,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents, unfinished_parents
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderLease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, lineage_of
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
@@ -56,6 +58,13 @@ class LeaseLostError(Exception):
     """Another replica has the lease, or it could not be renewed for its whole duration."""
 
 
+class HasFigures(Protocol):
+    """The replica, as it tells the others about itself."""
+
+    def own_figures(self) -> ReplicaFigures:
+        """Return the figures of this replica."""
+
+
 class LeaseRenewer:
     """Renews a lease until it is lost or released. *reader*, once there is one, gives the progress to write."""
 
@@ -66,17 +75,14 @@ class LeaseRenewer:
         *,
         me: str,
         duration_s: float,
-        figures: Callable[[], ReplicaFigures] = ReplicaFigures,
+        replica: HasFigures,
     ) -> None:
-        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process.
-
-        *figures* are those of this replica, for the others.
-        """
+        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process."""
         self._table = table
         self._me = me
         self.lease = lease  # as the last write left it
         self._duration_s = duration_s
-        self._figures = figures
+        self._replica = replica
         self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
         self._has_unreadable_list = False
         self._retry = lease.retry  # the last one that is carried out; one that was there before is none for this owner
@@ -113,7 +119,7 @@ class LeaseRenewer:
                 "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
                 "throughput_kbps": self._meter.kbps,
                 "report": self._report(started_at),
-                "is_given_away": self._figures().unable is not None,
+                "is_given_away": self._replica.own_figures().unable is not None,
             }
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
@@ -206,7 +212,7 @@ class LeaseRenewer:
 
     def _report(self, now: float) -> LeaseReport:
         """Return the state of the reader for the other replicas."""
-        figures = self._figures()
+        figures = self._replica.own_figures()
         if self.reader is None:
             return LeaseReport(self._me, __version__, unable=figures.unable)
         return LeaseReport(
@@ -379,13 +385,16 @@ class StreamShardEnd:
 PARENT_CHECKS_PER_DURATION: Final = 10
 END_RETRY_PAUSE_S: Final = 1.0
 
-Confirm: TypeAlias = Callable[[], Awaitable[bool]]
-EndCheck: TypeAlias = Callable[[tuple[ChildShard, ...]], Awaitable[bool]]
-CreateReader: TypeAlias = Callable[[Lease, TenantSet, EndCheck, Confirm], StreamShardReader]
-
 
 class RenewalsCancelledError(Exception):
     """The renewals of a lease were cancelled, and not by its holder."""
+
+
+class ReaderMaker(Protocol):
+    """The replica, which makes the reader of a lease."""
+
+    def create_reader(self, lease: Lease, pending: TenantSet, held: ReaderLease) -> StreamShardReader:
+        """Return the reader of a lease that is *held*, with the tenants *pending* at its parents."""
 
 
 class LeaseHolder:
@@ -396,14 +405,14 @@ class LeaseHolder:
         renewer: LeaseRenewer,
         end: StreamShardEnd,
         ancestry: LeaseAncestry,
-        create_reader: CreateReader,
+        maker: ReaderMaker,
         *,
         duration_s: float,
     ) -> None:
         self._renewer = renewer
         self._end = end
         self._ancestry = ancestry
-        self._create_reader = create_reader
+        self._maker = maker
         self._duration_s = duration_s
         self._is_ended = False
         self._is_failed = asyncio.Event()
@@ -512,7 +521,7 @@ class LeaseHolder:
                 return
         if ending.is_set():
             return
-        reader = self._create_reader(self._renewer.lease, pending, self._check_end, self._renewer.confirm)
+        reader = self._maker.create_reader(self._renewer.lease, pending, self)
         self._renewer.reader = reader
         await reader.run(ending)
         self._is_ended = reader.is_finished
@@ -529,7 +538,20 @@ class LeaseHolder:
             log.warning("stream_shard.begin_deferred", stream_shard_id=self.lease_key, error=str(exc))
             return None
 
-    async def _check_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+    @property
+    def started_at(self) -> datetime | None:
+        """The time from which the stream shard is read, if not from its beginning."""
+        return self._renewer.lease.started_at
+
+    def lineage(self) -> Lineage:
+        """Return the parents of the stream shard and their parents."""
+        return self._ancestry.lineage(self._renewer.lease)
+
+    async def confirm(self) -> bool:
+        """See `LeaseRenewer.confirm`."""
+        return await self._renewer.confirm()
+
+    async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
         """Return whether the stream shard is read to its end, and its children can begin."""
         try:
             is_end = await self._end.check(self._renewer.lease, child_shards)

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -31,6 +31,13 @@ CONCURRENT_SHARDS: Final = 4
 SHARDS_PER_S: Final = 40.0
 
 
+class HasReaders(Protocol):
+    """What runs readers."""
+
+    def readers(self) -> Sequence[StreamShardReader]:
+        """Return those that run now."""
+
+
 class LockedPosition(NamedTuple):
     """The row of a reader on one Postgres shard, its lock held until *lock* is closed."""
 
@@ -42,19 +49,19 @@ class LockedPosition(NamedTuple):
 
 
 class PositionSync:
-    """Visits the shards in rounds, for the rows of the *readers* that run then."""
+    """Visits the shards in rounds, for the rows of the readers that run then."""
 
     def __init__(
         self,
         gateway: ShardGateway,
         stream_name: str,
-        readers: Callable[[], Sequence[StreamShardReader]],
+        replica: HasReaders,
         *,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._gateway = gateway
         self._stream_name = stream_name
-        self._readers = readers
+        self._replica = replica
         self._draw = draw
         self._slots = asyncio.Semaphore(CONCURRENT_SHARDS)
         self._to_remove: set[str] = set()
@@ -100,7 +107,7 @@ class PositionSync:
     async def _sync(self, shard_id: str) -> None:
         async with AsyncExitStack() as locks:
             locked: list[LockedPosition] = []
-            for reader in self._readers():
+            for reader in self._replica.readers():
                 positions = reader.shard_positions
                 # Batches in flight and backfills read and write the row themselves.
                 if positions is None or reader.is_backfilling(shard_id):

@@ -12,7 +12,7 @@ The row by which a worker of the KCL 3.x reports its metrics to the leader: its 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -237,10 +237,10 @@ class KclLeaderWatch:
         coordinator, workers = self._kcl_tables.coordinator, self._kcl_tables.worker_metrics
         rows: list[tuple[str, Sequence[LeaseRow]]] = [
             (self._table.name, self._table.other_rows),
-            (coordinator, await self._read(self._find_coordinator_rows, coordinator)),
+            (coordinator, await self._unless_missing(coordinator, self._find_coordinator_rows(coordinator))),
         ]
         if state_of(rows).is_version_leading:  # else the workers do not matter
-            rows.append((workers, await self._read(self._scan, workers)))
+            rows.append((workers, await self._unless_missing(workers, self._scan(workers))))
         state = state_of(rows)
         self._owners = leading_owners(state, self._states)
         self._states = (state, *self._states)[:LOOKS]
@@ -252,10 +252,10 @@ class KclLeaderWatch:
     def _scanned(self) -> KclState:
         return state_of([(self._table.name, self._table.other_rows)])
 
-    async def _read(self, read: Callable[[str], Awaitable[Sequence[LeaseRow]]], table: str) -> Sequence[LeaseRow]:
-        """Return the rows that *read* finds; none without the table, or without the right to read it."""
+    async def _unless_missing(self, table: str, reading: Awaitable[Sequence[LeaseRow]]) -> Sequence[LeaseRow]:
+        """Return the rows; none without the table, or without the right to read it."""
         try:
-            return await read(table)
+            return await reading
         except TableMissingError:
             return ()
         except PermanentError as exc:

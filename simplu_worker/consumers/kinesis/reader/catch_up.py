@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -59,35 +59,37 @@ Group = TypeVar("Group")
 log = structlog.get_logger(__name__)
 
 
+class MainReader(Protocol):
+    """The main reader of the stream shard, as its catch-ups see it."""
+
+    retention: timedelta | None  # of the stream
+    beginning: tuple[Start, Position | None]  # its first position, and its checkpoint there
+    decoder: RecordDecoder
+
+    @property
+    def read_to(self) -> RecordPosition | None:
+        """The position of dispatch."""
+
+    def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+        """Return the access to a parent of the stream shard, and the decoder of its records."""
+
+
 class CatchUpReader:
     """A running catch-up."""
 
     def __init__(
         self,
         catch_up: CatchUp,
+        main: MainReader,
         access: StreamShardAccess,
-        decoder: RecordDecoder,
         dispatcher: Dispatcher,
-        *,
         gateway: ShardGateway,
-        main_position: Callable[[], RecordPosition | None],
-        beginning: tuple[Start, Position | None],
-        open_parent: Callable[[ParentRecords], tuple[StreamShardAccess, RecordDecoder]],
-        retention: timedelta | None,
     ) -> None:
-        """*main_position* returns that of the main reader; *beginning* is its first position, and its checkpoint there.
-
-        *open_parent* returns the access to a parent of the stream shard, and the decoder of its records.
-        """
         self.catch_up = catch_up
         self._access = access
-        self._decoder = decoder
+        self._main = main
         self._dispatcher = dispatcher
         self._gateway = gateway
-        self._main_position = main_position
-        self._beginning = beginning
-        self._open_parent = open_parent
-        self._retention = retention
         self._started_at = loop_time()
         self._record_count = 0
         self._residents: dict[str, dict[str, bool]] = {}  # by Postgres shard: the tenants asked for, and its answers
@@ -101,7 +103,7 @@ class CatchUpReader:
     @property
     def lag_s(self) -> float:
         """How far it is behind the main reader, by the arrival times of the last records that both have read."""
-        main, own = self._main_position(), self.catch_up.tracker.last_read
+        main, own = self._main.read_to, self.catch_up.tracker.last_read
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
 
     def is_near(self, hold: Hold) -> bool:
@@ -127,7 +129,7 @@ class CatchUpReader:
             await self._read_parent(self.catch_up.parents[0], ending)
         with self._access.budget.open_catch_up(loop_time()) as pacing:
             start, after = self._own_start()
-            cursor = Cursor(self._access, start, pacing, kind=StreamReader.CATCH_UP, retention=self._retention)
+            cursor = Cursor(self._access, start, pacing, kind=StreamReader.CATCH_UP, retention=self._main.retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
@@ -137,13 +139,13 @@ class CatchUpReader:
                     else:
                         await self._wait_for_settled(ending)
                 elif (reply := await self._read(cursor, self._access, ending)) is not None:
-                    await self._send_reply(self._decoder.decode(reply.records, after=after), ending)
+                    await self._send_reply(self._main.decoder.decode(reply.records, after=after), ending)
                     after = None if reply.records else after
                     cursor.release_memory()
 
     async def _read_parent(self, records: ParentRecords, ending: asyncio.Event) -> None:
         """Send the operations of a parent, up to the end of the parent."""
-        access, decoder = self._open_parent(records)
+        access, decoder = self._main.open_parent(records)
         after = records.after
         with access.budget.open_catch_up(loop_time()) as pacing:
             cursor = Cursor(access, records.start, pacing, kind=StreamReader.CATCH_UP)
@@ -159,7 +161,7 @@ class CatchUpReader:
     def _own_start(self) -> tuple[Start, Position | None]:
         """Return where to start with the own records, and the position of the last one to skip."""
         after = self.catch_up.unread.after
-        return self._beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
+        return self._main.beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
 
     async def _read(self, cursor: Cursor, access: StreamShardAccess, ending: asyncio.Event) -> Reply | None:
         """Read once; None when the read failed, or was put off until some operations are settled."""
@@ -176,7 +178,7 @@ class CatchUpReader:
         await wait_any(self._dispatcher.has_settled, ending, within_s=CHECK_INTERVAL_S)
 
     def _has_caught_up(self) -> bool:
-        main = self._main_position()
+        main = self._main.read_to
         return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
 
     def _keeps_up(self) -> bool:
@@ -321,13 +323,12 @@ class CatchUps:
         gateway: ShardGateway,
         dispatcher: Dispatcher,
         access: StreamShardAccess,
-        create_reader: Callable[[CatchUp], CatchUpReader],
+        main: MainReader,
     ) -> None:
-        """*create_reader* creates the reader of a catch-up that has started."""
         self._gateway = gateway
         self._dispatcher = dispatcher
         self._access = access
-        self._create_reader = create_reader
+        self._main = main
         self._probes: dict[str, asyncio.Task[None]] = {}  # by Postgres shard
         self._probe_history: dict[str, _ProbeHistory] = {}  # the same
         self.running: list[CatchUpReader] = []
@@ -479,6 +480,9 @@ class CatchUps:
         reader.is_oldest, reader.is_paced = is_oldest, is_paced
         self.running.append(reader)
         tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
+
+    def _create_reader(self, catch_up: CatchUp) -> CatchUpReader:
+        return CatchUpReader(catch_up, self._main, self._access, self._dispatcher, self._gateway)
 
     async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         try:

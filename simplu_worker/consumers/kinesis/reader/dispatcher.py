@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import structlog
 
@@ -28,7 +28,7 @@ from simplu_worker.consumers.kinesis.reader.claimed_batches import (
     cost_bytes_of,
 )
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import PositionGapError
-from simplu_worker.consumers.kinesis.recovery.shard_positions import ReaderState, ShardPositions
+from simplu_worker.consumers.kinesis.recovery.shard_positions import RowsReader, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.operation_taps import count_outcomes
 from simplu_worker.consumers.pipeline.home_lookup import HomeLookup
@@ -67,46 +67,42 @@ StreamLane: TypeAlias = Lane[QueuedOperation]
 log = structlog.get_logger(__name__)
 
 
+class DispatchingReader(RowsReader, Protocol):
+    """The reader of a stream shard, as its dispatcher sees it."""
+
+    async def store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Return when *letters* are stored."""
+
+
 class Dispatcher:
     """The lanes, the lookup of homes and the holds of one reader."""
 
     def __init__(
         self,
-        name: str,
+        reader: DispatchingReader,
         gateway: ShardGateway,
         memory: MemoryQuota,
         *,
         main: CheckpointTracker[RecordPosition],
         tenant_wait: timedelta,
-        store_dead_letters: Callable[[Sequence[DeadLetter]], Awaitable[None]],
-        reader: ReaderState | None,
-        retention: Callable[[], timedelta | None] = lambda: None,
+        has_rows: bool = True,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*name* is that of the stream shard, *main* the tracker of the main reader.
-
-        *store_dead_letters* returns when the dead letters are stored; *retention* returns the stream's.
-
-        Without *reader* no positions are written on Postgres shards.
-        """
-        self._name = name
+        """Without *has_rows* no positions are written on Postgres shards; *main* is the tracker of the main reader."""
+        self._reader = reader
         self._gateway = gateway
         self._memory = memory
         self._tenant_wait = tenant_wait
-        self._store_dead_letters = store_dead_letters
-        self._retention = retention
         self._draw = draw
         self._utc = utc
         self.ownership = Ownership(main)
         self.shard_positions = (
-            None
-            if reader is None
-            else ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc)
+            ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc) if has_rows else None
         )
         self._batches = ClaimedBatches(gateway, self.ownership, self.shard_positions)
         self.pipeline: Pipeline[QueuedOperation] = Pipeline(
-            name,
+            reader.stream_shard_id,
             Source.KINESIS,
             gateway,
             self,
@@ -127,7 +123,7 @@ class Dispatcher:
         self.has_arrivals = asyncio.Event()  # an operation was sent; the waiting task clears it
 
     def __repr__(self) -> str:
-        return f"Dispatcher({self._name}, {self.pipeline!r}, {self.ownership!r})"
+        return f"Dispatcher({self.pipeline!r}, {self.ownership!r})"
 
     @property
     def is_idle(self) -> bool:
@@ -609,7 +605,7 @@ class Dispatcher:
 
     def _is_half_over(self, arrived_at: datetime) -> bool:
         """Return whether half of the stream's retention is over for what arrived then."""
-        retention = self._retention()
+        retention = self._reader.retention
         return retention is not None and arrived_at < self._utc() - retention / 2
 
     def must_end_pause(self, paused: Paused[QueuedOperation]) -> bool:
@@ -655,7 +651,7 @@ class Dispatcher:
             async with self._store_lock:
                 if not batch.is_stored:  # by the previous holder of the lock
                     self._open_batch = _DeadLetterBatch()
-                    await self._store_dead_letters(batch.letters)
+                    await self._reader.store_dead_letters(batch.letters)
                     batch.is_stored = True
         self._finish(entries)
 

@@ -6,9 +6,8 @@ The values from which the reader of a stream shard is made: services, settings, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -202,16 +201,21 @@ class ReaderAssignment(msgspec.Struct, frozen=True):
     read_up_to: datetime | None = None
 
 
-class LeaseContext(msgspec.Struct, frozen=True):
-    """What a reader learns from the lease under which it reads.
+class ReaderLease(Protocol):
+    """The lease under which a reader reads.
 
-    *confirm* returns whether the lease is still the replica's at this moment. *lineage* returns the parents of the
-    stream shard and their parents. *started_at* is the time from which the stream shard is read, if not from its
-    beginning. *is_end* decides, given the child shards of a reply without an iterator, whether the stream shard has
-    ended; otherwise the reader goes on. Without *is_end* every such reply is the end.
+    *started_at* is the time from which the stream shard is read, if not from its beginning.
     """
 
-    confirm: Callable[[], Awaitable[bool]]
-    lineage: Callable[[], Lineage]
-    started_at: datetime | None
-    is_end: Callable[[tuple[ChildShard, ...]], Awaitable[bool]] | None = None
+    @property
+    def started_at(self) -> datetime | None:
+        """See above."""
+
+    async def confirm(self) -> bool:
+        """Return whether the lease is still the replica's at this moment."""
+
+    def lineage(self) -> Lineage:
+        """Return the parents of the stream shard and their parents."""
+
+    async def is_end(self, child_shards: tuple[ChildShard, ...]) -> bool:
+        """Return whether a reply without an iterator is the end of the stream shard; otherwise the reader goes on."""

@@ -29,21 +29,21 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import (
     shown_key,
 )
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.ownership import CatchUp, Hold
+from simplu_worker.consumers.kinesis.holding.ownership import Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import ParentRecords, TenantSet, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
+from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.reader.claimed_batches import QueuedOperation
 from simplu_worker.consumers.kinesis.reader.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.reader.reader_view import (
-    LeaseContext,
     ReaderAssignment,
+    ReaderLease,
     ReaderServices,
     ReaderSettings,
     ReaderView,
 )
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import format_position
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Ahead, ReaderState, ShardPositions
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, format_position
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Ahead, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ExpiredIteratorError, Record
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
@@ -84,56 +84,47 @@ class StreamShardReader:
         settings: ReaderSettings,
         memory: MemoryQuota,
         *,
-        lease: LeaseContext | None = None,
+        lease: ReaderLease,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*memory* is the reader's part of the replica's memory.
-
-        A reader without a *lease* writes no positions on Postgres shards: another reader owns the rows.
-        """
+        """*memory* is the reader's part of the replica's memory."""
         ahead = assignment.read_ahead
         start, checkpoint = assignment.start, assignment.checkpoint
         self.stream_shard_id = assignment.stream_shard_id
-        self._beginning = start, checkpoint
-        self._checkpoint_at_start = None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
+        self.beginning = start, checkpoint
+        self.checkpoint_at_start = None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
         read_to = None if ahead is None else ahead.read_to
         if read_to is not None:
             start, checkpoint = AtSequenceNumber(read_to.checkpoint), read_to
         self._read_after = checkpoint  # until a record after it arrives
         self._stream = services.stream
-        self._gateway = services.gateway
+        self.stream_name = services.stream.name
         self._dead_letters = services.dead_letters
         self._settings = settings
         self._memory = memory
         self.retention = assignment.retention  # of the stream; the fleet sets it when it changes
-        self._is_end = None if lease is None else lease.is_end
+        self._lease = lease
+        self.started_at = lease.started_at
+        self.predecessor_tenants = (TenantSet() if ahead is None else TenantSet.decode(ahead.held)).names
         self._draw = draw
         self._utc = utc
-        self._decoder = self._create_decoder(self.stream_shard_id, assignment.hash_range)
+        self.decoder = self._create_decoder(self.stream_shard_id, assignment.hash_range)
         self._partition_keys = PartitionKeys(settings.partition_key)
         # Its last position is that of dispatch. None is before every record: no earlier record will ever be read.
         self._tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(
             None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
         )
+        self.began_behind = self._tracker.last_read
         self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
         self._pacing = Pacing(self._access.budget, services.schedule)
         self._cursor = self._open_cursor(start, services.subscriptions, assignment.read_up_to)
         self._dispatcher = Dispatcher(
-            self.stream_shard_id,
-            services.gateway,
-            memory,
-            main=self._tracker,
-            tenant_wait=settings.tenant_wait,
-            store_dead_letters=self._store_dead_letters,
-            reader=None if lease is None else self._reader_state(lease, ahead),
-            retention=lambda: self.retention,
-            draw=draw,
-            utc=utc,
+            self, services.gateway, memory, main=self._tracker, tenant_wait=settings.tenant_wait, draw=draw, utc=utc
         )
-        self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, self._create_catch_up_reader)
+        self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, self)
         self.view = ReaderView(self._tracker, self._cursor, self._dispatcher, self._catch_ups, utc=utc)
-        ownership, unread = self._dispatcher.ownership, Unread(self._checkpoint_at_start)
+        ownership, unread = self._dispatcher.ownership, Unread(self.checkpoint_at_start)
         if ahead is not None:
             ownership.hold_predecessors(TenantSet.decode(ahead.held), unread, utc(), now=loop_time())
         if assignment.pending_at_parents:
@@ -154,8 +145,8 @@ class StreamShardReader:
 
     @property
     def read_to(self) -> RecordPosition | None:
-        """The last record read; None before there is one."""
-        return self._position()
+        """The position of dispatch: the last record read; None before there is one."""
+        return self._tracker.last_read
 
     @property
     def is_finished(self) -> bool:
@@ -373,26 +364,6 @@ class StreamShardReader:
             # Some dead letters could not be stored before the stop. Their records stay pending.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
-    def _reader_state(self, lease: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
-        held = TenantSet() if ahead is None else TenantSet.decode(ahead.held)
-        return ReaderState(
-            stream_name=self._stream.name,
-            stream_shard_id=self.stream_shard_id,
-            began_behind=self._tracker.last_read,
-            checkpoint=self._checkpoint_at_start,
-            predecessor_tenants=held.names,
-            read_to=self._position,
-            progress=self._progress,
-            progress_ahead=self._progress_ahead,
-            read_up_to=lambda is_ahead: self.read_up_to(self.ahead if is_ahead else None),
-            find_first_since=self._find_first_since,
-            find_oldest=self._find_oldest,
-            retention=lambda: self.retention,
-            confirm_lease=lease.confirm,
-            lineage=lease.lineage,
-            started_at=lease.started_at,
-        )
-
     async def _publish_end(self) -> None:
         """Write the final positions to the Postgres shards, before the children read the pending tenants and start."""
         with contextlib.suppress(TimeoutError):
@@ -405,13 +376,13 @@ class StreamShardReader:
             if self.shard_positions is not None:
                 await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
 
-    def _progress(self) -> StreamPosition:
+    def progress(self) -> StreamPosition:
         """Return the position after which operations may be pending, as rows on the Postgres shards contain it."""
         safe_checkpoint = self._dispatcher.ownership.floor(self._tracker.checkpoint)
         pending_from = SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
         return StreamPosition(pending_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
 
-    def _progress_ahead(self) -> Ahead | None:
+    def progress_ahead(self) -> Ahead | None:
         """Return `ahead` as rows contain it, `read_to` and `held`; at the end of the stream shard, with all tenants."""
         if self.is_at_end:
             return SHARD_END.checkpoint, tuple(sorted(self._dispatcher.pending_tenants().encode()))
@@ -433,11 +404,23 @@ class StreamShardReader:
                     work = self.shard_positions.write_final_position(shard_position)
                     tasks.create_task(work, name=f"final-position:{shard_position.shard_id}")
 
-    async def _find_first_since(self, instant: datetime) -> RecordPosition | None:
+    def decided_up_to(self, *, is_ahead: bool) -> datetime | None:
+        """Return `read_up_to` for a row, with *is_ahead* but for the held tenants of `progress_ahead`."""
+        return self.read_up_to(self.ahead if is_ahead else None)
+
+    async def confirm_lease(self) -> bool:
+        """Return whether the reader still has the lease."""
+        return await self._lease.confirm()
+
+    def lineage(self) -> Lineage:
+        """Return the parents of the stream shard and their parents."""
+        return self._lease.lineage()
+
+    async def find_first_since(self, instant: datetime) -> RecordPosition | None:
         """Return the position before the first record that arrived since *instant*; None while there is none."""
         return await self._find_first(self.stream_shard_id, AtTimestamp(instant))
 
-    async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
+    async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
         """Return the position before the oldest record of a stream shard; None if it has none.
 
         A reply may look like the end by mistake, so the absence of records has to show several times.
@@ -473,7 +456,8 @@ class StreamShardReader:
             raise RetryableError(str(exc)) from exc
         return None
 
-    def _open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+    def open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
+        """Return the access to a parent of the stream shard, and the decoder of its records."""
         access = StreamShardAccess(self._stream, records.stream_shard_id, self._memory, self._draw)
         return access, self._create_decoder(records.stream_shard_id, records.hash_range)
 
@@ -508,14 +492,14 @@ class StreamShardReader:
             await self._dispatch_records(reply.records)
             self._is_dispatching = False
             self._cursor.release_memory()
-            if self._cursor.is_at_end and (self._is_end is None or await self._is_end(self._cursor.child_shards)):
+            if self._cursor.is_at_end and await self._lease.is_end(self._cursor.child_shards):
                 self.is_at_end = True
 
     async def _dispatch_records(self, records: list[Record]) -> None:
         """Dispatch the operations of a reply; return when its dead letters are stored."""
         rejections = RejectionCollector()
         rejected: list[list[int]] = []
-        arrivals = self._decoder.decode(records, after=self._read_after)
+        arrivals = self.decoder.decode(records, after=self._read_after)
         tracker, ownership = self._tracker, self._dispatcher.ownership
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
@@ -543,7 +527,7 @@ class StreamShardReader:
             if is_full:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded
         if len(rejections):
-            await self._store_dead_letters(rejections.dead_letters(self._utc()))
+            await self.store_dead_letters(rejections.dead_letters(self._utc()))
             for batch in rejected:  # one batch after the other: rejections are often all of it
                 tracker.finish(batch)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.least_lag_s)
@@ -577,24 +561,8 @@ class StreamShardReader:
         decoded += islice(arrivals, BATCH_MAX_COUNT - len(decoded))
         return decoded
 
-    def _create_catch_up_reader(self, catch_up: CatchUp) -> CatchUpReader:
-        return CatchUpReader(
-            catch_up,
-            self._access,
-            self._decoder,
-            self._dispatcher,
-            gateway=self._gateway,
-            main_position=self._position,
-            beginning=self._beginning,
-            open_parent=self._open_parent,
-            retention=self.retention,
-        )
-
-    def _position(self) -> RecordPosition | None:
-        """Return the position of dispatch."""
-        return self._tracker.last_read
-
-    async def _store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+    async def store_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
+        """Return when *letters* are stored. Raises RetryableError when the reader is stopped before."""
         await self._dead_letters.store(letters, stopping=self._stopping)
 
     async def _wait_for_settled(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 import structlog
@@ -132,39 +132,41 @@ class ShardPosition:
         self.claim.fencing_tokens = []
 
 
-class ReaderState(msgspec.Struct, frozen=True):
-    """The state of a reader, for its shard positions.
+class RowsReader(Protocol):
+    """The reader of a stream shard, as its rows on the Postgres shards see it."""
 
-    - *began_behind*: the position after which its main reading began; None for the beginning of the stream shard.
-    - *checkpoint*: the position from which *predecessor_tenants* were held when it began.
-    - *read_to*: the position of its main reading now.
-    - *progress*: the position that all tenants have reached, as a row contains it.
-    - *progress_ahead*: `read_to` and `held` of a row: the position that all but the held tenants have reached, and
-      these.
-    - *read_up_to*: returns the time before which nothing arrived that is pending; with True, but for the held tenants
-      of *progress_ahead*.
-    - *find_first_since*: returns the position before the first record that arrived since an instant; None without one.
-    - *find_oldest*: returns the position before the oldest record of a stream shard; None without one.
-    - *retention*: that of the stream; None while it is unknown.
-    - *confirm_lease*: returns whether the reader still has the lease.
-    - *lineage*, *started_at*: see `LeaseContext`.
-    """
-
-    stream_name: str
     stream_shard_id: str
-    began_behind: RecordPosition | None
-    checkpoint: RecordPosition | None
-    predecessor_tenants: AbstractSet[str]
-    read_to: Callable[[], RecordPosition | None]
-    progress: Callable[[], StreamPosition]
-    progress_ahead: Callable[[], Ahead | None]
-    read_up_to: Callable[[bool], datetime | None]
-    find_first_since: Callable[[datetime], Awaitable[RecordPosition | None]]
-    find_oldest: Callable[[str], Awaitable[RecordPosition | None]]
-    retention: Callable[[], timedelta | None]
-    confirm_lease: Callable[[], Awaitable[bool]]
-    lineage: Callable[[], Lineage]
-    started_at: datetime | None
+    stream_name: str
+    started_at: datetime | None  # from which the stream shard is read, if not from its beginning
+    retention: timedelta | None  # of the stream; None while it is unknown
+    began_behind: RecordPosition | None  # the position after which its main reading began
+    checkpoint_at_start: RecordPosition | None
+    predecessor_tenants: frozenset[str]  # held from *checkpoint_at_start* on when it began
+
+    @property
+    def read_to(self) -> RecordPosition | None:
+        """The position of its main reading now."""
+
+    def progress(self) -> StreamPosition:
+        """Return the position that all tenants have reached, as a row contains it."""
+
+    def progress_ahead(self) -> Ahead | None:
+        """Return the position that all but the held tenants have reached, and these."""
+
+    def decided_up_to(self, *, is_ahead: bool) -> datetime | None:
+        """Return the time before which nothing arrived that is pending, with *is_ahead* but for the held tenants."""
+
+    async def find_first_since(self, instant: datetime) -> RecordPosition | None:
+        """Return the position before the first record that arrived since *instant*; None without one."""
+
+    async def find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
+        """Return the position before the oldest record of a stream shard; None without one."""
+
+    async def confirm_lease(self) -> bool:
+        """Return whether the reader still has the lease."""
+
+    def lineage(self) -> Lineage:
+        """Return the parents of the stream shard and their parents."""
 
 
 class ShardPositions:
@@ -174,7 +176,7 @@ class ShardPositions:
         self,
         gateway: ShardGateway,
         ownership: Ownership,
-        reader: ReaderState,
+        reader: RowsReader,
         *,
         tenant_wait: timedelta,
         utc: UtcClock,
@@ -188,7 +190,7 @@ class ShardPositions:
         self._began_at = loop_time()
         self._reach: tuple[float, Reach] = (0.0, (None, None))  # and until when it is good
         self._era = 0  # changes when a row is adopted
-        self._highest = reader.checkpoint  # the highest position that the lease may have as its checkpoint
+        self._highest = reader.checkpoint_at_start  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and until when it is good
 
     def __repr__(self) -> str:
@@ -364,7 +366,7 @@ class ShardPositions:
             is_first=not shard_position.was_read,
             was_tenant_moved_in=self._was_tenant_moved_in(stored),
             began_behind=reader.began_behind,
-            read_to=reader.read_to(),
+            read_to=reader.read_to,
         )
         after: RecordPosition | None = None
         start: ReplayStart = None
@@ -426,7 +428,7 @@ class ShardPositions:
         self._note_highest(self._reader.progress())
         own, was_read = self._reader.stream_shard_id, shard_position.was_read
         row = stored.rows.get(own)
-        is_old = partial(is_older_than_stream, now=self._utc(), retention=self._reader.retention())
+        is_old = partial(is_older_than_stream, now=self._utc(), retention=self._reader.retention)
         if row is not None and (row.has_open_gap or await self._has_own_left(row, behind, is_old, was_read=was_read)):
             return Gap(own, row.pending_from)
         for key, row in rows_of_ancestors_behind(lineage, stored, own, is_old=is_old):
@@ -446,7 +448,7 @@ class ShardPositions:
 
         At the first contact the last owner's positions count, whatever this reader has read since.
         """
-        checkpoint = self._highest if was_read else self._reader.checkpoint
+        checkpoint = self._highest if was_read else self._reader.checkpoint_at_start
         if behind is None or row.has_gap or not is_old(row) or not went_back(row, behind, checkpoint):
             return False
         oldest = await self._find_oldest(self._reader.stream_shard_id)
@@ -529,8 +531,8 @@ class ShardPositions:
         It does so for tenants that it holds, and, before it has sent anything to the shard, for those held at its
         start.
         """
-        reader = self._reader
-        if not was_read and names <= reader.predecessor_tenants and not _is_after(reader.checkpoint, pending_from):
+        began_lower = not _is_after(self._reader.checkpoint_at_start, pending_from)
+        if not was_read and began_lower and names <= self._reader.predecessor_tenants:
             return True
         owners = [self._ownership.owner_of(name) for name in names]
         return all(owner is not None and not _is_after(owner.reached, pending_from) for owner in owners)
@@ -565,7 +567,7 @@ class ShardPositions:
             ahead = self._reader.progress_ahead()
             if ahead is not None and not all(entry.startswith(NAME_PREFIX) for entry in ahead[1]):
                 ahead = None
-            reach = ahead, self._reader.read_up_to(ahead is not None)
+            reach = ahead, self._reader.decided_up_to(is_ahead=ahead is not None)
             self._reach = loop_time() + AHEAD_MAX_AGE_S, reach
         return reach
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -81,13 +82,12 @@ async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) ->
         (letters if letters is not None else []).extend(stored)
 
     dispatcher = Dispatcher(
-        "stream-shard-1",
+        cast("Any", SimpleNamespace(stream_shard_id="shard-1", retention=None, store_dead_letters=store)),
         cast("Any", gateway),
         PrefetchMemory(2**20).open_quota(),
         main=CheckpointTracker(),
         tenant_wait=WAIT,
-        store_dead_letters=store,
-        reader=None,
+        has_rows=False,
         draw=lambda: 0.0,
         utc=lambda: NOW,
     )

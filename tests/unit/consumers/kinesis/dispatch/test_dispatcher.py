@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -75,14 +76,12 @@ def make_dispatcher(
 ) -> Dispatcher:
     """Return the dispatcher of a reader with the tracker *main*."""
     return Dispatcher(
-        "shard-1",
+        cast("Any", SimpleNamespace(stream_shard_id="shard-1", retention=retention)),
         cast("Any", gateway or Lost()),
         PrefetchMemory(2**20).open_quota(),
         main=main,
         tenant_wait=timedelta(seconds=900),
-        store_dead_letters=cast("Any", None),
-        reader=None,
-        retention=lambda: retention,
+        has_rows=False,
         utc=utc,
     )
 

@@ -6,7 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import cast
 
-from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator
+from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator, Replica
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
 from simplu_worker.consumers.kinesis.leases.balancing import Reach
 from simplu_worker.consumers.kinesis.leases.lease import Lease, StreamView
@@ -22,11 +22,9 @@ def test_status_tells_a_released_lease_from_one_that_is_elsewhere() -> None:
     coordinator = LeaseCoordinator(
         cast("LeaseTable", SimpleNamespace(name="leases")),
         view,
-        lambda lease: NotImplemented,
+        cast("Replica", None),
         me="me",
         lease_duration_s=10,
-        pin=lambda lease: None,
-        on_expired=lambda: None,
         draw=lambda: 0.5,
     )
     assert [(row["streamShard"], row["state"]) for row in coordinator.status()] == [
@@ -52,11 +50,9 @@ async def test_failures_of_a_reader_are_forgotten_when_its_lease_is_gone() -> No
     coordinator = LeaseCoordinator(
         cast("LeaseTable", SimpleNamespace(name="leases", take=take, begin=None)),
         view,
-        lambda lease: holder,
+        cast("Replica", SimpleNamespace(create_holder=lambda _: holder, pinned_start=lambda _: None)),
         me="me",
         lease_duration_s=10,
-        pin=lambda lease: None,
-        on_expired=lambda: None,
         draw=lambda: 0.5,
     )
     async with asyncio.TaskGroup() as tasks:

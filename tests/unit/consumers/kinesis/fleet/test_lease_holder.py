@@ -7,8 +7,15 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from simplu_worker.bulkheads import current_troubles
-from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseAncestry, LeaseHolder, LeaseRenewer, StreamShardEnd
-from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.fleet.lease_holder import (
+    HasFigures,
+    LeaseAncestry,
+    LeaseHolder,
+    LeaseRenewer,
+    ReaderMaker,
+    StreamShardEnd,
+)
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 
@@ -29,10 +36,16 @@ async def test_lease_is_released_when_something_below_its_renewals_cancels_them(
     ancestry: Any = SimpleNamespace(find_pending_at_parents=find_pending_at_parents)
     table: Any = SimpleNamespace(name="leases", renew=renew, release=release)
     holder = LeaseHolder(
-        LeaseRenewer(cast("LeaseTable", table), Lease("a", TRIM_HORIZON, owner="me"), me="me", duration_s=3600.0),
+        LeaseRenewer(
+            cast("LeaseTable", table),
+            Lease("a", TRIM_HORIZON, owner="me"),
+            me="me",
+            duration_s=3600.0,
+            replica=cast("HasFigures", SimpleNamespace(own_figures=ReplicaFigures)),
+        ),
         cast("StreamShardEnd", None),
         cast("LeaseAncestry", ancestry),
-        lambda *_: NotImplemented,
+        cast("ReaderMaker", None),
         duration_s=3600.0,
     )
     holder.check()  # renews at once

@@ -259,7 +259,8 @@ class Paced:
         self.ownership = Ownership(main)
         dispatcher = SimpleNamespace(ownership=self.ownership, has_ready=asyncio.Event())
         access = SimpleNamespace(stream_shard_id="shardId-1")
-        self.catch_ups = CatchUps(cast("Any", None), cast("Any", dispatcher), cast("Any", access), cast("Any", Endless))
+        self.catch_ups = CatchUps(cast("Any", None), cast("Any", dispatcher), cast("Any", access), cast("Any", None))
+        self.catch_ups._create_reader = cast("Any", Endless)  # type: ignore[method-assign]
 
     def hold(self, tenant_id: str, number: int, reason: HoldReason = HoldReason.OVER_SHARE) -> Hold:
         """Hold a tenant from a record on, ready for its catch-up."""
@@ -314,17 +315,7 @@ async def test_hold_joins_a_catch_up_that_is_near() -> None:
     nothing = cast("Any", None)
     long = Hold(HeldTarget.SHARD, "a", HoldReason.SHARD_UNAVAILABLE, unread=Unread(mark(1)), arrived_at=NOW, now=0.0)
     long.enter(HoldState.READY)
-    reader = CatchUpReader(
-        CatchUp([long]),
-        nothing,
-        nothing,
-        nothing,
-        gateway=nothing,
-        main_position=lambda: None,
-        beginning=nothing,
-        open_parent=nothing,
-        retention=None,
-    )
+    reader = CatchUpReader(CatchUp([long]), nothing, nothing, nothing, nothing)
 
     def hold_after(seconds: float) -> Hold:
         arrived_at = NOW + timedelta(seconds=seconds)

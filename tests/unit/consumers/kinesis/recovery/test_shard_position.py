@@ -124,10 +124,10 @@ async def test_row_is_read_again_if_parents_release_tenants_while_it_is_written(
     reader = SimpleNamespace(
         stream_name="stream",
         stream_shard_id="shardId-0",
-        checkpoint=None,
+        checkpoint_at_start=None,
         progress=lambda: StreamPosition("5/0"),
         progress_ahead=lambda: None,
-        read_up_to=lambda _is_ahead: None,
+        decided_up_to=lambda *, is_ahead: None,
     )
     gateway.positions = positions = ShardPositions(
         cast("Any", gateway),
