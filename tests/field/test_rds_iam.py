@@ -17,7 +17,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import credential_source
-from simplu_worker.commands.check.check import DependencyChecks
+from simplu_worker.commands.check.checking import DependencyChecks
 from simplu_worker.commands.check.dependency import CheckStatus
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -102,6 +102,6 @@ def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIO
     once
         Print the status once, and end. So it is without a terminal.
     """
-    from simplu_worker.commands.fleet.top import show_top
+    from simplu_worker.commands.fleet.top_screen import show_top
 
     return common.run(lambda settings: show_top(settings, url, once=once, as_json=common.as_json))

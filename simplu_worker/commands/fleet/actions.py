@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.commands.fleet.top import duration_text
+from simplu_worker.commands.fleet.top_screen import duration_text
 from simplu_worker.commands.output import print_json, print_json_line, print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError

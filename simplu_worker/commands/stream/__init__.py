@@ -97,7 +97,7 @@ def show_operation(request_id: str, /, *, tenant: OneTenant = None, common: Comm
     tenant
         The operation's business and location; without this option every shard is queried.
     """
-    from simplu_worker.commands.stream.operations import show_operation
+    from simplu_worker.commands.stream.outcomes import show_operation
 
     return common.run(lambda settings: show_operation(settings, request_id, tenant, as_json=common.as_json))
 
@@ -112,7 +112,7 @@ def list_operations(
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Print the decided operations of one tenant, newest first; those of one batch in no order."""
-    from simplu_worker.commands.stream.operations import list_operations
+    from simplu_worker.commands.stream.outcomes import list_operations
 
     request = options.parse()
     return common.run(lambda settings: list_operations(settings, business, location, request, as_json=common.as_json))
@@ -191,7 +191,7 @@ def remove_consumer(name: str | None = None, /, *, apply: Apply = False, common:
     name
         The consumer; without it, that of the settings.
     """
-    from simplu_worker.commands.stream.replay import remove_consumer
+    from simplu_worker.commands.stream.replaying import remove_consumer
 
     return common.run(lambda settings: remove_consumer(settings, name, apply=apply, as_json=common.as_json))
 
@@ -218,8 +218,8 @@ def replay(
         Only operations of this business and location.
     """
     from simplu_worker.commands.running import parse_tenant_id
-    from simplu_worker.commands.stream.replay import replay
     from simplu_worker.commands.stream.replay_rules import ReplayRange
+    from simplu_worker.commands.stream.replaying import replay
 
     begins, ends = parse_time("--since", since), None if until is None else parse_time("--until", until)
     if ends is not None and ends <= begins:

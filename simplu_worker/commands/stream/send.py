@@ -38,7 +38,7 @@ from simplu_worker.commands.stream.input_lines import (
     parse_events,
     parse_lines,
 )
-from simplu_worker.commands.stream.operations import (
+from simplu_worker.commands.stream.outcomes import (
     LastPoll,
     OperationKey,
     SendOutcome,

@@ -311,7 +311,7 @@ def import_tenants(
     source
         With --discard: those of the source with this name, as a refusal prints it; IMPORT_SOURCE_URL is not asked.
     """
-    from simplu_worker.commands.tenants.import_tenants import ImportCommand, discard_imports, import_tenants
+    from simplu_worker.commands.tenants.importing import ImportCommand, discard_imports, import_tenants
     from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:

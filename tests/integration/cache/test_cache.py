@@ -26,7 +26,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
-from simplu_worker.commands.check.check import DependencyChecks
+from simplu_worker.commands.check.checking import DependencyChecks
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED

@@ -12,7 +12,7 @@ from support.settings import settings_in
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.check.check import SHARDS_AT_ONCE, DependencyChecks, sparing
+from simplu_worker.commands.check.checking import SHARDS_AT_ONCE, DependencyChecks, sparing
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 

@@ -16,7 +16,7 @@ from simplu_local.aws_server.account import REGION
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_kinesis
 from simplu_worker.commands.check import check
-from simplu_worker.commands.check.check import check_dependencies
+from simplu_worker.commands.check.checking import check_dependencies
 from simplu_worker.commands.check.dependency import CheckStatus
 from simplu_worker.config.settings import SOURCES
 from simplu_worker.consumers.kinesis.leases.lease import Lease

@@ -11,7 +11,7 @@ from support.postgres.databases import ShardMaker, execute
 from support.settings import settings_in
 
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.check.check import DependencyChecks
+from simplu_worker.commands.check.checking import DependencyChecks
 from simplu_worker.commands.check.dependency import CheckStatus
 from simplu_worker.shards.postgres.address import ShardAddress
 

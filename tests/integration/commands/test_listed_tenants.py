@@ -20,7 +20,7 @@ from simplu_local.stack.aws import put_businesses
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.check.check import sample_registrations
+from simplu_worker.commands.check.checking import sample_registrations
 from simplu_worker.commands.check.findings import RegistrationSample
 from simplu_worker.commands.output import StreamedList
 from simplu_worker.commands.tenants.inventory import audit_tenants, provision_listed
@@ -166,7 +166,7 @@ async def test_check_names_registrations_without_a_tenant(world: World) -> None:
 
 @pytest.mark.slow(0.3)
 async def test_check_looks_at_a_bounded_number_of_registrations(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simplu_worker.commands.check.check.SAMPLE_SIZE", 3)
+    monkeypatch.setattr("simplu_worker.commands.check.checking.SAMPLE_SIZE", 3)
     async with open_shards(world.settings) as shards:
         assert await sample_registrations(world.settings, shards) == RegistrationSample()
         await world.enlist("many", "gym", *"abcdefgh")

@@ -18,7 +18,7 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.settings import settings_in
 
 from simplu_worker.commands.stream import OperationListOptions
-from simplu_worker.commands.stream.operations import list_operations, print_page, search
+from simplu_worker.commands.stream.outcomes import list_operations, print_page, search
 from simplu_worker.commands.stream.send import preview_operations
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, UsageError

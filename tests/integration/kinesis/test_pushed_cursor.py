@@ -17,7 +17,7 @@ from simplu_local.kinesis.faults import KinesisFault
 from simplu_local.kinesis.model import KinesisOptions
 from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
-from simplu_worker.commands.stream.replay import remove_consumer
+from simplu_worker.commands.stream.replaying import remove_consumer
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch import cursor, read_schedule
 from simplu_worker.consumers.kinesis.fetch.cursor import PushedCursor, StreamShardAccess

@@ -10,8 +10,8 @@ from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
 from support.reader_world import WAIT, World, chain, outcomes, record
 
-from simplu_worker.commands.stream.replay import ApplyingSink, CountingSink, ShardRoutes
 from simplu_worker.commands.stream.replay_rules import ReplayTotals
+from simplu_worker.commands.stream.replaying import ApplyingSink, CountingSink, ShardRoutes
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.operations.operation import Operation

@@ -13,7 +13,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, operation, wri
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.commands.check.check import DependencyChecks
+from simplu_worker.commands.check.checking import DependencyChecks
 from simplu_worker.commands.check.dependency import CheckStatus
 from simplu_worker.shards.health.assessment import ShardSilence
 from simplu_worker.shards.health.prober import inspect_shard

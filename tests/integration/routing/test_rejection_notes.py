@@ -20,7 +20,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.stream.input_lines import parse_lines
-from simplu_worker.commands.stream.operations import find_rejected, send_outcomes
+from simplu_worker.commands.stream.outcomes import find_rejected, send_outcomes
 from simplu_worker.consumers import rejection_notes
 from simplu_worker.consumers.rejection_notes import NOTES_MAX, RejectionNotes
 from simplu_worker.dead_letters.letter import DeadLetter

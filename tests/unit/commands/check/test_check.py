@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simplu_worker.commands.check.check import CheckReport, verdict_on
+from simplu_worker.commands.check.checking import CheckReport, verdict_on
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from simplu_worker.commands.fleet.top import (
+from simplu_worker.commands.fleet.top_screen import (
     FRAME_LINES,
     ROWS_AT_LEAST,
     ScreenCell,

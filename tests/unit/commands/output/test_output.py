@@ -16,7 +16,7 @@ from rich.progress import Progress
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
 from simplu_worker.aws.clients import address_of
-from simplu_worker.commands.check.check import CheckReport, scrub_report
+from simplu_worker.commands.check.checking import CheckReport, scrub_report
 from simplu_worker.commands.check.dependency import CheckedDependency, CheckStatus
 from simplu_worker.commands.check.findings import Finding
 from simplu_worker.commands.output import (
@@ -30,7 +30,7 @@ from simplu_worker.commands.output import (
 )
 from simplu_worker.commands.running import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.operations import send_outcomes
+from simplu_worker.commands.stream.outcomes import send_outcomes
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import Operation

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from simplu_worker.commands.stream.input_lines import Undecided
-from simplu_worker.commands.stream.operations import LastPoll, describe_poll
+from simplu_worker.commands.stream.outcomes import LastPoll, describe_poll
 
 NOT_APPLIED = "the shards answer, and no worker has applied them yet: see /status of the workers"
 SINCE = datetime(2026, 11, 1, 12, 3, tzinfo=UTC)

@@ -26,7 +26,7 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.assembly.worker import reader_settings
 from simplu_worker.commands.output import LINE_INTERVAL_S, print_json, print_note, print_table
 from simplu_worker.commands.running import require_settings
-from simplu_worker.commands.stream.operations import LastPoll, find_operations
+from simplu_worker.commands.stream.outcomes import LastPoll, find_operations
 from simplu_worker.commands.stream.replay_rules import (
     WOULD_APPLY,
     ReplayRange,
